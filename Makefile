@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test up down bench check fmt clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## See it work: services, a small fleet and a few jobs, from nothing to done
+	ops/dev/demo
+
+test: ## Build and test everything against a real RabbitMQ and Postgres
+	ops/dev/services run -- ops/dev/test
+
+up: ## Start the services and a fleet, and leave them running
+	ops/dev/fleet up
+
+down: ## Stop what `make up` started
+	ops/dev/fleet down
+
+bench: ## Measure throughput and latency (release build)
+	ops/dev/services run -- cargo run --release --locked -p tests --bin bench
+
+check: ## Format, lints, licences: what CI looks at before it tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then \
+		echo 'cargo deny --locked check bans licenses sources'; \
+		cargo deny --locked check bans licenses sources; \
+	else \
+		echo 'cargo-deny is not installed: bans, licences and sources are left to CI (cargo install --locked cargo-deny)'; \
+	fi
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Stop the services and remove their data and all build output
+	ops/dev/services stop --wipe
+	cargo clean

@@ -1,0 +1,102 @@
+# shellcheck shell=bash
+# The system's packages: which program serves, and how it gets onto a fresh machine.
+
+readonly POSTGRES_OLDEST=15
+readonly POLICY=/usr/sbin/policy-rc.d
+readonly POLICY_MARK='# written by ops/dev/services while it installs packages'
+
+# The folder of the Postgres programs: version 15 if it is there, else the oldest that is newer.
+postgres_programs() {
+    local folder version
+    while read -r version; do
+        folder=/usr/lib/postgresql/$version/bin
+        if [[ -x $folder/postgres && -x $folder/initdb && -x $folder/psql ]]; then
+            printf '%s\n' "$folder"
+            return 0
+        fi
+    done < <(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null |
+        awk -v oldest="$POSTGRES_OLDEST" '/^[0-9]+$/ && $1 >= oldest' | sort -n)
+    return 1
+}
+
+# Debian's /usr/sbin/rabbitmq-server insists on the user `rabbitmq`; the script behind it does not.
+broker_programs() {
+    [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] && command -v erl epmd >/dev/null || return 1
+    printf '%s\n' /usr/lib/rabbitmq/bin
+}
+
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+missing_packages() {
+    local service
+    for service in "$@"; do
+        case $service in
+            postgres) postgres_programs >/dev/null || printf 'postgresql-%s\n' "$POSTGRES_OLDEST" ;;
+            broker) broker_programs >/dev/null || echo rabbitmq-server ;;
+        esac
+    done
+}
+
+# install_packages SERVICE…: gets what these services need, once per machine.
+install_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
+    ((${#missing[@]} > 0)) || return 0
+    command -v apt-get >/dev/null ||
+        die "these are needed and not installed: ${missing[*]} (names of Debian's packages; this machine has no apt-get)." \
+            "Install them, or set AMQP_URL and DATABASE_URL to services that run elsewhere."
+    if ((EUID != 0)) && ! { command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [[ -t 0 ]]; }; }; then
+        die "these packages are needed and not installed: ${missing[*]}" \
+            "Neither root nor sudo is at hand, so please run as root:" \
+            "    apt-get update && apt-get install --no-install-recommends ${missing[*]}" \
+            "or set AMQP_URL and DATABASE_URL to services that run elsewhere."
+    fi
+    say "installing ${missing[*]} (once per machine) …"
+    # In a subshell of its own, so that its traps clean up and nothing else.
+    (install_with_apt "$@") 8>&- 9>&- || die "installing ${missing[*]} failed (the whole output is in $DEV_DIR/apt.log)"
+    mapfile -t missing < <(missing_packages "$@")
+    ((${#missing[@]} == 0)) || die "apt-get reported success, yet these do not work: ${missing[*]}"
+}
+
+install_with_apt() {
+    local missing log=$DEV_DIR/apt.log
+    # Two copies of this repository may come here at once: one lock for the machine, and a second look.
+    as_root touch /run/lock/harness-dev-install
+    exec 7</run/lock/harness-dev-install
+    flock -w 900 7 || die "another installation holds /run/lock/harness-dev-install for 15 minutes"
+    mapfile -t missing < <(missing_packages "$@")
+    ((${#missing[@]} > 0)) || return 0
+
+    forbid_daemons
+    trap allow_daemons EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    apt_get update >"$log" 2>&1 || warn_with_log "$log" "apt-get update failed; trying with the lists that are there"
+    if ! apt-cache policy "postgresql-$POSTGRES_OLDEST" | grep -q 'Candidate: [0-9]'; then
+        # A system that is newer: its own Postgres then.
+        missing=("${missing[@]/postgresql-$POSTGRES_OLDEST/postgresql}")
+    fi
+    apt_get install --yes --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || fail_with_log "$log" "apt-get install ${missing[*]} failed"
+    if [[ -d /run/systemd/system ]]; then
+        # Nor shall they come up at the next boot: ours are private.
+        as_root systemctl disable --quiet --now postgresql.service rabbitmq-server.service epmd.socket epmd.service 2>/dev/null || true
+    fi
+}
+
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 "$@" </dev/null 7>&-
+}
+
+# Debian's packages start their daemons when installed, unless this policy says no. One that is there stays as it is.
+forbid_daemons() {
+    if [[ -e $POLICY ]] && grep -qsF "$POLICY_MARK" "$POLICY"; then as_root rm -f "$POLICY"; fi
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    printf '#!/bin/sh\n%s\nexit 101\n' "$POLICY_MARK" |
+        as_root sh -c 'set -C; [ ! -e "$1" ] && cat >"$1" && chmod 755 "$1"' _ "$POLICY" 2>/dev/null || true
+}
+
+allow_daemons() {
+    if grep -qsF "$POLICY_MARK" "$POLICY"; then as_root rm -f "$POLICY"; fi
+}

@@ -1,0 +1,119 @@
+//! What a command needs of the outside: settings, Postgres, RabbitMQ. Each takes only what it uses.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use job::Limits;
+use queue::{Broker, BrokerConfig};
+use relay::Relay;
+use secrecy::{ExposeSecret, SecretString};
+use service::{Common, Problems};
+use store::{Store, StoreConfig};
+use tokio_util::sync::CancellationToken;
+
+use crate::submit;
+
+/// How long a command waits for RabbitMQ before it gives up.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What a worker's lease is unless set otherwise; a relay of ours declares nobody dead before it has watched so long.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// The settings as given, and the problems found so far.
+pub struct Context {
+    pub common: Common,
+    pub problems: Problems,
+    pub stop: CancellationToken,
+}
+
+/// Checked settings of a command that needs the ledger.
+pub struct Ledger {
+    pub store: Store,
+    pub database_url: String,
+    pub retention: Duration,
+    pub max_message_bytes: usize,
+}
+
+impl Ledger {
+    /// What a job is measured by at this moment.
+    pub fn limits(&self) -> Limits {
+        submit::limits(self.max_message_bytes, self.retention)
+    }
+}
+
+impl Context {
+    /// Settings for Postgres only; the schema is not looked at.
+    pub fn ledger(&mut self) -> anyhow::Result<Ledger> {
+        let ledger = self.read_ledger();
+        self.finish(ledger)
+    }
+
+    /// Postgres with the schema of this binary.
+    pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
+        let ledger = self.ledger()?;
+        migrations::check(&ledger.database_url).await?;
+        Ok(ledger)
+    }
+
+    /// RabbitMQ only, connected.
+    pub async fn broker(&mut self, name: &str) -> anyhow::Result<Broker> {
+        let config = self.read_broker(name);
+        let config = self.finish(config)?;
+        self.connect(config).await
+    }
+
+    /// Postgres with the schema of this binary, and RabbitMQ, connected.
+    pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Ledger, Relay)> {
+        let (ledger, config) = (self.read_ledger(), self.read_broker(name));
+        let (ledger, config) = self.finish(ledger.zip(config))?;
+        migrations::check(&ledger.database_url).await?;
+        let broker = self.connect(config).await?;
+        let relay = Relay {
+            store: ledger.store.clone(),
+            publisher: broker.publisher(),
+            broker,
+            lease: LEASE,
+            retention: ledger.retention,
+        };
+        Ok((ledger, relay))
+    }
+
+    async fn connect(&self, config: BrokerConfig) -> anyhow::Result<Broker> {
+        let broker = Broker::start(config, CancellationToken::new());
+        broker.ready(PATIENCE).await.context("connecting to RabbitMQ (AMQP_URL)")?;
+        Ok(broker)
+    }
+
+    fn read_ledger(&mut self) -> Option<Ledger> {
+        let (common, problems) = (&self.common, &mut self.problems);
+        let retention = problems.within("RETENTION_DAYS", common.retention_days.clone(), 1..=3_650);
+        let max_message_bytes =
+            problems.within("MAX_MESSAGE_BYTES", common.max_message_bytes.clone(), 1_024..=64 << 20);
+        let pool_size = problems.within("DATABASE_POOL_SIZE", common.database_pool_size.clone(), 2..=1_000);
+        let expected = "postgres://user:password@host:5432/database";
+        let url: SecretString = problems.required("DATABASE_URL", common.database_url.clone(), expected)?;
+        let database_url = url.expose_secret().to_owned();
+        let config =
+            problems.check("DATABASE_URL", StoreConfig::new(&database_url, pool_size.unwrap_or(10)))?;
+        Some(Ledger {
+            store: Store::new(&config),
+            database_url,
+            retention: Duration::from_secs(retention? * 86_400),
+            max_message_bytes: max_message_bytes?,
+        })
+    }
+
+    fn read_broker(&mut self, name: &str) -> Option<BrokerConfig> {
+        let expected = "amqp://user:password@host:5672/vhost";
+        let url = self.problems.required("AMQP_URL", self.common.amqp_url.clone(), expected)?;
+        let config = BrokerConfig::new(url.expose_secret(), name);
+        self.problems.check("AMQP_URL", config.check().map(|()| config))
+    }
+
+    fn finish<T>(&mut self, settings: Option<T>) -> anyhow::Result<T> {
+        let problems = std::mem::take(&mut self.problems);
+        match settings {
+            Some(settings) if problems.count() == 0 => Ok(settings),
+            _ => Err(problems.into_error().into()),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The command line. One file per command; each says what it prints and how it exits.
+
+mod context;
+mod migrate;
+mod enqueue;
+mod progress;
+mod status;
+mod wait;
+mod sessions;
+mod dead;
+mod relay;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use service::{Common, Problems};
+
+/// Takes jobs in and shows what became of them.
+///
+/// Jobs go into Postgres and from there to RabbitMQ; workers run them. Exit codes: 0 all is well, 1 something
+/// failed, 2 wrong arguments or settings, 3 not finished or not complete.
+#[derive(Debug, Parser)]
+#[command(name = "producer", version)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create or update the schema in Postgres; run it before anything else, and with every release
+    Migrate,
+    /// Enqueue one job from flags, or many from JSON lines
+    Enqueue(enqueue::Enqueue),
+    /// Show where jobs stand
+    Status(status::Status),
+    /// Wait until jobs have ended, and show their results
+    Wait(wait::Wait),
+    /// Look at sessions
+    Sessions(sessions::Sessions),
+    /// Look at messages that no worker could use
+    Dead(dead::Dead),
+    /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
+    ///
+    /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
+    Relay(relay::RelayArgs),
+}
+
+impl Args {
+    /// Runs the command. Its results go to stdout, all else to stderr.
+    pub fn run(self) -> ExitCode {
+        let Args { command, common } = self;
+        let mut problems = Problems::default();
+        // A short command's connecting and closing is no news; a relay's is.
+        let connections = if matches!(command, Command::Relay(_)) { "queue=info" } else { "queue=warn" };
+        let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
+        let telemetry = common.telemetry(&quiet, &mut problems);
+        service::run(telemetry, |stop| async move {
+            let context = context::Context { common, problems, stop };
+            match command {
+                Command::Migrate => migrate::run(context).await,
+                Command::Enqueue(args) => args.run(context).await,
+                Command::Status(args) => args.run(context).await,
+                Command::Wait(args) => args.run(context).await,
+                Command::Sessions(args) => args.run(context).await,
+                Command::Dead(args) => args.run(context).await,
+                Command::Relay(args) => args.run(context).await,
+            }
+        })
+    }
+}

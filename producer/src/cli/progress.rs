@@ -1,0 +1,42 @@
+//! A progress bar with a rate on a terminal; nothing elsewhere but what has to be said.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Progress over a known or unknown number of things.
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// Draws to stderr, if that is a terminal.
+    pub fn new(total: Option<u64>) -> Progress {
+        let (bar, template) = match total {
+            Some(total) => {
+                (ProgressBar::new(total), "{bar:40} {human_pos}/{human_len}  {per_sec}  {eta} left")
+            }
+            None => (ProgressBar::new_spinner(), "{spinner} {human_pos}  {per_sec}"),
+        };
+        bar.set_style(ProgressStyle::with_template(template).expect("the templates are right"));
+        Progress(bar)
+    }
+
+    /// So many more are done.
+    pub fn advance(&self, count: u64) {
+        self.0.inc(count);
+    }
+
+    /// Prints a line above the bar.
+    pub fn say(&self, line: &str) {
+        self.0.suspend(|| eprintln!("{line}"));
+    }
+
+    /// Since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,105 @@
+//! `producer status`: where jobs stand, as a table or as JSON lines.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{ContentArrangement, Table};
+use job::{JobId, JobState};
+use store::JobView;
+
+use super::context::Context;
+
+/// Show where jobs stand.
+///
+/// Exit codes: 0 all succeeded, 1 one failed, was cancelled or is unknown, 3 none of these but one is not finished.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The jobs' ids
+    #[arg(required = true)]
+    jobs: Vec<JobId>,
+    /// One JSON object per line instead of a table, with the outputs
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        let ledger = context.checked_ledger().await?;
+        let views = ledger.store.jobs(&self.jobs).await?;
+        print(&views, self.json)?;
+        Ok(exit_code(&self.jobs, &views))
+    }
+}
+
+/// Prints jobs to stdout.
+pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
+    if json {
+        for view in views {
+            println!("{}", serde_json::to_string(view)?);
+        }
+        return Ok(());
+    }
+    if views.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header([
+        "job",
+        "session",
+        "agent",
+        "state",
+        "attempts",
+        "iterations",
+        "cost",
+        "finished",
+        "result",
+    ]);
+    for view in views {
+        let result = match (&view.output, &view.failure) {
+            (Some(output), _) => clip(output.as_str()),
+            (None, Some(failure)) => clip(&failure.to_string()),
+            (None, None) => String::new(),
+        };
+        table.add_row([
+            view.job_id.to_string(),
+            view.session_id.clone(),
+            view.agent_id.clone(),
+            view.state.to_string(),
+            view.attempts.to_string(),
+            view.iterations.to_string(),
+            view.cost_usd.to_string(),
+            view.finished_at.clone().unwrap_or_default(),
+            result,
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// The exit code that tells success; names unknown jobs on stderr.
+pub fn exit_code(asked: &[JobId], views: &[JobView]) -> ExitCode {
+    let unknown: Vec<&JobId> =
+        asked.iter().filter(|id| !views.iter().any(|view| view.job_id == **id)).collect();
+    for id in &unknown {
+        eprintln!(
+            "{id}: no such job in the ledger (a message that no worker has claimed yet is not known here)"
+        );
+    }
+    let all_succeeded = views.iter().all(|view| view.state == JobState::Succeeded);
+    let one_failed = views.iter().any(|view| matches!(view.state, JobState::Failed | JobState::Cancelled));
+    match (unknown.is_empty(), one_failed, all_succeeded) {
+        (true, false, true) => ExitCode::SUCCESS,
+        (true, false, false) => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn clip(text: &str) -> String {
+    const KEEP: usize = 120;
+    match text.char_indices().nth(KEEP) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,83 @@
+//! `producer wait`: until jobs have ended.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use job::JobId;
+
+use super::context::Context;
+use super::progress::Progress;
+use super::status;
+
+/// Wait until jobs have ended, and show their results.
+///
+/// A job that the ledger does not know yet is waited for as well: a message may still be on its way. Exit codes: 0 all
+/// succeeded, 1 one failed or was cancelled, 3 the time is over and one has not ended.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// The jobs' ids; none reads them from stdin, one a line
+    jobs: Vec<JobId>,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 600)]
+    timeout_s: u64,
+    /// One JSON object per line instead of a table, with the outputs
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Wait {
+    pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        let ledger = context.checked_ledger().await?;
+        let jobs = if self.jobs.is_empty() { read_ids()? } else { self.jobs.clone() };
+        let deadline = Instant::now() + Duration::from_secs(self.timeout_s);
+        let progress = Progress::new(Some(jobs.len() as u64));
+        let mut open: HashSet<JobId> = jobs.iter().copied().collect();
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let asked: Vec<JobId> = open.iter().copied().collect();
+            for chunk in asked.chunks(5_000) {
+                for (id, _) in ledger.store.ended_among(chunk).await? {
+                    open.remove(&id);
+                    progress.advance(1);
+                }
+            }
+            if open.is_empty() || Instant::now() >= deadline || context.stop.is_cancelled() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause.min(deadline - Instant::now())) => {}
+                () = context.stop.cancelled() => {}
+            }
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+        progress.finish();
+        let mut views = Vec::with_capacity(jobs.len());
+        for chunk in jobs.chunks(5_000) {
+            views.extend(ledger.store.jobs(chunk).await?);
+        }
+        if !self.quiet {
+            status::print(&views, self.json)?;
+        }
+        if !open.is_empty() {
+            eprintln!("{} of {} jobs have not ended", open.len(), jobs.len());
+            return Ok(ExitCode::from(3));
+        }
+        Ok(status::exit_code(&jobs, &views))
+    }
+}
+
+fn read_ids() -> anyhow::Result<Vec<JobId>> {
+    let mut ids = Vec::new();
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        if !line.trim().is_empty() {
+            ids.push(line.trim().parse()?);
+        }
+    }
+    Ok(ids)
+}

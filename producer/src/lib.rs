@@ -1,0 +1,8 @@
+//! The producer: takes jobs in, and shows what became of them.
+//!
+//! It knows the ledger and the broker, but no worker and no harness: whether an agent exists is for the workers to
+//! say. A job counts as accepted once it stands in the ledger; its message follows, and if this process dies in
+//! between, any relay sends it.
+
+mod submit;
+pub mod cli;

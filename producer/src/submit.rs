@@ -1,0 +1,29 @@
+//! Submit: into the ledger first, then to the broker.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use job::{JobSpec, Limits};
+use relay::Relay;
+use store::{Accepted, DueJob};
+
+/// The limits a job is measured by at this moment.
+pub fn limits(max_bytes: usize, retention: Duration) -> Limits {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Limits { max_bytes, retention, now_unix_ms: now.as_millis() as u64 }
+}
+
+/// Takes a batch into the ledger, in order. Returns the new ones, whose messages are to be published next.
+pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Vec<DueJob>> {
+    let answers = relay.store.accept(specs).await.context("writing jobs to Postgres")?;
+    let new = specs.iter().zip(answers).filter(|(_, answer)| *answer == Accepted::New);
+    Ok(new
+        .map(|(spec, _)| DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) })
+        .collect())
+}
+
+/// Publishes what was accepted. A job whose publish is not confirmed stays accepted: a relay sends it later. Returns
+/// how many were confirmed.
+pub async fn publish(relay: &Relay, due: Vec<DueJob>) -> anyhow::Result<usize> {
+    relay::publish(relay, due).await.context("noting the broker's confirms in Postgres")
+}

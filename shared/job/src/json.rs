@@ -1,0 +1,210 @@
+//! JSON that Postgres can hold, kept as the text it came in.
+//!
+//! A job's input and a harness's output belong to the user: we pass them on and never look inside. Keeping the
+//! text spares a parse and keeps big numbers exact. But not all JSON fits into `jsonb`: it has no place for
+//! `\u0000`, for half a surrogate pair, for numbers past its range or for bottomless nesting. Such a value is
+//! refused here, at the door, so that no transaction later fails because of it.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+
+/// The deepest nesting of arrays and objects that is accepted.
+const MAX_DEPTH: usize = 128;
+/// The longest number and the greatest power of ten; `numeric` ends at 131,072 digits, doubles at 10^308.
+const MAX_NUMBER: usize = 512;
+
+/// A JSON value as text, known to fit into Postgres's `jsonb`.
+#[derive(Clone)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// Takes a text that must be exactly one JSON value.
+    pub fn parse(text: &str) -> Result<Json, JsonError> {
+        let raw: Box<RawValue> =
+            serde_json::from_str(text).map_err(|error| JsonError::Malformed(error.to_string()))?;
+        Json::from_raw(raw)
+    }
+
+    /// Takes a value of our own making.
+    pub fn from_value(value: &impl Serialize) -> Result<Json, JsonError> {
+        let raw = serde_json::value::to_raw_value(value)
+            .map_err(|error| JsonError::Malformed(error.to_string()))?;
+        Json::from_raw(raw)
+    }
+
+    /// `null`.
+    pub fn null() -> Json {
+        Json(RawValue::NULL.to_owned())
+    }
+
+    /// The value's text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    fn from_raw(raw: Box<RawValue>) -> Result<Json, JsonError> {
+        check_storable(raw.get())?;
+        Ok(Json(raw))
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Json) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Json::from_raw(raw).map_err(de::Error::custom)
+    }
+}
+
+/// Why a value cannot be kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// Not JSON.
+    #[error("not JSON: {0}")]
+    Malformed(String),
+    /// A NUL character in a string.
+    #[error("a string contains \\u0000, which Postgres cannot hold")]
+    Nul,
+    /// Half a surrogate pair in a string.
+    #[error("a string contains half of a surrogate pair (\\ud800 to \\udfff alone), which is no character")]
+    LoneSurrogate,
+    /// A number past what is accepted.
+    #[error("a number is longer than {MAX_NUMBER} digits or its exponent is past ±{MAX_NUMBER}")]
+    NumberRange,
+    /// Too many levels.
+    #[error("arrays and objects are nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+}
+
+/// Walks over text that is known to be well-formed JSON.
+fn check_storable(text: &str) -> Result<(), JsonError> {
+    let bytes = text.as_bytes();
+    let mut depth = 0usize;
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = check_string(bytes, at + 1)?,
+            b'-' | b'0'..=b'9' => at = check_number(bytes, at)?,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(JsonError::TooDeep);
+                }
+                at += 1;
+            }
+            b'}' | b']' => {
+                depth -= 1;
+                at += 1;
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(())
+}
+
+/// Walks over a string's inside; returns the place after its closing quote.
+fn check_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonError> {
+    loop {
+        match bytes[at] {
+            b'"' => return Ok(at + 1),
+            b'\\' if bytes[at + 1] == b'u' => match hex4(bytes, at + 2) {
+                0 => return Err(JsonError::Nul),
+                0xD800..=0xDBFF => {
+                    let paired = bytes[at + 6..].starts_with(b"\\u")
+                        && (0xDC00..=0xDFFF).contains(&hex4(bytes, at + 8));
+                    if !paired {
+                        return Err(JsonError::LoneSurrogate);
+                    }
+                    at += 12;
+                }
+                0xDC00..=0xDFFF => return Err(JsonError::LoneSurrogate),
+                _ => at += 6,
+            },
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// The value of four hexadecimal digits; the parser has seen to it that they are there.
+fn hex4(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().fold(0, |sum, b| sum * 16 + (*b as char).to_digit(16).unwrap_or(0))
+}
+
+fn check_number(bytes: &[u8], start: usize) -> Result<usize, JsonError> {
+    let rest = &bytes[start..];
+    let len = rest.iter().position(|b| !b"+-.eE0123456789".contains(b)).unwrap_or(rest.len());
+    let number = &rest[..len];
+    let exponent = number.iter().position(|b| matches!(b, b'e' | b'E')).map(|e| &number[e + 1..]);
+    let exponent_fits = exponent.is_none_or(|digits| {
+        std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| digits.parse::<i64>().ok())
+            .is_some_and(|power| power.unsigned_abs() <= MAX_NUMBER as u64)
+    });
+    if len > MAX_NUMBER || !exponent_fits {
+        return Err(JsonError::NumberRange);
+    }
+    Ok(start + len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_postgres_cannot_hold_is_refused() {
+        assert_eq!(Json::parse(r#"{"a":"x\u0000y"}"#), Err(JsonError::Nul));
+        assert_eq!(Json::parse(r#"{"\u0000":1}"#), Err(JsonError::Nul));
+        assert_eq!(Json::parse(r#"["\ud800"]"#), Err(JsonError::LoneSurrogate));
+        assert_eq!(Json::parse(r#"["\ud800x"]"#), Err(JsonError::LoneSurrogate));
+        assert_eq!(Json::parse(r#"["\ud800\u0041"]"#), Err(JsonError::LoneSurrogate));
+        assert_eq!(Json::parse(r#"["\udc00"]"#), Err(JsonError::LoneSurrogate));
+        for number in ["1e400000", "1e-400000", "-1E+99999999999999999999", &"9".repeat(600)] {
+            assert_eq!(Json::parse(number), Err(JsonError::NumberRange), "{number}");
+        }
+        assert_eq!(Json::parse(&format!("{}1{}", "[".repeat(129), "]".repeat(129))), Err(JsonError::TooDeep));
+        assert!(matches!(Json::parse("{\"a\":"), Err(JsonError::Malformed(_))));
+        assert!(matches!(Json::parse("1 2"), Err(JsonError::Malformed(_))));
+    }
+
+    #[test]
+    fn what_postgres_can_hold_is_kept_to_the_letter() {
+        let fine =
+            r#"{"big":123456789012345678901234567890,"s":"\ud83d\ude00 \\u0000 \"","e":1.5e-300,"a":[[]]}"#;
+        assert_eq!(Json::parse(fine).unwrap().as_str(), fine);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_without_nul_survives_as_a_string(text in "[^\u{0}]*") {
+            let json = Json::from_value(&text).unwrap();
+            prop_assert_eq!(serde_json::from_str::<String>(json.as_str()).unwrap(), text);
+        }
+
+        #[test]
+        fn no_input_panics(text in ".*") {
+            let _ = Json::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The fleet's vocabulary: what a job is, how it is written on the wire, which states it passes and what its
+//! end may be.
+//!
+//! Pure: no I/O, no clock (`now` is always an argument), no async runtime. It has never heard of RabbitMQ,
+//! Postgres or a harness; every other room speaks in its words.
+
+mod id;
+mod json;
+mod usd;
+mod retry;
+mod spec;
+mod message;
+mod state;
+mod outcome;
+
+pub use id::{IdError, JobId, Name, WorkerId};
+pub use json::{Json, JsonError};
+pub use message::{DEFAULT_MAX_BYTES, DecodeError, Limits, SCHEMA, decode, decode_loose, encode, restore};
+pub use outcome::{Failure, FailureCode, Outcome};
+pub use retry::RetryPolicy;
+pub use spec::JobSpec;
+pub use state::{JobEvent, JobState};
+pub use usd::Usd;

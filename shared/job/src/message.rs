@@ -1,0 +1,255 @@
+//! The envelope `harness.job.v1`: a job's way over the wire.
+
+use std::time::Duration;
+
+use serde::de::{Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_path_to_error::Segment;
+
+use crate::id::clip;
+use crate::{JobId, JobSpec};
+
+/// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
+pub const SCHEMA: &str = "harness.job.v1";
+
+/// The greatest body that is accepted unless set otherwise: 1 MiB.
+pub const DEFAULT_MAX_BYTES: usize = 1024 * 1024;
+
+/// What a message is measured by.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The greatest body, in bytes.
+    pub max_bytes: usize,
+    /// How long results are kept, and so how old a job id may be.
+    pub retention: Duration,
+    /// The present, as Unix time in milliseconds.
+    pub now_unix_ms: u64,
+}
+
+/// Why a message is no job: the field, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct DecodeError {
+    /// The path of the field, such as `retry.max_attempts`, or `body` for the message as a whole.
+    pub field: String,
+    /// What was given and what would be right.
+    pub problem: String,
+}
+
+impl DecodeError {
+    pub(crate) fn new(field: impl Into<String>, problem: impl ToString) -> Self {
+        DecodeError { field: field.into(), problem: problem.to_string() }
+    }
+}
+
+/// The body's field `schema`; any other value than [`SCHEMA`] fails to parse.
+struct Schema;
+
+impl Serialize for Schema {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(SCHEMA)
+    }
+}
+
+impl<'de> Deserialize<'de> for Schema {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let got = String::deserialize(deserializer)?;
+        if got == SCHEMA {
+            return Ok(Schema);
+        }
+        Err(D::Error::custom(format!("got \"{}\", expected \"{SCHEMA}\"", clip(&got))))
+    }
+}
+
+#[derive(Serialize)]
+struct Outgoing<'a> {
+    schema: Schema,
+    #[serde(flatten)]
+    spec: &'a JobSpec,
+}
+
+/// Only the version: looked at first when a body does not fit, because another version explains all else.
+#[derive(Deserialize)]
+struct Incoming {
+    #[serde(rename = "schema")]
+    _schema: Schema,
+}
+
+/// The body of a message for this job.
+pub fn encode(spec: &JobSpec) -> String {
+    serde_json::to_string(&Outgoing { schema: Schema, spec }).expect("a job spec has only string keys")
+}
+
+/// Reads a message's body. `message_id` is the AMQP property of that name; when set it must equal the body's
+/// `job_id`, so that a message is known by its properties alone.
+pub fn decode(body: &[u8], message_id: Option<&str>, limits: &Limits) -> Result<JobSpec, DecodeError> {
+    if body.len() > limits.max_bytes {
+        let problem = format!("got {} bytes, expected at most {}", body.len(), limits.max_bytes);
+        return Err(DecodeError::new("body", problem));
+    }
+    let text = std::str::from_utf8(body)
+        .map_err(|error| DecodeError::new("body", format!("not UTF-8: {error}, expected JSON")))?;
+    parse::<Incoming>(text)?;
+    let spec: JobSpec = parse(text)?;
+    spec.check(limits)?;
+    match message_id {
+        Some(id) if id.parse::<JobId>().as_ref() != Ok(&spec.job_id) => {
+            let problem = format!("got \"{}\", expected the body's job_id {}", clip(id), spec.job_id);
+            Err(DecodeError::new("message_id", problem))
+        }
+        _ => Ok(spec),
+    }
+}
+
+/// Reads a job that a person wrote: like a message's body, but `schema` and `job_id` may be left out, and are then
+/// the present version and a fresh id.
+pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
+    #[derive(Deserialize)]
+    struct Given {
+        schema: Option<IgnoredAny>,
+        job_id: Option<IgnoredAny>,
+    }
+    let given: Given = parse(text)?;
+    // Added as text, so that the rest stays to the letter.
+    let mut added = String::new();
+    if given.schema.is_none() {
+        added += &format!("\"schema\":\"{SCHEMA}\",");
+    }
+    if given.job_id.is_none() {
+        added += &format!("\"job_id\":\"{}\",", JobId::now());
+    }
+    let fields = text.trim_start().strip_prefix('{').unwrap_or(text);
+    if fields.trim_start().starts_with('}') {
+        added.pop();
+    }
+    decode(format!("{{{added}{fields}").as_bytes(), None, limits)
+}
+
+/// Reads back what [`decode`] or [`encode`] let through before, such as a message kept in the ledger: its limits
+/// were checked then, and the clock has moved on since.
+pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
+    parse(body)
+}
+
+/// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
+    serde_json::from_str(text).map_err(|plain| {
+        let mut walk = serde_json::Deserializer::from_str(text);
+        match serde_path_to_error::deserialize::<_, T>(&mut walk) {
+            Err(error) if error.path().iter().any(|at| !matches!(at, Segment::Unknown)) => {
+                DecodeError::new(error.path().to_string(), error.into_inner())
+            }
+            _ => DecodeError::new(missing_field(&plain.to_string()).unwrap_or("body"), plain),
+        }
+    })
+}
+
+/// The name in serde's "missing field `name`".
+fn missing_field(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.split('`').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Json, RetryPolicy};
+    use proptest::prelude::*;
+
+    fn limits() -> Limits {
+        Limits {
+            max_bytes: DEFAULT_MAX_BYTES,
+            retention: Duration::from_secs(86_400),
+            now_unix_ms: JobId::now().unix_ms(),
+        }
+    }
+
+    fn spec() -> JobSpec {
+        let input = Json::parse(r#"{"n":123456789012345678901234567890}"#).unwrap();
+        JobSpec::new("s-1".parse().unwrap(), "echo".parse().unwrap(), input)
+    }
+
+    /// A good body with one field set to something else.
+    fn with(field: &str, value: serde_json::Value) -> String {
+        let mut body: serde_json::Value = serde_json::from_str(&encode(&spec())).unwrap();
+        body[field] = value;
+        body.to_string()
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same() {
+        let mut spec = spec();
+        spec.user_id = Some("u".into());
+        spec.retry = RetryPolicy { max_attempts: 7, base_delay_ms: 1, max_delay_ms: 2 };
+        spec.timeout_ms = Some(5);
+        let id = spec.job_id.to_string();
+        assert_eq!(decode(encode(&spec).as_bytes(), Some(&id), &limits()).unwrap(), spec);
+    }
+
+    #[test]
+    fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
+        let body = format!(
+            r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","novel":[1]}}"#,
+            JobId::now()
+        );
+        let spec = decode(body.as_bytes(), None, &limits()).unwrap();
+        assert_eq!((spec.pool.as_str(), spec.input.as_str()), ("default", "null"));
+        assert_eq!(spec.retry, RetryPolicy::default());
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_what_would_be_right() {
+        use serde_json::json;
+        let cases = [
+            (with("schema", json!("harness.job.v2")), "schema", "harness.job.v2"),
+            (with("schema", json!(1)), "schema", "expected a string"),
+            (with("job_id", json!("0198")), "job_id", ""),
+            (with("job_id", json!("00000000-0000-7000-8000-000000000000")), "job_id", "1 days ago"),
+            (with("session_id", json!("a/b")), "session_id", "a/b"),
+            (with("session_id", json!(7)), "session_id", "integer `7`"),
+            (with("user_id", json!("a\u{0}b")), "user_id", "control"),
+            (with("input", json!("a\u{0}b")), "input", "\\u0000"),
+            (with("retry", json!({"max_attempts": 0})), "retry.max_attempts", "1 to 100"),
+            (with("retry", json!({"max_attempts": "x"})), "retry.max_attempts", "u32"),
+            (with("timeout_ms", json!(0)), "timeout_ms", "got 0"),
+            ("{}".to_owned(), "schema", "missing"),
+            (r#"{"schema":"harness.job.v1"}"#.to_owned(), "job_id", "missing"),
+            ("garbage".to_owned(), "body", ""),
+            ("[]".to_owned(), "body", ""),
+        ];
+        for (body, field, hint) in cases {
+            let error = decode(body.as_bytes(), None, &limits()).unwrap_err();
+            assert_eq!(error.field, field, "{body}: {error}");
+            assert!(error.problem.contains(hint), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_line_needs_neither_version_nor_id() {
+        let text = r#" {"session_id":"s","agent_id":"a","input":{"n":12345678901234567890123}}"#;
+        let spec = decode_loose(text, &limits()).unwrap();
+        assert_eq!(spec.input.as_str(), r#"{"n":12345678901234567890123}"#);
+        assert_eq!(decode_loose(&encode(&spec), &limits()).unwrap(), spec);
+        for (bad, field) in
+            [("{}", "session_id"), ("[1]", "body"), ("{", "body"), ("7", "body"), ("", "body")]
+        {
+            assert_eq!(decode_loose(bad, &limits()).unwrap_err().field, field, "{bad}");
+        }
+    }
+
+    #[test]
+    fn size_encoding_and_message_id_are_checked() {
+        let body = encode(&spec());
+        let small = Limits { max_bytes: 10, ..limits() };
+        assert_eq!(decode(body.as_bytes(), None, &small).unwrap_err().field, "body");
+        assert_eq!(decode(b"\xff\xfe", None, &limits()).unwrap_err().field, "body");
+        let other = JobId::now().to_string();
+        assert_eq!(decode(body.as_bytes(), Some(&other), &limits()).unwrap_err().field, "message_id");
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode(&body, None, &limits());
+        }
+    }
+}

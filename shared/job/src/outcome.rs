@@ -1,0 +1,103 @@
+//! How one attempt at a job ends.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Json;
+
+/// The end of one attempt, as the worker tells it to the ledger.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The harness delivered.
+    Succeeded(Json),
+    /// The harness, or the worker on its behalf, gave up.
+    Failed(Failure),
+    /// Somebody asked for it.
+    Cancelled,
+    /// We stopped it (drain, rescale): it goes on elsewhere and no attempt is spent.
+    Interrupted,
+}
+
+/// What went wrong, for the caller and for the retry policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Failure {
+    /// The kind, from a fixed set.
+    pub code: FailureCode,
+    /// For people.
+    pub message: String,
+    /// Whether another attempt could help.
+    pub retryable: bool,
+}
+
+impl Failure {
+    /// A failure of this kind that another attempt could mend.
+    pub fn retryable(code: FailureCode, message: impl Into<String>) -> Failure {
+        Failure { code, message: storable(message.into()), retryable: true }
+    }
+
+    /// A failure of this kind that would come again.
+    pub fn permanent(code: FailureCode, message: impl Into<String>) -> Failure {
+        Failure { code, message: storable(message.into()), retryable: false }
+    }
+}
+
+/// Messages come from programs; Postgres holds no NUL, and nobody reads more than a few thousand characters.
+fn storable(message: String) -> String {
+    const KEEP: usize = 4_000;
+    message.chars().filter(|c| *c != '\0').take(KEEP).collect()
+}
+
+/// The kinds of failure: a fixed set, so that they can be metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The harness reported an error of its own.
+    HarnessError,
+    /// The harness broke its contract: garbage on stdout, an unknown message, no result.
+    Protocol,
+    /// The harness's process ended by a signal or with a non-zero code, and said nothing.
+    Crashed,
+    /// The harness could not be started.
+    StartFailed,
+    /// The attempt outlived its wall-clock limit.
+    Timeout,
+    /// The harness was silent for too long.
+    IdleTimeout,
+    /// The harness said more than it may.
+    OutputLimit,
+    /// What the harness said cannot be kept in Postgres.
+    Unstorable,
+    /// The job's input does not fit its agent.
+    BadInput,
+    /// No agent of that name.
+    UnknownAgent,
+    /// The worker died in every attempt.
+    WorkerLost,
+}
+
+impl FailureCode {
+    /// Its name in the ledger, on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureCode::HarnessError => "harness_error",
+            FailureCode::Protocol => "protocol",
+            FailureCode::Crashed => "crashed",
+            FailureCode::StartFailed => "start_failed",
+            FailureCode::Timeout => "timeout",
+            FailureCode::IdleTimeout => "idle_timeout",
+            FailureCode::OutputLimit => "output_limit",
+            FailureCode::Unstorable => "unstorable",
+            FailureCode::BadInput => "bad_input",
+            FailureCode::UnknownAgent => "unknown_agent",
+            FailureCode::WorkerLost => "worker_lost",
+        }
+    }
+}
+
+impl fmt::Display for FailureCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,178 @@
+//! The states of a job, and the only ways between them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a job is. The first five are live and stand in `harness_jobs`; the last three are ends, in `harness_results`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits in Postgres until it is due.
+    Scheduled,
+    /// Due; a relay is handing it to the broker.
+    Publishing,
+    /// The broker has confirmed its message.
+    Queued,
+    /// Its turn in its session has not come: another job of the session runs, or an earlier one is unfinished.
+    Blocked,
+    /// A worker holds it under a lease.
+    Running,
+    /// Ended with an output.
+    Succeeded,
+    /// Ended without one.
+    Failed,
+    /// Ended on request.
+    Cancelled,
+}
+
+/// What can happen to a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobEvent {
+    /// A relay takes it to publish it.
+    Due,
+    /// The broker confirmed its message.
+    Confirmed,
+    /// No confirm came in time.
+    Unconfirmed,
+    /// A worker claims it.
+    Claimed,
+    /// A worker's claim finds its session busy.
+    SessionBusy,
+    /// Its session is free again, but no worker continues with it at once.
+    Released,
+    /// Its attempt failed and another is left, or its worker died, or was drained.
+    Rescheduled,
+    /// It produced its output.
+    Succeeded,
+    /// It failed for good.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl JobState {
+    /// Every state, live ones first.
+    pub const ALL: [JobState; 8] = [
+        JobState::Scheduled,
+        JobState::Publishing,
+        JobState::Queued,
+        JobState::Blocked,
+        JobState::Running,
+        JobState::Succeeded,
+        JobState::Failed,
+        JobState::Cancelled,
+    ];
+
+    /// The state after `event`, or `None` where it cannot happen (and must change nothing).
+    ///
+    /// A claim wins over what the relay believes: a message can reach a worker before the relay has noted its
+    /// confirm, or after the row came due again. A worker whose reply to a claim was lost claims the job a second
+    /// time, so `Running` leads to `Running`.
+    pub fn next(self, event: JobEvent) -> Option<JobState> {
+        use JobState::*;
+        match (self, event) {
+            (Scheduled, JobEvent::Due) => Some(Publishing),
+            (Publishing, JobEvent::Confirmed) => Some(Queued),
+            (Publishing, JobEvent::Unconfirmed) => Some(Scheduled),
+            (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Claimed) => Some(Running),
+            (Scheduled | Publishing | Queued, JobEvent::SessionBusy) => Some(Blocked),
+            (Blocked, JobEvent::Released) => Some(Scheduled),
+            (Running, JobEvent::Rescheduled) => Some(Scheduled),
+            (Running, JobEvent::Succeeded) => Some(Succeeded),
+            (Running, JobEvent::Failed) => Some(Failed),
+            (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Cancelled) => Some(Cancelled),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing can happen to it any more.
+    pub fn is_end(self) -> bool {
+        matches!(self, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+    }
+
+    /// Its name in the ledger, on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobState::Scheduled => "scheduled",
+            JobState::Publishing => "publishing",
+            JobState::Queued => "queued",
+            JobState::Blocked => "blocked",
+            JobState::Running => "running",
+            JobState::Succeeded => "succeeded",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for JobState {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        JobState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+            format!("got \"{text}\", expected one of {}", JobState::ALL.map(JobState::as_str).join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EVENTS: [JobEvent; 10] = [
+        JobEvent::Due,
+        JobEvent::Confirmed,
+        JobEvent::Unconfirmed,
+        JobEvent::Claimed,
+        JobEvent::SessionBusy,
+        JobEvent::Released,
+        JobEvent::Rescheduled,
+        JobEvent::Succeeded,
+        JobEvent::Failed,
+        JobEvent::Cancelled,
+    ];
+
+    #[test]
+    fn every_live_state_leads_to_every_end_and_no_end_leads_anywhere() {
+        for start in JobState::ALL {
+            let mut reached = vec![start];
+            let mut at = 0;
+            while at < reached.len() {
+                let here: JobState = reached[at];
+                for state in EVENTS.into_iter().filter_map(|event| here.next(event)) {
+                    if !reached.contains(&state) {
+                        reached.push(state);
+                    }
+                }
+                at += 1;
+            }
+            let ends = reached.iter().filter(|state| state.is_end()).count();
+            assert_eq!(ends, if start.is_end() { 1 } else { 3 }, "{start}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn only_a_claim_makes_a_job_run(state in 0usize..8, event in 0usize..10) {
+            if JobState::ALL[state].next(EVENTS[event]) == Some(JobState::Running) {
+                prop_assert_eq!(EVENTS[event], JobEvent::Claimed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_reads_back() {
+        for state in JobState::ALL {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        assert!("lost".parse::<JobState>().unwrap_err().contains("scheduled"));
+    }
+}

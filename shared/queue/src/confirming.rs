@@ -1,0 +1,171 @@
+//! The task that sends a broker's messages and matches the broker's confirms to them.
+//!
+//! One task per broker, for two reasons that lie in lapin 4.12. It numbers a message and queues its frames under
+//! two different locks, so concurrent publishes on one channel can swap their confirms. And it attaches a returned
+//! message to *some* confirm that resolves with or before the right one: when the broker confirms several at once
+//! (`multiple`), to an arbitrary one of these. So nobody is answered before all that resolved together is looked
+//! at, and a returned message is matched by what it is, not by where it came.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use lapin::message::BasicReturnMessage;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use crate::QueueError;
+use crate::connection::Shared;
+use crate::error::explain;
+use crate::link::{Link, bounded};
+use crate::publisher::{Answer, Request, fingerprint};
+
+/// A message whose fate is known.
+struct Done {
+    fingerprint: u64,
+    bytes: usize,
+    answer: oneshot::Sender<Answer>,
+    fate: lapin::Result<Confirmation>,
+}
+
+/// Why no more can be sent on a channel.
+enum End {
+    Channel,
+    Link,
+    Stopped,
+}
+
+/// Sends what comes in, on one link after the other, until the broker is closed.
+pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>) {
+    while let Some(link) = shared.next_link().await {
+        match open(&link).await {
+            Ok(channel) => match serve(&shared, &link, Arc::new(channel), &mut requests).await {
+                End::Stopped => return,
+                End::Link => continue,
+                End::Channel => debug!("the publishing channel ended; opening another"),
+            },
+            Err(error) => link.fail(error),
+        }
+        // What closes one channel may close the next one: not in a tight loop.
+        let _ = tokio::time::timeout(Duration::from_millis(200), link.failure()).await;
+    }
+}
+
+async fn open(link: &Link) -> Result<Channel, QueueError> {
+    let channel = link.channel().await?;
+    let selecting = channel.confirm_select(ConfirmSelectOptions::default());
+    bounded(link.operation_timeout(), "switch confirms on", selecting).await?;
+    Ok(channel)
+}
+
+async fn serve(
+    shared: &Shared,
+    link: &Link,
+    channel: Arc<Channel>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> End {
+    let mut in_flight = FuturesUnordered::new();
+    let mut bytes = 0;
+    let mut resolved = Vec::new();
+    let mut returned = Vec::new();
+    let config = &shared.config;
+    let room = |count, bytes| count < config.max_in_flight && bytes < config.max_in_flight_bytes;
+    loop {
+        // First all that waits, so that many are written at once.
+        while room(in_flight.len(), bytes)
+            && let Ok(request) = requests.try_recv()
+        {
+            bytes += request.body.len();
+            in_flight.push(send(channel.clone(), request));
+        }
+        // No more will come once it is closed; what had come before is still sent.
+        if requests.is_closed() && requests.is_empty() && in_flight.is_empty() {
+            return End::Stopped;
+        }
+        tokio::select! {
+            biased;
+            Some(done) = in_flight.next() => resolved.push(done),
+            Some(request) = requests.recv(), if room(in_flight.len(), bytes) => {
+                bytes += request.body.len();
+                in_flight.push(send(channel.clone(), request));
+                continue;
+            }
+            _ = link.failure() => return End::Link,
+            () = shared.stop.cancelled(), if !requests.is_closed() => {
+                requests.close();
+                continue;
+            }
+        }
+        // The rest of what the broker confirmed along with it.
+        returned.extend(barrier(&channel));
+        while let Some(Some(done)) = in_flight.next().now_or_never() {
+            resolved.push(done);
+        }
+        for done in &resolved {
+            bytes -= done.bytes;
+        }
+        settle(&mut resolved, &mut returned);
+        if !channel.status().connected() {
+            // Futures that still wait are dropped: their callers learn that nothing is known.
+            return if link.is_connected() { End::Channel } else { End::Link };
+        }
+    }
+}
+
+/// Polled first in the order of `push`, by one task: so numbers and frames stay in step.
+async fn send(channel: Arc<Channel>, request: Request) -> Done {
+    let Request { queue, mandatory, body, properties, answer } = request;
+    let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
+    let bytes = body.len();
+    let options = BasicPublishOptions { mandatory, immediate: false };
+    let fate = match channel.basic_publish("".into(), queue, options, &body, properties).await {
+        Ok(confirm) => {
+            drop(body);
+            confirm.await
+        }
+        Err(error) => Err(error),
+    };
+    Done { fingerprint, bytes, answer, fate }
+}
+
+/// Waits until lapin has handled all of the confirm frame it is at: asking it for the last confirm takes the lock
+/// it holds meanwhile. Also takes over returned messages whose futures were dropped.
+fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
+    match pin!(channel.wait_for_confirms()).now_or_never() {
+        Some(Ok(messages)) => messages,
+        _ => Vec::new(),
+    }
+}
+
+/// Answers everybody whose fate is known.
+fn settle(resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
+    let mut answers = Vec::with_capacity(resolved.len());
+    for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
+        let fate = match fate {
+            Ok(Confirmation::Ack(message)) => {
+                returned.extend(message);
+                Answer::Confirmed
+            }
+            Ok(Confirmation::Nack(message)) => {
+                returned.extend(message);
+                Answer::Nacked
+            }
+            Ok(Confirmation::NotRequested) => Answer::Lost("confirms are off".to_owned()),
+            Err(error) => Answer::Lost(explain(&error)),
+        };
+        answers.push((fingerprint, answer, fate));
+    }
+    for (own, answer, fate) in answers {
+        let place = returned.iter().position(|m| fingerprint(&m.routing_key, &m.properties) == own);
+        let fate = match place {
+            Some(place) => Answer::Returned(Box::new(returned.swap_remove(place))),
+            None => fate,
+        };
+        // Whoever has stopped waiting has been told that nothing is known.
+        let _ = answer.send(fate);
+    }
+}

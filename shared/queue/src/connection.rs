@@ -1,0 +1,402 @@
+//! The supervisor: keeps one connection to the broker alive, and tells everybody which one it is.
+//!
+//! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
+//! publishers wait for its next link. It logs one line per change, with the broker's address without password.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use job::RetryPolicy;
+use lapin::Event;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, info, warn};
+
+use crate::address::Address;
+use crate::error::explain;
+use crate::link::Link;
+use crate::{ConfigError, Depth, Publisher, QueueError, Slot, confirming, topology};
+
+/// Where the broker is, and how patient we are with it.
+#[derive(Clone)]
+pub struct BrokerConfig {
+    /// `AMQP_URL`.
+    pub url: String,
+    /// The connection's name in the management UI.
+    pub name: String,
+    /// The pools whose queues are declared at every connect; more can follow by [`Broker::declare_pool`].
+    pub pools: Vec<job::Name>,
+    /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
+    pub connect_timeout: Duration,
+    /// Bound of every question to the broker (declare, consume, cancel). Default 30 s.
+    pub operation_timeout: Duration,
+    /// Bound of one publish, waiting for a connection included. Default 30 s.
+    pub confirm_timeout: Duration,
+    /// Bound of an orderly close. Default 5 s.
+    pub close_timeout: Duration,
+    /// Unless the URL says otherwise. A silent peer is noticed after twice this. Default 15 s.
+    pub heartbeat_s: u16,
+    /// Messages published and not yet confirmed. Default 4096.
+    pub max_in_flight: usize,
+    /// Their bodies together, in bytes. Default 64 MiB.
+    pub max_in_flight_bytes: usize,
+    /// Ceiling of the first wait between attempts to connect. Default 250 ms.
+    pub min_backoff: Duration,
+    /// Ceiling of every wait. Default 10 s.
+    pub max_backoff: Duration,
+}
+
+impl BrokerConfig {
+    /// Defaults for all but the address and the name.
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> BrokerConfig {
+        BrokerConfig {
+            url: url.into(),
+            name: name.into(),
+            pools: Vec::new(),
+            connect_timeout: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(30),
+            confirm_timeout: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(5),
+            heartbeat_s: 15,
+            max_in_flight: 4096,
+            max_in_flight_bytes: 64 * 1024 * 1024,
+            min_backoff: Duration::from_millis(250),
+            max_backoff: Duration::from_secs(10),
+        }
+    }
+
+    /// The same with queues to declare.
+    pub fn with_pools(mut self, pools: impl IntoIterator<Item = job::Name>) -> BrokerConfig {
+        self.pools.extend(pools);
+        self
+    }
+
+    /// Checks the address; the error names `AMQP_URL` and never holds the password.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.address().map(drop)
+    }
+
+    fn address(&self) -> Result<Address, ConfigError> {
+        Address::parse(&self.url, self.heartbeat_s)
+    }
+
+    /// The wait before the next attempt, after `failures` in a row.
+    fn backoff(&self, failures: u32, jitter: f64) -> Duration {
+        let policy = RetryPolicy {
+            max_attempts: u32::MAX,
+            base_delay_ms: self.min_backoff.as_millis() as u64,
+            max_delay_ms: self.max_backoff.as_millis() as u64,
+        };
+        policy.next_delay(failures, 0.5 + jitter / 2.0).unwrap_or(self.max_backoff)
+    }
+}
+
+impl fmt::Debug for BrokerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address();
+        let url = address.as_ref().map_or("(not an address)", Address::shown);
+        f.debug_struct("BrokerConfig").field("url", &url).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What the supervisor is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerStatus {
+    /// No connection; another attempt is under way or waits for its time.
+    Connecting {
+        /// Why the last one ended or failed; `None` before the first has.
+        reason: Option<String>,
+    },
+    /// Connected, topology declared.
+    Ready {
+        /// Counts the connections, from 1.
+        generation: u64,
+    },
+    /// Over for good.
+    Closed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A handle on one supervised connection. Clones share it; when the last is gone (publishers and slots count),
+/// the connection is closed.
+#[derive(Clone)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    publisher: Publisher,
+}
+
+/// What supervisor, publishers and slots share.
+pub(crate) struct Shared {
+    pub(crate) config: BrokerConfig,
+    pub(crate) stop: CancellationToken,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pools: Mutex<Vec<job::Name>>,
+    status: watch::Sender<BrokerStatus>,
+    blocked: watch::Sender<Option<String>>,
+    link: watch::Sender<Option<Arc<Link>>>,
+}
+
+impl Broker {
+    /// Returns at once; a task of its own connects, and connects again whenever the connection ends, until `stop`
+    /// is cancelled or [`Broker::close`] is called. Cancel `stop` after the last ack, not before.
+    ///
+    /// Panics outside of a tokio runtime.
+    pub fn start(config: BrokerConfig, stop: CancellationToken) -> Broker {
+        let (requests, incoming) = mpsc::channel(config.max_in_flight.max(1));
+        let shared = Arc::new(Shared {
+            stop: stop.child_token(),
+            runtime: tokio::runtime::Handle::current(),
+            pools: Mutex::new(config.pools.clone()),
+            status: watch::Sender::new(BrokerStatus::Connecting { reason: None }),
+            blocked: watch::Sender::new(None),
+            link: watch::Sender::new(None),
+            config,
+        });
+        let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
+        tokio::spawn(supervise(shared.clone(), publishing));
+        let alive = Arc::new(shared.stop.clone().drop_guard());
+        let publisher = Publisher::new(shared.clone(), requests, alive);
+        Broker { shared, publisher }
+    }
+
+    /// What the supervisor is at, now and from now on.
+    pub fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// The broker's reason while it holds this connection back (memory or disk alarm), else `None`. Publishes then
+    /// wait, and so do acks if this connection also publishes.
+    pub fn blocked(&self) -> watch::Receiver<Option<String>> {
+        self.shared.blocked.subscribe()
+    }
+
+    /// Waits for a connection; returns its generation.
+    pub async fn ready(&self, within: Duration) -> Result<u64, QueueError> {
+        self.shared.live_link(within).await.map(|link| link.generation)
+    }
+
+    /// A publisher on this connection. All publishers of one broker share its bound of messages in flight.
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// A slot that takes from `queue`. Its consumer tags begin with `prefix`; they show in the management UI.
+    pub fn slot(&self, queue: &str, prefix: &str) -> Slot {
+        Slot::new(self.shared.clone(), self.publisher.alive(), queue, prefix)
+    }
+
+    /// How many messages wait in a queue; `None` when there is no such queue.
+    pub async fn depth(&self, queue: &str) -> Result<Option<Depth>, QueueError> {
+        self.shared.live_link(self.shared.config.operation_timeout).await?.depth(queue).await
+    }
+
+    /// Declares a pool's queue now, and again at every connect.
+    pub async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
+        let link = self.shared.live_link(self.shared.config.operation_timeout).await?;
+        link.declare_pool(pool).await?;
+        let mut pools = self.shared.pools();
+        if !pools.contains(pool) {
+            pools.push(pool.clone());
+        }
+        Ok(())
+    }
+
+    /// Waits for the confirms of what is being published, then closes the connection, all within the bound of the
+    /// configuration. Deliveries that are not acked by then go back to their queues.
+    pub async fn close(&self) {
+        self.shared.stop.cancel();
+        let mut status = self.shared.status.subscribe();
+        let closed = status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. }));
+        let _ = timeout(self.shared.config.close_timeout * 2, closed).await;
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Shared {
+    /// The present link, as soon as there is one.
+    pub(crate) async fn live_link(&self, within: Duration) -> Result<Arc<Link>, QueueError> {
+        match timeout(within, self.next_link()).await {
+            Ok(Some(link)) => Ok(link),
+            Ok(None) => Err(QueueError::Closed { reason: self.reason() }),
+            Err(_) => Err(QueueError::Unavailable { reason: self.reason() }),
+        }
+    }
+
+    /// Waits for a link that works; `None` when there will be none any more.
+    pub(crate) async fn next_link(&self) -> Option<Arc<Link>> {
+        let mut links = self.link.subscribe();
+        let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| !link.has_failed());
+        tokio::select! {
+            biased;
+            link = links.wait_for(usable) => link.ok()?.clone(),
+            () = self.stop.cancelled() => None,
+        }
+    }
+
+    /// The pool a queue belongs to, if it is one of those we declare.
+    pub(crate) fn pool_of(&self, queue: &str) -> Option<job::Name> {
+        self.pools().iter().find(|pool| topology::jobs_queue(pool) == queue).cloned()
+    }
+
+    /// The status in words, for an error's text.
+    pub(crate) fn reason(&self) -> String {
+        match &*self.status.borrow() {
+            BrokerStatus::Connecting { reason: Some(reason) } | BrokerStatus::Closed { reason } => {
+                reason.clone()
+            }
+            BrokerStatus::Connecting { reason: None } => "not connected yet".to_owned(),
+            BrokerStatus::Ready { .. } => match &*self.blocked.borrow() {
+                Some(reason) => format!("the broker blocks this connection ({reason})"),
+                None => "connected, but the broker does not answer".to_owned(),
+            },
+        }
+    }
+
+    fn pools(&self) -> std::sync::MutexGuard<'_, Vec<job::Name>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the supervision when its last clone is dropped.
+pub(crate) type Alive = Arc<DropGuard>;
+
+async fn supervise(shared: Arc<Shared>, publishing: JoinHandle<()>) {
+    let reason = match shared.config.address() {
+        Ok(address) => {
+            keep_connected(&shared, &address, publishing).await;
+            info!(broker = address.shown(), "connection to the broker closed");
+            "closed by this process".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    shared.stop.cancel();
+    shared.status.send_replace(BrokerStatus::Closed { reason });
+}
+
+async fn keep_connected(shared: &Shared, address: &Address, publishing: JoinHandle<()>) {
+    let config = &shared.config;
+    let broker = address.shown();
+    let (mut generation, mut failures) = (0, 0);
+    while !shared.stop.is_cancelled() {
+        let pools = shared.pools().clone();
+        let opening = Link::open(address, config, &pools, generation + 1);
+        let opened = tokio::select! {
+            opened = opening => opened,
+            () = shared.stop.cancelled() => break,
+        };
+        let reason = match opened {
+            Ok(link) => {
+                generation += 1;
+                let (link, since) = (Arc::new(link), Instant::now());
+                info!(broker, generation, "connected to the broker");
+                shared.link.send_replace(Some(link.clone()));
+                shared.status.send_replace(BrokerStatus::Ready { generation });
+                let ended = watch_over(shared, &link).await;
+                let Some(reason) = ended else {
+                    // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
+                    let _ = timeout(config.close_timeout, publishing).await;
+                    shared.link.send_replace(None);
+                    link.close(config.close_timeout).await;
+                    return;
+                };
+                warn!(broker, generation, reason, "lost the connection to the broker");
+                shared.link.send_replace(None);
+                shared.blocked.send_replace(None);
+                let last = link.clone();
+                let goodbye = config.close_timeout;
+                tokio::spawn(async move { last.close(goodbye).await });
+                // A connection that lasted was no failure; one that ends at once is another.
+                if since.elapsed() > config.max_backoff {
+                    failures = 0;
+                }
+                reason
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let before = shared.status.borrow().clone();
+                if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
+                    warn!(broker, reason, "cannot connect to the broker; trying again until it works");
+                } else {
+                    debug!(broker, reason, failures, "still cannot connect to the broker");
+                }
+                reason
+            }
+        };
+        shared.status.send_replace(BrokerStatus::Connecting { reason: Some(reason) });
+        failures += 1;
+        let pause = tokio::time::sleep(config.backoff(failures, jitter()));
+        tokio::select! {
+            () = pause => {}
+            () = shared.stop.cancelled() => break,
+        }
+    }
+}
+
+/// Watches one link until it ends; the reason, or `None` when we are to stop.
+async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
+    let mut events = Box::pin(link.events());
+    // Some ways to end make no event; so look, too.
+    let mut look = interval(Duration::from_secs(1));
+    let mut reason = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return None,
+            failure = link.failure() => return Some(failure),
+            Some(event) = events.next() => match event {
+                Event::ConnectionBlocked(reason) => {
+                    warn!(reason, "the broker blocks our publishing");
+                    shared.blocked.send_replace(Some(reason));
+                }
+                Event::ConnectionUnblocked => {
+                    info!("the broker takes our messages again");
+                    shared.blocked.send_replace(None);
+                }
+                // Also the end of channels that are opened anew where they are used.
+                Event::Error(error) => reason = Some(explain(&error)),
+                _ => {}
+            },
+            _ = look.tick() => {}
+        }
+        if !link.is_connected() {
+            let reason = reason.unwrap_or_else(|| "the broker closed the connection".to_owned());
+            link.fail(&reason);
+            return Some(reason);
+        }
+    }
+}
+
+/// From 0 to 1, different in every process and at every call: the standard library's hash keys are random.
+pub(crate) fn jitter() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_between_attempts_grow_to_the_cap_and_never_vanish() {
+        let config = BrokerConfig::new("amqp://x", "test");
+        assert_eq!(config.backoff(1, 1.0), Duration::from_millis(250));
+        assert_eq!(config.backoff(1, 0.0), Duration::from_millis(125));
+        assert_eq!(config.backoff(100, 1.0), Duration::from_secs(10));
+        assert!((0.0..1.0).contains(&jitter()));
+    }
+
+    #[test]
+    fn a_configuration_prints_without_its_password() {
+        let config = BrokerConfig::new("amqp://me:s3cret@rabbit/x", "test");
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+}

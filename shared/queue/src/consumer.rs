@@ -1,0 +1,191 @@
+//! A slot: one consumer with prefetch 1, on the channel that all slots of a connection share.
+//!
+//! A slot holds at most one unacked delivery, so the broker never hands a worker more than it can run, and a
+//! worker's capacity is its number of slots. Consuming again, after whatever ended it, is the slot's own work; it
+//! knows nothing of jobs.
+//!
+//! ```text
+//! Idle ──next──▶ Starting ──▶ Consuming ──pause──▶ Stopping ──▶ Idle
+//!   ▲                             │ connection lost, channel error, cancelled by the broker
+//!   └─────────────────────────────┘
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use job::RetryPolicy;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
+use lapin::types::FieldTable;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::connection::{Alive, Shared, jitter};
+use crate::error::explain;
+use crate::link::{Link, Settlement, bounded};
+use crate::{Delivery, QueueError};
+
+/// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.
+static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
+
+/// Takes one message at a time from a queue.
+pub struct Slot {
+    shared: Arc<Shared>,
+    queue: Arc<str>,
+    prefix: String,
+    state: State,
+    failures: u32,
+    _alive: Alive,
+}
+
+enum State {
+    Idle,
+    /// Kept here, not in the future of `next`, so that dropping that one loses nothing.
+    Starting(BoxFuture<'static, Result<Subscription, QueueError>>),
+    Consuming(Subscription),
+    Stopping(BoxFuture<'static, ()>),
+}
+
+struct Subscription {
+    link: Arc<Link>,
+    consumer: lapin::Consumer,
+}
+
+impl Slot {
+    pub(crate) fn new(shared: Arc<Shared>, alive: Alive, queue: &str, prefix: &str) -> Slot {
+        let (queue, prefix) = (queue.into(), prefix.to_owned());
+        Slot { shared, queue, prefix, state: State::Idle, failures: 0, _alive: alive }
+    }
+
+    /// The next delivery; none comes while the last one is neither acked nor given back. Consumes again by itself
+    /// after everything but the end: `None` when the broker was closed.
+    ///
+    /// May be dropped at any time: what it has not returned is returned by the next call.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        loop {
+            match &mut self.state {
+                State::Consuming(subscription) => match subscription.consumer.next().await {
+                    Some(Ok(delivered)) => {
+                        self.failures = 0;
+                        return Some(Delivery::new(delivered, self.queue.clone(), subscription.link.clone()));
+                    }
+                    ended => {
+                        let reason = match ended {
+                            Some(Err(error)) => explain(&error),
+                            _ => "cancelled by the broker".to_owned(),
+                        };
+                        debug!(queue = &*self.queue, reason, "a consumer ended; consuming again");
+                        subscription.link.forget(&self.queue);
+                        self.state = State::Idle;
+                    }
+                },
+                State::Idle => {
+                    let link = self.shared.next_link().await?;
+                    self.state = State::Starting(Box::pin(self.start(link)));
+                }
+                State::Starting(starting) => match starting.await {
+                    Ok(subscription) => self.state = State::Consuming(subscription),
+                    Err(error) => {
+                        self.state = State::Idle;
+                        self.rest(error).await;
+                    }
+                },
+                State::Stopping(stopping) => {
+                    stopping.await;
+                    self.state = State::Idle;
+                }
+            }
+        }
+    }
+
+    /// Stops consuming, until `next` is called again. A delivery this slot has returned stays unacked with its
+    /// owner; one that was on its way here goes back to the queue. So `pause`, then `ack`, settles a job early
+    /// without taking another.
+    pub async fn pause(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => return,
+            State::Starting(starting) => State::Stopping(Box::pin(async {
+                if let Ok(subscription) = starting.await {
+                    subscription.stop().await;
+                }
+            })),
+            State::Consuming(subscription) => State::Stopping(Box::pin(subscription.stop())),
+            stopping @ State::Stopping(_) => stopping,
+        };
+        if let State::Stopping(stopping) = &mut self.state {
+            stopping.await;
+            self.state = State::Idle;
+        }
+    }
+
+    fn start(&self, link: Arc<Link>) -> impl Future<Output = Result<Subscription, QueueError>> + use<> {
+        let (queue, shared) = (self.queue.clone(), self.shared.clone());
+        let tag = format!("{}.{}", self.prefix, NEXT_TAG.fetch_add(1, Ordering::Relaxed));
+        async move {
+            link.ensure(&queue, shared.pool_of(&queue).as_ref()).await?;
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            let consuming =
+                link.consuming.basic_consume((&*queue).into(), tag.as_str().into(), options, arguments);
+            let doing = format!("consume from queue {queue}");
+            match bounded(link.operation_timeout(), &doing, consuming).await {
+                Ok(consumer) => Ok(Subscription { link, consumer }),
+                Err(error) => {
+                    // Refused, and so the channel of all slots is closed; or worse.
+                    link.fail(&error);
+                    Err(error)
+                }
+            }
+        }
+    }
+
+    /// After a failure: not again at once.
+    async fn rest(&mut self, error: QueueError) {
+        self.failures += 1;
+        if self.failures == 1 && !self.shared.stop.is_cancelled() {
+            warn!(queue = &*self.queue, %error, "cannot consume; trying again until it works");
+        }
+        let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };
+        let pause = policy.next_delay(self.failures, 0.5 + jitter() / 2.0).unwrap_or(Duration::from_secs(5));
+        let _ = timeout(pause, self.shared.stop.cancelled()).await;
+    }
+}
+
+impl Subscription {
+    async fn stop(mut self) {
+        let within = self.link.operation_timeout();
+        let cancelling = async {
+            let tag = self.consumer.tag();
+            self.link.consuming.basic_cancel(tag, BasicCancelOptions::default()).await?;
+            // Ends with the consumer; what is in it by then has never been looked at.
+            while let Some(delivered) = self.consumer.next().await {
+                self.link.settle(delivered?.delivery_tag, Settlement::Requeue);
+            }
+            Ok(())
+        };
+        if let Err(error) = bounded(within, "cancel a consumer", cancelling).await
+            && !self.link.has_failed()
+            && self.link.is_connected()
+        {
+            // A consumer nobody listens to would keep its delivery for ever.
+            self.link.fail(error);
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let stopping: BoxFuture<'static, ()> = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => return,
+            State::Consuming(subscription) => Box::pin(subscription.stop()),
+            State::Stopping(stopping) => stopping,
+            State::Starting(starting) => Box::pin(async {
+                if let Ok(subscription) = starting.await {
+                    subscription.stop().await;
+                }
+            }),
+        };
+        self.shared.runtime.spawn(stopping);
+    }
+}

@@ -1,0 +1,147 @@
+//! A message that was delivered to us, and its one settlement.
+//!
+//! A delivery is valid on the connection it came by, and on no other: the broker has given it to somebody else by
+//! the time the next connection stands. So an ack is refused here when its connection is gone. It does not look
+//! into the body.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lapin::BasicProperties;
+use lapin::types::ShortString;
+
+use crate::headers;
+use crate::link::{Link, Settlement};
+
+/// A delivered message. Dropped without [`Delivery::ack`], it goes back to its queue.
+pub struct Delivery {
+    /// The body. May be taken out; a dead letter is made of what is here.
+    pub body: Vec<u8>,
+    properties: BasicProperties,
+    redelivered: bool,
+    queue: Arc<str>,
+    receipt: Receipt,
+}
+
+/// The connection of a delivery is gone. Harmless: the broker delivers it again, to us or to somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection of this delivery (generation {generation}) is gone; the broker delivers it again")]
+pub struct StaleDelivery {
+    /// The connection it came by.
+    pub generation: u64,
+}
+
+impl Delivery {
+    pub(crate) fn new(delivered: lapin::message::Delivery, queue: Arc<str>, link: Arc<Link>) -> Delivery {
+        Delivery {
+            body: delivered.data,
+            properties: delivered.properties,
+            redelivered: delivered.redelivered,
+            queue,
+            receipt: Receipt { tag: delivered.delivery_tag, link: Some(link) },
+        }
+    }
+
+    /// The AMQP property `message_id`.
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// The AMQP property `correlation_id`.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// The AMQP property `reply_to`.
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(ShortString::as_str)
+    }
+
+    /// The AMQP property `type`, such as `harness.job.v1`.
+    pub fn kind(&self) -> Option<&str> {
+        self.properties.kind().as_ref().map(ShortString::as_str)
+    }
+
+    /// The header `traceparent` (W3C Trace Context).
+    pub fn traceparent(&self) -> Option<&str> {
+        headers::text(self.properties.headers().as_ref(), headers::TRACEPARENT)
+    }
+
+    /// Whether the broker may have delivered it before. A hint; attempts are counted elsewhere.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// The queue it was taken from.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// The connection it came by.
+    pub fn generation(&self) -> u64 {
+        self.receipt.generation()
+    }
+
+    /// Whether its connection is gone, so that the broker delivers it again.
+    pub fn is_stale(&self) -> bool {
+        self.receipt.is_stale()
+    }
+
+    pub(crate) fn properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
+    /// Tells the broker to forget the message. Does not wait: AMQP has no answer to an ack. Should the connection
+    /// end before it is written, the message is delivered again.
+    pub async fn ack(self) -> Result<(), StaleDelivery> {
+        self.receipt.settle(Settlement::Ack)
+    }
+
+    /// Gives the message back to its queue, to be delivered again at once. For a delivery that should not have
+    /// come, not for flow control: the broker counts it against the delivery limit.
+    pub async fn requeue(self) -> Result<(), StaleDelivery> {
+        self.receipt.settle(Settlement::Requeue)
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("queue", &self.queue)
+            .field("message_id", &self.message_id())
+            .field("body_bytes", &self.body.len())
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The right to settle a delivery, once.
+struct Receipt {
+    tag: u64,
+    /// `None` once settled.
+    link: Option<Arc<Link>>,
+}
+
+impl Receipt {
+    fn generation(&self) -> u64 {
+        self.link.as_ref().map_or(0, |link| link.generation)
+    }
+
+    fn is_stale(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| !link.is_usable())
+    }
+
+    fn settle(mut self, settlement: Settlement) -> Result<(), StaleDelivery> {
+        let stale = StaleDelivery { generation: self.generation() };
+        let settled = self.link.take().is_some_and(|link| link.settle(self.tag, settlement));
+        if settled { Ok(()) } else { Err(stale) }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.settle(self.tag, Settlement::Requeue);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What can go wrong, in words a caller can match.
+
+use std::time::Duration;
+
+use lapin::ErrorKind;
+
+use crate::ConfigError;
+
+/// An operation on the broker failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The address is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no connection at the moment.
+    #[error("the broker is not reachable: {reason}")]
+    Unavailable {
+        /// What the last attempt failed with.
+        reason: String,
+    },
+    /// [`crate::Broker::close`] was called, or the process stops.
+    #[error("the connection to the broker is closed for good: {reason}")]
+    Closed {
+        /// Why.
+        reason: String,
+    },
+    /// A queue or exchange exists with other arguments than ours.
+    #[error("{name} exists with other arguments than this version declares ({detail}); {remedy}")]
+    Mismatch {
+        /// The queue or exchange.
+        name: String,
+        /// The broker's words.
+        detail: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// No answer within the bound.
+    #[error("{doing}: no answer from the broker within {} s", after.as_secs_f32())]
+    Timeout {
+        /// What we were doing, to which queue.
+        doing: String,
+        /// The bound.
+        after: Duration,
+    },
+    /// The broker refused, or the connection ended meanwhile.
+    #[error("{doing}: {reason}")]
+    Failed {
+        /// What we were doing, to which queue.
+        doing: String,
+        /// The broker's words.
+        reason: String,
+    },
+}
+
+impl QueueError {
+    /// Whether the same call may succeed later without anybody changing a setting.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            QueueError::Unavailable { .. } | QueueError::Timeout { .. } | QueueError::Failed { .. } => true,
+            QueueError::Config(_) | QueueError::Closed { .. } | QueueError::Mismatch { .. } => false,
+        }
+    }
+}
+
+/// A message is not known to be in its queue.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// No queue of that name: the broker gave the message back. It is nowhere.
+    #[error("queue {queue} does not exist; the message was returned ({reason})")]
+    Returned {
+        /// The queue.
+        queue: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The queue refused it, being full (`reject-publish`) or without a leader. It may be in the queue of some replicas.
+    #[error("queue {queue} refused the message: it is full or has no leader")]
+    Nacked {
+        /// The queue.
+        queue: String,
+    },
+    /// No confirm: the connection ended or is stuck. The message may or may not have arrived.
+    #[error("no confirm for a message to queue {queue}: {reason}")]
+    Unconfirmed {
+        /// The queue.
+        queue: String,
+        /// What happened instead.
+        reason: String,
+    },
+    /// A property or a queue's name is longer than AMQP's 255 bytes. It was not sent.
+    #[error("{field}: got {bytes} bytes, expected at most 255")]
+    TooLong {
+        /// The property.
+        field: &'static str,
+        /// Its length.
+        bytes: usize,
+    },
+    /// [`crate::Broker::close`] was called, or the process stops. It was not sent.
+    #[error("the connection to the broker is closed for good")]
+    Closed,
+}
+
+impl PublishError {
+    /// Whether the same message may be accepted later without anybody changing something.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            PublishError::Nacked { .. } | PublishError::Unconfirmed { .. } => true,
+            PublishError::Returned { .. } | PublishError::TooLong { .. } | PublishError::Closed => false,
+        }
+    }
+}
+
+/// lapin's error in the broker's own words where it has any. Credentials are never part of them.
+pub(crate) fn explain(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        ErrorKind::IOError(error) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// The AMQP reply code of an error the broker sent, such as 404.
+pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}

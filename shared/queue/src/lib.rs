@@ -1,0 +1,41 @@
+//! The broker: the only crate that knows RabbitMQ and its client, lapin.
+//!
+//! A [`Broker`] owns one connection. Its supervisor declares the topology, notices every way a connection can
+//! end, and builds the next one; [`Publisher`] and [`Slot`] live on top of it and outlast any number of
+//! connections. A delivery does not: its ack carries the generation of its connection and is refused here when
+//! that connection is gone, which is harmless, because the broker delivers again.
+//!
+//! Consume and publish on two brokers when a process does both: RabbitMQ stops reading from a connection that
+//! publishes while an alarm (memory, disk) is on, and acks on that connection would wait too.
+//!
+//! This crate has never heard of Postgres, leases or sessions, and does not look into a message's body.
+//!
+//! lapin logs on its own, with whole messages in some lines; hand [`LOG_DIRECTIVE`] to the log filter. What
+//! matters of it is in our own lines and errors.
+
+mod address;
+mod error;
+mod topology;
+mod screen;
+mod socket;
+mod connection;
+mod link;
+mod publisher;
+mod confirming;
+mod consumer;
+mod delivery;
+mod headers;
+mod dead;
+
+pub use address::ConfigError;
+pub use connection::{Broker, BrokerConfig, BrokerStatus};
+pub use consumer::Slot;
+pub use dead::DeadLetter;
+pub use delivery::{Delivery, StaleDelivery};
+pub use error::{PublishError, QueueError};
+pub use link::Depth;
+pub use publisher::{Message, Publisher};
+pub use topology::{DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, jobs_queue};
+
+/// For the log filter (`EnvFilter` syntax): silences lapin, whose log lines can hold whole messages.
+pub const LOG_DIRECTIVE: &str = "lapin=off";

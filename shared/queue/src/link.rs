@@ -1,0 +1,257 @@
+//! One live connection: its channels, what it has seen of the topology, and how it ends.
+//!
+//! A link is never repaired. Whoever notices that it is broken calls [`Link::fail`]; the supervisor then closes
+//! it and builds the next. It knows nothing of slots, publishers or backoff.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::address::Address;
+use crate::error::{explain, reply_code};
+use crate::{BrokerConfig, QueueError, socket, topology};
+
+const NOT_FOUND: u16 = 404;
+const REPLY_SUCCESS: u16 = 200;
+
+/// What stands in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Messages that wait for a consumer; those with a consumer are not among them.
+    pub ready: u64,
+}
+
+/// How a delivery ends.
+#[derive(Clone, Copy)]
+pub(crate) enum Settlement {
+    Ack,
+    Requeue,
+}
+
+pub(crate) struct Link {
+    /// Counts the connections of one broker, from 1.
+    pub(crate) generation: u64,
+    /// The channel all slots share.
+    pub(crate) consuming: Channel,
+    connection: Connection,
+    /// Ends the connection without a word; see [`socket`].
+    cut: CancellationToken,
+    _cut_when_dropped: DropGuard,
+    /// For declarations; a refused one closes it, so it is opened anew when needed.
+    control: tokio::sync::Mutex<Option<Channel>>,
+    /// Queues that were there when last looked at.
+    known: Mutex<HashSet<String>>,
+    failure: OnceLock<String>,
+    failed: CancellationToken,
+    operation_timeout: Duration,
+}
+
+impl Link {
+    /// Connects, declares the topology and opens the channel of the slots.
+    pub(crate) async fn open(
+        address: &Address,
+        config: &BrokerConfig,
+        pools: &[job::Name],
+        generation: u64,
+    ) -> Result<Link, QueueError> {
+        let doing = format!("connect to {}", address.shown());
+        let properties = ConnectionProperties::default().with_connection_name(config.name.as_str().into());
+        let cut = CancellationToken::new();
+        let guard = cut.clone().drop_guard();
+        let connecting = socket::connect(address.uri(), properties, cut.clone());
+        let connection = bounded(config.connect_timeout, &doing, connecting).await?;
+        let opening = async {
+            let consuming = connection.create_channel().await?;
+            // For every consumer started from here on, each by itself (global: false).
+            consuming.basic_qos(1, BasicQosOptions { global: false }).await?;
+            Ok(consuming)
+        };
+        let link = Link {
+            generation,
+            consuming: bounded(config.operation_timeout, "open a channel", opening).await?,
+            connection,
+            cut,
+            _cut_when_dropped: guard,
+            control: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+            failure: OnceLock::new(),
+            failed: CancellationToken::new(),
+            operation_timeout: config.operation_timeout,
+        };
+        match link.declare(pools).await {
+            Ok(()) => Ok(link),
+            Err(error) => {
+                link.close(config.close_timeout).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn declare(&self, pools: &[job::Name]) -> Result<(), QueueError> {
+        self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await)
+            .await?;
+        for pool in pools {
+            self.declare_pool(pool).await?;
+        }
+        Ok(())
+    }
+
+    /// Declares a pool's queue, whether or not it is known.
+    pub(crate) async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
+        let queue = topology::jobs_queue(pool);
+        let doing = format!("declare queue {queue}");
+        self.on_control(&doing, async |channel| topology::declare_pool(channel, pool).await).await?;
+        self.known().insert(queue);
+        Ok(())
+    }
+
+    /// Makes sure that a queue is there before somebody consumes from it: consuming from a missing one would
+    /// close the channel of all slots. `pool` is given when the queue is ours to declare.
+    pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<(), QueueError> {
+        if self.known().contains(queue) {
+            return Ok(());
+        }
+        match pool {
+            Some(pool) => self.declare_pool(pool).await,
+            None if self.depth(queue).await?.is_some() => Ok(()),
+            None => {
+                let doing = format!("consume from queue {queue}");
+                Err(QueueError::Failed { doing, reason: "the queue does not exist".to_owned() })
+            }
+        }
+    }
+
+    /// The broker has cancelled a consumer: the queue may be gone.
+    pub(crate) fn forget(&self, queue: &str) {
+        self.known().remove(queue);
+    }
+
+    /// How many messages wait in a queue; `None` when there is no such queue.
+    pub(crate) async fn depth(&self, queue: &str) -> Result<Option<Depth>, QueueError> {
+        let doing = format!("look at queue {queue}");
+        let depth = self.on_control(&doing, async |channel| {
+            let options = QueueDeclareOptions::durable().passive();
+            match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+                Ok(found) => Ok(Some(Depth { ready: u64::from(found.message_count()) })),
+                Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
+                Err(error) => Err(QueueError::Failed { doing: doing.clone(), reason: explain(&error) }),
+            }
+        });
+        let depth = depth.await?;
+        if depth.is_some() {
+            self.known().insert(queue.to_owned());
+        }
+        Ok(depth)
+    }
+
+    /// Works on the control channel, which the broker closes when it refuses something.
+    async fn on_control<T>(
+        &self,
+        doing: &str,
+        work: impl AsyncFnOnce(&Channel) -> Result<T, QueueError>,
+    ) -> Result<T, QueueError> {
+        let attempt = async {
+            let mut control = self.control.lock().await;
+            // Taken out while in use: should this future be dropped, the channel goes with it.
+            let channel = match control.take().filter(|channel| channel.status().connected()) {
+                Some(channel) => channel,
+                None => self.channel().await?,
+            };
+            let result = work(&channel).await;
+            *control = Some(channel).filter(|channel| channel.status().connected());
+            result
+        };
+        match timeout(self.operation_timeout, attempt).await {
+            Ok(result) => result,
+            Err(_) => Err(QueueError::Timeout { doing: doing.to_owned(), after: self.operation_timeout }),
+        }
+    }
+
+    /// Hands a settlement to lapin, which queues it when first polled; the rest of its future only waits for the
+    /// socket. (lapin's own acker spawns a task for each. One frame for many acks was tried and gained nothing:
+    /// the broker settles each consumer by itself.) Whether the channel was still there.
+    pub(crate) fn settle(&self, tag: u64, settlement: Settlement) -> bool {
+        if self.has_failed() {
+            return false;
+        }
+        let sent = match settlement {
+            Settlement::Ack => self.consuming.basic_ack(tag, BasicAckOptions::default()).now_or_never(),
+            Settlement::Requeue => {
+                let options = BasicNackOptions { requeue: true, ..Default::default() };
+                self.consuming.basic_nack(tag, options).now_or_never()
+            }
+        };
+        !matches!(sent, Some(Err(_)))
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.has_failed() && self.consuming.status().connected()
+    }
+
+    /// A channel of the caller's own.
+    pub(crate) async fn channel(&self) -> Result<Channel, QueueError> {
+        bounded(self.operation_timeout, "open a channel", self.connection.create_channel()).await
+    }
+
+    pub(crate) fn operation_timeout(&self) -> Duration {
+        self.operation_timeout
+    }
+
+    pub(crate) fn events(&self) -> impl futures::Stream<Item = lapin::Event> + Send {
+        self.connection.events_listener()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.status().connected() && self.consuming.status().connected()
+    }
+
+    /// Gives the link up; the first reason is kept.
+    pub(crate) fn fail(&self, reason: impl Display) {
+        let _ = self.failure.set(reason.to_string());
+        self.failed.cancel();
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_cancelled()
+    }
+
+    /// Resolves when somebody has given the link up, with the reason.
+    pub(crate) async fn failure(&self) -> String {
+        self.failed.cancelled().await;
+        self.failure.get().cloned().unwrap_or_default()
+    }
+
+    /// Says goodbye to the broker, within a bound. Unacked deliveries go back to their queues.
+    pub(crate) async fn close(&self, within: Duration) {
+        self.fail("closed");
+        if self.connection.status().connected() {
+            let _ = timeout(within, self.connection.close(REPLY_SUCCESS, "closing".into())).await;
+        }
+        self.cut.cancel();
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives up on an answer that does not come.
+pub(crate) async fn bounded<T>(
+    after: Duration,
+    doing: &str,
+    asking: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, QueueError> {
+    match timeout(after, asking).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(QueueError::Failed { doing: doing.to_owned(), reason: explain(&error) }),
+        Err(_) => Err(QueueError::Timeout { doing: doing.to_owned(), after }),
+    }
+}

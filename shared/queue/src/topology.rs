@@ -1,0 +1,130 @@
+//! Exchanges and queues: their names, their arguments, and their declaration.
+//!
+//! ```text
+//! any client ──▶ harness.jobs (direct) ──pool──▶ harness.jobs.<pool> (quorum) ──▶ a slot
+//!                      │ no such pool                  │ delivered 1000 times, rejected, expired
+//!                      ▼                               ▼
+//!                harness.dead (fanout) ─────────▶ harness.dead (quorum)
+//! ```
+//!
+//! Our own publisher addresses queues by name through the default exchange. Declaring what is there already
+//! changes nothing; declaring it differently is refused by the broker, and said so.
+
+use std::collections::BTreeMap;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+
+use crate::QueueError;
+use crate::error::{explain, reply_code};
+
+/// The exchange for other clients: direct, with the pool's name as routing key.
+pub const JOBS_EXCHANGE: &str = "harness.jobs";
+/// Where the broker sends what it cannot route or deliver.
+pub const DEAD_EXCHANGE: &str = "harness.dead";
+/// Where every dead letter ends.
+pub const DEAD_QUEUE: &str = "harness.dead";
+
+/// How often a message may be delivered before the broker dead-letters it. Attempts are counted in Postgres;
+/// this only ends what kills every worker. Never -1: RabbitMQ 3.10 takes it and drops everything.
+const DELIVERY_LIMIT: i32 = 1_000;
+/// Looking at dead letters counts as a delivery, too. RabbitMQ 4 drops at 20 unless told otherwise.
+const DEAD_DELIVERY_LIMIT: i32 = 1_000_000_000;
+
+/// The queue of a pool.
+pub fn jobs_queue(pool: &job::Name) -> String {
+    format!("{JOBS_EXCHANGE}.{pool}")
+}
+
+/// Declares what all pools share.
+pub(crate) async fn declare_shared(channel: &Channel) -> Result<(), QueueError> {
+    declare_exchange(channel, DEAD_EXCHANGE, ExchangeKind::Fanout, FieldTable::default()).await?;
+    let limit = ("x-delivery-limit", AMQPValue::LongInt(DEAD_DELIVERY_LIMIT));
+    declare_queue(channel, DEAD_QUEUE, table([quorum(), limit])).await?;
+    bind(channel, DEAD_QUEUE, DEAD_EXCHANGE, "").await?;
+    let alternate = table([("alternate-exchange", text(DEAD_EXCHANGE))]);
+    declare_exchange(channel, JOBS_EXCHANGE, ExchangeKind::Direct, alternate).await
+}
+
+/// Declares the queue of one pool.
+pub(crate) async fn declare_pool(channel: &Channel, pool: &job::Name) -> Result<(), QueueError> {
+    let queue = jobs_queue(pool);
+    let arguments = table([
+        quorum(),
+        ("x-dead-letter-exchange", text(DEAD_EXCHANGE)),
+        ("x-dead-letter-routing-key", text(DEAD_QUEUE)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+    ]);
+    declare_queue(channel, &queue, arguments).await?;
+    bind(channel, &queue, JOBS_EXCHANGE, pool.as_str()).await
+}
+
+fn quorum() -> (&'static str, AMQPValue) {
+    ("x-queue-type", text("quorum"))
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+    let entries = entries.into_iter().map(|(key, value)| (ShortString::from(key), value));
+    FieldTable::from(entries.collect::<BTreeMap<_, _>>())
+}
+
+async fn declare_exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    arguments: FieldTable,
+) -> Result<(), QueueError> {
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let declared = channel.exchange_declare(name.into(), kind, options, arguments).await;
+    declared.map_err(|error| {
+        let remedy = format!(
+            "delete it (`rabbitmqadmin delete exchange name={name}`), and it is declared anew at the next attempt"
+        );
+        refused("exchange", name, remedy, &error)
+    })
+}
+
+async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), QueueError> {
+    let declared = channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await;
+    declared.map(drop).map_err(|error| {
+        let remedy = format!(
+            "empty and delete it (`rabbitmqctl delete_queue {name}`), and it is declared anew at the next attempt"
+        );
+        refused("queue", name, remedy, &error)
+    })
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), QueueError> {
+    let options = QueueBindOptions::default();
+    let bound =
+        channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await;
+    bound.map_err(|error| QueueError::Failed {
+        doing: format!("bind queue {queue} to exchange {exchange}"),
+        reason: explain(&error),
+    })
+}
+
+fn refused(kind: &str, name: &str, remedy: String, error: &lapin::Error) -> QueueError {
+    const PRECONDITION_FAILED: u16 = 406;
+    if reply_code(error) == Some(PRECONDITION_FAILED) {
+        return QueueError::Mismatch { name: format!("{kind} {name}"), detail: explain(error), remedy };
+    }
+    QueueError::Failed { doing: format!("declare {kind} {name}"), reason: explain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_has_its_queue() {
+        assert_eq!(jobs_queue(&job::Name::default()), "harness.jobs.default");
+    }
+}

@@ -1,0 +1,72 @@
+//! Messages that no client library should send do not stop anybody.
+
+mod support;
+
+use queue::JOBS_EXCHANGE;
+use support::raw::{self, RawMessage, nested_headers};
+use support::{PATIENCE, amqp_url, at_desk, within};
+
+fn message(queue: &str) -> RawMessage {
+    RawMessage {
+        exchange: "",
+        routing_key: queue.into(),
+        message_id: None,
+        headers: None,
+        body: b"body".to_vec(),
+    }
+}
+
+async fn publish(message: RawMessage) {
+    tokio::task::spawn_blocking(move || raw::publish(&amqp_url(), &message)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_id_that_is_not_utf8_is_delivered_all_the_same() {
+    at_desk(async |desk| {
+        publish(RawMessage { message_id: Some(b"a\xff\xfeb".to_vec()), ..message(&desk.queue) }).await;
+        desk.publish("next").await;
+        let mut slot = desk.broker.slot(&desk.queue, "test");
+        let delivery = within(slot.next()).await.unwrap();
+        assert_eq!(delivery.message_id(), Some("a??b"));
+        delivery.ack().await.unwrap();
+        assert_eq!(within(slot.next()).await.unwrap().message_id(), Some("next"));
+        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn headers_nested_ten_thousand_levels_deep_are_delivered_all_the_same() {
+    at_desk(async |desk| {
+        publish(RawMessage { headers: Some(nested_headers(10_000)), ..message(&desk.queue) }).await;
+        desk.publish("next").await;
+        let mut slot = desk.broker.slot(&desk.queue, "test");
+        let delivery = within(slot.next()).await.unwrap();
+        assert_eq!(delivery.body, b"body");
+        // Too large for a frame with our own headers on top, so the copy goes without them.
+        within(desk.broker.publisher().dead_letter(&delivery, "body: hostile", "hostile")).await.unwrap();
+        delivery.ack().await.unwrap();
+        assert_eq!(within(slot.next()).await.unwrap().message_id(), Some("next"));
+        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unroutable_message_whose_routing_key_is_not_utf8_can_be_looked_at() {
+    at_desk(async |desk| {
+        let id = desk.pool.to_string();
+        let hostile = RawMessage {
+            exchange: JOBS_EXCHANGE,
+            routing_key: b"no\xffwhere".to_vec(),
+            message_id: Some(id.clone().into_bytes()),
+            ..message("")
+        };
+        publish(hostile).await;
+        let letters = within(desk.broker.dead_letters(10_000)).await.unwrap();
+        let letter = letters.into_iter().find(|letter| letter.message_id.as_ref() == Some(&id)).expect("it");
+        assert_eq!(letter.code, "unroutable");
+        assert!(letter.reason.contains("no?where"), "{}", letter.reason);
+    })
+    .await;
+}

@@ -1,0 +1,52 @@
+//! What keeps jobs moving when nobody else does: due rows go to the broker, dead workers' jobs come due, the
+//! ledger's partitions are made and dropped.
+//!
+//! It runs in every worker and in the producer, any number at a time: each step takes rows that no other takes
+//! (`SKIP LOCKED`), or is true whoever says it. It decides nothing about a job's outcome and never runs one.
+
+mod dispatch;
+mod rescue;
+mod upkeep;
+
+use std::time::Duration;
+
+use queue::{Broker, Publisher};
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+pub use dispatch::publish;
+
+/// The relay's surroundings.
+#[derive(Clone)]
+pub struct Relay {
+    /// The ledger.
+    pub store: Store,
+    /// A connection for publishing.
+    pub broker: Broker,
+    /// Its confirming publisher.
+    pub publisher: Publisher,
+    /// The workers' lease: nobody is declared dead by a relay that has not watched for so long.
+    pub lease: Duration,
+    /// How long results are kept.
+    pub retention: Duration,
+}
+
+impl Relay {
+    /// Works until told to stop. Failures of Postgres or the broker are logged and outlived.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::join!(
+            dispatch::run(&self, &stop),
+            rescue::run(&self.store, self.lease, &stop),
+            upkeep::run(&self.store, self.retention, &stop)
+        );
+    }
+}
+
+/// Ticks until told to stop.
+async fn tick(interval: &mut tokio::time::Interval, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        _ = interval.tick() => true,
+    }
+}

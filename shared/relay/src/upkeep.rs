@@ -1,0 +1,31 @@
+//! What the ledger needs done once in a while.
+
+use std::time::Duration;
+
+use store::{Store, StoreError};
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::tick;
+
+const EVERY: Duration = Duration::from_secs(15 * 60);
+const FORGET_WORKERS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(crate) async fn run(store: &Store, retention: Duration, stop: &CancellationToken) {
+    let mut interval = interval(EVERY);
+    while tick(&mut interval, stop).await {
+        if let Err(error) = keep_up(store, retention).await {
+            warn!(cause = error.as_dyn(), "the ledger's upkeep failed, trying again later");
+        }
+    }
+}
+
+async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
+    if let Some((made, dropped)) = store.maintain_partitions(retention).await?
+        && made + dropped > 0
+    {
+        info!(made, dropped, "partitions of harness_results");
+    }
+    store.forget_workers(FORGET_WORKERS_AFTER).await
+}

@@ -1,0 +1,91 @@
+//! The admin port: `/health` (the process answers), `/ready` (it can do its work), `/metrics` (Prometheus).
+//!
+//! `/health` calls nothing and nobody: a dead database must not get the process killed. `/ready` reads what the
+//! process already knows.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus::{Encoder, TextEncoder};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// One line of `/ready`.
+#[derive(Clone, Debug)]
+pub enum Check {
+    /// True or it makes the process unready; the reason tells why it is not true.
+    Must(bool, Option<String>),
+    /// For information.
+    Info(Value),
+}
+
+/// The lines of `/ready` by name, such as `database_connected`.
+pub type Readiness = Arc<dyn Fn() -> BTreeMap<&'static str, Check> + Send + Sync>;
+
+/// A bound admin port.
+pub struct Admin {
+    listener: TcpListener,
+    readiness: Readiness,
+}
+
+impl Admin {
+    /// Binds, so that an address in use is told before anything starts. Port 0 takes a free one.
+    pub async fn bind(address: SocketAddr, readiness: Readiness) -> anyhow::Result<Admin> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("binding the admin port {address} (set ADMIN_ADDR to another one)"))?;
+        tracing::info!(address = %listener.local_addr()?, "the admin port is open: /health /ready /metrics");
+        Ok(Admin { listener, readiness })
+    }
+
+    /// Serves until told to stop.
+    pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let routes = Router::new()
+            .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
+            .route("/ready", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self.readiness);
+        axum::serve(self.listener, routes)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+            .context("serving the admin port")
+    }
+}
+
+async fn ready(State(readiness): State<Readiness>) -> Response {
+    let checks = readiness();
+    let mut reasons = BTreeMap::new();
+    let mut lines = BTreeMap::new();
+    for (name, check) in checks {
+        match check {
+            Check::Must(ok, reason) => {
+                if let (false, Some(reason)) = (ok, reason) {
+                    reasons.insert(name, reason);
+                }
+                lines.insert(name, json!(ok));
+            }
+            Check::Info(value) => {
+                lines.insert(name, value);
+            }
+        }
+    }
+    let ready = !lines.values().any(|value| *value == json!(false));
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": ready, "checks": lines, "reasons": reasons}))).into_response()
+}
+
+async fn metrics() -> Response {
+    let mut text = Vec::new();
+    match TextEncoder::new().encode(&prometheus::gather(), &mut text) {
+        Ok(()) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,18 @@
+//! Process plumbing that every binary shares: settings, logs, signals, retries and the admin port.
+//!
+//! It knows no other room: what a job or a queue is, and whether a setting's value makes sense, is for the binary
+//! to say.
+
+mod settings;
+mod telemetry;
+mod shutdown;
+mod retry;
+mod admin;
+mod run;
+
+pub use admin::{Admin, Check, Readiness};
+pub use retry::{Backoff, RetryError, retry};
+pub use run::{Essential, exit_code, run};
+pub use settings::{Common, Problems, Setting, SettingsError};
+pub use shutdown::until_signalled;
+pub use telemetry::Telemetry;

@@ -1,0 +1,99 @@
+//! A process's whole life: boot, serve, drain; and how it ends.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::{SettingsError, Telemetry, until_signalled};
+
+/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM or SIGINT cancels. A second
+/// signal ends the process at once.
+///
+/// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`].
+pub fn run<F, Fut>(telemetry: Telemetry, main: F) -> ExitCode
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<ExitCode>>,
+{
+    telemetry.init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime could be started");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let on_signal = stop.clone();
+        let signals = tokio::spawn(async move {
+            until_signalled().await?;
+            on_signal.cancel();
+            until_signalled().await?;
+            std::process::exit(130);
+            #[expect(unreachable_code, reason = "names the task's type")]
+            std::io::Result::Ok(())
+        });
+        let result = main(stop).await;
+        signals.abort();
+        result
+    });
+    // What still runs on the blocking pool must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result.unwrap_or_else(|error| {
+        error!("{error:#}");
+        exit_code(&error)
+    })
+}
+
+/// 2 for settings or arguments that are wrong, 1 for all else.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<SettingsError>() {
+        Some(_) => ExitCode::from(2),
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Tasks without which the process is of no use.
+#[derive(Default)]
+pub struct Essential(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Essential {
+    /// Starts one.
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.0.spawn(async move { (name, task.await) });
+    }
+
+    /// Resolves when any of them ends, which is an error unless all were told to stop.
+    pub async fn first_end(&mut self) -> anyhow::Error {
+        match self.0.join_next().await {
+            Some(Ok((name, Ok(())))) => {
+                anyhow!("`{name}` has ended, without which this process is of no use")
+            }
+            Some(Ok((name, Err(error)))) => error.context(format!("`{name}` has failed")),
+            Some(Err(error)) => anyhow!(error).context("an essential task has panicked"),
+            None => anyhow!("no essential task is left"),
+        }
+    }
+
+    /// Waits until all have ended; returns the first error.
+    pub async fn all_ended(&mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.0.join_next().await {
+            let ended = match ended {
+                Ok((name, ended)) => ended.map_err(|error| error.context(format!("`{name}` has failed"))),
+                Err(error) => Err(anyhow!(error).context("an essential task has panicked")),
+            };
+            result = result.and(ended);
+        }
+        result
+    }
+}

@@ -1,0 +1,168 @@
+//! Settings: flags with an environment name each, checked together, so that one start tells all that is wrong.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+
+use clap::Args;
+use secrecy::SecretString;
+
+use crate::Telemetry;
+
+/// A setting as it was given: its value, or why it has none. Reading one never fails, so that the parser goes on to
+/// the next and [`Problems`] can name them all.
+#[derive(Clone, Debug)]
+pub struct Setting<T> {
+    given: String,
+    value: Result<T, String>,
+}
+
+impl<T: FromStr<Err: fmt::Display>> FromStr for Setting<T> {
+    type Err = Infallible;
+    fn from_str(given: &str) -> Result<Self, Infallible> {
+        let value = given.parse::<T>().map_err(|error| error.to_string());
+        Ok(Setting { given: given.to_owned(), value })
+    }
+}
+
+/// What is wrong with the settings, collected.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// Takes a setting's value, or notes that it does not parse.
+    pub fn take<T>(&mut self, name: &str, setting: Setting<T>) -> Option<T> {
+        let Setting { given, value } = setting;
+        value.map_err(|problem| self.add(name, format!("got \"{given}\": {problem}"))).ok()
+    }
+
+    /// Takes a setting's value if it lies in this range, or notes that it does not.
+    pub fn within<T: PartialOrd + fmt::Display>(
+        &mut self,
+        name: &str,
+        setting: Setting<T>,
+        range: std::ops::RangeInclusive<T>,
+    ) -> Option<T> {
+        let value = self.take(name, setting)?;
+        if range.contains(&value) {
+            return Some(value);
+        }
+        self.add(name, format!("got {value}, expected {} to {}", range.start(), range.end()));
+        None
+    }
+
+    /// Takes what another room made of a setting, or notes its complaint.
+    pub fn check<T, E: fmt::Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|problem| self.add(name, problem)).ok()
+    }
+
+    /// Takes a setting that must be there.
+    pub fn required<T>(&mut self, name: &str, setting: Option<T>, what: &str) -> Option<T> {
+        if setting.is_none() {
+            self.add(name, format!("not set, expected {what}"));
+        }
+        setting
+    }
+
+    /// Notes a problem.
+    pub fn add(&mut self, name: &str, problem: impl fmt::Display) {
+        self.0.push(format!("{name}: {problem}"));
+    }
+
+    /// How many there are so far.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The error that tells them all.
+    pub fn into_error(self) -> SettingsError {
+        SettingsError(self.0)
+    }
+}
+
+/// Settings that a process cannot start with. It ends with exit code 2.
+#[derive(Debug)]
+pub struct SettingsError(Vec<String>);
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "{count} {}:", if count == 1 { "setting is wrong" } else { "settings are wrong" })?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// The settings of every binary.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Where this runs: development, staging or production
+    #[arg(long, env = "ENVIRONMENT", default_value = "development", global = true, help_heading = "Common")]
+    pub environment: String,
+    /// Postgres, such as postgres://user:password@host:5432/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = "Common")]
+    pub database_url: Option<SecretString>,
+    /// Connections to Postgres, at most
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "10", global = true, help_heading = "Common")]
+    pub database_pool_size: Setting<usize>,
+    /// RabbitMQ, such as amqp://user:password@host:5672/vhost (%2f is the vhost "/")
+    #[arg(long, env = "AMQP_URL", hide_env_values = true, global = true, help_heading = "Common")]
+    pub amqp_url: Option<SecretString>,
+    /// Days that results are kept; a job id must not be older
+    #[arg(long, env = "RETENTION_DAYS", default_value = "30", global = true, help_heading = "Common")]
+    pub retention_days: Setting<u64>,
+    /// The largest message that is accepted, in bytes
+    #[arg(
+        long,
+        env = "MAX_MESSAGE_BYTES",
+        default_value = "1048576",
+        global = true,
+        help_heading = "Common"
+    )]
+    pub max_message_bytes: Setting<usize>,
+    /// error, warn, info, debug, trace, or directives such as info,worker=debug
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, help_heading = "Common")]
+    pub log_level: String,
+    /// Log one JSON object per line
+    #[arg(long, env = "LOG_JSON", default_value = "false", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", global = true, help_heading = "Common")]
+    pub log_json: Setting<bool>,
+}
+
+impl Common {
+    /// How to log; `quiet` are directives for libraries, such as `lapin=off`. What is wrong falls back to the
+    /// defaults, so that it can be logged.
+    pub fn telemetry(&self, quiet: &[&str], problems: &mut Problems) -> Telemetry {
+        if !["development", "staging", "production"].contains(&self.environment.as_str()) {
+            let got = format!("got \"{}\", expected development, staging or production", self.environment);
+            problems.add("ENVIRONMENT", got);
+        }
+        let json = problems.take("LOG_JSON", self.log_json.clone()).unwrap_or(false);
+        let level = problems.check("LOG_LEVEL", Telemetry::parse_level(&self.log_level, quiet));
+        Telemetry::new(level, json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let mut problems = Problems::default();
+        assert_eq!(problems.take("A", "7".parse::<Setting<u8>>().unwrap()), Some(7));
+        assert_eq!(problems.take("B", "700".parse::<Setting<u8>>().unwrap()), None);
+        assert_eq!(problems.within("C", "7".parse::<Setting<u8>>().unwrap(), 1..=5), None);
+        assert_eq!(problems.required::<u8>("D", None, "a number"), None);
+        let text = problems.into_error().to_string();
+        for part in [
+            "3 settings are wrong",
+            "B: got \"700\"",
+            "C: got 7, expected 1 to 5",
+            "D: not set, expected a number",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

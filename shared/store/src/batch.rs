@@ -1,0 +1,133 @@
+//! Group commit: what arrives while a transaction is under way goes into the next one together.
+//!
+//! Under light load a call is a transaction of its own and waits for nobody; under heavy load batches grow by
+//! themselves up to their bound. There is no timer in it.
+
+use std::future::Future;
+use std::mem;
+
+use deadpool_postgres::Pool;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::StoreError;
+
+/// A call that can share a transaction with others of its kind.
+pub(crate) trait Batched: Send + Sync + Sized + 'static {
+    /// What each caller gets.
+    type Answer: Send + 'static;
+    /// The greatest number of calls in one transaction.
+    const MAX_ROWS: usize = 256;
+    /// The greatest size of one transaction; a single greater call goes alone.
+    const MAX_BYTES: usize = 8 * 1024 * 1024;
+    /// How many transactions run side by side.
+    const LANES: usize = 2;
+
+    /// About how many bytes it adds to a transaction.
+    fn bytes(&self) -> usize;
+
+    /// Calls that must not stand in one batch with another of the same key.
+    fn key(&self) -> u128;
+
+    /// The transaction; answers in the order of the calls.
+    fn commit(
+        pool: &Pool,
+        batch: &[Self],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
+}
+
+type Call<T> = (T, oneshot::Sender<Result<<T as Batched>::Answer, StoreError>>);
+
+pub(crate) struct Batcher<T: Batched> {
+    calls: mpsc::Sender<Call<T>>,
+}
+
+impl<T: Batched> Clone for Batcher<T> {
+    fn clone(&self) -> Self {
+        Batcher { calls: self.calls.clone() }
+    }
+}
+
+impl<T: Batched> Batcher<T> {
+    /// Starts the lanes; they end with the last clone.
+    pub(crate) fn start(pool: Pool) -> Self {
+        let (calls, queue) = mpsc::channel(4 * T::MAX_ROWS);
+        let queue = std::sync::Arc::new(tokio::sync::Mutex::new(Queue { calls: queue, held: None }));
+        for _ in 0..T::LANES {
+            let (pool, queue) = (pool.clone(), queue.clone());
+            tokio::spawn(async move {
+                loop {
+                    let batch = queue.lock().await.next_batch().await;
+                    if batch.is_empty() {
+                        return;
+                    }
+                    run(&pool, batch).await;
+                }
+            });
+        }
+        Batcher { calls }
+    }
+
+    pub(crate) async fn call(&self, call: T) -> Result<T::Answer, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send((call, reply)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+struct Queue<T: Batched> {
+    calls: mpsc::Receiver<Call<T>>,
+    /// Taken from the channel, but one too many for the batch before.
+    held: Option<Call<T>>,
+}
+
+impl<T: Batched> Queue<T> {
+    /// Waits for a call, then takes what else is already there and fits. Empty when all callers are gone.
+    async fn next_batch(&mut self) -> Vec<Call<T>> {
+        let first = match self.held.take() {
+            Some(call) => call,
+            None => match self.calls.recv().await {
+                Some(call) => call,
+                None => return Vec::new(),
+            },
+        };
+        let mut bytes = first.0.bytes();
+        let mut keys = std::collections::HashSet::from([first.0.key()]);
+        let mut batch = vec![first];
+        // A call whose runtime slice ends here lets the others' calls in.
+        tokio::task::yield_now().await;
+        while batch.len() < T::MAX_ROWS {
+            let Ok(call) = self.calls.try_recv() else { break };
+            bytes += call.0.bytes();
+            if bytes > T::MAX_BYTES || !keys.insert(call.0.key()) {
+                self.held = Some(call);
+                break;
+            }
+            batch.push(call);
+        }
+        batch
+    }
+}
+
+/// Commits a batch. When Postgres refuses a value, every call is tried alone, so that only the culprit fails.
+async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
+    let (calls, replies): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
+    match T::commit(pool, &calls).await {
+        Ok(answers) => {
+            for (reply, answer) in replies.into_iter().zip(answers) {
+                // A caller that no longer waits (its job was stopped) needs no answer.
+                let _ = reply.send(Ok(answer));
+            }
+        }
+        Err(StoreError::Refused { .. }) if calls.len() > 1 => {
+            for (call, reply) in calls.chunks(1).zip(replies) {
+                let answer = T::commit(pool, call).await;
+                let _ = reply.send(answer.map(|mut one| mem::take(&mut one).remove(0)));
+            }
+        }
+        Err(error) => {
+            for reply in replies {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}

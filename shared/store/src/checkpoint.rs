@@ -1,0 +1,110 @@
+//! Checkpoint: appends what a running job added to its session.
+
+use std::collections::HashSet;
+
+use deadpool_postgres::Pool;
+use job::{JobId, Name, Usd, WorkerId};
+use uuid::Uuid;
+
+use crate::batch::Batched;
+use crate::tx::Tx;
+use crate::{Fenced, Store, StoreError};
+
+/// One delta of one run.
+#[derive(Clone, Debug)]
+pub struct CheckpointRow {
+    /// Who runs the job.
+    pub worker: WorkerId,
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: Name,
+    /// The run's fencing token.
+    pub epoch: i64,
+    /// Counts the deltas of a run from 0, so that a repeated call recognises itself.
+    pub ordinal: i32,
+    /// The delta as JSON.
+    pub delta: String,
+    /// Iterations it finished.
+    pub iterations: u64,
+    /// What it cost.
+    pub cost: Usd,
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+}
+
+/// The job rows are locked against rescue (which takes them in the same order) until the delta stands.
+const APPEND: &str = "
+    WITH incoming AS (
+        SELECT * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::bigint[],
+                             $8::bigint[], $9::bigint[], $10::bigint[])
+            AS t(job_id, session_id, epoch, ordinal, delta, iterations, cost_microusd, input_tokens, output_tokens)
+    ), held AS (
+        SELECT i.* FROM harness_jobs j
+          JOIN incoming i ON i.job_id = j.job_id AND i.epoch = j.epoch AND i.session_id = j.session_id
+         WHERE j.worker_id = $1 AND j.state = 'running'
+         ORDER BY j.job_id FOR SHARE OF j
+    ), appended AS (
+        INSERT INTO harness_checkpoints
+               (session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta)
+        SELECT session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta::jsonb
+          FROM held
+        ON CONFLICT DO NOTHING
+    )
+    SELECT job_id FROM held";
+
+impl Batched for CheckpointRow {
+    type Answer = Fenced<()>;
+
+    fn bytes(&self) -> usize {
+        self.delta.len() + 100
+    }
+
+    fn key(&self) -> u128 {
+        Uuid::from(self.job_id).as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Fenced<()>>, StoreError> {
+        let tx = Tx::prepare(pool, "checkpoint", [APPEND]).await?;
+        let worker = batch.last().expect("a batch is never empty").worker;
+        let worker_id = Uuid::from(worker);
+        let jobs: Vec<Uuid> = batch.iter().map(|row| row.job_id.into()).collect();
+        let sessions: Vec<&str> = batch.iter().map(|row| row.session_id.as_str()).collect();
+        let epochs: Vec<i64> = batch.iter().map(|row| row.epoch).collect();
+        let ordinals: Vec<i32> = batch.iter().map(|row| row.ordinal).collect();
+        let deltas: Vec<&str> = batch.iter().map(|row| row.delta.as_str()).collect();
+        let iterations: Vec<i64> = batch.iter().map(|row| row.iterations as i64).collect();
+        let costs: Vec<i64> = batch.iter().map(|row| row.cost.micros() as i64).collect();
+        let input_tokens: Vec<i64> = batch.iter().map(|row| row.input_tokens as i64).collect();
+        let output_tokens: Vec<i64> = batch.iter().map(|row| row.output_tokens as i64).collect();
+        let [held] = tx
+            .run([&[
+                &worker_id,
+                &jobs,
+                &sessions,
+                &epochs,
+                &ordinals,
+                &deltas,
+                &iterations,
+                &costs,
+                &input_tokens,
+                &output_tokens,
+            ]])
+            .await?;
+        let held: HashSet<Uuid> = held.iter().map(|row| row.get(0)).collect();
+        let answer = |row: &CheckpointRow| match held.contains(&row.job_id.into()) {
+            true => Fenced::Done(()),
+            false => Fenced::Lost,
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+}
+
+impl Store {
+    /// Appends one delta; it is durable when this returns `Done`. Safe to repeat after a lost reply.
+    pub async fn checkpoint(&self, row: CheckpointRow) -> Result<Fenced<()>, StoreError> {
+        self.checkpoints.call(row).await
+    }
+}

@@ -1,0 +1,292 @@
+//! Claim: who runs this job? The transaction that makes a message's job durable and gives it to one worker.
+
+use std::collections::HashMap;
+
+use deadpool_postgres::Pool;
+use job::{JobId, JobState, Name, Usd, WorkerId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::batch::Batched;
+use crate::tx::Tx;
+use crate::{Store, StoreError};
+
+/// A delivery that asks to be run.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub worker: WorkerId,
+    /// The job, from the message.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: Name,
+    /// Its agent.
+    pub agent_id: Name,
+    /// On whose behalf.
+    pub user_id: Option<String>,
+    /// The pool whose queue it came from.
+    pub pool: Name,
+    /// The `harness.job.v1` envelope, kept in the ledger.
+    pub message: String,
+    /// Whether this process runs the job at present. If the ledger says so but the process does not, the reply
+    /// to an earlier claim was lost.
+    pub held_here: bool,
+}
+
+/// The answer to a claim. All but the first are acked at once.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The job is the worker's, under a new epoch.
+    Claimed(Box<Claimed>),
+    /// It has ended.
+    Finished(JobState),
+    /// A live worker runs it.
+    Held,
+    /// Its turn in its session comes later; the end of the job before it releases it.
+    Blocked,
+    /// It waits for its next attempt.
+    NotDue,
+    /// The id belongs to a job of another session.
+    OtherSession(String),
+    /// The worker has been declared dead: it must stop what it runs and take a new id.
+    LeaseLost,
+}
+
+/// A job in a worker's hands.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// The fencing token of this run: greater than that of every earlier run of the session.
+    pub epoch: i64,
+    /// Attempts spent before this one.
+    pub attempts: u32,
+    /// The envelope, where the worker does not have it: when a blocked job is continued with.
+    pub message: Option<String>,
+    /// Where the session stands.
+    pub session: SessionState,
+}
+
+/// A session as the ledger keeps it: the state at the last fold, and what was appended since.
+#[derive(Clone, Debug, Default)]
+pub struct SessionState {
+    /// The JSON texts of memory, context window and feature progress; `None` for a session that was never folded.
+    pub folded: Option<[String; 3]>,
+    /// Iterations at the last fold.
+    pub iteration_count: i64,
+    /// Spend at the last fold.
+    pub cost: Usd,
+    /// Tokens read at the last fold.
+    pub input_tokens: i64,
+    /// Tokens written at the last fold.
+    pub output_tokens: i64,
+    /// A JSON array of `{job_id, delta}` in order, `None` when there is none.
+    pub deltas: Option<String>,
+}
+
+/// The columns of a claimed job; `c` is the claimed row, `s` its session.
+macro_rules! claimed_columns {
+    () => {
+        "c.job_id, c.session_id, c.epoch, c.attempts,
+         CASE WHEN s.version > 0 THEN s.memory::text END,
+         CASE WHEN s.version > 0 THEN s.context_window::text END,
+         CASE WHEN s.version > 0 THEN s.feature_progress::text END,
+         s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
+         (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
+            FROM harness_checkpoints p WHERE p.session_id = c.session_id)"
+    };
+}
+pub(crate) use claimed_columns;
+
+/// Whether the worker may still take jobs; locked against being declared dead until the transaction ends.
+pub(crate) const LOCK_WORKER: &str =
+    "SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead' FOR KEY SHARE";
+
+/// Creates sessions, in order, so that there is a row to lock.
+const CREATE_SESSIONS: &str = "
+    INSERT INTO harness_sessions (session_id, agent_id, user_id)
+    SELECT session_id, min(agent_id), min(user_id)
+      FROM unnest($1::text[], $2::text[], $3::text[]) AS t(session_id, agent_id, user_id)
+     GROUP BY session_id ORDER BY session_id COLLATE \"C\"
+    ON CONFLICT DO NOTHING";
+
+/// Locks sessions, in order.
+pub(crate) const LOCK_SESSIONS: &str = "
+    SELECT count(*) FROM (SELECT FROM harness_sessions
+     WHERE session_id = ANY($1) ORDER BY session_id FOR UPDATE) locked";
+
+/// Jobs the ledger has not seen (any AMQP client may publish): run if their session has no other job, else wait.
+const CLAIM_FRESH: &str = concat!(
+    "
+    WITH incoming AS (
+        SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
+          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) WITH ORDINALITY
+            AS t(job_id, session_id, agent_id, user_id, pool, message, turn)
+         WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id)
+           AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
+           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
+    ), decided AS (
+        SELECT i.*, first AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.session_id = i.session_id) AS free
+          FROM incoming i
+    ), c AS (
+        INSERT INTO harness_jobs
+               (job_id, session_id, agent_id, user_id, pool, message, state, epoch, worker_id, started_at)
+        SELECT job_id, session_id, agent_id, user_id, pool, message::json,
+               CASE WHEN free THEN 'running' ELSE 'blocked' END,
+               CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
+               CASE WHEN free THEN $1 END,
+               CASE WHEN free THEN now() END
+          FROM decided ORDER BY turn
+        ON CONFLICT DO NOTHING
+        RETURNING job_id, session_id, epoch, attempts, state
+    )
+    SELECT ",
+    claimed_columns!(),
+    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+);
+
+/// Jobs the ledger knows and that wait for a worker: run if no other job of their session runs and none that was
+/// accepted earlier is unfinished, else wait. With $4 a job that the ledger believes to run here, but does not.
+const CLAIM_KNOWN: &str = concat!(
+    "
+    WITH known AS (
+        SELECT j.job_id, j.session_id, j.seq
+          FROM unnest($2::uuid[], $3::text[], $4::bool[]) AS t(job_id, session_id, held_here)
+          JOIN harness_jobs j ON j.job_id = t.job_id AND j.session_id = t.session_id
+         WHERE (j.state IN ('publishing', 'queued') OR (j.state = 'scheduled' AND j.due_at <= now())
+                OR (j.state = 'running' AND j.worker_id = $1 AND NOT t.held_here))
+           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
+         ORDER BY j.job_id
+           FOR UPDATE OF j
+    ), decided AS (
+        SELECT k.*, NOT EXISTS (
+                SELECT FROM harness_jobs o
+                 WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
+                   AND (o.state = 'running' OR o.seq < k.seq)) AS free
+          FROM known k
+    ), c AS (
+        UPDATE harness_jobs j
+           SET state = CASE WHEN d.free THEN 'running' ELSE 'blocked' END,
+               epoch = CASE WHEN d.free THEN nextval('harness_epoch') ELSE j.epoch END,
+               worker_id = CASE WHEN d.free THEN $1 END,
+               started_at = CASE WHEN d.free THEN coalesce(j.started_at, now()) ELSE j.started_at END,
+               state_since = now()
+          FROM decided d WHERE j.job_id = d.job_id
+        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state
+    )
+    SELECT ",
+    claimed_columns!(),
+    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+);
+
+/// Where each job stands now.
+const READ_ANSWERS: &str = "
+    SELECT t.job_id, coalesce(j.state, r.state), coalesce(j.session_id, r.session_id)
+      FROM unnest($1::uuid[]) AS t(job_id)
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id) j ON true
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_results r WHERE r.job_id = t.job_id) r ON true";
+
+impl Batched for ClaimRequest {
+    type Answer = Answer;
+
+    fn bytes(&self) -> usize {
+        self.message.len() + 200
+    }
+
+    fn key(&self) -> u128 {
+        Uuid::from(self.job_id).as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Answer>, StoreError> {
+        let statements =
+            [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN, READ_ANSWERS];
+        let tx = Tx::prepare(pool, "claim", statements).await?;
+        // A process changes its id only after it was declared dead, so of two ids in a batch the last one lives.
+        let worker = batch.last().expect("a batch is never empty").worker;
+        let worker_id = Uuid::from(worker);
+        let mine: Vec<&ClaimRequest> = batch.iter().filter(|call| call.worker == worker).collect();
+        let jobs: Vec<Uuid> = mine.iter().map(|call| call.job_id.into()).collect();
+        let sessions: Vec<&str> = mine.iter().map(|call| call.session_id.as_str()).collect();
+        let agents: Vec<&str> = mine.iter().map(|call| call.agent_id.as_str()).collect();
+        let users: Vec<Option<&str>> = mine.iter().map(|call| call.user_id.as_deref()).collect();
+        let pools: Vec<&str> = mine.iter().map(|call| call.pool.as_str()).collect();
+        let messages: Vec<&str> = mine.iter().map(|call| call.message.as_str()).collect();
+        let held_here: Vec<bool> = mine.iter().map(|call| call.held_here).collect();
+        let [alive, _, _, fresh, known, standing] = tx
+            .run([
+                &[&worker_id],
+                &[&sessions, &agents, &users],
+                &[&sessions],
+                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages],
+                &[&worker_id, &jobs, &sessions, &held_here],
+                &[&jobs],
+            ])
+            .await?;
+
+        let mut claimed: HashMap<Uuid, Claimed> =
+            fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
+        let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
+        let answer = |call: &ClaimRequest| {
+            let id = Uuid::from(call.job_id);
+            if call.worker != worker || alive.is_empty() {
+                return Answer::LeaseLost;
+            }
+            if let Some(claimed) = claimed.remove(&id) {
+                return Answer::Claimed(Box::new(claimed));
+            }
+            let row = standing.get(&id);
+            let session = row.and_then(|row| row.get::<_, Option<String>>(2));
+            let state =
+                row.and_then(|row| row.get::<_, Option<&str>>(1)).and_then(|state| state.parse().ok());
+            match (state, session) {
+                (Some(_), Some(session)) if session != call.session_id.as_str() => {
+                    Answer::OtherSession(session)
+                }
+                (Some(JobState::Running), _) => Answer::Held,
+                (Some(JobState::Blocked), _) => Answer::Blocked,
+                (Some(end), _) if end.is_end() => Answer::Finished(end),
+                // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the
+                // relay publishes it.
+                _ => Answer::NotDue,
+            }
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+}
+
+/// Reads [`claimed_columns`].
+pub(crate) fn read_claimed(row: &Row) -> Claimed {
+    let memory: Option<String> = row.get(4);
+    Claimed {
+        job_id: read_job_id(row, 0),
+        session_id: row.get(1),
+        epoch: row.get(2),
+        attempts: row.get::<_, i32>(3) as u32,
+        message: None,
+        session: SessionState {
+            folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),
+            iteration_count: row.get(7),
+            cost: read_usd(row, 8),
+            input_tokens: row.get(9),
+            output_tokens: row.get(10),
+            deltas: row.get(11),
+        },
+    }
+}
+
+pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
+    JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
+}
+
+pub(crate) fn read_usd(row: &Row, column: usize) -> Usd {
+    Usd::from_micros(u64::try_from(row.get::<_, i64>(column)).unwrap_or(0))
+}
+
+impl Store {
+    /// Asks for a job. Safe to repeat after a lost reply.
+    pub async fn claim(&self, request: ClaimRequest) -> Result<Answer, StoreError> {
+        self.claims.call(request).await
+    }
+}

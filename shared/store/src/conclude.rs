@@ -1,0 +1,300 @@
+//! Conclude: the end of one attempt. Ends the job or schedules its next attempt, folds the session, and hands the
+//! worker the session's next job.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use deadpool_postgres::Pool;
+use job::{Failure, JobId, Json, Name, Usd, WorkerId};
+use uuid::Uuid;
+
+use crate::batch::Batched;
+use crate::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
+use crate::tx::Tx;
+use crate::{Fenced, Store, StoreError};
+
+/// How an attempt ended, as the ledger records it.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// With an output.
+    Succeeded(Json),
+    /// For good.
+    Failed(Failure),
+    /// On request.
+    Cancelled,
+    /// The attempt failed, is spent, and another one is due after the delay.
+    Retry {
+        /// Why.
+        failure: Failure,
+        /// How long to wait.
+        delay: Duration,
+    },
+    /// We interrupted it: due again at once, no attempt spent.
+    HandBack,
+}
+
+impl End {
+    /// The state of a job that has ended; `None` for one that goes on.
+    fn state(&self) -> Option<&'static str> {
+        match self {
+            End::Succeeded(_) => Some("succeeded"),
+            End::Failed(_) => Some("failed"),
+            End::Cancelled => Some("cancelled"),
+            End::Retry { .. } | End::HandBack => None,
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            End::Failed(failure) | End::Retry { failure, .. } => Some(failure),
+            End::Succeeded(_) | End::Cancelled | End::HandBack => None,
+        }
+    }
+}
+
+/// A session's whole new state, written when its job ends and anything was checkpointed.
+#[derive(Clone, Debug)]
+pub struct Fold {
+    /// The JSON texts of memory, context window and feature progress.
+    pub state: [String; 3],
+    /// Iterations of the session so far.
+    pub iteration_count: u64,
+    /// Spend of the session so far.
+    pub cost: Usd,
+    /// Tokens read so far.
+    pub input_tokens: u64,
+    /// Tokens written so far.
+    pub output_tokens: u64,
+}
+
+/// The end of one attempt.
+#[derive(Clone, Debug)]
+pub struct Conclusion {
+    /// Who ran it.
+    pub worker: WorkerId,
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: Name,
+    /// The run's fencing token.
+    pub epoch: i64,
+    /// How it ended.
+    pub end: End,
+    /// Attempts spent, this one included if it is.
+    pub attempts: u32,
+    /// The session's new state. `None` leaves the state and the deltas on top of it as they are: when nothing was
+    /// checkpointed, or when the worker does not know whether its last checkpoint stands.
+    pub fold: Option<Fold>,
+    /// Whether the worker continues with the session's next job at once. A draining one does not.
+    pub take_next: bool,
+}
+
+/// What follows from a conclusion.
+#[derive(Clone, Debug)]
+pub struct Concluded {
+    /// Whether the end is in the ledger, now or since an earlier call whose reply was lost.
+    pub recorded: Fenced<()>,
+    /// The session's next job, claimed for the same worker.
+    pub next: Option<Box<Claimed>>,
+}
+
+/// Ends jobs. Only the holder of the epoch finds its row. What a job did and cost is the sum of its checkpoints, over
+/// all its attempts.
+const END: &str = "
+    WITH incoming AS (
+        SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
+                             $8::text[], $9::text[], $10::text[],
+                             $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
+            AS t(job_id, epoch, state, attempts, output, failure,
+                 memory, context, progress, s_iterations, s_cost, s_in, s_out)
+    ), ended AS (
+        DELETE FROM harness_jobs j USING incoming i
+         WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 AND j.state = 'running'
+        RETURNING j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at,
+                  CASE WHEN i.state <> 'succeeded' THEN j.message END AS message, i.*
+    ), results AS (
+        INSERT INTO harness_results
+               (job_id, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
+                cost_microusd, input_tokens, output_tokens, epoch, worker_id, accepted_at, started_at, message)
+        SELECT e.job_id, session_id, agent_id, user_id, pool, state, attempts, output::json, failure::json,
+               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, $1, accepted_at, started_at, message
+          FROM ended e CROSS JOIN LATERAL (
+               SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
+                      coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
+                 FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
+    ), cleared AS (
+        DELETE FROM harness_checkpoints c USING ended e WHERE c.session_id = e.session_id AND e.memory IS NOT NULL
+    )
+    UPDATE harness_sessions s
+       SET last_updated = now(), version = s.version + 1,
+           memory = coalesce(e.memory::jsonb, s.memory),
+           context_window = coalesce(e.context::jsonb, s.context_window),
+           feature_progress = coalesce(e.progress::jsonb, s.feature_progress),
+           iteration_count = coalesce(e.s_iterations, s.iteration_count),
+           cost_microusd = coalesce(e.s_cost, s.cost_microusd),
+           input_tokens = coalesce(e.s_in, s.input_tokens),
+           output_tokens = coalesce(e.s_out, s.output_tokens)
+      FROM ended e WHERE s.session_id = e.session_id";
+
+/// Gives jobs another attempt. The epoch stays until the next claim, by which a repeated call recognises itself.
+const RESCHEDULE: &str = "
+    UPDATE harness_jobs j
+       SET state = 'scheduled', worker_id = NULL, attempts = i.attempts, failure = coalesce(i.failure::json, j.failure),
+           due_at = now() + i.delay_ms * interval '1 millisecond', state_since = now()
+      FROM unnest($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::bigint[])
+        AS i(job_id, epoch, attempts, failure, delay_ms)
+     WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 AND j.state = 'running'";
+
+/// What of this batch is in the ledger, by this call or an earlier one.
+const READ_RECORDED: &str = "
+    SELECT i.job_id FROM unnest($2::uuid[], $3::bigint[]) AS i(job_id, epoch)
+     WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
+        OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
+
+/// The head of each session without a runner, if it waits for nothing but its turn: run it here (with $3), or let
+/// the relay publish it.
+const NEXT: &str = concat!(
+    "
+    WITH heads AS (
+        SELECT h.job_id FROM unnest($2::text[]) AS t(session_id)
+         CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
+                              WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
+         WHERE h.state = 'blocked'
+           AND NOT EXISTS (SELECT FROM harness_jobs r WHERE r.session_id = t.session_id AND r.state = 'running')
+    ), taking AS (
+        SELECT $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead') AS take
+    ), c AS (
+        UPDATE harness_jobs j
+           SET state = CASE WHEN take THEN 'running' ELSE 'scheduled' END,
+               epoch = CASE WHEN take THEN nextval('harness_epoch') ELSE j.epoch END,
+               worker_id = CASE WHEN take THEN $1 END,
+               started_at = CASE WHEN take THEN coalesce(j.started_at, now()) ELSE j.started_at END,
+               due_at = now(), state_since = now()
+          FROM heads, taking WHERE j.job_id = heads.job_id
+        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.message
+    )
+    SELECT ",
+    claimed_columns!(),
+    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+);
+
+impl Batched for Conclusion {
+    type Answer = Concluded;
+
+    fn bytes(&self) -> usize {
+        let output = match &self.end {
+            End::Succeeded(output) => output.as_str().len(),
+            End::Failed(_) | End::Cancelled | End::Retry { .. } | End::HandBack => 0,
+        };
+        output + self.fold.as_ref().map_or(0, |fold| fold.state.iter().map(String::len).sum()) + 200
+    }
+
+    fn key(&self) -> u128 {
+        Uuid::from(self.job_id).as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Concluded>, StoreError> {
+        let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, READ_RECORDED, NEXT];
+        let tx = Tx::prepare(pool, "conclude", statements).await?;
+        let last = batch.last().expect("a batch is never empty");
+        let (worker_id, take_next) = (Uuid::from(last.worker), last.take_next);
+        let jobs: Vec<Uuid> = batch.iter().map(|call| call.job_id.into()).collect();
+        let epochs: Vec<i64> = batch.iter().map(|call| call.epoch).collect();
+        let sessions: Vec<&str> = batch.iter().map(|call| call.session_id.as_str()).collect();
+
+        let failures: HashMap<Uuid, String> = batch
+            .iter()
+            .filter_map(|call| {
+                let failure = serde_json::to_string(call.end.failure()?).expect("a failure is plain text");
+                Some((call.job_id.into(), failure))
+            })
+            .collect();
+        let failure = |call: &&Conclusion| failures.get(&call.job_id.into()).map(String::as_str);
+
+        let ends: Vec<&Conclusion> = batch.iter().filter(|call| call.end.state().is_some()).collect();
+        let end_jobs: Vec<Uuid> = ends.iter().map(|call| call.job_id.into()).collect();
+        let end_epochs: Vec<i64> = ends.iter().map(|call| call.epoch).collect();
+        let end_states: Vec<Option<&str>> = ends.iter().map(|call| call.end.state()).collect();
+        let end_attempts: Vec<i32> = ends.iter().map(|call| call.attempts as i32).collect();
+        let outputs: Vec<Option<&str>> = ends
+            .iter()
+            .map(|call| match &call.end {
+                End::Succeeded(output) => Some(output.as_str()),
+                End::Failed(_) | End::Cancelled | End::Retry { .. } | End::HandBack => None,
+            })
+            .collect();
+        let end_failures: Vec<Option<&str>> = ends.iter().map(failure).collect();
+        let part =
+            |at: usize| ends.iter().map(move |call| call.fold.as_ref().map(|fold| fold.state[at].as_str()));
+        let (memories, contexts, progresses): (Vec<_>, Vec<_>, Vec<_>) =
+            (part(0).collect(), part(1).collect(), part(2).collect());
+        let total = |pick: fn(&Fold) -> u64| -> Vec<Option<i64>> {
+            ends.iter().map(|call| call.fold.as_ref().map(|fold| pick(fold) as i64)).collect()
+        };
+        let s_iterations = total(|fold| fold.iteration_count);
+        let s_costs = total(|fold| fold.cost.micros());
+        let s_input = total(|fold| fold.input_tokens);
+        let s_output = total(|fold| fold.output_tokens);
+
+        let again: Vec<&Conclusion> = batch.iter().filter(|call| call.end.state().is_none()).collect();
+        let again_jobs: Vec<Uuid> = again.iter().map(|call| call.job_id.into()).collect();
+        let again_epochs: Vec<i64> = again.iter().map(|call| call.epoch).collect();
+        let again_attempts: Vec<i32> = again.iter().map(|call| call.attempts as i32).collect();
+        let again_failures: Vec<Option<&str>> = again.iter().map(failure).collect();
+        let delays: Vec<i64> = again
+            .iter()
+            .map(|call| match &call.end {
+                End::Retry { delay, .. } => delay.as_millis() as i64,
+                End::Succeeded(_) | End::Failed(_) | End::Cancelled | End::HandBack => 0,
+            })
+            .collect();
+
+        let [_, _, _, _, recorded, next] = tx
+            .run([
+                &[&worker_id],
+                &[&sessions],
+                &[
+                    &worker_id,
+                    &end_jobs,
+                    &end_epochs,
+                    &end_states,
+                    &end_attempts,
+                    &outputs,
+                    &end_failures,
+                    &memories,
+                    &contexts,
+                    &progresses,
+                    &s_iterations,
+                    &s_costs,
+                    &s_input,
+                    &s_output,
+                ],
+                &[&worker_id, &again_jobs, &again_epochs, &again_attempts, &again_failures, &delays],
+                &[&worker_id, &jobs, &epochs],
+                &[&worker_id, &sessions, &take_next],
+            ])
+            .await?;
+
+        let recorded: HashSet<Uuid> = recorded.iter().map(|row| row.get(0)).collect();
+        let mut next: HashMap<String, Claimed> = next
+            .iter()
+            .map(|row| (row.get(1), Claimed { message: row.get(12), ..read_claimed(row) }))
+            .collect();
+        let answer = |call: &Conclusion| Concluded {
+            recorded: match recorded.contains(&call.job_id.into()) {
+                true => Fenced::Done(()),
+                false => Fenced::Lost,
+            },
+            next: next.remove(call.session_id.as_str()).map(Box::new),
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+}
+
+impl Store {
+    /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply (but a
+    /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
+    pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
+        self.conclusions.call(conclusion).await
+    }
+}

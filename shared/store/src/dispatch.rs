@@ -1,0 +1,143 @@
+//! The way to the broker and back into line: accept, due, confirmed, unconfirmed.
+
+use job::{JobId, JobSpec, Name};
+use std::collections::HashSet;
+use std::time::Duration;
+use uuid::Uuid;
+
+use crate::claim::read_job_id;
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// What became of a submitted job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is in the ledger now.
+    New,
+    /// The same id was accepted before: nothing changed.
+    Duplicate,
+}
+
+/// A job whose message is to be published.
+#[derive(Clone, Debug)]
+pub struct DueJob {
+    /// The job.
+    pub job_id: JobId,
+    /// The pool whose queue it goes to.
+    pub pool: Name,
+    /// The envelope.
+    pub message: String,
+}
+
+const ACCEPT: &str = "
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, state, due_at)
+    SELECT job_id, session_id, agent_id, user_id, pool, message::json, 'publishing', now()
+      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
+        AS t(job_id, session_id, agent_id, user_id, pool, message, turn)
+     WHERE NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
+     ORDER BY turn
+    ON CONFLICT DO NOTHING
+    RETURNING job_id";
+
+const TAKE_DUE: &str = "
+    UPDATE harness_jobs j SET state = 'publishing', state_since = now()
+      FROM (SELECT job_id FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
+             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED) d
+     WHERE j.job_id = d.job_id
+    RETURNING j.job_id, j.pool, j.message::text";
+
+const CONFIRM: &str = "
+    UPDATE harness_jobs j SET state = 'queued', state_since = now()
+      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing'
+               FOR UPDATE SKIP LOCKED) d
+     WHERE j.job_id = d.job_id";
+
+const RETURN_STUCK: &str = "
+    UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
+      FROM (SELECT job_id FROM harness_jobs
+             WHERE state = 'publishing' AND state_since < now() - $1 * interval '1 millisecond'
+             LIMIT 1000 FOR UPDATE SKIP LOCKED) d
+     WHERE j.job_id = d.job_id";
+
+const RETURN_VANISHED: &str = "
+    UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
+      FROM (SELECT job_id FROM harness_jobs
+             WHERE state = 'queued' AND pool = $1 AND state_since < now() - $2 * interval '1 millisecond'
+             LIMIT 1000 FOR UPDATE SKIP LOCKED) d
+     WHERE j.job_id = d.job_id";
+
+const QUEUED_POOLS: &str = "
+    SELECT DISTINCT pool FROM harness_jobs
+     WHERE state = 'queued' AND state_since < now() - $1 * interval '1 millisecond'";
+
+impl Store {
+    /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
+    /// it dies first, they come due by [`Store::return_stuck`].
+    pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
+        let jobs: Vec<Uuid> = specs.iter().map(|spec| spec.job_id.into()).collect();
+        let sessions: Vec<&str> = specs.iter().map(|spec| spec.session_id.as_str()).collect();
+        let agents: Vec<&str> = specs.iter().map(|spec| spec.agent_id.as_str()).collect();
+        let users: Vec<Option<&str>> = specs.iter().map(|spec| spec.user_id.as_deref()).collect();
+        let pools: Vec<&str> = specs.iter().map(|spec| spec.pool.as_str()).collect();
+        let messages: Vec<String> = specs.iter().map(job::encode).collect();
+        let rows =
+            query(&self.pool, "accept", ACCEPT, &[&jobs, &sessions, &agents, &users, &pools, &messages])
+                .await?;
+        let mut new: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+        // An id that stands twice in one call is new once.
+        let accepted = |id: &Uuid| if new.remove(id) { Accepted::New } else { Accepted::Duplicate };
+        Ok(jobs.iter().map(accepted).collect())
+    }
+
+    /// Takes jobs that are due, oldest first, to publish them. No other relay gets the same ones.
+    pub async fn take_due(&self, limit: i64) -> Result<Vec<DueJob>, StoreError> {
+        let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
+        let due = |row: &tokio_postgres::Row| DueJob {
+            job_id: read_job_id(row, 0),
+            pool: row.get::<_, String>(1).try_into().expect("only valid pool names are written"),
+            message: row.get(2),
+        };
+        Ok(rows.iter().map(due).collect())
+    }
+
+    /// Notes the broker's confirm, for those that are still being published.
+    pub async fn confirm(&self, jobs: &[JobId]) -> Result<(), StoreError> {
+        let jobs: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        query(&self.pool, "confirm", CONFIRM, &[&jobs]).await?;
+        Ok(())
+    }
+
+    /// Makes jobs due again whose publisher never noted a confirm. Returns how many.
+    pub async fn return_stuck(&self, older_than: Duration) -> Result<u64, StoreError> {
+        self.count("return_stuck", RETURN_STUCK, &[&millis(older_than)]).await
+    }
+
+    /// Pools that have jobs queued for longer than this.
+    pub async fn pools_queued_longer_than(&self, age: Duration) -> Result<Vec<Name>, StoreError> {
+        let rows = query(&self.pool, "queued_pools", QUEUED_POOLS, &[&millis(age)]).await?;
+        Ok(rows.iter().filter_map(|row| row.get::<_, String>(0).try_into().ok()).collect())
+    }
+
+    /// Makes jobs due again that were queued for longer than this, when the caller has seen their queue empty:
+    /// a queue that was purged or deleted loses nothing. Returns how many.
+    pub async fn return_vanished(&self, pool: &Name, older_than: Duration) -> Result<u64, StoreError> {
+        self.count("return_vanished", RETURN_VANISHED, &[&pool.as_str(), &millis(older_than)]).await
+    }
+
+    async fn count(
+        &self,
+        name: &'static str,
+        sql: &str,
+        params: &crate::tx::Params<'_>,
+    ) -> Result<u64, StoreError> {
+        let fail = |error| StoreError::from_pg(name, error);
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(sql).await.map_err(fail)?;
+        client.execute(&statement, params).await.map_err(fail)
+    }
+}
+
+/// As a parameter for `$n * interval '1 millisecond'`.
+pub(crate) fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,48 @@
+//! The ledger: every fact about a job, told in transactions that each have one name and one purpose.
+//!
+//! The only room that speaks SQL at run time. It has never heard of RabbitMQ or of a harness: a session's state
+//! goes in and out as JSON text, and what a delta means is the harness's business.
+//!
+//! # Rules
+//! * **Lock first, decide second.** A transaction that decides over a session ([`Store::claim`],
+//!   [`Store::conclude`], rescue) first locks the session rows in `session_id` order and decides in a later
+//!   statement, whose snapshot is fresh. One statement that does both would decide on what it saw before it waited.
+//! * **Job rows are locked in `job_id` order** by those who may wait for each other without holding a session
+//!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked.
+//! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
+//!   under a stale epoch changes nothing and is answered with [`Fenced::Lost`].
+//! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.
+//! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
+
+mod error;
+mod pool;
+mod tx;
+mod batch;
+mod dispatch;
+mod claim;
+mod checkpoint;
+mod conclude;
+mod workers;
+mod rescue;
+mod partitions;
+mod sessions;
+mod status;
+
+pub use checkpoint::CheckpointRow;
+pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
+pub use conclude::{Concluded, Conclusion, End, Fold};
+pub use dispatch::{Accepted, DueJob};
+pub use error::StoreError;
+pub use pool::{Store, StoreConfig};
+pub use sessions::{CheckpointView, SessionView};
+pub use status::{FleetCounts, JobView, SessionProgress};
+pub use workers::{Beat, WorkerRegistration};
+
+/// The answer to a fenced write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fenced<T> {
+    /// It is in the ledger.
+    Done(T),
+    /// The job has another epoch, another worker or has ended: nothing was changed.
+    Lost,
+}

@@ -1,0 +1,126 @@
+//! Connections to Postgres.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Config, NoTls};
+
+use crate::StoreError;
+use crate::batch::Batcher;
+use crate::checkpoint::CheckpointRow;
+use crate::claim::ClaimRequest;
+use crate::conclude::Conclusion;
+
+/// How to reach the ledger.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    postgres: Config,
+    pool_size: usize,
+}
+
+impl StoreConfig {
+    /// Reads a URL such as `postgres://user:password@host:5432/database`. The error never shows the password.
+    ///
+    /// `sslmode=require` encrypts and verifies the server against the system's certificates (libpq's
+    /// `verify-full`); without it the connection is plain.
+    pub fn new(database_url: &str, pool_size: usize) -> Result<StoreConfig, String> {
+        const EXPECTED: &str = "expected postgres://user:password@host:5432/database";
+        let mut postgres = Config::from_str(database_url).map_err(|error| format!("{error}, {EXPECTED}"))?;
+        if postgres.get_hosts().is_empty() || postgres.get_dbname().is_none() {
+            return Err(format!("no host or no database in it, {EXPECTED}"));
+        }
+        if pool_size < 2 {
+            return Err(format!("a pool of {pool_size} connections is too small, expected at least 2"));
+        }
+        // Every statement of ours is driven by an index. Told so, the planner cannot be misled into sequential
+        // scans and hash joins by statistics from when the tables were empty.
+        let options = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
+                       -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s";
+        let options = match postgres.get_options() {
+            Some(theirs) => format!("{options} {theirs}"),
+            None => options.to_owned(),
+        };
+        postgres
+            .options(options)
+            .connect_timeout(Duration::from_secs(5))
+            .keepalives_idle(Duration::from_secs(10))
+            .tcp_user_timeout(Duration::from_secs(15));
+        if postgres.get_application_name().is_none() {
+            postgres.application_name("harness-fleet");
+        }
+        Ok(StoreConfig { postgres, pool_size })
+    }
+
+    fn pool(&self, size: usize) -> Pool {
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = match self.postgres.get_ssl_mode() {
+            SslMode::Require => Manager::from_config(self.postgres.clone(), tls(), recycling),
+            _ => Manager::from_config(self.postgres.clone(), NoTls, recycling),
+        };
+        let bound = Some(Duration::from_secs(10));
+        Pool::builder(manager)
+            .max_size(size)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts { wait: bound, create: bound, recycle: bound })
+            .build()
+            .expect("timeouts come with a runtime")
+    }
+}
+
+fn tls() -> tokio_postgres_rustls::MakeRustlsConnect {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in rustls_native_certs::load_native_certs().certs {
+        // One unreadable certificate of the system's must not keep the others from being used.
+        let _ = roots.add(certificate);
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring knows the default protocol versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tokio_postgres_rustls::MakeRustlsConnect::new(config)
+}
+
+/// A handle on the ledger; clones share its connections and batches.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) pool: Pool,
+    /// Heartbeats must not wait behind work.
+    pub(crate) beats: Pool,
+    pub(crate) claims: Batcher<ClaimRequest>,
+    pub(crate) checkpoints: Batcher<CheckpointRow>,
+    pub(crate) conclusions: Batcher<Conclusion>,
+}
+
+impl Store {
+    /// Opens nothing yet: connections are made when they are needed, and made anew when they break.
+    ///
+    /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
+    pub fn new(config: &StoreConfig) -> Store {
+        let pool = config.pool(config.pool_size);
+        Store {
+            claims: Batcher::start(pool.clone()),
+            checkpoints: Batcher::start(pool.clone()),
+            conclusions: Batcher::start(pool.clone()),
+            beats: config.pool(1),
+            pool,
+        }
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let client = self.pool.get().await?;
+        client.simple_query("SELECT 1").await.map_err(|error| StoreError::from_pg("ping", error))?;
+        Ok(())
+    }
+
+    /// Closes all connections; calls under way finish, later ones fail.
+    pub fn close(&self) {
+        self.pool.close();
+        self.beats.close();
+    }
+}

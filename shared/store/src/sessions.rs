@@ -1,0 +1,115 @@
+//! Sessions as people look at them.
+
+use job::{JobId, Name, Usd};
+use serde::Serialize;
+
+use crate::claim::{read_job_id, read_usd};
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// A session: its folded state, and what has been checkpointed since.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionView {
+    /// Its name.
+    pub session_id: String,
+    /// The agent of its first job.
+    pub agent_id: String,
+    /// On whose behalf its first job came.
+    pub user_id: Option<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub last_updated: String,
+    /// Jobs folded so far.
+    pub version: i64,
+    /// Iterations, those since the last fold included.
+    pub iteration_count: i64,
+    /// Spend, that since the last fold included.
+    pub cost_usd: Usd,
+    /// Tokens read, those since the last fold included.
+    pub input_tokens: i64,
+    /// Tokens written, those since the last fold included.
+    pub output_tokens: i64,
+    /// At the last fold.
+    pub memory: serde_json::Value,
+    /// At the last fold.
+    pub context_window: serde_json::Value,
+    /// At the last fold.
+    pub feature_progress: serde_json::Value,
+    /// What has been appended since.
+    pub checkpoints: Vec<CheckpointView>,
+}
+
+/// One delta that is not folded yet.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckpointView {
+    /// The job that wrote it.
+    pub job_id: JobId,
+    /// The run that wrote it.
+    pub epoch: i64,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// What it adds.
+    pub delta: serde_json::Value,
+}
+
+/// RFC 3339 in UTC, with milliseconds.
+macro_rules! rfc3339 {
+    ($column:literal) => {
+        concat!("to_char(", $column, " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')")
+    };
+}
+pub(crate) use rfc3339;
+
+const READ: &str = concat!(
+    "SELECT s.session_id, s.agent_id, s.user_id, ",
+    rfc3339!("s.created_at"),
+    ", ",
+    rfc3339!("s.last_updated"),
+    ", s.version,
+       s.iteration_count + c.iterations, s.cost_microusd + c.cost, s.input_tokens + c.tokens_in,
+       s.output_tokens + c.tokens_out, s.memory, s.context_window, s.feature_progress
+  FROM harness_sessions s
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
+              coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out
+         FROM harness_checkpoints c WHERE c.session_id = s.session_id) c
+ WHERE s.session_id = $1"
+);
+
+const READ_CHECKPOINTS: &str = concat!(
+    "SELECT job_id, epoch, ",
+    rfc3339!("created_at"),
+    ", delta FROM harness_checkpoints WHERE session_id = $1 ORDER BY epoch, ordinal"
+);
+
+impl Store {
+    /// A session, or `None` when there is none of that name.
+    pub async fn session(&self, id: &Name) -> Result<Option<SessionView>, StoreError> {
+        let rows = query(&self.pool, "session", READ, &[&id.as_str()]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let checkpoints = query(&self.pool, "session_checkpoints", READ_CHECKPOINTS, &[&id.as_str()]).await?;
+        let checkpoint = |row: &tokio_postgres::Row| CheckpointView {
+            job_id: read_job_id(row, 0),
+            epoch: row.get(1),
+            created_at: row.get(2),
+            delta: row.get(3),
+        };
+        Ok(Some(SessionView {
+            session_id: row.get(0),
+            agent_id: row.get(1),
+            user_id: row.get(2),
+            created_at: row.get(3),
+            last_updated: row.get(4),
+            version: row.get(5),
+            iteration_count: row.get(6),
+            cost_usd: read_usd(row, 7),
+            input_tokens: row.get(8),
+            output_tokens: row.get(9),
+            memory: row.get(10),
+            context_window: row.get(11),
+            feature_progress: row.get(12),
+            checkpoints: checkpoints.iter().map(checkpoint).collect(),
+        }))
+    }
+}

@@ -1,0 +1,205 @@
+//! Where jobs stand, live or ended, and how the fleet does as a whole.
+
+use std::collections::BTreeMap;
+
+use job::{Failure, JobId, JobState, Json, Name, Usd};
+use serde::Serialize;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::claim::{read_job_id, read_usd};
+use crate::sessions::rfc3339;
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// A job as its caller sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobView {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// Iterations that are safe in the ledger.
+    pub iterations: i64,
+    /// Spend so far.
+    pub cost_usd: Usd,
+    /// Tokens read so far.
+    pub input_tokens: i64,
+    /// Tokens written so far.
+    pub output_tokens: i64,
+    /// The worker that runs it or ended it.
+    pub worker_id: Option<Uuid>,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
+    /// RFC 3339, UTC.
+    pub started_at: Option<String>,
+    /// RFC 3339, UTC.
+    pub finished_at: Option<String>,
+    /// Why the last attempt failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What it delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<Json>,
+}
+
+/// Sums over the ledger.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FleetCounts {
+    /// Jobs by state; ends are those of the sessions asked for.
+    pub jobs: BTreeMap<String, i64>,
+    /// Workers that hold a lease or drain.
+    pub workers: i64,
+    /// Jobs that wait and could start: ready at the broker, or about to be published.
+    pub waiting: i64,
+    /// Seconds since the oldest waiting job was accepted.
+    pub oldest_waiting_s: f64,
+}
+
+/// A session in the middle of its work.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionProgress {
+    /// Its name.
+    pub session_id: String,
+    /// Iterations that are safe in the ledger.
+    pub iterations: i64,
+    /// The worker that runs it.
+    pub worker_id: Option<Uuid>,
+    /// Jobs ended.
+    pub ended: i64,
+    /// Attempts spent by jobs that are live.
+    pub attempts: i64,
+}
+
+const READ_LIVE: &str = concat!(
+    "SELECT j.job_id, j.session_id, j.agent_id, j.pool, j.state, j.attempts, c.iterations, c.cost, c.tokens_in,
+       c.tokens_out, j.worker_id, ",
+    rfc3339!("j.accepted_at"),
+    ", ",
+    rfc3339!("j.started_at"),
+    ", NULL::text, j.failure::text, NULL::text
+  FROM harness_jobs j
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
+              coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out
+         FROM harness_checkpoints c WHERE c.session_id = j.session_id AND c.job_id = j.job_id) c
+ WHERE j.job_id = ANY($1)"
+);
+
+const READ_ENDED: &str = concat!(
+    "SELECT r.job_id, r.session_id, r.agent_id, r.pool, r.state, r.attempts, r.iterations, r.cost_microusd,
+       r.input_tokens, r.output_tokens, r.worker_id, ",
+    rfc3339!("r.accepted_at"),
+    ", ",
+    rfc3339!("r.started_at"),
+    ", ",
+    rfc3339!("r.finished_at"),
+    ", r.failure::text, r.output::text
+  FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id"
+);
+
+const ENDED_AMONG: &str = "
+    SELECT r.job_id, r.state FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id";
+
+const COUNT_STATES: &str = "SELECT state, count(*) FROM harness_jobs GROUP BY state";
+
+const COUNT_FLEET: &str = "
+    SELECT (SELECT count(*) FROM harness_workers WHERE state IN ('alive', 'draining')),
+           count(*), coalesce(extract(epoch FROM now() - min(accepted_at)), 0)::float8
+      FROM harness_jobs
+     WHERE state IN ('publishing', 'queued') OR (state = 'scheduled' AND due_at <= now())";
+
+const SESSION_PROGRESS: &str = "
+    SELECT s.session_id,
+           s.iteration_count + (SELECT coalesce(sum(iterations), 0)::bigint FROM harness_checkpoints c
+                                 WHERE c.session_id = s.session_id),
+           r.worker_id,
+           (SELECT count(*) FROM harness_results e WHERE e.session_id = s.session_id),
+           (SELECT coalesce(sum(attempts), 0)::bigint FROM harness_jobs j WHERE j.session_id = s.session_id)
+      FROM harness_sessions s
+      LEFT JOIN harness_jobs r ON r.session_id = s.session_id AND r.state = 'running'
+     WHERE s.session_id = ANY($1)
+     ORDER BY s.session_id";
+
+impl Store {
+    /// The jobs among these that the ledger knows, in the order asked for.
+    pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
+        // Live ones first: a job that ends in between is then found among the ended.
+        let live = query(&self.pool, "jobs_live", READ_LIVE, &[&uuids]).await?;
+        let ended = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids]).await?;
+        let mut views: BTreeMap<JobId, JobView> =
+            live.iter().chain(&ended).map(|row| (read_job_id(row, 0), read_view(row))).collect();
+        Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
+    }
+
+    /// Those among these jobs that have ended, with their ends.
+    pub async fn ended_among(&self, ids: &[JobId]) -> Result<Vec<(JobId, JobState)>, StoreError> {
+        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
+        let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids]).await?;
+        Ok(rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1))).collect())
+    }
+
+    /// Live jobs by state, workers, and the age of the backlog.
+    pub async fn fleet_counts(&self) -> Result<FleetCounts, StoreError> {
+        let states = query(&self.pool, "count_states", COUNT_STATES, &[]).await?;
+        let fleet = query(&self.pool, "count_fleet", COUNT_FLEET, &[]).await?;
+        let mut counts = FleetCounts {
+            jobs: states.iter().map(|row| (row.get(0), row.get(1))).collect(),
+            ..FleetCounts::default()
+        };
+        if let Some(row) = fleet.first() {
+            (counts.workers, counts.waiting, counts.oldest_waiting_s) = (row.get(0), row.get(1), row.get(2));
+        }
+        Ok(counts)
+    }
+
+    /// How far these sessions are.
+    pub async fn session_progress(&self, sessions: &[Name]) -> Result<Vec<SessionProgress>, StoreError> {
+        let names: Vec<&str> = sessions.iter().map(Name::as_str).collect();
+        let rows = query(&self.pool, "session_progress", SESSION_PROGRESS, &[&names]).await?;
+        let progress = |row: &Row| SessionProgress {
+            session_id: row.get(0),
+            iterations: row.get(1),
+            worker_id: row.get(2),
+            ended: row.get(3),
+            attempts: row.get(4),
+        };
+        Ok(rows.iter().map(progress).collect())
+    }
+}
+
+fn read_state(row: &Row, column: usize) -> JobState {
+    row.get::<_, &str>(column).parse().expect("the tables check their states")
+}
+
+fn read_view(row: &Row) -> JobView {
+    let failure: Option<String> = row.get(14);
+    let output: Option<String> = row.get(15);
+    JobView {
+        job_id: read_job_id(row, 0),
+        session_id: row.get(1),
+        agent_id: row.get(2),
+        pool: row.get(3),
+        state: read_state(row, 4),
+        attempts: row.get(5),
+        iterations: row.get(6),
+        cost_usd: read_usd(row, 7),
+        input_tokens: row.get(8),
+        output_tokens: row.get(9),
+        worker_id: row.get(10),
+        accepted_at: row.get(11),
+        started_at: row.get(12),
+        finished_at: row.get(13),
+        failure: failure.and_then(|text| serde_json::from_str(&text).ok()),
+        output: output.and_then(|text| Json::parse(&text).ok()),
+    }
+}

@@ -1,0 +1,108 @@
+//! Workers and their leases. Time is Postgres's alone: no host's clock takes part.
+
+use std::time::Duration;
+
+use job::{JobId, Name, WorkerId};
+use uuid::Uuid;
+
+use crate::claim::read_job_id;
+use crate::dispatch::millis;
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// What a worker says of itself when it starts.
+#[derive(Clone, Debug)]
+pub struct WorkerRegistration {
+    /// A fresh id: one per boot, and a new one after a death.
+    pub worker: WorkerId,
+    /// For people.
+    pub host: String,
+    /// The pod, for the autoscaler.
+    pub pod_name: Option<String>,
+    /// The pool it serves.
+    pub pool: Name,
+    /// How many jobs it runs at a time.
+    pub slots: u32,
+    /// How long its jobs are safe after its last heartbeat.
+    pub lease: Duration,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug)]
+pub enum Beat {
+    /// The lease is renewed. The jobs that the ledger believes to run here, with their epochs.
+    Alive(Vec<(JobId, i64)>),
+    /// Somebody has declared this worker dead, for good.
+    Dead,
+}
+
+const REGISTER: &str = "
+    INSERT INTO harness_workers (worker_id, host, pod_name, pool, slots, state, lease_ms)
+    VALUES ($1, $2, $3, $4, $5, 'alive', $6)";
+
+const BEAT: &str = "
+    WITH beat AS (
+        UPDATE harness_workers SET heartbeat_at = clock_timestamp()
+         WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
+    )
+    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
+
+const SET_DRAINING: &str =
+    "UPDATE harness_workers SET state = 'draining' WHERE worker_id = $1 AND state = 'alive'";
+
+const STOP: &str = "
+    UPDATE harness_workers SET state = 'stopped', ended_at = now()
+     WHERE worker_id = $1 AND state <> 'dead'
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)";
+
+/// Rows of workers that ended this long ago are of no use to anybody.
+const FORGET: &str = "
+    DELETE FROM harness_workers w
+     WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)";
+
+impl Store {
+    /// Enters a worker; its lease starts now.
+    pub async fn register_worker(&self, worker: &WorkerRegistration) -> Result<(), StoreError> {
+        let id = Uuid::from(worker.worker);
+        let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
+        let pool = worker.pool.as_str();
+        query(
+            &self.pool,
+            "register_worker",
+            REGISTER,
+            &[&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms],
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Renews the lease, on a connection of its own.
+    pub async fn beat(&self, worker: WorkerId) -> Result<Beat, StoreError> {
+        let rows = query(&self.beats, "beat", BEAT, &[&Uuid::from(worker)]).await?;
+        if rows.is_empty() {
+            return Ok(Beat::Dead);
+        }
+        let held = rows.iter().filter(|row| row.get::<_, Option<Uuid>>(0).is_some());
+        Ok(Beat::Alive(held.map(|row| (read_job_id(row, 0), row.get(1))).collect()))
+    }
+
+    /// Marks a worker that takes no more jobs but still runs some.
+    pub async fn mark_draining(&self, worker: WorkerId) -> Result<(), StoreError> {
+        query(&self.pool, "mark_draining", SET_DRAINING, &[&Uuid::from(worker)]).await?;
+        Ok(())
+    }
+
+    /// Ends a worker's registration in good order. It stays when the worker still holds jobs: then its lease runs
+    /// out and they are rescued.
+    pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
+        query(&self.pool, "mark_stopped", STOP, &[&Uuid::from(worker)]).await?;
+        Ok(())
+    }
+
+    /// Deletes the rows of workers that ended longer ago than this.
+    pub async fn forget_workers(&self, ended_before: Duration) -> Result<(), StoreError> {
+        query(&self.pool, "forget_workers", FORGET, &[&millis(ended_before)]).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! One attempt: listens to the program, minds its limits and the stop signal, and sees to its end.
+//!
+//! Two futures run beside each other. [`Listener::listen`] takes line after line, each to its end before the next;
+//! [`mind`] watches the clock, the stop signal and the process, and asks the program to stop. The first to end starts
+//! the end of the attempt; [`verdict`] then says what it comes to. A lost lease is none of this module's cases: the
+//! whole attempt is dropped.
+
+use std::pin::pin;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use job::{Failure, FailureCode, Json};
+use tokio::io::AsyncRead;
+use tokio::process::ChildStdout;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::config::Settings;
+use super::contract::{self, Message};
+use super::group::{Exit, Group};
+use super::lines::{LineError, Lines};
+use super::stderr::Stderr;
+use super::verdict::{Asked, LastWord, verdict};
+use crate::harness::stopped;
+use crate::{Delta, Run, RunError, Stop, Usage};
+
+/// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// A running program and all that belongs to it.
+pub(super) struct Attempt<'a> {
+    pub settings: &'a Settings,
+    pub run: &'a mut Run,
+    pub group: Group,
+    pub stderr: Stderr,
+}
+
+impl Attempt<'_> {
+    /// Goes on until the program is gone.
+    pub async fn run(self, stdout: ChildStdout) -> Result<Json, RunError> {
+        let Attempt { settings, run, group, stderr } = self;
+        let signal = run.stop_signal();
+        let asked = OnceLock::new();
+        let silence = Silence::default();
+        let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
+        let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
+
+        let word = {
+            let mut listening = pin!(listener.listen());
+            tokio::select! {
+                word = &mut listening => word,
+                () = mind(&group, signal, &silence, &asked, settings) => {
+                    group.kill();
+                    // Everything it said while it lived still counts.
+                    let over = silence.lasts(DRAIN, Instant::now());
+                    tokio::select! {
+                        word = &mut listening => word,
+                        () = over => LastWord::Nothing { torn: None },
+                    }
+                }
+            }
+        };
+        wait_for_exit(&group, &mut listener.lines, &word, settings.stop_grace).await;
+        let exit = group.end().await;
+        listener.note_bad_manners(&word, exit).await;
+        listener.settle(&word).await?;
+        verdict(asked.into_inner(), word, exit, &stderr.tail().await, settings)
+    }
+}
+
+/// Asks the program to stop when there is a reason. Ends when the leader has ended, or its time to do so is over.
+async fn mind(
+    group: &Group,
+    signal: watch::Receiver<Option<Stop>>,
+    silence: &Silence,
+    asked: &OnceLock<Asked>,
+    settings: &Settings,
+) {
+    let reason = tokio::select! {
+        () = group.exited() => return,
+        stop = stopped(signal) => Asked::Stop(stop),
+        () = sleep(settings.timeout) => Asked::Timeout,
+        () = silence.lasts(settings.idle_timeout, Instant::now()) => Asked::Idle,
+    };
+    asked.get_or_init(|| reason);
+    group.terminate();
+    // Killing it is the caller's next step in either case.
+    let _ = timeout(settings.stop_grace, group.exited()).await;
+}
+
+/// Lets a program that has said its last word, or closed its stdout, exit by itself for a while.
+async fn wait_for_exit<R: AsyncRead + Unpin>(
+    group: &Group,
+    lines: &mut Lines<R>,
+    word: &LastWord,
+    grace: Duration,
+) {
+    let reading = async {
+        // A program must not hang on a full pipe instead of exiting.
+        lines.discard().await;
+        std::future::pending::<()>().await
+    };
+    match word {
+        LastWord::Result(_) | LastWord::Error(_) | LastWord::Nothing { .. } => tokio::select! {
+            () = group.exited() => {}
+            () = sleep(grace) => {}
+            () = reading => {}
+        },
+        LastWord::Broken(_) | LastWord::Refused(_) => {}
+    }
+}
+
+/// Takes what the program says.
+struct Listener<'a> {
+    run: &'a mut Run,
+    lines: Lines<ChildStdout>,
+    silence: &'a Silence,
+    /// Reported with `cost`, and in no checkpoint yet.
+    unpaid: Usage,
+}
+
+impl Listener<'_> {
+    /// Takes line after line up to the last word. A checkpoint is durable before the next line is looked at: while
+    /// we commit, the pipe fills and the program waits.
+    async fn listen(&mut self) -> LastWord {
+        loop {
+            self.silence.begin();
+            let line = self.lines.next().await;
+            self.silence.end();
+            let line = match line {
+                Ok(Some(line)) => line,
+                Ok(None) => return LastWord::Nothing { torn: None },
+                Err(error) => return LastWord::Broken(cannot_read(error)),
+            };
+            let message = match contract::parse(&line) {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                Err(failure) if line.complete => return LastWord::Broken(failure),
+                Err(failure) => return LastWord::Nothing { torn: Some(failure) },
+            };
+            match message {
+                Message::Checkpoint(delta) => {
+                    if let Err(stop) = self.checkpoint(delta).await {
+                        return LastWord::Refused(stop.at_line(line.number));
+                    }
+                }
+                Message::Event(event) => self.run.event(event),
+                Message::Cost(usage) => self.unpaid += usage,
+                Message::Result(output) => return LastWord::Result(output),
+                Message::Error(failure) => return LastWord::Error(failure),
+            }
+        }
+    }
+
+    async fn checkpoint(&mut self, mut delta: Delta) -> Result<(), Stop> {
+        delta.usage += self.unpaid;
+        self.run.checkpoint(delta).await?;
+        self.unpaid = Usage::default();
+        Ok(())
+    }
+
+    /// What does not change the outcome, but is likely a mistake in the program.
+    async fn note_bad_manners(&mut self, word: &LastWord, exit: Exit) {
+        if !matches!(word, LastWord::Result(_) | LastWord::Error(_)) {
+            return;
+        }
+        let _ = timeout(DRAIN, self.lines.discard()).await;
+        let ignored_bytes = self.lines.discarded();
+        let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
+        let ended_well = exited_well || matches!(word, LastWord::Error(_));
+        if ignored_bytes > 0 || !ended_well {
+            let (job_id, session_id) = (self.run.task().job_id, &self.run.task().session_id);
+            tracing::warn!(%job_id, %session_id, ignored_bytes, status = ?exit.status, exited = exit.by_itself,
+                "a program wrote on after its result, or did not exit with 0 in time; its result counts");
+        }
+    }
+
+    /// Money that was spent is recorded however the attempt ended, unless nothing of it is accepted any more.
+    async fn settle(&mut self, word: &LastWord) -> Result<(), Stop> {
+        match word {
+            LastWord::Refused(_) => Ok(()),
+            _ => self.checkpoint(Delta::default()).await,
+        }
+    }
+}
+
+impl Stop {
+    /// A checkpoint that is the program's fault is named by its line.
+    fn at_line(self, number: u64) -> Stop {
+        match self {
+            Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
+            Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
+            Stop::Cancelled | Stop::Drain | Stop::LeaseLost | Stop::Timeout => self,
+        }
+    }
+}
+
+fn cannot_read(error: LineError) -> Failure {
+    match &error {
+        LineError::TooLong { .. } | LineError::TooMuch { .. } => {
+            Failure::permanent(FailureCode::OutputLimit, error.to_string())
+        }
+        LineError::Io { source, .. } => {
+            Failure::retryable(FailureCode::Crashed, format!("{error}: {source}"))
+        }
+    }
+}
+
+/// Since when we have been waiting for a line. Stands still while one is dealt with: our slowness is not theirs.
+#[derive(Default)]
+struct Silence {
+    since: Mutex<Option<Instant>>,
+}
+
+impl Silence {
+    fn begin(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    fn end(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// Resolves when a wait that counts from `from` at the earliest has lasted for `limit`.
+    async fn lasts(&self, limit: Duration, from: Instant) {
+        loop {
+            let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let due = since.map_or(now, |since| since.max(from)) + limit;
+            if due <= now {
+                return;
+            }
+            sleep_until(due).await;
+        }
+    }
+}

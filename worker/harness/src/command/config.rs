@@ -1,0 +1,291 @@
+//! The settings of `harness = "command"`, and their check against this machine. How a program is run is not known here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, fmt, fs};
+
+use serde::{Deserialize, Serialize};
+
+use super::Command;
+use crate::ConfigError;
+
+/// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
+/// `AMQP_URL`, keys) and passes only by name.
+const ALWAYS_PASSED: [&str; 4] = ["PATH", "LANG", "LC_ALL", "TZ"];
+const WEEK_MS: u64 = 7 * 86_400_000;
+const MIB: u64 = 1024 * 1024;
+
+/// The settings of `harness = "command"`. What the program is told and may say is [the contract](super).
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CommandConfig {
+    /// The program and its arguments. A program without a slash is looked for in `PATH`; one with a slash, if not
+    /// absolute, is looked for from the worker's current folder. Arguments are passed as they are.
+    pub command: Vec<String>,
+    /// Names of variables to pass on from the worker's environment, besides `PATH`, `LANG`, `LC_ALL` and `TZ`.
+    pub env_allow: Vec<String>,
+    /// Variables with fixed values; they win over passed ones.
+    pub env: BTreeMap<String, String>,
+    /// Wall-clock limit of one attempt; an hour unless set, a week at most.
+    pub timeout_ms: u64,
+    /// The longest silence on stdout; five minutes unless set.
+    pub idle_timeout_ms: u64,
+    /// How long after SIGTERM comes SIGKILL, and how long a program may take to exit after its last word; five
+    /// seconds unless set, ten minutes at most. Keep it below the worker's own patience.
+    pub stop_grace_ms: u64,
+    /// Limit of each process's address space (`RLIMIT_AS`); none unless set.
+    pub memory_limit_mb: Option<u64>,
+    /// The longest line on stdout; 1 MiB unless set.
+    pub max_line_bytes: usize,
+    /// The most a program may write to stdout in one attempt; 64 MiB unless set.
+    pub max_output_bytes: u64,
+}
+
+impl Default for CommandConfig {
+    fn default() -> Self {
+        CommandConfig {
+            command: Vec::new(),
+            env_allow: Vec::new(),
+            env: BTreeMap::new(),
+            timeout_ms: 3_600_000,
+            idle_timeout_ms: 300_000,
+            stop_grace_ms: 5_000,
+            memory_limit_mb: None,
+            max_line_bytes: MIB as usize,
+            max_output_bytes: 64 * MIB,
+        }
+    }
+}
+
+/// The values of `env` may be secrets.
+impl fmt::Debug for CommandConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandConfig")
+            .field("command", &self.command)
+            .field("env_allow", &self.env_allow)
+            .field("env", &self.env.keys())
+            .field("timeout_ms", &self.timeout_ms)
+            .field("idle_timeout_ms", &self.idle_timeout_ms)
+            .field("stop_grace_ms", &self.stop_grace_ms)
+            .field("memory_limit_mb", &self.memory_limit_mb)
+            .field("max_line_bytes", &self.max_line_bytes)
+            .field("max_output_bytes", &self.max_output_bytes)
+            .finish()
+    }
+}
+
+/// Settings that were found to be right, in the form the run needs.
+pub(super) struct Settings {
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    pub env: BTreeMap<OsString, OsString>,
+    pub workspace_dir: PathBuf,
+    pub timeout: Duration,
+    pub idle_timeout: Duration,
+    pub stop_grace: Duration,
+    pub memory_limit_mb: Option<u64>,
+    pub max_line_bytes: usize,
+    pub max_output_bytes: u64,
+}
+
+impl CommandConfig {
+    /// This program, and defaults for the rest.
+    pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> CommandConfig {
+        CommandConfig { command: command.into_iter().map(Into::into).collect(), ..CommandConfig::default() }
+    }
+
+    pub(crate) fn build(self, workspace_dir: &Path) -> Result<Command, ConfigError> {
+        self.check_ranges()?;
+        let env = self.environment()?;
+        let (program, args) = match self.command.split_first() {
+            Some((program, args)) if !program.is_empty() => (program, args),
+            _ => {
+                let problem = "missing, expected the program and its arguments, such as [\"python3\", \"/srv/agent.py\"]";
+                return Err(ConfigError::new("command", problem));
+            }
+        };
+        check_nul("command", &self.command)?;
+        check_arguments(args)?;
+        let path = env.get(&OsString::from("PATH")).cloned().unwrap_or_default();
+        Ok(Command::new(Settings {
+            program: find_program(program, &path)?,
+            args: args.to_vec(),
+            env,
+            workspace_dir: prepare_workspace_dir(workspace_dir)?,
+            timeout: Duration::from_millis(self.timeout_ms),
+            idle_timeout: Duration::from_millis(self.idle_timeout_ms),
+            stop_grace: Duration::from_millis(self.stop_grace_ms),
+            memory_limit_mb: self.memory_limit_mb,
+            max_line_bytes: self.max_line_bytes,
+            max_output_bytes: self.max_output_bytes,
+        }))
+    }
+
+    fn check_ranges(&self) -> Result<(), ConfigError> {
+        for (setting, got, least, most) in [
+            ("timeout_ms", self.timeout_ms, 1, WEEK_MS),
+            ("idle_timeout_ms", self.idle_timeout_ms, 1, WEEK_MS),
+            ("stop_grace_ms", self.stop_grace_ms, 0, 600_000),
+            ("memory_limit_mb", self.memory_limit_mb.unwrap_or(16), 16, 16 * MIB),
+            ("max_line_bytes", self.max_line_bytes as u64, 1024, 64 * MIB),
+            ("max_output_bytes", self.max_output_bytes, self.max_line_bytes as u64, 1024 * 1024 * MIB),
+        ] {
+            if !(least..=most).contains(&got) {
+                return Err(ConfigError::new(setting, format!("got {got}, expected {least} to {most}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Passed and fixed variables. The values are taken now: what a job sees does not change while the worker runs.
+    fn environment(&self) -> Result<BTreeMap<OsString, OsString>, ConfigError> {
+        for (setting, name) in self
+            .env_allow
+            .iter()
+            .map(|name| ("env_allow", name))
+            .chain(self.env.keys().map(|name| ("env", name)))
+        {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let problem = format!("got {name:?}, expected a name without = and NUL");
+                return Err(ConfigError::new(setting, problem));
+            }
+            if name.starts_with("HARNESS_") || name == "TRACEPARENT" {
+                let problem = format!("got {name}, which is set for each job; expected another name");
+                return Err(ConfigError::new(setting, problem));
+            }
+        }
+        check_nul("env", self.env.values())?;
+        let allowed = ALWAYS_PASSED.into_iter().chain(self.env_allow.iter().map(String::as_str));
+        let passed = allowed.filter_map(|name| Some((name.into(), env::var_os(name)?)));
+        let fixed = self.env.iter().map(|(name, value)| (name.into(), value.into()));
+        Ok(passed.chain(fixed).collect())
+    }
+}
+
+fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<(), ConfigError> {
+    match texts.into_iter().any(|text| text.contains('\0')) {
+        true => Err(ConfigError::new(setting, "got a NUL character, expected text without")),
+        false => Ok(()),
+    }
+}
+
+/// A program runs in its session's folder, so `["python3", "agent.py"]` would start and then find nothing: the
+/// likeliest mistake there is, and one that would only show in the first job.
+fn check_arguments(args: &[String]) -> Result<(), ConfigError> {
+    for (at, arg) in args.iter().enumerate() {
+        let path = Path::new(arg);
+        if path.is_relative() && path.is_file() {
+            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            let problem = format!(
+                "got \"{arg}\", a file in the worker's current folder, but the program runs in its session's \
+                 workspace and would not find it; expected \"{}\"",
+                absolute.display()
+            );
+            return Err(ConfigError::new(format!("command[{}]", at + 1), problem));
+        }
+    }
+    Ok(())
+}
+
+/// The absolute path of what `execvp` would run.
+fn find_program(program: &str, path: &OsString) -> Result<PathBuf, ConfigError> {
+    let wrong = |problem: String| Err(ConfigError::new("command[0]", problem));
+    if program.contains('/') {
+        let found = match std::path::absolute(program) {
+            Ok(found) => found,
+            Err(error) => return wrong(format!("got \"{program}\": {error}")),
+        };
+        return match fs::metadata(&found) {
+            Err(error) => wrong(format!("got \"{}\", expected a program: {error}", found.display())),
+            Ok(_) if !is_executable(&found) => wrong(format!(
+                "got \"{}\", which is no executable file; expected a program (chmod +x?)",
+                found.display()
+            )),
+            Ok(_) => Ok(found),
+        };
+    }
+    let found = env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(program))
+        .find(|candidate| is_executable(candidate));
+    match found {
+        Some(found) => Ok(found),
+        None => wrong(format!(
+            "got \"{program}\", expected a program in PATH ({}) or its absolute path",
+            path.display()
+        )),
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+fn prepare_workspace_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
+    let problem =
+        |error| format!("got \"{}\", expected a folder to put sessions' files in: {error}", dir.display());
+    std::path::absolute(dir)
+        .and_then(|dir| fs::create_dir_all(&dir).map(|()| dir))
+        .map_err(|error| ConfigError::new("WORKSPACE_DIR", problem(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: CommandConfig) -> ConfigError {
+        let dir = tempfile::tempdir().unwrap();
+        match config.build(dir.path()) {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_where_it_was_looked_for() {
+        let error = refused(CommandConfig::new(["no-such-agent"]));
+        assert_eq!(error.setting, "command[0]");
+        assert!(error.problem.starts_with("got \"no-such-agent\", expected a program in PATH (/"), "{error}");
+        let error = refused(CommandConfig::new(["/no/such/agent"]));
+        assert!(error.to_string().contains("No such file"), "{error}");
+        let error = refused(CommandConfig::new(["./Cargo.toml"]));
+        assert!(error.to_string().contains("chmod +x"), "{error}");
+        assert_eq!(refused(CommandConfig::default()).setting, "command");
+    }
+
+    #[test]
+    fn an_argument_that_only_the_worker_would_find_is_refused_with_the_right_path() {
+        let error = refused(CommandConfig::new(["python3", "Cargo.toml"]));
+        assert_eq!(error.setting, "command[1]");
+        assert!(error.problem.contains(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), "{error}");
+    }
+
+    #[test]
+    fn ranges_and_names_are_checked() {
+        let base = || CommandConfig::new(["true"]);
+        for (setting, config) in [
+            ("timeout_ms", CommandConfig { timeout_ms: 0, ..base() }),
+            ("idle_timeout_ms", CommandConfig { idle_timeout_ms: u64::MAX, ..base() }),
+            ("stop_grace_ms", CommandConfig { stop_grace_ms: 600_001, ..base() }),
+            ("memory_limit_mb", CommandConfig { memory_limit_mb: Some(1), ..base() }),
+            ("max_line_bytes", CommandConfig { max_line_bytes: 10, ..base() }),
+            ("max_output_bytes", CommandConfig { max_output_bytes: 10, ..base() }),
+            ("env_allow", CommandConfig { env_allow: vec!["A=B".to_owned()], ..base() }),
+            ("env", CommandConfig { env: [("HARNESS_EPOCH".into(), "9".into())].into(), ..base() }),
+            ("env", CommandConfig { env: [("A".into(), "\0".into())].into(), ..base() }),
+        ] {
+            assert_eq!(refused(config).setting, setting);
+        }
+    }
+
+    #[test]
+    fn fixed_values_never_print() {
+        let mut config = CommandConfig::new(["true"]);
+        config.env.insert("API_KEY".into(), "hunter2".into());
+        let text = format!("{config:?}");
+        assert!(text.contains("API_KEY") && !text.contains("hunter2"), "{text}");
+    }
+}

@@ -1,0 +1,354 @@
+//! The words of `harness.command.v1`: the one line a program reads, and the lines it writes. What follows from them is
+//! decided elsewhere; here a line becomes a [`Message`], or a [`Failure`] that names its number and its field.
+
+use std::path::Path;
+
+use job::{Failure, FailureCode, JobId, Json, JsonError, Name, Usd};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::lines::Line;
+use crate::{Delta, Event, Session, Task, Usage, storable};
+
+/// The version, in the field `protocol`.
+const PROTOCOL: &str = "harness.command.v1";
+
+/// What the program is told.
+#[derive(Serialize)]
+struct Order<'a> {
+    protocol: &'static str,
+    job: OrderedJob<'a>,
+    session: &'a Session,
+    workspace: &'a Path,
+}
+
+#[derive(Serialize)]
+struct OrderedJob<'a> {
+    job_id: JobId,
+    session_id: &'a Name,
+    agent_id: &'a Name,
+    user_id: Option<&'a str>,
+    input: &'a Json,
+    attempt: u32,
+    epoch: i64,
+}
+
+/// The line for the program's stdin.
+pub(super) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
+    let job = OrderedJob {
+        job_id: task.job_id,
+        session_id: &task.session_id,
+        agent_id: &task.agent_id,
+        user_id: task.user_id.as_deref(),
+        input: &task.input,
+        attempt: task.attempt,
+        epoch: task.epoch,
+    };
+    let mut line = serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?;
+    // An input may be spread over several lines. Outside of strings a newline is only space, inside it is escaped.
+    if line.contains(['\n', '\r']) {
+        line = line.replace(['\n', '\r'], " ");
+    }
+    line.push('\n');
+    Ok(line)
+}
+
+/// What the program says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Message {
+    Checkpoint(Delta),
+    Event(Event),
+    Cost(Usage),
+    Result(Json),
+    Error(Failure),
+}
+
+#[derive(Deserialize)]
+struct Head {
+    r#type: String,
+}
+
+// An unknown field is refused: a misspelt one would lose state without a word.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckpointLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    memory: Option<Map<String, Value>>,
+    #[serde(default)]
+    context_window: Vec<Value>,
+    #[serde(default)]
+    replace_context: bool,
+    feature_progress: Option<Map<String, Value>>,
+    #[serde(default = "one")]
+    iterations: u64,
+    #[serde(default)]
+    cost_usd: Usd,
+    #[serde(default)]
+    input_tokens: u64,
+    #[serde(default)]
+    output_tokens: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    name: String,
+    #[serde(default)]
+    data: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CostLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    #[serde(default)]
+    cost_usd: Usd,
+    #[serde(default)]
+    input_tokens: u64,
+    #[serde(default)]
+    output_tokens: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResultLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    #[serde(default = "Json::null")]
+    output: Json,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ErrorLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    message: String,
+    #[serde(default)]
+    retryable: bool,
+}
+
+/// Reads one line. `None` for a blank one.
+pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
+    let protocol = |problem: String| {
+        let text = String::from_utf8_lossy(&line.bytes);
+        let message = format!("stdout line {}: {problem}; the line begins: {}", line.number, quote(&text));
+        Failure::permanent(FailureCode::Protocol, message)
+    };
+    let text = std::str::from_utf8(&line.bytes)
+        .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?
+        .trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match Json::parse(text) {
+        Ok(_) => {}
+        Err(JsonError::Malformed(_)) => {
+            return Err(protocol("expected a JSON object with a field \"type\"".to_owned()));
+        }
+        Err(_) => {
+            let message = format!("stdout line {}: {}", line.number, storable::describe(text));
+            return Err(Failure::permanent(FailureCode::Unstorable, message));
+        }
+    }
+    let head: Head = serde_json::from_str(text).map_err(|error| {
+        protocol(format!("expected a JSON object with a field \"type\" ({})", without_place(&error)))
+    })?;
+    let kind = head.r#type.as_str();
+    let message = match kind {
+        "checkpoint" => body::<CheckpointLine>(kind, text).map(CheckpointLine::message),
+        "event" => body::<EventLine>(kind, text).map(EventLine::message),
+        "cost" => body::<CostLine>(kind, text).map(CostLine::message),
+        "result" => body::<ResultLine>(kind, text).map(|line| Message::Result(line.output)),
+        "error" => body::<ErrorLine>(kind, text).map(ErrorLine::message),
+        unknown => {
+            Err(format!("type: got {}, expected checkpoint, event, cost, result or error", quote(unknown)))
+        }
+    };
+    message.map(Some).map_err(protocol)
+}
+
+impl CheckpointLine {
+    fn message(self) -> Message {
+        Message::Checkpoint(Delta {
+            memory: self.memory,
+            context_window: self.context_window,
+            replace_context: self.replace_context,
+            feature_progress: self.feature_progress,
+            iterations: self.iterations,
+            usage: Usage {
+                cost: self.cost_usd,
+                input_tokens: self.input_tokens,
+                output_tokens: self.output_tokens,
+            },
+        })
+    }
+}
+
+impl EventLine {
+    fn message(self) -> Message {
+        Message::Event(Event::new(self.name, self.data))
+    }
+}
+
+impl CostLine {
+    fn message(self) -> Message {
+        let (input_tokens, output_tokens) = (self.input_tokens, self.output_tokens);
+        Message::Cost(Usage { cost: self.cost_usd, input_tokens, output_tokens })
+    }
+}
+
+impl ErrorLine {
+    fn message(self) -> Message {
+        Message::Error(match self.retryable {
+            true => Failure::retryable(FailureCode::HarnessError, self.message),
+            false => Failure::permanent(FailureCode::HarnessError, self.message),
+        })
+    }
+}
+
+fn body<T: DeserializeOwned>(kind: &str, text: &str) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let problem = without_place(error.inner());
+        let path = path.trim_start_matches('.');
+        if path.is_empty() { format!("{kind}: {problem}") } else { format!("{kind}.{path}: {problem}") }
+    })
+}
+
+/// serde_json adds where in the line it stood when it noticed; in a line of its own making that helps nobody.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// The first 200 characters of what a program said.
+fn quote(text: &str) -> String {
+    const KEEP: usize = 200;
+    let clipped: String = text.chars().take(KEEP).collect();
+    let more = if clipped.len() < text.len() { "…" } else { "" };
+    format!("{clipped:?}{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn read(text: impl AsRef<[u8]>) -> Result<Option<Message>, Failure> {
+        parse(&Line { number: 7, bytes: text.as_ref().to_vec(), complete: true })
+    }
+
+    #[test]
+    fn every_type_is_understood_with_its_defaults() {
+        assert_eq!(
+            read(r#"{"type":"checkpoint","context_window":["x"],"cost_usd":0.5}"#).unwrap(),
+            Some(Message::Checkpoint(Delta {
+                context_window: vec![json!("x")],
+                iterations: 1,
+                usage: Usage { cost: Usd::from_micros(500_000), ..Usage::default() },
+                ..Delta::default()
+            }))
+        );
+        let event = Event::new("tool", Value::Null);
+        assert_eq!(read(r#"{"type":"event","name":"tool"}"#).unwrap(), Some(Message::Event(event)));
+        let cost = Usage { input_tokens: 3, ..Usage::default() };
+        assert_eq!(read(r#"{"type":"cost","input_tokens":3}"#).unwrap(), Some(Message::Cost(cost)));
+        assert_eq!(read(r#"{"type":"result"}"#).unwrap(), Some(Message::Result(Json::null())));
+        let failure = Failure::permanent(FailureCode::HarnessError, "no");
+        assert_eq!(read(r#"{"message":"no","type":"error"}"#).unwrap(), Some(Message::Error(failure)));
+        assert_eq!(read(" \t").unwrap(), None);
+    }
+
+    #[test]
+    fn a_big_number_passes_through_a_result_to_the_letter() {
+        let line = r#"{"type":"result","output":{"n":123456789012345678901234567890}}"#;
+        let Some(Message::Result(output)) = read(line).unwrap() else { panic!("no result") };
+        assert_eq!(output.as_str(), r#"{"n":123456789012345678901234567890}"#);
+    }
+
+    #[test]
+    fn a_wrong_line_is_answered_with_its_number_and_its_field() {
+        for (line, expected) in [
+            ("Loading model…", "expected a JSON object"),
+            ("[1]", "expected a JSON object"),
+            ("{}", "missing field `type`"),
+            (r#"{"type":"chekpoint"}"#, "type: got \"chekpoint\", expected checkpoint, event"),
+            (r#"{"type":"checkpoint","memroy":{}}"#, "unknown field `memroy`"),
+            (r#"{"type":"checkpoint","memory":[]}"#, "checkpoint.memory: invalid type"),
+            (r#"{"type":"checkpoint","cost_usd":-1}"#, "checkpoint.cost_usd: got -1"),
+            (r#"{"type":"checkpoint","iterations":1.5}"#, "checkpoint.iterations: invalid type"),
+            (r#"{"type":"cost","input_tokens":"3"}"#, "cost.input_tokens: invalid type"),
+            (r#"{"type":"event"}"#, "event: missing field `name`"),
+            (r#"{"type":"error"}"#, "error: missing field `message`"),
+        ] {
+            let failure = read(line).unwrap_err();
+            assert_eq!((failure.code, failure.retryable), (FailureCode::Protocol, false), "{line}");
+            assert!(failure.message.starts_with("stdout line 7: "), "{failure}");
+            assert!(failure.message.contains(expected), "{failure}");
+        }
+        assert!(read([0xff, 0xfe]).unwrap_err().message.contains("not UTF-8 after 0 bytes"));
+    }
+
+    #[test]
+    fn a_line_is_quoted_up_to_two_hundred_characters() {
+        let failure = read("é".repeat(500)).unwrap_err();
+        assert_eq!(failure.message.matches('é').count(), 200);
+        assert!(failure.message.ends_with("\"…"));
+    }
+
+    #[test]
+    fn what_postgres_cannot_hold_is_told_from_what_is_no_json() {
+        for (line, place) in [
+            (r#"{"type":"result","output":{"a":["\u0000"]}}"#, "output.a[0]: "),
+            (r#"{"type":"checkpoint","memory":{"k":"\ud800"}}"#, "memory.k: "),
+            (r#"{"type":"event","name":"x","data":1e999999}"#, "data: "),
+        ] {
+            let failure = read(line).unwrap_err();
+            assert_eq!(failure.code, FailureCode::Unstorable, "{failure}");
+            assert!(failure.message.starts_with(&format!("stdout line 7: {place}")), "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_order_is_one_line_whatever_the_input_looks_like() {
+        let task = Task {
+            job_id: JobId::now(),
+            session_id: Name::default(),
+            agent_id: Name::default(),
+            user_id: None,
+            input: Json::parse("{\n  \"a\": \"x\\ny\"\r\n}").unwrap(),
+            attempt: 1,
+            epoch: 2,
+            traceparent: None,
+        };
+        let line = order(&task, &Session::default(), Path::new("/w")).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["job"]["input"], json!({"a": "x\ny"}));
+        assert_eq!(read["session"]["cost_usd"], json!(0.0));
+        assert_eq!(read["workspace"], json!("/w"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "\\{\"type\":\"(cost|error)\".*") {
+            let _ = read(bytes);
+            let _ = read(text);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A program's process group: signals to all of it, and its leader's end. What is said over its pipes is not known here.
+
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a killed process may take to be gone; longer only when the kernel is stuck in a device.
+const REAP: Duration = Duration::from_secs(5);
+
+/// A process and its group; killed when dropped.
+///
+/// The leader's number stays taken, and with it the group's, until the leader is reaped. So it is only reaped after the
+/// last signal: no signal can ever reach a stranger who got the number next.
+pub(super) struct Group {
+    child: Child,
+    id: Pid,
+    reaped: bool,
+}
+
+/// How the leader ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Exit {
+    /// `None` if it could not be reaped in time.
+    pub status: Option<ExitStatus>,
+    /// False if it was still running when it was killed for good.
+    pub by_itself: bool,
+}
+
+impl Group {
+    /// The group that `child` leads.
+    pub fn new(child: Child) -> io::Result<Group> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        let id = id.ok_or_else(|| io::Error::other("a process that was just started has no id"))?;
+        Ok(Group { child, id, reaped: false })
+    }
+
+    /// stdin, stdout and stderr; once.
+    pub fn take_pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
+        (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take())
+    }
+
+    /// Asks all of it to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends all of it.
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.reaped {
+            return;
+        }
+        match killpg(self.id, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => {
+                tracing::error!(pgid = self.id.as_raw(), %signal, %error, "a program cannot be signalled")
+            }
+        }
+    }
+
+    /// Resolves when the leader has ended, and leaves it unreaped. Can be asked any number of times.
+    pub async fn exited(&self) {
+        // First listen, then look: an end in between is heard.
+        let mut children = match signal(SignalKind::child()) {
+            Ok(children) => children,
+            Err(error) => {
+                tracing::error!(%error, "the end of a program cannot be listened for; its limits will end it");
+                return std::future::pending().await;
+            }
+        };
+        while !self.has_exited() {
+            children.recv().await;
+        }
+    }
+
+    fn has_exited(&self) -> bool {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        // Any error but an interruption means that there is an end, or nothing left to wait for.
+        !matches!(waitid(Id::Pid(self.id), look), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    }
+
+    /// Kills what is left and reaps the leader.
+    pub async fn end(mut self) -> Exit {
+        let by_itself = self.has_exited();
+        self.kill();
+        let status = match tokio::time::timeout(REAP, self.child.wait()).await {
+            Ok(Ok(status)) => Some(status),
+            Ok(Err(error)) => {
+                tracing::error!(pid = self.id.as_raw(), %error, "a program's end cannot be read");
+                None
+            }
+            Err(_) => {
+                tracing::error!(pid = self.id.as_raw(), "a program does not end {REAP:?} after SIGKILL");
+                None
+            }
+        };
+        self.reaped = status.is_some();
+        Exit { status, by_itself }
+    }
+}
+
+impl Drop for Group {
+    /// The runtime reaps the leader later.
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

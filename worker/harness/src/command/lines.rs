@@ -1,0 +1,133 @@
+//! Lines from a pipe, never more of them in memory than the limits allow. What a line means is not known here.
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+/// Reads lines of at most `max_line` bytes, and `max_total` bytes in all.
+pub(super) struct Lines<R> {
+    pipe: BufReader<R>,
+    max_line: usize,
+    max_total: u64,
+    line: Vec<u8>,
+    number: u64,
+    total: u64,
+    discarded: u64,
+}
+
+/// One line, without its end.
+#[derive(Debug, PartialEq)]
+pub(super) struct Line {
+    /// 1 for the first.
+    pub number: u64,
+    /// Its bytes, as they came.
+    pub bytes: Vec<u8>,
+    /// False for a last line that no newline ends: it may be torn.
+    pub complete: bool,
+}
+
+/// Why no further line can be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LineError {
+    #[error("stdout line {number} is longer than max_line_bytes = {limit}")]
+    TooLong { number: u64, limit: usize },
+    #[error("stdout is longer than max_output_bytes = {limit} (reached in line {number})")]
+    TooMuch { number: u64, limit: u64 },
+    #[error("stdout cannot be read after line {number}")]
+    Io {
+        number: u64,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub fn new(pipe: R, max_line: usize, max_total: u64) -> Lines<R> {
+        let pipe = BufReader::new(pipe);
+        Lines { pipe, max_line, max_total, line: Vec::new(), number: 0, total: 0, discarded: 0 }
+    }
+
+    /// The next line, or `None` at the end. Cancel-safe: what was read of a line is kept for the next call.
+    pub async fn next(&mut self) -> Result<Option<Line>, LineError> {
+        loop {
+            let number = self.number + 1;
+            let chunk =
+                self.pipe.fill_buf().await.map_err(|source| LineError::Io { number: self.number, source })?;
+            if chunk.is_empty() {
+                return Ok((!self.line.is_empty()).then(|| self.take(false)));
+            }
+            let newline = chunk.iter().position(|byte| *byte == b'\n');
+            let piece = &chunk[..newline.unwrap_or(chunk.len())];
+            let used = piece.len() + usize::from(newline.is_some());
+            if self.line.len() + piece.len() > self.max_line {
+                return Err(LineError::TooLong { number, limit: self.max_line });
+            }
+            if self.total + used as u64 > self.max_total {
+                return Err(LineError::TooMuch { number, limit: self.max_total });
+            }
+            self.line.extend_from_slice(piece);
+            self.total += used as u64;
+            self.pipe.consume(used);
+            if newline.is_some() {
+                return Ok(Some(self.take(true)));
+            }
+        }
+    }
+
+    /// Reads on without keeping anything, until the end. Cancel-safe.
+    pub async fn discard(&mut self) {
+        while let Ok(chunk) = self.pipe.fill_buf().await
+            && !chunk.is_empty()
+        {
+            let used = chunk.len();
+            self.discarded += used as u64;
+            self.pipe.consume(used);
+        }
+    }
+
+    /// How many bytes were not looked at.
+    pub fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
+    fn take(&mut self, complete: bool) -> Line {
+        self.number += 1;
+        Line { number: self.number, bytes: std::mem::take(&mut self.line), complete }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn all(text: &[u8], max_line: usize, max_total: u64) -> (Vec<Line>, Option<String>) {
+        let mut lines = Lines::new(text, max_line, max_total);
+        let mut seen = Vec::new();
+        loop {
+            match lines.next().await {
+                Ok(Some(line)) => seen.push(line),
+                Ok(None) => return (seen, None),
+                Err(error) => return (seen, Some(error.to_string())),
+            }
+        }
+    }
+
+    fn line(number: u64, text: &str, complete: bool) -> Line {
+        Line { number, bytes: text.as_bytes().to_vec(), complete }
+    }
+
+    #[tokio::test]
+    async fn lines_are_numbered_and_a_torn_one_is_marked() {
+        let (lines, error) = all(b"a\n\nbc", 10, 100).await;
+        assert_eq!(lines, [line(1, "a", true), line(2, "", true), line(3, "bc", false)]);
+        assert_eq!(error, None);
+    }
+
+    #[tokio::test]
+    async fn both_limits_are_named_with_the_line_that_passed_them() {
+        let (lines, error) = all(b"ok\nfour\n", 3, 100).await;
+        assert_eq!(lines.len(), 1);
+        assert_eq!(error.unwrap(), "stdout line 2 is longer than max_line_bytes = 3");
+        let (lines, error) = all(b"ok\nok\nok\n", 3, 8).await;
+        assert_eq!(lines.len(), 2);
+        assert!(error.unwrap().contains("max_output_bytes = 8"));
+    }
+}

@@ -1,0 +1,88 @@
+//! Starts processes so that they cannot outlive the worker.
+//!
+//! `PR_SET_PDEATHSIG` sends a child SIGKILL when the *thread* that made it ends. Tokio's threads may end while the
+//! process lives on (a worker thread that blocks becomes one of the pool that is retired when idle), and would take
+//! running programs with them. So all programs are started by one thread that lives as long as the process does.
+//!
+//! Wrapping the program in util-linux's `setpriv` and `prlimit` would spare the `unsafe` here, but then a program that
+//! cannot be executed shows as an exit code of the wrapper's instead of an error of ours, and the image needs both.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid, getppid};
+use tokio::process::Command;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::group::Group;
+
+/// Starts `command` as the leader of a process group of its own.
+pub(super) async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
+    command.process_group(0).kill_on_drop(true);
+    let worker = getpid();
+    let prepare = move || prepare(worker, memory_limit_mb).map_err(io::Error::from);
+    #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal and a limit")]
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` makes system calls and
+    // returns numbers; it neither allocates nor locks.
+    unsafe {
+        command.pre_exec(prepare)
+    };
+    let (reply, answer) = oneshot::channel();
+    let order = Order { command, runtime: Handle::current(), reply };
+    let gone = || io::Error::other("the thread that starts programs has ended");
+    thread()?.send(order).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
+}
+
+/// What happens in the new process before it becomes the program.
+fn prepare(worker: Pid, memory_limit_mb: Option<u64>) -> Result<(), Errno> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The worker may have died before the line above.
+    if getppid() != worker {
+        return Err(Errno::ESRCH);
+    }
+    // A setuid program would shed the signal.
+    prctl::set_no_new_privs()?;
+    if let Some(limit_mb) = memory_limit_mb {
+        let bytes = limit_mb * 1024 * 1024;
+        setrlimit(Resource::RLIMIT_AS, bytes, bytes)?;
+    }
+    Ok(())
+}
+
+struct Order {
+    command: Command,
+    runtime: Handle,
+    reply: oneshot::Sender<io::Result<Group>>,
+}
+
+/// The way to the starting thread, which is made with the first program.
+fn thread() -> io::Result<mpsc::Sender<Order>> {
+    static THREAD: Mutex<Option<mpsc::Sender<Order>>> = Mutex::new(None);
+    let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(orders) = thread.as_ref().filter(|orders| !orders.is_closed()) {
+        return Ok(orders.clone());
+    }
+    let (sender, mut orders) = mpsc::channel(64);
+    std::thread::Builder::new().name("harness-spawn".to_owned()).spawn(move || {
+        // The sender is static, so this ends with the process.
+        while let Some(order) = orders.blocking_recv() {
+            start(order);
+        }
+    })?;
+    *thread = Some(sender.clone());
+    Ok(sender)
+}
+
+fn start(order: Order) {
+    let Order { mut command, runtime, reply } = order;
+    let _runtime = runtime.enter();
+    let group = command.spawn().and_then(Group::new);
+    // Whoever asked may have been dropped meanwhile; then the group comes back here, and dropping it kills it.
+    drop(reply.send(group));
+}

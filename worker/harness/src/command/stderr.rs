@@ -1,0 +1,109 @@
+//! What a program says on stderr: for the log, and the last of it for the failure's message. Always read to the end,
+//! so that a program never blocks on it; bounded in what is kept and in what is logged.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::Task;
+
+/// Bytes of a line that are kept.
+const KEEP_BYTES: usize = 1_000;
+/// Lines that go into a failure's message.
+const KEEP_LINES: usize = 20;
+/// Lines of one run that go to the log.
+const LOG_LINES: u64 = 2_000;
+/// How long the end of stderr is waited for once the program is dead: somebody else may hold the pipe.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// The reader of one program's stderr.
+pub(super) struct Stderr {
+    tail: Arc<Mutex<VecDeque<String>>>,
+    reader: AbortOnDropHandle<()>,
+}
+
+impl Stderr {
+    /// Starts to read.
+    pub fn follow(pipe: impl AsyncRead + Unpin + Send + 'static, task: &Task) -> Stderr {
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let (job_id, session_id, attempt) = (task.job_id, task.session_id.clone(), task.attempt);
+        let kept = tail.clone();
+        let reader = tokio::spawn(async move {
+            let mut count = 0;
+            let mut pipe = BufReader::new(pipe);
+            while let Some(line) = next_line(&mut pipe).await {
+                count += 1;
+                if count <= LOG_LINES {
+                    tracing::info!(target: "harness::command::stderr", %job_id, %session_id, attempt, "{line}");
+                }
+                if count == LOG_LINES {
+                    tracing::warn!(target: "harness::command::stderr", %job_id, %session_id, attempt,
+                        "the program has written {LOG_LINES} lines to stderr; further ones are not logged");
+                }
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push_back(line);
+                if kept.len() > KEEP_LINES {
+                    kept.pop_front();
+                }
+            }
+        });
+        Stderr { tail, reader: AbortOnDropHandle::new(reader) }
+    }
+
+    /// The last lines, once the program is dead.
+    pub async fn tail(self) -> Vec<String> {
+        // When the time is over, what has come so far has to do.
+        let _ = tokio::time::timeout(DRAIN, self.reader).await;
+        let mut kept = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.drain(..).collect()
+    }
+}
+
+/// The next line that is not blank, clipped, fit for a log; `None` at the end.
+async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin)) -> Option<String> {
+    let mut line = Vec::new();
+    loop {
+        let chunk = pipe.fill_buf().await.ok()?;
+        let at_end = chunk.is_empty();
+        let newline = chunk.iter().position(|byte| *byte == b'\n');
+        let piece = &chunk[..newline.unwrap_or(chunk.len())];
+        line.extend_from_slice(&piece[..piece.len().min(KEEP_BYTES.saturating_sub(line.len()))]);
+        let used = piece.len() + usize::from(newline.is_some());
+        pipe.consume(used);
+        let blank = line.trim_ascii().is_empty();
+        if !blank && (newline.is_some() || at_end) {
+            return Some(printable(&line));
+        }
+        if at_end {
+            return None;
+        }
+        if newline.is_some() {
+            line.clear();
+        }
+    }
+}
+
+/// Escape sequences would let a program write over the log.
+fn printable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line.trim_ascii_end());
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_clipped_cleaned_and_blank_ones_skipped() {
+        let text = format!("one\r\n\n  \n{}\n\x1b[31mred\nlast", "x".repeat(5_000));
+        let mut pipe = BufReader::new(text.as_bytes());
+        assert_eq!(next_line(&mut pipe).await.unwrap(), "one");
+        assert_eq!(next_line(&mut pipe).await.unwrap().len(), KEEP_BYTES);
+        assert_eq!(next_line(&mut pipe).await.unwrap(), "\u{fffd}[31mred");
+        assert_eq!(next_line(&mut pipe).await.unwrap(), "last");
+        assert_eq!(next_line(&mut pipe).await, None);
+    }
+}

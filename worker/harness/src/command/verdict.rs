@@ -1,0 +1,118 @@
+//! What an attempt comes to, from how it was stopped, what the program said last, and how it ended. Pure: the rules
+//! of the contract's failure table in one place.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use job::{Failure, FailureCode, Json};
+use nix::sys::signal::Signal;
+
+use super::config::Settings;
+use super::group::Exit;
+use crate::{RunError, Stop};
+
+/// Why we asked the program to stop.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Asked {
+    /// The worker told us to.
+    Stop(Stop),
+    /// `timeout_ms` is over.
+    Timeout,
+    /// `idle_timeout_ms` is over.
+    Idle,
+}
+
+/// The last that was heard from the program.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum LastWord {
+    /// `result`.
+    Result(Json),
+    /// `error`.
+    Error(Failure),
+    /// A line that breaks the contract, or a limit that is passed.
+    Broken(Failure),
+    /// A checkpoint that was not taken.
+    Refused(Stop),
+    /// The end of stdout; with what is wrong with a torn last line.
+    Nothing { torn: Option<Failure> },
+}
+
+/// Decides.
+pub(super) fn verdict(
+    asked: Option<Asked>,
+    word: LastWord,
+    exit: Exit,
+    stderr: &[String],
+    settings: &Settings,
+) -> Result<Json, RunError> {
+    match (asked, word) {
+        (_, LastWord::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
+        (None | Some(Asked::Stop(Stop::Drain)), LastWord::Result(output)) => Ok(output),
+        (Some(Asked::Stop(stop)), _) => Err(stop.into()),
+        (Some(Asked::Timeout), _) => {
+            let problem = format!("ran longer than timeout_ms = {}", settings.timeout.as_millis());
+            Err(Failure::retryable(FailureCode::Timeout, with_stderr(problem, stderr)).into())
+        }
+        (Some(Asked::Idle), _) => {
+            let limit = settings.idle_timeout.as_millis();
+            let problem = format!("no line on stdout for longer than idle_timeout_ms = {limit}");
+            Err(Failure::retryable(FailureCode::IdleTimeout, with_stderr(problem, stderr)).into())
+        }
+        (None, LastWord::Error(failure) | LastWord::Broken(failure)) => Err(failure.into()),
+        (None, LastWord::Refused(stop)) => Err(stop.into()),
+        (None, LastWord::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
+    }
+}
+
+/// The program is gone, or its stdout is, and there was neither a result nor an error.
+fn silent_end(torn: Option<Failure>, exit: Exit, stderr: &[String], settings: &Settings) -> Failure {
+    let protocol =
+        |problem: &str| Failure::permanent(FailureCode::Protocol, with_stderr(problem.to_owned(), stderr));
+    match exit.status {
+        _ if !exit.by_itself => protocol(
+            "closed stdout without a line of type result or error, and was still running after stop_grace_ms",
+        ),
+        Some(status) if status.success() => torn.unwrap_or_else(|| {
+            protocol("ended with exit code 0, but without a line of type result or error")
+        }),
+        Some(status) => {
+            let problem = format!("{} before a result{}", ending(status), suspicion(status, settings));
+            Failure::retryable(FailureCode::Crashed, with_stderr(problem, stderr))
+        }
+        None => Failure::retryable(FailureCode::Crashed, with_stderr("ended unseen".to_owned(), stderr)),
+    }
+}
+
+fn ending(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("was ended by signal {number} ({signal})"),
+            Err(_) => format!("was ended by signal {number}"),
+        },
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+fn suspicion(status: ExitStatus, settings: &Settings) -> String {
+    match (settings.memory_limit_mb, status.signal()) {
+        (Some(limit), _) => format!(" (its address space was limited to memory_limit_mb = {limit})"),
+        (None, Some(9)) => " (by somebody else: perhaps the machine ran out of memory)".to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
+fn with_stderr(problem: String, stderr: &[String]) -> String {
+    /// A failure's message ends at 4,000 characters; the last line of a traceback must not be what is cut.
+    const KEEP: usize = 3_500;
+    if stderr.is_empty() {
+        return format!("the program {problem}; it wrote nothing to stderr");
+    }
+    let text = stderr.join("\n");
+    let skip = text.chars().count().saturating_sub(KEEP);
+    let (more, tail) = match text.char_indices().nth(skip) {
+        Some((start, _)) if skip > 0 => ("…", &text[start..]),
+        _ => ("", text.as_str()),
+    };
+    format!("the program {problem}; its last lines on stderr:\n{more}{tail}")
+}

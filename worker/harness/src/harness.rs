@@ -1,0 +1,214 @@
+//! The contract between a harness and whoever runs it: what it is given, where it writes, when it must stop.
+//!
+//! It knows neither how checkpoints become durable nor why a run is stopped; both are the runner's business, behind
+//! [`Journal`] and a `watch` channel.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use job::{Failure, FailureCode, JobId, Json, Name};
+use tokio::sync::watch;
+
+use crate::{Delta, DeltaError, Event, Session};
+
+/// One way of doing jobs. One value serves every job of its agent, many at a time.
+#[async_trait]
+pub trait Harness: Send + Sync {
+    /// Works on one attempt at a job and returns the job's output.
+    ///
+    /// It checkpoints what it must not lose, and returns soon after [`Run::stopped`] resolves. Dropping the future
+    /// must end all work at once.
+    async fn run(&self, run: &mut Run) -> Result<Json, RunError>;
+}
+
+/// What a harness is asked to do: read-only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// The job.
+    pub job_id: JobId,
+    /// The session it continues.
+    pub session_id: Name,
+    /// The agent that was asked for.
+    pub agent_id: Name,
+    /// On whose behalf.
+    pub user_id: Option<String>,
+    /// What the caller gave; the harness alone knows its shape.
+    pub input: Json,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The fencing token of this run: it rises with every claim, so that of two runs the later one is known.
+    pub epoch: i64,
+    /// The caller's trace (W3C Trace Context).
+    pub traceparent: Option<String>,
+}
+
+/// Where checkpoints and events go.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Returns once the delta is durable. An error means that the run must stop, and that the delta may be lost.
+    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop>;
+
+    /// Shows progress. Never blocks; an event may be dropped.
+    fn event(&self, event: Event);
+}
+
+/// Why a run must stop.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// Somebody asked for the job's end.
+    #[error("the job was cancelled")]
+    Cancelled,
+    /// The worker goes away: checkpoint and hand back, the job goes on elsewhere.
+    #[error("the worker is draining")]
+    Drain,
+    /// The session may already belong to another worker: nothing this run does counts any more.
+    #[error("the lease is lost")]
+    LeaseLost,
+    /// The job's own wall-clock limit.
+    #[error("the job's time is over")]
+    Timeout,
+    /// A checkpoint holds what Postgres cannot; the text names the field.
+    #[error("a checkpoint cannot be kept: {0}")]
+    Unstorable(String),
+    /// A checkpoint is too large; the text says by how much.
+    #[error("a checkpoint is too large: {0}")]
+    OutputLimit(String),
+}
+
+impl From<DeltaError> for Stop {
+    fn from(error: DeltaError) -> Stop {
+        match error {
+            DeltaError::Unstorable(_) => Stop::Unstorable(error.to_string()),
+            DeltaError::TooLarge { .. } => Stop::OutputLimit(error.to_string()),
+        }
+    }
+}
+
+/// Why a run has no output.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RunError {
+    /// The attempt failed.
+    #[error("the attempt failed")]
+    Failed(#[source] Failure),
+    /// The run did as it was told.
+    #[error("the run was stopped")]
+    Stopped(#[source] Stop),
+}
+
+impl From<Failure> for RunError {
+    fn from(failure: Failure) -> RunError {
+        RunError::Failed(failure)
+    }
+}
+
+impl From<Stop> for RunError {
+    /// A refused checkpoint is the harness's own fault: it ends the job instead of handing it back.
+    fn from(stop: Stop) -> RunError {
+        match stop {
+            Stop::Unstorable(problem) => Failure::permanent(FailureCode::Unstorable, problem).into(),
+            Stop::OutputLimit(problem) => Failure::permanent(FailureCode::OutputLimit, problem).into(),
+            Stop::Cancelled | Stop::Drain | Stop::LeaseLost | Stop::Timeout => RunError::Stopped(stop),
+        }
+    }
+}
+
+/// One attempt at a job, seen from the inside.
+pub struct Run {
+    task: Task,
+    session: Session,
+    journal: Arc<dyn Journal>,
+    stop: watch::Receiver<Option<Stop>>,
+}
+
+impl Run {
+    /// A run that starts from `session` and ends when `stop` holds a reason.
+    pub fn new(
+        task: Task,
+        session: Session,
+        journal: Arc<dyn Journal>,
+        stop: watch::Receiver<Option<Stop>>,
+    ) -> Run {
+        Run { task, session, journal, stop }
+    }
+
+    /// What is to be done.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The state as of the last checkpoint.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Makes `delta` durable, then applies it to [`Run::session`]. An empty delta costs nothing.
+    ///
+    /// What Postgres cannot hold, or is too large, is refused before anything is written. After an error, or when the
+    /// future is dropped halfway, the session here stays as it was, and the run must end.
+    pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
+        if delta.is_empty() {
+            return Ok(());
+        }
+        delta.check()?;
+        self.journal.checkpoint(&delta).await?;
+        self.session.apply(&delta);
+        Ok(())
+    }
+
+    /// Shows progress.
+    pub fn event(&self, event: Event) {
+        self.journal.event(event);
+    }
+
+    /// Resolves when the run must stop; never, if nobody is left who could say so.
+    pub async fn stopped(&self) -> Stop {
+        stopped(self.stop.clone()).await
+    }
+
+    /// Why the run must stop, if it must.
+    pub fn stop_requested(&self) -> Option<Stop> {
+        self.stop.borrow().clone()
+    }
+
+    /// The state with every checkpoint of this run applied.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
+    /// The stop signal, for what goes on beside a checkpoint.
+    pub(crate) fn stop_signal(&self) -> watch::Receiver<Option<Stop>> {
+        self.stop.clone()
+    }
+}
+
+/// [`Run::stopped`] for a signal of one's own.
+pub(crate) async fn stopped(mut signal: watch::Receiver<Option<Stop>>) -> Stop {
+    let stop = signal.wait_for(Option::is_some).await.ok().and_then(|stop| stop.clone());
+    match stop {
+        Some(stop) => stop,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_checkpoint_fails_the_job_and_every_other_stop_hands_it_back() {
+        let refused = RunError::from(Stop::Unstorable("memory.x: no".to_owned()));
+        let RunError::Failed(failure) = refused else { panic!("{refused}") };
+        assert_eq!((failure.code, failure.retryable), (FailureCode::Unstorable, false));
+        for stop in [Stop::Cancelled, Stop::Drain, Stop::LeaseLost, Stop::Timeout] {
+            assert_eq!(RunError::from(stop.clone()), RunError::Stopped(stop));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_whose_sender_is_gone_still_tells_its_last_word() {
+        let (sender, signal) = watch::channel(None);
+        sender.send(Some(Stop::Drain)).unwrap();
+        drop(sender);
+        assert_eq!(stopped(signal).await, Stop::Drain);
+    }
+}

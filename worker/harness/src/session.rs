@@ -1,0 +1,326 @@
+//! A session's state and what a checkpoint adds to it.
+//!
+//! A checkpoint is a [`Delta`], not a new state: rewriting a growing context with every step would cost many times
+//! the writes. Folding all deltas in order onto the stored session gives the present state. Where either is stored
+//! is not known here.
+
+use std::ops::{Add, AddAssign};
+
+use job::{Json, Usd};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::storable;
+
+/// The largest delta, as JSON: 4 MiB. A row per step is cheap, a row of any size is not.
+pub const MAX_DELTA_BYTES: usize = 4 * 1024 * 1024;
+
+/// The most iterations or tokens that one delta may name: so many million of them still add up below `bigint`'s end.
+pub const MAX_COUNT: u64 = 1_000_000_000_000;
+
+/// A session's state as the harness sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Session {
+    /// What the agent remembers.
+    pub memory: Map<String, Value>,
+    /// What the model sees, oldest first.
+    pub context_window: Vec<Value>,
+    /// How far the work is. By convention a harness keeps its progress on a job under the job's id.
+    pub feature_progress: Map<String, Value>,
+    /// Iterations in all jobs of the session.
+    pub iteration_count: u64,
+    /// What all of them used.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// What a model used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Money.
+    #[serde(rename = "cost_usd")]
+    pub cost: Usd,
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+}
+
+impl Usage {
+    /// Whether nothing was used.
+    pub fn is_zero(&self) -> bool {
+        *self == Usage::default()
+    }
+}
+
+impl Add for Usage {
+    type Output = Usage;
+    fn add(self, other: Usage) -> Usage {
+        Usage {
+            cost: self.cost + other.cost,
+            input_tokens: add_counts(self.input_tokens, other.input_tokens),
+            output_tokens: add_counts(self.output_tokens, other.output_tokens),
+        }
+    }
+}
+
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Usage) {
+        *self = *self + other;
+    }
+}
+
+/// Sums stay within `bigint`.
+fn add_counts(a: u64, b: u64) -> u64 {
+    a.saturating_add(b).min(i64::MAX as u64)
+}
+
+/// What one checkpoint adds to a session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Delta {
+    /// A JSON merge patch (RFC 7396) on the memory: a key replaces, `null` removes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Map<String, Value>>,
+    /// Appended to the context window.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub context_window: Vec<Value>,
+    /// The appended entries replace the old window (compaction).
+    pub replace_context: bool,
+    /// A JSON merge patch (RFC 7396) on the progress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_progress: Option<Map<String, Value>>,
+    /// Iterations done since the last checkpoint.
+    pub iterations: u64,
+    /// What they used.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+impl Session {
+    /// Folds one delta onto the state.
+    pub fn apply(&mut self, delta: &Delta) {
+        if let Some(patch) = &delta.memory {
+            merge(&mut self.memory, patch);
+        }
+        if delta.replace_context {
+            self.context_window.clear();
+        }
+        self.context_window.extend(delta.context_window.iter().cloned());
+        if let Some(patch) = &delta.feature_progress {
+            merge(&mut self.feature_progress, patch);
+        }
+        self.iteration_count = add_counts(self.iteration_count, delta.iterations);
+        self.usage += delta.usage;
+    }
+}
+
+impl Delta {
+    /// Whether it would change nothing.
+    pub fn is_empty(&self) -> bool {
+        let no_patch = |patch: &Option<Map<String, Value>>| patch.as_ref().is_none_or(Map::is_empty);
+        no_patch(&self.memory)
+            && self.context_window.is_empty()
+            && !self.replace_context
+            && no_patch(&self.feature_progress)
+            && self.iterations == 0
+            && self.usage.is_zero()
+    }
+
+    /// Refuses what could not be kept: too large, or nothing that Postgres can hold.
+    pub fn check(&self) -> Result<(), DeltaError> {
+        for (field, count) in [
+            ("iterations", self.iterations),
+            ("input_tokens", self.usage.input_tokens),
+            ("output_tokens", self.usage.output_tokens),
+        ] {
+            if count > MAX_COUNT {
+                return Err(DeltaError::Unstorable(format!(
+                    "{field}: got {count}, expected at most {MAX_COUNT}"
+                )));
+            }
+        }
+        let text = serde_json::to_string(self).map_err(|error| DeltaError::Unstorable(error.to_string()))?;
+        if text.len() > MAX_DELTA_BYTES {
+            return Err(DeltaError::TooLarge { bytes: text.len() });
+        }
+        Json::parse(&text).map(drop).map_err(|_| DeltaError::Unstorable(storable::describe(&text)))
+    }
+}
+
+/// Why a delta cannot be kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeltaError {
+    /// A field holds what Postgres cannot.
+    #[error("{0}")]
+    Unstorable(String),
+    /// Larger than [`MAX_DELTA_BYTES`].
+    #[error(
+        "got a delta of {bytes} bytes, expected at most {MAX_DELTA_BYTES}; checkpoint more often, or less"
+    )]
+    TooLarge {
+        /// Its size as JSON.
+        bytes: usize,
+    },
+}
+
+/// A merge patch between two objects, which is what RFC 7396 does one level down.
+fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            json_patch::merge(target.entry(key.as_str()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn a_delta_patches_appends_and_adds() {
+        let mut session = Session {
+            memory: map(json!({"keep": 1, "drop": 2, "deep": {"a": 1, "b": 2}})),
+            context_window: vec![json!("old")],
+            iteration_count: 4,
+            ..Session::default()
+        };
+        session.apply(&Delta {
+            memory: Some(map(json!({"drop": null, "deep": {"b": null, "c": 3}}))),
+            context_window: vec![json!("new")],
+            feature_progress: Some(map(json!({"job": {"done": 1}}))),
+            iterations: 2,
+            usage: Usage { cost: Usd::from_micros(7), input_tokens: 1, output_tokens: 2 },
+            ..Delta::default()
+        });
+        assert_eq!(Value::Object(session.memory.clone()), json!({"keep": 1, "deep": {"a": 1, "c": 3}}));
+        assert_eq!(session.context_window, [json!("old"), json!("new")]);
+        assert_eq!(session.iteration_count, 6);
+        assert_eq!(session.usage.cost, Usd::from_micros(7));
+
+        let compacted = vec![json!("summary")];
+        session.apply(&Delta { context_window: compacted, replace_context: true, ..Delta::default() });
+        assert_eq!(session.context_window, [json!("summary")]);
+    }
+
+    #[test]
+    fn a_delta_over_four_mebibytes_is_refused_by_its_size() {
+        let delta = Delta { context_window: vec![json!("x".repeat(MAX_DELTA_BYTES))], ..Delta::default() };
+        let error = delta.check().unwrap_err();
+        assert!(matches!(error, DeltaError::TooLarge { bytes } if bytes > MAX_DELTA_BYTES), "{error}");
+    }
+
+    #[test]
+    fn what_postgres_cannot_hold_is_refused_by_the_name_of_its_field() {
+        let delta =
+            Delta { memory: Some(map(json!({"notes": ["fine", {"x": "a\0b"}]}))), ..Delta::default() };
+        let error = delta.check().unwrap_err().to_string();
+        assert!(error.starts_with("memory.notes[1].x: a string contains \\u0000"), "{error}");
+
+        let tokens = Usage { input_tokens: u64::MAX, ..Usage::default() };
+        let error = Delta { usage: tokens, ..Delta::default() }.check().unwrap_err().to_string();
+        assert!(error.starts_with("input_tokens: got 18446744073709551615"), "{error}");
+    }
+
+    #[test]
+    fn a_session_is_written_flat_and_read_back_from_less() {
+        let text = serde_json::to_value(Session::default()).unwrap();
+        assert_eq!(
+            text,
+            json!({"memory": {}, "context_window": [], "feature_progress": {}, "iteration_count": 0,
+                   "cost_usd": 0.0, "input_tokens": 0, "output_tokens": 0})
+        );
+        assert_eq!(serde_json::from_str::<Session>("{}").unwrap(), Session::default());
+        assert_eq!(serde_json::from_str::<Delta>("{}").unwrap(), Delta::default());
+    }
+
+    /// Small trees over few keys, so that patches meet each other; `null` removes.
+    fn tree() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            (-1e9f64..1e9).prop_map(Value::from),
+            "[a-z\"\\\\é]{0,4}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                object(inner).prop_map(Value::Object),
+            ]
+        })
+    }
+
+    fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<String, Value>> {
+        prop::collection::btree_map("[abc]", inner, 0..3).prop_map(|map| map.into_iter().collect())
+    }
+
+    fn delta() -> impl Strategy<Value = Delta> {
+        (
+            prop::option::of(object(tree())),
+            prop::collection::vec(tree(), 0..3),
+            prop::bool::weighted(0.2),
+            prop::option::of(object(tree())),
+            0u64..5,
+            (0u64..1_000_000, 0u64..1000, 0u64..1000),
+        )
+            .prop_map(
+                |(memory, context_window, replace_context, feature_progress, iterations, used)| Delta {
+                    memory,
+                    context_window,
+                    replace_context,
+                    feature_progress,
+                    iterations,
+                    usage: Usage {
+                        cost: Usd::from_micros(used.0),
+                        input_tokens: used.1,
+                        output_tokens: used.2,
+                    },
+                },
+            )
+    }
+
+    fn fold(mut session: Session, deltas: &[Delta]) -> Session {
+        deltas.iter().for_each(|delta| session.apply(delta));
+        session
+    }
+
+    proptest! {
+        #[test]
+        fn a_fold_can_be_stored_and_continued_at_any_point(
+            deltas in prop::collection::vec(delta(), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let whole = fold(Session::default(), &deltas);
+            let (first, second) = deltas.split_at(cut.index(deltas.len() + 1));
+            let stored = serde_json::to_string(&fold(Session::default(), first)).unwrap();
+            let reread: Vec<Delta> = second
+                .iter()
+                .map(|delta| serde_json::from_str(&serde_json::to_string(delta).unwrap()).unwrap())
+                .collect();
+            prop_assert_eq!(fold(serde_json::from_str(&stored).unwrap(), &reread), whole);
+        }
+
+        #[test]
+        fn an_empty_delta_changes_nothing(deltas in prop::collection::vec(delta(), 0..4), more in delta()) {
+            let session = fold(Session::default(), &deltas);
+            if more.is_empty() {
+                prop_assert_eq!(fold(session.clone(), &[more]), session);
+            }
+        }
+
+        #[test]
+        fn memory_never_holds_a_null_at_its_top(deltas in prop::collection::vec(delta(), 0..6)) {
+            prop_assert!(fold(Session::default(), &deltas).memory.values().all(|value| !value.is_null()));
+        }
+    }
+}

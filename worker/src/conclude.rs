@@ -1,0 +1,189 @@
+//! Conclude: what an attempt's outcome means for the job, recorded in the ledger.
+
+use harness::Session;
+use job::{Failure, FailureCode, JobId, JobSpec, Outcome, RetryPolicy, WorkerId};
+use service::{RetryError, retry};
+use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, Store, StoreError};
+use tracing::{error, info, warn};
+
+use crate::execute::Ended;
+use crate::metrics::METRICS;
+use crate::slot::Worker;
+
+/// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
+fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: f64) -> (End, u32) {
+    let spent = attempts_before + 1;
+    match outcome {
+        Outcome::Succeeded(output) => (End::Succeeded(output), spent),
+        Outcome::Cancelled => (End::Cancelled, spent),
+        Outcome::Interrupted => (End::HandBack, attempts_before),
+        Outcome::Failed(failure) => match policy.next_delay(spent, jitter) {
+            Some(delay) if failure.retryable => (End::Retry { failure, delay }, spent),
+            Some(_) | None => (End::Failed(failure), spent),
+        },
+    }
+}
+
+/// Records a run's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were told to
+/// stop waiting for Postgres: then the lease runs out and the job is rescued.
+pub async fn conclude(
+    worker: &Worker,
+    worker_id: WorkerId,
+    spec: &JobSpec,
+    claimed: &Claimed,
+    ended: Ended,
+) -> Option<Concluded> {
+    let Some(outcome) = ended.outcome else {
+        METRICS.requests.with_label_values(&["lost"]).inc();
+        warn!(job_id = %spec.job_id, session_id = %spec.session_id, %worker_id, "the lease on a job is lost; its run was stopped");
+        return None;
+    };
+    if let Outcome::Failed(failure) = &outcome {
+        METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+        info!(job_id = %spec.job_id, session_id = %spec.session_id, attempt = claimed.attempts + 1,
+              code = %failure.code, message = failure.message, retryable = failure.retryable, "an attempt failed");
+    }
+    let (end, attempts) = decide(outcome, claimed.attempts, &spec.retry, fastrand::f64());
+    record(worker, worker_id, spec, claimed, end, attempts, ended.session).await
+}
+
+/// Ends a job whose attempts were all spent by workers that died: nobody is left to run it.
+pub async fn conclude_exhausted(
+    worker: &Worker,
+    worker_id: WorkerId,
+    spec: &JobSpec,
+    claimed: &Claimed,
+) -> Option<Concluded> {
+    METRICS.errors.with_label_values(&[FailureCode::WorkerLost.as_str()]).inc();
+    let message = format!(
+        "no attempt is left: {} of {} ended with the death of the worker or failed",
+        claimed.attempts, spec.retry.max_attempts
+    );
+    let end = End::Failed(Failure::permanent(FailureCode::WorkerLost, message));
+    record(worker, worker_id, spec, claimed, end, claimed.attempts, None).await
+}
+
+async fn record(
+    worker: &Worker,
+    worker_id: WorkerId,
+    spec: &JobSpec,
+    claimed: &Claimed,
+    end: End,
+    attempts: u32,
+    session: Option<Session>,
+) -> Option<Concluded> {
+    let outcome = label(&end);
+    let mut conclusion = Conclusion {
+        worker: worker_id,
+        job_id: spec.job_id,
+        session_id: spec.session_id.clone(),
+        epoch: claimed.epoch,
+        end,
+        attempts,
+        fold: session.map(fold),
+        take_next: true,
+    };
+    let commit = || {
+        conclusion.take_next = !worker.draining.is_cancelled();
+        worker.store.conclude(conclusion.clone())
+    };
+    match retry("recording a job's end", &worker.stop_waiting, StoreError::is_retryable, commit).await {
+        Ok(concluded) => {
+            let outcome = if concluded.recorded == Fenced::Lost { "lost" } else { outcome };
+            METRICS.requests.with_label_values(&[outcome]).inc();
+            Some(concluded)
+        }
+        Err(RetryError::Stopped) => None,
+        Err(RetryError::Permanent(StoreError::Refused { sqlstate, message })) if outcome != "failed" => {
+            // Only what the harness wrote can be the culprit; without it the job's end can be recorded.
+            let message = format!("Postgres refused what the harness delivered ({sqlstate}): {message}");
+            let end = End::Failed(Failure::permanent(FailureCode::Unstorable, message));
+            METRICS.errors.with_label_values(&[FailureCode::Unstorable.as_str()]).inc();
+            Box::pin(record(worker, worker_id, spec, claimed, end, attempts, None)).await
+        }
+        Err(RetryError::Permanent(cause)) => {
+            error!(job_id = %spec.job_id, cause = cause.as_dyn(), "a job's end cannot be recorded; it is rescued when this worker ends");
+            None
+        }
+    }
+}
+
+/// Hands back a job that the ledger gave to this worker without the worker's knowing.
+pub async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -> Result<(), StoreError> {
+    let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
+    let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
+    let attempts = view.attempts.unsigned_abs();
+    let end = End::HandBack;
+    store
+        .conclude(Conclusion {
+            worker,
+            job_id,
+            session_id,
+            epoch,
+            end,
+            attempts,
+            fold: None,
+            take_next: false,
+        })
+        .await?;
+    Ok(())
+}
+
+fn fold(session: Session) -> Fold {
+    let text =
+        |value: Result<String, serde_json::Error>| value.expect("JSON values are written without errors");
+    Fold {
+        state: [
+            text(serde_json::to_string(&session.memory)),
+            text(serde_json::to_string(&session.context_window)),
+            text(serde_json::to_string(&session.feature_progress)),
+        ],
+        iteration_count: session.iteration_count,
+        cost: session.usage.cost,
+        input_tokens: session.usage.input_tokens,
+        output_tokens: session.usage.output_tokens,
+    }
+}
+
+fn label(end: &End) -> &'static str {
+    match end {
+        End::Succeeded(_) => "succeeded",
+        End::Failed(_) => "failed",
+        End::Cancelled => "cancelled",
+        End::Retry { .. } => "retried",
+        End::HandBack => "interrupted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use job::Json;
+
+    fn policy(max_attempts: u32) -> RetryPolicy {
+        RetryPolicy { max_attempts, base_delay_ms: 100, max_delay_ms: 1_000 }
+    }
+
+    fn failure(retryable: bool) -> Outcome {
+        Outcome::Failed(Failure { code: FailureCode::Crashed, message: "gone".to_owned(), retryable })
+    }
+
+    #[test]
+    fn a_retryable_failure_retries_until_its_attempts_are_spent() {
+        assert!(
+            matches!(decide(failure(true), 0, &policy(2), 1.0), (End::Retry { delay, .. }, 1) if delay.as_millis() == 100)
+        );
+        assert!(matches!(decide(failure(true), 1, &policy(2), 1.0), (End::Failed(_), 2)));
+        assert!(matches!(decide(failure(false), 0, &policy(2), 1.0), (End::Failed(_), 1)));
+    }
+
+    #[test]
+    fn an_interruption_by_us_spends_no_attempt() {
+        assert!(matches!(decide(Outcome::Interrupted, 1, &policy(2), 1.0), (End::HandBack, 1)));
+        assert!(matches!(
+            decide(Outcome::Succeeded(Json::null()), 1, &policy(2), 1.0),
+            (End::Succeeded(_), 2)
+        ));
+        assert!(matches!(decide(Outcome::Cancelled, 0, &policy(2), 1.0), (End::Cancelled, 1)));
+    }
+}

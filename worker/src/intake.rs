@@ -1,0 +1,48 @@
+//! Intake: a delivery becomes a job, or a dead letter with its reason.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use job::{DecodeError, JobSpec, Limits, decode};
+use queue::Delivery;
+use service::{RetryError, retry};
+use tracing::warn;
+
+use crate::metrics::METRICS;
+use crate::slot::Worker;
+
+/// Reads a delivery; its properties fill in what the body leaves out.
+pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let limits = Limits {
+        max_bytes: worker.settings.max_message_bytes,
+        retention: worker.settings.retention,
+        now_unix_ms: now.as_millis() as u64,
+    };
+    let mut spec = decode(&delivery.body, delivery.message_id(), &limits)?;
+    // The queue it came from is the pool it is in, whatever the body says.
+    spec.pool = worker.settings.pool.clone();
+    let fill = |field: &mut Option<String>, property: Option<&str>| {
+        if field.is_none() {
+            *field = property.map(str::to_owned);
+        }
+    };
+    fill(&mut spec.reply_to, delivery.reply_to());
+    fill(&mut spec.correlation_id, delivery.correlation_id());
+    fill(&mut spec.traceparent, delivery.traceparent());
+    // The properties are a stranger's too.
+    spec.check(&limits)?;
+    Ok(spec)
+}
+
+/// Puts a copy into `harness.dead`. Returns whether it is there; only then may the delivery be acked.
+pub async fn bury(worker: &Worker, delivery: &Delivery, reason: &str, code: &'static str) -> bool {
+    let publish = || worker.publisher.dead_letter(delivery, reason, code);
+    match retry("publishing a dead letter", &worker.stop_waiting, |_| true, publish).await {
+        Ok(()) => {
+            warn!(message_id = delivery.message_id(), reason, code, "a message was dead-lettered");
+            METRICS.dead_letters.with_label_values(&[code]).inc();
+            true
+        }
+        Err(RetryError::Stopped | RetryError::Permanent(_)) => false,
+    }
+}

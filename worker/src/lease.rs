@@ -1,0 +1,148 @@
+//! The lease: one heartbeat for all jobs of this process.
+//!
+//! Every beat renews it and compares the ledger's list of our jobs with the running table. A run the ledger no longer
+//! knows is stopped; a job the ledger believes to run here, but does not, is handed back. A worker that was declared
+//! dead stops everything and goes on under a new id: death is final, and an id never comes back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use harness::Stop;
+use job::{JobId, WorkerId};
+use store::{Beat, Store, StoreError, WorkerRegistration};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::conclude::hand_back;
+use crate::metrics::METRICS;
+use crate::running::Running;
+
+/// The process's present id, and when its lease was last renewed.
+pub struct Lease {
+    store: Store,
+    running: Running,
+    registration: Mutex<WorkerRegistration>,
+    renewed: Mutex<Instant>,
+    duration: Duration,
+}
+
+impl Lease {
+    /// Registers the worker; the lease starts with it.
+    pub async fn register(
+        store: Store,
+        running: Running,
+        registration: WorkerRegistration,
+    ) -> Result<Lease, StoreError> {
+        store.register_worker(&registration).await?;
+        let duration = registration.lease;
+        let (registration, renewed) = (Mutex::new(registration), Mutex::new(Instant::now()));
+        Ok(Lease { store, running, registration, renewed, duration })
+    }
+
+    /// The id under which jobs are claimed now.
+    pub fn worker(&self) -> WorkerId {
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
+    }
+
+    /// Whether the last renewal is younger than the lease.
+    pub fn is_fresh(&self) -> bool {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.duration
+    }
+
+    /// Long enough for a heartbeat to notice that this worker was declared dead.
+    pub async fn renewed_within_a_beat(&self) {
+        tokio::time::sleep(self.duration / 5).await;
+    }
+
+    /// Beats five times a lease until told to stop.
+    pub async fn keep(&self, stop: CancellationToken) {
+        let mut beat = interval(self.duration / 5);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut strangers = HashMap::new();
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = beat.tick() => {}
+            }
+            match self.beat(&mut strangers).await {
+                Ok(()) => {
+                    if std::mem::take(&mut failing) {
+                        info!("heartbeats reach Postgres again");
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(
+                            cause = error.as_dyn(),
+                            "the heartbeat does not reach Postgres; running jobs go on"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    async fn beat(&self, strangers: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
+        let worker_id = self.worker();
+        // Taken before the ledger's list is read: a job that begins in between is in the list only.
+        let mine = self.running.epochs();
+        match self.store.beat(worker_id).await? {
+            Beat::Alive(listed) => {
+                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                self.stop_lost(&mine, &listed);
+                self.return_strangers(worker_id, listed, strangers).await;
+                Ok(())
+            }
+            Beat::Dead => self.be_reborn(worker_id).await,
+        }
+    }
+
+    /// Runs that the ledger has taken from us.
+    fn stop_lost(&self, mine: &[(JobId, i64)], listed: &[(JobId, i64)]) {
+        let listed: HashSet<_> = listed.iter().collect();
+        for lost in mine.iter().filter(|run| !listed.contains(run)) {
+            // A run that has just ended is not listed either; then nobody is there to be stopped.
+            self.running.stop(lost.0, lost.1, Stop::LeaseLost);
+        }
+    }
+
+    /// Jobs that the ledger gave us, but whose reply never came: seen in two beats in a row under the same epoch,
+    /// while nothing here runs or claims them, they are handed back.
+    async fn return_strangers(
+        &self,
+        worker_id: WorkerId,
+        listed: Vec<(JobId, i64)>,
+        strangers: &mut HashMap<JobId, i64>,
+    ) {
+        let unknown: HashMap<JobId, i64> =
+            listed.into_iter().filter(|(job_id, _)| !self.running.contains(*job_id)).collect();
+        for (job_id, epoch) in &unknown {
+            if strangers.get(job_id) == Some(epoch) {
+                warn!(%job_id, %worker_id, "the reply to a claim was lost; the job is handed back");
+                if let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch).await {
+                    warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
+                }
+            }
+        }
+        *strangers = unknown;
+    }
+
+    async fn be_reborn(&self, dead: WorkerId) -> Result<(), StoreError> {
+        error!(worker_id = %dead, "declared dead: the heartbeat stayed away for longer than the lease; all runs are stopped");
+        METRICS.leases_lost.inc();
+        self.running.stop_present(&Stop::LeaseLost);
+        let fresh = WorkerRegistration {
+            worker: WorkerId::random(),
+            ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        self.store.register_worker(&fresh).await?;
+        info!(worker_id = %fresh.worker, "goes on under a new id");
+        *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(())
+    }
+}

@@ -1,0 +1,26 @@
+//! The worker: takes a job when a slot is free, claims it in the ledger, runs its harness, records its end.
+//!
+//! ```text
+//! slot:  intake ──▶ claim ──▶ execute ──▶ conclude ──▶ ack, and the slot is free
+//!                     ▲                      │
+//!                     └── the session's next ┘
+//! lease: one heartbeat for all jobs that run here; what the ledger no longer gives us is stopped
+//! ```
+//!
+//! Nothing here outlives the process but what is in the ledger: a worker may be killed at any moment.
+
+mod settings;
+mod agents;
+mod metrics;
+mod running;
+mod lease;
+mod intake;
+mod claim;
+mod execute;
+mod conclude;
+mod reply;
+mod slot;
+mod serve;
+
+pub use serve::serve;
+pub use settings::{Args, Settings};

@@ -1,0 +1,95 @@
+//! What a worker counts. Labels come from fixed sets: outcomes, failure codes, answers, directions.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    Counter, Histogram, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_counter,
+    register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge,
+};
+
+/// The metrics of this process.
+pub struct Metrics {
+    /// Attempts by how they ended: succeeded, failed, retried, cancelled, interrupted, lost.
+    pub requests: IntCounterVec,
+    /// Failed attempts by failure code.
+    pub errors: IntCounterVec,
+    /// From claim to the recorded end.
+    pub request_latency: Histogram,
+    /// From one checkpoint to the next.
+    pub step_latency: Histogram,
+    /// From the job's id being made to its harness's start, first attempts only.
+    pub start_wait: Histogram,
+    /// Spend.
+    pub cost_total: Counter,
+    /// Spend of one step.
+    pub cost: Histogram,
+    /// Tokens by direction: input, output.
+    pub tokens: IntCounterVec,
+    /// Iterations that are safe in the ledger.
+    pub iterations: IntCounter,
+    /// Jobs in this worker's hands.
+    pub running: IntGauge,
+    /// Slots of this worker.
+    pub slots: IntGauge,
+    /// Claims by answer.
+    pub claims: IntCounterVec,
+    /// Messages put into harness.dead, by code.
+    pub dead_letters: IntCounterVec,
+    /// Times that this worker was declared dead although it lived.
+    pub leases_lost: IntCounter,
+}
+
+/// The one set of them, registered at first use.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    register().expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+fn register() -> prometheus::Result<Metrics> {
+    Ok(Metrics {
+        requests: register_int_counter_vec!(
+            "harness_requests_total",
+            "Attempts at jobs, by how they ended",
+            &["outcome"]
+        )?,
+        errors: register_int_counter_vec!(
+            "harness_errors_total",
+            "Failed attempts, by failure code",
+            &["code"]
+        )?,
+        request_latency: register_histogram!(
+            "harness_request_latency_seconds",
+            "From the claim of a job to its recorded end",
+            exponential_buckets(0.001, 2.0, 22)?
+        )?,
+        step_latency: register_histogram!(
+            "harness_latency_step_ms",
+            "From one checkpoint of a job to the next",
+            exponential_buckets(1.0, 2.0, 22)?
+        )?,
+        start_wait: register_histogram!(
+            "harness_start_wait_seconds",
+            "From the making of a job's id to its first start",
+            exponential_buckets(0.001, 1.25, 60)?
+        )?,
+        cost_total: register_counter!("harness_cost_total_usd", "Spend in dollars")?,
+        cost: register_histogram!(
+            "harness_cost_usd",
+            "Spend from one checkpoint of a job to the next, in dollars",
+            exponential_buckets(0.0001, 4.0, 12)?
+        )?,
+        tokens: register_int_counter_vec!("harness_tokens_total", "Tokens, by direction", &["direction"])?,
+        iterations: register_int_counter!("harness_iterations_total", "Iterations that were checkpointed")?,
+        running: register_int_gauge!("harness_jobs_running", "Jobs that run in this worker")?,
+        slots: register_int_gauge!("harness_worker_slots", "Jobs that this worker can run at a time")?,
+        claims: register_int_counter_vec!("harness_claims_total", "Claims of jobs, by answer", &["answer"])?,
+        dead_letters: register_int_counter_vec!(
+            "harness_dead_letters_total",
+            "Messages put into harness.dead, by code",
+            &["code"]
+        )?,
+        leases_lost: register_int_counter!(
+            "harness_leases_lost_total",
+            "Times this worker was declared dead although it lived"
+        )?,
+    })
+}

@@ -1,0 +1,162 @@
+//! The running table: which jobs this process has in its hands, and how to stop each.
+//!
+//! The ledger has its own view of the same; `lease` compares the two.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use harness::Stop;
+use job::JobId;
+use tokio::sync::watch;
+
+use crate::metrics::METRICS;
+
+/// The table; clones share it.
+#[derive(Clone, Default)]
+pub struct Running(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    jobs: HashMap<JobId, Entry>,
+    /// Set once all runs are to stop: a run that begins later stops at once.
+    stop_all: Option<Stop>,
+}
+
+struct Entry {
+    /// 0 while the claim is under way.
+    epoch: i64,
+    stop: watch::Sender<Option<Stop>>,
+}
+
+impl Running {
+    /// Enters a job before it is claimed, so that a second delivery of it is not taken for a lost reply. `None` when
+    /// it is there already.
+    pub fn reserve(&self, job_id: JobId) -> Option<Seat> {
+        let mut table = self.lock();
+        if table.jobs.contains_key(&job_id) {
+            return None;
+        }
+        table.jobs.insert(job_id, Entry { epoch: 0, stop: watch::channel(None).0 });
+        Some(Seat { running: self.clone(), job_id })
+    }
+
+    /// The jobs that run, with their epochs.
+    pub fn epochs(&self) -> Vec<(JobId, i64)> {
+        let table = self.lock();
+        table
+            .jobs
+            .iter()
+            .filter(|(_, entry)| entry.epoch != 0)
+            .map(|(id, entry)| (*id, entry.epoch))
+            .collect()
+    }
+
+    /// Whether the job is in the table, running or being claimed.
+    pub fn contains(&self, job_id: JobId) -> bool {
+        self.lock().jobs.contains_key(&job_id)
+    }
+
+    /// Tells one run to stop; nothing when it is over or a later one is under way.
+    pub fn stop(&self, job_id: JobId, epoch: i64, stop: Stop) {
+        if let Some(entry) = self.lock().jobs.get(&job_id).filter(|entry| entry.epoch == epoch) {
+            entry.ask(stop);
+        }
+    }
+
+    /// Tells every run to stop, once.
+    pub fn stop_present(&self, stop: &Stop) {
+        for entry in self.lock().jobs.values() {
+            entry.ask(stop.clone());
+        }
+    }
+
+    /// Tells every run to stop, also those that begin later.
+    pub fn stop_all(&self, stop: Stop) {
+        self.lock().stop_all = Some(stop.clone());
+        self.stop_present(&stop);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // No invariant spans two operations, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// The first reason stands, but a lost lease overrides all: nothing may be written any more.
+    fn ask(&self, stop: Stop) {
+        self.stop.send_if_modified(|asked| {
+            let first = asked.is_none() || stop == Stop::LeaseLost;
+            if first {
+                *asked = Some(stop);
+            }
+            first
+        });
+    }
+}
+
+/// A job's place in the table; it leaves when this is dropped.
+pub struct Seat {
+    running: Running,
+    job_id: JobId,
+}
+
+impl Seat {
+    /// The claim was granted: from now on the job runs. Returns its stop signal.
+    pub fn begin(&self, epoch: i64) -> watch::Receiver<Option<Stop>> {
+        let mut table = self.running.lock();
+        let signal = watch::Sender::new(table.stop_all.clone());
+        let receiver = signal.subscribe();
+        table.jobs.insert(self.job_id, Entry { epoch, stop: signal });
+        METRICS.running.set(table.jobs.len() as i64);
+        receiver
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut table = self.running.lock();
+        table.jobs.remove(&self.job_id);
+        METRICS.running.set(table.jobs.len() as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_one_seat_and_leaves_it() {
+        let running = Running::default();
+        let id = JobId::now();
+        let seat = running.reserve(id).unwrap();
+        assert!(running.reserve(id).is_none());
+        assert!(running.epochs().is_empty(), "not yet claimed");
+        let _signal = seat.begin(7);
+        assert_eq!(running.epochs(), [(id, 7)]);
+        drop(seat);
+        assert!(!running.contains(id));
+    }
+
+    #[test]
+    fn a_stop_reaches_the_run_it_is_meant_for() {
+        let running = Running::default();
+        let seat = running.reserve(JobId::now()).unwrap();
+        let signal = seat.begin(7);
+        running.stop(seat.job_id, 6, Stop::LeaseLost);
+        assert_eq!(*signal.borrow(), None);
+        running.stop(seat.job_id, 7, Stop::Timeout);
+        running.stop(seat.job_id, 7, Stop::Drain);
+        assert_eq!(*signal.borrow(), Some(Stop::Timeout), "the first reason stands");
+        running.stop(seat.job_id, 7, Stop::LeaseLost);
+        assert_eq!(*signal.borrow(), Some(Stop::LeaseLost));
+    }
+
+    #[test]
+    fn a_run_that_begins_after_the_end_of_grace_stops_at_once() {
+        let running = Running::default();
+        running.stop_all(Stop::Drain);
+        let seat = running.reserve(JobId::now()).unwrap();
+        assert_eq!(*seat.begin(1).borrow(), Some(Stop::Drain));
+    }
+}

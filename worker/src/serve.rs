@@ -1,0 +1,248 @@
+//! A worker's life: boot, serve, drain.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use harness::Stop;
+use job::WorkerId;
+use migrations::SchemaError;
+use queue::{Broker, BrokerStatus};
+use relay::Relay;
+use service::{Admin, Check, Essential, Readiness, RetryError, retry};
+use store::{Store, StoreError, WorkerRegistration};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::lease::Lease;
+use crate::metrics::METRICS;
+use crate::running::Running;
+use crate::settings::Settings;
+use crate::slot::{self, Worker};
+
+/// After the drain's grace: how long stopped harnesses get to hand back, and the broker to take the last acks.
+const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
+
+/// Runs a worker until `drain` is cancelled and all is handed over, or until it cannot go on.
+pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Result<ExitCode> {
+    let boot = Boot::start(&settings, &drain).await?;
+    let Some(worker) = boot.worker(settings, &drain).await? else {
+        info!("stopped before it was ready");
+        return Ok(ExitCode::SUCCESS);
+    };
+    boot.run(worker, drain).await
+}
+
+/// What is there before the services are: the admin port and the handles on Postgres and RabbitMQ.
+struct Boot {
+    essential: Essential,
+    store: Store,
+    consuming: Broker,
+    publishing: Broker,
+    /// For `/ready`, which answers from the first moment on.
+    serving: Arc<OnceLock<Arc<Worker>>>,
+    /// Ends what must outlast the drain: heartbeat, admin port, connections.
+    end: CancellationToken,
+}
+
+impl Boot {
+    async fn start(settings: &Settings, drain: &CancellationToken) -> anyhow::Result<Boot> {
+        let end = CancellationToken::new();
+        let store = Store::new(&settings.store);
+        let consuming = Broker::start(settings.consuming.clone(), end.clone());
+        let publishing = Broker::start(settings.publishing.clone(), end.clone());
+        let serving = Arc::new(OnceLock::new());
+        METRICS.slots.set(i64::from(settings.slots));
+        let readiness = readiness(serving.clone(), consuming.status(), drain.clone());
+        let admin = Admin::bind(settings.admin_addr, readiness).await?;
+        let mut essential = Essential::default();
+        essential.spawn("admin port", admin.serve(end.clone()));
+        Ok(Boot { essential, store, consuming, publishing, serving, end })
+    }
+
+    /// Waits for Postgres, then registers. `None` when we are told to stop before.
+    async fn worker(
+        &self,
+        settings: Settings,
+        drain: &CancellationToken,
+    ) -> anyhow::Result<Option<Arc<Worker>>> {
+        let schema = || migrations::check(&settings.database_url);
+        if !wait("reading the schema from Postgres", drain, SchemaError::is_retryable, schema).await? {
+            return Ok(None);
+        }
+        let partitions = || self.store.maintain_partitions(settings.retention);
+        if !wait("making partitions", drain, StoreError::is_retryable, partitions).await? {
+            return Ok(None);
+        }
+        let registration = WorkerRegistration {
+            worker: WorkerId::random(),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            pod_name: settings.pod_name.clone(),
+            pool: settings.pool.clone(),
+            slots: settings.slots,
+            lease: settings.lease,
+        };
+        let running = Running::default();
+        let lease = Lease::register(self.store.clone(), running.clone(), registration)
+            .await
+            .context("registering the worker")?;
+        let worker = Arc::new(Worker {
+            store: self.store.clone(),
+            publisher: self.publishing.publisher(),
+            lease,
+            running,
+            draining: drain.clone(),
+            stop_waiting: CancellationToken::new(),
+            settings,
+        });
+        // Set once, here.
+        let _ = self.serving.set(worker.clone());
+        Ok(Some(worker))
+    }
+
+    /// Serves until told to drain, then drains.
+    async fn run(mut self, worker: Arc<Worker>, drain: CancellationToken) -> anyhow::Result<ExitCode> {
+        let worker_id = worker.lease.worker();
+        let (beating, end) = (worker.clone(), self.end.clone());
+        self.essential.spawn("heartbeat", async move {
+            beating.lease.keep(end).await;
+            Ok(())
+        });
+        let relay = Relay {
+            store: self.store.clone(),
+            broker: self.publishing.clone(),
+            publisher: worker.publisher.clone(),
+            lease: worker.settings.lease,
+            retention: worker.settings.retention,
+        };
+        let end = self.end.clone();
+        self.essential.spawn("relay", async move {
+            relay.run(end).await;
+            Ok(())
+        });
+        let mut slots = JoinSet::new();
+        let queue = queue::jobs_queue(&worker.settings.pool);
+        for number in 0..worker.settings.slots {
+            let (worker, slot) =
+                (worker.clone(), self.consuming.slot(&queue, &format!("{worker_id}.{number}")));
+            slots.spawn(async move { slot::run(&worker, slot).await });
+        }
+        info!(%worker_id, queue, slots = worker.settings.slots, "takes jobs");
+
+        let result = tokio::select! {
+            biased;
+            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
+            error = self.essential.first_end() => Err(error),
+            reason = closed(self.consuming.status()) => Err(anyhow!("the broker connection ended for good: {reason}")),
+        };
+        drain.cancel();
+        drain_slots(&worker, slots).await;
+        let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
+        self.end.cancel();
+        tokio::join!(self.consuming.close(), self.publishing.close());
+        self.store.close();
+        if let Err(cause) = stopped {
+            warn!(cause = cause.as_dyn(), "could not sign off; the lease runs out by itself");
+        }
+        if let Err(error) = self.essential.all_ended().await {
+            warn!("while stopping: {error:#}");
+        }
+        info!(%worker_id, "stopped");
+        result
+    }
+}
+
+/// Lets running jobs end within the grace, then stops them and lets them be handed back.
+async fn drain_slots(worker: &Worker, mut slots: JoinSet<()>) {
+    let grace = worker.settings.drain_grace;
+    let jobs = worker.running.epochs().len();
+    info!(jobs, grace_s = grace.as_secs(), "draining: takes no more jobs");
+    if let Err(cause) = worker.store.mark_draining(worker.lease.worker()).await {
+        warn!(cause = cause.as_dyn(), "the ledger does not know that this worker drains");
+    }
+    if within(grace, all_joined(&mut slots)).await {
+        return;
+    }
+    info!(
+        jobs = worker.running.epochs().len(),
+        "the grace is over: what still runs is stopped and handed back"
+    );
+    worker.running.stop_all(Stop::Drain);
+    if within(HAND_BACK_GRACE, all_joined(&mut slots)).await {
+        return;
+    }
+    warn!(
+        jobs = worker.running.epochs().len(),
+        "not all jobs could be handed back; they are rescued when the lease runs out"
+    );
+    worker.stop_waiting.cancel();
+    slots.shutdown().await;
+}
+
+async fn all_joined(slots: &mut JoinSet<()>) {
+    while slots.join_next().await.is_some() {}
+}
+
+async fn within(bound: Duration, future: impl Future<Output = ()>) -> bool {
+    tokio::time::timeout(bound, future).await.is_ok()
+}
+
+/// Resolves when the broker's supervisor gives up for good.
+async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
+    match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
+        Ok(BrokerStatus::Closed { reason }) => reason.clone(),
+        Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
+    }
+}
+
+/// Retries until it works; false when we are told to stop meanwhile.
+async fn wait<T, E, F>(
+    what: &str,
+    stop: &CancellationToken,
+    is_retryable: impl Fn(&E) -> bool,
+    operation: impl FnMut() -> F,
+) -> anyhow::Result<bool>
+where
+    E: std::error::Error + Send + Sync + 'static,
+    F: Future<Output = Result<T, E>>,
+{
+    match retry(what, stop, is_retryable, operation).await {
+        Ok(_) => Ok(true),
+        Err(RetryError::Stopped) => Ok(false),
+        Err(RetryError::Permanent(error)) => Err(anyhow!(error)),
+    }
+}
+
+/// `/ready`: what the process knows, without asking anybody.
+fn readiness(
+    serving: Arc<OnceLock<Arc<Worker>>>,
+    broker: watch::Receiver<BrokerStatus>,
+    draining: CancellationToken,
+) -> Readiness {
+    Arc::new(move || {
+        let worker = serving.get();
+        let database = worker.is_some_and(|worker| worker.lease.is_fresh());
+        let (consuming, reason) = match &*broker.borrow() {
+            _ if draining.is_cancelled() => (false, Some("draining".to_owned())),
+            BrokerStatus::Ready { .. } if worker.is_none() => (false, Some("starting".to_owned())),
+            BrokerStatus::Ready { .. } => (true, None),
+            BrokerStatus::Connecting { reason } => {
+                (false, Some(reason.clone().unwrap_or("connecting".to_owned())))
+            }
+            BrokerStatus::Closed { reason } => (false, Some(reason.clone())),
+        };
+        let no_lease = (!database).then(|| "no heartbeat within the lease".to_owned());
+        let workspace = worker.is_none_or(|worker| worker.settings.workspace_dir.is_dir());
+        let no_folder = (!workspace).then(|| "WORKSPACE_DIR is not a folder".to_owned());
+        BTreeMap::from([
+            ("database_connected", Check::Must(database, no_lease)),
+            ("queue_consuming", Check::Must(consuming, reason)),
+            ("workspace_accessible", Check::Must(workspace, no_folder)),
+        ])
+    })
+}

@@ -1,0 +1,143 @@
+//! What a worker is told at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use job::Name;
+use queue::BrokerConfig;
+use secrecy::ExposeSecret;
+use service::{Common, Problems, Setting, SettingsError, Telemetry};
+use store::StoreConfig;
+
+use crate::agents::Agents;
+
+/// Runs jobs: takes them from RabbitMQ, runs each one's harness, keeps sessions and results in Postgres.
+///
+/// Any number of workers may run; every one can continue every session. SIGTERM drains: no job is taken any more,
+/// running ones get `--drain-grace-s` to end, and the rest is handed back without spending an attempt.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "worker", version)]
+pub struct Args {
+    /// Agents and their harnesses, a TOML file; without one there are `echo` and `scripted`
+    #[arg(long, env = "AGENTS_FILE")]
+    agents: Option<PathBuf>,
+    /// The pool to serve: jobs come from the queue harness.jobs.<pool>
+    #[arg(long, env = "POOL", default_value = "default")]
+    pool: Setting<Name>,
+    /// How many jobs to run at a time
+    #[arg(long, env = "WORKER_SLOTS", default_value = "16")]
+    slots: Setting<u32>,
+    /// Where sessions have their folders
+    #[arg(long, env = "WORKSPACE_DIR", default_value = "./workspaces")]
+    workspace_dir: PathBuf,
+    /// Where /health, /ready and /metrics are served; port 0 takes a free one
+    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
+    admin_addr: Setting<SocketAddr>,
+    /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
+    #[arg(long, env = "DRAIN_GRACE_S", default_value = "25")]
+    drain_grace_s: Setting<u64>,
+    /// Seconds after the last heartbeat until other workers take this one's jobs
+    #[arg(long, env = "LEASE_S", default_value = "10")]
+    lease_s: Setting<u64>,
+    /// Seconds after which a running job's message is acked; the job is safe in Postgres by then. Keep it a minute
+    /// below RabbitMQ's consumer_timeout
+    #[arg(long, env = "ACK_AFTER_S", default_value = "60")]
+    ack_after_s: Setting<u64>,
+    /// The pod's name, in Kubernetes
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Settings that have been checked.
+#[derive(Debug)]
+pub struct Settings {
+    pub(crate) agents: Agents,
+    pub(crate) pool: Name,
+    pub(crate) slots: u32,
+    pub(crate) workspace_dir: PathBuf,
+    pub(crate) admin_addr: SocketAddr,
+    pub(crate) drain_grace: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) ack_after: Duration,
+    pub(crate) pod_name: Option<String>,
+    pub(crate) retention: Duration,
+    pub(crate) max_message_bytes: usize,
+    pub(crate) database_url: String,
+    pub(crate) store: StoreConfig,
+    pub(crate) consuming: BrokerConfig,
+    pub(crate) publishing: BrokerConfig,
+}
+
+impl Args {
+    /// Checks all settings; the error tells everything that is wrong.
+    pub fn check(self) -> (Telemetry, Result<Settings, SettingsError>) {
+        let mut problems = Problems::default();
+        let telemetry =
+            self.common.telemetry(&[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE], &mut problems);
+        let settings = self.settings(&mut problems);
+        (telemetry, settings.ok_or_else(|| problems.into_error()))
+    }
+
+    fn settings(self, problems: &mut Problems) -> Option<Settings> {
+        let before = problems.count();
+        let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
+        let pool = problems.take("POOL", self.pool);
+        let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
+        let admin_addr = problems.take("ADMIN_ADDR", self.admin_addr);
+        let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
+        let lease = problems.within("LEASE_S", self.lease_s, 2..=3_600);
+        let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
+        let retention = problems.within("RETENTION_DAYS", self.common.retention_days, 1..=3_650);
+        let max_message_bytes =
+            problems.within("MAX_MESSAGE_BYTES", self.common.max_message_bytes, 1_024..=64 << 20);
+        let pool_size = problems.within("DATABASE_POOL_SIZE", self.common.database_pool_size, 2..=1_000);
+
+        let url = problems.required(
+            "DATABASE_URL",
+            self.common.database_url,
+            "postgres://user:password@host:5432/database",
+        );
+        let database_url = url.map(|url| url.expose_secret().to_owned());
+        let store = database_url
+            .as_ref()
+            .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url, pool_size.unwrap_or(10))));
+        let amqp_url =
+            problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
+        let consuming = amqp_url.and_then(|url| {
+            let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool.clone());
+            problems.check("AMQP_URL", config.check().map(|()| config))
+        });
+        if let Err(error) = std::fs::create_dir_all(&self.workspace_dir) {
+            let folder = self.workspace_dir.display();
+            problems.add(
+                "WORKSPACE_DIR",
+                format!("{folder} cannot be made: {error}, expected a folder to write to"),
+            );
+        }
+        if problems.count() > before || before > 0 {
+            return None;
+        }
+        let consuming = consuming?;
+        Some(Settings {
+            agents: agents?,
+            pool: pool?,
+            slots: slots?,
+            workspace_dir: self.workspace_dir,
+            admin_addr: admin_addr?,
+            drain_grace: Duration::from_secs(drain_grace?),
+            lease: Duration::from_secs(lease?),
+            ack_after: Duration::from_secs(ack_after?),
+            pod_name: self.pod_name,
+            retention: Duration::from_secs(retention? * 86_400),
+            max_message_bytes: max_message_bytes?,
+            database_url: database_url?,
+            store: store?,
+            publishing: BrokerConfig { name: "worker, publishing".to_owned(), ..consuming.clone() },
+            consuming,
+        })
+    }
+}

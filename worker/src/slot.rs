@@ -1,0 +1,174 @@
+//! A slot: one job at a time, from delivery to ack.
+
+use std::time::Instant;
+
+use harness::Stop;
+use job::{Failure, FailureCode, JobSpec, Outcome};
+use queue::{Delivery, Publisher, Slot};
+use store::{Answer, Claimed, Fenced, Store};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::execute::{Ended, Execution};
+use crate::lease::Lease;
+use crate::metrics::METRICS;
+use crate::running::{Running, Seat};
+use crate::settings::Settings;
+use crate::{claim, conclude, intake, reply};
+
+/// What all slots of a process share.
+pub struct Worker {
+    pub settings: Settings,
+    pub store: Store,
+    pub publisher: Publisher,
+    pub lease: Lease,
+    pub running: Running,
+    /// No more jobs are taken.
+    pub draining: CancellationToken,
+    /// The process ends: waits for Postgres or the broker are given up.
+    pub stop_waiting: CancellationToken,
+}
+
+/// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
+/// never hands us more than we can run.
+pub async fn run(worker: &Worker, mut slot: Slot) {
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = worker.draining.cancelled() => break,
+            delivery = slot.next() => delivery,
+        };
+        let Some(delivery) = delivery else { break };
+        serve(worker, &mut slot, delivery).await;
+    }
+    slot.pause().await;
+}
+
+async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
+    let spec = match intake::read(worker, &delivery) {
+        Ok(spec) => spec,
+        Err(error) => {
+            if intake::bury(worker, &delivery, &error.to_string(), "undecodable").await {
+                ack(delivery).await;
+            }
+            return;
+        }
+    };
+    let known = worker.settings.agents.get(&spec.agent_id).is_some();
+    if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).to_string(), "unknown_agent").await {
+        return;
+    }
+    let seat = worker.running.reserve(spec.job_id);
+    let answer = match claim::claim(worker, &spec, seat.is_none()).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return,
+        Err(error) => {
+            if intake::bury(worker, &delivery, &error.to_string(), "unstorable").await {
+                ack(delivery).await;
+            }
+            return;
+        }
+    };
+    match (answer, seat) {
+        (Answer::Claimed(claimed), Some(seat)) => {
+            let work = run_session(worker, spec, *claimed, seat);
+            tokio::pin!(work);
+            let early = tokio::time::sleep(worker.settings.ack_after);
+            tokio::select! {
+                () = &mut work => ack(delivery).await,
+                () = early => {
+                    // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
+                    // nothing to close the channel for; without a consumer it sends this busy slot no other.
+                    slot.pause().await;
+                    ack(delivery).await;
+                    work.await;
+                }
+            }
+        }
+        (Answer::Finished(state), _) => {
+            debug!(job_id = %spec.job_id, %state, "delivered again after its end");
+            reply::send(worker, &spec).await;
+            ack(delivery).await;
+        }
+        (Answer::OtherSession(session), _) => {
+            let reason = format!(
+                "job_id: got {}, which is taken by a job of session {session}, expected a new id",
+                spec.job_id
+            );
+            if intake::bury(worker, &delivery, &reason, "job_id_taken").await {
+                ack(delivery).await;
+            }
+        }
+        (Answer::Held | Answer::Blocked | Answer::NotDue | Answer::LeaseLost | Answer::Claimed(_), _) => {
+            ack(delivery).await
+        }
+    }
+}
+
+/// Runs a claimed job, and after it the session's next ones that the ledger hands us, each in this slot.
+async fn run_session(worker: &Worker, mut spec: JobSpec, mut claimed: Claimed, mut seat: Seat) {
+    loop {
+        let next = run_job(worker, &spec, &claimed, &seat).await;
+        drop(seat);
+        let Some(next) = next else { return };
+        let message = next.message.as_deref().unwrap_or_default();
+        let reserved = worker.running.reserve(next.job_id);
+        (spec, seat) = match (job::restore(message), reserved) {
+            (Ok(next), Some(seat)) => (next, seat),
+            // The heartbeat finds it a stranger and hands it back.
+            (result, _) => {
+                let error = result.err();
+                return warn!(job_id = %next.job_id, ?error, "the session's next job cannot be taken here");
+            }
+        };
+        claimed = *next;
+    }
+}
+
+/// One attempt at one job. Returns the session's next job.
+async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat) -> Option<Box<Claimed>> {
+    let started = Instant::now();
+    let worker_id = worker.lease.worker();
+    let stop = seat.begin(claimed.epoch);
+    if claimed.attempts == 0 {
+        METRICS.start_wait.observe(seconds_since(spec));
+    }
+    let concluded = if claimed.attempts >= spec.retry.max_attempts {
+        conclude::conclude_exhausted(worker, worker_id, spec, claimed).await
+    } else {
+        let ended = match worker.settings.agents.get(&spec.agent_id) {
+            Some(harness) => {
+                let store = &worker.store;
+                Execution { store, worker: worker_id, spec, claimed, stop }.run(harness.as_ref()).await
+            }
+            None => Ended { outcome: Some(Outcome::Failed(unknown_agent(spec))), session: None },
+        };
+        conclude::conclude(worker, worker_id, spec, claimed, ended).await
+    }?;
+    METRICS.request_latency.observe(started.elapsed().as_secs_f64());
+    match concluded.recorded {
+        Fenced::Done(()) => reply::send(worker, spec).await,
+        Fenced::Lost => {
+            worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
+            warn!(job_id = %spec.job_id, session_id = %spec.session_id, epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");
+        }
+    }
+    concluded.next
+}
+
+fn unknown_agent(spec: &JobSpec) -> Failure {
+    let problem = format!("agent_id: got \"{}\", expected an agent of this pool's workers", spec.agent_id);
+    Failure::permanent(FailureCode::UnknownAgent, problem)
+}
+
+async fn ack(delivery: Delivery) {
+    if let Err(stale) = delivery.ack().await {
+        debug!(%stale, "an ack came too late");
+    }
+}
+
+/// How long ago the job's id was made, by this host's clock.
+fn seconds_since(spec: &JobSpec) -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (now.as_millis() as u64).saturating_sub(spec.job_id.unix_ms()) as f64 / 1e3
+}
