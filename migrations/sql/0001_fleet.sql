@@ -79,10 +79,11 @@ CREATE TABLE harness_jobs (
         autovacuum_analyze_scale_factor = 0.2);
 
 CREATE INDEX harness_jobs_session ON harness_jobs (session_id, seq);
-CREATE INDEX harness_jobs_worker ON harness_jobs (worker_id) WHERE worker_id IS NOT NULL;
 CREATE INDEX harness_jobs_due ON harness_jobs (due_at) WHERE state = 'scheduled';
 CREATE INDEX harness_jobs_dispatch ON harness_jobs (state_since) WHERE state IN ('publishing', 'queued');
--- One session, one runner, whatever the code believes.
+CREATE INDEX harness_jobs_blocked ON harness_jobs (state_since) WHERE state = 'blocked';
+-- One session, one runner, whatever the code believes. It also serves to find a worker's jobs: an index by worker would
+-- gather the dead entries of all jobs a worker ever ran in one place, and every lookup would walk over them.
 CREATE UNIQUE INDEX harness_jobs_one_runner ON harness_jobs (session_id) WHERE state = 'running';
 
 -- Ends, in partitions by the time inside the job id, made ahead and dropped by retention.

@@ -1,1 +1,54 @@
-//! Placeholder.
+//! What the tests share: a database, a vhost and real processes of one's own, and a clean desk afterwards.
+//!
+//! A test under `tests/` keeps one promise of DESIGN.md's and is named as the sentence it proves. It starts from a
+//! [`Fleet`] (or from a [`Database`] alone, where the promise is one of SQL), which belongs to it and to nobody else:
+//! tests run side by side, and what one breaks no other sees. All of it is gone when the test ends, also by a panic;
+//! then every process's log is printed first.
+//!
+//! A test waits for events: a line in a log ([`Worker::said`]), the end of a process ([`Worker::exit`]). The ledger
+//! tells nobody of its changes, so what stands in there is looked for again and again ([`until`]), with a deadline.
+//!
+//! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`. A test that lacks one fails and
+//! says how to get it; none is ever skipped.
+
+mod services;
+mod http;
+mod database;
+mod vhost;
+mod worker;
+mod fleet;
+mod runs;
+
+use std::time::Duration;
+
+use job::{JobSpec, Json};
+use tokio::time::Instant;
+
+pub use database::Database;
+pub use fleet::{Fleet, Ran};
+pub use runs::{Runner, claimed};
+pub use vhost::Vhost;
+pub use worker::{Launch, Worker};
+
+/// Longer than anything takes here; a test that reaches it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks again and again, for lack of an event, until there is something to see.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A job with a fresh id, and retries that do not keep a test waiting.
+pub fn job(session: &str, agent: &str, input: serde_json::Value) -> JobSpec {
+    let name = |text: &str| text.parse().expect("a name");
+    let mut spec = JobSpec::new(name(session), name(agent), Json::from_value(&input).expect("storable JSON"));
+    spec.retry.base_delay_ms = 10;
+    spec
+}

@@ -78,6 +78,8 @@ install_with_apt() {
         # A system that is newer: its own Postgres then.
         missing=("${missing[@]/postgresql-$POSTGRES_OLDEST/postgresql}")
     fi
+    # A test's client is written in Python with pika. Where this is not installed, it gets pika by itself, with pip.
+    if apt-cache policy python3-pika | grep -q 'Candidate: [0-9]'; then missing+=(python3-pika); fi
     apt_get install --yes --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || fail_with_log "$log" "apt-get install ${missing[*]} failed"
     if [[ -d /run/systemd/system ]]; then
         # Nor shall they come up at the next boot: ours are private.

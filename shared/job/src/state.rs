@@ -36,6 +36,8 @@ pub enum JobEvent {
     Confirmed,
     /// No confirm came in time.
     Unconfirmed,
+    /// Its message is no longer in its queue: somebody purged or deleted that.
+    Vanished,
     /// A worker claims it.
     Claimed,
     /// A worker's claim finds its session busy.
@@ -50,6 +52,23 @@ pub enum JobEvent {
     Failed,
     /// It was cancelled.
     Cancelled,
+}
+
+impl JobEvent {
+    /// Every event.
+    pub const ALL: [JobEvent; 11] = [
+        JobEvent::Due,
+        JobEvent::Confirmed,
+        JobEvent::Unconfirmed,
+        JobEvent::Vanished,
+        JobEvent::Claimed,
+        JobEvent::SessionBusy,
+        JobEvent::Released,
+        JobEvent::Rescheduled,
+        JobEvent::Succeeded,
+        JobEvent::Failed,
+        JobEvent::Cancelled,
+    ];
 }
 
 impl JobState {
@@ -76,6 +95,7 @@ impl JobState {
             (Scheduled, JobEvent::Due) => Some(Publishing),
             (Publishing, JobEvent::Confirmed) => Some(Queued),
             (Publishing, JobEvent::Unconfirmed) => Some(Scheduled),
+            (Queued, JobEvent::Vanished) => Some(Scheduled),
             (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Claimed) => Some(Running),
             (Scheduled | Publishing | Queued, JobEvent::SessionBusy) => Some(Blocked),
             (Blocked, JobEvent::Released) => Some(Scheduled),
@@ -127,19 +147,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EVENTS: [JobEvent; 10] = [
-        JobEvent::Due,
-        JobEvent::Confirmed,
-        JobEvent::Unconfirmed,
-        JobEvent::Claimed,
-        JobEvent::SessionBusy,
-        JobEvent::Released,
-        JobEvent::Rescheduled,
-        JobEvent::Succeeded,
-        JobEvent::Failed,
-        JobEvent::Cancelled,
-    ];
-
     #[test]
     fn every_live_state_leads_to_every_end_and_no_end_leads_anywhere() {
         for start in JobState::ALL {
@@ -147,7 +154,7 @@ mod tests {
             let mut at = 0;
             while at < reached.len() {
                 let here: JobState = reached[at];
-                for state in EVENTS.into_iter().filter_map(|event| here.next(event)) {
+                for state in JobEvent::ALL.into_iter().filter_map(|event| here.next(event)) {
                     if !reached.contains(&state) {
                         reached.push(state);
                     }
@@ -161,9 +168,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_a_claim_makes_a_job_run(state in 0usize..8, event in 0usize..10) {
-            if JobState::ALL[state].next(EVENTS[event]) == Some(JobState::Running) {
-                prop_assert_eq!(EVENTS[event], JobEvent::Claimed);
+        fn only_a_claim_makes_a_job_run(state in 0usize..8, event in 0usize..JobEvent::ALL.len()) {
+            if JobState::ALL[state].next(JobEvent::ALL[event]) == Some(JobState::Running) {
+                prop_assert_eq!(JobEvent::ALL[event], JobEvent::Claimed);
             }
         }
     }

@@ -13,8 +13,8 @@ pub struct Usd(u64);
 impl Usd {
     /// Nothing.
     pub const ZERO: Usd = Usd(0);
-    /// The greatest amount one report may name: a million dollars.
-    const MAX_DOLLARS: f64 = 1e6;
+    /// The greatest amount that is read: a billion dollars, whose millionths a double still tells apart.
+    const MAX_DOLLARS: f64 = 1e9;
 
     /// From whole millionths of a dollar.
     pub const fn from_micros(micros: u64) -> Usd {
@@ -22,12 +22,12 @@ impl Usd {
     }
 
     /// From dollars, rounded up to the next millionth, so that a sum never falls short of what was spent.
-    /// `None` for a negative amount, for one past a million dollars, and for what is no number.
+    /// `None` for a negative amount, for one past a billion dollars, and for what is no number.
     pub fn from_dollars(dollars: f64) -> Option<Usd> {
-        // A millionth of a millionth is the noise of binary fractions, not money.
-        (0.0..=Self::MAX_DOLLARS)
-            .contains(&dollars)
-            .then(|| Usd((dollars * 1e6 - 1e-6).ceil().max(0.0) as u64))
+        let micros = dollars * 1e6;
+        // What binary fractions add is noise, not money.
+        let noise = 1e-6 + micros * 4.0 * f64::EPSILON;
+        (0.0..=Self::MAX_DOLLARS).contains(&dollars).then(|| Usd((micros - noise).ceil().max(0.0) as u64))
     }
 
     /// Whole millionths of a dollar.
@@ -76,7 +76,7 @@ impl<'de> Deserialize<'de> for Usd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Usd, D::Error> {
         let dollars = f64::deserialize(deserializer)?;
         Usd::from_dollars(dollars).ok_or_else(|| {
-            de::Error::custom(format!("got {dollars}, expected dollars between 0 and 1000000"))
+            de::Error::custom(format!("got {dollars}, expected dollars between 0 and 1000000000"))
         })
     }
 }
@@ -84,13 +84,22 @@ impl<'de> Deserialize<'de> for Usd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_amount_survives_json(micros in 0u64..1_000_000_000_000_000) {
+            let text = serde_json::to_string(&Usd::from_micros(micros)).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Usd>(&text).unwrap(), Usd::from_micros(micros));
+        }
+    }
 
     #[test]
     fn dollars_round_up_to_the_next_millionth() {
         assert_eq!(Usd::from_dollars(0.1), Some(Usd::from_micros(100_000)));
         assert_eq!(Usd::from_dollars(0.0000001), Some(Usd::from_micros(1)));
         assert_eq!(Usd::from_dollars(1.2345674), Some(Usd::from_micros(1_234_568)));
-        for bad in [-0.1, f64::NAN, f64::INFINITY, 1e7] {
+        for bad in [-0.1, f64::NAN, f64::INFINITY, 1e10] {
             assert_eq!(Usd::from_dollars(bad), None, "{bad}");
         }
     }

@@ -48,7 +48,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
                 End::Link => continue,
                 End::Channel => debug!("the publishing channel ended; opening another"),
             },
-            Err(error) => link.fail(error),
+            Err(error) => link.suspect(&error),
         }
         // What closes one channel may close the next one: not in a tight loop.
         let _ = tokio::time::timeout(Duration::from_millis(200), link.failure()).await;
@@ -79,8 +79,11 @@ async fn serve(
         while room(in_flight.len(), bytes)
             && let Ok(request) = requests.try_recv()
         {
-            bytes += request.body.len();
-            in_flight.push(send(channel.clone(), request));
+            // Whoever has given up meanwhile publishes again, or does not want it any more.
+            if !request.answer.is_closed() {
+                bytes += request.body.len();
+                in_flight.push(send(channel.clone(), request));
+            }
         }
         // No more will come once it is closed; what had come before is still sent.
         if requests.is_closed() && requests.is_empty() && in_flight.is_empty() {
@@ -111,7 +114,7 @@ async fn serve(
         settle(&mut resolved, &mut returned);
         if !channel.status().connected() {
             // Futures that still wait are dropped: their callers learn that nothing is known.
-            return if link.is_connected() { End::Channel } else { End::Link };
+            return if link.is_usable() { End::Channel } else { End::Link };
         }
     }
 }

@@ -3,12 +3,10 @@
 //! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
 //! publishers wait for its next link. It logs one line per change, with the broker's address without password.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use job::RetryPolicy;
 use lapin::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -19,89 +17,7 @@ use tracing::{debug, info, warn};
 use crate::address::Address;
 use crate::error::explain;
 use crate::link::Link;
-use crate::{ConfigError, Depth, Publisher, QueueError, Slot, confirming, topology};
-
-/// Where the broker is, and how patient we are with it.
-#[derive(Clone)]
-pub struct BrokerConfig {
-    /// `AMQP_URL`.
-    pub url: String,
-    /// The connection's name in the management UI.
-    pub name: String,
-    /// The pools whose queues are declared at every connect; more can follow by [`Broker::declare_pool`].
-    pub pools: Vec<job::Name>,
-    /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
-    pub connect_timeout: Duration,
-    /// Bound of every question to the broker (declare, consume, cancel). Default 30 s.
-    pub operation_timeout: Duration,
-    /// Bound of one publish, waiting for a connection included. Default 30 s.
-    pub confirm_timeout: Duration,
-    /// Bound of an orderly close. Default 5 s.
-    pub close_timeout: Duration,
-    /// Unless the URL says otherwise. A silent peer is noticed after twice this. Default 15 s.
-    pub heartbeat_s: u16,
-    /// Messages published and not yet confirmed. Default 4096.
-    pub max_in_flight: usize,
-    /// Their bodies together, in bytes. Default 64 MiB.
-    pub max_in_flight_bytes: usize,
-    /// Ceiling of the first wait between attempts to connect. Default 250 ms.
-    pub min_backoff: Duration,
-    /// Ceiling of every wait. Default 10 s.
-    pub max_backoff: Duration,
-}
-
-impl BrokerConfig {
-    /// Defaults for all but the address and the name.
-    pub fn new(url: impl Into<String>, name: impl Into<String>) -> BrokerConfig {
-        BrokerConfig {
-            url: url.into(),
-            name: name.into(),
-            pools: Vec::new(),
-            connect_timeout: Duration::from_secs(10),
-            operation_timeout: Duration::from_secs(30),
-            confirm_timeout: Duration::from_secs(30),
-            close_timeout: Duration::from_secs(5),
-            heartbeat_s: 15,
-            max_in_flight: 4096,
-            max_in_flight_bytes: 64 * 1024 * 1024,
-            min_backoff: Duration::from_millis(250),
-            max_backoff: Duration::from_secs(10),
-        }
-    }
-
-    /// The same with queues to declare.
-    pub fn with_pools(mut self, pools: impl IntoIterator<Item = job::Name>) -> BrokerConfig {
-        self.pools.extend(pools);
-        self
-    }
-
-    /// Checks the address; the error names `AMQP_URL` and never holds the password.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        self.address().map(drop)
-    }
-
-    fn address(&self) -> Result<Address, ConfigError> {
-        Address::parse(&self.url, self.heartbeat_s)
-    }
-
-    /// The wait before the next attempt, after `failures` in a row.
-    fn backoff(&self, failures: u32, jitter: f64) -> Duration {
-        let policy = RetryPolicy {
-            max_attempts: u32::MAX,
-            base_delay_ms: self.min_backoff.as_millis() as u64,
-            max_delay_ms: self.max_backoff.as_millis() as u64,
-        };
-        policy.next_delay(failures, 0.5 + jitter / 2.0).unwrap_or(self.max_backoff)
-    }
-}
-
-impl fmt::Debug for BrokerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.address();
-        let url = address.as_ref().map_or("(not an address)", Address::shown);
-        f.debug_struct("BrokerConfig").field("url", &url).field("name", &self.name).finish_non_exhaustive()
-    }
-}
+use crate::{BrokerConfig, Depth, Publisher, QueueError, Slot, confirming, topology};
 
 /// What the supervisor is at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +150,7 @@ impl Shared {
     /// Waits for a link that works; `None` when there will be none any more.
     pub(crate) async fn next_link(&self) -> Option<Arc<Link>> {
         let mut links = self.link.subscribe();
-        let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| !link.has_failed());
+        let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| link.is_usable());
         tokio::select! {
             biased;
             link = links.wait_for(usable) => link.ok()?.clone(),
@@ -367,7 +283,7 @@ async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
             },
             _ = look.tick() => {}
         }
-        if !link.is_connected() {
+        if !link.is_usable() {
             let reason = reason.unwrap_or_else(|| "the broker closed the connection".to_owned());
             link.fail(&reason);
             return Some(reason);
@@ -379,24 +295,4 @@ async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
 pub(crate) fn jitter() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_between_attempts_grow_to_the_cap_and_never_vanish() {
-        let config = BrokerConfig::new("amqp://x", "test");
-        assert_eq!(config.backoff(1, 1.0), Duration::from_millis(250));
-        assert_eq!(config.backoff(1, 0.0), Duration::from_millis(125));
-        assert_eq!(config.backoff(100, 1.0), Duration::from_secs(10));
-        assert!((0.0..1.0).contains(&jitter()));
-    }
-
-    #[test]
-    fn a_configuration_prints_without_its_password() {
-        let config = BrokerConfig::new("amqp://me:s3cret@rabbit/x", "test");
-        assert!(!format!("{config:?}").contains("s3cret"));
-    }
 }

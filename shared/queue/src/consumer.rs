@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::connection::{Alive, Shared, jitter};
 use crate::error::explain;
-use crate::link::{Link, Settlement, bounded};
+use crate::link::{Link, Settlement, bounded, short};
 use crate::{Delivery, QueueError};
 
 /// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.
@@ -69,7 +69,12 @@ impl Slot {
                 State::Consuming(subscription) => match subscription.consumer.next().await {
                     Some(Ok(delivered)) => {
                         self.failures = 0;
-                        return Some(Delivery::new(delivered, self.queue.clone(), subscription.link.clone()));
+                        let delivery =
+                            Delivery::new(delivered, self.queue.clone(), subscription.link.clone());
+                        // Came before the connection ended, looked at after: the broker has given it away.
+                        if !delivery.is_stale() {
+                            return Some(delivery);
+                        }
                     }
                     ended => {
                         let reason = match ended {
@@ -125,15 +130,15 @@ impl Slot {
         let tag = format!("{}.{}", self.prefix, NEXT_TAG.fetch_add(1, Ordering::Relaxed));
         async move {
             link.ensure(&queue, shared.pool_of(&queue).as_ref()).await?;
-            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-            let consuming =
-                link.consuming.basic_consume((&*queue).into(), tag.as_str().into(), options, arguments);
             let doing = format!("consume from queue {queue}");
+            let (name, tag) = (short(&doing, &queue)?, short(&doing, &tag)?);
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            let consuming = link.consuming.basic_consume(name, tag, options, arguments);
             match bounded(link.operation_timeout(), &doing, consuming).await {
                 Ok(consumer) => Ok(Subscription { link, consumer }),
                 Err(error) => {
-                    // Refused, and so the channel of all slots is closed; or worse.
-                    link.fail(&error);
+                    // Refused, and so the channel of all slots is closed; or no answer at all.
+                    link.suspect(&error);
                     Err(error)
                 }
             }
@@ -164,12 +169,9 @@ impl Subscription {
             }
             Ok(())
         };
-        if let Err(error) = bounded(within, "cancel a consumer", cancelling).await
-            && !self.link.has_failed()
-            && self.link.is_connected()
-        {
+        if let Err(error) = bounded(within, "cancel a consumer", cancelling).await {
             // A consumer nobody listens to would keep its delivery for ever.
-            self.link.fail(error);
+            self.link.suspect(&error);
         }
     }
 }

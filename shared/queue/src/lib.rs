@@ -10,10 +10,28 @@
 //!
 //! This crate has never heard of Postgres, leases or sessions, and does not look into a message's body.
 //!
+//! ```no_run
+//! # async fn example(stop: tokio_util::sync::CancellationToken) -> Result<(), Box<dyn std::error::Error>> {
+//! use queue::{Broker, BrokerConfig, Message, jobs_queue};
+//!
+//! let pool = job::Name::default();
+//! let config = BrokerConfig::new(std::env::var("AMQP_URL")?, "example").with_pools([pool.clone()]);
+//! let broker = Broker::start(config, stop);
+//! broker.publisher().publish(&jobs_queue(&pool), Message::new("harness.job.v1", "{}")).await?;
+//!
+//! let mut slot = broker.slot(&jobs_queue(&pool), "example");
+//! while let Some(delivery) = slot.next().await {
+//!     println!("{} bytes", delivery.body.len());
+//!     delivery.ack().await?;
+//! }
+//! # Ok(()) }
+//! ```
+//!
 //! lapin logs on its own, with whole messages in some lines; hand [`LOG_DIRECTIVE`] to the log filter. What
 //! matters of it is in our own lines and errors.
 
 mod address;
+mod config;
 mod error;
 mod topology;
 mod screen;
@@ -28,7 +46,8 @@ mod headers;
 mod dead;
 
 pub use address::ConfigError;
-pub use connection::{Broker, BrokerConfig, BrokerStatus};
+pub use config::BrokerConfig;
+pub use connection::{Broker, BrokerStatus};
 pub use consumer::Slot;
 pub use dead::DeadLetter;
 pub use delivery::{Delivery, StaleDelivery};

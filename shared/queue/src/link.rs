@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -137,9 +137,10 @@ impl Link {
     /// How many messages wait in a queue; `None` when there is no such queue.
     pub(crate) async fn depth(&self, queue: &str) -> Result<Option<Depth>, QueueError> {
         let doing = format!("look at queue {queue}");
+        let name = short(&doing, queue)?;
         let depth = self.on_control(&doing, async |channel| {
             let options = QueueDeclareOptions::durable().passive();
-            match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+            match channel.queue_declare(name, options, FieldTable::default()).await {
                 Ok(found) => Ok(Some(Depth { ready: u64::from(found.message_count()) })),
                 Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
                 Err(error) => Err(QueueError::Failed { doing: doing.clone(), reason: explain(&error) }),
@@ -192,8 +193,9 @@ impl Link {
         !matches!(sent, Some(Err(_)))
     }
 
+    /// Whether it stands, as far as lapin knows.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.has_failed() && self.consuming.status().connected()
+        !self.has_failed() && self.connection.status().connected() && self.consuming.status().connected()
     }
 
     /// A channel of the caller's own.
@@ -209,17 +211,20 @@ impl Link {
         self.connection.events_listener()
     }
 
-    pub(crate) fn is_connected(&self) -> bool {
-        self.connection.status().connected() && self.consuming.status().connected()
-    }
-
     /// Gives the link up; the first reason is kept.
     pub(crate) fn fail(&self, reason: impl Display) {
         let _ = self.failure.set(reason.to_string());
         self.failed.cancel();
     }
 
-    pub(crate) fn has_failed(&self) -> bool {
+    /// Gives the link up because something on it failed, unless it has ended already: then its own reason counts.
+    pub(crate) fn suspect(&self, error: &QueueError) {
+        if self.is_usable() {
+            self.fail(error);
+        }
+    }
+
+    fn has_failed(&self) -> bool {
         self.failed.is_cancelled()
     }
 
@@ -241,6 +246,14 @@ impl Link {
     fn known(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A name for the wire; lapin panics at a longer one.
+pub(crate) fn short(doing: &str, name: &str) -> Result<ShortString, QueueError> {
+    ShortString::try_new(name).map_err(|_| {
+        let reason = format!("the name has {} bytes, expected at most 255", name.len());
+        QueueError::Failed { doing: doing.to_owned(), reason }
+    })
 }
 
 /// Gives up on an answer that does not come.

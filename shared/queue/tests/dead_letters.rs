@@ -11,7 +11,7 @@ use support::{Desk, at_desk, lapin_channel, within};
 async fn find(desk: &Desk, id: &str) -> DeadLetter {
     let look = async {
         loop {
-            let letters = desk.broker.dead_letters(100_000).await.unwrap();
+            let letters = desk.broker.dead_letters(100_000).await.expect("letters");
             if let Some(letter) = letters.into_iter().find(|letter| letter.message_id.as_deref() == Some(id))
             {
                 return letter;

@@ -17,7 +17,7 @@ fn message(queue: &str) -> RawMessage {
 }
 
 async fn publish(message: RawMessage) {
-    tokio::task::spawn_blocking(move || raw::publish(&amqp_url(), &message)).await.unwrap();
+    tokio::task::spawn_blocking(move || raw::publish(&amqp_url(), &message)).await.expect("published");
 }
 
 #[tokio::test]

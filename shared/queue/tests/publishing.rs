@@ -2,12 +2,21 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
+use lapin::options::BasicConsumeOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use queue::{Broker, BrokerConfig, Message, PublishError};
-use support::{PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, within};
+use queue::{Broker, BrokerConfig, BrokerStatus, Message, PublishError};
+use support::{
+    PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, lapin_channel,
+    until_status, within,
+};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 fn numbered(number: usize) -> Message {
@@ -54,12 +63,16 @@ async fn five_thousand_messages_published_at_once_are_confirmed_and_arrive_in_or
             confirmed.unwrap();
         }
         assert_eq!(desk.ready().await, 5_000);
-        let mut slot = desk.broker.slot(&desk.queue, "test");
+        let (connection, channel) = lapin_channel().await;
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let consuming =
+            channel.basic_consume((&*desk.queue).into(), "".into(), options, FieldTable::default());
+        let mut arriving = within(consuming).await.unwrap();
         for number in 0..5_000 {
-            let delivery = within(slot.next()).await.unwrap();
-            assert_eq!(delivery.message_id(), Some(number.to_string().as_str()));
-            delivery.ack().await.unwrap();
+            let message = within(arriving.next()).await.unwrap().unwrap();
+            assert_eq!(message.data, number.to_string().into_bytes());
         }
+        connection.close(200, "done".into()).await.unwrap();
     })
     .await;
 }
@@ -69,24 +82,28 @@ async fn of_many_messages_in_flight_exactly_those_without_a_queue_are_returned()
     at_desk(async |desk| {
         let missing = format!("{}.missing", desk.queue);
         let publisher = desk.broker.publisher();
-        let all = join_all((0..6_000).map(|number| {
-            let queue = if number % 7 == 3 { &missing } else { &desk.queue };
-            // Without a message id, too.
-            let message = if number % 2 == 0 { numbered(number) } else { Message::new("test.v1", "x") };
-            publisher.publish(queue, message)
-        }));
-        for (number, outcome) in within(all).await.into_iter().enumerate() {
-            match outcome {
-                Ok(()) => assert_ne!(number % 7, 3, "{number} is nowhere, but was confirmed"),
-                Err(PublishError::Returned { queue, reason }) => {
-                    assert_eq!(number % 7, 3, "{number} has arrived, but was reported as returned");
-                    assert_eq!((queue, reason.as_str()), (missing.clone(), "NO_ROUTE"));
+        let mut arrived = 0;
+        // Few and many of them: the broker then confirms them one by one, or several with one frame.
+        for lost in [|number: usize| number % 7 == 3, |number: usize| !number.is_multiple_of(100)] {
+            let all = join_all((0..6_000).map(|number| {
+                let queue = if lost(number) { &missing } else { &desk.queue };
+                // Without a message id, too.
+                let message = if number % 2 == 0 { numbered(number) } else { Message::new("test.v1", "x") };
+                publisher.publish(queue, message)
+            }));
+            for (number, outcome) in within(all).await.into_iter().enumerate() {
+                match outcome {
+                    Ok(()) => assert!(!lost(number), "{number} is nowhere, but was confirmed"),
+                    Err(PublishError::Returned { queue, reason }) => {
+                        assert!(lost(number), "{number} has arrived, but was reported as returned");
+                        assert_eq!((queue, reason.as_str()), (missing.clone(), "NO_ROUTE"));
+                    }
+                    Err(other) => panic!("{number}: {other}"),
                 }
-                Err(other) => panic!("{number}: {other}"),
             }
+            arrived += (0..6_000).filter(|number| !lost(*number)).count() as u64;
+            assert_eq!(desk.ready().await, arrived);
         }
-        let returned = (0..6_000).filter(|number| number % 7 == 3).count() as u64;
-        assert_eq!(desk.ready().await, 6_000 - returned);
     })
     .await;
 }
@@ -188,25 +205,38 @@ async fn closing_waits_for_the_confirms_of_what_was_published() {
 async fn nothing_is_lost_when_what_was_not_confirmed_is_published_again() {
     at_desk(async |desk| {
         let publisher = desk.broker.publisher();
-        let publish = async |number: usize| {
-            while let Err(error) = publisher.publish(&desk.queue, numbered(number)).await {
-                assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
-                assert!(error.is_retryable());
+        let (next, lost) = (AtomicUsize::new(0), AtomicBool::new(false));
+        // Each goes on until it has published with success after the connection was lost.
+        let caller = async || {
+            let mut after = false;
+            while !after {
+                let number = next.fetch_add(1, Relaxed);
+                after = lost.load(Relaxed);
+                while let Err(error) = publisher.publish(&desk.queue, numbered(number)).await {
+                    assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
+                    assert!(error.is_retryable());
+                }
             }
         };
-        let publishing = async {
-            for round in 0..40 {
-                join_all((0..50).map(|number| publish(round * 50 + number))).await;
+        let breaking = async {
+            close_by_force(&desk.connection_name).await;
+            until_status(&desk.broker, |status| *status != BrokerStatus::Ready { generation: 1 }).await;
+            lost.store(true, Relaxed);
+        };
+        within(futures::future::join(breaking, join_all((0..4).map(|_| caller())))).await;
+
+        let missing: Mutex<BTreeSet<usize>> = Mutex::new((0..next.into_inner()).collect());
+        let consumer = async || {
+            let mut slot = desk.broker.slot(&desk.queue, "test");
+            while !missing.lock().unwrap().is_empty() {
+                // Others may have taken the last one.
+                let Ok(delivery) = timeout(Duration::from_millis(200), slot.next()).await else { continue };
+                let delivery = delivery.unwrap();
+                missing.lock().unwrap().remove(&delivery.message_id().unwrap().parse().unwrap());
+                delivery.ack().await.unwrap();
             }
         };
-        within(futures::future::join(publishing, close_by_force(&desk.connection_name))).await;
-        let mut slot = desk.broker.slot(&desk.queue, "test");
-        let mut missing: std::collections::BTreeSet<usize> = (0..2_000).collect();
-        while !missing.is_empty() {
-            let delivery = within(slot.next()).await.unwrap();
-            missing.remove(&delivery.message_id().unwrap().parse().unwrap());
-            delivery.ack().await.unwrap();
-        }
+        within(join_all((0..32).map(|_| consumer()))).await;
     })
     .await;
 }

@@ -44,7 +44,7 @@ const APPEND: &str = "
     ), held AS (
         SELECT i.* FROM harness_jobs j
           JOIN incoming i ON i.job_id = j.job_id AND i.epoch = j.epoch AND i.session_id = j.session_id
-         WHERE j.worker_id = $1 AND j.state = 'running'
+         WHERE j.worker_id = $1
          ORDER BY j.job_id FOR SHARE OF j
     ), appended AS (
         INSERT INTO harness_checkpoints

@@ -127,7 +127,7 @@ const CLAIM_FRESH: &str = concat!(
          WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id)
            AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
            AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
-    ), decided AS (
+    ), decided AS MATERIALIZED (
         SELECT i.*, first AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.session_id = i.session_id) AS free
           FROM incoming i
     ), c AS (
@@ -148,20 +148,25 @@ const CLAIM_FRESH: &str = concat!(
 );
 
 /// Jobs the ledger knows and that wait for a worker: run if no other job of their session runs and none that was
-/// accepted earlier is unfinished, else wait. With $4 a job that the ledger believes to run here, but does not.
+/// accepted earlier is unfinished, else wait. A job that the ledger believes to run here, but does not ($4), runs again;
+/// unless the statement before, of the same moment, has just given it to us.
 const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
-        SELECT j.job_id, j.session_id, j.seq
+        SELECT j.job_id, j.session_id, j.seq, j.state = 'running' AS running
           FROM unnest($2::uuid[], $3::text[], $4::bool[]) AS t(job_id, session_id, held_here)
           JOIN harness_jobs j ON j.job_id = t.job_id AND j.session_id = t.session_id
-         WHERE (j.state IN ('publishing', 'queued') OR (j.state = 'scheduled' AND j.due_at <= now())
-                OR (j.state = 'running' AND j.worker_id = $1 AND NOT t.held_here))
+         WHERE CASE j.state
+               WHEN 'publishing' THEN true
+               WHEN 'queued' THEN true
+               WHEN 'scheduled' THEN j.due_at <= now()
+               WHEN 'running' THEN j.worker_id = $1 AND NOT t.held_here AND j.state_since < now()
+               ELSE false END
            AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
          ORDER BY j.job_id
            FOR UPDATE OF j
-    ), decided AS (
-        SELECT k.*, NOT EXISTS (
+    ), decided AS MATERIALIZED (
+        SELECT k.*, running OR NOT EXISTS (
                 SELECT FROM harness_jobs o
                  WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
                    AND (o.state = 'running' OR o.seq < k.seq)) AS free

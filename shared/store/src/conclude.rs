@@ -98,7 +98,8 @@ pub struct Concluded {
     pub next: Option<Box<Claimed>>,
 }
 
-/// Ends jobs. Only the holder of the epoch finds its row. What a job did and cost is the sum of its checkpoints, over
+/// Ends jobs. Only the holder of the epoch finds its row; that a row with a worker is running is a constraint of the
+/// table. What a job did and cost is the sum of its checkpoints, over
 /// all its attempts.
 const END: &str = "
     WITH incoming AS (
@@ -109,7 +110,7 @@ const END: &str = "
                  memory, context, progress, s_iterations, s_cost, s_in, s_out)
     ), ended AS (
         DELETE FROM harness_jobs j USING incoming i
-         WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 AND j.state = 'running'
+         WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1
         RETURNING j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at,
                   CASE WHEN i.state <> 'succeeded' THEN j.message END AS message, i.*
     ), results AS (
@@ -143,7 +144,7 @@ const RESCHEDULE: &str = "
            due_at = now() + i.delay_ms * interval '1 millisecond', state_since = now()
       FROM unnest($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::bigint[])
         AS i(job_id, epoch, attempts, failure, delay_ms)
-     WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 AND j.state = 'running'";
+     WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1";
 
 /// What of this batch is in the ledger, by this call or an earlier one.
 const READ_RECORDED: &str = "

@@ -67,8 +67,10 @@ const RETURN_VANISHED: &str = "
      WHERE j.job_id = d.job_id";
 
 const QUEUED_POOLS: &str = "
-    SELECT DISTINCT pool FROM harness_jobs
-     WHERE state = 'queued' AND state_since < now() - $1 * interval '1 millisecond'";
+    SELECT DISTINCT pool FROM (
+        SELECT pool FROM harness_jobs
+         WHERE state = 'queued' AND state_since < now() - $1 * interval '1 millisecond'
+         ORDER BY state_since LIMIT 1000) oldest";
 
 impl Store {
     /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
@@ -112,7 +114,7 @@ impl Store {
         self.count("return_stuck", RETURN_STUCK, &[&millis(older_than)]).await
     }
 
-    /// Pools that have jobs queued for longer than this.
+    /// Pools that have jobs queued for longer than this, judged by the oldest thousand.
     pub async fn pools_queued_longer_than(&self, age: Duration) -> Result<Vec<Name>, StoreError> {
         let rows = query(&self.pool, "queued_pools", QUEUED_POOLS, &[&millis(age)]).await?;
         Ok(rows.iter().filter_map(|row| row.get::<_, String>(0).try_into().ok()).collect())

@@ -1,30 +1,40 @@
-//! Partitions of `harness_results`: one per day of the job ids' own time, made ahead and dropped by retention.
+//! Partitions of `harness_results`: one per week of the job ids' own time, made ahead and dropped by retention.
+//!
+//! A week, not a day: every transaction that looks for a result opens all partitions, which at a day each cost more
+//! than the rest of the transaction.
 //!
 //! A partition is made by CREATE then ATTACH and removed by DETACH CONCURRENTLY: both leave reads and writes of the
-//! other partitions alone, and both give up after a short wait for a lock and try again next time.
+//! other partitions alone, and both give up after a short wait for a lock and try again next time. A removal that is
+//! cut short leaves a partition that is neither in nor out; it is finished first, because until then Postgres removes no
+//! other.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use deadpool_postgres::Client;
+use tokio_postgres::Row;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{Store, StoreError};
 
-const DAY_MS: u64 = 86_400_000;
+const WEEK_MS: u64 = 7 * 86_400_000;
+/// Job ids may lie a day ahead; made this early, a partition is there in time even if its upkeep fails for days.
+const AHEAD_MS: u64 = 4 * 86_400_000;
 /// An advisory lock, so that one process at a time maintains the partitions.
 const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
-/// The first id of a day: its milliseconds in the first 48 bits, and nothing behind.
-fn first_id(day: u64) -> Uuid {
-    Uuid::from_u128(u128::from(day * DAY_MS) << 80)
+/// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
+fn first_id(week: u64) -> Uuid {
+    Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
-fn table(day: u64) -> String {
-    format!("harness_results_d{day}")
+fn table(week: u64) -> String {
+    format!("harness_results_w{week}")
 }
 
 impl Store {
-    /// Makes every partition that an accepted job id can fall into, from `retention` ago to three days ahead, and
+    /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead, and
     /// drops those past the retention, except where a live job's id lies in or before them. Returns how many were
     /// made and dropped; `None` when another process is at it.
     pub async fn maintain_partitions(
@@ -43,52 +53,100 @@ impl Store {
     }
 }
 
-async fn maintain(
-    client: &deadpool_postgres::Client,
-    retention: Duration,
-) -> Result<(usize, usize), tokio_postgres::Error> {
+async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
     let now_ms =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    let today = now_ms / DAY_MS;
-    let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / DAY_MS;
+    let last = (now_ms + AHEAD_MS) / WEEK_MS;
+    let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
+    let present = read(client).await?;
+
+    let missing: Vec<u64> =
+        (oldest..=last).filter(|week| matches!(present.get(week), None | Some(Standing::Apart))).collect();
+    for week in &missing {
+        make(client, *week).await?;
+    }
+
+    let live = client.query_opt("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await?;
+    let oldest_live = live.map_or(u64::MAX, |row| (row.get::<_, Uuid>(0).as_u128() >> 80) as u64 / WEEK_MS);
+    let kept_from = oldest.min(oldest_live);
+    let mut expired: Vec<(u64, Standing)> = present
+        .into_iter()
+        .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
+        .collect();
+    // Postgres removes no other one while a removal is unfinished.
+    expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
+    for (dropped, (week, standing)) in expired.iter().enumerate() {
+        if let Err(cause) = remove(client, *week, *standing).await {
+            // A long reader is in the way. Nobody needs the space so badly, least of all a worker that starts.
+            let cause: &dyn std::error::Error = &cause;
+            warn!(cause, table = table(*week), "old results cannot be removed now, trying again later");
+            return Ok((missing.len(), dropped));
+        }
+    }
+    Ok((missing.len(), expired.len()))
+}
+
+/// How a partition's table stands to `harness_results`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// A part of it.
+    Attached,
+    /// Its removal was begun and cut short: by a long reader, or by the end of the process.
+    Leaving,
+    /// No part of it: not yet, or no longer.
+    Apart,
+}
+
+async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
     let rows = client
         .query(
-            "SELECT substring(c.relname FROM 'harness_results_d(\\d+)')::bigint
-               FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-              WHERE i.inhparent = 'harness_results'::regclass AND c.relname ~ '^harness_results_d\\d+$'",
+            "SELECT substring(c.relname FROM '\\d+$')::bigint, i.inhdetachpending
+               FROM pg_class p JOIN pg_class c ON c.relnamespace = p.relnamespace
+               LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = p.oid
+              WHERE p.oid = 'harness_results'::regclass
+                AND c.relkind = 'r' AND c.relname ~ '^harness_results_w\\d+$'",
             &[],
         )
         .await?;
-    let present: BTreeSet<u64> = rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect();
+    let standing = |row: &Row| match row.get(1) {
+        Some(false) => Standing::Attached,
+        Some(true) => Standing::Leaving,
+        None => Standing::Apart,
+    };
+    Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
+}
 
-    let missing: Vec<u64> = (oldest..=today + 3).filter(|day| !present.contains(day)).collect();
-    for day in &missing {
-        let (table, from, to) = (table(*day), first_id(*day), first_id(day + 1));
-        client
-            .batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
-                 SET lock_timeout = '3s';
-                 ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}');
-                 RESET lock_timeout"
-            ))
-            .await?;
-    }
+async fn make(client: &Client, week: u64) -> Result<(), tokio_postgres::Error> {
+    let (table, from, to) = (table(week), first_id(week), first_id(week + 1));
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
+             SET LOCAL lock_timeout = '3s';
+             ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
+        ))
+        .await
+}
 
-    let live = client.query_one("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await;
-    let oldest_live =
-        live.ok().map_or(u64::MAX, |row| (row.get::<_, Uuid>(0).as_u128() >> 80) as u64 / DAY_MS);
-    let expired: Vec<u64> = present.into_iter().filter(|day| *day < oldest.min(oldest_live)).collect();
-    for day in &expired {
-        let table = table(*day);
-        client.batch_execute("SET lock_timeout = '3s'").await?;
-        // Not within a transaction block: CONCURRENTLY makes its own.
-        client
-            .batch_execute(&format!("ALTER TABLE harness_results DETACH PARTITION {table} CONCURRENTLY"))
-            .await?;
-        client.batch_execute(&format!("DROP TABLE {table}")).await?;
-        client.batch_execute("RESET lock_timeout").await?;
-    }
-    Ok((missing.len(), expired.len()))
+/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove.
+async fn remove(client: &Client, week: u64, standing: Standing) -> Result<(), tokio_postgres::Error> {
+    let table = table(week);
+    client.batch_execute("SET lock_timeout = '3s'").await?;
+    let removed = async {
+        let how = match standing {
+            Standing::Attached => Some("CONCURRENTLY"),
+            Standing::Leaving => Some("FINALIZE"),
+            Standing::Apart => None,
+        };
+        if let Some(how) = how {
+            client
+                .batch_execute(&format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}"))
+                .await?;
+        }
+        client.batch_execute(&format!("DROP TABLE {table}")).await
+    };
+    let removed = removed.await;
+    client.batch_execute("RESET lock_timeout").await?;
+    removed
 }
 
 #[cfg(test)]
@@ -97,9 +155,9 @@ mod tests {
     use job::JobId;
 
     #[test]
-    fn an_id_made_now_lies_in_the_partition_of_today() {
+    fn an_id_made_now_lies_in_the_partition_of_this_week() {
         let id = JobId::now();
-        let day = id.unix_ms() / DAY_MS;
-        assert!(first_id(day) <= Uuid::from(id) && Uuid::from(id) < first_id(day + 1));
+        let week = id.unix_ms() / WEEK_MS;
+        assert!(first_id(week) <= Uuid::from(id) && Uuid::from(id) < first_id(week + 1));
     }
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 
@@ -35,10 +35,11 @@ impl StoreConfig {
         if pool_size < 2 {
             return Err(format!("a pool of {pool_size} connections is too small, expected at least 2"));
         }
-        // Every statement of ours is driven by an index. Told so, the planner cannot be misled into sequential
-        // scans and hash joins by statistics from when the tables were empty.
+        // Every statement of ours is driven by an index, and wants the same plan whatever its arrays hold. Told so, the
+        // planner cannot be misled into sequential scans and hash joins by statistics from when the tables were
+        // empty, and does not plan the same statement again and again.
         let options = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
-                       -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s";
+                       -c plan_cache_mode=force_generic_plan -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s";
         let options = match postgres.get_options() {
             Some(theirs) => format!("{options} {theirs}"),
             None => options.to_owned(),
@@ -64,6 +65,8 @@ impl StoreConfig {
         Pool::builder(manager)
             .max_size(size)
             .runtime(Runtime::Tokio1)
+            // The connection used last has the warmest caches.
+            .queue_mode(QueueMode::Lifo)
             .timeouts(Timeouts { wait: bound, create: bound, recycle: bound })
             .build()
             .expect("timeouts come with a runtime")

@@ -27,8 +27,8 @@ const DECLARE_DEAD: &str = "
     RETURNING w.worker_id";
 
 const FIND_LOST: &str = "
-    SELECT DISTINCT j.session_id FROM harness_workers w JOIN harness_jobs j ON j.worker_id = w.worker_id
-     WHERE w.state IN ('dead', 'stopped') LIMIT 1000";
+    SELECT DISTINCT j.session_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+     WHERE j.state = 'running' AND w.state IN ('dead', 'stopped') LIMIT 1000";
 
 const TAKE_LOST: &str = "
     WITH lost AS (

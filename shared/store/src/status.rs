@@ -54,7 +54,7 @@ pub struct JobView {
 /// Sums over the ledger.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct FleetCounts {
-    /// Jobs by state; ends are those of the sessions asked for.
+    /// Live jobs by state.
     pub jobs: BTreeMap<String, i64>,
     /// Workers that hold a lease or drain.
     pub workers: i64,
@@ -109,13 +109,16 @@ const READ_ENDED: &str = concat!(
 const ENDED_AMONG: &str = "
     SELECT r.job_id, r.state FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id";
 
-const COUNT_STATES: &str = "SELECT state, count(*) FROM harness_jobs GROUP BY state";
+const COUNT_STATES: &str =
+    "SELECT state, count(*) FROM harness_jobs WHERE $1::text IS NULL OR pool = $1 GROUP BY state";
 
 const COUNT_FLEET: &str = "
-    SELECT (SELECT count(*) FROM harness_workers WHERE state IN ('alive', 'draining')),
+    SELECT (SELECT count(*) FROM harness_workers
+             WHERE state IN ('alive', 'draining') AND ($1::text IS NULL OR pool = $1)),
            count(*), coalesce(extract(epoch FROM now() - min(accepted_at)), 0)::float8
       FROM harness_jobs
-     WHERE state IN ('publishing', 'queued') OR (state = 'scheduled' AND due_at <= now())";
+     WHERE (state IN ('publishing', 'queued') OR (state = 'scheduled' AND due_at <= now()))
+       AND ($1::text IS NULL OR pool = $1)";
 
 const SESSION_PROGRESS: &str = "
     SELECT s.session_id,
@@ -148,10 +151,11 @@ impl Store {
         Ok(rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1))).collect())
     }
 
-    /// Live jobs by state, workers, and the age of the backlog.
-    pub async fn fleet_counts(&self) -> Result<FleetCounts, StoreError> {
-        let states = query(&self.pool, "count_states", COUNT_STATES, &[]).await?;
-        let fleet = query(&self.pool, "count_fleet", COUNT_FLEET, &[]).await?;
+    /// Live jobs by state, workers, and the age of the backlog: of one pool, or of all.
+    pub async fn fleet_counts(&self, pool: Option<&Name>) -> Result<FleetCounts, StoreError> {
+        let pool = pool.map(Name::as_str);
+        let states = query(&self.pool, "count_states", COUNT_STATES, &[&pool]).await?;
+        let fleet = query(&self.pool, "count_fleet", COUNT_FLEET, &[&pool]).await?;
         let mut counts = FleetCounts {
             jobs: states.iter().map(|row| (row.get(0), row.get(1))).collect(),
             ..FleetCounts::default()

@@ -1,0 +1,330 @@
+//! `make bench`: how fast jobs go from publish to recorded end, beside what the same broker and client do without us.
+//!
+//! Everything is measured in one run on one machine, which broker, Postgres, worker and publisher share; so the ratios
+//! count, not the rates. Writes `target/bench.json`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use job::{JobSpec, Json, Name, SCHEMA};
+use queue::{Broker, BrokerConfig, Message, Publisher};
+use sqlx::{Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
+
+const JOBS: usize = 40_000;
+const SLOTS: usize = 256;
+const INPUT_BYTES: usize = 1_024;
+const IN_FLIGHT: usize = 2_000;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let amqp_url = std::env::var("AMQP_URL").context("AMQP_URL is not set: run `make bench`")?;
+    let database_url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run `make bench`")?;
+    let pool: Name = format!("bench-{}", std::process::id()).parse()?;
+    let queue = queue::jobs_queue(&pool);
+    let broker = |name: &str| {
+        let config = BrokerConfig::new(amqp_url.clone(), name).with_pools([pool.clone()]);
+        Broker::start(config, CancellationToken::new())
+    };
+    let (publishing, consuming) = (broker("bench, publishing"), broker("bench, consuming"));
+    publishing.ready(Duration::from_secs(10)).await?;
+    consuming.ready(Duration::from_secs(10)).await?;
+    let publisher = publishing.publisher();
+
+    let database = fresh_database(&database_url).await?;
+
+    eprintln!("raw: {JOBS} messages of 1 KiB through the broker, publishing and consuming at once");
+    let started = Instant::now();
+    tokio::try_join!(publish(&publisher, &queue, &pool, JOBS), consume(&consuming, &queue, JOBS))?;
+    let raw_per_s = rate(JOBS, started);
+    publish(&publisher, &queue, &pool, JOBS).await?;
+    let started = Instant::now();
+    consume(&consuming, &queue, JOBS).await?;
+    let raw_drain_per_s = rate(JOBS, started);
+
+    eprintln!("drain: {JOBS} jobs on a prefilled queue");
+    publish(&publisher, &queue, &pool, JOBS).await?;
+    let worker = Worker::start(&database, &pool)?;
+    let before = wait_for(&worker, 1).await?;
+    let started = Instant::now();
+    wait_for(&worker, JOBS).await?;
+    let drain_per_s = rate(JOBS - before, started);
+
+    eprintln!("steady: {JOBS} jobs, published at full speed while the worker runs them");
+    let started = Instant::now();
+    tokio::try_join!(publish(&publisher, &queue, &pool, JOBS), wait_for(&worker, 2 * JOBS))?;
+    let steady_per_s = rate(JOBS, started);
+
+    eprintln!("latency: jobs at a quarter of the steady rate");
+    let before = worker.start_waits()?;
+    let paced = JOBS / 8;
+    publish_paced(&publisher, &queue, &pool, paced, steady_per_s / 4.0).await?;
+    wait_for(&worker, 2 * JOBS + paced).await?;
+    let recorded = results(&database).await?;
+    ensure!(recorded == 2 * JOBS + paced, "{recorded} results for {} jobs", 2 * JOBS + paced);
+    let waits = worker.start_waits()?.since(&before);
+    let worker_rss_mb = worker.rss_mb()?;
+    drop(worker);
+
+    let figures = serde_json::json!({
+        "jobs": JOBS, "slots": SLOTS, "input_bytes": INPUT_BYTES,
+        "raw_per_s": raw_per_s.round(), "raw_drain_per_s": raw_drain_per_s.round(),
+        "steady_per_s": steady_per_s.round(), "steady_ratio": ratio(steady_per_s, raw_per_s),
+        "drain_per_s": drain_per_s.round(), "drain_ratio": ratio(drain_per_s, raw_drain_per_s),
+        "start_p50_ms": waits.quantile_ms(0.50), "start_p99_ms": waits.quantile_ms(0.99),
+        "worker_rss_mb": worker_rss_mb,
+    });
+    std::fs::create_dir_all("target")?;
+    std::fs::write("target/bench.json", serde_json::to_string_pretty(&figures)?)?;
+    println!("                                   per s   of raw");
+    println!("raw, publish and consume       {raw_per_s:>9.0}     1.00");
+    println!("jobs, steady                   {steady_per_s:>9.0}     {:.2}", ratio(steady_per_s, raw_per_s));
+    println!("raw, consume alone             {raw_drain_per_s:>9.0}     1.00");
+    println!(
+        "jobs, on a prefilled queue     {drain_per_s:>9.0}     {:.2}",
+        ratio(drain_per_s, raw_drain_per_s)
+    );
+    println!(
+        "publish to start, a quarter of the steady rate: p50 {:.1} ms, p99 {:.1} ms",
+        waits.quantile_ms(0.5),
+        waits.quantile_ms(0.99)
+    );
+    println!("worker: {worker_rss_mb:.0} MB resident, {SLOTS} slots");
+    publishing.close().await;
+    consuming.close().await;
+    drop_database(&database_url, &database).await
+}
+
+fn rate(count: usize, started: Instant) -> f64 {
+    count as f64 / started.elapsed().as_secs_f64()
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    (part / whole * 100.0).round() / 100.0
+}
+
+/// An echo job in a session of its own.
+fn message(pool: &Name) -> anyhow::Result<Message> {
+    let input = Json::from_value(&"x".repeat(INPUT_BYTES))?;
+    let mut spec = JobSpec::new("s".parse()?, "echo".parse()?, input);
+    spec.session_id = format!("bench-{}", spec.job_id).parse()?;
+    spec.pool = pool.clone();
+    let id = spec.job_id.to_string();
+    Ok(Message { message_id: Some(id), ..Message::new(SCHEMA, job::encode(&spec)) })
+}
+
+async fn publish(publisher: &Publisher, queue: &str, pool: &Name, count: usize) -> anyhow::Result<()> {
+    let mut confirms = FuturesUnordered::new();
+    for _ in 0..count {
+        confirms.push(publisher.publish(queue, message(pool)?));
+        if confirms.len() >= IN_FLIGHT {
+            confirms.next().await.transpose()?;
+        }
+    }
+    while let Some(confirm) = confirms.next().await {
+        confirm?;
+    }
+    Ok(())
+}
+
+async fn publish_paced(
+    publisher: &Publisher,
+    queue: &str,
+    pool: &Name,
+    count: usize,
+    per_s: f64,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut confirms = FuturesUnordered::new();
+    for number in 0..count {
+        let due = started + Duration::from_secs_f64(number as f64 / per_s);
+        while Instant::now() < due {
+            tokio::select! {
+                Some(confirm) = confirms.next() => confirm?,
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+        }
+        confirms.push(publisher.publish(queue, message(pool)?));
+    }
+    while let Some(confirm) = confirms.next().await {
+        confirm?;
+    }
+    Ok(())
+}
+
+/// Takes and acks messages with as many slots as the worker has.
+async fn consume(broker: &Broker, queue: &str, count: usize) -> anyhow::Result<()> {
+    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let done = CancellationToken::new();
+    let mut slots = tokio::task::JoinSet::new();
+    for _ in 0..SLOTS {
+        let (mut slot, taken, done) = (broker.slot(queue, "bench"), taken.clone(), done.clone());
+        slots.spawn(async move {
+            loop {
+                let delivery = tokio::select! {
+                    delivery = slot.next() => delivery,
+                    () = done.cancelled() => break,
+                };
+                let Some(delivery) = delivery else { break };
+                let acked = delivery.ack().await;
+                if acked.is_ok() && taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1 >= count {
+                    done.cancel();
+                }
+            }
+            slot.pause().await;
+        });
+    }
+    done.cancelled().await;
+    while slots.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// A worker process of the same build.
+struct Worker {
+    process: Child,
+    admin: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Worker {
+    fn start(database: &str, pool: &Name) -> anyhow::Result<Worker> {
+        let folder = tempfile::tempdir()?;
+        let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let binary = std::env::current_exe()?.with_file_name("worker");
+        let process = Command::new(&binary)
+            .env("DATABASE_URL", database)
+            .env("LOG_LEVEL", "warn")
+            .args([
+                "--pool",
+                pool.as_str(),
+                "--slots",
+                &SLOTS.to_string(),
+                "--admin-addr",
+                &admin,
+                "--workspace-dir",
+            ])
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| {
+                format!("starting {}: run `cargo build --release -p worker` first", binary.display())
+            })?;
+        Ok(Worker { process, admin, _folder: folder })
+    }
+
+    fn rss_mb(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS in /proc")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
+        Ok((kib / 1024.0 * 10.0).round() / 10.0)
+    }
+
+    fn metrics(&self) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(&self.admin)?;
+        write!(stream, "GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Jobs that ended; none while the worker is still starting.
+    fn ended(&self) -> usize {
+        let text = self.metrics().unwrap_or_default();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("harness_requests_total{outcome=\"succeeded\"} "));
+        line.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// The histogram harness_start_wait_seconds.
+    fn start_waits(&self) -> anyhow::Result<Histogram> {
+        let text = self.metrics()?;
+        let buckets = text.lines().filter_map(|line| {
+            let (bound, count) =
+                line.strip_prefix("harness_start_wait_seconds_bucket{le=\"")?.split_once("\"} ")?;
+            Some((bound.parse().ok()?, count.parse().ok()?))
+        });
+        Ok(Histogram(buckets.collect()))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Measured enough; what it holds goes with its database.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Upper bounds in seconds with cumulated counts.
+struct Histogram(Vec<(f64, f64)>);
+
+impl Histogram {
+    fn since(self, before: &Histogram) -> Histogram {
+        let counts = self.0.into_iter().enumerate();
+        Histogram(
+            counts
+                .map(|(at, (bound, count))| (bound, count - before.0.get(at).map_or(0.0, |b| b.1)))
+                .collect(),
+        )
+    }
+
+    /// Linear within its bucket; buckets grow by a quarter, so it is right to about an eighth.
+    fn quantile_ms(&self, quantile: f64) -> f64 {
+        let rank = quantile * self.0.last().map_or(0.0, |last| last.1);
+        let (mut low, mut below) = (0.0, 0.0);
+        for (bound, count) in &self.0 {
+            if *count >= rank {
+                let inside = if count > &below { (rank - below) / (count - below) } else { 0.0 };
+                return ((low + (bound.min(3600.0) - low) * inside) * 1e4).round() / 10.0;
+            }
+            (low, below) = (*bound, *count);
+        }
+        f64::NAN
+    }
+}
+
+/// Waits until the worker has recorded so many ends. Asks the worker, not Postgres, where counting would cost the
+/// machine that is measured.
+async fn wait_for(worker: &Worker, count: usize) -> anyhow::Result<usize> {
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        let ended = worker.ended();
+        if ended >= count {
+            return Ok(ended);
+        }
+        ensure!(Instant::now() < deadline, "only {ended} of {count} jobs ended within 300 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What Postgres says of the same, once.
+async fn results(database: &str) -> anyhow::Result<usize> {
+    let mut ledger = PgConnection::connect(database).await?;
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM harness_results").fetch_one(&mut ledger).await?;
+    Ok(count as usize)
+}
+
+async fn fresh_database(server: &str) -> anyhow::Result<String> {
+    let name = format!("harness_bench_{}", std::process::id());
+    let mut admin = PgConnection::connect(server).await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await?;
+    let (base, _) = server.rsplit_once('/').context("DATABASE_URL has no database")?;
+    let url = format!("{base}/{name}");
+    migrations::migrate(&url).await?;
+    Ok(url)
+}
+
+async fn drop_database(server: &str, database: &str) -> anyhow::Result<()> {
+    let name = database.rsplit('/').next().context("no database name")?;
+    let mut admin = PgConnection::connect(server).await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)")))
+        .execute(&mut admin)
+        .await?;
+    Ok(())
+}

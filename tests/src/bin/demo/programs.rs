@@ -1,0 +1,115 @@
+//! The real programs, run as a user runs them.
+
+use std::io::stderr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use job::Name;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::{sleep, timeout};
+
+use crate::display::{GREEN, bold};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the programs are, and which services they use.
+pub struct Programs {
+    pub producer: PathBuf,
+    pub worker: PathBuf,
+    pub amqp_url: String,
+    pub database_url: String,
+}
+
+impl Programs {
+    /// Those beside this one.
+    pub fn find(root: &Path, amqp_url: String, database_url: String) -> anyhow::Result<Programs> {
+        let here = std::env::current_exe().context("finding the other programs")?;
+        let find = |name: &str| -> anyhow::Result<PathBuf> {
+            let path = here.with_file_name(name);
+            ensure!(path.is_file(), "{} is not there: ops/dev/demo builds it", path.display());
+            Ok(short(root, &path))
+        };
+        Ok(Programs { producer: find("producer")?, worker: find("worker")?, amqp_url, database_url })
+    }
+
+    /// A program with the addresses of the services. It is killed when it is dropped.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env("AMQP_URL", &self.amqp_url).env("DATABASE_URL", &self.database_url);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs a command of `producer` and shows what it prints.
+    pub async fn produce(&self, args: &[&str]) -> anyhow::Result<()> {
+        let command = format!("{} {}", self.producer.display(), args.join(" "));
+        show(&command);
+        let mut producer = self.command(&self.producer);
+        let status = timeout(PATIENCE, producer.args(args).status())
+            .await
+            .with_context(|| format!("`{command}` takes longer than {} s", PATIENCE.as_secs()))?
+            .with_context(|| format!("starting {}", self.producer.display()))?;
+        ensure!(status.success(), "`{command}` has failed ({status})");
+        Ok(())
+    }
+
+    /// The reasons of the dead letters with these message ids.
+    pub async fn dead_letters(&self, ids: &[String]) -> anyhow::Result<Vec<String>> {
+        let mut reasons = Vec::new();
+        // While somebody else looks at dead letters, we do not see them.
+        for _ in 0..10 {
+            let mut list = self.command(&self.producer);
+            list.args(["dead", "list", "--json", "--limit", "100000"]).stderr(Stdio::inherit());
+            let list =
+                timeout(PATIENCE, list.output()).await.context("`producer dead list` does not end")??;
+            ensure!(list.status.success(), "`producer dead list` has failed ({})", list.status);
+            reasons = String::from_utf8_lossy(&list.stdout)
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+                .filter(|letter| ids.iter().any(|id| letter["message_id"] == id.as_str()))
+                .map(|letter| letter["reason"].as_str().unwrap_or_default().to_owned())
+                .collect();
+            if reasons.len() >= ids.len() {
+                break;
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+        Ok(reasons)
+    }
+
+    /// Deletes a pool's queue; says so if it cannot.
+    pub async fn delete_queue(&self, pool: &Name) {
+        let queue = queue::jobs_queue(pool);
+        let delete = async {
+            let connection = lapin::Connection::connect(&self.amqp_url, Default::default()).await?;
+            let channel = connection.create_channel().await?;
+            channel.queue_delete(queue.as_str().into(), Default::default()).await?;
+            connection.close(200, "done".into()).await
+        };
+        match timeout(Duration::from_secs(5), delete).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("demo: the queue {queue} stays: {error}"),
+            Err(_) => eprintln!("demo: the queue {queue} stays: the broker does not answer"),
+        }
+    }
+}
+
+/// Shows a command as a shell would.
+pub fn show(command: &str) {
+    eprintln!("{} {command}", bold(&stderr(), GREEN, "$"));
+}
+
+/// The path from the root, if it lies below it.
+pub fn short(root: &Path, path: &Path) -> PathBuf {
+    path.strip_prefix(root).unwrap_or(path).to_owned()
+}
+
+/// Whether Python programs run here.
+pub fn python_is_there() -> bool {
+    let mut python = std::process::Command::new("python3");
+    python.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    python.status().is_ok_and(|status| status.success())
+}

@@ -1,0 +1,95 @@
+//! A database of one's own, on the server that `DATABASE_URL` names.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use store::{Store, StoreConfig};
+
+use crate::services::{address, unique_name, with_path};
+
+/// How long results are kept in a test. Short, because every day is a partition to make.
+pub(crate) const RETENTION: Duration = Duration::from_secs(2 * 86_400);
+
+/// A database; it is dropped with this.
+pub struct Database {
+    /// Its address.
+    pub url: String,
+    server: String,
+    name: String,
+}
+
+impl Database {
+    /// A database with nothing in it.
+    pub async fn empty() -> Database {
+        let server = address("DATABASE_URL");
+        let name = unique_name();
+        let mut admin = PgConnection::connect(&server).await.expect("a Postgres at DATABASE_URL");
+        run(&mut admin, format!("CREATE DATABASE {name}")).await;
+        Database { url: with_path(&server, &name), server, name }
+    }
+
+    /// A database with today's schema and partitions.
+    pub async fn new() -> Database {
+        let database = Database::empty().await;
+        migrations::migrate(&database.url).await.expect("the schema");
+        database.store().maintain_partitions(RETENTION).await.expect("partitions");
+        database
+    }
+
+    /// A handle on the ledger with connections of its own.
+    pub fn store(&self) -> Store {
+        Store::new(&StoreConfig::new(&self.url, 6).expect("an address"))
+    }
+
+    /// A connection for SQL of the test's own.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("a connection")
+    }
+
+    /// Runs one statement of the test's own.
+    pub async fn execute(&self, sql: &str) {
+        run(&mut self.connect().await, sql.to_owned()).await;
+    }
+
+    /// Reads one number.
+    pub async fn count(&self, sql: &str) -> i64 {
+        let sql = AssertSqlSafe(sql.to_owned());
+        sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.expect("a number")
+    }
+
+    /// Reads a column of texts.
+    pub async fn texts(&self, sql: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        sqlx::query_scalar(sql).fetch_all(&mut self.connect().await).await.expect("texts")
+    }
+}
+
+async fn run(connection: &mut PgConnection, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("a statement that Postgres takes");
+}
+
+impl Drop for Database {
+    /// On a thread of its own, because the test's runtime cannot wait here. A failure is told but does not panic: the
+    /// test may be panicking already.
+    fn drop(&mut self) {
+        let (server, name) = (self.server.clone(), self.name.clone());
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                // Quietly: tests that break connections on purpose are loud enough.
+                let options = PgConnectOptions::from_str(&server)?.disable_statement_logging();
+                let mut admin = options.connect().await?;
+                let sql = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+                sqlx::raw_sql(sql).execute(&mut admin).await?;
+                anyhow::Ok(())
+            })
+        });
+        match dropping.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("the database {} stays behind: {error:#}", self.name),
+            Err(_) => eprintln!("the database {} stays behind: dropping it panicked", self.name),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A fleet of one's own: a database, a vhost, a folder, and the ways in.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use job::{JobId, JobSpec};
+use store::{JobView, SessionView, Store};
+use tempfile::TempDir;
+
+use crate::database::RETENTION;
+use crate::worker::binary;
+use crate::{Database, Launch, Vhost, until};
+
+/// What a worker and a producer need; workers are started one by one. Declare it before them, so that it goes last.
+pub struct Fleet {
+    /// A handle on the ledger.
+    pub store: Store,
+    /// The database.
+    pub database: Database,
+    /// The vhost.
+    pub vhost: Vhost,
+    /// For files.
+    pub folder: TempDir,
+}
+
+/// How a command of the producer's went.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to stdout.
+    pub out: String,
+    /// What it wrote to stderr.
+    pub err: String,
+}
+
+impl Fleet {
+    /// A fleet without workers and without jobs.
+    pub async fn new() -> Fleet {
+        Fleet::on(Database::new().await)
+    }
+
+    /// A fleet on this database.
+    pub fn on(database: Database) -> Fleet {
+        let folder = TempDir::new().expect("a folder");
+        Fleet { store: database.store(), database, vhost: Vhost::new(), folder }
+    }
+
+    /// A worker to be started, with a lease of two seconds and agents `echo` and `scripted`.
+    pub fn worker(&self, name: &str) -> Launch {
+        let mut environment = self.environment();
+        let workspaces = self.folder.path().join("workspaces");
+        for (name, value) in [
+            ("ADMIN_ADDR", "127.0.0.1:0"),
+            ("LEASE_S", "2"),
+            ("WORKER_SLOTS", "4"),
+            ("WORKSPACE_DIR", &workspaces.to_string_lossy()),
+        ] {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+        Launch::new(name, environment)
+    }
+
+    /// Writes an `agents.toml` whose agent `reader` is `examples/reader.py` on this fleet's folder; returns its path.
+    pub fn reader(&self) -> String {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/reader.py");
+        let program = program.canonicalize().expect("examples/reader.py");
+        let toml = format!(
+            "[agents.reader]\nharness = \"command\"\ncommand = [{program:?}]\nenv = {{ READER_ROOT = {:?} }}\n",
+            self.folder.path()
+        );
+        let path = self.folder.path().join("agents.toml");
+        std::fs::write(&path, toml).expect("written");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// Runs a command of the producer's.
+    pub async fn producer(&self, arguments: &[&str]) -> Ran {
+        self.producer_reading("", arguments).await
+    }
+
+    /// Runs a command of the producer's that reads this from stdin.
+    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+        let mut command = Command::new(binary("producer"));
+        command.args(arguments).env_clear().envs(self.environment());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        // The test's runtime goes on meanwhile.
+        let run = tokio::task::spawn_blocking(move || -> std::io::Result<Output> {
+            let mut child = command.spawn()?;
+            let mut stdin = child.stdin.take().expect("its stdin");
+            let writer = std::thread::spawn(move || {
+                // A command that does not read it closes the pipe.
+                let _ = stdin.write_all(input.as_bytes());
+            });
+            let output = child.wait_with_output();
+            let _ = writer.join();
+            output
+        });
+        let output = run.await.expect("a thread").expect("a producer process");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Ran {
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
+    /// Enqueues jobs, in order, and expects that all are accepted.
+    pub async fn enqueue(&self, jobs: &[JobSpec]) {
+        let lines: Vec<String> = jobs.iter().map(job::encode).collect();
+        let ran = self.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+
+    /// Where a job stands, once the ledger knows it.
+    pub async fn view(&self, job_id: JobId) -> Option<JobView> {
+        self.store.jobs(&[job_id]).await.expect("the ledger").into_iter().next()
+    }
+
+    /// Waits until a job has so many iterations in the ledger.
+    pub async fn iterated(&self, job_id: JobId, iterations: i64) -> JobView {
+        let look = async || self.view(job_id).await.filter(|view| view.iterations >= iterations);
+        until(&format!("{job_id} has {iterations} iterations"), look).await
+    }
+
+    /// Waits for a job's end.
+    pub async fn ended(&self, job_id: JobId) -> JobView {
+        let look = async || self.view(job_id).await.filter(|view| view.state.is_end());
+        until(&format!("{job_id} ends"), look).await
+    }
+
+    /// A session that is there.
+    pub async fn session(&self, name: &str) -> SessionView {
+        let found = self.store.session(&name.parse().expect("a name")).await.expect("the ledger");
+        found.unwrap_or_else(|| panic!("no session {name}"))
+    }
+
+    /// Nothing of the caller's own environment but `PATH`: it could hold settings of ours.
+    fn environment(&self) -> BTreeMap<String, String> {
+        let retention_days = RETENTION.as_secs() / 86_400;
+        [
+            ("PATH", std::env::var("PATH").unwrap_or_default()),
+            ("DATABASE_URL", self.database.url.clone()),
+            ("DATABASE_POOL_SIZE", "6".to_owned()),
+            ("AMQP_URL", self.vhost.url.clone()),
+            ("RETENTION_DAYS", retention_days.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+impl Ran {
+    /// The lines of stdout as JSON.
+    pub fn json(&self) -> Vec<serde_json::Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}

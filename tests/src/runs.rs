@@ -1,0 +1,103 @@
+//! A worker's part in the ledger, without a process: for promises that SQL alone must keep.
+
+use std::time::Duration;
+
+use job::{JobSpec, Json, Name, WorkerId};
+use store::{
+    Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Store, StoreError,
+    WorkerRegistration,
+};
+
+/// Somebody who claims, checkpoints and concludes.
+#[derive(Clone)]
+pub struct Runner {
+    /// The ledger.
+    pub store: Store,
+    /// Under which id.
+    pub worker: WorkerId,
+}
+
+impl Runner {
+    /// Registers with a lease that no test outlives.
+    pub async fn register(store: &Store) -> Runner {
+        Runner::with_lease(store, Duration::from_secs(3_600)).await
+    }
+
+    /// Registers with a lease.
+    pub async fn with_lease(store: &Store, lease: Duration) -> Runner {
+        let worker = WorkerId::random();
+        let registration = WorkerRegistration {
+            worker,
+            host: "test".to_owned(),
+            pod_name: None,
+            pool: Name::default(),
+            slots: 1,
+            lease,
+        };
+        store.register_worker(&registration).await.expect("registered");
+        Runner { store: store.clone(), worker }
+    }
+
+    /// Claims a job as a delivery of its message would.
+    pub async fn claim(&self, spec: &JobSpec, held_here: bool) -> Result<Answer, StoreError> {
+        let request = ClaimRequest {
+            worker: self.worker,
+            job_id: spec.job_id,
+            session_id: spec.session_id.clone(),
+            agent_id: spec.agent_id.clone(),
+            user_id: spec.user_id.clone(),
+            pool: spec.pool.clone(),
+            message: job::encode(spec),
+            held_here,
+        };
+        self.store.claim(request).await
+    }
+
+    /// Appends one iteration.
+    pub async fn checkpoint(&self, run: &Claimed, ordinal: i32) -> Result<Fenced<()>, StoreError> {
+        let row = CheckpointRow {
+            worker: self.worker,
+            job_id: run.job_id,
+            session_id: run.session_id.parse().expect("a name"),
+            epoch: run.epoch,
+            ordinal,
+            delta: "{}".to_owned(),
+            iterations: 1,
+            cost: job::Usd::from_micros(7),
+            input_tokens: 1,
+            output_tokens: 1,
+        };
+        self.store.checkpoint(row).await
+    }
+
+    /// A conclusion that leaves the session's deltas as they are.
+    pub fn conclusion(&self, run: &Claimed, end: End) -> Conclusion {
+        let spent = match end {
+            End::HandBack => run.attempts,
+            End::Succeeded(_) | End::Failed(_) | End::Cancelled | End::Retry { .. } => run.attempts + 1,
+        };
+        Conclusion {
+            worker: self.worker,
+            job_id: run.job_id,
+            session_id: run.session_id.parse().expect("a name"),
+            epoch: run.epoch,
+            end,
+            attempts: spent,
+            fold: None,
+            take_next: true,
+        }
+    }
+
+    /// Ends a run with success, and continues with the session's next job if there is one.
+    pub async fn succeed(&self, run: &Claimed) -> Result<Concluded, StoreError> {
+        self.store.conclude(self.conclusion(run, End::Succeeded(Json::null()))).await
+    }
+}
+
+/// The job that an answer hands over.
+pub fn claimed(answer: Answer) -> Claimed {
+    match answer {
+        Answer::Claimed(run) => *run,
+        other => panic!("expected a claimed job, got {other:?}"),
+    }
+}

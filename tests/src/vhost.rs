@@ -1,0 +1,90 @@
+//! A vhost of one's own, on the broker that `AMQP_URL` names, made through its management API.
+
+use lapin::options::BasicPublishOptions;
+use lapin::uri::AMQPUri;
+use lapin::{BasicProperties, Connection};
+use queue::{Broker, BrokerConfig, DeadLetter, jobs_queue};
+use tokio_util::sync::CancellationToken;
+
+use crate::services::{address, unique_name, with_path};
+use crate::{PATIENCE, http};
+
+/// A vhost; it is deleted with this.
+pub struct Vhost {
+    /// Its address.
+    pub url: String,
+    management: String,
+    name: String,
+}
+
+impl Vhost {
+    /// A vhost with nothing in it.
+    pub fn new() -> Vhost {
+        let (server, management) = (address("AMQP_URL"), address("RABBITMQ_MANAGEMENT_URL"));
+        let user = server.parse::<AMQPUri>().expect("AMQP_URL").authority.userinfo.username;
+        let management = management.trim_end_matches('/').to_owned();
+        let name = unique_name();
+        let vhost = Vhost { url: with_path(&server, &name), management, name };
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        vhost
+            .put("vhosts", "", "{}")
+            .and_then(|()| vhost.put("permissions", &format!("/{user}"), all))
+            .expect("a RabbitMQ with the management plugin at RABBITMQ_MANAGEMENT_URL");
+        vhost
+    }
+
+    fn put(&self, what: &str, rest: &str, json: &str) -> Result<(), String> {
+        http::put(&format!("{}/api/{what}/{}{rest}", self.management, self.name), json)
+    }
+
+    /// A supervised connection of ours.
+    pub async fn broker(&self) -> Broker {
+        let config = BrokerConfig::new(&self.url, "test").with_pools([job::Name::default()]);
+        let broker = Broker::start(config, CancellationToken::new());
+        broker.ready(PATIENCE).await.expect("a broker that answers");
+        broker
+    }
+
+    /// lapin without anything of ours around it.
+    pub async fn lapin(&self) -> Connection {
+        Connection::connect(&self.url, Default::default()).await.expect("a broker that answers")
+    }
+
+    /// Publishes bodies to the default pool as a stranger would, and waits for the confirms.
+    pub async fn publish(&self, messages: Vec<(Vec<u8>, BasicProperties)>) {
+        let connection = self.lapin().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        channel.confirm_select(Default::default()).await.expect("confirms");
+        let queue = jobs_queue(&job::Name::default());
+        for (body, properties) in messages {
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let sent =
+                channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties).await;
+            let confirm = sent.expect("published").await.expect("an answer");
+            assert!(confirm.is_ack() && confirm.take_message().is_none(), "confirmed and routed");
+        }
+        connection.close(200, "done".into()).await.expect("closed");
+    }
+
+    /// What is in `harness.dead`.
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let broker = self.broker().await;
+        let letters = broker.dead_letters(1_000).await.expect("dead letters");
+        broker.close().await;
+        letters
+    }
+}
+
+impl Default for Vhost {
+    fn default() -> Vhost {
+        Vhost::new()
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        if let Err(error) = http::delete(&format!("{}/api/vhosts/{}", self.management, self.name)) {
+            eprintln!("the vhost {} stays behind: {error}", self.name);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A worker: a process of the real binary, with its log, its admin port and its signals.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::{PATIENCE, http, until};
+
+/// The path of one of our binaries: cargo puts them beside the folder of the test's own executable. `cargo test` does
+/// not build them for us, so an old one is refused.
+pub(crate) fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let folder = test.parent().and_then(|deps| deps.parent()).expect("a folder of cargo's");
+    let path = folder.join(name);
+    assert!(path.is_file(), "{} is not there: run `cargo build` first (or `make test`)", path.display());
+    if let Some(newer) = newer_source(&path) {
+        panic!("{} is older than {newer}: run `cargo build` first (or `make test`)", path.display());
+    }
+    path
+}
+
+/// A source file that was changed after the binary was built, by the list that cargo keeps beside it.
+fn newer_source(binary: &Path) -> Option<String> {
+    let built = binary.metadata().and_then(|meta| meta.modified()).ok()?;
+    let list = std::fs::read_to_string(binary.with_extension("d")).ok()?;
+    let changed = |file: &str| std::fs::metadata(file).and_then(|meta| meta.modified()).ok();
+    let mut files = list.split_whitespace().skip(1);
+    files.find(|file| changed(file).is_some_and(|changed| changed > built)).map(str::to_owned)
+}
+
+/// A worker that is about to be started.
+pub struct Launch {
+    name: String,
+    environment: BTreeMap<String, String>,
+}
+
+impl Launch {
+    pub(crate) fn new(name: &str, environment: BTreeMap<String, String>) -> Launch {
+        Launch { name: name.to_owned(), environment }
+    }
+
+    /// Sets an environment variable.
+    pub fn set(mut self, name: &str, value: impl ToString) -> Launch {
+        self.environment.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// Leaves one out.
+    pub fn unset(mut self, name: &str) -> Launch {
+        self.environment.remove(name);
+        self
+    }
+
+    /// Starts the process, and no more.
+    pub fn launch(self) -> Worker {
+        let mut command = Command::new(binary("worker"));
+        command.env_clear().envs(&self.environment).stdin(Stdio::null()).stderr(Stdio::piped());
+        #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal")]
+        // SAFETY: the hook makes one system call; it neither allocates nor locks.
+        unsafe {
+            // A test that is killed leaves no worker behind.
+            command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into))
+        };
+        let mut child = command.spawn().expect("a worker process");
+        let stderr = child.stderr.take().expect("its stderr");
+        let (sender, log) = watch::channel(Log::default());
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                sender.send_modify(|log| log.lines.push(line));
+            }
+            // Its end of the pipe is closed: the process is over.
+            sender.send_modify(|log| log.over = true);
+        });
+        Worker { name: self.name, child, log, reader: Some(reader) }
+    }
+
+    /// Starts the process and waits until it takes jobs.
+    pub async fn start(self) -> Worker {
+        let worker = self.launch();
+        worker.ready().await;
+        worker
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    over: bool,
+}
+
+/// A worker process; it is killed with this, and its log printed when the test has failed.
+pub struct Worker {
+    name: String,
+    child: Child,
+    log: watch::Receiver<Log>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Waits for a line of its log, and returns it.
+    pub async fn said(&self, text: &str) -> String {
+        let mut log = self.log.clone();
+        let line = |log: &Log| log.lines.iter().find(|line| line.contains(text)).cloned();
+        let heard = timeout(PATIENCE, log.wait_for(|log| log.over || line(log).is_some())).await;
+        match heard {
+            Ok(Ok(log)) => match line(&log) {
+                Some(line) => line,
+                None => panic!("{} ended without saying \"{text}\"", self.name),
+            },
+            Ok(Err(_)) | Err(_) => {
+                panic!("{} has not said \"{text}\" within {} s", self.name, PATIENCE.as_secs())
+            }
+        }
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.log.borrow().lines.join("\n")
+    }
+
+    /// The id under which it takes jobs first.
+    pub async fn id(&self) -> String {
+        field(&self.said("takes jobs").await, "worker_id")
+    }
+
+    /// Waits until it takes jobs.
+    pub async fn ready(&self) {
+        self.said("takes jobs").await;
+        until("the worker is ready", async || (self.get("/ready").await.0 == 200).then_some(())).await;
+    }
+
+    /// Asks its admin port; a status of 0 is no answer.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let said = self.said("the admin port is open").await;
+        let address: SocketAddr = field(&said, "address").parse().expect("an address");
+        http::get(&format!("http://{address}{path}")).unwrap_or_default()
+    }
+
+    /// Asks its admin port for JSON.
+    pub async fn get_json(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.get(path).await;
+        (status, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// The value of a metric, named with its labels as `/metrics` shows them; 0 when it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// SIGKILL: it is gone when this returns.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.reap();
+    }
+
+    /// SIGTERM: it drains.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// SIGSTOP: it does nothing any more, like a machine that is suspended.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Waits for its end, and returns its exit code.
+    pub async fn exit(&mut self) -> i32 {
+        let mut log = self.log.clone();
+        let over = timeout(PATIENCE, log.wait_for(|log| log.over)).await;
+        assert!(over.is_ok(), "{} has not ended within {} s", self.name, PATIENCE.as_secs());
+        let status = self.child.wait().expect("an exit status");
+        status.code().unwrap_or_else(|| panic!("{} ended by a signal: {status}", self.name))
+    }
+
+    /// The same with a bound.
+    pub async fn exit_within(&mut self, bound: Duration) -> i32 {
+        let late = format!("{} has not ended within {bound:?}", self.name);
+        timeout(bound, self.exit()).await.expect(&late)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32);
+        // Until we have waited for it, its pid belongs to nobody else.
+        let _ = kill(pid, signal);
+    }
+
+    fn reap(&mut self) {
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::SIGKILL);
+        }
+        self.reap();
+        if std::thread::panicking() {
+            eprintln!("---- the log of {} ----\n{}\n----", self.name, self.log());
+        }
+    }
+}
+
+/// A field of a log line: `name=value`.
+fn field(line: &str, name: &str) -> String {
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("no {name} in: {line}")).to_owned()
+}

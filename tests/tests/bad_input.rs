@@ -1,0 +1,258 @@
+//! Promise 6: bad input is answered, kept and visible: a clear error or a dead letter with its reason; never a loop, a
+//! drop or a crash.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use job::{JobId, JobState};
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use tests::{Database, Fleet, job, until};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+
+/// A good body with one field set to something else.
+fn with(field: &str, value: Value) -> Vec<u8> {
+    let mut body: Value = serde_json::from_str(&job::encode(&job("s", "echo", json!(1)))).expect("JSON");
+    body[field] = value;
+    body.to_string().into_bytes()
+}
+
+/// An id whose time is so many milliseconds off.
+fn id_off_by(ms: i64) -> String {
+    let now = uuid::Uuid::from(JobId::now()).as_u128();
+    let at = (now >> 80) as i64 + ms;
+    uuid::Uuid::from_u128(((at as u128) << 80) | (now & ((1 << 80) - 1))).to_string()
+}
+
+#[tokio::test]
+async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_good_ones_go_on() {
+    let fleet = Fleet::new().await;
+    let worker = fleet.worker("worker").start().await;
+    const DAY_MS: i64 = 86_400_000;
+    let bad: Vec<(Vec<u8>, &str)> = vec![
+        (b"{not json".to_vec(), "body: "),
+        (b"\xff\xfe".to_vec(), "body: not UTF-8"),
+        (b"[1]".to_vec(), "[0]: "),
+        (b"".to_vec(), "body: "),
+        (with("input", json!("x".repeat(1024 * 1024))), "body: got 104"),
+        (
+            with("schema", json!("harness.job.v2")),
+            "schema: got \"harness.job.v2\", expected \"harness.job.v1\"",
+        ),
+        (with("job_id", json!("0198c0de")), "job_id: "),
+        (with("job_id", json!(id_off_by(-3 * DAY_MS))), "job_id: got "),
+        (with("job_id", json!(id_off_by(DAY_MS + 600_000))), "job_id: got "),
+        (with("session_id", json!(7)), "session_id: invalid type: integer `7`"),
+        (with("session_id", json!("../x")), "session_id: got \"../x\""),
+        (with("agent_id", json!(null)), "agent_id: "),
+        (with("user_id", json!("a\u{0}b")), "user_id: "),
+        (with("input", json!("a\u{0}b")), "input: a string contains \\u0000"),
+        (with("retry", json!({"max_attempts": "x"})), "retry.max_attempts: "),
+        (with("retry", json!({"max_attempts": 0})), "retry.max_attempts: got 0, expected 1 to 100"),
+        (with("timeout_ms", json!(0)), "timeout_ms: got 0"),
+        (with("reply_to", json!("")), "reply_to: got \"\""),
+    ];
+    let good: Vec<_> = (0..bad.len()).map(|n| job(&format!("s-{}", n % 3), "echo", json!(n))).collect();
+    let mut messages = Vec::new();
+    for ((body, _), spec) in bad.iter().zip(&good) {
+        messages.push((body.clone(), BasicProperties::default().with_app_id("a stranger".into())));
+        messages.push((job::encode(spec).into_bytes(), BasicProperties::default()));
+    }
+    // A message id is what the message is found by, so it must be the body's.
+    let other = job("s", "echo", json!(1));
+    let wrong_id = BasicProperties::default().with_message_id(JobId::now().to_string().into());
+    messages.push((job::encode(&other).into_bytes(), wrong_id));
+    fleet.vhost.publish(messages).await;
+    for spec in &good {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+
+    // An id that belongs to a job of another session.
+    let mut taken = good[0].clone();
+    taken.session_id = "thief".parse().unwrap();
+    fleet.vhost.publish(vec![(job::encode(&taken).into_bytes(), BasicProperties::default())]).await;
+    let (undecodable, id_taken) = (
+        r#"harness_dead_letters_total{code="undecodable"}"#,
+        r#"harness_dead_letters_total{code="job_id_taken"}"#,
+    );
+    let counted = async || (worker.metric(id_taken).await == 1.0).then_some(());
+    until("the last of them is counted", counted).await;
+    assert_eq!(worker.metric(undecodable).await, bad.len() as f64 + 1.0);
+
+    let letters = fleet.vhost.dead_letters().await;
+    let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
+    assert_eq!(letters.len(), bad.len() + 2, "{reasons:?}");
+    let told = |body: &[u8], reason: &str| {
+        letters.iter().any(|letter| {
+            letter.body == body
+                && letter.reason.starts_with(reason)
+                && letter.headers["x-harness-reason"] == letter.reason.as_str()
+                && letter.headers["x-harness-queue"] == "harness.jobs.default"
+                && letter.dead_at_unix_ms.is_some()
+        })
+    };
+    for (body, reason) in &bad {
+        let start = String::from_utf8_lossy(&body[..body.len().min(200)]);
+        assert!(told(body, reason), "no dead letter \"{reason}\" for {start} in {reasons:?}");
+    }
+    assert!(told(job::encode(&other).as_bytes(), "message_id: got "), "{reasons:?}");
+    let reason = format!("job_id: got {}, which is taken by a job of session s-0", taken.job_id);
+    assert!(told(job::encode(&taken).as_bytes(), &reason), "{reasons:?}");
+    // None is run, and none comes again.
+    let results = fleet.database.count("SELECT count(*) FROM harness_results").await;
+    assert_eq!(
+        (results, fleet.database.count("SELECT count(*) FROM harness_jobs").await),
+        (good.len() as i64, 0)
+    );
+    assert_eq!(worker.get("/ready").await.0, 200);
+}
+
+#[tokio::test]
+async fn dead_letters_are_shown_to_people_and_to_programs() {
+    let fleet = Fleet::new().await;
+    let worker = fleet.worker("worker").start().await;
+    let id = JobId::now().to_string();
+    let properties = || BasicProperties::default().with_message_id(id.as_str().into());
+    let bodies = [with("timeout_ms", json!(-1)), b"{".to_vec()];
+    fleet.vhost.publish(bodies.iter().map(|body| (body.clone(), properties())).collect()).await;
+    worker.said("timeout_ms").await;
+    worker.said("body: ").await;
+
+    let list = fleet.producer(&["dead", "list"]).await;
+    assert_eq!(list.code, 0, "{list:?}");
+    assert!(list.out.contains("timeout_ms") && list.out.contains("undecodable"), "{list:?}");
+    assert!(list.err.contains("2 of 2 dead letters"), "{list:?}");
+    let list = fleet.producer(&["dead", "list", "--json"]).await.json();
+    let reason = list.iter().find(|letter| letter["body"].is_object()).unwrap()["reason"].as_str().unwrap();
+    assert!(reason.starts_with("timeout_ms: "), "{reason}");
+
+    for letter in ["1", id.as_str()] {
+        let shown = fleet.producer(&["dead", "show", letter, "--json"]).await;
+        assert_eq!((shown.code, &shown.json()[0]["message_id"]), (0, &json!(id)), "{shown:?}");
+    }
+    let none = fleet.producer(&["dead", "show", "3"]).await;
+    assert_eq!(none.code, 1, "{none:?}");
+    assert_eq!(fleet.vhost.dead_letters().await.len(), 2, "looking takes nothing away");
+}
+
+#[tokio::test]
+async fn a_worker_tells_all_wrong_settings_at_once() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.folder.path().join("agents.toml");
+    std::fs::write(&agents, "[agents.a]\nharness = \"ecko\"\n").unwrap();
+    let mut worker = fleet
+        .worker("worker")
+        .set("AGENTS_FILE", agents.display())
+        .set("POOL", "a b")
+        .set("WORKER_SLOTS", 0)
+        .set("LEASE_S", "ten")
+        .set("LOG_JSON", "maybe")
+        .set("ENVIRONMENT", "prod")
+        .set("AMQP_URL", "http://user:secret@host/")
+        .unset("DATABASE_URL")
+        .launch();
+    assert_eq!(worker.exit().await, 2);
+    let log = worker.log();
+    for told in [
+        "8 settings are wrong",
+        "AGENTS_FILE: ",
+        "agents.a: ",
+        "POOL: got \"a b\"",
+        "WORKER_SLOTS: got 0, expected 1 to 1024",
+        "LEASE_S: got \"ten\"",
+        "LOG_JSON: got \"maybe\"",
+        "ENVIRONMENT: got \"prod\", expected development, staging or production",
+        "DATABASE_URL: not set, expected postgres://",
+        "AMQP_URL: ",
+    ] {
+        assert!(log.contains(told), "{told} is not in: {log}");
+    }
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn without_the_schema_everything_says_how_to_get_it() {
+    let fleet = Fleet::on(Database::empty().await);
+    let mut worker = fleet.worker("worker").launch();
+    assert_eq!(worker.exit().await, 1);
+    assert!(worker.log().contains("run `producer migrate`"), "{}", worker.log());
+    for command in [&["enqueue", "--session", "s", "--agent", "echo"][..], &["sessions", "show", "s"]] {
+        let ran = fleet.producer(command).await;
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains("run `producer migrate`"), "{ran:?}");
+    }
+    let migrated = fleet.producer(&["migrate"]).await;
+    assert_eq!(migrated.code, 0, "{migrated:?}");
+    assert!(migrated.out.contains("the schema is up to date"), "{migrated:?}");
+    let _worker = fleet.worker("worker").start().await;
+}
+
+/// A port of this machine where nothing listens.
+async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("its address")
+}
+
+#[tokio::test]
+async fn a_worker_waits_for_services_that_are_away_and_says_which() {
+    let fleet = Fleet::new().await;
+    let (broker, postgres) = (closed_port().await, closed_port().await);
+    let amqp: lapin::uri::AMQPUri = fleet.vhost.url.parse().unwrap();
+    let real_broker = format!("{}:{}", amqp.authority.host, amqp.authority.port);
+    let real_postgres = fleet.database.url.split(['@', '/']).nth(3).unwrap().to_owned();
+    let mut worker = fleet
+        .worker("worker")
+        .set("AMQP_URL", fleet.vhost.url.replace(&real_broker, &broker.to_string()))
+        .set("DATABASE_URL", fleet.database.url.replace(&real_postgres, &postgres.to_string()))
+        .launch();
+    worker.said("reading the schema from Postgres failed, trying again").await;
+    assert_eq!(worker.get("/health").await.0, 200);
+    let (status, ready) = worker.get_json("/ready").await;
+    assert_eq!((status, &ready["ready"]), (503, &json!(false)), "{ready}");
+    assert_eq!(ready["checks"]["database_connected"], json!(false), "{ready}");
+    assert_eq!(ready["checks"]["queue_consuming"], json!(false), "{ready}");
+
+    // They come up, one after the other.
+    tokio::spawn(forward(postgres, real_postgres));
+    let database = async || {
+        let (status, ready) = worker.get_json("/ready").await;
+        (ready["checks"]["database_connected"] == true).then_some((status, ready))
+    };
+    let (status, ready) = until("Postgres is reached", database).await;
+    assert_eq!((status, &ready["checks"]["queue_consuming"]), (503, &json!(false)), "{ready}");
+    let reason = ready["reasons"]["queue_consuming"].as_str().unwrap();
+    assert!(reason.contains("refused"), "{reason}");
+    tokio::spawn(forward(broker, real_broker));
+    worker.ready().await;
+    let spec = job("s", "echo", json!(1));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    worker.terminate();
+    assert_eq!(worker.exit().await, 0);
+}
+
+/// Listens from now on, and hands every connection on.
+async fn forward(port: SocketAddr, to: String) {
+    let listener = TcpListener::bind(port).await.expect("the port is still free");
+    while let Ok((mut here, _)) = listener.accept().await {
+        let to = to.clone();
+        tokio::spawn(async move {
+            let mut there = TcpStream::connect(to).await.expect("the service");
+            // Ends when either side does, in whatever way.
+            let _ = copy_bidirectional(&mut here, &mut there).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_services_never_come_ends_at_once_when_told_to() {
+    let fleet = Fleet::new().await;
+    let mut worker = fleet
+        .worker("worker")
+        .set("AMQP_URL", format!("amqp://u:p@{}/v", closed_port().await))
+        .set("DATABASE_URL", format!("postgres://u:p@{}/d", closed_port().await))
+        .launch();
+    worker.said("trying again").await;
+    worker.terminate();
+    assert_eq!(worker.exit_within(Duration::from_secs(5)).await, 0);
+}

@@ -1,0 +1,483 @@
+//! Promise 2: at any time at most one worker can commit for a session; a stale worker's write changes nothing.
+//!
+//! Said to the ledger directly, call by call, as workers would: most of what is proved here a real worker does only in
+//! the one moment between two of its statements.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::future::join_all;
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json};
+use serde_json::json;
+use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Store};
+use tests::{Database, Runner, claimed, job};
+
+async fn ledger() -> (Database, Store) {
+    let database = Database::new().await;
+    let store = database.store();
+    (database, store)
+}
+
+async fn state(store: &Store, spec: &JobSpec) -> JobState {
+    store.jobs(&[spec.job_id]).await.unwrap()[0].state
+}
+
+#[tokio::test]
+async fn a_write_under_a_stale_epoch_changes_nothing() {
+    let (database, store) = ledger().await;
+    let (first, second) = (Runner::register(&store).await, Runner::register(&store).await);
+    let spec = job("s", "echo", json!(1));
+    let stale = claimed(first.claim(&spec, false).await.unwrap());
+    assert_eq!(first.checkpoint(&stale, 0).await.unwrap(), Fenced::Done(()));
+    let handed_back = store.conclude(first.conclusion(&stale, End::HandBack)).await.unwrap();
+    assert_eq!(handed_back.recorded, Fenced::Done(()));
+    let fresh = claimed(second.claim(&spec, false).await.unwrap());
+    assert!(fresh.epoch > stale.epoch);
+
+    let everything = || async {
+        let rows = "SELECT to_jsonb(t)::text FROM";
+        let (mut all, tables) =
+            (Vec::new(), ["harness_jobs", "harness_sessions", "harness_checkpoints", "harness_results"]);
+        for table in tables {
+            all.extend(database.texts(&format!("{rows} {table} t ORDER BY 1")).await);
+        }
+        all
+    };
+    let before = everything().await;
+    let failure = Failure::permanent(FailureCode::HarnessError, "stale");
+    let ends = [
+        End::Succeeded(Json::null()),
+        End::Failed(failure.clone()),
+        End::Cancelled,
+        End::HandBack,
+        End::Retry { failure, delay: Duration::ZERO },
+    ];
+    // The old run by its own worker, and the old epoch in the hands of the new one.
+    for runner in [&first, &second] {
+        assert_eq!(runner.checkpoint(&stale, 1).await.unwrap(), Fenced::Lost);
+        for end in &ends {
+            let refused = store.conclude(runner.conclusion(&stale, end.clone())).await.unwrap();
+            assert_eq!(refused.recorded, Fenced::Lost, "{end:?}");
+            assert!(refused.next.is_none());
+        }
+    }
+    // And the new epoch in the hands of the old worker.
+    assert_eq!(first.checkpoint(&fresh, 0).await.unwrap(), Fenced::Lost);
+    assert_eq!(first.succeed(&fresh).await.unwrap().recorded, Fenced::Lost);
+    assert_eq!(everything().await, before);
+
+    assert_eq!(second.checkpoint(&fresh, 0).await.unwrap(), Fenced::Done(()));
+    assert_eq!(second.succeed(&fresh).await.unwrap().recorded, Fenced::Done(()));
+    assert_eq!(second.checkpoint(&fresh, 1).await.unwrap(), Fenced::Lost, "it has ended");
+}
+
+#[tokio::test]
+async fn a_sessions_jobs_run_one_after_the_other_in_the_order_of_acceptance() {
+    let (_database, store) = ledger().await;
+    let (here, there) = (Runner::register(&store).await, Runner::register(&store).await);
+    let jobs: Vec<JobSpec> = (0..4).map(|n| job("s", "echo", json!(n))).collect();
+    store.accept(&jobs).await.unwrap();
+    // Delivered in the wrong order, to two workers.
+    assert!(matches!(there.claim(&jobs[2], false).await.unwrap(), Answer::Blocked));
+    let mut run = claimed(here.claim(&jobs[0], false).await.unwrap());
+    assert!(matches!(there.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    assert!(matches!(there.claim(&jobs[1], false).await.unwrap(), Answer::Blocked), "delivered again");
+    assert!(matches!(there.claim(&jobs[0], false).await.unwrap(), Answer::Held));
+    for next in &jobs[1..3] {
+        let concluded = here.succeed(&run).await.unwrap();
+        assert_eq!(concluded.recorded, Fenced::Done(()));
+        run = *concluded.next.expect("the session's next job");
+        assert_eq!(run.job_id, next.job_id);
+        assert_eq!(job::restore(run.message.as_deref().unwrap()).unwrap(), *next);
+        assert_eq!(state(&store, next).await, JobState::Running);
+    }
+    // The last one's message has not been delivered yet: nobody continues with it, and it is free.
+    assert!(here.succeed(&run).await.unwrap().next.is_none());
+    claimed(there.claim(&jobs[3], false).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_draining_worker_leaves_the_sessions_next_job_to_others() {
+    let (_database, store) = ledger().await;
+    let (here, there) = (Runner::register(&store).await, Runner::register(&store).await);
+    let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
+    store.accept(&jobs).await.unwrap();
+    let run = claimed(here.claim(&jobs[0], false).await.unwrap());
+    assert!(matches!(here.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let mut conclusion = here.conclusion(&run, End::Succeeded(Json::null()));
+    conclusion.take_next = false;
+    let concluded = store.conclude(conclusion).await.unwrap();
+    assert_eq!(concluded.recorded, Fenced::Done(()));
+    assert!(concluded.next.is_none());
+    assert_eq!(state(&store, &jobs[1]).await, JobState::Scheduled);
+    let due = store.take_due(10).await.unwrap();
+    assert_eq!(due.iter().map(|due| due.job_id).collect::<Vec<_>>(), [jobs[1].job_id]);
+    claimed(there.claim(&jobs[1], false).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_job_whose_earlier_one_waits_for_a_retry_stays_blocked() {
+    let (_database, store) = ledger().await;
+    let runner = Runner::register(&store).await;
+    let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
+    store.accept(&jobs).await.unwrap();
+    let run = claimed(runner.claim(&jobs[0], false).await.unwrap());
+    let failure = Failure::retryable(FailureCode::HarnessError, "again");
+    let retry = End::Retry { failure, delay: Duration::from_secs(3_600) };
+    let concluded = store.conclude(runner.conclusion(&run, retry)).await.unwrap();
+    assert_eq!((concluded.recorded, concluded.next.is_none()), (Fenced::Done(()), true));
+    assert!(matches!(runner.claim(&jobs[0], false).await.unwrap(), Answer::NotDue));
+    assert!(matches!(runner.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    assert_eq!(state(&store, &jobs[0]).await, JobState::Scheduled);
+}
+
+#[tokio::test]
+async fn a_claim_whose_reply_was_lost_is_granted_again_under_a_new_epoch() {
+    let (_database, store) = ledger().await;
+    let (runner, other) = (Runner::register(&store).await, Runner::register(&store).await);
+    let spec = job("s", "echo", json!(1));
+    let lost = claimed(runner.claim(&spec, false).await.unwrap());
+    assert!(matches!(other.claim(&spec, false).await.unwrap(), Answer::Held));
+    assert!(matches!(runner.claim(&spec, true).await.unwrap(), Answer::Held), "it runs there");
+    let again = claimed(runner.claim(&spec, false).await.unwrap());
+    assert!(again.epoch > lost.epoch);
+    assert_eq!(again.attempts, 0, "no attempt was spent");
+    assert_eq!(runner.checkpoint(&lost, 0).await.unwrap(), Fenced::Lost);
+    assert_eq!(runner.succeed(&lost).await.unwrap().recorded, Fenced::Lost);
+    assert_eq!(runner.succeed(&again).await.unwrap().recorded, Fenced::Done(()));
+    assert!(matches!(other.claim(&spec, false).await.unwrap(), Answer::Finished(JobState::Succeeded)));
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_made_good_even_when_an_earlier_job_became_visible_meanwhile() {
+    let (database, store) = ledger().await;
+    let runner = Runner::register(&store).await;
+    // Numbered first, committed last: two transactions that accept jobs of one session may cross.
+    let (earlier, later) = (job("s", "echo", json!(1)), job("s", "echo", json!(2)));
+    let lost = claimed(runner.claim(&later, false).await.unwrap());
+    store.accept(std::slice::from_ref(&earlier)).await.unwrap();
+    let swap = format!("UPDATE harness_jobs SET seq = DEFAULT WHERE job_id = '{}'", later.job_id);
+    database.execute(&swap).await;
+    let again = claimed(runner.claim(&later, false).await.unwrap());
+    assert!(again.epoch > lost.epoch);
+    assert!(matches!(runner.claim(&earlier, false).await.unwrap(), Answer::Blocked));
+    let concluded = runner.succeed(&again).await.unwrap();
+    assert_eq!(concluded.next.expect("the earlier one").job_id, earlier.job_id);
+}
+
+#[tokio::test]
+async fn a_conclusion_whose_reply_was_lost_is_recognised() {
+    let (database, store) = ledger().await;
+    let runner = Runner::register(&store).await;
+    let failure = || Failure::retryable(FailureCode::HarnessError, "again");
+    let ends = [
+        End::Succeeded(Json::parse("7").unwrap()),
+        End::Failed(failure()),
+        End::Cancelled,
+        End::HandBack,
+        End::Retry { failure: failure(), delay: Duration::from_secs(60) },
+    ];
+    for (n, end) in ends.into_iter().enumerate() {
+        let spec = job(&format!("s-{n}"), "echo", json!(n));
+        let run = claimed(runner.claim(&spec, false).await.unwrap());
+        let conclusion = runner.conclusion(&run, end);
+        for _ in 0..3 {
+            let concluded = store.conclude(conclusion.clone()).await.unwrap();
+            assert_eq!(concluded.recorded, Fenced::Done(()), "{:?}", conclusion.end);
+        }
+        assert_eq!(store.jobs(&[spec.job_id]).await.unwrap()[0].attempts as u32, conclusion.attempts);
+    }
+    assert_eq!(database.count("SELECT count(*) FROM harness_results").await, 3);
+    assert_eq!(database.count("SELECT max(version) FROM harness_sessions").await, 1, "folded once");
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_repeated_is_appended_once() {
+    let (database, store) = ledger().await;
+    let runner = Runner::register(&store).await;
+    let run = claimed(runner.claim(&job("s", "echo", json!(1)), false).await.unwrap());
+    for ordinal in [0, 0, 1, 0, 1, 2] {
+        assert_eq!(runner.checkpoint(&run, ordinal).await.unwrap(), Fenced::Done(()));
+    }
+    assert_eq!(database.count("SELECT count(*) FROM harness_checkpoints").await, 3);
+    runner.succeed(&run).await.unwrap();
+    let view = store.jobs(&[run.job_id]).await.unwrap().remove(0);
+    assert_eq!((view.iterations, view.cost_usd.micros()), (3, 21));
+}
+
+#[tokio::test]
+async fn death_is_final() {
+    let (_database, store) = ledger().await;
+    let (living, dead) =
+        (Runner::register(&store).await, Runner::with_lease(&store, Duration::from_millis(1)).await);
+    let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2)), job("t", "echo", json!(3))];
+    store.accept(&jobs).await.unwrap();
+    let run = claimed(dead.claim(&jobs[0], false).await.unwrap());
+    assert!(matches!(dead.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let declared = tests::until("its lease is over", async || {
+        let declared = store.declare_dead().await.unwrap();
+        (!declared.is_empty()).then_some(declared)
+    });
+    assert_eq!(declared.await, [dead.worker], "and nobody else");
+    assert!(store.declare_dead().await.unwrap().is_empty(), "once");
+
+    // Dead, but not rescued yet: its runs may still be written to, which is harmless; it gets nothing new.
+    assert!(matches!(dead.claim(&jobs[2], false).await.unwrap(), Answer::LeaseLost));
+    assert!(matches!(store.beat(dead.worker).await.unwrap(), store::Beat::Dead));
+    assert_eq!(store.rescue().await.unwrap(), [jobs[0].job_id]);
+    assert!(store.rescue().await.unwrap().is_empty(), "once");
+    assert_eq!(dead.checkpoint(&run, 0).await.unwrap(), Fenced::Lost);
+    assert_eq!(dead.succeed(&run).await.unwrap().recorded, Fenced::Lost);
+    assert!(matches!(dead.claim(&jobs[0], false).await.unwrap(), Answer::LeaseLost));
+
+    let again = claimed(living.claim(&jobs[0], false).await.unwrap());
+    assert_eq!(again.attempts, 1, "the attempt is spent");
+    let next = living.succeed(&again).await.unwrap().next.expect("the blocked one");
+    assert_eq!((next.job_id, next.attempts), (jobs[1].job_id, 0));
+}
+
+#[tokio::test]
+async fn a_conclusion_of_a_worker_that_died_meanwhile_hands_it_nothing() {
+    let (_database, store) = ledger().await;
+    let dead = Runner::with_lease(&store, Duration::from_millis(1)).await;
+    let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
+    store.accept(&jobs).await.unwrap();
+    let run = claimed(dead.claim(&jobs[0], false).await.unwrap());
+    assert!(matches!(dead.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let declared = async || (!store.declare_dead().await.unwrap().is_empty()).then_some(());
+    tests::until("its lease is over", declared).await;
+    // Nobody has rescued the job, so its end counts. But the next one would have nobody to run it.
+    let concluded = dead.succeed(&run).await.unwrap();
+    assert_eq!(concluded.recorded, Fenced::Done(()));
+    assert!(concluded.next.is_none());
+    assert_eq!(state(&store, &jobs[1]).await, JobState::Scheduled);
+}
+
+#[tokio::test]
+async fn an_id_that_belongs_to_another_session_is_not_run() {
+    let (_database, store) = ledger().await;
+    let runner = Runner::register(&store).await;
+    let spec = job("mine", "echo", json!(1));
+    let thief = JobSpec { session_id: "other".parse().unwrap(), ..spec.clone() };
+    let run = claimed(runner.claim(&spec, false).await.unwrap());
+    for _ in 0..2 {
+        let answer = runner.claim(&thief, false).await.unwrap();
+        assert!(matches!(&answer, Answer::OtherSession(session) if session == "mine"), "{answer:?}");
+        // Live at first, then ended.
+        runner.succeed(&run).await.unwrap();
+    }
+}
+
+/// A worker of the storm: takes what is delivered, in any order and any number of times, and loses replies.
+struct Sailor {
+    runner: Runner,
+    rng: Rng,
+    jobs: Vec<JobSpec>,
+    /// What it knows it runs, with the number of its next checkpoint.
+    running: HashMap<JobId, (Claimed, i32)>,
+    /// Ends that the ledger has confirmed to it, and checkpoints by session.
+    ended: Vec<JobId>,
+    checkpoints: HashMap<String, u64>,
+}
+
+impl Sailor {
+    async fn sail(mut self) -> Sailor {
+        let all: Vec<JobId> = self.jobs.iter().map(|spec| spec.job_id).collect();
+        loop {
+            match self.rng.u32(..20) {
+                0..8 => self.deliver().await,
+                8..12 => self.checkpoint().await,
+                12..18 => self.conclude().await,
+                18 => {
+                    // Whose lease has run out by now? Perhaps its own.
+                    self.runner.store.declare_dead().await.unwrap();
+                    self.runner.store.rescue().await.unwrap();
+                }
+                _ => {
+                    if self.runner.store.ended_among(&all).await.unwrap().len() == all.len() {
+                        return self;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Messages come, or come again.
+    async fn deliver(&mut self) {
+        let count = self.rng.usize(1..6);
+        let specs = self.rng.choose_multiple(self.jobs.iter().cloned(), count);
+        let claims = specs.iter().map(|spec| {
+            let held_here = self.running.contains_key(&spec.job_id);
+            let runner = self.runner.clone();
+            async move { (held_here, runner.claim(spec, held_here).await.unwrap()) }
+        });
+        let mut lost = false;
+        for (held_here, answer) in join_all(claims).await {
+            match answer {
+                Answer::Claimed(run) => {
+                    assert!(!held_here, "it was said to run here");
+                    self.begin(*run);
+                }
+                Answer::LeaseLost => lost = true,
+                _ => {}
+            }
+        }
+        if lost {
+            self.running.clear();
+            self.runner = Runner::with_lease(&self.runner.store, lease(&mut self.rng)).await;
+        }
+    }
+
+    /// Sometimes the reply is lost on its way.
+    fn begin(&mut self, run: Claimed) {
+        if self.rng.u32(..6) > 0 {
+            self.running.insert(run.job_id, (run, 0));
+        }
+    }
+
+    fn some_runs(&mut self) -> Vec<(Claimed, i32)> {
+        let mut ids: Vec<JobId> = self.running.keys().copied().collect();
+        ids.sort_unstable();
+        let count = self.rng.usize(1..4);
+        let ids = self.rng.choose_multiple(ids, count);
+        ids.iter().filter_map(|id| self.running.remove(id)).collect()
+    }
+
+    async fn checkpoint(&mut self) {
+        for (run, ordinal) in self.some_runs() {
+            let repeated = self.rng.u32(..4) == 0;
+            if repeated {
+                self.runner.checkpoint(&run, ordinal).await.unwrap();
+            }
+            if self.runner.checkpoint(&run, ordinal).await.unwrap() == Fenced::Done(()) {
+                *self.checkpoints.entry(run.session_id.clone()).or_default() += 1;
+                self.running.insert(run.job_id, (run, ordinal + 1));
+            }
+        }
+    }
+
+    async fn conclude(&mut self) {
+        // Told to all runs of a process at once: it drains or it does not.
+        let take_next = self.rng.u32(..4) > 0;
+        let conclusions: Vec<Conclusion> = self
+            .some_runs()
+            .into_iter()
+            .map(|(run, own)| {
+                let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
+                let end = match self.rng.u32(..8) {
+                    0 => End::HandBack,
+                    1 => End::Retry { failure: failure(), delay: Duration::ZERO },
+                    2 => End::Failed(failure()),
+                    _ => End::Succeeded(Json::null()),
+                };
+                let ends = matches!(end, End::Failed(_) | End::Succeeded(_));
+                Conclusion {
+                    fold: (ends && self.rng.bool()).then(|| fold(&run, own)),
+                    take_next,
+                    ..self.runner.conclusion(&run, end)
+                }
+            })
+            .collect();
+        let repeated = self.rng.u32(..4) == 0;
+        if repeated {
+            // The first replies were lost, and next jobs with them.
+            self.record(&conclusions).await;
+        }
+        for (conclusion, concluded) in conclusions.iter().zip(self.record(&conclusions).await) {
+            let ends = matches!(conclusion.end, End::Failed(_) | End::Succeeded(_));
+            if ends && concluded.recorded == Fenced::Done(()) {
+                self.ended.push(conclusion.job_id);
+            }
+            if let Some(next) = concluded.next {
+                self.begin(*next);
+            }
+        }
+    }
+
+    async fn record(&self, conclusions: &[Conclusion]) -> Vec<Concluded> {
+        let store = &self.runner.store;
+        let calls =
+            conclusions.iter().map(|conclusion| async { store.conclude(conclusion.clone()).await.unwrap() });
+        join_all(calls).await
+    }
+}
+
+/// Nobody in the storm renews a lease.
+fn lease(rng: &mut Rng) -> Duration {
+    Duration::from_millis(rng.u64(20..400))
+}
+
+/// The session with everything that was checkpointed, as a worker folds it.
+fn fold(run: &Claimed, own: i32) -> Fold {
+    let before: Vec<serde_json::Value> = match &run.session.deltas {
+        Some(deltas) => serde_json::from_str(deltas).unwrap(),
+        None => Vec::new(),
+    };
+    let iterations = run.session.iteration_count as u64 + before.len() as u64 + own as u64;
+    Fold {
+        state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
+        iteration_count: iterations,
+        cost: job::Usd::from_micros(7 * iterations),
+        input_tokens: iterations,
+        output_tokens: iterations,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once() {
+    const SAILORS: usize = 8;
+    const SESSIONS: usize = 5;
+    const JOBS: usize = 100;
+    let seed = std::env::var("STORM_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("STORM_SEED={seed} begins the same way");
+    let mut rng = Rng::with_seed(seed);
+    let database = Database::new().await;
+    let store = database.store();
+    let jobs: Vec<JobSpec> =
+        (0..JOBS).map(|n| job(&format!("s-{}", n % SESSIONS), "echo", json!(n))).collect();
+    // Half of them come through the producer, in order; the other half by messages alone.
+    store.accept(&jobs[..JOBS / 2]).await.unwrap();
+
+    let mut sailors = Vec::new();
+    for _ in 0..SAILORS {
+        let mut rng = rng.fork();
+        // Each is a process: with connections and batches of its own.
+        let runner = Runner::with_lease(&database.store(), lease(&mut rng)).await;
+        let sailor = Sailor {
+            runner,
+            rng,
+            jobs: jobs.clone(),
+            running: HashMap::new(),
+            ended: Vec::new(),
+            checkpoints: HashMap::new(),
+        };
+        sailors.push(tokio::spawn(sailor.sail()));
+    }
+    let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
+    for sailor in sailors {
+        // A second runner of a session would have broken the index that forbids it, and so a call.
+        let sailor = sailor.await.unwrap();
+        ended.extend(sailor.ended);
+        for (session, count) in sailor.checkpoints {
+            *checkpoints.entry(session).or_default() += count;
+        }
+    }
+    ended.sort_unstable();
+    let mut wanted: Vec<JobId> = jobs.iter().map(|spec| spec.job_id).collect();
+    wanted.sort_unstable();
+    assert_eq!(ended, wanted, "each end was confirmed to one run");
+    assert_eq!(database.count("SELECT count(*) FROM harness_results").await, JOBS as i64);
+    assert_eq!(database.count("SELECT count(*) FROM harness_jobs").await, 0);
+    let mut total = 0;
+    for session in 0..SESSIONS {
+        let name = format!("s-{session}");
+        let view = store.session(&name.parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(view.iteration_count as u64, checkpoints[&name], "{name}: each checkpoint counts once");
+        assert_eq!(view.cost_usd.micros(), 7 * checkpoints[&name], "{name}");
+        total += checkpoints[&name];
+    }
+    let paid = database.count("SELECT sum(iterations)::bigint FROM harness_results").await;
+    assert_eq!(paid as u64, total, "and to one job");
+}

@@ -1,0 +1,102 @@
+//! A worker that is silent for longer than its lease is dead for good: its jobs run elsewhere, once, and what it still
+//! says is refused. When it comes back, it goes on as another.
+
+use job::JobState;
+use serde_json::json;
+use tests::{Fleet, job, until};
+
+#[tokio::test]
+async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
+    let fleet = Fleet::new().await;
+    // One slot: the broker sends a worker that it believes to live whatever its free slots can take.
+    let paused = fleet.worker("paused").set("WORKER_SLOTS", 1).start().await;
+    let old_id = paused.id().await;
+    let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 100}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.iterated(spec.job_id, 3).await;
+    paused.pause();
+    let before = fleet.view(spec.job_id).await.unwrap();
+    assert_eq!(before.worker_id.unwrap().to_string(), old_id);
+
+    let other = fleet.worker("other").start().await;
+    let running_there = async || {
+        let view = fleet.view(spec.job_id).await?;
+        (view.worker_id?.to_string() == other.id().await).then_some(())
+    };
+    until("the job runs on the other worker", running_there).await;
+    // It goes on in the middle of the job that it still believes to be its own.
+    paused.resume();
+    paused.said("declared dead").await;
+    let reborn = paused.said("goes on under a new id").await;
+    assert!(!reborn.contains(&old_id), "{reborn}");
+
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 12), "{view:?}");
+    assert_eq!(view.worker_id.unwrap().to_string(), other.id().await);
+    let output: serde_json::Value = serde_json::from_str(view.output.unwrap().as_str()).unwrap();
+    assert_eq!(output["resumed_at"], json!(before.iterations));
+    assert_eq!(fleet.session("s").await.iteration_count, 12, "nothing of the stale run was added");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 1);
+    assert_eq!(paused.metric("harness_leases_lost_total").await, 1.0);
+    let lost =
+        async || (paused.metric(r#"harness_requests_total{outcome="lost"}"#).await == 1.0).then_some(());
+    until("the stale run is counted as lost", lost).await;
+
+    // The new id takes jobs, the old one never again.
+    drop(other);
+    let next = job("s", "scripted", json!({"count": 1}));
+    fleet.enqueue(std::slice::from_ref(&next)).await;
+    let view = fleet.ended(next.job_id).await;
+    assert_eq!(view.state, JobState::Succeeded);
+    assert!(reborn.contains(&view.worker_id.unwrap().to_string()), "{reborn}");
+    let dead =
+        format!("SELECT count(*) FROM harness_workers WHERE state = 'dead' AND worker_id = '{old_id}'");
+    assert_eq!(fleet.database.count(&dead).await, 1);
+    assert_eq!(paused.get("/ready").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
+    let fleet = Fleet::new().await;
+    // The broker gives up a silent peer after two heartbeats: 30 s unless the address says otherwise.
+    let address = format!("{}?heartbeat=1", fleet.vhost.url);
+    let paused = fleet.worker("paused").set("AMQP_URL", address).start().await;
+    paused.pause();
+    let jobs: Vec<_> = (0..4).map(|n| job(&format!("s-{n}"), "echo", json!(n))).collect();
+    fleet.enqueue(&jobs).await;
+    let other = fleet.worker("other").start().await;
+    for spec in &jobs {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1));
+        assert_eq!(view.worker_id.unwrap().to_string(), other.id().await);
+    }
+    paused.resume();
+    paused.said("generation=2").await;
+    let consuming = async || (paused.get("/ready").await.0 == 200).then_some(());
+    until("it takes jobs again, on another connection", consuming).await;
+}
+
+#[tokio::test]
+async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
+    let fleet = Fleet::new().await;
+    let mut first = fleet.worker("first").start().await;
+    let jobs: Vec<_> =
+        (0..4).map(|n| job("s", "scripted", json!({"count": 5 - n, "delay_ms": 100}))).collect();
+    fleet.enqueue(&jobs).await;
+    fleet.iterated(jobs[0].job_id, 2).await;
+    let blocked = async || {
+        let count = fleet.database.count("SELECT count(*) FROM harness_jobs WHERE state = 'blocked'").await;
+        (count == 3).then_some(())
+    };
+    until("the others wait for their turn", blocked).await;
+    first.kill();
+    let _second = fleet.worker("second").start().await;
+    let mut finished = Vec::new();
+    for (spec, attempts) in jobs.iter().zip([2, 1, 1, 1]) {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.attempts), (JobState::Succeeded, attempts), "{view:?}");
+        finished.push(view.finished_at.unwrap());
+    }
+    assert!(finished.is_sorted(), "{finished:?}");
+    assert_eq!(fleet.session("s").await.iteration_count, 5 + 4 + 3 + 2);
+}

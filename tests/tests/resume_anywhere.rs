@@ -1,0 +1,93 @@
+//! Promise 3: any worker continues a session from its last checkpoint; finished iterations are not paid twice.
+
+use std::collections::BTreeSet;
+
+use job::{JobId, JobState};
+use serde_json::{Value, json};
+use tests::{Fleet, job};
+
+/// What of a job is in the ledger now that its worker is dead.
+async fn committed(fleet: &Fleet, job_id: JobId) -> i64 {
+    fleet.view(job_id).await.expect("a job that the ledger knows").iterations
+}
+
+fn output(view: &store::JobView) -> Value {
+    serde_json::from_str(view.output.as_ref().expect("an output").as_str()).expect("JSON")
+}
+
+#[tokio::test]
+async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
+    let fleet = Fleet::new().await;
+    let mut first = fleet.worker("first").start().await;
+    let iteration =
+        json!({"delay_ms": 120, "cost_usd": 0.0015, "input_tokens": 10, "output_tokens": 3, "say": "hm"});
+    let spec = job("s", "scripted", json!({"iterations": vec![iteration; 12]}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.iterated(spec.job_id, 4).await;
+    first.kill();
+    let before = committed(&fleet, spec.job_id).await;
+
+    let second = fleet.worker("second").start().await;
+    let view = fleet.ended(spec.job_id).await;
+    let output = output(&view);
+    assert_eq!(view.state, JobState::Succeeded);
+    assert_eq!(output["resumed_at"], json!(before), "exactly where the ledger stood");
+    assert_eq!((&output["iterations"], &output["attempt"], view.attempts), (&json!(12), &json!(2), 2));
+    assert_eq!(view.worker_id.unwrap().to_string(), second.id().await);
+
+    let session = fleet.session("s").await;
+    assert_eq!((session.iteration_count, session.cost_usd.micros()), (12, 12 * 1_500));
+    assert_eq!((session.input_tokens, session.output_tokens), (120, 36));
+    assert_eq!(session.context_window.as_array().unwrap().len(), 12);
+    assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (12, session.cost_usd, 120));
+    let paid_again = second.metric("harness_iterations_total").await;
+    assert_eq!(paid_again, (12 - before) as f64);
+}
+
+#[tokio::test]
+async fn a_program_in_another_language_does_each_step_once_when_its_worker_is_killed() {
+    const FILES: usize = 10;
+    let fleet = Fleet::new().await;
+    for n in 0..FILES {
+        let text = format!("# Heading\nfile number {n} speaks of harvest\n");
+        std::fs::write(fleet.folder.path().join(format!("{n}.md")), text).unwrap();
+    }
+    let mut first = fleet.worker("first").set("AGENTS_FILE", fleet.reader()).start().await;
+    let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 150}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.iterated(spec.job_id, 3).await;
+    first.kill();
+    let before = committed(&fleet, spec.job_id).await;
+
+    let _second = fleet.worker("second").set("AGENTS_FILE", fleet.reader()).start().await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    let output = output(&view);
+    assert_eq!((&output["files"], &output["headings"]), (&json!(FILES), &json!(FILES)));
+    assert_eq!(output["resumed_at"], json!(before));
+    let session = fleet.session("s").await;
+    assert_eq!(session.iteration_count, FILES as i64);
+    assert_eq!(session.memory["reader"]["files"], json!(FILES));
+    let said = session.context_window.as_array().unwrap();
+    let files: BTreeSet<&str> =
+        said.iter().map(|entry| entry["content"].as_str().unwrap().split(':').next().unwrap()).collect();
+    assert_eq!((said.len(), files.len()), (FILES, FILES), "each file once: {said:?}");
+}
+
+#[tokio::test]
+async fn the_next_job_of_a_session_finds_on_any_worker_what_the_last_one_left() {
+    let fleet = Fleet::new().await;
+    let step = |key: &str| json!({"iterations": [{"memory": {key: 1}, "cost_usd": 0.25}], "output": key});
+    for (n, key) in ["a", "b", "c"].into_iter().enumerate() {
+        let mut worker = fleet.worker(key).start().await;
+        let spec = job("s", "scripted", step(key));
+        fleet.enqueue(std::slice::from_ref(&spec)).await;
+        assert_eq!(output(&fleet.ended(spec.job_id).await), json!(key));
+        let session = fleet.session("s").await;
+        assert_eq!(session.iteration_count, n as i64 + 1);
+        assert_eq!(session.memory.as_object().unwrap().len(), n + 1);
+        assert_eq!(session.cost_usd.micros(), (n as u64 + 1) * 250_000);
+        worker.kill();
+    }
+    assert_eq!(fleet.session("s").await.memory, json!({"a": 1, "b": 1, "c": 1}));
+}

@@ -1,0 +1,251 @@
+//! The schema is the one the binaries know, and states change in it only in the ways that `JobState` knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use fastrand::Rng;
+use job::{Failure, FailureCode, JobEvent, JobSpec, JobState, Json};
+use serde_json::json;
+use sqlx::PgConnection;
+use store::{Answer, Claimed, End, Store};
+use tests::{Database, Fleet, Runner, job};
+
+/// Notes every change of a job's state; an end shows as two: out of one table, into the other.
+const JOURNAL: &str = "
+    CREATE TABLE journal (at bigint GENERATED ALWAYS AS IDENTITY, job_id uuid, was text, becomes text);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP <> 'UPDATE' OR old.state <> new.state OR old.epoch <> new.epoch THEN
+            INSERT INTO journal (job_id, was, becomes) VALUES (
+                CASE WHEN TG_OP = 'DELETE' THEN old.job_id ELSE new.job_id END,
+                CASE WHEN TG_OP <> 'INSERT' THEN old.state END,
+                CASE WHEN TG_OP <> 'DELETE' THEN new.state END);
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON harness_jobs FOR EACH ROW EXECUTE FUNCTION note();
+    CREATE TRIGGER note AFTER INSERT ON harness_results FOR EACH ROW EXECUTE FUNCTION note()";
+
+type Step = (Option<JobState>, Option<JobState>);
+
+/// What the journal holds, and empties it.
+async fn read_journal(connection: &mut PgConnection) -> Vec<Step> {
+    let sql = "WITH read AS (DELETE FROM journal RETURNING *) SELECT job_id::text, was, becomes FROM read ORDER BY at";
+    let rows: Vec<(String, Option<String>, Option<String>)> =
+        sqlx::query_as(sql).fetch_all(connection).await.expect("the journal");
+    let mut steps = BTreeMap::<String, Vec<Step>>::new();
+    for (job_id, was, becomes) in rows {
+        let state = |text: Option<String>| text.map(|text| text.parse::<JobState>().expect("a state"));
+        let (was, becomes) = (state(was), state(becomes));
+        let of_job = steps.entry(job_id).or_default();
+        match (of_job.last_mut(), was, becomes) {
+            (Some(last), None, Some(end)) if last.1.is_none() && end.is_end() => last.1 = Some(end),
+            (Some(last), Some(_), None) if last.0.is_none() && last.1.is_some_and(JobState::is_end) => {
+                last.0 = was;
+            }
+            _ => of_job.push((was, becomes)),
+        }
+    }
+    steps.into_values().flatten().collect()
+}
+
+fn failure() -> Failure {
+    Failure::retryable(FailureCode::HarnessError, "again")
+}
+
+/// A few jobs of a few sessions, pushed around at random by every call the store has.
+struct Play {
+    store: Store,
+    runner: Runner,
+    rng: Rng,
+    connection: PgConnection,
+    jobs: Vec<JobSpec>,
+    /// Runs that were handed out, stale ones among them.
+    runs: Vec<Claimed>,
+}
+
+impl Play {
+    async fn new(database: &Database, seed: u64) -> Play {
+        let store = database.store();
+        let jobs = (0..5).map(|n| job(&format!("s-{}", n % 2), "echo", json!(n))).collect();
+        Play {
+            runner: Runner::register(&store).await,
+            store,
+            rng: Rng::with_seed(seed),
+            connection: database.connect().await,
+            jobs,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Makes one call, and returns its name and what may happen to a job in it.
+    async fn step(&mut self) -> (&'static str, Vec<JobEvent>) {
+        let at = self.rng.usize(..self.jobs.len());
+        let spec = self.jobs[at].clone();
+        match self.rng.u32(..16) {
+            0 => {
+                self.store.accept(std::slice::from_ref(&spec)).await.expect("an answer");
+                ("accept", vec![])
+            }
+            1..3 => {
+                self.store.take_due(1).await.expect("an answer");
+                ("take_due", vec![JobEvent::Due])
+            }
+            3..5 => {
+                self.store.confirm(&[spec.job_id]).await.expect("an answer");
+                ("confirm", vec![JobEvent::Confirmed])
+            }
+            5 => {
+                self.store.return_stuck(Duration::ZERO).await.expect("an answer");
+                ("return_stuck", vec![JobEvent::Unconfirmed])
+            }
+            6 => {
+                self.store.return_vanished(&spec.pool, Duration::ZERO).await.expect("an answer");
+                ("return_vanished", vec![JobEvent::Vanished])
+            }
+            7..11 => {
+                match self.runner.claim(&spec, self.rng.bool()).await.expect("an answer") {
+                    Answer::Claimed(run) => self.runs.push(*run),
+                    // The next job is another one.
+                    Answer::Finished(_) => self.jobs[at] = job(spec.session_id.as_str(), "echo", json!(1)),
+                    _ => {}
+                }
+                ("claim", vec![JobEvent::Claimed, JobEvent::SessionBusy])
+            }
+            11..14 => self.conclude().await,
+            14 => {
+                let late = "UPDATE harness_workers SET heartbeat_at = heartbeat_at - interval '2 hours'";
+                sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
+                self.store.declare_dead().await.expect("an answer");
+                self.store.rescue().await.expect("an answer");
+                self.runner = Runner::register(&self.store).await;
+                ("rescue", vec![JobEvent::Rescheduled])
+            }
+            _ => {
+                // Nothing of ours leaves a job stranded; somebody with a psql does.
+                let by_hand = "DELETE FROM harness_jobs WHERE state = 'running'";
+                sqlx::query(by_hand).execute(&mut self.connection).await.expect("SQL");
+                read_journal(&mut self.connection).await;
+                self.store.release_stranded(Duration::ZERO).await.expect("an answer");
+                ("release_stranded", vec![JobEvent::Released])
+            }
+        }
+    }
+
+    async fn conclude(&mut self) -> (&'static str, Vec<JobEvent>) {
+        let last = self.runs.len().saturating_sub(3);
+        let Some(run) = self.rng.choice(&self.runs[last..]).cloned() else { return ("conclude", vec![]) };
+        let (end, event) = match self.rng.u32(..6) {
+            0 => (End::HandBack, JobEvent::Rescheduled),
+            1 => (End::Retry { failure: failure(), delay: Duration::ZERO }, JobEvent::Rescheduled),
+            2 => (End::Failed(failure()), JobEvent::Failed),
+            3 => (End::Cancelled, JobEvent::Cancelled),
+            _ => (End::Succeeded(Json::null()), JobEvent::Succeeded),
+        };
+        let mut conclusion = self.runner.conclusion(&run, end);
+        conclusion.take_next = self.rng.bool();
+        let follows = if conclusion.take_next { JobEvent::Claimed } else { JobEvent::Released };
+        let concluded = self.store.conclude(conclusion).await.expect("an answer");
+        self.runs.extend(concluded.next.map(|next| *next));
+        ("conclude", vec![event, follows])
+    }
+}
+
+#[tokio::test]
+async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
+    let seed = std::env::var("PLAY_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("PLAY_SEED={seed} plays the same again");
+    let database = Database::new().await;
+    database.execute(JOURNAL).await;
+    let mut play = Play::new(&database, seed).await;
+
+    // Cancelling a job that does not run is not in the ledger's interface yet.
+    let all = |event: JobEvent| {
+        JobState::ALL.into_iter().filter_map(move |was| Some((was.as_str(), was.next(event)?.as_str())))
+    };
+    let wanted: BTreeSet<_> = JobEvent::ALL.into_iter().flat_map(all).collect();
+    let wanted: BTreeSet<_> =
+        wanted.into_iter().filter(|(was, becomes)| *becomes != "cancelled" || *was == "running").collect();
+    let mut made = BTreeSet::new();
+    for _ in 0..6_000 {
+        let (call, events) = play.step().await;
+        for step in read_journal(&mut play.connection).await {
+            match step {
+                (None, Some(born)) => {
+                    let may = match call {
+                        "accept" => [JobState::Publishing].as_slice(),
+                        "claim" => &[JobState::Running, JobState::Blocked],
+                        _ => &[],
+                    };
+                    assert!(may.contains(&born), "{call}: a new job is {born}");
+                }
+                (Some(was), Some(becomes)) => {
+                    let known = events.iter().any(|event| was.next(*event) == Some(becomes));
+                    assert!(known, "{call}: {was} became {becomes}, which none of {events:?} does");
+                    made.insert((was.as_str(), becomes.as_str()));
+                }
+                (was, None) => panic!("{call}: a job vanished, it was {was:?}"),
+            }
+        }
+        if made == wanted {
+            return;
+        }
+    }
+    let missing: Vec<_> = wanted.difference(&made).collect();
+    panic!("never made: {missing:?}");
+}
+
+#[tokio::test]
+async fn migrating_twice_changes_nothing() {
+    let database = Database::empty().await;
+    let fleet = Fleet::on(database);
+    let everything = || async {
+        let objects = "SELECT relkind::text || ' ' || relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                        WHERE nspname = 'public' ORDER BY 1";
+        let versions = "SELECT version || ' ' || installed_on FROM _sqlx_migrations ORDER BY 1";
+        (fleet.database.texts(objects).await, fleet.database.texts(versions).await)
+    };
+    let first = fleet.producer(&["migrate"]).await;
+    assert_eq!(first.code, 0, "{first:?}");
+    assert!(first.out.contains("applied 1 migrations"), "{first:?}");
+    let before = everything().await;
+    let second = fleet.producer(&["migrate"]).await;
+    assert_eq!(second.code, 0, "{second:?}");
+    assert!(!second.out.contains("applied"), "{second:?}");
+    assert!(second.out.contains("the schema is up to date"), "{second:?}");
+    assert_eq!(everything().await, before);
+    assert_eq!(migrations::migrate(&fleet.database.url).await.unwrap(), Vec::<i64>::new());
+    migrations::check(&fleet.database.url).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_migrations_at_once_are_one() {
+    let database = Database::empty().await;
+    let both = tokio::join!(migrations::migrate(&database.url), migrations::migrate(&database.url));
+    let applied = [both.0.unwrap(), both.1.unwrap()];
+    migrations::check(&database.url).await.unwrap();
+    assert!(applied.iter().any(|versions| !versions.is_empty()), "{applied:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_knows_more_than_the_binary_is_refused() {
+    let fleet = Fleet::new().await;
+    let version = 99_999_999_999_999_i64;
+    fleet
+        .database
+        .execute(&format!(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES ({version}, 'from the future', true, '\\x00', 1)"
+        ))
+        .await;
+    let told =
+        format!("the database has migration {version}, which this binary does not know: run a newer release");
+    let mut worker = fleet.worker("worker").launch();
+    assert_eq!(worker.exit().await, 1);
+    assert!(worker.log().contains(&told), "{}", worker.log());
+    let ran = fleet.producer(&["enqueue", "--session", "s", "--agent", "echo"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains(&told), "{ran:?}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
+}
