@@ -5,7 +5,7 @@ use service::{RetryError, retry};
 use store::{Answer, ClaimRequest, StoreError};
 
 use crate::metrics::METRICS;
-use crate::slot::Worker;
+use crate::worker::Worker;
 
 /// The ledger's answer. Tries on through every trouble of Postgres's; the delivery stays with us meanwhile, so that
 /// this slot takes no other.

@@ -1,14 +1,14 @@
 //! Conclude: what an attempt's outcome means for the job, recorded in the ledger.
 
 use harness::Session;
-use job::{Failure, FailureCode, JobId, JobSpec, Outcome, RetryPolicy, WorkerId};
+use job::{Failure, FailureCode, JobSpec, Outcome, RetryPolicy, WorkerId};
 use service::{RetryError, retry};
-use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, Store, StoreError};
+use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, StoreError};
 use tracing::{error, info, warn};
 
 use crate::execute::Ended;
 use crate::metrics::METRICS;
-use crate::slot::Worker;
+use crate::worker::Worker;
 
 /// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
 fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: f64) -> (End, u32) {
@@ -106,27 +106,6 @@ async fn record(
             None
         }
     }
-}
-
-/// Hands back a job that the ledger gave to this worker without the worker's knowing.
-pub async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -> Result<(), StoreError> {
-    let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
-    let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
-    let attempts = view.attempts.unsigned_abs();
-    let end = End::HandBack;
-    store
-        .conclude(Conclusion {
-            worker,
-            job_id,
-            session_id,
-            epoch,
-            end,
-            attempts,
-            fold: None,
-            take_next: false,
-        })
-        .await?;
-    Ok(())
 }
 
 fn fold(session: Session) -> Fold {

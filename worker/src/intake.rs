@@ -8,7 +8,7 @@ use service::{RetryError, retry};
 use tracing::warn;
 
 use crate::metrics::METRICS;
-use crate::slot::Worker;
+use crate::worker::Worker;
 
 /// Reads a delivery; its properties fill in what the body leaves out.
 pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError> {

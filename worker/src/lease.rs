@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{JobId, WorkerId};
-use store::{Beat, Store, StoreError, WorkerRegistration};
+use store::{Beat, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::conclude::hand_back;
 use crate::metrics::METRICS;
 use crate::running::Running;
 
@@ -145,4 +144,25 @@ impl Lease {
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Ok(())
     }
+}
+
+/// Hands back a job that the ledger gave to this worker without the worker's knowing.
+async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -> Result<(), StoreError> {
+    let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
+    let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
+    let attempts = view.attempts.unsigned_abs();
+    let end = End::HandBack;
+    store
+        .conclude(Conclusion {
+            worker,
+            job_id,
+            session_id,
+            epoch,
+            end,
+            attempts,
+            fold: None,
+            take_next: false,
+        })
+        .await?;
+    Ok(())
 }

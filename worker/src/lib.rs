@@ -14,6 +14,7 @@ mod agents;
 mod metrics;
 mod running;
 mod lease;
+mod worker;
 mod intake;
 mod claim;
 mod execute;

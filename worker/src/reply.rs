@@ -9,7 +9,7 @@ use serde::Serialize;
 use store::JobView;
 use tracing::{debug, warn};
 
-use crate::slot::Worker;
+use crate::worker::Worker;
 
 /// The version of the reply, in its field `schema` and in the AMQP property `type`.
 const SCHEMA: &str = "harness.result.v1";

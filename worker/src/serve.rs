@@ -23,7 +23,8 @@ use crate::lease::Lease;
 use crate::metrics::METRICS;
 use crate::running::Running;
 use crate::settings::Settings;
-use crate::slot::{self, Worker};
+use crate::slot;
+use crate::worker::Worker;
 
 /// After the drain's grace: how long stopped harnesses get to hand back, and the broker to take the last acks.
 const HAND_BACK_GRACE: Duration = Duration::from_secs(20);

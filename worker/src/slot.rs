@@ -4,30 +4,15 @@ use std::time::Instant;
 
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome};
-use queue::{Delivery, Publisher, Slot};
-use store::{Answer, Claimed, Fenced, Store};
-use tokio_util::sync::CancellationToken;
+use queue::{Delivery, Slot};
+use store::{Answer, Claimed, Fenced};
 use tracing::{debug, warn};
 
 use crate::execute::{Ended, Execution};
-use crate::lease::Lease;
 use crate::metrics::METRICS;
-use crate::running::{Running, Seat};
-use crate::settings::Settings;
+use crate::running::Seat;
+use crate::worker::Worker;
 use crate::{claim, conclude, intake, reply};
-
-/// What all slots of a process share.
-pub struct Worker {
-    pub settings: Settings,
-    pub store: Store,
-    pub publisher: Publisher,
-    pub lease: Lease,
-    pub running: Running,
-    /// No more jobs are taken.
-    pub draining: CancellationToken,
-    /// The process ends: waits for Postgres or the broker are given up.
-    pub stop_waiting: CancellationToken,
-}
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.

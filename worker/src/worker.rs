@@ -1,0 +1,22 @@
+//! What all slots of a process share.
+
+use queue::Publisher;
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::lease::Lease;
+use crate::running::Running;
+use crate::settings::Settings;
+
+/// One worker process, as seen from a slot.
+pub struct Worker {
+    pub settings: Settings,
+    pub store: Store,
+    pub publisher: Publisher,
+    pub lease: Lease,
+    pub running: Running,
+    /// No more jobs are taken.
+    pub draining: CancellationToken,
+    /// The process ends: waits for Postgres or the broker are given up.
+    pub stop_waiting: CancellationToken,
+}
