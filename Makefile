@@ -33,6 +33,8 @@ check: ## Format, lints, licences: what CI looks at before it tests
 fmt: ## Format the code
 	cargo fmt --all
 
-clean: ## Stop the services and remove their data and all build output
+clean: ## Stop fleet and services and remove their data and all build output
+	ops/dev/fleet down
 	ops/dev/services stop --wipe
+	rm -rf .dev
 	cargo clean

@@ -1,16 +1,13 @@
 //! Promise 2: at any time at most one worker can commit for a session; a stale worker's write changes nothing.
 //!
 //! Said to the ledger directly, call by call, as workers would: most of what is proved here a real worker does only in
-//! the one moment between two of its statements.
+//! the one moment between two of its statements. What comes of all of it together is told in `any_interleaving`.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use fastrand::Rng;
-use futures::future::join_all;
-use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json};
+use job::{Failure, FailureCode, JobSpec, JobState, Json};
 use serde_json::json;
-use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Store};
+use store::{Answer, End, Fenced, Store};
 use tests::{Database, Runner, claimed, job};
 
 async fn ledger() -> (Database, Store) {
@@ -20,7 +17,7 @@ async fn ledger() -> (Database, Store) {
 }
 
 async fn state(store: &Store, spec: &JobSpec) -> JobState {
-    store.jobs(&[spec.job_id]).await.unwrap()[0].state
+    store.jobs(&[spec.job_id]).await.expect("the ledger")[0].state
 }
 
 #[tokio::test]
@@ -267,217 +264,4 @@ async fn an_id_that_belongs_to_another_session_is_not_run() {
         // Live at first, then ended.
         runner.succeed(&run).await.unwrap();
     }
-}
-
-/// A worker of the storm: takes what is delivered, in any order and any number of times, and loses replies.
-struct Sailor {
-    runner: Runner,
-    rng: Rng,
-    jobs: Vec<JobSpec>,
-    /// What it knows it runs, with the number of its next checkpoint.
-    running: HashMap<JobId, (Claimed, i32)>,
-    /// Ends that the ledger has confirmed to it, and checkpoints by session.
-    ended: Vec<JobId>,
-    checkpoints: HashMap<String, u64>,
-}
-
-impl Sailor {
-    async fn sail(mut self) -> Sailor {
-        let all: Vec<JobId> = self.jobs.iter().map(|spec| spec.job_id).collect();
-        loop {
-            match self.rng.u32(..20) {
-                0..8 => self.deliver().await,
-                8..12 => self.checkpoint().await,
-                12..18 => self.conclude().await,
-                18 => {
-                    // Whose lease has run out by now? Perhaps its own.
-                    self.runner.store.declare_dead().await.unwrap();
-                    self.runner.store.rescue().await.unwrap();
-                }
-                _ => {
-                    if self.runner.store.ended_among(&all).await.unwrap().len() == all.len() {
-                        return self;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Messages come, or come again.
-    async fn deliver(&mut self) {
-        let count = self.rng.usize(1..6);
-        let specs = self.rng.choose_multiple(self.jobs.iter().cloned(), count);
-        let claims = specs.iter().map(|spec| {
-            let held_here = self.running.contains_key(&spec.job_id);
-            let runner = self.runner.clone();
-            async move { (held_here, runner.claim(spec, held_here).await.unwrap()) }
-        });
-        let mut lost = false;
-        for (held_here, answer) in join_all(claims).await {
-            match answer {
-                Answer::Claimed(run) => {
-                    assert!(!held_here, "it was said to run here");
-                    self.begin(*run);
-                }
-                Answer::LeaseLost => lost = true,
-                _ => {}
-            }
-        }
-        if lost {
-            self.running.clear();
-            self.runner = Runner::with_lease(&self.runner.store, lease(&mut self.rng)).await;
-        }
-    }
-
-    /// Sometimes the reply is lost on its way.
-    fn begin(&mut self, run: Claimed) {
-        if self.rng.u32(..6) > 0 {
-            self.running.insert(run.job_id, (run, 0));
-        }
-    }
-
-    fn some_runs(&mut self) -> Vec<(Claimed, i32)> {
-        let mut ids: Vec<JobId> = self.running.keys().copied().collect();
-        ids.sort_unstable();
-        let count = self.rng.usize(1..4);
-        let ids = self.rng.choose_multiple(ids, count);
-        ids.iter().filter_map(|id| self.running.remove(id)).collect()
-    }
-
-    async fn checkpoint(&mut self) {
-        for (run, ordinal) in self.some_runs() {
-            let repeated = self.rng.u32(..4) == 0;
-            if repeated {
-                self.runner.checkpoint(&run, ordinal).await.unwrap();
-            }
-            if self.runner.checkpoint(&run, ordinal).await.unwrap() == Fenced::Done(()) {
-                *self.checkpoints.entry(run.session_id.clone()).or_default() += 1;
-                self.running.insert(run.job_id, (run, ordinal + 1));
-            }
-        }
-    }
-
-    async fn conclude(&mut self) {
-        // Told to all runs of a process at once: it drains or it does not.
-        let take_next = self.rng.u32(..4) > 0;
-        let conclusions: Vec<Conclusion> = self
-            .some_runs()
-            .into_iter()
-            .map(|(run, own)| {
-                let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
-                let end = match self.rng.u32(..8) {
-                    0 => End::HandBack,
-                    1 => End::Retry { failure: failure(), delay: Duration::ZERO },
-                    2 => End::Failed(failure()),
-                    _ => End::Succeeded(Json::null()),
-                };
-                let ends = matches!(end, End::Failed(_) | End::Succeeded(_));
-                Conclusion {
-                    fold: (ends && self.rng.bool()).then(|| fold(&run, own)),
-                    take_next,
-                    ..self.runner.conclusion(&run, end)
-                }
-            })
-            .collect();
-        let repeated = self.rng.u32(..4) == 0;
-        if repeated {
-            // The first replies were lost, and next jobs with them.
-            self.record(&conclusions).await;
-        }
-        for (conclusion, concluded) in conclusions.iter().zip(self.record(&conclusions).await) {
-            let ends = matches!(conclusion.end, End::Failed(_) | End::Succeeded(_));
-            if ends && concluded.recorded == Fenced::Done(()) {
-                self.ended.push(conclusion.job_id);
-            }
-            if let Some(next) = concluded.next {
-                self.begin(*next);
-            }
-        }
-    }
-
-    async fn record(&self, conclusions: &[Conclusion]) -> Vec<Concluded> {
-        let store = &self.runner.store;
-        let calls =
-            conclusions.iter().map(|conclusion| async { store.conclude(conclusion.clone()).await.unwrap() });
-        join_all(calls).await
-    }
-}
-
-/// Nobody in the storm renews a lease.
-fn lease(rng: &mut Rng) -> Duration {
-    Duration::from_millis(rng.u64(20..400))
-}
-
-/// The session with everything that was checkpointed, as a worker folds it.
-fn fold(run: &Claimed, own: i32) -> Fold {
-    let before: Vec<serde_json::Value> = match &run.session.deltas {
-        Some(deltas) => serde_json::from_str(deltas).unwrap(),
-        None => Vec::new(),
-    };
-    let iterations = run.session.iteration_count as u64 + before.len() as u64 + own as u64;
-    Fold {
-        state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
-        iteration_count: iterations,
-        cost: job::Usd::from_micros(7 * iterations),
-        input_tokens: iterations,
-        output_tokens: iterations,
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once() {
-    const SAILORS: usize = 8;
-    const SESSIONS: usize = 5;
-    const JOBS: usize = 100;
-    let seed = std::env::var("STORM_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    eprintln!("STORM_SEED={seed} begins the same way");
-    let mut rng = Rng::with_seed(seed);
-    let database = Database::new().await;
-    let store = database.store();
-    let jobs: Vec<JobSpec> =
-        (0..JOBS).map(|n| job(&format!("s-{}", n % SESSIONS), "echo", json!(n))).collect();
-    // Half of them come through the producer, in order; the other half by messages alone.
-    store.accept(&jobs[..JOBS / 2]).await.unwrap();
-
-    let mut sailors = Vec::new();
-    for _ in 0..SAILORS {
-        let mut rng = rng.fork();
-        // Each is a process: with connections and batches of its own.
-        let runner = Runner::with_lease(&database.store(), lease(&mut rng)).await;
-        let sailor = Sailor {
-            runner,
-            rng,
-            jobs: jobs.clone(),
-            running: HashMap::new(),
-            ended: Vec::new(),
-            checkpoints: HashMap::new(),
-        };
-        sailors.push(tokio::spawn(sailor.sail()));
-    }
-    let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
-    for sailor in sailors {
-        // A second runner of a session would have broken the index that forbids it, and so a call.
-        let sailor = sailor.await.unwrap();
-        ended.extend(sailor.ended);
-        for (session, count) in sailor.checkpoints {
-            *checkpoints.entry(session).or_default() += count;
-        }
-    }
-    ended.sort_unstable();
-    let mut wanted: Vec<JobId> = jobs.iter().map(|spec| spec.job_id).collect();
-    wanted.sort_unstable();
-    assert_eq!(ended, wanted, "each end was confirmed to one run");
-    assert_eq!(database.count("SELECT count(*) FROM harness_results").await, JOBS as i64);
-    assert_eq!(database.count("SELECT count(*) FROM harness_jobs").await, 0);
-    let mut total = 0;
-    for session in 0..SESSIONS {
-        let name = format!("s-{session}");
-        let view = store.session(&name.parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!(view.iteration_count as u64, checkpoints[&name], "{name}: each checkpoint counts once");
-        assert_eq!(view.cost_usd.micros(), 7 * checkpoints[&name], "{name}");
-        total += checkpoints[&name];
-    }
-    let paid = database.count("SELECT sum(iterations)::bigint FROM harness_results").await;
-    assert_eq!(paid as u64, total, "and to one job");
 }

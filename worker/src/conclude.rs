@@ -41,7 +41,7 @@ pub async fn conclude(
     if let Outcome::Failed(failure) = &outcome {
         METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
         info!(job_id = %spec.job_id, session_id = %spec.session_id, attempt = claimed.attempts + 1,
-              code = %failure.code, message = failure.message, retryable = failure.retryable, "an attempt failed");
+              code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
     }
     let (end, attempts) = decide(outcome, claimed.attempts, &spec.retry, fastrand::f64());
     record(worker, worker_id, spec, claimed, end, attempts, ended.session).await

@@ -74,12 +74,12 @@ install_with_apt() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     apt_get update >"$log" 2>&1 || warn_with_log "$log" "apt-get update failed; trying with the lists that are there"
-    if ! apt-cache policy "postgresql-$POSTGRES_OLDEST" | grep -q 'Candidate: [0-9]'; then
+    if ! apt_offers "postgresql-$POSTGRES_OLDEST"; then
         # A system that is newer: its own Postgres then.
         missing=("${missing[@]/postgresql-$POSTGRES_OLDEST/postgresql}")
     fi
     # A test's client is written in Python with pika. Where this is not installed, it gets pika by itself, with pip.
-    if apt-cache policy python3-pika | grep -q 'Candidate: [0-9]'; then missing+=(python3-pika); fi
+    if apt_offers python3-pika; then missing+=(python3-pika); fi
     apt_get install --yes --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || fail_with_log "$log" "apt-get install ${missing[*]} failed"
     if [[ -d /run/systemd/system ]]; then
         # Nor shall they come up at the next boot: ours are private.
@@ -89,6 +89,11 @@ install_with_apt() {
 
 apt_get() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 "$@" </dev/null 7>&-
+}
+
+# Read to its end: `grep -q` would leave early, apt-cache would die of it, and pipefail make that the answer.
+apt_offers() {
+    [[ $(apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
 # Debian's packages start their daemons when installed, unless this policy says no. One that is there stays as it is.

@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{ContentArrangement, Table};
 use queue::DeadLetter;
 use serde_json::{Value, json};
 
 use super::context::Context;
+use super::status;
 
 #[derive(Debug, Args)]
 pub struct Dead {
@@ -66,8 +65,7 @@ fn list(letters: &[DeadLetter], total: u64, json: bool) -> anyhow::Result<ExitCo
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = status::table();
     table.set_header(["#", "message id", "from", "code", "reason", "bytes"]);
     for (number, letter) in (1..).zip(letters) {
         table.add_row([

@@ -78,6 +78,16 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An empty table that fits the terminal, or 160 columns where there is none.
+pub fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(160);
+    }
+    table
+}
+
 /// The exit code that tells success; names unknown jobs on stderr.
 pub fn exit_code(asked: &[JobId], views: &[JobView]) -> ExitCode {
     let unknown: Vec<&JobId> =

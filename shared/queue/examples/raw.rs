@@ -43,9 +43,16 @@ async fn measure() {
         consume(&consuming, &queue, messages, slots)
     );
     report("both at once", messages, started.elapsed());
-    println!("delete the queue with: rabbitmqctl delete_queue {queue}");
     publishing.close().await;
     consuming.close().await;
+    delete(&url, &queue).await.expect("deleted");
+}
+
+async fn delete(url: &str, queue: &str) -> lapin::Result<()> {
+    let connection = lapin::Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.queue_delete(queue.into(), Default::default()).await?;
+    connection.close(200, "done".into()).await
 }
 
 fn report(what: &str, messages: u64, took: Duration) {

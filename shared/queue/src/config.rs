@@ -15,7 +15,7 @@ pub struct BrokerConfig {
     pub url: String,
     /// The connection's name in the management UI.
     pub name: String,
-    /// The pools whose queues are declared at every connect; more can follow by [`Broker::declare_pool`].
+    /// The pools whose queues are declared at every connect; more can follow by [`crate::Broker::declare_pool`].
     pub pools: Vec<job::Name>,
     /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
     pub connect_timeout: Duration,

@@ -41,6 +41,7 @@ enum End {
 
 /// Sends what comes in, on one link after the other, until the broker is closed.
 pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>) {
+    let _all_answered = shared.answered.clone().drop_guard();
     while let Some(link) = shared.next_link().await {
         match open(&link).await {
             Ok(channel) => match serve(&shared, &link, Arc::new(channel), &mut requests).await {

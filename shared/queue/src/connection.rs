@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) config: BrokerConfig,
     pub(crate) stop: CancellationToken,
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Cancelled when the sending task has ended: all that was published is answered.
+    pub(crate) answered: CancellationToken,
     pools: Mutex<Vec<job::Name>>,
     status: watch::Sender<BrokerStatus>,
     blocked: watch::Sender<Option<String>>,
@@ -68,6 +70,7 @@ impl Broker {
         let shared = Arc::new(Shared {
             stop: stop.child_token(),
             runtime: tokio::runtime::Handle::current(),
+            answered: CancellationToken::new(),
             pools: Mutex::new(config.pools.clone()),
             status: watch::Sender::new(BrokerStatus::Connecting { reason: None }),
             blocked: watch::Sender::new(None),
@@ -75,7 +78,8 @@ impl Broker {
             config,
         });
         let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
-        tokio::spawn(supervise(shared.clone(), publishing));
+        let supervising = tokio::spawn(supervise(shared.clone()));
+        tokio::spawn(see_to_the_end(shared.clone(), supervising, publishing));
         let alive = Arc::new(shared.stop.clone().drop_guard());
         let publisher = Publisher::new(shared.clone(), requests, alive);
         Broker { shared, publisher }
@@ -158,6 +162,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn is_connected(&self) -> bool {
+        self.link.borrow().as_ref().is_some_and(|link| link.is_usable())
+    }
+
     /// The pool a queue belongs to, if it is one of those we declare.
     pub(crate) fn pool_of(&self, queue: &str) -> Option<job::Name> {
         self.pools().iter().find(|pool| topology::jobs_queue(pool) == queue).cloned()
@@ -185,20 +193,38 @@ impl Shared {
 /// Ends the supervision when its last clone is dropped.
 pub(crate) type Alive = Arc<DropGuard>;
 
-async fn supervise(shared: Arc<Shared>, publishing: JoinHandle<()>) {
-    let reason = match shared.config.address() {
+/// Whatever ends one of the tasks, a panic included, everybody learns that it is over.
+async fn see_to_the_end(
+    shared: Arc<Shared>,
+    mut supervising: JoinHandle<String>,
+    publishing: JoinHandle<()>,
+) {
+    let reason = tokio::select! {
+        ended = &mut supervising => ended.unwrap_or_else(|error| format!("the supervisor died: {error}")),
+        Err(error) = publishing => {
+            shared.stop.cancel();
+            let _ = supervising.await;
+            format!("the sending task died: {error}")
+        }
+    };
+    shared.stop.cancel();
+    shared.link.send_replace(None);
+    shared.status.send_replace(BrokerStatus::Closed { reason });
+}
+
+/// Why it ended.
+async fn supervise(shared: Arc<Shared>) -> String {
+    match shared.config.address() {
         Ok(address) => {
-            keep_connected(&shared, &address, publishing).await;
+            keep_connected(&shared, &address).await;
             info!(broker = address.shown(), "connection to the broker closed");
             "closed by this process".to_owned()
         }
         Err(error) => error.to_string(),
-    };
-    shared.stop.cancel();
-    shared.status.send_replace(BrokerStatus::Closed { reason });
+    }
 }
 
-async fn keep_connected(shared: &Shared, address: &Address, publishing: JoinHandle<()>) {
+async fn keep_connected(shared: &Shared, address: &Address) {
     let config = &shared.config;
     let broker = address.shown();
     let (mut generation, mut failures) = (0, 0);
@@ -219,7 +245,7 @@ async fn keep_connected(shared: &Shared, address: &Address, publishing: JoinHand
                 let ended = watch_over(shared, &link).await;
                 let Some(reason) = ended else {
                     // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
-                    let _ = timeout(config.close_timeout, publishing).await;
+                    let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
                     shared.link.send_replace(None);
                     link.close(config.close_timeout).await;
                     return;

@@ -148,7 +148,8 @@ impl Slot {
     /// After a failure: not again at once.
     async fn rest(&mut self, error: QueueError) {
         self.failures += 1;
-        if self.failures == 1 && !self.shared.stop.is_cancelled() {
+        // When the connection has ended, its supervisor says so.
+        if self.failures == 1 && self.shared.is_connected() {
             warn!(queue = &*self.queue, %error, "cannot consume; trying again until it works");
         }
         let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };

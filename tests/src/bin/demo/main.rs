@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{interval, timeout};
@@ -62,8 +62,8 @@ struct Args {
 /// How often the ledger is looked at.
 const TICK: Duration = Duration::from_millis(200);
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Without any progress for so long, it is over.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// When nothing moves for so long, and a lease, it is over.
+const PATIENCE_S: u64 = 30;
 /// A worker has a slot for each session up to here, so that the survivor can go on with all of them at once.
 const MOST_SLOTS: u32 = 64;
 const RESUMPTIONS_TOLD: usize = 4;
@@ -211,7 +211,7 @@ impl Demo {
         (self.workload.sessions.len() as u32).min(MOST_SLOTS)
     }
 
-    /// Watches until all jobs have ended, and kills a worker half-way.
+    /// Watches until all jobs have ended, or nothing moves any more, and kills a worker half-way.
     async fn watch(&mut self, ledger: &mut Ledger, started: Instant) -> anyhow::Result<Option<Crash>> {
         let (total, half) = (self.workload.job_ids().len() as i64, self.workload.iterations() as i64 / 2);
         let mut display = Display::new(&self.workload, &self.workers, self.slots());
@@ -241,21 +241,18 @@ impl Demo {
                 crash = Some(caused);
             }
             display.show(&now, &self.workload, &self.workers, crash.as_ref());
-            if now.ended() == total {
-                display.finish();
-                return Ok(crash);
-            }
             let sum = now.all_iterations() + now.ended();
             if sum != before {
                 (before, moved) = (sum, Instant::now());
             }
-            if moved.elapsed() > PATIENCE {
-                bail!(
-                    "nothing has moved for {} s: {} of {total} jobs have ended",
-                    PATIENCE.as_secs(),
-                    now.ended()
-                );
+            let stuck_s = moved.elapsed().as_secs();
+            if stuck_s > PATIENCE_S + self.lease_s {
+                display.say(&format!("nothing has moved for {stuck_s} s"));
+            } else if now.ended() < total {
+                continue;
             }
+            display.finish();
+            return Ok(crash);
         }
     }
 

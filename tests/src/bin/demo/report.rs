@@ -98,8 +98,9 @@ impl Report<'_> {
             }
             let flight = "iterations were cut off, done again, paid once".to_owned();
             row("  in flight", String::new(), count(self.in_flight(crash)), flight);
-            let again = found.attempts.saturating_sub(jobs as u64);
-            let note = format!("{jobs} jobs, {again} begun again ({} after the kill)", crash.resumed.len());
+            let known = ended + found.unfinished;
+            let again = found.attempts.saturating_sub(known as u64);
+            let note = format!("{known} jobs, {again} begun again ({} after the kill)", crash.resumed.len());
             row("attempts", String::new(), count(found.attempts), note);
         }
         let rate = format!("{:.1} jobs/s; the scripts spend it waiting", ended as f64 / self.seconds);
