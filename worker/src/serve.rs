@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
 use relay::Relay;
+use secrecy::ExposeSecret;
 use service::{Admin, Check, Essential, Readiness, RetryError, retry};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::sync::watch;
@@ -72,12 +73,13 @@ impl Boot {
         settings: Settings,
         drain: &CancellationToken,
     ) -> anyhow::Result<Option<Arc<Worker>>> {
-        let schema = || migrations::check(&settings.database_url);
-        if !wait("reading the schema from Postgres", drain, SchemaError::is_retryable, schema).await? {
+        let schema = || migrations::check(settings.database_url.expose_secret());
+        if wait("reading the schema from Postgres", drain, SchemaError::is_retryable, schema).await?.is_none()
+        {
             return Ok(None);
         }
         let partitions = || self.store.maintain_partitions(settings.retention);
-        if !wait("making partitions", drain, StoreError::is_retryable, partitions).await? {
+        if wait("making partitions", drain, StoreError::is_retryable, partitions).await?.is_none() {
             return Ok(None);
         }
         let registration = WorkerRegistration {
@@ -89,9 +91,11 @@ impl Boot {
             lease: settings.lease,
         };
         let running = Running::default();
-        let lease = Lease::register(self.store.clone(), running.clone(), registration)
-            .await
-            .context("registering the worker")?;
+        let register = || Lease::register(self.store.clone(), running.clone(), registration.clone());
+        let Some(lease) = wait("registering the worker", drain, StoreError::is_retryable, register).await?
+        else {
+            return Ok(None);
+        };
         let worker = Arc::new(Worker {
             store: self.store.clone(),
             publisher: self.publishing.publisher(),
@@ -201,21 +205,21 @@ async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
     }
 }
 
-/// Retries until it works; false when we are told to stop meanwhile.
+/// Retries until it works; `None` when we are told to stop meanwhile.
 async fn wait<T, E, F>(
     what: &str,
     stop: &CancellationToken,
     is_retryable: impl Fn(&E) -> bool,
     operation: impl FnMut() -> F,
-) -> anyhow::Result<bool>
+) -> anyhow::Result<Option<T>>
 where
     E: std::error::Error + Send + Sync + 'static,
     F: Future<Output = Result<T, E>>,
 {
     match retry(what, stop, is_retryable, operation).await {
-        Ok(_) => Ok(true),
-        Err(RetryError::Stopped) => Ok(false),
-        Err(RetryError::Permanent(error)) => Err(anyhow!(error)),
+        Ok(value) => Ok(Some(value)),
+        Err(RetryError::Stopped) => Ok(None),
+        Err(RetryError::Permanent(error)) => Err(anyhow!(error).context(what.to_owned())),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use job::Name;
 use queue::BrokerConfig;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
@@ -66,7 +66,7 @@ pub struct Settings {
     pub(crate) pod_name: Option<String>,
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
-    pub(crate) database_url: String,
+    pub(crate) database_url: SecretString,
     pub(crate) store: StoreConfig,
     pub(crate) consuming: BrokerConfig,
     pub(crate) publishing: BrokerConfig,
@@ -96,15 +96,11 @@ impl Args {
             problems.within("MAX_MESSAGE_BYTES", self.common.max_message_bytes, 1_024..=64 << 20);
         let pool_size = problems.within("DATABASE_POOL_SIZE", self.common.database_pool_size, 2..=1_000);
 
-        let url = problems.required(
-            "DATABASE_URL",
-            self.common.database_url,
-            "postgres://user:password@host:5432/database",
-        );
-        let database_url = url.map(|url| url.expose_secret().to_owned());
-        let store = database_url
-            .as_ref()
-            .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url, pool_size.unwrap_or(10))));
+        let expected = "postgres://user:password@host:5432/database";
+        let database_url = problems.required("DATABASE_URL", self.common.database_url, expected);
+        let store = database_url.as_ref().and_then(|url| {
+            problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), pool_size.unwrap_or(10)))
+        });
         let amqp_url =
             problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
         let consuming = amqp_url.and_then(|url| {

@@ -137,11 +137,22 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
         let mut walk = serde_json::Deserializer::from_str(text);
         match serde_path_to_error::deserialize::<_, T>(&mut walk) {
             Err(error) if error.path().iter().any(|at| !matches!(at, Segment::Unknown)) => {
-                DecodeError::new(error.path().to_string(), error.into_inner())
+                DecodeError::new(error.path().to_string(), without_place(&error.into_inner().to_string()))
             }
-            _ => DecodeError::new(missing_field(&plain.to_string()).unwrap_or("body"), plain),
+            _ => {
+                let problem = plain.to_string();
+                match missing_field(&problem) {
+                    Some(field) => DecodeError::new(field, without_place(&problem)),
+                    None => DecodeError::new("body", &problem),
+                }
+            }
         }
     })
+}
+
+/// Where in the text helps nobody once the field is named.
+fn without_place(problem: &str) -> &str {
+    problem.rsplit_once(" at line ").map_or(problem, |(problem, _)| problem)
 }
 
 /// The name in serde's "missing field `name`".

@@ -46,8 +46,8 @@ pub enum RetryError<E> {
     Stopped,
 }
 
-/// Runs `operation` until it succeeds, fails for good, or `stop` is cancelled. Each failure is logged as
-/// "`what` failed", with its cause and the wait.
+/// Runs `operation` until it succeeds, fails for good, or `stop` is cancelled. The 1st, 2nd, 4th, 8th …
+/// failure is logged as "`what` failed", with its cause.
 pub async fn retry<T, E, F, Fut>(
     what: &str,
     stop: &CancellationToken,
@@ -78,7 +78,9 @@ where
             Err(error) => {
                 failures += 1;
                 let delay = backoff.next_delay();
-                warn!(cause = %Chain(&error), failures, delay_ms = delay.as_millis() as u64, "{what} failed, trying again");
+                if failures.is_power_of_two() {
+                    warn!(cause = %Chain(&error), failures, delay_ms = delay.as_millis() as u64, "{what} failed, trying again");
+                }
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = stop.cancelled() => return Err(RetryError::Stopped),

@@ -38,7 +38,7 @@ pub enum Beat {
 
 const REGISTER: &str = "
     INSERT INTO harness_workers (worker_id, host, pod_name, pool, slots, state, lease_ms)
-    VALUES ($1, $2, $3, $4, $5, 'alive', $6)";
+    VALUES ($1, $2, $3, $4, $5, 'alive', $6) ON CONFLICT DO NOTHING";
 
 const BEAT: &str = "
     WITH beat AS (
