@@ -18,7 +18,8 @@ down: ## Stop what `make up` started
 	ops/dev/fleet down
 
 bench: ## Measure throughput and latency (release build)
-	ops/dev/services run -- cargo run --release --locked -p tests --bin bench
+	cargo build --release --locked -p worker -p tests --bin worker --bin bench
+	ops/dev/services run -- target/release/bench
 
 check: ## Format, lints, licences: what CI looks at before it tests
 	cargo fmt --all --check

@@ -17,8 +17,9 @@ use tests::{Database, Runner, job};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once() {
     const SAILORS: usize = 8;
-    const SESSIONS: usize = 4;
-    const JOBS: usize = 60;
+    const SESSIONS: usize = 40;
+    const JOBS_PER_SESSION: usize = 3;
+    const JOBS: usize = SESSIONS * JOBS_PER_SESSION;
     let seed = std::env::var("STORM_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("STORM_SEED={seed} begins the same way");
@@ -26,9 +27,10 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     let database = Database::new().await;
     let store = database.store();
     let jobs: Vec<JobSpec> =
-        (0..JOBS).map(|n| job(&format!("s-{}", n % SESSIONS), "echo", json!(n))).collect();
-    // Half of them come through the producer, in order; the other half by messages alone.
-    store.accept(&jobs[..JOBS / 2]).await.unwrap();
+        (0..JOBS).map(|n| job(&format!("s-{}", n / JOBS_PER_SESSION), "echo", json!(n))).collect();
+    // Half of the sessions come through the producer, in order; the others by messages alone.
+    let accepted = jobs.iter().filter(|spec| spec.session_id.as_str().len() % 2 == 0);
+    store.accept(&accepted.cloned().collect::<Vec<_>>()).await.unwrap();
 
     let mut sailors = Vec::new();
     for _ in 0..SAILORS {
@@ -38,8 +40,10 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
         let sailor = Sailor {
             runner,
             rng,
-            jobs: jobs.clone(),
+            open: jobs.clone(),
             running: HashMap::new(),
+            unheard: HashMap::new(),
+            past: Vec::new(),
             ended: Vec::new(),
             checkpoints: HashMap::new(),
         };
@@ -64,9 +68,10 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     for session in 0..SESSIONS {
         let name = format!("s-{session}");
         let view = store.session(&name.parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!(view.iteration_count as u64, checkpoints[&name], "{name}: each checkpoint counts once");
-        assert_eq!(view.cost_usd.micros(), 7 * checkpoints[&name], "{name}");
-        total += checkpoints[&name];
+        let made = checkpoints.get(&name).copied().unwrap_or(0);
+        assert_eq!(view.iteration_count as u64, made, "{name}: each checkpoint counts once");
+        assert_eq!(view.cost_usd.micros(), 7 * made, "{name}");
+        total += made;
     }
     let paid = database.count("SELECT sum(iterations)::bigint FROM harness_results").await;
     assert_eq!(paid as u64, total, "and to one job");
@@ -76,9 +81,14 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
 struct Sailor {
     runner: Runner,
     rng: Rng,
-    jobs: Vec<JobSpec>,
+    /// Jobs that it does not know to have ended.
+    open: Vec<JobSpec>,
     /// What it knows it runs, with the number of its next checkpoint.
     running: HashMap<JobId, (Claimed, i32)>,
+    /// Runs that it was given in a reply that it has not heard.
+    unheard: HashMap<JobId, Claimed>,
+    /// Runs that are over: whatever is still said in their name is late.
+    past: Vec<(Runner, Claimed)>,
     /// Ends that the ledger has confirmed to it, and checkpoints by session.
     ended: Vec<JobId>,
     checkpoints: HashMap<String, u64>,
@@ -86,12 +96,13 @@ struct Sailor {
 
 impl Sailor {
     async fn sail(mut self) -> Sailor {
-        let all: Vec<JobId> = self.jobs.iter().map(|spec| spec.job_id).collect();
+        let all: Vec<JobId> = self.open.iter().map(|spec| spec.job_id).collect();
         loop {
             match self.rng.u32(..20) {
                 0..8 => self.deliver().await,
                 8..12 => self.checkpoint().await,
-                12..18 => self.conclude().await,
+                12..17 => self.conclude().await,
+                17 => self.come_late().await,
                 18 => {
                     // Whose lease has run out by now? Perhaps its own.
                     self.runner.store.declare_dead().await.expect("an answer");
@@ -106,37 +117,52 @@ impl Sailor {
         }
     }
 
-    /// Messages come, or come again.
+    /// Messages come, or come again; about the same time the same ones to all.
     async fn deliver(&mut self) {
         let count = self.rng.usize(1..6);
-        let specs = self.rng.choose_multiple(self.jobs.iter().cloned(), count);
+        let specs = self.rng.choose_multiple(self.open.iter().take(9).cloned(), count);
         let claims = specs.iter().map(|spec| {
             let held_here = self.running.contains_key(&spec.job_id);
             let runner = self.runner.clone();
-            async move { (held_here, runner.claim(spec, held_here).await.expect("an answer")) }
+            async move { (spec.job_id, held_here, runner.claim(spec, held_here).await.expect("an answer")) }
         });
         let mut lost = false;
-        for (held_here, answer) in join_all(claims).await {
+        for (job_id, held_here, answer) in join_all(claims).await {
             match answer {
                 Answer::Claimed(run) => {
                     assert!(!held_here, "it was said to run here");
                     self.begin(*run);
                 }
+                Answer::Finished(_) => self.open.retain(|spec| spec.job_id != job_id),
                 Answer::LeaseLost => lost = true,
                 _ => {}
             }
         }
         if lost {
             self.running.clear();
+            self.unheard.clear();
             self.runner = Runner::with_lease(&self.runner.store, lease(&mut self.rng)).await;
         }
     }
 
     /// Sometimes the reply is lost on its way.
     fn begin(&mut self, run: Claimed) {
+        if let Some(unheard) = self.unheard.remove(&run.job_id) {
+            assert!(run.epoch > unheard.epoch, "granted again under an epoch of its own");
+            self.past.push((self.runner.clone(), unheard));
+        }
         if self.rng.u32(..6) > 0 {
             self.running.insert(run.job_id, (run, 0));
+        } else {
+            self.unheard.insert(run.job_id, run);
         }
+    }
+
+    /// A call that hung in the network for long arrives.
+    async fn come_late(&mut self) {
+        let Some((runner, run)) = self.rng.choice(&self.past) else { return };
+        let checkpoint = runner.checkpoint(run, 1_000).await.expect("an answer");
+        assert_eq!(checkpoint, Fenced::Lost, "{run:?} is over");
     }
 
     fn some_runs(&mut self) -> Vec<(Claimed, i32)> {
@@ -149,11 +175,13 @@ impl Sailor {
 
     async fn checkpoint(&mut self) {
         for (run, ordinal) in self.some_runs() {
-            let repeated = self.rng.u32(..4) == 0;
-            if repeated {
-                self.runner.checkpoint(&run, ordinal).await.expect("an answer");
+            // Repeated when the first reply was lost; it stands if it stood either time.
+            let mut stands = false;
+            for _ in 0..self.rng.u32(1..3) {
+                let answer = self.runner.checkpoint(&run, ordinal).await.expect("an answer");
+                stands |= answer == Fenced::Done(());
             }
-            if self.runner.checkpoint(&run, ordinal).await.expect("an answer") == Fenced::Done(()) {
+            if stands {
                 *self.checkpoints.entry(run.session_id.clone()).or_default() += 1;
                 self.running.insert(run.job_id, (run, ordinal + 1));
             }
@@ -163,9 +191,9 @@ impl Sailor {
     async fn conclude(&mut self) {
         // Told to all runs of a process at once: it drains or it does not.
         let take_next = self.rng.u32(..4) > 0;
-        let conclusions: Vec<Conclusion> = self
-            .some_runs()
-            .into_iter()
+        let runs = self.some_runs();
+        let conclusions: Vec<Conclusion> = runs
+            .iter()
             .map(|(run, own)| {
                 let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
                 let end = match self.rng.u32(..8) {
@@ -176,9 +204,9 @@ impl Sailor {
                 };
                 let ends = matches!(end, End::Failed(_) | End::Succeeded(_));
                 Conclusion {
-                    fold: (ends && self.rng.bool()).then(|| fold(&run, own)),
+                    fold: (ends && self.rng.bool()).then(|| fold(run, *own)),
                     take_next,
-                    ..self.runner.conclusion(&run, end)
+                    ..self.runner.conclusion(run, end)
                 }
             })
             .collect();
@@ -196,6 +224,7 @@ impl Sailor {
                 self.begin(*next);
             }
         }
+        self.past.extend(runs.into_iter().map(|(run, _)| (self.runner.clone(), run)));
     }
 
     async fn record(&self, conclusions: &[Conclusion]) -> Vec<Concluded> {
