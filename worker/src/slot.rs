@@ -40,7 +40,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         }
     };
     let known = worker.settings.agents.get(&spec.agent_id).is_some();
-    if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).to_string(), "unknown_agent").await {
+    if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
         return;
     }
     let seat = worker.running.reserve(spec.job_id);

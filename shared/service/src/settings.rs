@@ -33,7 +33,11 @@ impl Problems {
     /// Takes a setting's value, or notes that it does not parse.
     pub fn take<T>(&mut self, name: &str, setting: Setting<T>) -> Option<T> {
         let Setting { given, value } = setting;
-        value.map_err(|problem| self.add(name, format!("got \"{given}\": {problem}"))).ok()
+        let told = |problem: String| match problem.starts_with("got ") {
+            true => problem,
+            false => format!("got \"{given}\": {problem}"),
+        };
+        value.map_err(|problem| self.add(name, told(problem))).ok()
     }
 
     /// Takes a setting's value if it lies in this range, or notes that it does not.
@@ -64,9 +68,11 @@ impl Problems {
         setting
     }
 
-    /// Notes a problem.
+    /// Notes a problem; one that begins with the setting's name is not given it twice.
     pub fn add(&mut self, name: &str, problem: impl fmt::Display) {
-        self.0.push(format!("{name}: {problem}"));
+        let problem = problem.to_string();
+        let named = problem.starts_with(name);
+        self.0.push(if named { problem } else { format!("{name}: {problem}") });
     }
 
     /// How many there are so far.
