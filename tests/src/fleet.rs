@@ -48,13 +48,12 @@ impl Fleet {
         Fleet { store: database.store(), database, vhost: Vhost::new(), folder }
     }
 
-    /// A worker to be started, with a lease of two seconds and agents `echo` and `scripted`.
+    /// A worker to be started, with four slots and agents `echo` and `scripted`.
     pub fn worker(&self, name: &str) -> Launch {
         let mut environment = self.environment();
         let workspaces = self.folder.path().join("workspaces");
         for (name, value) in [
             ("ADMIN_ADDR", "127.0.0.1:0"),
-            ("LEASE_S", "2"),
             ("WORKER_SLOTS", "4"),
             ("WORKSPACE_DIR", &workspaces.to_string_lossy()),
         ] {

@@ -1,6 +1,6 @@
 //! A vhost of one's own, on the broker that `AMQP_URL` names, made through its management API.
 
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Connection};
 use queue::{Broker, BrokerConfig, DeadLetter, jobs_queue};
@@ -64,6 +64,17 @@ impl Vhost {
             assert!(confirm.is_ack() && confirm.take_message().is_none(), "confirmed and routed");
         }
         connection.close(200, "done".into()).await.expect("closed");
+    }
+
+    /// How many messages wait in the default pool's queue, and how many consumers it has.
+    pub async fn waiting_and_consumers(&self) -> (u32, u32) {
+        let connection = self.lapin().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = jobs_queue(&job::Name::default());
+        let queue = channel.queue_declare(queue.into(), options, Default::default()).await.expect("a queue");
+        connection.close(200, "done".into()).await.expect("closed");
+        (queue.message_count(), queue.consumer_count())
     }
 
     /// What is in `harness.dead`.

@@ -138,13 +138,14 @@ async fn jobs_end_exactly_once_while_their_workers_are_killed() {
     let fleet = Fleet::new().await;
     let jobs: Vec<JobSpec> = (0..90)
         .map(|n| {
-            // Every tenth delivers twice; every one survives being killed with its worker again and again.
+            // However often it is killed with its worker.
             let mut spec = job(&format!("s-{}", n % 12), "scripted", json!({"count": 4, "delay_ms": 40}));
             spec.retry.max_attempts = 100;
             spec
         })
         .collect();
     fleet.enqueue(&jobs).await;
+    // Every tenth comes twice.
     let again = jobs.iter().step_by(10).map(|spec| {
         let id = spec.job_id.to_string();
         let properties = lapin::BasicProperties::default().with_message_id(id.into());
@@ -154,7 +155,7 @@ async fn jobs_end_exactly_once_while_their_workers_are_killed() {
 
     let mut workers = BTreeMap::new();
     for n in 0..WORKERS {
-        workers.insert(n, fleet.worker(&format!("worker {n}")).launch());
+        workers.insert(n, fleet.worker(&format!("worker {n}")).short_lease().launch());
     }
     for kill in 1..=KILLS {
         let ended = i64::from(kill) * 8;
@@ -165,7 +166,7 @@ async fn jobs_end_exactly_once_while_their_workers_are_killed() {
         until("jobs end between the kills", enough).await;
         let at = fastrand::usize(..WORKERS);
         workers.get_mut(&at).unwrap().kill();
-        workers.insert(at, fleet.worker(&format!("worker {at} after kill {kill}")).launch());
+        workers.insert(at, fleet.worker(&format!("worker {at} after kill {kill}")).short_lease().launch());
     }
     let mut worked = BTreeMap::<String, i64>::new();
     for spec in &jobs {

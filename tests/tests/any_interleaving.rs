@@ -12,7 +12,8 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold};
-use tests::{Database, Runner, job};
+use tests::{Database, PATIENCE, Runner, job};
+use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once() {
@@ -47,12 +48,15 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
             ended: Vec::new(),
             checkpoints: HashMap::new(),
         };
-        sailors.push(tokio::spawn(sailor.sail()));
+        sailors.push(tokio::spawn(timeout(PATIENCE, sailor.sail())));
     }
     let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
     for sailor in sailors {
         // A second runner of a session would have broken the index that forbids it, and so a call.
-        let sailor = sailor.await.unwrap();
+        let Ok(sailor) = sailor.await.unwrap() else {
+            let left = "SELECT session_id || ' ' || state FROM harness_jobs ORDER BY seq";
+            panic!("these never ended: {:?}", database.texts(left).await);
+        };
         ended.extend(sailor.ended);
         for (session, count) in sailor.checkpoints {
             *checkpoints.entry(session).or_default() += count;

@@ -9,7 +9,7 @@ use tests::{Fleet, job, until};
 async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     let fleet = Fleet::new().await;
     // One slot: the broker sends a worker that it believes to live whatever its free slots can take.
-    let paused = fleet.worker("paused").set("WORKER_SLOTS", 1).start().await;
+    let paused = fleet.worker("paused").short_lease().set("WORKER_SLOTS", 1).start().await;
     let old_id = paused.id().await;
     let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 100}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
@@ -18,7 +18,7 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     let before = fleet.view(spec.job_id).await.unwrap();
     assert_eq!(before.worker_id.unwrap().to_string(), old_id);
 
-    let other = fleet.worker("other").start().await;
+    let other = fleet.worker("other").short_lease().start().await;
     let running_there = async || {
         let view = fleet.view(spec.job_id).await?;
         (view.worker_id?.to_string() == other.id().await).then_some(())
@@ -60,11 +60,14 @@ async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
     let fleet = Fleet::new().await;
     // The broker gives up a silent peer after two heartbeats: 30 s unless the address says otherwise.
     let address = format!("{}?heartbeat=1", fleet.vhost.url);
-    let paused = fleet.worker("paused").set("AMQP_URL", address).start().await;
+    let paused = fleet.worker("paused").short_lease().set("AMQP_URL", address).start().await;
+    let queue = async || fleet.vhost.waiting_and_consumers().await;
+    until("its slots are known to the broker", async || (queue().await.1 == 4).then_some(())).await;
     paused.pause();
     let jobs: Vec<_> = (0..4).map(|n| job(&format!("s-{n}"), "echo", json!(n))).collect();
     fleet.enqueue(&jobs).await;
-    let other = fleet.worker("other").start().await;
+    until("the jobs are sent to it", async || (queue().await.0 == 0).then_some(())).await;
+    let other = fleet.worker("other").short_lease().start().await;
     for spec in &jobs {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1));
@@ -79,7 +82,7 @@ async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
 #[tokio::test]
 async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     let fleet = Fleet::new().await;
-    let mut first = fleet.worker("first").start().await;
+    let mut first = fleet.worker("first").short_lease().start().await;
     let jobs: Vec<_> =
         (0..4).map(|n| job("s", "scripted", json!({"count": 5 - n, "delay_ms": 100}))).collect();
     fleet.enqueue(&jobs).await;
@@ -90,7 +93,7 @@ async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     };
     until("the others wait for their turn", blocked).await;
     first.kill();
-    let _second = fleet.worker("second").start().await;
+    let _second = fleet.worker("second").short_lease().start().await;
     let mut finished = Vec::new();
     for (spec, attempts) in jobs.iter().zip([2, 1, 1, 1]) {
         let view = fleet.ended(spec.job_id).await;

@@ -18,7 +18,7 @@ fn output(view: &store::JobView) -> Value {
 #[tokio::test]
 async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     let fleet = Fleet::new().await;
-    let mut first = fleet.worker("first").start().await;
+    let mut first = fleet.worker("first").short_lease().start().await;
     let iteration =
         json!({"delay_ms": 120, "cost_usd": 0.0015, "input_tokens": 10, "output_tokens": 3, "say": "hm"});
     let spec = job("s", "scripted", json!({"iterations": vec![iteration; 12]}));
@@ -27,7 +27,7 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     first.kill();
     let before = committed(&fleet, spec.job_id).await;
 
-    let second = fleet.worker("second").start().await;
+    let second = fleet.worker("second").short_lease().start().await;
     let view = fleet.ended(spec.job_id).await;
     let output = output(&view);
     assert_eq!(view.state, JobState::Succeeded);
@@ -52,14 +52,14 @@ async fn a_program_in_another_language_does_each_step_once_when_its_worker_is_ki
         let text = format!("# Heading\nfile number {n} speaks of harvest\n");
         std::fs::write(fleet.folder.path().join(format!("{n}.md")), text).unwrap();
     }
-    let mut first = fleet.worker("first").set("AGENTS_FILE", fleet.reader()).start().await;
+    let mut first = fleet.worker("first").set("AGENTS_FILE", fleet.reader()).short_lease().start().await;
     let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 150}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 3).await;
     first.kill();
     let before = committed(&fleet, spec.job_id).await;
 
-    let _second = fleet.worker("second").set("AGENTS_FILE", fleet.reader()).start().await;
+    let _second = fleet.worker("second").set("AGENTS_FILE", fleet.reader()).short_lease().start().await;
     let view = fleet.ended(spec.job_id).await;
     assert_eq!(view.state, JobState::Succeeded, "{view:?}");
     let output = output(&view);

@@ -79,11 +79,11 @@ async fn a_job_that_is_running_at_the_death_of_every_worker_ends_as_worker_lost(
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     for attempt in ["first", "second"] {
         let before = fleet.view(spec.job_id).await.unwrap().iterations;
-        let mut worker = fleet.worker(attempt).start().await;
+        let mut worker = fleet.worker(attempt).short_lease().start().await;
         fleet.iterated(spec.job_id, before + 2).await;
         worker.kill();
     }
-    let third = fleet.worker("third").start().await;
+    let third = fleet.worker("third").short_lease().start().await;
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Failed, 2), "{view:?}");
     assert_eq!(fleet.session("s").await.iteration_count, view.iterations, "what was done stays");
