@@ -127,8 +127,15 @@ impl Fleet {
 
     /// Waits for a job's end.
     pub async fn ended(&self, job_id: JobId) -> JobView {
-        let look = async || self.view(job_id).await.filter(|view| view.state.is_end());
-        until(&format!("{job_id} ends"), look).await
+        let mut last = None;
+        let look = async || {
+            last = self.view(job_id).await;
+            last.take_if(|view| view.state.is_end())
+        };
+        match timeout(PATIENCE, until("a job ends", look)).await {
+            Ok(view) => view,
+            Err(_) => panic!("not within {} s: {job_id} ends; it is {last:?}", PATIENCE.as_secs()),
+        }
     }
 
     /// A session that is there.

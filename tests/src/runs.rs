@@ -38,8 +38,8 @@ impl Runner {
         Runner { store: store.clone(), worker }
     }
 
-    /// Claims a job as a delivery of its message would.
-    pub async fn claim(&self, spec: &JobSpec, held_here: bool) -> Result<Answer, StoreError> {
+    /// Claims a job, which it does not run, as a delivery of its message would.
+    pub async fn claim(&self, spec: &JobSpec) -> Result<Answer, StoreError> {
         let request = ClaimRequest {
             worker: self.worker,
             job_id: spec.job_id,
@@ -48,7 +48,6 @@ impl Runner {
             user_id: spec.user_id.clone(),
             pool: spec.pool.clone(),
             message: job::encode(spec),
-            held_here,
         };
         self.store.claim(request).await
     }

@@ -9,7 +9,7 @@ use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tests::{Database, Fleet, job, until};
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A good body with one field set to something else.
 fn with(field: &str, value: Value) -> Vec<u8> {
@@ -164,7 +164,7 @@ async fn a_worker_tells_all_wrong_settings_at_once() {
         "LOG_JSON: got \"maybe\"",
         "ENVIRONMENT: got \"prod\", expected development, staging or production",
         "DATABASE_URL: not set, expected postgres://",
-        "AMQP_URL: ",
+        "AMQP_URL does not start with amqp:// or amqps://",
     ] {
         assert!(log.contains(told), "{told} is not in: {log}");
     }
@@ -188,22 +188,25 @@ async fn without_the_schema_everything_says_how_to_get_it() {
     let _worker = fleet.worker("worker").start().await;
 }
 
-/// A port of this machine where nothing listens.
-async fn closed_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("its address")
+/// A port of this machine that is ours, and where nothing listens yet: who connects is refused.
+fn closed_port() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let address = socket.local_addr().expect("its address");
+    (socket, address)
 }
 
 #[tokio::test]
 async fn a_worker_waits_for_services_that_are_away_and_says_which() {
     let fleet = Fleet::new().await;
-    let (broker, postgres) = (closed_port().await, closed_port().await);
+    let ((broker, broker_port), (postgres, postgres_port)) = (closed_port(), closed_port());
     let amqp: lapin::uri::AMQPUri = fleet.vhost.url.parse().unwrap();
     let real_broker = format!("{}:{}", amqp.authority.host, amqp.authority.port);
     let real_postgres = fleet.database.url.split(['@', '/']).nth(3).unwrap().to_owned();
     let mut worker = fleet
         .worker("worker")
-        .set("AMQP_URL", fleet.vhost.url.replace(&real_broker, &broker.to_string()))
-        .set("DATABASE_URL", fleet.database.url.replace(&real_postgres, &postgres.to_string()))
+        .set("AMQP_URL", fleet.vhost.url.replace(&real_broker, &broker_port.to_string()))
+        .set("DATABASE_URL", fleet.database.url.replace(&real_postgres, &postgres_port.to_string()))
         .launch();
     worker.said("reading the schema from Postgres failed, trying again").await;
     assert_eq!(worker.get("/health").await.0, 200);
@@ -232,8 +235,8 @@ async fn a_worker_waits_for_services_that_are_away_and_says_which() {
 }
 
 /// Listens from now on, and hands every connection on.
-async fn forward(port: SocketAddr, to: String) {
-    let listener = TcpListener::bind(port).await.expect("the port is still free");
+async fn forward(port: TcpSocket, to: String) {
+    let listener = port.listen(64).expect("listening");
     while let Ok((mut here, _)) = listener.accept().await {
         let to = to.clone();
         tokio::spawn(async move {
@@ -247,10 +250,11 @@ async fn forward(port: SocketAddr, to: String) {
 #[tokio::test]
 async fn a_worker_whose_services_never_come_ends_at_once_when_told_to() {
     let fleet = Fleet::new().await;
+    let (_reserved, port) = closed_port();
     let mut worker = fleet
         .worker("worker")
-        .set("AMQP_URL", format!("amqp://u:p@{}/v", closed_port().await))
-        .set("DATABASE_URL", format!("postgres://u:p@{}/d", closed_port().await))
+        .set("AMQP_URL", format!("amqp://u:p@{port}/v"))
+        .set("DATABASE_URL", format!("postgres://u:p@{port}/d"))
         .launch();
     worker.said("trying again").await;
     worker.terminate();

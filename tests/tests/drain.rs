@@ -13,9 +13,9 @@ fn output(view: &store::JobView) -> Value {
 #[tokio::test]
 async fn short_jobs_end_and_long_ones_go_on_elsewhere_without_a_spent_attempt() {
     let fleet = Fleet::new().await;
-    let mut first = fleet.worker("first").set("DRAIN_GRACE_S", 1).start().await;
-    let short = job("short", "scripted", json!({"iterations": [{"delay_ms": 10}, {"delay_ms": 600}]}));
-    let long = job("long", "scripted", json!({"count": 40, "delay_ms": 80}));
+    let mut first = fleet.worker("first").set("DRAIN_GRACE_S", 2).start().await;
+    let short = job("short", "scripted", json!({"iterations": [{"delay_ms": 10}, {"delay_ms": 1500}]}));
+    let long = job("long", "scripted", json!({"count": 60, "delay_ms": 100}));
     // Its session's next job: a draining worker leaves it to others.
     let next = job("short", "scripted", json!({"count": 1}));
     fleet.enqueue(&[short.clone(), long.clone(), next.clone()]).await;
@@ -54,7 +54,7 @@ async fn short_jobs_end_and_long_ones_go_on_elsewhere_without_a_spent_attempt() 
     let output = output(&fleet.view(long.job_id).await.unwrap());
     assert_eq!((&output["resumed_at"], &output["attempt"]), (&json!(handed_back.iterations), &json!(1)));
     assert!(handed_back.iterations >= 2);
-    assert_eq!(fleet.session("long").await.iteration_count, 40);
+    assert_eq!(fleet.session("long").await.iteration_count, 60);
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn a_program_is_asked_to_stop_finishes_its_step_and_goes_on_elsewhere() {
     }
     let launch = |name: &str| fleet.worker(name).set("AGENTS_FILE", fleet.reader()).set("DRAIN_GRACE_S", 0);
     let mut first = launch("first").start().await;
-    let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 100}));
+    let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 150}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 2).await;
     first.terminate();

@@ -25,11 +25,11 @@ async fn a_write_under_a_stale_epoch_changes_nothing() {
     let (database, store) = ledger().await;
     let (first, second) = (Runner::register(&store).await, Runner::register(&store).await);
     let spec = job("s", "echo", json!(1));
-    let stale = claimed(first.claim(&spec, false).await.unwrap());
+    let stale = claimed(first.claim(&spec).await.unwrap());
     assert_eq!(first.checkpoint(&stale, 0).await.unwrap(), Fenced::Done(()));
     let handed_back = store.conclude(first.conclusion(&stale, End::HandBack)).await.unwrap();
     assert_eq!(handed_back.recorded, Fenced::Done(()));
-    let fresh = claimed(second.claim(&spec, false).await.unwrap());
+    let fresh = claimed(second.claim(&spec).await.unwrap());
     assert!(fresh.epoch > stale.epoch);
 
     let everything = || async {
@@ -76,11 +76,11 @@ async fn a_sessions_jobs_run_one_after_the_other_in_the_order_of_acceptance() {
     let jobs: Vec<JobSpec> = (0..4).map(|n| job("s", "echo", json!(n))).collect();
     store.accept(&jobs).await.unwrap();
     // Delivered in the wrong order, to two workers.
-    assert!(matches!(there.claim(&jobs[2], false).await.unwrap(), Answer::Blocked));
-    let mut run = claimed(here.claim(&jobs[0], false).await.unwrap());
-    assert!(matches!(there.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
-    assert!(matches!(there.claim(&jobs[1], false).await.unwrap(), Answer::Blocked), "delivered again");
-    assert!(matches!(there.claim(&jobs[0], false).await.unwrap(), Answer::Held));
+    assert!(matches!(there.claim(&jobs[2]).await.unwrap(), Answer::Blocked));
+    let mut run = claimed(here.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(there.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
+    assert!(matches!(there.claim(&jobs[1]).await.unwrap(), Answer::Blocked), "delivered again");
+    assert!(matches!(there.claim(&jobs[0]).await.unwrap(), Answer::Held));
     for next in &jobs[1..3] {
         let concluded = here.succeed(&run).await.unwrap();
         assert_eq!(concluded.recorded, Fenced::Done(()));
@@ -91,7 +91,7 @@ async fn a_sessions_jobs_run_one_after_the_other_in_the_order_of_acceptance() {
     }
     // The last one's message has not been delivered yet: nobody continues with it, and it is free.
     assert!(here.succeed(&run).await.unwrap().next.is_none());
-    claimed(there.claim(&jobs[3], false).await.unwrap());
+    claimed(there.claim(&jobs[3]).await.unwrap());
 }
 
 #[tokio::test]
@@ -100,8 +100,8 @@ async fn a_draining_worker_leaves_the_sessions_next_job_to_others() {
     let (here, there) = (Runner::register(&store).await, Runner::register(&store).await);
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(here.claim(&jobs[0], false).await.unwrap());
-    assert!(matches!(here.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let run = claimed(here.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(here.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let mut conclusion = here.conclusion(&run, End::Succeeded(Json::null()));
     conclusion.take_next = false;
     let concluded = store.conclude(conclusion).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_draining_worker_leaves_the_sessions_next_job_to_others() {
     assert_eq!(state(&store, &jobs[1]).await, JobState::Scheduled);
     let due = store.take_due(10).await.unwrap();
     assert_eq!(due.iter().map(|due| due.job_id).collect::<Vec<_>>(), [jobs[1].job_id]);
-    claimed(there.claim(&jobs[1], false).await.unwrap());
+    claimed(there.claim(&jobs[1]).await.unwrap());
 }
 
 #[tokio::test]
@@ -119,13 +119,13 @@ async fn a_job_whose_earlier_one_waits_for_a_retry_stays_blocked() {
     let runner = Runner::register(&store).await;
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(runner.claim(&jobs[0], false).await.unwrap());
+    let run = claimed(runner.claim(&jobs[0]).await.unwrap());
     let failure = Failure::retryable(FailureCode::HarnessError, "again");
     let retry = End::Retry { failure, delay: Duration::from_secs(3_600) };
     let concluded = store.conclude(runner.conclusion(&run, retry)).await.unwrap();
     assert_eq!((concluded.recorded, concluded.next.is_none()), (Fenced::Done(()), true));
-    assert!(matches!(runner.claim(&jobs[0], false).await.unwrap(), Answer::NotDue));
-    assert!(matches!(runner.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    assert!(matches!(runner.claim(&jobs[0]).await.unwrap(), Answer::NotDue));
+    assert!(matches!(runner.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     assert_eq!(state(&store, &jobs[0]).await, JobState::Scheduled);
 }
 
@@ -134,16 +134,15 @@ async fn a_claim_whose_reply_was_lost_is_granted_again_under_a_new_epoch() {
     let (_database, store) = ledger().await;
     let (runner, other) = (Runner::register(&store).await, Runner::register(&store).await);
     let spec = job("s", "echo", json!(1));
-    let lost = claimed(runner.claim(&spec, false).await.unwrap());
-    assert!(matches!(other.claim(&spec, false).await.unwrap(), Answer::Held));
-    assert!(matches!(runner.claim(&spec, true).await.unwrap(), Answer::Held), "it runs there");
-    let again = claimed(runner.claim(&spec, false).await.unwrap());
+    let lost = claimed(runner.claim(&spec).await.unwrap());
+    assert!(matches!(other.claim(&spec).await.unwrap(), Answer::Held));
+    let again = claimed(runner.claim(&spec).await.unwrap());
     assert!(again.epoch > lost.epoch);
     assert_eq!(again.attempts, 0, "no attempt was spent");
     assert_eq!(runner.checkpoint(&lost, 0).await.unwrap(), Fenced::Lost);
     assert_eq!(runner.succeed(&lost).await.unwrap().recorded, Fenced::Lost);
     assert_eq!(runner.succeed(&again).await.unwrap().recorded, Fenced::Done(()));
-    assert!(matches!(other.claim(&spec, false).await.unwrap(), Answer::Finished(JobState::Succeeded)));
+    assert!(matches!(other.claim(&spec).await.unwrap(), Answer::Finished(JobState::Succeeded)));
 }
 
 #[tokio::test]
@@ -152,13 +151,13 @@ async fn a_lost_reply_is_made_good_even_when_an_earlier_job_became_visible_meanw
     let runner = Runner::register(&store).await;
     // Numbered first, committed last: two transactions that accept jobs of one session may cross.
     let (earlier, later) = (job("s", "echo", json!(1)), job("s", "echo", json!(2)));
-    let lost = claimed(runner.claim(&later, false).await.unwrap());
+    let lost = claimed(runner.claim(&later).await.unwrap());
     store.accept(std::slice::from_ref(&earlier)).await.unwrap();
     let swap = format!("UPDATE harness_jobs SET seq = DEFAULT WHERE job_id = '{}'", later.job_id);
     database.execute(&swap).await;
-    let again = claimed(runner.claim(&later, false).await.unwrap());
+    let again = claimed(runner.claim(&later).await.unwrap());
     assert!(again.epoch > lost.epoch);
-    assert!(matches!(runner.claim(&earlier, false).await.unwrap(), Answer::Blocked));
+    assert!(matches!(runner.claim(&earlier).await.unwrap(), Answer::Blocked));
     let concluded = runner.succeed(&again).await.unwrap();
     assert_eq!(concluded.next.expect("the earlier one").job_id, earlier.job_id);
 }
@@ -177,7 +176,7 @@ async fn a_conclusion_whose_reply_was_lost_is_recognised() {
     ];
     for (n, end) in ends.into_iter().enumerate() {
         let spec = job(&format!("s-{n}"), "echo", json!(n));
-        let run = claimed(runner.claim(&spec, false).await.unwrap());
+        let run = claimed(runner.claim(&spec).await.unwrap());
         let conclusion = runner.conclusion(&run, end);
         for _ in 0..3 {
             let concluded = store.conclude(conclusion.clone()).await.unwrap();
@@ -193,7 +192,7 @@ async fn a_conclusion_whose_reply_was_lost_is_recognised() {
 async fn a_checkpoint_that_is_repeated_is_appended_once() {
     let (database, store) = ledger().await;
     let runner = Runner::register(&store).await;
-    let run = claimed(runner.claim(&job("s", "echo", json!(1)), false).await.unwrap());
+    let run = claimed(runner.claim(&job("s", "echo", json!(1))).await.unwrap());
     for ordinal in [0, 0, 1, 0, 1, 2] {
         assert_eq!(runner.checkpoint(&run, ordinal).await.unwrap(), Fenced::Done(()));
     }
@@ -210,8 +209,8 @@ async fn death_is_final() {
         (Runner::register(&store).await, Runner::with_lease(&store, Duration::from_millis(1)).await);
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2)), job("t", "echo", json!(3))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(dead.claim(&jobs[0], false).await.unwrap());
-    assert!(matches!(dead.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let run = claimed(dead.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let declared = tests::until("its lease is over", async || {
         let declared = store.declare_dead().await.unwrap();
         (!declared.is_empty()).then_some(declared)
@@ -220,15 +219,15 @@ async fn death_is_final() {
     assert!(store.declare_dead().await.unwrap().is_empty(), "once");
 
     // Dead, but not rescued yet: its runs may still be written to, which is harmless; it gets nothing new.
-    assert!(matches!(dead.claim(&jobs[2], false).await.unwrap(), Answer::LeaseLost));
+    assert!(matches!(dead.claim(&jobs[2]).await.unwrap(), Answer::LeaseLost));
     assert!(matches!(store.beat(dead.worker).await.unwrap(), store::Beat::Dead));
     assert_eq!(store.rescue().await.unwrap(), [jobs[0].job_id]);
     assert!(store.rescue().await.unwrap().is_empty(), "once");
     assert_eq!(dead.checkpoint(&run, 0).await.unwrap(), Fenced::Lost);
     assert_eq!(dead.succeed(&run).await.unwrap().recorded, Fenced::Lost);
-    assert!(matches!(dead.claim(&jobs[0], false).await.unwrap(), Answer::LeaseLost));
+    assert!(matches!(dead.claim(&jobs[0]).await.unwrap(), Answer::LeaseLost));
 
-    let again = claimed(living.claim(&jobs[0], false).await.unwrap());
+    let again = claimed(living.claim(&jobs[0]).await.unwrap());
     assert_eq!(again.attempts, 1, "the attempt is spent");
     let next = living.succeed(&again).await.unwrap().next.expect("the blocked one");
     assert_eq!((next.job_id, next.attempts), (jobs[1].job_id, 0));
@@ -240,8 +239,8 @@ async fn a_conclusion_of_a_worker_that_died_meanwhile_hands_it_nothing() {
     let dead = Runner::with_lease(&store, Duration::from_millis(1)).await;
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(dead.claim(&jobs[0], false).await.unwrap());
-    assert!(matches!(dead.claim(&jobs[1], false).await.unwrap(), Answer::Blocked));
+    let run = claimed(dead.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let declared = async || (!store.declare_dead().await.unwrap().is_empty()).then_some(());
     tests::until("its lease is over", declared).await;
     // Nobody has rescued the job, so its end counts. But the next one would have nobody to run it.
@@ -257,9 +256,9 @@ async fn an_id_that_belongs_to_another_session_is_not_run() {
     let runner = Runner::register(&store).await;
     let spec = job("mine", "echo", json!(1));
     let thief = JobSpec { session_id: "other".parse().unwrap(), ..spec.clone() };
-    let run = claimed(runner.claim(&spec, false).await.unwrap());
+    let run = claimed(runner.claim(&spec).await.unwrap());
     for _ in 0..2 {
-        let answer = runner.claim(&thief, false).await.unwrap();
+        let answer = runner.claim(&thief).await.unwrap();
         assert!(matches!(&answer, Answer::OtherSession(session) if session == "mine"), "{answer:?}");
         // Live at first, then ended.
         runner.succeed(&run).await.unwrap();

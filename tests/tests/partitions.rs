@@ -54,7 +54,7 @@ async fn maintain(store: &Store, days: u32) -> (usize, usize) {
 /// Runs a job from its claim to its end.
 async fn conclude(store: &Store, spec: &JobSpec) {
     let runner = Runner::register(store).await;
-    let run = claimed(runner.claim(spec, false).await.expect("an answer"));
+    let run = claimed(runner.claim(spec).await.expect("an answer"));
     assert_eq!(runner.succeed(&run).await.expect("an answer").recorded, Fenced::Done(()));
 }
 

@@ -11,7 +11,7 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     // One slot: the broker sends a worker that it believes to live whatever its free slots can take.
     let paused = fleet.worker("paused").short_lease().set("WORKER_SLOTS", 1).start().await;
     let old_id = paused.id().await;
-    let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 100}));
+    let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 150}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 3).await;
     paused.pause();
@@ -83,8 +83,8 @@ async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
 async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     let fleet = Fleet::new().await;
     let mut first = fleet.worker("first").short_lease().start().await;
-    let jobs: Vec<_> =
-        (0..4).map(|n| job("s", "scripted", json!({"count": 5 - n, "delay_ms": 100}))).collect();
+    let mut jobs = vec![job("s", "scripted", json!({"iterations": [{}, {}, {"delay_ms": 2500}]}))];
+    jobs.extend((1..4).map(|n| job("s", "scripted", json!({"count": n}))));
     fleet.enqueue(&jobs).await;
     fleet.iterated(jobs[0].job_id, 2).await;
     let blocked = async || {
@@ -101,5 +101,5 @@ async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
         finished.push(view.finished_at.unwrap());
     }
     assert!(finished.is_sorted(), "{finished:?}");
-    assert_eq!(fleet.session("s").await.iteration_count, 5 + 4 + 3 + 2);
+    assert_eq!(fleet.session("s").await.iteration_count, 3 + 1 + 2 + 3);
 }

@@ -20,7 +20,7 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     let fleet = Fleet::new().await;
     let mut first = fleet.worker("first").short_lease().start().await;
     let iteration =
-        json!({"delay_ms": 120, "cost_usd": 0.0015, "input_tokens": 10, "output_tokens": 3, "say": "hm"});
+        json!({"delay_ms": 150, "cost_usd": 0.0015, "input_tokens": 10, "output_tokens": 3, "say": "hm"});
     let spec = job("s", "scripted", json!({"iterations": vec![iteration; 12]}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 4).await;

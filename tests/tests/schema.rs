@@ -104,7 +104,7 @@ impl Play {
                 ("return_vanished", vec![JobEvent::Vanished])
             }
             7..11 => {
-                match self.runner.claim(&spec, self.rng.bool()).await.expect("an answer") {
+                match self.runner.claim(&spec).await.expect("an answer") {
                     Answer::Claimed(run) => self.runs.push(*run),
                     // The next job is another one.
                     Answer::Finished(_) => self.jobs[at] = job(spec.session_id.as_str(), "echo", json!(1)),

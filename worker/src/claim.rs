@@ -12,7 +12,7 @@ use crate::worker::Worker;
 ///
 /// An error is the message's own fault: Postgres cannot hold what is in it. `None` when we were told to stop first:
 /// then the delivery goes back to the broker.
-pub async fn claim(worker: &Worker, spec: &JobSpec, held_here: bool) -> Result<Option<Answer>, StoreError> {
+pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, StoreError> {
     let is_retryable = |error: &StoreError| !matches!(error, StoreError::Refused { .. });
     let message = job::encode(spec);
     loop {
@@ -25,7 +25,6 @@ pub async fn claim(worker: &Worker, spec: &JobSpec, held_here: bool) -> Result<O
                 user_id: spec.user_id.clone(),
                 pool: spec.pool.clone(),
                 message: message.clone(),
-                held_here,
             })
         };
         let answer = retry("claiming a job", &worker.stop_waiting, is_retryable, request).await;

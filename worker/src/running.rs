@@ -29,15 +29,17 @@ struct Entry {
 }
 
 impl Running {
-    /// Enters a job before it is claimed, so that a second delivery of it is not taken for a lost reply. `None` when
-    /// it is there already.
-    pub fn reserve(&self, job_id: JobId) -> Option<Seat> {
+    /// Enters a job before it is claimed, so that of two deliveries of it one claims and the other waits to see.
+    pub fn reserve(&self, job_id: JobId) -> Reserved {
         let mut table = self.lock();
-        if table.jobs.contains_key(&job_id) {
-            return None;
+        match table.jobs.get(&job_id) {
+            Some(entry) if entry.epoch == 0 => Reserved::Claiming,
+            Some(_) => Reserved::Runs,
+            None => {
+                table.jobs.insert(job_id, Entry { epoch: 0, stop: watch::channel(None).0 });
+                Reserved::Seat(Seat { running: self.clone(), job_id })
+            }
         }
-        table.jobs.insert(job_id, Entry { epoch: 0, stop: watch::channel(None).0 });
-        Some(Seat { running: self.clone(), job_id })
     }
 
     /// The jobs that run, with their epochs.
@@ -95,6 +97,16 @@ impl Entry {
     }
 }
 
+/// The answer to a reservation.
+pub enum Reserved {
+    /// The job is ours to claim.
+    Seat(Seat),
+    /// Another slot is claiming it.
+    Claiming,
+    /// Another slot runs it: it is safe in the ledger.
+    Runs,
+}
+
 /// A job's place in the table; it leaves when this is dropped.
 pub struct Seat {
     running: Running,
@@ -125,14 +137,24 @@ impl Drop for Seat {
 mod tests {
     use super::*;
 
+    impl Running {
+        fn seat(&self, job_id: JobId) -> Seat {
+            match self.reserve(job_id) {
+                Reserved::Seat(seat) => seat,
+                Reserved::Claiming | Reserved::Runs => panic!("{job_id} has a seat already"),
+            }
+        }
+    }
+
     #[test]
     fn a_job_has_one_seat_and_leaves_it() {
         let running = Running::default();
         let id = JobId::now();
-        let seat = running.reserve(id).unwrap();
-        assert!(running.reserve(id).is_none());
+        let seat = running.seat(id);
+        assert!(matches!(running.reserve(id), Reserved::Claiming));
         assert!(running.epochs().is_empty(), "not yet claimed");
         let _signal = seat.begin(7);
+        assert!(matches!(running.reserve(id), Reserved::Runs));
         assert_eq!(running.epochs(), [(id, 7)]);
         drop(seat);
         assert!(!running.contains(id));
@@ -141,7 +163,7 @@ mod tests {
     #[test]
     fn a_stop_reaches_the_run_it_is_meant_for() {
         let running = Running::default();
-        let seat = running.reserve(JobId::now()).unwrap();
+        let seat = running.seat(JobId::now());
         let signal = seat.begin(7);
         running.stop(seat.job_id, 6, Stop::LeaseLost);
         assert_eq!(*signal.borrow(), None);
@@ -156,7 +178,7 @@ mod tests {
     fn a_run_that_begins_after_the_end_of_grace_stops_at_once() {
         let running = Running::default();
         running.stop_all(Stop::Drain);
-        let seat = running.reserve(JobId::now()).unwrap();
+        let seat = running.seat(JobId::now());
         assert_eq!(*seat.begin(1).borrow(), Some(Stop::Drain));
     }
 }

@@ -1,6 +1,6 @@
 //! A slot: one job at a time, from delivery to ack.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome};
@@ -10,9 +10,12 @@ use tracing::{debug, warn};
 
 use crate::execute::{Ended, Execution};
 use crate::metrics::METRICS;
-use crate::running::Seat;
+use crate::running::{Reserved, Seat};
 use crate::worker::Worker;
 use crate::{claim, conclude, intake, reply};
+
+/// How often a second delivery looks whether the first one's claim is through.
+const CLAIM_POLL: Duration = Duration::from_millis(20);
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
@@ -43,8 +46,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
         return;
     }
-    let seat = worker.running.reserve(spec.job_id);
-    let answer = match claim::claim(worker, &spec, seat.is_none()).await {
+    let Some(seat) = take_seat(worker, &spec).await else { return ack(delivery).await };
+    let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return,
         Err(error) => {
@@ -54,8 +57,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             return;
         }
     };
-    match (answer, seat) {
-        (Answer::Claimed(claimed), Some(seat)) => {
+    match answer {
+        Answer::Claimed(claimed) => {
             let work = run_session(worker, spec, *claimed, seat);
             tokio::pin!(work);
             let early = tokio::time::sleep(worker.settings.ack_after);
@@ -70,12 +73,12 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 }
             }
         }
-        (Answer::Finished(state), _) => {
+        Answer::Finished(state) => {
             debug!(job_id = %spec.job_id, %state, "delivered again after its end");
             reply::send(worker, &spec).await;
             ack(delivery).await;
         }
-        (Answer::OtherSession(session), _) => {
+        Answer::OtherSession(session) => {
             let reason = format!(
                 "job_id: got {}, which is taken by a job of session {session}, expected a new id",
                 spec.job_id
@@ -84,8 +87,18 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 ack(delivery).await;
             }
         }
-        (Answer::Held | Answer::Blocked | Answer::NotDue | Answer::LeaseLost | Answer::Claimed(_), _) => {
-            ack(delivery).await
+        Answer::Held | Answer::Blocked | Answer::NotDue | Answer::LeaseLost => ack(delivery).await,
+    }
+}
+
+/// A seat for the job; `None` when another slot of this worker runs it already, so that this message is one too many.
+/// While another slot claims it, what comes of that is waited for: until the ledger has the job, every message counts.
+async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
+    loop {
+        match worker.running.reserve(spec.job_id) {
+            Reserved::Seat(seat) => return Some(seat),
+            Reserved::Runs => return None,
+            Reserved::Claiming => tokio::time::sleep(CLAIM_POLL).await,
         }
     }
 }
@@ -99,7 +112,7 @@ async fn run_session(worker: &Worker, mut spec: JobSpec, mut claimed: Claimed, m
         let message = next.message.as_deref().unwrap_or_default();
         let reserved = worker.running.reserve(next.job_id);
         (spec, seat) = match (job::restore(message), reserved) {
-            (Ok(next), Some(seat)) => (next, seat),
+            (Ok(next), Reserved::Seat(seat)) => (next, seat),
             // The heartbeat finds it a stranger and hands it back.
             (result, _) => {
                 let error = result.err();

@@ -21,10 +21,14 @@ use crate::{Relay, tick};
 const POLL: Duration = Duration::from_millis(200);
 /// Rows per transaction.
 const BATCH: i64 = 512;
-/// Longer than a confirm may take.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// When a job whose publisher died in the middle comes due again; a slow confirm at worst doubles the message.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+/// When a job that the broker did not take comes due again.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+/// When a queued job is looked for, whose queue is empty.
+const VANISHED_AFTER: Duration = Duration::from_secs(60);
 /// How often stuck and vanished rows are looked for.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
     let mut poll = interval(POLL);
@@ -69,43 +73,46 @@ async fn publish_due(relay: &Relay, stop: &CancellationToken) -> Result<(), Stor
 
 /// Publishes jobs that are in the state `publishing`, and notes what the broker confirmed. Returns how many.
 ///
-/// What was not confirmed comes due again later; the reason is logged.
+/// What was not confirmed comes due again soon; the reason is logged.
 pub async fn publish(relay: &Relay, due: Vec<DueJob>) -> Result<usize, StoreError> {
     let mut sending: FuturesUnordered<_> = due.into_iter().map(|job| send(relay, job)).collect();
     let mut confirmed = Vec::with_capacity(sending.len());
-    let mut failed: Option<(PublishError, usize)> = None;
-    while let Some(result) = sending.next().await {
+    let mut refused = Vec::new();
+    let mut reason = None;
+    while let Some((job_id, result)) = sending.next().await {
         match result {
-            Ok(id) => confirmed.push(id),
-            Err(error) => failed = Some((error, failed.map_or(1, |(_, count)| count + 1))),
+            Ok(()) => confirmed.push(job_id),
+            Err(error) => {
+                refused.push(job_id);
+                reason = Some(error);
+            }
         }
-    }
-    if let Some((error, jobs)) = failed {
-        warn!(%error, jobs, "the broker did not take all due jobs, they come due again");
     }
     if !confirmed.is_empty() {
         relay.store.confirm(&confirmed).await?;
     }
+    if let Some(reason) = reason {
+        warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
+        relay.store.unconfirmed(&refused, REFUSED_FOR).await?;
+    }
     Ok(confirmed.len())
 }
 
-async fn send(relay: &Relay, job: DueJob) -> Result<JobId, PublishError> {
+async fn send(relay: &Relay, job: DueJob) -> (JobId, Result<(), PublishError>) {
     let message = Message {
         message_id: Some(job.job_id.to_string()),
         ..Message::new(SCHEMA, job.message.into_bytes())
     };
     let queue = jobs_queue(&job.pool);
-    match relay.publisher.publish(&queue, message.clone()).await {
-        // A pool that had no worker yet: its queue is declared now, by whoever needs it first.
-        Err(PublishError::Returned { .. }) => {
-            if let Err(error) = relay.broker.declare_pool(&job.pool).await {
-                warn!(%error, pool = %job.pool, "the pool's queue cannot be declared");
-            }
-            relay.publisher.publish(&queue, message).await?;
+    let mut result = relay.publisher.publish(&queue, message.clone()).await;
+    // A pool that had no worker yet: its queue is declared now, by whoever needs it first.
+    if matches!(result, Err(PublishError::Returned { .. })) {
+        if let Err(error) = relay.broker.declare_pool(&job.pool).await {
+            warn!(%error, pool = %job.pool, "the pool's queue cannot be declared");
         }
-        other => other?,
+        result = relay.publisher.publish(&queue, message).await;
     }
-    Ok(job.job_id)
+    (job.job_id, result)
 }
 
 /// Rows that were forgotten between two states, and rows whose message has vanished from its queue.
@@ -114,13 +121,13 @@ async fn sweep(relay: &Relay) -> Result<(), StoreError> {
     if stuck > 0 {
         info!(jobs = stuck, "jobs whose publish was never confirmed are due again");
     }
-    for pool in relay.store.pools_queued_longer_than(STUCK_AFTER).await? {
+    for pool in relay.store.pools_queued_longer_than(VANISHED_AFTER).await? {
         if queue_is_empty(relay, &pool).await {
-            let vanished = relay.store.return_vanished(&pool, STUCK_AFTER).await?;
+            let vanished = relay.store.return_vanished(&pool, VANISHED_AFTER).await?;
             info!(jobs = vanished, %pool, "jobs whose message has vanished from their queue are due again");
         }
     }
-    let released = relay.store.release_stranded(STUCK_AFTER).await?;
+    let released = relay.store.release_stranded(VANISHED_AFTER).await?;
     if !released.is_empty() {
         warn!(jobs = released.len(), "blocked jobs with nothing before them were released");
     }

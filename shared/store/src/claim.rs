@@ -11,7 +11,8 @@ use crate::batch::Batched;
 use crate::tx::Tx;
 use crate::{Store, StoreError};
 
-/// A delivery that asks to be run.
+/// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
+/// to an earlier claim was lost.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
     /// Who asks.
@@ -28,9 +29,6 @@ pub struct ClaimRequest {
     pub pool: Name,
     /// The `harness.job.v1` envelope, kept in the ledger.
     pub message: String,
-    /// Whether this process runs the job at present. If the ledger says so but the process does not, the reply
-    /// to an earlier claim was lost.
-    pub held_here: bool,
 }
 
 /// The answer to a claim. All but the first are acked at once.
@@ -148,19 +146,19 @@ const CLAIM_FRESH: &str = concat!(
 );
 
 /// Jobs the ledger knows and that wait for a worker: run if no other job of their session runs and none that was
-/// accepted earlier is unfinished, else wait. A job that the ledger believes to run here, but does not ($4), runs again;
+/// accepted earlier is unfinished, else wait. A job that the ledger believes to run here, but does not, runs again;
 /// unless the statement before, of the same moment, has just given it to us.
 const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
         SELECT j.job_id, j.session_id, j.seq, j.state = 'running' AS running
-          FROM unnest($2::uuid[], $3::text[], $4::bool[]) AS t(job_id, session_id, held_here)
+          FROM unnest($2::uuid[], $3::text[]) AS t(job_id, session_id)
           JOIN harness_jobs j ON j.job_id = t.job_id AND j.session_id = t.session_id
          WHERE CASE j.state
                WHEN 'publishing' THEN true
                WHEN 'queued' THEN true
                WHEN 'scheduled' THEN j.due_at <= now()
-               WHEN 'running' THEN j.worker_id = $1 AND NOT t.held_here AND j.state_since < now()
+               WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END
            AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
          ORDER BY j.job_id
@@ -218,14 +216,13 @@ impl Batched for ClaimRequest {
         let users: Vec<Option<&str>> = mine.iter().map(|call| call.user_id.as_deref()).collect();
         let pools: Vec<&str> = mine.iter().map(|call| call.pool.as_str()).collect();
         let messages: Vec<&str> = mine.iter().map(|call| call.message.as_str()).collect();
-        let held_here: Vec<bool> = mine.iter().map(|call| call.held_here).collect();
         let [alive, _, _, fresh, known, standing] = tx
             .run([
                 &[&worker_id],
                 &[&sessions, &agents, &users],
                 &[&sessions],
                 &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages],
-                &[&worker_id, &jobs, &sessions, &held_here],
+                &[&worker_id, &jobs, &sessions],
                 &[&jobs],
             ])
             .await?;

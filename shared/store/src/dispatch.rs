@@ -52,6 +52,12 @@ const CONFIRM: &str = "
                FOR UPDATE SKIP LOCKED) d
      WHERE j.job_id = d.job_id";
 
+const UNCONFIRMED: &str = "
+    UPDATE harness_jobs j SET state = 'scheduled', due_at = now() + $2 * interval '1 millisecond', state_since = now()
+      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing'
+               FOR UPDATE SKIP LOCKED) d
+     WHERE j.job_id = d.job_id";
+
 const RETURN_STUCK: &str = "
     UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
       FROM (SELECT job_id FROM harness_jobs
@@ -109,7 +115,14 @@ impl Store {
         Ok(())
     }
 
-    /// Makes jobs due again whose publisher never noted a confirm. Returns how many.
+    /// Makes jobs due again, after a while, that the broker did not take.
+    pub async fn unconfirmed(&self, jobs: &[JobId], again_in: Duration) -> Result<(), StoreError> {
+        let jobs: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        query(&self.pool, "unconfirmed", UNCONFIRMED, &[&jobs, &millis(again_in)]).await?;
+        Ok(())
+    }
+
+    /// Makes jobs due again whose publisher noted neither a confirm nor a failure: it died. Returns how many.
     pub async fn return_stuck(&self, older_than: Duration) -> Result<u64, StoreError> {
         self.count("return_stuck", RETURN_STUCK, &[&millis(older_than)]).await
     }
