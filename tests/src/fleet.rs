@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::database::RETENTION;
 use crate::worker::binary;
-use crate::{Database, Launch, Vhost, until};
+use crate::{Database, Launch, Vhost, until_ok};
 
 /// What a worker and a producer need; workers are started one by one. Declare it before them, so that it goes last.
 pub struct Fleet {
@@ -121,21 +121,20 @@ impl Fleet {
 
     /// Waits until a job has so many iterations in the ledger.
     pub async fn iterated(&self, job_id: JobId, iterations: i64) -> JobView {
-        let look = async || self.view(job_id).await.filter(|view| view.iterations >= iterations);
-        until(&format!("{job_id} has {iterations} iterations"), look).await
+        let look = async || match self.view(job_id).await {
+            Some(view) if view.iterations >= iterations => Ok(view),
+            other => Err(other),
+        };
+        until_ok(&format!("{job_id} has {iterations} iterations"), look).await
     }
 
     /// Waits for a job's end.
     pub async fn ended(&self, job_id: JobId) -> JobView {
-        let mut last = None;
-        let look = async || {
-            last = self.view(job_id).await;
-            last.take_if(|view| view.state.is_end())
+        let look = async || match self.view(job_id).await {
+            Some(view) if view.state.is_end() => Ok(view),
+            other => Err(other),
         };
-        match timeout(PATIENCE, until("a job ends", look)).await {
-            Ok(view) => view,
-            Err(_) => panic!("not within {} s: {job_id} ends; it is {last:?}", PATIENCE.as_secs()),
-        }
+        until_ok(&format!("{job_id} ends"), look).await
     }
 
     /// A session that is there.

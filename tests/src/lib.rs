@@ -19,6 +19,7 @@ mod worker;
 mod fleet;
 mod runs;
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use job::{JobSpec, Json};
@@ -35,12 +36,18 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Looks again and again, for lack of an event, until there is something to see.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    until_ok(what, async || look().await.ok_or("not there")).await
+}
+
+/// The same; an error is what there is to see meanwhile, and is told if there is never anything else.
+pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(seen) = look().await {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
+        let meanwhile = match look().await {
+            Ok(seen) => return seen,
+            Err(meanwhile) => meanwhile,
+        };
+        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", PATIENCE.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -95,6 +95,10 @@ impl Play {
                 self.store.confirm(&[spec.job_id]).await.expect("an answer");
                 ("confirm", vec![JobEvent::Confirmed])
             }
+            5 if self.rng.bool() => {
+                self.store.unconfirmed(&[spec.job_id], Duration::ZERO).await.expect("an answer");
+                ("unconfirmed", vec![JobEvent::Unconfirmed])
+            }
             5 => {
                 self.store.return_stuck(Duration::ZERO).await.expect("an answer");
                 ("return_stuck", vec![JobEvent::Unconfirmed])
