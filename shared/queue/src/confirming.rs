@@ -16,12 +16,13 @@ use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::QueueError;
 use crate::connection::Shared;
 use crate::error::explain;
-use crate::link::{Link, bounded};
+use crate::link::{Link, REPLY_SUCCESS, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
 
 /// A message whose fate is known.
@@ -44,15 +45,18 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
     let _all_answered = shared.answered.clone().drop_guard();
     while let Some(link) = shared.next_link().await {
         match open(&link).await {
-            Ok(channel) => match serve(&shared, &link, Arc::new(channel), &mut requests).await {
-                End::Stopped => return,
-                End::Link => continue,
-                End::Channel => debug!("the publishing channel ended; opening another"),
-            },
+            Ok(channel) => {
+                let channel = Arc::new(channel);
+                match serve(&shared, &link, channel.clone(), &mut requests).await {
+                    End::Stopped => return say_goodbye(&channel, shared.config.close_timeout).await,
+                    End::Link => continue,
+                    End::Channel => debug!("the publishing channel ended; opening another"),
+                }
+            }
             Err(error) => link.suspect(&error),
         }
         // What closes one channel may close the next one: not in a tight loop.
-        let _ = tokio::time::timeout(Duration::from_millis(200), link.failure()).await;
+        let _ = timeout(Duration::from_millis(200), link.failure()).await;
     }
 }
 
@@ -61,6 +65,12 @@ async fn open(link: &Link) -> Result<Channel, QueueError> {
     let selecting = channel.confirm_select(ConfirmSelectOptions::default());
     bounded(link.operation_timeout(), "switch confirms on", selecting).await?;
     Ok(channel)
+}
+
+/// lapin closes a dropped channel by itself, a moment later. The connection is closed next, and the two would meet:
+/// lapin 4.12 then ends the connection with an error and never answers to its close.
+async fn say_goodbye(channel: &Channel, within: Duration) {
+    let _ = timeout(within, channel.close(REPLY_SUCCESS, "done".into())).await;
 }
 
 async fn serve(

@@ -20,7 +20,7 @@ use crate::error::{explain, reply_code};
 use crate::{BrokerConfig, QueueError, socket, topology};
 
 const NOT_FOUND: u16 = 404;
-const REPLY_SUCCESS: u16 = 200;
+pub(crate) const REPLY_SUCCESS: u16 = 200;
 
 /// What stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
