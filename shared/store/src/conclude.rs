@@ -99,8 +99,7 @@ pub struct Concluded {
 }
 
 /// Ends jobs. Only the holder of the epoch finds its row; that a row with a worker is running is a constraint of the
-/// table. What a job did and cost is the sum of its checkpoints, over
-/// all its attempts.
+/// table. What a job did and cost is the sum of its checkpoints, over all its attempts.
 const END: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
