@@ -83,7 +83,6 @@ impl Args {
     }
 
     fn settings(self, problems: &mut Problems) -> Option<Settings> {
-        let before = problems.count();
         let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
@@ -114,7 +113,7 @@ impl Args {
                 format!("{folder} cannot be made: {error}, expected a folder to write to"),
             );
         }
-        if problems.count() > before || before > 0 {
+        if problems.count() > 0 {
             return None;
         }
         let consuming = consuming?;
