@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use job::{JobSpec, Limits};
+use job::{JobSpec, Limits, OnBusy};
 use relay::Relay;
-use store::{Accepted, DueJob};
+use store::{Accepted, Ask, DueJob};
 
 /// The limits a job is measured by at this moment.
 pub fn limits(max_bytes: usize, retention: Duration) -> Limits {
@@ -17,8 +17,19 @@ pub fn limits(max_bytes: usize, retention: Duration) -> Limits {
 pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Vec<DueJob>> {
     let answers = relay.store.accept(specs).await.context("writing jobs to Postgres")?;
     let new = specs.iter().zip(answers).filter(|(_, answer)| *answer == Accepted::New);
+    let new: Vec<&JobSpec> = new.map(|(spec, _)| spec).collect();
+    for spec in &new {
+        // A worker does this too when it claims the job, but all of them may be busy until then.
+        let ask = match spec.on_busy {
+            OnBusy::Interrupt => Ask::Interrupt,
+            OnBusy::Rollback => Ask::Rollback,
+            OnBusy::Enqueue | OnBusy::Reject => continue,
+        };
+        relay.store.make_room(spec.job_id, ask).await.context("making room in a session")?;
+    }
     Ok(new
-        .map(|(spec, _)| DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) })
+        .into_iter()
+        .map(|spec| DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) })
         .collect())
 }
 

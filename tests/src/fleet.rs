@@ -1,7 +1,9 @@
 //! A fleet of one's own: a database, a vhost, a folder, and the ways in.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -72,6 +74,26 @@ impl Fleet {
         );
         let path = self.folder.path().join("agents.toml");
         std::fs::write(&path, toml).expect("written");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// Writes a program; returns its path.
+    pub fn program(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("a file of ours");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// Writes an `agents.toml` of programs, by name; without a path, the agent is the built-in harness of its name.
+    /// Returns its path.
+    pub fn agents(&self, agents: &[(&str, &str)]) -> String {
+        let agent = |(name, program): &(&str, &str)| match *program {
+            "" => format!("[agents.{name}]\nharness = {name:?}\n"),
+            path => format!("[agents.{name}]\nharness = \"command\"\ncommand = [{path:?}]\n"),
+        };
+        let path = self.folder.path().join("agents.toml");
+        std::fs::write(&path, agents.iter().map(agent).collect::<String>()).expect("written");
         path.to_string_lossy().into_owned()
     }
 

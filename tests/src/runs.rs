@@ -47,6 +47,7 @@ impl Runner {
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),
             pool: spec.pool.clone(),
+            deadline_unix_ms: spec.deadline_unix_ms(),
             message: job::encode(spec),
         };
         self.store.claim(request).await
@@ -72,8 +73,8 @@ impl Runner {
     /// A conclusion that leaves the session's deltas as they are.
     pub fn conclusion(&self, run: &Claimed, end: End) -> Conclusion {
         let spent = match end {
-            End::HandBack => run.attempts,
-            End::Succeeded(_) | End::Failed(_) | End::Cancelled | End::Retry { .. } => run.attempts + 1,
+            End::HandBack { .. } => run.attempts,
+            End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) | End::Retry { .. } => run.attempts + 1,
         };
         Conclusion {
             worker: self.worker,

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -191,11 +191,16 @@ impl Worker {
 
     /// Waits for its end, and returns its exit code.
     pub async fn exit(&mut self) -> i32 {
+        let status = self.ended().await;
+        status.code().unwrap_or_else(|| panic!("{} ended by a signal: {status}", self.name))
+    }
+
+    /// Waits for its end, however that comes.
+    pub async fn ended(&mut self) -> ExitStatus {
         let mut log = self.log.clone();
         let over = timeout(PATIENCE, log.wait_for(|log| log.over)).await;
         assert!(over.is_ok(), "{} has not ended within {} s", self.name, PATIENCE.as_secs());
-        let status = self.child.wait().expect("an exit status");
-        status.code().unwrap_or_else(|| panic!("{} ended by a signal: {status}", self.name))
+        self.child.wait().expect("an exit status")
     }
 
     /// The same with a bound.

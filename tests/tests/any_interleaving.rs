@@ -11,7 +11,7 @@ use fastrand::Rng;
 use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
-use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold};
+use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
 use tests::{Database, PATIENCE, Runner, job};
 use tokio::time::timeout;
 
@@ -71,7 +71,8 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     let mut total = 0;
     for session in 0..SESSIONS {
         let name = format!("s-{session}");
-        let view = store.session(&name.parse().unwrap()).await.unwrap().unwrap();
+        // All of its jobs may have been cancelled before any was seen.
+        let Some(view) = store.session(&name.parse().unwrap()).await.unwrap() else { continue };
         let made = checkpoints.get(&name).copied().unwrap_or(0);
         assert_eq!(view.iteration_count as u64, made, "{name}: each checkpoint counts once");
         assert_eq!(view.cost_usd.micros(), 7 * made, "{name}");
@@ -102,7 +103,7 @@ impl Sailor {
     async fn sail(mut self) -> Sailor {
         let all: Vec<JobId> = self.open.iter().map(|spec| spec.job_id).collect();
         loop {
-            match self.rng.u32(..20) {
+            match self.rng.u32(..21) {
                 0..8 => self.deliver().await,
                 8..12 => self.checkpoint().await,
                 12..17 => self.conclude().await,
@@ -111,7 +112,9 @@ impl Sailor {
                     // Whose lease has run out by now? Perhaps its own.
                     self.runner.store.declare_dead().await.expect("an answer");
                     self.runner.store.rescue().await.expect("an answer");
+                    self.end_the_unwanted().await;
                 }
+                19 if self.rng.u32(..8) == 0 => self.cancel().await,
                 _ => {
                     if self.runner.store.ended_among(&all).await.expect("an answer").len() == all.len() {
                         return self;
@@ -119,6 +122,21 @@ impl Sailor {
                 }
             }
         }
+    }
+
+    /// Somebody wants one of the jobs no more, seen or unseen, running or not.
+    async fn cancel(&mut self) {
+        let Some(spec) = self.rng.choice(&self.open).cloned() else { return };
+        let (_, ended) = self.runner.store.cancel(&[spec.job_id]).await.expect("an answer");
+        self.ended.extend(ended.into_iter().map(|job| job.job_id));
+    }
+
+    async fn end_the_unwanted(&mut self) {
+        let store = &self.runner.store;
+        let unwanted = store.unwanted().await.expect("an answer");
+        let jobs: Vec<JobId> = unwanted.into_iter().map(|job| job.0).collect();
+        let ended = store.end_waiting(&jobs, Unwanted::Cancelled).await.expect("an answer");
+        self.ended.extend(ended.into_iter().map(|job| job.job_id));
     }
 
     /// Messages come, or come again; about the same time the same ones to all.
@@ -198,7 +216,7 @@ impl Sailor {
             .map(|(run, own)| {
                 let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
                 let end = match self.rng.u32(..8) {
-                    0 => End::HandBack,
+                    0 => End::HandBack { delay: Duration::ZERO },
                     1 => End::Retry { failure: failure(), delay: Duration::ZERO },
                     2 => End::Failed(failure()),
                     _ => End::Succeeded(Json::null()),

@@ -33,7 +33,7 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
     let bad: Vec<(Vec<u8>, &str)> = vec![
         (b"{not json".to_vec(), "body: "),
         (b"\xff\xfe".to_vec(), "body: not UTF-8"),
-        (b"[1]".to_vec(), "[0]: "),
+        (b"[1]".to_vec(), "body: "),
         (b"".to_vec(), "body: "),
         (with("input", json!("x".repeat(1024 * 1024))), "body: got 104"),
         (

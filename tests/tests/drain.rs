@@ -65,7 +65,7 @@ async fn a_program_is_asked_to_stop_finishes_its_step_and_goes_on_elsewhere() {
     }
     let launch = |name: &str| fleet.worker(name).set("AGENTS_FILE", fleet.reader()).set("DRAIN_GRACE_S", 0);
     let mut first = launch("first").start().await;
-    let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 150}));
+    let spec = job("s", "reader", json!({"folder": ".", "delay_ms": 300}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 2).await;
     first.terminate();

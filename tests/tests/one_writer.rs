@@ -27,7 +27,8 @@ async fn a_write_under_a_stale_epoch_changes_nothing() {
     let spec = job("s", "echo", json!(1));
     let stale = claimed(first.claim(&spec).await.unwrap());
     assert_eq!(first.checkpoint(&stale, 0).await.unwrap(), Fenced::Done(()));
-    let handed_back = store.conclude(first.conclusion(&stale, End::HandBack)).await.unwrap();
+    let handed_back =
+        store.conclude(first.conclusion(&stale, End::HandBack { delay: Duration::ZERO })).await.unwrap();
     assert_eq!(handed_back.recorded, Fenced::Done(()));
     let fresh = claimed(second.claim(&spec).await.unwrap());
     assert!(fresh.epoch > stale.epoch);
@@ -46,8 +47,8 @@ async fn a_write_under_a_stale_epoch_changes_nothing() {
     let ends = [
         End::Succeeded(Json::null()),
         End::Failed(failure.clone()),
-        End::Cancelled,
-        End::HandBack,
+        End::Cancelled(Failure::permanent(FailureCode::Cancelled, "on request")),
+        End::HandBack { delay: Duration::ZERO },
         End::Retry { failure, delay: Duration::ZERO },
     ];
     // The old run by its own worker, and the old epoch in the hands of the new one.
@@ -170,8 +171,8 @@ async fn a_conclusion_whose_reply_was_lost_is_recognised() {
     let ends = [
         End::Succeeded(Json::parse("7").unwrap()),
         End::Failed(failure()),
-        End::Cancelled,
-        End::HandBack,
+        End::Cancelled(Failure::permanent(FailureCode::Cancelled, "on request")),
+        End::HandBack { delay: Duration::ZERO },
         End::Retry { failure: failure(), delay: Duration::from_secs(60) },
     ];
     for (n, end) in ends.into_iter().enumerate() {

@@ -92,3 +92,79 @@ async fn a_job_that_is_running_at_the_death_of_every_worker_ends_as_worker_lost(
     assert!(failure.message.contains("2 of 2"), "{failure}");
     assert_eq!(third.metric(r#"harness_errors_total{code="worker_lost"}"#).await, 1.0);
 }
+
+/// Kills the worker that runs it.
+const POISON: &str = "#!/bin/sh\nread -r line\nsleep 0.5\nkill -9 $PPID\nexec sleep 60\n";
+
+#[tokio::test]
+async fn a_job_that_kills_its_workers_ends_as_poison_and_its_neighbours_succeed() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("poison", &fleet.program("poison.sh", POISON)), ("scripted", "")]);
+    let mut poison = job("poison", "poison", json!(null));
+    poison.retry.max_attempts = 100;
+    let mut jobs = vec![poison.clone()];
+    for n in 0..3 {
+        let mut neighbour = job(&format!("n-{n}"), "scripted", json!({"count": 60, "delay_ms": 50}));
+        neighbour.retry.max_attempts = 100;
+        jobs.push(neighbour);
+    }
+    fleet.enqueue(&jobs).await;
+    for n in 1..=3 {
+        let name = format!("victim {n}");
+        let mut worker = fleet.worker(&name).short_lease().set("AGENTS_FILE", &agents).start().await;
+        worker.ended().await;
+    }
+    let _survivor = fleet.worker("survivor").short_lease().set("AGENTS_FILE", &agents).start().await;
+    let view = fleet.ended(poison.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Failed, 3), "{view:?}");
+    assert_eq!(failure(view).code, FailureCode::Poison);
+    for neighbour in &jobs[1..] {
+        let view = fleet.ended(neighbour.job_id).await;
+        assert_eq!((view.state, view.iterations), (JobState::Succeeded, 60), "{view:?}");
+    }
+}
+
+/// Works and works and gets nowhere.
+const STALLING: &str = r#"#!/usr/bin/env python3
+import json, sys, time
+sys.stdin.readline()
+for n in range(100):
+    note = {"memory": {"found": n}} if n < 5 else {"memory": {"found": 4}}
+    print(json.dumps({"type": "checkpoint", "iterations": 1, "context_window": ["hm"], **note}), flush=True)
+print(json.dumps({"type": "result", "output": "done"}), flush=True)
+"#;
+
+#[tokio::test]
+async fn a_job_without_progress_is_stopped_with_its_own_reason() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("stalling", &fleet.program("stalling.py", STALLING))]);
+    let _worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    let spec = JobSpec { max_stalled_iterations: Some(7), ..job("s", "stalling", json!(null)) };
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Failed, 1, 5 + 7), "{view:?}");
+    assert_eq!(failure(view).code, FailureCode::NoProgress);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_job_whether_it_runs_retries_or_waits() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let overdue = |spec: JobSpec| JobSpec { deadline_ms: Some(1_500), ..spec };
+    let running = overdue(job("running", "scripted", json!({"count": 1000, "delay_ms": 50})));
+    let mut retrying = overdue(failing("retrying", json!({"message": "again", "retryable": true})));
+    (retrying.retry.base_delay_ms, retrying.retry.max_delay_ms) = (600_000, 600_000);
+    let ahead = job("waiting", "scripted", json!({"count": 60, "delay_ms": 100}));
+    let waiting = overdue(job("waiting", "echo", json!(1)));
+    let behind = job("waiting", "echo", json!(2));
+    let jobs = [running.clone(), retrying.clone(), ahead.clone(), waiting.clone(), behind.clone()];
+    fleet.enqueue(&jobs).await;
+    for (spec, attempts) in [(&running, 1), (&retrying, 1), (&waiting, 0)] {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.attempts), (JobState::Failed, attempts), "{view:?}");
+        assert_eq!(failure(view).code, FailureCode::DeadlineExceeded);
+    }
+    for spec in [&ahead, &behind] {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+}

@@ -1,17 +1,18 @@
 //! Claim: asks the ledger for a job, for as long as it takes.
 
-use job::JobSpec;
+use job::{JobSpec, OnBusy};
 use service::{RetryError, retry};
-use store::{Answer, ClaimRequest, StoreError};
+use store::{Answer, Ask, ClaimRequest, StoreError, Unwanted};
+use tracing::error;
 
 use crate::metrics::METRICS;
 use crate::worker::Worker;
 
-/// The ledger's answer. Tries on through every trouble of Postgres's; the delivery stays with us meanwhile, so that
-/// this slot takes no other.
+/// The ledger's answer. Tries on through every trouble of Postgres's for as long as the lease lasts; the delivery stays
+/// with us meanwhile, so that this slot takes no other.
 ///
-/// An error is the message's own fault: Postgres cannot hold what is in it. `None` when we were told to stop first:
-/// then the delivery goes back to the broker.
+/// An error is the message's own fault: Postgres cannot hold what is in it. `None` when we were told to stop first, or
+/// the lease is over: then the delivery goes back to the broker, for somebody who reaches Postgres.
 pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, StoreError> {
     let is_retryable = |error: &StoreError| !matches!(error, StoreError::Refused { .. });
     let message = job::encode(spec);
@@ -24,10 +25,15 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
                 agent_id: spec.agent_id.clone(),
                 user_id: spec.user_id.clone(),
                 pool: spec.pool.clone(),
+                deadline_unix_ms: spec.deadline_unix_ms(),
                 message: message.clone(),
             })
         };
-        let answer = retry("claiming a job", &worker.stop_waiting, is_retryable, request).await;
+        let answer = tokio::select! {
+            biased;
+            answer = retry("claiming a job", &worker.stop_waiting, is_retryable, request) => answer,
+            () = worker.lease.over() => return Ok(None),
+        };
         let answer = match answer {
             Ok(answer) => answer,
             Err(RetryError::Stopped) => return Ok(None),
@@ -43,6 +49,30 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
             }
         }
         return Ok(Some(answer));
+    }
+}
+
+/// Does what a job wants done that found its session busy. Whether it is done; else its message must come again.
+pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
+    let (store, job_id) = (&worker.store, spec.job_id);
+    let act = || async {
+        match spec.on_busy {
+            OnBusy::Enqueue => Ok(()),
+            OnBusy::Reject => {
+                relay::end_waiting(store, &worker.publisher, &[job_id], Unwanted::Rejected).await
+            }
+            OnBusy::Interrupt => store.make_room(job_id, Ask::Interrupt).await,
+            OnBusy::Rollback => store.make_room(job_id, Ask::Rollback).await,
+        }
+    };
+    let acted = retry("making room in a session", &worker.stop_waiting, StoreError::is_retryable, act).await;
+    match acted {
+        Ok(()) => true,
+        Err(RetryError::Stopped) => false,
+        Err(RetryError::Permanent(cause)) => {
+            error!(%job_id, cause = cause.as_dyn(), on_busy = spec.on_busy.as_str(), "the job waits for its turn instead");
+            true
+        }
     }
 }
 

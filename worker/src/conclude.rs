@@ -1,12 +1,14 @@
 //! Conclude: what an attempt's outcome means for the job, recorded in the ledger.
 
+use std::time::Duration;
+
 use harness::Session;
-use job::{Failure, FailureCode, JobSpec, Outcome, RetryPolicy, WorkerId};
+use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy, WorkerId};
 use service::{RetryError, retry};
 use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, StoreError};
 use tracing::{error, info, warn};
 
-use crate::execute::Ended;
+use crate::execute::{Ended, overdue, read_session};
 use crate::metrics::METRICS;
 use crate::worker::Worker;
 
@@ -15,8 +17,8 @@ fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: 
     let spent = attempts_before + 1;
     match outcome {
         Outcome::Succeeded(output) => (End::Succeeded(output), spent),
-        Outcome::Cancelled => (End::Cancelled, spent),
-        Outcome::Interrupted => (End::HandBack, attempts_before),
+        Outcome::Cancelled(failure) => (End::Cancelled(failure), spent),
+        Outcome::Interrupted => (End::HandBack { delay: Duration::ZERO }, attempts_before),
         Outcome::Failed(failure) => match policy.next_delay(spent, jitter) {
             Some(delay) if failure.retryable => (End::Retry { failure, delay }, spent),
             Some(_) | None => (End::Failed(failure), spent),
@@ -38,7 +40,7 @@ pub async fn conclude(
         warn!(job_id = %spec.job_id, session_id = %spec.session_id, %worker_id, "the lease on a job is lost; its run was stopped");
         return None;
     };
-    if let Outcome::Failed(failure) = &outcome {
+    if let Outcome::Failed(failure) | Outcome::Cancelled(failure) = &outcome {
         METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
         info!(job_id = %spec.job_id, session_id = %spec.session_id, attempt = claimed.attempts + 1,
               code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
@@ -47,20 +49,44 @@ pub async fn conclude(
     record(worker, worker_id, spec, claimed, end, attempts, ended.session).await
 }
 
-/// Ends a job whose attempts were all spent by workers that died: nobody is left to run it.
-pub async fn conclude_exhausted(
+/// Why a claimed job is not to be run any more, if it is not.
+pub fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
+    let (attempts, deaths) = (claimed.attempts, claimed.deaths);
+    if deaths >= POISON_DEATHS {
+        let message = format!("{deaths} workers died while they ran it");
+        return Some(Failure::permanent(FailureCode::Poison, message));
+    }
+    if attempts >= spec.retry.max_attempts {
+        let most = spec.retry.max_attempts;
+        let message =
+            format!("no attempt is left: {attempts} of {most} failed, {deaths} by the death of the worker");
+        return Some(Failure::permanent(FailureCode::WorkerLost, message));
+    }
+    claimed.remaining.is_some_and(|left| left.is_zero()).then(overdue)
+}
+
+/// Ends a claimed job without running it.
+pub async fn give_up(
     worker: &Worker,
     worker_id: WorkerId,
     spec: &JobSpec,
     claimed: &Claimed,
+    failure: Failure,
 ) -> Option<Concluded> {
-    METRICS.errors.with_label_values(&[FailureCode::WorkerLost.as_str()]).inc();
-    let message = format!(
-        "no attempt is left: {} of {} ended with the death of the worker or failed",
-        claimed.attempts, spec.retry.max_attempts
-    );
-    let end = End::Failed(Failure::permanent(FailureCode::WorkerLost, message));
-    record(worker, worker_id, spec, claimed, end, claimed.attempts, None).await
+    METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+    let session = read_session(&claimed.session, |_| true).ok().filter(|_| claimed.session.deltas.is_some());
+    record(worker, worker_id, spec, claimed, End::Failed(failure), claimed.attempts, session).await
+}
+
+/// Gives a claimed job back for a while, without spending an attempt.
+pub async fn postpone(
+    worker: &Worker,
+    worker_id: WorkerId,
+    spec: &JobSpec,
+    claimed: &Claimed,
+    delay: Duration,
+) -> Option<Concluded> {
+    record(worker, worker_id, spec, claimed, End::HandBack { delay }, claimed.attempts, None).await
 }
 
 async fn record(
@@ -108,7 +134,9 @@ async fn record(
     }
 }
 
-fn fold(session: Session) -> Fold {
+/// The session as a job leaves it: nobody will answer its open tool calls any more.
+fn fold(mut session: Session) -> Fold {
+    session.context_window.extend(session.answers_for_open_calls());
     let text =
         |value: Result<String, serde_json::Error>| value.expect("JSON values are written without errors");
     Fold {
@@ -128,9 +156,9 @@ fn label(end: &End) -> &'static str {
     match end {
         End::Succeeded(_) => "succeeded",
         End::Failed(_) => "failed",
-        End::Cancelled => "cancelled",
+        End::Cancelled(_) => "cancelled",
         End::Retry { .. } => "retried",
-        End::HandBack => "interrupted",
+        End::HandBack { .. } => "interrupted",
     }
 }
 
@@ -158,11 +186,12 @@ mod tests {
 
     #[test]
     fn an_interruption_by_us_spends_no_attempt() {
-        assert!(matches!(decide(Outcome::Interrupted, 1, &policy(2), 1.0), (End::HandBack, 1)));
+        assert!(matches!(decide(Outcome::Interrupted, 1, &policy(2), 1.0), (End::HandBack { .. }, 1)));
         assert!(matches!(
             decide(Outcome::Succeeded(Json::null()), 1, &policy(2), 1.0),
             (End::Succeeded(_), 2)
         ));
-        assert!(matches!(decide(Outcome::Cancelled, 0, &policy(2), 1.0), (End::Cancelled, 1)));
+        let cancelled = Outcome::Cancelled(Failure::permanent(FailureCode::Cancelled, ""));
+        assert!(matches!(decide(cancelled, 0, &policy(2), 1.0), (End::Cancelled(_), 1)));
     }
 }

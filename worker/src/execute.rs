@@ -2,14 +2,14 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
 use harness::{Delta, Event, Harness, Journal, Run, RunError, Session, Stop, Task};
-use job::{Failure, FailureCode, JobSpec, Outcome, WorkerId};
+use job::{Failure, FailureCode, JobId, JobSpec, Outcome, WorkerId};
 use serde::Deserialize;
 use service::{RetryError, retry};
 use store::{CheckpointRow, Claimed, Fenced, SessionState, Store, StoreError};
@@ -27,7 +27,7 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 pub struct Ended {
     /// What to record; `None` when the lease is lost and nothing may be recorded.
     pub outcome: Option<Outcome>,
-    /// The session with everything that was checkpointed, when that is known for sure and is more than at the start.
+    /// The session's new state, where it is another than at the last fold.
     pub session: Option<Session>,
 }
 
@@ -43,7 +43,7 @@ pub struct Execution<'a> {
 impl Execution<'_> {
     /// Runs the harness to its end, its time limit or its stop.
     pub async fn run(self, harness: &dyn Harness) -> Ended {
-        let session = match read_session(&self.claimed.session) {
+        let session = match read_session(&self.claimed.session, |_| true) {
             Ok(session) => session,
             Err(error) => {
                 let problem = format!("the session's state cannot be read: {error}");
@@ -53,21 +53,38 @@ impl Execution<'_> {
         };
         let resumed = self.claimed.session.deltas.is_some();
         let journal = Arc::new(Ledger::new(&self));
-        let (stop, mut asked) = (self.limited_stop(), self.stop.clone());
+        // The run's stop signal: what it is asked from outside, and its own limits.
+        let (stop, mut asked) = (watch::Sender::new(self.stop.borrow().clone()), self.stop.clone());
         let mut run = Run::new(self.task(), session, journal.clone(), stop.subscribe());
 
         let result = {
-            let running = AssertUnwindSafe(harness.run(&mut run)).catch_unwind();
+            let running = AssertUnwindSafe(async {
+                self.answer_open_calls(&mut run).await?;
+                harness.run(&mut run).await
+            });
+            let running = running.catch_unwind();
             tokio::pin!(running);
-            let limit = tokio::time::sleep(self.limit());
+            let (limit, over) = self.limit();
+            let limit = tokio::time::sleep(limit);
             tokio::pin!(limit);
             loop {
+                let ask = |reason: Stop| {
+                    stop.send_if_modified(|asked| {
+                        let replaces = reason.replaces(asked.as_ref());
+                        if replaces {
+                            *asked = Some(reason);
+                        }
+                        replaces
+                    })
+                };
+                let news = |asked: &Option<Stop>| {
+                    asked.as_ref().is_some_and(|reason| reason.replaces(stop.borrow().as_ref()))
+                };
+                let stopping = stop.borrow().as_ref().is_some_and(Stop::is_immediate);
                 tokio::select! {
                     result = &mut running => break Some(result),
-                    () = &mut limit, if stop.borrow().is_none() => { stop.send_replace(Some(Stop::Timeout)); }
-                    Ok(reason) = asked.wait_for(|asked| asked.is_some() && *asked != *stop.borrow()) => {
-                        stop.send_replace(reason.clone());
-                    }
+                    () = &mut limit, if !stopping => drop(ask(over.clone())),
+                    Ok(reason) = asked.wait_for(news) => drop(reason.clone().map(ask)),
                     () = grace(stop.subscribe()) => break None,
                 }
             }
@@ -76,28 +93,91 @@ impl Execution<'_> {
         let outcome = match result {
             Some(Ok(Ok(output))) => Some(Outcome::Succeeded(output)),
             Some(Ok(Err(RunError::Failed(failure)))) => Some(Outcome::Failed(failure)),
-            Some(Ok(Err(RunError::Stopped(stop)))) => outcome_of_stop(stop, self.limit()),
+            Some(Ok(Err(RunError::Stopped(stop)))) => self.outcome_of_stop(stop),
             Some(Err(_panic)) => {
                 Some(Outcome::Failed(Failure::permanent(FailureCode::Crashed, "the harness panicked")))
             }
             None => {
                 warn!(job_id = %self.spec.job_id, "the harness did not stop in time and was dropped");
-                stopped.and_then(|stop| outcome_of_stop(stop, self.limit()))
+                stopped.clone().and_then(|stop| self.outcome_of_stop(stop))
             }
         };
+        let lost = Ended { outcome: None, session: None };
+        if outcome.is_none() {
+            return lost;
+        }
+        // A harness that was dropped in the middle of a checkpoint does not know whether it stands.
+        match journal.settle().await {
+            Settled::Nothing => {}
+            Settled::Stands(delta) => run.catch_up(&delta),
+            Settled::LeaseLost => return lost,
+        }
         let changed = resumed || journal.ordinal.load(Ordering::Relaxed) > 0;
-        let certain = !journal.uncertain.load(Ordering::Relaxed);
-        Ended { outcome, session: (changed && certain).then(|| run.into_session()) }
+        let session = match stopped {
+            _ if !changed => None,
+            Some(Stop::RolledBack) if matches!(outcome, Some(Outcome::Cancelled(_))) => {
+                self.rolled_back(run.into_session())
+            }
+            _ => Some(run.into_session()),
+        };
+        Ended { outcome, session }
     }
 
-    fn limit(&self) -> Duration {
+    /// The attempt's longest time, and what is over then.
+    fn limit(&self) -> (Duration, Stop) {
         const WEEK_MS: u64 = 7 * 86_400_000;
-        Duration::from_millis(self.spec.timeout_ms.unwrap_or(WEEK_MS))
+        let timeout = Duration::from_millis(self.spec.timeout_ms.unwrap_or(WEEK_MS));
+        match self.claimed.remaining {
+            Some(remaining) if remaining < timeout => (remaining, Stop::Deadline),
+            _ => (timeout, Stop::Timeout),
+        }
     }
 
-    /// The run's stop signal: what it is asked from outside, and its own time limit.
-    fn limited_stop(&self) -> watch::Sender<Option<Stop>> {
-        watch::Sender::new(self.stop.borrow().clone())
+    /// An earlier job of the session may have ended in the middle of a tool call, when nobody was there to close it.
+    async fn answer_open_calls(&self, run: &mut Run) -> Result<(), Stop> {
+        let begun = self.claimed.session.deltas.as_ref().is_some_and(|deltas| {
+            // Its own calls it answers itself.
+            deltas.contains(&self.spec.job_id.to_string())
+        });
+        if begun {
+            return Ok(());
+        }
+        let context_window = run.session().answers_for_open_calls();
+        run.checkpoint(Delta { context_window, ..Delta::default() }).await
+    }
+
+    /// The session as if this job had never been, but for what it used.
+    fn rolled_back(&self, whole: Session) -> Option<Session> {
+        // It could be read with this job's part in it.
+        let before = read_session(&self.claimed.session, |job_id| job_id != self.spec.job_id).ok()?;
+        Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
+    }
+
+    fn outcome_of_stop(&self, stop: Stop) -> Option<Outcome> {
+        let failed = |failure| Some(Outcome::Failed(failure));
+        let interrupted =
+            |message| Some(Outcome::Cancelled(Failure::permanent(FailureCode::Interrupted, message)));
+        match stop {
+            Stop::Cancelled => {
+                Some(Outcome::Cancelled(Failure::permanent(FailureCode::Cancelled, "cancelled while it ran")))
+            }
+            Stop::Drain => Some(Outcome::Interrupted),
+            Stop::LeaseLost => None,
+            Stop::Timeout => {
+                let message =
+                    format!("the attempt took longer than timeout_ms ({})", self.limit().0.as_millis());
+                failed(Failure::retryable(FailureCode::Timeout, message))
+            }
+            Stop::Deadline => failed(overdue()),
+            Stop::Interrupted => interrupted("a later job of the session took its place; what it did stays"),
+            Stop::RolledBack => {
+                interrupted("a later job of the session took its place; what it did is undone")
+            }
+            Stop::Stalled(_) | Stop::Unstorable(_) | Stop::OutputLimit(_) => match RunError::from(stop) {
+                RunError::Failed(failure) => failed(failure),
+                RunError::Stopped(_) => None,
+            },
+        }
     }
 
     fn task(&self) -> Task {
@@ -110,40 +190,29 @@ impl Execution<'_> {
             attempt: self.claimed.attempts + 1,
             epoch: self.claimed.epoch,
             traceparent: self.spec.traceparent.clone(),
+            max_stalled_iterations: self.spec.max_stalled_iterations,
         }
     }
 }
 
+/// What ends a job whose deadline has passed.
+pub fn overdue() -> Failure {
+    Failure::permanent(FailureCode::DeadlineExceeded, "its deadline_ms was over before it was done")
+}
+
 /// Resolves a while after the stop was asked for.
 async fn grace(mut stop: watch::Receiver<Option<Stop>>) {
-    if stop.wait_for(Option::is_some).await.is_err() {
+    if stop.wait_for(|stop| stop.as_ref().is_some_and(Stop::is_immediate)).await.is_err() {
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(STOP_GRACE).await;
 }
 
-fn outcome_of_stop(stop: Stop, limit: Duration) -> Option<Outcome> {
-    match stop {
-        Stop::Cancelled => Some(Outcome::Cancelled),
-        Stop::Drain => Some(Outcome::Interrupted),
-        Stop::LeaseLost => None,
-        Stop::Timeout => {
-            let message = format!("the attempt took longer than timeout_ms ({})", limit.as_millis());
-            Some(Outcome::Failed(Failure::retryable(FailureCode::Timeout, message)))
-        }
-        Stop::Unstorable(problem) => {
-            Some(Outcome::Failed(Failure::permanent(FailureCode::Unstorable, problem)))
-        }
-        Stop::OutputLimit(problem) => {
-            Some(Outcome::Failed(Failure::permanent(FailureCode::OutputLimit, problem)))
-        }
-    }
-}
-
-/// The state at the last fold with all deltas since then.
-fn read_session(state: &SessionState) -> serde_json::Result<Session> {
+/// The state at the last fold, with the deltas that these jobs have added since.
+pub fn read_session(state: &SessionState, of: impl Fn(JobId) -> bool) -> serde_json::Result<Session> {
     #[derive(Deserialize)]
     struct Appended {
+        job_id: JobId,
         delta: Delta,
     }
     let mut session = Session::default();
@@ -157,9 +226,8 @@ fn read_session(state: &SessionState) -> serde_json::Result<Session> {
         session.usage.output_tokens = state.output_tokens.unsigned_abs();
     }
     if let Some(deltas) = &state.deltas {
-        for appended in serde_json::from_str::<Vec<Appended>>(deltas)? {
-            session.apply(&appended.delta);
-        }
+        let deltas = serde_json::from_str::<Vec<Appended>>(deltas)?.into_iter();
+        deltas.filter(|appended| of(appended.job_id)).for_each(|appended| session.apply(&appended.delta));
     }
     Ok(session)
 }
@@ -168,11 +236,11 @@ fn read_session(state: &SessionState) -> serde_json::Result<Session> {
 struct Ledger {
     store: Store,
     worker: WorkerId,
-    spec: (job::JobId, job::Name),
+    spec: (JobId, job::Name),
     epoch: i64,
     ordinal: AtomicI32,
-    /// Whether a checkpoint was sent whose answer has not come.
-    uncertain: AtomicBool,
+    /// A checkpoint that was sent and whose answer has not come.
+    unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<Instant>,
 }
 
@@ -184,9 +252,35 @@ impl Ledger {
             spec: (execution.spec.job_id, execution.spec.session_id.clone()),
             epoch: execution.claimed.epoch,
             ordinal: AtomicI32::new(0),
-            uncertain: AtomicBool::new(false),
+            unanswered: Mutex::new(None),
             last: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Repeats the same row until Postgres has answered: whether it landed before is told by its ordinal.
+    async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
+        let never = CancellationToken::new();
+        let append = || self.store.checkpoint(row.clone());
+        retry("writing a checkpoint", &never, StoreError::is_retryable, append).await
+    }
+
+    /// Asks again about a checkpoint whose answer nobody has waited for.
+    async fn settle(&self) -> Settled {
+        let unanswered = self.unanswered().take();
+        let Some((row, delta)) = unanswered else { return Settled::Nothing };
+        match self.append(&row).await {
+            Ok(Fenced::Done(())) => {
+                self.count(&delta);
+                Settled::Stands(Box::new(delta))
+            }
+            Ok(Fenced::Lost) => Settled::LeaseLost,
+            // It was refused, then: the run ends for another reason.
+            Err(_) => Settled::Nothing,
+        }
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, Option<(CheckpointRow, Delta)>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, delta: &Delta) {
@@ -201,10 +295,19 @@ impl Ledger {
     }
 }
 
+/// What is known of a checkpoint in the end.
+enum Settled {
+    /// There is none to ask about.
+    Nothing,
+    /// It is in the ledger.
+    Stands(Box<Delta>),
+    /// The job is no longer ours.
+    LeaseLost,
+}
+
 #[async_trait]
 impl Journal for Ledger {
-    /// Repeats the same row until Postgres has answered: whether it landed before is told by its ordinal. When the
-    /// lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
+    /// When the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
         let row = CheckpointRow {
             worker: self.worker,
@@ -218,11 +321,9 @@ impl Journal for Ledger {
             input_tokens: delta.usage.input_tokens,
             output_tokens: delta.usage.output_tokens,
         };
-        self.uncertain.store(true, Ordering::Relaxed);
-        let append = || self.store.checkpoint(row.clone());
-        let never = CancellationToken::new();
-        let result = retry("writing a checkpoint", &never, StoreError::is_retryable, append).await;
-        self.uncertain.store(false, Ordering::Relaxed);
+        *self.unanswered() = Some((row.clone(), delta.clone()));
+        let result = self.append(&row).await;
+        *self.unanswered() = None;
         match result {
             Ok(Fenced::Done(())) => {
                 self.count(delta);

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{JobId, WorkerId};
-use store::{Beat, Conclusion, End, Store, StoreError, WorkerRegistration};
+use store::{Ask, Beat, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::metrics::METRICS;
 use crate::running::Running;
+
+/// How often cancelled and interrupted jobs are looked for: each gets its stop signal within a second.
+const LOOK_FOR_ASKS: Duration = Duration::from_millis(500);
 
 /// The process's present id, and when its lease was last renewed.
 pub struct Lease {
@@ -50,15 +53,27 @@ impl Lease {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.duration
     }
 
+    /// Resolves when the lease is over: nothing has renewed it for so long.
+    pub async fn over(&self) {
+        loop {
+            let since = self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            match self.duration.checked_sub(since) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                _ => return,
+            }
+        }
+    }
+
     /// Long enough for a heartbeat to notice that this worker was declared dead.
     pub async fn renewed_within_a_beat(&self) {
         tokio::time::sleep(self.duration / 5).await;
     }
 
-    /// Beats five times a lease until told to stop.
+    /// Beats five times a lease until told to stop, and looks more often for what is asked of the jobs.
     pub async fn keep(&self, stop: CancellationToken) {
-        let mut beat = interval(self.duration / 5);
+        let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKS));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut strangers = HashMap::new();
         let mut failing = false;
         loop {
@@ -66,6 +81,10 @@ impl Lease {
                 biased;
                 () = stop.cancelled() => return,
                 _ = beat.tick() => {}
+                _ = look.tick() => {
+                    self.look_for_asks().await;
+                    continue;
+                }
             }
             match self.beat(&mut strangers).await {
                 Ok(()) => {
@@ -77,11 +96,38 @@ impl Lease {
                     if !std::mem::replace(&mut failing, true) {
                         warn!(
                             cause = error.as_dyn(),
-                            "the heartbeat does not reach Postgres; running jobs go on"
+                            "the heartbeat does not reach Postgres; running jobs go on until the lease is over"
                         );
                     }
+                    self.stop_when_over();
                 }
             }
+        }
+    }
+
+    /// Cancelled and interrupted jobs. Failures are the heartbeat's to tell.
+    async fn look_for_asks(&self) {
+        if self.running.epochs().is_empty() {
+            return;
+        }
+        for (job_id, epoch, ask) in self.store.asks(self.worker()).await.unwrap_or_default() {
+            let stop = match ask {
+                Ask::Cancel => Stop::Cancelled,
+                Ask::Interrupt => Stop::Interrupted,
+                Ask::Rollback => Stop::RolledBack,
+            };
+            self.running.stop(job_id, epoch, stop);
+        }
+    }
+
+    /// Nobody may be there to give our jobs to others, but somebody may: so nothing runs here without a lease. What was
+    /// stopped is handed back with the next heartbeats, and no attempt is spent.
+    fn stop_when_over(&self) {
+        if !self.is_fresh() && !self.running.epochs().is_empty() {
+            error!(
+                "the lease is over: no heartbeat has reached Postgres for so long; running jobs are stopped"
+            );
+            self.running.stop_present(&Stop::LeaseLost);
         }
     }
 
@@ -151,7 +197,7 @@ async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -
     let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
     let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
     let attempts = view.attempts.unsigned_abs();
-    let end = End::HandBack;
+    let end = End::HandBack { delay: Duration::ZERO };
     store
         .conclude(Conclusion {
             worker,

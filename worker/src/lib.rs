@@ -19,7 +19,6 @@ mod intake;
 mod claim;
 mod execute;
 mod conclude;
-mod reply;
 mod slot;
 mod serve;
 

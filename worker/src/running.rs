@@ -25,6 +25,8 @@ struct Table {
 struct Entry {
     /// 0 while the claim is under way.
     epoch: i64,
+    /// Whether one more death would prove it to be poison.
+    suspect: bool,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -36,7 +38,7 @@ impl Running {
             Some(entry) if entry.epoch == 0 => Reserved::Claiming,
             Some(_) => Reserved::Runs,
             None => {
-                table.jobs.insert(job_id, Entry { epoch: 0, stop: watch::channel(None).0 });
+                table.jobs.insert(job_id, Entry { epoch: 0, suspect: false, stop: watch::channel(None).0 });
                 Reserved::Seat(Seat { running: self.clone(), job_id })
             }
         }
@@ -85,14 +87,13 @@ impl Running {
 }
 
 impl Entry {
-    /// The first reason stands, but a lost lease overrides all: nothing may be written any more.
     fn ask(&self, stop: Stop) {
         self.stop.send_if_modified(|asked| {
-            let first = asked.is_none() || stop == Stop::LeaseLost;
-            if first {
+            let replaces = stop.replaces(asked.as_ref());
+            if replaces {
                 *asked = Some(stop);
             }
-            first
+            replaces
         });
     }
 }
@@ -119,9 +120,20 @@ impl Seat {
         let mut table = self.running.lock();
         let signal = watch::Sender::new(table.stop_all.clone());
         let receiver = signal.subscribe();
-        table.jobs.insert(self.job_id, Entry { epoch, stop: signal });
+        table.jobs.insert(self.job_id, Entry { epoch, suspect: false, stop: signal });
         METRICS.running.set(table.jobs.len() as i64);
         receiver
+    }
+
+    /// Enters the job as a suspect, unless another one runs here: should this worker die too, it must be clear which of
+    /// them did it.
+    pub fn is_only_suspect(&self) -> bool {
+        let mut table = self.running.lock();
+        let alone = !table.jobs.values().any(|entry| entry.suspect);
+        if let Some(entry) = table.jobs.get_mut(&self.job_id).filter(|_| alone) {
+            entry.suspect = true;
+        }
+        alone
     }
 }
 
@@ -172,6 +184,17 @@ mod tests {
         assert_eq!(*signal.borrow(), Some(Stop::Timeout), "the first reason stands");
         running.stop(seat.job_id, 7, Stop::LeaseLost);
         assert_eq!(*signal.borrow(), Some(Stop::LeaseLost));
+    }
+
+    #[test]
+    fn only_one_suspect_runs_here() {
+        let running = Running::default();
+        let (first, second) = (running.seat(JobId::now()), running.seat(JobId::now()));
+        let _signals = (first.begin(1), second.begin(2));
+        assert!(first.is_only_suspect());
+        assert!(!second.is_only_suspect());
+        drop(first);
+        assert!(second.is_only_suspect());
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Boot {
         let publishing = Broker::start(settings.publishing.clone(), end.clone());
         let serving = Arc::new(OnceLock::new());
         METRICS.slots.set(i64::from(settings.slots));
-        let readiness = readiness(serving.clone(), consuming.status(), drain.clone());
+        let readiness = readiness(serving.clone(), consuming.clone(), drain.clone());
         let admin = Admin::bind(settings.admin_addr, readiness).await?;
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
@@ -78,7 +78,13 @@ impl Boot {
         {
             return Ok(None);
         }
-        let partitions = || self.store.maintain_partitions(settings.retention);
+        let partitions = || async {
+            match self.store.maintain_partitions(settings.retention).await? {
+                Some(_) => Ok(()),
+                // Without them no end can be recorded.
+                None => Err(StoreError::unavailable("another process makes the partitions")),
+            }
+        };
         if wait("making partitions", drain, StoreError::is_retryable, partitions).await?.is_none() {
             return Ok(None);
         }
@@ -105,8 +111,6 @@ impl Boot {
             stop_waiting: CancellationToken::new(),
             settings,
         });
-        // Set once, here.
-        let _ = self.serving.set(worker.clone());
         Ok(Some(worker))
     }
 
@@ -137,6 +141,8 @@ impl Boot {
                 (worker.clone(), self.consuming.slot(&queue, &format!("{worker_id}.{number}")));
             slots.spawn(async move { slot::run(&worker, slot).await });
         }
+        // Set once, here.
+        let _ = self.serving.set(worker.clone());
         info!(%worker_id, queue, slots = worker.settings.slots, "takes jobs");
 
         let result = tokio::select! {
@@ -224,17 +230,14 @@ where
 }
 
 /// `/ready`: what the process knows, without asking anybody.
-fn readiness(
-    serving: Arc<OnceLock<Arc<Worker>>>,
-    broker: watch::Receiver<BrokerStatus>,
-    draining: CancellationToken,
-) -> Readiness {
+fn readiness(serving: Arc<OnceLock<Arc<Worker>>>, broker: Broker, draining: CancellationToken) -> Readiness {
     Arc::new(move || {
         let worker = serving.get();
         let database = worker.is_some_and(|worker| worker.lease.is_fresh());
-        let (consuming, reason) = match &*broker.borrow() {
+        let (consuming, reason) = match &*broker.status().borrow() {
             _ if draining.is_cancelled() => (false, Some("draining".to_owned())),
             BrokerStatus::Ready { .. } if worker.is_none() => (false, Some("starting".to_owned())),
+            BrokerStatus::Ready { .. } if !broker.is_consuming() => (false, Some("subscribing".to_owned())),
             BrokerStatus::Ready { .. } => (true, None),
             BrokerStatus::Connecting { reason } => {
                 (false, Some(reason.clone().unwrap_or("connecting".to_owned())))

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use harness::Stop;
-use job::{Failure, FailureCode, JobSpec, Outcome};
+use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS};
 use queue::{Delivery, Slot};
 use store::{Answer, Claimed, Fenced};
 use tracing::{debug, warn};
@@ -12,19 +12,31 @@ use crate::execute::{Ended, Execution};
 use crate::metrics::METRICS;
 use crate::running::{Reserved, Seat};
 use crate::worker::Worker;
-use crate::{claim, conclude, intake, reply};
+use crate::{claim, conclude, intake};
 
 /// How often a second delivery looks whether the first one's claim is through.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
+
+/// When a suspect is looked at again that found another one here.
+const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
 pub async fn run(worker: &Worker, mut slot: Slot) {
     loop {
+        // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere.
+        if !worker.lease.is_fresh() {
+            slot.pause().await;
+        }
         let delivery = tokio::select! {
             biased;
             () = worker.draining.cancelled() => break,
-            delivery = slot.next() => delivery,
+            delivery = async {
+                while !worker.lease.is_fresh() {
+                    worker.lease.renewed_within_a_beat().await;
+                }
+                slot.next().await
+            } => delivery,
         };
         let Some(delivery) = delivery else { break };
         serve(worker, &mut slot, delivery).await;
@@ -75,7 +87,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         }
         Answer::Finished(state) => {
             debug!(job_id = %spec.job_id, %state, "delivered again after its end");
-            reply::send(worker, &spec).await;
+            relay::reply(&worker.store, &worker.publisher, &spec).await;
             ack(delivery).await;
         }
         Answer::OtherSession(session) => {
@@ -87,7 +99,12 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 ack(delivery).await;
             }
         }
-        Answer::Held | Answer::Blocked | Answer::NotDue | Answer::LeaseLost => ack(delivery).await,
+        Answer::Blocked => {
+            if claim::mind_the_busy(worker, &spec).await {
+                ack(delivery).await;
+            }
+        }
+        Answer::Held | Answer::NotDue | Answer::LeaseLost => ack(delivery).await,
     }
 }
 
@@ -131,8 +148,10 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
     if claimed.attempts == 0 {
         METRICS.start_wait.observe(seconds_since(spec));
     }
-    let concluded = if claimed.attempts >= spec.retry.max_attempts {
-        conclude::conclude_exhausted(worker, worker_id, spec, claimed).await
+    let concluded = if let Some(failure) = conclude::hopeless(spec, claimed) {
+        conclude::give_up(worker, worker_id, spec, claimed, failure).await
+    } else if claimed.deaths >= POISON_DEATHS - 1 && !seat.is_only_suspect() {
+        conclude::postpone(worker, worker_id, spec, claimed, SUSPECT_WAIT).await
     } else {
         let ended = match worker.settings.agents.get(&spec.agent_id) {
             Some(harness) => {
@@ -145,7 +164,7 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
     }?;
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());
     match concluded.recorded {
-        Fenced::Done(()) => reply::send(worker, spec).await,
+        Fenced::Done(()) => relay::reply(&worker.store, &worker.publisher, spec).await,
         Fenced::Lost => {
             worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
             warn!(job_id = %spec.job_id, session_id = %spec.session_id, epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use job::{JobId, JobSpec, Json, Name};
+use job::{JobId, JobSpec, Json, Name, OnBusy};
 use relay::Relay;
 use tokio::sync::mpsc;
 
@@ -26,8 +26,8 @@ const PUBLISHING: usize = 4;
 ///
 /// Prints the ids of the accepted jobs (with --file: only a summary, unless --print-ids). A line is a JSON object such
 /// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}; further fields: job_id, user_id, pool, retry
-/// {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, reply_to, correlation_id, traceparent. A job_id that was
-/// accepted before is the same job and is not run again.
+/// {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, on_busy, reply_to,
+/// correlation_id, traceparent. A job_id that was accepted before is the same job and is not run again.
 ///
 /// Exit codes: 0 all jobs are accepted, 1 something failed, 2 wrong arguments, 3 some lines were refused.
 #[derive(Debug, Args)]
@@ -56,8 +56,19 @@ pub struct Enqueue {
     /// Wall-clock limit of an attempt
     #[arg(long)]
     timeout_ms: Option<u64>,
+    /// Milliseconds within which the job must have ended, all attempts and waits included
+    #[arg(long)]
+    deadline_ms: Option<u64>,
+    /// Iterations in a row that may change neither memory nor progress
+    #[arg(long)]
+    max_stalled_iterations: Option<u32>,
+    /// What to do when the session is busy: enqueue (wait), reject (fail), interrupt (stop the running job at its next
+    /// checkpoint), rollback (stop it now and undo it)
+    #[arg(long, default_value = "enqueue")]
+    on_busy: OnBusy,
     /// A file of JSON lines, - for stdin
-    #[arg(long, conflicts_with_all = ["session", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms"])]
+    #[arg(long, conflicts_with_all = ["session", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
+          "deadline_ms", "max_stalled_iterations", "on_busy"])]
     file: Option<PathBuf>,
     /// Stop at the first line that is refused; the lines before it stay accepted
     #[arg(long, requires = "file")]
@@ -94,6 +105,9 @@ impl Enqueue {
         spec.pool = self.pool.clone();
         spec.retry.max_attempts = self.max_attempts;
         spec.timeout_ms = self.timeout_ms;
+        spec.deadline_ms = self.deadline_ms;
+        spec.max_stalled_iterations = self.max_stalled_iterations;
+        spec.on_busy = self.on_busy;
         // The same measure as at the other end of the queue, the size included.
         if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &ledger.limits()) {
             return Ok(refuse(&error.to_string()));

@@ -6,6 +6,7 @@ mod enqueue;
 mod progress;
 mod status;
 mod wait;
+mod cancel;
 mod sessions;
 mod dead;
 mod relay;
@@ -38,6 +39,8 @@ enum Command {
     Status(status::Status),
     /// Wait until jobs have ended, and show their results
     Wait(wait::Wait),
+    /// End jobs that nobody wants any more, whether or not they run
+    Cancel(cancel::Cancel),
     /// Look at sessions
     Sessions(sessions::Sessions),
     /// Look at messages that no worker could use
@@ -64,6 +67,7 @@ impl Args {
                 Command::Enqueue(args) => args.run(context).await,
                 Command::Status(args) => args.run(context).await,
                 Command::Wait(args) => args.run(context).await,
+                Command::Cancel(args) => args.run(context).await,
                 Command::Sessions(args) => args.run(context).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,

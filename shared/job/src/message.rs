@@ -133,6 +133,10 @@ pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
 
 /// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
 fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
+    // serde takes a list of values for a struct whose fields have lost their names.
+    if text.trim_start().starts_with('[') {
+        return Err(DecodeError::new("body", "got a JSON array, expected an object"));
+    }
     serde_json::from_str(text).map_err(|plain| {
         let mut walk = serde_json::Deserializer::from_str(text);
         match serde_path_to_error::deserialize::<_, T>(&mut walk) {
@@ -192,6 +196,9 @@ mod tests {
         spec.user_id = Some("u".into());
         spec.retry = RetryPolicy { max_attempts: 7, base_delay_ms: 1, max_delay_ms: 2 };
         spec.timeout_ms = Some(5);
+        spec.deadline_ms = Some(6);
+        spec.max_stalled_iterations = Some(7);
+        spec.on_busy = crate::OnBusy::Rollback;
         let id = spec.job_id.to_string();
         assert_eq!(decode(encode(&spec).as_bytes(), Some(&id), &limits()).unwrap(), spec);
     }
@@ -225,7 +232,11 @@ mod tests {
             ("{}".to_owned(), "schema", "missing"),
             (r#"{"schema":"harness.job.v1"}"#.to_owned(), "job_id", "missing"),
             ("garbage".to_owned(), "body", ""),
-            ("[]".to_owned(), "body", ""),
+            ("[]".to_owned(), "body", "array"),
+            (" [\"harness.job.v1\"]".to_owned(), "body", "array"),
+            (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
+            (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
+            (with("on_busy", json!("wait")), "on_busy", "enqueue"),
         ];
         for (body, field, hint) in cases {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();

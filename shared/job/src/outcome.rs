@@ -13,8 +13,8 @@ pub enum Outcome {
     Succeeded(Json),
     /// The harness, or the worker on its behalf, gave up.
     Failed(Failure),
-    /// Somebody asked for it.
-    Cancelled,
+    /// Somebody asked for its end; the failure says who or what.
+    Cancelled(Failure),
     /// We stopped it (drain, rescale): it goes on elsewhere and no attempt is spent.
     Interrupted,
 }
@@ -75,6 +75,18 @@ pub enum FailureCode {
     UnknownAgent,
     /// The worker died in every attempt.
     WorkerLost,
+    /// Several workers died while they ran it, so that it is taken for the cause.
+    Poison,
+    /// It was not done by its `deadline_ms`.
+    DeadlineExceeded,
+    /// Iteration after iteration, and neither memory nor progress changed.
+    NoProgress,
+    /// Its session was busy, and it did not want to wait.
+    SessionBusy,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// A later job of its session took its place.
+    Interrupted,
 }
 
 impl FailureCode {
@@ -92,6 +104,12 @@ impl FailureCode {
             FailureCode::BadInput => "bad_input",
             FailureCode::UnknownAgent => "unknown_agent",
             FailureCode::WorkerLost => "worker_lost",
+            FailureCode::Poison => "poison",
+            FailureCode::DeadlineExceeded => "deadline_exceeded",
+            FailureCode::NoProgress => "no_progress",
+            FailureCode::SessionBusy => "session_busy",
+            FailureCode::Cancelled => "cancelled",
+            FailureCode::Interrupted => "interrupted",
         }
     }
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// So many workers may die while they run a job before it is taken for the cause and fails as poison.
+pub const POISON_DEATHS: u32 = 3;
+
 /// A job's retry policy: how often it may be tried, and how long to wait in between.
 ///
 /// The wait before attempt n+1 is drawn evenly from `0 ..= min(max_delay_ms, base_delay_ms · 2^(n-1))` ("full

@@ -1,11 +1,55 @@
 //! What a caller asks for.
 
-use std::time::Duration;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
 use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy};
+
+/// What a job does when another job of its session runs, or an earlier one is not finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBusy {
+    /// Waits for its turn.
+    #[default]
+    Enqueue,
+    /// Fails at once with the code `session_busy`.
+    Reject,
+    /// Ends the running job at its next checkpoint, and waits for its turn. The session keeps what that job did.
+    Interrupt,
+    /// Ends the running job at once, and waits for its turn. Memory, context and progress go back to where they were
+    /// before that job; what it cost stays counted.
+    Rollback,
+}
+
+impl OnBusy {
+    /// Every way.
+    pub const ALL: [OnBusy; 4] = [OnBusy::Enqueue, OnBusy::Reject, OnBusy::Interrupt, OnBusy::Rollback];
+
+    fn is_default(&self) -> bool {
+        *self == OnBusy::default()
+    }
+
+    /// Its name in the envelope.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnBusy::Enqueue => "enqueue",
+            OnBusy::Reject => "reject",
+            OnBusy::Interrupt => "interrupt",
+            OnBusy::Rollback => "rollback",
+        }
+    }
+}
+
+impl FromStr for OnBusy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        OnBusy::ALL.into_iter().find(|way| way.as_str() == text).ok_or_else(|| {
+            format!("got \"{text}\", expected one of {}", OnBusy::ALL.map(OnBusy::as_str).join(", "))
+        })
+    }
+}
 
 /// A job as its caller described it. This is the body of a `harness.job.v1` message, field by field; fields that
 /// are not listed here are ignored.
@@ -32,6 +76,17 @@ pub struct JobSpec {
     /// Wall-clock limit of one attempt, in milliseconds; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Milliseconds from the time inside `job_id` until the job must have ended; then it fails, running or not, and is
+    /// not tried again. No limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// How many iterations in a row may leave memory and progress as they are before the attempt fails for good.
+    /// No limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_stalled_iterations: Option<u32>,
+    /// What to do when the session is busy.
+    #[serde(default, skip_serializing_if = "OnBusy::is_default")]
+    pub on_busy: OnBusy,
     /// The queue that gets a `harness.result.v1` message at the end. The AMQP property `reply_to` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
@@ -55,6 +110,9 @@ impl JobSpec {
             input,
             retry: RetryPolicy::default(),
             timeout_ms: None,
+            deadline_ms: None,
+            max_stalled_iterations: None,
+            on_busy: OnBusy::default(),
             reply_to: None,
             correlation_id: None,
             traceparent: None,
@@ -75,14 +133,32 @@ impl JobSpec {
         ] {
             check_text(field, value.as_deref())?;
         }
-        const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 86_400);
-        if let Some(timeout_ms) = self.timeout_ms
-            && !(1..=MAX_TIMEOUT.as_millis() as u64).contains(&timeout_ms)
-        {
-            let problem = format!("got {timeout_ms}, expected 1 to {} (a week)", MAX_TIMEOUT.as_millis());
-            return Err(DecodeError::new("timeout_ms", problem));
+        check_span("timeout_ms", self.timeout_ms, "a week", 7)?;
+        check_span("deadline_ms", self.deadline_ms, "a year", 365)?;
+        if self.max_stalled_iterations == Some(0) {
+            return Err(DecodeError::new("max_stalled_iterations", "got 0, expected at least 1"));
         }
         Ok(())
+    }
+
+    /// The moment by which the job must have ended, as Unix time in milliseconds.
+    pub fn deadline_unix_ms(&self) -> Option<u64> {
+        Some(self.job_id.unix_ms() + self.deadline_ms?)
+    }
+}
+
+fn check_span(
+    field: &'static str,
+    given: Option<u64>,
+    longest: &str,
+    longest_days: u64,
+) -> Result<(), DecodeError> {
+    let longest_ms = longest_days * 86_400_000;
+    match given {
+        Some(ms) if !(1..=longest_ms).contains(&ms) => {
+            Err(DecodeError::new(field, format!("got {ms}, expected 1 to {longest_ms} ({longest})")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -48,7 +48,7 @@ pub enum JobEvent {
     Rescheduled,
     /// It produced its output.
     Succeeded,
-    /// It failed for good.
+    /// It failed for good: in a run, or because it waited past its deadline or would not wait at all.
     Failed,
     /// It was cancelled.
     Cancelled,
@@ -101,7 +101,7 @@ impl JobState {
             (Blocked, JobEvent::Released) => Some(Scheduled),
             (Running, JobEvent::Rescheduled) => Some(Scheduled),
             (Running, JobEvent::Succeeded) => Some(Succeeded),
-            (Running, JobEvent::Failed) => Some(Failed),
+            (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Failed) => Some(Failed),
             (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Cancelled) => Some(Cancelled),
             _ => None,
         }

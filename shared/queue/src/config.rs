@@ -25,7 +25,8 @@ pub struct BrokerConfig {
     pub confirm_timeout: Duration,
     /// Bound of an orderly close. Default 5 s.
     pub close_timeout: Duration,
-    /// Unless the URL says otherwise. A silent peer is noticed after twice this. Default 15 s.
+    /// Unless the URL says otherwise. A silent peer is noticed after twice this, and what it was sent goes to others:
+    /// about as soon as its lease (10 s) has run out. Default 5 s.
     pub heartbeat_s: u16,
     /// Messages published and not yet confirmed. Default 4096.
     pub max_in_flight: usize,
@@ -48,7 +49,7 @@ impl BrokerConfig {
             operation_timeout: Duration::from_secs(30),
             confirm_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
-            heartbeat_s: 15,
+            heartbeat_s: 5,
             max_in_flight: 4096,
             max_in_flight_bytes: 64 * 1024 * 1024,
             min_backoff: Duration::from_millis(250),

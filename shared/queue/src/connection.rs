@@ -3,6 +3,7 @@
 //! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
 //! publishers wait for its next link. It logs one line per change, with the broker's address without password.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     status: watch::Sender<BrokerStatus>,
     blocked: watch::Sender<Option<String>>,
     link: watch::Sender<Option<Arc<Link>>>,
+    /// Slots that want to consume and do not yet.
+    pub(crate) seeking: AtomicUsize,
 }
 
 impl Broker {
@@ -76,6 +79,7 @@ impl Broker {
             blocked: watch::Sender::new(None),
             link: watch::Sender::new(None),
             config,
+            seeking: AtomicUsize::new(0),
         });
         let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
         let supervising = tokio::spawn(supervise(shared.clone()));
@@ -109,6 +113,11 @@ impl Broker {
     /// A slot that takes from `queue`. Its consumer tags begin with `prefix`; they show in the management UI.
     pub fn slot(&self, queue: &str, prefix: &str) -> Slot {
         Slot::new(self.shared.clone(), self.publisher.alive(), queue, prefix)
+    }
+
+    /// Whether every slot that wants to consume does.
+    pub fn is_consuming(&self) -> bool {
+        self.shared.seeking.load(Ordering::Relaxed) == 0
     }
 
     /// How many messages wait in a queue; `None` when there is no such queue.

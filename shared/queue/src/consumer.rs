@@ -37,6 +37,8 @@ pub struct Slot {
     prefix: String,
     state: State,
     failures: u32,
+    /// Whether it wants to consume and does not yet.
+    seeking: bool,
     _alive: Alive,
 }
 
@@ -56,7 +58,10 @@ struct Subscription {
 impl Slot {
     pub(crate) fn new(shared: Arc<Shared>, alive: Alive, queue: &str, prefix: &str) -> Slot {
         let (queue, prefix) = (queue.into(), prefix.to_owned());
-        Slot { shared, queue, prefix, state: State::Idle, failures: 0, _alive: alive }
+        let mut slot =
+            Slot { shared, queue, prefix, state: State::Idle, failures: 0, seeking: false, _alive: alive };
+        slot.seek(true);
+        slot
     }
 
     /// The next delivery; none comes while the last one is neither acked nor given back. Consumes again by itself
@@ -65,6 +70,7 @@ impl Slot {
     /// May be dropped at any time: what it has not returned is returned by the next call.
     pub async fn next(&mut self) -> Option<Delivery> {
         loop {
+            self.seek(!matches!(self.state, State::Consuming(_)));
             match &mut self.state {
                 State::Consuming(subscription) => match subscription.consumer.next().await {
                     Some(Ok(delivered)) => {
@@ -109,6 +115,7 @@ impl Slot {
     /// owner; one that was on its way here goes back to the queue. So `pause`, then `ack`, settles a job early
     /// without taking another.
     pub async fn pause(&mut self) {
+        self.seek(false);
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => return,
             State::Starting(starting) => State::Stopping(Box::pin(async {
@@ -123,6 +130,16 @@ impl Slot {
             stopping.await;
             self.state = State::Idle;
         }
+    }
+
+    fn seek(&mut self, seeking: bool) {
+        if seeking && !self.seeking {
+            self.shared.seeking.fetch_add(1, Ordering::Relaxed);
+        }
+        if !seeking && self.seeking {
+            self.shared.seeking.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.seeking = seeking;
     }
 
     fn start(&self, link: Arc<Link>) -> impl Future<Output = Result<Subscription, QueueError>> + use<> {
@@ -179,6 +196,7 @@ impl Subscription {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.seek(false);
         let stopping: BoxFuture<'static, ()> = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => return,
             State::Consuming(subscription) => Box::pin(subscription.stop()),

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Relay, tick};
+use crate::{Relay, tick, unwanted};
 
 /// How often due rows are looked for, while there are none.
 const POLL: Duration = Duration::from_millis(200);
@@ -115,7 +115,8 @@ async fn send(relay: &Relay, job: DueJob) -> (JobId, Result<(), PublishError>) {
     (job.job_id, result)
 }
 
-/// Rows that were forgotten between two states, and rows whose message has vanished from its queue.
+/// Rows that were forgotten between two states, rows whose message has vanished from its queue, and rows that nobody
+/// wants.
 async fn sweep(relay: &Relay) -> Result<(), StoreError> {
     let stuck = relay.store.return_stuck(STUCK_AFTER).await?;
     if stuck > 0 {
@@ -127,6 +128,7 @@ async fn sweep(relay: &Relay) -> Result<(), StoreError> {
             info!(jobs = vanished, %pool, "jobs whose message has vanished from their queue are due again");
         }
     }
+    unwanted::sweep(&relay.store, &relay.publisher).await?;
     let released = relay.store.release_stranded(VANISHED_AFTER).await?;
     if !released.is_empty() {
         warn!(jobs = released.len(), "blocked jobs with nothing before them were released");

@@ -2,9 +2,11 @@
 //! ledger's partitions are made and dropped.
 //!
 //! It runs in every worker and in the producer, any number at a time: each step takes rows that no other takes
-//! (`SKIP LOCKED`), or is true whoever says it. It decides nothing about a job's outcome and never runs one.
+//! (`SKIP LOCKED`), or is true whoever says it. It never runs a job, and ends only those that nobody wants any more.
 
 mod dispatch;
+mod unwanted;
+mod reply;
 mod rescue;
 mod upkeep;
 
@@ -15,6 +17,8 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 pub use dispatch::publish;
+pub use reply::reply;
+pub use unwanted::{cancel, end_waiting};
 
 /// The relay's surroundings.
 #[derive(Clone)]

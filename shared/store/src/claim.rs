@@ -1,6 +1,7 @@
 //! Claim: who runs this job? The transaction that makes a message's job durable and gives it to one worker.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use job::{JobId, JobState, Name, Usd, WorkerId};
@@ -27,6 +28,8 @@ pub struct ClaimRequest {
     pub user_id: Option<String>,
     /// The pool whose queue it came from.
     pub pool: Name,
+    /// When the job must have ended, as Unix time in milliseconds.
+    pub deadline_unix_ms: Option<u64>,
     /// The `harness.job.v1` envelope, kept in the ledger.
     pub message: String,
 }
@@ -61,6 +64,10 @@ pub struct Claimed {
     pub epoch: i64,
     /// Attempts spent before this one.
     pub attempts: u32,
+    /// Workers that died while they ran it.
+    pub deaths: u32,
+    /// How long until its deadline, by Postgres's clock.
+    pub remaining: Option<Duration>,
     /// The envelope, where the worker does not have it: when a blocked job is continued with.
     pub message: Option<String>,
     /// Where the session stands.
@@ -93,7 +100,8 @@ macro_rules! claimed_columns {
          CASE WHEN s.version > 0 THEN s.feature_progress::text END,
          s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
          (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
-            FROM harness_checkpoints p WHERE p.session_id = c.session_id)"
+            FROM harness_checkpoints p WHERE p.session_id = c.session_id),
+         c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint"
     };
 }
 pub(crate) use claimed_columns;
@@ -120,8 +128,8 @@ const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
         SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
-          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) WITH ORDINALITY
-            AS t(job_id, session_id, agent_id, user_id, pool, message, turn)
+          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[])
+          WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
          WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id)
            AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
            AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
@@ -130,28 +138,28 @@ const CLAIM_FRESH: &str = concat!(
           FROM incoming i
     ), c AS (
         INSERT INTO harness_jobs
-               (job_id, session_id, agent_id, user_id, pool, message, state, epoch, worker_id, started_at)
-        SELECT job_id, session_id, agent_id, user_id, pool, message::json,
+               (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, epoch, worker_id, started_at)
+        SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000),
                CASE WHEN free THEN 'running' ELSE 'blocked' END,
                CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
                CASE WHEN free THEN $1 END,
                CASE WHEN free THEN now() END
           FROM decided ORDER BY turn
         ON CONFLICT DO NOTHING
-        RETURNING job_id, session_id, epoch, attempts, state
+        RETURNING job_id, session_id, epoch, attempts, state, deaths, deadline_at
     )
     SELECT ",
     claimed_columns!(),
     " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
 );
 
-/// Jobs the ledger knows and that wait for a worker: run if no other job of their session runs and none that was
-/// accepted earlier is unfinished, else wait. A job that the ledger believes to run here, but does not, runs again;
+/// Jobs the ledger knows and that wait for a worker: run if they have begun before, or no other job of their session has
+/// and none was accepted earlier, else wait. One that is to be cancelled is left to whoever cancels it. A job that the ledger believes to run here, but does not, runs again;
 /// unless the statement before, of the same moment, has just given it to us.
 const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
-        SELECT j.job_id, j.session_id, j.seq, j.state = 'running' AS running
+        SELECT j.job_id, j.session_id, j.seq, j.epoch > 0 AS begun
           FROM unnest($2::uuid[], $3::text[]) AS t(job_id, session_id)
           JOIN harness_jobs j ON j.job_id = t.job_id AND j.session_id = t.session_id
          WHERE CASE j.state
@@ -160,14 +168,15 @@ const CLAIM_KNOWN: &str = concat!(
                WHEN 'scheduled' THEN j.due_at <= now()
                WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END
+           AND j.asked IS DISTINCT FROM 'cancel'
            AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
          ORDER BY j.job_id
            FOR UPDATE OF j
     ), decided AS MATERIALIZED (
-        SELECT k.*, running OR NOT EXISTS (
+        SELECT k.*, begun OR NOT EXISTS (
                 SELECT FROM harness_jobs o
                  WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
-                   AND (o.state = 'running' OR o.seq < k.seq)) AS free
+                   AND (o.epoch > 0 OR o.seq < k.seq)) AS free
           FROM known k
     ), c AS (
         UPDATE harness_jobs j
@@ -177,16 +186,16 @@ const CLAIM_KNOWN: &str = concat!(
                started_at = CASE WHEN d.free THEN coalesce(j.started_at, now()) ELSE j.started_at END,
                state_since = now()
           FROM decided d WHERE j.job_id = d.job_id
-        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state
+        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.deaths, j.deadline_at
     )
     SELECT ",
     claimed_columns!(),
     " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
 );
 
-/// Where each job stands now.
-const READ_ANSWERS: &str = "
-    SELECT t.job_id, coalesce(j.state, r.state), coalesce(j.session_id, r.session_id)
+/// Where each job stands now. One that was cancelled before it was ever seen has no session.
+pub(crate) const READ_ANSWERS: &str = "
+    SELECT t.job_id, coalesce(j.state, r.state), nullif(coalesce(j.session_id, r.session_id), '')
       FROM unnest($1::uuid[]) AS t(job_id)
       LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id) j ON true
       LEFT JOIN LATERAL (SELECT state, session_id FROM harness_results r WHERE r.job_id = t.job_id) r ON true";
@@ -216,12 +225,14 @@ impl Batched for ClaimRequest {
         let users: Vec<Option<&str>> = mine.iter().map(|call| call.user_id.as_deref()).collect();
         let pools: Vec<&str> = mine.iter().map(|call| call.pool.as_str()).collect();
         let messages: Vec<&str> = mine.iter().map(|call| call.message.as_str()).collect();
+        let deadlines: Vec<Option<f64>> =
+            mine.iter().map(|call| call.deadline_unix_ms.map(|ms| ms as f64)).collect();
         let [alive, _, _, fresh, known, standing] = tx
             .run([
                 &[&worker_id],
                 &[&sessions, &agents, &users],
                 &[&sessions],
-                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages],
+                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages, &deadlines],
                 &[&worker_id, &jobs, &sessions],
                 &[&jobs],
             ])
@@ -250,7 +261,7 @@ impl Batched for ClaimRequest {
                 (Some(JobState::Blocked), _) => Answer::Blocked,
                 (Some(end), _) if end.is_end() => Answer::Finished(end),
                 // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the
-                // relay publishes it.
+                // relay publishes it; or about to be cancelled.
                 _ => Answer::NotDue,
             }
         };
@@ -266,6 +277,8 @@ pub(crate) fn read_claimed(row: &Row) -> Claimed {
         session_id: row.get(1),
         epoch: row.get(2),
         attempts: row.get::<_, i32>(3) as u32,
+        deaths: row.get::<_, i32>(12) as u32,
+        remaining: row.get::<_, Option<i64>>(13).map(|ms| Duration::from_millis(ms.max(0) as u64)),
         message: None,
         session: SessionState {
             folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),

@@ -20,8 +20,8 @@ pub enum End {
     Succeeded(Json),
     /// For good.
     Failed(Failure),
-    /// On request.
-    Cancelled,
+    /// On request: whose.
+    Cancelled(Failure),
     /// The attempt failed, is spent, and another one is due after the delay.
     Retry {
         /// Why.
@@ -29,8 +29,11 @@ pub enum End {
         /// How long to wait.
         delay: Duration,
     },
-    /// We interrupted it: due again at once, no attempt spent.
-    HandBack,
+    /// We interrupted it: due again after the delay, no attempt spent.
+    HandBack {
+        /// How long to wait.
+        delay: Duration,
+    },
 }
 
 impl End {
@@ -39,15 +42,15 @@ impl End {
         match self {
             End::Succeeded(_) => Some("succeeded"),
             End::Failed(_) => Some("failed"),
-            End::Cancelled => Some("cancelled"),
-            End::Retry { .. } | End::HandBack => None,
+            End::Cancelled(_) => Some("cancelled"),
+            End::Retry { .. } | End::HandBack { .. } => None,
         }
     }
 
     fn failure(&self) -> Option<&Failure> {
         match self {
-            End::Failed(failure) | End::Retry { failure, .. } => Some(failure),
-            End::Succeeded(_) | End::Cancelled | End::HandBack => None,
+            End::Failed(failure) | End::Cancelled(failure) | End::Retry { failure, .. } => Some(failure),
+            End::Succeeded(_) | End::HandBack { .. } => None,
         }
     }
 }
@@ -151,16 +154,16 @@ const READ_RECORDED: &str = "
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
-/// The head of each session without a runner, if it waits for nothing but its turn: run it here (with $3), or let
-/// the relay publish it.
-const NEXT: &str = concat!(
+/// The head of each session in which no job has begun, if it waits for nothing but its turn: run it here (with $3), or
+/// let the relay publish it.
+pub(crate) const NEXT: &str = concat!(
     "
     WITH heads AS (
         SELECT h.job_id FROM unnest($2::text[]) AS t(session_id)
          CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
                               WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
          WHERE h.state = 'blocked'
-           AND NOT EXISTS (SELECT FROM harness_jobs r WHERE r.session_id = t.session_id AND r.state = 'running')
+           AND NOT EXISTS (SELECT FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0)
     ), taking AS (
         SELECT $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead') AS take
     ), c AS (
@@ -171,7 +174,7 @@ const NEXT: &str = concat!(
                started_at = CASE WHEN take THEN coalesce(j.started_at, now()) ELSE j.started_at END,
                due_at = now(), state_since = now()
           FROM heads, taking WHERE j.job_id = heads.job_id
-        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.message
+        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.deaths, j.deadline_at, j.message
     )
     SELECT ",
     claimed_columns!(),
@@ -184,7 +187,7 @@ impl Batched for Conclusion {
     fn bytes(&self) -> usize {
         let output = match &self.end {
             End::Succeeded(output) => output.as_str().len(),
-            End::Failed(_) | End::Cancelled | End::Retry { .. } | End::HandBack => 0,
+            End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => 0,
         };
         output + self.fold.as_ref().map_or(0, |fold| fold.state.iter().map(String::len).sum()) + 200
     }
@@ -220,7 +223,7 @@ impl Batched for Conclusion {
             .iter()
             .map(|call| match &call.end {
                 End::Succeeded(output) => Some(output.as_str()),
-                End::Failed(_) | End::Cancelled | End::Retry { .. } | End::HandBack => None,
+                End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => None,
             })
             .collect();
         let end_failures: Vec<Option<&str>> = ends.iter().map(failure).collect();
@@ -244,8 +247,8 @@ impl Batched for Conclusion {
         let delays: Vec<i64> = again
             .iter()
             .map(|call| match &call.end {
-                End::Retry { delay, .. } => delay.as_millis() as i64,
-                End::Succeeded(_) | End::Failed(_) | End::Cancelled | End::HandBack => 0,
+                End::Retry { delay, .. } | End::HandBack { delay } => delay.as_millis() as i64,
+                End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => 0,
             })
             .collect();
 
@@ -278,7 +281,7 @@ impl Batched for Conclusion {
         let recorded: HashSet<Uuid> = recorded.iter().map(|row| row.get(0)).collect();
         let mut next: HashMap<String, Claimed> = next
             .iter()
-            .map(|row| (row.get(1), Claimed { message: row.get(12), ..read_claimed(row) }))
+            .map(|row| (row.get(1), Claimed { message: row.get(14), ..read_claimed(row) }))
             .collect();
         let answer = |call: &Conclusion| Concluded {
             recorded: match recorded.contains(&call.job_id.into()) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::claim::read_job_id;
-use crate::tx::query;
+use crate::tx::{Params, Tx, query};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
@@ -30,14 +30,20 @@ pub struct DueJob {
 }
 
 const ACCEPT: &str = "
-    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, state, due_at)
-    SELECT job_id, session_id, agent_id, user_id, pool, message::json, 'publishing', now()
-      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
-        AS t(job_id, session_id, agent_id, user_id, pool, message, turn)
-     WHERE NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, due_at)
+    SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), 'publishing', now()
+      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[]) WITH ORDINALITY
+        AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
      ORDER BY turn
     ON CONFLICT DO NOTHING
     RETURNING job_id";
+
+/// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,
+/// and only a fresh snapshot sees that end.
+pub(crate) const DROP_ENDED: &str = "
+    DELETE FROM harness_jobs j USING unnest($1::uuid[]) AS t(job_id), harness_results r
+     WHERE j.job_id = t.job_id AND r.job_id = t.job_id
+    RETURNING j.job_id";
 
 const TAKE_DUE: &str = "
     UPDATE harness_jobs j SET state = 'publishing', state_since = now()
@@ -63,14 +69,14 @@ const RETURN_STUCK: &str = "
       FROM (SELECT job_id FROM harness_jobs
              WHERE state = 'publishing' AND state_since < now() - $1 * interval '1 millisecond'
              LIMIT 1000 FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id";
+     WHERE j.job_id = d.job_id RETURNING j.job_id";
 
 const RETURN_VANISHED: &str = "
     UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
       FROM (SELECT job_id FROM harness_jobs
              WHERE state = 'queued' AND pool = $1 AND state_since < now() - $2 * interval '1 millisecond'
              LIMIT 1000 FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id";
+     WHERE j.job_id = d.job_id RETURNING j.job_id";
 
 const QUEUED_POOLS: &str = "
     SELECT DISTINCT pool FROM (
@@ -88,10 +94,15 @@ impl Store {
         let users: Vec<Option<&str>> = specs.iter().map(|spec| spec.user_id.as_deref()).collect();
         let pools: Vec<&str> = specs.iter().map(|spec| spec.pool.as_str()).collect();
         let messages: Vec<String> = specs.iter().map(job::encode).collect();
-        let rows =
-            query(&self.pool, "accept", ACCEPT, &[&jobs, &sessions, &agents, &users, &pools, &messages])
-                .await?;
-        let mut new: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+        let deadlines: Vec<Option<f64>> =
+            specs.iter().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect();
+        let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;
+        let accept: &Params<'_> = &[&jobs, &sessions, &agents, &users, &pools, &messages, &deadlines];
+        let [inserted, ended] = tx.run([accept, &[&jobs]]).await?;
+        let mut new: HashSet<Uuid> = inserted.iter().map(|row| row.get(0)).collect();
+        for row in &ended {
+            new.remove(&row.get(0));
+        }
         // An id that stands twice in one call is new once.
         let accepted = |id: &Uuid| if new.remove(id) { Accepted::New } else { Accepted::Duplicate };
         Ok(jobs.iter().map(accepted).collect())
@@ -139,16 +150,8 @@ impl Store {
         self.count("return_vanished", RETURN_VANISHED, &[&pool.as_str(), &millis(older_than)]).await
     }
 
-    async fn count(
-        &self,
-        name: &'static str,
-        sql: &str,
-        params: &crate::tx::Params<'_>,
-    ) -> Result<u64, StoreError> {
-        let fail = |error| StoreError::from_pg(name, error);
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(sql).await.map_err(fail)?;
-        client.execute(&statement, params).await.map_err(fail)
+    async fn count(&self, name: &'static str, sql: &str, params: &Params<'_>) -> Result<u64, StoreError> {
+        Ok(query(&self.pool, name, sql, params).await?.len() as u64)
     }
 }
 

@@ -42,6 +42,11 @@ impl StoreError {
         }
     }
 
+    /// Something else than Postgres has to happen first.
+    pub fn unavailable(why: &str) -> StoreError {
+        StoreError::Unavailable(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)))
+    }
+
     /// For a log field, which then shows the sources too.
     pub fn as_dyn(&self) -> &(dyn std::error::Error + 'static) {
         self

@@ -5,8 +5,10 @@
 //!
 //! # Rules
 //! * **Lock first, decide second.** A transaction that decides over a session ([`Store::claim`],
-//!   [`Store::conclude`], rescue) first locks the session rows in `session_id` order and decides in a later
+//!   [`Store::conclude`], cancel, rescue) first locks the session rows in `session_id` order and decides in a later
 //!   statement, whose snapshot is fresh. One statement that does both would decide on what it saw before it waited.
+//! * **A session works on one job at a time, to its end**: a job that has begun (its epoch is above 0) keeps its turn
+//!   through retries and rescues.
 //! * **Job rows are locked in `job_id` order** by those who may wait for each other without holding a session
 //!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked.
 //! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
@@ -22,12 +24,14 @@ mod dispatch;
 mod claim;
 mod checkpoint;
 mod conclude;
+mod cancel;
 mod workers;
 mod rescue;
 mod partitions;
 mod sessions;
 mod status;
 
+pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
 pub use conclude::{Concluded, Conclusion, End, Fold};

@@ -13,6 +13,7 @@ use crate::batch::Batcher;
 use crate::checkpoint::CheckpointRow;
 use crate::claim::ClaimRequest;
 use crate::conclude::Conclusion;
+use crate::workers::BEAT_BOUND;
 
 /// How to reach the ledger.
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ impl StoreConfig {
         // planner cannot be misled into sequential scans and hash joins by statistics from when the tables were
         // empty, and does not plan the same statement again and again.
         let options = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
-                       -c plan_cache_mode=force_generic_plan -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s";
+                       -c plan_cache_mode=force_generic_plan -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s";
         let options = match postgres.get_options() {
             Some(theirs) => format!("{options} {theirs}"),
             None => options.to_owned(),
@@ -55,13 +56,13 @@ impl StoreConfig {
         Ok(StoreConfig { postgres, pool_size })
     }
 
-    fn pool(&self, size: usize) -> Pool {
+    fn pool(&self, size: usize, bound: Duration) -> Pool {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = match self.postgres.get_ssl_mode() {
             SslMode::Require => Manager::from_config(self.postgres.clone(), tls(), recycling),
             _ => Manager::from_config(self.postgres.clone(), NoTls, recycling),
         };
-        let bound = Some(Duration::from_secs(10));
+        let bound = Some(bound);
         Pool::builder(manager)
             .max_size(size)
             .runtime(Runtime::Tokio1)
@@ -104,12 +105,12 @@ impl Store {
     ///
     /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
     pub fn new(config: &StoreConfig) -> Store {
-        let pool = config.pool(config.pool_size);
+        let pool = config.pool(config.pool_size, Duration::from_secs(10));
         Store {
             claims: Batcher::start(pool.clone()),
             checkpoints: Batcher::start(pool.clone()),
             conclusions: Batcher::start(pool.clone()),
-            beats: config.pool(1),
+            beats: config.pool(1, BEAT_BOUND),
             pool,
         }
     }

@@ -28,35 +28,36 @@ const DECLARE_DEAD: &str = "
 
 const FIND_LOST: &str = "
     SELECT DISTINCT j.session_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
-     WHERE j.state = 'running' AND w.state IN ('dead', 'stopped') LIMIT 1000";
+     WHERE j.state = 'running' AND j.epoch > 0 AND w.state IN ('dead', 'stopped') LIMIT 1000";
 
 const TAKE_LOST: &str = "
     WITH lost AS (
-        SELECT j.job_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+        SELECT j.job_id, (w.state = 'dead')::int AS death
+          FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
          WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.state IN ('dead', 'stopped')
          ORDER BY j.job_id FOR UPDATE OF j
     )
     UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + 1, epoch = nextval('harness_epoch'),
-           due_at = now(), state_since = now(),
+       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + 1, deaths = j.deaths + death,
+           epoch = nextval('harness_epoch'), due_at = now(), state_since = now(),
            failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
       FROM lost WHERE j.job_id = lost.job_id
     RETURNING j.job_id";
 
-/// Sessions whose head is blocked although nothing runs and nothing is on its way. The two transactions that end a
+/// Sessions whose head is blocked although nothing has begun and nothing is on its way. The two transactions that end a
 /// run release it, so this finds nothing, unless somebody has changed rows by hand.
 const FIND_STRANDED: &str = "
     SELECT DISTINCT b.session_id FROM harness_jobs b
      WHERE b.state = 'blocked' AND b.state_since < now() - $1 * interval '1 millisecond'
        AND NOT EXISTS (SELECT FROM harness_jobs o WHERE o.session_id = b.session_id
-                          AND (o.seq < b.seq OR o.state = 'running'))
+                          AND (o.seq < b.seq OR o.epoch > 0))
      LIMIT 1000";
 
 const RELEASE_STRANDED: &str = "
     UPDATE harness_jobs b SET state = 'scheduled', due_at = now(), state_since = now()
      WHERE b.session_id = ANY($1) AND b.state = 'blocked'
        AND NOT EXISTS (SELECT FROM harness_jobs o WHERE o.session_id = b.session_id
-                          AND (o.seq < b.seq OR o.state = 'running'))
+                          AND (o.seq < b.seq OR o.epoch > 0))
     RETURNING b.job_id";
 
 impl Store {

@@ -1,7 +1,12 @@
 //! A transaction in one round trip.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use deadpool_postgres::{Client, Pool};
 use futures::future::join3;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -20,11 +25,14 @@ impl<const N: usize> Tx<N> {
     /// Takes a connection from the pool. Each statement is prepared once per connection.
     pub(crate) async fn prepare(pool: &Pool, name: &'static str, sql: [&str; N]) -> Result<Self, StoreError> {
         let client = pool.get().await?;
-        let mut statements = Vec::with_capacity(N);
-        for text in sql {
-            let statement = client.prepare_cached(text).await;
-            statements.push(statement.map_err(|error| StoreError::from_pg(name, error))?);
-        }
+        let preparing = async {
+            let mut statements = Vec::with_capacity(N);
+            for text in sql {
+                statements.push(client.prepare_cached(text).await?);
+            }
+            Ok(statements)
+        };
+        let (client, statements) = bounded(name, BOUND, preparing).await.keep(client)?;
         let statements = statements.try_into().map_err(|_| StoreError::Closed)?;
         Ok(Tx { name, client, statements })
     }
@@ -40,18 +48,58 @@ impl<const N: usize> Tx<N> {
             .iter()
             .zip(params)
             .map(|(statement, params)| self.client.query(statement, params));
-        let (begin, answers, commit) = join3(
-            self.client.batch_execute("BEGIN"),
-            futures::future::join_all(queries),
-            self.client.batch_execute("COMMIT"),
-        )
-        .await;
-        let fail = |error| StoreError::from_pg(self.name, error);
-        begin.map_err(fail)?;
-        let answers = answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(fail)?;
-        commit.map_err(fail)?;
+        let running = async {
+            let (begin, answers, commit) = join3(
+                self.client.batch_execute("BEGIN"),
+                futures::future::join_all(queries),
+                self.client.batch_execute("COMMIT"),
+            )
+            .await;
+            begin?;
+            let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+            commit?;
+            Ok(answers)
+        };
+        let (_, answers) = bounded(self.name, BOUND, running).await.keep(self.client)?;
         Ok(answers.try_into().expect("as many answers as statements"))
     }
+}
+
+/// The longest time for one transaction. Postgres ends a statement sooner (see [`crate::StoreConfig`]), so an answer
+/// that stays away for so long is one that the network has swallowed.
+const BOUND: Duration = Duration::from_secs(12);
+
+/// A bounded answer of Postgres's.
+struct Bounded<T>(Result<T, StoreError>);
+
+impl<T> Bounded<T> {
+    /// The answer with the connection it came by. One that nothing came by is not used again, nor are those that lie
+    /// idle in the pool: what has swallowed the one has likely swallowed them all.
+    fn keep(self, client: Client) -> Result<(Client, T), StoreError> {
+        match self.0 {
+            Ok(answer) => Ok((client, answer)),
+            Err(error) => {
+                if matches!(&error, StoreError::Unavailable(cause) if cause.is::<Elapsed>()) {
+                    if let Some(pool) = Client::pool(&client) {
+                        pool.retain(|_, _| false);
+                    }
+                    drop(Client::take(client));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn bounded<T>(
+    name: &'static str,
+    bound: Duration,
+    asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Bounded<T> {
+    Bounded(match timeout(bound, asking).await {
+        Ok(answer) => answer.map_err(|error| StoreError::from_pg(name, error)),
+        Err(elapsed) => Err(StoreError::Unavailable(Arc::new(elapsed))),
+    })
 }
 
 /// One statement, which is its own transaction.
@@ -61,8 +109,22 @@ pub(crate) async fn query(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>, StoreError> {
-    let fail = |error| StoreError::from_pg(name, error);
+    query_within(BOUND, pool, name, sql, params).await
+}
+
+/// The same with a bound of the caller's own.
+pub(crate) async fn query_within(
+    bound: Duration,
+    pool: &Pool,
+    name: &'static str,
+    sql: &str,
+    params: &Params<'_>,
+) -> Result<Vec<Row>, StoreError> {
     let client = pool.get().await?;
-    let statement = client.prepare_cached(sql).await.map_err(fail)?;
-    client.query(&statement, params).await.map_err(fail)
+    let asking = async {
+        let statement = client.prepare_cached(sql).await?;
+        client.query(&statement, params).await
+    };
+    let (_, rows) = bounded(name, bound, asking).await.keep(client)?;
+    Ok(rows)
 }

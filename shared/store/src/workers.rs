@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::claim::read_job_id;
 use crate::dispatch::millis;
-use crate::tx::query;
+use crate::tx::{query, query_within};
 use crate::{Store, StoreError};
 
 /// What a worker says of itself when it starts.
@@ -36,6 +36,9 @@ pub enum Beat {
     Dead,
 }
 
+/// A heartbeat that the network has swallowed must not keep the next ones from arriving within the lease.
+pub(crate) const BEAT_BOUND: Duration = Duration::from_secs(3);
+
 const REGISTER: &str = "
     INSERT INTO harness_workers (worker_id, host, pod_name, pool, slots, state, lease_ms)
     VALUES ($1, $2, $3, $4, $5, 'alive', $6) ON CONFLICT DO NOTHING";
@@ -45,7 +48,7 @@ const BEAT: &str = "
         UPDATE harness_workers SET heartbeat_at = clock_timestamp()
          WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
     )
-    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id AND j.state = 'running'";
+    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id AND j.epoch > 0";
 
 const SET_DRAINING: &str =
     "UPDATE harness_workers SET state = 'draining' WHERE worker_id = $1 AND state = 'alive'";
@@ -53,13 +56,13 @@ const SET_DRAINING: &str =
 const STOP: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now()
      WHERE worker_id = $1 AND state <> 'dead'
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1 AND j.state = 'running')";
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1 AND j.epoch > 0)";
 
 /// Rows of workers that ended this long ago are of no use to anybody.
 const FORGET: &str = "
     DELETE FROM harness_workers w
      WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id AND j.state = 'running')";
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id AND j.epoch > 0)";
 
 impl Store {
     /// Enters a worker; its lease starts now.
@@ -79,7 +82,7 @@ impl Store {
 
     /// Renews the lease, on a connection of its own.
     pub async fn beat(&self, worker: WorkerId) -> Result<Beat, StoreError> {
-        let rows = query(&self.beats, "beat", BEAT, &[&Uuid::from(worker)]).await?;
+        let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &[&Uuid::from(worker)]).await?;
         if rows.is_empty() {
             return Ok(Beat::Dead);
         }

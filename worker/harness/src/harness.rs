@@ -40,6 +40,8 @@ pub struct Task {
     pub epoch: i64,
     /// The caller's trace (W3C Trace Context).
     pub traceparent: Option<String>,
+    /// How many iterations in a row may leave memory and progress as they are; any number without.
+    pub max_stalled_iterations: Option<u32>,
 }
 
 /// Where checkpoints and events go.
@@ -67,12 +69,42 @@ pub enum Stop {
     /// The job's own wall-clock limit.
     #[error("the job's time is over")]
     Timeout,
+    /// The moment by which the job must have ended.
+    #[error("the job's deadline is over")]
+    Deadline,
+    /// A later job of the session wants the place: stop at the next checkpoint, which still counts.
+    #[error("the job was interrupted")]
+    Interrupted,
+    /// A later job of the session wants the place, and the session as it was before this one.
+    #[error("the job was rolled back")]
+    RolledBack,
+    /// So many iterations in a row left memory and progress as they were.
+    #[error("no progress in {0} iterations")]
+    Stalled(u64),
     /// A checkpoint holds what Postgres cannot; the text names the field.
     #[error("a checkpoint cannot be kept: {0}")]
     Unstorable(String),
     /// A checkpoint is too large; the text says by how much.
     #[error("a checkpoint is too large: {0}")]
     OutputLimit(String),
+}
+
+impl Stop {
+    /// Whether this reason takes the place of an earlier one. The first one stands, but everything is more urgent than
+    /// to stop at the next checkpoint, and after a lost lease nothing may be written at all.
+    pub fn replaces(&self, earlier: Option<&Stop>) -> bool {
+        let urgency = |stop: &Stop| match stop {
+            Stop::Interrupted => 1,
+            Stop::LeaseLost => 3,
+            _ => 2,
+        };
+        earlier.is_none_or(|earlier| urgency(self) > urgency(earlier))
+    }
+
+    /// Whether the run must stop at once, and not only at its next checkpoint.
+    pub fn is_immediate(&self) -> bool {
+        *self != Stop::Interrupted
+    }
 }
 
 impl From<DeltaError> for Stop {
@@ -107,7 +139,18 @@ impl From<Stop> for RunError {
         match stop {
             Stop::Unstorable(problem) => Failure::permanent(FailureCode::Unstorable, problem).into(),
             Stop::OutputLimit(problem) => Failure::permanent(FailureCode::OutputLimit, problem).into(),
-            Stop::Cancelled | Stop::Drain | Stop::LeaseLost | Stop::Timeout => RunError::Stopped(stop),
+            Stop::Stalled(iterations) => {
+                let message =
+                    format!("{iterations} iterations in a row changed neither memory nor feature_progress");
+                Failure::permanent(FailureCode::NoProgress, message).into()
+            }
+            Stop::Cancelled
+            | Stop::Drain
+            | Stop::LeaseLost
+            | Stop::Timeout
+            | Stop::Deadline
+            | Stop::Interrupted
+            | Stop::RolledBack => RunError::Stopped(stop),
         }
     }
 }
@@ -118,6 +161,8 @@ pub struct Run {
     session: Session,
     journal: Arc<dyn Journal>,
     stop: watch::Receiver<Option<Stop>>,
+    /// Iterations since memory or progress last changed.
+    stalled: u64,
 }
 
 impl Run {
@@ -128,7 +173,7 @@ impl Run {
         journal: Arc<dyn Journal>,
         stop: watch::Receiver<Option<Stop>>,
     ) -> Run {
-        Run { task, session, journal, stop }
+        Run { task, session, journal, stop, stalled: 0 }
     }
 
     /// What is to be done.
@@ -143,16 +188,30 @@ impl Run {
 
     /// Makes `delta` durable, then applies it to [`Run::session`]. An empty delta costs nothing.
     ///
-    /// What Postgres cannot hold, or is too large, is refused before anything is written. After an error, or when the
-    /// future is dropped halfway, the session here stays as it was, and the run must end.
+    /// What Postgres cannot hold, or is too large, is refused before anything is written. After an error the run must
+    /// end; the session here holds the delta if it stands.
     pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
         if delta.is_empty() {
             return Ok(());
         }
         delta.check()?;
         self.journal.checkpoint(&delta).await?;
+        let before = self.task.max_stalled_iterations.map(|_| self.session.progress());
         self.session.apply(&delta);
-        Ok(())
+        match before {
+            Some(before) if before == self.session.progress() => self.stalled += delta.iterations,
+            _ => self.stalled = 0,
+        }
+        match self.task.max_stalled_iterations {
+            _ if *self.stop.borrow() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
+            Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a delta that became durable although nobody here has heard of it.
+    pub fn catch_up(&mut self, delta: &Delta) {
+        self.session.apply(delta);
     }
 
     /// Shows progress.
@@ -160,7 +219,7 @@ impl Run {
         self.journal.event(event);
     }
 
-    /// Resolves when the run must stop; never, if nobody is left who could say so.
+    /// Resolves when the run must stop at once; never, if nobody is left who could say so.
     pub async fn stopped(&self) -> Stop {
         stopped(self.stop.clone()).await
     }
@@ -183,7 +242,11 @@ impl Run {
 
 /// [`Run::stopped`] for a signal of one's own.
 pub(crate) async fn stopped(mut signal: watch::Receiver<Option<Stop>>) -> Stop {
-    let stop = signal.wait_for(Option::is_some).await.ok().and_then(|stop| stop.clone());
+    let stop = signal
+        .wait_for(|stop| stop.as_ref().is_some_and(Stop::is_immediate))
+        .await
+        .ok()
+        .and_then(|stop| stop.clone());
     match stop {
         Some(stop) => stop,
         None => std::future::pending().await,
@@ -199,9 +262,19 @@ mod tests {
         let refused = RunError::from(Stop::Unstorable("memory.x: no".to_owned()));
         let RunError::Failed(failure) = refused else { panic!("{refused}") };
         assert_eq!((failure.code, failure.retryable), (FailureCode::Unstorable, false));
-        for stop in [Stop::Cancelled, Stop::Drain, Stop::LeaseLost, Stop::Timeout] {
+        for stop in [Stop::Cancelled, Stop::Drain, Stop::LeaseLost, Stop::Timeout, Stop::RolledBack] {
             assert_eq!(RunError::from(stop.clone()), RunError::Stopped(stop));
         }
+    }
+
+    #[test]
+    fn the_first_reason_stands_but_for_two() {
+        assert!(Stop::Interrupted.replaces(None));
+        assert!(Stop::Cancelled.replaces(Some(&Stop::Interrupted)));
+        assert!(!Stop::Interrupted.replaces(Some(&Stop::Timeout)));
+        assert!(!Stop::Cancelled.replaces(Some(&Stop::Drain)));
+        assert!(Stop::LeaseLost.replaces(Some(&Stop::Cancelled)));
+        assert!(!Stop::LeaseLost.replaces(Some(&Stop::LeaseLost)));
     }
 
     #[tokio::test]

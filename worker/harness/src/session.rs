@@ -8,7 +8,7 @@ use std::ops::{Add, AddAssign};
 
 use job::{Json, Usd};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::storable;
 
@@ -100,6 +100,49 @@ pub struct Delta {
 }
 
 impl Session {
+    /// What a session that gets anywhere changes.
+    pub(crate) fn progress(&self) -> (Map<String, Value>, Map<String, Value>) {
+        (self.memory.clone(), self.feature_progress.clone())
+    }
+
+    /// The answers that the context window lacks, for the tool calls in it that nobody will answer any more: models
+    /// refuse a conversation in which a call has none.
+    ///
+    /// A call is a content block `{"type": "tool_use", "id": …}` (Anthropic's Messages API) or an entry of `tool_calls`
+    /// (OpenAI's Chat Completions); its answer a block `{"type": "tool_result", "tool_use_id": …}`, or a message of the
+    /// role `tool` with its `tool_call_id`.
+    pub fn answers_for_open_calls(&self) -> Vec<Value> {
+        const INTERRUPTED: &str = "interrupted: the job ended before this call had a result";
+        let mut blocks: Vec<&str> = Vec::new();
+        let mut calls: Vec<&str> = Vec::new();
+        fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+            value.get(key).and_then(Value::as_str)
+        }
+        for message in &self.context_window {
+            for block in message.get("content").and_then(Value::as_array).into_iter().flatten() {
+                match text(block, "type") {
+                    Some("tool_use") => blocks.extend(text(block, "id")),
+                    Some("tool_result") => blocks.retain(|id| Some(*id) != text(block, "tool_use_id")),
+                    _ => {}
+                }
+            }
+            for call in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+                calls.extend(text(call, "id"));
+            }
+            if text(message, "role") == Some("tool") {
+                calls.retain(|id| Some(*id) != text(message, "tool_call_id"));
+            }
+        }
+        let blocks: Vec<Value> = blocks
+            .into_iter()
+            .map(|id| json!({"type": "tool_result", "tool_use_id": id, "is_error": true, "content": INTERRUPTED}))
+            .collect();
+        let calls =
+            calls.into_iter().map(|id| json!({"role": "tool", "tool_call_id": id, "content": INTERRUPTED}));
+        let message = (!blocks.is_empty()).then(|| json!({"role": "user", "content": blocks}));
+        message.into_iter().chain(calls).collect()
+    }
+
     /// Folds one delta onto the state.
     pub fn apply(&mut self, delta: &Delta) {
         if let Some(patch) = &delta.memory {
@@ -181,7 +224,6 @@ fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
 
     fn map(value: Value) -> Map<String, Value> {
         value.as_object().cloned().unwrap()
@@ -211,6 +253,27 @@ mod tests {
         let compacted = vec![json!("summary")];
         session.apply(&Delta { context_window: compacted, replace_context: true, ..Delta::default() });
         assert_eq!(session.context_window, [json!("summary")]);
+    }
+
+    #[test]
+    fn every_open_call_is_answered_once_in_its_own_way() {
+        let mut session = Session {
+            context_window: vec![
+                json!({"role": "user", "content": "go"}),
+                json!({"role": "assistant", "content": [{"type": "text", "text": "I look"},
+                       {"type": "tool_use", "id": "a", "name": "ls", "input": {}}, {"type": "tool_use", "id": "b"}]}),
+                json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}),
+                json!({"role": "assistant", "tool_calls": [{"id": "c"}, {"id": "d"}]}),
+                json!({"role": "tool", "tool_call_id": "c", "content": "y"}),
+            ],
+            ..Session::default()
+        };
+        let answers = session.answers_for_open_calls();
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        assert_eq!(answers[0]["content"][0]["tool_use_id"], "b");
+        assert_eq!((&answers[1]["role"], &answers[1]["tool_call_id"]), (&json!("tool"), &json!("d")));
+        session.context_window.extend(answers);
+        assert_eq!(session.answers_for_open_calls(), Vec::<Value>::new());
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Stop {
         match self {
             Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
             Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
-            Stop::Cancelled | Stop::Drain | Stop::LeaseLost | Stop::Timeout => self,
+            _ => self,
         }
     }
 }

@@ -335,6 +335,7 @@ mod tests {
             attempt: 1,
             epoch: 2,
             traceparent: None,
+            max_stalled_iterations: None,
         };
         let line = order(&task, &Session::default(), Path::new("/w")).unwrap();
         assert_eq!(line.matches('\n').count(), 1);

@@ -88,6 +88,7 @@ pub fn task(input: Value) -> Task {
         attempt: 1,
         epoch: 7,
         traceparent: None,
+        max_stalled_iterations: None,
     }
 }
 

@@ -1,15 +1,13 @@
 //! The reply: a `harness.result.v1` message for a caller that named a queue.
 //!
-//! Sent after the end is in the ledger and before the delivery is acked: a worker that dies in between leaves the
-//! message with the broker, and whoever gets it next finds the job ended and replies (again).
+//! A worker sends it after the end is in the ledger and before the delivery is acked: if it dies in between, the message
+//! stays with the broker, and whoever gets it next finds the job ended and replies (again).
 
 use job::JobSpec;
-use queue::Message;
+use queue::{Message, Publisher};
 use serde::Serialize;
-use store::JobView;
+use store::{JobView, Store};
 use tracing::{debug, warn};
-
-use crate::worker::Worker;
 
 /// The version of the reply, in its field `schema` and in the AMQP property `type`.
 const SCHEMA: &str = "harness.result.v1";
@@ -23,10 +21,10 @@ struct Reply<'a> {
 
 /// Sends the reply to an ended job, if its caller wants one. A caller whose queue is gone reads the result from the
 /// ledger, or not at all: a reply is never a reason to hold up a job.
-pub async fn send(worker: &Worker, spec: &JobSpec) {
+pub async fn reply(store: &Store, publisher: &Publisher, spec: &JobSpec) {
     let Some(queue) = &spec.reply_to else { return };
     let job_id = spec.job_id;
-    let view = match worker.store.jobs(&[job_id]).await {
+    let view = match store.jobs(&[job_id]).await {
         Ok(views) => views.into_iter().next(),
         Err(cause) => {
             return warn!(%job_id, cause = cause.as_dyn(), "the reply was not sent: the result cannot be read");
@@ -43,7 +41,7 @@ pub async fn send(worker: &Worker, spec: &JobSpec) {
         traceparent: spec.traceparent.clone(),
         ..Message::new(SCHEMA, body)
     };
-    match worker.publisher.reply(queue, message).await {
+    match publisher.reply(queue, message).await {
         Ok(()) => debug!(%job_id, queue, "replied"),
         Err(error) => warn!(%job_id, queue, %error, "the reply was not sent"),
     }

@@ -1,0 +1,238 @@
+//! What is asked of jobs from outside: their end, or their place. Nobody has to be running them.
+//!
+//! A job that waits is ended here, in one transaction under its session's lock. A running one is only asked: its worker
+//! sees that within a second ([`Store::asks`]), stops it and concludes it. A cancelled job whose worker dies before
+//! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
+
+use std::collections::HashMap;
+
+use job::{Failure, FailureCode, JobId, JobState, Name, WorkerId};
+use uuid::Uuid;
+
+use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
+use crate::conclude::NEXT;
+use crate::dispatch::DROP_ENDED;
+use crate::tx::{Tx, query, query_within};
+use crate::workers::BEAT_BOUND;
+use crate::{Store, StoreError};
+
+/// What is asked of a running job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// To end.
+    Cancel,
+    /// To end at its next checkpoint: a later job of its session wants its place.
+    Interrupt,
+    /// To end now, without leaving anything in its session: a later job of it wants its place.
+    Rollback,
+}
+
+/// Why jobs end that nobody runs. Each applies only to the jobs that it is true of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwanted {
+    /// Somebody cancels it.
+    Cancelled,
+    /// Its deadline is over.
+    Overdue,
+    /// Its session is busy, and it does not want to wait.
+    Rejected,
+}
+
+/// What became of a job that was to be cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It has ended by this.
+    Now,
+    /// A worker runs it, and has been asked to stop it.
+    Stopping,
+    /// It had ended before.
+    Before(JobState),
+}
+
+/// A job that ended without a worker.
+#[derive(Clone, Debug)]
+pub struct EndedWaiting {
+    /// The job.
+    pub job_id: JobId,
+    /// Its envelope, for the reply.
+    pub message: String,
+}
+
+impl Ask {
+    const ALL: [Ask; 3] = [Ask::Cancel, Ask::Interrupt, Ask::Rollback];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Ask::Cancel => "cancel",
+            Ask::Interrupt => "interrupt",
+            Ask::Rollback => "rollback",
+        }
+    }
+}
+
+impl Unwanted {
+    /// As the statements know it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Unwanted::Cancelled => "cancelled",
+            Unwanted::Overdue => "overdue",
+            Unwanted::Rejected => "rejected",
+        }
+    }
+
+    fn end(self) -> (JobState, Failure) {
+        let (state, code, message) = match self {
+            Unwanted::Cancelled => (JobState::Cancelled, FailureCode::Cancelled, "cancelled while it waited"),
+            Unwanted::Overdue => {
+                (JobState::Failed, FailureCode::DeadlineExceeded, "its deadline_ms was over while it waited")
+            }
+            Unwanted::Rejected => (
+                JobState::Failed,
+                FailureCode::SessionBusy,
+                "its session was busy, and its on_busy is \"reject\"",
+            ),
+        };
+        (state, Failure::permanent(code, message))
+    }
+}
+
+/// Jobs that were never seen get a row to be ended in, so that their message finds an end when it comes.
+const FORESTALL: &str = "
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, message, state, due_at, asked)
+    SELECT job_id, '', '', '', '{}', 'scheduled', 'infinity', 'cancel' FROM unnest($1::uuid[]) AS t(job_id)
+     ORDER BY job_id
+    ON CONFLICT DO NOTHING";
+
+const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
+
+/// So that there is a row to lock, and to count the end in.
+const CREATE_SESSIONS: &str = "
+    INSERT INTO harness_sessions (session_id, agent_id, user_id)
+    SELECT session_id, min(agent_id), min(user_id) FROM harness_jobs
+     WHERE job_id = ANY($1) AND session_id <> ''
+     GROUP BY session_id ORDER BY session_id
+    ON CONFLICT DO NOTHING";
+
+const ASK_RUNNING: &str = "
+    UPDATE harness_jobs j SET asked = 'cancel'
+      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
+             ORDER BY job_id FOR UPDATE) r
+     WHERE j.job_id = r.job_id";
+
+const END_WAITING: &str = "
+    WITH waiting AS (
+        SELECT job_id FROM harness_jobs
+         WHERE job_id = ANY($1) AND state <> 'running'
+           AND CASE $2 WHEN 'cancelled' THEN true
+                       WHEN 'overdue' THEN deadline_at <= now()
+                       WHEN 'rejected' THEN state = 'blocked' END
+         ORDER BY job_id FOR UPDATE
+    ), ended AS (
+        DELETE FROM harness_jobs j USING waiting w WHERE j.job_id = w.job_id RETURNING j.*
+    ), results AS (
+        INSERT INTO harness_results
+               (job_id, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
+                cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message)
+        SELECT e.job_id, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
+               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, accepted_at, started_at, message
+          FROM ended e CROSS JOIN LATERAL (
+               SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
+                      coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
+                 FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
+    ), counted AS (
+        UPDATE harness_sessions s SET last_updated = now(), version = s.version + e.ends
+          FROM (SELECT session_id, count(*) AS ends FROM ended GROUP BY session_id) e
+         WHERE s.session_id = e.session_id
+    )
+    SELECT job_id, message::text FROM ended";
+
+const MAKE_ROOM: &str = "
+    UPDATE harness_jobs j SET asked = $2
+     WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
+       AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
+       AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+
+const READ_ASKS: &str =
+    "SELECT job_id, epoch, asked FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
+
+const FIND_UNWANTED: &str = "
+    (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
+    UNION ALL
+    (SELECT job_id, 'overdue' FROM harness_jobs
+      WHERE deadline_at <= now() AND state <> 'running' AND asked IS DISTINCT FROM 'cancel' LIMIT 500)";
+
+const LIVE_JOBS: &str = "SELECT job_id FROM harness_jobs WHERE session_id = $1 ORDER BY seq";
+
+impl Store {
+    /// Cancels jobs, whether or not the ledger has seen them yet. Answers in their order, and with those that ended.
+    ///
+    /// The ids must lie within the retention ([`JobId::check_window`]), or there is no place for their ends.
+    pub async fn cancel(&self, jobs: &[JobId]) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
+        let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        let forestall = Tx::prepare(&self.pool, "forestall", [FORESTALL, DROP_ENDED]).await?;
+        forestall.run([&[&ids], &[&ids]]).await?;
+        let ended = self.end_waiting(jobs, Unwanted::Cancelled).await?;
+        let standing = query(&self.pool, "read_answers", READ_ANSWERS, &[&ids]).await?;
+        let standing: HashMap<Uuid, JobState> = standing
+            .iter()
+            .filter_map(|row| Some((row.get(0), row.get::<_, Option<&str>>(1)?.parse().ok()?)))
+            .collect();
+        let answer = |id: &JobId| match standing.get(&Uuid::from(*id)) {
+            _ if ended.iter().any(|job| job.job_id == *id) => Cancelled::Now,
+            Some(end) if end.is_end() => Cancelled::Before(*end),
+            _ => Cancelled::Stopping,
+        };
+        Ok((jobs.iter().map(answer).collect(), ended))
+    }
+
+    /// Ends those of these jobs that wait and of which the reason is true; running ones that are to be cancelled are
+    /// asked to stop. Returns what ended. Safe to repeat.
+    pub async fn end_waiting(&self, jobs: &[JobId], why: Unwanted) -> Result<Vec<EndedWaiting>, StoreError> {
+        let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        // A job never changes its session, and one that comes into the ledger from now on is none of these.
+        let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
+        let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        let (state, failure) = why.end();
+        let failure = serde_json::to_string(&failure).expect("a failure is plain text");
+        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
+        let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
+        let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
+        let [_, _, _, ended, _] = tx
+            .run([
+                &[&ids],
+                &[&sessions],
+                &[&ids, &why],
+                &[&ids, &why, &state, &failure],
+                &[&nobody, &sessions, &false],
+            ])
+            .await?;
+        let ended = ended.iter();
+        Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(1) }).collect())
+    }
+
+    /// Jobs that nobody runs and nobody wants: cancelled while they went from one attempt to the next, or overdue.
+    pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted)>, StoreError> {
+        let rows = query(&self.pool, "find_unwanted", FIND_UNWANTED, &[]).await?;
+        let why = |text: &str| if text == "overdue" { Unwanted::Overdue } else { Unwanted::Cancelled };
+        Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())
+    }
+
+    /// Asks the job that runs in this job's session, if it came earlier, to make room. Safe to repeat.
+    pub async fn make_room(&self, for_job: JobId, ask: Ask) -> Result<(), StoreError> {
+        query(&self.pool, "make_room", MAKE_ROOM, &[&Uuid::from(for_job), &ask.as_str()]).await?;
+        Ok(())
+    }
+
+    /// What is asked of the jobs that a worker runs, with their epochs.
+    pub async fn asks(&self, worker: WorkerId) -> Result<Vec<(JobId, i64, Ask)>, StoreError> {
+        let rows = query_within(BEAT_BOUND, &self.beats, "asks", READ_ASKS, &[&Uuid::from(worker)]).await?;
+        let ask = |text: &str| Ask::ALL.into_iter().find(|ask| ask.as_str() == text);
+        Ok(rows.iter().filter_map(|row| Some((read_job_id(row, 0), row.get(1), ask(row.get(2))?))).collect())
+    }
+
+    /// The live jobs of a session, in their order.
+    pub async fn jobs_of(&self, session: &Name) -> Result<Vec<JobId>, StoreError> {
+        let rows = query(&self.pool, "jobs_of", LIVE_JOBS, &[&session.as_str()]).await?;
+        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+    }
+}

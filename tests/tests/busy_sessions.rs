@@ -1,0 +1,134 @@
+//! A session works on one job at a time, and a job says what it does when it finds its session busy.
+
+use job::{FailureCode, JobSpec, JobState, OnBusy};
+use serde_json::{Value, json};
+use tests::{Fleet, job, until};
+
+fn with(on_busy: OnBusy, spec: JobSpec) -> JobSpec {
+    JobSpec { on_busy, ..spec }
+}
+
+fn remembering(session: &str, iterations: usize, delay_ms: u64) -> JobSpec {
+    let step = |n: usize| json!({"delay_ms": delay_ms, "cost_usd": 0.5, "memory": {"step": n}});
+    job(session, "scripted", json!({"iterations": (1..=iterations).map(step).collect::<Vec<_>>()}))
+}
+
+#[tokio::test]
+async fn a_job_that_will_not_wait_fails_at_once() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let first = remembering("s", 20, 100);
+    fleet.enqueue(std::slice::from_ref(&first)).await;
+    fleet.iterated(first.job_id, 1).await;
+    let second = with(OnBusy::Reject, job("s", "echo", json!(2)));
+    fleet.enqueue(std::slice::from_ref(&second)).await;
+    let view = fleet.ended(second.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Failed, 0), "{view:?}");
+    assert_eq!(view.failure.unwrap().code, FailureCode::SessionBusy);
+    assert!(!fleet.view(first.job_id).await.unwrap().state.is_end(), "the other is not disturbed");
+    assert_eq!(fleet.ended(first.job_id).await.state, JobState::Succeeded);
+    // A session that is free is no reason to refuse.
+    let third = with(OnBusy::Reject, job("s", "echo", json!(3)));
+    fleet.enqueue(std::slice::from_ref(&third)).await;
+    assert_eq!(fleet.ended(third.job_id).await.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_running_job_at_its_next_checkpoint_and_keeps_its_state() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let first = remembering("s", 200, 100);
+    fleet.enqueue(std::slice::from_ref(&first)).await;
+    fleet.iterated(first.job_id, 2).await;
+    let ran = fleet
+        .producer(&["enqueue", "--session", "s", "--agent", "echo", "--input", "2", "--on-busy", "interrupt"])
+        .await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let view = fleet.ended(first.job_id).await;
+    assert_eq!((view.state, view.failure.unwrap().code), (JobState::Cancelled, FailureCode::Interrupted));
+    assert!((2..200).contains(&view.iterations));
+    let view2 = fleet.ended(ran.out.trim().parse().unwrap()).await;
+    assert_eq!(view2.state, JobState::Succeeded);
+    let session = fleet.session("s").await;
+    assert_eq!(session.iteration_count, view.iterations);
+    assert_eq!(session.memory["step"], json!(view.iterations), "what it did stays");
+    assert_eq!(session.cost_usd, view.cost_usd);
+}
+
+#[tokio::test]
+async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let before = remembering("s", 1, 0);
+    fleet.enqueue(std::slice::from_ref(&before)).await;
+    fleet.ended(before.job_id).await;
+    let state = fleet.session("s").await;
+    // An iteration of an hour: it is not waited for.
+    let mut steps: Vec<Value> =
+        (2..5).map(|n| json!({"cost_usd": 0.5, "memory": {"step": n, "more": n}})).collect();
+    steps.push(json!({"delay_ms": 3_600_000}));
+    let undone = job("s", "scripted", json!({"iterations": steps}));
+    fleet.enqueue(std::slice::from_ref(&undone)).await;
+    fleet.iterated(undone.job_id, 3).await;
+    let next = with(OnBusy::Rollback, job("s", "scripted", json!({"iterations": [{"say": "next"}]})));
+    // By a message alone: the worker that claims it makes the room.
+    fleet.vhost.publish(vec![(job::encode(&next).into_bytes(), Default::default())]).await;
+    let view = fleet.ended(undone.job_id).await;
+    assert_eq!((view.state, view.iterations), (JobState::Cancelled, 3), "{view:?}");
+    assert_eq!(fleet.ended(next.job_id).await.state, JobState::Succeeded);
+    let session = fleet.session("s").await;
+    assert_eq!(session.memory, state.memory);
+    let context: Vec<&Value> = session.context_window.as_array().unwrap().iter().collect();
+    assert_eq!(context.len(), 2, "{context:?}");
+    assert_eq!(context[1]["content"], json!("next"));
+    assert!(session.feature_progress.get(undone.job_id.to_string()).is_none());
+    assert_eq!((session.iteration_count, session.cost_usd.micros()), (1 + 3 + 1, 4 * 500_000));
+}
+
+/// Opens a tool call in the conversation, and waits to be stopped.
+const CALLING: &str = r#"#!/usr/bin/env python3
+import json, sys, time
+sys.stdin.readline()
+call = {"role": "assistant", "content": [{"type": "tool_use", "id": "call-1", "name": "ls", "input": {}}]}
+print(json.dumps({"type": "checkpoint", "iterations": 1, "context_window": [call]}), flush=True)
+for n in range(1000):
+    time.sleep(0.1)
+    print(json.dumps({"type": "checkpoint", "iterations": 1, "memory": {"n": n}}), flush=True)
+"#;
+
+#[tokio::test]
+async fn an_open_tool_call_is_closed_when_its_job_is_interrupted() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("calling", &fleet.program("calling.py", CALLING)), ("echo", "")]);
+    let _worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    let first = job("s", "calling", json!(null));
+    fleet.enqueue(std::slice::from_ref(&first)).await;
+    fleet.iterated(first.job_id, 2).await;
+    let next = with(OnBusy::Interrupt, job("s", "echo", json!(1)));
+    fleet.enqueue(std::slice::from_ref(&next)).await;
+    assert_eq!(fleet.ended(first.job_id).await.state, JobState::Cancelled);
+    fleet.ended(next.job_id).await;
+    let context = fleet.session("s").await.context_window;
+    let last = context.as_array().unwrap().last().unwrap();
+    assert_eq!(last["content"][0]["tool_use_id"], json!("call-1"), "{context}");
+}
+
+#[tokio::test]
+async fn who_has_begun_keeps_his_turn() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let fail = json!({"fail": {"message": "not yet", "retryable": true, "attempts": 1}});
+    let mut first = job("s", "scripted", json!({"iterations": [{"say": "a"}, fail, {"say": "b"}]}));
+    (first.retry.base_delay_ms, first.retry.max_delay_ms) = (1_500, 1_500);
+    let second = job("s", "scripted", json!({"iterations": [{"say": "c"}]}));
+    fleet.enqueue(&[first.clone(), second.clone()]).await;
+    let blocked = async || (fleet.view(second.job_id).await?.state == JobState::Blocked).then_some(());
+    until("the second one waits", blocked).await;
+    for spec in [&first, &second] {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+    let context = fleet.session("s").await.context_window;
+    let said: Vec<&str> =
+        context.as_array().unwrap().iter().map(|entry| entry["content"].as_str().unwrap()).collect();
+    assert_eq!(said, ["a", "iteration 2 of 3", "b", "c"]);
+}
