@@ -1,6 +1,7 @@
 //! Where a scenario takes place: a vhost and a database of its own, some real workers, and jobs that are published while
 //! it goes on. It measures recoveries, and in the end waits for every job and holds all against the workload.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,8 @@ use crate::services::Services;
 use crate::witness::Account;
 use crate::workload::{Job, Workload, echo};
 
-/// Slots of each worker. Two workers of three have one for every session.
-pub const SLOTS: usize = 24;
+/// Slots of each worker. Two workers of three have one for every session, so that none waits for a slot.
+pub const SLOTS: usize = 32;
 /// How long the workers' leases are.
 pub const LEASE: Duration = Duration::from_secs(5);
 /// How long a drain lets jobs go on.
@@ -52,6 +53,8 @@ pub struct Arena {
     account: PathBuf,
     agents: String,
     started: u32,
+    begun: Instant,
+    events: String,
     warm: Instant,
     recovery: Option<f64>,
     /// Messages that must have ended as dead letters.
@@ -100,6 +103,8 @@ impl Arena {
             account,
             agents,
             started: 0,
+            begun: Instant::now(),
+            events: String::new(),
             warm: Instant::now(),
             recovery: None,
             dead_letters: 0,
@@ -107,6 +112,12 @@ impl Arena {
             problems: Vec::new(),
             patience: PATIENCE,
         })
+    }
+
+    /// Notes what happens, for the file beside the workers' logs.
+    pub fn note(&mut self, event: impl Display) {
+        let line = format!("{:7.2} s  {event}\n", self.begun.elapsed().as_secs_f64());
+        self.events.push_str(&line);
     }
 
     // ---- workers
@@ -153,6 +164,7 @@ impl Arena {
 
     /// SIGKILL. Returns what it ran.
     pub async fn kill(&mut self, at: usize) -> anyhow::Result<Vec<Held>> {
+        self.note(format!("SIGKILL to {}", self.workers[at].name));
         let member = &mut self.workers[at];
         member.process.kill();
         member.gone = true;
@@ -218,7 +230,10 @@ impl Arena {
         let deadline = Instant::now() + self.patience;
         loop {
             let meanwhile = match look(self).await {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    self.note(what);
+                    return Ok(());
+                }
                 Ok(false) => anyhow!("it is not so"),
                 Err(error) => error,
             };
@@ -327,12 +342,14 @@ impl Arena {
     pub async fn settle(&mut self) -> anyhow::Result<()> {
         if let Some(publishing) = self.publishing.take() {
             publishing.await.context("publishing")??;
+            self.note("all is published");
         }
         let total = self.workload.jobs.len() as i64;
         let (mut best, mut moved) = (0, Instant::now());
         loop {
             let ended = self.ledger.ended().await.unwrap_or(best);
             if ended >= total {
+                self.note("all jobs have ended");
                 break;
             }
             if ended > best {
@@ -400,10 +417,22 @@ impl Arena {
         }
     }
 
+    /// Leaves what is needed to understand what went wrong.
+    pub async fn keep_logs(&mut self) -> anyhow::Result<()> {
+        let slow = self.ledger.slow().await.unwrap_or_default();
+        slow.iter().for_each(|job| self.note(format!("slow: {job}")));
+        std::fs::write(self.logs.join("events"), &self.events).context("writing the events")
+    }
+
     /// The logs of a scenario that went well are of no interest.
     pub fn forget_logs(&self) {
         // What stays is overwritten the next time.
         let _ = std::fs::remove_dir_all(&self.logs);
+    }
+
+    /// Adds jobs that are published before all others.
+    pub fn first(&mut self, jobs: Vec<Job>) {
+        self.workload.insert(jobs.into_iter().map(|job| (0, job)));
     }
 
     /// Adds jobs at even distances.

@@ -7,7 +7,7 @@ use queue::jobs_queue;
 use tokio::time::{Instant, sleep};
 
 use crate::arena::Arena;
-use crate::workload::witness;
+use crate::workload::long;
 
 /// Within which consuming must go on once the broker is back.
 pub const BACK: Option<Duration> = Some(Duration::from_secs(5));
@@ -126,8 +126,7 @@ pub async fn ack_timeout(arena: &mut Arena) -> anyhow::Result<()> {
 }
 
 async fn keep_messages(arena: &mut Arena) -> anyhow::Result<()> {
-    let long = (0..6).map(|at| (0, witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)));
-    arena.workload.insert(long);
+    arena.first(long(6));
     for _ in 0..3 {
         // Left alone, workers ack after a minute and the broker waits for half an hour.
         arena.start_with(|launch| launch.set("ACK_AFTER_S", 3_600)).await;

@@ -40,6 +40,12 @@ const GONE_ON: &str = "
      WHERE EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id::uuid AND j.state = 'running' AND j.epoch > t.epoch)
         OR EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id::uuid)";
 
+/// The jobs that took longest from their acceptance to their end.
+const SLOW: &str = "
+    SELECT job_id || ' of ' || session_id || ': accepted ' || accepted_at || ', started ' || started_at
+           || ', ended ' || finished_at || ', ' || attempts || ' attempts'
+      FROM harness_results ORDER BY finished_at - accepted_at DESC NULLS LAST LIMIT 20";
+
 /// What must never be there once all jobs have ended, whatever has happened: a line of text for each kind.
 const INCONSISTENT: &str = "
     SELECT count(*) || ' live jobs are left' FROM harness_jobs HAVING count(*) > 0
@@ -96,6 +102,12 @@ impl Ledger {
         };
         let count: i64 = self.look(look).await?.get(0);
         Ok(usize::try_from(count).unwrap_or_default())
+    }
+
+    /// The slowest jobs, told.
+    pub async fn slow(&mut self) -> anyhow::Result<Vec<String>> {
+        let rows = self.look(async |connection| sqlx::query(SLOW).fetch_all(connection).await).await?;
+        Ok(rows.iter().filter_map(|row| row.get(0)).collect())
     }
 
     /// What contradicts itself, once all jobs have ended.

@@ -67,6 +67,9 @@ struct Args {
     /// Where the logs of broken scenarios go, one folder each
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
+    /// Keep the logs of scenarios that went well, too
+    #[arg(long)]
+    keep_logs: bool,
 }
 
 fn main() -> ExitCode {
@@ -153,6 +156,7 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
         seed: args.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000)),
         services: Services::new(args.services),
         logs: args.logs,
+        keep_logs: args.keep_logs,
     };
     let foreign = match scenarios.iter().any(|scenario| scenario.breaks) {
         true => settings.services.foreign().await,

@@ -8,6 +8,7 @@ use crate::arena::Arena;
 use crate::broker::BACK;
 use crate::proxy::{Link, Proxy};
 use crate::workers::AGAIN;
+use crate::workload::long;
 
 /// Every connection of one worker to the broker is reset, and no new one is let through.
 pub async fn broker_cut(arena: &mut Arena) -> anyhow::Result<()> {
@@ -22,12 +23,15 @@ pub async fn broker_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Result<()> {
     let proxy = Proxy::to(&arena.fleet.vhost.url).await?;
     let through = proxy.url(&arena.fleet.vhost.url)?;
-    arena.start_with(|launch| launch.set("AMQP_URL", &through)).await;
+    let victim = arena.start_with(|launch| launch.set("AMQP_URL", &through)).await;
     arena.start(2).await;
     arena.publish();
     arena.under_way().await?;
+    arena.note(format!("the link: {link:?}"));
     proxy.set(link);
     sleep(lasts).await;
+    arena.worker(victim).said("lost the connection to the broker").await;
+    arena.note("the link passes again");
     proxy.set(Link::Pass);
     arena.resumed(Instant::now(), BACK).await?;
     // Until here, as the worker goes on through it.
@@ -47,6 +51,7 @@ pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 
 async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     arena.spends_attempts = true;
+    arena.first(long(12));
     let proxy = Proxy::to(&arena.fleet.database.url).await?;
     let through = proxy.url(&arena.fleet.database.url)?;
     let victim = arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
@@ -54,9 +59,11 @@ async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     arena.publish();
     arena.under_way().await?;
     let fault = Instant::now();
+    arena.note(format!("the link: {link:?}"));
     proxy.set(link);
     let held = arena.held(victim).await?;
     let gone_on = arena.gone_on(&held, fault, AGAIN).await;
+    arena.note("the link passes again");
     proxy.set(Link::Pass);
     gone_on?;
     arena.probe().await?;

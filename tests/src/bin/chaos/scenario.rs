@@ -19,6 +19,8 @@ pub struct Settings {
     pub services: Services,
     /// Where the logs of broken scenarios stay.
     pub logs: PathBuf,
+    /// Whether also those of the others do.
+    pub keep_logs: bool,
 }
 
 /// A fault, and what must come of it.
@@ -71,7 +73,7 @@ scenarios! {
     "postgres-restart" "Postgres restarts; from its return until free slots consume and a new job has run" postgres::restart, breaks;
     "postgres-kill" "SIGKILL to Postgres; from its return until free slots consume and a new job has run" postgres::kill, breaks;
     "terminate-backend" "all connections to Postgres terminated for 6 s; from the end of it until a new job has run" postgres::terminate, short;
-    "pool-exhausted" "two connections for 24 slots, and all sessions locked; from the last unlock until a new job has run" postgres::pool_exhausted;
+    "pool-exhausted" "two connections for 32 slots, and all sessions locked; from the last unlock until a new job has run" postgres::pool_exhausted;
     "idle-transaction" "a third of the sessions locked for 14 s; from the unlock until a new job has run" postgres::idle_transaction;
     "publisher-kill" "producer killed while it publishes, a raw client cut off before its confirms; all is sent again" input::publisher_kill, short;
     "malformed" "10,000 messages that are no jobs among the good ones; each becomes a dead letter" input::malformed;
@@ -103,8 +105,9 @@ impl Scenario {
         for error in [played, settled].into_iter().filter_map(Result::err) {
             figures.problems.insert(0, format!("{error:#}"));
         }
-        if figures.problems.is_empty() {
-            arena.forget_logs();
+        match figures.problems.is_empty() && !settings.keep_logs {
+            true => arena.forget_logs(),
+            false => arena.keep_logs().await?,
         }
         Ok(Played::Out(figures))
     }

@@ -6,9 +6,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::arena::{Arena, GRACE, LEASE, RESCUE};
 use crate::ledger::Held;
-use crate::workload::{Job, killer, witness};
+use crate::workload::{killer, long};
 
 pub const AGAIN: Option<Duration> = Some(Duration::from_secs(LEASE.as_secs() + RESCUE.as_secs()));
+
+/// The broker takes a silent worker for alive for up to three heartbeats of 5 s, and sends it what its free slots can
+/// take; a job whose message has gone there is longer on its way.
+const SILENT: Option<Duration> = Some(Duration::from_secs(15 + RESCUE.as_secs()));
 
 /// SIGKILL, once.
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
@@ -44,17 +48,21 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGSTOP until others have its jobs, and some more; then it goes on as if nothing had been.
+/// SIGSTOP until others have its jobs; then it goes on as if nothing had been. Its programs have gone on all the time,
+/// and some run still when their jobs begin again.
 pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
     arena.spends_attempts = true;
+    arena.first(long(12));
     arena.start(3).await;
     arena.publish();
     arena.under_way().await?;
     let victim = arena.random.usize(0..3);
     let fault = Instant::now();
+    arena.note(format!("SIGSTOP to number {victim}"));
     arena.worker(victim).pause();
     let held = arena.held(victim).await?;
-    let gone_on = arena.gone_on(&held, fault, AGAIN).await;
+    let gone_on = arena.gone_on(&held, fault, SILENT).await;
+    arena.note("SIGCONT");
     arena.worker(victim).resume();
     gone_on?;
     arena.worker(victim).said("goes on under a new id").await;
@@ -63,9 +71,9 @@ pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// SIGTERM while all slots are busy, some of them for longer than the grace.
 pub async fn drain(arena: &mut Arena) -> anyhow::Result<()> {
-    let long: Vec<Job> = (0..12).map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect();
+    let long = long(12);
     let ids: Vec<String> = long.iter().map(|job| job.spec.job_id.to_string()).collect();
-    arena.workload.insert(long.into_iter().map(|job| (0, job)));
+    arena.first(long);
     arena.start(3).await;
     arena.publish();
     arena.under_way().await?;

@@ -128,10 +128,16 @@ fn scripted(session: &str, at: usize) -> Job {
 }
 
 /// Tells outside of the ledger what it does.
-pub fn witness(session: &str, at: usize, iterations: usize, delay_ms: u64) -> Job {
+fn witness(session: &str, at: usize, iterations: usize, delay_ms: u64) -> Job {
     let says = words(at, iterations);
     let input = json!({"says": says, "delay_ms": delay_ms});
     Job { spec: spec(session, "witness", input), says, end: End::Played }
+}
+
+/// Witnesses in sessions of their own that run for longer than a lease and a drain's grace.
+pub fn long(many: usize) -> Vec<Job> {
+    // Their numbers are nobody else's.
+    (0..many).map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect()
 }
 
 /// Kills the worker that runs it.
