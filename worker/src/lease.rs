@@ -37,9 +37,10 @@ impl Lease {
         running: Running,
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
+        let sent = Instant::now();
         store.register_worker(&registration).await?;
         let duration = registration.lease;
-        let (registration, renewed) = (Mutex::new(registration), Mutex::new(Instant::now()));
+        let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
         Ok(Lease { store, running, registration, renewed, duration })
     }
 
@@ -69,8 +70,13 @@ impl Lease {
         tokio::time::sleep(self.duration / 5).await;
     }
 
-    /// Beats five times a lease until told to stop, and looks more often for what is asked of the jobs.
+    /// Keeps the lease until told to stop, and stops what runs when it could not be kept.
     pub async fn keep(&self, stop: CancellationToken) {
+        tokio::join!(self.renew(&stop), self.watch(&stop));
+    }
+
+    /// Beats five times a lease, and looks more often for what is asked of the jobs.
+    async fn renew(&self, stop: &CancellationToken) {
         let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKS));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,9 +105,24 @@ impl Lease {
                             "the heartbeat does not reach Postgres; running jobs go on until the lease is over"
                         );
                     }
-                    self.stop_when_over();
                 }
             }
+        }
+    }
+
+    /// Stops what runs at the moment when the lease is over, whatever a heartbeat still waits for; and after that, as
+    /// long as it stays so, what has begun meanwhile.
+    async fn watch(&self, stop: &CancellationToken) {
+        let over = async {
+            loop {
+                self.over().await;
+                self.stop_when_over();
+                self.renewed_within_a_beat().await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = over => {}
         }
     }
 
@@ -135,9 +156,11 @@ impl Lease {
         let worker_id = self.worker();
         // Taken before the ledger's list is read: a job that begins in between is in the list only.
         let mine = self.running.epochs();
+        // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
+        let sent = Instant::now();
         match self.store.beat(worker_id).await? {
             Beat::Alive(listed) => {
-                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 self.stop_lost(&mine, &listed);
                 self.return_strangers(worker_id, listed, strangers).await;
                 Ok(())
@@ -184,10 +207,11 @@ impl Lease {
             worker: WorkerId::random(),
             ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
+        let sent = Instant::now();
         self.store.register_worker(&fresh).await?;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
         Ok(())
     }
 }

@@ -61,6 +61,8 @@ pub struct Arena {
     pub dead_letters: usize,
     /// Whether a job's attempt may be lost here.
     pub spends_attempts: bool,
+    /// Whether a job may run twice at a time here.
+    pub runs_twice: bool,
     pub problems: Vec<String>,
     /// Longer than anything that is waited for takes.
     pub patience: Duration,
@@ -109,6 +111,7 @@ impl Arena {
             recovery: None,
             dead_letters: 0,
             spends_attempts: false,
+            runs_twice: false,
             problems: Vec::new(),
             patience: PATIENCE,
         })
@@ -377,6 +380,10 @@ impl Arena {
         if !self.spends_attempts && findings.attempts_again > 0 {
             let again = findings.attempts_again;
             findings.problems.push(format!("{again} attempts were spent, although no worker was lost"));
+        }
+        if !self.runs_twice && account.duplicate_starts > 0 {
+            let twice = account.duplicate_starts;
+            findings.problems.push(format!("{twice} runs began while an earlier one of their job went on"));
         }
         let (letters, _) =
             self.fleet.vhost.look_at(DEAD_QUEUE).await.context("looking at the dead letters")?;

@@ -51,7 +51,7 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
 /// SIGSTOP until others have its jobs; then it goes on as if nothing had been. Its programs have gone on all the time,
 /// and some run still when their jobs begin again.
 pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.spends_attempts = true;
+    (arena.spends_attempts, arena.runs_twice) = (true, true);
     arena.first(long(12));
     arena.start(3).await;
     arena.publish();
