@@ -9,13 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use fastrand::Rng;
 use queue::DEAD_QUEUE;
-use tests::{Fleet, Launch, Worker};
+use tests::{Fleet, Launch, Proxy, Worker};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::check;
 use crate::ledger::{Held, Ledger};
-use crate::proxy::Proxy;
 use crate::publish;
 use crate::report::Figures;
 use crate::scenario::Settings;

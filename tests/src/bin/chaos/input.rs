@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use job::{FailureCode, JobId, JobSpec};
 use serde_json::json;
+use tests::{Link, Proxy};
 use tokio::time::sleep;
 
 use crate::arena::Arena;
-use crate::proxy::{Link, Proxy};
 use crate::publish;
 use crate::workload::{End, Job, echo, unstorable};
 
@@ -53,8 +53,8 @@ async fn killed(arena: &mut Arena, jobs: &[JobSpec]) -> anyhow::Result<()> {
 }
 
 async fn cut_off(arena: &mut Arena, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
-    let proxy = Proxy::to(&arena.fleet.vhost.url).await?;
-    let through = proxy.url(&arena.fleet.vhost.url)?;
+    let proxy = Proxy::to(&arena.fleet.vhost.url).await;
+    let through = proxy.through(&arena.fleet.vhost.url);
     let publishing = tokio::spawn(async move { publish::raw(&through, jobs).await });
     for _ in 0..3 {
         sleep(Duration::from_millis(arena.random.u64(30..200))).await;

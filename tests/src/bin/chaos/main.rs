@@ -16,7 +16,6 @@ mod arena;
 mod workload;
 mod publish;
 mod witness;
-mod proxy;
 mod services;
 mod ledger;
 mod check;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use tests::{Link, Proxy};
 use tokio::time::{Instant, sleep};
 
 use crate::arena::Arena;
 use crate::broker::BACK;
-use crate::proxy::{Link, Proxy};
 use crate::workers::AGAIN;
 use crate::workload::long;
 
@@ -21,8 +21,8 @@ pub async fn broker_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 }
 
 async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Result<()> {
-    let proxy = Proxy::to(&arena.fleet.vhost.url).await?;
-    let through = proxy.url(&arena.fleet.vhost.url)?;
+    let proxy = Proxy::to(&arena.fleet.vhost.url).await;
+    let through = proxy.through(&arena.fleet.vhost.url);
     let victim = arena.start_with(|launch| launch.set("AMQP_URL", &through)).await;
     arena.start(2).await;
     arena.publish();
@@ -52,8 +52,8 @@ pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     arena.spends_attempts = true;
     arena.first(long(12));
-    let proxy = Proxy::to(&arena.fleet.database.url).await?;
-    let through = proxy.url(&arena.fleet.database.url)?;
+    let proxy = Proxy::to(&arena.fleet.database.url).await;
+    let through = proxy.through(&arena.fleet.database.url);
     let victim = arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
     arena.start(2).await;
     arena.publish();
@@ -73,8 +73,8 @@ async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
 
 /// What the workers ask of Postgres is done, but no answer comes: for some seconds, and for longer than a lease.
 pub async fn replies_lost(arena: &mut Arena) -> anyhow::Result<()> {
-    let proxy = Proxy::to(&arena.fleet.database.url).await?;
-    let through = proxy.url(&arena.fleet.database.url)?;
+    let proxy = Proxy::to(&arena.fleet.database.url).await;
+    let through = proxy.through(&arena.fleet.database.url);
     for _ in 0..3 {
         arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
     }

@@ -72,7 +72,7 @@ scenarios! {
     "replies-lost" "no answer of Postgres's reaches the workers, for 1, 2 and 12 s; from the end of it until a new job has run" network::replies_lost;
     "postgres-restart" "Postgres restarts; from its return until free slots consume and a new job has run" postgres::restart, breaks;
     "postgres-kill" "SIGKILL to Postgres; from its return until free slots consume and a new job has run" postgres::kill, breaks;
-    "terminate-backend" "all connections to Postgres terminated for 6 s; from the end of it until a new job has run" postgres::terminate, short;
+    "terminate-backend" "all connections to Postgres terminated for 6 s; from the end of it until a new job has run" postgres::terminate;
     "pool-exhausted" "two connections for 32 slots, and all sessions locked; from the last unlock until a new job has run" postgres::pool_exhausted;
     "idle-transaction" "a third of the sessions locked for 14 s; from the unlock until a new job has run" postgres::idle_transaction;
     "publisher-kill" "producer killed while it publishes, a raw client cut off before its confirms; all is sent again" input::publisher_kill, short;

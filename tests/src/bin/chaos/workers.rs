@@ -17,6 +17,7 @@ const SILENT: Option<Duration> = Some(Duration::from_secs(15 + RESCUE.as_secs())
 /// SIGKILL, once.
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
     arena.spends_attempts = true;
+    arena.first(long(12));
     arena.start(3).await;
     arena.publish();
     arena.under_way().await?;

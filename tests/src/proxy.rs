@@ -6,7 +6,6 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,7 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Link {
+    /// All arrives.
     Pass,
+    /// Every connection is reset, and new ones are, too.
     Cut,
     /// Nothing arrives anywhere.
     Frozen,
@@ -32,35 +33,36 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy for the service of this URL.
-    pub async fn to(url: &str) -> anyhow::Result<Proxy> {
-        let target = authority(url)?.to_owned();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("opening the proxy's port")?;
-        let address = listener.local_addr()?;
+    /// A proxy for the service of this URL; everything passes.
+    pub async fn to(url: &str) -> Proxy {
+        let target = authority(url).to_owned();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a port");
         let (link, state) = watch::channel(Link::Pass);
         let serving = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(serve(client, target.clone(), state.clone()));
             }
         });
-        Ok(Proxy { address, link, _serving: AbortOnDropHandle::new(serving) })
+        Proxy { address, link, _serving: AbortOnDropHandle::new(serving) }
     }
 
-    /// The URL that leads through here.
-    pub fn url(&self, url: &str) -> anyhow::Result<String> {
-        Ok(url.replacen(authority(url)?, &self.address.to_string(), 1))
+    /// The same URL, leading through here.
+    pub fn through(&self, url: &str) -> String {
+        url.replacen(authority(url), &self.address.to_string(), 1)
     }
 
+    /// From now on the network is like this.
     pub fn set(&self, link: Link) {
         self.link.send_replace(link);
     }
 }
 
 /// `host:port` of a URL.
-fn authority(url: &str) -> anyhow::Result<&str> {
-    let rest = url.split_once("://").map(|(_, rest)| rest).context("an address with a scheme")?;
+fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map(|(_, rest)| rest).expect("an address with a scheme");
     let authority = rest.split(['/', '?']).next().unwrap_or(rest);
-    Ok(authority.rsplit('@').next().unwrap_or(authority))
+    authority.rsplit('@').next().unwrap_or(authority)
 }
 
 async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Link>) {
