@@ -117,14 +117,14 @@ fn finish(result: anyhow::Result<bool>) -> ExitCode {
 
 fn list() {
     for scenario in ALL {
-        let breaks = if scenario.breaks { " (breaks a server)" } else { "" };
+        let breaks = if scenario.breaks() { " (breaks a server)" } else { "" };
         println!("{:<22} {}{breaks}", scenario.name, scenario.about);
     }
 }
 
 fn choose(args: &Args) -> anyhow::Result<Vec<&'static Scenario>> {
     if args.scenarios.is_empty() {
-        return Ok(ALL.iter().filter(|scenario| scenario.short || !args.quick).collect());
+        return Ok(ALL.iter().filter(|scenario| scenario.is_short() || !args.quick).collect());
     }
     let mut chosen = Vec::new();
     for name in &args.scenarios {
@@ -157,7 +157,7 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
         logs: args.logs,
         keep_logs: args.keep_logs,
     };
-    let foreign = match scenarios.iter().any(|scenario| scenario.breaks) {
+    let foreign = match scenarios.iter().any(|scenario| scenario.breaks()) {
         true => settings.services.foreign().await,
         false => None,
     };
@@ -167,13 +167,13 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
         eprintln!("[{}/{}] {}: {}", number + 1, scenarios.len(), scenario.name, scenario.about);
         let started = Instant::now();
         let played = match &foreign {
-            Some(reason) if scenario.breaks => {
+            Some(reason) if scenario.breaks() => {
                 Played::Skipped { scenario: scenario.name, reason: reason.clone() }
             }
             _ => scenario.play(&settings).await,
         };
         played.tell(started.elapsed().as_secs_f64());
-        if scenario.breaks && !played.is_well() {
+        if scenario.breaks() && !played.is_well() {
             settings.services.mend().await?;
         }
         all.push(played);
