@@ -30,19 +30,31 @@ const FIND_LOST: &str = "
     SELECT DISTINCT j.session_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
      WHERE j.state = 'running' AND j.epoch > 0 AND w.state IN ('dead', 'stopped') LIMIT 1000";
 
+/// One death before it is taken for poison, a job is a suspect, and a worker runs one suspect at a time. Another one that
+/// it has been given meanwhile is on its way back; should the worker die in that moment, the ledger cannot tell which
+/// of them ran. So none is charged, and they come apart from each other.
 const TAKE_LOST: &str = "
     WITH lost AS (
-        SELECT j.job_id, (w.state = 'dead')::int AS death
+        SELECT j.job_id, j.worker_id, j.deaths >= 2 AS suspect, (w.state = 'dead')::int AS death
           FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
          WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.state IN ('dead', 'stopped')
          ORDER BY j.job_id FOR UPDATE OF j
+    ), numbered AS (
+        SELECT *, count(*) FILTER (WHERE suspect) OVER (PARTITION BY worker_id) AS suspects,
+               row_number() OVER (PARTITION BY worker_id, suspect ORDER BY job_id) - 1 AS turn
+          FROM lost
+    ), judged AS (
+        SELECT job_id, death, turn, (NOT suspect OR suspects = 1)::int AS charged FROM numbered
     )
     UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + 1, deaths = j.deaths + death,
-           epoch = nextval('harness_epoch'), due_at = now(), state_since = now(),
+       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + charged, deaths = j.deaths + death * charged,
+           epoch = nextval('harness_epoch'), state_since = now(),
+           due_at = now() + (1 - charged) * turn * interval '1 second',
            failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
-      FROM lost WHERE j.job_id = lost.job_id
+      FROM judged WHERE j.job_id = judged.job_id
     RETURNING j.job_id";
+
+const _: () = assert!(job::POISON_DEATHS == 3, "a suspect in TAKE_LOST has one death less");
 
 /// Sessions whose head is blocked although nothing has begun and nothing is on its way. The two transactions that end a
 /// run release it, so this finds nothing, unless somebody has changed rows by hand.
