@@ -155,7 +155,8 @@ const READ_RECORDED: &str = "
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
 /// The head of each session in which no job has begun, if it waits for nothing but its turn: run it here (with $3), or
-/// let the relay publish it.
+/// let the relay publish it. (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT
+/// EXISTS becomes a join instead, of every session of the batch with every job that has begun.)
 pub(crate) const NEXT: &str = concat!(
     "
     WITH heads AS (
@@ -163,7 +164,7 @@ pub(crate) const NEXT: &str = concat!(
          CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
                               WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
          WHERE h.state = 'blocked'
-           AND NOT EXISTS (SELECT FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0)
+           AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
     ), taking AS (
         SELECT $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead') AS take
     ), c AS (
