@@ -229,8 +229,8 @@ async fn migrating_twice_changes_nothing() {
     };
     let first = fleet.producer(&["migrate"]).await;
     assert_eq!(first.code, 0, "{first:?}");
-    assert!(first.out.contains("applied 2 migrations"), "{first:?}");
     let before = everything().await;
+    assert!(first.out.contains(&format!("applied {} migrations", before.1.len())), "{first:?}");
     let second = fleet.producer(&["migrate"]).await;
     assert_eq!(second.code, 0, "{second:?}");
     assert!(!second.out.contains("applied"), "{second:?}");

@@ -114,10 +114,10 @@ const CREATE_SESSIONS: &str = "
     ON CONFLICT DO NOTHING";
 
 const ASK_RUNNING: &str = "
-    UPDATE harness_jobs j SET asked = 'cancel'
-      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
-             ORDER BY job_id FOR UPDATE) r
-     WHERE j.job_id = r.job_id";
+    UPDATE harness_jobs SET asked = 'cancel'
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
+            ORDER BY job_id FOR UPDATE))";
 
 const END_WAITING: &str = "
     WITH waiting AS (
@@ -128,7 +128,7 @@ const END_WAITING: &str = "
                        WHEN 'rejected' THEN state = 'blocked' END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
-        DELETE FROM harness_jobs j USING waiting w WHERE j.job_id = w.job_id RETURNING j.*
+        DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM waiting)) RETURNING *
     ), results AS (
         INSERT INTO harness_results
                (job_id, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,

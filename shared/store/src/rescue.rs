@@ -18,31 +18,34 @@ use crate::{Store, StoreError};
 
 /// A worker whose own claim holds its row is skipped: it lives.
 const DECLARE_DEAD: &str = "
-    UPDATE harness_workers w SET state = 'dead', ended_at = now()
-      FROM (SELECT worker_id FROM harness_workers
-             WHERE state IN ('alive', 'draining')
-               AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
-               FOR UPDATE SKIP LOCKED) d
-     WHERE w.worker_id = d.worker_id
-    RETURNING w.worker_id";
+    UPDATE harness_workers SET state = 'dead', ended_at = now()
+     WHERE worker_id = ANY(ARRAY(
+           SELECT worker_id FROM harness_workers
+            WHERE state IN ('alive', 'draining')
+              AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
+              FOR UPDATE SKIP LOCKED))
+    RETURNING worker_id";
+
+const NOT_RESCUED: &str = "SELECT worker_id FROM harness_workers WHERE state = 'dead' AND rescued_at IS NULL";
 
 const FIND_LOST: &str = "
-    SELECT DISTINCT j.session_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
-     WHERE j.state = 'running' AND j.epoch > 0 AND w.state IN ('dead', 'stopped') LIMIT 1000";
+    SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) AND epoch > 0 LIMIT $2";
 
 const TAKE_LOST: &str = "
-    WITH lost AS (
-        SELECT j.job_id, (w.state = 'dead')::int AS death
-          FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
-         WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.state IN ('dead', 'stopped')
-         ORDER BY j.job_id FOR UPDATE OF j
-    )
-    UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + 1, deaths = j.deaths + death,
+    UPDATE harness_jobs
+       SET state = 'scheduled', worker_id = NULL, attempts = attempts + 1, deaths = deaths + 1,
            epoch = nextval('harness_epoch'), due_at = now(), state_since = now(),
            failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
-      FROM lost WHERE j.job_id = lost.job_id
-    RETURNING j.job_id";
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs
+            WHERE session_id = ANY($1) AND worker_id IN (SELECT worker_id FROM harness_workers WHERE state = 'dead')
+            ORDER BY job_id FOR UPDATE))
+    RETURNING job_id";
+
+const RESCUED: &str = "UPDATE harness_workers SET rescued_at = now() WHERE worker_id = ANY($1)";
+
+/// Sessions in one transaction.
+const SESSIONS: i64 = 1_000;
 
 /// Sessions whose head is blocked although nothing has begun and nothing is on its way. The two transactions that end a
 /// run release it, so this finds nothing, unless somebody has changed rows by hand.
@@ -70,8 +73,18 @@ impl Store {
 
     /// Makes the jobs of dead workers due again. Returns them.
     pub async fn rescue(&self) -> Result<Vec<JobId>, StoreError> {
-        let lost = query(&self.pool, "find_lost", FIND_LOST, &[]).await?;
-        self.take_sessions("rescue", lost, TAKE_LOST).await
+        let dead = query(&self.pool, "not_rescued", NOT_RESCUED, &[]).await?;
+        let dead: Vec<Uuid> = dead.iter().map(|row| row.get(0)).collect();
+        if dead.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead, &SESSIONS]).await?;
+        let all = (lost.len() as i64) < SESSIONS;
+        let taken = self.take_sessions("rescue", lost, TAKE_LOST).await?;
+        if all {
+            query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
+        }
+        Ok(taken)
     }
 
     /// Releases blocked jobs that nothing else would release. Returns them.
