@@ -27,6 +27,8 @@ pub struct Lease {
     running: Running,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
+    /// What time it was by Postgres's clock, and when.
+    clock: Mutex<(u64, Instant)>,
     duration: Duration,
 }
 
@@ -38,14 +40,21 @@ impl Lease {
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
         store.register_worker(&registration).await?;
+        let clock = Mutex::new((store.now_unix_ms().await?, Instant::now()));
         let duration = registration.lease;
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(Instant::now()));
-        Ok(Lease { store, running, registration, renewed, duration })
+        Ok(Lease { store, running, registration, renewed, clock, duration })
     }
 
     /// The id under which jobs are claimed now.
     pub fn worker(&self) -> WorkerId {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
+    }
+
+    /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
+    pub fn now_unix_ms(&self) -> u64 {
+        let (then, at) = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        then + at.elapsed().as_millis() as u64
     }
 
     /// Whether the last renewal is younger than the lease.
@@ -184,7 +193,10 @@ impl Lease {
             worker: WorkerId::random(),
             ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
+        // A machine that slept has not counted the time.
+        let clock = (self.store.now_unix_ms().await?, Instant::now());
         self.store.register_worker(&fresh).await?;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
