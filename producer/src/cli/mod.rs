@@ -10,6 +10,7 @@ mod cancel;
 mod sessions;
 mod dead;
 mod relay;
+mod audit;
 
 use std::process::ExitCode;
 
@@ -19,7 +20,7 @@ use service::{Common, Problems};
 /// Takes jobs in and shows what became of them.
 ///
 /// Jobs go into Postgres and from there to RabbitMQ; workers run them. Exit codes: 0 all is well, 1 something
-/// failed, 2 wrong arguments or settings, 3 not finished or not complete.
+/// failed, 2 wrong arguments or settings, 3 not finished, not complete or (of an audit) not true.
 #[derive(Debug, Parser)]
 #[command(name = "producer", version)]
 pub struct Args {
@@ -49,6 +50,8 @@ enum Command {
     ///
     /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
+    /// Prove that nothing was lost, doubled or paid twice
+    Audit(audit::Audit),
 }
 
 impl Args {
@@ -71,6 +74,7 @@ impl Args {
                 Command::Sessions(args) => args.run(context).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,
+                Command::Audit(args) => args.run(context).await,
             }
         })
     }

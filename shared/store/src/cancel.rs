@@ -5,8 +5,10 @@
 //! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use job::{Failure, FailureCode, JobId, JobState, Name, WorkerId};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
@@ -103,6 +105,17 @@ const FORESTALL: &str = "
      ORDER BY job_id
     ON CONFLICT DO NOTHING";
 
+/// The transactions that write jobs at this moment.
+const WRITERS: &str = "
+    SELECT DISTINCT virtualtransaction FROM pg_locks
+     WHERE locktype = 'relation' AND relation = 'harness_jobs'::regclass AND mode = 'RowExclusiveLock' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
+       AND ($1::text[] IS NULL OR virtualtransaction = ANY($1))";
+
+/// Longer than any transaction of ours.
+const WRITERS_BOUND: Duration = Duration::from_secs(30);
+const WRITERS_POLL: Duration = Duration::from_millis(5);
+
 const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
 
 /// So that there is a row to lock, and to count the end in.
@@ -192,6 +205,9 @@ impl Store {
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        if sessions.iter().any(String::is_empty) {
+            self.outlast_writers().await?;
+        }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
         let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
@@ -208,6 +224,25 @@ impl Store {
             .await?;
         let ended = ended.iter();
         Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(1) }).collect())
+    }
+
+    /// A job that was forestalled has no session whose lock would keep claims away while it ends. A claim that saw the
+    /// ledger before its row came sees neither that nor, when it is held up in the middle, its end: it would run the job
+    /// as well. So its end waits until the transactions are over that wrote when its row was there.
+    async fn outlast_writers(&self) -> Result<(), StoreError> {
+        let mut writers: Option<Vec<String>> = None;
+        let deadline = Instant::now() + WRITERS_BOUND;
+        loop {
+            let left = query(&self.pool, "writers", WRITERS, &[&writers]).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(StoreError::unavailable("a transaction on harness_jobs does not end"));
+            }
+            writers = Some(left.iter().map(|row| row.get(0)).collect());
+            tokio::time::sleep(WRITERS_POLL).await;
+        }
     }
 
     /// Jobs that nobody runs and nobody wants: cancelled while they went from one attempt to the next, or overdue.

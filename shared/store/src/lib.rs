@@ -33,7 +33,9 @@ mod rescue;
 mod partitions;
 mod sessions;
 mod status;
+mod audit;
 
+pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest, Claimed, SessionState};

@@ -19,14 +19,14 @@ use uuid::Uuid;
 use crate::workers::NOW;
 use crate::{Store, StoreError};
 
-const WEEK_MS: u64 = 7 * 86_400_000;
+pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
 /// Job ids may lie a day ahead; made this early, a partition is there in time even if its upkeep fails for days.
 const AHEAD_MS: u64 = 4 * 86_400_000;
 /// An advisory lock, so that one process at a time maintains the partitions.
 const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
 /// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
-fn first_id(week: u64) -> Uuid {
+pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
