@@ -54,13 +54,6 @@ impl Context {
         Ok(ledger)
     }
 
-    /// RabbitMQ only, connected.
-    pub async fn broker(&mut self, name: &str) -> anyhow::Result<Broker> {
-        let config = self.read_broker(name);
-        let config = self.finish(config)?;
-        self.connect(config).await
-    }
-
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
     pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Ledger, Relay)> {
         let (ledger, config) = (self.read_ledger(), self.read_broker(name));

@@ -30,11 +30,13 @@ mod rescue;
 mod partitions;
 mod sessions;
 mod status;
+mod dead;
 
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
 pub use conclude::{Concluded, Conclusion, End, Fold};
+pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
 pub use pool::{Store, StoreConfig};
