@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{JobId, WorkerId};
-use store::{Ask, Beat, Conclusion, End, Store, StoreError, WorkerRegistration};
+use store::{Ask, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,8 +27,7 @@ pub struct Lease {
     running: Running,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
-    /// What time it was by Postgres's clock, and when.
-    clock: Mutex<(u64, Instant)>,
+    clock: Mutex<Clock>,
     duration: Duration,
 }
 
@@ -40,7 +39,7 @@ impl Lease {
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
         store.register_worker(&registration).await?;
-        let clock = Mutex::new((store.now_unix_ms().await?, Instant::now()));
+        let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(Instant::now()));
         Ok(Lease { store, running, registration, renewed, clock, duration })
@@ -53,8 +52,7 @@ impl Lease {
 
     /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
     pub fn now_unix_ms(&self) -> u64 {
-        let (then, at) = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        then + at.elapsed().as_millis() as u64
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).now_unix_ms()
     }
 
     /// Whether the last renewal is younger than the lease.
@@ -194,7 +192,7 @@ impl Lease {
             ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
         // A machine that slept has not counted the time.
-        let clock = (self.store.now_unix_ms().await?, Instant::now());
+        let clock = self.store.clock().await?;
         self.store.register_worker(&fresh).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");

@@ -23,11 +23,11 @@ pub struct Audit {
     watch: Option<u64>,
     /// Only results with ids not older than this and sessions that changed since, such as 90m, 36h or 7d; live jobs in
     /// any case
-    #[arg(long, value_name = "AGE", value_parser = parse_age)]
-    since: Option<Duration>,
+    #[arg(long, value_name = "AGE")]
+    since: Option<humantime::Duration>,
     /// Warn of jobs that wait longer than this for their next step, such as 90s, 15m or 2h
-    #[arg(long, value_name = "AGE", value_parser = parse_age, default_value = "15m")]
-    stuck_after: Duration,
+    #[arg(long, value_name = "AGE", default_value = "15m")]
+    stuck_after: humantime::Duration,
     /// Let a warning fail it
     #[arg(long)]
     strict: bool,
@@ -43,9 +43,9 @@ impl Audit {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let ledger = context.checked_ledger().await?;
         let scope = AuditScope {
-            since: self.since,
+            since: self.since.map(Into::into),
             limit: self.limit,
-            stuck_after: self.stuck_after,
+            stuck_after: self.stuck_after.into(),
             retention: ledger.retention,
         };
         loop {
@@ -123,34 +123,5 @@ fn tell(checked: &Checked) {
     let others = checked.found - checked.offenders.len() as i64;
     if others > 0 {
         println!("          and {others} others; --limit names more");
-    }
-}
-
-/// A number with a unit: s, m, h or d.
-fn parse_age(text: &str) -> Result<Duration, String> {
-    let expected = || format!("got \"{text}\", expected a number with a unit, such as 90s, 15m, 36h or 7d");
-    let unit = text.chars().last().ok_or_else(expected)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(expected()),
-    };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| expected())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(expected)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_age_is_a_number_with_a_unit() {
-        assert_eq!(parse_age("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_age("7d"), Ok(Duration::from_secs(7 * 86_400)));
-        for bad in ["", "7", "d", "7w", "-1h", "1.5h", "7é", "99999999999999999999d"] {
-            assert!(parse_age(bad).unwrap_err().contains("36h"), "{bad}");
-        }
     }
 }

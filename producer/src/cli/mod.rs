@@ -44,7 +44,7 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Look at sessions
     Sessions(sessions::Sessions),
-    /// Look at messages that no worker could use
+    /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::Dead),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///

@@ -31,13 +31,20 @@ pub enum Ask {
 
 /// Why jobs end that nobody runs. Each applies only to the jobs that it is true of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unwanted {
+pub enum Unwanted<'a> {
     /// Somebody cancels it.
     Cancelled,
     /// Its deadline is over.
     Overdue,
     /// Its session is busy, and it does not want to wait.
     Rejected,
+    /// Its message was given up before a worker took it.
+    DeadLettered {
+        /// The pool in whose queue the message was: a copy in another one is nothing to the job.
+        pool: &'a Name,
+        /// Why, for people.
+        reason: &'a str,
+    },
 }
 
 /// What became of a job that was to be cancelled.
@@ -72,13 +79,21 @@ impl Ask {
     }
 }
 
-impl Unwanted {
+impl Unwanted<'_> {
     /// As the statements know it.
     fn as_str(self) -> &'static str {
         match self {
             Unwanted::Cancelled => "cancelled",
             Unwanted::Overdue => "overdue",
             Unwanted::Rejected => "rejected",
+            Unwanted::DeadLettered { .. } => "dead_lettered",
+        }
+    }
+
+    fn pool(self) -> Option<String> {
+        match self {
+            Unwanted::DeadLettered { pool, .. } => Some(pool.to_string()),
+            Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
         }
     }
 
@@ -93,6 +108,7 @@ impl Unwanted {
                 FailureCode::SessionBusy,
                 "its session was busy, and its on_busy is \"reject\"",
             ),
+            Unwanted::DeadLettered { reason, .. } => (JobState::Failed, FailureCode::DeadLettered, reason),
         };
         (state, Failure::permanent(code, message))
     }
@@ -132,13 +148,17 @@ const ASK_RUNNING: &str = "
            SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
             ORDER BY job_id FOR UPDATE))";
 
+/// A job counts on its message from its publish to its claim. A scheduled one waits for a message that is yet to come;
+/// only if it has never begun may that be the second one, because the first was believed lost.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
          WHERE job_id = ANY($1) AND state <> 'running'
            AND CASE $2 WHEN 'cancelled' THEN true
                        WHEN 'overdue' THEN deadline_at <= now()
-                       WHEN 'rejected' THEN state = 'blocked' END
+                       WHEN 'rejected' THEN state = 'blocked'
+                       WHEN 'dead_lettered' THEN pool = $5 AND asked IS DISTINCT FROM 'cancel'
+                        AND (state IN ('publishing', 'queued') OR (state = 'scheduled' AND epoch = 0)) END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
         DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM waiting)) RETURNING *
@@ -200,7 +220,11 @@ impl Store {
 
     /// Ends those of these jobs that wait and of which the reason is true; running ones that are to be cancelled are
     /// asked to stop. Returns what ended. Safe to repeat.
-    pub async fn end_waiting(&self, jobs: &[JobId], why: Unwanted) -> Result<Vec<EndedWaiting>, StoreError> {
+    pub async fn end_waiting(
+        &self,
+        jobs: &[JobId],
+        why: Unwanted<'_>,
+    ) -> Result<Vec<EndedWaiting>, StoreError> {
         let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
@@ -210,7 +234,7 @@ impl Store {
         }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
-        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
+        let (why, pool, state, nobody) = (why.as_str(), why.pool(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
         let [_, _, _, ended, _] = tx
@@ -218,7 +242,7 @@ impl Store {
                 &[&ids],
                 &[&sessions],
                 &[&ids, &why],
-                &[&ids, &why, &state, &failure],
+                &[&ids, &why, &state, &failure, &pool],
                 &[&nobody, &sessions, &false],
             ])
             .await?;
@@ -246,7 +270,7 @@ impl Store {
     }
 
     /// Jobs that nobody runs and nobody wants: cancelled while they went from one attempt to the next, or overdue.
-    pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted)>, StoreError> {
+    pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted<'static>)>, StoreError> {
         let rows = query(&self.pool, "find_unwanted", FIND_UNWANTED, &[]).await?;
         let why = |text: &str| if text == "overdue" { Unwanted::Overdue } else { Unwanted::Cancelled };
         Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())

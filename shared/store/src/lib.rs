@@ -22,6 +22,7 @@
 mod error;
 mod pool;
 mod tx;
+mod clock;
 mod batch;
 mod dispatch;
 mod claim;
@@ -33,13 +34,16 @@ mod rescue;
 mod partitions;
 mod sessions;
 mod status;
+mod dead;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
+pub use clock::Clock;
 pub use conclude::{Concluded, Conclusion, End, Fold};
+pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
 pub use pool::{Store, StoreConfig};

@@ -9,14 +9,14 @@
 //! other.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::Client;
 use tokio_postgres::Row;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::workers::NOW;
+use crate::clock::NOW;
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
@@ -56,7 +56,8 @@ impl Store {
 
 async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
     // A host whose clock is ahead would drop results that are still wanted.
-    let now_ms = client.query_one(NOW, &[]).await?.get::<_, i64>(0).unsigned_abs();
+    let now: SystemTime = client.query_one(NOW, &[]).await?.get(0);
+    let now_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
     let present = read(client).await?;

@@ -39,9 +39,6 @@ pub enum Beat {
 /// A heartbeat that the network has swallowed must not keep the next ones from arriving within the lease.
 pub(crate) const BEAT_BOUND: Duration = Duration::from_secs(3);
 
-/// Unix time in milliseconds.
-pub(crate) const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-
 const REGISTER: &str = "
     INSERT INTO harness_workers (worker_id, host, pod_name, pool, slots, state, lease_ms)
     VALUES ($1, $2, $3, $4, $5, 'alive', $6) ON CONFLICT DO NOTHING";
@@ -84,12 +81,6 @@ impl Store {
         )
         .await?;
         Ok(())
-    }
-
-    /// Postgres's clock: Unix time in milliseconds.
-    pub async fn now_unix_ms(&self) -> Result<u64, StoreError> {
-        let rows = query(&self.pool, "now", NOW, &[]).await?;
-        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
     }
 
     /// Renews the lease, on a connection of its own.
