@@ -125,7 +125,7 @@ async fn sessions_outlive_their_results_and_their_spend_stays_right() {
     maintain(100).await;
     let runner = Runner::register(&store).await;
     let now = Uuid::from(JobId::now()).as_u128();
-    let long_ago = JobId::try_from(Uuid::from_u128(now - (60 * 86_400_000 << 80))).unwrap();
+    let long_ago = JobId::try_from(Uuid::from_u128(now - ((60 * 86_400_000) << 80))).unwrap();
     let old = JobSpec { job_id: long_ago, ..job("s", "echo", json!(1)) };
     let left = JobSpec {
         job_id: JobId::try_from(Uuid::from_u128(Uuid::from(long_ago).as_u128() + 1)).unwrap(),
@@ -190,9 +190,9 @@ impl Ledger {
         let run = claim(&runner, &bad, 0).await;
         conclude(&runner, &run, End::Failed(failure()), None).await;
         claim(&runner, &runs, 2).await;
-        assert!(matches!(runner.claim(&waits).await.unwrap(), Answer::Blocked));
-        store.accept(std::slice::from_ref(&new)).await.unwrap();
-        store.cancel(&[unseen.job_id]).await.unwrap();
+        assert!(matches!(runner.claim(&waits).await.expect("an answer"), Answer::Blocked));
+        store.accept(std::slice::from_ref(&new)).await.expect("accepted");
+        store.cancel(&[unseen.job_id]).await.expect("cancelled");
         assert_eq!(findings(&database.audit().await), []);
         let [done, left, bad, runs, waits, new, unseen] =
             [done, left, bad, runs, waits, new, unseen].map(|spec| spec.job_id);
