@@ -16,8 +16,9 @@ use crate::{Broker, DEAD_QUEUE, QueueError};
 
 /// No more than this is taken into memory at once, whatever the limit.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// RabbitMQ's channel keeps acks back when it has 32 under way to a quorum queue, and forgets them when it is closed.
-/// So only a few are sent before the queue is asked for something: its answer comes after their work is done.
+/// RabbitMQ's channel puts acks by when it has 32 under way to a quorum queue (`rabbit_fifo_client`), and nothing
+/// promises that it sends them when it is closed. So only a few go out before the queue is asked for something: its
+/// answer comes after their work is done.
 const ACKS_AT_ONCE: usize = 16;
 
 /// A letter in our hands. Dropped, it is still held until its walk ends.
