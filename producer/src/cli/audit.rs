@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use store::{AuditScope, Checked, Kind, StoreError};
 
+use super::age::parse_age;
 use super::context::Context;
 
 /// Prove that nothing was lost, doubled or paid twice: a line per check, and below it the ids that break it.
@@ -23,11 +24,11 @@ pub struct Audit {
     watch: Option<u64>,
     /// Only results with ids not older than this and sessions that changed since, such as 90m, 36h or 7d; live jobs in
     /// any case
-    #[arg(long, value_name = "AGE")]
-    since: Option<humantime::Duration>,
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    since: Option<Duration>,
     /// Warn of jobs that wait longer than this for their next step, such as 90s, 15m or 2h
-    #[arg(long, value_name = "AGE", default_value = "15m")]
-    stuck_after: humantime::Duration,
+    #[arg(long, value_name = "AGE", value_parser = parse_age, default_value = "15m")]
+    stuck_after: Duration,
     /// Let a warning fail it
     #[arg(long)]
     strict: bool,
@@ -43,9 +44,9 @@ impl Audit {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let ledger = context.checked_ledger().await?;
         let scope = AuditScope {
-            since: self.since.map(Into::into),
+            since: self.since,
             limit: self.limit,
-            stuck_after: self.stuck_after.into(),
+            stuck_after: self.stuck_after,
             retention: ledger.retention,
         };
         loop {

@@ -4,6 +4,7 @@ mod context;
 mod migrate;
 mod enqueue;
 mod progress;
+mod age;
 mod status;
 mod wait;
 mod cancel;

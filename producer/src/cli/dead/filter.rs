@@ -8,6 +8,8 @@ use job::{Glimpse, Name};
 use queue::{DeadLetter, pool_of_queue};
 use store::DeadFilter;
 
+use crate::cli::age::parse_age;
+
 /// What is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
@@ -45,11 +47,11 @@ pub struct Filter {
     #[arg(long)]
     pub pool: Option<Name>,
     /// Only what died within so long, such as 90s, 15m, 2h or 3d
-    #[arg(long)]
-    pub since: Option<humantime::Duration>,
+    #[arg(long, value_parser = parse_age)]
+    pub since: Option<Duration>,
     /// Only what died longer ago than this
-    #[arg(long)]
-    pub before: Option<humantime::Duration>,
+    #[arg(long, value_parser = parse_age)]
+    pub before: Option<Duration>,
 }
 
 impl Filter {
@@ -72,8 +74,8 @@ impl Filter {
             session: self.session.clone(),
             agent: self.agent.clone(),
             pool: self.pool.clone(),
-            since: self.since.map(Duration::from),
-            before: self.before.map(Duration::from),
+            since: self.since,
+            before: self.before,
         }
     }
 
@@ -90,8 +92,8 @@ impl Filter {
             && is(&self.session, &glimpse.session_id)
             && is(&self.agent, &glimpse.agent_id)
             && is(&self.pool, &pool)
-            && self.since.is_none_or(|since| age.is_some_and(|age| age <= *since))
-            && self.before.is_none_or(|before| age.is_some_and(|age| age > *before))
+            && self.since.is_none_or(|since| age.is_some_and(|age| age <= since))
+            && self.before.is_none_or(|before| age.is_some_and(|age| age > before))
     }
 }
 
