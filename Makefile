@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test up down bench check fmt clean
+.PHONY: help demo test up down bench chaos check fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ down: ## Stop what `make up` started
 bench: ## Measure throughput and latency (release build)
 	cargo build --release --locked -p worker -p tests --bin worker --bin bench
 	ops/dev/services run -- target/release/bench
+
+# The debug build: with overflow checks and debug assertions, and `make test` has built it already.
+chaos: ## Break a fleet in every way we know, and count what is lost or done twice (about 12 minutes)
+	cargo build --locked -p producer -p worker -p tests --bin producer --bin worker --bin chaos
+	ops/dev/services run -- target/debug/chaos
 
 check: ## Format, lints, licences: what CI looks at before it tests
 	cargo fmt --all --check

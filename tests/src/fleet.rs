@@ -102,10 +102,16 @@ impl Fleet {
         self.producer_reading("", arguments).await
     }
 
-    /// Runs a command of the producer's that reads this from stdin.
-    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+    /// A command of the producer's, to be started.
+    pub fn producer_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("producer"));
         command.args(arguments).env_clear().envs(self.environment());
+        command
+    }
+
+    /// Runs a command of the producer's that reads this from stdin.
+    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+        let mut command = self.producer_command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let input = input.to_owned();
         // The test's runtime goes on meanwhile.

@@ -15,6 +15,7 @@ mod services;
 mod http;
 mod database;
 mod vhost;
+mod proxy;
 mod worker;
 mod fleet;
 mod runs;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 pub use database::Database;
 pub use fleet::{Fleet, Ran};
+pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed};
 pub use vhost::Vhost;
 pub use worker::{Launch, Worker};

@@ -68,13 +68,35 @@ impl Vhost {
 
     /// How many messages wait in the default pool's queue, and how many consumers it has.
     pub async fn waiting_and_consumers(&self) -> (u32, u32) {
-        let connection = self.lapin().await;
-        let channel = connection.create_channel().await.expect("a channel");
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let queue = jobs_queue(&job::Name::default());
-        let queue = channel.queue_declare(queue.into(), options, Default::default()).await.expect("a queue");
-        connection.close(200, "done".into()).await.expect("closed");
-        (queue.message_count(), queue.consumer_count())
+        self.look_at(&queue).await.expect("a queue")
+    }
+
+    /// How many messages wait in a queue, and how many consumers it has.
+    pub async fn look_at(&self, queue: &str) -> lapin::Result<(u32, u32)> {
+        let connection = Connection::connect(&self.url, Default::default()).await?;
+        let channel = connection.create_channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = channel.queue_declare(queue.into(), options, Default::default()).await?;
+        connection.close(200, "done".into()).await?;
+        Ok((queue.message_count(), queue.consumer_count()))
+    }
+
+    /// Closes every connection to this vhost from the broker's side, as an operator would. Returns how many.
+    pub fn close_connections(&self) -> Result<usize, String> {
+        let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);
+        let (_, body) = http::get(&list).map_err(|error| error.to_string())?;
+        let connections: Vec<serde_json::Value> =
+            serde_json::from_str(&body).map_err(|error| format!("{error} in: {body}"))?;
+        let names = connections.iter().filter_map(|connection| connection["name"].as_str());
+        let mut closed = 0;
+        for name in names {
+            let name: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            // One that has ended meanwhile is not found, which is as good.
+            closed +=
+                usize::from(http::delete(&format!("{}/api/connections/{name}", self.management)).is_ok());
+        }
+        Ok(closed)
     }
 
     /// What is in `harness.dead`.

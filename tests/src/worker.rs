@@ -1,7 +1,8 @@
 //! A worker: a process of the real binary, with its log, its admin port and its signals.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,12 @@ use tokio::time::timeout;
 
 use crate::{PATIENCE, http, until};
 
-/// The path of one of our binaries: cargo puts them beside the folder of the test's own executable. `cargo test` does
+/// The path of one of our binaries: cargo puts them beside each other, and tests into a folder there. `cargo test` does
 /// not build them for us, so an old one is refused.
 pub(crate) fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the test's own path");
-    let folder = test.parent().and_then(|deps| deps.parent()).expect("a folder of cargo's");
+    let own = std::env::current_exe().expect("our own path");
+    let folder = own.parent().expect("a folder of cargo's");
+    let folder = if folder.ends_with("deps") { folder.join("..") } else { folder.to_owned() };
     let path = folder.join(name);
     assert!(path.is_file(), "{} is not there: run `cargo build` first (or `make test`)", path.display());
     if let Some(newer) = newer_source(&path) {
@@ -44,11 +46,12 @@ fn newer_source(binary: &Path) -> Option<String> {
 pub struct Launch {
     name: String,
     environment: BTreeMap<String, String>,
+    log: Option<PathBuf>,
 }
 
 impl Launch {
     pub(crate) fn new(name: &str, environment: BTreeMap<String, String>) -> Launch {
-        Launch { name: name.to_owned(), environment }
+        Launch { name: name.to_owned(), environment, log: None }
     }
 
     /// Sets an environment variable.
@@ -69,6 +72,12 @@ impl Launch {
         self
     }
 
+    /// Writes its log to a file as well, while it is written.
+    pub fn log_to(mut self, path: PathBuf) -> Launch {
+        self.log = Some(path);
+        self
+    }
+
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
         let mut command = Command::new(binary("worker"));
@@ -82,15 +91,19 @@ impl Launch {
         let mut child = command.spawn().expect("a worker process");
         let stderr = child.stderr.take().expect("its stderr");
         let (sender, log) = watch::channel(Log::default());
+        let mut copy = self.log.as_ref().map(|path| File::create(path).expect("a file for the log"));
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
+                if let Some(copy) = &mut copy {
+                    writeln!(copy, "{line}").expect("a log that can be written");
+                }
                 sender.send_modify(|log| log.lines.push(line));
             }
             // Its end of the pipe is closed: the process is over.
             sender.send_modify(|log| log.over = true);
         });
-        Worker { name: self.name, child, log, reader: Some(reader) }
+        Worker { name: self.name, child, log, copy: self.log, reader: Some(reader) }
     }
 
     /// Starts the process and waits until it takes jobs.
@@ -112,6 +125,7 @@ pub struct Worker {
     name: String,
     child: Child,
     log: watch::Receiver<Log>,
+    copy: Option<PathBuf>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -130,6 +144,11 @@ impl Worker {
                 panic!("{} has not said \"{text}\" within {} s", self.name, PATIENCE.as_secs())
             }
         }
+    }
+
+    /// Whether the process is there still.
+    pub fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Its log so far.
@@ -225,12 +244,15 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if self.lives() {
             self.signal(Signal::SIGKILL);
         }
         self.reap();
         if std::thread::panicking() {
-            eprintln!("---- the log of {} ----\n{}\n----", self.name, self.log());
+            match &self.copy {
+                Some(path) => eprintln!("the log of {} is {}", self.name, path.display()),
+                None => eprintln!("---- the log of {} ----\n{}\n----", self.name, self.log()),
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A worker that is silent for longer than its lease is dead for good: its jobs run elsewhere, once, and what it still
 //! says is refused. When it comes back, it goes on as another.
 
+use std::time::{Duration, SystemTime};
+
 use job::JobState;
 use serde_json::json;
-use tests::{Fleet, job, until};
+use tests::{Fleet, Link, Proxy, job, until};
 
 #[tokio::test]
 async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
@@ -104,4 +106,29 @@ async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     assert!(finished.is_sorted(), "{finished:?}");
     assert_eq!(fleet.session("s").await.iteration_count, 3 + 1 + 2 + 3);
     fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_hears_nothing_of_postgres_stops_its_programs_when_its_lease_is_over() {
+    const LEASE: Duration = Duration::from_secs(2);
+    let fleet = Fleet::new().await;
+    let written = fleet.folder.path().join("written");
+    let endless = format!("#!/bin/sh\nwhile :; do echo >> {}; sleep 0.02; done\n", written.display());
+    let program = fleet.program("endless", &endless);
+    let agents = fleet.agents(&[("endless", &program)]);
+    let proxy = Proxy::to(&fleet.database.url).await;
+    let through = proxy.through(&fleet.database.url);
+    let launch = fleet.worker("worker").short_lease().set("AGENTS_FILE", agents);
+    let worker = launch.set("DATABASE_URL", through).start().await;
+    let spec = job("s", "endless", json!(null));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    until("the program runs", async || written.exists().then_some(())).await;
+
+    // A heartbeat that is under way now waits for its answer for longer than the lease.
+    proxy.set(Link::Frozen);
+    let frozen = SystemTime::now();
+    worker.said("the lease on a job is lost").await;
+    let last = written.metadata().unwrap().modified().unwrap();
+    let ran_on = last.duration_since(frozen).unwrap();
+    assert!(ran_on < LEASE + Duration::from_millis(800), "it ran on for {ran_on:?}");
 }

@@ -38,10 +38,11 @@ impl Lease {
         running: Running,
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
+        let sent = Instant::now();
         store.register_worker(&registration).await?;
         let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
-        let (registration, renewed) = (Mutex::new(registration), Mutex::new(Instant::now()));
+        let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
         Ok(Lease { store, running, registration, renewed, clock, duration })
     }
 
@@ -76,8 +77,13 @@ impl Lease {
         tokio::time::sleep(self.duration / 5).await;
     }
 
-    /// Beats five times a lease until told to stop, and looks more often for what is asked of the jobs.
+    /// Keeps the lease until told to stop, and stops what runs when it could not be kept.
     pub async fn keep(&self, stop: CancellationToken) {
+        tokio::join!(self.renew(&stop), self.watch(&stop));
+    }
+
+    /// Beats five times a lease, and looks more often for what is asked of the jobs.
+    async fn renew(&self, stop: &CancellationToken) {
         let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKS));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -106,9 +112,24 @@ impl Lease {
                             "the heartbeat does not reach Postgres; running jobs go on until the lease is over"
                         );
                     }
-                    self.stop_when_over();
                 }
             }
+        }
+    }
+
+    /// Stops what runs at the moment when the lease is over, whatever a heartbeat still waits for; and after that, as
+    /// long as it stays so, what has begun meanwhile.
+    async fn watch(&self, stop: &CancellationToken) {
+        let over = async {
+            loop {
+                self.over().await;
+                self.stop_when_over();
+                self.renewed_within_a_beat().await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = over => {}
         }
     }
 
@@ -142,9 +163,11 @@ impl Lease {
         let worker_id = self.worker();
         // Taken before the ledger's list is read: a job that begins in between is in the list only.
         let mine = self.running.epochs();
+        // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
+        let sent = Instant::now();
         match self.store.beat(worker_id).await? {
             Beat::Alive(listed) => {
-                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 self.stop_lost(&mine, &listed);
                 self.return_strangers(worker_id, listed, strangers).await;
                 Ok(())
@@ -193,11 +216,12 @@ impl Lease {
         };
         // A machine that slept has not counted the time.
         let clock = self.store.clock().await?;
+        let sent = Instant::now();
         self.store.register_worker(&fresh).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
         Ok(())
     }
 }

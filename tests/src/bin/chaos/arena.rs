@@ -1,0 +1,461 @@
+//! Where a scenario takes place: a vhost and a database of its own, some real workers, and jobs that are published while
+//! it goes on. It measures recoveries, and in the end waits for every job and holds all against the workload.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use fastrand::Rng;
+use queue::DEAD_QUEUE;
+use tests::{Fleet, Launch, Proxy, Worker};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::check;
+use crate::ledger::{Held, Ledger};
+use crate::publish;
+use crate::report::Figures;
+use crate::scenario::Settings;
+use crate::services::Services;
+use crate::witness::Account;
+use crate::workload::{Job, Workload, echo};
+
+/// Slots of each worker. Two workers of three have one for every session, so that none waits for a slot.
+pub const SLOTS: usize = 32;
+/// How long the workers' leases are.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// How long a drain lets jobs go on.
+pub const GRACE: Duration = Duration::from_secs(2);
+/// What a stopped harness and the sign-off may take after the grace.
+const SIGN_OFF: Duration = Duration::from_secs(5);
+/// Within which a dead worker's jobs must run again after its lease.
+pub const RESCUE: Duration = Duration::from_secs(2);
+/// Longer than any recovery takes, but where a scenario allows more.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The place. Its processes end before their services go.
+pub struct Arena {
+    workers: Vec<Member>,
+    publishing: Option<AbortOnDropHandle<anyhow::Result<()>>>,
+    /// The workers' ways to the services, where they have their own.
+    pub proxies: Vec<Proxy>,
+    pub ledger: Ledger,
+    pub workload: Workload,
+    pub fleet: Arc<Fleet>,
+    pub services: Services,
+    pub random: Rng,
+    scenario: &'static str,
+    logs: PathBuf,
+    account: PathBuf,
+    agents: String,
+    started: u32,
+    begun: Instant,
+    events: String,
+    warm: Instant,
+    recovery: Option<f64>,
+    /// Messages that must have ended as dead letters.
+    pub dead_letters: usize,
+    /// Whether a job's attempt may be lost here.
+    pub spends_attempts: bool,
+    /// Whether a job may run twice at a time here.
+    pub runs_twice: bool,
+    pub problems: Vec<String>,
+    /// Longer than anything that is waited for takes.
+    pub patience: Duration,
+}
+
+struct Member {
+    name: String,
+    process: Worker,
+    slots: usize,
+    /// The scenario has ended it.
+    gone: bool,
+}
+
+impl Arena {
+    pub async fn new(scenario: &'static str, settings: &Settings) -> anyhow::Result<Arena> {
+        let logs = settings.logs.join(scenario);
+        match std::fs::remove_dir_all(&logs) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("emptying {}", logs.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        std::fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
+        let logs = std::path::absolute(logs)?;
+        let fleet = Arc::new(Fleet::new().await);
+        let account = logs.join("witnesses");
+        let agents = agents(&logs, &account)?;
+        let mut random = Rng::with_seed(settings.seed);
+        Ok(Arena {
+            workers: Vec::new(),
+            publishing: None,
+            proxies: Vec::new(),
+            ledger: Ledger::new(&fleet.database.url),
+            workload: Workload::new(settings.size, &mut random),
+            fleet,
+            services: settings.services.clone(),
+            random,
+            scenario,
+            logs,
+            account,
+            agents,
+            started: 0,
+            begun: Instant::now(),
+            events: String::new(),
+            warm: Instant::now(),
+            recovery: None,
+            dead_letters: 0,
+            spends_attempts: false,
+            runs_twice: false,
+            problems: Vec::new(),
+            patience: PATIENCE,
+        })
+    }
+
+    /// Notes what happens, for the file beside the workers' logs.
+    pub fn note(&mut self, event: impl Display) {
+        let line = format!("{:7.2} s  {event}\n", self.begun.elapsed().as_secs_f64());
+        self.events.push_str(&line);
+    }
+
+    // ---- workers
+
+    /// Starts workers as they are.
+    pub async fn start(&mut self, workers: usize) {
+        for _ in 0..workers {
+            self.start_with(|launch| launch).await;
+        }
+    }
+
+    /// Starts a worker with other settings. Returns its number.
+    pub async fn start_with(&mut self, change: impl FnOnce(Launch) -> Launch) -> usize {
+        self.start_slots(SLOTS, change).await
+    }
+
+    /// Starts a worker with so many slots.
+    pub async fn start_slots(&mut self, slots: usize, change: impl FnOnce(Launch) -> Launch) -> usize {
+        self.started += 1;
+        let name = format!("worker-{}", self.started);
+        let launch = self.fleet.worker(&name);
+        let launch = launch
+            .log_to(self.logs.join(format!("{name}.log")))
+            .set("WORKER_SLOTS", slots)
+            .set("LEASE_S", LEASE.as_secs())
+            .set("DRAIN_GRACE_S", GRACE.as_secs())
+            .set("AGENTS_FILE", &self.agents)
+            .set("POD_NAME", &name);
+        let process = change(launch).start().await;
+        // A worker declares nobody dead before it has watched for a whole lease.
+        self.warm = Instant::now() + LEASE + Duration::from_millis(1_500);
+        self.workers.push(Member { name, process, slots, gone: false });
+        self.workers.len() - 1
+    }
+
+    /// The numbers of those that the scenario has not ended.
+    pub fn living(&self) -> Vec<usize> {
+        (0..self.workers.len()).filter(|at| !self.workers[*at].gone).collect()
+    }
+
+    pub fn worker(&self, at: usize) -> &Worker {
+        &self.workers[at].process
+    }
+
+    /// SIGKILL. Returns what it ran.
+    pub async fn kill(&mut self, at: usize) -> anyhow::Result<Vec<Held>> {
+        self.note(format!("SIGKILL to {}", self.workers[at].name));
+        let member = &mut self.workers[at];
+        member.process.kill();
+        member.gone = true;
+        self.held(at).await
+    }
+
+    /// SIGTERM, and its end. Returns how long that took.
+    pub async fn drain(&mut self, at: usize) -> anyhow::Result<f64> {
+        let begun = Instant::now();
+        let member = &mut self.workers[at];
+        member.process.terminate();
+        let code = member.process.exit_within(GRACE + 4 * SIGN_OFF).await;
+        member.gone = true;
+        ensure!(code == 0, "{} has ended with {code} on SIGTERM", member.name);
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Whether a worker is there still. When not, it counts as ended by the scenario.
+    pub fn lives(&mut self, at: usize) -> bool {
+        let member = &mut self.workers[at];
+        let lives = !member.gone && member.process.lives();
+        member.gone = !lives;
+        lives
+    }
+
+    /// What this worker runs, in the ledger's view.
+    pub async fn held(&mut self, at: usize) -> anyhow::Result<Vec<Held>> {
+        self.ledger.held(&self.workers[at].name).await
+    }
+
+    // ---- jobs
+
+    /// Begins to publish the workload, a part of it as a raw AMQP client.
+    pub fn publish(&mut self) {
+        self.publish_parts(true);
+    }
+
+    /// Begins to publish the workload by `producer` alone: what the broker loses is then in the ledger.
+    pub fn enqueue(&mut self) {
+        self.publish_parts(false);
+    }
+
+    fn publish_parts(&mut self, with_raw: bool) {
+        let publishing = tokio::spawn(publish::parts(self.fleet.clone(), self.workload.parts(with_raw)));
+        self.publishing = Some(AbortOnDropHandle::new(publishing));
+    }
+
+    /// Waits until the workers are at work, and have watched each other for a lease.
+    pub async fn under_way(&mut self) -> anyhow::Result<()> {
+        let some = self.workload.jobs.len() as i64 / 8;
+        self.until("an eighth of the jobs has ended", async |arena| Ok(arena.ledger.ended().await? >= some))
+            .await?;
+        tokio::time::sleep_until(self.warm).await;
+        Ok(())
+    }
+
+    /// Waits for something to be seen, and bears with looks that fail meanwhile.
+    pub async fn until(
+        &mut self,
+        what: &str,
+        mut look: impl AsyncFnMut(&mut Arena) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let meanwhile = match look(self).await {
+                Ok(true) => {
+                    self.note(what);
+                    return Ok(());
+                }
+                Ok(false) => anyhow!("it is not so"),
+                Err(error) => error,
+            };
+            if Instant::now() >= deadline {
+                return Err(meanwhile.context(format!("not within {} s: {what}", self.patience.as_secs())));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    // ---- recovery
+
+    /// Waits until all these runs have gone on elsewhere, or have ended. The recovery is the time from the fault.
+    pub async fn gone_on(
+        &mut self,
+        held: &[Held],
+        fault: Instant,
+        bound: Option<Duration>,
+    ) -> anyhow::Result<()> {
+        if held.is_empty() {
+            bail!("what was hit ran no job");
+        }
+        self.until("the jobs go on", async |arena| Ok(arena.ledger.gone_on(held).await? == held.len()))
+            .await?;
+        self.recovered(fault.elapsed(), bound);
+        Ok(())
+    }
+
+    /// Waits until every free slot consumes and a job that is published now has run. The recovery is the time since then.
+    pub async fn resumed(&mut self, since: Instant, bound: Option<Duration>) -> anyhow::Result<()> {
+        self.probe().await?;
+        self.free_slots_consume().await?;
+        self.recovered(since.elapsed(), bound);
+        Ok(())
+    }
+
+    /// Publishes a job of its own, and waits for its end.
+    pub async fn probe(&mut self) -> anyhow::Result<()> {
+        let number = self.workload.jobs.len();
+        let job = echo(&format!("probe-{number}"), serde_json::json!(number));
+        let spec = job.spec.clone();
+        self.workload.jobs.push(job);
+        publish::raw(&self.fleet.vhost.url, vec![spec.clone()]).await?;
+        let ended = async |arena: &mut Arena| {
+            let views = arena.fleet.store.jobs(&[spec.job_id]).await?;
+            Ok(views.first().is_some_and(|view| view.state.is_end()))
+        };
+        self.until("a job that is published now has run", ended).await
+    }
+
+    /// Waits until the broker knows a consumer for every slot that is free. A busy one that has lost its consumer gets
+    /// another when it needs one.
+    async fn free_slots_consume(&mut self) -> anyhow::Result<()> {
+        let look = async |arena: &mut Arena| {
+            let (consumers, slots) = arena.consumers_and_slots().await?;
+            let busy = arena.ledger.running().await?;
+            ensure!(consumers + busy >= slots, "{consumers} of {slots} slots consume, {busy} are busy");
+            Ok(true)
+        };
+        self.until("every free slot consumes", look).await
+    }
+
+    /// Waits until the broker knows a consumer for every slot of the living workers, once there is nothing to do.
+    async fn all_consume(&mut self) -> anyhow::Result<()> {
+        let look = async |arena: &mut Arena| {
+            let (consumers, slots) = arena.consumers_and_slots().await?;
+            ensure!(consumers == slots, "{consumers} of {slots} slots consume");
+            Ok(true)
+        };
+        self.until("every slot consumes", look).await
+    }
+
+    async fn consumers_and_slots(&self) -> anyhow::Result<(usize, usize)> {
+        let queue = queue::jobs_queue(&job::Name::default());
+        let (_, consumers) = timeout(PATIENCE, self.fleet.vhost.look_at(&queue)).await??;
+        let living = self.workers.iter().filter(|member| !member.gone);
+        Ok((consumers as usize, living.map(|member| member.slots).sum()))
+    }
+
+    /// Waits until the broker answers again, which is when a client can connect. Returns that moment.
+    pub async fn broker_back(&mut self) -> anyhow::Result<Instant> {
+        let look = async |arena: &mut Arena| {
+            let connect = lapin::Connection::connect(&arena.fleet.vhost.url, Default::default());
+            timeout(Duration::from_secs(5), connect).await??;
+            Ok(true)
+        };
+        self.until("the broker answers", look).await?;
+        Ok(Instant::now())
+    }
+
+    /// Notes a recovery; the longest counts.
+    pub fn recovered(&mut self, took: Duration, bound: Option<Duration>) {
+        let seconds = took.as_secs_f64();
+        if let Some(bound) = bound
+            && took > bound
+        {
+            let bound_s = bound.as_secs_f64();
+            self.problems.push(format!("recovered after {seconds:.1} s, expected at most {bound_s:.1} s"));
+        }
+        self.recovery = Some(self.recovery.unwrap_or(0.0).max(seconds));
+    }
+
+    // ---- the end
+
+    /// Waits until all is published and every job has ended, or nothing more is to be hoped for.
+    pub async fn settle(&mut self) -> anyhow::Result<()> {
+        if let Some(publishing) = self.publishing.take() {
+            publishing.await.context("publishing")??;
+            self.note("all is published");
+        }
+        let total = self.workload.jobs.len() as i64;
+        let (mut best, mut moved) = (0, Instant::now());
+        loop {
+            let ended = self.ledger.ended().await.unwrap_or(best);
+            if ended >= total {
+                self.note("all jobs have ended");
+                break;
+            }
+            if ended > best {
+                (best, moved) = (ended, Instant::now());
+            }
+            // Longer than anything is forgotten before somebody looks for it.
+            ensure!(moved.elapsed() < 2 * PATIENCE, "{ended} of {total} jobs have ended, and nothing moves");
+            sleep(4 * LOOK).await;
+        }
+        self.all_consume().await
+    }
+
+    /// Ends the workers, and holds all against the workload.
+    pub async fn judge(&mut self) -> anyhow::Result<Figures> {
+        self.end_workers().await;
+        let store = &self.fleet.store;
+        let jobs = store.jobs(&self.workload.ids()).await.context("reading the jobs")?;
+        let mut sessions = Vec::new();
+        for (name, _) in self.workload.sessions() {
+            sessions.extend(store.session(&name).await.with_context(|| format!("reading session {name}"))?);
+        }
+        let mut findings = check::check(&self.workload, &jobs, &sessions);
+        findings.problems.extend(self.ledger.inconsistent().await?);
+        let account = Account::read(&self.account)?;
+        if !self.spends_attempts && findings.attempts_again > 0 {
+            let again = findings.attempts_again;
+            findings.problems.push(format!("{again} attempts were spent, although no worker was lost"));
+        }
+        if !self.runs_twice && account.duplicate_starts > 0 {
+            let twice = account.duplicate_starts;
+            findings.problems.push(format!("{twice} runs began while an earlier one of their job went on"));
+        }
+        let (letters, _) =
+            self.fleet.vhost.look_at(DEAD_QUEUE).await.context("looking at the dead letters")?;
+        if letters as usize != self.dead_letters {
+            findings.problems.push(format!("{letters} dead letters, expected {}", self.dead_letters));
+        }
+        findings.problems.append(&mut self.problems);
+        Ok(Figures {
+            scenario: self.scenario,
+            jobs: self.workload.jobs.len(),
+            lost: findings.lost,
+            doubled: findings.doubled,
+            duplicate_starts: account.duplicate_starts,
+            rerun_iterations: account.rerun_iterations,
+            recovery_s: self.recovery,
+            problems: findings.problems,
+        })
+    }
+
+    /// Those that the scenario has left alive must be there, and go in good order.
+    async fn end_workers(&mut self) {
+        for member in self.workers.iter_mut().filter(|member| !member.gone) {
+            if !member.process.lives() {
+                self.problems.push(format!("{} has ended by itself", member.name));
+            }
+            member.process.terminate();
+        }
+        for member in self.workers.iter_mut().filter(|member| !member.gone) {
+            match timeout(GRACE + 4 * SIGN_OFF, member.process.ended()).await {
+                Ok(status) if status.success() => {}
+                Ok(status) => self.problems.push(format!("{} has ended with {status}", member.name)),
+                Err(_) => {
+                    self.problems.push(format!("{} does not end on SIGTERM", member.name));
+                    member.process.kill();
+                }
+            }
+            member.gone = true;
+        }
+    }
+
+    /// Leaves what is needed to understand what went wrong.
+    pub async fn keep_logs(&mut self) -> anyhow::Result<()> {
+        let slow = self.ledger.slow().await.unwrap_or_default();
+        slow.iter().for_each(|job| self.note(format!("slow: {job}")));
+        std::fs::write(self.logs.join("events"), &self.events).context("writing the events")
+    }
+
+    /// The logs of a scenario that went well are of no interest.
+    pub fn forget_logs(&self) {
+        // What stays is overwritten the next time.
+        let _ = std::fs::remove_dir_all(&self.logs);
+    }
+
+    /// Adds jobs that are published before all others.
+    pub fn first(&mut self, jobs: Vec<Job>) {
+        self.workload.insert(jobs.into_iter().map(|job| (0, job)));
+    }
+
+    /// Adds jobs at even distances.
+    pub fn sprinkle(&mut self, jobs: Vec<Job>) {
+        let step = self.workload.jobs.len() / (jobs.len() + 1) + 1;
+        self.workload.insert(jobs.into_iter().enumerate().map(|(at, job)| ((at + 1) * step, job)));
+    }
+}
+
+/// The workers' agents; the witness is this program itself.
+fn agents(folder: &Path, account: &Path) -> anyhow::Result<String> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let toml = format!(
+        "[agents.echo]\nharness = \"echo\"\n[agents.scripted]\nharness = \"scripted\"\n\
+         [agents.witness]\nharness = \"command\"\ncommand = [{program:?}, \"witness\", {account:?}]\n"
+    );
+    let path = folder.join("agents.toml");
+    std::fs::write(&path, toml).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path.to_string_lossy().into_owned())
+}

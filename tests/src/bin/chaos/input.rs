@@ -1,0 +1,129 @@
+//! What comes in, and who sends it.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use job::{FailureCode, JobId, JobSpec};
+use serde_json::json;
+use tests::{Link, Proxy};
+use tokio::time::sleep;
+
+use crate::arena::Arena;
+use crate::publish;
+use crate::workload::{End, Job, echo, unstorable};
+
+/// `producer` killed while it publishes, part after part, and a raw client cut off before its confirms. What `producer`
+/// had called accepted must be in the ledger; then the caller sends all of it again, under the same ids.
+pub async fn publisher_kill(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.start(3).await;
+    for part in arena.workload.parts(true) {
+        match part.raw {
+            true => cut_off(arena, part.jobs).await?,
+            false => killed(arena, &part.jobs).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn killed(arena: &mut Arena, jobs: &[JobSpec]) -> anyhow::Result<()> {
+    let mut command = arena.fleet.producer_command(&["enqueue", "--file", "-", "--print-ids"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().context("starting producer")?;
+    let lines: Vec<String> = jobs.iter().map(job::encode).collect();
+    let mut stdin = child.stdin.take().context("its stdin")?;
+    let writer = std::thread::spawn(move || {
+        // It may be killed before it has read all.
+        let _ = stdin.write_all(lines.join("\n").as_bytes());
+    });
+    sleep(Duration::from_millis(arena.random.u64(30..400))).await;
+    child.kill().context("killing producer")?;
+    let output = child.wait_with_output().context("reading what producer has said")?;
+    let _ = writer.join();
+    let said = String::from_utf8_lossy(&output.stdout);
+    // The last line may be torn.
+    let accepted: Vec<JobId> = said.lines().filter_map(|line| line.parse().ok()).collect();
+    let known = arena.fleet.store.jobs(&accepted).await.context("looking for what was accepted")?;
+    if known.len() != accepted.len() {
+        let missing = accepted.len() - known.len();
+        arena.problems.push(format!("{missing} jobs were called accepted and are not in the ledger"));
+    }
+    publish::enqueue(&arena.fleet, jobs).await
+}
+
+async fn cut_off(arena: &mut Arena, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
+    let proxy = Proxy::to(&arena.fleet.vhost.url).await;
+    let through = proxy.through(&arena.fleet.vhost.url);
+    let publishing = tokio::spawn(async move { publish::raw(&through, jobs).await });
+    for _ in 0..3 {
+        sleep(Duration::from_millis(arena.random.u64(30..200))).await;
+        proxy.set(Link::Cut);
+        sleep(Duration::from_millis(300)).await;
+        proxy.set(Link::Pass);
+    }
+    publishing.await.context("publishing")?
+}
+
+/// Thousands of messages that are no jobs, among the good ones. Each becomes a dead letter.
+pub async fn malformed(arena: &mut Arena) -> anyhow::Result<()> {
+    const EACH: usize = 1_000;
+    let id = JobId::now();
+    let kinds: [Vec<u8>; 10] = [
+        b"".to_vec(),
+        b"{".to_vec(),
+        b"not json".to_vec(),
+        b"\xff\xfe\x00".to_vec(),
+        b"[1, 2, 3]".to_vec(),
+        b"{}".to_vec(),
+        json!({"schema": "harness.job.v9", "job_id": id, "session_id": "s", "agent_id": "echo"}).to_string().into(),
+        json!({"schema": "harness.job.v1", "job_id": "7", "session_id": "s", "agent_id": "echo"}).to_string().into(),
+        json!({"schema": "harness.job.v1", "job_id": id, "session_id": "../s", "agent_id": "echo"})
+            .to_string()
+            .into(),
+        json!({"schema": "harness.job.v1", "job_id": id, "session_id": "s", "agent_id": "echo", "input": "\0"})
+            .to_string()
+            .into(),
+    ];
+    arena.start(3).await;
+    arena.publish();
+    let each = EACH.min(arena.workload.jobs.len() / 8);
+    for _ in 0..5 {
+        let bodies: Vec<Vec<u8>> = kinds.iter().cycle().take(kinds.len() * each / 5).cloned().collect();
+        arena.dead_letters += bodies.len();
+        publish::malformed(&arena.fleet.vhost.url, bodies).await?;
+    }
+    Ok(())
+}
+
+/// In every batch a job whose output Postgres refuses, and some whose output no worker takes.
+pub async fn refused(arena: &mut Arena) -> anyhow::Result<()> {
+    const MARK: &str = "refused by the ledger";
+    // Whatever Postgres cannot hold shows like this: by an error of class 22 or 23 that fails the whole batch.
+    let check = format!(
+        "ALTER TABLE harness_results ADD CONSTRAINT chaos CHECK (output IS NULL OR output::text NOT LIKE '%{MARK}%')"
+    );
+    arena.fleet.database.execute(&check).await;
+    let refused = |at: usize| {
+        let job = echo(&format!("refused-{}", at % 8), json!({MARK: at}));
+        Job { end: End::Failed(FailureCode::Unstorable), ..job }
+    };
+    let many = arena.workload.jobs.len() / 10;
+    arena.sprinkle((0..many).map(refused).collect());
+    arena.sprinkle((0..many / 4).map(|at| unstorable(&format!("unstorable-{}", at % 4))).collect());
+    arena.start(3).await;
+    arena.publish();
+    Ok(())
+}
+
+/// Messages for a pool that nobody serves, among the good ones. Each becomes a dead letter.
+pub async fn unroutable(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.start(3).await;
+    arena.publish();
+    for part in 0..5 {
+        let strays: Vec<JobSpec> = (0..100).map(|at| echo("stray", json!([part, at])).spec).collect();
+        arena.dead_letters += strays.len();
+        publish::unroutable(&arena.fleet.vhost.url, &strays).await?;
+    }
+    Ok(())
+}

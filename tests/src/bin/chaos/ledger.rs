@@ -1,0 +1,140 @@
+//! What the scenarios look up in the ledger. Postgres may be away at any time: each look says so and is bounded, and the
+//! next one connects anew.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, Row};
+use tokio::time::timeout;
+
+const BOUND: Duration = Duration::from_secs(5);
+
+/// A look-out of its own.
+pub struct Ledger {
+    url: String,
+    connection: Option<PgConnection>,
+}
+
+/// A job, and its last run so far; 0 before the first.
+#[derive(Clone)]
+pub struct Held {
+    pub job_id: String,
+    pub epoch: i64,
+}
+
+const ENDED: &str = "SELECT count(*) FROM harness_results";
+
+const HELD: &str = "
+    SELECT j.job_id::text, j.epoch FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+     WHERE w.pod_name = $1 AND j.state = 'running'";
+
+const RUNNING: &str = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
+
+/// What is said to wait at the broker.
+const QUEUED: &str = "SELECT job_id::text, epoch FROM harness_jobs WHERE state = 'queued'";
+
+/// Another run of the job, or its end.
+const GONE_ON: &str = "
+    SELECT count(*) FROM unnest($1::text[], $2::bigint[]) AS t(job_id, epoch)
+     WHERE EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id::uuid AND j.state = 'running' AND j.epoch > t.epoch)
+        OR EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id::uuid)";
+
+/// The jobs that took longest from their acceptance to their end.
+const SLOW: &str = "
+    SELECT job_id || ' of ' || session_id || ': accepted ' || accepted_at || ', started ' || started_at
+           || ', ended ' || finished_at || ', ' || attempts || ' attempts'
+      FROM harness_results ORDER BY finished_at - accepted_at DESC NULLS LAST LIMIT 20";
+
+/// What must never be there once all jobs have ended, whatever has happened: a line of text for each kind.
+const INCONSISTENT: &str = "
+    SELECT count(*) || ' live jobs are left' FROM harness_jobs HAVING count(*) > 0
+    UNION ALL
+    SELECT count(*) || ' jobs are live and ended at once'
+      FROM harness_jobs j JOIN harness_results r ON r.job_id = j.job_id HAVING count(*) > 0
+    UNION ALL
+    SELECT count(*) || ' jobs have more than one end'
+      FROM (SELECT FROM harness_results GROUP BY job_id HAVING count(*) > 1) twice HAVING count(*) > 0
+    UNION ALL
+    SELECT count(*) || ' checkpoints were never folded' FROM harness_checkpoints HAVING count(*) > 0
+    UNION ALL
+    SELECT count(*) || ' sessions count other iterations than the ends of their jobs'
+      FROM (SELECT FROM harness_sessions s LEFT JOIN harness_results r ON r.session_id = s.session_id
+             GROUP BY s.session_id, s.iteration_count
+            HAVING s.iteration_count <> coalesce(sum(r.iterations), 0)) wrong HAVING count(*) > 0";
+
+impl Ledger {
+    pub fn new(url: &str) -> Ledger {
+        Ledger { url: url.to_owned(), connection: None }
+    }
+
+    /// How many jobs have ended.
+    pub async fn ended(&mut self) -> anyhow::Result<i64> {
+        let row = self.look(async |connection| sqlx::query(ENDED).fetch_one(connection).await).await?;
+        Ok(row.get(0))
+    }
+
+    /// How many jobs are running.
+    pub async fn running(&mut self) -> anyhow::Result<usize> {
+        let row = self.look(async |connection| sqlx::query(RUNNING).fetch_one(connection).await).await?;
+        Ok(usize::try_from(row.get::<i64, _>(0)).unwrap_or_default())
+    }
+
+    /// What this worker runs.
+    pub async fn held(&mut self, worker: &str) -> anyhow::Result<Vec<Held>> {
+        let rows =
+            self.look(async |connection| sqlx::query(HELD).bind(worker).fetch_all(connection).await).await?;
+        Ok(rows.iter().map(read_held).collect())
+    }
+
+    /// What waits at the broker, in the ledger's view.
+    pub async fn queued(&mut self) -> anyhow::Result<Vec<Held>> {
+        let rows = self.look(async |connection| sqlx::query(QUEUED).fetch_all(connection).await).await?;
+        Ok(rows.iter().map(read_held).collect())
+    }
+
+    /// How many of these have been taken up by another run, or have ended.
+    pub async fn gone_on(&mut self, held: &[Held]) -> anyhow::Result<usize> {
+        let ids: Vec<&str> = held.iter().map(|held| held.job_id.as_str()).collect();
+        let epochs: Vec<i64> = held.iter().map(|held| held.epoch).collect();
+        let look = async |connection: &mut PgConnection| {
+            sqlx::query(GONE_ON).bind(&ids).bind(&epochs).fetch_one(connection).await
+        };
+        let count: i64 = self.look(look).await?.get(0);
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
+    /// The slowest jobs, told.
+    pub async fn slow(&mut self) -> anyhow::Result<Vec<String>> {
+        let rows = self.look(async |connection| sqlx::query(SLOW).fetch_all(connection).await).await?;
+        Ok(rows.iter().filter_map(|row| row.get(0)).collect())
+    }
+
+    /// What contradicts itself, once all jobs have ended.
+    pub async fn inconsistent(&mut self) -> anyhow::Result<Vec<String>> {
+        let rows =
+            self.look(async |connection| sqlx::query(INCONSISTENT).fetch_all(connection).await).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    async fn look<T>(
+        &mut self,
+        query: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> anyhow::Result<T> {
+        let look = async {
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => PgConnection::connect(&self.url).await?,
+            };
+            let seen = query(&mut connection).await?;
+            // Kept only when all went well.
+            self.connection = Some(connection);
+            anyhow::Ok(seen)
+        };
+        timeout(BOUND, look).await.context("Postgres does not answer")?.context("looking into the ledger")
+    }
+}
+
+fn read_held(row: &PgRow) -> Held {
+    Held { job_id: row.get(0), epoch: row.get(1) }
+}

@@ -1,0 +1,186 @@
+//! `make chaos`: real workers, thousands of jobs on few sessions, and one fault after the other. After each, every job
+//! and every session is held against what was declared, and the figures are printed.
+//!
+//! A scenario has a vhost and a database of its own. Those that break a whole server run alone, so this program plays one
+//! after the other. Exit codes: 0 nothing was lost or doubled and all came back in time, 1 something was or did not (then
+//! the scenario's logs are in target/chaos/SCENARIO), 2 wrong arguments, 130 and 143 it was interrupted. Needs
+//! `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, which `ops/dev/services run` provides.
+
+mod scenario;
+mod workers;
+mod broker;
+mod network;
+mod postgres;
+mod input;
+mod arena;
+mod workload;
+mod publish;
+mod witness;
+mod services;
+mod ledger;
+mod check;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use report::Played;
+use scenario::{ALL, Scenario, Settings};
+use services::Services;
+use workload::Size;
+
+/// Breaks a fleet in every way that we know, and counts what was lost or done twice: both must be nothing.
+///
+/// Plays the named scenarios, or all of them (about 15 minutes), one after the other. In each, some workers run
+/// thousands of jobs on few sessions when the fault comes; afterwards every job and session is checked. The table at the
+/// end is written to target/chaos.json, too.
+///
+/// lost: accepted jobs without an end. doubled: committed more often than declared. duplicate starts: runs that began
+/// while an earlier run of their job went on; none of them can commit. iterations rerun: those that were in flight.
+/// recovery: what --list says of each scenario.
+#[derive(Parser)]
+#[command(name = "chaos")]
+struct Args {
+    /// Scenarios by name; all of them when none is named
+    scenarios: Vec<String>,
+    /// Show the scenarios
+    #[arg(long)]
+    list: bool,
+    /// Fewer jobs; without names only the scenarios of the short form
+    #[arg(long)]
+    quick: bool,
+    /// What chance decides, decided the same way again
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The script that can break and mend the servers
+    #[arg(long, env = "CHAOS_SERVICES", default_value = "ops/dev/services")]
+    services: PathBuf,
+    /// Where the figures go
+    #[arg(long, default_value = "target/chaos.json")]
+    output: PathBuf,
+    /// Where the logs of broken scenarios go, one folder each
+    #[arg(long, default_value = "target/chaos")]
+    logs: PathBuf,
+    /// Keep the logs of scenarios that went well, too
+    #[arg(long)]
+    keep_logs: bool,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "witness") {
+        let file = arguments.next().unwrap_or_default();
+        return finish(witness::run(Path::new(&file)).map(|()| true));
+    }
+    let args = Args::parse();
+    if args.list {
+        list();
+        return ExitCode::SUCCESS;
+    }
+    let chosen = match choose(&args) {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            eprintln!("chaos: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    // One thread starts all processes and lives as long as they do: a worker dies with the thread that has started it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return finish(Err(error.into())),
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            signal = interrupted() => ExitCode::from(128 + signal),
+            result = play(args, chosen) => finish(result),
+        }
+    })
+}
+
+fn finish(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list() {
+    for scenario in ALL {
+        let breaks = if scenario.breaks() { " (breaks a server)" } else { "" };
+        println!("{:<22} {}{breaks}", scenario.name, scenario.about);
+    }
+}
+
+fn choose(args: &Args) -> anyhow::Result<Vec<&'static Scenario>> {
+    if args.scenarios.is_empty() {
+        return Ok(ALL.iter().filter(|scenario| scenario.is_short() || !args.quick).collect());
+    }
+    let mut chosen = Vec::new();
+    for name in &args.scenarios {
+        match ALL.iter().find(|scenario| scenario.name == name) {
+            Some(scenario) => chosen.push(scenario),
+            None => bail!("there is no scenario \"{name}\"; --list shows all"),
+        }
+    }
+    Ok(chosen)
+}
+
+/// Resolves with a signal's number when somebody wants us to end.
+async fn interrupted() -> u8 {
+    let listen = |kind| signal(kind).expect("signals can be listened for");
+    let (mut hangup, mut interrupt, mut terminate) =
+        (listen(SignalKind::hangup()), listen(SignalKind::interrupt()), listen(SignalKind::terminate()));
+    tokio::select! {
+        _ = hangup.recv() => 1,
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+    }
+}
+
+/// Plays the scenarios. Whether all went well.
+async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<bool> {
+    let settings = Settings {
+        size: if args.quick { Size::QUICK } else { Size::FULL },
+        seed: args.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000)),
+        services: Services::new(args.services),
+        logs: args.logs,
+        keep_logs: args.keep_logs,
+    };
+    let foreign = match scenarios.iter().any(|scenario| scenario.breaks()) {
+        true => settings.services.foreign().await,
+        false => None,
+    };
+    eprintln!("{} scenarios, --seed {}", scenarios.len(), settings.seed);
+    let mut all = Vec::new();
+    for (number, scenario) in scenarios.iter().enumerate() {
+        eprintln!("[{}/{}] {}: {}", number + 1, scenarios.len(), scenario.name, scenario.about);
+        let started = Instant::now();
+        let played = match &foreign {
+            Some(reason) if scenario.breaks() => {
+                Played::Skipped { scenario: scenario.name, reason: reason.clone() }
+            }
+            _ => scenario.play(&settings).await,
+        };
+        played.tell(started.elapsed().as_secs_f64());
+        if scenario.breaks() && !played.is_well() {
+            settings.services.mend().await?;
+        }
+        all.push(played);
+        // What the last one has left behind at the broker is gone by then.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    report::print(&all);
+    report::write(&args.output, &all)?;
+    Ok(all.iter().all(Played::is_well))
+}

@@ -1,0 +1,92 @@
+//! What happens to the network between one worker, or all of them, and a service.
+
+use std::time::Duration;
+
+use tests::{Link, Proxy};
+use tokio::time::{Instant, sleep};
+
+use crate::arena::Arena;
+use crate::broker::BACK;
+use crate::workers::AGAIN;
+use crate::workload::long;
+
+/// Every connection of one worker to the broker is reset, and no new one is let through.
+pub async fn broker_cut(arena: &mut Arena) -> anyhow::Result<()> {
+    broker(arena, Link::Cut, Duration::from_secs(8)).await
+}
+
+/// What one worker and the broker say to each other vanishes, for longer than two heartbeats.
+pub async fn broker_half_open(arena: &mut Arena) -> anyhow::Result<()> {
+    broker(arena, Link::Frozen, Duration::from_secs(15)).await
+}
+
+async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Result<()> {
+    let proxy = Proxy::to(&arena.fleet.vhost.url).await;
+    let through = proxy.through(&arena.fleet.vhost.url);
+    let victim = arena.start_with(|launch| launch.set("AMQP_URL", &through)).await;
+    arena.start(2).await;
+    arena.publish();
+    arena.under_way().await?;
+    arena.note(format!("the link: {link:?}"));
+    proxy.set(link);
+    sleep(lasts).await;
+    arena.worker(victim).said("lost the connection to the broker").await;
+    arena.note("the link passes again");
+    proxy.set(Link::Pass);
+    arena.resumed(Instant::now(), BACK).await?;
+    // Until here, as the worker goes on through it.
+    arena.proxies.push(proxy);
+    Ok(())
+}
+
+/// Every connection of one worker to Postgres is reset, and no new one is let through, for longer than its lease.
+pub async fn postgres_cut(arena: &mut Arena) -> anyhow::Result<()> {
+    postgres(arena, Link::Cut).await
+}
+
+/// What one worker and Postgres say to each other vanishes, for longer than its lease.
+pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
+    postgres(arena, Link::Frozen).await
+}
+
+async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
+    arena.spends_attempts = true;
+    arena.first(long(12));
+    let proxy = Proxy::to(&arena.fleet.database.url).await;
+    let through = proxy.through(&arena.fleet.database.url);
+    let victim = arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
+    arena.start(2).await;
+    arena.publish();
+    arena.under_way().await?;
+    let fault = Instant::now();
+    arena.note(format!("the link: {link:?}"));
+    proxy.set(link);
+    let held = arena.held(victim).await?;
+    let gone_on = arena.gone_on(&held, fault, AGAIN).await;
+    arena.note("the link passes again");
+    proxy.set(Link::Pass);
+    gone_on?;
+    arena.probe().await?;
+    arena.proxies.push(proxy);
+    Ok(())
+}
+
+/// What the workers ask of Postgres is done, but no answer comes: for some seconds, and for longer than a lease.
+pub async fn replies_lost(arena: &mut Arena) -> anyhow::Result<()> {
+    let proxy = Proxy::to(&arena.fleet.database.url).await;
+    let through = proxy.through(&arena.fleet.database.url);
+    for _ in 0..3 {
+        arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
+    }
+    arena.publish();
+    arena.under_way().await?;
+    for lasts_s in [1, 2, 12] {
+        proxy.set(Link::RepliesLost);
+        sleep(Duration::from_secs(lasts_s)).await;
+        proxy.set(Link::Pass);
+        sleep(Duration::from_millis(1_500)).await;
+    }
+    arena.resumed(Instant::now() - Duration::from_millis(1_500), BACK).await?;
+    arena.proxies.push(proxy);
+    Ok(())
+}

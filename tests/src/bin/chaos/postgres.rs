@@ -1,0 +1,90 @@
+//! What happens to Postgres and to its connections.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::{AssertSqlSafe, PgConnection, raw_sql};
+use tokio::time::{Instant, sleep};
+
+use crate::arena::Arena;
+use crate::broker::BACK;
+
+/// An orderly restart.
+pub async fn restart(arena: &mut Arena) -> anyhow::Result<()> {
+    away(arena, &["restart-postgres"]).await
+}
+
+/// SIGKILL to all its processes, and a start with crash recovery.
+pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
+    away(arena, &["kill-postgres", "start-postgres"]).await
+}
+
+async fn away(arena: &mut Arena, commands: &[&str]) -> anyhow::Result<()> {
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let services = arena.services.clone();
+    for command in commands {
+        services.run(&[command]).await?;
+    }
+    arena.resumed(Instant::now(), BACK).await
+}
+
+/// Every connection to this database terminated, again and again for some seconds.
+pub async fn terminate(arena: &mut Arena) -> anyhow::Result<()> {
+    const STORM: Duration = Duration::from_secs(6);
+    // A heartbeat may be hit often enough to stay away for a whole lease.
+    arena.spends_attempts = true;
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let mut connection = arena.fleet.database.connect().await;
+    let end = Instant::now() + STORM;
+    while Instant::now() < end {
+        let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        run(&mut connection, all).await?;
+        sleep(Duration::from_millis(arena.random.u64(50..400))).await;
+    }
+    arena.resumed(Instant::now(), BACK).await
+}
+
+/// Few connections for many slots, and all of them wait: every session is locked, three times for some seconds.
+pub async fn pool_exhausted(arena: &mut Arena) -> anyhow::Result<()> {
+    for _ in 0..3 {
+        arena.start_with(|launch| launch.set("DATABASE_POOL_SIZE", 2)).await;
+    }
+    arena.publish();
+    arena.under_way().await?;
+    for _ in 0..3 {
+        hold(arena, "SELECT FROM harness_sessions ORDER BY session_id FOR UPDATE", Duration::from_secs(4))
+            .await?;
+        sleep(Duration::from_secs(1)).await;
+    }
+    arena.resumed(Instant::now() - Duration::from_secs(1), BACK).await
+}
+
+/// A transaction that locks a third of the sessions is left open for longer than any statement may take.
+pub async fn idle_transaction(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let third = "SELECT FROM harness_sessions WHERE session_id LIKE 's-0%' OR session_id LIKE 's-1_'
+                  ORDER BY session_id FOR UPDATE";
+    hold(arena, third, Duration::from_secs(14)).await?;
+    arena.resumed(Instant::now(), BACK).await
+}
+
+/// Takes a lock, does nothing for a while, and lets go.
+async fn hold(arena: &Arena, lock: &str, lasts: Duration) -> anyhow::Result<()> {
+    let mut connection = arena.fleet.database.connect().await;
+    run(&mut connection, "BEGIN").await?;
+    run(&mut connection, lock).await?;
+    sleep(lasts).await;
+    run(&mut connection, "ROLLBACK").await
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
+    let ran = raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await;
+    ran.map(drop).with_context(|| format!("running {sql}"))
+}

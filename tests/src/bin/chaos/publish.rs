@@ -1,0 +1,143 @@
+//! Publishing that does not give up: a user who tries again until all is accepted, under the same job ids.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use job::{JobId, JobSpec, Name};
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Connection};
+use tests::Fleet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::workload::Part;
+
+/// Longer than any outage here.
+const PATIENCE: Duration = Duration::from_secs(120);
+const ATTEMPT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(300);
+/// From one part to the next.
+const PACE: Duration = Duration::from_millis(1_400);
+
+/// Publishes part after part, so that it goes on for some seconds.
+pub async fn parts(fleet: Arc<Fleet>, parts: Vec<Part>) -> anyhow::Result<()> {
+    for part in parts {
+        let next = Instant::now() + PACE;
+        match part.raw {
+            true => raw(&fleet.vhost.url, part.jobs).await?,
+            false => enqueue(&fleet, &part.jobs).await?,
+        }
+        tokio::time::sleep_until(next).await;
+    }
+    Ok(())
+}
+
+/// Through `producer enqueue`, until it has accepted all of them.
+pub async fn enqueue(fleet: &Fleet, jobs: &[JobSpec]) -> anyhow::Result<()> {
+    let lines: Vec<String> = jobs.iter().map(job::encode).collect();
+    let lines = lines.join("\n");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ran = fleet.producer_reading(&lines, &["enqueue", "--file", "-"]).await;
+        if ran.code == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "jobs are not accepted within {} s: {ran:?}", PATIENCE.as_secs());
+        sleep(PAUSE).await;
+    }
+}
+
+/// As any other AMQP client would, until the broker has confirmed all of them.
+pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut left = jobs;
+    loop {
+        // What ends an attempt shows by what is left.
+        let told = match timeout(ATTEMPT, attempt(url, &mut left)).await {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{} messages are not confirmed: {told}", left.len());
+        sleep(PAUSE).await;
+    }
+}
+
+async fn attempt(url: &str, left: &mut Vec<JobSpec>) -> lapin::Result<()> {
+    let connection = Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(Default::default()).await?;
+    let queue = queue::jobs_queue(&Name::default());
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let mut sent = Vec::with_capacity(left.len());
+    for spec in left.iter() {
+        let properties =
+            BasicProperties::default().with_message_id(spec.job_id.to_string().into()).with_delivery_mode(2);
+        let body = job::encode(spec);
+        let confirm =
+            channel.basic_publish("".into(), queue.as_str().into(), options, body.as_bytes(), properties);
+        sent.push((spec.job_id, confirm.await?));
+    }
+    let mut confirmed: Vec<JobId> = Vec::new();
+    let mut result = Ok(());
+    for (job_id, confirm) in sent {
+        match confirm.await {
+            // Else it was nacked, or returned: the queue is not there yet.
+            Ok(confirm) => {
+                if confirm.is_ack() && confirm.take_message().is_none() {
+                    confirmed.push(job_id);
+                }
+            }
+            Err(error) => result = Err(error),
+        }
+    }
+    left.retain(|spec| !confirmed.contains(&spec.job_id));
+    result?;
+    connection.close(200, "done".into()).await
+}
+
+/// Bytes that are no job, straight into the queue.
+pub async fn malformed(url: &str, bodies: Vec<Vec<u8>>) -> anyhow::Result<()> {
+    let connection = Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(Default::default()).await?;
+    let queue = queue::jobs_queue(&Name::default());
+    let mut sent = Vec::with_capacity(bodies.len());
+    for body in &bodies {
+        let confirm = channel.basic_publish(
+            "".into(),
+            queue.as_str().into(),
+            Default::default(),
+            body,
+            Default::default(),
+        );
+        sent.push(confirm.await?);
+    }
+    for confirm in sent {
+        ensure!(confirm.await?.is_ack(), "the broker refuses a message");
+    }
+    connection.close(200, "done".into()).await.context("closing")
+}
+
+/// To a pool that nobody serves, through the exchange that other clients use.
+pub async fn unroutable(url: &str, jobs: &[JobSpec]) -> anyhow::Result<()> {
+    let connection = Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(Default::default()).await?;
+    for spec in jobs {
+        let body = job::encode(spec);
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let confirm = channel.basic_publish(
+            queue::JOBS_EXCHANGE.into(),
+            "nobody".into(),
+            Default::default(),
+            body.as_bytes(),
+            properties,
+        );
+        ensure!(confirm.await?.await?.is_ack(), "the broker refuses a message");
+    }
+    connection.close(200, "done".into()).await.context("closing")
+}

@@ -1,0 +1,84 @@
+//! The services as an operator has them: to be stopped, killed and started again, by `ops/dev/services`.
+//!
+//! Only those that this script has started are ours to break. Whoever gives other ones by `AMQP_URL` or `DATABASE_URL`
+//! gets the scenarios that leave the servers alone.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Longer than a start of both takes.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// The script.
+#[derive(Clone)]
+pub struct Services {
+    script: PathBuf,
+}
+
+impl Services {
+    pub fn new(script: PathBuf) -> Services {
+        Services { script }
+    }
+
+    /// Why the servers must not be broken, if they must not.
+    pub async fn foreign(&self) -> Option<String> {
+        let status = match self.ask(&["status"]).await {
+            Ok(status) => status,
+            Err(error) => return Some(format!("{error:#}")),
+        };
+        let given = status.lines().find(|line| line.contains("given by"))?;
+        let words: Vec<&str> = given.split_whitespace().collect();
+        Some(format!("{} names a service that {} has not started", words.get(3)?, self.script.display()))
+    }
+
+    /// Runs one of its commands.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        self.ask(arguments).await.map(drop)
+    }
+
+    async fn ask(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let what = || format!("{} {}", self.script.display(), arguments.join(" "));
+        let mut command = Command::new(&self.script);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = timeout(PATIENCE, command.output()).await.with_context(what)?.with_context(what)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{} has failed ({}): {}", what(), output.status, said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// After a scenario that has failed half-way: both servers are there, and as they were.
+    pub async fn mend(&self) -> anyhow::Result<()> {
+        self.run(&["start-broker"]).await?;
+        self.run(&["start-postgres"]).await?;
+        self.free_disk().await?;
+        self.ack_timeout(None).await
+    }
+
+    /// The broker finds its disk full, and blocks whoever publishes.
+    pub async fn fill_disk(&self) -> anyhow::Result<()> {
+        self.run(&["rabbitmqctl", "set_disk_free_limit", "1000000GB"]).await
+    }
+
+    pub async fn free_disk(&self) -> anyhow::Result<()> {
+        self.run(&["rabbitmqctl", "set_disk_free_limit", "200MB"]).await
+    }
+
+    /// How long a delivery may stay unacked, for channels that are opened from now on. They look once per tick, which
+    /// is a minute unless it is shortened too.
+    pub async fn ack_timeout(&self, bound: Option<Duration>) -> anyhow::Result<()> {
+        let (timeout_ms, tick_ms) = match bound {
+            Some(bound) => (bound.as_millis(), 1_000),
+            None => (1_800_000, 60_000),
+        };
+        let set = format!(
+            "application:set_env(rabbit, consumer_timeout, {timeout_ms}), \
+             application:set_env(rabbit, channel_tick_interval, {tick_ms})."
+        );
+        self.run(&["rabbitmqctl", "eval", &set]).await
+    }
+}

@@ -1,0 +1,120 @@
+//! What happens to workers.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::arena::{Arena, GRACE, LEASE, RESCUE};
+use crate::ledger::Held;
+use crate::workload::{killer, long};
+
+pub const AGAIN: Option<Duration> = Some(Duration::from_secs(LEASE.as_secs() + RESCUE.as_secs()));
+
+/// The broker takes a silent worker for alive for up to three heartbeats of 5 s, and sends it what its free slots can
+/// take; a job whose message has gone there is longer on its way.
+const SILENT: Option<Duration> = Some(Duration::from_secs(15 + RESCUE.as_secs()));
+
+/// SIGKILL, once.
+pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.spends_attempts = true;
+    arena.first(long(12));
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let victim = arena.random.usize(0..3);
+    let fault = Instant::now();
+    let held = arena.kill(victim).await?;
+    arena.gone_on(&held, fault, AGAIN).await
+}
+
+/// SIGKILL, again and again; each time another one is started instead.
+pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
+    const KILLS: usize = 5;
+    arena.spends_attempts = true;
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    for kill in 1..=KILLS {
+        let living = arena.living();
+        // The oldest: the others watch it for a lease at least before the last one is killed.
+        let (fault, victim) = (Instant::now(), living[0]);
+        let held = arena.kill(victim).await?;
+        arena.start(1).await;
+        if kill == KILLS && !held.is_empty() {
+            arena.gone_on(&held, fault, AGAIN).await?;
+        }
+        // More than a rescue apart from each other no two could hit the same job.
+        sleep(Duration::from_millis(arena.random.u64(1_000..3_000))).await;
+    }
+    Ok(())
+}
+
+/// SIGSTOP until others have its jobs; then it goes on as if nothing had been. Its programs have gone on all the time,
+/// and some run still when their jobs begin again.
+pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
+    (arena.spends_attempts, arena.runs_twice) = (true, true);
+    arena.first(long(12));
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let victim = arena.random.usize(0..3);
+    let fault = Instant::now();
+    arena.note(format!("SIGSTOP to number {victim}"));
+    arena.worker(victim).pause();
+    let held = arena.held(victim).await?;
+    let gone_on = arena.gone_on(&held, fault, SILENT).await;
+    arena.note("SIGCONT");
+    arena.worker(victim).resume();
+    gone_on?;
+    arena.worker(victim).said("goes on under a new id").await;
+    Ok(())
+}
+
+/// SIGTERM while all slots are busy, some of them for longer than the grace.
+pub async fn drain(arena: &mut Arena) -> anyhow::Result<()> {
+    let long = long(12);
+    let ids: Vec<String> = long.iter().map(|job| job.spec.job_id.to_string()).collect();
+    arena.first(long);
+    arena.start(3).await;
+    arena.publish();
+    arena.under_way().await?;
+    let (mut victim, mut held) = (0, Vec::new());
+    for at in arena.living() {
+        let runs = arena.held(at).await?;
+        let long = |held: &[Held]| held.iter().filter(|held| ids.contains(&held.job_id)).count();
+        if long(&runs) > long(&held) {
+            (victim, held) = (at, runs);
+        }
+    }
+    let fault = Instant::now();
+    arena.drain(victim).await?;
+    // A stopped harness ends at once here; the rest of a second is for the sign-off.
+    arena.recovered(fault.elapsed(), Some(GRACE + Duration::from_secs(1)));
+    arena.gone_on(&held, fault, None).await
+}
+
+/// A job that kills its worker, until it is found out; workers come back, as an orchestrator lets them.
+pub async fn poison(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.spends_attempts = true;
+    arena.start(3).await;
+    arena.sprinkle(vec![killer("killer")]);
+    arena.publish();
+    let deaths = job::POISON_DEATHS as usize;
+    for _ in 0..deaths {
+        let mut dead = None;
+        arena
+            .until("a worker is killed by its job", async |arena| {
+                dead = arena.living().into_iter().find(|at| !arena.lives(*at));
+                Ok(dead.is_some())
+            })
+            .await?;
+        let fault = Instant::now();
+        let held = match dead {
+            Some(dead) => arena.held(dead).await?,
+            None => Vec::new(),
+        };
+        arena.start(1).await;
+        arena.gone_on(&held, fault, None).await?;
+    }
+    Ok(())
+}
