@@ -5,4 +5,5 @@
 //! between, any relay sends it.
 
 mod submit;
+mod letter;
 pub mod cli;

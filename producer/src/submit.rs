@@ -1,25 +1,23 @@
 //! Submit: into the ledger first, then to the broker.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use anyhow::Context;
-use job::{JobSpec, Limits, OnBusy};
+use job::{JobSpec, OnBusy};
 use relay::Relay;
 use store::{Accepted, Ask, DueJob};
-
-/// The limits a job is measured by at this moment.
-pub fn limits(max_bytes: usize, retention: Duration) -> Limits {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Limits { max_bytes, retention, now_unix_ms: now.as_millis() as u64 }
-}
 
 /// Takes a batch into the ledger, in order. Returns the new ones, whose messages are to be published next.
 pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Vec<DueJob>> {
     let answers = relay.store.accept(specs).await.context("writing jobs to Postgres")?;
     let new = specs.iter().zip(answers).filter(|(_, answer)| *answer == Accepted::New);
     let new: Vec<&JobSpec> = new.map(|(spec, _)| spec).collect();
-    for spec in &new {
-        // A worker does this too when it claims the job, but all of them may be busy until then.
+    make_room(relay, &new).await?;
+    Ok(new.into_iter().map(due).collect())
+}
+
+/// Asks the jobs that run in the sessions of new ones to make room, where the new ones want that. A worker does this too
+/// when it claims such a job, but all of them may be busy until then.
+pub async fn make_room(relay: &Relay, new: &[&JobSpec]) -> anyhow::Result<()> {
+    for spec in new {
         let ask = match spec.on_busy {
             OnBusy::Interrupt => Ask::Interrupt,
             OnBusy::Rollback => Ask::Rollback,
@@ -27,10 +25,12 @@ pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Vec<DueJ
         };
         relay.store.make_room(spec.job_id, ask).await.context("making room in a session")?;
     }
-    Ok(new
-        .into_iter()
-        .map(|spec| DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) })
-        .collect())
+    Ok(())
+}
+
+/// What is to be published of a job.
+pub fn due(spec: &JobSpec) -> DueJob {
+    DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) }
 }
 
 /// Publishes what was accepted. A job whose publish is not confirmed stays accepted: a relay sends it later. Returns

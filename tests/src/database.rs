@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use store::{Store, StoreConfig};
+use store::{Audit, AuditScope, Kind, Store, StoreConfig};
 
 use crate::services::{address, unique_name, with_path};
 
@@ -41,6 +41,35 @@ impl Database {
     /// A handle on the ledger with connections of its own.
     pub fn store(&self) -> Store {
         Store::new(&StoreConfig::new(&self.url, 6).expect("an address"))
+    }
+
+    /// Audits the ledger.
+    pub async fn audit(&self) -> Audit {
+        let stuck_after = Duration::from_secs(15 * 60);
+        let scope = AuditScope { since: None, limit: 10, stuck_after, retention: RETENTION };
+        self.store().audit(&scope).await.expect("an audit")
+    }
+
+    /// Expects that nothing was lost, doubled or paid twice.
+    pub async fn audited(&self) {
+        let audit = self.audit().await;
+        let broken: Vec<_> = audit.checks.iter().filter(|checked| checked.found > 0).collect();
+        assert_eq!(audit.findings(Kind::Conservation), 0, "{broken:#?}");
+    }
+
+    /// The same at every moment until something is done, and once more then. Returns what it was done with.
+    pub async fn audited_while<T>(&self, doing: impl Future<Output = T>) -> T {
+        let auditing = async {
+            loop {
+                self.audited().await;
+            }
+        };
+        let done = tokio::select! {
+            done = doing => done,
+            never = auditing => never,
+        };
+        self.audited().await;
+        done
     }
 
     /// A connection for SQL of the test's own.

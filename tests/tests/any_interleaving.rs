@@ -51,9 +51,9 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
         sailors.push(tokio::spawn(timeout(PATIENCE, sailor.sail())));
     }
     let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
-    for sailor in sailors {
+    for sailor in database.audited_while(join_all(sailors)).await {
         // A second runner of a session would have broken the index that forbids it, and so a call.
-        let Ok(sailor) = sailor.await.unwrap() else {
+        let Ok(sailor) = sailor.unwrap() else {
             let left = "SELECT session_id || ' ' || state FROM harness_jobs ORDER BY seq";
             panic!("these never ended: {:?}", database.texts(left).await);
         };

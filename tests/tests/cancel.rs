@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use job::{FailureCode, JobId, JobSpec, JobState};
 use serde_json::{Value, json};
+use sqlx::Connection;
 use store::{Answer, Cancelled, End, Fenced};
 use tests::{Database, Fleet, Ran, Runner, claimed, job, until};
 use tokio::time::Instant;
@@ -173,4 +174,42 @@ async fn of_a_cancel_and_an_end_that_meet_one_counts() {
     }
     assert_eq!(database.count("SELECT count(*) FROM harness_jobs").await, 0);
     assert_eq!(database.count("SELECT count(*) FROM harness_results").await, 60);
+}
+
+#[tokio::test]
+async fn a_claim_that_was_held_up_does_not_run_what_was_cancelled_meanwhile() {
+    let database = Database::new().await;
+    let store = database.store();
+    let runner = Runner::register(&store).await;
+    let (held, spec) = (job("held", "echo", json!(1)), job("s", "echo", json!(2)));
+    // A producer is in the middle of accepting the one; a claim of both waits for it, in the middle of its statement.
+    let mut producer = database.connect().await;
+    let mut accepting = producer.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, state, message)
+         VALUES ($1::uuid, 'held', 'echo', 'default', 'publishing', '{}')",
+    )
+    .bind(held.job_id.to_string())
+    .execute(&mut *accepting)
+    .await
+    .unwrap();
+    let cancelling = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+        until("the claim waits", async || (database.count(waiting).await == 1).then_some(())).await;
+        let other = database.store();
+        let ids = [spec.job_id];
+        let (cancelled, ()) = tokio::join!(other.cancel(&ids), async {
+            let ahead = "SELECT count(*) FROM harness_jobs WHERE session_id = ''";
+            let gone = "SELECT count(*) FROM harness_results";
+            let seen = async || (database.count(ahead).await + database.count(gone).await > 0).then_some(());
+            until("it is cancelled ahead", seen).await;
+            accepting.rollback().await.unwrap();
+        });
+        cancelled.unwrap().0
+    };
+    // In one batch, in this order.
+    let (_, claim, cancelled) = tokio::join!(runner.claim(&held), runner.claim(&spec), cancelling);
+    assert_eq!(cancelled, [Cancelled::Now]);
+    assert!(!matches!(claim.unwrap(), Answer::Claimed(_)));
+    database.audited().await;
 }

@@ -55,6 +55,7 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
         format!("SELECT count(*) FROM harness_workers WHERE state = 'dead' AND worker_id = '{old_id}'");
     assert_eq!(fleet.database.count(&dead).await, 1);
     assert_eq!(paused.get("/ready").await.0, 200);
+    fleet.database.audited().await;
 }
 
 #[tokio::test]
@@ -104,6 +105,7 @@ async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     }
     assert!(finished.is_sorted(), "{finished:?}");
     assert_eq!(fleet.session("s").await.iteration_count, 3 + 1 + 2 + 3);
+    fleet.database.audited().await;
 }
 
 #[tokio::test]

@@ -133,7 +133,8 @@ impl Play {
             16 => {
                 let late = "UPDATE harness_jobs SET deadline_at = now()";
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
-                let why = if self.rng.bool() { Unwanted::Overdue } else { Unwanted::Rejected };
+                let dead = Unwanted::DeadLettered { pool: &spec.pool, reason: "rejected" };
+                let why = [Unwanted::Overdue, Unwanted::Rejected, dead][self.rng.usize(..3)];
                 self.store.end_waiting(&[spec.job_id], why).await.expect("an answer");
                 ("end_waiting", vec![JobEvent::Failed, JobEvent::Released])
             }
@@ -229,8 +230,8 @@ async fn migrating_twice_changes_nothing() {
     };
     let first = fleet.producer(&["migrate"]).await;
     assert_eq!(first.code, 0, "{first:?}");
-    assert!(first.out.contains("applied 2 migrations"), "{first:?}");
     let before = everything().await;
+    assert!(first.out.contains(&format!("applied {} migrations", before.1.len())), "{first:?}");
     let second = fleet.producer(&["migrate"]).await;
     assert_eq!(second.code, 0, "{second:?}");
     assert!(!second.out.contains("applied"), "{second:?}");

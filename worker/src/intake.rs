@@ -1,7 +1,5 @@
 //! Intake: a delivery becomes a job, or a dead letter with its reason.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use job::{DecodeError, JobSpec, Limits, decode};
 use queue::Delivery;
 use service::{RetryError, retry};
@@ -12,11 +10,10 @@ use crate::worker::Worker;
 
 /// Reads a delivery; its properties fill in what the body leaves out.
 pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let limits = Limits {
         max_bytes: worker.settings.max_message_bytes,
         retention: worker.settings.retention,
-        now_unix_ms: now.as_millis() as u64,
+        now_unix_ms: worker.lease.now_unix_ms(),
     };
     let mut spec = decode(&delivery.body, delivery.message_id(), &limits)?;
     // The queue it came from is the pool it is in, whatever the body says.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{JobId, WorkerId};
-use store::{Ask, Beat, Conclusion, End, Store, StoreError, WorkerRegistration};
+use store::{Ask, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,6 +27,7 @@ pub struct Lease {
     running: Running,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
+    clock: Mutex<Clock>,
     duration: Duration,
 }
 
@@ -39,14 +40,20 @@ impl Lease {
     ) -> Result<Lease, StoreError> {
         let sent = Instant::now();
         store.register_worker(&registration).await?;
+        let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
-        Ok(Lease { store, running, registration, renewed, duration })
+        Ok(Lease { store, running, registration, renewed, clock, duration })
     }
 
     /// The id under which jobs are claimed now.
     pub fn worker(&self) -> WorkerId {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
+    }
+
+    /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
+    pub fn now_unix_ms(&self) -> u64 {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).now_unix_ms()
     }
 
     /// Whether the last renewal is younger than the lease.
@@ -207,8 +214,11 @@ impl Lease {
             worker: WorkerId::random(),
             ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
+        // A machine that slept has not counted the time.
+        let clock = self.store.clock().await?;
         let sent = Instant::now();
         self.store.register_worker(&fresh).await?;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;

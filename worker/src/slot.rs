@@ -146,7 +146,8 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
     let worker_id = worker.lease.worker();
     let stop = seat.begin(claimed.epoch);
     if claimed.attempts == 0 {
-        METRICS.start_wait.observe(seconds_since(spec));
+        let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
+        METRICS.start_wait.observe(waited_ms as f64 / 1e3);
     }
     let concluded = if let Some(failure) = conclude::hopeless(spec, claimed) {
         conclude::give_up(worker, worker_id, spec, claimed, failure).await
@@ -182,10 +183,4 @@ async fn ack(delivery: Delivery) {
     if let Err(stale) = delivery.ack().await {
         debug!(%stale, "an ack came too late");
     }
-}
-
-/// How long ago the job's id was made, by this host's clock.
-fn seconds_since(spec: &JobSpec) -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    (now.as_millis() as u64).saturating_sub(spec.job_id.unix_ms()) as f64 / 1e3
 }

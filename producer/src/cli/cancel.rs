@@ -26,14 +26,14 @@ pub struct Cancel {
 
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (ledger, relay) = context.relay("producer cancel").await?;
+        let (yardstick, relay) = context.relay("producer cancel").await?;
         let mut jobs = self.jobs;
         if let Some(session) = &self.session {
             let live = relay.store.jobs_of(session).await.context("reading the session's jobs")?;
             // The last ones first, so that none of them starts meanwhile.
             jobs.extend(live.into_iter().rev());
         }
-        let limits = ledger.limits();
+        let limits = yardstick.limits();
         for job_id in &jobs {
             if let Err(error) = job_id.check_window(limits.now_unix_ms, limits.retention) {
                 eprintln!("nothing was cancelled: job_id: {error}");

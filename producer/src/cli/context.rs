@@ -8,10 +8,8 @@ use queue::{Broker, BrokerConfig};
 use relay::Relay;
 use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Problems};
-use store::{Store, StoreConfig};
+use store::{Clock, Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
-
-use crate::submit;
 
 /// How long a command waits for RabbitMQ before it gives up.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -33,10 +31,18 @@ pub struct Ledger {
     pub max_message_bytes: usize,
 }
 
-impl Ledger {
-    /// What a job is measured by at this moment.
+/// What jobs are measured by. The window of their ids is that of the workers, by Postgres's clock.
+pub struct Yardstick {
+    clock: Clock,
+    max_bytes: usize,
+    retention: Duration,
+}
+
+impl Yardstick {
+    /// The limits at this moment.
     pub fn limits(&self) -> Limits {
-        submit::limits(self.max_message_bytes, self.retention)
+        let Yardstick { clock, max_bytes, retention } = *self;
+        Limits { max_bytes, retention, now_unix_ms: clock.now_unix_ms() }
     }
 }
 
@@ -54,27 +60,22 @@ impl Context {
         Ok(ledger)
     }
 
-    /// RabbitMQ only, connected.
-    pub async fn broker(&mut self, name: &str) -> anyhow::Result<Broker> {
-        let config = self.read_broker(name);
-        let config = self.finish(config)?;
-        self.connect(config).await
-    }
-
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
-    pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Ledger, Relay)> {
+    pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
         let (ledger, config) = (self.read_ledger(), self.read_broker(name));
         let (ledger, config) = self.finish(ledger.zip(config))?;
         migrations::check(&ledger.database_url).await?;
+        let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
         let broker = self.connect(config).await?;
+        let Ledger { retention, max_message_bytes: max_bytes, .. } = ledger;
         let relay = Relay {
             store: ledger.store.clone(),
             publisher: broker.publisher(),
             broker,
             lease: LEASE,
-            retention: ledger.retention,
+            retention,
         };
-        Ok((ledger, relay))
+        Ok((Yardstick { clock, max_bytes, retention }, relay))
     }
 
     async fn connect(&self, config: BrokerConfig) -> anyhow::Result<Broker> {

@@ -13,7 +13,7 @@ use job::{JobId, JobSpec, Json, Name, OnBusy};
 use relay::Relay;
 use tokio::sync::mpsc;
 
-use super::context::{Context, Ledger};
+use super::context::{Context, Yardstick};
 use super::progress::Progress;
 use crate::submit;
 
@@ -80,18 +80,18 @@ pub struct Enqueue {
 
 impl Enqueue {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (ledger, relay) = context.relay("producer enqueue").await?;
+        let (yardstick, relay) = context.relay("producer enqueue").await?;
         let result = match &self.file {
             Some(file) => {
-                Bulk { ledger: &ledger, relay: &relay, args: &self }.run(file.clone(), &context).await
+                Bulk { yardstick: &yardstick, relay: &relay, args: &self }.run(file.clone(), &context).await
             }
-            None => self.one(&ledger, &relay).await,
+            None => self.one(&yardstick, &relay).await,
         };
         relay.broker.close().await;
         result
     }
 
-    async fn one(&self, ledger: &Ledger, relay: &Relay) -> anyhow::Result<ExitCode> {
+    async fn one(&self, yardstick: &Yardstick, relay: &Relay) -> anyhow::Result<ExitCode> {
         let (Some(session_id), Some(agent_id)) = (self.session.clone(), self.agent.clone()) else {
             bail!("--session and --agent are needed");
         };
@@ -109,7 +109,7 @@ impl Enqueue {
         spec.max_stalled_iterations = self.max_stalled_iterations;
         spec.on_busy = self.on_busy;
         // The same measure as at the other end of the queue, the size included.
-        if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &ledger.limits()) {
+        if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &yardstick.limits()) {
             return Ok(refuse(&error.to_string()));
         }
         let due = submit::accept(relay, std::slice::from_ref(&spec)).await?;
@@ -138,7 +138,7 @@ struct Sums {
 }
 
 struct Bulk<'a> {
-    ledger: &'a Ledger,
+    yardstick: &'a Yardstick,
     relay: &'a Relay,
     args: &'a Enqueue,
 }
@@ -183,7 +183,7 @@ impl Bulk<'_> {
             let read = chunk.len() as u64;
             let mut batch = Vec::with_capacity(chunk.len());
             for line in chunk {
-                match job::decode_loose(&line.text, &self.ledger.limits()) {
+                match job::decode_loose(&line.text, &self.yardstick.limits()) {
                     Ok(spec) => batch.push(spec),
                     Err(error) => {
                         sums.refused += 1;

@@ -4,12 +4,14 @@ mod context;
 mod migrate;
 mod enqueue;
 mod progress;
+mod age;
 mod status;
 mod wait;
 mod cancel;
 mod sessions;
 mod dead;
 mod relay;
+mod audit;
 
 use std::process::ExitCode;
 
@@ -19,7 +21,7 @@ use service::{Common, Problems};
 /// Takes jobs in and shows what became of them.
 ///
 /// Jobs go into Postgres and from there to RabbitMQ; workers run them. Exit codes: 0 all is well, 1 something
-/// failed, 2 wrong arguments or settings, 3 not finished or not complete.
+/// failed, 2 wrong arguments or settings, 3 not finished, not complete or (of an audit) not true.
 #[derive(Debug, Parser)]
 #[command(name = "producer", version)]
 pub struct Args {
@@ -43,12 +45,14 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Look at sessions
     Sessions(sessions::Sessions),
-    /// Look at messages that no worker could use
+    /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::Dead),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
+    /// Prove that nothing was lost, doubled or paid twice
+    Audit(audit::Audit),
 }
 
 impl Args {
@@ -71,6 +75,7 @@ impl Args {
                 Command::Sessions(args) => args.run(context).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,
+                Command::Audit(args) => args.run(context).await,
             }
         })
     }

@@ -30,6 +30,11 @@ impl Progress {
         self.0.suspend(|| eprintln!("{line}"));
     }
 
+    /// Prints a line to stdout; the bar is out of the way meanwhile.
+    pub fn print(&self, line: &str) {
+        self.0.suspend(|| println!("{line}"));
+    }
+
     /// Since the start.
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()

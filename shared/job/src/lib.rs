@@ -15,7 +15,9 @@ mod outcome;
 
 pub use id::{IdError, JobId, Name, WorkerId};
 pub use json::{Json, JsonError};
-pub use message::{DEFAULT_MAX_BYTES, DecodeError, Limits, SCHEMA, decode, decode_loose, encode, restore};
+pub use message::{
+    DEFAULT_MAX_BYTES, DecodeError, Glimpse, Limits, SCHEMA, decode, decode_loose, encode, glimpse, restore,
+};
 pub use outcome::{Failure, FailureCode, Outcome};
 pub use retry::{POISON_DEATHS, RetryPolicy};
 pub use spec::{JobSpec, OnBusy};

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec};
+use crate::{JobId, JobSpec, Name};
 
 /// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -129,6 +130,38 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
 /// were checked then, and the clock has moved on since.
 pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
     parse(body)
+}
+
+/// Whose a message seems to be, as far as that can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Glimpse {
+    /// The job, where body and property do not contradict each other.
+    pub job_id: Option<JobId>,
+    /// Its session.
+    pub session_id: Option<Name>,
+    /// Its agent.
+    pub agent_id: Option<Name>,
+}
+
+/// Looks at a message that may be no job. What it tells was not checked: it is for finding, not for running.
+pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Seen {
+        job_id: Value,
+        session_id: Value,
+        agent_id: Value,
+    }
+    let seen: Seen = serde_json::from_slice(body).unwrap_or_default();
+    let name = |value: Value| value.as_str()?.parse().ok();
+    let inside: Option<JobId> = seen.job_id.as_str().and_then(|id| id.parse().ok());
+    let outside: Option<JobId> = message_id.and_then(|id| id.parse().ok());
+    let job_id = match (inside, message_id) {
+        (_, None) => inside,
+        (None, Some(_)) => outside,
+        (Some(_), Some(_)) => inside.filter(|id| outside == Some(*id)),
+    };
+    Glimpse { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
 }
 
 /// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
@@ -256,6 +289,29 @@ mod tests {
         {
             assert_eq!(decode_loose(bad, &limits()).unwrap_err().field, field, "{bad}");
         }
+    }
+
+    #[test]
+    fn of_a_message_that_is_no_job_is_read_what_can_be_read() {
+        let spec = spec();
+        let (id, other) = (spec.job_id.to_string(), JobId::now().to_string());
+        let body = with("timeout_ms", serde_json::json!("soon"));
+        let seen = glimpse(body.as_bytes(), None);
+        assert_eq!((seen.job_id, seen.session_id), (Some(spec_id(&body)), Some(spec.session_id)));
+        assert_eq!(seen.agent_id, Some(spec.agent_id));
+        assert_eq!(glimpse(b"{not json", Some(&id)).job_id, Some(spec.job_id));
+        assert_eq!(
+            glimpse(body.as_bytes(), Some(&other)).job_id,
+            None,
+            "body and property contradict each other"
+        );
+        assert_eq!(glimpse(body.as_bytes(), Some("mine")).job_id, None);
+        assert_eq!(glimpse(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), Glimpse::default());
+        assert_eq!(glimpse(b"\xff", None), Glimpse::default());
+    }
+
+    fn spec_id(body: &str) -> JobId {
+        serde_json::from_str::<serde_json::Value>(body).unwrap()["job_id"].as_str().unwrap().parse().unwrap()
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub enum FailureCode {
     NoProgress,
     /// Its session was busy, and it did not want to wait.
     SessionBusy,
+    /// The broker gave its message up before a worker took it.
+    DeadLettered,
     /// Somebody cancelled it.
     Cancelled,
     /// A later job of its session took its place.
@@ -108,6 +110,7 @@ impl FailureCode {
             FailureCode::DeadlineExceeded => "deadline_exceeded",
             FailureCode::NoProgress => "no_progress",
             FailureCode::SessionBusy => "session_busy",
+            FailureCode::DeadLettered => "dead_lettered",
             FailureCode::Cancelled => "cancelled",
             FailureCode::Interrupted => "interrupted",
         }

@@ -1,24 +1,24 @@
-//! Looking at dead letters without taking them away.
+//! What a dead letter tells of itself.
 //!
 //! Messages come to `harness.dead` on three ways: from us with a reason ([`crate::Publisher::dead_letter`]), from
 //! the broker that gave a message up (header `x-death`), and from `harness.jobs` when no queue is bound for a pool.
-//! This module tells them apart; what is done about them is decided elsewhere.
+//! This module tells them apart; how they are looked at is in [`crate::DeadWalk`], and what is done about them is
+//! decided elsewhere.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use lapin::options::BasicGetOptions;
+use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 
-use crate::link::bounded;
-use crate::{Broker, DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, QueueError, headers};
-
-/// No more than this is taken into memory at once, whatever the limit.
-const MAX_BYTES: usize = 64 * 1024 * 1024;
+use crate::{DEAD_EXCHANGE, JOBS_EXCHANGE, headers};
 
 /// A message in `harness.dead`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
+    /// A word to find it by, the same at every look: made of its body, its reason and its time.
+    pub mark: String,
     /// The body, as it was published.
     pub body: Vec<u8>,
     /// The AMQP property `message_id`: the job's id, unless that is what is wrong with it.
@@ -32,48 +32,31 @@ pub struct DeadLetter {
     pub code: String,
     /// The queue it was in before; `None` for what never reached one.
     pub source_queue: Option<String>,
-    /// When it died, in milliseconds of Unix time; the broker's own are whole seconds.
+    /// When it died, in milliseconds of Unix time; the broker's own are whole seconds, and it does not tell for what
+    /// it could not route.
     pub dead_at_unix_ms: Option<u64>,
     /// All headers.
     pub headers: BTreeMap<String, Value>,
 }
 
-impl Broker {
-    /// The oldest dead letters, at most `limit`, and at most 64 MiB of them. They stay where they are; while this
-    /// runs, nobody else sees them.
-    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let within = self.shared().config.operation_timeout;
-        let link = self.shared().live_link(within).await?;
-        // A channel of its own: when it is closed, or dropped with this future, they go back.
-        let channel = link.channel().await?;
-        let looking = async {
-            let mut letters = Vec::new();
-            let mut bytes = 0;
-            while letters.len() < limit && bytes < MAX_BYTES {
-                let got = channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions { no_ack: false }).await?;
-                let Some(message) = got else { break };
-                bytes += message.delivery.data.len();
-                letters.push(read(message.delivery));
-            }
-            Ok(letters)
-        };
-        let letters = bounded(within, "look at the dead letters", looking).await;
-        let _ = bounded(within, "close a channel", channel.close(200, "done".into())).await;
-        letters
-    }
-
-    /// How many dead letters there are.
-    pub async fn dead_letter_count(&self) -> Result<u64, QueueError> {
-        Ok(self.depth(DEAD_QUEUE).await?.map_or(0, |depth| depth.ready))
-    }
+/// Why the broker gave a message up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// For people.
+    pub reason: String,
+    /// The broker's word: `delivery_limit`, `rejected`, `expired`, `maxlen`.
+    pub code: String,
+    /// The queue it was in.
+    pub queue: Option<String>,
+    /// In milliseconds of Unix time; whole seconds.
+    pub at_unix_ms: Option<u64>,
 }
 
-fn read(message: lapin::message::Delivery) -> DeadLetter {
-    let properties = &message.properties;
+pub(crate) fn read(message: lapin::message::Delivery) -> (DeadLetter, BasicProperties) {
+    let properties = message.properties;
     let table = properties.headers().as_ref();
-    let death = table.and_then(cause);
-    let cause = match headers::text(table, headers::REASON) {
-        Some(reason) => Cause {
+    let cause = match (headers::text(table, headers::REASON), table.and_then(death)) {
+        (Some(reason), _) => Cause {
             reason: reason.to_owned(),
             code: headers::text(table, headers::CODE).unwrap_or("unknown").to_owned(),
             source_queue: headers::text(table, headers::QUEUE).map(str::to_owned),
@@ -81,8 +64,13 @@ fn read(message: lapin::message::Delivery) -> DeadLetter {
                 .and_then(|table| table.inner().get(headers::DEAD_AT)?.as_long_long_int())
                 .and_then(|at| u64::try_from(at).ok()),
         },
-        None if death.is_some() => death.unwrap_or_default(),
-        None if message.exchange.as_str() == JOBS_EXCHANGE => Cause {
+        (None, Some(death)) => Cause {
+            reason: death.reason,
+            code: death.code,
+            source_queue: death.queue,
+            dead_at_unix_ms: death.at_unix_ms,
+        },
+        (None, None) if message.exchange.as_str() == JOBS_EXCHANGE => Cause {
             reason: format!(
                 "no queue is bound to {JOBS_EXCHANGE} for the routing key \"{}\"",
                 message.routing_key
@@ -90,14 +78,18 @@ fn read(message: lapin::message::Delivery) -> DeadLetter {
             code: "unroutable".to_owned(),
             ..Cause::default()
         },
-        None => Cause {
+        (None, None) => Cause {
             reason: format!("published to {DEAD_EXCHANGE} without a reason"),
             code: "unknown".to_owned(),
             ..Cause::default()
         },
     };
-    DeadLetter {
-        message_id: properties.message_id().as_ref().map(ToString::to_string),
+    let message_id = properties.message_id().as_ref().map(ToString::to_string);
+    let mut mark = DefaultHasher::new();
+    (&message.data, &message_id, &cause.reason, &cause.source_queue, cause.dead_at_unix_ms).hash(&mut mark);
+    let letter = DeadLetter {
+        mark: format!("{:016x}", mark.finish()),
+        message_id,
         kind: properties.kind().as_ref().map(ToString::to_string),
         reason: cause.reason,
         code: cause.code,
@@ -105,7 +97,8 @@ fn read(message: lapin::message::Delivery) -> DeadLetter {
         dead_at_unix_ms: cause.dead_at_unix_ms,
         headers: table.map(headers::to_json).unwrap_or_default(),
         body: message.data,
-    }
+    };
+    (letter, properties)
 }
 
 #[derive(Default)]
@@ -118,7 +111,7 @@ struct Cause {
 
 /// What RabbitMQ says about a message it gave up: the newest entry of `x-death`
 /// (<https://www.rabbitmq.com/docs/dlx#effects>).
-fn cause(table: &FieldTable) -> Option<Cause> {
+pub(crate) fn death(table: &FieldTable) -> Option<Death> {
     let AMQPValue::FieldArray(deaths) = table.inner().get("x-death")? else { return None };
     let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
     let code = headers::text(Some(newest), "reason")?.to_owned();
@@ -133,14 +126,14 @@ fn cause(table: &FieldTable) -> Option<Cause> {
         _ => "for a reason we do not know",
     };
     let at = newest.inner().get("time").and_then(AMQPValue::as_timestamp);
-    Some(Cause {
+    Some(Death {
         reason: format!(
             "the broker took it out of {} ({code}): {why}",
             queue.as_deref().unwrap_or("a queue")
         ),
         code,
-        source_queue: queue,
-        dead_at_unix_ms: at.map(|seconds| seconds.saturating_mul(1_000)),
+        queue,
+        at_unix_ms: at.map(|seconds| seconds.saturating_mul(1_000)),
     })
 }
 
@@ -165,7 +158,7 @@ mod tests {
             ("time".into(), AMQPValue::Timestamp(7)),
         ]);
         let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death.into())].into());
-        let letter = read(message("harness.dead", BTreeMap::from([("x-death".into(), deaths)])));
+        let (letter, _) = read(message("harness.dead", BTreeMap::from([("x-death".into(), deaths)])));
         assert_eq!(
             (letter.code.as_str(), letter.source_queue.as_deref()),
             ("delivery_limit", Some("harness.jobs.p"))
@@ -177,9 +170,19 @@ mod tests {
 
     #[test]
     fn an_unroutable_message_and_a_stray_one_are_told_apart() {
-        let unroutable = read(message(JOBS_EXCHANGE, BTreeMap::new()));
+        let (unroutable, _) = read(message(JOBS_EXCHANGE, BTreeMap::new()));
         assert_eq!(unroutable.code, "unroutable");
         assert!(unroutable.reason.contains("nowhere"), "{}", unroutable.reason);
-        assert_eq!(read(message("", BTreeMap::new())).code, "unknown");
+        assert_eq!(read(message("", BTreeMap::new())).0.code, "unknown");
+    }
+
+    #[test]
+    fn a_letter_keeps_its_mark_however_often_it_is_looked_at() {
+        let looked_at = |times: i64| {
+            let count = AMQPValue::LongLongInt(times);
+            read(message("", BTreeMap::from([("x-delivery-count".into(), count)]))).0.mark
+        };
+        assert_eq!(looked_at(1), looked_at(2));
+        assert_ne!(looked_at(1), read(message(JOBS_EXCHANGE, BTreeMap::new())).0.mark);
     }
 }

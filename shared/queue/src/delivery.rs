@@ -10,6 +10,7 @@ use std::sync::Arc;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 
+use crate::dead::{self, Death};
 use crate::headers;
 use crate::link::{Link, Settlement};
 
@@ -65,6 +66,11 @@ impl Delivery {
     /// The header `traceparent` (W3C Trace Context).
     pub fn traceparent(&self) -> Option<&str> {
         headers::text(self.properties.headers().as_ref(), headers::TRACEPARENT)
+    }
+
+    /// Why the broker gave it up, if this is a dead letter of the broker's own.
+    pub fn death(&self) -> Option<Death> {
+        self.properties.headers().as_ref().and_then(dead::death)
     }
 
     /// Whether the broker may have delivered it before. A hint; attempts are counted elsewhere.

@@ -63,8 +63,12 @@ pub(crate) fn bury(
     if let Some(user) = original.user_id() {
         kept.insert("x-harness-user-id".into(), long(user.as_str()));
     }
-    // Built anew: lapin's properties can be set, not unset.
-    let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(kept.into());
+    without_actions(original).with_headers(kept.into())
+}
+
+/// Persistent, and without headers, `expiration` and `user_id`. Built anew: lapin's properties can be set, not unset.
+fn without_actions(original: &BasicProperties) -> BasicProperties {
+    let mut properties = BasicProperties::default().with_delivery_mode(2);
     macro_rules! keep {
         ($($get:ident => $set:ident),*) => {
             $(if let Some(value) = original.$get() { properties = properties.$set(value.clone()); })*
@@ -75,6 +79,23 @@ pub(crate) fn bury(
         message_id => with_message_id, timestamp => with_timestamp, kind => with_type,
         app_id => with_app_id, cluster_id => with_cluster_id);
     properties
+}
+
+/// The properties of a dead letter that goes back to work: without what we and the broker added when it died, and
+/// without what would act again on its way. RabbitMQ drops what its own `x-death` shows to go in circles.
+pub(crate) fn revive(dead: &BasicProperties) -> BasicProperties {
+    let added = |name: &str| {
+        name.starts_with("x-harness-")
+            || name.starts_with("x-first-death-")
+            || name.starts_with("x-last-death-")
+            || ["x-death", "x-delivery-count", "CC", "BCC"].contains(&name)
+    };
+    let mut kept = BTreeMap::new();
+    if let Some(table) = dead.headers() {
+        kept.extend(table.inner().clone());
+        kept.retain(|name, _| !added(name.as_str()));
+    }
+    without_actions(dead).with_headers(kept.into())
 }
 
 fn clip(text: &str, max_bytes: usize) -> String {
@@ -155,6 +176,25 @@ mod tests {
         assert_eq!(text(headers, "CC"), None);
         assert_eq!(text(headers, REASON), Some("job_id: missing"));
         assert_eq!(headers.unwrap().inner()[DEAD_AT], AMQPValue::LongLongInt(7));
+    }
+
+    #[test]
+    fn what_goes_back_to_work_is_what_was_published() {
+        let original = BasicProperties::default()
+            .with_message_id("m".into())
+            .with_headers(table(&[("traceparent", long("kept")), ("CC", long("elsewhere"))]));
+        let buried = bury(&original, "agent_id: got \"x\"", "unknown_agent", "q", Duration::ZERO);
+        let revived = revive(&buried);
+        assert_eq!(revived.message_id(), original.message_id());
+        assert_eq!(revived.headers().as_ref(), Some(&table(&[("traceparent", long("kept"))])));
+        let given_up = table(&[
+            ("x-death", AMQPValue::Void),
+            ("x-first-death-queue", long("q")),
+            ("a", AMQPValue::Void),
+        ]);
+        let revived = revive(&BasicProperties::default().with_headers(given_up).with_expiration("5".into()));
+        assert_eq!(revived.headers().as_ref(), Some(&table(&[("a", AMQPValue::Void)])));
+        assert!(revived.expiration().is_none());
     }
 
     #[test]

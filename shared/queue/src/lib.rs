@@ -44,17 +44,19 @@ mod consumer;
 mod delivery;
 mod headers;
 mod dead;
+mod walk;
 
 pub use address::ConfigError;
 pub use config::BrokerConfig;
 pub use connection::{Broker, BrokerStatus};
 pub use consumer::Slot;
-pub use dead::DeadLetter;
+pub use dead::{DeadLetter, Death};
 pub use delivery::{Delivery, StaleDelivery};
 pub use error::{PublishError, QueueError};
 pub use link::Depth;
 pub use publisher::{Message, Publisher};
-pub use topology::{DEAD_EXCHANGE, DEAD_QUEUE, JOBS_EXCHANGE, jobs_queue};
+pub use topology::{DEAD_EXCHANGE, DEAD_QUEUE, DEAD_SWEEP_QUEUE, JOBS_EXCHANGE, jobs_queue, pool_of_queue};
+pub use walk::{DeadWalk, HeldLetter};
 
 /// For the log filter (`EnvFilter` syntax): silences lapin, whose log lines can hold whole messages.
 pub const LOG_DIRECTIVE: &str = "lapin=off";

@@ -96,12 +96,15 @@ impl Link {
     }
 
     async fn declare(&self, pools: &[job::Name]) -> Result<(), QueueError> {
-        self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await)
-            .await?;
+        self.declare_shared().await?;
         for pool in pools {
             self.declare_pool(pool).await?;
         }
         Ok(())
+    }
+
+    async fn declare_shared(&self) -> Result<(), QueueError> {
+        self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await).await
     }
 
     /// Declares a pool's queue, whether or not it is known.
@@ -122,6 +125,8 @@ impl Link {
         match pool {
             Some(pool) => self.declare_pool(pool).await,
             None if self.depth(queue).await?.is_some() => Ok(()),
+            // Declared with the connection, and deleted since.
+            None if queue == topology::DEAD_SWEEP_QUEUE => self.declare_shared().await,
             None => {
                 let doing = format!("consume from queue {queue}");
                 Err(QueueError::Failed { doing, reason: "the queue does not exist".to_owned() })

@@ -17,7 +17,7 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{Alive, Shared};
-use crate::{DEAD_QUEUE, Delivery, PublishError, headers};
+use crate::{DEAD_QUEUE, Delivery, HeldLetter, PublishError, headers};
 
 const PERSISTENT: u8 = 2;
 
@@ -128,6 +128,12 @@ impl Publisher {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let properties = headers::bury(delivery.properties(), reason, code, delivery.queue(), now);
         self.send(DEAD_QUEUE, true, delivery.body.clone(), properties).await
+    }
+
+    /// Puts a copy of a dead letter into a queue, as it was when it was published first. Remove the letter after this,
+    /// not before.
+    pub async fn revive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
+        self.send(queue, true, held.letter.body.clone(), headers::revive(&held.properties)).await
     }
 
     async fn send(

@@ -4,8 +4,12 @@
 //! any client ──▶ harness.jobs (direct) ──pool──▶ harness.jobs.<pool> (quorum) ──▶ a slot
 //!                      │ no such pool                  │ delivered 1000 times, rejected, expired
 //!                      ▼                               ▼
-//!                harness.dead (fanout) ─────────▶ harness.dead (quorum)
+//!                harness.dead (fanout) ─────────▶ harness.dead (quorum)         kept for people
+//!                             └──────────────────▶ harness.dead.sweep (quorum)   read once, for the ledger
 //! ```
+//!
+//! Dead letters of our own go straight to the queue `harness.dead`: what comes to `harness.dead.sweep` is a copy of
+//! what the broker gave up by itself, and is taken away as soon as somebody has looked at it.
 //!
 //! Our own publisher addresses queues by name through the default exchange. Declaring what is there already
 //! changes nothing; declaring it differently is refused by the broker, and said so.
@@ -25,6 +29,8 @@ pub const JOBS_EXCHANGE: &str = "harness.jobs";
 pub const DEAD_EXCHANGE: &str = "harness.dead";
 /// Where every dead letter ends.
 pub const DEAD_QUEUE: &str = "harness.dead";
+/// Where copies of what the broker itself gave up wait for somebody to end their jobs.
+pub const DEAD_SWEEP_QUEUE: &str = "harness.dead.sweep";
 
 /// How often a message may be delivered before the broker dead-letters it. Attempts are counted in Postgres;
 /// this only ends what kills every worker. Never -1: RabbitMQ 3.10 takes it and drops everything.
@@ -37,12 +43,19 @@ pub fn jobs_queue(pool: &job::Name) -> String {
     format!("{JOBS_EXCHANGE}.{pool}")
 }
 
+/// The pool whose queue this is.
+pub fn pool_of_queue(queue: &str) -> Option<job::Name> {
+    queue.strip_prefix(JOBS_EXCHANGE)?.strip_prefix('.')?.parse().ok()
+}
+
 /// Declares what all pools share.
 pub(crate) async fn declare_shared(channel: &Channel) -> Result<(), QueueError> {
     declare_exchange(channel, DEAD_EXCHANGE, ExchangeKind::Fanout, FieldTable::default()).await?;
-    let limit = ("x-delivery-limit", AMQPValue::LongInt(DEAD_DELIVERY_LIMIT));
-    declare_queue(channel, DEAD_QUEUE, table([quorum(), limit])).await?;
-    bind(channel, DEAD_QUEUE, DEAD_EXCHANGE, "").await?;
+    for queue in [DEAD_QUEUE, DEAD_SWEEP_QUEUE] {
+        let limit = ("x-delivery-limit", AMQPValue::LongInt(DEAD_DELIVERY_LIMIT));
+        declare_queue(channel, queue, table([quorum(), limit])).await?;
+        bind(channel, queue, DEAD_EXCHANGE, "").await?;
+    }
     let alternate = table([("alternate-exchange", text(DEAD_EXCHANGE))]);
     declare_exchange(channel, JOBS_EXCHANGE, ExchangeKind::Direct, alternate).await
 }
@@ -126,5 +139,9 @@ mod tests {
     #[test]
     fn a_pool_has_its_queue() {
         assert_eq!(jobs_queue(&job::Name::default()), "harness.jobs.default");
+        assert_eq!(pool_of_queue("harness.jobs.default"), Some(job::Name::default()));
+        for other in ["harness.jobs", "harness.jobs.", "harness.jobs.a/b", "harness.dead", "replies"] {
+            assert_eq!(pool_of_queue(other), None, "{other}");
+        }
     }
 }

@@ -4,7 +4,7 @@ mod support;
 
 use queue::JOBS_EXCHANGE;
 use support::raw::{self, RawMessage, nested_headers};
-use support::{PATIENCE, amqp_url, at_desk, within};
+use support::{PATIENCE, amqp_url, at_desk, until, within};
 
 fn message(queue: &str) -> RawMessage {
     RawMessage {
@@ -63,8 +63,14 @@ async fn an_unroutable_message_whose_routing_key_is_not_utf8_can_be_looked_at() 
             ..message("")
         };
         publish(hostile).await;
-        let letters = within(desk.broker.dead_letters(10_000)).await.unwrap();
-        let letter = letters.into_iter().find(|letter| letter.message_id.as_ref() == Some(&id)).expect("it");
+        let mut letter = None;
+        until(async || {
+            let letters = within(desk.broker.dead_letters(10_000)).await.unwrap();
+            letter = letters.into_iter().find(|letter| letter.message_id.as_ref() == Some(&id));
+            letter.is_some()
+        })
+        .await;
+        let letter = letter.unwrap();
         assert_eq!(letter.code, "unroutable");
         assert!(letter.reason.contains("no?where"), "{}", letter.reason);
     })

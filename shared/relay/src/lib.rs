@@ -1,11 +1,13 @@
-//! What keeps jobs moving when nobody else does: due rows go to the broker, dead workers' jobs come due, the
-//! ledger's partitions are made and dropped.
+//! What keeps jobs moving when nobody else does: due rows go to the broker, dead workers' jobs come due, jobs whose
+//! message is dead fail, the ledger's partitions are made and dropped.
 //!
 //! It runs in every worker and in the producer, any number at a time: each step takes rows that no other takes
-//! (`SKIP LOCKED`), or is true whoever says it. It never runs a job, and ends only those that nobody wants any more.
+//! (`SKIP LOCKED`), or is true whoever says it. It never runs a job, and ends only those that nobody wants any more or nothing
+//! can start any more.
 
 mod dispatch;
 mod unwanted;
+mod dead;
 mod reply;
 mod rescue;
 mod upkeep;
@@ -16,6 +18,7 @@ use queue::{Broker, Publisher};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
+pub use dead::sweep_dead;
 pub use dispatch::publish;
 pub use reply::reply;
 pub use unwanted::{cancel, end_waiting};
@@ -40,6 +43,7 @@ impl Relay {
     pub async fn run(self, stop: CancellationToken) {
         tokio::join!(
             dispatch::run(&self, &stop),
+            dead::run(&self, &stop),
             rescue::run(&self.store, self.lease, &stop),
             upkeep::run(&self.store, self.retention, &stop)
         );

@@ -20,16 +20,17 @@ pub async fn cancel(
     Ok(answers)
 }
 
-/// Ends those of these jobs that wait and of which the reason is true.
+/// Ends those of these jobs that wait and of which the reason is true. Returns how many.
 pub async fn end_waiting(
     store: &Store,
     publisher: &Publisher,
     jobs: &[JobId],
-    why: Unwanted,
-) -> Result<(), StoreError> {
+    why: Unwanted<'_>,
+) -> Result<usize, StoreError> {
     let ended = store.end_waiting(jobs, why).await?;
+    let count = ended.len();
     tell(store, publisher, ended).await;
-    Ok(())
+    Ok(count)
 }
 
 /// Ends what nobody wants and nobody has ended yet.

@@ -5,8 +5,10 @@
 //! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use job::{Failure, FailureCode, JobId, JobState, Name, WorkerId};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
@@ -29,13 +31,20 @@ pub enum Ask {
 
 /// Why jobs end that nobody runs. Each applies only to the jobs that it is true of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unwanted {
+pub enum Unwanted<'a> {
     /// Somebody cancels it.
     Cancelled,
     /// Its deadline is over.
     Overdue,
     /// Its session is busy, and it does not want to wait.
     Rejected,
+    /// Its message was given up before a worker took it.
+    DeadLettered {
+        /// The pool in whose queue the message was: a copy in another one is nothing to the job.
+        pool: &'a Name,
+        /// Why, for people.
+        reason: &'a str,
+    },
 }
 
 /// What became of a job that was to be cancelled.
@@ -70,13 +79,21 @@ impl Ask {
     }
 }
 
-impl Unwanted {
+impl Unwanted<'_> {
     /// As the statements know it.
     fn as_str(self) -> &'static str {
         match self {
             Unwanted::Cancelled => "cancelled",
             Unwanted::Overdue => "overdue",
             Unwanted::Rejected => "rejected",
+            Unwanted::DeadLettered { .. } => "dead_lettered",
+        }
+    }
+
+    fn pool(self) -> Option<String> {
+        match self {
+            Unwanted::DeadLettered { pool, .. } => Some(pool.to_string()),
+            Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
         }
     }
 
@@ -91,6 +108,7 @@ impl Unwanted {
                 FailureCode::SessionBusy,
                 "its session was busy, and its on_busy is \"reject\"",
             ),
+            Unwanted::DeadLettered { reason, .. } => (JobState::Failed, FailureCode::DeadLettered, reason),
         };
         (state, Failure::permanent(code, message))
     }
@@ -103,6 +121,17 @@ const FORESTALL: &str = "
      ORDER BY job_id
     ON CONFLICT DO NOTHING";
 
+/// The transactions that write jobs at this moment.
+const WRITERS: &str = "
+    SELECT DISTINCT virtualtransaction FROM pg_locks
+     WHERE locktype = 'relation' AND relation = 'harness_jobs'::regclass AND mode = 'RowExclusiveLock' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
+       AND ($1::text[] IS NULL OR virtualtransaction = ANY($1))";
+
+/// Longer than any transaction of ours.
+const WRITERS_BOUND: Duration = Duration::from_secs(30);
+const WRITERS_POLL: Duration = Duration::from_millis(5);
+
 const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
 
 /// So that there is a row to lock, and to count the end in.
@@ -114,21 +143,25 @@ const CREATE_SESSIONS: &str = "
     ON CONFLICT DO NOTHING";
 
 const ASK_RUNNING: &str = "
-    UPDATE harness_jobs j SET asked = 'cancel'
-      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
-             ORDER BY job_id FOR UPDATE) r
-     WHERE j.job_id = r.job_id";
+    UPDATE harness_jobs SET asked = 'cancel'
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
+            ORDER BY job_id FOR UPDATE))";
 
+/// A job counts on its message from its publish to its claim. A scheduled one waits for a message that is yet to come;
+/// only if it has never begun may that be the second one, because the first was believed lost.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
          WHERE job_id = ANY($1) AND state <> 'running'
            AND CASE $2 WHEN 'cancelled' THEN true
                        WHEN 'overdue' THEN deadline_at <= now()
-                       WHEN 'rejected' THEN state = 'blocked' END
+                       WHEN 'rejected' THEN state = 'blocked'
+                       WHEN 'dead_lettered' THEN pool = $5 AND asked IS DISTINCT FROM 'cancel'
+                        AND (state IN ('publishing', 'queued') OR (state = 'scheduled' AND epoch = 0)) END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
-        DELETE FROM harness_jobs j USING waiting w WHERE j.job_id = w.job_id RETURNING j.*
+        DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM waiting)) RETURNING *
     ), results AS (
         INSERT INTO harness_results
                (job_id, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
@@ -187,14 +220,21 @@ impl Store {
 
     /// Ends those of these jobs that wait and of which the reason is true; running ones that are to be cancelled are
     /// asked to stop. Returns what ended. Safe to repeat.
-    pub async fn end_waiting(&self, jobs: &[JobId], why: Unwanted) -> Result<Vec<EndedWaiting>, StoreError> {
+    pub async fn end_waiting(
+        &self,
+        jobs: &[JobId],
+        why: Unwanted<'_>,
+    ) -> Result<Vec<EndedWaiting>, StoreError> {
         let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        if sessions.iter().any(String::is_empty) {
+            self.outlast_writers().await?;
+        }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
-        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
+        let (why, pool, state, nobody) = (why.as_str(), why.pool(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
         let [_, _, _, ended, _] = tx
@@ -202,7 +242,7 @@ impl Store {
                 &[&ids],
                 &[&sessions],
                 &[&ids, &why],
-                &[&ids, &why, &state, &failure],
+                &[&ids, &why, &state, &failure, &pool],
                 &[&nobody, &sessions, &false],
             ])
             .await?;
@@ -210,8 +250,27 @@ impl Store {
         Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(1) }).collect())
     }
 
+    /// A job that was forestalled has no session whose lock would keep claims away while it ends. A claim that saw the
+    /// ledger before its row came sees neither that nor, when it is held up in the middle, its end: it would run the job
+    /// as well. So its end waits until the transactions are over that wrote when its row was there.
+    async fn outlast_writers(&self) -> Result<(), StoreError> {
+        let mut writers: Option<Vec<String>> = None;
+        let deadline = Instant::now() + WRITERS_BOUND;
+        loop {
+            let left = query(&self.pool, "writers", WRITERS, &[&writers]).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(StoreError::unavailable("a transaction on harness_jobs does not end"));
+            }
+            writers = Some(left.iter().map(|row| row.get(0)).collect());
+            tokio::time::sleep(WRITERS_POLL).await;
+        }
+    }
+
     /// Jobs that nobody runs and nobody wants: cancelled while they went from one attempt to the next, or overdue.
-    pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted)>, StoreError> {
+    pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted<'static>)>, StoreError> {
         let rows = query(&self.pool, "find_unwanted", FIND_UNWANTED, &[]).await?;
         let why = |text: &str| if text == "overdue" { Unwanted::Overdue } else { Unwanted::Cancelled };
         Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())

@@ -42,15 +42,15 @@ const APPEND: &str = "
                              $8::bigint[], $9::bigint[], $10::bigint[])
             AS t(job_id, session_id, epoch, ordinal, delta, iterations, cost_microusd, input_tokens, output_tokens)
     ), held AS (
-        SELECT i.* FROM harness_jobs j
-          JOIN incoming i ON i.job_id = j.job_id AND i.epoch = j.epoch AND i.session_id = j.session_id
-         WHERE j.worker_id = $1
-         ORDER BY j.job_id FOR SHARE OF j
+        SELECT job_id FROM harness_jobs
+         WHERE job_id = ANY($2) AND session_id = ($3::text[])[array_position($2, job_id)]
+           AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id = $1
+         ORDER BY job_id FOR SHARE
     ), appended AS (
         INSERT INTO harness_checkpoints
                (session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta)
         SELECT session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta::jsonb
-          FROM held
+          FROM incoming WHERE job_id = ANY(ARRAY(SELECT job_id FROM held))
         ON CONFLICT DO NOTHING
     )
     SELECT job_id FROM held";

@@ -106,9 +106,9 @@ macro_rules! claimed_columns {
 }
 pub(crate) use claimed_columns;
 
-/// Whether the worker may still take jobs; locked against being declared dead until the transaction ends.
+/// Whether the worker may still take jobs; locked against being declared dead, or stopped, until the transaction ends.
 pub(crate) const LOCK_WORKER: &str =
-    "SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead' FOR KEY SHARE";
+    "SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining') FOR KEY SHARE";
 
 /// Creates sessions, in order, so that there is a row to lock.
 const CREATE_SESSIONS: &str = "
@@ -130,11 +130,12 @@ const CLAIM_FRESH: &str = concat!(
         SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
           FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[])
           WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
-         WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id)
-           AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id)
-           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
+         WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
+           AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
+           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
     ), decided AS MATERIALIZED (
-        SELECT i.*, first AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.session_id = i.session_id) AS free
+        SELECT i.*, first AND (SELECT j.job_id FROM harness_jobs j
+                                WHERE j.session_id = i.session_id LIMIT 1) IS NULL AS free
           FROM incoming i
     ), c AS (
         INSERT INTO harness_jobs
@@ -160,37 +161,36 @@ const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
         SELECT j.job_id, j.session_id, j.seq, j.epoch > 0 AS begun
-          FROM unnest($2::uuid[], $3::text[]) AS t(job_id, session_id)
-          JOIN harness_jobs j ON j.job_id = t.job_id AND j.session_id = t.session_id
-         WHERE CASE j.state
+          FROM harness_jobs j
+         WHERE j.job_id = ANY($2) AND j.session_id = ($3::text[])[array_position($2, j.job_id)]
+           AND CASE j.state
                WHEN 'publishing' THEN true
                WHEN 'queued' THEN true
                WHEN 'scheduled' THEN j.due_at <= now()
                WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END
            AND j.asked IS DISTINCT FROM 'cancel'
-           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead')
+           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
          ORDER BY j.job_id
            FOR UPDATE OF j
-    ), decided AS MATERIALIZED (
-        SELECT k.*, begun OR NOT EXISTS (
-                SELECT FROM harness_jobs o
-                 WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
-                   AND (o.epoch > 0 OR o.seq < k.seq)) AS free
-          FROM known k
+    ), free AS MATERIALIZED (
+        SELECT k.job_id FROM known k
+         WHERE begun OR (SELECT o.job_id FROM harness_jobs o
+                          WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
+                            AND (o.epoch > 0 OR o.seq < k.seq) LIMIT 1) IS NULL
+    ), waiting AS (
+        UPDATE harness_jobs SET state = 'blocked', worker_id = NULL, state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM known EXCEPT SELECT job_id FROM free))
     ), c AS (
-        UPDATE harness_jobs j
-           SET state = CASE WHEN d.free THEN 'running' ELSE 'blocked' END,
-               epoch = CASE WHEN d.free THEN nextval('harness_epoch') ELSE j.epoch END,
-               worker_id = CASE WHEN d.free THEN $1 END,
-               started_at = CASE WHEN d.free THEN coalesce(j.started_at, now()) ELSE j.started_at END,
-               state_since = now()
-          FROM decided d WHERE j.job_id = d.job_id
-        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.deaths, j.deadline_at
+        UPDATE harness_jobs
+           SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
+               started_at = coalesce(started_at, now()), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at
     )
     SELECT ",
     claimed_columns!(),
-    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
 /// Where each job stands now. One that was cancelled before it was ever seen has no session.

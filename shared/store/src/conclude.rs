@@ -102,7 +102,8 @@ pub struct Concluded {
 }
 
 /// Ends jobs. Only the holder of the epoch finds its row; that a row with a worker is running is a constraint of the
-/// table. What a job did and cost is the sum of its checkpoints, over all its attempts.
+/// table, and that neither changes while its session is locked. What a job did and cost is the sum of its checkpoints, over
+/// all its attempts.
 const END: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
@@ -110,11 +111,14 @@ const END: &str = "
                              $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
             AS t(job_id, epoch, state, attempts, output, failure,
                  memory, context, progress, s_iterations, s_cost, s_in, s_out)
-    ), ended AS (
-        DELETE FROM harness_jobs j USING incoming i
-         WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1
-        RETURNING j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at,
-                  CASE WHEN i.state <> 'succeeded' THEN j.message END AS message, i.*
+    ), ended AS MATERIALIZED (
+        SELECT i.*, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at,
+               CASE WHEN i.state <> 'succeeded' THEN j.message END AS message
+          FROM incoming i
+         CROSS JOIN LATERAL (SELECT * FROM harness_jobs j
+                              WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 OFFSET 0) j
+    ), gone AS (
+        DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM ended))
     ), results AS (
         INSERT INTO harness_results
                (job_id, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
@@ -126,7 +130,8 @@ const END: &str = "
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
                  FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
     ), cleared AS (
-        DELETE FROM harness_checkpoints c USING ended e WHERE c.session_id = e.session_id AND e.memory IS NOT NULL
+        DELETE FROM harness_checkpoints
+         WHERE session_id = ANY(ARRAY(SELECT session_id FROM ended WHERE memory IS NOT NULL))
     )
     UPDATE harness_sessions s
        SET last_updated = now(), version = s.version + 1,
@@ -142,11 +147,12 @@ const END: &str = "
 /// Gives jobs another attempt. The epoch stays until the next claim, by which a repeated call recognises itself.
 const RESCHEDULE: &str = "
     UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = i.attempts, failure = coalesce(i.failure::json, j.failure),
-           due_at = now() + i.delay_ms * interval '1 millisecond', state_since = now()
-      FROM unnest($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::bigint[])
-        AS i(job_id, epoch, attempts, failure, delay_ms)
-     WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1";
+       SET state = 'scheduled', worker_id = NULL, state_since = now(),
+           (attempts, failure, due_at) = (
+               SELECT attempts, coalesce(failure::json, j.failure), now() + delay_ms * interval '1 millisecond'
+                 FROM unnest($2::uuid[], $4::int[], $5::text[], $6::bigint[]) AS i(job_id, attempts, failure, delay_ms)
+                WHERE i.job_id = j.job_id)
+     WHERE job_id = ANY($2) AND epoch = ($3::bigint[])[array_position($2, job_id)] AND worker_id = $1";
 
 /// What of this batch is in the ledger, by this call or an earlier one.
 const READ_RECORDED: &str = "
@@ -155,7 +161,8 @@ const READ_RECORDED: &str = "
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
 /// The head of each session in which no job has begun, if it waits for nothing but its turn: run it here (with $3), or
-/// let the relay publish it.
+/// let the relay publish it. (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT
+/// EXISTS becomes a join instead, of every session of the batch with every job that has begun.)
 pub(crate) const NEXT: &str = concat!(
     "
     WITH heads AS (
@@ -163,22 +170,23 @@ pub(crate) const NEXT: &str = concat!(
          CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
                               WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
          WHERE h.state = 'blocked'
-           AND NOT EXISTS (SELECT FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0)
-    ), taking AS (
-        SELECT $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state <> 'dead') AS take
+           AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
+    ), taken AS (
+        SELECT job_id FROM heads
+         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
+    ), released AS (
+        UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads EXCEPT SELECT job_id FROM taken))
     ), c AS (
-        UPDATE harness_jobs j
-           SET state = CASE WHEN take THEN 'running' ELSE 'scheduled' END,
-               epoch = CASE WHEN take THEN nextval('harness_epoch') ELSE j.epoch END,
-               worker_id = CASE WHEN take THEN $1 END,
-               started_at = CASE WHEN take THEN coalesce(j.started_at, now()) ELSE j.started_at END,
-               due_at = now(), state_since = now()
-          FROM heads, taking WHERE j.job_id = heads.job_id
-        RETURNING j.job_id, j.session_id, j.epoch, j.attempts, j.state, j.deaths, j.deadline_at, j.message
+        UPDATE harness_jobs
+           SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
+               started_at = coalesce(started_at, now()), due_at = now(), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM taken))
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, message
     )
     SELECT ",
     claimed_columns!(),
-    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
 impl Batched for Conclusion {

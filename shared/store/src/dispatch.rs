@@ -41,42 +41,44 @@ const ACCEPT: &str = "
 /// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,
 /// and only a fresh snapshot sees that end.
 pub(crate) const DROP_ENDED: &str = "
-    DELETE FROM harness_jobs j USING unnest($1::uuid[]) AS t(job_id), harness_results r
-     WHERE j.job_id = t.job_id AND r.job_id = t.job_id
-    RETURNING j.job_id";
+    DELETE FROM harness_jobs
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM unnest($1::uuid[]) AS t(job_id)
+            WHERE (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL))
+    RETURNING job_id";
 
 const TAKE_DUE: &str = "
-    UPDATE harness_jobs j SET state = 'publishing', state_since = now()
-      FROM (SELECT job_id FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
-             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id
-    RETURNING j.job_id, j.pool, j.message::text";
+    UPDATE harness_jobs SET state = 'publishing', state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
+            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+    RETURNING job_id, pool, message::text";
 
 const CONFIRM: &str = "
-    UPDATE harness_jobs j SET state = 'queued', state_since = now()
-      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing'
-               FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id";
+    UPDATE harness_jobs SET state = 'queued', state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))";
 
 const UNCONFIRMED: &str = "
-    UPDATE harness_jobs j SET state = 'scheduled', due_at = now() + $2 * interval '1 millisecond', state_since = now()
-      FROM (SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing'
-               FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id";
+    UPDATE harness_jobs SET state = 'scheduled', due_at = now() + $2 * interval '1 millisecond', state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))";
 
 const RETURN_STUCK: &str = "
-    UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
-      FROM (SELECT job_id FROM harness_jobs
-             WHERE state = 'publishing' AND state_since < now() - $1 * interval '1 millisecond'
-             LIMIT 1000 FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id RETURNING j.job_id";
+    UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs
+            WHERE state = 'publishing' AND state_since < now() - $1 * interval '1 millisecond'
+            LIMIT 1000 FOR UPDATE SKIP LOCKED))
+    RETURNING job_id";
 
 const RETURN_VANISHED: &str = "
-    UPDATE harness_jobs j SET state = 'scheduled', due_at = now(), state_since = now()
-      FROM (SELECT job_id FROM harness_jobs
-             WHERE state = 'queued' AND pool = $1 AND state_since < now() - $2 * interval '1 millisecond'
-             LIMIT 1000 FOR UPDATE SKIP LOCKED) d
-     WHERE j.job_id = d.job_id RETURNING j.job_id";
+    UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs
+            WHERE state = 'queued' AND pool = $1 AND state_since < now() - $2 * interval '1 millisecond'
+            LIMIT 1000 FOR UPDATE SKIP LOCKED))
+    RETURNING job_id";
 
 const QUEUED_POOLS: &str = "
     SELECT DISTINCT pool FROM (

@@ -14,11 +14,15 @@
 //! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
 //!   under a stale epoch changes nothing and is answered with [`Fenced::Lost`].
 //! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.
+//! * **Lookups are lookups.** `harness_jobs` is often empty, and a planner that has seen it so joins through all of it,
+//!   dead entries included. So a row is looked up where no join can be made of it: in a scalar subquery or a `LATERAL …
+//!   OFFSET 0`; and rows are changed by `= ANY(ARRAY(…))`, not by a join.
 //! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
 
 mod error;
 mod pool;
 mod tx;
+mod clock;
 mod batch;
 mod dispatch;
 mod claim;
@@ -30,11 +34,16 @@ mod rescue;
 mod partitions;
 mod sessions;
 mod status;
+mod dead;
+mod audit;
 
+pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
+pub use clock::Clock;
 pub use conclude::{Concluded, Conclusion, End, Fold};
+pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
 pub use pool::{Store, StoreConfig};

@@ -16,16 +16,17 @@ use tokio_postgres::Row;
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::clock::NOW;
 use crate::{Store, StoreError};
 
-const WEEK_MS: u64 = 7 * 86_400_000;
+pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
 /// Job ids may lie a day ahead; made this early, a partition is there in time even if its upkeep fails for days.
 const AHEAD_MS: u64 = 4 * 86_400_000;
 /// An advisory lock, so that one process at a time maintains the partitions.
 const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
 /// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
-fn first_id(week: u64) -> Uuid {
+pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
@@ -54,8 +55,9 @@ impl Store {
 }
 
 async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
-    let now_ms =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    // A host whose clock is ahead would drop results that are still wanted.
+    let now: SystemTime = client.query_one(NOW, &[]).await?.get(0);
+    let now_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
     let present = read(client).await?;

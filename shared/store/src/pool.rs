@@ -38,9 +38,11 @@ impl StoreConfig {
         }
         // Every statement of ours is driven by an index, and wants the same plan whatever its arrays hold. Told so, the
         // planner cannot be misled into sequential scans and hash joins by statistics from when the tables were
-        // empty, and does not plan the same statement again and again.
-        let options = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
-                       -c plan_cache_mode=force_generic_plan -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s";
+        // empty, and does not plan the same statement again and again. (A bitmap scan would walk over the same dead
+        // entries each time; an index scan leaves a mark on them.)
+        let options = "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off -c enable_mergejoin=off \
+                       -c jit=off -c plan_cache_mode=force_generic_plan -c statement_timeout=10s \
+                       -c idle_in_transaction_session_timeout=30s";
         let options = match postgres.get_options() {
             Some(theirs) => format!("{options} {theirs}"),
             None => options.to_owned(),

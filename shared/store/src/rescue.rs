@@ -18,41 +18,46 @@ use crate::{Store, StoreError};
 
 /// A worker whose own claim holds its row is skipped: it lives.
 const DECLARE_DEAD: &str = "
-    UPDATE harness_workers w SET state = 'dead', ended_at = now()
-      FROM (SELECT worker_id FROM harness_workers
-             WHERE state IN ('alive', 'draining')
-               AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
-               FOR UPDATE SKIP LOCKED) d
-     WHERE w.worker_id = d.worker_id
-    RETURNING w.worker_id";
+    UPDATE harness_workers SET state = 'dead', ended_at = now()
+     WHERE worker_id = ANY(ARRAY(
+           SELECT worker_id FROM harness_workers
+            WHERE state IN ('alive', 'draining')
+              AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
+              FOR UPDATE SKIP LOCKED))
+    RETURNING worker_id";
+
+const NOT_RESCUED: &str = "SELECT worker_id FROM harness_workers WHERE state = 'dead' AND rescued_at IS NULL";
 
 const FIND_LOST: &str = "
-    SELECT DISTINCT j.session_id FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
-     WHERE j.state = 'running' AND j.epoch > 0 AND w.state IN ('dead', 'stopped') LIMIT 1000";
+    SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) AND epoch > 0 LIMIT $2";
 
 /// One death before it is taken for poison, a job is a suspect, and a worker runs one suspect at a time. Another one that
 /// it has been given meanwhile is on its way back; should the worker die in that moment, the ledger cannot tell which
 /// of them ran. So none is charged, and they come apart from each other.
 const TAKE_LOST: &str = "
     WITH lost AS (
-        SELECT j.job_id, j.worker_id, j.deaths >= 2 AS suspect, (w.state = 'dead')::int AS death
-          FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
-         WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.state IN ('dead', 'stopped')
-         ORDER BY j.job_id FOR UPDATE OF j
+        SELECT job_id, worker_id, deaths >= 2 AS suspect FROM harness_jobs
+         WHERE session_id = ANY($1) AND worker_id IN (SELECT worker_id FROM harness_workers WHERE state = 'dead')
+         ORDER BY job_id FOR UPDATE
     ), numbered AS (
         SELECT *, count(*) FILTER (WHERE suspect) OVER (PARTITION BY worker_id) AS suspects,
                row_number() OVER (PARTITION BY worker_id, suspect ORDER BY job_id) - 1 AS turn
           FROM lost
     ), judged AS (
-        SELECT job_id, death, turn, (NOT suspect OR suspects = 1)::int AS charged FROM numbered
+        SELECT job_id, turn, (NOT suspect OR suspects = 1)::int AS charged FROM numbered
     )
     UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + charged, deaths = j.deaths + death * charged,
+       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + charged, deaths = j.deaths + charged,
            epoch = nextval('harness_epoch'), state_since = now(),
            due_at = now() + (1 - charged) * turn * interval '1 second',
            failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
-      FROM judged WHERE j.job_id = judged.job_id
+      FROM judged WHERE j.job_id = judged.job_id AND j.job_id = ANY(ARRAY(SELECT job_id FROM lost))
     RETURNING j.job_id";
+
+const RESCUED: &str = "UPDATE harness_workers SET rescued_at = now() WHERE worker_id = ANY($1)";
+
+/// Sessions in one transaction.
+const SESSIONS: i64 = 1_000;
 
 const _: () = assert!(job::POISON_DEATHS == 3, "a suspect in TAKE_LOST has one death less");
 
@@ -82,8 +87,18 @@ impl Store {
 
     /// Makes the jobs of dead workers due again. Returns them.
     pub async fn rescue(&self) -> Result<Vec<JobId>, StoreError> {
-        let lost = query(&self.pool, "find_lost", FIND_LOST, &[]).await?;
-        self.take_sessions("rescue", lost, TAKE_LOST).await
+        let dead = query(&self.pool, "not_rescued", NOT_RESCUED, &[]).await?;
+        let dead: Vec<Uuid> = dead.iter().map(|row| row.get(0)).collect();
+        if dead.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead, &SESSIONS]).await?;
+        let all = (lost.len() as i64) < SESSIONS;
+        let taken = self.take_sessions("rescue", lost, TAKE_LOST).await?;
+        if all {
+            query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
+        }
+        Ok(taken)
     }
 
     /// Releases blocked jobs that nothing else would release. Returns them.

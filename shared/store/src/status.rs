@@ -103,11 +103,13 @@ const READ_ENDED: &str = concat!(
     ", ",
     rfc3339!("r.finished_at"),
     ", r.failure::text, r.output::text
-  FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id"
+  FROM unnest($1::uuid[]) AS t(job_id)
+ CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
 );
 
 const ENDED_AMONG: &str = "
-    SELECT r.job_id, r.state FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id";
+    SELECT r.job_id, r.state FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (SELECT job_id, state FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r";
 
 const COUNT_STATES: &str =
     "SELECT state, count(*) FROM harness_jobs WHERE $1::text IS NULL OR pool = $1 GROUP BY state";

@@ -7,6 +7,7 @@ use deadpool_postgres::{Client, Pool};
 use futures::future::join3;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -73,13 +74,13 @@ const BOUND: Duration = Duration::from_secs(12);
 struct Bounded<T>(Result<T, StoreError>);
 
 impl<T> Bounded<T> {
-    /// The answer with the connection it came by. One that nothing came by is not used again, nor are those that lie
-    /// idle in the pool: what has swallowed the one has likely swallowed them all.
+    /// The answer with the connection it came by. One that nothing came by, or that leads to a server which takes no
+    /// writes any more, is not used again, nor are those that lie idle in the pool: they lead to the same place.
     fn keep(self, client: Client) -> Result<(Client, T), StoreError> {
         match self.0 {
             Ok(answer) => Ok((client, answer)),
             Err(error) => {
-                if matches!(&error, StoreError::Unavailable(cause) if cause.is::<Elapsed>()) {
+                if leads_nowhere(&error) {
                     if let Some(pool) = Client::pool(&client) {
                         pool.retain(|_, _| false);
                     }
@@ -89,6 +90,13 @@ impl<T> Bounded<T> {
             }
         }
     }
+}
+
+/// Nothing came back in time, or the server is a standby: the primary is elsewhere now.
+fn leads_nowhere(error: &StoreError) -> bool {
+    let StoreError::Unavailable(cause) = error else { return false };
+    let refused = cause.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.code());
+    cause.is::<Elapsed>() || refused == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
 async fn bounded<T>(

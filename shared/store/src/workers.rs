@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::claim::read_job_id;
 use crate::dispatch::millis;
-use crate::tx::{query, query_within};
+use crate::tx::{Tx, query, query_within};
 use crate::{Store, StoreError};
 
 /// What a worker says of itself when it starts.
@@ -52,6 +52,9 @@ const BEAT: &str = "
 
 const SET_DRAINING: &str =
     "UPDATE harness_workers SET state = 'draining' WHERE worker_id = $1 AND state = 'alive'";
+
+/// Waits for its claims under way, and refuses those to come.
+const LOCK_TO_STOP: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
 
 const STOP: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now()
@@ -99,7 +102,8 @@ impl Store {
     /// Ends a worker's registration in good order. It stays when the worker still holds jobs: then its lease runs
     /// out and they are rescued.
     pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
-        query(&self.pool, "mark_stopped", STOP, &[&Uuid::from(worker)]).await?;
+        let id = Uuid::from(worker);
+        Tx::prepare(&self.pool, "mark_stopped", [LOCK_TO_STOP, STOP]).await?.run([&[&id], &[&id]]).await?;
         Ok(())
     }
 

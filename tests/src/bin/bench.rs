@@ -17,9 +17,11 @@ use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
 const JOBS: usize = 40_000;
-const SLOTS: usize = 256;
+const SLOTS: usize = 512;
 const INPUT_BYTES: usize = 1_024;
 const IN_FLIGHT: usize = 2_000;
+/// Between publish and recorded end in steady state. Eight times what the worker runs at a time, so that it never waits.
+const OUTSTANDING: usize = 4_096;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -55,9 +57,10 @@ async fn main() -> anyhow::Result<()> {
     wait_for(&worker, JOBS).await?;
     let drain_per_s = rate(JOBS - before, started);
 
-    eprintln!("steady: {JOBS} jobs, published at full speed while the worker runs them");
+    eprintln!("steady: {JOBS} jobs, published as fast as the worker ends them");
     let started = Instant::now();
-    tokio::try_join!(publish(&publisher, &queue, &pool, JOBS), wait_for(&worker, 2 * JOBS))?;
+    publish_in_step(&publisher, &queue, &pool, JOBS, &worker).await?;
+    wait_for(&worker, 2 * JOBS).await?;
     let steady_per_s = rate(JOBS, started);
 
     eprintln!("latency: jobs at a quarter of the steady rate");
@@ -123,6 +126,33 @@ fn message(pool: &Name) -> anyhow::Result<Message> {
 async fn publish(publisher: &Publisher, queue: &str, pool: &Name, count: usize) -> anyhow::Result<()> {
     let mut confirms = FuturesUnordered::new();
     for _ in 0..count {
+        confirms.push(publisher.publish(queue, message(pool)?));
+        if confirms.len() >= IN_FLIGHT {
+            confirms.next().await.transpose()?;
+        }
+    }
+    while let Some(confirm) = confirms.next().await {
+        confirm?;
+    }
+    Ok(())
+}
+
+/// As fast as the worker ends jobs: at most [`OUTSTANDING`] are between their publish and their recorded end.
+async fn publish_in_step(
+    publisher: &Publisher,
+    queue: &str,
+    pool: &Name,
+    count: usize,
+    worker: &Worker,
+) -> anyhow::Result<()> {
+    let before = worker.ended();
+    let mut confirms = FuturesUnordered::new();
+    let mut ended = 0;
+    for number in 0..count {
+        while number >= ended + OUTSTANDING {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            ended = worker.ended() - before;
+        }
         confirms.push(publisher.publish(queue, message(pool)?));
         if confirms.len() >= IN_FLIGHT {
             confirms.next().await.transpose()?;

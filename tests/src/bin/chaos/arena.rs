@@ -383,7 +383,13 @@ impl Arena {
             sessions.extend(store.session(&name).await.with_context(|| format!("reading session {name}"))?);
         }
         let mut findings = check::check(&self.workload, &jobs, &sessions);
-        findings.problems.extend(self.ledger.inconsistent().await?);
+        findings.problems.extend(self.ledger.left_over().await?);
+        let audit = self.fleet.producer(&["audit"]).await;
+        if audit.code != 0 {
+            findings
+                .problems
+                .push(format!("`producer audit` exits with {}:\n{}{}", audit.code, audit.out, audit.err));
+        }
         let account = Account::read(&self.account)?;
         if !self.spends_attempts && findings.attempts_again > 0 {
             let again = findings.attempts_again;

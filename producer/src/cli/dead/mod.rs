@@ -1,0 +1,58 @@
+//! `producer dead`: one view over failed jobs and messages that no worker could use, and what is done about them.
+//!
+//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed is shown once,
+//! as that job.
+
+mod filter;
+mod view;
+mod report;
+mod act;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::context::Context;
+
+#[derive(Debug, Args)]
+pub struct Dead {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List failed jobs and dead messages, oldest first, with the reason of each
+    List(view::List),
+    /// Show one whole: a job with its envelope and its failure, a message with its headers and body
+    ///
+    /// Exit codes: 0 shown, 1 there is nothing of that id, 2 wrong arguments.
+    Show(view::Show),
+    /// Run failed jobs again, as new jobs, and send messages back to their queues
+    ///
+    /// A failed job is enqueued as a new one, in the same session and with the same input; its deadline counts anew, and
+    /// its reply carries the old id as correlation_id unless the caller had set one. Each failed job is redriven once,
+    /// however many ask for it. A message goes back to the queue that it came from, as it was. What would fail at once
+    /// (a body that is no job, a message that was in no queue) is told with its reason and stays.
+    ///
+    /// Exit codes: 0 all done, 1 there is nothing of one of the ids, 2 wrong arguments, 3 some were kept, with a reason.
+    Redrive(act::Redrive),
+    /// Take failed jobs out of the list (their results stay), and delete messages
+    ///
+    /// Exit codes: 0 all done, 1 there is nothing of one of the ids, 2 wrong arguments, 3 some were kept, with a reason.
+    Drop(act::Drop),
+}
+
+impl Dead {
+    pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        let (yardstick, relay) = context.relay("producer dead").await?;
+        let result = match &self.command {
+            Command::List(args) => args.run(&relay).await,
+            Command::Show(args) => args.run(&relay).await,
+            Command::Redrive(args) => args.run(&yardstick, &relay, &context.stop).await,
+            Command::Drop(args) => args.run(&yardstick, &relay, &context.stop).await,
+        };
+        relay.broker.close().await;
+        result
+    }
+}

@@ -1,0 +1,129 @@
+//! What became of dead letters: told as it happens, and summed up.
+
+use std::process::ExitCode;
+
+use job::JobId;
+use serde_json::json;
+
+use super::filter::Kind;
+use crate::cli::progress::Progress;
+
+/// Reasons that are printed of a bulk; the rest is only counted.
+const REASONS: u64 = 20;
+
+/// What became of one.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    /// A new job does its work.
+    Redriven(JobId),
+    /// It is in this queue again.
+    Returned(String),
+    /// It is seen no more.
+    Dropped,
+    /// Its job had been dealt with: only the message was left, and is gone.
+    Cleared,
+    /// Nothing, and why.
+    Kept(String),
+}
+
+/// Tells and counts.
+pub struct Report {
+    pub progress: Progress,
+    json: bool,
+    /// Nothing really happens.
+    dry_run: bool,
+    /// A line for each; else only for what was kept, and not for all of that.
+    each: bool,
+    redriven: u64,
+    returned: u64,
+    dropped: u64,
+    cleared: u64,
+    kept: u64,
+    missing: u64,
+}
+
+impl Report {
+    pub fn new(progress: Progress, json: bool, dry_run: bool, each: bool) -> Report {
+        let (redriven, returned, dropped, cleared, kept, missing) = (0, 0, 0, 0, 0, 0);
+        Report { progress, json, dry_run, each, redriven, returned, dropped, cleared, kept, missing }
+    }
+
+    /// Something has become of one.
+    pub fn note(&mut self, kind: Kind, id: &str, fate: &Fate) {
+        let (count, word) = match fate {
+            Fate::Redriven(_) => (&mut self.redriven, "redriven"),
+            Fate::Returned(_) => (&mut self.returned, "returned"),
+            Fate::Dropped => (&mut self.dropped, "dropped"),
+            Fate::Cleared => (&mut self.cleared, "cleared"),
+            Fate::Kept(_) => (&mut self.kept, "kept"),
+        };
+        *count += 1;
+        let count = *count;
+        let would = if self.dry_run { "would be " } else { "" };
+        if self.json {
+            let (job_id, queue, reason) = match fate {
+                Fate::Redriven(job_id) => (Some(job_id), None, None),
+                Fate::Returned(queue) => (None, Some(queue), None),
+                Fate::Kept(reason) => (None, None, Some(reason)),
+                Fate::Dropped | Fate::Cleared => (None, None, None),
+            };
+            // In a dry run there is no new job yet.
+            let job_id = job_id.filter(|_| !self.dry_run);
+            let line = json!({
+                "kind": kind.to_string(), "id": id, "fate": word, "dry_run": self.dry_run,
+                "redriven_as": job_id, "queue": queue, "reason": reason,
+            });
+            return self.progress.print(&line.to_string());
+        }
+        match fate {
+            Fate::Kept(reason) if self.each || count <= REASONS => {
+                self.progress.say(&format!("{kind} {id} {would}kept: {reason}"));
+            }
+            Fate::Kept(_) if count == REASONS + 1 => {
+                self.progress.say("and others; --json tells the reason of each");
+            }
+            Fate::Redriven(job_id) if self.each && !self.dry_run => {
+                self.progress.print(&format!("{id} redriven as {job_id}"));
+            }
+            Fate::Returned(queue) if self.each => {
+                self.progress.print(&format!("{id} {would}returned to {queue}"));
+            }
+            Fate::Redriven(_) | Fate::Dropped if self.each => {
+                self.progress.print(&format!("{id} {would}{word}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// There is nothing of this id.
+    pub fn missing(&mut self, id: &str, why: &str) {
+        self.missing += 1;
+        self.progress.say(&format!("{id}: {why}"));
+    }
+
+    /// Ends with a summary.
+    pub fn finish(self) -> ExitCode {
+        self.progress.finish();
+        let would = if self.dry_run { "would be " } else { "" };
+        let counts = [
+            (self.redriven, "jobs", "redriven"),
+            (self.returned, "messages", "returned to their queues"),
+            (self.dropped, "letters", "dropped"),
+            (self.cleared, "messages of settled jobs", "removed"),
+            (self.kept, "letters", "kept"),
+        ];
+        let told: Vec<String> = counts
+            .iter()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, what, done)| format!("{count} {what} {would}{done}"))
+            .collect();
+        if self.missing == 0 || !told.is_empty() {
+            eprintln!("{}", if told.is_empty() { "nothing to do".to_owned() } else { told.join(", ") });
+        }
+        match (self.missing, self.kept) {
+            (0, 0) => ExitCode::SUCCESS,
+            (0, _) => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What can be done about a dead letter, and why not. Pure; who reads and acts is `cli/dead`.
+//!
+//! A letter whose job has failed in the ledger is that job's: the same id in the same session is the same job. What is
+//! done about the job settles its letter, too.
+
+use job::{Glimpse, JobId, JobSpec, JobState, Limits, Name};
+use queue::{DeadLetter, jobs_queue, pool_of_queue};
+use store::{FailedJob, Standing};
+
+/// What somebody wants done.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// To be run again, in another pool where one is given.
+    Redrive { to_pool: Option<Name> },
+    /// To be seen no more.
+    Drop,
+}
+
+/// What is to be done about one letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is the letter of a failed job that is open: the act is for that job.
+    AsJob(JobId),
+    /// It is the letter of a failed job that was redriven or dismissed: it goes.
+    Clear,
+    /// Back to this queue, then it goes.
+    Publish(String),
+    /// It goes.
+    Remove,
+    /// It stays: why.
+    Keep(String),
+}
+
+/// Whether a letter is that of a failed job.
+pub fn is_of_failed(glimpse: &Glimpse, standing: Option<&Standing>) -> bool {
+    standing.is_some_and(|standing| {
+        standing.state == JobState::Failed
+            && Some(standing.job_id) == glimpse.job_id
+            && standing.session_id.as_deref() == glimpse.session_id.as_ref().map(Name::as_str)
+            && standing.session_id.is_some()
+    })
+}
+
+/// Decides about one letter. `standing` is where the ledger has the job that it names.
+pub fn step(
+    act: &Act,
+    letter: &DeadLetter,
+    glimpse: &Glimpse,
+    standing: Option<&Standing>,
+    limits: &Limits,
+) -> Step {
+    if let Some(standing) = standing.filter(|_| is_of_failed(glimpse, standing)) {
+        return if standing.open { Step::AsJob(standing.job_id) } else { Step::Clear };
+    }
+    let to_pool = match act {
+        Act::Drop => return Step::Remove,
+        Act::Redrive { to_pool } => to_pool.clone(),
+    };
+    // What a worker would refuse again had better stay here, with its reason.
+    let spec = match job::decode(&letter.body, letter.message_id.as_deref(), limits) {
+        Ok(spec) => spec,
+        Err(error) => return Step::Keep(error.to_string()),
+    };
+    if let Some(standing) = standing {
+        let (id, state) = (spec.job_id, standing.state);
+        return Step::Keep(match &standing.session_id {
+            Some(session) if *session != spec.session_id.as_str() => {
+                format!("job_id: got {id}, which is taken by a job of session {session}, expected a new id")
+            }
+            _ if state.is_end() => format!("its job has ended: {state}"),
+            _ => format!("its job is at work: {state}"),
+        });
+    }
+    match to_pool.or_else(|| pool_of_queue(letter.source_queue.as_deref()?)) {
+        Some(pool) => Step::Publish(jobs_queue(&pool)),
+        None => Step::Keep("it was in no pool's queue: say with --to-pool where it belongs".to_owned()),
+    }
+}
+
+/// The job that does a failed one's work again: under a new id, from which its deadline counts anew. Its reply tells the
+/// old id, unless the caller chose what it tells.
+pub fn renewed(failed: &FailedJob, to_pool: Option<&Name>, limits: &Limits) -> Result<JobSpec, String> {
+    let message = failed.message.as_deref().ok_or("its envelope was not kept")?;
+    let mut spec = job::restore(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
+    spec.correlation_id.get_or_insert_with(|| failed.job_id.to_string());
+    spec.job_id = JobId::now();
+    if let Some(pool) = to_pool {
+        spec.pool = pool.clone();
+    }
+    // The same measure as at the other end of the queue, the size included.
+    job::decode(job::encode(&spec).as_bytes(), None, limits).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use job::Json;
+    use std::time::Duration;
+
+    fn limits() -> Limits {
+        Limits {
+            max_bytes: 1024,
+            retention: Duration::from_secs(86_400),
+            now_unix_ms: JobId::now().unix_ms(),
+        }
+    }
+
+    fn spec() -> JobSpec {
+        let input = Json::parse(r#"{"n":123456789012345678901234567890}"#).unwrap();
+        JobSpec::new("s".parse().unwrap(), "echo".parse().unwrap(), input)
+    }
+
+    fn letter(body: &str, queue: Option<&str>) -> DeadLetter {
+        DeadLetter {
+            mark: "m".to_owned(),
+            body: body.as_bytes().to_vec(),
+            message_id: None,
+            kind: None,
+            reason: "r".to_owned(),
+            code: "c".to_owned(),
+            source_queue: queue.map(str::to_owned),
+            dead_at_unix_ms: None,
+            headers: Default::default(),
+        }
+    }
+
+    fn decide(act: &Act, letter: &DeadLetter, standing: Option<Standing>) -> Step {
+        let glimpse = job::glimpse(&letter.body, letter.message_id.as_deref());
+        step(act, letter, &glimpse, standing.as_ref(), &limits())
+    }
+
+    const REDRIVE: Act = Act::Redrive { to_pool: None };
+
+    #[test]
+    fn a_message_goes_back_to_its_pool_or_to_another_one() {
+        let body = job::encode(&spec());
+        let from = |queue| letter(&body, queue);
+        assert_eq!(
+            decide(&REDRIVE, &from(Some("harness.jobs.p")), None),
+            Step::Publish("harness.jobs.p".to_owned())
+        );
+        let elsewhere = Act::Redrive { to_pool: Some("q".parse().unwrap()) };
+        for queue in [None, Some("replies"), Some("harness.jobs.p")] {
+            assert_eq!(decide(&elsewhere, &from(queue), None), Step::Publish("harness.jobs.q".to_owned()));
+        }
+        // Else any header could send it anywhere.
+        for queue in [None, Some("replies"), Some("harness.dead")] {
+            let kept = decide(&REDRIVE, &from(queue), None);
+            assert!(matches!(&kept, Step::Keep(why) if why.contains("--to-pool")), "{kept:?}");
+        }
+        assert_eq!(decide(&Act::Drop, &from(None), None), Step::Remove);
+    }
+
+    #[test]
+    fn what_a_worker_would_refuse_again_stays_with_its_reason() {
+        let garbage = letter("{", Some("harness.jobs.p"));
+        let kept = decide(&REDRIVE, &garbage, None);
+        assert!(matches!(&kept, Step::Keep(why) if why.starts_with("body: ")), "{kept:?}");
+        assert_eq!(decide(&Act::Drop, &garbage, None), Step::Remove);
+    }
+
+    #[test]
+    fn the_ledger_decides_where_it_knows_the_job() {
+        let spec = spec();
+        let letter = letter(&job::encode(&spec), Some("harness.jobs.p"));
+        let standing = |state, session: &str, open| {
+            let session_id = Some(session.to_owned());
+            Some(Standing { job_id: spec.job_id, session_id, state, open })
+        };
+        for act in [REDRIVE, Act::Drop] {
+            let failed = |open| standing(JobState::Failed, "s", open);
+            assert_eq!(decide(&act, &letter, failed(true)), Step::AsJob(spec.job_id));
+            assert_eq!(decide(&act, &letter, failed(false)), Step::Clear);
+        }
+        for (standing, told) in [
+            (standing(JobState::Succeeded, "s", false), "has ended: succeeded"),
+            (standing(JobState::Queued, "s", false), "at work: queued"),
+            (standing(JobState::Failed, "other", true), "taken by a job of session other"),
+        ] {
+            let kept = decide(&REDRIVE, &letter, standing.clone());
+            assert!(matches!(&kept, Step::Keep(why) if why.contains(told)), "{kept:?}");
+            assert_eq!(decide(&Act::Drop, &letter, standing), Step::Remove);
+        }
+    }
+
+    fn failed(spec: &JobSpec) -> FailedJob {
+        FailedJob {
+            job_id: spec.job_id,
+            session_id: "s".to_owned(),
+            agent_id: "echo".to_owned(),
+            pool: "default".to_owned(),
+            attempts: 3,
+            code: "timeout".to_owned(),
+            reason: "r".to_owned(),
+            finished_at: String::new(),
+            finished_unix_ms: 0,
+            redriven_as: None,
+            dismissed_at: None,
+            message: Some(job::encode(spec)),
+        }
+    }
+
+    #[test]
+    fn a_renewed_job_is_the_same_but_for_its_id() {
+        let mut old = spec();
+        old.deadline_ms = Some(60_000);
+        old.reply_to = Some("replies".to_owned());
+        let new = renewed(&failed(&old), None, &limits()).unwrap();
+        assert_ne!(new.job_id, old.job_id);
+        assert!(new.deadline_unix_ms() >= old.deadline_unix_ms());
+        assert_eq!(new.correlation_id, Some(old.job_id.to_string()));
+        let same = JobSpec { job_id: old.job_id, correlation_id: None, ..new };
+        assert_eq!(same, old);
+
+        old.correlation_id = Some("the caller's".to_owned());
+        let pool: Name = "q".parse().unwrap();
+        let new = renewed(&failed(&old), Some(&pool), &limits()).unwrap();
+        assert_eq!((new.pool, new.correlation_id), (pool, old.correlation_id));
+    }
+
+    #[test]
+    fn a_job_without_its_envelope_or_over_the_limits_is_not_renewed() {
+        let gone = FailedJob { message: None, ..failed(&spec()) };
+        assert_eq!(renewed(&gone, None, &limits()), Err("its envelope was not kept".to_owned()));
+        let small = Limits { max_bytes: 10, ..limits() };
+        assert!(renewed(&failed(&spec()), None, &small).unwrap_err().starts_with("body: got "));
+    }
+}

@@ -1,0 +1,100 @@
+//! Jobs whose message the broker has given up: they fail, instead of waiting for what will not come.
+//!
+//! Every relay takes from `harness.dead.sweep`, to which the broker sends a copy of each message that it gives up; the
+//! letter itself stays in `harness.dead`. A consumer costs nothing while nothing dies. The copy is acked when the
+//! ledger has answered, so each is looked at, by whoever lives; looking twice is harmless.
+
+use std::time::Duration;
+
+use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, pool_of_queue};
+use store::{StoreError, Unwanted};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::{Relay, unwanted};
+
+/// The first wait after Postgres has not answered; it doubles up to the longest.
+const MIN_REST: Duration = Duration::from_secs(1);
+const MAX_REST: Duration = Duration::from_secs(30);
+/// How long [`sweep_dead`] waits for a copy that somebody else may have taken.
+const TAKEN: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
+    let mut slot = slot(relay);
+    let mut rest = MIN_REST;
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            delivery = slot.next() => delivery,
+        };
+        let Some(delivery) = delivery else { return };
+        let Err(error) = sweep(relay, &delivery).await else {
+            rest = MIN_REST;
+            ack(delivery).await;
+            continue;
+        };
+        // Told once, not at every try.
+        if rest == MIN_REST {
+            warn!(cause = error.as_dyn(), "jobs whose message is dead cannot be ended, trying on");
+        }
+        // Without a consumer first, so that it does not come back here at once.
+        slot.pause().await;
+        drop(delivery);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(rest) => {}
+        }
+        rest = (rest * 2).min(MAX_REST);
+    }
+}
+
+/// Looks at the copies that wait now, so that the ledger knows of every death before somebody decides about letters.
+pub async fn sweep_dead(relay: &Relay) -> Result<(), StoreError> {
+    let waiting = relay.broker.depth(DEAD_SWEEP_QUEUE).await.ok().flatten().map_or(0, |depth| depth.ready);
+    if waiting == 0 {
+        return Ok(());
+    }
+    let mut slot = slot(relay);
+    for _ in 0..waiting {
+        let Ok(Some(delivery)) = timeout(TAKEN, slot.next()).await else { break };
+        sweep(relay, &delivery).await?;
+        ack(delivery).await;
+    }
+    slot.pause().await;
+    Ok(())
+}
+
+fn slot(relay: &Relay) -> Slot {
+    relay.broker.slot(DEAD_SWEEP_QUEUE, "dead-sweep")
+}
+
+/// Ends the job of a message that was given up, if it waits for that message. What is no message of ours, or of no job
+/// that the ledger knows, stays a dead letter and no more.
+async fn sweep(relay: &Relay, delivery: &Delivery) -> Result<(), StoreError> {
+    // What could not be routed was in no queue: if its job is known, then by another message.
+    let Some(death) = delivery.death() else { return Ok(()) };
+    let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
+    let Some(job_id) = job::glimpse(&delivery.body, delivery.message_id()).job_id else { return Ok(()) };
+    let why = Unwanted::DeadLettered { pool: &pool, reason: &death.reason };
+    match unwanted::end_waiting(&relay.store, &relay.publisher, &[job_id], why).await {
+        Ok(0) => Ok(()),
+        Ok(_) => {
+            warn!(%job_id, reason = death.reason, "a job has failed: its message is a dead letter");
+            Ok(())
+        }
+        // Would be refused for ever, and nothing behind it would be looked at.
+        Err(cause @ StoreError::Refused { .. }) => {
+            error!(%job_id, cause = cause.as_dyn(), "a job whose message is dead cannot be ended");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn ack(delivery: Delivery) {
+    if let Err(stale) = delivery.ack().await {
+        debug!(%stale, "an ack came too late");
+    }
+}

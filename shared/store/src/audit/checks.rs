@@ -1,0 +1,289 @@
+//! The rules, each as one statement that selects what breaks it: an id and what is wrong.
+//!
+//! The parameters are those of `Bounds` in the module above. `now()` is the moment of the snapshot.
+
+use super::Kind::{self, Conservation, Liveness};
+
+/// One rule.
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) rule: &'static str,
+    pub(super) sql: &'static str,
+}
+
+const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static str) -> Check {
+    Check { name, kind, rule, sql }
+}
+
+pub(super) const CHECKS: [Check; 23] = [
+    check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
+    check(Conservation, "leases", "a running job's worker is there, neither dead nor stopped", LEASES),
+    check(Conservation, "one_runner", "a session has begun one job at most", ONE_RUNNER),
+    check(Conservation, "begun", "a running job has an epoch, a blocked one has none", BEGUN),
+    check(Conservation, "turns", "a blocked job has another of its session before it", TURNS),
+    check(Conservation, "sessions", "a job that was claimed, and every end, has its session", SESSIONS),
+    check(Conservation, "ends", "a session has as many results as it counts ends", ENDS),
+    check(Conservation, "spend", "a session and its unfolded checkpoints are the sum of its results", SPEND),
+    check(Conservation, "unfolded", "checkpoints left by an ended job are what its result counts", UNFOLDED),
+    check(Conservation, "runs", "a success has a run, and what was used was used in one", RUNS),
+    check(Conservation, "envelopes", "an envelope names its own job and session", ENVELOPES),
+    check(Conservation, "checkpoints", "a checkpoint has its job and its session", CHECKPOINTS),
+    check(Conservation, "deltas", "the checkpoints of a run are numbered without a gap", DELTAS),
+    check(Conservation, "fencing", "no checkpoint is newer than its job's last run", FENCING),
+    check(Conservation, "epochs", "an epoch belongs to one job", EPOCHS),
+    check(Conservation, "sequence", "no epoch is ahead of the sequence that gives them", SEQUENCE),
+    check(Conservation, "guards", "the constraints and unique indexes of the schema stand", GUARDS),
+    check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
+    check(Liveness, "due", "a due job is published", DUE),
+    check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
+    check(Liveness, "queued", "a queued job is claimed", QUEUED),
+    check(Liveness, "unwanted", "a waiting job that nobody wants is ended", UNWANTED),
+    check(Liveness, "partitions", "results have a partition to go to", PARTITIONS),
+];
+
+const ONE_PLACE: &str = "
+    SELECT j.job_id::text, format('session %s: %s and %s', j.session_id, j.state, r.state)
+      FROM harness_jobs j JOIN harness_results r ON r.job_id = j.job_id";
+
+/// A row that is gone is never right: a worker's row outlives its jobs. A worker may end with a job in its hands, and
+/// rescue takes it from there a moment later.
+const LEASES: &str = "
+    SELECT j.job_id::text,
+           CASE WHEN w.worker_id IS NULL THEN format('session %s: worker %s is unknown', j.session_id, j.worker_id)
+                ELSE format('session %s: worker %s is %s since %s', j.session_id, j.worker_id, w.state, w.ended_at) END
+      FROM harness_jobs j LEFT JOIN harness_workers w ON w.worker_id = j.worker_id
+     WHERE j.state = 'running'
+       AND (w.worker_id IS NULL
+            OR (w.state IN ('dead', 'stopped')
+                AND greatest(w.ended_at, j.state_since) < now() - $5 * interval '1 millisecond'))";
+
+const ONE_RUNNER: &str = "
+    SELECT job_id::text, format('session %s: one of %s that have begun, %s', session_id, begun, state)
+      FROM (SELECT *, count(*) OVER (PARTITION BY session_id) AS begun
+              FROM harness_jobs WHERE epoch > 0 OR state = 'running') j
+     WHERE begun > 1";
+
+/// Rescue looks for jobs with an epoch, and releases only those without.
+const BEGUN: &str = "
+    SELECT job_id::text, format('session %s: %s under epoch %s', session_id, state, epoch) FROM harness_jobs
+     WHERE (state = 'running' AND epoch <= 0) OR (state = 'blocked' AND epoch <> 0) OR epoch < 0";
+
+/// Every transaction that takes away what a job waits for releases it, so this holds at every moment.
+const TURNS: &str = "
+    SELECT b.job_id::text, format('session %s: blocked since %s, by nothing', b.session_id, b.state_since)
+      FROM harness_jobs b
+     WHERE b.state = 'blocked'
+       AND NOT EXISTS (SELECT FROM harness_jobs o
+                        WHERE o.session_id = b.session_id AND (o.seq < b.seq OR o.epoch > 0))";
+
+/// Accepted jobs need none before their first claim. One that was cancelled before it was ever seen has no session's name.
+const SESSIONS: &str = "
+    SELECT job_id::text, format('session %s: %s, and no such session', session_id, state) FROM harness_jobs j
+     WHERE session_id <> '' AND (epoch > 0 OR state IN ('blocked', 'running'))
+       AND NOT EXISTS (SELECT FROM harness_sessions s WHERE s.session_id = j.session_id)
+    UNION ALL
+    SELECT job_id::text, format('%s, without a session', state) FROM harness_jobs
+     WHERE session_id = '' AND (state <> 'scheduled' OR asked IS DISTINCT FROM 'cancel' OR epoch <> 0)
+    UNION ALL
+    SELECT job_id::text, format('session %s: %s, and no such session', session_id, state) FROM harness_results r
+     WHERE job_id >= $1 AND session_id <> ''
+       AND NOT EXISTS (SELECT FROM harness_sessions s WHERE s.session_id = r.session_id)
+    UNION ALL
+    SELECT job_id::text, format('%s, without a session', state) FROM harness_results
+     WHERE job_id >= $1 AND session_id = '' AND state <> 'cancelled'";
+
+/// Sessions, with what the results of each sum up to (`r`), and the checkpoints of its ended jobs (`c`).
+macro_rules! sums {
+    ($select:literal) => {
+        concat!(
+            $select,
+            "
+      FROM harness_sessions s
+      LEFT JOIN (SELECT session_id, count(*) AS ends, sum(iterations) AS iterations, sum(cost_microusd) AS cost,
+                        sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out
+                   FROM harness_results
+                  WHERE $2 = '-infinity' OR session_id IN
+                        (SELECT session_id FROM harness_sessions WHERE last_updated >= to_timestamp($2))
+                  GROUP BY session_id) r ON r.session_id = s.session_id
+      LEFT JOIN (SELECT session_id, sum(iterations) AS iterations, sum(cost_microusd) AS cost,
+                        sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out
+                   FROM harness_checkpoints c
+                  WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = c.job_id)
+                  GROUP BY session_id) c ON c.session_id = s.session_id
+     WHERE s.last_updated >= to_timestamp($2)"
+        )
+    };
+}
+
+/// A session that was made by the end of jobs that nobody ever claimed tells nothing of their age.
+const ENDS: &str = concat!(
+    sums!("SELECT s.session_id, format('%s ends counted, %s results there', s.version, coalesce(r.ends, 0))"),
+    " AND (s.version < coalesce(r.ends, 0)
+            OR (s.version > coalesce(r.ends, 0)
+                AND s.created_at >= to_timestamp($4) AND s.last_updated > s.created_at))"
+);
+
+const SPEND: &str = concat!(
+    "SELECT session_id, format('folded and left to fold: %s iterations, %s microdollars, %s and %s tokens; results: %s, %s, %s and %s',
+                               b_iterations, b_cost, b_in, b_out, r_iterations, r_cost, r_in, r_out)
+       FROM (",
+    sums!(
+        "SELECT s.session_id, s.version, coalesce(r.ends, 0) AS ends,
+                s.iteration_count + coalesce(c.iterations, 0) AS b_iterations,
+                s.cost_microusd + coalesce(c.cost, 0) AS b_cost,
+                s.input_tokens + coalesce(c.tokens_in, 0) AS b_in, s.output_tokens + coalesce(c.tokens_out, 0) AS b_out,
+                coalesce(r.iterations, 0) AS r_iterations, coalesce(r.cost, 0) AS r_cost,
+                coalesce(r.tokens_in, 0) AS r_in, coalesce(r.tokens_out, 0) AS r_out"
+    ),
+    ") t
+      WHERE b_iterations < r_iterations OR b_cost < r_cost OR b_in < r_in OR b_out < r_out
+         OR (ends = version
+             AND (b_iterations, b_cost, b_in, b_out) IS DISTINCT FROM (r_iterations, r_cost, r_in, r_out))"
+);
+
+/// A fold takes all of a session's checkpoints, so an ended job's are all there or all gone.
+const UNFOLDED: &str = "
+    SELECT r.job_id::text, format('session %s: %s iterations and %s microdollars in its result, %s and %s in its checkpoints',
+                                  r.session_id, r.iterations, r.cost_microusd, c.iterations, c.cost)
+      FROM (SELECT job_id, sum(iterations) AS iterations, sum(cost_microusd) AS cost,
+                   sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out
+              FROM harness_checkpoints GROUP BY job_id) c
+      JOIN harness_results r ON r.job_id = c.job_id
+     WHERE (r.iterations, r.cost_microusd, r.input_tokens, r.output_tokens)
+           IS DISTINCT FROM (c.iterations, c.cost, c.tokens_in, c.tokens_out)";
+
+/// What ends without a worker has no worker's id; what was never claimed has no epoch, no start and used nothing.
+const RUNS: &str = "
+    SELECT job_id::text, format('session %s: %s under epoch %s by worker %s, started %s, %s iterations, %s microdollars',
+                                session_id, state, epoch, coalesce(worker_id::text, 'none'),
+                                coalesce(started_at::text, 'never'), iterations, cost_microusd)
+      FROM harness_results
+     WHERE job_id >= $1
+       AND ((state = 'succeeded' AND worker_id IS NULL)
+            OR (worker_id IS NOT NULL AND epoch <= 0)
+            OR (epoch > 0) <> (started_at IS NOT NULL)
+            OR (epoch <= 0 AND (iterations <> 0 OR cost_microusd <> 0 OR input_tokens <> 0 OR output_tokens <> 0)))";
+
+/// A success keeps none.
+const ENVELOPES: &str = "
+    SELECT job_id::text, format('session %s: its envelope names job %s of session %s',
+                                session_id, message->>'job_id', message->>'session_id')
+      FROM (SELECT job_id, session_id, message FROM harness_jobs WHERE session_id <> ''
+            UNION ALL
+            SELECT job_id, session_id, message FROM harness_results
+             WHERE job_id >= $1 AND session_id <> '' AND message IS NOT NULL) m
+     WHERE message->>'job_id' IS DISTINCT FROM job_id::text OR message->>'session_id' IS DISTINCT FROM session_id";
+
+/// A checkpoint that nobody folds any more outlives its job's result.
+const CHECKPOINTS: &str = "
+    SELECT c.job_id::text,
+           format('session %s: %s checkpoints under epoch %s, and no such %s', c.session_id, c.rows, c.epoch,
+                  CASE WHEN s.session_id IS NULL THEN 'session' ELSE 'job in it' END)
+      FROM (SELECT session_id, job_id, epoch, count(*) AS rows
+              FROM harness_checkpoints GROUP BY session_id, job_id, epoch) c
+      LEFT JOIN harness_sessions s ON s.session_id = c.session_id
+      LEFT JOIN harness_jobs j ON j.job_id = c.job_id AND j.session_id = c.session_id
+      LEFT JOIN harness_results r ON r.job_id = c.job_id AND r.session_id = c.session_id
+     WHERE s.session_id IS NULL OR (c.job_id >= $3 AND j.job_id IS NULL AND r.job_id IS NULL)";
+
+const DELTAS: &str = "
+    SELECT job_id::text, format('session %s: %s checkpoints under epoch %s, numbered from %s to %s',
+                                session_id, count(*), epoch, min(ordinal), max(ordinal))
+      FROM harness_checkpoints GROUP BY session_id, job_id, epoch
+    HAVING min(ordinal) <> 0 OR max(ordinal) <> count(*) - 1";
+
+const FENCING: &str = "
+    SELECT c.job_id::text, format('session %s: %s checkpoints under epoch %s, its last run had %s',
+                                  c.session_id, c.rows, c.epoch, coalesce(j.epoch, r.epoch))
+      FROM (SELECT session_id, job_id, epoch, count(*) AS rows
+              FROM harness_checkpoints GROUP BY session_id, job_id, epoch) c
+      LEFT JOIN harness_jobs j ON j.job_id = c.job_id
+      LEFT JOIN harness_results r ON r.job_id = c.job_id
+     WHERE c.epoch <= 0 OR c.epoch > coalesce(j.epoch, r.epoch)";
+
+/// The epochs of earlier runs are known from what they checkpointed. One job in both places is another check's.
+const EPOCHS: &str = "
+    WITH given AS NOT MATERIALIZED (
+        SELECT epoch, job_id, session_id FROM harness_jobs WHERE epoch > 0
+        UNION ALL
+        SELECT epoch, job_id, session_id FROM harness_results r WHERE job_id >= $1 AND epoch > 0
+           AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = r.job_id)
+        UNION ALL
+        SELECT DISTINCT epoch, job_id, session_id FROM harness_checkpoints c WHERE epoch > 0
+           AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = c.job_id AND j.epoch = c.epoch)
+           AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = c.job_id AND r.epoch = c.epoch)
+    )
+    SELECT g.job_id::text, format('session %s: epoch %s is not its alone', g.session_id, g.epoch)
+      FROM (SELECT epoch FROM given GROUP BY epoch HAVING count(*) > 1) twice JOIN given g ON g.epoch = twice.epoch";
+
+/// The sequence is read as it is now, which is not before the snapshot.
+const SEQUENCE: &str = "
+    SELECT job_id::text, format('session %s: epoch %s, the sequence is at %s', session_id, epoch, last_value)
+      FROM (SELECT epoch, job_id, session_id FROM harness_jobs
+            UNION ALL
+            SELECT epoch, job_id, session_id FROM harness_results WHERE job_id >= $1
+            UNION ALL
+            SELECT DISTINCT epoch, job_id, session_id FROM harness_checkpoints) given, harness_epoch
+     WHERE epoch > last_value";
+
+/// By name; an index of the partitioned table is valid when it is on every partition.
+const GUARDS: &str = "
+    SELECT wanted.name, format('on %s: %s', wanted.tab,
+                               CASE WHEN c.oid IS NULL AND i.indexrelid IS NULL THEN 'is not there'
+                                    WHEN i.indexrelid IS NOT NULL AND NOT i.indisunique THEN 'is not unique'
+                                    ELSE 'is not valid' END)
+      FROM (VALUES ('harness_jobs', 'harness_jobs_pkey'), ('harness_jobs', 'harness_jobs_one_begun'),
+                   ('harness_jobs', 'harness_jobs_check'), ('harness_jobs', 'harness_jobs_state_check'),
+                   ('harness_jobs', 'harness_jobs_asked_check'),
+                   ('harness_results', 'harness_results_pkey'), ('harness_results', 'harness_results_state_check'),
+                   ('harness_sessions', 'harness_sessions_pkey'), ('harness_checkpoints', 'harness_checkpoints_pkey'),
+                   ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
+                   ('harness_workers', 'harness_workers_lease_ms_check')) wanted(tab, name)
+      LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
+      LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
+     WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE
+        OR (i.indisvalid AND i.indisready AND i.indisunique) IS FALSE";
+
+/// Three leases: a rescuer must have watched for one before it declares anybody dead.
+const RESCUE: &str = "
+    SELECT j.job_id::text, format('session %s: worker %s was last heard of at %s', j.session_id, w.worker_id, w.heartbeat_at)
+      FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+     WHERE j.state = 'running' AND w.state IN ('alive', 'draining')
+       AND w.heartbeat_at < now() - 3 * w.lease_ms * interval '1 millisecond'";
+
+/// A row on its way; $state, and since when.
+macro_rules! waits {
+    ($state:literal, $since:literal) => {
+        concat!(
+            "SELECT job_id::text, format('session %s, pool %s: since %s', session_id, pool, ",
+            $since,
+            ") FROM harness_jobs WHERE state = '",
+            $state,
+            "' AND ",
+            $since,
+            " < now() - $6 * interval '1 millisecond'"
+        )
+    };
+}
+
+const DUE: &str = waits!("scheduled", "due_at");
+
+const PUBLISHING: &str = waits!("publishing", "state_since");
+
+const QUEUED: &str = waits!("queued", "state_since");
+
+const UNWANTED: &str = "
+    SELECT job_id::text, format('session %s: %s, %s', session_id, state,
+                                CASE WHEN asked = 'cancel' THEN 'to be cancelled' ELSE format('overdue since %s', deadline_at) END)
+      FROM harness_jobs
+     WHERE state <> 'running'
+       AND ((asked = 'cancel' AND state_since < now() - $6 * interval '1 millisecond')
+            OR deadline_at < now() - $6 * interval '1 millisecond')";
+
+const PARTITIONS: &str = "
+    SELECT 'harness_results_w' || week, format('the week from %s has no partition', to_timestamp(week * 604800) AT TIME ZONE 'UTC')
+      FROM generate_series($7, $8) AS week
+     WHERE NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                        WHERE i.inhparent = 'harness_results'::regclass AND NOT i.inhdetachpending
+                          AND c.relname = 'harness_results_w' || week)";

@@ -1,0 +1,300 @@
+//! Failed jobs as dead letters: which are open, and what somebody does about them.
+//!
+//! A failed job stays where it ended, in `harness_results`, until retention takes it. It is open until somebody
+//! redrives it (a new job does its work again) or dismisses it; of the two one happens, and once.
+
+use std::time::{Duration, SystemTime};
+
+use job::{JobId, JobSpec, JobState, Name};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::claim::read_job_id;
+use crate::dispatch::millis;
+use crate::sessions::rfc3339;
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// Which failed jobs; what is `None` lets all pass.
+#[derive(Clone, Debug, Default)]
+pub struct DeadFilter {
+    /// The failure's code.
+    pub code: Option<String>,
+    /// The session.
+    pub session: Option<Name>,
+    /// The agent.
+    pub agent: Option<Name>,
+    /// The pool.
+    pub pool: Option<Name>,
+    /// Failed within so long.
+    pub since: Option<Duration>,
+    /// Failed longer ago than this.
+    pub before: Option<Duration>,
+}
+
+/// A job that has failed.
+#[derive(Clone, Debug)]
+pub struct FailedJob {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// The failure's code.
+    pub code: String,
+    /// The failure's message.
+    pub reason: String,
+    /// RFC 3339, UTC.
+    pub finished_at: String,
+    /// The same as Unix time in milliseconds.
+    pub finished_unix_ms: i64,
+    /// The job that does its work again.
+    pub redriven_as: Option<JobId>,
+    /// When somebody dismissed it; RFC 3339, UTC.
+    pub dismissed_at: Option<String>,
+    /// The envelope, where it was kept and asked for.
+    pub message: Option<String>,
+}
+
+impl FailedJob {
+    /// Whether nobody has done anything about it.
+    pub fn is_open(&self) -> bool {
+        self.redriven_as.is_none() && self.dismissed_at.is_none()
+    }
+}
+
+/// Where a job stands, for somebody who holds a letter of its.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session; none for one that was cancelled before it was seen.
+    pub session_id: Option<String>,
+    /// Its state.
+    pub state: JobState,
+    /// Failed, and neither redriven nor dismissed.
+    pub open: bool,
+}
+
+macro_rules! columns {
+    ($message:literal) => {
+        concat!(
+            "SELECT r.job_id, r.session_id, r.agent_id, r.pool, r.attempts,
+                    coalesce(r.failure ->> 'code', ''), coalesce(r.failure ->> 'message', ''), ",
+            rfc3339!("r.finished_at"),
+            ", (extract(epoch FROM r.finished_at) * 1000)::bigint, r.redriven_as, ",
+            rfc3339!("r.dismissed_at"),
+            ", ",
+            $message,
+            " FROM "
+        )
+    };
+}
+
+/// The condition of harness_results_failed comes first; the filter looks at no more rows than that index has.
+macro_rules! open {
+    () => {
+        "harness_results r
+          WHERE r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL
+            AND ($1::text IS NULL OR r.failure ->> 'code' = $1)
+            AND ($2::text IS NULL OR r.session_id = $2)
+            AND ($3::text IS NULL OR r.agent_id = $3)
+            AND ($4::text IS NULL OR r.pool = $4)
+            AND ($5::float8 IS NULL OR r.finished_at >= now() - $5 * interval '1 millisecond')
+            AND ($6::float8 IS NULL OR r.finished_at < now() - $6 * interval '1 millisecond')"
+    };
+}
+
+const OLDEST: &str = concat!(columns!("NULL::text"), open!(), " ORDER BY r.finished_at, r.job_id LIMIT $7");
+
+const COUNT: &str = concat!("SELECT count(*) FROM ", open!());
+
+const AFTER: &str = concat!(
+    columns!("r.message::text"),
+    open!(),
+    " AND r.job_id > $7 AND r.finished_at <= $8 ORDER BY r.job_id LIMIT $9"
+);
+
+const AMONG: &str = concat!(
+    columns!("r.message::text"),
+    "unnest($1::uuid[]) AS t(job_id)
+      CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id AND r.state = 'failed' OFFSET 0) r
+      ORDER BY r.job_id"
+);
+
+const STANDING: &str = "
+    SELECT t.job_id, nullif(coalesce(j.session_id, r.session_id), ''), coalesce(j.state, r.state),
+           coalesce(r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL, false)
+      FROM unnest($1::uuid[]) AS t(job_id)
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id) j ON true
+      LEFT JOIN LATERAL (SELECT state, session_id, redriven_as, dismissed_at
+                           FROM harness_results r WHERE r.job_id = t.job_id) r ON true
+     WHERE coalesce(j.state, r.state) IS NOT NULL";
+
+/// Whoever waits here for another redrive of the same job sees its mark, and passes it by.
+macro_rules! lock_open {
+    () => {
+        "SELECT r.job_id FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id
+          WHERE r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL
+          ORDER BY r.job_id FOR UPDATE OF r"
+    };
+}
+
+const REDRIVE: &str = concat!(
+    "
+    WITH open AS (",
+    lock_open!(),
+    "
+    ), incoming AS (
+        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[])
+          WITH ORDINALITY
+            AS t(job_id, new_id, session_id, agent_id, user_id, pool, message, deadline, turn)
+    ), marked AS (
+        UPDATE harness_results r SET redriven_as = i.new_id
+          FROM open o JOIN incoming i ON i.job_id = o.job_id
+         WHERE r.job_id = o.job_id
+        RETURNING r.redriven_as AS new_id
+    )
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, due_at)
+    SELECT i.new_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), 'publishing', now()
+      FROM marked m JOIN incoming i ON i.new_id = m.new_id
+     ORDER BY turn
+    RETURNING job_id"
+);
+
+const DISMISS: &str = concat!(
+    "
+    UPDATE harness_results r SET dismissed_at = now()
+      FROM (",
+    lock_open!(),
+    ") o
+     WHERE r.job_id = o.job_id
+    RETURNING r.job_id"
+);
+
+impl Store {
+    /// The open failed jobs, those that failed first first, without their envelopes.
+    pub async fn failed_jobs(&self, filter: &DeadFilter, limit: i64) -> Result<Vec<FailedJob>, StoreError> {
+        let values = Values::of(filter);
+        let mut params = values.params();
+        params.push(&limit);
+        Ok(query(&self.pool, "failed_jobs", OLDEST, &params).await?.iter().map(read).collect())
+    }
+
+    /// How many open failed jobs there are.
+    pub async fn count_failed(&self, filter: &DeadFilter) -> Result<u64, StoreError> {
+        let values = Values::of(filter);
+        let rows = query(&self.pool, "count_failed", COUNT, &values.params()).await?;
+        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0) as u64))
+    }
+
+    /// The next open failed jobs behind this one, in the order of their ids, which had failed by then: one that failed
+    /// because it was redriven does not come again.
+    pub async fn failed_after(
+        &self,
+        filter: &DeadFilter,
+        after: Option<JobId>,
+        by: SystemTime,
+        limit: i64,
+    ) -> Result<Vec<FailedJob>, StoreError> {
+        let values = Values::of(filter);
+        let after = after.map_or(Uuid::nil(), Uuid::from);
+        let mut params = values.params();
+        params.extend([&after as &(dyn ToSql + Sync), &by, &limit]);
+        Ok(query(&self.pool, "failed_after", AFTER, &params).await?.iter().map(read).collect())
+    }
+
+    /// The failed ones among these jobs, open or not, in the order of their ids.
+    pub async fn failed_among(&self, jobs: &[JobId]) -> Result<Vec<FailedJob>, StoreError> {
+        let ids = uuids(jobs);
+        Ok(query(&self.pool, "failed_among", AMONG, &[&ids]).await?.iter().map(read).collect())
+    }
+
+    /// Where those of these jobs stand that the ledger knows.
+    pub async fn standing(&self, jobs: &[JobId]) -> Result<Vec<Standing>, StoreError> {
+        let rows = query(&self.pool, "standing", STANDING, &[&uuids(jobs)]).await?;
+        let standing = |row: &Row| Standing {
+            job_id: read_job_id(row, 0),
+            session_id: row.get(1),
+            state: row.get::<_, &str>(2).parse().expect("the tables check their states"),
+            open: row.get(3),
+        };
+        Ok(rows.iter().map(standing).collect())
+    }
+
+    /// Takes new jobs into the ledger that do the work of failed ones again, as already being published: the caller
+    /// publishes them next. Returns those new ones whose job was still open; nothing happens to the others.
+    pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
+        let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
+        let new: Vec<Uuid> = jobs.iter().map(|(_, spec)| spec.job_id.into()).collect();
+        let sessions: Vec<&str> = jobs.iter().map(|(_, spec)| spec.session_id.as_str()).collect();
+        let agents: Vec<&str> = jobs.iter().map(|(_, spec)| spec.agent_id.as_str()).collect();
+        let users: Vec<Option<&str>> = jobs.iter().map(|(_, spec)| spec.user_id.as_deref()).collect();
+        let pools: Vec<&str> = jobs.iter().map(|(_, spec)| spec.pool.as_str()).collect();
+        let messages: Vec<String> = jobs.iter().map(|(_, spec)| job::encode(spec)).collect();
+        let deadlines: Vec<Option<f64>> =
+            jobs.iter().map(|(_, spec)| spec.deadline_unix_ms().map(|ms| ms as f64)).collect();
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&failed, &new, &sessions, &agents, &users, &pools, &messages, &deadlines];
+        let rows = query(&self.pool, "redrive", REDRIVE, &params).await?;
+        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+    }
+
+    /// Takes failed jobs out of sight; their results stay. Returns those that were still open.
+    pub async fn dismiss(&self, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+        let rows = query(&self.pool, "dismiss", DISMISS, &[&uuids(jobs)]).await?;
+        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+    }
+}
+
+/// A filter as the statements take it.
+struct Values<'a> {
+    texts: [Option<&'a str>; 4],
+    ages: [Option<f64>; 2],
+}
+
+impl Values<'_> {
+    fn of(filter: &DeadFilter) -> Values<'_> {
+        Values {
+            texts: [
+                filter.code.as_deref(),
+                filter.session.as_ref().map(Name::as_str),
+                filter.agent.as_ref().map(Name::as_str),
+                filter.pool.as_ref().map(Name::as_str),
+            ],
+            ages: [filter.since.map(millis), filter.before.map(millis)],
+        }
+    }
+
+    fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let texts = self.texts.iter().map(|text| text as &(dyn ToSql + Sync));
+        texts.chain(self.ages.iter().map(|age| age as &(dyn ToSql + Sync))).collect()
+    }
+}
+
+fn uuids(jobs: &[JobId]) -> Vec<Uuid> {
+    jobs.iter().map(|id| (*id).into()).collect()
+}
+
+fn read(row: &Row) -> FailedJob {
+    FailedJob {
+        job_id: read_job_id(row, 0),
+        session_id: row.get(1),
+        agent_id: row.get(2),
+        pool: row.get(3),
+        attempts: row.get(4),
+        code: row.get(5),
+        reason: row.get(6),
+        finished_at: row.get(7),
+        finished_unix_ms: row.get(8),
+        redriven_as: row.get::<_, Option<Uuid>>(9).and_then(|id| id.try_into().ok()),
+        dismissed_at: row.get(10),
+        message: row.get(11),
+    }
+}
