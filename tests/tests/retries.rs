@@ -1,8 +1,10 @@
 //! A failure is tried again as the job's policy says, and every way to fail has its name in the result.
 
+use std::time::Duration;
+
 use job::{Failure, FailureCode, JobSpec, JobState};
 use serde_json::{Value, json};
-use tests::{Fleet, job};
+use tests::{Database, Fleet, Runner, claimed, job, until};
 
 fn failing(session: &str, fail: Value) -> JobSpec {
     job(session, "scripted", json!({"iterations": [{"cost_usd": 0.5}, {"fail": fail}]}))
@@ -122,6 +124,37 @@ async fn a_job_that_kills_its_workers_ends_as_poison_and_its_neighbours_succeed(
         let view = fleet.ended(neighbour.job_id).await;
         assert_eq!((view.state, view.iterations), (JobState::Succeeded, 60), "{view:?}");
     }
+}
+
+#[tokio::test]
+async fn of_several_suspects_that_a_dead_worker_held_none_is_charged_with_its_death() {
+    let database = Database::new().await;
+    let store = database.store();
+    let jobs = ["s", "t", "u"].map(|session| job(session, "echo", json!(null)));
+    let deaths = async || {
+        let deaths = "SELECT deaths || ' ' || attempts FROM harness_jobs ORDER BY session_id";
+        database.texts(deaths).await
+    };
+    let die_with = async |held: &[JobSpec]| {
+        let dying = Runner::with_lease(&store, Duration::from_secs(1)).await;
+        for spec in held {
+            claimed(dying.claim(spec).await.unwrap());
+        }
+        let dead = async || (!store.declare_dead().await.unwrap().is_empty()).then_some(());
+        until("the worker is declared dead", dead).await;
+        assert_eq!(store.rescue().await.unwrap().len(), held.len());
+    };
+    die_with(&jobs).await;
+    die_with(&jobs[..2]).await;
+    assert_eq!(deaths().await, ["2 2", "2 2", "1 1"]);
+    // Two suspects, and one that is none.
+    die_with(&jobs).await;
+    assert_eq!(deaths().await, ["2 2", "2 2", "2 2"]);
+    let apart = "SELECT count(DISTINCT due_at) FROM harness_jobs WHERE session_id IN ('s', 't')";
+    assert_eq!(database.count(apart).await, 2, "they come apart from each other");
+    // One alone: this death is its own.
+    die_with(&jobs[..1]).await;
+    assert_eq!(deaths().await, ["3 3", "2 2", "2 2"]);
 }
 
 /// Works and works and gets nowhere.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use fastrand::Rng;
+use job::JobId;
 use queue::DEAD_QUEUE;
 use tests::{Fleet, Launch, Proxy, Worker};
 use tokio::time::{Instant, sleep, timeout};
@@ -279,11 +280,14 @@ impl Arena {
         let spec = job.spec.clone();
         self.workload.jobs.push(job);
         publish::raw(&self.fleet.vhost.url, vec![spec.clone()]).await?;
-        let ended = async |arena: &mut Arena| {
-            let views = arena.fleet.store.jobs(&[spec.job_id]).await?;
-            Ok(views.first().is_some_and(|view| view.state.is_end()))
-        };
+        let ended = async |arena: &mut Arena| arena.has_ended(spec.job_id).await;
         self.until("a job that is published now has run", ended).await
+    }
+
+    /// Whether a job has its end.
+    pub async fn has_ended(&self, job_id: JobId) -> anyhow::Result<bool> {
+        let views = self.fleet.store.jobs(&[job_id]).await?;
+        Ok(views.first().is_some_and(|view| view.state.is_end()))
     }
 
     /// Waits until the broker knows a consumer for every slot that is free. A busy one that has lost its consumer gets
@@ -340,12 +344,17 @@ impl Arena {
 
     // ---- the end
 
-    /// Waits until all is published and every job has ended, or nothing more is to be hoped for.
-    pub async fn settle(&mut self) -> anyhow::Result<()> {
+    /// Waits until all is published: only what was accepted can be lost.
+    pub async fn published(&mut self) -> anyhow::Result<()> {
         if let Some(publishing) = self.publishing.take() {
             publishing.await.context("publishing")??;
             self.note("all is published");
         }
+        Ok(())
+    }
+
+    /// Waits until every job has ended, or nothing more is to be hoped for.
+    pub async fn settle(&mut self) -> anyhow::Result<()> {
         let total = self.workload.jobs.len() as i64;
         let (mut best, mut moved) = (0, Instant::now());
         loop {

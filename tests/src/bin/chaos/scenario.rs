@@ -59,7 +59,7 @@ scenarios! {
     "worker-kills" "SIGKILL to one worker after the other, each replaced; until the last one's jobs run again" workers::kills;
     "worker-pause" "SIGSTOP for longer than the lease, then SIGCONT; until its jobs run again" workers::pause;
     "worker-drain" "SIGTERM under load; until it is gone, its jobs handed over, no attempt spent" workers::drain, Short;
-    "poison" "a job that kills each worker that runs it; until the last worker's jobs run again" workers::poison;
+    "poison" "a job that kills each worker that runs it; until those workers' jobs run again (suspects wait for each other)" workers::poison;
     "broker-restart" "the broker stops and starts; from its return until free slots consume and a new job has run" broker::restart, Breaks, Short;
     "broker-kill" "SIGKILL to the broker; from its return until free slots consume and a new job has run" broker::kill, Breaks;
     "connections-closed" "all connections closed at the broker, three times; until free slots consume and a new job has run" broker::connections_closed, Short;
@@ -111,6 +111,7 @@ impl Scenario {
     async fn play_out(&self, settings: &Settings) -> anyhow::Result<Played> {
         let mut arena = Arena::new(self.name, settings).await?;
         let played = (self.play)(&mut arena).await;
+        arena.published().await?;
         // Whatever has failed: what became of the jobs says more.
         let settled = arena.settle().await;
         let mut figures = arena.judge().await?;
