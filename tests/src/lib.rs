@@ -11,6 +11,7 @@
 //! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`. A test that lacks one fails and
 //! says how to get it; none is ever skipped.
 
+pub mod model;
 mod services;
 mod http;
 mod database;
