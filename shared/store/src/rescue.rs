@@ -6,6 +6,9 @@
 //!
 //! Rescue never ends a job. It spends the attempt; the worker that claims the job next sees whether any is left.
 //! So every end is told in one place, by a worker, with its reply to the caller.
+//!
+//! A worker that ended in good order can be given a job, too, by a claim that hung until then. Nobody has run that job,
+//! so it is taken back without an attempt spent.
 
 use job::{JobId, WorkerId};
 use std::time::Duration;
@@ -38,9 +41,10 @@ const TAKE_LOST: &str = "
          ORDER BY j.job_id FOR UPDATE OF j
     )
     UPDATE harness_jobs j
-       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + 1, deaths = j.deaths + death,
+       SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + death, deaths = j.deaths + death,
            epoch = nextval('harness_epoch'), due_at = now(), state_since = now(),
-           failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
+           failure = CASE death WHEN 0 THEN j.failure ELSE
+               '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}' END
       FROM lost WHERE j.job_id = lost.job_id
     RETURNING j.job_id";
 
