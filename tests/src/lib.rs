@@ -11,7 +11,6 @@
 //! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`. A test that lacks one fails and
 //! says how to get it; none is ever skipped.
 
-pub mod model;
 mod services;
 mod http;
 mod database;
@@ -19,6 +18,8 @@ mod vhost;
 mod worker;
 mod fleet;
 mod runs;
+pub mod model;
+pub mod replay;
 
 use std::fmt::Debug;
 use std::time::Duration;

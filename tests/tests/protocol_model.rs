@@ -5,10 +5,8 @@
 //!
 //! ```text
 //! PROTOCOL_BREAK=no_epoch_check cargo test -p tests --test protocol_model    # fails, and shows how the promise breaks
-//! PROTOCOL_MISHAPS=2 cargo test -p tests --test protocol_model --config profile.dev.package.tests.opt-level=3
+//! PROTOCOL_MISHAPS=2 cargo test -p tests --test protocol_model               # goes further: that many in every scope
 //! ```
-//!
-//! The second explores further: that many mishaps in every scope.
 
 use tests::model::action::Action;
 use tests::model::broken::Broken;

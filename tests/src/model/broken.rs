@@ -40,7 +40,7 @@ pub enum Broken {
     EndNotRecognised,
     /// The end of a job does not release the one that waits for it.
     NextForgotten,
-    /// A relay takes what is due and dies, and nobody looks after what it took.
+    /// Nobody looks after what a relay took before it died.
     PublishingKept,
 }
 

@@ -133,7 +133,11 @@ impl Fleet {
         if process.runs().is_some() && matches!(lease, Lease::Overdue | Lease::Dead) {
             actions.push(Action::StopWithoutLease(at));
         }
-        if mishap && process.may_boot_again() {
+        // Enough boots for every scope; walks stop booting when the table is full.
+        if !process.may_boot_again() {
+            return;
+        }
+        if mishap {
             actions.push(Action::Crash(at));
             if !process.draining {
                 actions.push(Action::Drain(at));

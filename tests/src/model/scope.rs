@@ -61,7 +61,7 @@ impl Scope {
     pub const WHOLE: Scope = Scope {
         name: "the whole fleet",
         jobs: &[0, 1, 2],
-        direct: &[1],
+        direct: &[2],
         queued: &[],
         slow: false,
         mishaps: 30,
