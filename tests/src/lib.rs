@@ -19,6 +19,8 @@ mod proxy;
 mod worker;
 mod fleet;
 mod runs;
+pub mod model;
+pub mod replay;
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -1,0 +1,102 @@
+//! What must happen sooner or later, when nothing more goes wrong: one fair order of it.
+//!
+//! Each of its steps is the only one from its state, so it can be followed from anywhere to its end. To come to a state
+//! twice would mean to go on for ever.
+
+use job::JobState;
+
+use super::action::{Action, Luck};
+use super::broken::Broken;
+use super::call::End;
+use super::fleet::{Fleet, Relay};
+use super::process::{MAX_ATTEMPTS, Work};
+use super::row::{JOBS, Job, Lease, WorkerId};
+
+impl Fleet {
+    /// The next step in the fair order; `None` when there is nothing left to be done.
+    pub fn fair(&self, broken: Broken) -> Option<Action> {
+        if self.late.is_some() {
+            return Some(Action::ArriveLate);
+        }
+        for (at, process) in self.processes.iter().enumerate() {
+            let lease = self.ledger.leases[usize::from(process.id)];
+            let runs = process.runs();
+            let lost = runs.is_some_and(|run| {
+                let row = self.ledger.rows[usize::from(run.job)];
+                run.worker != process.id
+                    || row.is_none_or(|row| row.worker != Some(run.worker) || row.epoch != run.epoch)
+            });
+            if lost || matches!(lease, Lease::Overdue | Lease::Dead) && process.may_boot_again() {
+                return Some(Action::Beat(at));
+            }
+            let stranger = |job: &usize| self.has_stranger(broken, process, *job as Job);
+            if let Some(job) = (0..JOBS).find(stranger) {
+                return Some(Action::HandBack(at, job as Job, Luck::Heard));
+            }
+            match process.work {
+                Work::Idle if process.draining => return Some(Action::Leave(at)),
+                Work::Idle => {}
+                Work::Claims(_) if broken == Broken::OneStatementClaim => return Some(Action::Read(at)),
+                Work::Claims(_) | Work::Waits(..) => return Some(Action::Claim(at, Luck::Heard)),
+                Work::Appends(_) => return Some(Action::Checkpoint(at, Luck::Heard)),
+                Work::Concludes(_, end) => return Some(Action::Conclude(at, end, Luck::Heard)),
+                Work::Runs(run) => {
+                    let end = match run.attempts {
+                        MAX_ATTEMPTS.. => End::Failed,
+                        _ if process.draining => End::HandBack,
+                        _ => End::Succeeded,
+                    };
+                    return Some(Action::Conclude(at, end, Luck::Heard));
+                }
+            }
+        }
+        self.fair_upkeep(broken).or_else(|| self.fair_dispatch())
+    }
+
+    /// What rescuers and relays find to do.
+    fn fair_upkeep(&self, broken: Broken) -> Option<Action> {
+        let rows = || self.ledger.rows.iter().flatten();
+        if self.ledger.leases.contains(&Lease::Overdue) {
+            return Some(Action::DeclareDead);
+        }
+        let is_orphan = |id: &WorkerId| {
+            let alive = self.ledger.leases[usize::from(*id)] == Lease::Alive;
+            alive && !self.goes_by(*id)
+        };
+        if let Some(id) = rows().filter_map(|row| row.worker).find(is_orphan) {
+            return Some(Action::LeaseRunsOut(id));
+        }
+        if self.has_lost() {
+            return Some(Action::Rescue);
+        }
+        if self.has_unwanted() {
+            return Some(Action::EndUnwanted);
+        }
+        (self.is_stuck() && broken != Broken::PublishingKept).then_some(Action::ReturnStuck)
+    }
+
+    /// The way of a job to a worker.
+    fn fair_dispatch(&self) -> Option<Action> {
+        for (job, relay) in self.relays.iter().enumerate() {
+            match relay {
+                Relay::Idle => {}
+                Relay::Publishes => return Some(Action::Publish(job as Job)),
+                Relay::Confirms => return Some(Action::Confirm(job as Job)),
+            }
+        }
+        let waits = |job: &usize| self.is(*job, JobState::Scheduled);
+        if let Some(job) =
+            (0..JOBS).filter(waits).find(|job| self.ledger.rows[*job].is_some_and(|row| !row.due))
+        {
+            return Some(Action::ComeDue(job as Job));
+        }
+        if (0..JOBS).any(|job| waits(&job)) {
+            return Some(Action::TakeDue);
+        }
+        if let Some(job) = (0..JOBS).find(|job| self.queue[*job] > 0) {
+            let free = self.processes.iter().position(|process| process.work == Work::Idle);
+            return free.map(|at| Action::Deliver(at, job as Job));
+        }
+        self.has_vanished().then_some(Action::ReturnVanished)
+    }
+}

@@ -1,0 +1,124 @@
+//! The fleet: the ledger, a queue, relays, worker processes, a slow network, and everything that can happen to them.
+
+use job::JobState;
+
+use super::action::Action;
+use super::broken::Broken;
+use super::call::Call;
+use super::ledger::Ledger;
+use super::process::{PROCESSES, Process};
+use super::row::{JOBS, Job, Lease, WorkerId};
+use super::scope::Scope;
+
+/// Everything, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fleet {
+    /// Postgres.
+    pub ledger: Ledger,
+    /// Messages in the queue, by job.
+    pub queue: [u8; JOBS],
+    /// What relays are at, by job.
+    pub relays: [Relay; JOBS],
+    /// Workers.
+    pub processes: [Process; PROCESSES],
+    /// A call that hangs in the network; its caller has given up waiting for it, and repeats it.
+    pub late: Option<Call>,
+    /// Jobs that somebody was told to be accepted.
+    pub accepted: [bool; JOBS],
+    /// How much more may go wrong.
+    pub mishaps: u8,
+}
+
+/// What a relay, or the producer, does for a job in `publishing`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Relay {
+    /// Nothing, or it has died.
+    #[default]
+    Idle,
+    /// It is about to publish.
+    Publishes,
+    /// The broker has confirmed; that is to be noted.
+    Confirms,
+}
+
+impl Fleet {
+    /// Before anything has happened, but for the jobs that wait in the queue from the start.
+    pub fn new(scope: &Scope) -> Fleet {
+        let processes = std::array::from_fn(Process::new);
+        let mut ledger = Ledger::default();
+        for process in &processes {
+            ledger.call(Broken::None, Call::Register(process.id));
+        }
+        let mut fleet = Fleet {
+            ledger,
+            queue: [0; JOBS],
+            relays: [Relay::Idle; JOBS],
+            processes,
+            late: None,
+            accepted: [false; JOBS],
+            mishaps: scope.mishaps,
+        };
+        for &job in scope.queued {
+            let direct = scope.direct.contains(&job);
+            let publish: &[Action] = match direct {
+                true => &[Action::PublishDirectly(job)],
+                false => &[Action::Accept(job), Action::Publish(job), Action::Confirm(job)],
+            };
+            for action in publish {
+                fleet =
+                    fleet.after(Broken::None, *action, &mut |_, _| {}).expect("each of them does something");
+            }
+        }
+        fleet
+    }
+
+    /// Whether a job's row is in a state.
+    pub fn is(&self, job: usize, state: JobState) -> bool {
+        self.ledger.rows[job].is_some_and(|row| row.state == state)
+    }
+
+    /// Whether a job's message is in a process's hands.
+    fn is_delivered(&self, job: usize) -> bool {
+        self.processes.iter().any(|process| process.message.map(usize::from) == Some(job))
+    }
+
+    /// Whether a queued job's message is nowhere, while the queue is empty.
+    pub fn has_vanished(&self) -> bool {
+        self.queue == [0; JOBS]
+            && (0..JOBS).any(|job| self.is(job, JobState::Queued) && !self.is_delivered(job))
+    }
+
+    /// Whether a relay's job has nobody any more.
+    pub fn is_stuck(&self) -> bool {
+        (0..JOBS).any(|job| self.is(job, JobState::Publishing) && self.relays[job] == Relay::Idle)
+    }
+
+    /// The process that goes by an id.
+    pub fn goes_by(&self, id: WorkerId) -> bool {
+        self.processes.iter().any(|process| process.id == id)
+    }
+
+    /// Whether the ledger believes a worker to run anything.
+    pub fn holds_jobs(&self, id: WorkerId) -> bool {
+        self.ledger.rows.iter().flatten().any(|row| row.worker == Some(id))
+    }
+
+    /// Whether rescue finds anything.
+    pub fn has_lost(&self) -> bool {
+        let dead = |id: WorkerId| self.ledger.leases[usize::from(id)] == Lease::Dead;
+        self.ledger.rows.iter().flatten().filter_map(|row| row.worker).any(dead)
+    }
+
+    /// Whether anything waits for which nobody does.
+    pub fn has_unwanted(&self) -> bool {
+        self.ledger.rows.iter().flatten().any(|row| row.asked && row.state != JobState::Running)
+    }
+
+    /// Whether a process's heartbeat finds a job in the ledger's list that is not in its own.
+    pub fn has_stranger(&self, broken: Broken, process: &Process, job: Job) -> bool {
+        broken != Broken::StrangersKept
+            && self.ledger.leases[usize::from(process.id)] == Lease::Alive
+            && !process.has(job)
+            && self.ledger.rows[usize::from(job)].is_some_and(|row| row.is_stranger(broken, process.id))
+    }
+}

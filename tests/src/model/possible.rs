@@ -1,0 +1,174 @@
+//! What can happen now.
+
+use job::JobState;
+
+use super::action::{Action, Luck};
+use super::broken::Broken;
+use super::call::{End, Run};
+use super::fleet::{Fleet, Relay};
+use super::process::{MAX_ATTEMPTS, Process, Work};
+use super::row::{JOBS, Job, Lease, WorkerId};
+use super::scope::Scope;
+
+/// Iterations that one run finishes at most.
+const ITERATIONS: u8 = 1;
+/// So many copies of a message are in the queue at most before the broker makes another one.
+const COPIES: u8 = 2;
+
+impl Fleet {
+    /// Everything that can happen now in a scope.
+    pub fn possible(&self, broken: Broken, scope: &Scope, actions: &mut Vec<Action>) {
+        for &job in scope.jobs {
+            if scope.slow && !self.accepted[usize::from(job)] && self.ledger.numbers[usize::from(job)] == 0 {
+                actions.push(Action::TakeNumber(job));
+            }
+            self.possible_for_job(job, scope.direct.contains(&job), actions);
+        }
+        self.possible_upkeep(broken, actions);
+        for (at, process) in self.processes.iter().enumerate() {
+            self.possible_for_process(broken, at, process, scope, actions);
+        }
+    }
+
+    /// How a call can go.
+    fn lucks(&self) -> impl Iterator<Item = Luck> {
+        let (mishap, late) = (self.mishaps > 0, self.late.is_none());
+        let lost = mishap.then_some(Luck::ReplyLost);
+        [Luck::Heard].into_iter().chain(lost).chain((mishap && late).then_some(Luck::Late))
+    }
+
+    fn possible_for_job(&self, job: Job, direct: bool, actions: &mut Vec<Action>) {
+        let at = usize::from(job);
+        match self.accepted[at] {
+            false if direct => actions.push(Action::PublishDirectly(job)),
+            false => actions.push(Action::Accept(job)),
+            true => {}
+        }
+        match self.relays[at] {
+            Relay::Idle => {}
+            Relay::Publishes => actions.push(Action::Publish(job)),
+            Relay::Confirms => actions.push(Action::Confirm(job)),
+        }
+        if self.ledger.rows[at].is_some_and(|row| !row.due) {
+            actions.push(Action::ComeDue(job));
+        }
+        if self.mishaps == 0 {
+            return;
+        }
+        if self.relays[at] != Relay::Idle {
+            actions.push(Action::LoseRelay(job));
+        }
+        if self.accepted[at] && self.queue[at] < COPIES {
+            actions.push(Action::Duplicate(job));
+        }
+        if self.ledger.ends[at].is_none() {
+            actions.push(Action::Cancel(job));
+        }
+    }
+
+    fn possible_upkeep(&self, broken: Broken, actions: &mut Vec<Action>) {
+        if (0..JOBS).any(|job| self.is(job, JobState::Scheduled)) {
+            actions.push(Action::TakeDue);
+        }
+        if self.is_stuck() && broken != Broken::PublishingKept {
+            actions.push(Action::ReturnStuck);
+        }
+        if self.has_vanished() {
+            actions.push(Action::ReturnVanished);
+        }
+        if self.ledger.leases.contains(&Lease::Overdue) {
+            actions.push(Action::DeclareDead);
+        }
+        if self.has_lost() {
+            actions.push(Action::Rescue);
+        }
+        if self.has_unwanted() {
+            actions.push(Action::EndUnwanted);
+        }
+        if self.late.is_some() {
+            actions.push(Action::ArriveLate);
+        }
+        for (id, lease) in self.ledger.leases.iter().enumerate() {
+            let id = id as WorkerId;
+            // That of a process which is gone runs out for certain; it matters when it holds something.
+            let may = if self.goes_by(id) { self.mishaps > 0 } else { self.holds_jobs(id) };
+            if *lease == Lease::Alive && may {
+                actions.push(Action::LeaseRunsOut(id));
+            }
+        }
+    }
+
+    fn possible_for_process(
+        &self,
+        broken: Broken,
+        at: usize,
+        process: &Process,
+        scope: &Scope,
+        actions: &mut Vec<Action>,
+    ) {
+        let lease = self.ledger.leases[usize::from(process.id)];
+        let mishap = self.mishaps > 0;
+        if lease != Lease::Dead || process.may_boot_again() {
+            actions.push(Action::Beat(at));
+        }
+        for &job in scope.jobs {
+            if self.has_stranger(broken, process, job) {
+                actions.extend(self.lucks().map(|luck| Action::HandBack(at, job, luck)));
+            }
+            if process.work == Work::Idle && !process.draining && self.queue[usize::from(job)] > 0 {
+                actions.push(Action::Deliver(at, job));
+            }
+        }
+        match process.work {
+            Work::Idle => {}
+            Work::Claims(_) if broken == Broken::OneStatementClaim => actions.push(Action::Read(at)),
+            Work::Claims(_) => actions.extend(self.lucks().map(|luck| Action::Claim(at, luck))),
+            Work::Waits(..) => actions.push(Action::Claim(at, Luck::Heard)),
+            Work::Runs(run) => self.possible_for_run(at, process, run, actions),
+            Work::Appends(_) => actions.extend(self.lucks().map(|luck| Action::Checkpoint(at, luck))),
+            Work::Concludes(_, end) => {
+                actions.extend(self.lucks().map(|luck| Action::Conclude(at, end, luck)));
+            }
+        }
+        if process.runs().is_some() && matches!(lease, Lease::Overdue | Lease::Dead) {
+            actions.push(Action::StopWithoutLease(at));
+        }
+        // Enough boots for every scope; walks stop booting when the table is full.
+        if !process.may_boot_again() {
+            return;
+        }
+        if mishap {
+            actions.push(Action::Crash(at));
+            if !process.draining {
+                actions.push(Action::Drain(at));
+            }
+        }
+        if process.draining && matches!(process.work, Work::Idle | Work::Claims(_)) {
+            actions.push(Action::Leave(at));
+        }
+    }
+
+    fn possible_for_run(&self, at: usize, process: &Process, run: Run, actions: &mut Vec<Action>) {
+        let mut end = |end| actions.extend(self.lucks().map(|luck| Action::Conclude(at, end, luck)));
+        if run.attempts >= MAX_ATTEMPTS {
+            return end(End::Failed);
+        }
+        end(End::Succeeded);
+        let row = self.ledger.rows[usize::from(run.job)];
+        if row.is_some_and(|row| row.asked && row.epoch == run.epoch) {
+            end(End::Cancelled);
+        }
+        if process.draining {
+            end(End::HandBack);
+        }
+        if run.own < ITERATIONS {
+            actions.extend(self.lucks().map(|luck| Action::Checkpoint(at, luck)));
+        }
+        if self.mishaps > 0 && run.attempts + 1 < MAX_ATTEMPTS {
+            actions.push(Action::Conclude(at, End::Retry, Luck::Heard));
+        }
+        if self.mishaps > 0 && process.message.is_some() {
+            actions.push(Action::AckEarly(at));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What must hold in every state.
+//!
+//! Most promises can be read off a state. Those about a single step (a stale write that took effect, an ack that came too
+//! early) are marked in the ledger by the step that breaks them, and the mark stays.
+
+use super::ledger::Ledger;
+use super::row::{JOBS, SESSION_OF, SESSIONS};
+
+/// A promise, by the name under which the search tells that it was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Promise {
+    /// Only the newest run of a session commits.
+    OneWriter = 1,
+    /// A job is in one place, and its end is never written again.
+    OneEnd = 2,
+    /// Every finished iteration counts, once.
+    CountedOnce = 4,
+    /// The epochs of a session only grow.
+    EpochsGrow = 8,
+    /// A job that has begun keeps its turn.
+    OneBegun = 16,
+    /// No job begins while one waits that its session has accepted earlier.
+    InOrder = 32,
+    /// An attempt is spent by a failure or by the death of a worker, and by nothing else.
+    AttemptsAreFailures = 64,
+    /// A message is acked when its job is safe in the ledger.
+    AckedWhenSafe = 128,
+    /// A conclusion is answered "recorded" exactly when it stands.
+    AnswersAreTrue = 256,
+    /// When nothing more goes wrong, every accepted job ends.
+    EveryJobEnds = 512,
+}
+
+/// The promises that a step has broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Marks(u16);
+
+impl Marks {
+    /// Marks a promise as broken, if it is.
+    pub fn mark(&mut self, promise: Promise, broken: bool) {
+        if broken {
+            self.0 |= promise as u16;
+        }
+    }
+
+    /// Whether a step has broken it.
+    pub fn has(self, promise: Promise) -> bool {
+        self.0 & promise as u16 != 0
+    }
+}
+
+impl Promise {
+    /// All of them.
+    pub const ALL: [Promise; 10] = [
+        Promise::OneWriter,
+        Promise::OneEnd,
+        Promise::CountedOnce,
+        Promise::EpochsGrow,
+        Promise::OneBegun,
+        Promise::InOrder,
+        Promise::AttemptsAreFailures,
+        Promise::AckedWhenSafe,
+        Promise::AnswersAreTrue,
+        Promise::EveryJobEnds,
+    ];
+
+    /// As a sentence.
+    pub fn name(self) -> &'static str {
+        match self {
+            Promise::OneWriter => "only the newest run of a session commits",
+            Promise::OneEnd => "a job ends once and stays ended",
+            Promise::CountedOnce => "every finished iteration counts once",
+            Promise::EpochsGrow => "the epochs of a session only grow",
+            Promise::OneBegun => "a job that has begun keeps its turn",
+            Promise::InOrder => "no job is overtaken in its session",
+            Promise::AttemptsAreFailures => "attempts are spent by failures and deaths alone",
+            Promise::AckedWhenSafe => "a message is acked when its job is safe",
+            Promise::AnswersAreTrue => "a conclusion is answered recorded exactly when it stands",
+            Promise::EveryJobEnds => "when nothing more goes wrong, every accepted job ends",
+        }
+    }
+
+    /// Whether the ledger keeps it. That every job ends is more than a ledger can say.
+    pub fn holds_in(self, ledger: &Ledger) -> bool {
+        if ledger.marks.has(self) {
+            return false;
+        }
+        match self {
+            Promise::OneEnd => (0..JOBS).all(|job| ledger.rows[job].is_none() || ledger.ends[job].is_none()),
+            Promise::CountedOnce => (0..SESSIONS).all(|session| {
+                // What is folded, and what its jobs have left unfolded, is what its jobs did.
+                let jobs = || (0..JOBS).filter(|job| SESSION_OF[*job] == session);
+                let ended: u8 = jobs().filter_map(|job| Some(ledger.ends[job]?.iterations)).sum();
+                let unfolded: u8 =
+                    jobs().filter(|job| ledger.ends[*job].is_some()).map(|job| ledger.deltas[job]).sum();
+                ledger.sessions[session].folded + unfolded == ended
+            }),
+            Promise::OneBegun => {
+                (0..SESSIONS).all(|session| ledger.of(session).filter(|(_, row)| row.epoch > 0).count() <= 1)
+            }
+            Promise::AttemptsAreFailures => {
+                let rows = ledger.rows.iter().flatten();
+                rows.into_iter()
+                    .all(|row| u32::from(row.attempts) == u32::from(row.failures) + row.killed.count_ones())
+            }
+            Promise::OneWriter
+            | Promise::EpochsGrow
+            | Promise::InOrder
+            | Promise::AckedWhenSafe
+            | Promise::AnswersAreTrue
+            | Promise::EveryJobEnds => true,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the tables hold.
+//!
+//! The fields `failures`, `killed` and `left` are read by no transaction: they are there for the promises.
+
+use job::JobState;
+
+use super::broken::Broken;
+use super::call::End;
+
+/// Jobs: two of one session and one of another. A scope uses some of them.
+pub const JOBS: usize = 3;
+/// Sessions.
+pub const SESSIONS: usize = 2;
+/// The session of each job.
+pub const SESSION_OF: [usize; JOBS] = [0, 0, 1];
+/// Ids of workers: one per boot.
+pub const WORKERS: usize = 8;
+
+/// A job, by its place in the tables.
+pub type Job = u8;
+/// One boot of a worker, by its place in the table.
+pub type WorkerId = u8;
+
+/// A live job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// Where it is.
+    pub state: JobState,
+    /// Whether its time has come.
+    pub due: bool,
+    /// The order of acceptance in its session.
+    pub seq: u8,
+    /// The fencing token of its last run; 0 before the first.
+    pub epoch: u8,
+    /// Who runs it.
+    pub worker: Option<WorkerId>,
+    /// Attempts spent.
+    pub attempts: u8,
+    /// Whether its end is asked for.
+    pub asked: bool,
+    /// The ordinals of its present epoch that are in the ledger, as bits.
+    pub landed: u8,
+    /// Attempts that have failed.
+    pub failures: u8,
+    /// Workers that were declared dead while they ran it, as bits.
+    pub killed: u8,
+    /// How its last run has left it.
+    pub left: Option<End>,
+}
+
+/// A job's recorded end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ended {
+    /// Succeeded, failed or cancelled.
+    pub end: End,
+    /// Its last run.
+    pub epoch: u8,
+    /// Who ended it; nobody, if it was ended while it waited.
+    pub worker: Option<WorkerId>,
+    /// Attempts spent.
+    pub attempts: u8,
+    /// Iterations of all its runs.
+    pub iterations: u8,
+}
+
+/// A session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// The newest epoch. Postgres counts for all sessions together; nobody compares epochs of two.
+    pub epoch: u8,
+    /// The last place in the order of acceptance.
+    pub seq: u8,
+    /// Iterations at the last fold.
+    pub folded: u8,
+}
+
+/// A worker's row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lease {
+    /// There is none.
+    #[default]
+    Unknown,
+    /// Its lease runs.
+    Alive,
+    /// Its lease has run out, and nobody has noticed.
+    Overdue,
+    /// It has ended in good order.
+    Stopped,
+    /// Declared dead, for good.
+    Dead,
+}
+
+impl Row {
+    /// Makes it due now.
+    pub fn come_due(&mut self) {
+        (self.state, self.due) = (JobState::Scheduled, true);
+    }
+
+    /// Whether it waits for a worker. One that runs here waits as well: whoever asks for it does not run it.
+    pub fn may_be_claimed(&self, broken: Broken, worker: WorkerId) -> bool {
+        let waits = match self.state {
+            JobState::Publishing | JobState::Queued => true,
+            JobState::Scheduled => self.due,
+            JobState::Running => self.is_stranger(broken, worker),
+            _ => false,
+        };
+        waits && !self.asked
+    }
+
+    /// Whether the ledger believes that it runs at a worker, which knows that it does not.
+    pub fn is_stranger(&self, broken: Broken, worker: WorkerId) -> bool {
+        self.worker == Some(worker) && broken != Broken::OwnLeaseReadAsForeign
+    }
+
+    /// Whether no other job of its session may run.
+    pub fn keeps_its_turn(&self, broken: Broken) -> bool {
+        match broken {
+            Broken::TurnGivenUp => self.state == JobState::Running,
+            _ => self.epoch > 0,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How much of the fleet is explored: small enough to see all of it.
+
+use super::row::Job;
+
+/// A small world.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    /// For people.
+    pub name: &'static str,
+    /// Its jobs: 0 and 1 are of one session, 2 is of another.
+    pub jobs: &'static [Job],
+    /// Those that are published past the producer.
+    pub direct: &'static [Job],
+    /// Those whose message is in the queue from the start. The others are accepted at any time.
+    pub queued: &'static [Job],
+    /// Whether an acceptance can take its number long before it is committed.
+    pub slow: bool,
+    /// How many things go wrong, of any kind and at any time.
+    pub mishaps: u8,
+}
+
+impl Scope {
+    /// What is explored.
+    pub const ALL: [Scope; 5] = [
+        Scope { name: "a job", jobs: &[0], direct: &[0], queued: &[], slow: false, mishaps: 2 },
+        Scope {
+            name: "two accepted jobs of a session",
+            jobs: &[0, 1],
+            direct: &[],
+            queued: &[],
+            slow: true,
+            mishaps: 1,
+        },
+        Scope {
+            name: "an accepted and a direct job of a session",
+            jobs: &[0, 1],
+            direct: &[1],
+            queued: &[],
+            slow: false,
+            mishaps: 1,
+        },
+        Scope {
+            name: "two jobs of two sessions",
+            jobs: &[0, 2],
+            direct: &[2],
+            queued: &[],
+            slow: false,
+            mishaps: 1,
+        },
+        Scope {
+            name: "two queued jobs of a session",
+            jobs: &[0, 1],
+            direct: &[1],
+            queued: &[0, 1],
+            slow: false,
+            mishaps: 2,
+        },
+    ];
+
+    /// Everything, for walks: there is no hope of seeing all of it.
+    pub const WHOLE: Scope = Scope {
+        name: "the whole fleet",
+        jobs: &[0, 1, 2],
+        direct: &[2],
+        queued: &[],
+        slow: false,
+        mishaps: 30,
+    };
+}

@@ -1,0 +1,376 @@
+//! The model's transactions on a real ledger, with the model's numbers for what is there.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
+use serde_json::json;
+use sqlx::PgConnection;
+use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Fold, Store, Unwanted};
+
+use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
+use crate::model::ledger::Ledger;
+use crate::model::row::{self, JOBS, Lease, Row, SESSION_OF, SESSIONS, WORKERS};
+use crate::{Database, Runner, job};
+
+/// A lease that runs out, or a delay that is over, only when the walk says so.
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A real ledger, and what the model's numbers are there.
+pub struct Real {
+    store: Store,
+    sql: PgConnection,
+    workers: HashMap<u8, Runner>,
+    jobs: [JobSpec; JOBS],
+    /// By session: the epochs that were given, in order; the model's are their places, from 1.
+    epochs: [Vec<i64>; SESSIONS],
+}
+
+impl Real {
+    /// On that database.
+    pub async fn new(database: &Database) -> Real {
+        let (store, sql) = (database.store(), database.connect().await);
+        let jobs = std::array::from_fn(|at| job(&format!("s-{}", SESSION_OF[at]), "echo", json!(at)));
+        Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default() }
+    }
+
+    /// Nothing has happened yet, to other jobs.
+    pub async fn begin_anew(&mut self) {
+        let empty =
+            "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_workers";
+        sqlx::query(empty).execute(&mut self.sql).await.expect("empty tables");
+        self.workers.clear();
+        self.jobs.iter_mut().for_each(|spec| spec.job_id = JobId::now());
+        self.epochs = Default::default();
+    }
+
+    /// One transaction, as the model calls it.
+    pub async fn repeat(&mut self, call: Call, expected: Reply) -> Reply {
+        let store = self.store.clone();
+        let spec = |job: u8| self.jobs[usize::from(job)].clone();
+        match call {
+            Call::Register(id) => {
+                self.workers.insert(id, Runner::with_lease(&store, HOUR).await);
+                Reply::Done
+            }
+            Call::TakeNumber(_) => unreachable!("walks have no slow acceptances"),
+            Call::Accept(job) => {
+                Reply::Accepted(store.accept(&[spec(job)]).await.expect("an answer") == [Accepted::New])
+            }
+            Call::Claim { worker, job, .. } => {
+                Reply::Answer(match self.workers[&worker].claim(&spec(job)).await.expect("an answer") {
+                    store::Answer::Claimed(run) => Answer::Claimed(self.run(worker, &run)),
+                    store::Answer::Finished(_) => Answer::Finished,
+                    store::Answer::Held => Answer::Held,
+                    store::Answer::Blocked => Answer::Blocked,
+                    store::Answer::NotDue => Answer::NotDue,
+                    store::Answer::LeaseLost => Answer::LeaseLost,
+                    store::Answer::OtherSession(session) => panic!("{session} has this job"),
+                })
+            }
+            Call::Checkpoint { worker, job, epoch, ordinal } => {
+                let row = CheckpointRow {
+                    worker: self.workers[&worker].worker,
+                    job_id: spec(job).job_id,
+                    session_id: spec(job).session_id,
+                    epoch: self.epoch(job, epoch),
+                    ordinal: ordinal.into(),
+                    delta: "{}".to_owned(),
+                    iterations: 1,
+                    cost: Usd::from_micros(7),
+                    input_tokens: 1,
+                    output_tokens: 1,
+                };
+                Reply::Stands(store.checkpoint(row).await.expect("an answer") == Fenced::Done(()))
+            }
+            Call::Conclude(conclusion) => {
+                let concluded = store.conclude(self.conclusion(conclusion)).await.expect("an answer");
+                let next = concluded.next.map(|next| self.run(conclusion.worker, &next));
+                Reply::Concluded { recorded: concluded.recorded == Fenced::Done(()), next }
+            }
+            Call::TakeDue => {
+                let due = store.take_due(100).await.expect("an answer");
+                self.bits(due.into_iter().map(|due| due.job_id))
+            }
+            Call::Confirm(job) => {
+                store.confirm(&[spec(job).job_id]).await.expect("an answer");
+                Reply::Done
+            }
+            Call::ReturnStuck => {
+                as_many(store.return_stuck(Duration::ZERO).await.expect("an answer"), expected)
+            }
+            Call::ReturnVanished => {
+                let returned = store.return_vanished(&Name::default(), Duration::ZERO).await;
+                as_many(returned.expect("an answer"), expected)
+            }
+            Call::Beat(id) => {
+                Reply::Beat(match store.beat(self.workers[&id].worker).await.expect("an answer") {
+                    Beat::Dead => None,
+                    Beat::Alive(held) => {
+                        let mut listed = [None; JOBS];
+                        for (job_id, epoch) in held {
+                            let job = self.job(job_id);
+                            listed[job] = Some(self.given(SESSION_OF[job], epoch));
+                        }
+                        Some(listed)
+                    }
+                })
+            }
+            Call::Stop(id) => {
+                store.mark_stopped(self.workers[&id].worker).await.expect("an answer");
+                Reply::Done
+            }
+            Call::DeclareDead => {
+                let dead = store.declare_dead().await.expect("an answer");
+                let bits = dead.into_iter().map(|worker| 1 << self.id(worker));
+                Reply::Workers(bits.fold(0, |all, bit| all | bit))
+            }
+            Call::Rescue => {
+                let rescued = store.rescue().await.expect("an answer");
+                self.bits(rescued)
+            }
+            Call::Cancel(job) => {
+                let (answers, _) = store.cancel(&[spec(job).job_id]).await.expect("an answer");
+                Reply::Cancelled(match answers[0] {
+                    store::Cancelled::Now => Cancelled::Now,
+                    store::Cancelled::Stopping => Cancelled::Stopping,
+                    store::Cancelled::Before(_) => Cancelled::Before,
+                })
+            }
+            Call::EndUnwanted => {
+                let unwanted = store.unwanted().await.expect("an answer");
+                let unwanted: Vec<JobId> = unwanted.into_iter().map(|job| job.0).collect();
+                let ended = store.end_waiting(&unwanted, Unwanted::Cancelled).await.expect("an answer");
+                self.bits(ended.into_iter().map(|job| job.job_id))
+            }
+            Call::LeaseRunsOut(id) => {
+                let worker = self.workers[&id].worker.to_string();
+                let past = "UPDATE harness_workers SET heartbeat_at = now() - interval '2 hours'
+                             WHERE worker_id::text = $1";
+                sqlx::query(past).bind(worker).execute(&mut self.sql).await.expect("it is past");
+                Reply::Done
+            }
+            Call::ComeDue(job) => {
+                let now = "UPDATE harness_jobs SET due_at = now() WHERE job_id::text = $1";
+                let job_id = spec(job).job_id.to_string();
+                sqlx::query(now).bind(job_id).execute(&mut self.sql).await.expect("it is due");
+                Reply::Done
+            }
+        }
+    }
+
+    fn conclusion(&self, conclusion: Conclusion) -> store::Conclusion {
+        let Conclusion { worker, job, epoch, end, attempts, fold, take_next } = conclusion;
+        let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
+        let spec = &self.jobs[usize::from(job)];
+        store::Conclusion {
+            worker: self.workers[&worker].worker,
+            job_id: spec.job_id,
+            session_id: spec.session_id.clone(),
+            epoch: self.epoch(job, epoch),
+            end: match end {
+                End::Succeeded => store::End::Succeeded(Json::null()),
+                End::Failed => store::End::Failed(failure()),
+                End::Cancelled => store::End::Cancelled(failure()),
+                End::Retry => store::End::Retry { failure: failure(), delay: HOUR },
+                End::HandBack => store::End::HandBack { delay: Duration::ZERO },
+            },
+            attempts: attempts.into(),
+            fold: fold.map(|iterations| Fold {
+                state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
+                iteration_count: iterations.into(),
+                cost: Usd::from_micros(7 * u64::from(iterations)),
+                input_tokens: iterations.into(),
+                output_tokens: iterations.into(),
+            }),
+            take_next,
+        }
+    }
+
+    fn run(&mut self, worker: u8, run: &Claimed) -> Run {
+        let deltas = run.session.deltas.as_deref().unwrap_or("[]");
+        let deltas: Vec<serde_json::Value> = serde_json::from_str(deltas).expect("an array");
+        let job = self.job(run.job_id);
+        Run {
+            job: job as u8,
+            worker,
+            epoch: self.given(SESSION_OF[job], run.epoch),
+            attempts: run.attempts as u8,
+            before: run.session.iteration_count as u8 + deltas.len() as u8,
+            resumed: !deltas.is_empty(),
+            own: 0,
+        }
+    }
+
+    fn bits(&self, jobs: impl IntoIterator<Item = JobId>) -> Reply {
+        Reply::Jobs(jobs.into_iter().fold(0, |all, job_id| all | 1 << self.job(job_id)))
+    }
+
+    fn job(&self, job_id: JobId) -> usize {
+        self.jobs.iter().position(|spec| spec.job_id == job_id).expect("one of ours")
+    }
+
+    fn id(&self, worker: WorkerId) -> u8 {
+        *self.workers.iter().find(|(_, runner)| runner.worker == worker).expect("one of ours").0
+    }
+
+    fn epoch(&self, job: u8, epoch: u8) -> i64 {
+        self.epochs[SESSION_OF[usize::from(job)]][usize::from(epoch) - 1]
+    }
+
+    /// An epoch in the model's count. One that was never seen is the newest, and greater than all before.
+    fn given(&mut self, session: usize, epoch: i64) -> u8 {
+        let epochs = &mut self.epochs[session];
+        if epochs.last().is_none_or(|newest| *newest < epoch) {
+            epochs.push(epoch);
+        }
+        let place = epochs.iter().position(|given| *given == epoch);
+        place.expect("the epochs of a session only grow") as u8 + 1
+    }
+
+    /// The tables, in the model's terms.
+    pub async fn view(&mut self) -> View {
+        type Job = (String, String, i64, i32, Option<String>, bool, bool);
+        let live: Vec<Job> = sqlx::query_as(
+            "SELECT job_id::text, state, epoch, attempts, worker_id::text, asked IS NOT NULL, due_at <= now()
+               FROM harness_jobs ORDER BY seq",
+        )
+        .fetch_all(&mut self.sql)
+        .await
+        .expect("rows");
+        let mut view = View::default();
+        for (job_id, state, epoch, attempts, worker, asked, due) in live {
+            let (job, state) = (self.named(&job_id), state.parse().expect("a state"));
+            let epoch = if epoch == 0 { 0 } else { self.given(SESSION_OF[job], epoch) };
+            let worker = worker.map(|worker| self.worker(&worker));
+            let due = state != JobState::Scheduled || due;
+            let attempts = attempts as u8;
+            view.live[job] = Some(Live { state, due, epoch, worker, attempts, asked });
+            view.order[SESSION_OF[job]].push(job);
+        }
+        type Result = (String, String, i64, Option<String>, i32, i64);
+        let ended: Vec<Result> = sqlx::query_as(
+            "SELECT job_id::text, state, epoch, worker_id::text, attempts, iterations FROM harness_results",
+        )
+        .fetch_all(&mut self.sql)
+        .await
+        .expect("rows");
+        for (job_id, state, epoch, worker, attempts, iterations) in ended {
+            let (job, state) = (self.named(&job_id), state.parse().expect("a state"));
+            let epoch = if epoch == 0 { 0 } else { self.given(SESSION_OF[job], epoch) };
+            let worker = worker.map(|worker| self.worker(&worker));
+            let (attempts, iterations) = (attempts as u8, iterations as u8);
+            view.ended[job] = Some(Ended { state, epoch, worker, attempts, iterations });
+        }
+        let folded = "SELECT session_id, iteration_count FROM harness_sessions";
+        let folded: Vec<(String, i64)> = sqlx::query_as(folded).fetch_all(&mut self.sql).await.expect("rows");
+        for (session, iterations) in folded {
+            let session: usize = session.trim_start_matches("s-").parse().expect("one of ours");
+            view.folded[session] = iterations as u8;
+        }
+        let deltas = "SELECT job_id::text, count(*) FROM harness_checkpoints GROUP BY job_id";
+        let deltas: Vec<(String, i64)> = sqlx::query_as(deltas).fetch_all(&mut self.sql).await.expect("rows");
+        for (job_id, count) in deltas {
+            view.deltas[self.named(&job_id)] = count as u8;
+        }
+        let workers = "SELECT worker_id::text, state,
+                              heartbeat_at < now() - lease_ms * interval '1 millisecond' FROM harness_workers";
+        let workers: Vec<(String, String, bool)> =
+            sqlx::query_as(workers).fetch_all(&mut self.sql).await.expect("rows");
+        for (worker, state, overdue) in workers {
+            view.leases[usize::from(self.worker(&worker))] = match state.as_str() {
+                "alive" if overdue => Lease::Overdue,
+                "alive" => Lease::Alive,
+                "stopped" => Lease::Stopped,
+                "dead" => Lease::Dead,
+                other => panic!("{other}"),
+            };
+        }
+        view
+    }
+
+    fn named(&self, job_id: &str) -> usize {
+        self.jobs.iter().position(|spec| spec.job_id.to_string() == job_id).expect("one of ours")
+    }
+
+    fn worker(&self, id: &str) -> u8 {
+        *self.workers.iter().find(|(_, runner)| runner.worker.to_string() == id).expect("one of ours").0
+    }
+}
+
+/// That many jobs; which ones, the tables show.
+fn as_many(count: u64, expected: Reply) -> Reply {
+    match expected {
+        Reply::Jobs(jobs) if u64::from(jobs.count_ones()) == count => expected,
+        _ => panic!("{count} jobs came due, expected {expected:?}"),
+    }
+}
+
+/// What can be compared of two ledgers.
+#[derive(Debug, Default, PartialEq)]
+pub struct View {
+    live: [Option<Live>; JOBS],
+    ended: [Option<Ended>; JOBS],
+    /// The live jobs of each session, in order.
+    order: [Vec<usize>; SESSIONS],
+    folded: [u8; SESSIONS],
+    deltas: [u8; JOBS],
+    leases: [Lease; WORKERS],
+}
+
+#[derive(Debug, PartialEq)]
+struct Live {
+    state: JobState,
+    due: bool,
+    epoch: u8,
+    worker: Option<u8>,
+    attempts: u8,
+    asked: bool,
+}
+
+#[derive(Debug, PartialEq)]
+struct Ended {
+    state: JobState,
+    epoch: u8,
+    worker: Option<u8>,
+    attempts: u8,
+    iterations: u8,
+}
+
+impl View {
+    /// Of the model's.
+    pub fn of(ledger: &Ledger) -> View {
+        let live = |row: Row| Live {
+            state: row.state,
+            due: row.state != JobState::Scheduled || row.due,
+            epoch: row.epoch,
+            worker: row.worker,
+            attempts: row.attempts,
+            asked: row.asked,
+        };
+        let ended = |it: row::Ended| Ended {
+            state: match it.end {
+                End::Succeeded => JobState::Succeeded,
+                End::Cancelled => JobState::Cancelled,
+                End::Failed | End::Retry | End::HandBack => JobState::Failed,
+            },
+            epoch: it.epoch,
+            worker: it.worker,
+            attempts: it.attempts,
+            iterations: it.iterations,
+        };
+        let order = std::array::from_fn(|session| {
+            let mut jobs: Vec<(u8, usize)> = ledger.of(session).map(|(job, row)| (row.seq, job)).collect();
+            jobs.sort_unstable();
+            jobs.into_iter().map(|(_, job)| job).collect()
+        });
+        View {
+            live: ledger.rows.map(|row| row.map(live)),
+            ended: ledger.ends.map(|it| it.map(ended)),
+            order,
+            folded: ledger.sessions.map(|session| session.folded),
+            deltas: ledger.deltas,
+            leases: ledger.leases,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The model of the protocol says what the SQL does: walks through the model are repeated on a real ledger, and after
+//! every step answers and tables are the same.
+//!
+//! So what `protocol_model` proves of the model is not proved of something else. Seeded: `WALK_SEED` repeats a walk, and a
+//! failure prints the way to it.
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use tests::Database;
+use tests::model::action::Action;
+use tests::model::broken::Broken;
+use tests::model::call::{Answer, Call, Conclusion, End, Reply};
+use tests::model::fleet::Fleet;
+use tests::model::row::{JOBS, Lease, SESSION_OF, WORKERS};
+use tests::model::scope::Scope;
+use tests::replay::{Real, View};
+
+/// A walk ends when its jobs have ended, and after so many steps at the latest.
+const STEPS: usize = 80;
+/// Walks are taken until so many calls were compared.
+const CALLS: usize = 1_200;
+
+#[tokio::test]
+async fn the_sql_answers_and_changes_as_the_model_says() {
+    let given = std::env::var("WALK_SEED").ok().and_then(|seed| seed.parse().ok());
+    let first = given.unwrap_or_else(|| fastrand::u64(..));
+    let database = Database::new().await;
+    let mut real = Real::new(&database).await;
+    let mut compared = BTreeMap::<&str, usize>::new();
+    for seed in first.. {
+        real.begin_anew().await;
+        let mut walk = Walk::new(seed);
+        for id in walk.fleet.processes.map(|process| process.id) {
+            real.repeat(Call::Register(id), Reply::Done).await;
+        }
+        for _ in 0..STEPS {
+            for (call, reply) in walk.step() {
+                assert_eq!(real.repeat(call, reply).await, reply, "{call:?}; {}", walk.way);
+                *compared.entry(kind(&reply)).or_default() += 1;
+            }
+            assert_eq!(real.view().await, View::of(&walk.fleet.ledger), "{}", walk.way);
+            if walk.fleet.ledger.ends.iter().all(Option::is_some) {
+                break;
+            }
+        }
+        if given.is_some() || compared.values().sum::<usize>() >= CALLS {
+            break;
+        }
+    }
+    eprintln!("from WALK_SEED={first} on: {compared:?}");
+    if given.is_none() {
+        for wanted in
+            ["claimed", "held", "blocked", "finished", "stands", "does not stand", "recorded", "not recorded"]
+        {
+            assert!(compared.contains_key(wanted), "the walks have led nowhere near \"{wanted}\"");
+        }
+    }
+}
+
+/// A walk through the model.
+struct Walk {
+    rng: Rng,
+    fleet: Fleet,
+    /// For whoever reads of a difference.
+    way: String,
+}
+
+impl Walk {
+    fn new(seed: u64) -> Walk {
+        let (rng, fleet) = (Rng::with_seed(seed), Fleet::new(&Scope::WHOLE));
+        Walk { rng, fleet, way: format!("WALK_SEED={seed}") }
+    }
+
+    /// Something happens. Returns what it says to the ledger, and what that answers.
+    fn step(&mut self) -> Vec<(Call, Reply)> {
+        let mut possible = Vec::new();
+        self.fleet.possible(Broken::None, &Scope::WHOLE, &mut possible);
+        if possible.is_empty() || self.rng.u32(..4) == 0 {
+            let call = self.anything();
+            self.way += &format!("\n    {call:?}");
+            return vec![(call, self.fleet.ledger.call(Broken::None, call))];
+        }
+        let weights: Vec<u32> = possible.iter().map(weight).collect();
+        let mut at = self.rng.u32(..weights.iter().sum::<u32>());
+        let chosen =
+            weights.iter().position(|weight| at.checked_sub(*weight).map(|rest| at = rest).is_none());
+        let action = possible[chosen.expect("below the sum of all weights")];
+        self.way += &format!("\n    {action:?}");
+        let mut calls = Vec::new();
+        let after = self.fleet.after(Broken::None, action, &mut |call, reply| calls.push((call, reply)));
+        self.fleet = after.unwrap_or(self.fleet);
+        calls
+    }
+
+    /// A call that nobody may have a reason for: it hung in the network for however long.
+    fn anything(&mut self) -> Call {
+        let known = |id: &u8| self.fleet.ledger.leases[usize::from(*id)] != Lease::Unknown;
+        let ids: Vec<u8> = (0..WORKERS as u8).filter(known).collect();
+        let worker = self.rng.choice(ids).expect("two have registered");
+        let job = self.rng.u8(..JOBS as u8);
+        let row = self.fleet.ledger.rows[usize::from(job)];
+        let newest = self.fleet.ledger.sessions[SESSION_OF[usize::from(job)]].epoch;
+        // Often that of a run that is under way, or one that it has replaced.
+        let epoch = match row.filter(|_| self.rng.bool()) {
+            Some(row) => row.epoch,
+            None => self.rng.u8(..=newest),
+        };
+        let worker = row.and_then(|row| row.worker).filter(|_| self.rng.bool()).unwrap_or(worker);
+        match self.rng.u32(..8) {
+            0..3 => Call::Claim { worker, job, seen: None },
+            3..5 if epoch > 0 => Call::Checkpoint { worker, job, epoch, ordinal: self.rng.u8(..2) },
+            5..7 if epoch > 0 => {
+                let ends = [End::Succeeded, End::Failed, End::Cancelled, End::Retry, End::HandBack];
+                let (end, attempts) = (self.rng.choice(ends).expect("one of them"), self.rng.u8(..3));
+                let fold = (end.is_end() && self.rng.bool()).then(|| self.rng.u8(..5));
+                let take_next = self.rng.bool();
+                Call::Conclude(Conclusion { worker, job, epoch, end, attempts, fold, take_next })
+            }
+            _ if self.rng.bool() => Call::Confirm(job),
+            _ => Call::Accept(job),
+        }
+    }
+}
+
+/// How often something happens, beside the rest: jobs must get on for much to be seen.
+fn weight(action: &Action) -> u32 {
+    match action {
+        Action::Cancel(_) => 1,
+        Action::Crash(_) | Action::Drain(_) | Action::LeaseRunsOut(_) | Action::Beat(_) => 2,
+        Action::LoseRelay(_) | Action::AckEarly(_) | Action::Conclude(..) => 4,
+        Action::Duplicate(_) => 6,
+        _ => 12,
+    }
+}
+
+fn kind(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Done => "done",
+        Reply::Accepted(true) => "accepted",
+        Reply::Accepted(false) => "accepted before",
+        Reply::Answer(Answer::Claimed(_)) => "claimed",
+        Reply::Answer(Answer::Finished) => "finished",
+        Reply::Answer(Answer::Held) => "held",
+        Reply::Answer(Answer::Blocked) => "blocked",
+        Reply::Answer(Answer::NotDue) => "not due",
+        Reply::Answer(Answer::LeaseLost) => "lease lost",
+        Reply::Answer(Answer::Refused) => "refused",
+        Reply::Stands(true) => "stands",
+        Reply::Stands(false) => "does not stand",
+        Reply::Concluded { next: Some(_), .. } => "concluded, and the next",
+        Reply::Concluded { recorded: true, .. } => "recorded",
+        Reply::Concluded { .. } => "not recorded",
+        Reply::Beat(Some(_)) => "alive",
+        Reply::Beat(None) => "dead",
+        Reply::Jobs(_) => "jobs",
+        Reply::Workers(_) => "workers",
+        Reply::Cancelled(_) => "cancelled",
+    }
+}
