@@ -31,7 +31,7 @@ use tokio::time::Instant;
 pub use database::Database;
 pub use fleet::{Fleet, Ran};
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed};
+pub use runs::{Runner, claimed, folded};
 pub use vhost::Vhost;
 pub use worker::{Launch, Worker};
 

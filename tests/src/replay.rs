@@ -6,12 +6,12 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Fold, Store, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Store, Unwanted};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
 use crate::model::row::{self, JOBS, Lease, Row, SESSION_OF, SESSIONS, WORKERS};
-use crate::{Database, Runner, job};
+use crate::{Database, Runner, folded, job};
 
 /// A lease that runs out, or a delay that is over, only when the walk says so.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -176,13 +176,7 @@ impl Real {
                 End::HandBack => store::End::HandBack { delay: Duration::ZERO },
             },
             attempts: attempts.into(),
-            fold: fold.map(|iterations| Fold {
-                state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
-                iteration_count: iterations.into(),
-                cost: Usd::from_micros(7 * u64::from(iterations)),
-                input_tokens: iterations.into(),
-                output_tokens: iterations.into(),
-            }),
+            fold: fold.map(|iterations| folded(iterations.into())),
             take_next,
         }
     }

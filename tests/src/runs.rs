@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use job::{JobSpec, Json, Name, WorkerId};
 use store::{
-    Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Store, StoreError,
-    WorkerRegistration,
+    Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Fold, Store,
+    StoreError, WorkerRegistration,
 };
 
 /// Somebody who claims, checkpoints and concludes.
@@ -91,6 +91,17 @@ impl Runner {
     /// Ends a run with success, and continues with the session's next job if there is one.
     pub async fn succeed(&self, run: &Claimed) -> Result<Concluded, StoreError> {
         self.store.conclude(self.conclusion(run, End::Succeeded(Json::null()))).await
+    }
+}
+
+/// The state of a session of which so many iterations have been checkpointed, as a worker folds it.
+pub fn folded(iterations: u64) -> Fold {
+    Fold {
+        state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
+        iteration_count: iterations,
+        cost: job::Usd::from_micros(7 * iterations),
+        input_tokens: iterations,
+        output_tokens: iterations,
     }
 }
 

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
-use tests::{Database, PATIENCE, Runner, job};
+use tests::{Database, PATIENCE, Runner, folded, job};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,11 +267,5 @@ fn fold(run: &Claimed, own: i32) -> Fold {
         None => Vec::new(),
     };
     let iterations = run.session.iteration_count as u64 + before.len() as u64 + own as u64;
-    Fold {
-        state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
-        iteration_count: iterations,
-        cost: job::Usd::from_micros(7 * iterations),
-        input_tokens: iterations,
-        output_tokens: iterations,
-    }
+    folded(iterations)
 }

@@ -8,7 +8,7 @@ use job::{Failure, FailureCode, JobId, JobSpec, Json, OnBusy};
 use serde_json::json;
 use sqlx::Connection;
 use store::{Answer, Audit, AuditScope, Cancelled, Claimed, End, Fenced, Fold, Kind, Store, Unwanted};
-use tests::{Database, Fleet, Runner, claimed, job, until};
+use tests::{Database, Fleet, Runner, claimed, folded, job, until};
 use uuid::Uuid;
 
 /// What an audit found: the check and the ids that it names.
@@ -17,17 +17,6 @@ fn findings(audit: &Audit) -> Vec<(&str, Vec<&str>)> {
     named
         .map(|checked| (checked.check, checked.offenders.iter().map(|row| row.id.as_str()).collect()))
         .collect()
-}
-
-/// The session as a worker folds it, of which so many iterations have been checkpointed.
-fn fold(iterations: u64) -> Fold {
-    Fold {
-        state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
-        iteration_count: iterations,
-        cost: job::Usd::from_micros(7 * iterations),
-        input_tokens: iterations,
-        output_tokens: iterations,
-    }
 }
 
 async fn claim(runner: &Runner, spec: &JobSpec, checkpoints: i32) -> Claimed {
@@ -73,7 +62,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
     // The one that was blocked was claimed with that.
     let run = claim(&runner, &jobs[1], 2).await;
     clean("another runs on top of what was left").await;
-    conclude(&runner, &run, End::Succeeded(Json::null()), Some(fold(8))).await;
+    conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(8))).await;
     clean("and folds it with its own").await;
     assert_eq!(database.count("SELECT count(*) FROM harness_checkpoints").await, 0);
 
@@ -86,7 +75,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
     let run = claim(&runner, &jobs[3], 1).await;
     store.cancel(&[jobs[3].job_id, jobs[4].job_id]).await.unwrap();
     clean("one is asked to stop, one is cancelled while it waits").await;
-    conclude(&runner, &run, End::Cancelled(failure()), Some(fold(11))).await;
+    conclude(&runner, &run, End::Cancelled(failure()), Some(folded(11))).await;
     clean("cancelled while it ran").await;
 
     let unseen = job("nowhere", "echo", json!(1));
@@ -110,7 +99,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
     assert_eq!(store.rescue().await.unwrap(), [spec.job_id]);
     clean("the job is rescued").await;
     let run = claim(&runner, &spec, 1).await;
-    conclude(&runner, &run, End::Succeeded(Json::null()), Some(fold(3))).await;
+    conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(3))).await;
     clean("and ended elsewhere").await;
 }
 
@@ -132,11 +121,11 @@ async fn sessions_outlive_their_results_and_their_spend_stays_right() {
         ..job("t", "echo", json!(1))
     };
     let run = claim(&runner, &old, 3).await;
-    conclude(&runner, &run, End::Succeeded(Json::null()), Some(fold(3))).await;
+    conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(3))).await;
     let run = claim(&runner, &left, 3).await;
     conclude(&runner, &run, End::Succeeded(Json::null()), None).await;
     let run = claim(&runner, &job("s", "echo", json!(2)), 1).await;
-    conclude(&runner, &run, End::Succeeded(Json::null()), Some(fold(4))).await;
+    conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(4))).await;
     // They are as old as their first jobs.
     database.execute("UPDATE harness_sessions SET created_at = now() - interval '60 days'").await;
     assert_eq!(findings(&database.audit().await), []);
@@ -184,7 +173,7 @@ impl Ledger {
             spec("unseen"),
         );
         let run = claim(&runner, &done, 2).await;
-        conclude(&runner, &run, End::Succeeded(Json::null()), Some(fold(2))).await;
+        conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(2))).await;
         let run = claim(&runner, &left, 2).await;
         conclude(&runner, &run, End::Succeeded(Json::null()), None).await;
         let run = claim(&runner, &bad, 0).await;

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -124,17 +125,7 @@ fn message(pool: &Name) -> anyhow::Result<Message> {
 }
 
 async fn publish(publisher: &Publisher, queue: &str, pool: &Name, count: usize) -> anyhow::Result<()> {
-    let mut confirms = FuturesUnordered::new();
-    for _ in 0..count {
-        confirms.push(publisher.publish(queue, message(pool)?));
-        if confirms.len() >= IN_FLIGHT {
-            confirms.next().await.transpose()?;
-        }
-    }
-    while let Some(confirm) = confirms.next().await {
-        confirm?;
-    }
-    Ok(())
+    publish_when(publisher, queue, pool, count, async |_| {}).await
 }
 
 /// As fast as the worker ends jobs: at most [`OUTSTANDING`] are between their publish and their recorded end.
@@ -146,22 +137,14 @@ async fn publish_in_step(
     worker: &Worker,
 ) -> anyhow::Result<()> {
     let before = worker.ended();
-    let mut confirms = FuturesUnordered::new();
     let mut ended = 0;
-    for number in 0..count {
+    let turn = async |number| {
         while number >= ended + OUTSTANDING {
             tokio::time::sleep(Duration::from_millis(20)).await;
             ended = worker.ended() - before;
         }
-        confirms.push(publisher.publish(queue, message(pool)?));
-        if confirms.len() >= IN_FLIGHT {
-            confirms.next().await.transpose()?;
-        }
-    }
-    while let Some(confirm) = confirms.next().await {
-        confirm?;
-    }
-    Ok(())
+    };
+    publish_when(publisher, queue, pool, count, turn).await
 }
 
 async fn publish_paced(
@@ -172,16 +155,33 @@ async fn publish_paced(
     per_s: f64,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
+    let due = |number| started + Duration::from_secs_f64(number as f64 / per_s);
+    let turn = async |number| tokio::time::sleep_until(due(number).into()).await;
+    publish_when(publisher, queue, pool, count, turn).await
+}
+
+/// Publishes each when it is its number's turn, and sends on meanwhile what was published before.
+async fn publish_when(
+    publisher: &Publisher,
+    queue: &str,
+    pool: &Name,
+    count: usize,
+    mut turn: impl AsyncFnMut(usize),
+) -> anyhow::Result<()> {
     let mut confirms = FuturesUnordered::new();
     for number in 0..count {
-        let due = started + Duration::from_secs_f64(number as f64 / per_s);
-        while Instant::now() < due {
+        let mut turn = pin!(turn(number));
+        loop {
             tokio::select! {
+                biased;
+                () = &mut turn => break,
                 Some(confirm) = confirms.next() => confirm?,
-                () = tokio::time::sleep_until(due.into()) => {}
             }
         }
         confirms.push(publisher.publish(queue, message(pool)?));
+        if confirms.len() >= IN_FLIGHT {
+            confirms.next().await.transpose()?;
+        }
     }
     while let Some(confirm) = confirms.next().await {
         confirm?;

@@ -215,6 +215,13 @@ impl Arena {
         self.publishing = Some(AbortOnDropHandle::new(publishing));
     }
 
+    /// Starts workers, begins to publish, and waits until they are at work.
+    pub async fn at_work(&mut self, workers: usize) -> anyhow::Result<()> {
+        self.start(workers).await;
+        self.publish();
+        self.under_way().await
+    }
+
     /// Waits until the workers are at work, and have watched each other for a lease.
     pub async fn under_way(&mut self) -> anyhow::Result<()> {
         let some = self.workload.jobs.len() as i64 / 8;

@@ -23,9 +23,7 @@ pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
 }
 
 async fn away(arena: &mut Arena, stop: &str) -> anyhow::Result<()> {
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let services = arena.services.clone();
     services.run(&[stop]).await?;
     // It answers clients before the script knows.
@@ -41,9 +39,7 @@ async fn away(arena: &mut Arena, stop: &str) -> anyhow::Result<()> {
 
 /// Every connection closed by an operator, three times.
 pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     for _ in 0..3 {
         let mut fault = Instant::now();
         arena
@@ -147,9 +143,7 @@ async fn keep_messages(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// The broker has no disk left and blocks whoever publishes, for some seconds.
 pub async fn disk_alarm(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let services = arena.services.clone();
     services.fill_disk().await?;
     sleep(Duration::from_secs(8)).await;

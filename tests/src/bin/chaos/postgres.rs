@@ -20,9 +20,7 @@ pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
 }
 
 async fn away(arena: &mut Arena, commands: &[&str]) -> anyhow::Result<()> {
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let services = arena.services.clone();
     for command in commands {
         services.run(&[command]).await?;
@@ -35,9 +33,7 @@ pub async fn terminate(arena: &mut Arena) -> anyhow::Result<()> {
     const STORM: Duration = Duration::from_secs(6);
     // A heartbeat may be hit often enough to stay away for a whole lease.
     arena.spends_attempts = true;
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let mut connection = arena.fleet.database.connect().await;
     let end = Instant::now() + STORM;
     while Instant::now() < end {
@@ -66,9 +62,7 @@ pub async fn pool_exhausted(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// A transaction that locks a third of the sessions is left open for longer than any statement may take.
 pub async fn idle_transaction(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let third = "SELECT FROM harness_sessions WHERE session_id LIKE 's-0%' OR session_id LIKE 's-1_'
                   ORDER BY session_id FOR UPDATE";
     hold(arena, third, Duration::from_secs(14)).await?;

@@ -19,9 +19,7 @@ const SILENT: Option<Duration> = Some(Duration::from_secs(15 + RESCUE.as_secs())
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
     arena.spends_attempts = true;
     arena.first(long(12));
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let victim = arena.random.usize(0..3);
     let fault = Instant::now();
     let held = arena.kill(victim).await?;
@@ -32,9 +30,7 @@ pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
 pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
     const KILLS: usize = 5;
     arena.spends_attempts = true;
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     for kill in 1..=KILLS {
         let living = arena.living();
         // The oldest: the others watch it for a lease at least before the last one is killed.
@@ -55,9 +51,7 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
 pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
     (arena.spends_attempts, arena.runs_twice) = (true, true);
     arena.first(long(12));
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let victim = arena.random.usize(0..3);
     let fault = Instant::now();
     arena.note(format!("SIGSTOP to number {victim}"));
@@ -76,9 +70,7 @@ pub async fn drain(arena: &mut Arena) -> anyhow::Result<()> {
     let long = long(12);
     let ids: Vec<String> = long.iter().map(|job| job.spec.job_id.to_string()).collect();
     arena.first(long);
-    arena.start(3).await;
-    arena.publish();
-    arena.under_way().await?;
+    arena.at_work(3).await?;
     let (mut victim, mut held) = (0, Vec::new());
     for at in arena.living() {
         let runs = arena.held(at).await?;
