@@ -49,7 +49,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         Ok(spec) => spec,
         Err(error) => {
             if intake::bury(worker, &delivery, &error.to_string(), "undecodable").await {
-                ack(delivery).await;
+                delivery.settle().await;
             }
             return;
         }
@@ -58,13 +58,13 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
         return;
     }
-    let Some(seat) = take_seat(worker, &spec).await else { return ack(delivery).await };
+    let Some(seat) = take_seat(worker, &spec).await else { return delivery.settle().await };
     let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return,
         Err(error) => {
             if intake::bury(worker, &delivery, &error.to_string(), "unstorable").await {
-                ack(delivery).await;
+                delivery.settle().await;
             }
             return;
         }
@@ -75,12 +75,12 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             tokio::pin!(work);
             let early = tokio::time::sleep(worker.settings.ack_after);
             tokio::select! {
-                () = &mut work => ack(delivery).await,
+                () = &mut work => delivery.settle().await,
                 () = early => {
                     // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
                     // nothing to close the channel for; without a consumer it sends this busy slot no other.
                     slot.pause().await;
-                    ack(delivery).await;
+                    delivery.settle().await;
                     work.await;
                 }
             }
@@ -88,7 +88,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         Answer::Finished(state) => {
             debug!(job_id = %spec.job_id, %state, "delivered again after its end");
             relay::reply(&worker.store, &worker.publisher, &spec).await;
-            ack(delivery).await;
+            delivery.settle().await;
         }
         Answer::OtherSession(session) => {
             let reason = format!(
@@ -96,15 +96,15 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 spec.job_id
             );
             if intake::bury(worker, &delivery, &reason, "job_id_taken").await {
-                ack(delivery).await;
+                delivery.settle().await;
             }
         }
         Answer::Blocked => {
             if claim::mind_the_busy(worker, &spec).await {
-                ack(delivery).await;
+                delivery.settle().await;
             }
         }
-        Answer::Held | Answer::NotDue | Answer::LeaseLost => ack(delivery).await,
+        Answer::Held | Answer::NotDue | Answer::LeaseLost => delivery.settle().await,
     }
 }
 
@@ -177,10 +177,4 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
 fn unknown_agent(spec: &JobSpec) -> Failure {
     let problem = format!("agent_id: got \"{}\", expected an agent of this pool's workers", spec.agent_id);
     Failure::permanent(FailureCode::UnknownAgent, problem)
-}
-
-async fn ack(delivery: Delivery) {
-    if let Err(stale) = delivery.ack().await {
-        debug!(%stale, "an ack came too late");
-    }
 }

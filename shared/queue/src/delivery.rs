@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use lapin::BasicProperties;
 use lapin::types::ShortString;
+use tracing::debug;
 
 use crate::dead::{self, Death};
 use crate::headers;
@@ -101,6 +102,13 @@ impl Delivery {
     /// end before it is written, the message is delivered again.
     pub async fn ack(self) -> Result<(), StaleDelivery> {
         self.receipt.settle(Settlement::Ack)
+    }
+
+    /// The same for a caller to whom it is all one whether the ack comes in time.
+    pub async fn settle(self) {
+        if let Err(stale) = self.ack().await {
+            debug!(%stale, "an ack came too late");
+        }
     }
 
     /// Gives the message back to its queue, to be delivered again at once. For a delivery that should not have

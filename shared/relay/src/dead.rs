@@ -6,23 +6,23 @@
 
 use std::time::Duration;
 
+use job::RetryPolicy;
 use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, pool_of_queue};
 use store::{StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use crate::{Relay, unwanted};
 
-/// The first wait after Postgres has not answered; it doubles up to the longest.
-const MIN_REST: Duration = Duration::from_secs(1);
-const MAX_REST: Duration = Duration::from_secs(30);
+/// The waits after Postgres has not answered.
+const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
 /// How long [`sweep_dead`] waits for a copy that somebody else may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
     let mut slot = slot(relay);
-    let mut rest = MIN_REST;
+    let mut failures = 0;
     loop {
         let delivery = tokio::select! {
             biased;
@@ -31,12 +31,13 @@ pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
         };
         let Some(delivery) = delivery else { return };
         let Err(error) = sweep(relay, &delivery).await else {
-            rest = MIN_REST;
-            ack(delivery).await;
+            failures = 0;
+            delivery.settle().await;
             continue;
         };
+        failures += 1;
         // Told once, not at every try.
-        if rest == MIN_REST {
+        if failures == 1 {
             warn!(cause = error.as_dyn(), "jobs whose message is dead cannot be ended, trying on");
         }
         // Without a consumer first, so that it does not come back here at once.
@@ -44,9 +45,8 @@ pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
         drop(delivery);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(rest) => {}
+            () = sleep(REST.next_delay(failures, 1.0).unwrap_or_default()) => {}
         }
-        rest = (rest * 2).min(MAX_REST);
     }
 }
 
@@ -60,7 +60,7 @@ pub async fn sweep_dead(relay: &Relay) -> Result<(), StoreError> {
     for _ in 0..waiting {
         let Ok(Some(delivery)) = timeout(TAKEN, slot.next()).await else { break };
         sweep(relay, &delivery).await?;
-        ack(delivery).await;
+        delivery.settle().await;
     }
     slot.pause().await;
     Ok(())
@@ -90,11 +90,5 @@ async fn sweep(relay: &Relay, delivery: &Delivery) -> Result<(), StoreError> {
             Ok(())
         }
         Err(error) => Err(error),
-    }
-}
-
-async fn ack(delivery: Delivery) {
-    if let Err(stale) = delivery.ack().await {
-        debug!(%stale, "an ack came too late");
     }
 }

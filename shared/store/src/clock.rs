@@ -24,8 +24,12 @@ impl Clock {
 
     /// The same as Unix time in milliseconds.
     pub fn now_unix_ms(&self) -> u64 {
-        self.now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        unix_ms(self.now())
     }
+}
+
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl Store {

@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::claim::read_job_id;
-use crate::dispatch::millis;
+use crate::dispatch::{Columns, millis};
 use crate::sessions::rfc3339;
 use crate::tx::query;
 use crate::{Store, StoreError};
@@ -232,16 +232,9 @@ impl Store {
     /// publishes them next. Returns those new ones whose job was still open; nothing happens to the others.
     pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
-        let new: Vec<Uuid> = jobs.iter().map(|(_, spec)| spec.job_id.into()).collect();
-        let sessions: Vec<&str> = jobs.iter().map(|(_, spec)| spec.session_id.as_str()).collect();
-        let agents: Vec<&str> = jobs.iter().map(|(_, spec)| spec.agent_id.as_str()).collect();
-        let users: Vec<Option<&str>> = jobs.iter().map(|(_, spec)| spec.user_id.as_deref()).collect();
-        let pools: Vec<&str> = jobs.iter().map(|(_, spec)| spec.pool.as_str()).collect();
-        let messages: Vec<String> = jobs.iter().map(|(_, spec)| job::encode(spec)).collect();
-        let deadlines: Vec<Option<f64>> =
-            jobs.iter().map(|(_, spec)| spec.deadline_unix_ms().map(|ms| ms as f64)).collect();
-        let params: [&(dyn ToSql + Sync); 8] =
-            [&failed, &new, &sessions, &agents, &users, &pools, &messages, &deadlines];
+        let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&failed];
+        params.extend(columns.params());
         let rows = query(&self.pool, "redrive", REDRIVE, &params).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }

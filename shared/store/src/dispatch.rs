@@ -3,6 +3,7 @@
 use job::{JobId, JobSpec, Name};
 use std::collections::HashSet;
 use std::time::Duration;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::claim::read_job_id;
@@ -86,21 +87,44 @@ const QUEUED_POOLS: &str = "
          WHERE state = 'queued' AND state_since < now() - $1 * interval '1 millisecond'
          ORDER BY state_since LIMIT 1000) oldest";
 
+/// New jobs as the statements take them that insert them.
+pub(crate) struct Columns<'a> {
+    pub(crate) jobs: Vec<Uuid>,
+    sessions: Vec<&'a str>,
+    agents: Vec<&'a str>,
+    users: Vec<Option<&'a str>>,
+    pools: Vec<&'a str>,
+    messages: Vec<String>,
+    deadlines: Vec<Option<f64>>,
+}
+
+impl<'a> Columns<'a> {
+    pub(crate) fn of(specs: impl Iterator<Item = &'a JobSpec> + Clone) -> Columns<'a> {
+        Columns {
+            jobs: specs.clone().map(|spec| spec.job_id.into()).collect(),
+            sessions: specs.clone().map(|spec| spec.session_id.as_str()).collect(),
+            agents: specs.clone().map(|spec| spec.agent_id.as_str()).collect(),
+            users: specs.clone().map(|spec| spec.user_id.as_deref()).collect(),
+            pools: specs.clone().map(|spec| spec.pool.as_str()).collect(),
+            messages: specs.clone().map(job::encode).collect(),
+            deadlines: specs.map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
+        }
+    }
+
+    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 7] {
+        let Columns { jobs, sessions, agents, users, pools, messages, deadlines } = self;
+        [jobs, sessions, agents, users, pools, messages, deadlines]
+    }
+}
+
 impl Store {
     /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
     /// it dies first, they come due by [`Store::return_stuck`].
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
-        let jobs: Vec<Uuid> = specs.iter().map(|spec| spec.job_id.into()).collect();
-        let sessions: Vec<&str> = specs.iter().map(|spec| spec.session_id.as_str()).collect();
-        let agents: Vec<&str> = specs.iter().map(|spec| spec.agent_id.as_str()).collect();
-        let users: Vec<Option<&str>> = specs.iter().map(|spec| spec.user_id.as_deref()).collect();
-        let pools: Vec<&str> = specs.iter().map(|spec| spec.pool.as_str()).collect();
-        let messages: Vec<String> = specs.iter().map(job::encode).collect();
-        let deadlines: Vec<Option<f64>> =
-            specs.iter().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect();
+        let columns = Columns::of(specs.iter());
+        let jobs = &columns.jobs;
         let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;
-        let accept: &Params<'_> = &[&jobs, &sessions, &agents, &users, &pools, &messages, &deadlines];
-        let [inserted, ended] = tx.run([accept, &[&jobs]]).await?;
+        let [inserted, ended] = tx.run([&columns.params(), &[jobs]]).await?;
         let mut new: HashSet<Uuid> = inserted.iter().map(|row| row.get(0)).collect();
         for row in &ended {
             new.remove(&row.get(0));

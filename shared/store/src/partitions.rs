@@ -9,14 +9,14 @@
 //! other.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use deadpool_postgres::Client;
 use tokio_postgres::Row;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::clock::NOW;
+use crate::clock::{NOW, unix_ms};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
@@ -56,8 +56,7 @@ impl Store {
 
 async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
     // A host whose clock is ahead would drop results that are still wanted.
-    let now: SystemTime = client.query_one(NOW, &[]).await?.get(0);
-    let now_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
     let present = read(client).await?;

@@ -34,20 +34,15 @@ const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug, Args)]
 pub struct Redrive {
     #[command(flatten)]
-    which: Which,
+    pub which: Which,
     /// Into this pool instead of the one that each came from
     #[arg(long)]
-    to_pool: Option<Name>,
+    pub to_pool: Option<Name>,
 }
 
+/// What is to be settled.
 #[derive(Debug, Args)]
-pub struct Drop {
-    #[command(flatten)]
-    which: Which,
-}
-
-#[derive(Debug, Args)]
-struct Which {
+pub struct Which {
     /// Jobs' ids, and messages' ids as the list shows them
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
@@ -67,30 +62,9 @@ struct Which {
     json: bool,
 }
 
-impl Redrive {
-    pub async fn run(
-        &self,
-        yardstick: &Yardstick,
-        relay: &Relay,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<ExitCode> {
-        self.which.run(Act::Redrive { to_pool: self.to_pool.clone() }, yardstick, relay, stop).await
-    }
-}
-
-impl Drop {
-    pub async fn run(
-        &self,
-        yardstick: &Yardstick,
-        relay: &Relay,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<ExitCode> {
-        self.which.run(Act::Drop, yardstick, relay, stop).await
-    }
-}
-
 impl Which {
-    async fn run(
+    /// Does it to all that is meant.
+    pub async fn run(
         &self,
         act: Act,
         yardstick: &Yardstick,

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::context::Context;
+use crate::letter::Act;
 
 #[derive(Debug, Args)]
 pub struct Dead {
@@ -40,7 +41,7 @@ enum Command {
     /// Take failed jobs out of the list (their results stay), and delete messages
     ///
     /// Exit codes: 0 all done, 1 there is nothing of one of the ids, 2 wrong arguments, 3 some were kept, with a reason.
-    Drop(act::Drop),
+    Drop(act::Which),
 }
 
 impl Dead {
@@ -49,8 +50,11 @@ impl Dead {
         let result = match &self.command {
             Command::List(args) => args.run(&relay).await,
             Command::Show(args) => args.run(&relay).await,
-            Command::Redrive(args) => args.run(&yardstick, &relay, &context.stop).await,
-            Command::Drop(args) => args.run(&yardstick, &relay, &context.stop).await,
+            Command::Redrive(act::Redrive { which, to_pool }) => {
+                let act = Act::Redrive { to_pool: to_pool.clone() };
+                which.run(act, &yardstick, &relay, &context.stop).await
+            }
+            Command::Drop(which) => which.run(Act::Drop, &yardstick, &relay, &context.stop).await,
         };
         relay.broker.close().await;
         result
