@@ -5,6 +5,7 @@
 //! applying get rooms of their own beside `observe`.
 
 mod observe;
+pub mod decide;
 mod cli;
 
 pub use cli::Args;

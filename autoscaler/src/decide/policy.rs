@@ -1,0 +1,150 @@
+//! What the operator wants for a pool. `behavior` has the names, units and defaults' shape of HPA v2.
+
+use serde::{Deserialize, Serialize};
+
+/// How a pool is scaled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// How demand becomes workers.
+    pub mode: Mode,
+    /// Never fewer workers; 0 allows scale to zero.
+    pub min_replicas: u32,
+    /// Never more.
+    pub max_replicas: u32,
+    /// Growing.
+    pub scale_up: Behavior,
+    /// Shrinking.
+    pub scale_down: Behavior,
+    /// Messages that wake a pool from zero workers.
+    pub activation: u64,
+    /// How long there must have been nothing to do before the last worker goes, in seconds.
+    pub cooldown_s: u64,
+    /// Jobs due within this time count as demand that keeps a pool from zero, in seconds.
+    pub due_horizon_s: u64,
+    /// A reading older than this is stale: it never lowers replicas. In seconds.
+    pub stale_after_s: u64,
+    /// Times with a higher minimum.
+    pub schedule: Vec<Window>,
+    /// No growing for now.
+    pub pause_up: bool,
+    /// No shrinking for now.
+    pub pause_down: bool,
+}
+
+/// How demand becomes workers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Mode {
+    /// ceil((ready + running) / `jobs_per_worker`), as HPA's AverageValue does.
+    Backlog {
+        /// Jobs ready or running for each worker.
+        jobs_per_worker: f64,
+    },
+    /// The fewest workers for which the oldest job starts within the target.
+    TargetWait {
+        /// Jobs start within this time, in seconds.
+        target_s: f64,
+        /// Slots of a worker, where none has registered yet to tell.
+        slots_per_worker: u32,
+        /// The part of all slots that may be busy on average (ρ).
+        utilization: f64,
+        /// How long a new worker takes to its first job, in seconds.
+        startup_s: f64,
+        /// A job's service time before any was seen, in seconds.
+        assumed_service_s: f64,
+    },
+}
+
+/// One direction of HPA v2's `behavior`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Behavior {
+    /// Looks back this far over raw recommendations: growing takes the lowest, shrinking the highest. In seconds.
+    pub stabilization_window_s: u64,
+    /// Which of the limits binds.
+    pub select_policy: SelectPolicy,
+    /// Limits to the change; none means no limit.
+    pub policies: Vec<RateLimit>,
+    /// No change while demand per worker is within this part of its target.
+    pub tolerance: f64,
+}
+
+/// Which of several limits binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SelectPolicy {
+    /// The one that allows the largest change.
+    Max,
+    /// The one that allows the smallest change.
+    Min,
+    /// No change in this direction.
+    Disabled,
+}
+
+/// At most so much change within a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Of what.
+    #[serde(rename = "type")]
+    pub unit: RateUnit,
+    /// How much.
+    pub value: u32,
+    /// In how long, in seconds (HPA's `periodSeconds`).
+    pub period_s: u64,
+}
+
+/// What a rate limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RateUnit {
+    /// Workers.
+    Pods,
+    /// Percent of the workers at the period's beginning.
+    Percent,
+}
+
+/// A time window with a minimum of its own, as KEDA's cron scaler has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// A cron expression of five fields: when it begins.
+    pub start: String,
+    /// When it ends.
+    pub end: String,
+    /// An IANA time zone, such as Europe/Berlin.
+    pub timezone: String,
+    /// Never fewer workers within.
+    pub min_replicas: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            mode: Mode::Backlog { jobs_per_worker: 1.0 },
+            min_replicas: 2,
+            max_replicas: 20,
+            scale_up: Behavior {
+                stabilization_window_s: 0,
+                select_policy: SelectPolicy::Max,
+                policies: vec![
+                    RateLimit { unit: RateUnit::Percent, value: 100, period_s: 15 },
+                    RateLimit { unit: RateUnit::Pods, value: 5, period_s: 15 },
+                ],
+                tolerance: 0.0,
+            },
+            scale_down: Behavior {
+                stabilization_window_s: 300,
+                select_policy: SelectPolicy::Max,
+                policies: vec![RateLimit { unit: RateUnit::Percent, value: 50, period_s: 15 }],
+                tolerance: 0.1,
+            },
+            activation: 1,
+            cooldown_s: 300,
+            due_horizon_s: 60,
+            stale_after_s: 15,
+            schedule: Vec::new(),
+            pause_up: false,
+            pause_down: false,
+        }
+    }
+}
