@@ -23,8 +23,10 @@ pub struct Metrics {
     pub resizes: IntCounterVec,
     /// How old each source's last reading is.
     pub observation_age: GaugeVec,
-    /// What went wrong, by stage: observe, lead, look, record, mark, resize.
+    /// Ticks that went wrong, by stage: recall, look, mark, lead, record, resize.
     pub errors: IntCounterVec,
+    /// What went wrong for all pools, by stage: lead, queue, ledger, management.
+    pub failures: IntCounterVec,
     /// 1 while this process decides, 0 while it stands by.
     pub leader: IntGauge,
 }
@@ -73,8 +75,13 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         errors: register_int_counter_vec!(
             "harness_autoscaler_errors_total",
-            "Failures, by stage: observe, lead, look, record, mark, resize",
+            "Ticks of a pool that went wrong, by stage",
             &["pool", "stage"]
+        )?,
+        failures: register_int_counter_vec!(
+            "harness_autoscaler_failures_total",
+            "What went wrong for all pools at once, by stage",
+            &["stage"]
         )?,
         leader: register_int_gauge!(
             "harness_autoscaler_leader",
