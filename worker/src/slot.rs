@@ -47,12 +47,7 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
-        Err(error) => {
-            if intake::bury(worker, &delivery, &error.to_string(), "undecodable").await {
-                delivery.settle().await;
-            }
-            return;
-        }
+        Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
     let known = worker.settings.agents.get(&spec.agent_id).is_some();
     if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
@@ -62,12 +57,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return,
-        Err(error) => {
-            if intake::bury(worker, &delivery, &error.to_string(), "unstorable").await {
-                delivery.settle().await;
-            }
-            return;
-        }
+        Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "unstorable").await,
     };
     match answer {
         Answer::Claimed(claimed) => {
@@ -95,9 +85,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 "job_id: got {}, which is taken by a job of session {session}, expected a new id",
                 spec.job_id
             );
-            if intake::bury(worker, &delivery, &reason, "job_id_taken").await {
-                delivery.settle().await;
-            }
+            intake::refuse(worker, delivery, &reason, "job_id_taken").await;
         }
         Answer::Blocked => {
             if claim::mind_the_busy(worker, &spec).await {

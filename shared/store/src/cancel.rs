@@ -42,6 +42,8 @@ pub enum Unwanted<'a> {
     DeadLettered {
         /// The pool in whose queue the message was: a copy in another one is nothing to the job.
         pool: &'a Name,
+        /// The message's body: one that only carries the job's id is nothing to it, either.
+        body: &'a [u8],
         /// Why, for people.
         reason: &'a str,
     },
@@ -79,7 +81,7 @@ impl Ask {
     }
 }
 
-impl Unwanted<'_> {
+impl<'a> Unwanted<'a> {
     /// As the statements know it.
     fn as_str(self) -> &'static str {
         match self {
@@ -90,9 +92,10 @@ impl Unwanted<'_> {
         }
     }
 
-    fn pool(self) -> Option<String> {
+    /// The message that was given up: its pool and its body.
+    fn dead(self) -> Option<(String, &'a [u8])> {
         match self {
-            Unwanted::DeadLettered { pool, .. } => Some(pool.to_string()),
+            Unwanted::DeadLettered { pool, body, .. } => Some((pool.to_string(), body)),
             Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
         }
     }
@@ -149,7 +152,8 @@ const ASK_RUNNING: &str = "
             ORDER BY job_id FOR UPDATE))";
 
 /// A job counts on its message from its publish to its claim. A scheduled one waits for a message that is yet to come;
-/// only if it has never begun may that be the second one, because the first was believed lost.
+/// only if it has never begun may that be the second one, because the first was believed lost. What is published is the
+/// row's message to the letter, so another body is somebody else's.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
@@ -158,6 +162,7 @@ const END_WAITING: &str = "
                        WHEN 'overdue' THEN deadline_at <= now()
                        WHEN 'rejected' THEN state = 'blocked'
                        WHEN 'dead_lettered' THEN pool = $5 AND asked IS DISTINCT FROM 'cancel'
+                        AND convert_to(message::text, 'UTF8') = $6
                         AND (state IN ('publishing', 'queued') OR (state = 'scheduled' AND epoch = 0)) END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
@@ -229,12 +234,16 @@ impl Store {
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        if sessions.is_empty() {
+            return Ok(Vec::new());
+        }
         if sessions.iter().any(String::is_empty) {
             self.outlast_writers().await?;
         }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
-        let (why, pool, state, nobody) = (why.as_str(), why.pool(), state.as_str(), Uuid::nil());
+        let (pool, body) = why.dead().unzip();
+        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
         let [_, _, _, ended, _] = tx
@@ -242,7 +251,7 @@ impl Store {
                 &[&ids],
                 &[&sessions],
                 &[&ids, &why],
-                &[&ids, &why, &state, &failure, &pool],
+                &[&ids, &why, &state, &failure, &pool, &body],
                 &[&nobody, &sessions, &false],
             ])
             .await?;
