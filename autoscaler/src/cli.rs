@@ -1,5 +1,7 @@
 //! The command line.
 
+mod simulate;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ enum Command {
         #[arg(default_value = "default")]
         pools: Vec<Name>,
     },
+    Simulate(Box<simulate::Simulate>),
 }
 
 impl Args {
@@ -45,9 +48,11 @@ impl Args {
         let mut problems = Problems::default();
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, "queue=warn"];
         let telemetry = self.common.telemetry(&quiet, &mut problems);
-        service::run(telemetry, |_stop| async move {
-            let Command::Observe { pools } = self.command;
-            run_observe(&pools, self.common, problems).await
+        service::run(telemetry, |stop| async move {
+            match self.command {
+                Command::Observe { pools } => run_observe(&pools, self.common, problems).await,
+                Command::Simulate(simulate) => simulate.run(problems, &stop),
+            }
         })
     }
 }

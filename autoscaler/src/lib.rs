@@ -7,6 +7,7 @@
 mod observe;
 pub mod decide;
 pub mod apply;
+pub mod simulate;
 mod cli;
 
 pub use cli::Args;

@@ -162,8 +162,8 @@ impl Services {
     }
 }
 
-/// Connections to Postgres besides the lease's own: what is seen of all pools needs one at a time, decisions are rare.
-const CONNECTIONS: usize = 1;
+/// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question.
+const CONNECTIONS: usize = 2;
 
 impl ControlArgs {
     /// Checks all settings; what is wrong goes to `problems`.
