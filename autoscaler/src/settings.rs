@@ -117,8 +117,6 @@ pub struct ControlArgs {
     /// Leave the workers of `process` targets running when this ends; the next one finds them
     #[arg(long, env = "KEEP_WORKERS")]
     keep_workers: bool,
-    #[command(flatten)]
-    common: Common,
 }
 
 /// Settings that have been checked.
@@ -167,10 +165,10 @@ const CONNECTIONS: usize = 2;
 
 impl ControlArgs {
     /// Checks all settings; what is wrong goes to `problems`.
-    pub fn check(self, problems: &mut Problems) -> Option<Settings> {
+    pub fn check(self, common: Common, problems: &mut Problems) -> Option<Settings> {
         let pools = self.pools.check(problems);
         let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);
-        let services = Services::check(self.common, CONNECTIONS, "autoscaler", problems);
+        let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
         let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
         let worker_program = self.worker_program.unwrap_or_else(beside);
         let processes = pools.iter().flatten().any(|pool| pool.target == TargetName::Process);
