@@ -11,6 +11,7 @@ mod workload;
 mod lowering;
 mod error;
 mod event;
+pub mod kubernetes;
 
 use async_trait::async_trait;
 
