@@ -89,7 +89,7 @@ A file of pools (--pools, TOML):
   max_replicas = 50
 
   [pools.default]                # a table for each pool, called as the pool is
-  target = \"deployment/worker\"
+  target = \"Deployment/worker\"
   namespace = \"agents\"
   policy.mode = { type = \"target_wait\", target_s = 30 }
 
