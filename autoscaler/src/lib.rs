@@ -1,8 +1,8 @@
 //! The autoscaler: how many workers a pool should have, and why.
 //!
 //! It sees a pool through two windows, the broker's ready messages and the ledger's running and waiting jobs, and never
-//! talks to a worker. So far it observes: `autoscaler observe` prints what a decision would be made from. Deciding and
-//! applying get rooms of their own beside `observe`.
+//! talks to a worker. So far it observes (`autoscaler observe` prints what a decision would be made from), decides, and
+//! plays traces through its decisions (`autoscaler simulate`). Applying gets a room of its own beside `observe`.
 
 mod observe;
 pub mod decide;
