@@ -21,9 +21,9 @@ use tracing::{info, warn};
 
 use crate::apply::kubernetes::{Cluster, ClusterError};
 use crate::apply::{Processes, Target};
-use crate::config::TargetName;
+use crate::config::{Pool, TargetName};
 use crate::leader::Leader;
-use crate::observe::Observer;
+use crate::observe::{Health, Observer, SourceHealth, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
 
@@ -54,8 +54,13 @@ impl Fleet {
             Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
-        let names = settings.pools.iter().map(|pool| pool.name.clone()).collect();
-        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), names, settings.management_url.clone()));
+        let watched = |pool: &Pool| Watched {
+            pool: pool.name.clone(),
+            due_horizon: Duration::from_secs(pool.policy.due_horizon_s),
+        };
+        let watched = settings.pools.iter().map(watched).collect();
+        let observer = Observer::new(broker.clone(), store.clone(), watched, settings.management.clone());
+        let observer = Arc::new(observer);
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
         let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
@@ -181,11 +186,9 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         let Some(shared) = booted.get() else {
             return BTreeMap::from([("database_connected", Check::Must(false, Some("starting".to_owned())))]);
         };
-        let sources = shared.observer.sources();
-        let mut checks: BTreeMap<_, _> = [("database_connected", sources.ledger), ("queue_observed", sources.queue)]
-            .into_iter()
-            .map(|(name, error)| (name, Check::Must(error.is_none(), error)))
-            .collect();
+        let Health { queue, ledger, .. } = shared.observer.health();
+        let must = |source: SourceHealth| Check::Must(source.error.is_none(), source.error);
+        let mut checks = BTreeMap::from([("database_connected", must(ledger)), ("queue_observed", must(queue))]);
         let role = if shared.leader.leadership().is_some() { "leader" } else { "standby" };
         checks.insert("role", Check::Info(json!(role)));
         checks

@@ -13,6 +13,7 @@ use store::StoreConfig;
 
 use crate::config::{self, Pool, TargetName};
 use crate::decide::{Mode, Policy};
+use crate::observe::Management;
 
 /// Which pools, and how they are scaled: a file, or one pool by flags.
 #[derive(Args, Clone, Debug)]
@@ -125,7 +126,7 @@ pub struct Settings {
     pub(crate) pools: Vec<Pool>,
     pub(crate) lease_name: String,
     pub(crate) lease: Duration,
-    pub(crate) management_url: Option<SecretString>,
+    pub(crate) management: Option<Management>,
     pub(crate) kube_context: Option<String>,
     pub(crate) pod_deletion_cost: bool,
     pub(crate) worker_program: PathBuf,
@@ -153,7 +154,7 @@ impl Services {
             problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
         });
         let broker = amqp_url.and_then(|url| {
-            let config = BrokerConfig::new(url.expose_secret(), who);
+            let config = BrokerConfig::new(url.expose_secret(), who).only_looking();
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         Some(Services { database_url: database_url?, store: store?, broker: broker? })
@@ -169,6 +170,10 @@ impl ControlArgs {
         let pools = self.pools.check(problems);
         let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);
         let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
+        let vhost = services.as_ref().and_then(|services| services.broker.vhost().ok()).unwrap_or_default();
+        let management = self.management_url.and_then(|url| {
+            problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
+        });
         let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
         let worker_program = self.worker_program.unwrap_or_else(beside);
         let processes = pools.iter().flatten().any(|pool| pool.target == TargetName::Process);
@@ -180,7 +185,7 @@ impl ControlArgs {
             pools: pools?,
             lease_name: self.lease_name,
             lease: Duration::from_secs(lease_s?),
-            management_url: self.management_url,
+            management,
             kube_context: self.kube_context,
             pod_deletion_cost: self.pod_deletion_cost,
             worker_program,
