@@ -17,6 +17,9 @@ pub struct BrokerConfig {
     pub name: String,
     /// The pools whose queues are declared at every connect; more can follow by [`crate::Broker::declare_pool`].
     pub pools: Vec<job::Name>,
+    /// Whether exchanges and queues are declared at every connect. Default true. Without it nothing but access to the
+    /// vhost is needed to look at queues.
+    pub declares: bool,
     /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
     pub connect_timeout: Duration,
     /// Bound of every question to the broker (declare, consume, cancel). Default 30 s.
@@ -45,6 +48,7 @@ impl BrokerConfig {
             url: url.into(),
             name: name.into(),
             pools: Vec::new(),
+            declares: true,
             connect_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(30),
             confirm_timeout: Duration::from_secs(30),
@@ -61,6 +65,11 @@ impl BrokerConfig {
     pub fn with_pools(mut self, pools: impl IntoIterator<Item = job::Name>) -> BrokerConfig {
         self.pools.extend(pools);
         self
+    }
+
+    /// The same for somebody who only looks: with a user who may do no more.
+    pub fn only_looking(self) -> BrokerConfig {
+        BrokerConfig { declares: false, ..self }
     }
 
     /// Checks the address; the error names `AMQP_URL` and never holds the password.
