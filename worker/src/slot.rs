@@ -23,14 +23,25 @@ const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
 pub async fn run(worker: &Worker, mut slot: Slot) {
+    let mark = worker.lease.mark();
     loop {
         // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere.
         if !worker.lease.is_fresh() {
             slot.pause().await;
         }
+        if mark.stands() {
+            slot.pause().await;
+            let _parked = mark.park();
+            tokio::select! {
+                biased;
+                () = worker.draining.cancelled() => break,
+                () = mark.lifted() => continue,
+            }
+        }
         let delivery = tokio::select! {
             biased;
             () = worker.draining.cancelled() => break,
+            () = mark.set_up() => continue,
             delivery = async {
                 while !worker.lease.is_fresh() {
                     worker.lease.renewed_within_a_beat().await;
@@ -93,6 +104,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             }
         }
         Answer::Held | Answer::NotDue | Answer::LeaseLost => delivery.settle().await,
+        // Back to the broker, for another worker.
+        Answer::Drained => {}
     }
 }
 
@@ -142,6 +155,7 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
     } else if claimed.deaths >= POISON_DEATHS - 1 && !seat.is_only_suspect() {
         conclude::postpone(worker, worker_id, spec, claimed, SUSPECT_WAIT).await
     } else {
+        worker.pace.started();
         let ended = match worker.settings.agents.get(&spec.agent_id) {
             Some(harness) => {
                 let store = &worker.store;
@@ -149,6 +163,7 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
             }
             None => Ended { outcome: Some(Outcome::Failed(unknown_agent(spec))), session: None },
         };
+        worker.pace.ended(started.elapsed());
         conclude::conclude(worker, worker_id, spec, claimed, ended).await
     }?;
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());

@@ -1,21 +1,20 @@
 //! What is asked of jobs from outside: their end, or their place. Nobody has to be running them.
 //!
 //! A job that waits is ended here, in one transaction under its session's lock. A running one is only asked: its worker
-//! sees that within a second ([`Store::asks`]), stops it and concludes it. A cancelled job whose worker dies before
+//! sees that within a second ([`Store::asked`]), stops it and concludes it. A cancelled job whose worker dies before
 //! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobId, JobState, Name, WorkerId};
+use job::{Failure, FailureCode, JobId, JobState, Name};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
 use crate::conclude::NEXT;
 use crate::dispatch::DROP_ENDED;
-use crate::tx::{Tx, query, query_within};
-use crate::workers::BEAT_BOUND;
+use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.
@@ -70,7 +69,10 @@ pub struct EndedWaiting {
 }
 
 impl Ask {
-    const ALL: [Ask; 3] = [Ask::Cancel, Ask::Interrupt, Ask::Rollback];
+    /// What the table calls it.
+    pub(crate) fn parse(text: &str) -> Option<Ask> {
+        [Ask::Cancel, Ask::Interrupt, Ask::Rollback].into_iter().find(|ask| ask.as_str() == text)
+    }
 
     fn as_str(self) -> &'static str {
         match self {
@@ -190,9 +192,6 @@ const MAKE_ROOM: &str = "
        AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
        AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
 
-const READ_ASKS: &str =
-    "SELECT job_id, epoch, asked FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
-
 const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
     UNION ALL
@@ -289,13 +288,6 @@ impl Store {
     pub async fn make_room(&self, for_job: JobId, ask: Ask) -> Result<(), StoreError> {
         query(&self.pool, "make_room", MAKE_ROOM, &[&Uuid::from(for_job), &ask.as_str()]).await?;
         Ok(())
-    }
-
-    /// What is asked of the jobs that a worker runs, with their epochs.
-    pub async fn asks(&self, worker: WorkerId) -> Result<Vec<(JobId, i64, Ask)>, StoreError> {
-        let rows = query_within(BEAT_BOUND, &self.beats, "asks", READ_ASKS, &[&Uuid::from(worker)]).await?;
-        let ask = |text: &str| Ask::ALL.into_iter().find(|ask| ask.as_str() == text);
-        Ok(rows.iter().filter_map(|row| Some((read_job_id(row, 0), row.get(1), ask(row.get(2))?))).collect())
     }
 
     /// The live jobs of a session, in their order.
