@@ -89,7 +89,7 @@ A file of pools (--pools, TOML):
   max_replicas = 50
 
   [pools.default]                # a table for each pool, called as the pool is
-  target = \"deployment/worker\"
+  target = \"Deployment/worker\"
   namespace = \"agents\"
   policy.mode = { type = \"target_wait\", target_s = 30 }
 
@@ -118,8 +118,7 @@ impl Args {
                 Command::Run { control, admin_addr } => {
                     let admin_addr = problems.take("ADMIN_ADDR", admin_addr);
                     let settings = control.check(self.common, &mut problems);
-                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count())
-                    else {
+                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count()) else {
                         return Err(problems.into_error().into());
                     };
                     serve::serve(settings, admin_addr, stop).await

@@ -77,6 +77,11 @@ impl BrokerConfig {
         self.address().map(drop)
     }
 
+    /// The vhost that the address names.
+    pub fn vhost(&self) -> Result<String, ConfigError> {
+        self.address().map(|address| address.uri().vhost)
+    }
+
     pub(crate) fn address(&self) -> Result<Address, ConfigError> {
         Address::parse(&self.url, self.heartbeat_s)
     }
