@@ -12,11 +12,13 @@ mod lowering;
 mod error;
 mod event;
 pub mod kubernetes;
+mod process;
 
 use async_trait::async_trait;
 
 pub use error::TargetError;
 pub use event::Event;
+pub use process::Processes;
 pub use lowering::{Lowering, Wait, lowered};
 pub use workload::{Order, Pod, Workload};
 

@@ -5,7 +5,7 @@
 //! max_replicas = 50
 //!
 //! [pools.default]
-//! target = "deployment/worker"  # kind/name, group/version/kind/name for others, or "process"
+//! target = "Deployment/worker"  # KIND/NAME, GROUP/VERSION/KIND/NAME for others, or "process"
 //! namespace = "agents"          # default: the one this process runs in
 //! policy.mode = { type = "target_wait", target_s = 30 }
 //! ```
@@ -16,6 +16,7 @@ use job::Name;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use crate::apply::kubernetes::Reference;
 use crate::decide::Policy;
 
 /// One pool.
@@ -36,24 +37,20 @@ pub enum TargetName {
     Process,
     /// A workload with a scale subresource.
     Kubernetes {
-        /// `deployment/NAME`, `statefulset/NAME` or `group/version/kind/NAME`.
-        workload: String,
+        /// Which.
+        workload: Reference,
         /// Its namespace, where one is named.
         namespace: Option<String>,
     },
 }
 
 impl TargetName {
-    /// Reads `process` or a workload; the workload's form is checked where it is looked up.
+    /// Reads `process` or a workload.
     pub fn new(text: &str, namespace: Option<String>) -> Result<TargetName, String> {
-        match text {
-            "process" => Ok(TargetName::Process),
-            _ if text.split('/').count() >= 2 && !text.split('/').any(str::is_empty) => {
-                Ok(TargetName::Kubernetes { workload: text.to_owned(), namespace })
-            }
-            _ => Err(format!(
-                "got \"{text}\", expected process, deployment/NAME, statefulset/NAME or GROUP/VERSION/KIND/NAME"
-            )),
+        match text.parse() {
+            _ if text == "process" => Ok(TargetName::Process),
+            Ok(workload) => Ok(TargetName::Kubernetes { workload, namespace }),
+            Err(error) => Err(format!("{error}, or process")),
         }
     }
 }
@@ -105,14 +102,18 @@ fn pool(name: &str, table: Value, common: &Table) -> Result<Pool, Vec<String>> {
     let name = Name::try_from(name.to_owned()).map_err(|problem| one("name", &problem))?;
     let table: PoolTable = table.try_into().map_err(|error: toml::de::Error| one("table", &error.message()))?;
     let target = TargetName::new(&table.target, table.namespace).map_err(|problem| one("target", &problem))?;
-    let merged = overlay(common.clone(), table.policy);
-    let policy: Policy =
-        merged.try_into().map_err(|error: toml::de::Error| one("policy", &error.message()))?;
+    let policy = policy(overlay(common.clone(), table.policy)).map_err(|problem| one("policy", &problem))?;
     let problems = policy.check();
     if !problems.is_empty() {
         return Err(problems.into_iter().map(|problem| format!("policy.{problem}")).collect());
     }
     Ok(Pool { name, target, policy })
+}
+
+/// A policy from a table; what the table leaves out is as usual, also within `scale_up` and `scale_down`.
+pub fn policy(table: Table) -> Result<Policy, String> {
+    let usual = Table::try_from(Policy::default()).expect("a policy has only what TOML can hold");
+    overlay(usual, table).try_into().map_err(|error: toml::de::Error| error.message().to_owned())
 }
 
 /// The second over the first, table by table. A `mode` of another type replaces the common one whole.
@@ -151,7 +152,7 @@ mod tests {
         assert_eq!(a.policy.mode, Mode::Backlog { jobs_per_worker: 3.0 });
         assert_eq!(
             a.target,
-            TargetName::Kubernetes { workload: "deployment/a".into(), namespace: Some("ns".into()) }
+            TargetName::Kubernetes { workload: "apps/v1/Deployment/a".parse().unwrap(), namespace: Some("ns".into()) }
         );
         assert_eq!(b.policy.mode, Mode::Backlog { jobs_per_worker: 5.0 });
         assert_eq!(b.target, TargetName::Process);

@@ -153,14 +153,13 @@ impl Reconciler {
     }
 
     /// What would be decided now; nothing is marked, written or resized.
-    pub async fn rehearse(&self) -> Result<(Observation, Decision), Failed> {
+    pub async fn rehearse(&self) -> Result<Decision, Failed> {
         let mut history = self.recall().await?;
         let workload = self.target.look().await.map_err(at("look"))?;
         let now_ms = self.shared.observer.now_ms();
         history.resumed(now_ms, workload.replicas);
         let observation = self.seen_with(&workload, now_ms);
-        let decision = decide(&history, &observation, &self.pool.policy, now_ms);
-        Ok((observation, decision))
+        Ok(decide(&history, &observation, &self.pool.policy, now_ms))
     }
 
     /// What was decided before, by whichever autoscaler.

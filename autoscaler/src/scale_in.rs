@@ -5,7 +5,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use job::WorkerId;
 use store::WorkerView;
@@ -13,7 +12,7 @@ use store::WorkerView;
 use crate::apply::{Order, Pod, Workload};
 
 /// A mark must hold for so much longer when the workload is lowered: no drained worker may take jobs again under it.
-pub const MARK_MARGIN: Duration = Duration::from_secs(15);
+pub const MARK_MARGIN_MS: u64 = 15_000;
 
 /// What is to be done about workers that are too many.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub fn plan(desired: u32, workload: &Workload, pods: &[Pod], workers: &[WorkerVi
     let going: Vec<&WorkerView> = line(&workload.order, pods, workers).into_iter().take(surplus).collect();
     let goes = |worker: &WorkerView| going.iter().any(|going| going.worker == worker.worker);
     let stays_drained = |worker: &&&WorkerView| {
-        worker.mark.as_ref().is_some_and(|mark| mark.drained && mark.left > MARK_MARGIN)
+        worker.mark.as_ref().is_some_and(|mark| mark.drained && mark.left_ms > MARK_MARGIN_MS)
     };
     ScaleIn {
         take_back: workers.iter().filter(|it| it.mark.is_some() && !goes(it)).map(|it| it.worker).collect(),
@@ -45,7 +44,8 @@ pub fn plan(desired: u32, workload: &Workload, pods: &[Pod], workers: &[WorkerVi
 fn line<'a>(order: &Order, pods: &[Pod], workers: &'a [WorkerView]) -> Vec<&'a WorkerView> {
     let pods: BTreeMap<&str, &Pod> = pods.iter().map(|pod| (pod.name.as_str(), pod)).collect();
     let pod = |worker: &WorkerView| pods.get(worker.pod_name.as_deref()?).copied();
-    let present = workers.iter().filter(|worker| worker.fresh && pod(worker).is_some());
+    // Those that drain on a signal go by themselves.
+    let present = workers.iter().filter(|it| it.fresh && !it.draining && pod(it).is_some());
     let mut line: Vec<&WorkerView> = match order {
         Order::Never(_) => return Vec::new(),
         // Only the highest can go, so even a busy one gets the mark; it ends what it holds.
@@ -55,11 +55,11 @@ fn line<'a>(order: &Order, pods: &[Pod], workers: &'a [WorkerView]) -> Vec<&'a W
         }
     };
     line.sort_by_key(|worker| match order {
-        Order::HighestOrdinalFirst => (Reverse(pod(worker).and_then(|pod| pod.ordinal)), false, false, Duration::ZERO),
+        Order::HighestOrdinalFirst => (Reverse(pod(worker).and_then(|pod| pod.ordinal)), false, false, 0),
         // Drained ones, then those on their way, then idle ones; the youngest first, whose caches are the coldest.
         _ => {
             let drained = worker.mark.as_ref().is_some_and(|mark| mark.drained);
-            (Reverse(None), !drained, worker.mark.is_none(), worker.age)
+            (Reverse(None), !drained, worker.mark.is_none(), worker.age_ms)
         }
     });
     line

@@ -1,6 +1,7 @@
 //! An autoscaler's life: boot, decide once a second, stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,12 +13,15 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use service::{Admin, Check, Essential, Readiness, RetryError, retry};
 use store::Store;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::apply::{Clients, Processes, Target};
-use crate::config::{Pool, TargetName};
+use crate::apply::kubernetes::{Cluster, ClusterError};
+use crate::apply::{Processes, Target};
+use crate::config::TargetName;
 use crate::leader::Leader;
 use crate::observe::Observer;
 use crate::reconcile::{Reconciler, Shared};
@@ -54,7 +58,7 @@ impl Fleet {
         let observer = Arc::new(Observer::new(broker.clone(), store.clone(), names, settings.management_url.clone()));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
-        let (mut reconcilers, mut processes, mut clients) = (Vec::new(), Vec::new(), None);
+        let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
         for pool in &settings.pools {
             let target: Arc<dyn Target> = match &pool.target {
                 TargetName::Process => {
@@ -63,7 +67,11 @@ impl Fleet {
                     processes.push(target.clone());
                     target
                 }
-                TargetName::Kubernetes { .. } => kubernetes(settings, pool, &mut clients).await?,
+                TargetName::Kubernetes { workload, namespace } => {
+                    let cluster = clusters.find(settings.kube_context.as_deref(), namespace).await;
+                    let cluster = cluster.context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
+                    Arc::new(cluster.target(workload.clone(), settings.pod_deletion_cost))
+                }
             };
             reconcilers.push(Reconciler::new(shared.clone(), pool.clone(), target));
         }
@@ -85,8 +93,19 @@ impl Fleet {
     }
 }
 
-async fn kubernetes(settings: &Settings, pool: &Pool, clients: &mut Option<Clients>) -> anyhow::Result<Arc<dyn Target>> {
-    unimplemented!()
+/// The clusters that pools are in, by namespace: pools of one namespace share its connections.
+#[derive(Default)]
+struct Clusters(HashMap<Option<String>, Arc<Cluster>>);
+
+impl Clusters {
+    async fn find(&mut self, context: Option<&str>, namespace: &Option<String>) -> Result<Arc<Cluster>, ClusterError> {
+        if let Some(known) = self.0.get(namespace) {
+            return Ok(known.clone());
+        }
+        let cluster = Cluster::find(context, namespace.as_deref()).await?;
+        self.0.insert(namespace.clone(), cluster.clone());
+        Ok(cluster)
+    }
 }
 
 /// Decides until told to stop, then hands over.
@@ -171,4 +190,12 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         checks.insert("role", Check::Info(json!(role)));
         checks
     })
+}
+
+/// Resolves when the broker's supervisor gives up for good.
+async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
+    match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
+        Ok(BrokerStatus::Closed { reason }) => reason.clone(),
+        Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
+    }
 }

@@ -23,7 +23,7 @@ pub struct PoolArgs {
     /// The pool: its backlog is the queue harness.jobs.<pool>
     #[arg(long, env = "POOL", default_value = "default", help_heading = "Pools")]
     pool: Setting<Name>,
-    /// What is resized: deployment/NAME, statefulset/NAME, GROUP/VERSION/KIND/NAME, or `process` for workers on this machine
+    /// What is resized: Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME, or `process` for workers on this machine
     #[arg(long, env = "AUTOSCALER_TARGET", help_heading = "Pools")]
     target: Option<String>,
     /// The namespace of the workload; the one this runs in, or that of the kubeconfig's context, when not given
@@ -52,7 +52,7 @@ impl PoolArgs {
         let target = problems.required(
             "AUTOSCALER_TARGET",
             self.target,
-            "deployment/NAME, statefulset/NAME, GROUP/VERSION/KIND/NAME or process (or AUTOSCALER_POOLS, a file of pools)",
+            "Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME or process (or AUTOSCALER_POOLS, a file of pools)",
         );
         let target = target
             .and_then(|text| problems.check("AUTOSCALER_TARGET", TargetName::new(&text, self.namespace)));

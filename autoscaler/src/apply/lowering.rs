@@ -111,7 +111,8 @@ pub fn lowered(
     if let Some(pod) = pods.iter().find(|pod| !pod.ready && !is_drained(pod)) {
         return Err(Wait::NotReady { pod: pod.name.clone(), trouble: pod.trouble.clone() });
     }
-    let may_leave = |pod: &&Pod| is_drained(pod) && !pod.ready;
+    // Where they are named, nobody else can go in their place, whatever is to be seen of them.
+    let may_leave = |pod: &&Pod| is_drained(pod) && (!pod.ready || seen.order == Order::AsNamed);
     let leaving: Vec<&Pod> = match seen.order {
         Order::HighestOrdinalFirst => {
             let mut pods: Vec<&Pod> = pods.iter().collect();
