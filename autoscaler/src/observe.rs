@@ -208,7 +208,6 @@ impl Sources {
             async move { Ok(depths.lock().await.look(LOOK).await) }
         };
         let ask_management = |management: Management| {
-            let management = Arc::new(management);
             Source::new("the management API", MANAGEMENT_EVERY, move || management.clone().ready())
         };
         Sources {

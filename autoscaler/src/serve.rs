@@ -21,9 +21,9 @@ use tracing::{info, warn};
 
 use crate::apply::kubernetes::{Cluster, ClusterError};
 use crate::apply::{Processes, Target};
-use crate::config::{Pool, TargetName};
+use crate::config::TargetName;
 use crate::leader::Leader;
-use crate::observe::{Health, Observer, SourceHealth, Watched};
+use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
 
@@ -54,13 +54,12 @@ impl Fleet {
             Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
-        let watched = |pool: &Pool| Watched {
+        let watched = settings.pools.iter().map(|pool| Watched {
             pool: pool.name.clone(),
             due_horizon: Duration::from_secs(pool.policy.due_horizon_s),
-        };
-        let watched = settings.pools.iter().map(watched).collect();
-        let observer = Observer::new(broker.clone(), store.clone(), watched, settings.management.clone());
-        let observer = Arc::new(observer);
+        });
+        let management = settings.management.clone();
+        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
         let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
@@ -186,9 +185,12 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         let Some(shared) = booted.get() else {
             return BTreeMap::from([("database_connected", Check::Must(false, Some("starting".to_owned())))]);
         };
-        let Health { queue, ledger, .. } = shared.observer.health();
-        let must = |source: SourceHealth| Check::Must(source.error.is_none(), source.error);
-        let mut checks = BTreeMap::from([("database_connected", must(ledger)), ("queue_observed", must(queue))]);
+        let health = shared.observer.health();
+        let sources = [("database_connected", health.ledger.error), ("queue_observed", health.queue.error)];
+        let mut checks: BTreeMap<_, _> = sources
+            .into_iter()
+            .map(|(name, error)| (name, Check::Must(error.is_none(), error)))
+            .collect();
         let role = if shared.leader.leadership().is_some() { "leader" } else { "standby" };
         checks.insert("role", Check::Info(json!(role)));
         checks
