@@ -14,6 +14,8 @@ mod behavior;
 mod schedule;
 mod safety;
 mod decision;
+#[cfg(test)]
+mod tests;
 
 pub use decision::{Decision, Reason, Step};
 pub use history::{History, Resize};

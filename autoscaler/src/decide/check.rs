@@ -1,6 +1,6 @@
 //! Check: what is wrong with a policy, by the name of its field.
 
-use super::{Behavior, MAX_PERIOD_S, MAX_WINDOW_S, Mode, Policy, RateUnit};
+use super::{Behavior, MAX_PERIOD_S, MAX_WINDOW_S, Mode, Policy};
 
 /// The longest time that a policy may wait for anything else, in seconds: a week.
 const MAX_WAIT_S: u64 = 7 * 24 * 3600;
@@ -18,14 +18,6 @@ impl Policy {
             problems.push(format!(
                 "scale_down.tolerance: {given} would never shrink; a part below 1, such as 0.1, is right"
             ));
-        }
-        for (index, limit) in self.scale_down.policies.iter().enumerate() {
-            if limit.unit == RateUnit::Percent && limit.value > 100 {
-                let given = limit.value;
-                problems.push(format!(
-                    "scale_down.policies[{index}].value: {given} percent cannot go; 1 to 100 is right"
-                ));
-            }
         }
         self.check_schedule(&mut problems);
         problems

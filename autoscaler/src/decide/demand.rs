@@ -92,7 +92,7 @@ impl Line {
         let left = (self.waiting - taken).max(0.0);
         let later = Line {
             waiting: left,
-            running: there,
+            running: self.running.max(there),
             oldest_s: if self.waiting > 0.0 { self.oldest_s * left / self.waiting } else { 0.0 },
             ..self
         };
