@@ -6,6 +6,7 @@
 
 mod observe;
 pub mod decide;
+pub mod explain;
 pub mod simulate;
 mod cli;
 
