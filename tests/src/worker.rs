@@ -89,7 +89,12 @@ impl Launch {
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
         let mut command = Command::new(binary(self.program));
-        command.args(&self.arguments).env_clear().envs(&self.environment).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(&self.arguments)
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
         #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal")]
         // SAFETY: the hook makes one system call; it neither allocates nor locks.
         unsafe {
