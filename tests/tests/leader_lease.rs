@@ -84,15 +84,15 @@ async fn a_successor_waits_for_what_its_predecessor_is_writing() {
     // As a transaction of the leader's does.
     let mut writing = database.connect().await;
     sqlx::raw_sql("BEGIN; SELECT FROM harness_leases FOR SHARE").execute(&mut writing).await.unwrap();
-    let successor = store.clone();
-    let next = tokio::spawn(async move {
-        let lead = async || successor.lead("fleet", "next", LONG).await.unwrap();
-        until("the lease is over", lead).await
-    });
+    let lead = async || store.lead("fleet", "next", LONG).await.unwrap();
     let waits = "SELECT count(*) FROM pg_stat_activity
                   WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    until("the successor waits", async || (database.count(waits).await > 0).then_some(())).await;
-    assert!(!next.is_finished());
-    sqlx::raw_sql("COMMIT").execute(&mut writing).await.unwrap();
-    assert_eq!(next.await.unwrap().holder, "next");
+    let mut written = false;
+    let writing = async {
+        until("the successor waits", async || (database.count(waits).await > 0).then_some(())).await;
+        written = true;
+        sqlx::raw_sql("COMMIT").execute(&mut writing).await.unwrap();
+    };
+    let (next, ()) = tokio::join!(until("the lease is over", lead), writing);
+    assert!(written && next.holder == "next");
 }
