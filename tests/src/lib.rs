@@ -33,7 +33,7 @@ pub use cluster::{Cluster, Namespace, PodState};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed, folded};
+pub use runs::{Runner, claimed, done, folded, leading};
 pub use vhost::Vhost;
 pub use worker::{Launch, Worker};
 
