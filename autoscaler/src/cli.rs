@@ -1,5 +1,6 @@
 //! The command line.
 
+mod observe;
 mod simulate;
 
 use std::net::SocketAddr;
@@ -71,14 +72,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look once at each pool and print what is known, one JSON object per pool
-    ///
-    /// Exit codes: 0 all is known, 2 wrong settings, 3 something is unknown; the output says what and why.
-    Observe {
-        /// The pools
-        #[arg(default_value = "default")]
-        pools: Vec<Name>,
-    },
+    Observe(observe::Observe),
     Simulate(Box<simulate::Simulate>),
 }
 
@@ -133,7 +127,7 @@ impl Args {
                 Command::Explain { pool, limit, json } => {
                     let _ = (pool, limit, json); todo!()
                 }
-                Command::Observe { pools } => { let _ = pools; todo!() }
+                Command::Observe(observe) => observe.run(self.common, problems).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
             }
         })
