@@ -5,18 +5,15 @@ mod simulate;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
 use service::{Common, Problems, Setting};
-use store::Store;
-use tokio_util::sync::CancellationToken;
+use store::{Store, StoreConfig};
 
-use crate::settings::{ControlArgs, Services};
-use crate::{once, serve};
+use crate::settings::ControlArgs;
+use crate::{explain, once, serve};
 
 /// Resizes pools of workers by their backlog, and never takes a busy worker away.
 ///
@@ -125,11 +122,37 @@ impl Args {
                     once::once(settings, dry_run, json, stop).await
                 }
                 Command::Explain { pool, limit, json } => {
-                    let _ = (pool, limit, json); todo!()
+                    run_explain(&pool, limit, json, self.common, problems).await
                 }
                 Command::Observe(observe) => observe.run(self.common, problems).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
             }
         })
     }
+}
+
+async fn run_explain(
+    pool: &Name,
+    limit: u32,
+    json: bool,
+    common: Common,
+    mut problems: Problems,
+) -> anyhow::Result<ExitCode> {
+    let expected = "postgres://user:password@host:5432/database";
+    let url = problems.required("DATABASE_URL", common.database_url, expected);
+    let store = url
+        .as_ref()
+        .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
+    let (Some(url), Some(store), 0) = (url, store, problems.count()) else {
+        return Err(problems.into_error().into());
+    };
+    migrations::check(url.expose_secret()).await?;
+    let decisions = Store::new(&store).last_decisions(pool, limit).await?;
+    if decisions.is_empty() {
+        eprintln!("no autoscaler has decided for the pool {pool} yet");
+        return Ok(ExitCode::from(3));
+    }
+    let told = explain::told(decisions);
+    print!("{}", if json { explain::json(&told) } else { explain::text(&told) });
+    Ok(ExitCode::SUCCESS)
 }
