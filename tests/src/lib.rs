@@ -16,6 +16,7 @@ mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod own_broker;
 mod worker;
 mod fleet;
 mod runs;
@@ -30,9 +31,10 @@ use tokio::time::Instant;
 
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
+pub use own_broker::OwnBroker;
 pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed, folded};
-pub use vhost::Vhost;
+pub use vhost::{Guest, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.

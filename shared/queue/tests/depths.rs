@@ -35,7 +35,7 @@ async fn missing_queues_hide_no_others_and_are_found_when_they_come() {
             declare_foreign_queue(name, FieldTable::default()).await;
         }
         let mut depths = Depths::new(desk.broker.clone(), names.clone());
-        let there = |at: &usize| at % 3 == 0;
+        let there = |at: &usize| at.is_multiple_of(3);
         let wanted: Vec<_> = (0..60).map(|at| there(&at).then_some(0)).collect();
         for _ in 0..3 {
             assert_eq!(look(&mut depths).await, wanted);
