@@ -16,10 +16,12 @@ mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod own_broker;
 mod worker;
 mod fleet;
 mod runs;
 mod cluster;
+mod node;
 pub mod model;
 pub mod replay;
 
@@ -32,9 +34,11 @@ use tokio::time::Instant;
 pub use cluster::{Cluster, Namespace, PodState};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
+pub use own_broker::OwnBroker;
+pub use node::Node;
 pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed, done, folded, leading};
-pub use vhost::Vhost;
+pub use vhost::{Guest, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.
