@@ -23,24 +23,35 @@ use crate::simulate::{Comparison, Drawn, Setup, Simulation, TICK_MS, Trace, plot
 /// Ticks between two looks at the progress bar and the stop signal.
 const STRIDE: u64 = 4_096;
 
-/// Play a trace of jobs through the decisions of a policy: how long would they wait, and what would the pool cost
+/// Play a trace of jobs through the decisions of a policy: how long they wait, what the pool costs
 ///
-/// The same decisions as in `autoscaler run`, one a second, on a modelled pool: workers take a while to start and to
-/// drain, readings are a second old, jobs are taken in order, and only a worker that holds nothing is ever taken away.
-/// Nothing is connected to. The same input gives the same output.
+/// The same decisions as in `autoscaler run`, one a second, on a modelled pool: workers take a
+/// while to start and to drain, readings are a second old, jobs are taken in order, and only a
+/// worker that holds nothing is ever taken away. Nothing is connected to. The same input gives the
+/// same output.
 ///
-/// A trace is CSV with a header, or JSON lines of the same names; ops/traces/burst.csv is one:
+/// A trace is CSV with a header (ops/traces/burst.csv is one):
 ///
 ///   arrival_s,service_s,session
 ///   0.5,62.25,s-1
+///
+/// or JSON lines of the same names:
+///
 ///   {"arrival_s": 0.5, "service_s": 62.25, "session": "s-1"}
 ///
-/// arrival_s: when the job came, in seconds from the beginning. service_s: how long it ran. session (optional): jobs of
-/// one session run one at a time. The last day of a real pool:
+/// arrival_s: when the job came, in seconds from the beginning. service_s: how long it ran.
+/// session (may be left out): jobs of one session run one at a time.
 ///
-///   psql "$DATABASE_URL" -c "COPY (SELECT extract(epoch FROM accepted_at - min(accepted_at) OVER ()) AS arrival_s,
-///   extract(epoch FROM finished_at - started_at) AS service_s, session_id AS session FROM harness_results WHERE pool =
-///   'default' AND started_at IS NOT NULL AND accepted_at > now() - interval '1 day') TO STDOUT CSV HEADER" > trace.csv
+/// The last day of a real pool, as a trace:
+///
+///   psql "$DATABASE_URL" -c "COPY (
+///     SELECT extract(epoch FROM accepted_at - min(accepted_at) OVER ()) AS arrival_s,
+///            extract(epoch FROM finished_at - started_at) AS service_s, session_id AS session
+///       FROM harness_results
+///      WHERE pool = 'default' AND started_at IS NOT NULL
+///        AND accepted_at > now() - interval '1 day') TO STDOUT CSV HEADER" > trace.csv
+///
+/// A policy is TOML; ops/policies/target_wait.toml is one.
 ///
 /// Exit codes: 0 done, 1 something failed, 2 wrong settings, policy or trace.
 #[derive(Debug, Args)]

@@ -45,7 +45,9 @@ impl Story {
     /// The next decision; they come in the order of their time.
     pub fn add(&mut self, told: &Told) {
         match &mut self.entry {
-            Some(entry) if entry.first.epoch == told.epoch && subject(&entry.first) == subject(told) => {
+            Some(entry)
+                if entry.first.epoch == told.epoch && Subject::of(&entry.first) == Subject::of(told) =>
+            {
                 entry.add(told);
             }
             _ => {
@@ -93,11 +95,24 @@ impl Story {
 }
 
 /// What an entry is about: decisions with the same subject are told together.
-fn subject(told: &Told) -> (Option<u32>, Option<u32>, Option<Reason>, Option<&str>, Option<&str>) {
-    let decision = &told.decision;
-    let stays = decision.current == decision.desired;
-    let reason = (!stays || is_remarkable(decision.reason)).then_some(decision.reason);
-    (decision.current, decision.desired, reason, told.outcome.as_deref(), told.detail.as_deref())
+#[derive(PartialEq)]
+struct Subject<'a> {
+    size: (Option<u32>, Option<u32>),
+    /// Where it must not be lost among others.
+    reason: Option<Reason>,
+    outcome: (Option<&'a str>, Option<&'a str>),
+}
+
+impl Subject<'_> {
+    fn of(told: &Told) -> Subject<'_> {
+        let decision = &told.decision;
+        let stays = decision.current == decision.desired;
+        Subject {
+            size: (decision.current, decision.desired),
+            reason: (!stays || is_remarkable(decision.reason)).then_some(decision.reason),
+            outcome: (told.outcome.as_deref(), told.detail.as_deref()),
+        }
+    }
 }
 
 /// Whether it is worth an entry of its own that a pool stays as it is.
