@@ -4,10 +4,10 @@ use autoscaler::apply::kubernetes::{self, Kubernetes};
 use autoscaler::apply::{Event, Target, TargetError};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use tests::{Cluster, Namespace, until, until_ok};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 /// A Deployment `worker` of two, and a target that looks at it for the first time.
 async fn target() -> (Namespace, Kubernetes) {
@@ -84,37 +84,69 @@ async fn an_hpa_of_another_workload_is_no_rival() {
     assert_eq!(replicas(&namespace).await, Some(3));
 }
 
-/// The kind of KEDA, as far as it matters here.
-async fn define_scaled_objects(cluster: &Cluster) {
-    let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-    let version = json!({ "name": "v1alpha1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } });
-    let names = json!({ "plural": "scaledobjects", "singular": "scaledobject", "kind": "ScaledObject",
-                        "listKind": "ScaledObjectList" });
-    let definition = json!({ "metadata": { "name": "scaledobjects.keda.sh" },
-                             "spec": { "group": "keda.sh", "scope": "Namespaced", "names": names,
-                                       "versions": [version] } });
-    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
-    let definition = serde_json::from_value(definition).unwrap();
-    definitions.create(&PostParams::default(), &definition).await.unwrap();
+/// An API server that gives these answers, and "not found" to all else: one with KEDA, or of another version.
+async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answers = answers.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut lines = Vec::new();
+                loop {
+                    let mut line = String::new();
+                    if stream.read_line(&mut line).await.unwrap() == 0 {
+                        return;
+                    }
+                    if line != "\r\n" {
+                        lines.push(line);
+                        continue;
+                    }
+                    let path = lines[0].split([' ', '?']).nth(1).unwrap().to_owned();
+                    lines.clear();
+                    let answer = answers.iter().find(|(known, _)| *known == path);
+                    let (code, body) = match answer {
+                        Some((_, body)) => (200, body.to_string()),
+                        None => (404, "404 page not found".to_owned()),
+                    };
+                    let answer = format!("HTTP/1.1 {code} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    let cluster = kubernetes::Cluster::with(kube::Config::new(url.parse().unwrap())).unwrap();
+    cluster.target("deployment/worker".parse().unwrap(), None, false).unwrap()
+}
+
+const SCALED_OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects";
+const OLD_HPAS: &str = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers";
+const NEW_HPAS: &str = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers";
+
+async fn rival_of(target: &Kubernetes) -> String {
+    match target.look().await.unwrap_err() {
+        TargetError::Contested { by, .. } => by,
+        other => panic!("{other}"),
+    }
 }
 
 #[tokio::test]
-async fn a_workload_with_a_scaled_object_is_not_resized() {
-    let (namespace, target) = target().await;
-    // No such kind is served: there are none.
-    let seen = target.look().await.unwrap();
-    define_scaled_objects(Cluster::shared().await).await;
-    let scaled = json!({ "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": { "name": "rival" },
-                         "spec": { "scaleTargetRef": { "name": "worker" } } });
-    let scaled = serde_json::from_value(scaled).unwrap();
-    let rivals = namespace.dynamic("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects");
-    until_ok("the kind is served", async || rivals.create(&PostParams::default(), &scaled).await).await;
-    // KEDA makes an HPA of each; the ScaledObject is the one to remove.
-    namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
-    let error = fresh(&namespace).await.resize(&seen, 3, &[]).await.unwrap_err();
-    let rival = format!("ScaledObject {}/rival", namespace.name);
-    assert!(matches!(&error, TargetError::Contested { by, .. } if *by == rival), "{error}");
-    assert_eq!(replicas(&namespace).await, Some(2));
+async fn a_scaled_object_is_named_rather_than_the_hpa_that_keda_makes_of_it() {
+    let object =
+        json!({ "metadata": { "name": "rival" }, "spec": { "scaleTargetRef": { "name": "worker" } } });
+    let mut hpa = scales("Deployment", "worker");
+    hpa["metadata"]["name"] = json!("keda-hpa-rival");
+    let answers = vec![(SCALED_OBJECTS, json!({ "items": [object] })), (OLD_HPAS, json!({ "items": [hpa] }))];
+    assert_eq!(rival_of(&answering(answers).await).await, "ScaledObject default/rival");
+}
+
+#[tokio::test]
+async fn an_hpa_is_found_in_whichever_version_is_served() {
+    for path in [OLD_HPAS, NEW_HPAS] {
+        let target = answering(vec![(path, json!({ "items": [scales("Deployment", "worker")] }))]).await;
+        assert_eq!(rival_of(&target).await, "HorizontalPodAutoscaler default/rival");
+    }
 }
 
 #[tokio::test]

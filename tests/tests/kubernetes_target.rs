@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use autoscaler::apply::kubernetes::{self, Kubernetes};
 use autoscaler::apply::{Order, Target, TargetError, Wait, Workload, lowered};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -199,20 +200,60 @@ async fn pods_that_start_or_crash_make_it_wait() {
     assert!(starting, "{wait}");
 }
 
-/// A kind of its own with a scale, as operators bring them.
-async fn define_fleets(cluster: &Cluster) {
+/// A kind that we know nothing of beforehand, and whose pods are ranked by readiness all the same.
+#[tokio::test]
+async fn any_kind_with_a_scale_grows_and_shrinks_where_it_is_known_who_goes() {
+    let (namespace, target) = target("v1/ReplicationController/worker").await;
+    namespace.grant("autoscaler", "controllers", json!([
+        { "apiGroups": [""], "resources": ["replicationcontrollers"], "verbs": ["get", "patch"] },
+        { "apiGroups": [""], "resources": ["replicationcontrollers/scale"], "verbs": ["get", "patch"] },
+    ]))
+    .await;
+    let labels = json!({ "app": "worker" });
+    let container = json!([{ "name": "worker", "image": "none" }]);
+    let template = json!({ "metadata": { "labels": labels }, "spec": { "containers": container } });
+    let spec = json!({ "replicas": 2, "selector": labels, "template": template });
+    namespace
+        .create::<ReplicationController>(json!({ "metadata": { "name": "worker" }, "spec": spec }))
+        .await;
+    namespace.settle(2).await;
+    until_ok("the rights are noticed", async || target.look().await).await;
+    let seen = at_rest(&target).await;
+    assert_eq!((seen.replicas, &seen.order), (2, &Order::NotReadyFirst));
+
+    target.resize(&seen, 3, &[]).await.unwrap();
+    assert!(matches!(target.resize(&seen, 4, &[]).await, Err(TargetError::Conflict { .. })));
+    namespace.settle(3).await;
+    let old = at_rest(&target).await;
+    target.touch("demand returned").await.unwrap();
+    assert!(matches!(target.resize(&old, 1, &[]).await, Err(TargetError::Conflict { .. })));
+
+    let drained = names(&[&namespace.pod_names().await[1]]);
+    for pod in &drained {
+        namespace.set_pod(pod, PodState::NotReady).await;
+    }
+    assert_eq!(lower(&target, &drained).await, 2);
+    until("the drained pod has gone", async || {
+        let pods = namespace.pod_names().await;
+        (pods.len() == 2 && pods.iter().all(|pod| !drained.contains(pod))).then_some(())
+    })
+    .await;
+}
+
+/// A kind of one's own, as operators bring them; with a scale or without.
+async fn define(cluster: &Cluster, kind: &str, plural: &str, scale: bool) {
     let integer = json!({ "type": "integer" });
     let schema = json!({ "type": "object", "properties": {
         "spec": { "type": "object", "properties": { "size": integer } },
         "status": { "type": "object", "properties": { "size": integer, "selector": { "type": "string" } } },
     } });
-    let scale = json!({ "specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size",
+    let paths = json!({ "specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size",
                         "labelSelectorPath": ".status.selector" });
-    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
-                          "subresources": { "status": {}, "scale": scale } });
-    let names =
-        json!({ "plural": "fleetses", "singular": "fleet", "kind": "Fleet", "listKind": "FleetList" });
-    let definition = json!({ "metadata": { "name": "fleetses.example.com" },
+    let subresources = if scale { json!({ "scale": paths }) } else { json!({}) };
+    let version = json!({ "name": "v1", "served": true, "storage": true, "subresources": subresources,
+                          "schema": { "openAPIV3Schema": schema } });
+    let names = json!({ "plural": plural, "kind": kind });
+    let definition = json!({ "metadata": { "name": format!("{plural}.example.com") },
                              "spec": { "group": "example.com", "scope": "Namespaced", "names": names,
                                        "versions": [version] } });
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
@@ -221,61 +262,43 @@ async fn define_fleets(cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn any_kind_with_a_scale_is_resized_and_lowered_where_it_is_known_who_goes() {
+async fn a_kind_of_ones_own_is_found_by_its_definition() {
     let cluster = Cluster::shared().await;
-    let (namespace, target) = target("example.com/v1/Fleet/worker").await;
-    let error = target.look().await.unwrap_err();
-    let kinds = "the API server has no kind Fleet in example.com/v1";
-    assert!(matches!(&error, TargetError::NotFound { message, .. } if message.contains(kinds)), "{error}");
-    define_fleets(cluster).await;
-    // Known by the API server a moment later; and then a right is missing, which is named.
-    let error = until("the kind is served", async || match target.look().await.unwrap_err() {
-        TargetError::NotFound { .. } => None,
-        error => Some(error),
-    });
-    let error = error.await.to_string();
-    assert!(
-        error.contains("the right to get fleetses of example.com named worker in the namespace"),
-        "{error}"
-    );
-    let rules = json!([
-        { "apiGroups": ["example.com"], "resources": ["fleetses"], "verbs": ["get", "patch"] },
-        { "apiGroups": ["example.com"], "resources": ["fleetses/scale"], "verbs": ["get", "patch"] },
-    ]);
+    let (namespace, fleet) = target("example.com/v1/Fleet/worker").await;
+    let error = fleet.look().await.unwrap_err();
+    let none = "the API server has no kind Fleet in example.com/v1";
+    assert!(matches!(&error, TargetError::NotFound { message, .. } if message == none), "{error}");
+
+    define(cluster, "Fleet", "armada", true).await;
+    let right =
+        format!("the right to get armada of example.com named worker in the namespace {}", namespace.name);
+    until_ok("the kind is found, and the missing right is named", async || match fleet.look().await {
+        Err(error @ TargetError::Forbidden { .. }) if error.to_string().contains(&right) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let rules = json!([{ "apiGroups": ["example.com"], "resources": ["armada"], "verbs": ["get"] }]);
     namespace.grant("autoscaler", "fleets", rules).await;
+    until_ok("the object is asked for", async || match fleet.look().await {
+        Err(TargetError::NotFound { message, .. })
+            if message.contains("armada.example.com \"worker\" not found") =>
+        {
+            Ok(())
+        }
+        other => Err(other),
+    })
+    .await;
 
-    let fleets = namespace.dynamic("example.com", "v1", "Fleet", "fleetses");
-    let fleet = json!({ "apiVersion": "example.com/v1", "kind": "Fleet", "metadata": { "name": "worker" },
-                        "spec": { "size": 2 } });
-    fleets.create(&PostParams::default(), &serde_json::from_value(fleet).unwrap()).await.unwrap();
-    let report = async |status: serde_json::Value| {
-        let patch = Patch::Merge(json!({ "status": status }));
-        fleets.patch_status("worker", &PatchParams::default(), &patch).await.unwrap();
-    };
-    let seen = until_ok("the rights are there", async || target.look().await).await;
-    assert_eq!(seen.replicas, 2);
-    assert!(matches!(&seen.order, Order::Never(why) if why.contains("no selector")), "{seen:?}");
-
-    report(json!({ "size": 2, "selector": "app=worker" })).await;
-    let labels = json!({ "app": "worker" });
-    let container = json!([{ "name": "worker", "image": "none" }]);
-    let template = json!({ "metadata": { "labels": labels }, "spec": { "containers": container } });
-    let spec = json!({ "replicas": 2, "selector": { "matchLabels": labels }, "template": template });
-    namespace.create::<ReplicaSet>(json!({ "metadata": { "name": "made-by-fleet" }, "spec": spec })).await;
-    namespace.settle(2).await;
-    let seen = target.look().await.unwrap();
-    assert_eq!((seen.ready, &seen.order, &seen.unsettled), (2, &Order::NotReadyFirst, &None));
-
-    target.resize(&seen, 5, &[]).await.unwrap();
-    assert!(matches!(target.resize(&seen, 6, &[]).await, Err(TargetError::Conflict { .. })));
-    let seen = target.look().await.unwrap();
-    assert_eq!(seen.replicas, 5);
-    assert!(
-        seen.unsettled.as_deref().is_some_and(|why| why.contains("2 are there, 5 are meant")),
-        "{seen:?}"
-    );
-    target.touch("demand returned").await.unwrap();
-    assert!(matches!(target.resize(&seen, 1, &[]).await, Err(TargetError::Conflict { .. })));
+    let config = namespace.config_of_autoscaler(cluster).await;
+    let boat = kubernetes::Cluster::with(config).unwrap();
+    let boat = boat.target("example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
+    define(cluster, "Boat", "boats", false).await;
+    let told = "a Boat cannot be scaled: it has no subresource scale";
+    until_ok("the lack of a scale is told", async || match boat.look().await {
+        Err(TargetError::Refused { message, .. }) if message == told => Ok(()),
+        other => Err(other),
+    })
+    .await;
 }
 
 #[tokio::test]
