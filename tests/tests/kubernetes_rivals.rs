@@ -21,8 +21,8 @@ async fn target() -> (Namespace, Kubernetes) {
 /// Another autoscaler, which knows no list of others yet.
 async fn fresh(namespace: &Namespace) -> Kubernetes {
     let config = namespace.config_of_autoscaler(Cluster::shared().await).await;
-    let cluster = kubernetes::Cluster::with(config).unwrap();
-    cluster.target("deployment/worker".parse().unwrap(), None, false).unwrap()
+    let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
 }
 
 fn scales(kind: &str, name: &str) -> Value {
@@ -31,14 +31,20 @@ fn scales(kind: &str, name: &str) -> Value {
 }
 
 async fn replicas(namespace: &Namespace) -> Option<i32> {
-    namespace.api::<Deployment>().get("worker").await.unwrap().spec.unwrap().replicas
+    namespace
+        .api::<Deployment>()
+        .get("worker")
+        .await
+        .expect("the workload")
+        .spec
+        .and_then(|spec| spec.replicas)
 }
 
 #[tokio::test]
 async fn a_workload_with_an_hpa_is_not_resized() {
     let (namespace, target) = target().await;
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     let told = format!(
         "Deployment {0}/worker is also scaled by HorizontalPodAutoscaler {0}/rival: remove that one, or give this \
          pool another workload",
@@ -54,7 +60,7 @@ async fn a_workload_with_an_hpa_is_not_resized() {
 #[tokio::test]
 async fn an_hpa_that_comes_later_is_noticed_before_the_next_write() {
     let (namespace, target) = target().await;
-    target.look().await.unwrap();
+    target.look().await.expect("a workload");
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
     // It writes the number that is there already, so that nothing is changed until it notices.
     let by = until("it notices", async || {
@@ -80,14 +86,15 @@ async fn an_hpa_of_another_workload_is_no_rival() {
     let mut other = scales("Deployment", "other");
     other["metadata"]["name"] = json!("of-another");
     namespace.create::<HorizontalPodAutoscaler>(other).await;
-    until_ok("it grows", async || target.resize(&target.look().await.unwrap(), 3, &[]).await).await;
+    until_ok("it grows", async || target.resize(&target.look().await.expect("a workload"), 3, &[]).await)
+        .await;
     assert_eq!(replicas(&namespace).await, Some(3));
 }
 
 /// An API server that gives these answers, and "not found" to all else: one with KEDA, or of another version.
 async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("its address"));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let answers = answers.clone();
@@ -96,14 +103,14 @@ async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
                 let mut lines = Vec::new();
                 loop {
                     let mut line = String::new();
-                    if stream.read_line(&mut line).await.unwrap() == 0 {
+                    if stream.read_line(&mut line).await.expect("a request") == 0 {
                         return;
                     }
                     if line != "\r\n" {
                         lines.push(line);
                         continue;
                     }
-                    let path = lines[0].split([' ', '?']).nth(1).unwrap().to_owned();
+                    let path = lines[0].split([' ', '?']).nth(1).expect("a path").to_owned();
                     lines.clear();
                     let answer = answers.iter().find(|(known, _)| *known == path);
                     let (code, body) = match answer {
@@ -111,13 +118,14 @@ async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
                         None => (404, "404 page not found".to_owned()),
                     };
                     let answer = format!("HTTP/1.1 {code} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    stream.write_all(answer.as_bytes()).await.expect("somebody who asked");
                 }
             });
         }
     });
-    let cluster = kubernetes::Cluster::with(kube::Config::new(url.parse().unwrap())).unwrap();
-    cluster.target("deployment/worker".parse().unwrap(), None, false).unwrap()
+    let cluster =
+        kubernetes::Cluster::with(kube::Config::new(url.parse().expect("a URL"))).expect("a way there");
+    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
 }
 
 const SCALED_OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects";
@@ -125,7 +133,7 @@ const OLD_HPAS: &str = "/apis/autoscaling/v1/namespaces/default/horizontalpodaut
 const NEW_HPAS: &str = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers";
 
 async fn rival_of(target: &Kubernetes) -> String {
-    match target.look().await.unwrap_err() {
+    match target.look().await.expect_err("a rival") {
         TargetError::Contested { by, .. } => by,
         other => panic!("{other}"),
     }
@@ -152,7 +160,7 @@ async fn an_hpa_is_found_in_whichever_version_is_served() {
 #[tokio::test]
 async fn a_change_and_a_refusal_are_events_of_the_workload() {
     let (namespace, target) = target().await;
-    target.look().await.unwrap();
+    target.look().await.expect("a workload");
     target.tell(&Event::Resized { from: 2, to: 5, why: "9 jobs wait".into() }).await;
     let refusal = Event::NotResized { why: "a HorizontalPodAutoscaler is there".into() };
     target.tell(&refusal).await;

@@ -17,15 +17,15 @@ async fn target(workload: &str) -> (Namespace, Kubernetes) {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(cluster).await;
-    let target = kubernetes::Cluster::with(config).unwrap();
-    let target = target.target(workload.parse().unwrap(), None, false).unwrap();
+    let target = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    let target = target.target(workload.parse().expect("a workload"), None, false).expect("a target");
     (namespace, target)
 }
 
 /// Looks until there is nothing more to come.
 async fn at_rest(target: &Kubernetes) -> Workload {
     until_ok("the workload is at rest", async || {
-        let seen = target.look().await.unwrap();
+        let seen = target.look().await.expect("a workload");
         if seen.unsettled.is_none() && seen.ready == seen.replicas { Ok(seen) } else { Err(seen) }
     })
     .await
@@ -37,16 +37,16 @@ fn names(pods: &[&str]) -> BTreeSet<String> {
 
 /// Why it cannot be lowered now.
 async fn waits(target: &Kubernetes, drained: &BTreeSet<String>) -> Wait {
-    let seen = target.look().await.unwrap();
-    let pods = target.pods(&seen).await.unwrap();
+    let seen = target.look().await.expect("a workload");
+    let pods = target.pods(&seen).await.expect("its pods");
     lowered(&seen, &pods, drained, 0).expect_err("a reason to wait")
 }
 
 /// Lowers it by these pods as soon as the rule allows that, and returns to how many.
 async fn lower(target: &Kubernetes, drained: &BTreeSet<String>) -> u32 {
     until_ok("the workload is lowered", async || {
-        let seen = target.look().await.unwrap();
-        let pods = target.pods(&seen).await.unwrap();
+        let seen = target.look().await.expect("a workload");
+        let pods = target.pods(&seen).await.expect("its pods");
         let lowering = lowered(&seen, &pods, drained, 0).map_err(|wait| wait.to_string())?;
         if lowering.leaving.len() < drained.len() {
             return Err(format!("only {:?} may leave", lowering.leaving));
@@ -126,7 +126,7 @@ async fn what_was_looked_at_before_a_change_resizes_nothing() {
     target.touch("demand returned").await.unwrap();
     let error = target.resize(&old, 1, &[]).await.unwrap_err();
     assert!(matches!(error, TargetError::Conflict { .. }) && error.is_retryable(), "{error}");
-    let seen = target.look().await.unwrap();
+    let seen = target.look().await.expect("a workload");
     assert_eq!(seen.replicas, 2);
     target.resize(&seen, 3, &[]).await.unwrap();
     assert!(matches!(target.resize(&seen, 4, &[]).await, Err(TargetError::Conflict { .. })));
@@ -167,7 +167,7 @@ async fn nothing_is_lowered_while_a_rollout_is_in_progress() {
     assert!(rollout(&wait), "{wait}");
     until("the rollout is over", async || {
         namespace.settle(3).await;
-        target.look().await.unwrap().unsettled.is_none().then_some(())
+        target.look().await.expect("a workload").unsettled.is_none().then_some(())
     })
     .await;
 }
@@ -186,7 +186,7 @@ async fn pods_that_start_or_crash_make_it_wait() {
     namespace.set_pod(&pods[2], PodState::Ready).await;
 
     let grown = until_ok("it grows", async || {
-        let seen = target.look().await.unwrap();
+        let seen = target.look().await.expect("a workload");
         target.resize(&seen, 4, &[]).await
     });
     grown.await;
@@ -257,8 +257,8 @@ async fn define(cluster: &Cluster, kind: &str, plural: &str, scale: bool) {
                              "spec": { "group": "example.com", "scope": "Namespaced", "names": names,
                                        "versions": [version] } });
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
-    let definition = serde_json::from_value(definition).unwrap();
-    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let definition = serde_json::from_value(definition).expect("a definition");
+    definitions.create(&PostParams::default(), &definition).await.expect("a new kind");
 }
 
 #[tokio::test]
@@ -290,7 +290,7 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
     .await;
 
     let config = namespace.config_of_autoscaler(cluster).await;
-    let boat = kubernetes::Cluster::with(config).unwrap();
+    let boat = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let boat = boat.target("example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
     define(cluster, "Boat", "boats", false).await;
     let told = "a Boat cannot be scaled: it has no subresource scale";
@@ -304,7 +304,7 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
 #[tokio::test]
 async fn a_workload_that_is_not_there_is_said_to_be_missing() {
     let (_namespace, target) = target("deployment/worker").await;
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::NotFound { .. }) && !error.is_retryable(), "{error}");
     assert!(error.to_string().contains("\"worker\" not found"), "{error}");
 }
@@ -314,7 +314,7 @@ async fn a_restart_of_the_api_server_is_outlived() {
     let mut cluster = Cluster::start().await;
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(&cluster).await;
-    let way = kubernetes::Cluster::with(config).unwrap();
+    let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
     namespace.deployment(2).await;
     let seen = at_rest(&target).await;
@@ -336,10 +336,10 @@ async fn an_api_server_that_is_silent_is_given_up_on_in_time() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-    let way = kubernetes::Cluster::with(config).unwrap();
+    let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
     let begin = Instant::now();
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error}");
     assert!(begin.elapsed() >= Duration::from_secs(4), "it was not given its time");
     assert_eq!(error.to_string(), "Deployment default/worker: the API server gave no answer within 5000 ms");
