@@ -18,11 +18,14 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::until_ok;
+use crate::{until, until_ok};
 use folder::Folder;
 use servers::{Programs, Server};
 
 pub use namespace::{Namespace, PodState};
+
+/// The API server signs its certificate by itself, and keeps it there.
+const CERTIFICATE: &str = "certificates/apiserver.crt";
 
 /// A cluster; its processes and its data are gone with this, and at the latest with the process of the tests.
 pub struct Cluster {
@@ -56,16 +59,16 @@ impl Cluster {
         let tokens = format!("{token},admin,admin,system:masters\n");
         std::fs::write(folder.join("tokens.csv"), tokens).expect("a file of tokens");
         write_kubeconfig(&folder.join("admin.kubeconfig"), &folder, ports.api, &token, "default");
-        let etcd = programs.etcd(&folder, ports.etcd);
-        let api = programs.api_server(&folder, ports.etcd, ports.api);
-        let mut cluster = Cluster {
-            controllers: programs.controller_manager(&folder),
-            programs,
-            etcd,
-            api: Some(api),
-            ports,
-            folder,
-        };
+        let mut etcd = programs.etcd(&folder, ports.etcd);
+        let mut api = programs.api_server(&folder, ports.etcd, ports.api);
+        until("the API server has its certificate", async || {
+            etcd.lives();
+            api.lives();
+            folder.join(CERTIFICATE).exists().then_some(())
+        })
+        .await;
+        let controllers = programs.controller_manager(&folder);
+        let mut cluster = Cluster { programs, etcd, api: Some(api), controllers, ports, folder };
         cluster.ready().await;
         cluster
     }
@@ -151,8 +154,7 @@ fn write_kubeconfig(path: &Path, folder: &Folder, port: u16, token: &str, namesp
         "users": named("user", json!({ "token": token })),
         "clusters": named("cluster", json!({
             "server": format!("https://127.0.0.1:{port}"),
-            // The API server signs its certificate by itself, and keeps it there.
-            "certificate-authority": folder.join("certificates/apiserver.crt"),
+            "certificate-authority": folder.join(CERTIFICATE),
         })),
     });
     std::fs::write(path, kubeconfig.to_string()).expect("a kubeconfig");

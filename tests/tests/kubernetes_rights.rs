@@ -13,8 +13,8 @@ use tests::{Cluster, Namespace, until_ok};
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 fn target(config: kube::Config, workload: &str, deletion_cost: bool) -> Kubernetes {
-    let cluster = kubernetes::Cluster::with(config).unwrap();
-    cluster.target(workload.parse().unwrap(), None, deletion_cost).unwrap()
+    let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    cluster.target(workload.parse().expect("a workload"), None, deletion_cost).expect("a target")
 }
 
 /// Whether the API server would let this client do so.
@@ -24,8 +24,9 @@ async fn may(client: &Client, namespace: &str, verb: &str, group: &str, resource
                         "subresource": subresource, "name": name });
     let review = json!({ "spec": { "resourceAttributes": asked } });
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let review = reviews.create(&PostParams::default(), &serde_json::from_value(review).unwrap()).await;
-    review.unwrap().status.unwrap().allowed
+    let review =
+        reviews.create(&PostParams::default(), &serde_json::from_value(review).expect("a review")).await;
+    review.ok().and_then(|review| review.status).expect("an answer").allowed
 }
 
 #[tokio::test]
@@ -39,10 +40,11 @@ async fn the_role_is_enough_for_all_that_a_target_does() {
         } else {
             namespace.stateful_set(1, "Parallel").await;
         }
-        let seen = target.look().await.unwrap();
-        assert_eq!(target.pods(&seen).await.unwrap().len(), 1);
+        let seen = target.look().await.expect("a workload");
+        assert_eq!(target.pods(&seen).await.expect("its pods").len(), 1);
         target.touch("a test").await.unwrap();
-        until_ok("it grows", async || target.resize(&target.look().await.unwrap(), 2, &[]).await).await;
+        until_ok("it grows", async || target.resize(&target.look().await.expect("a workload"), 2, &[]).await)
+            .await;
         target.tell(&Event::Resized { from: 1, to: 2, why: "a test".into() }).await;
         assert_eq!(namespace.events().await.len(), 1);
     }
@@ -150,7 +152,7 @@ async fn credentials_that_nobody_knows_are_told_as_such() {
 
 /// The cost that is written on a pod.
 async fn cost_of(namespace: &Namespace, pod: &str) -> Option<String> {
-    let pod = namespace.api::<Pod>().get(pod).await.unwrap();
+    let pod = namespace.api::<Pod>().get(pod).await.expect("a pod");
     pod.metadata.annotations.and_then(|annotations| annotations.get(DELETION_COST).cloned())
 }
 

@@ -4,10 +4,10 @@ use autoscaler::apply::kubernetes::{self, Kubernetes};
 use autoscaler::apply::{Event, Target, TargetError};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use tests::{Cluster, Namespace, until, until_ok};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 /// A Deployment `worker` of two, and a target that looks at it for the first time.
 async fn target() -> (Namespace, Kubernetes) {
@@ -21,8 +21,8 @@ async fn target() -> (Namespace, Kubernetes) {
 /// Another autoscaler, which knows no list of others yet.
 async fn fresh(namespace: &Namespace) -> Kubernetes {
     let config = namespace.config_of_autoscaler(Cluster::shared().await).await;
-    let cluster = kubernetes::Cluster::with(config).unwrap();
-    cluster.target("deployment/worker".parse().unwrap(), None, false).unwrap()
+    let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
 }
 
 fn scales(kind: &str, name: &str) -> Value {
@@ -31,14 +31,20 @@ fn scales(kind: &str, name: &str) -> Value {
 }
 
 async fn replicas(namespace: &Namespace) -> Option<i32> {
-    namespace.api::<Deployment>().get("worker").await.unwrap().spec.unwrap().replicas
+    namespace
+        .api::<Deployment>()
+        .get("worker")
+        .await
+        .expect("the workload")
+        .spec
+        .and_then(|spec| spec.replicas)
 }
 
 #[tokio::test]
 async fn a_workload_with_an_hpa_is_not_resized() {
     let (namespace, target) = target().await;
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     let told = format!(
         "Deployment {0}/worker is also scaled by HorizontalPodAutoscaler {0}/rival: remove that one, or give this \
          pool another workload",
@@ -54,7 +60,7 @@ async fn a_workload_with_an_hpa_is_not_resized() {
 #[tokio::test]
 async fn an_hpa_that_comes_later_is_noticed_before_the_next_write() {
     let (namespace, target) = target().await;
-    target.look().await.unwrap();
+    target.look().await.expect("a workload");
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
     // It writes the number that is there already, so that nothing is changed until it notices.
     let by = until("it notices", async || {
@@ -80,47 +86,81 @@ async fn an_hpa_of_another_workload_is_no_rival() {
     let mut other = scales("Deployment", "other");
     other["metadata"]["name"] = json!("of-another");
     namespace.create::<HorizontalPodAutoscaler>(other).await;
-    until_ok("it grows", async || target.resize(&target.look().await.unwrap(), 3, &[]).await).await;
+    until_ok("it grows", async || target.resize(&target.look().await.expect("a workload"), 3, &[]).await)
+        .await;
     assert_eq!(replicas(&namespace).await, Some(3));
 }
 
-/// The kind of KEDA, as far as it matters here.
-async fn define_scaled_objects(cluster: &Cluster) {
-    let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-    let version = json!({ "name": "v1alpha1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } });
-    let names = json!({ "plural": "scaledobjects", "singular": "scaledobject", "kind": "ScaledObject",
-                        "listKind": "ScaledObjectList" });
-    let definition = json!({ "metadata": { "name": "scaledobjects.keda.sh" },
-                             "spec": { "group": "keda.sh", "scope": "Namespaced", "names": names,
-                                       "versions": [version] } });
-    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
-    let definition = serde_json::from_value(definition).unwrap();
-    definitions.create(&PostParams::default(), &definition).await.unwrap();
+/// An API server that gives these answers, and "not found" to all else: one with KEDA, or of another version.
+async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("its address"));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answers = answers.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut lines = Vec::new();
+                loop {
+                    let mut line = String::new();
+                    if stream.read_line(&mut line).await.expect("a request") == 0 {
+                        return;
+                    }
+                    if line != "\r\n" {
+                        lines.push(line);
+                        continue;
+                    }
+                    let path = lines[0].split([' ', '?']).nth(1).expect("a path").to_owned();
+                    lines.clear();
+                    let answer = answers.iter().find(|(known, _)| *known == path);
+                    let (code, body) = match answer {
+                        Some((_, body)) => (200, body.to_string()),
+                        None => (404, "404 page not found".to_owned()),
+                    };
+                    let answer = format!("HTTP/1.1 {code} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    stream.write_all(answer.as_bytes()).await.expect("somebody who asked");
+                }
+            });
+        }
+    });
+    let cluster =
+        kubernetes::Cluster::with(kube::Config::new(url.parse().expect("a URL"))).expect("a way there");
+    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
+}
+
+const SCALED_OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects";
+const OLD_HPAS: &str = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers";
+const NEW_HPAS: &str = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers";
+
+async fn rival_of(target: &Kubernetes) -> String {
+    match target.look().await.expect_err("a rival") {
+        TargetError::Contested { by, .. } => by,
+        other => panic!("{other}"),
+    }
 }
 
 #[tokio::test]
-async fn a_workload_with_a_scaled_object_is_not_resized() {
-    let (namespace, target) = target().await;
-    // No such kind is served: there are none.
-    let seen = target.look().await.unwrap();
-    define_scaled_objects(Cluster::shared().await).await;
-    let scaled = json!({ "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": { "name": "rival" },
-                         "spec": { "scaleTargetRef": { "name": "worker" } } });
-    let scaled = serde_json::from_value(scaled).unwrap();
-    let rivals = namespace.dynamic("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects");
-    until_ok("the kind is served", async || rivals.create(&PostParams::default(), &scaled).await).await;
-    // KEDA makes an HPA of each; the ScaledObject is the one to remove.
-    namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
-    let error = fresh(&namespace).await.resize(&seen, 3, &[]).await.unwrap_err();
-    let rival = format!("ScaledObject {}/rival", namespace.name);
-    assert!(matches!(&error, TargetError::Contested { by, .. } if *by == rival), "{error}");
-    assert_eq!(replicas(&namespace).await, Some(2));
+async fn a_scaled_object_is_named_rather_than_the_hpa_that_keda_makes_of_it() {
+    let object =
+        json!({ "metadata": { "name": "rival" }, "spec": { "scaleTargetRef": { "name": "worker" } } });
+    let mut hpa = scales("Deployment", "worker");
+    hpa["metadata"]["name"] = json!("keda-hpa-rival");
+    let answers = vec![(SCALED_OBJECTS, json!({ "items": [object] })), (OLD_HPAS, json!({ "items": [hpa] }))];
+    assert_eq!(rival_of(&answering(answers).await).await, "ScaledObject default/rival");
+}
+
+#[tokio::test]
+async fn an_hpa_is_found_in_whichever_version_is_served() {
+    for path in [OLD_HPAS, NEW_HPAS] {
+        let target = answering(vec![(path, json!({ "items": [scales("Deployment", "worker")] }))]).await;
+        assert_eq!(rival_of(&target).await, "HorizontalPodAutoscaler default/rival");
+    }
 }
 
 #[tokio::test]
 async fn a_change_and_a_refusal_are_events_of_the_workload() {
     let (namespace, target) = target().await;
-    target.look().await.unwrap();
+    target.look().await.expect("a workload");
     target.tell(&Event::Resized { from: 2, to: 5, why: "9 jobs wait".into() }).await;
     let refusal = Event::NotResized { why: "a HorizontalPodAutoscaler is there".into() };
     target.tell(&refusal).await;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use autoscaler::apply::kubernetes::{self, Kubernetes};
 use autoscaler::apply::{Order, Target, TargetError, Wait, Workload, lowered};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -16,15 +17,15 @@ async fn target(workload: &str) -> (Namespace, Kubernetes) {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(cluster).await;
-    let target = kubernetes::Cluster::with(config).unwrap();
-    let target = target.target(workload.parse().unwrap(), None, false).unwrap();
+    let target = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    let target = target.target(workload.parse().expect("a workload"), None, false).expect("a target");
     (namespace, target)
 }
 
 /// Looks until there is nothing more to come.
 async fn at_rest(target: &Kubernetes) -> Workload {
     until_ok("the workload is at rest", async || {
-        let seen = target.look().await.unwrap();
+        let seen = target.look().await.expect("a workload");
         if seen.unsettled.is_none() && seen.ready == seen.replicas { Ok(seen) } else { Err(seen) }
     })
     .await
@@ -36,16 +37,16 @@ fn names(pods: &[&str]) -> BTreeSet<String> {
 
 /// Why it cannot be lowered now.
 async fn waits(target: &Kubernetes, drained: &BTreeSet<String>) -> Wait {
-    let seen = target.look().await.unwrap();
-    let pods = target.pods(&seen).await.unwrap();
+    let seen = target.look().await.expect("a workload");
+    let pods = target.pods(&seen).await.expect("its pods");
     lowered(&seen, &pods, drained, 0).expect_err("a reason to wait")
 }
 
 /// Lowers it by these pods as soon as the rule allows that, and returns to how many.
 async fn lower(target: &Kubernetes, drained: &BTreeSet<String>) -> u32 {
     until_ok("the workload is lowered", async || {
-        let seen = target.look().await.unwrap();
-        let pods = target.pods(&seen).await.unwrap();
+        let seen = target.look().await.expect("a workload");
+        let pods = target.pods(&seen).await.expect("its pods");
         let lowering = lowered(&seen, &pods, drained, 0).map_err(|wait| wait.to_string())?;
         if lowering.leaving.len() < drained.len() {
             return Err(format!("only {:?} may leave", lowering.leaving));
@@ -125,7 +126,7 @@ async fn what_was_looked_at_before_a_change_resizes_nothing() {
     target.touch("demand returned").await.unwrap();
     let error = target.resize(&old, 1, &[]).await.unwrap_err();
     assert!(matches!(error, TargetError::Conflict { .. }) && error.is_retryable(), "{error}");
-    let seen = target.look().await.unwrap();
+    let seen = target.look().await.expect("a workload");
     assert_eq!(seen.replicas, 2);
     target.resize(&seen, 3, &[]).await.unwrap();
     assert!(matches!(target.resize(&seen, 4, &[]).await, Err(TargetError::Conflict { .. })));
@@ -166,7 +167,7 @@ async fn nothing_is_lowered_while_a_rollout_is_in_progress() {
     assert!(rollout(&wait), "{wait}");
     until("the rollout is over", async || {
         namespace.settle(3).await;
-        target.look().await.unwrap().unsettled.is_none().then_some(())
+        target.look().await.expect("a workload").unsettled.is_none().then_some(())
     })
     .await;
 }
@@ -185,7 +186,7 @@ async fn pods_that_start_or_crash_make_it_wait() {
     namespace.set_pod(&pods[2], PodState::Ready).await;
 
     let grown = until_ok("it grows", async || {
-        let seen = target.look().await.unwrap();
+        let seen = target.look().await.expect("a workload");
         target.resize(&seen, 4, &[]).await
     });
     grown.await;
@@ -199,89 +200,111 @@ async fn pods_that_start_or_crash_make_it_wait() {
     assert!(starting, "{wait}");
 }
 
-/// A kind of its own with a scale, as operators bring them.
-async fn define_fleets(cluster: &Cluster) {
+/// A kind that we know nothing of beforehand, and whose pods are ranked by readiness all the same.
+#[tokio::test]
+async fn any_kind_with_a_scale_grows_and_shrinks_where_it_is_known_who_goes() {
+    let (namespace, target) = target("v1/ReplicationController/worker").await;
+    namespace.grant("autoscaler", "controllers", json!([
+        { "apiGroups": [""], "resources": ["replicationcontrollers"], "verbs": ["get", "patch"] },
+        { "apiGroups": [""], "resources": ["replicationcontrollers/scale"], "verbs": ["get", "patch"] },
+    ]))
+    .await;
+    let labels = json!({ "app": "worker" });
+    let container = json!([{ "name": "worker", "image": "none" }]);
+    let template = json!({ "metadata": { "labels": labels }, "spec": { "containers": container } });
+    let spec = json!({ "replicas": 2, "selector": labels, "template": template });
+    namespace
+        .create::<ReplicationController>(json!({ "metadata": { "name": "worker" }, "spec": spec }))
+        .await;
+    namespace.settle(2).await;
+    until_ok("the rights are noticed", async || target.look().await).await;
+    let seen = at_rest(&target).await;
+    assert_eq!((seen.replicas, &seen.order), (2, &Order::NotReadyFirst));
+
+    target.resize(&seen, 3, &[]).await.unwrap();
+    assert!(matches!(target.resize(&seen, 4, &[]).await, Err(TargetError::Conflict { .. })));
+    namespace.settle(3).await;
+    let old = at_rest(&target).await;
+    target.touch("demand returned").await.unwrap();
+    assert!(matches!(target.resize(&old, 1, &[]).await, Err(TargetError::Conflict { .. })));
+
+    let drained = names(&[&namespace.pod_names().await[1]]);
+    for pod in &drained {
+        namespace.set_pod(pod, PodState::NotReady).await;
+    }
+    assert_eq!(lower(&target, &drained).await, 2);
+    until("the drained pod has gone", async || {
+        let pods = namespace.pod_names().await;
+        (pods.len() == 2 && pods.iter().all(|pod| !drained.contains(pod))).then_some(())
+    })
+    .await;
+}
+
+/// A kind of one's own, as operators bring them; with a scale or without.
+async fn define(cluster: &Cluster, kind: &str, plural: &str, scale: bool) {
     let integer = json!({ "type": "integer" });
     let schema = json!({ "type": "object", "properties": {
         "spec": { "type": "object", "properties": { "size": integer } },
         "status": { "type": "object", "properties": { "size": integer, "selector": { "type": "string" } } },
     } });
-    let scale = json!({ "specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size",
+    let paths = json!({ "specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size",
                         "labelSelectorPath": ".status.selector" });
-    let version = json!({ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema },
-                          "subresources": { "status": {}, "scale": scale } });
-    let names =
-        json!({ "plural": "fleetses", "singular": "fleet", "kind": "Fleet", "listKind": "FleetList" });
-    let definition = json!({ "metadata": { "name": "fleetses.example.com" },
+    let subresources = if scale { json!({ "scale": paths }) } else { json!({}) };
+    let version = json!({ "name": "v1", "served": true, "storage": true, "subresources": subresources,
+                          "schema": { "openAPIV3Schema": schema } });
+    let names = json!({ "plural": plural, "kind": kind });
+    let definition = json!({ "metadata": { "name": format!("{plural}.example.com") },
                              "spec": { "group": "example.com", "scope": "Namespaced", "names": names,
                                        "versions": [version] } });
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
-    let definition = serde_json::from_value(definition).unwrap();
-    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let definition = serde_json::from_value(definition).expect("a definition");
+    definitions.create(&PostParams::default(), &definition).await.expect("a new kind");
 }
 
 #[tokio::test]
-async fn any_kind_with_a_scale_is_resized_and_lowered_where_it_is_known_who_goes() {
+async fn a_kind_of_ones_own_is_found_by_its_definition() {
     let cluster = Cluster::shared().await;
-    let (namespace, target) = target("example.com/v1/Fleet/worker").await;
-    let error = target.look().await.unwrap_err();
-    let kinds = "the API server has no kind Fleet in example.com/v1";
-    assert!(matches!(&error, TargetError::NotFound { message, .. } if message.contains(kinds)), "{error}");
-    define_fleets(cluster).await;
-    // Known by the API server a moment later; and then a right is missing, which is named.
-    let error = until("the kind is served", async || match target.look().await.unwrap_err() {
-        TargetError::NotFound { .. } => None,
-        error => Some(error),
-    });
-    let error = error.await.to_string();
-    assert!(
-        error.contains("the right to get fleetses of example.com named worker in the namespace"),
-        "{error}"
-    );
-    let rules = json!([
-        { "apiGroups": ["example.com"], "resources": ["fleetses"], "verbs": ["get", "patch"] },
-        { "apiGroups": ["example.com"], "resources": ["fleetses/scale"], "verbs": ["get", "patch"] },
-    ]);
+    let (namespace, fleet) = target("example.com/v1/Fleet/worker").await;
+    let error = fleet.look().await.unwrap_err();
+    let none = "the API server has no kind Fleet in example.com/v1";
+    assert!(matches!(&error, TargetError::NotFound { message, .. } if message == none), "{error}");
+
+    define(cluster, "Fleet", "armada", true).await;
+    let right =
+        format!("the right to get armada of example.com named worker in the namespace {}", namespace.name);
+    until_ok("the kind is found, and the missing right is named", async || match fleet.look().await {
+        Err(error @ TargetError::Forbidden { .. }) if error.to_string().contains(&right) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let rules = json!([{ "apiGroups": ["example.com"], "resources": ["armada"], "verbs": ["get"] }]);
     namespace.grant("autoscaler", "fleets", rules).await;
+    until_ok("the object is asked for", async || match fleet.look().await {
+        Err(TargetError::NotFound { message, .. })
+            if message.contains("armada.example.com \"worker\" not found") =>
+        {
+            Ok(())
+        }
+        other => Err(other),
+    })
+    .await;
 
-    let fleets = namespace.dynamic("example.com", "v1", "Fleet", "fleetses");
-    let fleet = json!({ "apiVersion": "example.com/v1", "kind": "Fleet", "metadata": { "name": "worker" },
-                        "spec": { "size": 2 } });
-    fleets.create(&PostParams::default(), &serde_json::from_value(fleet).unwrap()).await.unwrap();
-    let report = async |status: serde_json::Value| {
-        let patch = Patch::Merge(json!({ "status": status }));
-        fleets.patch_status("worker", &PatchParams::default(), &patch).await.unwrap();
-    };
-    let seen = until_ok("the rights are there", async || target.look().await).await;
-    assert_eq!(seen.replicas, 2);
-    assert!(matches!(&seen.order, Order::Never(why) if why.contains("no selector")), "{seen:?}");
-
-    report(json!({ "size": 2, "selector": "app=worker" })).await;
-    let labels = json!({ "app": "worker" });
-    let container = json!([{ "name": "worker", "image": "none" }]);
-    let template = json!({ "metadata": { "labels": labels }, "spec": { "containers": container } });
-    let spec = json!({ "replicas": 2, "selector": { "matchLabels": labels }, "template": template });
-    namespace.create::<ReplicaSet>(json!({ "metadata": { "name": "made-by-fleet" }, "spec": spec })).await;
-    namespace.settle(2).await;
-    let seen = target.look().await.unwrap();
-    assert_eq!((seen.ready, &seen.order, &seen.unsettled), (2, &Order::NotReadyFirst, &None));
-
-    target.resize(&seen, 5, &[]).await.unwrap();
-    assert!(matches!(target.resize(&seen, 6, &[]).await, Err(TargetError::Conflict { .. })));
-    let seen = target.look().await.unwrap();
-    assert_eq!(seen.replicas, 5);
-    assert!(
-        seen.unsettled.as_deref().is_some_and(|why| why.contains("2 are there, 5 are meant")),
-        "{seen:?}"
-    );
-    target.touch("demand returned").await.unwrap();
-    assert!(matches!(target.resize(&seen, 1, &[]).await, Err(TargetError::Conflict { .. })));
+    let config = namespace.config_of_autoscaler(cluster).await;
+    let boat = kubernetes::Cluster::with(config).expect("a way to the cluster");
+    let boat = boat.target("example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
+    define(cluster, "Boat", "boats", false).await;
+    let told = "a Boat cannot be scaled: it has no subresource scale";
+    until_ok("the lack of a scale is told", async || match boat.look().await {
+        Err(TargetError::Refused { message, .. }) if message == told => Ok(()),
+        other => Err(other),
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_workload_that_is_not_there_is_said_to_be_missing() {
     let (_namespace, target) = target("deployment/worker").await;
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::NotFound { .. }) && !error.is_retryable(), "{error}");
     assert!(error.to_string().contains("\"worker\" not found"), "{error}");
 }
@@ -291,7 +314,7 @@ async fn a_restart_of_the_api_server_is_outlived() {
     let mut cluster = Cluster::start().await;
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(&cluster).await;
-    let way = kubernetes::Cluster::with(config).unwrap();
+    let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
     namespace.deployment(2).await;
     let seen = at_rest(&target).await;
@@ -313,10 +336,10 @@ async fn an_api_server_that_is_silent_is_given_up_on_in_time() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-    let way = kubernetes::Cluster::with(config).unwrap();
+    let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
     let begin = Instant::now();
-    let error = target.look().await.unwrap_err();
+    let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error}");
     assert!(begin.elapsed() >= Duration::from_secs(4), "it was not given its time");
     assert_eq!(error.to_string(), "Deployment default/worker: the API server gave no answer within 5000 ms");

@@ -6,13 +6,14 @@ use std::process::Stdio;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
-use kube::core::{ApiResource, NamespaceResourceScope};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
 use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use super::servers::end_of;
 use super::{Cluster, config};
 use crate::until;
 
@@ -70,13 +71,6 @@ impl Namespace {
     {
         let object: K = serde_json::from_value(manifest).expect("a manifest");
         self.api().create(&PostParams::default(), &object).await.expect("an object that the API server takes")
-    }
-
-    /// Objects of a kind that this program does not know.
-    pub fn dynamic(&self, group: &str, version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
-        let kind = kube::core::GroupVersionKind::gvk(group, version, kind);
-        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
-        Api::namespaced_with(self.client.clone(), &self.name, &resource)
     }
 
     /// A Deployment `worker`, with all of its pods there and Ready.
@@ -236,6 +230,18 @@ impl Namespace {
     /// A client's configuration for a ServiceAccount of this namespace.
     pub async fn config_of(&self, cluster: &Cluster, account: &str) -> Config {
         config(&self.kubeconfig_of(cluster, account).await).await.expect("a configuration")
+    }
+}
+
+impl Drop for Namespace {
+    /// When its test has failed, the servers may know why.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for server in ["kube-apiserver", "kube-controller-manager"] {
+                let log = self.folder.join(format!("{server}.log"));
+                eprintln!("---- the end of {server}'s log ----\n{}", end_of(&log));
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 
@@ -72,7 +72,9 @@ impl Programs {
     pub fn controller_manager(&self, folder: &Folder) -> Server {
         let mut controllers = Command::new(self.folder.join("kube-controller-manager"));
         controllers.arg("--kubeconfig").arg(folder.join("admin.kubeconfig"));
-        controllers.arg("--controllers=deployment,replicaset,statefulset").arg("--leader-elect=false");
+        controllers
+            .arg("--controllers=deployment,replicaset,replicationcontroller,statefulset")
+            .arg("--leader-elect=false");
         controllers.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
         controllers.arg("--secure-port=0");
         if self.minor < 24 {
@@ -101,11 +103,15 @@ impl Server {
     /// Fails the test, with the end of its log, if it has ended.
     pub fn lives(&mut self) {
         let Some(status) = self.child.try_wait().expect("a process of ours") else { return };
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        let end = lines[lines.len().saturating_sub(25)..].join("\n");
-        panic!("{} has ended with {status}. The end of its log:\n{end}", self.name);
+        panic!("{} has ended with {status}. The end of its log:\n{}", self.name, end_of(&self.log));
     }
+}
+
+/// The last lines of a log.
+pub(super) fn end_of(log: &Path) -> String {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
 impl Drop for Server {

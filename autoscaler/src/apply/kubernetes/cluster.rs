@@ -136,7 +136,7 @@ impl Cluster {
         let target = call.target.to_owned();
         let found = match timeout_at(deadline, asking).await {
             Err(_) => return Err(call.timed_out(BOUND)),
-            Ok(Err(kube::Error::Discovery(_))) => {
+            Ok(Err(error)) if is_unknown(&error) => {
                 let message = format!("the API server has no kind {kind} in {}", asked.api_version());
                 return Err(TargetError::NotFound { target, message });
             }
@@ -151,6 +151,15 @@ impl Cluster {
             return Err(TargetError::Refused { target, message });
         }
         Ok(resource.plural)
+    }
+}
+
+/// Whether a kind, or its whole group, is not served.
+fn is_unknown(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Discovery(_) => true,
+        kube::Error::Api(status) => status.code == 404,
+        _ => false,
     }
 }
 
