@@ -22,7 +22,8 @@ impl OwnBroker {
         let mut command = services(folder.path());
         // It runs as long as `cat` reads from us.
         command.args(["run", "--", "sh", "-c", r#"echo "$AMQP_URL"; exec cat"#]);
-        let mut keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ops/dev/services");
+        let mut keeper =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ops/dev/services");
         let stdout = keeper.stdout.take().expect("its stdout");
         let first_line = move || BufReader::new(stdout).lines().next().and_then(Result::ok);
         let url = tokio::task::spawn_blocking(first_line).await.expect("a thread");

@@ -110,7 +110,10 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
         let health = observer.health();
         assert!(health.queue.error.is_some() && health.ledger.error.is_none(), "{health:?}");
         to_broker.set(Link::Pass);
-        rounds(&observer, "the queue is read again", || ages().0 < 2_000 && observer.health().queue.error.is_none()).await;
+        rounds(&observer, "the queue is read again", || {
+            ages().0 < 2_000 && observer.health().queue.error.is_none()
+        })
+        .await;
     }
 
     // Postgres keeps each question for 12 s, and nobody waits for it.
@@ -121,7 +124,10 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
     let health = observer.health();
     assert!(health.ledger.error.is_some() && health.queue.error.is_none(), "{health:?}");
     to_postgres.set(Link::Pass);
-    rounds(&observer, "the ledger is read again", || ages().1 < 2_000 && observer.health().ledger.error.is_none()).await;
+    rounds(&observer, "the ledger is read again", || {
+        ages().1 < 2_000 && observer.health().ledger.error.is_none()
+    })
+    .await;
     broker.close().await;
 }
 
@@ -175,6 +181,28 @@ async fn after_the_broker_was_killed_its_queues_are_read_again_and_were_never_em
     };
     until_ok("the queue is read again", again).await;
     assert_eq!(ready(&observer, "missing"), None);
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_claims_to_be_empty_while_a_job_waits_in_it_is_not_believed() {
+    let (vhost, database) = (Vhost::new(), Database::new().await);
+    fill(&vhost.url, "default", 0).await;
+    let (store, broker) = (database.store(), looking(&vhost.url).await);
+    let observer = Observer::new(broker.clone(), store.clone(), watched(&["default"]), None);
+    let spec = job("s", "echo", json!(1));
+    store.accept(std::slice::from_ref(&spec)).await.expect("accepted");
+    store.confirm(&[spec.job_id]).await.expect("confirmed");
+    observer.look().await;
+    assert_eq!(ready(&observer, "default"), Some(0), "its message may be on its way to a worker");
+    database.execute("UPDATE harness_jobs SET due_at = now() - interval '1 minute'").await;
+    observer.look().await;
+    assert_eq!(ready(&observer, "default"), None);
+    let why = observer.account(&Name::default()).expect("observed").ready_unknown.expect("a reason");
+    assert!(why.contains("claims to be empty, but a job has waited for 6"), "{why}");
+    fill(&vhost.url, "default", 1).await;
+    observer.look().await;
+    assert_eq!(ready(&observer, "default"), Some(1));
     broker.close().await;
 }
 
@@ -237,17 +265,17 @@ async fn the_management_api_is_a_second_opinion_and_no_more() {
 async fn autoscaler_observe_prints_what_is_known_and_why_the_rest_is_not() {
     let fleet = Fleet::new().await;
     fill(&fleet.vhost.url, "default", 1).await;
-    let ran = fleet.autoscaler(&["observe"]).await;
+    let ran = fleet.run_autoscaler(&["observe"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let told = &ran.json()[0];
     assert_eq!((&told["pool"], &told["ready"]), (&json!("default"), &json!(1)), "{told}");
     assert_eq!(told["ledger"]["workers"], json!(0), "{told}");
-    let ran = fleet.autoscaler(&["observe", "default", "missing"]).await;
+    let ran = fleet.run_autoscaler(&["observe", "default", "missing"]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     let told = &ran.json()[1];
     assert_eq!((&told["pool"], &told["ready"]), (&json!("missing"), &json!(null)), "{told}");
     assert_eq!(told["ready_unknown"], json!("there is no queue harness.jobs.missing"), "{told}");
-    let ran = fleet.autoscaler(&["observe", "--management-url", "http://host:15672"]).await;
+    let ran = fleet.run_autoscaler(&["observe", "--management-url", "http://host:15672"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("MANAGEMENT_URL: names no user with a password"), "{ran:?}");
 }
