@@ -73,7 +73,7 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
     assert_eq!(fleet.database.count(ALIVE).await, 0, "its workers end with it");
-    fleet.audited().await;
+    fleet.database.audited().await;
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
     let fleet = Fleet::new().await;
     let slow = POOL.replace("stabilization_window_s = 1", "stabilization_window_s = 600");
     let mut first = start(&fleet, fleet.autoscaler("first", &slow).set("AUTOSCALER_LEASE_S", 8)).await;
-    let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 2, 100)).collect();
+    let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 40, 100)).collect();
     fleet.enqueue(&jobs).await;
     workers(&fleet, 3).await;
     undisturbed(&fleet, &jobs).await;
