@@ -31,7 +31,7 @@ use tokio::time::Instant;
 pub use database::Database;
 pub use fleet::{Fleet, Ran};
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed, folded};
+pub use runs::{Runner, claimed, done, folded, leading};
 pub use vhost::Vhost;
 pub use worker::{Launch, Worker};
 
