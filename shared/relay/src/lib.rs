@@ -18,7 +18,7 @@ use queue::{Broker, Publisher};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
-pub use dead::sweep_dead;
+pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
 pub use reply::reply;
 pub use unwanted::{cancel, end_waiting};
