@@ -1,21 +1,21 @@
 //! The command line.
 
+mod observe;
 mod simulate;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
 use service::{Common, Problems, Setting};
-use store::Store;
-use tokio_util::sync::CancellationToken;
+use store::{DecisionView, Store, StoreConfig};
 
-use crate::settings::{ControlArgs, Services};
-use crate::{once, serve};
+use crate::explain::Told;
+use crate::settings::ControlArgs;
+use crate::{explain, once, serve};
 
 /// Resizes pools of workers by their backlog, and never takes a busy worker away.
 ///
@@ -71,14 +71,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look once at each pool and print what is known, one JSON object per pool
-    ///
-    /// Exit codes: 0 all is known, 2 wrong settings, 3 something is unknown; the output says what and why.
-    Observe {
-        /// The pools
-        #[arg(default_value = "default")]
-        pools: Vec<Name>,
-    },
+    Observe(observe::Observe),
     Simulate(Box<simulate::Simulate>),
 }
 
@@ -118,7 +111,8 @@ impl Args {
                 Command::Run { control, admin_addr } => {
                     let admin_addr = problems.take("ADMIN_ADDR", admin_addr);
                     let settings = control.check(self.common, &mut problems);
-                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count()) else {
+                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count())
+                    else {
                         return Err(problems.into_error().into());
                     };
                     serve::serve(settings, admin_addr, stop).await
@@ -131,11 +125,46 @@ impl Args {
                     once::once(settings, dry_run, json, stop).await
                 }
                 Command::Explain { pool, limit, json } => {
-                    let _ = (pool, limit, json); todo!()
+                    run_explain(&pool, limit, json, self.common, problems).await
                 }
-                Command::Observe { pools } => { let _ = pools; todo!() }
+                Command::Observe(observe) => observe.run(self.common, problems).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
             }
         })
     }
+}
+
+async fn run_explain(
+    pool: &Name,
+    limit: u32,
+    json: bool,
+    common: Common,
+    mut problems: Problems,
+) -> anyhow::Result<ExitCode> {
+    let expected = "postgres://user:password@host:5432/database";
+    let url = problems.required("DATABASE_URL", common.database_url, expected);
+    let store =
+        url.as_ref().and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
+    let (Some(url), Some(store), 0) = (url, store, problems.count()) else {
+        return Err(problems.into_error().into());
+    };
+    migrations::check(url.expose_secret()).await?;
+    let decisions = Store::new(&store).last_decisions(pool, limit).await?;
+    if decisions.is_empty() {
+        eprintln!("no autoscaler has decided for the pool {pool} yet");
+        return Ok(ExitCode::from(3));
+    }
+    let mut told = Vec::with_capacity(decisions.len());
+    for DecisionView { epoch, made, outcome, id } in decisions {
+        let (outcome, detail) = outcome.map_or((None, None), |it| (Some(it.outcome), it.detail));
+        let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
+        told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
+    }
+    match json {
+        true => told
+            .iter()
+            .try_for_each(|told| Ok::<_, anyhow::Error>(println!("{}", serde_json::to_string(told)?)))?,
+        false => print!("{}", explain::explain(&told)),
+    }
+    Ok(ExitCode::SUCCESS)
 }

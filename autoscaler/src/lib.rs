@@ -15,6 +15,7 @@ mod metrics;
 mod settings;
 mod serve;
 mod once;
+pub mod explain;
 pub mod simulate;
 mod cli;
 

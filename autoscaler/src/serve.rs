@@ -1,6 +1,6 @@
 //! An autoscaler's life: boot, decide once a second, stop.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -19,11 +19,11 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::apply::kubernetes::{Cluster, ClusterError};
+use crate::apply::kubernetes::Cluster;
 use crate::apply::{Processes, Target};
 use crate::config::{Pool, TargetName};
 use crate::leader::Leader;
-use crate::observe::{Health, Observer, SourceHealth, Watched};
+use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
 
@@ -45,37 +45,48 @@ pub struct Fleet {
 
 impl Fleet {
     /// Connects and prepares; waits for Postgres until told to stop: then it is `None`.
-    pub async fn boot(settings: &Settings, stop: &CancellationToken, end: &CancellationToken) -> anyhow::Result<Option<Fleet>> {
+    pub async fn boot(
+        settings: &Settings,
+        stop: &CancellationToken,
+        end: &CancellationToken,
+    ) -> anyhow::Result<Option<Fleet>> {
         let (store, services) = (Store::new(&settings.services.store), &settings.services);
         let schema = || migrations::check(services.database_url.expose_secret());
         match retry("reading the schema from Postgres", stop, SchemaError::is_retryable, schema).await {
             Ok(()) => {}
             Err(RetryError::Stopped) => return Ok(None),
-            Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
+            Err(RetryError::Permanent(error)) => {
+                return Err(anyhow!(error).context("reading the schema from Postgres"));
+            }
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
-        let watched = |pool: &Pool| Watched {
+        let watched = settings.pools.iter().map(|pool| Watched {
             pool: pool.name.clone(),
             due_horizon: Duration::from_secs(pool.policy.due_horizon_s),
-        };
-        let watched = settings.pools.iter().map(watched).collect();
-        let observer = Observer::new(broker.clone(), store.clone(), watched, settings.management.clone());
-        let observer = Arc::new(observer);
+        });
+        let management = settings.management.clone();
+        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
-        let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
+        let (mut reconcilers, mut processes) = (Vec::new(), Vec::new());
+        let in_cluster = |pool: &Pool| pool.target != TargetName::Process;
+        let cluster = match settings.pools.iter().any(in_cluster) {
+            true => Some(Cluster::find(settings.kube_context.as_deref()).await.context("KUBE_CONTEXT")?),
+            false => None,
+        };
         for pool in &settings.pools {
-            let target: Arc<dyn Target> = match &pool.target {
-                TargetName::Process => {
-                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), &settings.process_dir);
-                    let target = Arc::new(target.with_context(|| format!("making {} (PROCESS_DIR)", settings.process_dir.display()))?);
-                    processes.push(target.clone());
-                    target
+            let target: Arc<dyn Target> = match (&pool.target, &cluster) {
+                (TargetName::Kubernetes { workload, namespace }, Some(cluster)) => {
+                    let target =
+                        cluster.target(workload.clone(), namespace.as_deref(), settings.pod_deletion_cost);
+                    Arc::new(target.with_context(|| format!("pool {}: namespace", pool.name))?)
                 }
-                TargetName::Kubernetes { workload, namespace } => {
-                    let cluster = clusters.find(settings.kube_context.as_deref(), namespace).await;
-                    let cluster = cluster.context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
-                    Arc::new(cluster.target(workload.clone(), settings.pod_deletion_cost))
+                (_, _) => {
+                    let folder = &settings.process_dir;
+                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), folder);
+                    let target = target.with_context(|| format!("making {} (PROCESS_DIR)", folder.display()))?;
+                    processes.push(Arc::new(target));
+                    processes[processes.len() - 1].clone()
                 }
             };
             reconcilers.push(Reconciler::new(shared.clone(), pool.clone(), target));
@@ -98,23 +109,12 @@ impl Fleet {
     }
 }
 
-/// The clusters that pools are in, by namespace: pools of one namespace share its connections.
-#[derive(Default)]
-struct Clusters(HashMap<Option<String>, Arc<Cluster>>);
-
-impl Clusters {
-    async fn find(&mut self, context: Option<&str>, namespace: &Option<String>) -> Result<Arc<Cluster>, ClusterError> {
-        if let Some(known) = self.0.get(namespace) {
-            return Ok(known.clone());
-        }
-        let cluster = Cluster::find(context, namespace.as_deref()).await?;
-        self.0.insert(namespace.clone(), cluster.clone());
-        Ok(cluster)
-    }
-}
-
 /// Decides until told to stop, then hands over.
-pub async fn serve(settings: Settings, admin_addr: SocketAddr, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn serve(
+    settings: Settings,
+    admin_addr: SocketAddr,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let end = CancellationToken::new();
     let mut essential = Essential::default();
     let booted = Arc::new(OnceLock::new());
@@ -186,9 +186,10 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         let Some(shared) = booted.get() else {
             return BTreeMap::from([("database_connected", Check::Must(false, Some("starting".to_owned())))]);
         };
-        let Health { queue, ledger, .. } = shared.observer.health();
-        let must = |source: SourceHealth| Check::Must(source.error.is_none(), source.error);
-        let mut checks = BTreeMap::from([("database_connected", must(ledger)), ("queue_observed", must(queue))]);
+        let health = shared.observer.health();
+        let sources = [("database_connected", health.ledger.error), ("queue_observed", health.queue.error)];
+        let mut checks: BTreeMap<_, _> =
+            sources.into_iter().map(|(name, error)| (name, Check::Must(error.is_none(), error))).collect();
         let role = if shared.leader.leadership().is_some() { "leader" } else { "standby" };
         checks.insert("role", Check::Info(json!(role)));
         checks

@@ -146,18 +146,27 @@ pub struct Services {
 impl Services {
     /// Reads their settings; all that is wrong goes to `problems`.
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
-        let database_url =
-            problems.required("DATABASE_URL", common.database_url, "postgres://user:password@host:5432/database");
-        let amqp_url =
-            problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
+        let database_url = problems.required(
+            "DATABASE_URL",
+            common.database_url,
+            "postgres://user:password@host:5432/database",
+        );
+        let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
         let store = database_url.as_ref().and_then(|url| {
             problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
         });
         let broker = amqp_url.and_then(|url| {
+            // The queues are their owners' to declare.
             let config = BrokerConfig::new(url.expose_secret(), who).only_looking();
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         Some(Services { database_url: database_url?, store: store?, broker: broker? })
+    }
+
+    /// The management API at this address, for the vhost of the broker.
+    pub fn management(&self, url: &SecretString, problems: &mut Problems) -> Option<Management> {
+        let vhost = self.broker.vhost().ok()?;
+        problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
     }
 }
 
@@ -170,10 +179,10 @@ impl ControlArgs {
         let pools = self.pools.check(problems);
         let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);
         let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
-        let vhost = services.as_ref().and_then(|services| services.broker.vhost().ok()).unwrap_or_default();
-        let management = self.management_url.and_then(|url| {
-            problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
-        });
+        let management = match (self.management_url, &services) {
+            (Some(url), Some(services)) => services.management(&url, problems),
+            (_, _) => None,
+        };
         let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
         let worker_program = self.worker_program.unwrap_or_else(beside);
         let processes = pools.iter().flatten().any(|pool| pool.target == TargetName::Process);

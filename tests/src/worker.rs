@@ -56,6 +56,16 @@ impl Launch {
         Launch { name: name.to_owned(), program: "worker", arguments: Vec::new(), environment, log: None }
     }
 
+    /// A worker with just these settings, see [`Launch::environment`].
+    pub fn of(name: &str, environment: BTreeMap<String, String>) -> Launch {
+        Launch::new(name, environment)
+    }
+
+    /// Its settings so far, for others like it.
+    pub fn environment(self) -> BTreeMap<String, String> {
+        self.environment
+    }
+
     /// Another program of ours instead, with arguments.
     pub(crate) fn program(self, program: &'static str, arguments: &[&str]) -> Launch {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -89,7 +99,12 @@ impl Launch {
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
         let mut command = Command::new(binary(self.program));
-        command.args(&self.arguments).env_clear().envs(&self.environment).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(&self.arguments)
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
         #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal")]
         // SAFETY: the hook makes one system call; it neither allocates nor locks.
         unsafe {

@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use self::model::ModelArgs;
 use self::policy::{Named, PolicyArgs};
 use self::trace::TraceArgs;
+use crate::decide::{Decision, Observation};
+use crate::explain::{Story, Told};
 use crate::simulate::{Comparison, Drawn, Setup, Simulation, TICK_MS, Trace, plot, table};
 
 /// Ticks between two looks at the progress bar and the stop signal.
@@ -59,6 +61,9 @@ pub struct Simulate {
     /// Draw messages ready, workers and waits over time into this SVG file
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     plot: Option<PathBuf>,
+    /// Tell the decisions first, as `autoscaler explain` does
+    #[arg(long, conflicts_with = "json", help_heading = "Report")]
+    explain: bool,
     /// One JSON object instead of a table
     #[arg(long, help_heading = "Report")]
     json: bool,
@@ -76,12 +81,19 @@ struct Plan {
 
 impl Simulate {
     pub fn run(self, mut problems: Problems, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-        let (plot_into, json) = (self.plot.clone(), self.json);
+        let (plot_into, explain, json) = (self.plot.clone(), self.explain, self.json);
         let Some(plan) = self.check(&mut problems).filter(|_| problems.count() == 0) else {
             return Err(problems.into_error().into());
         };
-        let runs = plan.simulate(stop)?;
+        let mut stories: Vec<Option<Story>> =
+            plan.policies.iter().map(|_| explain.then(Story::default)).collect();
+        let runs = plan.simulate(&mut stories, stop)?;
         let names: Vec<&str> = plan.policies.iter().map(|policy| policy.name.as_str()).collect();
+        for (name, story) in names.iter().zip(stories) {
+            if let Some(story) = story {
+                println!("{name}\n\n{}", story.finish());
+            }
+        }
         let mut reports = runs.iter().map(|run| run.report(plan.flap_ms));
         let Some(first) = reports.next() else { return Ok(ExitCode::SUCCESS) };
         match (reports.next(), json) {
@@ -128,7 +140,11 @@ impl Plan {
     }
 
     /// A run for each policy, all until the same end, so that their costs can be compared.
-    fn simulate(&self, stop: &CancellationToken) -> anyhow::Result<Vec<Simulation<'_>>> {
+    fn simulate(
+        &self,
+        stories: &mut [Option<Story>],
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<Simulation<'_>>> {
         let bar = ProgressBar::new(self.policies.len() as u64 * self.trace.last_arrival_ms());
         bar.set_style(ProgressStyle::with_template("{bar:40} {percent} %  {eta} left").expect("it is right"));
         let mut runs: Vec<Simulation<'_>> = self
@@ -136,13 +152,13 @@ impl Plan {
             .iter()
             .map(|named| Simulation::new(&self.trace, &named.policy, self.setup))
             .collect();
-        for run in &mut runs {
+        for (run, story) in runs.iter_mut().zip(stories.iter_mut()) {
             let until = |run: &Simulation<'_>| run.is_over(self.tail_ms);
-            go_on(run, until, &bar, stop)?;
+            go_on(run, story, until, &bar, stop)?;
         }
         let end_ms = runs.iter().map(Simulation::now_ms).max().unwrap_or(0);
-        for run in &mut runs {
-            go_on(run, |run| run.now_ms() >= end_ms, &bar, stop)?;
+        for (run, story) in runs.iter_mut().zip(stories.iter_mut()) {
+            go_on(run, story, |run| run.now_ms() >= end_ms, &bar, stop)?;
         }
         bar.finish_and_clear();
         Ok(runs)
@@ -151,6 +167,7 @@ impl Plan {
 
 fn go_on(
     run: &mut Simulation<'_>,
+    story: &mut Option<Story>,
     until: impl Fn(&Simulation<'_>) -> bool,
     bar: &ProgressBar,
     stop: &CancellationToken,
@@ -160,10 +177,24 @@ fn go_on(
             if until(run) {
                 break;
             }
-            run.tick();
+            let (inputs, decision) = run.tick();
+            if let Some(story) = story {
+                story.add(&told(run, inputs, decision));
+            }
         }
         bar.inc(STRIDE * TICK_MS);
         ensure!(!stop.is_cancelled(), "the simulation was stopped before its end");
     }
     Ok(())
+}
+
+/// The decision as a leader would have written it down.
+fn told(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> Told {
+    let written = run.resizes().last().filter(|resize| resize.at_ms == decision.at_ms);
+    let outcome = match written {
+        Some(resize) => Some(format!("replicas are {}", resize.to)),
+        None if decision.desired < decision.current => Some("idle workers drain".to_owned()),
+        None => None,
+    };
+    Told { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
 }

@@ -4,7 +4,7 @@
 //! come another way: a quorum queue whose leader does not answer declares itself to be empty, and has a number here still.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -19,6 +19,7 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 const EXPECTED: &str = "expected http://user:password@host:15672 or https://…";
 
 /// The management API of the broker, for one vhost.
+#[derive(Clone)]
 pub struct Management {
     agent: Agent,
     url: String,
@@ -67,7 +68,7 @@ impl Management {
     }
 
     /// The messages ready in each queue of the vhost that it knows a number of.
-    pub(super) async fn ready(self: Arc<Self>) -> Result<HashMap<String, u64>, String> {
+    pub(super) async fn ready(self) -> Result<HashMap<String, u64>, String> {
         let asking = tokio::task::spawn_blocking(move || {
             self.ask().map_err(|problem| format!("the management API at {}: {problem}", self.shown))
         });
@@ -91,6 +92,12 @@ impl Management {
     }
 }
 
+impl fmt::Debug for Management {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Management").field("at", &self.shown).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +107,13 @@ mod tests {
         let management = Management::new("https://me:s3cret@rabbit:15671/", "/").unwrap();
         assert_eq!(management.shown, "https://rabbit:15671");
         assert!(management.url.starts_with("https://me:s3cret@rabbit:15671/api/queues/%2F?"));
-        for wrong in ["rabbit:15672", "amqp://me:s3cret@rabbit", "http://rabbit:15672", "http://me:s3cret@rabbit/?a=b", ""] {
+        for wrong in [
+            "rabbit:15672",
+            "amqp://me:s3cret@rabbit",
+            "http://rabbit:15672",
+            "http://me:s3cret@rabbit/?a=b",
+            "",
+        ] {
             let Err(problem) = Management::new(wrong, "/") else { panic!("{wrong} is taken") };
             assert!(problem.contains("expected http://user:password@host:15672"), "{problem}");
             assert!(!problem.contains("s3cret"), "{problem}");

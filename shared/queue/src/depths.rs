@@ -132,8 +132,9 @@ impl Depths {
         queues: &[usize],
         deadline: Instant,
     ) -> (Vec<Depth>, Option<Refusal>) {
-        let names = queues.iter().map(|at| self.queues[*at].name.as_str());
-        let answers = stream::iter(names).map(|name| ask(channel, name)).buffered(PIPELINE);
+        // Each asks when it is first polled, which happens in their order.
+        let questions: Vec<_> = queues.iter().map(|at| ask(channel, &self.queues[*at].name)).collect();
+        let answers = stream::iter(questions).buffered(PIPELINE);
         pin_mut!(answers);
         let mut depths = Vec::with_capacity(queues.len());
         loop {
