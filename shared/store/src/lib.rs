@@ -35,6 +35,7 @@ mod partitions;
 mod sessions;
 mod status;
 mod dead;
+mod readings;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
@@ -46,7 +47,9 @@ pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
+pub use partitions::PartitionsAhead;
 pub use pool::{Store, StoreConfig};
+pub use readings::PoolReading;
 pub use sessions::{CheckpointView, SessionView};
 pub use status::{FleetCounts, JobView, SessionProgress};
 pub use workers::{Beat, WorkerRegistration};
