@@ -1,23 +1,28 @@
 //! The command line.
 
+mod simulate;
+
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
-use queue::{Broker, BrokerConfig};
 use secrecy::ExposeSecret;
-use service::{Common, Problems};
-use store::{Store, StoreConfig};
+use service::{Common, Problems, Setting};
+use store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::observe;
+use crate::settings::{ControlArgs, Services};
+use crate::{explain, observe, once, serve};
 
-/// How long to wait for RabbitMQ.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Watches pools of workers.
+/// Resizes pools of workers by their backlog, and never takes a busy worker away.
+///
+/// Once a second it reads each pool's queue (RabbitMQ), jobs and workers (Postgres), decides how many workers there should be,
+/// writes that with its reasons into Postgres, and sets the size of the pool's workload: a Deployment, a StatefulSet or
+/// whatever has a scale subresource, or worker processes on this machine. Before it takes workers away it marks idle ones,
+/// waits until they hold nothing, and removes exactly those.
 #[derive(Debug, Parser)]
 #[command(name = "autoscaler", version)]
 pub struct Args {
@@ -29,6 +34,43 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Scale pools, once a second, until SIGTERM
+    ///
+    /// Several may run: one decides, the others stand by and take over when its lease ends.
+    #[command(after_long_help = POOLS_HELP)]
+    Run {
+        #[command(flatten)]
+        control: Box<ControlArgs>,
+        /// Where /health, /ready and /metrics are served; port 0 takes a free one
+        #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
+        admin_addr: Setting<SocketAddr>,
+    },
+    /// Look, decide and act once for each pool, and print why
+    ///
+    /// Exit codes: 0 done, 1 something failed, 2 wrong settings, 3 another autoscaler leads or something is unknown.
+    #[command(after_long_help = POOLS_HELP)]
+    Once {
+        #[command(flatten)]
+        control: Box<ControlArgs>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// JSON, one object per pool
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell a pool's last decisions as a person would
+    Explain {
+        /// The pool
+        #[arg(default_value = "default")]
+        pool: Name,
+        /// So many decisions at most
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// JSON, one decision per line, with all that was seen
+        #[arg(long)]
+        json: bool,
+    },
     /// Look once at each pool and print what is known, one JSON object per pool
     ///
     /// Exit codes: 0 all is known, 2 wrong settings, 3 something is unknown; the output says what and why.
@@ -37,46 +79,63 @@ enum Command {
         #[arg(default_value = "default")]
         pools: Vec<Name>,
     },
+    Simulate(Box<simulate::Simulate>),
 }
+
+const POOLS_HELP: &str = "\
+A file of pools (--pools, TOML):
+
+  [policy]                       # what all pools have in common
+  max_replicas = 50
+
+  [pools.default]                # a table for each pool, called as the pool is
+  target = \"Deployment/worker\"
+  namespace = \"agents\"
+  policy.mode = { type = \"target_wait\", target_s = 30 }
+
+  [pools.batch]
+  target = \"apps/v1/StatefulSet/batch-worker\"
+  [pools.batch.policy]
+  min_replicas = 0               # to zero after cooldown_s (300) without anything to do
+  mode = { type = \"backlog\", jobs_per_worker = 8 }
+  scale_up = { stabilization_window_s = 0, policies = [{ type = \"Pods\", value = 10, period_s = 15 }] }
+  schedule = [{ start = \"0 8 * * 1-5\", end = \"0 18 * * 1-5\", timezone = \"Europe/Berlin\", min_replicas = 4 }]
+
+scale_up and scale_down work as `behavior` of a HorizontalPodAutoscaler (v2) does. By default a pool grows at once, by 100 % or 5
+workers in 15 s, and shrinks to the highest recommendation of the last 300 s, by 50 % in 15 s.";
 
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         let mut problems = Problems::default();
-        let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, "queue=warn"];
-        let telemetry = self.common.telemetry(&quiet, &mut problems);
-        service::run(telemetry, |_stop| async move {
-            let Command::Observe { pools } = self.command;
-            run_observe(&pools, self.common, problems).await
+        let quiet: &[&str] = match self.command {
+            Command::Run { .. } => &[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE],
+            _ => &[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, "queue=warn", "autoscaler=warn"],
+        };
+        let telemetry = self.common.telemetry(quiet, &mut problems);
+        service::run(telemetry, |stop| async move {
+            match self.command {
+                Command::Run { control, admin_addr } => {
+                    let admin_addr = problems.take("ADMIN_ADDR", admin_addr);
+                    let settings = control.check(self.common, &mut problems);
+                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count()) else {
+                        return Err(problems.into_error().into());
+                    };
+                    serve::serve(settings, admin_addr, stop).await
+                }
+                Command::Once { control, dry_run, json } => {
+                    let settings = control.check(self.common, &mut problems);
+                    let (Some(settings), 0) = (settings, problems.count()) else {
+                        return Err(problems.into_error().into());
+                    };
+                    once::once(settings, dry_run, json, stop).await
+                }
+                Command::Explain { pool, limit, json } => {
+                    run_explain(&pool, limit, json, self.common, problems).await
+                }
+                Command::Observe { pools } => run_observe(pools, self.common, problems).await,
+                Command::Simulate(simulate) => simulate.run(problems, &stop),
+            }
         })
     }
-}
-
-async fn run_observe(pools: &[Name], common: Common, mut problems: Problems) -> anyhow::Result<ExitCode> {
-    let database_url =
-        problems.required("DATABASE_URL", common.database_url, "postgres://user:password@host:5432/database");
-    let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
-    let store = database_url
-        .as_ref()
-        .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
-    let broker = amqp_url.and_then(|url| {
-        let config = BrokerConfig::new(url.expose_secret(), "autoscaler observe");
-        problems.check("AMQP_URL", config.check().map(|()| config))
-    });
-    let (Some(database_url), Some(store), Some(broker), 0) = (database_url, store, broker, problems.count())
-    else {
-        return Err(problems.into_error().into());
-    };
-    migrations::check(database_url.expose_secret()).await?;
-    let store = Store::new(&store);
-    let broker = Broker::start(broker, CancellationToken::new());
-    broker.ready(PATIENCE).await.context("connecting to RabbitMQ (AMQP_URL)")?;
-    let mut complete = true;
-    for pool in pools {
-        let seen = observe::observe(&broker, &store, pool).await;
-        complete &= seen.is_complete();
-        println!("{}", serde_json::to_string(&seen)?);
-    }
-    broker.close().await;
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }

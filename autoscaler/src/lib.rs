@@ -6,6 +6,8 @@
 
 mod observe;
 pub mod decide;
+pub mod apply;
+pub mod simulate;
 mod cli;
 
 pub use cli::Args;

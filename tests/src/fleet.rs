@@ -64,6 +64,15 @@ impl Fleet {
         Launch::new(name, environment)
     }
 
+    /// `autoscaler run` to be started, with these pools (TOML); its workers have four slots and the same agents.
+    pub fn autoscaler(&self, name: &str, pools: &str) -> Launch {
+        let path = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, pools).expect("written");
+        let processes = self.folder.path().join("processes");
+        let (path, processes) = (path.to_string_lossy(), processes.to_string_lossy());
+        self.worker(name).program("autoscaler", &["run", "--pools", &path, "--process-dir", &processes])
+    }
+
     /// Writes an `agents.toml` whose agent `reader` is `examples/reader.py` on this fleet's folder; returns its path.
     pub fn reader(&self) -> String {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/reader.py");

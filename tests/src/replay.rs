@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Store, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Pace, Store, Unwanted};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
@@ -65,6 +65,7 @@ impl Real {
                     store::Answer::Blocked => Answer::Blocked,
                     store::Answer::NotDue => Answer::NotDue,
                     store::Answer::LeaseLost => Answer::LeaseLost,
+                    store::Answer::Drained => panic!("nobody marks workers here"),
                     store::Answer::OtherSession(session) => panic!("{session} has this job"),
                 })
             }
@@ -103,8 +104,8 @@ impl Real {
                 let returned = store.return_vanished(&Name::default(), Duration::ZERO).await;
                 as_many(returned.expect("an answer"), expected)
             }
-            Call::Beat(id) => {
-                Reply::Beat(match store.beat(self.workers[&id].worker).await.expect("an answer") {
+            Call::Beat(id) => Reply::Beat(
+                match store.beat(self.workers[&id].worker, &Pace::default()).await.expect("an answer") {
                     Beat::Dead => None,
                     Beat::Alive(held) => {
                         let mut listed = [None; JOBS];
@@ -114,8 +115,8 @@ impl Real {
                         }
                         Some(listed)
                     }
-                })
-            }
+                },
+            ),
             Call::Stop(id) => {
                 store.mark_stopped(self.workers[&id].worker).await.expect("an answer");
                 Reply::Done

@@ -42,16 +42,24 @@ fn newer_source(binary: &Path) -> Option<String> {
     files.find(|file| changed(file).is_some_and(|changed| changed > built)).map(str::to_owned)
 }
 
-/// A worker that is about to be started.
+/// A worker that is about to be started; or an autoscaler, whose process is handled in the same way.
 pub struct Launch {
     name: String,
+    program: &'static str,
+    arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     log: Option<PathBuf>,
 }
 
 impl Launch {
     pub(crate) fn new(name: &str, environment: BTreeMap<String, String>) -> Launch {
-        Launch { name: name.to_owned(), environment, log: None }
+        Launch { name: name.to_owned(), program: "worker", arguments: Vec::new(), environment, log: None }
+    }
+
+    /// Another program of ours instead, with arguments.
+    pub(crate) fn program(self, program: &'static str, arguments: &[&str]) -> Launch {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Launch { program, arguments, ..self }
     }
 
     /// Sets an environment variable.
@@ -80,8 +88,8 @@ impl Launch {
 
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
-        let mut command = Command::new(binary("worker"));
-        command.env_clear().envs(&self.environment).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut command = Command::new(binary(self.program));
+        command.args(&self.arguments).env_clear().envs(&self.environment).stdin(Stdio::null()).stderr(Stdio::piped());
         #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal")]
         // SAFETY: the hook makes one system call; it neither allocates nor locks.
         unsafe {

@@ -148,7 +148,7 @@ async fn of_a_cancel_and_an_end_that_meet_one_counts() {
         let (claim, cancelled) = tokio::join!(runner.claim(&spec), other.cancel(&ids));
         match (claim.unwrap(), cancelled.unwrap().0[0]) {
             (Answer::Claimed(run), Cancelled::Stopping) => {
-                let asks = store.asks(runner.worker).await.unwrap();
+                let asks = store.asked(runner.worker).await.unwrap().jobs;
                 assert_eq!(
                     asks.iter().map(|ask| (ask.0, ask.1)).collect::<Vec<_>>(),
                     [(spec.job_id, run.epoch)]

@@ -1,5 +1,5 @@
-//! What has failed for good is seen in one place, can be run again once, or dropped; and a job whose message the broker
-//! has given up fails, instead of waiting for ever.
+//! What has failed for good is seen in one place, can be run again once, or dropped; and a job whose message was given up,
+//! by the broker or by a worker, fails, instead of waiting for ever.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -380,6 +380,81 @@ async fn a_job_whose_message_is_rejected_fails_with_the_reason_and_is_one_dead_l
 }
 
 #[tokio::test]
+async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_are_told() {
+    let fleet = Fleet::new().await;
+    let (_connection, channel) = confirming(&fleet).await;
+    channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
+    // The producer takes a megabyte.
+    let worker = fleet.worker("worker").set("MAX_MESSAGE_BYTES", 1_024).start().await;
+    let large =
+        JobSpec { reply_to: Some("replies".to_owned()), ..job("s", "echo", json!("x".repeat(2_000))) };
+    let (id, behind) = (large.job_id.to_string(), job("s", "echo", json!(2)));
+    fleet.enqueue(&[large.clone(), behind.clone()]).await;
+
+    let waited = fleet.producer(&["wait", &id, "--json"]).await;
+    assert_eq!(
+        (waited.code, &waited.json()[0]["failure"]["code"]),
+        (1, &json!("dead_lettered")),
+        "{waited:?}"
+    );
+    let reason = waited.json()[0]["failure"]["message"].as_str().unwrap().to_owned();
+    let told = format!("body: got {} bytes, expected at most 1024", job::encode(&large).len());
+    assert_eq!(reason, told);
+    let get = async || channel.basic_get("replies".into(), Default::default()).await.unwrap();
+    let reply: Value = serde_json::from_slice(&until("the reply", get).await.delivery.data).unwrap();
+    assert_eq!((&reply["job_id"], &reply["failure"]["message"]), (&json!(id), &json!(reason)));
+    assert_eq!(fleet.ended(behind.job_id).await.state, JobState::Succeeded, "the session goes on");
+
+    buried(&fleet, 1).await;
+    let list = listed(&fleet, &[]).await;
+    assert_eq!((each(&list, "id"), &list[0]["kind"]), (vec![id.clone()], &json!("job")), "{list:?}");
+    let live = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
+    assert_eq!(live, 0, "so nothing is published again");
+    assert_eq!(worker.metric(r#"harness_dead_letters_total{code="undecodable"}"#).await, 1.0);
+    drop(worker);
+
+    let _roomy = fleet.worker("roomy").start().await;
+    let ran = dead(&fleet, &["redrive", &id]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let new = ran.out.trim().strip_prefix(&format!("{id} redriven as ")).expect(&ran.out);
+    assert_eq!(fleet.ended(new.parse().unwrap()).await.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_job_does_not_mind_what_a_stranger_publishes_under_its_id() {
+    let fleet = Fleet::new().await;
+    let (queued, running) =
+        (job("queued", "echo", json!(1)), job("running", "scripted", json!({"count": 60, "delay_ms": 50})));
+    let garbage = |spec: &JobSpec| {
+        let id = spec.job_id.to_string();
+        let properties = || BasicProperties::default().with_message_id(id.as_str().into());
+        let mut body: Value = serde_json::from_str(&job::encode(spec)).expect("JSON");
+        body["timeout_ms"] = json!(-1);
+        let padded = format!("{}{}", job::encode(spec), " ".repeat(2_000));
+        [b"{".to_vec(), body.to_string().into_bytes(), padded.into_bytes()]
+            .map(|body| (body, properties()))
+            .to_vec()
+    };
+    drop(fleet.vhost.broker().await);
+    // What is published first is refused first, while the job behind it waits for its own message.
+    fleet.vhost.publish(garbage(&queued)).await;
+    fleet.enqueue(std::slice::from_ref(&queued)).await;
+    let worker = fleet.worker("worker").set("MAX_MESSAGE_BYTES", 1_024).set("WORKER_SLOTS", 1).start().await;
+    assert_eq!(fleet.ended(queued.job_id).await.state, JobState::Succeeded);
+    buried(&fleet, 3).await;
+    drop(worker);
+
+    let _worker = fleet.worker("worker").set("MAX_MESSAGE_BYTES", 1_024).set("WORKER_SLOTS", 2).start().await;
+    fleet.enqueue(std::slice::from_ref(&running)).await;
+    fleet.iterated(running.job_id, 1).await;
+    fleet.vhost.publish(garbage(&running)).await;
+    buried(&fleet, 6).await;
+    assert_eq!(fleet.view(running.job_id).await.unwrap().state, JobState::Running);
+    assert_eq!(fleet.ended(running.job_id).await.state, JobState::Succeeded);
+    assert_eq!(listed(&fleet, &["--kind", "job"]).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
 async fn a_running_job_does_not_mind_the_death_of_another_copy_of_its_message() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").set("WORKER_SLOTS", 1).start().await;
@@ -404,10 +479,11 @@ async fn only_a_job_that_counts_on_its_message_fails_with_it() {
     let store = database.store();
     let runner = Runner::register(&store).await;
     let (pool, elsewhere): (Name, Name) = (Name::default(), "elsewhere".parse().unwrap());
-    let dies = async |spec: &JobSpec, pool: &Name| {
-        let why = Unwanted::DeadLettered { pool, reason: "it was rejected" };
+    let dies_as = async |spec: &JobSpec, pool: &Name, body: &[u8]| {
+        let why = Unwanted::DeadLettered { pool, body, reason: "it was rejected" };
         store.end_waiting(&[spec.job_id], why).await.expect("an answer").len()
     };
+    let dies = async |spec: &JobSpec, pool: &Name| dies_as(spec, pool, job::encode(spec).as_bytes()).await;
     let [running, blocked, retried, published, queued] =
         ["a", "a", "b", "c", "d"].map(|session| job(session, "echo", json!(1)));
     let run = claimed(runner.claim(&running).await.unwrap());
@@ -425,6 +501,9 @@ async fn only_a_job_that_counts_on_its_message_fails_with_it() {
     }
     for spec in [&published, &queued] {
         assert_eq!(dies(spec, &elsewhere).await, 0, "that copy was in another pool's queue");
+        for others in [b"\xff\0".to_vec(), format!("{} ", job::encode(spec)).into_bytes()] {
+            assert_eq!(dies_as(spec, &pool, &others).await, 0, "that is not its message");
+        }
         assert_eq!(dies(spec, &pool).await, 1);
         assert_eq!(dies(spec, &pool).await, 0, "once");
     }

@@ -221,7 +221,7 @@ async fn death_is_final() {
 
     // Dead, but not rescued yet: its runs may still be written to, which is harmless; it gets nothing new.
     assert!(matches!(dead.claim(&jobs[2]).await.unwrap(), Answer::LeaseLost));
-    assert!(matches!(store.beat(dead.worker).await.unwrap(), store::Beat::Dead));
+    assert!(matches!(store.beat(dead.worker, &store::Pace::default()).await.unwrap(), store::Beat::Dead));
     assert_eq!(store.rescue().await.unwrap(), [jobs[0].job_id]);
     assert!(store.rescue().await.unwrap().is_empty(), "once");
     assert_eq!(dead.checkpoint(&run, 0).await.unwrap(), Fenced::Lost);

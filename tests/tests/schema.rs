@@ -134,7 +134,8 @@ impl Play {
             18 => {
                 let late = "UPDATE harness_jobs SET deadline_at = now()";
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
-                let dead = Unwanted::DeadLettered { pool: &spec.pool, reason: "rejected" };
+                let body = job::encode(&spec).into_bytes();
+                let dead = Unwanted::DeadLettered { pool: &spec.pool, body: &body, reason: "rejected" };
                 let why = [Unwanted::Overdue, Unwanted::Rejected, dead][self.rng.usize(..3)];
                 self.store.end_waiting(&[spec.job_id], why).await.expect("an answer");
                 ("end_waiting", vec![JobEvent::Failed, JobEvent::Released])

@@ -40,6 +40,10 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
             Err(RetryError::Permanent(error)) => return Err(error),
         };
         METRICS.claims.with_label_values(&[label(&answer)]).inc();
+        if matches!(answer, Answer::Drained) {
+            // The mark that says so has yet to reach us, or we have lost it from sight.
+            worker.lease.renewed_within_a_beat().await;
+        }
         if matches!(answer, Answer::LeaseLost) {
             // The next heartbeat notices too, and gives us a new id.
             let renewed = worker.lease.renewed_within_a_beat();
@@ -85,5 +89,6 @@ fn label(answer: &Answer) -> &'static str {
         Answer::NotDue => "not_due",
         Answer::OtherSession(_) => "other_session",
         Answer::LeaseLost => "lease_lost",
+        Answer::Drained => "drained",
     }
 }

@@ -3,7 +3,8 @@
 use job::{DecodeError, JobSpec, Limits, decode};
 use queue::Delivery;
 use service::{RetryError, retry};
-use tracing::warn;
+use store::StoreError;
+use tracing::{error, warn};
 
 use crate::metrics::METRICS;
 use crate::worker::Worker;
@@ -29,6 +30,34 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
     // The properties are a stranger's too.
     spec.check(&limits)?;
     Ok(spec)
+}
+
+/// Gives up a message that cannot be used here: a job that waits for it fails, and a copy goes into `harness.dead`. Should
+/// we die in between, or be told to stop, the message comes again and finds the end.
+pub async fn refuse(worker: &Worker, delivery: Delivery, reason: &str, code: &'static str) {
+    if fail_its_job(worker, &delivery, reason).await && bury(worker, &delivery, reason, code).await {
+        delivery.settle().await;
+    }
+}
+
+/// Whether the ledger has answered.
+async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> bool {
+    let pool = &worker.settings.pool;
+    let fail = || relay::fail_its_job(&worker.store, &worker.publisher, delivery, pool, reason);
+    let failed =
+        retry("failing a job whose message is dead", &worker.stop_waiting, StoreError::is_retryable, fail);
+    match failed.await {
+        Ok(()) => true,
+        Err(RetryError::Stopped) => false,
+        Err(RetryError::Permanent(cause)) => {
+            error!(
+                message_id = delivery.message_id(),
+                cause = cause.as_dyn(),
+                "the job of a dead message was not failed"
+            );
+            true
+        }
+    }
 }
 
 /// Puts a copy into `harness.dead`. Returns whether it is there; only then may the delivery be acked.

@@ -10,21 +10,25 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{JobId, WorkerId};
-use store::{Ask, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
+use store::{Ask, Asked, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::mark::Mark;
 use crate::metrics::METRICS;
+use crate::pace::PaceWindow;
 use crate::running::Running;
 
-/// How often cancelled and interrupted jobs are looked for: each gets its stop signal within a second.
-const LOOK_FOR_ASKS: Duration = Duration::from_millis(500);
+/// How often cancelled and interrupted jobs, and drain marks, are looked for: each gets its signal within a second.
+const LOOK_FOR_ASKED: Duration = Duration::from_millis(500);
 
 /// The process's present id, and when its lease was last renewed.
 pub struct Lease {
     store: Store,
     running: Running,
+    pace: PaceWindow,
+    mark: Mark,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
     clock: Mutex<Clock>,
@@ -36,19 +40,26 @@ impl Lease {
     pub async fn register(
         store: Store,
         running: Running,
+        pace: PaceWindow,
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
         let sent = Instant::now();
         store.register_worker(&registration).await?;
         let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
+        let mark = Mark::none(registration.slots);
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
-        Ok(Lease { store, running, registration, renewed, clock, duration })
+        Ok(Lease { store, running, pace, mark, registration, renewed, clock, duration })
     }
 
     /// The id under which jobs are claimed now.
     pub fn worker(&self) -> WorkerId {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
+    }
+
+    /// Whether jobs are taken under that id: an autoscaler may have marked it to drain.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
     }
 
     /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
@@ -79,23 +90,24 @@ impl Lease {
 
     /// Keeps the lease until told to stop, and stops what runs when it could not be kept.
     pub async fn keep(&self, stop: CancellationToken) {
-        tokio::join!(self.renew(&stop), self.watch(&stop));
+        tokio::join!(self.renew(&stop), self.watch(&stop), self.confirm_drains(&stop));
     }
 
     /// Beats five times a lease, and looks more often for what is asked of the jobs.
     async fn renew(&self, stop: &CancellationToken) {
-        let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKS));
+        let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKED));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut strangers = HashMap::new();
-        let mut failing = false;
+        let (mut failing, mut looks) = (false, 0);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 _ = beat.tick() => {}
                 _ = look.tick() => {
-                    self.look_for_asks().await;
+                    self.look_for_asked(looks).await;
+                    looks += 1;
                     continue;
                 }
             }
@@ -133,18 +145,50 @@ impl Lease {
         }
     }
 
-    /// Cancelled and interrupted jobs. Failures are the heartbeat's to tell.
-    async fn look_for_asks(&self) {
-        if self.running.epochs().is_empty() {
+    /// Cancelled and interrupted jobs, and the drain mark. Failures are the heartbeat's to tell.
+    async fn look_for_asked(&self, look: u64) {
+        // Half as often while there is nothing here but the news of a mark to wait for.
+        if look % 2 == 1 && self.running.epochs().is_empty() && !self.mark.stands() {
             return;
         }
-        for (job_id, epoch, ask) in self.store.asks(self.worker()).await.unwrap_or_default() {
+        let Ok(Asked { drain, jobs }) = self.store.asked(self.worker()).await else { return };
+        if self.mark.set(drain) {
+            match drain {
+                Some(mark) => {
+                    info!(worker_id = %self.worker(), epoch = mark.epoch, "marked to be scaled away: takes no more jobs")
+                }
+                None => info!(worker_id = %self.worker(), "the mark is gone: takes jobs again"),
+            }
+        }
+        for (job_id, epoch, ask) in jobs {
             let stop = match ask {
                 Ask::Cancel => Stop::Cancelled,
                 Ask::Interrupt => Stop::Interrupted,
                 Ask::Rollback => Stop::RolledBack,
             };
             self.running.stop(job_id, epoch, stop);
+        }
+    }
+
+    /// Tells the ledger when a marked worker holds nothing any more; `/ready` fails by then. Again under each mark, and
+    /// until the ledger believes it: that may know of a job whose claim's reply was lost.
+    async fn confirm_drains(&self, stop: &CancellationToken) {
+        let confirming = async {
+            loop {
+                let epoch = self.mark.unconfirmed().await;
+                let worker_id = self.worker();
+                match self.store.confirm_drained(worker_id, epoch).await {
+                    Ok(true) => {
+                        info!(%worker_id, epoch, "drained for scale-in: holds nothing");
+                        self.mark.confirmed(epoch);
+                    }
+                    Ok(false) | Err(_) => tokio::time::sleep(LOOK_FOR_ASKED).await,
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = confirming => {}
         }
     }
 
@@ -165,7 +209,7 @@ impl Lease {
         let mine = self.running.epochs();
         // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
         let sent = Instant::now();
-        match self.store.beat(worker_id).await? {
+        match self.store.beat(worker_id, &self.pace.pace()).await? {
             Beat::Alive(listed) => {
                 *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 self.stop_lost(&mine, &listed);
@@ -221,6 +265,8 @@ impl Lease {
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        // The mark was the dead one's.
+        self.mark.set(None);
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
         Ok(())
     }

@@ -13,6 +13,8 @@ mod settings;
 mod agents;
 mod metrics;
 mod running;
+mod pace;
+mod mark;
 mod lease;
 mod worker;
 mod intake;

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub running: IntGauge,
     /// Slots of this worker.
     pub slots: IntGauge,
+    /// 1 while an autoscaler's drain mark keeps this worker from taking jobs.
+    pub drain_marked: IntGauge,
     /// Claims by answer.
     pub claims: IntCounterVec,
     /// Messages put into harness.dead, by code.
@@ -102,6 +104,10 @@ fn register() -> prometheus::Result<Metrics> {
         iterations: register_int_counter!("harness_iterations_total", "Iterations that were checkpointed")?,
         running: register_int_gauge!("harness_jobs_running", "Jobs that run in this worker")?,
         slots: register_int_gauge!("harness_worker_slots", "Jobs that this worker can run at a time")?,
+        drain_marked: register_int_gauge!(
+            "harness_worker_drain_marked",
+            "1 while this worker is marked to be scaled away and takes no jobs"
+        )?,
         claims: register_int_counter_vec!("harness_claims_total", "Claims of jobs, by answer", &["answer"])?,
         dead_letters: register_int_counter_vec!(
             "harness_dead_letters_total",

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::lease::Lease;
 use crate::metrics::METRICS;
+use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
 use crate::slot;
@@ -96,8 +97,9 @@ impl Boot {
             slots: settings.slots,
             lease: settings.lease,
         };
-        let running = Running::default();
-        let register = || Lease::register(self.store.clone(), running.clone(), registration.clone());
+        let (running, pace) = (Running::default(), PaceWindow::new());
+        let register =
+            || Lease::register(self.store.clone(), running.clone(), pace.clone(), registration.clone());
         let Some(lease) = wait("registering the worker", drain, StoreError::is_retryable, register).await?
         else {
             return Ok(None);
@@ -107,6 +109,7 @@ impl Boot {
             publisher: self.publishing.publisher(),
             lease,
             running,
+            pace,
             draining: drain.clone(),
             stop_waiting: CancellationToken::new(),
             settings,
@@ -236,6 +239,9 @@ fn readiness(serving: Arc<OnceLock<Arc<Worker>>>, broker: Broker, draining: Canc
         let database = worker.is_some_and(|worker| worker.lease.is_fresh());
         let (consuming, reason) = match &*broker.status().borrow() {
             _ if draining.is_cancelled() => (false, Some("draining".to_owned())),
+            _ if worker.is_some_and(|worker| worker.lease.mark().is_drained()) => {
+                (false, Some("drained for scale-in".to_owned()))
+            }
             BrokerStatus::Ready { .. } if worker.is_none() => (false, Some("starting".to_owned())),
             BrokerStatus::Ready { .. } if !broker.is_consuming() => (false, Some("subscribing".to_owned())),
             BrokerStatus::Ready { .. } => (true, None),

@@ -23,14 +23,25 @@ const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
 pub async fn run(worker: &Worker, mut slot: Slot) {
+    let mark = worker.lease.mark();
     loop {
         // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere.
         if !worker.lease.is_fresh() {
             slot.pause().await;
         }
+        if mark.stands() {
+            slot.pause().await;
+            let _parked = mark.park();
+            tokio::select! {
+                biased;
+                () = worker.draining.cancelled() => break,
+                () = mark.lifted() => continue,
+            }
+        }
         let delivery = tokio::select! {
             biased;
             () = worker.draining.cancelled() => break,
+            () = mark.set_up() => continue,
             delivery = async {
                 while !worker.lease.is_fresh() {
                     worker.lease.renewed_within_a_beat().await;
@@ -47,12 +58,7 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
-        Err(error) => {
-            if intake::bury(worker, &delivery, &error.to_string(), "undecodable").await {
-                delivery.settle().await;
-            }
-            return;
-        }
+        Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
     let known = worker.settings.agents.get(&spec.agent_id).is_some();
     if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
@@ -62,12 +68,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return,
-        Err(error) => {
-            if intake::bury(worker, &delivery, &error.to_string(), "unstorable").await {
-                delivery.settle().await;
-            }
-            return;
-        }
+        Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "unstorable").await,
     };
     match answer {
         Answer::Claimed(claimed) => {
@@ -95,9 +96,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 "job_id: got {}, which is taken by a job of session {session}, expected a new id",
                 spec.job_id
             );
-            if intake::bury(worker, &delivery, &reason, "job_id_taken").await {
-                delivery.settle().await;
-            }
+            intake::refuse(worker, delivery, &reason, "job_id_taken").await;
         }
         Answer::Blocked => {
             if claim::mind_the_busy(worker, &spec).await {
@@ -105,6 +104,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             }
         }
         Answer::Held | Answer::NotDue | Answer::LeaseLost => delivery.settle().await,
+        // Back to the broker, for another worker.
+        Answer::Drained => {}
     }
 }
 
@@ -154,6 +155,7 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
     } else if claimed.deaths >= POISON_DEATHS - 1 && !seat.is_only_suspect() {
         conclude::postpone(worker, worker_id, spec, claimed, SUSPECT_WAIT).await
     } else {
+        worker.pace.started();
         let ended = match worker.settings.agents.get(&spec.agent_id) {
             Some(harness) => {
                 let store = &worker.store;
@@ -161,6 +163,7 @@ async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat
             }
             None => Ended { outcome: Some(Outcome::Failed(unknown_agent(spec))), session: None },
         };
+        worker.pace.ended(started.elapsed());
         conclude::conclude(worker, worker_id, spec, claimed, ended).await
     }?;
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());

@@ -1,27 +1,40 @@
 //! What was decided before: all that a decision remembers. It is read back from `harness_scale_decisions`.
+//!
+//! What counts of a recommendation is when it ended: it stands until one of another size, through ticks that repeat it and
+//! through those that know nothing. So it makes no difference whether every decision is recorded or only each that changes
+//! something. Kubernetes takes samples every 15 s instead; a window here ends when it would with a sample at every moment.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// The past that the stabilization windows and rate limits look at.
+use super::{Decision, MAX_PERIOD_S, MAX_WINDOW_S};
+
+/// The past that the stabilization windows and rate limits look at. It forgets what no policy may look back on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct History {
-    /// Raw recommendations, oldest first. One stands until the next.
-    pub recommendations: VecDeque<Recommendation>,
+    /// The last recommendation, which stands.
+    last: Option<u32>,
+    /// Those before it that no later one reaches: ever lower, so the first within a window is its highest.
+    highs: VecDeque<Recommendation>,
+    /// Those before it that no later one undercuts: ever higher, so the first within a window is its lowest.
+    lows: VecDeque<Recommendation>,
     /// Changes that were written to the workload, in both directions, oldest first.
-    pub resizes: VecDeque<Resize>,
+    resizes: VecDeque<Resize>,
     /// Since when nothing is there to be done: nothing ready, running or due. `None` while something is, or unknown.
-    pub idle_since_ms: Option<u64>,
+    idle_since_ms: Option<u64>,
+    /// When the last decision was made.
+    decided_at_ms: u64,
 }
 
 /// What the mode asked for, before any behaviour was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recommendation {
-    /// Unix time in milliseconds.
-    pub at_ms: u64,
+struct Recommendation {
+    /// Until when it stood, as Unix time in milliseconds.
+    until_ms: u64,
     /// Workers.
-    pub replicas: u32,
+    replicas: u32,
 }
 
 /// A change of the workload's size.
@@ -33,4 +46,85 @@ pub struct Resize {
     pub from: u32,
     /// Workers after.
     pub to: u32,
+}
+
+impl History {
+    /// Takes in a decision, applied or not. They come in the order of their time. The first brings along the size that
+    /// it found as a recommendation, as Kubernetes has it.
+    pub fn record(&mut self, decision: &Decision) {
+        self.decided_at_ms = self.decided_at_ms.max(decision.at_ms);
+        self.idle_since_ms = decision.idle_since_ms;
+        if let Some(recommended) = decision.recommended {
+            if let (None, Some(current)) = (self.last, decision.current) {
+                self.recommend(current);
+            }
+            self.recommend(recommended);
+        }
+        self.forget();
+    }
+
+    /// Takes in a change that was written to the workload: it counts towards the rate limits.
+    pub fn resized(&mut self, at_ms: u64, from: u32, to: u32) {
+        let at_ms = self.resizes.back().map_or(at_ms, |last| last.at_ms.max(at_ms));
+        self.resizes.push_back(Resize { at_ms, from, to });
+    }
+
+    /// A new process goes on from here, at the size that the workload has. That size counts as a recommendation, so that
+    /// no restart drops replicas; and nobody has looked since the last decision, so a pool's idle time begins anew.
+    pub fn resumed(&mut self, at_ms: u64, current: u32) {
+        self.decided_at_ms = self.decided_at_ms.max(at_ms);
+        self.recommend(current);
+        self.idle_since_ms = None;
+        self.forget();
+    }
+
+    /// Changes that were written to the workload within the longest period, oldest first.
+    pub fn resizes(&self) -> impl DoubleEndedIterator<Item = &Resize> {
+        self.resizes.iter()
+    }
+
+    /// Workers added (positive) or taken away (negative) later than `after_ms`.
+    pub(super) fn change_after(&self, after_ms: u64) -> i64 {
+        let later = self.resizes.iter().rev().take_while(|resize| resize.at_ms > after_ms);
+        later.map(|resize| i64::from(resize.to) - i64::from(resize.from)).sum()
+    }
+
+    /// The lowest recommendation that stood later than `after_ms`; `current` where there was none at all.
+    pub(super) fn lowest_after(&self, after_ms: u64, current: u32) -> u32 {
+        first_after(&self.lows, after_ms)
+            .into_iter()
+            .chain([self.last.unwrap_or(current)])
+            .fold(u32::MAX, u32::min)
+    }
+
+    /// The highest recommendation that stood later than `after_ms`; `current` where there was none at all.
+    pub(super) fn highest_after(&self, after_ms: u64, current: u32) -> u32 {
+        first_after(&self.highs, after_ms).into_iter().chain([self.last.unwrap_or(current)]).fold(0, u32::max)
+    }
+
+    /// Since when the pool is idle, if decisions have been made without a gap longer than `gap_ms`.
+    pub(super) fn idle_since_ms(&self, now_ms: u64, gap_ms: u64) -> Option<u64> {
+        self.idle_since_ms.filter(|_| now_ms.saturating_sub(self.decided_at_ms) <= gap_ms)
+    }
+
+    fn recommend(&mut self, replicas: u32) {
+        let Some(last) = self.last.replace(replicas).filter(|last| *last != replicas) else { return };
+        let ended = Recommendation { until_ms: self.decided_at_ms, replicas: last };
+        while self.highs.pop_back_if(|high| high.replicas <= last).is_some() {}
+        self.highs.push_back(ended);
+        while self.lows.pop_back_if(|low| low.replicas >= last).is_some() {}
+        self.lows.push_back(ended);
+    }
+
+    fn forget(&mut self) {
+        let window_ms = self.decided_at_ms.saturating_sub(MAX_WINDOW_S * 1000);
+        while self.highs.pop_front_if(|high| high.until_ms <= window_ms).is_some() {}
+        while self.lows.pop_front_if(|low| low.until_ms <= window_ms).is_some() {}
+        let period_ms = self.decided_at_ms.saturating_sub(MAX_PERIOD_S * 1000);
+        while self.resizes.pop_front_if(|resize| resize.at_ms <= period_ms).is_some() {}
+    }
+}
+
+fn first_after(ended: &VecDeque<Recommendation>, after_ms: u64) -> Option<u32> {
+    ended.get(ended.partition_point(|one| one.until_ms <= after_ms)).map(|one| one.replicas)
 }

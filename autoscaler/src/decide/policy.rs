@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Window;
+
 /// How a pool is scaled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -101,20 +103,6 @@ pub enum RateUnit {
     Pods,
     /// Percent of the workers at the period's beginning.
     Percent,
-}
-
-/// A time window with a minimum of its own, as KEDA's cron scaler has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Window {
-    /// A cron expression of five fields: when it begins.
-    pub start: String,
-    /// When it ends.
-    pub end: String,
-    /// An IANA time zone, such as Europe/Berlin.
-    pub timezone: String,
-    /// Never fewer workers within.
-    pub min_replicas: u32,
 }
 
 impl Default for Policy {

@@ -1,14 +1,15 @@
-//! Jobs whose message the broker has given up: they fail, instead of waiting for what will not come.
+//! Jobs whose message was given up: they fail, instead of waiting for what will not come.
 //!
 //! Every relay takes from `harness.dead.sweep`, to which the broker sends a copy of each message that it gives up; the
 //! letter itself stays in `harness.dead`. A consumer costs nothing while nothing dies. The copy is acked when the
-//! ledger has answered, so each is looked at, by whoever lives; looking twice is harmless.
+//! ledger has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
+//! tells the ledger itself, by [`fail_its_job`] as well.
 
 use std::time::Duration;
 
-use job::RetryPolicy;
-use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, pool_of_queue};
-use store::{StoreError, Unwanted};
+use job::{Name, RetryPolicy};
+use queue::{DEAD_SWEEP_QUEUE, Delivery, Publisher, Slot, pool_of_queue};
+use store::{Store, StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -70,18 +71,30 @@ fn slot(relay: &Relay) -> Slot {
     relay.broker.slot(DEAD_SWEEP_QUEUE, "dead-sweep")
 }
 
-/// Ends the job of a message that was given up, if it waits for that message. What is no message of ours, or of no job
-/// that the ledger knows, stays a dead letter and no more.
+/// Looks at one copy. What is no message of ours stays a dead letter and no more.
 async fn sweep(relay: &Relay, delivery: &Delivery) -> Result<(), StoreError> {
     // What could not be routed was in no queue: if its job is known, then by another message.
     let Some(death) = delivery.death() else { return Ok(()) };
     let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
-    let Some(job_id) = job::glimpse(&delivery.body, delivery.message_id()).job_id else { return Ok(()) };
-    let why = Unwanted::DeadLettered { pool: &pool, reason: &death.reason };
-    match unwanted::end_waiting(&relay.store, &relay.publisher, &[job_id], why).await {
+    fail_its_job(&relay.store, &relay.publisher, delivery, &pool, &death.reason).await
+}
+
+/// Ends the job of a message that was given up in a pool's queue, if the ledger knows it and it waits for just this
+/// message; its caller is told. Safe to repeat.
+pub async fn fail_its_job(
+    store: &Store,
+    publisher: &Publisher,
+    delivery: &Delivery,
+    pool: &Name,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let body = &delivery.body;
+    let Some(job_id) = job::glimpse(body, delivery.message_id()).job_id else { return Ok(()) };
+    let why = Unwanted::DeadLettered { pool, body, reason };
+    match unwanted::end_waiting(store, publisher, &[job_id], why).await {
         Ok(0) => Ok(()),
         Ok(_) => {
-            warn!(%job_id, reason = death.reason, "a job has failed: its message is a dead letter");
+            warn!(%job_id, reason, "a job has failed: its message is a dead letter");
             Ok(())
         }
         // Would be refused for ever, and nothing behind it would be looked at.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::METRICS;
 
-pub use dead::sweep_dead;
+pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
 pub use reply::reply;
 pub use unwanted::{cancel, end_waiting};

@@ -27,5 +27,6 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
     {
         info!(made, dropped, "partitions of harness_results");
     }
+    store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await
 }

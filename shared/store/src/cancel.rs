@@ -1,21 +1,20 @@
 //! What is asked of jobs from outside: their end, or their place. Nobody has to be running them.
 //!
 //! A job that waits is ended here, in one transaction under its session's lock. A running one is only asked: its worker
-//! sees that within a second ([`Store::asks`]), stops it and concludes it. A cancelled job whose worker dies before
+//! sees that within a second ([`Store::asked`]), stops it and concludes it. A cancelled job whose worker dies before
 //! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobId, JobState, Name, WorkerId};
+use job::{Failure, FailureCode, JobId, JobState, Name};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
 use crate::conclude::NEXT;
 use crate::dispatch::DROP_ENDED;
-use crate::tx::{Tx, query, query_within};
-use crate::workers::BEAT_BOUND;
+use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.
@@ -42,6 +41,8 @@ pub enum Unwanted<'a> {
     DeadLettered {
         /// The pool in whose queue the message was: a copy in another one is nothing to the job.
         pool: &'a Name,
+        /// The message's body: one that only carries the job's id is nothing to it, either.
+        body: &'a [u8],
         /// Why, for people.
         reason: &'a str,
     },
@@ -68,7 +69,10 @@ pub struct EndedWaiting {
 }
 
 impl Ask {
-    const ALL: [Ask; 3] = [Ask::Cancel, Ask::Interrupt, Ask::Rollback];
+    /// What the table calls it.
+    pub(crate) fn parse(text: &str) -> Option<Ask> {
+        [Ask::Cancel, Ask::Interrupt, Ask::Rollback].into_iter().find(|ask| ask.as_str() == text)
+    }
 
     fn as_str(self) -> &'static str {
         match self {
@@ -79,7 +83,7 @@ impl Ask {
     }
 }
 
-impl Unwanted<'_> {
+impl<'a> Unwanted<'a> {
     /// As the statements know it.
     fn as_str(self) -> &'static str {
         match self {
@@ -90,9 +94,10 @@ impl Unwanted<'_> {
         }
     }
 
-    fn pool(self) -> Option<String> {
+    /// The message that was given up: its pool and its body.
+    fn dead(self) -> Option<(String, &'a [u8])> {
         match self {
-            Unwanted::DeadLettered { pool, .. } => Some(pool.to_string()),
+            Unwanted::DeadLettered { pool, body, .. } => Some((pool.to_string(), body)),
             Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
         }
     }
@@ -149,7 +154,8 @@ const ASK_RUNNING: &str = "
             ORDER BY job_id FOR UPDATE))";
 
 /// A job counts on its message from its publish to its claim. A scheduled one waits for a message that is yet to come;
-/// only if it has never begun may that be the second one, because the first was believed lost.
+/// only if it has never begun may that be the second one, because the first was believed lost. What is published is the
+/// row's message to the letter, so another body is somebody else's.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
@@ -158,6 +164,7 @@ const END_WAITING: &str = "
                        WHEN 'overdue' THEN deadline_at <= now()
                        WHEN 'rejected' THEN state = 'blocked'
                        WHEN 'dead_lettered' THEN pool = $5 AND asked IS DISTINCT FROM 'cancel'
+                        AND convert_to(message::text, 'UTF8') = $6
                         AND (state IN ('publishing', 'queued') OR (state = 'scheduled' AND epoch = 0)) END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
@@ -184,9 +191,6 @@ const MAKE_ROOM: &str = "
      WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
        AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
        AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
-
-const READ_ASKS: &str =
-    "SELECT job_id, epoch, asked FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
 
 const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
@@ -229,12 +233,16 @@ impl Store {
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        if sessions.is_empty() {
+            return Ok(Vec::new());
+        }
         if sessions.iter().any(String::is_empty) {
             self.outlast_writers().await?;
         }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
-        let (why, pool, state, nobody) = (why.as_str(), why.pool(), state.as_str(), Uuid::nil());
+        let (pool, body) = why.dead().unzip();
+        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
         let [_, _, _, ended, _] = tx
@@ -242,7 +250,7 @@ impl Store {
                 &[&ids],
                 &[&sessions],
                 &[&ids, &why],
-                &[&ids, &why, &state, &failure, &pool],
+                &[&ids, &why, &state, &failure, &pool, &body],
                 &[&nobody, &sessions, &false],
             ])
             .await?;
@@ -280,13 +288,6 @@ impl Store {
     pub async fn make_room(&self, for_job: JobId, ask: Ask) -> Result<(), StoreError> {
         query(&self.pool, "make_room", MAKE_ROOM, &[&Uuid::from(for_job), &ask.as_str()]).await?;
         Ok(())
-    }
-
-    /// What is asked of the jobs that a worker runs, with their epochs.
-    pub async fn asks(&self, worker: WorkerId) -> Result<Vec<(JobId, i64, Ask)>, StoreError> {
-        let rows = query_within(BEAT_BOUND, &self.beats, "asks", READ_ASKS, &[&Uuid::from(worker)]).await?;
-        let ask = |text: &str| Ask::ALL.into_iter().find(|ask| ask.as_str() == text);
-        Ok(rows.iter().filter_map(|row| Some((read_job_id(row, 0), row.get(1), ask(row.get(2))?))).collect())
     }
 
     /// The live jobs of a session, in their order.

@@ -51,6 +51,8 @@ pub enum Answer {
     OtherSession(String),
     /// The worker has been declared dead: it must stop what it runs and take a new id.
     LeaseLost,
+    /// The worker has confirmed that it is drained, and may be gone at any moment: the job is somebody else's.
+    Drained,
 }
 
 /// A job in a worker's hands.
@@ -106,9 +108,19 @@ macro_rules! claimed_columns {
 }
 pub(crate) use claimed_columns;
 
-/// Whether the worker may still take jobs; locked against being declared dead, or stopped, until the transaction ends.
-pub(crate) const LOCK_WORKER: &str =
-    "SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining') FOR KEY SHARE";
+/// Whether the worker lives, and is drained; locked against being declared dead, stopped, or drained, until the transaction
+/// ends.
+pub(crate) const LOCK_WORKER: &str = "
+    SELECT coalesce(drained_at IS NOT NULL AND drain_until > now(), false) FROM harness_workers
+     WHERE worker_id = $1 AND state IN ('alive', 'draining') FOR KEY SHARE";
+
+/// The same for the statements behind it: whether it may take jobs.
+macro_rules! may_take {
+    () => {
+        "EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
+                    AND (drained_at IS NULL OR drain_until <= now()))"
+    };
+}
 
 /// Creates sessions, in order, so that there is a row to lock.
 const CREATE_SESSIONS: &str = "
@@ -132,7 +144,9 @@ const CLAIM_FRESH: &str = concat!(
           WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
          WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
-           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
+           AND ",
+    may_take!(),
+    "
     ), decided AS MATERIALIZED (
         SELECT i.*, first AND (SELECT j.job_id FROM harness_jobs j
                                 WHERE j.session_id = i.session_id LIMIT 1) IS NULL AS free
@@ -170,7 +184,9 @@ const CLAIM_KNOWN: &str = concat!(
                WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END
            AND j.asked IS DISTINCT FROM 'cancel'
-           AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
+           AND ",
+    may_take!(),
+    "
          ORDER BY j.job_id
            FOR UPDATE OF j
     ), free AS MATERIALIZED (
@@ -241,10 +257,14 @@ impl Batched for ClaimRequest {
         let mut claimed: HashMap<Uuid, Claimed> =
             fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
         let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
+        let drained = alive.first().is_some_and(|row| row.get(0));
         let answer = |call: &ClaimRequest| {
             let id = Uuid::from(call.job_id);
             if call.worker != worker || alive.is_empty() {
                 return Answer::LeaseLost;
+            }
+            if drained {
+                return Answer::Drained;
             }
             if let Some(claimed) = claimed.remove(&id) {
                 return Answer::Claimed(Box::new(claimed));

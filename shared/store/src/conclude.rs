@@ -161,7 +161,7 @@ const READ_RECORDED: &str = "
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
 /// The head of each session in which no job has begun, if it waits for nothing but its turn: run it here (with $3), or
-/// let the relay publish it. (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT
+/// let the relay publish it. A worker that is marked to drain takes no more. (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT
 /// EXISTS becomes a join instead, of every session of the batch with every job that has begun.)
 pub(crate) const NEXT: &str = concat!(
     "
@@ -173,7 +173,8 @@ pub(crate) const NEXT: &str = concat!(
            AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
     ), taken AS (
         SELECT job_id FROM heads
-         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining'))
+         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
+                                 AND coalesce(drain_until <= now(), true))
     ), released AS (
         UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads EXCEPT SELECT job_id FROM taken))

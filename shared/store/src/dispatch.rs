@@ -81,11 +81,18 @@ const RETURN_VANISHED: &str = "
             LIMIT 1000 FOR UPDATE SKIP LOCKED))
     RETURNING job_id";
 
+/// From one pool to the next, without a look at what lies between: a pool may have a million.
 const QUEUED_POOLS: &str = "
-    SELECT DISTINCT pool FROM (
-        SELECT pool FROM harness_jobs
-         WHERE state = 'queued' AND state_since < now() - $1 * interval '1 millisecond'
-         ORDER BY state_since LIMIT 1000) oldest";
+    WITH RECURSIVE pools AS (
+        SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
+        UNION ALL
+        SELECT (SELECT j.pool FROM harness_jobs j WHERE j.state = 'queued' AND j.pool > p.pool ORDER BY j.pool LIMIT 1)
+          FROM pools p WHERE p.pool IS NOT NULL
+    )
+    SELECT pool FROM pools p
+     WHERE pool IS NOT NULL
+       AND (SELECT j.state_since FROM harness_jobs j WHERE j.state = 'queued' AND j.pool = p.pool
+             ORDER BY j.state_since LIMIT 1) < now() - $1 * interval '1 millisecond'";
 
 /// New jobs as the statements take them that insert them.
 pub(crate) struct Columns<'a> {
@@ -164,7 +171,7 @@ impl Store {
         self.count("return_stuck", RETURN_STUCK, &[&millis(older_than)]).await
     }
 
-    /// Pools that have jobs queued for longer than this, judged by the oldest thousand.
+    /// Pools that have jobs queued for longer than this.
     pub async fn pools_queued_longer_than(&self, age: Duration) -> Result<Vec<Name>, StoreError> {
         let rows = query(&self.pool, "queued_pools", QUEUED_POOLS, &[&millis(age)]).await?;
         Ok(rows.iter().filter_map(|row| row.get::<_, String>(0).try_into().ok()).collect())

@@ -31,6 +31,11 @@ mod conclude;
 mod cancel;
 mod workers;
 mod rescue;
+mod leader;
+mod marks;
+mod decisions;
+mod pace;
+mod demand;
 mod partitions;
 mod sessions;
 mod status;
@@ -45,8 +50,13 @@ pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
 pub use clock::Clock;
 pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dead::{DeadFilter, FailedJob, Standing};
+pub use decisions::{DecisionOutcome, DecisionView, NewDecision};
+pub use demand::{MarkView, PoolDemand, WorkerView};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
+pub use leader::Leadership;
+pub use marks::{Asked, DrainMark};
+pub use pace::{Durations, Pace};
 pub use partitions::PartitionsAhead;
 pub use pool::{Store, StoreConfig};
 pub use readings::PoolReading;
@@ -59,6 +69,6 @@ pub use workers::{Beat, WorkerRegistration};
 pub enum Fenced<T> {
     /// It is in the ledger.
     Done(T),
-    /// The job has another epoch, another worker or has ended: nothing was changed.
+    /// The job has another epoch, another worker or has ended; the leadership is somebody else's: nothing was changed.
     Lost,
 }

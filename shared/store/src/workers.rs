@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use job::{JobId, Name, WorkerId};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::claim::read_job_id;
 use crate::dispatch::millis;
 use crate::tx::{Tx, query, query_within};
-use crate::{Store, StoreError};
+use crate::{Pace, Store, StoreError};
 
 /// What a worker says of itself when it starts.
 #[derive(Clone, Debug)]
@@ -45,7 +46,8 @@ const REGISTER: &str = "
 
 const BEAT: &str = "
     WITH beat AS (
-        UPDATE harness_workers SET heartbeat_at = clock_timestamp()
+        UPDATE harness_workers
+           SET heartbeat_at = clock_timestamp(), starts_per_s = $2, durations = $3::text::json
          WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
     )
     SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id AND j.epoch > 0";
@@ -83,9 +85,11 @@ impl Store {
         Ok(())
     }
 
-    /// Renews the lease, on a connection of its own.
-    pub async fn beat(&self, worker: WorkerId) -> Result<Beat, StoreError> {
-        let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &[&Uuid::from(worker)]).await?;
+    /// Renews the lease, on a connection of its own, and tells how fast the worker works.
+    pub async fn beat(&self, worker: WorkerId, pace: &Pace) -> Result<Beat, StoreError> {
+        let durations = (!pace.durations.is_empty()).then(|| pace.durations.to_json());
+        let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &pace.starts_per_s, &durations];
+        let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &params).await?;
         if rows.is_empty() {
             return Ok(Beat::Dead);
         }

@@ -16,9 +16,10 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 23] = [
+pub(super) const CHECKS: [Check; 24] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is there, neither dead nor stopped", LEASES),
+    check(Conservation, "drained", "a worker that has said that it is drained runs nothing", DRAINED),
     check(Conservation, "one_runner", "a session has begun one job at most", ONE_RUNNER),
     check(Conservation, "begun", "a running job has an epoch, a blocked one has none", BEGUN),
     check(Conservation, "turns", "a blocked job has another of its session before it", TURNS),
@@ -57,6 +58,12 @@ const LEASES: &str = "
        AND (w.worker_id IS NULL
             OR (w.state IN ('dead', 'stopped')
                 AND greatest(w.ended_at, j.state_since) < now() - $5 * interval '1 millisecond'))";
+
+/// Whoever is drained may be scaled away. Without a valid mark it is not drained any more.
+const DRAINED: &str = "
+    SELECT j.job_id::text, format('session %s: worker %s is drained since %s', j.session_id, w.worker_id, w.drained_at)
+      FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+     WHERE j.state = 'running' AND w.drained_at IS NOT NULL AND w.drain_until > now()";
 
 const ONE_RUNNER: &str = "
     SELECT job_id::text, format('session %s: one of %s that have begun, %s', session_id, begun, state)

@@ -1,0 +1,27 @@
+//! What is told to those who watch a workload.
+
+/// Something that happened to a workload, or did not and should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was resized.
+    Resized {
+        /// Replicas before.
+        from: u32,
+        /// Replicas after.
+        to: u32,
+        /// Why, in a short sentence.
+        why: String,
+    },
+    /// It was not resized although it should have been.
+    NotResized {
+        /// Why, in a short sentence.
+        why: String,
+    },
+    /// Drained workers take jobs again, because demand returned.
+    TakenBack {
+        /// How many.
+        workers: u32,
+        /// Why, in a short sentence.
+        why: String,
+    },
+}

@@ -1,0 +1,270 @@
+//! One pool's workload in a cluster.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::call::{Call, Verb};
+use super::cluster::{Cluster, deadline};
+use super::object::{App, AppKind, Object, Scale};
+use super::pods::{List, PodObject};
+use super::reference::Reference;
+use super::report::{self, Regarding};
+use super::{CONTROLLER, cluster};
+use crate::apply::{Event, Order, Pod, Target, TargetError, Workload};
+
+/// Holds the time and the reason of the last `touch`.
+const TOUCHED: &str = "harness-fleet.io/undrained-at";
+
+/// Among pods that are equally Ready, a ReplicaSet removes those of the lowest cost first; the usual cost is 0.
+const DELETION_COST: (&str, &str) = ("controller.kubernetes.io/pod-deletion-cost", "-1000");
+
+/// How old a list of other autoscalers may be when we only look, and when we write.
+const RIVALS_AGE: Duration = Duration::from_secs(30);
+const RIVALS_AGE_ON_WRITE: Duration = Duration::from_secs(1);
+
+/// A workload with the subresource `scale`.
+pub struct Kubernetes {
+    cluster: Arc<Cluster>,
+    namespace: String,
+    workload: Reference,
+    deletion_cost: bool,
+    name: String,
+    plural: OnceCell<String>,
+    /// The object's uid when it was last seen. Events want it.
+    uid: Mutex<String>,
+    /// The last refusal that was told, and when.
+    refusal: Mutex<Option<(Event, Instant)>>,
+    untold: AtomicU32,
+}
+
+impl Kubernetes {
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        namespace: String,
+        workload: Reference,
+        deletion_cost: bool,
+    ) -> Kubernetes {
+        let name = format!("{} {namespace}/{}", workload.kind, workload.name);
+        let plural = match AppKind::of(&workload.group, &workload.kind) {
+            Some(kind) => OnceCell::new_with(Some(kind.plural().to_owned())),
+            None => OnceCell::new(),
+        };
+        let (uid, refusal, untold) = Default::default();
+        Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, untold }
+    }
+
+    /// A request about the workload itself.
+    fn call<'a>(&'a self, verb: Verb, plural: &'a str, subresource: Option<&'a str>) -> Call<'a> {
+        Call {
+            target: &self.name,
+            verb,
+            group: &self.workload.group,
+            version: &self.workload.version,
+            namespace: &self.namespace,
+            plural,
+            name: Some(&self.workload.name),
+            subresource,
+            query: Vec::new(),
+            body: None,
+        }
+    }
+
+    fn patch<'a>(&'a self, plural: &'a str, subresource: Option<&'a str>, body: Value) -> Call<'a> {
+        let query = vec![("fieldManager", CONTROLLER)];
+        Call { query, body: Some(body), ..self.call(Verb::Patch, plural, subresource) }
+    }
+
+    /// What its kind is called in paths: known, or asked for once.
+    async fn plural(&self, deadline: Instant) -> Result<&str, TargetError> {
+        let Reference { group, version, kind, .. } = &self.workload;
+        let plural = self.plural.get_or_try_init(|| async {
+            let call = self.call(Verb::Get, "", None);
+            self.cluster.plural_of(&call, group, version, kind, deadline).await
+        });
+        plural.await.map(String::as_str)
+    }
+
+    async fn stand_back(&self, max_age: Duration, deadline: Instant) -> Result<(), TargetError> {
+        let rival = self.cluster.rival(&self.name, &self.namespace, &self.workload, max_age, deadline);
+        match rival.await? {
+            Some(by) => Err(TargetError::Contested { target: self.name.clone(), by }),
+            None => Ok(()),
+        }
+    }
+
+    async fn look_at_app(&self, kind: AppKind, deadline: Instant) -> Result<Workload, TargetError> {
+        let app: App = self.cluster.ask(&self.call(Verb::Get, kind.plural(), None), deadline).await?;
+        self.remember(&app.metadata.uid);
+        let refused = |message| TargetError::Refused { target: self.name.clone(), message };
+        Ok(Workload {
+            replicas: app.spec.replicas,
+            ready: app.status.ready_replicas,
+            unsettled: app.unsettled(kind),
+            order: app.order(kind),
+            selector: app.selector().map_err(refused)?,
+            version: app.metadata.resource_version,
+        })
+    }
+
+    /// By its scale and its pods, as nothing else is known of its kind.
+    async fn look_at_other(&self, deadline: Instant) -> Result<Workload, TargetError> {
+        let plural = self.plural(deadline).await?;
+        let object: Object = self.cluster.ask(&self.call(Verb::Get, plural, None), deadline).await?;
+        let scale: Scale = self.cluster.ask(&self.call(Verb::Get, plural, Some("scale")), deadline).await?;
+        self.remember(&object.metadata.uid);
+        let selector = scale.status.selector.clone();
+        // The older of the two, should it have changed in between: a resize by it conflicts.
+        let version = object.metadata.resource_version.clone();
+        let unsettled = object.unsettled(&scale);
+        let (ready, order) = if selector.is_empty() {
+            let why = "its scale has no selector, so its pods are not known (see labelSelectorPath of its definition)";
+            (scale.status.replicas, Ok(Order::Never(why.into())))
+        } else {
+            let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&selector), deadline).await?;
+            (pods.seen().iter().filter(|pod| pod.ready).count() as u32, pods.order())
+        };
+        let (order, unsettled) = match order {
+            Ok(order) => (order, unsettled),
+            Err(why) => (Order::NotReadyFirst, Some(why)),
+        };
+        Ok(Workload { replicas: scale.spec.replicas, ready, version, unsettled, order, selector })
+    }
+
+    fn remember(&self, uid: &str) {
+        let mut known = self.uid.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != uid {
+            uid.clone_into(&mut known);
+        }
+    }
+
+    fn list_pods<'a>(&'a self, selector: &'a str) -> Call<'a> {
+        Call { query: vec![("labelSelector", selector)], name: None, ..self.of_core(Verb::List, "pods", "") }
+    }
+
+    fn of_core<'a>(&'a self, verb: Verb, plural: &'a str, name: &'a str) -> Call<'a> {
+        Call { group: "", version: "v1", name: Some(name), ..self.call(verb, plural, None) }
+    }
+
+    async fn make_cheap(&self, pod: &str, deadline: Instant) -> Result<(), TargetError> {
+        let (key, cost) = DELETION_COST;
+        let body = json!({ "metadata": { "annotations": { key: cost } } });
+        let query = vec![("fieldManager", CONTROLLER)];
+        let call = Call { query, body: Some(body), ..self.of_core(Verb::Patch, "pods", pod) };
+        match self.cluster.ask::<serde::de::IgnoredAny>(&call, deadline).await {
+            // It has gone already.
+            Ok(_) | Err(TargetError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is a refusal that was told lately.
+    fn is_repeated(&self, event: &Event) -> bool {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Event::NotResized { .. } = event else {
+            *refusal = None;
+            return false;
+        };
+        let repeated =
+            matches!(&*refusal, Some((last, at)) if last == event && at.elapsed() < report::REPEAT_AFTER);
+        if !repeated {
+            *refusal = Some((event.clone(), Instant::now()));
+        }
+        repeated
+    }
+}
+
+#[async_trait]
+impl Target for Kubernetes {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn look(&self) -> Result<Workload, TargetError> {
+        let deadline = deadline();
+        self.stand_back(RIVALS_AGE, deadline).await?;
+        match AppKind::of(&self.workload.group, &self.workload.kind) {
+            Some(kind) => self.look_at_app(kind, deadline).await,
+            None => self.look_at_other(deadline).await,
+        }
+    }
+
+    async fn pods(&self, seen: &Workload) -> Result<Vec<Pod>, TargetError> {
+        if seen.selector.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&seen.selector), deadline()).await?;
+        Ok(pods.seen())
+    }
+
+    async fn resize(&self, seen: &Workload, to: u32, leaving: &[String]) -> Result<(), TargetError> {
+        // One bound for all of it: whoever calls counts on it for how long a drain mark must last.
+        let deadline = deadline();
+        self.stand_back(RIVALS_AGE_ON_WRITE, deadline).await?;
+        let plural = self.plural(deadline).await?;
+        if self.deletion_cost && to < seen.replicas {
+            try_join_all(leaving.iter().map(|pod| self.make_cheap(pod, deadline))).await?;
+        }
+        let body = json!({ "metadata": { "resourceVersion": seen.version }, "spec": { "replicas": to } });
+        let scale: Scale = self.cluster.ask(&self.patch(plural, Some("scale"), body), deadline).await?;
+        if scale.spec.replicas == to {
+            return Ok(());
+        }
+        let message = format!("asked for {to} replicas, and the API server made it {}", scale.spec.replicas);
+        Err(TargetError::Refused { target: self.name.clone(), message })
+    }
+
+    async fn touch(&self, why: &str) -> Result<(), TargetError> {
+        let deadline = deadline();
+        let plural = self.plural(deadline).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mark = format!("{} by {}: {why}", report::timestamp(now), self.cluster.instance);
+        let body = json!({ "metadata": { "annotations": { TOUCHED: mark } } });
+        // The kinds of apps/v1 take annotations through their status, and the right to that changes no image and no
+        // command. Other kinds ignore metadata there.
+        let subresource =
+            AppKind::of(&self.workload.group, &self.workload.kind).is_some().then_some("status");
+        let object: Object = self.cluster.ask(&self.patch(plural, subresource, body), deadline).await?;
+        if object.metadata.annotations.get(TOUCHED) == Some(&mark) {
+            return Ok(());
+        }
+        let message = format!("the API server did not keep the annotation {TOUCHED}");
+        Err(TargetError::Refused { target: self.name.clone(), message })
+    }
+
+    async fn tell(&self, event: &Event) {
+        if self.is_repeated(event) {
+            return;
+        }
+        let uid = self.uid.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let regarding = Regarding {
+            namespace: &self.namespace,
+            workload: &self.workload,
+            uid: &uid,
+            instance: &self.cluster.instance,
+        };
+        let call = Call {
+            group: "events.k8s.io",
+            version: "v1",
+            name: None,
+            body: Some(report::manifest(event, &regarding)),
+            ..self.call(Verb::Create, "events", None)
+        };
+        match self.cluster.ask::<serde::de::IgnoredAny>(&call, cluster::deadline()).await {
+            Ok(_) => self.untold.store(0, Ordering::Relaxed),
+            Err(error) => {
+                let failures = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
+                if failures.is_power_of_two() {
+                    warn!(cause = %error, failures, target_name = self.name, "an event could not be written");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The rule of shrinking: to which number a workload may be lowered now, so that none but drained pods go.
+//!
+//! Pure. It holds what the ledger says (who is drained) against what the target says (who is Ready), and lowers only
+//! where both agree about every single pod.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{Order, Pod, Workload};
+
+/// A workload may be lowered now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lowering {
+    /// To so many replicas.
+    pub to: u32,
+    /// The pods of which those go, all of them drained.
+    pub leaving: Vec<String>,
+}
+
+/// Why a workload is not lowered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// No pod of it is drained, or as few replicas as wanted are there already.
+    NothingToLower,
+    /// It must not be shrunk at all.
+    Never(String),
+    /// It is not at rest.
+    Unsettled(String),
+    /// There are more or fewer pods than it is meant to have.
+    Pods {
+        /// So many are there.
+        found: usize,
+        /// So many are meant to be.
+        wanted: u32,
+    },
+    /// A pod that is not drained is not Ready, so it might go in place of one that is.
+    NotReady {
+        /// The pod.
+        pod: String,
+        /// What is wrong with it, when that is known.
+        trouble: Option<String>,
+    },
+    /// No drained pod has been seen as not Ready yet.
+    StillReady {
+        /// One of them.
+        pod: String,
+    },
+    /// The pod that would go first is not drained.
+    NotDrained {
+        /// That pod.
+        pod: String,
+    },
+}
+
+impl Wait {
+    /// Its kind in one word, for a metric's label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Wait::NothingToLower => "nothing_to_lower",
+            Wait::Never(_) => "never",
+            Wait::Unsettled(_) => "unsettled",
+            Wait::Pods { .. } => "pods",
+            Wait::NotReady { .. } => "not_ready",
+            Wait::StillReady { .. } => "still_ready",
+            Wait::NotDrained { .. } => "not_drained",
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wait::NothingToLower => write!(f, "there is nothing to lower"),
+            Wait::Never(why) | Wait::Unsettled(why) => write!(f, "{why}"),
+            Wait::Pods { found, wanted } => write!(f, "{found} pods are there, {wanted} are meant to be"),
+            Wait::NotReady { pod, trouble: None } => write!(f, "pod {pod} is not Ready and not drained"),
+            Wait::NotReady { pod, trouble: Some(trouble) } => {
+                write!(f, "pod {pod} is not Ready ({trouble}) and not drained")
+            }
+            Wait::StillReady { pod } => write!(f, "pod {pod} is drained but still Ready"),
+            Wait::NotDrained { pod } => write!(f, "pod {pod} would go first and is not drained"),
+        }
+    }
+}
+
+/// How far the workload may be lowered now, and never below `at_least`. `drained` names the pods whose workers hold
+/// nothing and take nothing.
+///
+/// Whatever order the target has, it is lowered by at most the number of pods that go first under that order, are
+/// drained and are seen as not Ready; and not at all while any other pod is not Ready.
+pub fn lowered(
+    seen: &Workload,
+    pods: &[Pod],
+    drained: &BTreeSet<String>,
+    at_least: u32,
+) -> Result<Lowering, Wait> {
+    let is_drained = |pod: &Pod| drained.contains(&pod.name);
+    let spare = seen.replicas.saturating_sub(at_least);
+    let Some(some_drained) = pods.iter().find(|pod| is_drained(pod)).filter(|_| spare > 0) else {
+        return Err(Wait::NothingToLower);
+    };
+    if let Order::Never(why) = &seen.order {
+        return Err(Wait::Never(why.clone()));
+    }
+    if let Some(why) = &seen.unsettled {
+        return Err(Wait::Unsettled(why.clone()));
+    }
+    if pods.len() != seen.replicas as usize {
+        return Err(Wait::Pods { found: pods.len(), wanted: seen.replicas });
+    }
+    if let Some(pod) = pods.iter().find(|pod| !pod.ready && !is_drained(pod)) {
+        return Err(Wait::NotReady { pod: pod.name.clone(), trouble: pod.trouble.clone() });
+    }
+    // Where they are named, nobody else can go in their place, whatever is to be seen of them.
+    let may_leave = |pod: &&Pod| is_drained(pod) && (!pod.ready || seen.order == Order::AsNamed);
+    let leaving: Vec<&Pod> = match seen.order {
+        Order::HighestOrdinalFirst => {
+            let mut pods: Vec<&Pod> = pods.iter().collect();
+            pods.sort_unstable_by_key(|pod| std::cmp::Reverse(pod.ordinal));
+            if let Some(first) = pods.first().filter(|pod| !is_drained(pod)) {
+                return Err(Wait::NotDrained { pod: first.name.clone() });
+            }
+            pods.into_iter().take_while(may_leave).collect()
+        }
+        Order::NotReadyFirst | Order::AsNamed | Order::Never(_) => pods.iter().filter(may_leave).collect(),
+    };
+    if leaving.is_empty() {
+        return Err(Wait::StillReady { pod: some_drained.name.clone() });
+    }
+    let by = leaving.len().min(spare as usize);
+    let named = if seen.order == Order::NotReadyFirst { leaving.len() } else { by };
+    let leaving = leaving[..named].iter().map(|pod| pod.name.clone()).collect();
+    Ok(Lowering { to: seen.replicas - by as u32, leaving })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn workload(replicas: u32, order: Order) -> Workload {
+        Workload {
+            replicas,
+            ready: replicas,
+            version: "1".into(),
+            unsettled: None,
+            order,
+            selector: String::new(),
+        }
+    }
+
+    /// One pod for each sign: `r` Ready, `n` not Ready; names are w-0, w-1, …
+    fn pods(signs: &str) -> Vec<Pod> {
+        let pod = |(at, sign): (usize, char)| Pod {
+            name: format!("w-{at}"),
+            ready: sign == 'r',
+            ordinal: Some(at as u32),
+            trouble: None,
+        };
+        signs.chars().enumerate().map(pod).collect()
+    }
+
+    fn drained(ordinals: &[u32]) -> BTreeSet<String> {
+        ordinals.iter().map(|at| format!("w-{at}")).collect()
+    }
+
+    fn lower(order: Order, signs: &str, gone: &[u32], at_least: u32) -> Result<u32, &'static str> {
+        let seen = workload(signs.len() as u32, order);
+        lowered(&seen, &pods(signs), &drained(gone), at_least).map(|it| it.to).map_err(|wait| wait.kind())
+    }
+
+    #[test]
+    fn a_deployment_is_lowered_by_the_drained_pods_that_are_not_ready() {
+        let lower = |signs, gone, at_least| lower(Order::NotReadyFirst, signs, gone, at_least);
+        assert_eq!(lower("rnrn", &[1, 3], 0), Ok(2));
+        assert_eq!(lower("rnrn", &[1, 3], 3), Ok(3));
+        assert_eq!(lower("rnrr", &[1, 3], 0), Ok(3));
+        assert_eq!(lower("rrrr", &[1, 3], 0), Err("still_ready"));
+        assert_eq!(lower("rnrn", &[1], 0), Err("not_ready"));
+        assert_eq!(lower("rnrn", &[], 0), Err("nothing_to_lower"));
+        assert_eq!(lower("rnrn", &[1, 3], 4), Err("nothing_to_lower"));
+        assert_eq!(lower("nn", &[0, 1], 0), Ok(0));
+    }
+
+    #[test]
+    fn a_stateful_set_is_lowered_by_its_drained_suffix() {
+        let lower = |signs, gone| lower(Order::HighestOrdinalFirst, signs, gone, 0);
+        assert_eq!(lower("rrnn", &[2, 3]), Ok(2));
+        assert_eq!(lower("nrrn", &[0, 3]), Ok(3));
+        assert_eq!(lower("rrrn", &[2, 3]), Ok(3));
+        assert_eq!(lower("rrnr", &[2, 3]), Err("still_ready"));
+        assert_eq!(lower("rrnr", &[2]), Err("not_drained"));
+        assert_eq!(lower("rrnn", &[3]), Err("not_ready"));
+    }
+
+    #[test]
+    fn nothing_is_lowered_while_the_workload_is_not_at_rest() {
+        let pods = pods("rn");
+        let gone = drained(&[1]);
+        let mut seen = workload(2, Order::NotReadyFirst);
+        seen.unsettled = Some("a rollout is in progress".into());
+        assert_eq!(lowered(&seen, &pods, &gone, 0).unwrap_err().to_string(), "a rollout is in progress");
+        let seen = workload(3, Order::NotReadyFirst);
+        assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Pods { found: 2, wanted: 3 }));
+        let seen = workload(2, Order::Never("OrderedReady".into()));
+        assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Never("OrderedReady".into())));
+    }
+
+    /// Which pods the controllers take, as far as readiness and ordinals decide; else any.
+    fn victims(order: &Order, pods: &[Pod], by: usize, chance: &[u8], named: &[String]) -> Vec<String> {
+        let mut pods: Vec<_> = pods.iter().zip(chance).collect();
+        match order {
+            Order::HighestOrdinalFirst => pods.sort_by_key(|(pod, _)| std::cmp::Reverse(pod.ordinal)),
+            Order::AsNamed => pods.retain(|(pod, _)| named.contains(&pod.name)),
+            Order::NotReadyFirst | Order::Never(_) => pods.sort_by_key(|(pod, chance)| (pod.ready, **chance)),
+        }
+        pods.into_iter().take(by).map(|(pod, _)| pod.name.clone()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_goes_was_drained(
+            ready in prop::collection::vec(any::<bool>(), 0..9),
+            gone in prop::collection::btree_set(0u32..9, 0..9),
+            chance in prop::array::uniform9(any::<u8>()),
+            at_least in 0u32..9,
+            order in prop_oneof![
+                Just(Order::NotReadyFirst), Just(Order::HighestOrdinalFirst), Just(Order::AsNamed),
+            ],
+        ) {
+            let signs: String = ready.iter().map(|ready| if *ready { 'r' } else { 'n' }).collect();
+            let pods = pods(&signs);
+            let gone = drained(&gone.into_iter().collect::<Vec<_>>());
+            let seen = workload(pods.len() as u32, order.clone());
+            if let Ok(Lowering { to, leaving }) = lowered(&seen, &pods, &gone, at_least) {
+                prop_assert!(to >= at_least && to < seen.replicas);
+                let by = (seen.replicas - to) as usize;
+                let victims = victims(&order, &pods, by, &chance, &leaving);
+                prop_assert_eq!(victims.len(), by);
+                prop_assert!(victims.iter().all(|victim| gone.contains(victim)), "{:?} of {:?}", victims, gone);
+                prop_assert!(victims.iter().all(|victim| leaving.contains(victim)));
+            }
+        }
+    }
+}

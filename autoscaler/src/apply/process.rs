@@ -1,0 +1,269 @@
+//! The target `process`: workers as processes of this machine, for development and small installations.
+//!
+//! All it knows lies in a folder per pool, so that an autoscaler that was killed finds its workers again: `size` holds
+//! the wanted number and its version, and each worker has a `NAME.pid` (its pid and when that process began, so that a
+//! pid used again is not taken for it) and a `NAME.log`. A worker that ends unasked is started again, later each time.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use job::Name;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use super::{Event, Order, Pod, Target, TargetError, Workload};
+
+/// A worker that ended sooner than this after its start crashes in a loop.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The longest wait before such a worker is started again.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether told workers have ended.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Worker processes of one pool.
+#[derive(Debug)]
+pub struct Processes {
+    name: String,
+    pool: Name,
+    program: PathBuf,
+    folder: PathBuf,
+    starts: Mutex<Starts>,
+}
+
+/// How starting went lately.
+#[derive(Debug, Default)]
+struct Starts {
+    last: Option<Instant>,
+    crashes: u32,
+}
+
+/// The wanted size; the version grows with each change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Size {
+    version: u64,
+    workers: u32,
+}
+
+/// A worker that lives.
+#[derive(Debug)]
+struct Living {
+    name: String,
+    pid: Pid,
+    /// It was told to stop.
+    leaving: bool,
+}
+
+impl Processes {
+    /// Workers of a pool that run this program; what is known of them lies in `folder`/`pool`.
+    pub fn new(pool: Name, program: PathBuf, folder: &Path) -> io::Result<Processes> {
+        let folder = folder.join(pool.as_str());
+        fs::create_dir_all(&folder)?;
+        let name = format!("worker processes of pool {pool}");
+        Ok(Processes { name, pool, program, folder, starts: Mutex::default() })
+    }
+
+    fn size(&self) -> io::Result<Size> {
+        let text = match fs::read_to_string(self.folder.join("size")) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Size::default()),
+            Err(error) => return Err(error),
+        };
+        let mut numbers = text.split_whitespace();
+        let (Some(version), Some(workers)) = (numbers.next(), numbers.next()) else {
+            return Err(io::Error::other(format!("size: got \"{text}\", expected a version and a number of workers")));
+        };
+        let parsed = (version.parse(), workers.parse());
+        let (Ok(version), Ok(workers)) = parsed else {
+            return Err(io::Error::other(format!("size: got \"{text}\", expected two numbers")));
+        };
+        Ok(Size { version, workers })
+    }
+
+    fn set_size(&self, size: Size) -> io::Result<()> {
+        let fresh = self.folder.join("size.new");
+        fs::write(&fresh, format!("{} {}\n", size.version, size.workers))?;
+        fs::rename(fresh, self.folder.join("size"))
+    }
+
+    /// Those that live. What is left of the others is removed.
+    fn living(&self) -> io::Result<Vec<Living>> {
+        let mut living = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "pid") {
+                continue;
+            }
+            let text = fs::read_to_string(&path)?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            match alive(&text) {
+                Some(pid) => {
+                    let leaving = path.with_extension("leaving").exists();
+                    living.push(Living { name, pid, leaving });
+                }
+                None => {
+                    fs::remove_file(&path)?;
+                    let _ = fs::remove_file(path.with_extension("leaving"));
+                }
+            }
+        }
+        living.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(living)
+    }
+
+    /// Those that live and were not told to leave.
+    fn staying(&self) -> io::Result<Vec<Living>> {
+        Ok(self.living()?.into_iter().filter(|worker| !worker.leaving).collect())
+    }
+
+    fn failed(&self, doing: &str) -> impl FnOnce(io::Error) -> TargetError {
+        let reason = format!("{doing} failed");
+        move |error| TargetError::Unreachable { target: self.name.clone(), reason, source: Arc::new(error) }
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let name = format!("{}-{:08x}", self.pool, fastrand::u32(..));
+        let log = fs::File::create(self.folder.join(format!("{name}.log")))?;
+        let child = Command::new(&self.program)
+            .env("POOL", self.pool.as_str())
+            .env("POD_NAME", &name)
+            .env("ADMIN_ADDR", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A Ctrl-C in our terminal is for us; we tell the workers.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("starting {}: {error}", self.program.display())))?;
+        let Some(pid) = child.id() else { return Err(io::Error::other("the worker has no pid")) };
+        let Some(began) = began(pid) else {
+            return Err(io::Error::other(format!("worker {name} ended at once, see {name}.log")));
+        };
+        fs::write(self.folder.join(format!("{name}.pid")), format!("{pid} {began}\n"))?;
+        info!(pool = %self.pool, pod = name, pid, "started a worker");
+        // The runtime reaps it.
+        Ok(())
+    }
+
+    fn tell_to_leave(&self, worker: &Living) -> io::Result<()> {
+        fs::write(self.folder.join(format!("{}.leaving", worker.name)), "")?;
+        info!(pool = %self.pool, pod = worker.name, pid = worker.pid.as_raw(), "told a worker to stop");
+        // One that has just ended needs no telling.
+        let _ = kill(worker.pid, Signal::SIGTERM);
+        Ok(())
+    }
+
+    /// Starts what is missing, unless workers end as soon as they start: then later each time. Returns why it waits.
+    async fn fill(&self, wanted: u32) -> io::Result<Option<String>> {
+        let present = self.staying()?.len();
+        let missing = (wanted as usize).saturating_sub(present);
+        let mut starts = self.starts.lock().await;
+        let since = starts.last.map(|last| last.elapsed());
+        if missing == 0 {
+            if since.is_none_or(|since| since > STEADY) {
+                starts.crashes = 0;
+            }
+            return Ok(None);
+        }
+        let backoff = Duration::from_secs(1).saturating_mul(1 << starts.crashes.min(6)).min(MAX_BACKOFF);
+        if starts.crashes > 0 && since.is_some_and(|since| since < backoff) {
+            return Ok(Some(format!("{missing} workers ended soon after their start; the next try is within {backoff:?}")));
+        }
+        if since.is_some_and(|since| since < STEADY) {
+            starts.crashes += 1;
+            warn!(pool = %self.pool, missing, "workers ended by themselves; they are started again");
+        }
+        starts.last = Some(Instant::now());
+        (0..missing).try_for_each(|_| self.start())?;
+        Ok(None)
+    }
+
+    /// Stops all workers and waits until they have ended.
+    pub async fn stop_all(&self) -> io::Result<()> {
+        for worker in self.living()? {
+            self.tell_to_leave(&worker)?;
+        }
+        while !self.living()?.is_empty() {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Target for Processes {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn look(&self) -> Result<Workload, TargetError> {
+        let size = self.size().map_err(self.failed("reading its size"))?;
+        let unsettled = self.fill(size.workers).await.map_err(self.failed("starting what is missing"))?;
+        let ready = self.staying().map_err(self.failed("looking for its processes"))?.len() as u32;
+        let version = size.version.to_string();
+        let (order, selector) = (Order::AsNamed, String::new());
+        Ok(Workload { replicas: size.workers, ready, version, unsettled, order, selector })
+    }
+
+    async fn pods(&self, _seen: &Workload) -> Result<Vec<Pod>, TargetError> {
+        let staying = self.staying().map_err(self.failed("looking for its processes"))?;
+        let pod = |worker: Living| Pod { name: worker.name, ready: true, ordinal: None, trouble: None };
+        Ok(staying.into_iter().map(pod).collect())
+    }
+
+    async fn resize(&self, seen: &Workload, to: u32, leaving: &[String]) -> Result<(), TargetError> {
+        let size = self.size().map_err(self.failed("reading its size"))?;
+        if size.version.to_string() != seen.version {
+            return Err(TargetError::Conflict { target: self.name.clone() });
+        }
+        let resize = || {
+            self.set_size(Size { version: size.version + 1, workers: to })?;
+            for worker in self.staying()?.iter().filter(|worker| leaving.contains(&worker.name)) {
+                self.tell_to_leave(worker)?;
+            }
+            let missing = (to as usize).saturating_sub(self.staying()?.len());
+            (0..missing).try_for_each(|_| self.start())
+        };
+        resize().map_err(self.failed("resizing it"))
+    }
+
+    async fn touch(&self, _why: &str) -> Result<(), TargetError> {
+        let touch = || {
+            let size = self.size()?;
+            self.set_size(Size { version: size.version + 1, ..size })
+        };
+        touch().map_err(self.failed("changing its version"))
+    }
+
+    /// Nobody watches but who reads our log, where it stands already.
+    async fn tell(&self, _event: &Event) {}
+}
+
+/// The pid in a pid file, if that very process still runs.
+fn alive(text: &str) -> Option<Pid> {
+    let (pid, since) = text.trim().split_once(' ')?;
+    let pid: u32 = pid.parse().ok()?;
+    (began(pid)? == since.parse::<u64>().ok()?).then(|| Pid::from_raw(pid as i32))
+}
+
+/// When a process began, in clock ticks after boot, by proc(5); `None` when there is none or it is a zombie.
+fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses and may hold anything.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    // Field 22; the state was field 3.
+    fields.nth(18)?.parse().ok()
+}

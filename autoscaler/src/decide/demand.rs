@@ -1,0 +1,101 @@
+//! Demand: how many workers the jobs ask for, by the policy's mode.
+//!
+//! # `backlog`
+//! ceil((ready + running) / target), HPA's `AverageValue`: `GetExternalPerPodMetricReplicas` in Kubernetes'
+//! `pkg/controller/podautoscaler/replica_calculator.go`, with the target in thousandths as its quantities are.
+//!
+//! # `target_wait`
+//! Slots c for R waiting and n running jobs of S seconds. When all slots are in use, one frees every S/c seconds, so the i-th in
+//! line starts within max(0, i + n − c)·S/c (Graham, "Bounds for certain multiprocessing anomalies", 1966: a list
+//! scheduler leaves no slot idle while a job waits). Ages in line fall evenly from the oldest's A to 0. Each is to start before it is T old:
+//! - the last in line: c ≥ (R + n)·S/(T + S);
+//! - the oldest: c ≥ (1 + n)·S/(T − A + S) while A < T;
+//! - those already older than T, R·(1 − T/A) of them, now: a slot each;
+//! - what runs is not taken its slot: c ≥ n.
+//!
+//! If the slots there are do not suffice, new ones come a start-up time D later. Until then those there take f jobs with free slots and
+//! more as jobs end; the rest R′ has T − D left. Never more than R′ slots are added: the other jobs are taken
+//! sooner than a worker could start.
+//!
+//! Below that lies a floor for a steady stream: λ·S jobs run on average (Little, "A proof for the queuing formula L = λW", 1961),
+//! and may take the part ρ of the slots.
+
+use super::{Demand, Mode};
+
+/// The shortest service time that is believed, in seconds: 1 ms.
+const LEAST_SERVICE_S: f64 = 0.001;
+
+/// Forgives the last bits of a quotient before it is rounded up.
+const ROUNDING: f64 = 1e-9;
+
+/// Workers that the jobs ask for, not yet a whole number of them.
+pub(super) fn workers(mode: &Mode, ready: u64, demand: &Demand) -> f64 {
+    match *mode {
+        Mode::Backlog { jobs_per_worker } => {
+            let jobs = ready.saturating_add(demand.running) as f64;
+            jobs * 1000.0 / (jobs_per_worker * 1000.0).round().max(1.0)
+        }
+        Mode::TargetWait { target_s, slots_per_worker, utilization, startup_s, assumed_service_s } => {
+            let slots_per_worker = match demand.workers {
+                0 => f64::from(slots_per_worker.max(1)),
+                workers => (demand.slots as f64 / f64::from(workers)).max(1.0),
+            };
+            let service_s = demand.service.map_or(assumed_service_s, |service| service.mean_ms / 1000.0);
+            let service_s = service_s.max(LEAST_SERVICE_S);
+            let line = Line {
+                waiting: ready as f64,
+                running: demand.running as f64,
+                service_s,
+                oldest_s: demand.oldest_waiting_ms.unwrap_or(0) as f64 / 1000.0,
+            };
+            let steady = demand.arrivals_per_s.max(0.0) * service_s / utilization;
+            let slots = line.slots_with_startup(target_s, demand.slots as f64, startup_s).max(steady);
+            (slots / slots_per_worker - ROUNDING).max(0.0)
+        }
+    }
+}
+
+/// Jobs that wait in line for slots.
+#[derive(Clone, Copy)]
+struct Line {
+    waiting: f64,
+    running: f64,
+    service_s: f64,
+    oldest_s: f64,
+}
+
+impl Line {
+    /// The fewest slots, if they were there at once, for which each job starts before it is `target_s` old.
+    fn slots(self, target_s: f64) -> f64 {
+        let Line { waiting, running, service_s, oldest_s } = self;
+        if waiting <= 0.0 {
+            return running;
+        }
+        let last = (waiting + running) * service_s / (target_s + service_s);
+        let (oldest, overdue) = if oldest_s < target_s {
+            ((1.0 + running) * service_s / (target_s - oldest_s + service_s), 0.0)
+        } else {
+            (1.0 + running, running + waiting * (1.0 - target_s / oldest_s.max(LEAST_SERVICE_S)))
+        };
+        last.max(oldest).max(overdue).max(running).min(running + waiting)
+    }
+
+    /// The same where only `there` slots are there at once, and others come `startup_s` later.
+    fn slots_with_startup(self, target_s: f64, there: f64, startup_s: f64) -> f64 {
+        let slots = self.slots(target_s);
+        if slots <= there {
+            return slots;
+        }
+        let free = (there - self.running).max(0.0);
+        let busy = there - free;
+        let taken = free * (startup_s / self.service_s).max(1.0) + busy * startup_s / self.service_s;
+        let left = (self.waiting - taken).max(0.0);
+        let later = Line {
+            waiting: left,
+            running: self.running.max(there),
+            oldest_s: if self.waiting > 0.0 { self.oldest_s * left / self.waiting } else { 0.0 },
+            ..self
+        };
+        later.slots((target_s - startup_s).max(0.0))
+    }
+}

@@ -1,0 +1,97 @@
+//! Leader: of several autoscalers one decides, the one that has the lease row in Postgres.
+//!
+//! Whose it is, Postgres's clock says. All that a leader writes into the ledger carries its epoch and is refused under a
+//! higher one, so a leader that was paused past its lease changes nothing.
+
+use std::time::Duration;
+
+use store::{Leadership, Store, StoreError};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::metrics::METRICS;
+
+/// One contender for the lease.
+#[derive(Debug)]
+pub struct Leader {
+    name: String,
+    holder: String,
+    lease: Duration,
+    present: watch::Sender<Option<Leadership>>,
+}
+
+impl Leader {
+    /// A contender for the lease of this name, under an id that is new with each start.
+    pub fn new(name: String, lease: Duration) -> Leader {
+        Leader { name, holder: Uuid::new_v4().to_string(), lease, present: watch::Sender::new(None) }
+    }
+
+    /// The leadership, as long as it holds.
+    pub fn leadership(&self) -> Option<Leadership> {
+        self.present.borrow().clone().filter(|leadership| !leadership.left().is_zero())
+    }
+
+    /// Gives it up at once: the ledger has refused its epoch.
+    pub fn depose(&self, epoch: i64) {
+        let ours = |present: &mut Option<Leadership>| {
+            present.take_if(|leadership| leadership.epoch == epoch).is_some()
+        };
+        if self.present.send_if_modified(ours) {
+            METRICS.leader.set(0);
+            warn!(epoch, "another autoscaler leads; this one stops deciding at once");
+        }
+    }
+
+    /// Renews the lease, or tries to get it, until told to stop; then gives it back.
+    pub async fn keep(&self, store: &Store, stop: &CancellationToken) {
+        let mut beat = interval(self.lease / 5);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failing = false;
+        while stop.run_until_cancelled(beat.tick()).await.is_some() {
+            match self.contend(store).await {
+                Ok(()) => failing = false,
+                Err(cause) => {
+                    METRICS.failures.with_label_values(&["lead"]).inc();
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(
+                            cause = cause.as_dyn(),
+                            "the leader's lease cannot be renewed; when it is over, nothing is decided here"
+                        );
+                    }
+                }
+            }
+        }
+        self.resign(store).await;
+    }
+
+    /// One try to renew the lease or to get it.
+    pub async fn contend(&self, store: &Store) -> Result<(), StoreError> {
+        let present = store.lead(&self.name, &self.holder, self.lease).await?;
+        METRICS.leader.set(i64::from(present.is_some()));
+        let is = present.as_ref().map(|leadership| leadership.epoch);
+        let was = self.present.send_replace(present).map(|leadership| leadership.epoch);
+        match (was, is) {
+            (was, Some(epoch)) if was != Some(epoch) => {
+                info!(epoch, lease = self.name, "leads: decides from now on");
+            }
+            (Some(epoch), None) => {
+                warn!(epoch, lease = self.name, "leads no more: another autoscaler has the lease");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the lease back, so that the next one need not wait for its end.
+    pub async fn resign(&self, store: &Store) {
+        METRICS.leader.set(0);
+        if let Some(leadership) = self.present.send_replace(None)
+            && let Err(cause) = store.resign(&leadership).await
+        {
+            warn!(cause = cause.as_dyn(), "the leader's lease could not be given back; it runs out by itself");
+        }
+    }
+}

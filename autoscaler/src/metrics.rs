@@ -1,0 +1,91 @@
+//! What the autoscaler counts. Labels: the pools of its settings, and fixed sets.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, register_gauge_vec, register_int_counter_vec,
+    register_int_gauge, register_int_gauge_vec,
+};
+
+/// The metrics of this process.
+pub struct Metrics {
+    /// Messages ready in a pool's queue; not set while that is unknown.
+    pub queue_depth: IntGaugeVec,
+    /// Workers that the last decision wants.
+    pub desired: IntGaugeVec,
+    /// Workers that the workload's specification has.
+    pub current: IntGaugeVec,
+    /// Workers that are marked to drain.
+    pub draining: IntGaugeVec,
+    /// Decisions by reason, one a tick.
+    pub decisions: IntCounterVec,
+    /// Changes written to the workload, by direction: up, down.
+    pub resizes: IntCounterVec,
+    /// How old each source's last reading is.
+    pub observation_age: GaugeVec,
+    /// Ticks that went wrong, by stage: recall, look, mark, lead, record, resize.
+    pub errors: IntCounterVec,
+    /// What went wrong for all pools, by stage: lead, queue, ledger, management.
+    pub failures: IntCounterVec,
+    /// 1 while this process decides, 0 while it stands by.
+    pub leader: IntGauge,
+}
+
+/// The one set of them, registered at first use.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    register().expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+fn register() -> prometheus::Result<Metrics> {
+    Ok(Metrics {
+        queue_depth: register_int_gauge_vec!(
+            "harness_queue_depth",
+            "Messages ready in the pool's queue; absent while that is unknown",
+            &["pool"]
+        )?,
+        desired: register_int_gauge_vec!(
+            "harness_autoscaler_desired_replicas",
+            "Workers that the last decision wants",
+            &["pool"]
+        )?,
+        current: register_int_gauge_vec!(
+            "harness_autoscaler_current_replicas",
+            "Workers that the workload's specification has",
+            &["pool"]
+        )?,
+        draining: register_int_gauge_vec!(
+            "harness_autoscaler_draining_workers",
+            "Workers that are marked to drain before a scale-in",
+            &["pool"]
+        )?,
+        decisions: register_int_counter_vec!(
+            "harness_autoscaler_decisions_total",
+            "Decisions, one a tick, by the reason that bound",
+            &["pool", "reason"]
+        )?,
+        resizes: register_int_counter_vec!(
+            "harness_autoscaler_resizes_total",
+            "Changes written to the workload, by direction",
+            &["pool", "direction"]
+        )?,
+        observation_age: register_gauge_vec!(
+            "harness_autoscaler_observation_age_seconds",
+            "How old the last reading of a source is; absent when it was never read",
+            &["pool", "source"]
+        )?,
+        errors: register_int_counter_vec!(
+            "harness_autoscaler_errors_total",
+            "Ticks of a pool that went wrong, by stage",
+            &["pool", "stage"]
+        )?,
+        failures: register_int_counter_vec!(
+            "harness_autoscaler_failures_total",
+            "What went wrong for all pools at once, by stage",
+            &["stage"]
+        )?,
+        leader: register_int_gauge!(
+            "harness_autoscaler_leader",
+            "1 while this process decides, 0 while it stands by"
+        )?,
+    })
+}

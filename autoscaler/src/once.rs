@@ -1,0 +1,58 @@
+//! Once: one round for each pool, and an account of it.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::decide::Decision;
+use crate::reconcile::Failed;
+use crate::serve::Fleet;
+use crate::settings::Settings;
+
+/// Looks, decides and, unless it is a dry run, acts, once for each pool.
+pub async fn once(settings: Settings, dry_run: bool, json: bool, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    let end = CancellationToken::new();
+    let Some(mut fleet) = Fleet::boot(&settings, &stop, &end).await? else { return Ok(ExitCode::from(130)) };
+    let shared = fleet.shared.clone();
+    shared.observer.look().await;
+    if !dry_run {
+        shared.leader.contend(&shared.store).await.context("asking for the leader's lease")?;
+    }
+    let mut code = ExitCode::SUCCESS;
+    for (pool, mut reconciler) in settings.pools.iter().zip(fleet.reconcilers.drain(..)) {
+        let result = match dry_run {
+            true => reconciler.rehearse().await.map(Some),
+            false => reconciler.tick().await,
+        };
+        match result {
+            Ok(Some(decision)) => {
+                if decision.recommended.is_none() {
+                    code = ExitCode::from(3);
+                }
+                tell(pool.name.as_str(), &decision, json)?;
+            }
+            Ok(None) => {
+                eprintln!("{}: another autoscaler has the lease \"{}\", nothing was done", pool.name, settings.lease_name);
+                code = ExitCode::from(3);
+            }
+            Err(Failed { stage, cause }) => {
+                eprintln!("{}: {stage}: {cause:#}", pool.name);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    shared.leader.resign(&shared.store).await;
+    end.cancel();
+    fleet.close().await;
+    Ok(code)
+}
+
+fn tell(pool: &str, decision: &Decision, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => println!("{}", serde_json::to_string(&json!({"pool": pool, "decision": decision}))?),
+        false => println!("{pool}: {decision}"),
+    }
+    Ok(())
+}

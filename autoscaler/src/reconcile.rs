@@ -1,0 +1,436 @@
+//! Reconcile: one pool, once a second: look, decide, write it down, act.
+//!
+//! Every tick starts from what is seen, not from what the last one did. Only the leader ticks; with each new term the
+//! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart.
+//!
+//! The order within a tick keeps promises: marks are taken back before a workload grows, and a decision stands in the
+//! ledger, under the leader's epoch, before it is written to the workload.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::{DecisionOutcome, Fenced, Leadership, NewDecision, Store};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::apply::{Event, Lowering, Target, TargetError, Workload, lowered};
+use crate::config::Pool;
+use crate::decide::{Decision, History, MAX_WINDOW_S, Observation, Reading, Replicas, decide};
+use crate::leader::Leader;
+use crate::metrics::METRICS;
+use crate::observe::Observer;
+use crate::scale_in::{ScaleIn, plan};
+
+/// A workload at rest is looked at this often.
+const LOOK_AT_REST: Duration = Duration::from_secs(5);
+
+/// How long a mark holds unless it is renewed, which each tick does.
+const MARK_FOR: Duration = Duration::from_secs(30);
+
+/// No write to a workload is begun with less of the leadership left: it must be over before that is.
+const WRITE_MARGIN: Duration = Duration::from_secs(6);
+
+/// A decision that changes nothing is still written down this often, so that the windows find it.
+const WRITE_AT_REST_MS: u64 = 60_000;
+
+/// So many decisions of the past are read back at most: one a second over the longest window is less.
+const MEMORY: u32 = 10_000;
+
+/// What came of a decision, in the ledger.
+mod outcome {
+    /// The workload has the wanted size.
+    pub const RESIZED: &str = "resized";
+    /// Nothing had to be done, or has to wait.
+    pub const KEPT: &str = "kept";
+    /// The workload was not changed.
+    pub const FAILED: &str = "failed";
+    /// Nobody knows whether it was.
+    pub const UNKNOWN: &str = "unknown";
+}
+
+/// What all pools' loops work with.
+#[derive(Clone)]
+pub struct Shared {
+    /// The ledger.
+    pub store: Store,
+    /// What is seen of all pools.
+    pub observer: Arc<Observer>,
+    /// Whether we decide.
+    pub leader: Arc<Leader>,
+}
+
+/// A pool under control.
+pub struct Reconciler {
+    shared: Shared,
+    pool: Pool,
+    target: Arc<dyn Target>,
+    term: Option<Term>,
+}
+
+/// What a leadership works with; nothing of it outlives that.
+struct Term {
+    leadership: Leadership,
+    history: History,
+    /// The workload as it was last read; `None` when it has to be read anew.
+    seen: Option<Seen>,
+    /// Marks may be out.
+    draining: bool,
+    /// A write may still be on its way to the workload, by a leader before us or by a request without an answer.
+    doubtful: bool,
+    written: Option<Written>,
+}
+
+struct Seen {
+    workload: Workload,
+    at_ms: u64,
+    read: Instant,
+}
+
+/// What was last written into the ledger.
+#[derive(Clone, Copy)]
+struct Written {
+    at_ms: u64,
+    recommended: Option<u32>,
+    desired: Option<u32>,
+    reason: &'static str,
+}
+
+/// A tick that ended early.
+#[derive(Debug)]
+pub struct Failed {
+    /// The stage, as the metric calls it.
+    pub stage: &'static str,
+    /// Why.
+    pub cause: anyhow::Error,
+}
+
+fn at<E: Into<anyhow::Error>>(stage: &'static str) -> impl FnOnce(E) -> Failed {
+    move |cause| Failed { stage, cause: cause.into() }
+}
+
+impl Reconciler {
+    /// A pool that has not been looked at yet.
+    pub fn new(shared: Shared, pool: Pool, target: Arc<dyn Target>) -> Reconciler {
+        Reconciler { shared, pool, target, term: None }
+    }
+
+    /// Ticks with each round of observations, until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut rounds = self.shared.observer.rounds();
+        let mut failing = None;
+        while let Some(Ok(())) = stop.run_until_cancelled(rounds.changed()).await {
+            // A tick is never torn; each of its waits has a bound.
+            match self.tick().await {
+                Ok(_) => failing = None,
+                Err(Failed { stage, cause }) => {
+                    METRICS.errors.with_label_values(&[self.pool.name.as_str(), stage]).inc();
+                    if failing.replace(stage) != Some(stage) {
+                        warn!(pool = %self.pool.name, stage, "{cause:#}; trying again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// One round: the decision, carried out. `None` when another autoscaler leads.
+    pub async fn tick(&mut self) -> Result<Option<Decision>, Failed> {
+        let Some(leadership) = self.shared.leader.leadership() else {
+            self.term = None;
+            return Ok(None);
+        };
+        let mut term = match self.term.take() {
+            Some(term) if term.leadership.epoch == leadership.epoch => Term { leadership, ..term },
+            _ => self.begin(leadership).await?,
+        };
+        let observation = self.observe(&mut term).await?;
+        let decision = decide(&term.history, &observation, &self.pool.policy, self.shared.observer.now_ms());
+        term.history.record(&decision);
+        self.count(&observation, &decision);
+        let done = self.carry_out(&mut term, &observation, &decision).await;
+        self.term = Some(term);
+        done.map(|()| Some(decision))
+    }
+
+    /// What would be decided now; nothing is marked, written or resized.
+    pub async fn rehearse(&self) -> Result<Decision, Failed> {
+        let mut history = self.recall().await?;
+        let workload = self.target.look().await.map_err(at("look"))?;
+        let now_ms = self.shared.observer.now_ms();
+        history.resumed(now_ms, workload.replicas);
+        let observation = self.seen_with(&workload, now_ms);
+        Ok(decide(&history, &observation, &self.pool.policy, now_ms))
+    }
+
+    /// What was decided before, by whichever autoscaler.
+    async fn recall(&self) -> Result<History, Failed> {
+        let (store, pool) = (&self.shared.store, std::slice::from_ref(&self.pool.name));
+        let past = Duration::from_secs(MAX_WINDOW_S);
+        let rows = store.decisions_since(pool, past, MEMORY).await.map_err(at("recall"))?;
+        let mut history = History::default();
+        for row in rows {
+            // An older program may have written it: what cannot be read is not remembered.
+            let Ok(decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
+            history.record(&decision);
+            // One without an outcome may have been carried out: then it counts against the limits.
+            let outcome = row.outcome.as_ref().map_or(outcome::UNKNOWN, |it| it.outcome.as_str());
+            if matches!(outcome, outcome::RESIZED | outcome::UNKNOWN) {
+                history.resized(row.made.at_ms, row.made.from, row.made.desired);
+            }
+        }
+        Ok(history)
+    }
+
+    async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
+        let history = self.recall().await?;
+        let mut term = Term { leadership, history, seen: None, draining: true, doubtful: true, written: None };
+        let seen = self.look(&mut term).await?;
+        let (at_ms, replicas) = (seen.at_ms, seen.workload.replicas);
+        term.history.resumed(at_ms, replicas);
+        Ok(term)
+    }
+
+    /// Reads the workload.
+    async fn look<'a>(&self, term: &'a mut Term) -> Result<&'a Seen, Failed> {
+        term.seen = None;
+        let workload = self.target.look().await.map_err(at("look"))?;
+        let at_ms = self.shared.observer.now_ms();
+        Ok(term.seen.insert(Seen { workload, at_ms, read: Instant::now() }))
+    }
+
+    /// All that is seen now. The workload is read anew when it is not at rest, or was not read for a while.
+    async fn observe(&self, term: &mut Term) -> Result<Observation, Failed> {
+        let at_rest = !term.draining && term.written.is_some_and(|written| {
+            term.seen.as_ref().is_some_and(|seen| Some(seen.workload.replicas) == written.desired)
+        });
+        let seen = match &term.seen {
+            Some(seen) if at_rest && seen.read.elapsed() < LOOK_AT_REST => seen,
+            _ => self.look(term).await?,
+        };
+        Ok(self.seen_with(&seen.workload, seen.at_ms))
+    }
+
+    fn seen_with(&self, workload: &Workload, at_ms: u64) -> Observation {
+        let replicas = Replicas { wanted: workload.replicas, ready: workload.ready };
+        Observation {
+            replicas: Some(Reading { value: replicas, at_ms }),
+            ..self.shared.observer.latest(&self.pool.name)
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+    ) -> Result<(), Failed> {
+        let (Some(Seen { workload, .. }), Some(desired)) = (&term.seen, decision.desired) else { return Ok(()) };
+        let mut workload = workload.clone();
+        let shrinks = desired < workload.replicas;
+        let mut lowering = None;
+        if shrinks || term.draining {
+            let pods = self.target.pods(&workload).await.map_err(at("look"))?;
+            // Who is busy must be known: without this answer nothing is scaled in.
+            let pool = std::slice::from_ref(&self.pool.name);
+            let workers = self.shared.store.pool_workers(pool).await.map_err(at("look"))?;
+            let scale_in = plan(desired, &workload, &pods, &workers);
+            if self.take_back(term, &scale_in).await? {
+                workload = self.look(term).await?.workload.clone();
+            }
+            self.mark(term, &scale_in).await?;
+            METRICS.draining.with_label_values(&[self.pool.name.as_str()]).set(scale_in.mark.len() as i64);
+            if shrinks {
+                match lowered(&workload, &pods, &scale_in.drained, desired) {
+                    Ok(lower) => lowering = Some(lower),
+                    Err(wait) => debug!(pool = %self.pool.name, kind = wait.kind(), "no worker goes yet: {wait}"),
+                }
+            }
+        }
+        match lowering {
+            _ if desired > workload.replicas => {
+                self.resize(term, observation, decision, &workload, desired, &[]).await
+            }
+            Some(Lowering { to, leaving }) => {
+                self.resize(term, observation, decision, &workload, to, &leaving).await
+            }
+            None => self.write_at_rest(term, observation, decision, workload.replicas).await,
+        }
+    }
+
+    /// Lets marked workers take jobs again. Before that, a write that would remove them and is still on its way is made
+    /// to fail: then it returns true, and the workload has to be looked at again.
+    async fn take_back(&self, term: &mut Term, scale_in: &ScaleIn) -> Result<bool, Failed> {
+        if scale_in.take_back.is_empty() {
+            return Ok(false);
+        }
+        let touched = term.doubtful;
+        if touched {
+            self.target.touch("drained workers take jobs again").await.map_err(at("mark"))?;
+            term.doubtful = false;
+        }
+        let (store, workers) = (&self.shared.store, &scale_in.take_back);
+        let unmarked = store.unmark_drains(&term.leadership, workers).await.map_err(at("mark"))?;
+        let workers = self.allowed(term, unmarked, "mark")?.len() as u32;
+        if workers > 0 {
+            info!(pool = %self.pool.name, workers, "draining workers take jobs again");
+            let why = "demand returned before they were scaled away".to_owned();
+            self.target.tell(&Event::TakenBack { workers, why }).await;
+        }
+        Ok(touched)
+    }
+
+    async fn mark(&self, term: &mut Term, scale_in: &ScaleIn) -> Result<(), Failed> {
+        term.draining = !scale_in.mark.is_empty();
+        if term.draining {
+            let store = &self.shared.store;
+            let marked =
+                store.mark_drains(&term.leadership, &scale_in.mark, MARK_FOR).await.map_err(at("mark"))?;
+            self.allowed(term, marked, "mark")?;
+        }
+        Ok(())
+    }
+
+    async fn resize(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+        workload: &Workload,
+        to: u32,
+        leaving: &[String],
+    ) -> Result<(), Failed> {
+        if term.leadership.left() < WRITE_MARGIN {
+            let left = term.leadership.left();
+            return Err(at("lead")(anyhow::anyhow!("only {left:?} of the leader's lease are left to write in")));
+        }
+        let id = self.write(term, observation, decision, (workload.replicas, to)).await?;
+        let result = self.target.resize(workload, to, leaving).await;
+        // Whatever came of it, it is read anew.
+        term.seen = None;
+        let outcome = match &result {
+            Ok(()) => outcome::RESIZED,
+            Err(TargetError::Unreachable { .. }) => outcome::UNKNOWN,
+            Err(_) => outcome::FAILED,
+        };
+        if outcome != outcome::FAILED {
+            term.history.resized(decision.at_ms, workload.replicas, to);
+        }
+        self.finish(id, outcome, result.as_ref().err().map(ToString::to_string)).await;
+        let why = decision.to_string();
+        match result {
+            Ok(()) => {
+                let direction = if to > workload.replicas { "up" } else { "down" };
+                METRICS.resizes.with_label_values(&[self.pool.name.as_str(), direction]).inc();
+                info!(pool = %self.pool.name, from = workload.replicas, to, "resized: {why}");
+                self.target.tell(&Event::Resized { from: workload.replicas, to, why }).await;
+                Ok(())
+            }
+            Err(error @ TargetError::Conflict { .. }) => {
+                debug!(pool = %self.pool.name, "{error}");
+                Ok(())
+            }
+            Err(error) => {
+                term.doubtful |= outcome == outcome::UNKNOWN;
+                self.target.tell(&Event::NotResized { why: error.to_string() }).await;
+                Err(at("resize")(error))
+            }
+        }
+    }
+
+    /// Writes a decision down before it is carried out; refused, this process decides nothing more.
+    async fn write(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+        (from, desired): (u32, u32),
+    ) -> Result<i64, Failed> {
+        let new = NewDecision {
+            pool: self.pool.name.clone(),
+            at_ms: decision.at_ms,
+            from,
+            recommended: decision.recommended,
+            desired,
+            reason: decision.reason.as_str().to_owned(),
+            inputs: serde_json::to_string(observation).map_err(at("record"))?,
+            decision: serde_json::to_string(decision).map_err(at("record"))?,
+        };
+        let written = self.shared.store.decide(&term.leadership, &[new]).await.map_err(at("record"))?;
+        let written = written.into_iter().next().unwrap_or(Fenced::Lost);
+        let id = self.allowed(term, written, "record")?;
+        term.written = Some(Written {
+            at_ms: decision.at_ms,
+            recommended: decision.recommended,
+            desired: decision.desired,
+            reason: decision.reason.as_str(),
+        });
+        Ok(id)
+    }
+
+    /// A decision that changes nothing is written down when it is another one than before, or that was long ago.
+    async fn write_at_rest(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+        replicas: u32,
+    ) -> Result<(), Failed> {
+        let same = term.written.is_some_and(|written| {
+            (written.recommended, written.desired, written.reason)
+                == (decision.recommended, decision.desired, decision.reason.as_str())
+                && decision.at_ms < written.at_ms + WRITE_AT_REST_MS
+        });
+        if !same {
+            let id = self.write(term, observation, decision, (replicas, replicas)).await?;
+            self.finish(id, outcome::KEPT, None).await;
+        }
+        Ok(())
+    }
+
+    /// Not worth a failed tick: a decision without an outcome counts as one that may have been carried out.
+    async fn finish(&self, id: i64, outcome: &'static str, detail: Option<String>) {
+        if let Err(cause) = self.shared.store.finish_decision(id, outcome, detail.as_deref()).await {
+            METRICS.errors.with_label_values(&[self.pool.name.as_str(), "record"]).inc();
+            warn!(pool = %self.pool.name, cause = cause.as_dyn(), "what came of decision {id} could not be noted");
+        }
+    }
+
+    /// What the ledger has allowed; under a lost leadership nothing is.
+    fn allowed<T>(&self, term: &Term, answer: Fenced<T>, stage: &'static str) -> Result<T, Failed> {
+        match answer {
+            Fenced::Done(value) => Ok(value),
+            Fenced::Lost => {
+                self.shared.leader.depose(term.leadership.epoch);
+                Err(at(stage)(anyhow::anyhow!("another autoscaler decides for this pool")))
+            }
+        }
+    }
+
+    fn count(&self, observation: &Observation, decision: &Decision) {
+        let pool = self.pool.name.as_str();
+        for (gauge, workers) in [(&METRICS.desired, decision.desired), (&METRICS.current, decision.current)] {
+            if let Some(workers) = workers {
+                gauge.with_label_values(&[pool]).set(workers.into());
+            }
+        }
+        METRICS.decisions.with_label_values(&[pool, decision.reason.as_str()]).inc();
+        let age_s = |at_ms: u64| decision.at_ms.saturating_sub(at_ms) as f64 / 1e3;
+        let ages = [
+            ("queue", observation.ready.as_ref().map(|it| it.at_ms)),
+            ("ledger", observation.demand.as_ref().map(|it| it.at_ms)),
+            ("workload", observation.replicas.as_ref().map(|it| it.at_ms)),
+            ("management", observation.managed_ready.as_ref().map(|it| it.at_ms)),
+        ];
+        for (source, at_ms) in ages {
+            match at_ms {
+                Some(at_ms) => METRICS.observation_age.with_label_values(&[pool, source]).set(age_s(at_ms)),
+                // A source that was never read has no age.
+                None => drop(METRICS.observation_age.remove_label_values(&[pool, source])),
+            }
+        }
+        match &observation.ready {
+            Some(ready) => METRICS.queue_depth.with_label_values(&[pool]).set(ready.value as i64),
+            None => drop(METRICS.queue_depth.remove_label_values(&[pool])),
+        }
+    }
+}

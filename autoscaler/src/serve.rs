@@ -1,0 +1,201 @@
+//! An autoscaler's life: boot, decide once a second, stop.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use migrations::SchemaError;
+use queue::{Broker, BrokerStatus};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use service::{Admin, Check, Essential, Readiness, RetryError, retry};
+use store::Store;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::apply::kubernetes::{Cluster, ClusterError};
+use crate::apply::{Processes, Target};
+use crate::config::TargetName;
+use crate::leader::Leader;
+use crate::observe::Observer;
+use crate::reconcile::{Reconciler, Shared};
+use crate::settings::Settings;
+
+/// Decisions are kept so long.
+const KEEP_DECISIONS: Duration = Duration::from_secs(14 * 86_400);
+
+/// How often older ones are deleted.
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
+
+/// What an autoscaler works with.
+pub struct Fleet {
+    /// What the loops share.
+    pub shared: Shared,
+    /// One for each pool.
+    pub reconcilers: Vec<Reconciler>,
+    processes: Vec<Arc<Processes>>,
+    broker: Broker,
+}
+
+impl Fleet {
+    /// Connects and prepares; waits for Postgres until told to stop: then it is `None`.
+    pub async fn boot(settings: &Settings, stop: &CancellationToken, end: &CancellationToken) -> anyhow::Result<Option<Fleet>> {
+        let (store, services) = (Store::new(&settings.services.store), &settings.services);
+        let schema = || migrations::check(services.database_url.expose_secret());
+        match retry("reading the schema from Postgres", stop, SchemaError::is_retryable, schema).await {
+            Ok(()) => {}
+            Err(RetryError::Stopped) => return Ok(None),
+            Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
+        }
+        let broker = Broker::start(services.broker.clone(), end.clone());
+        let names = settings.pools.iter().map(|pool| pool.name.clone()).collect();
+        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), names, settings.management_url.clone()));
+        let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
+        let shared = Shared { store, observer, leader };
+        let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
+        for pool in &settings.pools {
+            let target: Arc<dyn Target> = match &pool.target {
+                TargetName::Process => {
+                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), &settings.process_dir);
+                    let target = Arc::new(target.with_context(|| format!("making {} (PROCESS_DIR)", settings.process_dir.display()))?);
+                    processes.push(target.clone());
+                    target
+                }
+                TargetName::Kubernetes { workload, namespace } => {
+                    let cluster = clusters.find(settings.kube_context.as_deref(), namespace).await;
+                    let cluster = cluster.context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
+                    Arc::new(cluster.target(workload.clone(), settings.pod_deletion_cost))
+                }
+            };
+            reconcilers.push(Reconciler::new(shared.clone(), pool.clone(), target));
+        }
+        Ok(Some(Fleet { shared, reconcilers, processes, broker }))
+    }
+
+    /// Stops the workers of `process` targets and waits for their end.
+    pub async fn stop_processes(&self) -> anyhow::Result<()> {
+        for processes in &self.processes {
+            processes.stop_all().await.context("stopping the worker processes")?;
+        }
+        Ok(())
+    }
+
+    /// Closes the connections.
+    pub async fn close(self) {
+        self.broker.close().await;
+        self.shared.store.close();
+    }
+}
+
+/// The clusters that pools are in, by namespace: pools of one namespace share its connections.
+#[derive(Default)]
+struct Clusters(HashMap<Option<String>, Arc<Cluster>>);
+
+impl Clusters {
+    async fn find(&mut self, context: Option<&str>, namespace: &Option<String>) -> Result<Arc<Cluster>, ClusterError> {
+        if let Some(known) = self.0.get(namespace) {
+            return Ok(known.clone());
+        }
+        let cluster = Cluster::find(context, namespace.as_deref()).await?;
+        self.0.insert(namespace.clone(), cluster.clone());
+        Ok(cluster)
+    }
+}
+
+/// Decides until told to stop, then hands over.
+pub async fn serve(settings: Settings, admin_addr: SocketAddr, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    let end = CancellationToken::new();
+    let mut essential = Essential::default();
+    let booted = Arc::new(OnceLock::new());
+    let admin = Admin::bind(admin_addr, readiness(booted.clone())).await?;
+    essential.spawn("admin port", admin.serve(end.clone()));
+    let Some(mut fleet) = Fleet::boot(&settings, &stop, &end).await? else {
+        info!("stopped before it was ready");
+        return Ok(ExitCode::SUCCESS);
+    };
+    // Set once, here.
+    let _ = booted.set(fleet.shared.clone());
+    let Shared { store, observer, leader } = fleet.shared.clone();
+    let (until, leads) = (end.clone(), leader.clone());
+    let of_leader = store.clone();
+    essential.spawn("leader's lease", async move {
+        leads.keep(&of_leader, &until).await;
+        Ok(())
+    });
+    let until = end.clone();
+    essential.spawn("observer", async move {
+        observer.run(until).await;
+        Ok(())
+    });
+    let until = end.clone();
+    essential.spawn("upkeep", async move {
+        forget(&store, &until).await;
+        Ok(())
+    });
+    let mut pools = JoinSet::new();
+    for reconciler in fleet.reconcilers.drain(..) {
+        pools.spawn(reconciler.run(stop.clone()));
+    }
+    info!(pools = settings.pools.len(), lease = settings.lease_name, "watches the backlog");
+
+    let result = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(ExitCode::SUCCESS),
+        error = essential.first_end() => Err(error),
+        ended = pools.join_next() => Err(anyhow!("a pool's loop has ended: {ended:?}")),
+        reason = closed(fleet.shared.observer.broker_status()) => Err(anyhow!("the broker connection ended for good: {reason}")),
+    };
+    // A tick under way ends; then the lease goes to another autoscaler, if there is one.
+    stop.cancel();
+    while pools.join_next().await.is_some() {}
+    end.cancel();
+    if let Err(error) = essential.all_ended().await {
+        warn!("while stopping: {error:#}");
+    }
+    if !settings.keep_workers {
+        fleet.stop_processes().await?;
+    }
+    fleet.close().await;
+    info!("stopped");
+    result
+}
+
+async fn forget(store: &Store, end: &CancellationToken) {
+    let mut every = interval(FORGET_EVERY);
+    while end.run_until_cancelled(every.tick()).await.is_some() {
+        if let Err(cause) = store.forget_decisions(KEEP_DECISIONS).await {
+            warn!(cause = cause.as_dyn(), "old decisions could not be deleted");
+        }
+    }
+}
+
+/// `/ready`: both windows have been looked through lately, and whether this process decides or stands by.
+fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
+    Arc::new(move || {
+        let Some(shared) = booted.get() else {
+            return BTreeMap::from([("database_connected", Check::Must(false, Some("starting".to_owned())))]);
+        };
+        let sources = shared.observer.sources();
+        let mut checks: BTreeMap<_, _> = [("database_connected", sources.ledger), ("queue_observed", sources.queue)]
+            .into_iter()
+            .map(|(name, error)| (name, Check::Must(error.is_none(), error)))
+            .collect();
+        let role = if shared.leader.leadership().is_some() { "leader" } else { "standby" };
+        checks.insert("role", Check::Info(json!(role)));
+        checks
+    })
+}
+
+/// Resolves when the broker's supervisor gives up for good.
+async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
+    match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
+        Ok(BrokerStatus::Closed { reason }) => reason.clone(),
+        Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
+    }
+}

@@ -1,0 +1,200 @@
+//! What the autoscaler is told at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use job::Name;
+use queue::BrokerConfig;
+use secrecy::{ExposeSecret, SecretString};
+use service::{Common, Problems, Setting};
+use store::StoreConfig;
+
+use crate::config::{self, Pool, TargetName};
+use crate::decide::{Mode, Policy};
+
+/// Which pools, and how they are scaled: a file, or one pool by flags.
+#[derive(Args, Clone, Debug)]
+pub struct PoolArgs {
+    /// The pools, a TOML file (see --help); without one, the flags below describe one pool
+    #[arg(long, env = "AUTOSCALER_POOLS", help_heading = "Pools")]
+    pools: Option<PathBuf>,
+    /// The pool: its backlog is the queue harness.jobs.<pool>
+    #[arg(long, env = "POOL", default_value = "default", help_heading = "Pools")]
+    pool: Setting<Name>,
+    /// What is resized: Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME, or `process` for workers on this machine
+    #[arg(long, env = "AUTOSCALER_TARGET", help_heading = "Pools")]
+    target: Option<String>,
+    /// The namespace of the workload; the one this runs in, or that of the kubeconfig's context, when not given
+    #[arg(long, env = "AUTOSCALER_NAMESPACE", help_heading = "Pools")]
+    namespace: Option<String>,
+    /// Never fewer workers; 0 lets a pool go to zero
+    #[arg(long, env = "MIN_REPLICAS", default_value = "2", help_heading = "Pools")]
+    min_replicas: Setting<u32>,
+    /// Never more workers
+    #[arg(long, env = "MAX_REPLICAS", default_value = "20", help_heading = "Pools")]
+    max_replicas: Setting<u32>,
+    /// Jobs, ready or running, for each worker (mode backlog)
+    #[arg(long, env = "JOBS_PER_WORKER", default_value = "1", help_heading = "Pools")]
+    jobs_per_worker: Setting<f64>,
+    /// Seconds within which the oldest job is to start: sets the mode target_wait instead of backlog
+    #[arg(long, env = "TARGET_WAIT_S", help_heading = "Pools")]
+    target_wait_s: Option<Setting<f64>>,
+}
+
+impl PoolArgs {
+    /// The pools; all that is wrong goes to `problems`.
+    pub fn check(self, problems: &mut Problems) -> Option<Vec<Pool>> {
+        if let Some(path) = &self.pools {
+            return problems.check("AUTOSCALER_POOLS", config::read(path));
+        }
+        let target = problems.required(
+            "AUTOSCALER_TARGET",
+            self.target,
+            "Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME or process (or AUTOSCALER_POOLS, a file of pools)",
+        );
+        let target = target
+            .and_then(|text| problems.check("AUTOSCALER_TARGET", TargetName::new(&text, self.namespace)));
+        let name = problems.take("POOL", self.pool);
+        let min_replicas = problems.take("MIN_REPLICAS", self.min_replicas);
+        let max_replicas = problems.take("MAX_REPLICAS", self.max_replicas);
+        let jobs_per_worker = problems.take("JOBS_PER_WORKER", self.jobs_per_worker);
+        let target_wait_s = match self.target_wait_s {
+            Some(setting) => Some(problems.take("TARGET_WAIT_S", setting)?),
+            None => None,
+        };
+        let (Some(min_replicas), Some(max_replicas), Some(jobs_per_worker)) =
+            (min_replicas, max_replicas, jobs_per_worker)
+        else {
+            return None;
+        };
+        let mode = match target_wait_s {
+            Some(target_s) => Mode::target_wait(target_s),
+            None => Mode::Backlog { jobs_per_worker },
+        };
+        let policy = Policy { mode, min_replicas, max_replicas, ..Policy::default() };
+        for problem in policy.check() {
+            // A policy's fields are called as in the file; by flags they have their environment names.
+            let (field, told) = problem.split_once(": ").unwrap_or(("policy", &problem));
+            let name = match field {
+                "mode.target_s" => "TARGET_WAIT_S".to_owned(),
+                field => field.trim_start_matches("mode.").to_uppercase(),
+            };
+            problems.add(&name, told);
+        }
+        Some(vec![Pool { name: name?, target: target?, policy }])
+    }
+}
+
+/// Whatever decides: `run` and `once`.
+#[derive(Args, Clone, Debug)]
+pub struct ControlArgs {
+    #[command(flatten)]
+    pools: PoolArgs,
+    /// Of the autoscalers with the same lease name one decides, the others stand by
+    #[arg(long, env = "AUTOSCALER_LEASE", default_value = "autoscaler")]
+    lease_name: String,
+    /// Seconds after which another autoscaler may take the lease of one that is silent
+    #[arg(long, env = "AUTOSCALER_LEASE_S", default_value = "15")]
+    lease_s: Setting<u64>,
+    /// RabbitMQ's management API, such as http://user:password@host:15672: its queue depths are held against the broker's
+    /// own, and while they disagree nothing is scaled in
+    #[arg(long, env = "MANAGEMENT_URL", hide_env_values = true)]
+    management_url: Option<SecretString>,
+    /// The kubeconfig's context; in a pod its service account is used
+    #[arg(long, env = "KUBE_CONTEXT")]
+    kube_context: Option<String>,
+    /// Also keep controller.kubernetes.io/pod-deletion-cost of drained pods low (needs the right to patch pods)
+    #[arg(long, env = "POD_DELETION_COST")]
+    pod_deletion_cost: bool,
+    /// The worker program of `process` targets; the one beside this program when not given
+    #[arg(long, env = "WORKER_PROGRAM")]
+    worker_program: Option<PathBuf>,
+    /// Where `process` targets keep their workers' pids and logs
+    #[arg(long, env = "PROCESS_DIR", default_value = "./workers")]
+    process_dir: PathBuf,
+    /// Leave the workers of `process` targets running when this ends; the next one finds them
+    #[arg(long, env = "KEEP_WORKERS")]
+    keep_workers: bool,
+}
+
+/// Settings that have been checked.
+#[derive(Debug)]
+pub struct Settings {
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) lease_name: String,
+    pub(crate) lease: Duration,
+    pub(crate) management_url: Option<SecretString>,
+    pub(crate) kube_context: Option<String>,
+    pub(crate) pod_deletion_cost: bool,
+    pub(crate) worker_program: PathBuf,
+    pub(crate) process_dir: PathBuf,
+    pub(crate) keep_workers: bool,
+    pub(crate) services: Services,
+}
+
+/// Where RabbitMQ and Postgres are.
+#[derive(Debug)]
+pub struct Services {
+    pub(crate) database_url: SecretString,
+    pub(crate) store: StoreConfig,
+    pub(crate) broker: BrokerConfig,
+}
+
+impl Services {
+    /// Reads their settings; all that is wrong goes to `problems`.
+    pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
+        let database_url =
+            problems.required("DATABASE_URL", common.database_url, "postgres://user:password@host:5432/database");
+        let amqp_url =
+            problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
+        let store = database_url.as_ref().and_then(|url| {
+            problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
+        });
+        let broker = amqp_url.and_then(|url| {
+            let config = BrokerConfig::new(url.expose_secret(), who);
+            problems.check("AMQP_URL", config.check().map(|()| config))
+        });
+        Some(Services { database_url: database_url?, store: store?, broker: broker? })
+    }
+}
+
+/// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question.
+const CONNECTIONS: usize = 2;
+
+impl ControlArgs {
+    /// Checks all settings; what is wrong goes to `problems`.
+    pub fn check(self, common: Common, problems: &mut Problems) -> Option<Settings> {
+        let pools = self.pools.check(problems);
+        let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);
+        let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
+        let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
+        let worker_program = self.worker_program.unwrap_or_else(beside);
+        let processes = pools.iter().flatten().any(|pool| pool.target == TargetName::Process);
+        if processes && !worker_program.is_file() {
+            let path = worker_program.display();
+            problems.add("WORKER_PROGRAM", format!("got {path}, expected the path of the program `worker`"));
+        }
+        Some(Settings {
+            pools: pools?,
+            lease_name: self.lease_name,
+            lease: Duration::from_secs(lease_s?),
+            management_url: self.management_url,
+            kube_context: self.kube_context,
+            pod_deletion_cost: self.pod_deletion_cost,
+            worker_program,
+            process_dir: self.process_dir,
+            keep_workers: self.keep_workers,
+            services: services?,
+        })
+    }
+}
+
+/// Where `run` serves.
+#[derive(Args, Clone, Debug)]
+pub struct AdminArgs {
+    /// Where /health, /ready and /metrics are served; port 0 takes a free one
+    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
+    pub admin_addr: Setting<SocketAddr>,
+}

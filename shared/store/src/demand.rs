@@ -1,0 +1,205 @@
+//! What a pool's jobs want and its workers can do, for hundreds of pools in one round trip, each second.
+//!
+//! So nothing here costs more with a longer queue: what waits is looked up by the ends of an index or counted up to a
+//! bound, and running jobs are as many as there are slots. How many are queued the broker knows. Jobs that other AMQP
+//! clients publish are not in the ledger before their first claim.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use job::{Name, WorkerId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::dispatch::millis;
+use crate::tx::{Tx, query};
+use crate::{Durations, Store, StoreError};
+
+/// A pool's jobs and workers at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolDemand {
+    /// The moment, by Postgres's clock: Unix time in milliseconds.
+    pub at_ms: u64,
+    /// Jobs that run, on whichever worker.
+    pub running: u64,
+    /// Jobs whose turn in their session has not come; counted up to 10,000.
+    pub blocked: u64,
+    /// Jobs that are being published, or scheduled and due within the horizon or overdue; each counted up to 10,000.
+    pub due_soon: u64,
+    /// How long the oldest job has waited that could run (queued, being published, or due), in milliseconds.
+    pub oldest_waiting_ms: Option<u64>,
+    /// Workers that take jobs: their lease is fresh, and they do not drain.
+    pub workers: u32,
+    /// Their slots together.
+    pub slots: u64,
+    /// Workers that hold at least one job, whether or not they drain or their lease is fresh.
+    pub busy_workers: u32,
+    /// Workers that drain, by a mark or a signal, with a fresh lease.
+    pub draining_workers: u32,
+    /// Runs begun per second over the last minute, by what workers tell.
+    pub starts_per_s: f64,
+}
+
+/// A worker that has not ended.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Its pool.
+    pub pool: Name,
+    /// Its host.
+    pub host: String,
+    /// Its pod, in Kubernetes.
+    pub pod_name: Option<String>,
+    /// How many jobs it runs at a time.
+    pub slots: u32,
+    /// How many the ledger knows to run there.
+    pub held: u64,
+    /// Whether it drains on a signal.
+    pub draining: bool,
+    /// Whether its last heartbeat is younger than its lease.
+    pub fresh: bool,
+    /// How long ago it registered, in milliseconds.
+    pub age_ms: u64,
+    /// Its drain mark, if that is valid.
+    pub mark: Option<MarkView>,
+}
+
+/// A valid drain mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkView {
+    /// The leader that marked or renewed it last.
+    pub epoch: i64,
+    /// How much longer it is valid, in milliseconds.
+    pub left_ms: u64,
+    /// Whether the worker has confirmed that it holds nothing and takes nothing.
+    pub drained: bool,
+}
+
+const READ_WORKERS: &str = "
+    SELECT worker_id, pool, slots, state = 'draining', heartbeat_at >= now() - lease_ms * interval '1 millisecond',
+           CASE WHEN drain_until > now() THEN drain_epoch END,
+           (extract(epoch FROM drain_until - now()) * 1000)::bigint, drained_at IS NOT NULL, starts_per_s,
+           host, pod_name, (extract(epoch FROM now() - started_at) * 1000)::bigint
+      FROM harness_workers WHERE pool = ANY($1) AND state IN ('alive', 'draining')
+     ORDER BY started_at, worker_id";
+
+/// By the index of begun jobs, as a heartbeat does.
+const READ_HELD: &str = "
+    SELECT worker_id, pool, count(*) FROM harness_jobs WHERE epoch > 0 AND state = 'running' GROUP BY worker_id, pool";
+
+/// A job's age counts from when it first could run, not from when its message was published last.
+const READ_WAITING: &str = "
+    SELECT (SELECT count(*) FROM (SELECT FROM harness_jobs
+                                   WHERE state = 'blocked' AND pool = p.pool LIMIT 10000) blocked),
+           (SELECT count(*) FROM (SELECT FROM harness_jobs
+                                   WHERE state = 'publishing' AND pool = p.pool LIMIT 10000) publishing)
+           + (SELECT count(*) FROM (SELECT FROM harness_jobs
+                                     WHERE state = 'scheduled' AND pool = p.pool
+                                       AND due_at <= now() + $2 * interval '1 millisecond' LIMIT 10000) due),
+           (extract(epoch FROM now() - least(
+               (SELECT due_at FROM harness_jobs WHERE state = 'queued' AND pool = p.pool ORDER BY state_since LIMIT 1),
+               (SELECT due_at FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool ORDER BY state_since LIMIT 1),
+               (SELECT due_at FROM harness_jobs WHERE state = 'scheduled' AND pool = p.pool AND due_at <= now()
+                 ORDER BY due_at LIMIT 1))) * 1000)::bigint,
+           (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+      FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn) ORDER BY turn";
+
+/// A worker's last word counts for a while after its end: a rollout does not forget how long jobs take.
+const READ_DURATIONS: &str = "
+    SELECT pool, durations::text FROM harness_workers
+     WHERE pool = ANY($1) AND durations IS NOT NULL AND heartbeat_at >= now() - interval '10 minutes'";
+
+impl Store {
+    /// The demand of these pools, in their order. `due_horizon`: jobs due within it count as due soon.
+    pub async fn demand(&self, pools: &[Name], due_horizon: Duration) -> Result<Vec<PoolDemand>, StoreError> {
+        let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        let tx = Tx::prepare(&self.pool, "demand", [READ_WORKERS, READ_HELD, READ_WAITING]).await?;
+        let [workers, held, waiting] = tx.run([&[&names], &[], &[&names, &millis(due_horizon)]]).await?;
+
+        let mut demands: HashMap<&str, PoolDemand> = HashMap::with_capacity(names.len());
+        for (name, row) in names.iter().zip(&waiting) {
+            let count = |column: usize| row.get::<_, i64>(column).unsigned_abs();
+            let demand = PoolDemand {
+                at_ms: count(3),
+                blocked: count(0),
+                due_soon: count(1),
+                oldest_waiting_ms: row.get::<_, Option<i64>>(2).map(|ms| ms.max(0).unsigned_abs()),
+                ..PoolDemand::default()
+            };
+            demands.insert(name, demand);
+        }
+        let mut busy = HashMap::<Uuid, u64>::new();
+        for row in &held {
+            let count = row.get::<_, i64>(2).unsigned_abs();
+            *busy.entry(row.get(0)).or_default() += count;
+            if let Some(demand) = demands.get_mut(row.get::<_, &str>(1)) {
+                demand.running += count;
+            }
+        }
+        for row in &workers {
+            let Some(demand) = demands.get_mut(row.get::<_, &str>(1)) else { continue };
+            demand.busy_workers += u32::from(busy.contains_key(&row.get(0)));
+            let (draining, fresh): (bool, bool) = (row.get(3), row.get(4));
+            let marked = row.get::<_, Option<i64>>(5).is_some();
+            if !fresh {
+                continue;
+            }
+            demand.starts_per_s += f64::from(row.get::<_, f32>(8));
+            if draining || marked {
+                demand.draining_workers += 1;
+            } else {
+                demand.workers += 1;
+                demand.slots += u64::from(row.get::<_, i32>(2).unsigned_abs());
+            }
+        }
+        Ok(names.iter().map(|name| demands.get(name).cloned().unwrap_or_default()).collect())
+    }
+
+    /// The workers of these pools that have not ended, oldest first.
+    pub async fn pool_workers(&self, pools: &[Name]) -> Result<Vec<WorkerView>, StoreError> {
+        let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        let tx = Tx::prepare(&self.pool, "pool_workers", [READ_WORKERS, READ_HELD]).await?;
+        // Marks first: what a worker holds is then not older than what is known of its draining.
+        let [workers, held] = tx.run([&[&names], &[]]).await?;
+        let mut busy = HashMap::<Uuid, u64>::new();
+        for row in &held {
+            *busy.entry(row.get(0)).or_default() += row.get::<_, i64>(2).unsigned_abs();
+        }
+        Ok(workers.iter().filter_map(|row| read_worker(row, &busy)).collect())
+    }
+
+    /// How long runs took lately in each of these pools, in their order: those that ended within the last five minutes of
+    /// their worker.
+    pub async fn service_times(&self, pools: &[Name]) -> Result<Vec<Durations>, StoreError> {
+        let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        let rows = query(&self.pool, "service_times", READ_DURATIONS, &[&names]).await?;
+        let mut sums = HashMap::<&str, Durations>::new();
+        for row in &rows {
+            sums.entry(row.get(0)).or_default().merge(&Durations::from_json(row.get(1)));
+        }
+        Ok(names.iter().map(|name| sums.get(name).cloned().unwrap_or_default()).collect())
+    }
+}
+
+/// Reads [`READ_WORKERS`].
+fn read_worker(row: &Row, busy: &HashMap<Uuid, u64>) -> Option<WorkerView> {
+    let id: Uuid = row.get(0);
+    let mark = row.get::<_, Option<i64>>(5).map(|epoch| MarkView {
+        epoch,
+        left_ms: row.get::<_, Option<i64>>(6).unwrap_or_default().max(0).unsigned_abs(),
+        drained: row.get(7),
+    });
+    Some(WorkerView {
+        worker: id.into(),
+        pool: row.get::<_, String>(1).try_into().ok()?,
+        host: row.get(9),
+        pod_name: row.get(10),
+        slots: row.get::<_, i32>(2).unsigned_abs(),
+        held: busy.get(&id).copied().unwrap_or_default(),
+        draining: row.get(3),
+        fresh: row.get(4),
+        age_ms: row.get::<_, i64>(11).max(0).unsigned_abs(),
+        mark,
+    })
+}

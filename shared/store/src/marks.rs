@@ -1,0 +1,137 @@
+//! Drain marks: the workers that shall take no more jobs, so that they can be scaled away.
+//!
+//! A mark carries its leader's epoch and an expiry by Postgres's clock. A marked worker takes no new job; once it holds none
+//! it confirms that it is drained, and from then on no claim of its is granted for as long as the mark is valid. Both are one
+//! lock away from each other: whoever marks or confirms locks the worker's row against the claims under way, as a claim
+//! locks it against them. So a drained worker holds nothing, whatever the network delivers late.
+
+use std::time::Duration;
+
+use job::{JobId, WorkerId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::cancel::Ask;
+use crate::claim::read_job_id;
+use crate::dispatch::millis;
+use crate::leader::{LOCK_LEADERSHIP, Leadership, leads};
+use crate::tx::{Tx, query_within};
+use crate::workers::BEAT_BOUND;
+use crate::{Fenced, Store, StoreError};
+
+/// What is asked of a worker and of its jobs.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The mark, valid now, by which the worker is to drain.
+    pub drain: Option<DrainMark>,
+    /// Its jobs that are to stop, with their epochs.
+    pub jobs: Vec<(JobId, i64, Ask)>,
+}
+
+/// A valid drain mark, as its worker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainMark {
+    /// The leader that marked or renewed it last.
+    pub epoch: i64,
+    /// Whether the ledger has it that the worker is drained.
+    pub drained: bool,
+}
+
+/// Waits for claims under way, and keeps those to come waiting. In order, as several leaders might.
+const LOCK_WORKERS: &str = "
+    SELECT count(*) FROM (
+        SELECT FROM harness_workers WHERE worker_id = ANY($1) ORDER BY worker_id FOR UPDATE) locked";
+
+/// What was drained stays so if its mark never lapsed. Else it may hold jobs again, and has to say so anew.
+const MARK: &str = concat!(
+    "
+    UPDATE harness_workers
+       SET drain_epoch = $3, drain_until = clock_timestamp() + $5 * interval '1 millisecond',
+           drained_at = CASE WHEN drain_until > clock_timestamp() THEN drained_at END
+     WHERE worker_id = ANY($4) AND state = 'alive' AND coalesce(drain_epoch, 0) <= $3 AND ",
+    leads!(),
+    " RETURNING worker_id"
+);
+
+/// The epoch stays, against marks of an older one.
+const UNMARK: &str = concat!(
+    "
+    UPDATE harness_workers SET drain_epoch = $3, drain_until = NULL, drained_at = NULL
+     WHERE worker_id = ANY($4) AND drain_until IS NOT NULL AND coalesce(drain_epoch, 0) <= $3 AND ",
+    leads!(),
+    " RETURNING worker_id"
+);
+
+const LOCK_WORKER: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
+
+const CONFIRM: &str = "
+    UPDATE harness_workers SET drained_at = coalesce(drained_at, clock_timestamp())
+     WHERE worker_id = $1 AND state = 'alive' AND drain_epoch = $2 AND drain_until > clock_timestamp()
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1 AND j.epoch > 0)
+    RETURNING worker_id";
+
+const READ_ASKED: &str = "
+    SELECT drain_epoch, drained_at IS NOT NULL, NULL, NULL, NULL FROM harness_workers
+     WHERE worker_id = $1 AND drain_until > clock_timestamp() AND state <> 'dead'
+    UNION ALL
+    SELECT NULL, NULL, job_id, epoch, asked FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
+
+impl Store {
+    /// Marks workers to drain, or renews their marks, for so long from now. Returns those that are marked: not one that has
+    /// ended, drains on a signal, or was last marked under a higher epoch. `Lost` when the leadership is over.
+    pub async fn mark_drains(
+        &self,
+        leadership: &Leadership,
+        workers: &[WorkerId],
+        valid_for: Duration,
+    ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
+        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let Leadership { name, holder, epoch, .. } = leadership;
+        let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, MARK]).await?;
+        let valid_ms = millis(valid_for);
+        let [leads, _, marked] =
+            tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids, &valid_ms]]).await?;
+        Ok(fenced(&leads, &marked))
+    }
+
+    /// Takes marks back: the workers take jobs again within about a second. Returns those that were marked and are not any
+    /// more. `Lost` when the leadership is over.
+    pub async fn unmark_drains(
+        &self,
+        leadership: &Leadership,
+        workers: &[WorkerId],
+    ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
+        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let Leadership { name, holder, epoch, .. } = leadership;
+        let tx = Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, UNMARK]).await?;
+        let [leads, _, unmarked] =
+            tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids]]).await?;
+        Ok(fenced(&leads, &unmarked))
+    }
+
+    /// For a worker that was told to drain by the mark of this epoch, and takes and holds nothing any more. Whether it is
+    /// drained now: not without a valid mark of that epoch, nor while the ledger knows a job that runs there.
+    pub async fn confirm_drained(&self, worker: WorkerId, epoch: i64) -> Result<bool, StoreError> {
+        let id = Uuid::from(worker);
+        let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_WORKER, CONFIRM]).await?;
+        let [_, confirmed] = tx.run([&[&id], &[&id, &epoch]]).await?;
+        Ok(!confirmed.is_empty())
+    }
+
+    /// What is asked of a worker, and of the jobs that it runs.
+    pub async fn asked(&self, worker: WorkerId) -> Result<Asked, StoreError> {
+        let rows = query_within(BEAT_BOUND, &self.beats, "asked", READ_ASKED, &[&Uuid::from(worker)]).await?;
+        let (marks, jobs): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|row| row.get::<_, Option<i64>>(0).is_some());
+        let mark = |row: &&Row| DrainMark { epoch: row.get(0), drained: row.get(1) };
+        let job = |row: &&Row| Some((read_job_id(row, 2), row.get(3), Ask::parse(row.get(4))?));
+        Ok(Asked { drain: marks.first().map(mark), jobs: jobs.iter().filter_map(job).collect() })
+    }
+}
+
+fn fenced(leads: &[Row], workers: &[Row]) -> Fenced<Vec<WorkerId>> {
+    match leads.is_empty() {
+        true => Fenced::Lost,
+        false => Fenced::Done(workers.iter().map(|row| row.get::<_, Uuid>(0).into()).collect()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The autoscaler on worker processes: a pool follows its backlog, and no job is ever interrupted by that.
+
+use job::{JobSpec, JobState};
+use serde_json::json;
+use tests::{Fleet, Launch, Worker, job, until, until_ok};
+
+/// One to four workers, one for each four jobs, without any limit to the speed.
+const POOL: &str = r#"
+    [pools.default]
+    target = "process"
+    [pools.default.policy]
+    min_replicas = 1
+    max_replicas = 4
+    mode = { type = "backlog", jobs_per_worker = 4 }
+    scale_up = { stabilization_window_s = 0, select_policy = "Max", policies = [], tolerance = 0.0 }
+    scale_down = { stabilization_window_s = 1, select_policy = "Max", policies = [], tolerance = 0.0 }
+"#;
+
+/// One whose workers die with it, also when the test does.
+async fn start(fleet: &Fleet, launch: Launch) -> Worker {
+    let autoscaler = launch.launch();
+    autoscaler.said("watches the backlog").await;
+    workers(fleet, 1).await;
+    autoscaler
+}
+
+const ALIVE: &str = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
+
+/// Waits until so many workers live.
+async fn workers(fleet: &Fleet, count: i64) {
+    let look = async || match fleet.database.count(ALIVE).await {
+        alive if alive == count => Ok(()),
+        alive => Err(alive),
+    };
+    until_ok(&format!("{count} workers live"), look).await;
+}
+
+fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
+    job(&format!("s-{session}"), "scripted", json!({"count": count, "delay_ms": delay_ms}))
+}
+
+/// All have succeeded, at their first attempt.
+async fn undisturbed(fleet: &Fleet, jobs: &[JobSpec]) {
+    for spec in jobs {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_interrupted() {
+    let fleet = Fleet::new().await;
+    let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
+    let long = steps(0, 60, 100);
+    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 5, 100)).collect();
+    fleet.enqueue(std::slice::from_ref(&long)).await;
+    fleet.enqueue(&burst).await;
+    workers(&fleet, 4).await;
+    let written = "SELECT count(*) FROM harness_scale_decisions WHERE outcome = 'resized' AND desired_replicas > from_replicas";
+    let writes = fleet.database.count(written).await;
+    assert!(writes <= 3, "to the first worker, and to four in one write or two: {writes}");
+
+    undisturbed(&fleet, &burst).await;
+    // The long job still runs: of four workers those three go that hold nothing.
+    workers(&fleet, 1).await;
+    assert_eq!(fleet.view(long.job_id).await.unwrap().state, JobState::Running, "the shrinking came too late to tell");
+    undisturbed(&fleet, &[long]).await;
+
+    autoscaler.terminate();
+    assert_eq!(autoscaler.exit().await, 0);
+    assert_eq!(fleet.database.count(ALIVE).await, 0, "its workers end with it");
+    fleet.audited().await;
+}
+
+#[tokio::test]
+async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remembers_its_windows() {
+    let fleet = Fleet::new().await;
+    let slow = POOL.replace("stabilization_window_s = 1", "stabilization_window_s = 600");
+    let mut first = start(&fleet, fleet.autoscaler("first", &slow).set("AUTOSCALER_LEASE_S", 8)).await;
+    let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 2, 100)).collect();
+    fleet.enqueue(&jobs).await;
+    workers(&fleet, 3).await;
+    undisturbed(&fleet, &jobs).await;
+    let pods = "SELECT string_agg(pod_name, ' ' ORDER BY pod_name) FROM harness_workers WHERE state = 'alive'";
+    let before = fleet.database.texts(pods).await;
+    first.kill();
+
+    let mut second = fleet.autoscaler("second", &slow).set("AUTOSCALER_LEASE_S", 8).launch();
+    second.said("leads").await;
+    // A decision of the second one's: nothing to do, and yet nobody goes.
+    let stabilized = "SELECT count(*) FROM harness_scale_decisions
+                       WHERE epoch = (SELECT max(epoch) FROM harness_leases) AND reason = 'scale_down_stabilized'
+                         AND from_replicas = 3 AND desired_replicas = 3";
+    until("the second one has decided", async || (fleet.database.count(stabilized).await > 0).then_some(())).await;
+    assert_eq!(fleet.database.texts(pods).await, before, "the same workers");
+    second.terminate();
+    assert_eq!(second.exit().await, 0);
+    assert_eq!(fleet.database.count(ALIVE).await, 0);
+}
