@@ -18,8 +18,8 @@ use async_trait::async_trait;
 
 pub use error::TargetError;
 pub use event::Event;
-pub use process::Processes;
 pub use lowering::{Lowering, Wait, lowered};
+pub use process::Processes;
 pub use workload::{Order, Pod, Workload};
 
 /// A workload that can be resized. Every call is bounded in time (5 s for each request).

@@ -118,7 +118,8 @@ impl Args {
                 Command::Run { control, admin_addr } => {
                     let admin_addr = problems.take("ADMIN_ADDR", admin_addr);
                     let settings = control.check(self.common, &mut problems);
-                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count()) else {
+                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count())
+                    else {
                         return Err(problems.into_error().into());
                     };
                     serve::serve(settings, admin_addr, stop).await

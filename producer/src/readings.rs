@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use job::Name;
 use prometheus::{
-    GaugeVec, IntCounterVec, IntGaugeVec, register_gauge_vec, register_int_counter_vec, register_int_gauge_vec,
+    GaugeVec, IntCounterVec, IntGaugeVec, register_gauge_vec, register_int_counter_vec,
+    register_int_gauge_vec,
 };
 use queue::{DEAD_QUEUE, jobs_queue};
 use relay::Relay;
@@ -119,7 +120,8 @@ struct Readings {
 
 impl Readings {
     async fn ledger(&mut self, relay: &Relay) -> anyhow::Result<()> {
-        let partitions = relay.store.partitions_ahead(relay.retention).await.context("looking at partitions")?;
+        let partitions =
+            relay.store.partitions_ahead(relay.retention).await.context("looking at partitions")?;
         let lag = relay.store.relay_lag().await.context("reading the relays' lag")?;
         let pools = relay.store.pool_readings().await.context("reading the pools")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
@@ -185,6 +187,8 @@ fn forget_queue(pool: &Name) {
 }
 
 /// Shows nothing of these any more.
-fn forget<T: prometheus::core::MetricVecBuilder, const N: usize>(families: [&prometheus::core::MetricVec<T>; N]) {
+fn forget<T: prometheus::core::MetricVecBuilder, const N: usize>(
+    families: [&prometheus::core::MetricVec<T>; N],
+) {
     families.into_iter().for_each(prometheus::core::MetricVec::reset);
 }

@@ -64,6 +64,11 @@ impl Fleet {
         Launch::new(name, environment)
     }
 
+    /// `producer relay` to be started.
+    pub fn relay(&self, name: &str) -> Launch {
+        self.worker(name).program("producer", &["relay"])
+    }
+
     /// `autoscaler run` to be started, with these pools (TOML); its workers have four slots and the same agents.
     pub fn autoscaler(&self, name: &str, pools: &str) -> Launch {
         let path = self.folder.path().join(format!("{name}.toml"));

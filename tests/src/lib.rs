@@ -12,7 +12,7 @@
 //! says how to get it; none is ever skipped.
 
 mod services;
-mod http;
+pub mod http;
 mod database;
 mod vhost;
 mod proxy;

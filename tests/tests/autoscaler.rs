@@ -63,7 +63,11 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     undisturbed(&fleet, &burst).await;
     // The long job still runs: of four workers those three go that hold nothing.
     workers(&fleet, 1).await;
-    assert_eq!(fleet.view(long.job_id).await.unwrap().state, JobState::Running, "the shrinking came too late to tell");
+    assert_eq!(
+        fleet.view(long.job_id).await.unwrap().state,
+        JobState::Running,
+        "the shrinking came too late to tell"
+    );
     undisturbed(&fleet, &[long]).await;
 
     autoscaler.terminate();
@@ -81,7 +85,8 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
     fleet.enqueue(&jobs).await;
     workers(&fleet, 3).await;
     undisturbed(&fleet, &jobs).await;
-    let pods = "SELECT string_agg(pod_name, ' ' ORDER BY pod_name) FROM harness_workers WHERE state = 'alive'";
+    let pods =
+        "SELECT string_agg(pod_name, ' ' ORDER BY pod_name) FROM harness_workers WHERE state = 'alive'";
     let before = fleet.database.texts(pods).await;
     first.kill();
 
@@ -91,7 +96,8 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
     let stabilized = "SELECT count(*) FROM harness_scale_decisions
                        WHERE epoch = (SELECT max(epoch) FROM harness_leases) AND reason = 'scale_down_stabilized'
                          AND from_replicas = 3 AND desired_replicas = 3";
-    until("the second one has decided", async || (fleet.database.count(stabilized).await > 0).then_some(())).await;
+    until("the second one has decided", async || (fleet.database.count(stabilized).await > 0).then_some(()))
+        .await;
     assert_eq!(fleet.database.texts(pods).await, before, "the same workers");
     second.terminate();
     assert_eq!(second.exit().await, 0);

@@ -80,7 +80,9 @@ impl Processes {
         };
         let mut numbers = text.split_whitespace();
         let (Some(version), Some(workers)) = (numbers.next(), numbers.next()) else {
-            return Err(io::Error::other(format!("size: got \"{text}\", expected a version and a number of workers")));
+            return Err(io::Error::other(format!(
+                "size: got \"{text}\", expected a version and a number of workers"
+            )));
         };
         let parsed = (version.parse(), workers.parse());
         let (Ok(version), Ok(workers)) = parsed else {
@@ -143,7 +145,9 @@ impl Processes {
             // A Ctrl-C in our terminal is for us; we tell the workers.
             .process_group(0)
             .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("starting {}: {error}", self.program.display())))?;
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("starting {}: {error}", self.program.display()))
+            })?;
         let Some(pid) = child.id() else { return Err(io::Error::other("the worker has no pid")) };
         let Some(began) = began(pid) else {
             return Err(io::Error::other(format!("worker {name} ended at once, see {name}.log")));
@@ -176,7 +180,9 @@ impl Processes {
         }
         let backoff = Duration::from_secs(1).saturating_mul(1 << starts.crashes.min(6)).min(MAX_BACKOFF);
         if starts.crashes > 0 && since.is_some_and(|since| since < backoff) {
-            return Ok(Some(format!("{missing} workers ended soon after their start; the next try is within {backoff:?}")));
+            return Ok(Some(format!(
+                "{missing} workers ended soon after their start; the next try is within {backoff:?}"
+            )));
         }
         if since.is_some_and(|since| since < STEADY) {
             starts.crashes += 1;

@@ -41,6 +41,8 @@ mod sessions;
 mod status;
 mod dead;
 mod readings;
+mod revive;
+mod rights;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
@@ -60,6 +62,7 @@ pub use pace::{Durations, Pace};
 pub use partitions::PartitionsAhead;
 pub use pool::{Store, StoreConfig};
 pub use readings::PoolReading;
+pub use revive::{FreshLease, Revived};
 pub use sessions::{CheckpointView, SessionView};
 pub use status::{FleetCounts, JobView, SessionProgress};
 pub use workers::{Beat, WorkerRegistration};

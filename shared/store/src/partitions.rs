@@ -196,13 +196,15 @@ mod tests {
     #[test]
     fn a_week_without_a_partition_is_missing_once_an_id_can_fall_into_it() {
         let (week, day) = (2_900, 86_400_000);
-        let present: BTreeMap<u64, Standing> = (week - 4..=week).map(|week| (week, Standing::Attached)).collect();
+        let present: BTreeMap<u64, Standing> =
+            (week - 4..=week).map(|week| (week, Standing::Attached)).collect();
         let look = |now_ms| ahead(&present, now_ms, Duration::from_secs(28 * 86_400));
         let monday = look(week * WEEK_MS);
         assert_eq!(monday, PartitionsAhead { missing: 0, ahead: Duration::from_millis(WEEK_MS) });
         let last_day = look((week + 1) * WEEK_MS - day);
         assert_eq!(last_day, PartitionsAhead { missing: 1, ahead: Duration::from_millis(day) });
-        let none = ahead(&BTreeMap::from([(week, Standing::Leaving)]), week * WEEK_MS, Duration::from_secs(1));
+        let none =
+            ahead(&BTreeMap::from([(week, Standing::Leaving)]), week * WEEK_MS, Duration::from_secs(1));
         assert_eq!(none, PartitionsAhead { missing: 2, ahead: Duration::ZERO });
     }
 }
