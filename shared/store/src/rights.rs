@@ -3,6 +3,7 @@
 use crate::tx::query;
 use crate::{Store, StoreError};
 
+/// `CASE`, because Postgres may ask in any order, and fails when it asks a table about the rights on a sequence.
 /// Making and removing partitions is for the owner of the table they belong to.
 const MISSING: &str = r"
     WITH ours AS (
@@ -12,10 +13,10 @@ const MISSING: &str = r"
     )
     SELECT format('%s on %s', privilege, relname)
       FROM ours CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p(privilege)
-     WHERE relkind <> 'S' AND NOT has_table_privilege(oid, privilege)
+     WHERE CASE WHEN relkind = 'S' THEN false ELSE NOT has_table_privilege(oid, privilege) END
     UNION ALL
     SELECT format('USAGE on the sequence %s', relname) FROM ours
-     WHERE relkind = 'S' AND NOT has_sequence_privilege(oid, 'USAGE')
+     WHERE CASE WHEN relkind = 'S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END
     UNION ALL
     SELECT format('ownership of %s (its partitions are made and removed)', relname) FROM ours
      WHERE relname = 'harness_results' AND NOT pg_has_role(relowner, 'USAGE')
