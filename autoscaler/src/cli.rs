@@ -1,21 +1,19 @@
 //! The command line.
 
+mod observe;
 mod simulate;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
 use service::{Common, Problems, Setting};
-use store::Store;
-use tokio_util::sync::CancellationToken;
+use store::{Store, StoreConfig};
 
-use crate::settings::{ControlArgs, Services};
-use crate::{explain, observe, once, serve};
+use crate::settings::ControlArgs;
+use crate::{explain, once, serve};
 
 /// Resizes pools of workers by their backlog, and never takes a busy worker away.
 ///
@@ -71,14 +69,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look once at each pool and print what is known, one JSON object per pool
-    ///
-    /// Exit codes: 0 all is known, 2 wrong settings, 3 something is unknown; the output says what and why.
-    Observe {
-        /// The pools
-        #[arg(default_value = "default")]
-        pools: Vec<Name>,
-    },
+    Observe(observe::Observe),
     Simulate(Box<simulate::Simulate>),
 }
 
@@ -134,9 +125,35 @@ impl Args {
                 Command::Explain { pool, limit, json } => {
                     run_explain(&pool, limit, json, self.common, problems).await
                 }
-                Command::Observe { pools } => run_observe(pools, self.common, problems).await,
+                Command::Observe(observe) => observe.run(self.common, problems).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
             }
         })
     }
+}
+
+async fn run_explain(
+    pool: &Name,
+    limit: u32,
+    json: bool,
+    common: Common,
+    mut problems: Problems,
+) -> anyhow::Result<ExitCode> {
+    let expected = "postgres://user:password@host:5432/database";
+    let url = problems.required("DATABASE_URL", common.database_url, expected);
+    let store = url
+        .as_ref()
+        .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
+    let (Some(url), Some(store), 0) = (url, store, problems.count()) else {
+        return Err(problems.into_error().into());
+    };
+    migrations::check(url.expose_secret()).await?;
+    let decisions = Store::new(&store).last_decisions(pool, limit).await?;
+    if decisions.is_empty() {
+        eprintln!("no autoscaler has decided for the pool {pool} yet");
+        return Ok(ExitCode::from(3));
+    }
+    let told = explain::told(decisions);
+    print!("{}", if json { explain::json(&told) } else { explain::text(&told) });
+    Ok(ExitCode::SUCCESS)
 }

@@ -102,14 +102,18 @@ fn pool(name: &str, table: Value, common: &Table) -> Result<Pool, Vec<String>> {
     let name = Name::try_from(name.to_owned()).map_err(|problem| one("name", &problem))?;
     let table: PoolTable = table.try_into().map_err(|error: toml::de::Error| one("table", &error.message()))?;
     let target = TargetName::new(&table.target, table.namespace).map_err(|problem| one("target", &problem))?;
-    let merged = overlay(common.clone(), table.policy);
-    let policy: Policy =
-        merged.try_into().map_err(|error: toml::de::Error| one("policy", &error.message()))?;
+    let policy = policy(overlay(common.clone(), table.policy)).map_err(|problem| one("policy", &problem))?;
     let problems = policy.check();
     if !problems.is_empty() {
         return Err(problems.into_iter().map(|problem| format!("policy.{problem}")).collect());
     }
     Ok(Pool { name, target, policy })
+}
+
+/// A policy from a table; what the table leaves out is as usual, also within `scale_up` and `scale_down`.
+pub fn policy(table: Table) -> Result<Policy, String> {
+    let usual = Table::try_from(Policy::default()).expect("a policy has only what TOML can hold");
+    overlay(usual, table).try_into().map_err(|error: toml::de::Error| error.message().to_owned())
 }
 
 /// The second over the first, table by table. A `mode` of another type replaces the common one whole.

@@ -1,14 +1,22 @@
 //! The autoscaler: how many workers a pool should have, and why.
 //!
-//! It sees a pool through two windows, the broker's ready messages and the ledger's running and waiting jobs, and never
-//! talks to a worker. So far it observes: `autoscaler observe` prints what a decision would be made from. Deciding and
-//! applying get rooms of their own beside `observe`.
+//! Once a second, for every pool: [`observe`] → [`decide`] → [`apply`]. It sees a pool through two windows, the broker's
+//! ready messages and the ledger's jobs and workers, and never talks to a worker: what it wants of one it writes into
+//! the ledger. [`reconcile`] is the loop, [`leader`] says who runs it, [`simulate`] runs the same decisions over a trace.
 
-mod observe;
+mod config;
+pub mod observe;
 pub mod decide;
+pub mod scale_in;
 pub mod apply;
+mod reconcile;
+mod leader;
+mod metrics;
+mod settings;
+mod serve;
+mod once;
+mod explain;
 pub mod simulate;
 mod cli;
 
 pub use cli::Args;
-pub use observe::{Observation, observe};

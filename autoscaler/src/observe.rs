@@ -1,46 +1,295 @@
-//! Observe: one look at a pool, each source on its own. What cannot be read is unknown, never zero.
+//! Observe: what is known of each pool, from each source on its own and with the age of its own reading.
+//!
+//! | source | what | asked |
+//! |---|---|---|
+//! | queue | messages ready, by passive declares on one connection | each round |
+//! | ledger | jobs and workers; Postgres's clock | each round |
+//! | durations | how long jobs ran, from the ledger | every 10 s |
+//! | management | messages ready by RabbitMQ's management API, where an address is given | every 5 s |
+//!
+//! What cannot be read is unknown, never zero: a queue that is not there has no reading, and a source that fails keeps its
+//! last one, which grows old. Every source is asked in a task of its own, and a round waits for none longer than its bound:
+//! one that hangs makes nothing else late.
+//!
+//! A reading is dated by when it was asked for. Between two looks at Postgres's clock its time goes on by our own monotonic
+//! one, so that ages are right whatever this machine believes the time to be.
+
+mod account;
+mod ledger;
+mod management;
+mod source;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use job::Name;
-use queue::Broker;
-use serde::Serialize;
-use store::{FleetCounts, Store};
+use queue::{Broker, BrokerStatus, Depth, Depths, QueueError, jobs_queue};
+use store::{Clock, Store};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
-/// What is known of a pool at one moment.
-#[derive(Debug, Serialize)]
-pub struct Observation {
-    /// The pool.
-    pub pool: Name,
-    /// Messages that wait in its queue; `None` when the broker cannot tell or there is no such queue.
-    pub ready: Option<u64>,
-    /// Why `ready` is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready_unknown: Option<String>,
-    /// Jobs, workers and the age of the backlog; `None` when the ledger cannot tell.
-    pub ledger: Option<FleetCounts>,
-    /// Why `ledger` is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ledger_unknown: Option<String>,
+use crate::decide::{Demand, Observation, Reading, ServiceTime};
+use ledger::Ledger;
+use source::{Answer, Source};
+
+pub use account::Account;
+pub use ledger::Watched;
+pub use management::Management;
+
+/// How often rounds begin.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long a round waits for its sources. What comes later counts in the next.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// How long the broker has for all queues together, so that the round still has the answer.
+const LOOK: Duration = Duration::from_millis(700);
+const DURATIONS_EVERY: Duration = Duration::from_secs(10);
+/// RabbitMQ's statistics are up to 5 s old themselves.
+const MANAGEMENT_EVERY: Duration = Duration::from_secs(5);
+
+/// Observes pools, round by round.
+pub struct Observer {
+    broker: Broker,
+    sources: tokio::sync::Mutex<Sources>,
+    seen: Mutex<Seen>,
+    rounds: watch::Sender<u64>,
 }
 
-impl Observation {
-    /// Whether both windows could be looked through.
-    pub fn is_complete(&self) -> bool {
-        self.ready.is_some() && self.ledger.is_some()
+/// How the sources do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The broker.
+    pub queue: SourceHealth,
+    /// Postgres.
+    pub ledger: SourceHealth,
+    /// RabbitMQ's management API; nothing is wrong with it where it is not watched.
+    pub management: SourceHealth,
+}
+
+/// How a source does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceHealth {
+    /// Why it could not be read in the last round, wholly or in part; `None` when it could.
+    pub error: Option<String>,
+    /// Questions that failed since the start.
+    pub failures: u64,
+}
+
+/// What is asked.
+struct Sources {
+    ledger: Source<(Clock, Vec<Demand>)>,
+    queue: Source<Vec<Result<Option<Depth>, QueueError>>>,
+    durations: Source<Vec<Option<ServiceTime>>>,
+    management: Option<Source<HashMap<String, u64>>>,
+}
+
+/// What was answered.
+struct Seen {
+    clock: Option<Clock>,
+    /// In the order in which they are asked about.
+    pools: Vec<Pool>,
+    places: HashMap<Name, usize>,
+    health: Health,
+}
+
+#[derive(Default)]
+struct Pool {
+    queue: String,
+    ready: Option<Answer<u64>>,
+    /// Why the last look at the queue brought no depth.
+    ready_unknown: Option<String>,
+    demand: Option<Answer<Demand>>,
+    service: Option<ServiceTime>,
+    managed: Option<Answer<u64>>,
+}
+
+impl Observer {
+    /// Observes these pools. Asks nothing yet. The broker may be one that only looks
+    /// ([`queue::BrokerConfig::only_looking`]).
+    pub fn new(broker: Broker, store: Store, pools: Vec<Watched>, management: Option<Management>) -> Observer {
+        let unseen = |watched: &Watched| Pool { queue: jobs_queue(&watched.pool), ..Pool::default() };
+        let seen = Seen {
+            clock: None,
+            pools: pools.iter().map(unseen).collect(),
+            places: pools.iter().enumerate().map(|(at, watched)| (watched.pool.clone(), at)).collect(),
+            health: Health::default(),
+        };
+        let sources = tokio::sync::Mutex::new(Sources::new(&broker, store, &pools, management));
+        Observer { broker, sources, seen: Mutex::new(seen), rounds: watch::Sender::new(0) }
+    }
+
+    /// A round each second, until told to stop.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(rounds.tick()).await.is_some() {
+            if stop.run_until_cancelled(self.look()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One round: asks every source whose turn it is, and waits for the answers, within a bound of 0.8 s.
+    pub async fn look(&self) {
+        let mut sources = self.sources.lock().await;
+        let Sources { ledger, queue, durations, management } = &mut *sources;
+        let deadline = Instant::now() + PATIENCE;
+        let managed = async {
+            match management.as_mut() {
+                Some(management) => management.read(deadline).await,
+                None => None,
+            }
+        };
+        let answers =
+            tokio::join!(ledger.read(deadline), queue.read(deadline), durations.read(deadline), managed);
+        // A look at many queues can go wrong for some of them.
+        let depths = answers.1.as_ref().map_or(&[][..], |answer| &answer.value);
+        if let Some(error) = depths.iter().find_map(|depth| depth.as_ref().err()) {
+            queue.failed(error.to_string());
+        }
+        let health = Health {
+            queue: queue.health(),
+            ledger: ledger.health().and(durations.health()),
+            management: management.as_ref().map(Source::health).unwrap_or_default(),
+        };
+        if self.seen().take(answers, health) {
+            self.rounds.send_modify(|round| *round += 1);
+        }
+    }
+
+    /// Counts the rounds. None is told of before Postgres has said for the first time what time it is.
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.rounds.subscribe()
+    }
+
+    /// The time, in Unix milliseconds: Postgres's, and this machine's before Postgres has answered for the first time.
+    pub fn now_ms(&self) -> u64 {
+        let here = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        self.seen().clock.map_or_else(here, |clock| clock.now_unix_ms())
+    }
+
+    /// The last readings of a pool; none of one that is not observed, or before Postgres has told the time to date them
+    /// by. The workload and the budget are not looked at here.
+    pub fn latest(&self, pool: &Name) -> Observation {
+        let seen = self.seen();
+        match (seen.clock, seen.pool(pool)) {
+            (Some(clock), Some(pool)) => pool.observation(clock.now_unix_ms()),
+            _ => Observation::default(),
+        }
+    }
+
+    /// How the sources do.
+    pub fn health(&self) -> Health {
+        self.seen().health.clone()
+    }
+
+    /// What the connection to the broker is at.
+    pub fn broker_status(&self) -> watch::Receiver<BrokerStatus> {
+        self.broker.status()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks at a pool through both windows at once.
-pub async fn observe(broker: &Broker, store: &Store, pool: &Name) -> Observation {
-    let queue = queue::jobs_queue(pool);
-    let (depth, ledger) = tokio::join!(broker.depth(&queue), store.fleet_counts(Some(pool)));
-    let (ready, ready_unknown) = match depth {
-        Ok(Some(depth)) => (Some(depth.ready), None),
-        Ok(None) => (None, Some(format!("there is no queue {queue}"))),
-        Err(error) => (None, Some(error.to_string())),
-    };
-    let (ledger, ledger_unknown) = match ledger {
-        Ok(counts) => (Some(counts), None),
-        Err(error) => (None, Some(error.to_string())),
-    };
-    Observation { pool: pool.clone(), ready, ready_unknown, ledger, ledger_unknown }
+impl Sources {
+    fn new(broker: &Broker, store: Store, pools: &[Watched], management: Option<Management>) -> Sources {
+        let ledger = Arc::new(Ledger::new(store, pools));
+        let queues = pools.iter().map(|watched| jobs_queue(&watched.pool));
+        let depths = Arc::new(tokio::sync::Mutex::new(Depths::new(broker.clone(), queues)));
+        let ask_demand = {
+            let ledger = ledger.clone();
+            move || ledger.clone().demand()
+        };
+        let ask_queues = move || {
+            let depths = depths.clone();
+            async move { Ok(depths.lock().await.look(LOOK).await) }
+        };
+        let ask_management = |management: Management| {
+            Source::new("the management API", MANAGEMENT_EVERY, move || management.clone().ready())
+        };
+        Sources {
+            ledger: Source::new("the ledger", Duration::ZERO, ask_demand),
+            queue: Source::new("the queues", Duration::ZERO, ask_queues),
+            durations: Source::new("the jobs' durations", DURATIONS_EVERY, move || ledger.clone().durations()),
+            management: management.map(ask_management),
+        }
+    }
+}
+
+/// One round's answers; `None` of a source that was not asked or has not answered.
+type Answers = (
+    Option<Answer<(Clock, Vec<Demand>)>>,
+    Option<Answer<Vec<Result<Option<Depth>, QueueError>>>>,
+    Option<Answer<Vec<Option<ServiceTime>>>>,
+    Option<Answer<HashMap<String, u64>>>,
+);
+
+impl Seen {
+    /// Whether it is known by now what time it is.
+    fn take(&mut self, (ledger, queue, durations, managed): Answers, health: Health) -> bool {
+        self.health = health;
+        if let Some(Answer { value: (clock, demands), asked }) = ledger {
+            self.clock = Some(clock);
+            for (pool, value) in self.pools.iter_mut().zip(demands) {
+                pool.demand = Some(Answer { value, asked });
+            }
+        }
+        if let Some(Answer { value: depths, asked }) = queue {
+            for (pool, depth) in self.pools.iter_mut().zip(depths) {
+                pool.take_depth(depth, asked);
+            }
+        }
+        if let Some(Answer { value: durations, .. }) = durations {
+            for (pool, service) in self.pools.iter_mut().zip(durations) {
+                pool.service = service;
+            }
+        }
+        if let Some(Answer { value: managed, asked }) = managed {
+            for pool in &mut self.pools {
+                let ready = managed.get(&pool.queue);
+                pool.managed = ready.map(|ready| Answer { value: *ready, asked });
+            }
+        }
+        self.clock.is_some()
+    }
+
+    fn pool(&self, name: &Name) -> Option<&Pool> {
+        self.pools.get(*self.places.get(name)?)
+    }
+}
+
+impl Pool {
+    fn take_depth(&mut self, depth: Result<Option<Depth>, QueueError>, asked: Instant) {
+        match depth {
+            Ok(Some(depth)) => {
+                self.ready = Some(Answer { value: depth.ready, asked });
+                self.ready_unknown = None;
+            }
+            Ok(None) => {
+                self.ready = None;
+                self.ready_unknown = Some(format!("there is no queue {}", self.queue));
+            }
+            Err(error) => self.ready_unknown = Some(error.to_string()),
+        }
+    }
+
+    fn observation(&self, now_ms: u64) -> Observation {
+        let demand = self.demand.as_ref().map(|demand| demand.reading(now_ms));
+        Observation {
+            ready: self.ready.as_ref().map(|ready| ready.reading(now_ms)),
+            demand: demand.map(|it| Reading { value: Demand { service: self.service, ..it.value }, at_ms: it.at_ms }),
+            managed_ready: self.managed.as_ref().map(|managed| managed.reading(now_ms)),
+            ..Observation::default()
+        }
+    }
+}
+
+impl SourceHealth {
+    /// Two questions to one place.
+    fn and(self, other: SourceHealth) -> SourceHealth {
+        SourceHealth { error: self.error.or(other.error), failures: self.failures + other.failures }
+    }
 }

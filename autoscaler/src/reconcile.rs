@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use store::{DecisionOutcome, Fenced, Leadership, NewDecision, Store};
+use store::{Fenced, Leadership, NewDecision, Store};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};

@@ -23,7 +23,7 @@ use crate::apply::kubernetes::{Cluster, ClusterError};
 use crate::apply::{Processes, Target};
 use crate::config::TargetName;
 use crate::leader::Leader;
-use crate::observe::Observer;
+use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
 
@@ -54,8 +54,12 @@ impl Fleet {
             Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
-        let names = settings.pools.iter().map(|pool| pool.name.clone()).collect();
-        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), names, settings.management_url.clone()));
+        let watched = settings.pools.iter().map(|pool| Watched {
+            pool: pool.name.clone(),
+            due_horizon: Duration::from_secs(pool.policy.due_horizon_s),
+        });
+        let management = settings.management.clone();
+        let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
         let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
@@ -181,8 +185,9 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         let Some(shared) = booted.get() else {
             return BTreeMap::from([("database_connected", Check::Must(false, Some("starting".to_owned())))]);
         };
-        let sources = shared.observer.sources();
-        let mut checks: BTreeMap<_, _> = [("database_connected", sources.ledger), ("queue_observed", sources.queue)]
+        let health = shared.observer.health();
+        let sources = [("database_connected", health.ledger.error), ("queue_observed", health.queue.error)];
+        let mut checks: BTreeMap<_, _> = sources
             .into_iter()
             .map(|(name, error)| (name, Check::Must(error.is_none(), error)))
             .collect();

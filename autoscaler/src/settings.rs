@@ -12,6 +12,7 @@ use service::{Common, Problems, Setting};
 use store::StoreConfig;
 
 use crate::config::{self, Pool, TargetName};
+use crate::observe::Management;
 use crate::decide::{Mode, Policy};
 
 /// Which pools, and how they are scaled: a file, or one pool by flags.
@@ -125,7 +126,7 @@ pub struct Settings {
     pub(crate) pools: Vec<Pool>,
     pub(crate) lease_name: String,
     pub(crate) lease: Duration,
-    pub(crate) management_url: Option<SecretString>,
+    pub(crate) management: Option<Management>,
     pub(crate) kube_context: Option<String>,
     pub(crate) pod_deletion_cost: bool,
     pub(crate) worker_program: PathBuf,
@@ -153,10 +154,17 @@ impl Services {
             problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
         });
         let broker = amqp_url.and_then(|url| {
-            let config = BrokerConfig::new(url.expose_secret(), who);
+            // The queues are their owners' to declare.
+            let config = BrokerConfig::new(url.expose_secret(), who).only_looking();
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         Some(Services { database_url: database_url?, store: store?, broker: broker? })
+    }
+
+    /// The management API at this address, for the vhost of the broker.
+    pub fn management(&self, url: &SecretString, problems: &mut Problems) -> Option<Management> {
+        let vhost = self.broker.vhost().ok()?;
+        problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
     }
 }
 
@@ -169,6 +177,10 @@ impl ControlArgs {
         let pools = self.pools.check(problems);
         let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);
         let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
+        let management = match (self.management_url, &services) {
+            (Some(url), Some(services)) => services.management(&url, problems),
+            (_, _) => None,
+        };
         let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
         let worker_program = self.worker_program.unwrap_or_else(beside);
         let processes = pools.iter().flatten().any(|pool| pool.target == TargetName::Process);
@@ -180,7 +192,7 @@ impl ControlArgs {
             pools: pools?,
             lease_name: self.lease_name,
             lease: Duration::from_secs(lease_s?),
-            management_url: self.management_url,
+            management,
             kube_context: self.kube_context,
             pod_deletion_cost: self.pod_deletion_cost,
             worker_program,

@@ -11,6 +11,8 @@ mod run;
 mod report;
 mod table;
 mod plot;
+#[cfg(test)]
+mod tests;
 
 pub use fleet::Delays;
 pub use plot::{Drawn, plot};

@@ -27,7 +27,7 @@ pub struct Fleet {
     pub folder: TempDir,
 }
 
-/// How a command of the producer's went.
+/// How a command went.
 #[derive(Debug)]
 pub struct Ran {
     /// Its exit code.
@@ -125,28 +125,8 @@ impl Fleet {
 
     /// Runs a command of the producer's that reads this from stdin.
     pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
-        let mut command = self.producer_command(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let input = input.to_owned();
-        // The test's runtime goes on meanwhile.
-        let run = tokio::task::spawn_blocking(move || -> std::io::Result<Output> {
-            let mut child = command.spawn()?;
-            let mut stdin = child.stdin.take().expect("its stdin");
-            let writer = std::thread::spawn(move || {
-                // A command that does not read it closes the pipe.
-                let _ = stdin.write_all(input.as_bytes());
-            });
-            let output = child.wait_with_output();
-            let _ = writer.join();
-            output
-        });
-        let output = run.await.expect("a thread").expect("a producer process");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Ran {
-            code: output.status.code().expect("an exit code"),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        }
+        let command = self.producer_command(arguments);
+        Ran::of(command, input).await
     }
 
     /// Enqueues jobs, in order, and expects that all are accepted.
@@ -200,7 +180,39 @@ impl Fleet {
     }
 }
 
+/// A command of the autoscaler's that needs no services, to be started.
+pub fn autoscaler_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("autoscaler"));
+    command.args(arguments).env_clear();
+    command
+}
+
 impl Ran {
+    /// Runs a command that reads this from stdin.
+    pub async fn of(mut command: Command, input: &str) -> Ran {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        // The test's runtime goes on meanwhile.
+        let run = tokio::task::spawn_blocking(move || -> std::io::Result<Output> {
+            let mut child = command.spawn()?;
+            let mut stdin = child.stdin.take().expect("its stdin");
+            let writer = std::thread::spawn(move || {
+                // A command that does not read it closes the pipe.
+                let _ = stdin.write_all(input.as_bytes());
+            });
+            let output = child.wait_with_output();
+            let _ = writer.join();
+            output
+        });
+        let output = run.await.expect("a thread").expect("a process");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Ran {
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
     /// The lines of stdout as JSON.
     pub fn json(&self) -> Vec<serde_json::Value> {
         self.out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()

@@ -29,7 +29,7 @@ use job::{JobSpec, Json};
 use tokio::time::Instant;
 
 pub use database::Database;
-pub use fleet::{Fleet, Ran};
+pub use fleet::{Fleet, Ran, autoscaler_command};
 pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed, folded};
 pub use vhost::Vhost;

@@ -48,14 +48,51 @@ pub enum Mode {
         /// Jobs start within this time, in seconds.
         target_s: f64,
         /// Slots of a worker, where none has registered yet to tell.
+        #[serde(default = "usual::slots_per_worker")]
         slots_per_worker: u32,
         /// The part of all slots that may be busy on average (ρ).
+        #[serde(default = "usual::utilization")]
         utilization: f64,
         /// How long a new worker takes to its first job, in seconds.
+        #[serde(default = "usual::startup_s")]
         startup_s: f64,
         /// A job's service time before any was seen, in seconds.
+        #[serde(default = "usual::assumed_service_s")]
         assumed_service_s: f64,
     },
+}
+
+impl Mode {
+    /// Mode `target_wait` as it usually is.
+    pub fn target_wait(target_s: f64) -> Mode {
+        Mode::TargetWait {
+            target_s,
+            slots_per_worker: usual::slots_per_worker(),
+            utilization: usual::utilization(),
+            startup_s: usual::startup_s(),
+            assumed_service_s: usual::assumed_service_s(),
+        }
+    }
+}
+
+/// What mode `target_wait` assumes unless it is told.
+mod usual {
+    /// As a worker has them by default.
+    pub fn slots_per_worker() -> u32 {
+        16
+    }
+
+    pub fn utilization() -> f64 {
+        0.8
+    }
+
+    pub fn startup_s() -> f64 {
+        30.0
+    }
+
+    pub fn assumed_service_s() -> f64 {
+        60.0
+    }
 }
 
 /// One direction of HPA v2's `behavior`.

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::decide::Resize;
+
 /// The figures of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -21,7 +23,8 @@ pub struct Report {
     pub scale_ups: usize,
     /// Writes of fewer workers.
     pub scale_downs: usize,
-    /// Writes that reversed the one before within the flap time.
+    /// Changes of direction: writes that shrink what the write before grew, or the other way round, within the flap time
+    /// of it.
     pub flaps: usize,
     /// The most messages that were ready at once.
     pub peak_depth: usize,
@@ -55,6 +58,14 @@ impl Waits {
         };
         Waits { p50_s: at(50), p95_s: at(95), p99_s: at(99), max_s: at(100) }
     }
+}
+
+/// How many of these changes reverse the one before them within so much time.
+pub fn flaps(resizes: &[Resize], flap_ms: u64) -> usize {
+    let grows = |resize: &Resize| resize.to > resize.from;
+    let reverses =
+        |pair: &&[Resize]| grows(&pair[0]) != grows(&pair[1]) && pair[1].at_ms - pair[0].at_ms <= flap_ms;
+    resizes.windows(2).filter(reverses).count()
 }
 
 /// Two runs of the same trace for the same time, and what the second has more of than the first.
@@ -122,5 +133,15 @@ mod tests {
         assert_eq!(Waits::of(&mut waits), expected);
         assert_eq!(Waits::of(&mut [7_000]), Waits { p50_s: 7.0, p95_s: 7.0, p99_s: 7.0, max_s: 7.0 });
         assert_eq!(Waits::of(&mut []), Waits::default());
+    }
+
+    #[test]
+    fn a_flap_is_a_reversal_that_comes_soon() {
+        let resize = |at_s: u64, from, to| Resize { at_ms: at_s * 1_000, from, to };
+        let changes =
+            [resize(0, 2, 4), resize(10, 4, 8), resize(20, 8, 7), resize(200, 7, 9), resize(230, 9, 2)];
+        assert_eq!(flaps(&changes, 60_000), 2, "at 20 s and at 230 s");
+        assert_eq!(flaps(&changes, 180_000), 3);
+        assert_eq!(flaps(&changes[..2], 60_000), 0, "growing twice is none");
     }
 }

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::fleet::{Delays, Fleet};
-use super::report::{Report, Waits};
+use super::report::{self, Report, Waits};
 use super::service_times::ServiceTimes;
 use super::trace::Trace;
 use crate::decide::{self, Decision, Demand, History, Observation, Policy, Reading, Replicas, Resize};
@@ -56,6 +56,8 @@ pub struct Run {
     pub starts: u32,
     /// How often it ended.
     pub ends: u32,
+    /// When it started, in milliseconds from the trace's beginning.
+    pub started_ms: u64,
     /// From when it could have run (accepted, and its session free) to its start, in milliseconds.
     pub wait_ms: u64,
 }
@@ -247,6 +249,7 @@ impl<'a> Simulation<'a> {
     fn start(&mut self, job: u32, worker: u32, at_ms: u64, could_run_ms: u64) {
         let run = &mut self.runs[job as usize];
         run.starts += 1;
+        run.started_ms = at_ms;
         run.wait_ms = at_ms - could_run_ms;
         self.ends.push(Reverse((at_ms + self.trace.jobs()[job as usize].service_ms, job, worker)));
     }
@@ -328,13 +331,9 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// How it went so far. A flap is a change that reverses the one before it within `flap_ms`.
+    /// How it went so far; what a flap is, [`Report::flaps`] tells.
     pub fn report(&self, flap_ms: u64) -> Report {
-        let grows = |resize: &&Resize| resize.to > resize.from;
-        let ups = self.resizes.iter().filter(grows).count();
-        let reverses = |pair: &&[Resize]| {
-            grows(&&pair[0]) != grows(&&pair[1]) && pair[1].at_ms - pair[0].at_ms <= flap_ms
-        };
+        let ups = self.resizes.iter().filter(|resize| resize.to > resize.from).count();
         let mut waits: Vec<u64> =
             self.runs.iter().filter(|run| run.starts > 0).map(|run| run.wait_ms).collect();
         let slot_ms = self.replica_ms * u64::from(self.setup.slots);
@@ -347,7 +346,7 @@ impl<'a> Simulation<'a> {
             utilization: if slot_ms > 0 { self.busy_ms as f64 / slot_ms as f64 } else { 0.0 },
             scale_ups: ups,
             scale_downs: self.resizes.len() - ups,
-            flaps: self.resizes.windows(2).filter(reverses).count(),
+            flaps: report::flaps(&self.resizes, flap_ms),
             peak_depth: self.peak_depth,
             peak_workers: self.peak_workers,
             hours: self.now_ms as f64 / 3.6e6,

@@ -17,6 +17,9 @@ pub struct BrokerConfig {
     pub name: String,
     /// The pools whose queues are declared at every connect; more can follow by [`crate::Broker::declare_pool`].
     pub pools: Vec<job::Name>,
+    /// Whether exchanges and queues are declared at every connect. Default true. Without it nothing but access to the
+    /// vhost is needed to look at queues.
+    pub declares: bool,
     /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
     pub connect_timeout: Duration,
     /// Bound of every question to the broker (declare, consume, cancel). Default 30 s.
@@ -45,6 +48,7 @@ impl BrokerConfig {
             url: url.into(),
             name: name.into(),
             pools: Vec::new(),
+            declares: true,
             connect_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(30),
             confirm_timeout: Duration::from_secs(30),
@@ -63,9 +67,19 @@ impl BrokerConfig {
         self
     }
 
+    /// The same for somebody who only looks: with a user who may do no more.
+    pub fn only_looking(self) -> BrokerConfig {
+        BrokerConfig { declares: false, ..self }
+    }
+
     /// Checks the address; the error names `AMQP_URL` and never holds the password.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.address().map(drop)
+    }
+
+    /// The vhost that the address names.
+    pub fn vhost(&self) -> Result<String, ConfigError> {
+        self.address().map(|address| address.uri().vhost)
     }
 
     pub(crate) fn address(&self) -> Result<Address, ConfigError> {

@@ -45,6 +45,7 @@ mod delivery;
 mod headers;
 mod dead;
 mod walk;
+mod depths;
 
 pub use address::ConfigError;
 pub use config::BrokerConfig;
@@ -52,6 +53,7 @@ pub use connection::{Broker, BrokerStatus};
 pub use consumer::Slot;
 pub use dead::{DeadLetter, Death};
 pub use delivery::{Delivery, StaleDelivery};
+pub use depths::Depths;
 pub use error::{PublishError, QueueError};
 pub use link::Depth;
 pub use publisher::{Message, Publisher};

@@ -19,7 +19,7 @@ use crate::address::Address;
 use crate::error::{explain, reply_code};
 use crate::{BrokerConfig, QueueError, socket, topology};
 
-const NOT_FOUND: u16 = 404;
+pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const REPLY_SUCCESS: u16 = 200;
 
 /// What stands in a queue.
@@ -88,7 +88,11 @@ impl Link {
             failed: CancellationToken::new(),
             operation_timeout: config.operation_timeout,
         };
-        match link.declare(pools).await {
+        let declared = match config.declares {
+            true => link.declare(pools).await,
+            false => Ok(()),
+        };
+        match declared {
             Ok(()) => Ok(link),
             Err(error) => {
                 link.close(config.close_timeout).await;

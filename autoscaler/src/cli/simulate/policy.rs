@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use service::{Problems, Setting};
 
+use crate::config;
 use crate::decide::{Mode, Policy};
 use crate::simulate::Setup;
 
@@ -141,7 +142,8 @@ impl PolicyArgs {
 fn read(path: &Path) -> Result<Named, String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
-    let policy: Policy = toml::from_str(&text).map_err(|error| named(&error))?;
+    let table = toml::from_str(&text).map_err(|error| named(&error))?;
+    let policy = config::policy(table).map_err(|problem| named(&problem))?;
     let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
     Ok(Named { name: stem.chars().take(40).collect(), policy })
 }

@@ -1,0 +1,96 @@
+//! A source of readings: a question that is asked again and again, each time in a task of its own.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::SourceHealth;
+use crate::decide::Reading;
+
+/// An answer, dated by when the question was put: what it tells may be as old as that.
+pub(super) struct Answer<T> {
+    pub(super) value: T,
+    pub(super) asked: Instant,
+}
+
+pub(super) struct Source<T> {
+    name: &'static str,
+    every: Duration,
+    question: Box<dyn Fn() -> BoxFuture<'static, Result<T, String>> + Send + Sync>,
+    /// When it was asked last.
+    asked: Option<Instant>,
+    asking: Option<JoinHandle<Result<T, String>>>,
+    health: SourceHealth,
+}
+
+impl<T: Clone> Answer<T> {
+    pub(super) fn reading(&self, now_ms: u64) -> Reading<T> {
+        let age_ms = self.asked.elapsed().as_millis() as u64;
+        Reading { value: self.value.clone(), at_ms: now_ms.saturating_sub(age_ms) }
+    }
+}
+
+impl<T: Send + 'static> Source<T> {
+    /// A source that is asked no more often than this. The question itself must have a bound.
+    pub(super) fn new<F>(
+        name: &'static str,
+        every: Duration,
+        question: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Source<T>
+    where
+        F: Future<Output = Result<T, String>> + Send + 'static,
+    {
+        let question = Box::new(move || question().boxed());
+        Source { name, every, question, asked: None, asking: None, health: SourceHealth::default() }
+    }
+
+    /// Asks, if it is time and no question is open; waits for the answer until the deadline. An open question stays
+    /// open, and its answer is found by a later call.
+    pub(super) async fn read(&mut self, deadline: Instant) -> Option<Answer<T>> {
+        let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= self.every);
+        if self.asking.is_none() && is_due {
+            self.asked = Some(Instant::now());
+            self.asking = Some(tokio::spawn((self.question)()));
+        }
+        let (asking, asked) = (self.asking.as_mut()?, self.asked?);
+        let Ok(ended) = timeout_at(deadline, asking).await else {
+            self.trouble(format!("no answer yet, after {:.1} s", asked.elapsed().as_secs_f64()));
+            return None;
+        };
+        self.asking = None;
+        match ended.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(value) => {
+                if self.health.error.take().is_some() {
+                    info!("{} can be read again", self.name);
+                }
+                Some(Answer { value, asked })
+            }
+            Err(error) => {
+                self.failed(error);
+                None
+            }
+        }
+    }
+
+    /// The question has failed, in part or as a whole.
+    pub(super) fn failed(&mut self, error: String) {
+        self.health.failures += 1;
+        self.trouble(error);
+    }
+
+    pub(super) fn health(&self) -> SourceHealth {
+        self.health.clone()
+    }
+
+    /// Told once, not in every round.
+    fn trouble(&mut self, error: String) {
+        if self.health.error.is_none() {
+            warn!(error, "{} cannot be read", self.name);
+        }
+        self.health.error = Some(error);
+    }
+}

@@ -1,0 +1,70 @@
+//! A node: what a kubelet does, for the pods of workers in a namespace. Each pod is a real worker process that knows the
+//! pod's name, a pod is Ready as that process's `/ready` says, and a process whose pod was deleted gets SIGTERM.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::{Launch, Namespace, PodState, Worker};
+
+/// How often the pods are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Runs the pods of a namespace as long as it is there.
+pub struct Node {
+    running: JoinHandle<()>,
+    exits: Arc<Mutex<Vec<(String, i32)>>>,
+}
+
+impl Node {
+    /// Runs the workers' pods of this namespace, each by such a launch.
+    pub fn run(namespace: Arc<Namespace>, launch: impl Fn(&str) -> Launch + Send + 'static) -> Node {
+        let exits = Arc::default();
+        let told: Arc<Mutex<Vec<(String, i32)>>> = Arc::clone(&exits);
+        let running = tokio::spawn(async move {
+            let mut workers = BTreeMap::<String, (Worker, Option<PodState>)>::new();
+            loop {
+                let pods = namespace.pod_names().await;
+                for pod in &pods {
+                    if !workers.contains_key(pod) {
+                        let worker = launch(pod).set("POD_NAME", pod).launch();
+                        workers.insert(pod.clone(), (worker, None));
+                    }
+                }
+                let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    workers.into_iter().partition(|(pod, _)| pods.contains(pod));
+                workers = stay;
+                for (pod, (mut worker, _)) in gone {
+                    let told = told.clone();
+                    worker.terminate();
+                    tokio::spawn(async move {
+                        let code = worker.exit().await;
+                        told.lock().unwrap_or_else(PoisonError::into_inner).push((pod, code));
+                    });
+                }
+                for (pod, (worker, was)) in &mut workers {
+                    let ready = worker.get("/ready").await.0 == 200;
+                    let is = if ready { PodState::Ready } else { PodState::NotReady };
+                    if was.replace(is) != Some(is) {
+                        namespace.set_pod(pod, is).await;
+                    }
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        Node { running, exits }
+    }
+
+    /// Pods that were deleted and whose process has ended since, with its exit code.
+    pub fn exits(&self) -> Vec<(String, i32)> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
