@@ -141,9 +141,8 @@ async fn run_explain(
 ) -> anyhow::Result<ExitCode> {
     let expected = "postgres://user:password@host:5432/database";
     let url = problems.required("DATABASE_URL", common.database_url, expected);
-    let store = url
-        .as_ref()
-        .and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
+    let store =
+        url.as_ref().and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
     let (Some(url), Some(store), 0) = (url, store, problems.count()) else {
         return Err(problems.into_error().into());
     };

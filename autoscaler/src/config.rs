@@ -100,8 +100,10 @@ fn parse(text: &str) -> Result<Vec<Pool>, Vec<String>> {
 fn pool(name: &str, table: Value, common: &Table) -> Result<Pool, Vec<String>> {
     let one = |field: &str, problem: &dyn std::fmt::Display| vec![format!("{field}: {problem}")];
     let name = Name::try_from(name.to_owned()).map_err(|problem| one("name", &problem))?;
-    let table: PoolTable = table.try_into().map_err(|error: toml::de::Error| one("table", &error.message()))?;
-    let target = TargetName::new(&table.target, table.namespace).map_err(|problem| one("target", &problem))?;
+    let table: PoolTable =
+        table.try_into().map_err(|error: toml::de::Error| one("table", &error.message()))?;
+    let target =
+        TargetName::new(&table.target, table.namespace).map_err(|problem| one("target", &problem))?;
     let policy = policy(overlay(common.clone(), table.policy)).map_err(|problem| one("policy", &problem))?;
     let problems = policy.check();
     if !problems.is_empty() {
@@ -152,7 +154,10 @@ mod tests {
         assert_eq!(a.policy.mode, Mode::Backlog { jobs_per_worker: 3.0 });
         assert_eq!(
             a.target,
-            TargetName::Kubernetes { workload: "apps/v1/Deployment/a".parse().unwrap(), namespace: Some("ns".into()) }
+            TargetName::Kubernetes {
+                workload: "apps/v1/Deployment/a".parse().unwrap(),
+                namespace: Some("ns".into())
+            }
         );
         assert_eq!(b.policy.mode, Mode::Backlog { jobs_per_worker: 5.0 });
         assert_eq!(b.target, TargetName::Process);

@@ -91,7 +91,10 @@ impl Leader {
         if let Some(leadership) = self.present.send_replace(None)
             && let Err(cause) = store.resign(&leadership).await
         {
-            warn!(cause = cause.as_dyn(), "the leader's lease could not be given back; it runs out by itself");
+            warn!(
+                cause = cause.as_dyn(),
+                "the leader's lease could not be given back; it runs out by itself"
+            );
         }
     }
 }

@@ -107,7 +107,12 @@ struct Pool {
 impl Observer {
     /// Observes these pools. Asks nothing yet. The broker may be one that only looks
     /// ([`queue::BrokerConfig::only_looking`]).
-    pub fn new(broker: Broker, store: Store, pools: Vec<Watched>, management: Option<Management>) -> Observer {
+    pub fn new(
+        broker: Broker,
+        store: Store,
+        pools: Vec<Watched>,
+        management: Option<Management>,
+    ) -> Observer {
         let unseen = |watched: &Watched| Pool { queue: jobs_queue(&watched.pool), ..Pool::default() };
         let seen = Seen {
             clock: None,
@@ -213,7 +218,9 @@ impl Sources {
         Sources {
             ledger: Source::new("the ledger", Duration::ZERO, ask_demand),
             queue: Source::new("the queues", Duration::ZERO, ask_queues),
-            durations: Source::new("the jobs' durations", DURATIONS_EVERY, move || ledger.clone().durations()),
+            durations: Source::new("the jobs' durations", DURATIONS_EVERY, move || {
+                ledger.clone().durations()
+            }),
             management: management.map(ask_management),
         }
     }
@@ -280,7 +287,8 @@ impl Pool {
         let demand = self.demand.as_ref().map(|demand| demand.reading(now_ms));
         Observation {
             ready: self.ready.as_ref().map(|ready| ready.reading(now_ms)),
-            demand: demand.map(|it| Reading { value: Demand { service: self.service, ..it.value }, at_ms: it.at_ms }),
+            demand: demand
+                .map(|it| Reading { value: Demand { service: self.service, ..it.value }, at_ms: it.at_ms }),
             managed_ready: self.managed.as_ref().map(|managed| managed.reading(now_ms)),
             ..Observation::default()
         }

@@ -12,7 +12,12 @@ use crate::serve::Fleet;
 use crate::settings::Settings;
 
 /// Looks, decides and, unless it is a dry run, acts, once for each pool.
-pub async fn once(settings: Settings, dry_run: bool, json: bool, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn once(
+    settings: Settings,
+    dry_run: bool,
+    json: bool,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let end = CancellationToken::new();
     let Some(mut fleet) = Fleet::boot(&settings, &stop, &end).await? else { return Ok(ExitCode::from(130)) };
     let shared = fleet.shared.clone();
@@ -34,7 +39,10 @@ pub async fn once(settings: Settings, dry_run: bool, json: bool, stop: Cancellat
                 tell(pool.name.as_str(), &decision, json)?;
             }
             Ok(None) => {
-                eprintln!("{}: another autoscaler has the lease \"{}\", nothing was done", pool.name, settings.lease_name);
+                eprintln!(
+                    "{}: another autoscaler has the lease \"{}\", nothing was done",
+                    pool.name, settings.lease_name
+                );
                 code = ExitCode::from(3);
             }
             Err(Failed { stage, cause }) => {

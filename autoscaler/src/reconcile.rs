@@ -183,7 +183,8 @@ impl Reconciler {
 
     async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
         let history = self.recall().await?;
-        let mut term = Term { leadership, history, seen: None, draining: true, doubtful: true, written: None };
+        let mut term =
+            Term { leadership, history, seen: None, draining: true, doubtful: true, written: None };
         let seen = self.look(&mut term).await?;
         let (at_ms, replicas) = (seen.at_ms, seen.workload.replicas);
         term.history.resumed(at_ms, replicas);
@@ -200,9 +201,10 @@ impl Reconciler {
 
     /// All that is seen now. The workload is read anew when it is not at rest, or was not read for a while.
     async fn observe(&self, term: &mut Term) -> Result<Observation, Failed> {
-        let at_rest = !term.draining && term.written.is_some_and(|written| {
-            term.seen.as_ref().is_some_and(|seen| Some(seen.workload.replicas) == written.desired)
-        });
+        let at_rest = !term.draining
+            && term.written.is_some_and(|written| {
+                term.seen.as_ref().is_some_and(|seen| Some(seen.workload.replicas) == written.desired)
+            });
         let seen = match &term.seen {
             Some(seen) if at_rest && seen.read.elapsed() < LOOK_AT_REST => seen,
             _ => self.look(term).await?,
@@ -224,7 +226,9 @@ impl Reconciler {
         observation: &Observation,
         decision: &Decision,
     ) -> Result<(), Failed> {
-        let (Some(Seen { workload, .. }), Some(desired)) = (&term.seen, decision.desired) else { return Ok(()) };
+        let (Some(Seen { workload, .. }), Some(desired)) = (&term.seen, decision.desired) else {
+            return Ok(());
+        };
         let mut workload = workload.clone();
         let shrinks = desired < workload.replicas;
         let mut lowering = None;
@@ -242,7 +246,9 @@ impl Reconciler {
             if shrinks {
                 match lowered(&workload, &pods, &scale_in.drained, desired) {
                     Ok(lower) => lowering = Some(lower),
-                    Err(wait) => debug!(pool = %self.pool.name, kind = wait.kind(), "no worker goes yet: {wait}"),
+                    Err(wait) => {
+                        debug!(pool = %self.pool.name, kind = wait.kind(), "no worker goes yet: {wait}")
+                    }
                 }
             }
         }
@@ -301,7 +307,9 @@ impl Reconciler {
     ) -> Result<(), Failed> {
         if term.leadership.left() < WRITE_MARGIN {
             let left = term.leadership.left();
-            return Err(at("lead")(anyhow::anyhow!("only {left:?} of the leader's lease are left to write in")));
+            return Err(at("lead")(anyhow::anyhow!(
+                "only {left:?} of the leader's lease are left to write in"
+            )));
         }
         let id = self.write(term, observation, decision, (workload.replicas, to)).await?;
         let result = self.target.resize(workload, to, leaving).await;

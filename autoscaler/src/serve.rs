@@ -45,13 +45,19 @@ pub struct Fleet {
 
 impl Fleet {
     /// Connects and prepares; waits for Postgres until told to stop: then it is `None`.
-    pub async fn boot(settings: &Settings, stop: &CancellationToken, end: &CancellationToken) -> anyhow::Result<Option<Fleet>> {
+    pub async fn boot(
+        settings: &Settings,
+        stop: &CancellationToken,
+        end: &CancellationToken,
+    ) -> anyhow::Result<Option<Fleet>> {
         let (store, services) = (Store::new(&settings.services.store), &settings.services);
         let schema = || migrations::check(services.database_url.expose_secret());
         match retry("reading the schema from Postgres", stop, SchemaError::is_retryable, schema).await {
             Ok(()) => {}
             Err(RetryError::Stopped) => return Ok(None),
-            Err(RetryError::Permanent(error)) => return Err(anyhow!(error).context("reading the schema from Postgres")),
+            Err(RetryError::Permanent(error)) => {
+                return Err(anyhow!(error).context("reading the schema from Postgres"));
+            }
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
         let watched = settings.pools.iter().map(|pool| Watched {
@@ -66,14 +72,21 @@ impl Fleet {
         for pool in &settings.pools {
             let target: Arc<dyn Target> = match &pool.target {
                 TargetName::Process => {
-                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), &settings.process_dir);
-                    let target = Arc::new(target.with_context(|| format!("making {} (PROCESS_DIR)", settings.process_dir.display()))?);
+                    let target = Processes::new(
+                        pool.name.clone(),
+                        settings.worker_program.clone(),
+                        &settings.process_dir,
+                    );
+                    let target = Arc::new(target.with_context(|| {
+                        format!("making {} (PROCESS_DIR)", settings.process_dir.display())
+                    })?);
                     processes.push(target.clone());
                     target
                 }
                 TargetName::Kubernetes { workload, namespace } => {
                     let cluster = clusters.find(settings.kube_context.as_deref(), namespace).await;
-                    let cluster = cluster.context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
+                    let cluster = cluster
+                        .context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
                     Arc::new(cluster.target(workload.clone(), settings.pod_deletion_cost))
                 }
             };
@@ -102,7 +115,11 @@ impl Fleet {
 struct Clusters(HashMap<Option<String>, Arc<Cluster>>);
 
 impl Clusters {
-    async fn find(&mut self, context: Option<&str>, namespace: &Option<String>) -> Result<Arc<Cluster>, ClusterError> {
+    async fn find(
+        &mut self,
+        context: Option<&str>,
+        namespace: &Option<String>,
+    ) -> Result<Arc<Cluster>, ClusterError> {
         if let Some(known) = self.0.get(namespace) {
             return Ok(known.clone());
         }
@@ -113,7 +130,11 @@ impl Clusters {
 }
 
 /// Decides until told to stop, then hands over.
-pub async fn serve(settings: Settings, admin_addr: SocketAddr, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn serve(
+    settings: Settings,
+    admin_addr: SocketAddr,
+    stop: CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let end = CancellationToken::new();
     let mut essential = Essential::default();
     let booted = Arc::new(OnceLock::new());
@@ -187,10 +208,8 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         };
         let health = shared.observer.health();
         let sources = [("database_connected", health.ledger.error), ("queue_observed", health.queue.error)];
-        let mut checks: BTreeMap<_, _> = sources
-            .into_iter()
-            .map(|(name, error)| (name, Check::Must(error.is_none(), error)))
-            .collect();
+        let mut checks: BTreeMap<_, _> =
+            sources.into_iter().map(|(name, error)| (name, Check::Must(error.is_none(), error))).collect();
         let role = if shared.leader.leadership().is_some() { "leader" } else { "standby" };
         checks.insert("role", Check::Info(json!(role)));
         checks

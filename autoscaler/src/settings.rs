@@ -12,8 +12,8 @@ use service::{Common, Problems, Setting};
 use store::StoreConfig;
 
 use crate::config::{self, Pool, TargetName};
-use crate::observe::Management;
 use crate::decide::{Mode, Policy};
+use crate::observe::Management;
 
 /// Which pools, and how they are scaled: a file, or one pool by flags.
 #[derive(Args, Clone, Debug)]
@@ -146,10 +146,12 @@ pub struct Services {
 impl Services {
     /// Reads their settings; all that is wrong goes to `problems`.
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
-        let database_url =
-            problems.required("DATABASE_URL", common.database_url, "postgres://user:password@host:5432/database");
-        let amqp_url =
-            problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
+        let database_url = problems.required(
+            "DATABASE_URL",
+            common.database_url,
+            "postgres://user:password@host:5432/database",
+        );
+        let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
         let store = database_url.as_ref().and_then(|url| {
             problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
         });

@@ -49,7 +49,10 @@ impl Observer {
                 Some(_) => None,
                 None => health.queue.error.clone(),
             }),
-            ledger: pool.demand.as_ref().map(|demand| Demand { service: pool.service, ..demand.value.clone() }),
+            ledger: pool
+                .demand
+                .as_ref()
+                .map(|demand| Demand { service: pool.service, ..demand.value.clone() }),
             ledger_unknown: health.ledger.error.clone(),
             managed_ready: pool.managed.as_ref().map(|managed| managed.value),
             managed_unknown: health.management.error.clone(),

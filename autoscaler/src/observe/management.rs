@@ -107,7 +107,13 @@ mod tests {
         let management = Management::new("https://me:s3cret@rabbit:15671/", "/").unwrap();
         assert_eq!(management.shown, "https://rabbit:15671");
         assert!(management.url.starts_with("https://me:s3cret@rabbit:15671/api/queues/%2F?"));
-        for wrong in ["rabbit:15672", "amqp://me:s3cret@rabbit", "http://rabbit:15672", "http://me:s3cret@rabbit/?a=b", ""] {
+        for wrong in [
+            "rabbit:15672",
+            "amqp://me:s3cret@rabbit",
+            "http://rabbit:15672",
+            "http://me:s3cret@rabbit/?a=b",
+            "",
+        ] {
             let Err(problem) = Management::new(wrong, "/") else { panic!("{wrong} is taken") };
             assert!(problem.contains("expected http://user:password@host:15672"), "{problem}");
             assert!(!problem.contains("s3cret"), "{problem}");
