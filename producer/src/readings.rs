@@ -32,7 +32,6 @@ struct Metrics {
     oldest_queued: GaugeVec,
     workers: IntGaugeVec,
     queue_depth: IntGaugeVec,
-    queue_consumers: IntGaugeVec,
     failures: IntCounterVec,
 }
 
@@ -77,11 +76,6 @@ fn register() -> prometheus::Result<Metrics> {
             "Messages ready in the pool's queue; absent while that is unknown",
             &["pool"]
         )?,
-        queue_consumers: register_int_gauge_vec!(
-            "harness_queue_consumers",
-            "Slots of workers that take from the pool's queue",
-            &["pool"]
-        )?,
         failures: register_int_counter_vec!(
             "harness_readings_failed_total",
             "Readings of the fleet that failed, by source: broker, ledger",
@@ -103,7 +97,7 @@ pub async fn keep(relay: &Relay, stop: &CancellationToken) {
         }
         let broker = readings.broker(relay).await;
         if broker.is_err() {
-            forget([&METRICS.dead_letters, &METRICS.queue_depth, &METRICS.queue_consumers]);
+            forget([&METRICS.dead_letters, &METRICS.queue_depth]);
         }
         readings.tell("ledger", ledger);
         readings.tell("broker", broker);
@@ -140,12 +134,8 @@ impl Readings {
         let dead = relay.broker.depth(DEAD_QUEUE).await?;
         METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
         for pool in &self.pools {
-            let name = [pool.as_str()];
             match relay.broker.depth(&jobs_queue(pool)).await? {
-                Some(depth) => {
-                    METRICS.queue_depth.with_label_values(&name).set(depth.ready as i64);
-                    METRICS.queue_consumers.with_label_values(&name).set(depth.consumers as i64);
-                }
+                Some(depth) => METRICS.queue_depth.with_label_values(&[pool.as_str()]).set(depth.ready as i64),
                 None => forget_queue(pool),
             }
         }
@@ -183,7 +173,6 @@ impl Readings {
 
 fn forget_queue(pool: &Name) {
     let _ = METRICS.queue_depth.remove_label_values(&[pool.as_str()]);
-    let _ = METRICS.queue_consumers.remove_label_values(&[pool.as_str()]);
 }
 
 /// Shows nothing of these any more.

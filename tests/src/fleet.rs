@@ -129,6 +129,14 @@ impl Fleet {
         Ran::of(command, input).await
     }
 
+    /// Runs a program of ops/, such as `backup/backup`, in this fleet's environment and with these variables beside it.
+    pub async fn ops(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(program));
+        command.args(arguments).env_clear().envs(self.environment()).env("PRODUCER", binary("producer"));
+        command.envs(environment.iter().copied());
+        Ran::of(command, "").await
+    }
+
     /// Enqueues jobs, in order, and expects that all are accepted.
     pub async fn enqueue(&self, jobs: &[JobSpec]) {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();

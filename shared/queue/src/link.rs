@@ -27,8 +27,6 @@ pub(crate) const REPLY_SUCCESS: u16 = 200;
 pub struct Depth {
     /// Messages that wait for a consumer; those with a consumer are not among them.
     pub ready: u64,
-    /// Who takes from it, busy or not.
-    pub consumers: u64,
 }
 
 /// How a delivery ends.
@@ -152,10 +150,7 @@ impl Link {
         let depth = self.on_control(&doing, async |channel| {
             let options = QueueDeclareOptions::durable().passive();
             match channel.queue_declare(name, options, FieldTable::default()).await {
-                Ok(found) => Ok(Some(Depth {
-                    ready: u64::from(found.message_count()),
-                    consumers: u64::from(found.consumer_count()),
-                })),
+                Ok(found) => Ok(Some(Depth { ready: u64::from(found.message_count()) })),
                 Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
                 Err(error) => Err(QueueError::Failed { doing: doing.clone(), reason: explain(&error) }),
             }
