@@ -135,7 +135,9 @@ impl Readings {
         METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
         for pool in &self.pools {
             match relay.broker.depth(&jobs_queue(pool)).await? {
-                Some(depth) => METRICS.queue_depth.with_label_values(&[pool.as_str()]).set(depth.ready as i64),
+                Some(depth) => {
+                    METRICS.queue_depth.with_label_values(&[pool.as_str()]).set(depth.ready as i64)
+                }
                 None => forget_queue(pool),
             }
         }

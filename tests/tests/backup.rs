@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tests::{Fleet, Ran, Vhost, job, until_ok};
 
 /// Where a fleet's backups are kept, and the keys they are made for.
+#[derive(Clone)]
 struct Kept {
     environment: Vec<(&'static str, String)>,
 }
@@ -141,8 +142,8 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
     assert!(!bytes.windows(12).any(|window| window == b"harness_jobs"), "the backup can be read");
 
     keys(folder, "other");
-    let stranger = Kept::at(&folder.join("."))
-        .with("BACKUP_IDENTITY", folder.join("other.secret").to_string_lossy().into_owned());
+    let stranger =
+        kept.clone().with("BACKUP_IDENTITY", folder.join("other.secret").to_string_lossy().into_owned());
     let refused = stranger.run(&fleet, "restore", &["--replace"]).await;
     assert!(refused.code == 1 && refused.err.contains("nothing was changed"), "{refused:?}");
 
@@ -206,15 +207,14 @@ async fn old_backups_go_and_the_last_of_each_week_and_month_stays() {
 #[tokio::test]
 async fn settings_that_are_wrong_are_named() {
     let fleet = Fleet::new().await;
+    let kept = Kept::at(fleet.folder.path());
     for (name, value, told) in [
         ("BACKUP_TARGET", "somewhere", "BACKUP_TARGET: got \"somewhere\""),
         ("BACKUP_RECIPIENTS", "/nowhere", "BACKUP_RECIPIENTS: got \"/nowhere\""),
         ("BACKUP_ENCRYPTION", "rot13", "BACKUP_ENCRYPTION: got \"rot13\""),
         ("DATABASE_URL", "mysql://host", "DATABASE_URL: got no Postgres address"),
     ] {
-        let kept = Kept::at(&fleet.folder.path().join(".")).with(name, value.to_owned());
-        let ran = kept.run(&fleet, "backup", &[]).await;
+        let ran = kept.clone().with(name, value.to_owned()).run(&fleet, "backup", &[]).await;
         assert!(ran.code == 2 && ran.err.contains(told), "{ran:?}");
-        std::fs::remove_file(fleet.folder.path().join("age.secret")).expect("a key");
     }
 }
