@@ -8,7 +8,7 @@ help: ## Show this list
 demo: ## See it work: services, a small fleet and a few jobs, from nothing to done
 	ops/dev/demo
 
-test: ## Build and test everything against a real RabbitMQ and Postgres
+test: ## Build and test everything against a real RabbitMQ, Postgres and Kubernetes API server
 	ops/dev/services run -- ops/dev/test
 
 up: ## Start the services and a fleet, and leave them running

@@ -6,12 +6,14 @@ mod simulate;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
 use service::{Common, Problems, Setting};
-use store::{Store, StoreConfig};
+use store::{DecisionView, Store, StoreConfig};
 
+use crate::explain::Told;
 use crate::settings::ControlArgs;
 use crate::{explain, once, serve};
 
@@ -152,7 +154,17 @@ async fn run_explain(
         eprintln!("no autoscaler has decided for the pool {pool} yet");
         return Ok(ExitCode::from(3));
     }
-    let told = explain::told(decisions);
-    print!("{}", if json { explain::json(&told) } else { explain::text(&told) });
+    let mut told = Vec::with_capacity(decisions.len());
+    for DecisionView { epoch, made, outcome, id } in decisions {
+        let (outcome, detail) = outcome.map_or((None, None), |it| (Some(it.outcome), it.detail));
+        let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
+        told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
+    }
+    match json {
+        true => told
+            .iter()
+            .try_for_each(|told| Ok::<_, anyhow::Error>(println!("{}", serde_json::to_string(told)?)))?,
+        false => print!("{}", explain::explain(&told)),
+    }
     Ok(ExitCode::SUCCESS)
 }

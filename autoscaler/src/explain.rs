@@ -1,21 +1,20 @@
-//! tmp
-use store::DecisionView;
-pub fn told(decisions: Vec<DecisionView>) -> Vec<DecisionView> {
-    decisions
-}
-pub fn json(_t: &[DecisionView]) -> String {
-    String::new()
-}
-pub fn text(t: &[DecisionView]) -> String {
-    t.iter()
-        .map(|d| {
-            let dec: Option<crate::decide::Decision> = serde_json::from_str(&d.made.decision).ok();
-            format!(
-                "{} {} {:?}\n",
-                d.made.at_ms,
-                dec.map(|d| d.to_string()).unwrap_or_default(),
-                d.outcome.as_ref().map(|o| &o.outcome)
-            )
-        })
-        .collect()
+//! Explain: stored decisions as a person would tell them.
+//!
+//! Pure: it is given rows and returns text. What repeats is told once: a pool that stays as it is for an hour is one
+//! entry, with the reasons and how often each was the one; what is unknown, stale or forbidden is never hidden in
+//! another's entry. The newest comes last, where a terminal leaves it in sight.
+
+mod story;
+mod told;
+#[cfg(test)]
+mod tests;
+
+pub use story::Story;
+pub use told::Told;
+
+/// The story of these decisions, oldest first. Times are UTC.
+pub fn explain<'a>(decisions: impl IntoIterator<Item = &'a Told>) -> String {
+    let mut story = Story::default();
+    decisions.into_iter().for_each(|told| story.add(told));
+    story.finish()
 }

@@ -15,7 +15,7 @@ mod metrics;
 mod settings;
 mod serve;
 mod once;
-mod explain;
+pub mod explain;
 pub mod simulate;
 mod cli;
 

@@ -11,6 +11,9 @@
 //! last one, which grows old. Every source is asked in a task of its own, and a round waits for none longer than its bound:
 //! one that hangs makes nothing else late.
 //!
+//! A queue that claims to be empty while the ledger's jobs have been waiting in it for seconds is unknown, too: it has lost its
+//! leader, or its messages, and they will be there again.
+//!
 //! A reading is dated by when it was asked for. Between two looks at Postgres's clock its time goes on by our own monotonic
 //! one, so that ages are right whatever this machine believes the time to be.
 
@@ -45,6 +48,8 @@ const PATIENCE: Duration = Duration::from_millis(800);
 /// How long the broker has for all queues together, so that the round still has the answer.
 const LOOK: Duration = Duration::from_millis(700);
 const DURATIONS_EVERY: Duration = Duration::from_secs(10);
+/// A job that has waited so long, and is waiting still, is in the queue or on its way into it.
+const WAITING_MS: u64 = 5_000;
 /// RabbitMQ's statistics are up to 5 s old themselves.
 const MANAGEMENT_EVERY: Duration = Duration::from_secs(5);
 
@@ -283,10 +288,35 @@ impl Pool {
         }
     }
 
+    /// The depth, unless the queue claims to be empty and the ledger knows better.
+    fn ready(&self) -> Option<&Answer<u64>> {
+        self.ready.as_ref().filter(|ready| ready.value > 0 || self.waited_ms() < WAITING_MS)
+    }
+
+    /// How long a job has waited that could run.
+    fn waited_ms(&self) -> u64 {
+        self.demand.as_ref().and_then(|demand| demand.value.oldest_waiting_ms).unwrap_or_default()
+    }
+
+    fn why_ready_is_unknown(&self, queue: &SourceHealth) -> Option<String> {
+        match (&self.ready_unknown, self.ready(), &self.ready) {
+            (Some(why), _, _) => Some(why.clone()),
+            (None, Some(_), _) => None,
+            (None, None, None) => queue.error.clone(),
+            (None, None, Some(_)) => {
+                let waited_s = self.waited_ms() / 1_000;
+                Some(format!(
+                    "queue {} claims to be empty, but a job has waited for {waited_s} s",
+                    self.queue
+                ))
+            }
+        }
+    }
+
     fn observation(&self, now_ms: u64) -> Observation {
         let demand = self.demand.as_ref().map(|demand| demand.reading(now_ms));
         Observation {
-            ready: self.ready.as_ref().map(|ready| ready.reading(now_ms)),
+            ready: self.ready().map(|ready| ready.reading(now_ms)),
             demand: demand
                 .map(|it| Reading { value: Demand { service: self.service, ..it.value }, at_ms: it.at_ms }),
             managed_ready: self.managed.as_ref().map(|managed| managed.reading(now_ms)),

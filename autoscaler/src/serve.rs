@@ -1,6 +1,6 @@
 //! An autoscaler's life: boot, decide once a second, stop.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -19,9 +19,9 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::apply::kubernetes::{Cluster, ClusterError};
+use crate::apply::kubernetes::Cluster;
 use crate::apply::{Processes, Target};
-use crate::config::TargetName;
+use crate::config::{Pool, TargetName};
 use crate::leader::Leader;
 use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
@@ -68,26 +68,25 @@ impl Fleet {
         let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
         let shared = Shared { store, observer, leader };
-        let (mut reconcilers, mut processes, mut clusters) = (Vec::new(), Vec::new(), Clusters::default());
+        let (mut reconcilers, mut processes) = (Vec::new(), Vec::new());
+        let in_cluster = |pool: &Pool| pool.target != TargetName::Process;
+        let cluster = match settings.pools.iter().any(in_cluster) {
+            true => Some(Cluster::find(settings.kube_context.as_deref()).await.context("KUBE_CONTEXT")?),
+            false => None,
+        };
         for pool in &settings.pools {
-            let target: Arc<dyn Target> = match &pool.target {
-                TargetName::Process => {
-                    let target = Processes::new(
-                        pool.name.clone(),
-                        settings.worker_program.clone(),
-                        &settings.process_dir,
-                    );
-                    let target = Arc::new(target.with_context(|| {
-                        format!("making {} (PROCESS_DIR)", settings.process_dir.display())
-                    })?);
-                    processes.push(target.clone());
-                    target
+            let target: Arc<dyn Target> = match (&pool.target, &cluster) {
+                (TargetName::Kubernetes { workload, namespace }, Some(cluster)) => {
+                    let target =
+                        cluster.target(workload.clone(), namespace.as_deref(), settings.pod_deletion_cost);
+                    Arc::new(target.with_context(|| format!("pool {}: namespace", pool.name))?)
                 }
-                TargetName::Kubernetes { workload, namespace } => {
-                    let cluster = clusters.find(settings.kube_context.as_deref(), namespace).await;
-                    let cluster = cluster
-                        .context("finding the cluster (KUBECONFIG, KUBE_CONTEXT, AUTOSCALER_NAMESPACE)")?;
-                    Arc::new(cluster.target(workload.clone(), settings.pod_deletion_cost))
+                (_, _) => {
+                    let folder = &settings.process_dir;
+                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), folder);
+                    let target = target.with_context(|| format!("making {} (PROCESS_DIR)", folder.display()))?;
+                    processes.push(Arc::new(target));
+                    processes[processes.len() - 1].clone()
                 }
             };
             reconcilers.push(Reconciler::new(shared.clone(), pool.clone(), target));
@@ -107,25 +106,6 @@ impl Fleet {
     pub async fn close(self) {
         self.broker.close().await;
         self.shared.store.close();
-    }
-}
-
-/// The clusters that pools are in, by namespace: pools of one namespace share its connections.
-#[derive(Default)]
-struct Clusters(HashMap<Option<String>, Arc<Cluster>>);
-
-impl Clusters {
-    async fn find(
-        &mut self,
-        context: Option<&str>,
-        namespace: &Option<String>,
-    ) -> Result<Arc<Cluster>, ClusterError> {
-        if let Some(known) = self.0.get(namespace) {
-            return Ok(known.clone());
-        }
-        let cluster = Cluster::find(context, namespace.as_deref()).await?;
-        self.0.insert(namespace.clone(), cluster.clone());
-        Ok(cluster)
     }
 }
 

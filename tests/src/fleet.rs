@@ -137,6 +137,13 @@ impl Fleet {
         Ran::of(command, "").await
     }
 
+    /// Runs a command of the autoscaler's.
+    pub async fn run_autoscaler(&self, arguments: &[&str]) -> Ran {
+        let mut command = autoscaler_command(arguments);
+        command.envs(self.environment());
+        Ran::of(command, "").await
+    }
+
     /// Enqueues jobs, in order, and expects that all are accepted.
     pub async fn enqueue(&self, jobs: &[JobSpec]) {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();

@@ -8,17 +8,20 @@
 //! A test waits for events: a line in a log ([`Worker::said`]), the end of a process ([`Worker::exit`]). The ledger
 //! tells nobody of its changes, so what stands in there is looked for again and again ([`until`]), with a deadline.
 //!
-//! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`. A test that lacks one fails and
-//! says how to get it; none is ever skipped.
+//! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, Kubernetes' programs from
+//! `KUBEBUILDER_ASSETS`. A test that lacks one fails and says how to get it; none is ever skipped.
 
 mod services;
 pub mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod own_broker;
 mod worker;
 mod fleet;
 mod runs;
+mod cluster;
+mod node;
 pub mod model;
 pub mod replay;
 
@@ -28,11 +31,14 @@ use std::time::Duration;
 use job::{JobSpec, Json};
 use tokio::time::Instant;
 
+pub use cluster::{Cluster, Namespace, PodState};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
+pub use own_broker::OwnBroker;
+pub use node::Node;
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed, folded};
-pub use vhost::Vhost;
+pub use runs::{Runner, claimed, done, folded, leading};
+pub use vhost::{Guest, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.

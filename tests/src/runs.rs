@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use job::{JobSpec, Json, Name, WorkerId};
 use store::{
-    Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Fold, Store,
-    StoreError, WorkerRegistration,
+    Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Fold, Leadership,
+    Store, StoreError, WorkerRegistration,
 };
 
 /// Somebody who claims, checkpoints and concludes.
@@ -102,6 +102,20 @@ pub fn folded(iterations: u64) -> Fold {
         cost: job::Usd::from_micros(7 * iterations),
         input_tokens: iterations,
         output_tokens: iterations,
+    }
+}
+
+/// A leadership that no test outlives, of pools that nobody else leads.
+pub async fn leading(store: &Store) -> Leadership {
+    let leads = store.lead("test", "leader", Duration::from_secs(3_600)).await.expect("an answer");
+    leads.expect("nobody else leads")
+}
+
+/// What a fenced write has done.
+pub fn done<T>(answer: Fenced<T>) -> T {
+    match answer {
+        Fenced::Done(value) => value,
+        Fenced::Lost => panic!("the write was refused"),
     }
 }
 

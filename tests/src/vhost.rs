@@ -37,6 +37,39 @@ impl Vhost {
         http::put(&format!("{}/api/{what}/{}{rest}", self.management, self.name), json)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the management API is, with a user who may do everything.
+    pub fn management_url(&self) -> &str {
+        &self.management
+    }
+
+    /// A user of the broker who may get into this vhost, and there do to what this pattern of names tells: configure, write
+    /// and read. Returns the vhost's address with this user in it.
+    pub fn user(&self, may: &str) -> Guest {
+        let (name, password) = (unique_name(), "guest");
+        let permissions = format!(r#"{{"configure":"{may}","write":"{may}","read":"{may}"}}"#);
+        let user = format!(r#"{{"password":"{password}","tags":""}}"#);
+        http::put(&format!("{}/api/users/{name}", self.management), &user)
+            .and_then(|()| self.put("permissions", &format!("/{name}"), &permissions))
+            .expect("a RabbitMQ that takes users");
+        let (scheme, rest) = self.url.split_once("://").expect("an address");
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let url = format!("{scheme}://{name}:{password}@{host}");
+        Guest { url, address: format!("{}/api/users/{name}", self.management) }
+    }
+
+    /// The names of its queues, by the management API.
+    pub fn queues(&self) -> Vec<String> {
+        let list = format!("{}/api/queues/{}?columns=name", self.management, self.name);
+        let (_, body) = http::get(&list).expect("an answer");
+        let queues: Vec<serde_json::Value> = serde_json::from_str(&body).expect("JSON");
+        queues.iter().filter_map(|queue| Some(queue["name"].as_str()?.to_owned())).collect()
+    }
+
     /// A supervised connection of ours.
     pub async fn broker(&self) -> Broker {
         let config = BrokerConfig::new(&self.url, "test").with_pools([job::Name::default()]);
@@ -105,6 +138,21 @@ impl Vhost {
         let letters = broker.dead_letters(1_000).await.expect("dead letters");
         broker.close().await;
         letters
+    }
+}
+
+/// A user of the broker's; deleted with this.
+pub struct Guest {
+    /// The vhost's address with this user in it.
+    pub url: String,
+    address: String,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Err(error) = http::delete(&self.address) {
+            eprintln!("the user {} stays behind: {error}", self.address);
+        }
     }
 }
 

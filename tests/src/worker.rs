@@ -56,6 +56,16 @@ impl Launch {
         Launch { name: name.to_owned(), program: "worker", arguments: Vec::new(), environment, log: None }
     }
 
+    /// A worker with just these settings, see [`Launch::environment`].
+    pub fn of(name: &str, environment: BTreeMap<String, String>) -> Launch {
+        Launch::new(name, environment)
+    }
+
+    /// Its settings so far, for others like it.
+    pub fn environment(self) -> BTreeMap<String, String> {
+        self.environment
+    }
+
     /// Another program of ours instead, with arguments.
     pub(crate) fn program(self, program: &'static str, arguments: &[&str]) -> Launch {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();

@@ -246,6 +246,12 @@ async fn a_job_in_the_wrong_place_is_named() {
              UPDATE harness_jobs SET state_since = now() - interval '1 hour' WHERE job_id = '{runs}'",
             &[("leases", &["{runs}"])],
         ),
+        (
+            "UPDATE harness_workers SET drained_at = now(), drain_until = now() + interval '1 hour'",
+            &[("drained", &["{runs}"])],
+        ),
+        // Its mark has lapsed, so it is drained no more.
+        ("UPDATE harness_workers SET drained_at = now() - interval '1 hour', drain_until = now()", &[]),
         // Rescue has a minute.
         ("UPDATE harness_workers SET state = 'dead', ended_at = now() - interval '1 hour'", &[]),
         (

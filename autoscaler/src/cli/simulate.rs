@@ -16,29 +16,42 @@ use tokio_util::sync::CancellationToken;
 use self::model::ModelArgs;
 use self::policy::{Named, PolicyArgs};
 use self::trace::TraceArgs;
+use crate::decide::{Decision, Observation};
+use crate::explain::{Story, Told};
 use crate::simulate::{Comparison, Drawn, Setup, Simulation, TICK_MS, Trace, plot, table};
 
 /// Ticks between two looks at the progress bar and the stop signal.
 const STRIDE: u64 = 4_096;
 
-/// Play a trace of jobs through the decisions of a policy: how long would they wait, and what would the pool cost
+/// Play a trace of jobs through the decisions of a policy: how long they wait, what the pool costs
 ///
-/// The same decisions as in `autoscaler run`, one a second, on a modelled pool: workers take a while to start and to
-/// drain, readings are a second old, jobs are taken in order, and only a worker that holds nothing is ever taken away.
-/// Nothing is connected to. The same input gives the same output.
+/// The same decisions as in `autoscaler run`, one a second, on a modelled pool: workers take a
+/// while to start and to drain, readings are a second old, jobs are taken in order, and only a
+/// worker that holds nothing is ever taken away. Nothing is connected to. The same input gives the
+/// same output.
 ///
-/// A trace is CSV with a header, or JSON lines of the same names; ops/traces/burst.csv is one:
+/// A trace is CSV with a header (ops/traces/burst.csv is one):
 ///
 ///   arrival_s,service_s,session
 ///   0.5,62.25,s-1
+///
+/// or JSON lines of the same names:
+///
 ///   {"arrival_s": 0.5, "service_s": 62.25, "session": "s-1"}
 ///
-/// arrival_s: when the job came, in seconds from the beginning. service_s: how long it ran. session (optional): jobs of
-/// one session run one at a time. The last day of a real pool:
+/// arrival_s: when the job came, in seconds from the beginning. service_s: how long it ran.
+/// session (may be left out): jobs of one session run one at a time.
 ///
-///   psql "$DATABASE_URL" -c "COPY (SELECT extract(epoch FROM accepted_at - min(accepted_at) OVER ()) AS arrival_s,
-///   extract(epoch FROM finished_at - started_at) AS service_s, session_id AS session FROM harness_results WHERE pool =
-///   'default' AND started_at IS NOT NULL AND accepted_at > now() - interval '1 day') TO STDOUT CSV HEADER" > trace.csv
+/// The last day of a real pool, as a trace:
+///
+///   psql "$DATABASE_URL" -c "COPY (
+///     SELECT extract(epoch FROM accepted_at - min(accepted_at) OVER ()) AS arrival_s,
+///            extract(epoch FROM finished_at - started_at) AS service_s, session_id AS session
+///       FROM harness_results
+///      WHERE pool = 'default' AND started_at IS NOT NULL
+///        AND accepted_at > now() - interval '1 day') TO STDOUT CSV HEADER" > trace.csv
+///
+/// A policy is TOML; ops/policies/target_wait.toml is one.
 ///
 /// Exit codes: 0 done, 1 something failed, 2 wrong settings, policy or trace.
 #[derive(Debug, Args)]
@@ -59,6 +72,9 @@ pub struct Simulate {
     /// Draw messages ready, workers and waits over time into this SVG file
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     plot: Option<PathBuf>,
+    /// Tell the decisions first, as `autoscaler explain` does
+    #[arg(long, conflicts_with = "json", help_heading = "Report")]
+    explain: bool,
     /// One JSON object instead of a table
     #[arg(long, help_heading = "Report")]
     json: bool,
@@ -76,12 +92,19 @@ struct Plan {
 
 impl Simulate {
     pub fn run(self, mut problems: Problems, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-        let (plot_into, json) = (self.plot.clone(), self.json);
+        let (plot_into, explain, json) = (self.plot.clone(), self.explain, self.json);
         let Some(plan) = self.check(&mut problems).filter(|_| problems.count() == 0) else {
             return Err(problems.into_error().into());
         };
-        let runs = plan.simulate(stop)?;
+        let mut stories: Vec<Option<Story>> =
+            plan.policies.iter().map(|_| explain.then(Story::default)).collect();
+        let runs = plan.simulate(&mut stories, stop)?;
         let names: Vec<&str> = plan.policies.iter().map(|policy| policy.name.as_str()).collect();
+        for (name, story) in names.iter().zip(stories) {
+            if let Some(story) = story {
+                println!("{name}\n\n{}", story.finish());
+            }
+        }
         let mut reports = runs.iter().map(|run| run.report(plan.flap_ms));
         let Some(first) = reports.next() else { return Ok(ExitCode::SUCCESS) };
         match (reports.next(), json) {
@@ -128,7 +151,11 @@ impl Plan {
     }
 
     /// A run for each policy, all until the same end, so that their costs can be compared.
-    fn simulate(&self, stop: &CancellationToken) -> anyhow::Result<Vec<Simulation<'_>>> {
+    fn simulate(
+        &self,
+        stories: &mut [Option<Story>],
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<Simulation<'_>>> {
         let bar = ProgressBar::new(self.policies.len() as u64 * self.trace.last_arrival_ms());
         bar.set_style(ProgressStyle::with_template("{bar:40} {percent} %  {eta} left").expect("it is right"));
         let mut runs: Vec<Simulation<'_>> = self
@@ -136,13 +163,13 @@ impl Plan {
             .iter()
             .map(|named| Simulation::new(&self.trace, &named.policy, self.setup))
             .collect();
-        for run in &mut runs {
+        for (run, story) in runs.iter_mut().zip(stories.iter_mut()) {
             let until = |run: &Simulation<'_>| run.is_over(self.tail_ms);
-            go_on(run, until, &bar, stop)?;
+            go_on(run, story, until, &bar, stop)?;
         }
         let end_ms = runs.iter().map(Simulation::now_ms).max().unwrap_or(0);
-        for run in &mut runs {
-            go_on(run, |run| run.now_ms() >= end_ms, &bar, stop)?;
+        for (run, story) in runs.iter_mut().zip(stories.iter_mut()) {
+            go_on(run, story, |run| run.now_ms() >= end_ms, &bar, stop)?;
         }
         bar.finish_and_clear();
         Ok(runs)
@@ -151,6 +178,7 @@ impl Plan {
 
 fn go_on(
     run: &mut Simulation<'_>,
+    story: &mut Option<Story>,
     until: impl Fn(&Simulation<'_>) -> bool,
     bar: &ProgressBar,
     stop: &CancellationToken,
@@ -160,10 +188,24 @@ fn go_on(
             if until(run) {
                 break;
             }
-            run.tick();
+            let (inputs, decision) = run.tick();
+            if let Some(story) = story {
+                story.add(&told(run, inputs, decision));
+            }
         }
         bar.inc(STRIDE * TICK_MS);
         ensure!(!stop.is_cancelled(), "the simulation was stopped before its end");
     }
     Ok(())
+}
+
+/// The decision as a leader would have written it down.
+fn told(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> Told {
+    let written = run.resizes().last().filter(|resize| resize.at_ms == decision.at_ms);
+    let outcome = match written {
+        Some(resize) => Some(format!("replicas are {}", resize.to)),
+        None if decision.desired < decision.current => Some("idle workers drain".to_owned()),
+        None => None,
+    };
+    Told { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
 }

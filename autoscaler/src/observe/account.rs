@@ -44,11 +44,8 @@ impl Observer {
         let health = &seen.health;
         Some(Account {
             pool: name.clone(),
-            ready: pool.ready.as_ref().map(|ready| ready.value),
-            ready_unknown: pool.ready_unknown.clone().or_else(|| match pool.ready {
-                Some(_) => None,
-                None => health.queue.error.clone(),
-            }),
+            ready: pool.ready().map(|ready| ready.value),
+            ready_unknown: pool.why_ready_is_unknown(&health.queue),
             ledger: pool
                 .demand
                 .as_ref()

@@ -6,6 +6,10 @@
 //! others, on a channel apart, and less often: the broker logs a line about each such question. One that keeps the
 //! broker waiting (a quorum queue that has lost its leader does, for seconds) is put in doubt as well.
 //!
+//! A quorum queue that has no leader declares itself to be empty (RabbitMQ, `rabbit_quorum_queue:stat`), and after its restart a
+//! broker takes connections before its queues have chosen theirs. So an empty queue is believed only when the connection has
+//! stood for some seconds, unless it is our first.
+//!
 //! Only the number of ready messages is taken. A quorum queue's `consumer_count` counts consumers that are gone, and
 //! leaves out others.
 
@@ -26,6 +30,8 @@ use crate::{Broker, Depth, QueueError};
 const PIPELINE: usize = 64;
 /// Questions about queues in doubt, per look.
 const PROBES: usize = 16;
+/// After this, queues have their leaders again.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// A queue in doubt is left out of so many looks at most.
 const MAX_REST: u32 = 8;
 
@@ -102,7 +108,7 @@ impl Depths {
             let (depths, end) = self.ask_in_a_row(&channel, left, deadline).await;
             let answered = depths.len();
             for (at, depth) in left.iter().zip(depths) {
-                self.queues[*at].last = Ok(Some(depth));
+                self.queues[*at].answered(depth, link);
             }
             let Some(refusal) = end else {
                 self.steady = Some(channel);
@@ -164,7 +170,7 @@ impl Depths {
             let answer = timeout_at(deadline, ask(&channel, &queue.name)).await;
             match answer.unwrap_or(Err(Refusal::Silent)) {
                 Ok(depth) => {
-                    (queue.last, queue.doubt) = (Ok(Some(depth)), None);
+                    queue.answered(depth, link);
                     self.probing = Some(channel);
                 }
                 Err(_) if !link.is_usable() => return,
@@ -175,6 +181,18 @@ impl Depths {
 }
 
 impl Watched {
+    fn answered(&mut self, depth: Depth, link: &Link) {
+        self.doubt = None;
+        self.last = match depth {
+            Depth { ready: 0 } if link.follows_another_within(SETTLED_AFTER) => Err(QueueError::Failed {
+                doing: format!("look at queue {}", self.name),
+                reason: "it claims to be empty, but perhaps only has no leader yet after the broker's return"
+                    .to_owned(),
+            }),
+            depth => Ok(Some(depth)),
+        };
+    }
+
     /// Leaves it out of the next looks: of more each time that it is asked for in vain, up to a bound.
     fn refused(&mut self, refusal: Refusal, within: Duration) {
         let doing = format!("look at queue {}", self.name);

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::Address;
@@ -42,6 +42,7 @@ pub(crate) struct Link {
     /// The channel all slots share.
     pub(crate) consuming: Channel,
     connection: Connection,
+    since: Instant,
     /// Ends the connection without a word; see [`socket`].
     cut: CancellationToken,
     _cut_when_dropped: DropGuard,
@@ -78,6 +79,7 @@ impl Link {
             generation,
             consuming: bounded(config.operation_timeout, "open a channel", opening).await?,
             connection,
+            since: Instant::now(),
             cut,
             _cut_when_dropped: guard,
             control: tokio::sync::Mutex::default(),
@@ -200,6 +202,12 @@ impl Link {
             }
         };
         !matches!(sent, Some(Err(_)))
+    }
+
+    /// Whether the broker may be about to come up: the connection before this one has ended, and this one is younger than
+    /// so long.
+    pub(crate) fn follows_another_within(&self, within: Duration) -> bool {
+        self.generation > 1 && self.since.elapsed() < within
     }
 
     /// Whether it stands, as far as lapin knows.

@@ -76,13 +76,24 @@ pub struct MarkView {
     pub drained: bool,
 }
 
-const READ_WORKERS: &str = "
+/// Whether a row's pool is among $1. (IS TRUE makes a hash table of the pools; as a plain condition each row would be held
+/// against hundreds of names, or joined.)
+macro_rules! in_pools {
+    () => {
+        "(pool IN (SELECT unnest($1::text[]))) IS TRUE"
+    };
+}
+
+const READ_WORKERS: &str = concat!(
+    "
     SELECT worker_id, pool, slots, state = 'draining', heartbeat_at >= now() - lease_ms * interval '1 millisecond',
            CASE WHEN drain_until > now() THEN drain_epoch END,
            (extract(epoch FROM drain_until - now()) * 1000)::bigint, drained_at IS NOT NULL, starts_per_s,
            host, pod_name, (extract(epoch FROM now() - started_at) * 1000)::bigint
-      FROM harness_workers WHERE pool = ANY($1) AND state IN ('alive', 'draining')
-     ORDER BY started_at, worker_id";
+      FROM harness_workers WHERE state IN ('alive', 'draining') AND ",
+    in_pools!(),
+    " ORDER BY started_at, worker_id"
+);
 
 /// By the index of begun jobs, as a heartbeat does.
 const READ_HELD: &str = "
@@ -106,9 +117,11 @@ const READ_WAITING: &str = "
       FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn) ORDER BY turn";
 
 /// A worker's last word counts for a while after its end: a rollout does not forget how long jobs take.
-const READ_DURATIONS: &str = "
-    SELECT pool, durations::text FROM harness_workers
-     WHERE pool = ANY($1) AND durations IS NOT NULL AND heartbeat_at >= now() - interval '10 minutes'";
+const READ_DURATIONS: &str = concat!(
+    "SELECT pool, durations::text FROM harness_workers
+      WHERE durations IS NOT NULL AND heartbeat_at >= now() - interval '10 minutes' AND ",
+    in_pools!()
+);
 
 impl Store {
     /// The demand of these pools, in their order. `due_horizon`: jobs due within it count as due soon.

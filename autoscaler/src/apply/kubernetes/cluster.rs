@@ -59,9 +59,9 @@ pub enum ClusterError {
 
 impl Cluster {
     /// Finds the credentials: the named context of the kubeconfig; or, without a name, the kubeconfig's current context
-    /// (`KUBECONFIG`, `~/.kube/config`), or the service account of the pod that this runs in. Without a namespace, it is
-    /// that of the context or the pod. Connects later, when there is something to ask.
-    pub async fn find(context: Option<&str>, namespace: Option<&str>) -> Result<Arc<Cluster>, ClusterError> {
+    /// (`KUBECONFIG`, `~/.kube/config`), or the service account of the pod that this runs in. Connects later, when there
+    /// is something to ask.
+    pub async fn find(context: Option<&str>) -> Result<Arc<Cluster>, ClusterError> {
         let config = match context {
             None => Config::infer().await.map_err(ClusterError::Nowhere)?,
             Some(context) => {
@@ -71,15 +71,12 @@ impl Cluster {
                 Config::from_kubeconfig(&options).await.map_err(failed)?
             }
         };
-        Cluster::with(config, namespace)
+        Cluster::with(config)
     }
 
     /// With a configuration that was made elsewhere.
-    pub fn with(mut config: Config, namespace: Option<&str>) -> Result<Arc<Cluster>, ClusterError> {
-        let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
-        if !is_subdomain(&namespace) || namespace.contains('.') {
-            return Err(ClusterError::Namespace(namespace));
-        }
+    pub fn with(mut config: Config) -> Result<Arc<Cluster>, ClusterError> {
+        let namespace = config.default_namespace.clone();
         // Bounds and retries are ours, see `ask` and whoever calls a target.
         config.default_retry = false;
         config.connect_timeout = Some(BOUND);
@@ -91,10 +88,20 @@ impl Cluster {
         Ok(Arc::new(Cluster { client, namespace, slots, rivals: Rivals::default(), instance }))
     }
 
-    /// A workload in this cluster, in our namespace. With `deletion_cost`, pods that are to go are marked as cheap to
-    /// delete before they go (`controller.kubernetes.io/pod-deletion-cost`), which takes the right to patch pods.
-    pub fn target(self: &Arc<Self>, reference: Reference, deletion_cost: bool) -> Kubernetes {
-        Kubernetes::new(self.clone(), self.namespace.clone(), reference, deletion_cost)
+    /// A workload in this cluster; without a namespace, in that of the context or of our own pod. With `deletion_cost`,
+    /// pods that are to go are marked as cheap to delete before they go (`controller.kubernetes.io/pod-deletion-cost`),
+    /// which takes the right to patch pods.
+    pub fn target(
+        self: &Arc<Self>,
+        workload: Reference,
+        namespace: Option<&str>,
+        deletion_cost: bool,
+    ) -> Result<Kubernetes, ClusterError> {
+        let namespace = namespace.unwrap_or(&self.namespace).to_owned();
+        if !is_subdomain(&namespace) || namespace.contains('.') {
+            return Err(ClusterError::Namespace(namespace));
+        }
+        Ok(Kubernetes::new(self.clone(), namespace, workload, deletion_cost))
     }
 
     /// Asks the API server, and waits no longer than until the deadline.
@@ -129,7 +136,7 @@ impl Cluster {
         let target = call.target.to_owned();
         let found = match timeout_at(deadline, asking).await {
             Err(_) => return Err(call.timed_out(BOUND)),
-            Ok(Err(kube::Error::Discovery(_))) => {
+            Ok(Err(error)) if is_unknown(&error) => {
                 let message = format!("the API server has no kind {kind} in {}", asked.api_version());
                 return Err(TargetError::NotFound { target, message });
             }
@@ -144,6 +151,15 @@ impl Cluster {
             return Err(TargetError::Refused { target, message });
         }
         Ok(resource.plural)
+    }
+}
+
+/// Whether a kind, or its whole group, is not served.
+fn is_unknown(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Discovery(_) => true,
+        kube::Error::Api(status) => status.code == 404,
+        _ => false,
     }
 }
 

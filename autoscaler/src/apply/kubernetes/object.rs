@@ -190,7 +190,6 @@ impl Object {
 /// `autoscaling/v1` Scale.
 #[derive(Debug, Deserialize)]
 pub(super) struct Scale {
-    pub metadata: Meta,
     #[serde(default)]
     pub spec: ScaleSpec,
     #[serde(default)]

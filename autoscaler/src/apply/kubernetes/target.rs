@@ -21,7 +21,7 @@ use super::{CONTROLLER, cluster};
 use crate::apply::{Event, Order, Pod, Target, TargetError, Workload};
 
 /// Holds the time and the reason of the last `touch`.
-const TOUCHED: &str = "harness-fleet.io/undrained-at";
+const TOUCHED: &str = "harness-fleet/undrained-at";
 
 /// Among pods that are equally Ready, a ReplicaSet removes those of the lowest cost first; the usual cost is 0.
 const DELETION_COST: (&str, &str) = ("controller.kubernetes.io/pod-deletion-cost", "-1000");

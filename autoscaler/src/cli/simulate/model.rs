@@ -9,7 +9,7 @@ use crate::simulate::{Delays, Setup};
 /// The pool and its delays.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Jobs that a worker runs at once
+    /// Jobs that a worker runs at once (its WORKER_SLOTS)
     #[arg(long, value_name = "NUMBER", default_value = "4", help_heading = "Model")]
     slots: Setting<u32>,
     /// Workers that are ready at the beginning [default: the policy's minimum]

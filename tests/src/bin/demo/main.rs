@@ -16,6 +16,7 @@ mod crash;
 mod display;
 mod check;
 mod report;
+mod scaling;
 
 use std::io::stderr;
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ use display::{Display, RED, bold};
 use ledger::{LOOK, Ledger};
 use programs::{Programs, python_is_there, short};
 use report::Report;
+use scaling::Scaling;
 use workers::{Setup, Worker};
 use workload::Workload;
 
@@ -159,7 +161,9 @@ impl Demo {
         self.programs.produce(&["enqueue", "--file", &file.display().to_string()]).await?;
         let crash = self.watch(&mut ledger, started).await?;
         let seconds = started.elapsed().as_secs_f64();
-        let problems = self.stop_workers().await?;
+        let mut problems = self.stop_workers().await?;
+        let scaled = self.scale().await?;
+        problems.extend(scaled);
         let kept = self.judge(&ledger, crash.as_ref(), seconds, problems).await?;
         if kept {
             self.programs.delete_queue(&self.workload.pool).await;
@@ -168,6 +172,15 @@ impl Demo {
             }
         }
         Ok(kept)
+    }
+
+    /// The second act: an autoscaler follows a burst. Returns what went wrong.
+    async fn scale(&self) -> anyhow::Result<Vec<String>> {
+        eprintln!("\n==> a burst for a pool of its own, which an autoscaler makes grow and shrink");
+        let mut scaling = Scaling::start(&self.programs, &self.workload.pool, self.folder.clone()).await?;
+        let played = scaling.play().await;
+        let stopped = scaling.stop().await?;
+        Ok(played?.into_iter().chain(stopped).collect())
     }
 
     fn print_heading(&self) {

@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Programs {
     pub producer: PathBuf,
     pub worker: PathBuf,
+    pub autoscaler: PathBuf,
     pub amqp_url: String,
     pub database_url: String,
 }
@@ -32,7 +33,8 @@ impl Programs {
             ensure!(path.is_file(), "{} is not there: ops/dev/demo builds it", path.display());
             Ok(short(root, &path))
         };
-        Ok(Programs { producer: find("producer")?, worker: find("worker")?, amqp_url, database_url })
+        let (producer, worker) = (find("producer")?, find("worker")?);
+        Ok(Programs { producer, worker, autoscaler: find("autoscaler")?, amqp_url, database_url })
     }
 
     /// A program with the addresses of the services. It is killed when it is dropped.
@@ -56,7 +58,7 @@ impl Programs {
         Ok(())
     }
 
-    /// The reasons of the dead letters with these message ids.
+    /// The reasons of the dead letters with these ids, a message or its job.
     pub async fn dead_letters(&self, ids: &[String]) -> anyhow::Result<Vec<String>> {
         let mut reasons = Vec::new();
         // While somebody else looks at dead letters, we do not see them.
@@ -69,7 +71,7 @@ impl Programs {
             reasons = String::from_utf8_lossy(&list.stdout)
                 .lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                .filter(|letter| ids.iter().any(|id| letter["message_id"] == id.as_str()))
+                .filter(|letter| ids.iter().any(|id| letter["id"] == id.as_str()))
                 .map(|letter| letter["reason"].as_str().unwrap_or_default().to_owned())
                 .collect();
             if reasons.len() >= ids.len() {

@@ -136,7 +136,11 @@ impl<'a> Scaling<'a> {
             if until(&seen) {
                 return Ok(most);
             }
-            ensure!(since.elapsed() < PATIENCE, "the autoscaler's act takes longer than {} s", PATIENCE.as_secs());
+            ensure!(
+                since.elapsed() < PATIENCE,
+                "the autoscaler's act takes longer than {} s",
+                PATIENCE.as_secs()
+            );
         }
     }
 
@@ -153,8 +157,9 @@ impl<'a> Scaling<'a> {
     fn write_jobs(&self, path: &std::path::Path) -> anyhow::Result<()> {
         let mut lines = String::new();
         for at in 0..JOBS {
-            let iterations: Vec<_> =
-                (0..5).map(|step| json!({"delay_ms": 500 + at * 20, "say": format!("step {}", step + 1)})).collect();
+            let iterations: Vec<_> = (0..5)
+                .map(|step| json!({"delay_ms": 500 + at * 20, "say": format!("step {}", step + 1)}))
+                .collect();
             let session = format!("{}-{at:02}", self.pool).parse()?;
             let input = Json::from_value(&json!({"iterations": iterations}))?;
             let mut spec = JobSpec::new(session, "scripted".parse()?, input);
@@ -170,7 +175,8 @@ impl<'a> Scaling<'a> {
         if let Some(pid) = self.autoscaler.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        let ended = timeout(PATIENCE, self.autoscaler.wait()).await.context("the autoscaler does not end")??;
+        let ended =
+            timeout(PATIENCE, self.autoscaler.wait()).await.context("the autoscaler does not end")??;
         self.programs.delete_queue(&self.pool).await;
         Ok(if ended.success() { vec![] } else { vec![format!("the autoscaler ended with {ended}")] })
     }

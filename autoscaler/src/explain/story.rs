@@ -1,0 +1,312 @@
+//! The story: entries of a few lines each, made as decisions come.
+
+use std::fmt::Write;
+
+use chrono::DateTime;
+
+use super::told::Told;
+use crate::decide::{Reading, Reason};
+
+/// Lines below an entry's first are as far to the right as its text: two times and what is around them.
+const INDENT: usize = 19;
+/// A reading is told with its age when it is older, in milliseconds.
+const FRESH_MS: u64 = 5_000;
+/// So many reasons of an entry are told.
+const REASONS: usize = 3;
+
+/// A story that is being told.
+#[derive(Debug, Default)]
+pub struct Story {
+    text: String,
+    entry: Option<Entry>,
+    /// Of the last entry's beginning.
+    day: Option<String>,
+    epoch: Option<i64>,
+}
+
+/// Decisions that say the same, one after another.
+#[derive(Debug)]
+struct Entry {
+    first: Told,
+    last_ms: u64,
+    decisions: u64,
+    reasons: Vec<(Reason, u64)>,
+    ready: Range,
+    running: Range,
+    waited_ms: Range,
+    asked: Range,
+}
+
+/// The smallest and the largest of what is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Range(Option<(u64, u64)>);
+
+impl Story {
+    /// The next decision; they come in the order of their time.
+    pub fn add(&mut self, told: &Told) {
+        match &mut self.entry {
+            Some(entry)
+                if entry.first.epoch == told.epoch && Subject::of(&entry.first) == Subject::of(told) =>
+            {
+                entry.add(told);
+            }
+            _ => {
+                self.close();
+                self.entry = Some(Entry::new(told));
+            }
+        }
+    }
+
+    /// The whole text.
+    pub fn finish(mut self) -> String {
+        self.close();
+        if self.text.is_empty() {
+            self.text.push_str("Nothing has been decided yet.\n");
+        }
+        self.text
+    }
+
+    fn close(&mut self) {
+        let Some(entry) = self.entry.take() else { return };
+        let (day, time) = day_and_time(entry.first.decided_at_ms);
+        if self.day.as_ref() != Some(&day) {
+            let gap = if self.day.is_some() { "\n" } else { "" };
+            self.line(format_args!("{gap}{day} (UTC)"));
+            self.day = Some(day);
+        }
+        let epoch = entry.first.epoch;
+        if self.epoch.replace(epoch).is_some_and(|before| before != epoch) {
+            self.line(format_args!("{time:INDENT$}another leader decides from here on (epoch {epoch})"));
+        }
+        let span = match day_and_time(entry.last_ms).1 {
+            end if end == time => time,
+            end => format!("{time}–{end}"),
+        };
+        self.line(format_args!("{span:INDENT$}{}", entry.headline()));
+        for line in [Some(entry.seen()), entry.why(), entry.outcome()].into_iter().flatten() {
+            self.line(format_args!("{:INDENT$}{line}", ""));
+        }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a String never fails.
+        let _ = writeln!(self.text, "{line}");
+    }
+}
+
+/// What an entry is about: decisions with the same subject are told together.
+#[derive(PartialEq)]
+struct Subject<'a> {
+    size: (Option<u32>, Option<u32>),
+    /// Where it must not be lost among others.
+    reason: Option<Reason>,
+    outcome: (Option<&'a str>, Option<&'a str>),
+}
+
+impl Subject<'_> {
+    fn of(told: &Told) -> Subject<'_> {
+        let decision = &told.decision;
+        let stays = decision.current == decision.desired;
+        Subject {
+            size: (decision.current, decision.desired),
+            reason: (!stays || is_remarkable(decision.reason)).then_some(decision.reason),
+            outcome: (told.outcome.as_deref(), told.detail.as_deref()),
+        }
+    }
+}
+
+/// Whether it is worth an entry of its own that a pool stays as it is.
+fn is_remarkable(reason: Reason) -> bool {
+    match reason {
+        Reason::Demand
+        | Reason::Tolerance
+        | Reason::ScaleUpStabilized
+        | Reason::ScaleDownStabilized
+        | Reason::ScaleUpLimit
+        | Reason::ScaleDownLimit
+        | Reason::Wake
+        | Reason::Activation
+        | Reason::Cooldown
+        | Reason::Minimum
+        | Reason::Schedule
+        | Reason::Busy => false,
+        Reason::ScaleUpDisabled
+        | Reason::ScaleDownDisabled
+        | Reason::Maximum
+        | Reason::QueueUnknown
+        | Reason::QueueStale
+        | Reason::LedgerUnknown
+        | Reason::LedgerStale
+        | Reason::WorkloadUnknown
+        | Reason::WorkloadStale
+        | Reason::ManagementStale
+        | Reason::Disagreement
+        | Reason::BudgetExhausted
+        | Reason::PausedUp
+        | Reason::PausedDown => true,
+    }
+}
+
+impl Entry {
+    fn new(told: &Told) -> Entry {
+        let mut entry = Entry {
+            first: told.clone(),
+            last_ms: told.decided_at_ms,
+            decisions: 0,
+            reasons: Vec::new(),
+            ready: Range::default(),
+            running: Range::default(),
+            waited_ms: Range::default(),
+            asked: Range::default(),
+        };
+        entry.add(told);
+        entry
+    }
+
+    fn add(&mut self, told: &Told) {
+        self.last_ms = told.decided_at_ms;
+        self.decisions += 1;
+        let reason = told.decision.reason;
+        match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, times)) => *times += 1,
+            None => self.reasons.push((reason, 1)),
+        }
+        self.ready.add(told.inputs.ready.as_ref().map(|ready| ready.value));
+        let demand = told.inputs.demand.as_ref().map(|demand| &demand.value);
+        self.running.add(demand.map(|demand| demand.running));
+        self.waited_ms.add(demand.and_then(|demand| demand.oldest_waiting_ms));
+        let asked = told.decision.steps.first().filter(|step| step.rule == Reason::Demand);
+        self.asked.add(asked.map(|step| u64::from(step.to)));
+    }
+
+    fn headline(&self) -> String {
+        let decision = &self.first.decision;
+        let what = match (decision.current, decision.desired) {
+            (Some(current), Some(desired)) if desired > current => {
+                format!("decided to grow from {current} to {desired}")
+            }
+            (Some(current), Some(desired)) if desired < current => {
+                format!("decided to shrink from {current} to {desired}")
+            }
+            (Some(current), Some(_)) => format!("stayed at {current}"),
+            _ => "could not decide".to_owned(),
+        };
+        match self.decisions {
+            1 => what,
+            decisions => format!("{what} ({decisions} decisions)"),
+        }
+    }
+
+    /// What was seen: "40 to 42 messages ready, 8 jobs running, the oldest waited up to 7 s".
+    fn seen(&self) -> String {
+        let inputs = &self.first.inputs;
+        let now_ms = self.first.decided_at_ms;
+        let mut parts = vec![
+            match self.ready.told("message ready", "messages ready") {
+                Some(ready) => ready + &age(&inputs.ready, now_ms),
+                None => "messages ready: unknown".to_owned(),
+            },
+            match self.running.told("job running", "jobs running") {
+                Some(running) => running + &age(&inputs.demand, now_ms),
+                None => "jobs running: unknown".to_owned(),
+            },
+        ];
+        if let Some((_, longest_ms)) = self.waited_ms.0 {
+            parts.push(match self.decisions {
+                1 => format!("the oldest waiting for {}", seconds(longest_ms)),
+                _ => format!("the oldest waiting for up to {}", seconds(longest_ms)),
+            });
+        }
+        parts.join(", ")
+    }
+
+    /// Which rules made it so: one by one for a single decision, by how often each had the last word for several.
+    fn why(&self) -> Option<String> {
+        let mut parts: Vec<String> =
+            self.asked.told_plain().map(|asked| format!("demand asks for {asked}")).into_iter().collect();
+        if self.decisions == 1 {
+            for step in &self.first.decision.steps {
+                match step.rule {
+                    Reason::Demand => {}
+                    rule if step.from == step.to => parts.push(rule.to_string()),
+                    rule => parts.push(format!("{rule}, so {}", step.to)),
+                }
+            }
+            if parts.is_empty() {
+                parts.push(self.first.decision.reason.to_string());
+            }
+            return Some(parts.join("; "));
+        }
+        let mut reasons: Vec<_> =
+            self.reasons.iter().filter(|(reason, _)| *reason != Reason::Demand).collect();
+        // Stable: of two that were as often the one, the earlier comes first.
+        reasons.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+        for (reason, times) in reasons.iter().take(REASONS) {
+            parts.push(match *times {
+                times if times == self.decisions => reason.to_string(),
+                1 => format!("{reason} (once)"),
+                times => format!("{reason} ({times} times)"),
+            });
+        }
+        if let Some(others) = reasons.len().checked_sub(REASONS).filter(|others| *others > 0) {
+            parts.push(format!("and {others} more reasons"));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    fn outcome(&self) -> Option<String> {
+        let Told { decision, outcome, detail, .. } = &self.first;
+        match (outcome, detail) {
+            (Some(outcome), Some(detail)) => Some(format!("outcome: {outcome} ({detail})")),
+            (Some(outcome), None) => Some(format!("outcome: {outcome}")),
+            (None, _) => (decision.current != decision.desired).then(|| "outcome: not known".to_owned()),
+        }
+    }
+}
+
+impl Range {
+    fn add(&mut self, value: Option<u64>) {
+        let Some(value) = value else { return };
+        let (low, high) = self.0.unwrap_or((value, value));
+        self.0 = Some((low.min(value), high.max(value)));
+    }
+
+    /// "7" or "3 to 7".
+    fn told_plain(self) -> Option<String> {
+        let (low, high) = self.0?;
+        Some(if low == high { low.to_string() } else { format!("{low} to {high}") })
+    }
+
+    fn told(self, one: &str, many: &str) -> Option<String> {
+        let unit = if self.0 == Some((1, 1)) { one } else { many };
+        self.told_plain().map(|count| format!("{count} {unit}"))
+    }
+}
+
+/// " (12 s ago)" for a reading that is not fresh.
+fn age<T>(reading: &Option<Reading<T>>, now_ms: u64) -> String {
+    match reading.as_ref().map_or(0, |reading| now_ms.saturating_sub(reading.at_ms)) {
+        ..=FRESH_MS => String::new(),
+        age_ms => format!(" ({} ago)", seconds(age_ms)),
+    }
+}
+
+/// "0.4 s", "7 s", "3 min", "2.5 h".
+fn seconds(ms: u64) -> String {
+    let seconds = ms as f64 / 1e3;
+    let (value, unit) = match seconds {
+        ..120.0 => (seconds, "s"),
+        ..7_200.0 => (seconds / 60.0, "min"),
+        _ => (seconds / 3_600.0, "h"),
+    };
+    let decimals = usize::from(value < 10.0 && (value - value.round()).abs() >= 0.05);
+    format!("{value:.decimals$} {unit}")
+}
+
+fn day_and_time(ms: u64) -> (String, String) {
+    // Whole seconds: a time is then written without a fraction.
+    match i64::try_from(ms / 1_000).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0)) {
+        Some(at) => (at.date_naive().to_string(), at.time().to_string()),
+        None => ("an unknown day".to_owned(), format!("{ms} ms")),
+    }
+}

@@ -1,0 +1,161 @@
+//! A Kubernetes cluster without nodes: a real etcd, kube-apiserver and kube-controller-manager, with RBAC on.
+//!
+//! Deployments and StatefulSets make their pods and remove them; nothing runs these, so a test says by itself which
+//! are Ready ([`Namespace::set_pod`]). The programs come from the folder `KUBEBUILDER_ASSETS`.
+//!
+//! The tests of one process share a cluster and have a namespace each. A test that breaks the API server takes a
+//! cluster of its own.
+
+mod servers;
+mod folder;
+mod namespace;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::{until, until_ok};
+use folder::Folder;
+use servers::{Programs, Server};
+
+pub use namespace::{Namespace, PodState};
+
+/// The API server signs its certificate by itself, and keeps it there.
+const CERTIFICATE: &str = "certificates/apiserver.crt";
+
+/// A cluster; its processes and its data are gone with this, and at the latest with the process of the tests.
+pub struct Cluster {
+    programs: Programs,
+    etcd: Server,
+    api: Option<Server>,
+    controllers: Server,
+    ports: Ports,
+    // Last, so that nothing writes there any more when it is removed.
+    folder: Folder,
+}
+
+struct Ports {
+    etcd: u16,
+    api: u16,
+}
+
+impl Cluster {
+    /// The cluster that the tests of this process share.
+    pub async fn shared() -> &'static Cluster {
+        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+        SHARED.get_or_init(Cluster::start).await
+    }
+
+    /// One of one's own.
+    pub async fn start() -> Cluster {
+        let programs = Programs::find();
+        let folder = Folder::new();
+        let ports = Ports { etcd: servers::free_port(), api: servers::free_port() };
+        let token = uuid::Uuid::new_v4().simple().to_string();
+        let tokens = format!("{token},admin,admin,system:masters\n");
+        std::fs::write(folder.join("tokens.csv"), tokens).expect("a file of tokens");
+        write_kubeconfig(&folder.join("admin.kubeconfig"), &folder, ports.api, &token, "default");
+        let mut etcd = programs.etcd(&folder, ports.etcd);
+        let mut api = programs.api_server(&folder, ports.etcd, ports.api);
+        until("the API server has its certificate", async || {
+            etcd.lives();
+            api.lives();
+            folder.join(CERTIFICATE).exists().then_some(())
+        })
+        .await;
+        let controllers = programs.controller_manager(&folder);
+        let mut cluster = Cluster { programs, etcd, api: Some(api), controllers, ports, folder };
+        cluster.ready().await;
+        cluster
+    }
+
+    /// Until the API server answers that it is ready.
+    async fn ready(&mut self) {
+        let kubeconfig = self.kubeconfig();
+        let (etcd, controllers) = (&mut self.etcd, &mut self.controllers);
+        let api = self.api.as_mut().expect("an API server that was started");
+        until_ok("the API server is ready", async || {
+            etcd.lives();
+            api.lives();
+            controllers.lives();
+            let client = client(&kubeconfig).await?;
+            let request = http::Request::get("/readyz").body(Vec::new())?;
+            anyhow::Ok(client.request_text(request).await?)
+        })
+        .await;
+    }
+
+    /// A kubeconfig that may do everything.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    /// A client that may do everything. It belongs to the test's own runtime.
+    pub async fn client(&self) -> Client {
+        client(&self.kubeconfig()).await.expect("a client")
+    }
+
+    /// A namespace of one's own.
+    pub async fn namespace(&self) -> Namespace {
+        Namespace::new(self).await
+    }
+
+    /// Kills the API server (SIGKILL).
+    pub fn kill_api_server(&mut self) {
+        self.api = None;
+    }
+
+    /// Starts it again at the same port, with the data that it had.
+    pub async fn start_api_server(&mut self) {
+        self.api = Some(self.programs.api_server(&self.folder, self.ports.etcd, self.ports.api));
+        self.ready().await;
+    }
+
+    /// A kubeconfig of the same cluster for whoever has this token.
+    pub(crate) fn kubeconfig_for(&self, token: &str, namespace: &str) -> PathBuf {
+        let path = self.folder.join(&format!("{namespace}.{}.kubeconfig", uuid::Uuid::new_v4().simple()));
+        write_kubeconfig(&path, &self.folder, self.ports.api, token, namespace);
+        path
+    }
+
+    pub(crate) fn kubectl(&self) -> &Path {
+        &self.programs.kubectl
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A client by a kubeconfig.
+pub(crate) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let mut config = config(kubeconfig).await?;
+    config.read_timeout = Some(Duration::from_secs(20));
+    Ok(Client::try_from(config)?)
+}
+
+pub(crate) async fn config(kubeconfig: &Path) -> anyhow::Result<Config> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+}
+
+fn write_kubeconfig(path: &Path, folder: &Folder, port: u16, token: &str, namespace: &str) {
+    let context = json!({ "cluster": "test", "user": "test", "namespace": namespace });
+    let named = |key: &str, value: Value| json!([{ "name": "test", key: value }]);
+    let kubeconfig = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": named("context", context),
+        "users": named("user", json!({ "token": token })),
+        "clusters": named("cluster", json!({
+            "server": format!("https://127.0.0.1:{port}"),
+            "certificate-authority": folder.join(CERTIFICATE),
+        })),
+    });
+    std::fs::write(path, kubeconfig.to_string()).expect("a kubeconfig");
+}

@@ -1,0 +1,243 @@
+//! The autoscaler in Kubernetes, with its own few rights: it follows the backlog of a real fleet whose pods are real
+//! workers, and takes nobody away who is busy or whom it cannot tell from others.
+
+use std::sync::Arc;
+
+use job::{JobSpec, JobState};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tests::{Cluster, Fleet, Launch, Namespace, Node, PodState, Worker, job, until, until_ok};
+
+/// One to four workers, one for each four jobs, without any limit to the speed.
+fn pool(kind: &str) -> String {
+    format!(
+        "[pools.default]\ntarget = \"{kind}/worker\"\n[pools.default.policy]\nmin_replicas = 1\nmax_replicas = 4\n\
+         mode = {{ type = \"backlog\", jobs_per_worker = 4 }}\nscale_up = {{ policies = [] }}\n\
+         scale_down = {{ stabilization_window_s = 1, policies = [], tolerance = 0.0 }}\n"
+    )
+}
+
+/// A fleet, and a namespace of a cluster to run it in.
+struct World {
+    fleet: Fleet,
+    namespace: Arc<Namespace>,
+    kubeconfig: String,
+}
+
+impl World {
+    async fn new() -> World {
+        let cluster = Cluster::shared().await;
+        let namespace = Arc::new(cluster.namespace().await);
+        let kubeconfig = namespace.kubeconfig_of_autoscaler(cluster).await.to_string_lossy().into_owned();
+        World { fleet: Fleet::new().await, namespace, kubeconfig }
+    }
+
+    fn autoscaler(&self, name: &str, kind: &str) -> Launch {
+        self.fleet
+            .autoscaler(name, &pool(kind))
+            .set("KUBECONFIG", &self.kubeconfig)
+            .set("AUTOSCALER_LEASE_S", 8)
+    }
+
+    async fn start(&self, name: &str, kind: &str) -> Worker {
+        let autoscaler = self.autoscaler(name, kind).launch();
+        autoscaler.said("watches the backlog").await;
+        autoscaler
+    }
+
+    /// Runs the pods as workers.
+    fn node(&self) -> Node {
+        let template = self.fleet.worker("pod").environment();
+        Node::run(self.namespace.clone(), move |pod| Launch::of(pod, template.clone()))
+    }
+
+    async fn pods(&self, count: usize) -> Vec<String> {
+        let look = async || {
+            let pods = self.namespace.pod_names().await;
+            if pods.len() == count { Ok(pods) } else { Err(pods) }
+        };
+        until_ok(&format!("there are {count} pods"), look).await
+    }
+
+    async fn alive(&self, count: i64) {
+        let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
+        let look = async || match self.fleet.database.count(alive).await {
+            alive if alive == count => Ok(()),
+            alive => Err(alive),
+        };
+        until_ok(&format!("{count} workers live"), look).await;
+    }
+
+    async fn drained(&self, count: i64) {
+        let drained = "SELECT count(*) FROM harness_workers WHERE drained_at IS NOT NULL AND drain_until > now()";
+        let look = async || (self.fleet.database.count(drained).await == count).then_some(());
+        until(&format!("{count} workers are drained"), look).await;
+    }
+
+    async fn undisturbed(&self, jobs: &[JobSpec]) {
+        for spec in jobs {
+            let view = self.fleet.ended(spec.job_id).await;
+            assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+        }
+    }
+
+    /// Waits until the autoscaler has waited: a second and more in which it could have lowered the workload.
+    async fn some_decisions(&self) {
+        let decided = "SELECT count(*) FROM harness_scale_decisions";
+        let before = self.fleet.database.count(decided).await;
+        // An unread reason is a new decision.
+        self.fleet.enqueue(&[steps(900, 1, 10)]).await;
+        until("it has decided again", async || {
+            (self.fleet.database.count(decided).await >= before + 2).then_some(())
+        })
+        .await;
+    }
+}
+
+fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
+    job(&format!("s-{session}"), "scripted", json!({"count": count, "delay_ms": delay_ms}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks() {
+    let world = World::new().await;
+    world.namespace.deployment(1).await;
+    let node = world.node();
+    world.alive(1).await;
+    let mut autoscaler = world.start("autoscaler", "Deployment").await;
+    let long = steps(0, 250, 100);
+    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 10, 100)).collect();
+    world.fleet.enqueue(std::slice::from_ref(&long)).await;
+    world.fleet.enqueue(&burst).await;
+    world.pods(4).await;
+    world.undisturbed(&burst).await;
+    // The long job runs on one of the four; those three go that hold nothing.
+    world.pods(1).await;
+    assert_eq!(world.fleet.view(long.job_id).await.unwrap().state, JobState::Running);
+    world.undisturbed(&[long]).await;
+    until("the processes have ended", async || (node.exits().len() == 3).then_some(())).await;
+    assert!(node.exits().iter().all(|(_, code)| *code == 0), "{:?}", node.exits());
+
+    let events = world.namespace.events().await;
+    let told = |from: &str| events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains(from)));
+    assert!(told("from 1 to") && told("to 1"), "{events:?}");
+    autoscaler.terminate();
+    assert_eq!(autoscaler.exit().await, 0);
+    world.pods(1).await;
+    world.fleet.audited().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_loses_its_highest_ordinals() {
+    let world = World::new().await;
+    world.namespace.stateful_set(3, "Parallel").await;
+    let _node = world.node();
+    world.alive(3).await;
+    let _autoscaler = world.start("autoscaler", "StatefulSet").await;
+    assert_eq!(world.pods(1).await, ["worker-0"]);
+    world.fleet.audited().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_goes_while_a_pod_is_not_ready_that_was_not_drained() {
+    let world = World::new().await;
+    world.namespace.deployment(3).await;
+    let _node = world.node();
+    world.alive(3).await;
+    // A rollout that does not get on: its new pod cannot start.
+    let stuck = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "worker", "image": "newer" }] } },
+                                  "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } } } });
+    drop(_node);
+    let deployments = world.namespace.api::<Deployment>();
+    deployments.patch("worker", &PatchParams::default(), &Patch::Strategic(stuck)).await.expect("a rollout");
+    let pods = world.pods(4).await;
+    let _autoscaler = world.start("autoscaler", "Deployment").await;
+    world.some_decisions().await;
+    let scale = deployments.get_scale("worker").await.expect("a scale");
+    assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(3), "of {pods:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
+    let world = World::new().await;
+    world.namespace.deployment(2).await;
+    let pods = world.pods(2).await;
+    // Two workers of the test's own; their pods stay Ready whatever they say, so that nobody may go.
+    let mut workers = Vec::new();
+    for pod in &pods {
+        workers.push(world.fleet.worker(pod).set("POD_NAME", pod).start().await);
+    }
+    let _autoscaler = world.start("autoscaler", "Deployment").await;
+    world.drained(1).await;
+    let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 10, 100)).collect();
+    world.fleet.enqueue(&jobs).await;
+    world.drained(0).await;
+    world.undisturbed(&jobs).await;
+    assert_eq!(world.namespace.pod_names().await, pods, "neither more nor fewer, nor others");
+    for worker in &workers {
+        assert!(worker.metric("harness_requests_total{outcome=\"succeeded\"}").await > 0.0, "both have worked");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_autoscalers_one_decides_and_the_other_takes_over_from_one_that_was_paused() {
+    let world = World::new().await;
+    world.namespace.deployment(1).await;
+    let _node = world.node();
+    world.alive(1).await;
+    let first = world.start("first", "Deployment").await;
+    first.said("leads").await;
+    let second = world.start("second", "Deployment").await;
+    assert_eq!(second.get_json("/ready").await.1["checks"]["role"], "standby");
+
+    first.pause();
+    second.said("leads").await;
+    let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 20, 100)).collect();
+    world.fleet.enqueue(&jobs).await;
+    world.pods(4).await;
+    first.resume();
+    first.said("leads no more").await;
+    let epochs = "SELECT count(DISTINCT epoch) FROM harness_scale_decisions WHERE from_replicas <> desired_replicas AND outcome = 'resized'";
+    assert_eq!(world.fleet.database.count(epochs).await, 1, "the paused one has changed nothing");
+    world.undisturbed(&jobs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_of_another_autoscaler_is_left_alone() {
+    let world = World::new().await;
+    world.namespace.deployment(1).await;
+    let hpa = json!({ "metadata": { "name": "theirs" }, "spec": { "maxReplicas": 9,
+        "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "worker" } } });
+    world
+        .namespace
+        .create::<k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler>(hpa)
+        .await;
+    let autoscaler = world.start("autoscaler", "Deployment").await;
+    let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 1, 10)).collect();
+    world.fleet.enqueue(&jobs).await;
+    let said = autoscaler.said("is also scaled by").await;
+    assert!(said.contains("theirs"), "{said}");
+    until("an event tells it", async || {
+        let events = world.namespace.events().await;
+        events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains("theirs"))).then_some(())
+    })
+    .await;
+    assert_eq!(world.namespace.pod_names().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_that_would_remove_its_pods_one_by_one_is_not_shrunk() {
+    let world = World::new().await;
+    world.namespace.stateful_set(2, "OrderedReady").await;
+    let _node = world.node();
+    world.alive(2).await;
+    let _autoscaler = world.start("autoscaler", "StatefulSet").await;
+    world.some_decisions().await;
+    let sets = world.namespace.api::<StatefulSet>();
+    assert_eq!(sets.get_scale("worker").await.expect("a scale").spec.and_then(|spec| spec.replicas), Some(2));
+    let pod = &world.namespace.pod_names().await[1];
+    world.namespace.set_pod(pod, PodState::CrashLooping).await;
+    world.some_decisions().await;
+    assert_eq!(sets.get_scale("worker").await.expect("a scale").spec.and_then(|spec| spec.replicas), Some(2));
+}
