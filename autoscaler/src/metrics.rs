@@ -25,7 +25,7 @@ pub struct Metrics {
     pub observation_age: GaugeVec,
     /// Ticks that went wrong, by stage: recall, look, mark, lead, record, resize.
     pub errors: IntCounterVec,
-    /// What went wrong for all pools, by stage: lead, queue, ledger, management.
+    /// What went wrong for all pools, by stage: lead.
     pub failures: IntCounterVec,
     /// 1 while this process decides, 0 while it stands by.
     pub leader: IntGauge,
@@ -33,8 +33,22 @@ pub struct Metrics {
 
 /// The one set of them, registered at first use.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    register().expect("every metric has a name of its own, so that registering cannot fail")
+    let metrics = register().expect("every metric has a name of its own, so that registering cannot fail");
+    metrics.failures.with_label_values(&["lead"]);
+    metrics
 });
+
+impl Metrics {
+    /// Shows what this pool counts before it counts anything: a counter that appears at 1 has no rate.
+    pub fn show_zeros(&self, pool: &str) {
+        for stage in ["recall", "look", "mark", "lead", "record", "resize"] {
+            self.errors.with_label_values(&[pool, stage]);
+        }
+        for direction in ["up", "down"] {
+            self.resizes.with_label_values(&[pool, direction]);
+        }
+    }
+}
 
 fn register() -> prometheus::Result<Metrics> {
     Ok(Metrics {

@@ -115,6 +115,7 @@ fn at<E: Into<anyhow::Error>>(stage: &'static str) -> impl FnOnce(E) -> Failed {
 impl Reconciler {
     /// A pool that has not been looked at yet.
     pub fn new(shared: Shared, pool: Pool, target: Arc<dyn Target>) -> Reconciler {
+        METRICS.show_zeros(pool.name.as_str());
         Reconciler { shared, pool, target, term: None }
     }
 

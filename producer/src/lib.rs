@@ -6,4 +6,5 @@
 
 mod submit;
 mod letter;
+mod readings;
 pub mod cli;

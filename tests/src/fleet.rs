@@ -64,6 +64,11 @@ impl Fleet {
         Launch::new(name, environment)
     }
 
+    /// `producer relay` to be started.
+    pub fn relay(&self, name: &str) -> Launch {
+        self.worker(name).program("producer", &["relay"])
+    }
+
     /// `autoscaler run` to be started, with these pools (TOML); its workers have four slots and the same agents.
     pub fn autoscaler(&self, name: &str, pools: &str) -> Launch {
         let path = self.folder.path().join(format!("{name}.toml"));
@@ -122,6 +127,14 @@ impl Fleet {
     pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
         let command = self.producer_command(arguments);
         Ran::of(command, input).await
+    }
+
+    /// Runs a program of ops/, such as `backup/backup`, in this fleet's environment and with these variables beside it.
+    pub async fn ops(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(program));
+        command.args(arguments).env_clear().envs(self.environment()).env("PRODUCER", binary("producer"));
+        command.envs(environment.iter().copied());
+        Ran::of(command, "").await
     }
 
     /// Runs a command of the autoscaler's.

@@ -14,7 +14,7 @@ fn agent() -> Agent {
 }
 
 /// The status and the body.
-pub(crate) fn get(url: &str) -> Result<(u16, String), ureq::Error> {
+pub fn get(url: &str) -> Result<(u16, String), ureq::Error> {
     let mut answer = agent().get(url).call()?;
     Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
 }

@@ -12,7 +12,7 @@
 //! `KUBEBUILDER_ASSETS`. A test that lacks one fails and says how to get it; none is ever skipped.
 
 mod services;
-mod http;
+pub mod http;
 mod database;
 mod vhost;
 mod proxy;

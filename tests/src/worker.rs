@@ -190,10 +190,15 @@ impl Worker {
         until("the worker is ready", async || (self.get("/ready").await.0 == 200).then_some(())).await;
     }
 
+    /// Where its admin port is.
+    pub async fn address(&self) -> SocketAddr {
+        let said = self.said("the admin port is open").await;
+        field(&said, "address").parse().expect("an address")
+    }
+
     /// Asks its admin port; a status of 0 is no answer.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let said = self.said("the admin port is open").await;
-        let address: SocketAddr = field(&said, "address").parse().expect("an address");
+        let address = self.address().await;
         http::get(&format!("http://{address}{path}")).unwrap_or_default()
     }
 

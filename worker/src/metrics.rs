@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use job::FailureCode;
 use prometheus::{
     Counter, Histogram, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_counter,
     register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge,
@@ -43,8 +44,28 @@ pub struct Metrics {
 
 /// The one set of them, registered at first use.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    register().expect("every metric has a name of its own, so that registering cannot fail")
+    let metrics = register().expect("every metric has a name of its own, so that registering cannot fail");
+    metrics.show_zeros();
+    metrics
 });
+
+impl Metrics {
+    /// A counter that appears at 1 has no rate: what happens first would not be seen.
+    fn show_zeros(&self) {
+        for outcome in ["succeeded", "failed", "retried", "cancelled", "interrupted", "lost"] {
+            self.requests.with_label_values(&[outcome]);
+        }
+        for code in FailureCode::ALL {
+            self.errors.with_label_values(&[code.as_str()]);
+        }
+        for code in ["undecodable", "unknown_agent", "unstorable", "job_id_taken"] {
+            self.dead_letters.with_label_values(&[code]);
+        }
+        for direction in ["input", "output"] {
+            self.tokens.with_label_values(&[direction]);
+        }
+    }
+}
 
 fn register() -> prometheus::Result<Metrics> {
     Ok(Metrics {

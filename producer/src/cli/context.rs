@@ -60,10 +60,15 @@ impl Context {
         Ok(ledger)
     }
 
+    /// Settings for Postgres and RabbitMQ; neither is asked anything.
+    pub fn ledger_and_broker(&mut self, name: &str) -> anyhow::Result<(Ledger, BrokerConfig)> {
+        let (ledger, config) = (self.read_ledger(), self.read_broker(name));
+        self.finish(ledger.zip(config))
+    }
+
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
     pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
-        let (ledger, config) = (self.read_ledger(), self.read_broker(name));
-        let (ledger, config) = self.finish(ledger.zip(config))?;
+        let (ledger, config) = self.ledger_and_broker(name)?;
         migrations::check(&ledger.database_url).await?;
         let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
         let broker = self.connect(config).await?;

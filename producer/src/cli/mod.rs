@@ -2,6 +2,8 @@
 
 mod context;
 mod migrate;
+mod doctor;
+mod revive;
 mod enqueue;
 mod progress;
 mod age;
@@ -35,6 +37,12 @@ pub struct Args {
 enum Command {
     /// Create or update the schema in Postgres; run it before anything else, and with every release
     Migrate,
+    Doctor(doctor::Doctor),
+    /// Make a ledger that was restored from a backup ready for workers; run it once, before any of them starts
+    ///
+    /// What ran or was queued when the backup was taken is due again, without an attempt spent, and all fencing tokens to
+    /// come are above those that were given out since. Refuses while a worker lives.
+    Revive,
     /// Enqueue one job from flags, or many from JSON lines
     Enqueue(enqueue::Enqueue),
     /// Show where jobs stand
@@ -69,6 +77,8 @@ impl Args {
             let context = context::Context { common, problems, stop };
             match command {
                 Command::Migrate => migrate::run(context).await,
+                Command::Doctor(args) => args.run(context).await,
+                Command::Revive => revive::run(context).await,
                 Command::Enqueue(args) => args.run(context).await,
                 Command::Status(args) => args.run(context).await,
                 Command::Wait(args) => args.run(context).await,

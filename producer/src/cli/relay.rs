@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::context::Context;
+use crate::readings;
 
 /// Run a relay until SIGTERM.
 #[derive(Debug, Args)]
@@ -24,7 +25,7 @@ pub struct RelayArgs {
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (_, relay) = context.relay("producer relay").await?;
-        let broker = relay.broker.clone();
+        let (broker, watched) = (relay.broker.clone(), relay.clone());
         let status = broker.status();
         let readiness = Arc::new(move || {
             let ready = matches!(*status.borrow(), BrokerStatus::Ready { .. });
@@ -37,6 +38,11 @@ impl RelayArgs {
         let running = end.clone();
         essential.spawn("relay", async move {
             relay.run(running).await;
+            Ok(())
+        });
+        let reading = end.clone();
+        essential.spawn("readings", async move {
+            readings::keep(&watched, &reading).await;
             Ok(())
         });
         info!("relays due jobs and rescues dead workers' jobs");

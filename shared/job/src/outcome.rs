@@ -92,6 +92,28 @@ pub enum FailureCode {
 }
 
 impl FailureCode {
+    /// All of them.
+    pub const ALL: [FailureCode; 18] = [
+        FailureCode::HarnessError,
+        FailureCode::Protocol,
+        FailureCode::Crashed,
+        FailureCode::StartFailed,
+        FailureCode::Timeout,
+        FailureCode::IdleTimeout,
+        FailureCode::OutputLimit,
+        FailureCode::Unstorable,
+        FailureCode::BadInput,
+        FailureCode::UnknownAgent,
+        FailureCode::WorkerLost,
+        FailureCode::Poison,
+        FailureCode::DeadlineExceeded,
+        FailureCode::NoProgress,
+        FailureCode::SessionBusy,
+        FailureCode::DeadLettered,
+        FailureCode::Cancelled,
+        FailureCode::Interrupted,
+    ];
+
     /// Its name in the ledger, on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

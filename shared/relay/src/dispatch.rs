@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::metrics::METRICS;
 use crate::{Relay, tick, unwanted};
 
 /// How often due rows are looked for, while there are none.
@@ -89,9 +90,11 @@ pub async fn publish(relay: &Relay, due: Vec<DueJob>) -> Result<usize, StoreErro
         }
     }
     if !confirmed.is_empty() {
+        METRICS.published.inc_by(confirmed.len() as u64);
         relay.store.confirm(&confirmed).await?;
     }
     if let Some(reason) = reason {
+        METRICS.refused.inc_by(refused.len() as u64);
         warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
         relay.store.unconfirmed(&refused, REFUSED_FOR).await?;
     }

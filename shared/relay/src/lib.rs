@@ -5,6 +5,7 @@
 //! (`SKIP LOCKED`), or is true whoever says it. It never runs a job, and ends only those that nobody wants any more or nothing
 //! can start any more.
 
+mod metrics;
 mod dispatch;
 mod unwanted;
 mod dead;
@@ -12,11 +13,14 @@ mod reply;
 mod rescue;
 mod upkeep;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use queue::{Broker, Publisher};
 use store::Store;
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::METRICS;
 
 pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
@@ -41,6 +45,8 @@ pub struct Relay {
 impl Relay {
     /// Works until told to stop. Failures of Postgres or the broker are logged and outlived.
     pub async fn run(self, stop: CancellationToken) {
+        // Shown as 0 before anything happens: a counter that appears at 1 has no rate.
+        LazyLock::force(&METRICS);
         tokio::join!(
             dispatch::run(&self, &stop),
             dead::run(&self, &stop),

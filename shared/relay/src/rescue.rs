@@ -7,6 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::metrics::METRICS;
 use crate::tick;
 
 /// How often leases are looked at: with a lease of 10 s, a job runs again within 12.
@@ -35,12 +36,14 @@ pub(crate) async fn run(store: &Store, lease: Duration, stop: &CancellationToken
 async fn look(store: &Store, may_declare: bool) -> Result<(), StoreError> {
     if may_declare {
         for worker_id in store.declare_dead().await? {
+            METRICS.workers_dead.inc();
             warn!(%worker_id, "worker declared dead: its lease has run out");
         }
     }
     // Also jobs of workers that another rescuer declared dead and did not live to rescue.
     let rescued = store.rescue().await?;
     if !rescued.is_empty() {
+        METRICS.rescued.inc_by(rescued.len() as u64);
         info!(jobs = rescued.len(), "jobs of dead workers are due again");
     }
     Ok(())

@@ -13,7 +13,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use prometheus::{Encoder, TextEncoder};
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, IntGaugeVec, Opts, TextEncoder};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -87,10 +89,24 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
     (status, Json(json!({"ready": ready, "checks": lines, "reasons": reasons}))).into_response()
 }
 
-async fn metrics() -> Response {
+async fn metrics(State(readiness): State<Readiness>) -> Response {
     let mut text = Vec::new();
-    match TextEncoder::new().encode(&prometheus::gather(), &mut text) {
+    let mut families = prometheus::gather();
+    families.extend(readiness_family(&readiness()));
+    match TextEncoder::new().encode(&families, &mut text) {
         Ok(()) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// What `/ready` says, as a metric.
+fn readiness_family(checks: &BTreeMap<&'static str, Check>) -> Vec<MetricFamily> {
+    let help = "1 where a check of /ready holds, else 0";
+    let Ok(ready) = IntGaugeVec::new(Opts::new("harness_ready", help), &["check"]) else { return Vec::new() };
+    for (name, check) in checks {
+        if let Check::Must(ok, _) = check {
+            ready.with_label_values(&[name]).set(i64::from(*ok));
+        }
+    }
+    ready.collect()
 }

@@ -22,6 +22,8 @@ use crate::{Store, StoreError};
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
 /// Job ids may lie a day ahead; made this early, a partition is there in time even if its upkeep fails for days.
 const AHEAD_MS: u64 = 4 * 86_400_000;
+/// How far ahead of now a job id may lie.
+const ID_AHEAD_MS: u64 = 86_400_000;
 /// An advisory lock, so that one process at a time maintains the partitions.
 const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
@@ -52,6 +54,35 @@ impl Store {
         client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK_KEY]).await.map_err(fail)?;
         done.map(Some)
     }
+}
+
+/// Whether results have a partition to go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionsAhead {
+    /// Weeks into which an accepted job id can fall now, and that have no partition.
+    pub missing: u64,
+    /// From now until the first moment without a partition; zero when this week has none.
+    pub ahead: Duration,
+}
+
+impl Store {
+    /// Looks which partitions there are, and makes none.
+    pub async fn partitions_ahead(&self, retention: Duration) -> Result<PartitionsAhead, StoreError> {
+        let fail = |error| StoreError::from_pg("partitions_ahead", error);
+        let client = self.pool.get().await?;
+        let now_ms = unix_ms(client.query_one(NOW, &[]).await.map_err(fail)?.get(0));
+        let present = read(&client).await.map_err(fail)?;
+        Ok(ahead(&present, now_ms, retention))
+    }
+}
+
+fn ahead(present: &BTreeMap<u64, Standing>, now_ms: u64, retention: Duration) -> PartitionsAhead {
+    let there = |week: &u64| matches!(present.get(week), Some(Standing::Attached));
+    let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
+    let newest = (now_ms + ID_AHEAD_MS) / WEEK_MS;
+    let missing = (oldest..=newest).filter(|week| !there(week)).count() as u64;
+    let first_gap = (now_ms / WEEK_MS..).find(|week| !there(week)).unwrap_or(u64::MAX / WEEK_MS);
+    PartitionsAhead { missing, ahead: Duration::from_millis((first_gap * WEEK_MS).saturating_sub(now_ms)) }
 }
 
 async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
@@ -160,5 +191,20 @@ mod tests {
         let id = JobId::now();
         let week = id.unix_ms() / WEEK_MS;
         assert!(first_id(week) <= Uuid::from(id) && Uuid::from(id) < first_id(week + 1));
+    }
+
+    #[test]
+    fn a_week_without_a_partition_is_missing_once_an_id_can_fall_into_it() {
+        let (week, day) = (2_900, 86_400_000);
+        let present: BTreeMap<u64, Standing> =
+            (week - 4..=week).map(|week| (week, Standing::Attached)).collect();
+        let look = |now_ms| ahead(&present, now_ms, Duration::from_secs(28 * 86_400));
+        let monday = look(week * WEEK_MS);
+        assert_eq!(monday, PartitionsAhead { missing: 0, ahead: Duration::from_millis(WEEK_MS) });
+        let last_day = look((week + 1) * WEEK_MS - day);
+        assert_eq!(last_day, PartitionsAhead { missing: 1, ahead: Duration::from_millis(day) });
+        let none =
+            ahead(&BTreeMap::from([(week, Standing::Leaving)]), week * WEEK_MS, Duration::from_secs(1));
+        assert_eq!(none, PartitionsAhead { missing: 2, ahead: Duration::ZERO });
     }
 }

@@ -1,0 +1,191 @@
+# shellcheck shell=bash
+# What the backup commands share: their settings, and where backups are kept.
+#
+# A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. One without its facts was
+# cut short and is none.
+
+say() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+die() {
+    say "$@"
+    exit 1
+}
+
+wrong() {
+    say "$@"
+    exit 2
+}
+
+# needs PROGRAM PACKAGE…: what Debian calls it.
+needs() {
+    command -v "$1" >/dev/null || wrong "$1 is not installed (Debian's package $2)"
+}
+
+check_database() {
+    case ${DATABASE_URL:-} in
+        postgres://* | postgresql://*) ;;
+        '') wrong 'DATABASE_URL: not set, expected postgres://user:password@host:5432/database' ;;
+        *) wrong 'DATABASE_URL: got no Postgres address, expected postgres://user:password@host:5432/database' ;;
+    esac
+}
+
+# The server that DATABASE_URL names, with another database.
+other_database() {
+    local address=${DATABASE_URL%%\?*} parameters=
+    if [[ $DATABASE_URL == *\?* ]]; then parameters="?${DATABASE_URL#*\?}"; fi
+    printf '%s/%s%s\n' "${address%/*}" "$1" "$parameters"
+}
+
+database_name() {
+    local address=${DATABASE_URL%%\?*}
+    printf '%s\n' "${address##*/}"
+}
+
+# --- encryption ---
+
+# To whom: the public keys in the file BACKUP_RECIPIENTS. Only a restore needs the other half.
+check_encryption() {
+    if [[ ${BACKUP_ENCRYPTION:-age} == none ]]; then return 0; fi
+    [[ ${BACKUP_ENCRYPTION:-age} == age ]] ||
+        wrong "BACKUP_ENCRYPTION: got \"$BACKUP_ENCRYPTION\", expected age or none"
+    needs age age
+    [[ -r ${BACKUP_RECIPIENTS:-} ]] ||
+        wrong "BACKUP_RECIPIENTS: got \"${BACKUP_RECIPIENTS:-}\", expected a file of age's public keys (age-keygen -y KEY), or BACKUP_ENCRYPTION=none"
+}
+
+encrypt() {
+    if [[ ${BACKUP_ENCRYPTION:-age} == none ]]; then cat; else age --encrypt --recipients-file "$BACKUP_RECIPIENTS"; fi
+}
+
+check_decryption() {
+    if [[ $1 != *.age ]]; then return 0; fi
+    needs age age
+    [[ -r ${BACKUP_IDENTITY:-} ]] ||
+        wrong "BACKUP_IDENTITY: got \"${BACKUP_IDENTITY:-}\", expected the file with age's secret key that this backup was made for"
+}
+
+# decrypt NAME: stdin to stdout.
+decrypt() {
+    if [[ $1 == *.age ]]; then age --decrypt --identity "$BACKUP_IDENTITY"; else cat; fi
+}
+
+# --- where backups are kept ---
+
+check_target() {
+    case ${BACKUP_TARGET:-} in
+        s3://?*)
+            if ! command -v aws >/dev/null && ! command -v rclone >/dev/null; then
+                wrong "BACKUP_TARGET: $BACKUP_TARGET needs aws (Debian's package awscli) or rclone; neither is installed"
+            fi
+            ;;
+        # Nobody else's to read. Where the folder is there already, its rights are somebody's decision.
+        /*) (umask 077 && mkdir -p -- "$BACKUP_TARGET") || wrong "BACKUP_TARGET: $BACKUP_TARGET cannot be made" ;;
+        *) wrong "BACKUP_TARGET: got \"${BACKUP_TARGET:-}\", expected a folder (/…) or s3://bucket/prefix" ;;
+    esac
+}
+
+s3() {
+    if [[ -n ${BACKUP_S3_ENDPOINT:-} ]]; then
+        aws --endpoint-url "$BACKUP_S3_ENDPOINT" s3 "$@"
+    else
+        aws s3 "$@"
+    fi
+}
+
+# Credentials come from the environment, as with aws.
+clone() {
+    rclone --s3-provider Other --s3-env-auth ${BACKUP_S3_ENDPOINT:+--s3-endpoint "$BACKUP_S3_ENDPOINT"} "$@"
+}
+
+# keep NAME FILE: as a whole or not at all.
+keep() {
+    case $BACKUP_TARGET in
+        s3://*)
+            if command -v aws >/dev/null; then
+                s3 cp --only-show-errors "$2" "${BACKUP_TARGET%/}/$1"
+            else
+                clone copyto "$2" ":s3:${BACKUP_TARGET#s3://}/$1"
+            fi
+            ;;
+        *)
+            install -m 600 -- "$2" "$BACKUP_TARGET/.$1.partial"
+            sync -- "$BACKUP_TARGET/.$1.partial"
+            mv -- "$BACKUP_TARGET/.$1.partial" "$BACKUP_TARGET/$1"
+            ;;
+    esac
+}
+
+# fetch NAME: to stdout.
+fetch() {
+    case $BACKUP_TARGET in
+        s3://*)
+            if command -v aws >/dev/null; then
+                s3 cp --only-show-errors "${BACKUP_TARGET%/}/$1" -
+            else
+                clone cat ":s3:${BACKUP_TARGET#s3://}/$1"
+            fi
+            ;;
+        *) cat -- "$BACKUP_TARGET/$1" ;;
+    esac
+}
+
+forget() {
+    case $BACKUP_TARGET in
+        s3://*)
+            if command -v aws >/dev/null; then
+                s3 rm --only-show-errors "${BACKUP_TARGET%/}/$1"
+            else
+                clone deletefile ":s3:${BACKUP_TARGET#s3://}/$1"
+            fi
+            ;;
+        *) rm -f -- "$BACKUP_TARGET/$1" ;;
+    esac
+}
+
+files() {
+    case $BACKUP_TARGET in
+        s3://*)
+            if command -v aws >/dev/null; then
+                # Its list is empty, and its exit code 1, where nothing is.
+                s3 ls "${BACKUP_TARGET%/}/" | awk '{ print $4 }' || true
+            else
+                clone lsf ":s3:${BACKUP_TARGET#s3://}/"
+            fi
+            ;;
+        *) find "$BACKUP_TARGET" -maxdepth 1 -type f -printf '%f\n' ;;
+    esac
+}
+
+# The names of whole backups, oldest first.
+backups() {
+    files | sed -nE 's/^(harness-[0-9]{8}T[0-9]{6}Z)\.facts$/\1/p' | sort
+}
+
+# which_backup [NAME|latest]: its name.
+which_backup() {
+    local name=${1:-latest} all
+    all=$(backups)
+    [[ -n $all ]] || die "there is no backup in $BACKUP_TARGET"
+    if [[ $name == latest ]]; then
+        tail -n 1 <<<"$all"
+    else
+        grep -Fx -- "$name" <<<"$all" || die "there is no backup $name in $BACKUP_TARGET; there are: ${all//$'\n'/ }"
+    fi
+}
+
+# fact NAME KEY: what was written down of a backup.
+fact() {
+    fetch "$1.facts" | sed -n "s/^$2=//p"
+}
+
+# fetch_whole NAME FOLDER: its dump, as it was written; prints the file's name.
+fetch_whole() {
+    local file sum
+    file=$(fact "$1" file)
+    sum=$(fact "$1" sha256)
+    fetch "$file" >"$2/$file" || die "$file cannot be read"
+    [[ $(sha256sum <"$2/$file") == "$sum  -" ]] || die "$file is not what was written: its sha256 differs from $1.facts"
+    printf '%s\n' "$file"
+}

@@ -1,0 +1,53 @@
+//! `producer revive`: a ledger that was restored goes on.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+
+/// How often heartbeats are looked for.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
+    let ledger = context.checked_ledger().await?;
+    nobody_lives(&ledger.store, &context.stop).await?;
+    let revived = ledger.store.revive().await.context("reviving the ledger")?;
+    println!(
+        "{} jobs are due again, {} workers of the backup are signed off; workers may start",
+        revived.jobs, revived.workers
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the leases in the backup have run out; an error as soon as one is renewed.
+async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut beats = HashMap::new();
+    loop {
+        let fresh = store.fresh_leases().await.context("looking for workers")?;
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        if beats.is_empty() {
+            eprintln!("waiting for the leases of {} workers of the backup to run out", fresh.len());
+        }
+        for lease in fresh {
+            let before = beats.insert(lease.worker, lease.beat_at_us);
+            if before.is_some_and(|beat_at_us| beat_at_us != lease.beat_at_us) {
+                bail!(
+                    "worker {} on {} lives: stop every worker first, then revive the ledger",
+                    lease.worker,
+                    lease.host
+                );
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stop.cancelled() => bail!("stopped before the leases had run out; nothing was changed"),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What `producer relay` exports of the fleet as a whole: the ledger's and the broker's own figures, read every few seconds.
+//!
+//! Workers count what they do; this is what nobody does, such as a backlog that grows old. Several relays read the same, so a
+//! query takes the greatest. What cannot be read is absent, never zero.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use anyhow::Context;
+use job::Name;
+use prometheus::{
+    GaugeVec, IntCounterVec, IntGaugeVec, register_gauge_vec, register_int_counter_vec,
+    register_int_gauge_vec,
+};
+use queue::{DEAD_QUEUE, jobs_queue};
+use relay::Relay;
+use store::PoolReading;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// How often. Prometheus scrapes less often.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Families without a label are vectors too: only a member of a vector can be taken away.
+struct Metrics {
+    relay_lag: GaugeVec,
+    partitions_missing: IntGaugeVec,
+    partitions_ahead: GaugeVec,
+    dead_letters: IntGaugeVec,
+    oldest_queued: GaugeVec,
+    workers: IntGaugeVec,
+    queue_depth: IntGaugeVec,
+    failures: IntCounterVec,
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    register().expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+fn register() -> prometheus::Result<Metrics> {
+    Ok(Metrics {
+        relay_lag: register_gauge_vec!(
+            "harness_relay_lag_seconds",
+            "How long the job has waited that waits the longest for a relay",
+            &[]
+        )?,
+        partitions_missing: register_int_gauge_vec!(
+            "harness_partitions_missing",
+            "Weeks of harness_results that an accepted job can fall into, and that have no partition",
+            &[]
+        )?,
+        partitions_ahead: register_gauge_vec!(
+            "harness_partitions_ahead_seconds",
+            "From now until the first moment for which harness_results has no partition",
+            &[]
+        )?,
+        dead_letters: register_int_gauge_vec!(
+            "harness_dead_letters",
+            "Messages that wait in harness.dead for somebody to look at them",
+            &[]
+        )?,
+        oldest_queued: register_gauge_vec!(
+            "harness_backlog_age_seconds",
+            "How long the job has waited in the pool's queue that waits the longest",
+            &["pool"]
+        )?,
+        workers: register_int_gauge_vec!(
+            "harness_workers",
+            "Workers in the ledger, by state: alive, draining",
+            &["pool", "state"]
+        )?,
+        queue_depth: register_int_gauge_vec!(
+            "harness_queue_depth",
+            "Messages ready in the pool's queue; absent while that is unknown",
+            &["pool"]
+        )?,
+        failures: register_int_counter_vec!(
+            "harness_readings_failed_total",
+            "Readings of the fleet that failed, by source: broker, ledger",
+            &["source"]
+        )?,
+    })
+}
+
+/// Reads again and again, until told to stop.
+pub async fn keep(relay: &Relay, stop: &CancellationToken) {
+    let mut clock = interval(EVERY);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut readings = Readings::default();
+    while stop.run_until_cancelled(clock.tick()).await.is_some() {
+        let ledger = readings.ledger(relay).await;
+        if ledger.is_err() {
+            forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
+            forget([&METRICS.partitions_missing, &METRICS.workers]);
+        }
+        let broker = readings.broker(relay).await;
+        if broker.is_err() {
+            forget([&METRICS.dead_letters, &METRICS.queue_depth]);
+        }
+        readings.tell("ledger", ledger);
+        readings.tell("broker", broker);
+    }
+}
+
+#[derive(Default)]
+struct Readings {
+    /// The pools that are shown.
+    pools: BTreeSet<Name>,
+    /// The sources that failed last time.
+    failing: BTreeSet<&'static str>,
+}
+
+impl Readings {
+    async fn ledger(&mut self, relay: &Relay) -> anyhow::Result<()> {
+        let partitions =
+            relay.store.partitions_ahead(relay.retention).await.context("looking at partitions")?;
+        let lag = relay.store.relay_lag().await.context("reading the relays' lag")?;
+        let pools = relay.store.pool_readings().await.context("reading the pools")?;
+        METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
+        METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
+        METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
+        self.keep_only(&pools);
+        for PoolReading { pool, oldest_queued, alive, draining } in pools {
+            METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());
+            METRICS.workers.with_label_values(&[pool.as_str(), "alive"]).set(alive);
+            METRICS.workers.with_label_values(&[pool.as_str(), "draining"]).set(draining);
+        }
+        Ok(())
+    }
+
+    async fn broker(&mut self, relay: &Relay) -> anyhow::Result<()> {
+        let dead = relay.broker.depth(DEAD_QUEUE).await?;
+        METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
+        for pool in &self.pools {
+            match relay.broker.depth(&jobs_queue(pool)).await? {
+                Some(depth) => {
+                    METRICS.queue_depth.with_label_values(&[pool.as_str()]).set(depth.ready as i64)
+                }
+                None => forget_queue(pool),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what is shown of pools that are gone.
+    fn keep_only(&mut self, pools: &[PoolReading]) {
+        let present: BTreeSet<Name> = pools.iter().map(|reading| reading.pool.clone()).collect();
+        for gone in self.pools.difference(&present) {
+            // A member that is not there is gone already.
+            let _ = METRICS.oldest_queued.remove_label_values(&[gone.as_str()]);
+            for state in ["alive", "draining"] {
+                let _ = METRICS.workers.remove_label_values(&[gone.as_str(), state]);
+            }
+            forget_queue(gone);
+        }
+        self.pools = present;
+    }
+
+    /// Told once, not at every try.
+    fn tell(&mut self, source: &'static str, result: anyhow::Result<()>) {
+        let failures = METRICS.failures.with_label_values(&[source]);
+        match result {
+            Ok(()) => drop(self.failing.remove(source)),
+            Err(error) => {
+                failures.inc();
+                if self.failing.insert(source) {
+                    warn!(source, "the fleet's figures cannot be read, trying on: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+fn forget_queue(pool: &Name) {
+    let _ = METRICS.queue_depth.remove_label_values(&[pool.as_str()]);
+}
+
+/// Shows nothing of these any more.
+fn forget<T: prometheus::core::MetricVecBuilder, const N: usize>(
+    families: [&prometheus::core::MetricVec<T>; N],
+) {
+    families.into_iter().for_each(prometheus::core::MetricVec::reset);
+}

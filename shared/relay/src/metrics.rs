@@ -1,0 +1,43 @@
+//! What a relay counts, in whichever process it runs. Each event is counted once over all of them: by the relay that did it.
+
+use std::sync::LazyLock;
+
+use prometheus::{IntCounter, register_int_counter};
+
+/// The metrics of this process's relay.
+pub(crate) struct Metrics {
+    /// Messages that the broker confirmed.
+    pub published: IntCounter,
+    /// Messages that the broker did not take; their jobs come due again.
+    pub refused: IntCounter,
+    /// Workers that were declared dead.
+    pub workers_dead: IntCounter,
+    /// Jobs of dead workers that were made due again.
+    pub rescued: IntCounter,
+}
+
+/// The one set of them, registered at first use.
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    register().expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+fn register() -> prometheus::Result<Metrics> {
+    Ok(Metrics {
+        published: register_int_counter!(
+            "harness_relay_published_total",
+            "Messages of due jobs that the broker confirmed"
+        )?,
+        refused: register_int_counter!(
+            "harness_relay_refused_total",
+            "Messages of due jobs that the broker did not take"
+        )?,
+        workers_dead: register_int_counter!(
+            "harness_workers_dead_total",
+            "Workers declared dead because their lease had run out"
+        )?,
+        rescued: register_int_counter!(
+            "harness_jobs_rescued_total",
+            "Jobs of dead workers that were made due again"
+        )?,
+    })
+}

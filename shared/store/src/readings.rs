@@ -1,0 +1,77 @@
+//! What the ledger tells of the fleet's health, for whoever exports it: read by the ends of indexes, so that a long backlog costs
+//! no more than a short one.
+
+use std::time::Duration;
+
+use job::Name;
+
+use crate::tx::{Tx, query};
+use crate::{Store, StoreError};
+
+/// A pool, as the ledger knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolReading {
+    /// The pool.
+    pub pool: Name,
+    /// How long the job has waited that is queued the longest; zero when none is.
+    pub oldest_queued: Duration,
+    /// Workers that take jobs.
+    pub alive: i64,
+    /// Workers that drain.
+    pub draining: i64,
+}
+
+/// Pools that have jobs queued or have had a worker within the last day: from one to the next, without a look at what lies between.
+/// More than a thousand are not told.
+const READ_POOLS: &str = "
+    WITH RECURSIVE queued AS (
+        SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
+        UNION ALL
+        SELECT (SELECT j.pool FROM harness_jobs j WHERE j.state = 'queued' AND j.pool > q.pool ORDER BY j.pool LIMIT 1)
+          FROM queued q WHERE q.pool IS NOT NULL
+    ), pools AS (
+        SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM harness_workers
+    )
+    SELECT pool,
+           coalesce((SELECT extract(epoch FROM now() - j.state_since) FROM harness_jobs j
+                      WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1), 0)::float8,
+           (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'alive'),
+           (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'draining')
+      FROM pools p ORDER BY pool LIMIT 1000";
+
+const OLDEST_DUE: &str = "
+    SELECT extract(epoch FROM now() - due_at)::float8 FROM harness_jobs
+     WHERE state = 'scheduled' AND due_at <= now() ORDER BY due_at LIMIT 1";
+
+const OLDEST_PUBLISHING: &str = "
+    SELECT extract(epoch FROM now() - state_since)::float8 FROM harness_jobs
+     WHERE state = 'publishing' ORDER BY state_since LIMIT 1";
+
+impl Store {
+    /// The pools that there are.
+    pub async fn pool_readings(&self) -> Result<Vec<PoolReading>, StoreError> {
+        let rows = query(&self.pool, "pool_readings", READ_POOLS, &[]).await?;
+        let reading = |row: &tokio_postgres::Row| {
+            Some(PoolReading {
+                pool: row.get::<_, String>(0).try_into().ok()?,
+                oldest_queued: seconds(row.get(1)),
+                alive: row.get(2),
+                draining: row.get(3),
+            })
+        };
+        Ok(rows.iter().filter_map(reading).collect())
+    }
+
+    /// How long the job has waited that waits the longest for a relay: due and not published, or published and not noted.
+    pub async fn relay_lag(&self) -> Result<Duration, StoreError> {
+        let tx = Tx::prepare(&self.pool, "relay_lag", [OLDEST_DUE, OLDEST_PUBLISHING]).await?;
+        let oldest = tx.run([&[], &[]]).await?;
+        let ages = oldest.iter().filter_map(|rows| rows.first()).map(|row| seconds(row.get(0)));
+        Ok(ages.max().unwrap_or_default())
+    }
+}
+
+/// Postgres's own clock may step back.
+fn seconds(age: f64) -> Duration {
+    Duration::try_from_secs_f64(age).unwrap_or_default()
+}

@@ -1,0 +1,76 @@
+//! A ledger that was restored from a backup: who worked then is gone, and the world has gone on.
+//!
+//! Fencing tokens were given out after the backup was taken, to programs that may still compare them. So all tokens to come
+//! are far above them. What ran or was on its way is due again: whether its message is still at the broker does not matter,
+//! as a second one is met by the claim.
+
+use uuid::Uuid;
+
+use crate::tx::{Tx, query};
+use crate::{Store, StoreError};
+
+/// A worker that the ledger believes to live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreshLease {
+    /// Its id.
+    pub worker: Uuid,
+    /// Its host.
+    pub host: String,
+    /// Its last heartbeat: Unix time in microseconds.
+    pub beat_at_us: i64,
+}
+
+/// What was revived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revived {
+    /// Workers that were signed off.
+    pub workers: u64,
+    /// Jobs that are due again.
+    pub jobs: u64,
+}
+
+const FRESH: &str = "
+    SELECT worker_id, host, (extract(epoch FROM heartbeat_at) * 1000000)::bigint FROM harness_workers
+     WHERE state IN ('alive', 'draining') AND heartbeat_at >= clock_timestamp() - lease_ms * interval '1 millisecond'
+     ORDER BY started_at";
+
+/// No claim and no conclusion meanwhile: both lock a worker's row.
+const LOCK: &str = "LOCK TABLE harness_workers, harness_jobs IN SHARE ROW EXCLUSIVE MODE";
+
+/// More than will ever be given out between a backup and its restore, and little of what a bigint holds.
+const SKIP_EPOCHS: &str = "
+    SELECT setval('harness_epoch', (SELECT last_value FROM harness_epoch) + 4294967296),
+           setval('harness_leader_epoch', (SELECT last_value FROM harness_leader_epoch) + 4294967296)";
+
+/// Interrupted by us, so that it spends no attempt. A dead worker's jobs are left to rescue, which charges them.
+const MAKE_DUE: &str = "
+    UPDATE harness_jobs j
+       SET state = 'scheduled', due_at = now(), state_since = now(), worker_id = NULL,
+           epoch = CASE WHEN j.epoch > 0 THEN nextval('harness_epoch') ELSE j.epoch END
+     WHERE state IN ('publishing', 'queued')
+        OR (state = 'running'
+            AND (SELECT w.state FROM harness_workers w WHERE w.worker_id = j.worker_id) IS DISTINCT FROM 'dead')
+    RETURNING job_id";
+
+const SIGN_OFF: &str = "
+    UPDATE harness_workers SET state = 'stopped', ended_at = now() WHERE state IN ('alive', 'draining') RETURNING worker_id";
+
+impl Store {
+    /// The workers whose lease has not run out. After a restore they are those of the backup, unless somebody lives.
+    pub async fn fresh_leases(&self) -> Result<Vec<FreshLease>, StoreError> {
+        let rows = query(&self.pool, "fresh_leases", FRESH, &[]).await?;
+        let lease = |row: &tokio_postgres::Row| FreshLease {
+            worker: row.get(0),
+            host: row.get(1),
+            beat_at_us: row.get(2),
+        };
+        Ok(rows.iter().map(lease).collect())
+    }
+
+    /// Makes a restored ledger ready. Only when no worker lives ([`Store::fresh_leases`]): one that does loses its jobs.
+    pub async fn revive(&self) -> Result<Revived, StoreError> {
+        let tx = Tx::prepare(&self.pool, "revive", [LOCK, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF]).await?;
+        let [_, _, jobs, workers] = tx.run([&[], &[], &[], &[]]).await?;
+        Ok(Revived { workers: workers.len() as u64, jobs: jobs.len() as u64 })
+    }
+}

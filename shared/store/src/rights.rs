@@ -1,0 +1,33 @@
+//! What this account may do with the ledger.
+
+use crate::tx::query;
+use crate::{Store, StoreError};
+
+/// `CASE`, because Postgres may ask in any order, and fails when it asks a table about the rights on a sequence.
+/// Making and removing partitions is for the owner of the table they belong to.
+const MISSING: &str = r"
+    WITH ours AS (
+        SELECT c.oid, c.relname, c.relkind, c.relowner, c.relnamespace FROM pg_class c
+         WHERE c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'harness_jobs'::regclass)
+           AND c.relname LIKE 'harness\_%' AND c.relkind IN ('r', 'p', 'S')
+    )
+    SELECT format('%s on %s', privilege, relname)
+      FROM ours CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p(privilege)
+     WHERE CASE WHEN relkind = 'S' THEN false ELSE NOT has_table_privilege(oid, privilege) END
+    UNION ALL
+    SELECT format('USAGE on the sequence %s', relname) FROM ours
+     WHERE CASE WHEN relkind = 'S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END
+    UNION ALL
+    SELECT format('ownership of %s (its partitions are made and removed)', relname) FROM ours
+     WHERE relname = 'harness_results' AND NOT pg_has_role(relowner, 'USAGE')
+    UNION ALL
+    SELECT DISTINCT format('CREATE on the schema %s', relnamespace::regnamespace) FROM ours
+     WHERE NOT has_schema_privilege(relnamespace, 'CREATE')";
+
+impl Store {
+    /// The rights that a process of the fleet needs and this account lacks, for people.
+    pub async fn missing_rights(&self) -> Result<Vec<String>, StoreError> {
+        let rows = query(&self.pool, "missing_rights", MISSING, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}

@@ -1,0 +1,255 @@
+//! Dashboards, rules and alerts ask for what the programs export, and a real Prometheus finds it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tests::{Fleet, Worker, http, job, until_ok};
+
+/// A pool of processes without any work, and so without any process.
+const POOLS: &str = r#"
+    [pools.idle]
+    target = "process"
+    policy.min_replicas = 0
+"#;
+
+fn ops(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(path)
+}
+
+/// One process of each kind.
+struct Processes {
+    fleet: Fleet,
+    all: Vec<Worker>,
+}
+
+impl Processes {
+    async fn start() -> Processes {
+        let fleet = Fleet::new().await;
+        let worker = fleet.worker("worker").start().await;
+        let relay = fleet.relay("relay").launch();
+        let autoscaler = fleet.autoscaler("autoscaler", POOLS).launch();
+        for (process, name) in
+            [(&relay, "harness_relay_lag_seconds"), (&autoscaler, "harness_autoscaler_leader 1")]
+        {
+            let look = async || match process.get("/metrics").await {
+                (200, text) if text.contains(name) => Ok(()),
+                other => Err(other),
+            };
+            until_ok(&format!("{name} is exported"), look).await;
+        }
+        Processes { fleet, all: vec![worker, relay, autoscaler] }
+    }
+
+    /// Jobs that succeed, cost, fail and are tried again, and a message that is no job.
+    async fn work(&self) {
+        let costly = json!({"iterations": [{"cost_usd": 0.01, "input_tokens": 10, "output_tokens": 5}, {}]});
+        let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true, "attempts": 1}}]});
+        let jobs = [job("s-1", "scripted", costly), job("s-2", "scripted", failing)];
+        self.fleet.enqueue(&jobs).await;
+        self.fleet.vhost.publish(vec![(b"no job".to_vec(), Default::default())]).await;
+        for spec in &jobs {
+            self.fleet.ended(spec.job_id).await;
+        }
+    }
+
+    /// The names of all families that the processes export.
+    async fn exported(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for process in &self.all {
+            let (status, text) = process.get("/metrics").await;
+            assert_eq!(status, 200);
+            let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+            names.extend(families.map(str::to_owned));
+        }
+        names
+    }
+}
+
+/// A Prometheus with our rules, which asks these processes every second.
+struct Prometheus {
+    process: Child,
+    url: String,
+}
+
+impl Prometheus {
+    async fn watching(processes: &Processes) -> Prometheus {
+        let folder = processes.fleet.folder.path().join("prometheus");
+        std::fs::create_dir_all(folder.join("targets")).expect("a folder");
+        let config = std::fs::read_to_string(ops("prometheus/prometheus.yml")).expect("prometheus.yml");
+        let config = config.replace("_interval: 15s", "_interval: 1s");
+        std::fs::write(folder.join("prometheus.yml"), config).expect("written");
+        std::os::unix::fs::symlink(
+            ops("prometheus/rules").canonicalize().expect("rules"),
+            folder.join("rules"),
+        )
+        .expect("a link");
+        let mut targets = Vec::new();
+        for process in &processes.all {
+            targets.push(process.address().await.to_string());
+        }
+        let targets = serde_json::to_string(&json!([{ "targets": targets }])).expect("JSON");
+        std::fs::write(folder.join("targets/fleet.yml"), targets).expect("written");
+
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|free| free.local_addr())
+            .expect("a port")
+            .port();
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--log.level=error")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("Prometheus (apt-get install prometheus, or ops/dev/tools)");
+        let prometheus = Prometheus { process, url: format!("http://127.0.0.1:{port}") };
+        let up = async || match prometheus.query(r#"sum(up{job="harness-fleet"})"#) {
+            Ok(found) if found == vec![processes.all.len().to_string()] => Ok(()),
+            other => Err(other),
+        };
+        until_ok("Prometheus has asked every process", up).await;
+        prometheus
+    }
+
+    /// The values that it finds.
+    fn query(&self, expression: &str) -> Result<Vec<String>, String> {
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let answer = self.get(&format!("/api/v1/query?query={encoded}"))?;
+        let found = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+        Ok(found.iter().filter_map(|series| series["value"][1].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Its rules, as it has read them.
+    fn rules(&self) -> Vec<Value> {
+        let answer = self.get("/api/v1/rules").expect("rules");
+        let groups = answer["data"]["groups"].as_array().cloned().unwrap_or_default();
+        groups.iter().flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default()).collect()
+    }
+
+    fn get(&self, path: &str) -> Result<Value, String> {
+        let (status, body) = http::get(&format!("{}{path}", self.url)).map_err(|error| error.to_string())?;
+        if status != 200 {
+            return Err(body);
+        }
+        serde_json::from_str(&body).map_err(|error| format!("{error} in {body}"))
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The queries of all dashboards, with the place where each stands.
+fn panel_queries() -> Vec<(String, String)> {
+    let mut queries = Vec::new();
+    for file in std::fs::read_dir(ops("grafana/dashboards")).expect("dashboards") {
+        let path = file.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("a dashboard");
+        let board: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for panel in board["panels"].as_array().expect("panels") {
+            for target in panel["targets"].as_array().expect("targets") {
+                let place = format!("{}: {}", board["title"], panel["title"]);
+                let query = target["expr"].as_str().expect("an expression").replace("$pool", ".*");
+                queries.push((place, query));
+            }
+        }
+    }
+    assert!(queries.len() > 40, "the dashboards have lost their panels");
+    queries
+}
+
+/// The names of ours in a query, and those of every process.
+fn names(query: &str) -> BTreeSet<&str> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == ':';
+    let words = query.split(|letter| !is_part(letter));
+    words
+        .filter(|word| ["harness_", "harness:", "process_"].iter().any(|kind| word.starts_with(kind)))
+        .collect()
+}
+
+/// A histogram's series have the family's name and an ending.
+fn is_there(name: &str, families: &BTreeSet<String>) -> bool {
+    let family = ["_bucket", "_sum", "_count"].iter().find_map(|ending| name.strip_suffix(ending));
+    families.contains(name) || family.is_some_and(|family| families.contains(family))
+}
+
+#[tokio::test]
+async fn every_query_names_what_the_programs_export() {
+    let processes = Processes::start().await;
+    processes.work().await;
+    let prometheus = Prometheus::watching(&processes).await;
+    let rules = prometheus.rules();
+    let mut families = processes.exported().await;
+    families.extend(
+        rules
+            .iter()
+            .filter(|rule| rule["type"] == "recording")
+            .filter_map(|rule| Some(rule["name"].as_str()?.to_owned())),
+    );
+
+    let mut queries = panel_queries();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    queries.extend(rules.iter().map(|rule| (text(&rule["name"]), text(&rule["query"]))));
+    let unknown: Vec<String> = queries
+        .iter()
+        .flat_map(|(place, query)| names(query).into_iter().map(move |name| (place, name)))
+        .filter(|(_, name)| !is_there(name, &families))
+        .map(|(place, name)| format!("{place}: {name}"))
+        .collect();
+    assert!(unknown.is_empty(), "nothing exports these: {unknown:#?}, but these: {families:#?}");
+    // A name alone could be there by chance.
+    let ours = families.iter().filter(|name| name.starts_with("harness")).count();
+    assert!(ours > 40, "{families:#?}");
+}
+
+#[tokio::test]
+async fn a_prometheus_finds_something_for_every_panel_and_nothing_to_wake_anybody() {
+    let processes = Processes::start().await;
+    let prometheus = Prometheus::watching(&processes).await;
+    // Twice, so that what counts events has seen some grow.
+    processes.work().await;
+    processes.work().await;
+    for (place, query) in panel_queries() {
+        let look = async || match prometheus.query(&query) {
+            Ok(found) if found.is_empty() => Err("nothing found".to_owned()),
+            other => other,
+        };
+        // A filter that finds nothing is no mistake.
+        match query.contains("> 0") {
+            true => {
+                drop(prometheus.query(&query).unwrap_or_else(|error| panic!("{place}: {query}: {error}")))
+            }
+            false => drop(until_ok(&format!("{place}: {query}"), look).await),
+        }
+    }
+    for rule in prometheus.rules() {
+        assert_eq!(rule["health"], "ok", "{rule:#}");
+        if rule["labels"]["severity"] == "page" {
+            assert_eq!(rule["state"], "inactive", "{rule:#}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_page_and_every_page_its_alert() {
+    let text = std::fs::read_to_string(ops("prometheus/rules/alerts.yml")).expect("alerts.yml");
+    let after = |prefix: &'static str| text.lines().filter_map(move |line| line.trim().strip_prefix(prefix));
+    let alerts: BTreeSet<String> = after("- alert: ").map(str::to_owned).collect();
+    let named: Vec<String> =
+        after("runbook: ops/runbooks/").map(|page| page.trim_end_matches(".md").to_owned()).collect();
+    let pages = std::fs::read_dir(ops("runbooks")).expect("runbooks");
+    let pages = pages.map(|file| file.expect("a file").path());
+    let pages: BTreeSet<String> = pages
+        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
+        .filter(|page| page != "README")
+        .collect();
+    assert_eq!(alerts, pages);
+    assert_eq!(named.len(), alerts.len());
+    assert_eq!(named.into_iter().collect::<BTreeSet<_>>(), alerts);
+}
