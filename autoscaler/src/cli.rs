@@ -169,11 +169,12 @@ async fn run_explain(
         let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
         told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
     }
-    match json {
-        true => told
-            .iter()
-            .try_for_each(|told| Ok::<_, anyhow::Error>(println!("{}", serde_json::to_string(told)?)))?,
-        false => print!("{}", explain::explain(&told)),
+    if !json {
+        print!("{}", explain::explain(&told));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for told in &told {
+        println!("{}", serde_json::to_string(told)?);
     }
     Ok(ExitCode::SUCCESS)
 }
