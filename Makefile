@@ -1,9 +1,9 @@
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test up down bench chaos check fmt clean
+.PHONY: help demo test up down bench chaos check check-ops image fmt clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## See it work: services, a small fleet and a few jobs, from nothing to done
 	ops/dev/demo
@@ -35,6 +35,12 @@ check: ## Format, lints, licences: what CI looks at before it tests
 	else \
 		echo 'cargo-deny is not installed: bans, licences and sources are left to CI (cargo install --locked cargo-deny)'; \
 	fi
+
+check-ops: ## Hold what is in ops/ against tools that others wrote, one line each
+	ops/check
+
+image: ## Build harness-fleet:dev, the image with the three programs, by Docker or buildah
+	ops/image/build
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use service::{Common, Problems, Setting};
 use store::{DecisionView, Store, StoreConfig};
 
+use crate::apply::kubernetes;
 use crate::explain::Told;
 use crate::settings::ControlArgs;
 use crate::{explain, once, serve};
@@ -102,8 +103,16 @@ impl Args {
     pub fn run(self) -> ExitCode {
         let mut problems = Problems::default();
         let quiet: &[&str] = match self.command {
-            Command::Run { .. } => &[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE],
-            _ => &[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, "queue=warn", "autoscaler=warn"],
+            Command::Run { .. } => {
+                &[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, kubernetes::LOG_DIRECTIVE]
+            }
+            _ => &[
+                queue::LOG_DIRECTIVE,
+                migrations::LOG_DIRECTIVE,
+                kubernetes::LOG_DIRECTIVE,
+                "queue=warn",
+                "autoscaler=warn",
+            ],
         };
         let telemetry = self.common.telemetry(quiet, &mut problems);
         service::run(telemetry, |stop| async move {
@@ -160,11 +169,12 @@ async fn run_explain(
         let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
         told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
     }
-    match json {
-        true => told
-            .iter()
-            .try_for_each(|told| Ok::<_, anyhow::Error>(println!("{}", serde_json::to_string(told)?)))?,
-        false => print!("{}", explain::explain(&told)),
+    if !json {
+        print!("{}", explain::explain(&told));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for told in &told {
+        println!("{}", serde_json::to_string(told)?);
     }
     Ok(ExitCode::SUCCESS)
 }

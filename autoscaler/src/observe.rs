@@ -81,10 +81,13 @@ pub struct SourceHealth {
     pub failures: u64,
 }
 
+/// The depths of all queues in their order; `None` where there is no queue.
+type Look = Vec<Result<Option<Depth>, QueueError>>;
+
 /// What is asked.
 struct Sources {
     ledger: Source<(Clock, Vec<Demand>)>,
-    queue: Source<Vec<Result<Option<Depth>, QueueError>>>,
+    queue: Source<Look>,
     durations: Source<Vec<Option<ServiceTime>>>,
     management: Option<Source<HashMap<String, u64>>>,
 }
@@ -153,11 +156,6 @@ impl Observer {
         };
         let answers =
             tokio::join!(ledger.read(deadline), queue.read(deadline), durations.read(deadline), managed);
-        // A look at many queues can go wrong for some of them.
-        let depths = answers.1.as_ref().map_or(&[][..], |answer| &answer.value);
-        if let Some(error) = depths.iter().find_map(|depth| depth.as_ref().err()) {
-            queue.failed(error.to_string());
-        }
         let health = Health {
             queue: queue.health(),
             ledger: ledger.health().and(durations.health()),
@@ -217,12 +215,15 @@ impl Sources {
             let depths = depths.clone();
             async move { Ok(depths.lock().await.look(LOOK).await) }
         };
+        // A look at many queues can go wrong for some of them.
+        let first_error =
+            |depths: &Look| depths.iter().find_map(|depth| depth.as_ref().err()).map(QueueError::to_string);
         let ask_management = |management: Management| {
             Source::new("the management API", MANAGEMENT_EVERY, move || management.clone().ready())
         };
         Sources {
             ledger: Source::new("the ledger", Duration::ZERO, ask_demand),
-            queue: Source::new("the queues", Duration::ZERO, ask_queues),
+            queue: Source::new("the queues", Duration::ZERO, ask_queues).judged_by(first_error),
             durations: Source::new("the jobs' durations", DURATIONS_EVERY, move || {
                 ledger.clone().durations()
             }),
@@ -234,7 +235,7 @@ impl Sources {
 /// One round's answers; `None` of a source that was not asked or has not answered.
 type Answers = (
     Option<Answer<(Clock, Vec<Demand>)>>,
-    Option<Answer<Vec<Result<Option<Depth>, QueueError>>>>,
+    Option<Answer<Look>>,
     Option<Answer<Vec<Option<ServiceTime>>>>,
     Option<Answer<HashMap<String, u64>>>,
 );

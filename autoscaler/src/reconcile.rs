@@ -31,6 +31,9 @@ const MARK_FOR: Duration = Duration::from_secs(30);
 /// No write to a workload is begun with less of the leadership left: it must be over before that is.
 const WRITE_MARGIN: Duration = Duration::from_secs(6);
 
+/// What was refused is tried again after so long.
+const REFUSED_WAIT: Duration = Duration::from_secs(10);
+
 /// A decision that changes nothing is still written down this often, so that the windows find it.
 const WRITE_AT_REST_MS: u64 = 60_000;
 
@@ -116,19 +119,33 @@ impl Reconciler {
         Reconciler { shared, pool, target, term: None }
     }
 
-    /// Ticks with each round of observations, until told to stop.
+    /// Ticks with each round of observations, until told to stop. What only somebody else can mend (a missing right, a
+    /// workload that another autoscaler has) is told once, also to those who watch the workload, and tried less often.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut rounds = self.shared.observer.rounds();
         let mut failing = None;
+        let mut rests_until = Instant::now();
         while let Some(Ok(())) = stop.run_until_cancelled(rounds.changed()).await {
+            if Instant::now() < rests_until {
+                continue;
+            }
             // A tick is never torn; each of its waits has a bound.
-            match self.tick().await {
-                Ok(_) => failing = None,
-                Err(Failed { stage, cause }) => {
-                    METRICS.errors.with_label_values(&[self.pool.name.as_str(), stage]).inc();
-                    if failing.replace(stage) != Some(stage) {
-                        warn!(pool = %self.pool.name, stage, "{cause:#}; trying again");
-                    }
+            let Failed { stage, cause } = match self.tick().await {
+                Ok(_) => {
+                    failing = None;
+                    continue;
+                }
+                Err(failed) => failed,
+            };
+            METRICS.errors.with_label_values(&[self.pool.name.as_str(), stage]).inc();
+            let refusal = cause.downcast_ref::<TargetError>().filter(|error| !error.is_retryable());
+            if refusal.is_some() {
+                rests_until = Instant::now() + REFUSED_WAIT;
+            }
+            if failing.replace(stage) != Some(stage) {
+                warn!(pool = %self.pool.name, stage, "{cause:#}; trying again");
+                if let Some(refusal) = refusal {
+                    self.target.tell(&Event::NotResized { why: refusal.to_string() }).await;
                 }
             }
         }
@@ -340,7 +357,6 @@ impl Reconciler {
             }
             Err(error) => {
                 term.doubtful |= outcome == outcome::UNKNOWN;
-                self.target.tell(&Event::NotResized { why: error.to_string() }).await;
                 Err(at("resize")(error))
             }
         }

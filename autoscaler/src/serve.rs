@@ -84,7 +84,8 @@ impl Fleet {
                 (_, _) => {
                     let folder = &settings.process_dir;
                     let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), folder);
-                    let target = target.with_context(|| format!("making {} (PROCESS_DIR)", folder.display()))?;
+                    let target =
+                        target.with_context(|| format!("making {} (PROCESS_DIR)", folder.display()))?;
                     processes.push(Arc::new(target));
                     processes[processes.len() - 1].clone()
                 }

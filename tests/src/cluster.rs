@@ -99,6 +99,12 @@ impl Cluster {
         client(&self.kubeconfig()).await.expect("a client")
     }
 
+    /// Whether objects of custom kinds can be made, and not the kinds alone: built by a Go of today, an API server as old
+    /// as 1.20 dies of the first (its json-iterator iterates maps as Go did before 1.18).
+    pub fn takes_custom_objects(&self) -> bool {
+        self.programs.minor > 22
+    }
+
     /// A namespace of one's own.
     pub async fn namespace(&self) -> Namespace {
         Namespace::new(self).await

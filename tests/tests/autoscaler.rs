@@ -1,6 +1,10 @@
 //! The autoscaler on worker processes: a pool follows its backlog, and no job is ever interrupted by that.
 
+use std::path::PathBuf;
+
 use job::{JobSpec, JobState};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tests::{Fleet, Launch, Worker, job, until, until_ok};
 
@@ -16,7 +20,22 @@ const POOL: &str = r#"
     scale_down = { stabilization_window_s = 1, select_policy = "Max", policies = [], tolerance = 0.0 }
 "#;
 
-/// One whose workers die with it, also when the test does.
+/// The workers of an autoscaler; they are gone with this, also when the test has failed.
+struct Processes(PathBuf);
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        let files = std::fs::read_dir(self.0.join("processes/default")).into_iter().flatten().flatten();
+        for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "pid")) {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            if let Some(pid) = text.split(' ').next().and_then(|pid| pid.parse().ok()) {
+                // Only in a test that has failed does one still live.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
 async fn start(fleet: &Fleet, launch: Launch) -> Worker {
     let autoscaler = launch.launch();
     autoscaler.said("watches the backlog").await;
@@ -50,6 +69,7 @@ async fn undisturbed(fleet: &Fleet, jobs: &[JobSpec]) {
 #[tokio::test]
 async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_interrupted() {
     let fleet = Fleet::new().await;
+    let _processes = Processes(fleet.folder.path().to_owned());
     let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
     let long = steps(0, 60, 100);
     let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 5, 100)).collect();
@@ -73,15 +93,16 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
     assert_eq!(fleet.database.count(ALIVE).await, 0, "its workers end with it");
-    fleet.audited().await;
+    fleet.database.audited().await;
 }
 
 #[tokio::test]
 async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remembers_its_windows() {
     let fleet = Fleet::new().await;
+    let _processes = Processes(fleet.folder.path().to_owned());
     let slow = POOL.replace("stabilization_window_s = 1", "stabilization_window_s = 600");
     let mut first = start(&fleet, fleet.autoscaler("first", &slow).set("AUTOSCALER_LEASE_S", 8)).await;
-    let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 2, 100)).collect();
+    let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 40, 100)).collect();
     fleet.enqueue(&jobs).await;
     workers(&fleet, 3).await;
     undisturbed(&fleet, &jobs).await;

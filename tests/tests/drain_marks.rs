@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use job::JobState;
+use job::{JobState, Name, WorkerId};
 use serde_json::json;
-use store::{Answer, DrainMark, End, Fenced};
+use store::{Answer, DrainMark, End, Fenced, WorkerRegistration};
 use tests::{Database, Runner, claimed, done, job, leading, until};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -106,6 +106,31 @@ async fn only_workers_that_take_jobs_are_marked_and_not_against_a_higher_epoch()
     assert_eq!(mark_of(&takes).await.unwrap().epoch, later.epoch);
     assert_eq!(done(store.unmark_drains(&later, &all).await.unwrap()), [takes.worker]);
     assert_eq!(done(store.mark_drains(&earlier, &all, LONG).await.unwrap()), [], "nor after it");
+}
+
+#[tokio::test]
+async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_anew() {
+    let database = Database::new().await;
+    let store = database.store();
+    let (leader, mut runner) =
+        (leading(&store).await, Runner::with_lease(&store, Duration::from_millis(1)).await);
+    store.mark_drains(&leader, &[runner.worker], LONG).await.unwrap();
+    assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
+    let declared = async || store.declare_dead().await.unwrap().pop();
+    let dead = until("its lease is over", declared).await;
+    let successor = WorkerRegistration {
+        worker: WorkerId::random(),
+        host: "test".to_owned(),
+        pod_name: None,
+        pool: Name::default(),
+        slots: 1,
+        lease: LONG,
+    };
+    store.register_successor(&successor, dead).await.unwrap();
+    assert_eq!(mark_of(&runner).await, None, "the dead drains no more");
+    runner.worker = successor.worker;
+    assert_eq!(mark_of(&runner).await, Some(DrainMark { epoch: leader.epoch, drained: false }));
+    assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
 }
 
 /// The claim that hangs in the network is the reason for the locks.

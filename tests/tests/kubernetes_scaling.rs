@@ -70,7 +70,8 @@ impl World {
     }
 
     async fn drained(&self, count: i64) {
-        let drained = "SELECT count(*) FROM harness_workers WHERE drained_at IS NOT NULL AND drain_until > now()";
+        let drained =
+            "SELECT count(*) FROM harness_workers WHERE drained_at IS NOT NULL AND drain_until > now()";
         let look = async || (self.fleet.database.count(drained).await == count).then_some(());
         until(&format!("{count} workers are drained"), look).await;
     }
@@ -81,18 +82,17 @@ impl World {
             assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
         }
     }
+}
 
-    /// Waits until the autoscaler has waited: a second and more in which it could have lowered the workload.
-    async fn some_decisions(&self) {
-        let decided = "SELECT count(*) FROM harness_scale_decisions";
-        let before = self.fleet.database.count(decided).await;
-        // An unread reason is a new decision.
-        self.fleet.enqueue(&[steps(900, 1, 10)]).await;
-        until("it has decided again", async || {
-            (self.fleet.database.count(decided).await >= before + 2).then_some(())
-        })
-        .await;
-    }
+/// Waits until it has decided three times more: seconds in which it could have resized the workload.
+async fn decides(autoscaler: &Worker) {
+    let decisions = async || {
+        let (_, text) = autoscaler.get("/metrics").await;
+        let counts = text.lines().filter(|line| line.starts_with("harness_autoscaler_decisions_total{"));
+        counts.filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok()).sum::<f64>()
+    };
+    let before = decisions().await;
+    until("it has decided again", async || (decisions().await >= before + 3.0).then_some(())).await;
 }
 
 fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
@@ -120,12 +120,13 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     assert!(node.exits().iter().all(|(_, code)| *code == 0), "{:?}", node.exits());
 
     let events = world.namespace.events().await;
-    let told = |from: &str| events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains(from)));
+    let told =
+        |from: &str| events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains(from)));
     assert!(told("from 1 to") && told("to 1"), "{events:?}");
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
     world.pods(1).await;
-    world.fleet.audited().await;
+    world.fleet.database.audited().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +137,7 @@ async fn a_stateful_set_loses_its_highest_ordinals() {
     world.alive(3).await;
     let _autoscaler = world.start("autoscaler", "StatefulSet").await;
     assert_eq!(world.pods(1).await, ["worker-0"]);
-    world.fleet.audited().await;
+    world.fleet.database.audited().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,8 +153,8 @@ async fn nobody_goes_while_a_pod_is_not_ready_that_was_not_drained() {
     let deployments = world.namespace.api::<Deployment>();
     deployments.patch("worker", &PatchParams::default(), &Patch::Strategic(stuck)).await.expect("a rollout");
     let pods = world.pods(4).await;
-    let _autoscaler = world.start("autoscaler", "Deployment").await;
-    world.some_decisions().await;
+    let autoscaler = world.start("autoscaler", "Deployment").await;
+    decides(&autoscaler).await;
     let scale = deployments.get_scale("worker").await.expect("a scale");
     assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(3), "of {pods:?}");
 }
@@ -176,7 +177,10 @@ async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
     world.undisturbed(&jobs).await;
     assert_eq!(world.namespace.pod_names().await, pods, "neither more nor fewer, nor others");
     for worker in &workers {
-        assert!(worker.metric("harness_requests_total{outcome=\"succeeded\"}").await > 0.0, "both have worked");
+        assert!(
+            worker.metric("harness_requests_total{outcome=\"succeeded\"}").await > 0.0,
+            "both have worked"
+        );
     }
 }
 
@@ -209,10 +213,7 @@ async fn a_workload_of_another_autoscaler_is_left_alone() {
     world.namespace.deployment(1).await;
     let hpa = json!({ "metadata": { "name": "theirs" }, "spec": { "maxReplicas": 9,
         "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "worker" } } });
-    world
-        .namespace
-        .create::<k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler>(hpa)
-        .await;
+    world.namespace.create::<k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler>(hpa).await;
     let autoscaler = world.start("autoscaler", "Deployment").await;
     let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 1, 10)).collect();
     world.fleet.enqueue(&jobs).await;
@@ -220,7 +221,10 @@ async fn a_workload_of_another_autoscaler_is_left_alone() {
     assert!(said.contains("theirs"), "{said}");
     until("an event tells it", async || {
         let events = world.namespace.events().await;
-        events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains("theirs"))).then_some(())
+        events
+            .iter()
+            .any(|event| event.note.as_ref().is_some_and(|note| note.contains("theirs")))
+            .then_some(())
     })
     .await;
     assert_eq!(world.namespace.pod_names().await.len(), 1);
@@ -232,12 +236,12 @@ async fn a_stateful_set_that_would_remove_its_pods_one_by_one_is_not_shrunk() {
     world.namespace.stateful_set(2, "OrderedReady").await;
     let _node = world.node();
     world.alive(2).await;
-    let _autoscaler = world.start("autoscaler", "StatefulSet").await;
-    world.some_decisions().await;
+    let autoscaler = world.start("autoscaler", "StatefulSet").await;
+    decides(&autoscaler).await;
     let sets = world.namespace.api::<StatefulSet>();
     assert_eq!(sets.get_scale("worker").await.expect("a scale").spec.and_then(|spec| spec.replicas), Some(2));
     let pod = &world.namespace.pod_names().await[1];
     world.namespace.set_pod(pod, PodState::CrashLooping).await;
-    world.some_decisions().await;
+    decides(&autoscaler).await;
     assert_eq!(sets.get_scale("worker").await.expect("a scale").spec.and_then(|spec| spec.replicas), Some(2));
 }

@@ -240,6 +240,26 @@ async fn any_kind_with_a_scale_grows_and_shrinks_where_it_is_known_who_goes() {
     .await;
 }
 
+async fn an_object_of_that_kind_is_resized(namespace: &Namespace, fleet: &Kubernetes) {
+    let rules = json!([
+        { "apiGroups": ["example.com"], "resources": ["armada"], "verbs": ["get", "patch"] },
+        { "apiGroups": ["example.com"], "resources": ["armada/scale"], "verbs": ["get", "patch"] },
+    ]);
+    namespace.grant("autoscaler", "fleets", rules).await;
+    let object = json!({ "apiVersion": "example.com/v1", "kind": "Fleet", "metadata": { "name": "worker" },
+                         "spec": { "size": 2 } });
+    namespace.create_raw("/apis/example.com/v1", "armada", &object).await;
+    let seen = until_ok("the rights are noticed", async || fleet.look().await).await;
+    assert_eq!(seen.replicas, 2);
+    assert!(matches!(&seen.order, Order::Never(why) if why.contains("no selector")), "{seen:?}");
+    until_ok("it grows", async || fleet.resize(&seen, 5, &[]).await).await;
+    assert!(matches!(fleet.resize(&seen, 6, &[]).await, Err(TargetError::Conflict { .. })));
+    let seen = fleet.look().await.expect("the fleet");
+    assert_eq!(seen.replicas, 5);
+    fleet.touch("demand returned").await.expect("a touch");
+    assert!(matches!(fleet.resize(&seen, 1, &[]).await, Err(TargetError::Conflict { .. })));
+}
+
 /// A kind of one's own, as operators bring them; with a scale or without.
 async fn define(cluster: &Cluster, kind: &str, plural: &str, scale: bool) {
     let integer = json!({ "type": "integer" });
@@ -288,6 +308,10 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
         other => Err(other),
     })
     .await;
+
+    if cluster.takes_custom_objects() {
+        an_object_of_that_kind_is_resized(&namespace, &fleet).await;
+    }
 
     let config = namespace.config_of_autoscaler(cluster).await;
     let boat = kubernetes::Cluster::with(config).expect("a way to the cluster");

@@ -155,7 +155,7 @@ async fn before_postgres_has_told_the_time_nothing_is_known_and_no_round_is_told
 }
 
 #[tokio::test]
-async fn after_the_broker_was_killed_its_queues_are_read_again_and_were_never_empty() {
+async fn after_a_restart_of_the_broker_its_queues_are_read_again_and_were_never_empty() {
     let (own, database) = (OwnBroker::start().await, Database::new().await);
     fill(&own.url, "default", 5).await;
     let broker = looking(&own.url).await;
@@ -163,10 +163,10 @@ async fn after_the_broker_was_killed_its_queues_are_read_again_and_were_never_em
     observer.look().await;
     assert_eq!((ready(&observer, "default"), ready(&observer, "missing")), (Some(5), None));
 
-    own.kill().await;
+    own.stop().await;
     rounds(&observer, "the broker is away", || observer.health().queue.error.is_some()).await;
     assert_eq!(ready(&observer, "default"), Some(5), "the last reading");
-    let restarting = own.restart();
+    let restarting = own.start_again();
     tokio::pin!(restarting);
     let mut is_back = false;
     let again = async || {

@@ -140,6 +140,29 @@ async fn a_drained_worker_that_is_told_to_stop_is_gone_at_once() {
 }
 
 #[tokio::test]
+async fn a_drained_worker_that_comes_back_from_the_dead_begins_nothing() {
+    let fleet = Fleet::new().await;
+    let leader = leading(&fleet.store).await;
+    let first = fleet.worker("first").short_lease().start().await;
+    let _second = fleet.worker("second").short_lease().start().await;
+    mark(&fleet, &leader, &first, LONG).await;
+    drained(&fleet, &first).await;
+    first.pause();
+    let dead = "SELECT count(*) FROM harness_workers WHERE state = 'dead'";
+    until("it is declared dead", async || (fleet.database.count(dead).await == 1).then_some(())).await;
+    first.resume();
+    first.said("goes on under a new id").await;
+    let again = async || {
+        let views = fleet.store.pool_workers(&[Default::default()]).await.expect("the ledger");
+        let drained = |view: &WorkerView| view.mark.is_some_and(|mark| mark.drained);
+        (views.len() == 2 && views.iter().any(drained)).then_some(())
+    };
+    until("it is drained under its new id", again).await;
+    assert!(!is_ready(&first).await);
+    assert!(!first.log().contains("the mark is gone"), "in between it was not");
+}
+
+#[tokio::test]
 async fn no_job_is_interrupted_or_begun_by_workers_that_are_marked_in_the_middle_of_a_burst() {
     let fleet = Fleet::new().await;
     let leader = leading(&fleet.store).await;

@@ -261,12 +261,11 @@ impl Lease {
         // A machine that slept has not counted the time.
         let clock = self.store.clock().await?;
         let sent = Instant::now();
-        self.store.register_worker(&fresh).await?;
+        // Marked, it stays so: in the same pod, it may be scaled away at any moment.
+        self.store.register_successor(&fresh, dead).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        // The mark was the dead one's.
-        self.mark.set(None);
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
         Ok(())
     }

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let (telemetry, settings) = worker::Args::parse().check();
+    let args = worker::Args::parse();
+    if let Some(health) = args.health() {
+        return health.run();
+    }
+    let (telemetry, settings) = args.check();
     service::run(telemetry, |stop| async { worker::serve(settings?, stop).await })
 }

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use job::Name;
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems, Setting, SettingsError, Telemetry};
+use service::{Common, Health, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
 use crate::agents::Agents;
@@ -18,8 +18,10 @@ use crate::agents::Agents;
 /// Any number of workers may run; every one can continue every session. SIGTERM drains: no job is taken any more,
 /// running ones get `--drain-grace-s` to end, and the rest is handed back without spending an attempt.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "worker", version)]
+#[command(name = "worker", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Agents and their harnesses, a TOML file; without one there are `echo` and `scripted`
     #[arg(long, env = "AGENTS_FILE")]
     agents: Option<PathBuf>,
@@ -52,6 +54,12 @@ pub struct Args {
     common: Common,
 }
 
+/// What else the binary can do than work.
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Health(Health),
+}
+
 /// Settings that have been checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -73,6 +81,11 @@ pub struct Settings {
 }
 
 impl Args {
+    /// The question that was put instead of a start, if one was.
+    pub fn health(&self) -> Option<Health> {
+        self.command.as_ref().map(|Command::Health(health)| health.clone())
+    }
+
     /// Checks all settings; the error tells everything that is wrong.
     pub fn check(self) -> (Telemetry, Result<Settings, SettingsError>) {
         let mut problems = Problems::default();

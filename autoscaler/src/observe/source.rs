@@ -21,6 +21,8 @@ pub(super) struct Source<T> {
     name: &'static str,
     every: Duration,
     question: Box<dyn Fn() -> BoxFuture<'static, Result<T, String>> + Send + Sync>,
+    /// What is wrong with an answer.
+    complaint: fn(&T) -> Option<String>,
     /// When it was asked last.
     asked: Option<Instant>,
     asking: Option<JoinHandle<Result<T, String>>>,
@@ -45,7 +47,13 @@ impl<T: Send + 'static> Source<T> {
         F: Future<Output = Result<T, String>> + Send + 'static,
     {
         let question = Box::new(move || question().boxed());
-        Source { name, every, question, asked: None, asking: None, health: SourceHealth::default() }
+        let health = SourceHealth::default();
+        Source { name, every, question, complaint: |_| None, asked: None, asking: None, health }
+    }
+
+    /// The same, with an eye on answers that are good only in part.
+    pub(super) fn judged_by(self, complaint: fn(&T) -> Option<String>) -> Source<T> {
+        Source { complaint, ..self }
     }
 
     /// Asks, if it is time and no question is open; waits for the answer until the deadline. An open question stays
@@ -64,8 +72,10 @@ impl<T: Send + 'static> Source<T> {
         self.asking = None;
         match ended.unwrap_or_else(|panic| Err(panic.to_string())) {
             Ok(value) => {
-                if self.health.error.take().is_some() {
-                    info!("{} can be read again", self.name);
+                match (self.complaint)(&value) {
+                    Some(error) => self.failed(error),
+                    None if self.health.error.take().is_some() => info!("{} can be read again", self.name),
+                    None => {}
                 }
                 Some(Answer { value, asked })
             }
@@ -76,14 +86,14 @@ impl<T: Send + 'static> Source<T> {
         }
     }
 
-    /// The question has failed, in part or as a whole.
-    pub(super) fn failed(&mut self, error: String) {
-        self.health.failures += 1;
-        self.trouble(error);
-    }
-
     pub(super) fn health(&self) -> SourceHealth {
         self.health.clone()
+    }
+
+    /// The question has failed, in part or as a whole.
+    fn failed(&mut self, error: String) {
+        self.health.failures += 1;
+        self.trouble(error);
     }
 
     /// Told once, not in every round.

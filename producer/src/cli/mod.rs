@@ -18,7 +18,7 @@ mod audit;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use service::{Common, Problems};
+use service::{Common, Health, Problems};
 
 /// Takes jobs in and shows what became of them.
 ///
@@ -59,6 +59,7 @@ enum Command {
     ///
     /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
+    Health(Health),
     /// Prove that nothing was lost, doubled or paid twice
     Audit(audit::Audit),
 }
@@ -86,6 +87,7 @@ impl Args {
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,
+                Command::Health(health) => Ok(health.run()),
             }
         })
     }

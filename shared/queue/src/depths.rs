@@ -86,7 +86,12 @@ impl Depths {
                 self.ask_steady(&link, deadline, within).await;
                 self.ask_doubtful(&link, deadline, within).await;
             }
-            Err(error) => self.queues.iter_mut().for_each(|queue| queue.last = Err(error.clone())),
+            Err(error) => self.queues.iter_mut().for_each(|queue| {
+                queue.last = Err(error.clone());
+                if let Some(doubt) = &mut queue.doubt {
+                    doubt.left = 0;
+                }
+            }),
         }
         self.queues.iter().map(|queue| queue.last.clone()).collect()
     }

@@ -48,6 +48,11 @@ impl Admin {
         Ok(Admin { listener, readiness })
     }
 
+    /// Where it is bound, with the port that was taken.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
     /// Serves until told to stop.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let routes = Router::new()

@@ -8,9 +8,11 @@ mod telemetry;
 mod shutdown;
 mod retry;
 mod admin;
+mod health;
 mod run;
 
 pub use admin::{Admin, Check, Readiness};
+pub use health::Health;
 pub use retry::{Backoff, RetryError, retry};
 pub use run::{Essential, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};

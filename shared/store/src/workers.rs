@@ -40,9 +40,14 @@ pub enum Beat {
 /// A heartbeat that the network has swallowed must not keep the next ones from arriving within the lease.
 pub(crate) const BEAT_BOUND: Duration = Duration::from_secs(3);
 
+/// A process that goes on under a new id is in the same pod: who has marked the old id may be about to scale it away.
 const REGISTER: &str = "
-    INSERT INTO harness_workers (worker_id, host, pod_name, pool, slots, state, lease_ms)
-    VALUES ($1, $2, $3, $4, $5, 'alive', $6) ON CONFLICT DO NOTHING";
+    INSERT INTO harness_workers
+           (worker_id, host, pod_name, pool, slots, state, lease_ms, drain_epoch, drain_until)
+    SELECT $1::uuid, $2::text, $3::text, $4::text, $5::int, 'alive', $6::bigint,
+           (SELECT drain_epoch FROM harness_workers WHERE worker_id = $7),
+           (SELECT drain_until FROM harness_workers WHERE worker_id = $7)
+    ON CONFLICT DO NOTHING";
 
 const BEAT: &str = "
     WITH beat AS (
@@ -72,6 +77,20 @@ const FORGET: &str = "
 impl Store {
     /// Enters a worker; its lease starts now.
     pub async fn register_worker(&self, worker: &WorkerRegistration) -> Result<(), StoreError> {
+        self.register(worker, None).await
+    }
+
+    /// Enters a worker in place of one that was declared dead; it inherits that one's drain mark.
+    pub async fn register_successor(
+        &self,
+        worker: &WorkerRegistration,
+        dead: WorkerId,
+    ) -> Result<(), StoreError> {
+        self.register(worker, Some(dead)).await
+    }
+
+    async fn register(&self, worker: &WorkerRegistration, dead: Option<WorkerId>) -> Result<(), StoreError> {
+        let dead = dead.map(Uuid::from);
         let id = Uuid::from(worker.worker);
         let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
         let pool = worker.pool.as_str();
@@ -79,7 +98,7 @@ impl Store {
             &self.pool,
             "register_worker",
             REGISTER,
-            &[&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms],
+            &[&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead],
         )
         .await?;
         Ok(())

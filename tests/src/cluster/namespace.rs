@@ -73,6 +73,14 @@ impl Namespace {
         self.api().create(&PostParams::default(), &object).await.expect("an object that the API server takes")
     }
 
+    /// Makes an object of a kind that this program does not know.
+    pub async fn create_raw(&self, api: &str, plural: &str, object: &Value) {
+        let path = format!("{api}/namespaces/{}/{plural}", self.name);
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(object.to_string().into_bytes()).expect("a request");
+        let _: Value = self.client.request(request).await.expect("an object that the API server takes");
+    }
+
     /// A Deployment `worker`, with all of its pods there and Ready.
     pub async fn deployment(&self, replicas: usize) {
         let spec = json!({ "replicas": replicas, "selector": selector(), "template": template() });

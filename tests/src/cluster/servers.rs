@@ -17,7 +17,8 @@ pub(super) struct Programs {
     folder: PathBuf,
     /// Its client.
     pub kubectl: PathBuf,
-    minor: u32,
+    /// The 32 of v1.32.0.
+    pub minor: u32,
 }
 
 impl Programs {
