@@ -46,12 +46,12 @@ impl Checklist {
     fn tell(&mut self, check: &str, result: Result<String, String>) -> bool {
         match result {
             Ok(found) => {
-                println!("ok       {check:18}  {found}");
+                println!("ok       {check:19} {found}");
                 true
             }
             Err(problem) => {
                 self.missing += 1;
-                println!("MISSING  {check:18}  {problem}");
+                println!("MISSING  {check:19} {problem}");
                 false
             }
         }
