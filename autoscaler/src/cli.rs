@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
-use service::{Common, Problems, Setting};
+use service::{Common, Health, Problems, Setting};
 use store::{DecisionView, Store, StoreConfig};
 
 use crate::apply::kubernetes;
@@ -74,6 +74,7 @@ enum Command {
     },
     Observe(observe::Observe),
     Simulate(Box<simulate::Simulate>),
+    Health(Health),
 }
 
 const POOLS_HELP: &str = "\
@@ -138,6 +139,7 @@ impl Args {
                 }
                 Command::Observe(observe) => observe.run(self.common, problems).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
+                Command::Health(health) => Ok(health.run()),
             }
         })
     }

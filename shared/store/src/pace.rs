@@ -15,7 +15,7 @@ pub struct Pace {
     pub durations: Durations,
 }
 
-/// How long runs took: a count per bucket. Four buckets double the time, so a quantile is off by a tenth at most.
+/// How long runs took: a count per bucket. Four buckets double the time, so a quantile is off by a fifth at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durations {
     /// Their sum in milliseconds.
