@@ -71,8 +71,8 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     let fleet = Fleet::new().await;
     let _processes = Processes(fleet.folder.path().to_owned());
     let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
-    let long = steps(0, 60, 100);
-    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 5, 100)).collect();
+    let long = steps(0, 200, 100);
+    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
     fleet.enqueue(std::slice::from_ref(&long)).await;
     fleet.enqueue(&burst).await;
     workers(&fleet, 4).await;

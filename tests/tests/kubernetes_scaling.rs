@@ -107,7 +107,7 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     world.alive(1).await;
     let mut autoscaler = world.start("autoscaler", "Deployment").await;
     let long = steps(0, 250, 100);
-    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 10, 100)).collect();
+    let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
     world.fleet.enqueue(std::slice::from_ref(&long)).await;
     world.fleet.enqueue(&burst).await;
     world.pods(4).await;
@@ -197,7 +197,7 @@ async fn of_two_autoscalers_one_decides_and_the_other_takes_over_from_one_that_w
 
     first.pause();
     second.said("leads").await;
-    let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 20, 100)).collect();
+    let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 60, 100)).collect();
     world.fleet.enqueue(&jobs).await;
     world.pods(4).await;
     first.resume();
