@@ -171,7 +171,7 @@ async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
     }
     let _autoscaler = world.start("autoscaler", "Deployment").await;
     world.drained(1).await;
-    let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 10, 100)).collect();
+    let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 30, 100)).collect();
     world.fleet.enqueue(&jobs).await;
     world.drained(0).await;
     world.undisturbed(&jobs).await;
