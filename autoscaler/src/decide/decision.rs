@@ -11,7 +11,8 @@ pub struct Decision {
     pub at_ms: u64,
     /// Workers that the workload is meant to have so far; `None` when that was never read.
     pub current: Option<u32>,
-    /// Workers that demand asks for, before any limit: what the stabilization windows remember. `None` is unknown.
+    /// Workers that demand asks for, after the tolerance and before any limit: what the stabilization windows remember.
+    /// `None` is unknown.
     pub recommended: Option<u32>,
     /// Workers that the workload should have. `None` when `current` is: then nothing may be changed.
     pub desired: Option<u32>,
