@@ -11,11 +11,11 @@ use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
 use service::{Common, Health, Problems, Setting};
-use store::{DecisionView, Store, StoreConfig};
+use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
 use crate::explain::Told;
-use crate::settings::ControlArgs;
+use crate::settings::{self, ControlArgs};
 use crate::{explain, once, serve};
 
 /// Resizes pools of workers by their backlog, and never takes a busy worker away.
@@ -152,11 +152,8 @@ async fn run_explain(
     common: Common,
     mut problems: Problems,
 ) -> anyhow::Result<ExitCode> {
-    let expected = "postgres://user:password@host:5432/database";
-    let url = problems.required("DATABASE_URL", common.database_url, expected);
-    let store =
-        url.as_ref().and_then(|url| problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), 2)));
-    let (Some(url), Some(store), 0) = (url, store, problems.count()) else {
+    let ledger = settings::ledger(common.database_url, 2, &mut problems);
+    let (Some((url, store)), 0) = (ledger, problems.count()) else {
         return Err(problems.into_error().into());
     };
     migrations::check(url.expose_secret()).await?;

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use job::Name;
-use queue::{Broker, BrokerStatus, Depth, Depths, QueueError, jobs_queue};
+use queue::{Broker, Depth, Depths, QueueError, jobs_queue};
 use store::{Clock, Store};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -55,7 +55,6 @@ const MANAGEMENT_EVERY: Duration = Duration::from_secs(5);
 
 /// Observes pools, round by round.
 pub struct Observer {
-    broker: Broker,
     sources: tokio::sync::Mutex<Sources>,
     seen: Mutex<Seen>,
     rounds: watch::Sender<u64>,
@@ -129,7 +128,7 @@ impl Observer {
             health: Health::default(),
         };
         let sources = tokio::sync::Mutex::new(Sources::new(&broker, store, &pools, management));
-        Observer { broker, sources, seen: Mutex::new(seen), rounds: watch::Sender::new(0) }
+        Observer { sources, seen: Mutex::new(seen), rounds: watch::Sender::new(0) }
     }
 
     /// A round each second, until told to stop.
@@ -190,11 +189,6 @@ impl Observer {
     /// How the sources do.
     pub fn health(&self) -> Health {
         self.seen().health.clone()
-    }
-
-    /// What the connection to the broker is at.
-    pub fn broker_status(&self) -> watch::Receiver<BrokerStatus> {
-        self.broker.status()
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

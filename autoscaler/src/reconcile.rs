@@ -161,13 +161,18 @@ impl Reconciler {
             Some(term) if term.leadership.epoch == leadership.epoch => Term { leadership, ..term },
             _ => self.begin(leadership).await?,
         };
-        let observation = self.observe(&mut term).await?;
+        let decision = self.decide(&mut term).await;
+        self.term = Some(term);
+        decision.map(Some)
+    }
+
+    async fn decide(&self, term: &mut Term) -> Result<Decision, Failed> {
+        let observation = self.observe(term).await?;
         let decision = decide(&term.history, &observation, &self.pool.policy, self.shared.observer.now_ms());
         term.history.record(&decision);
         self.count(&observation, &decision);
-        let done = self.carry_out(&mut term, &observation, &decision).await;
-        self.term = Some(term);
-        done.map(|()| Some(decision))
+        self.carry_out(term, &observation, &decision).await?;
+        Ok(decision)
     }
 
     /// What would be decided now; nothing is marked, written or resized.

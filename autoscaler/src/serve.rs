@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use migrations::SchemaError;
-use queue::{Broker, BrokerStatus};
+use queue::Broker;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use service::{Admin, Check, Essential, Readiness, RetryError, retry};
+use service::{Admin, Check, Essential, Readiness, retry_or_stop};
 use store::Store;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,12 +24,6 @@ use crate::leader::Leader;
 use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
-
-/// Decisions are kept so long.
-const KEEP_DECISIONS: Duration = Duration::from_secs(14 * 86_400);
-
-/// How often older ones are deleted.
-const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What an autoscaler works with.
 pub struct Fleet {
@@ -52,12 +44,9 @@ impl Fleet {
     ) -> anyhow::Result<Option<Fleet>> {
         let (store, services) = (Store::new(&settings.services.store), &settings.services);
         let schema = || migrations::check(services.database_url.expose_secret());
-        match retry("reading the schema from Postgres", stop, SchemaError::is_retryable, schema).await {
-            Ok(()) => {}
-            Err(RetryError::Stopped) => return Ok(None),
-            Err(RetryError::Permanent(error)) => {
-                return Err(anyhow!(error).context("reading the schema from Postgres"));
-            }
+        let what = "reading the schema from Postgres";
+        if retry_or_stop(what, stop, SchemaError::is_retryable, schema).await?.is_none() {
+            return Ok(None);
         }
         let broker = Broker::start(services.broker.clone(), end.clone());
         let watched = settings.pools.iter().map(|pool| Watched {
@@ -128,20 +117,14 @@ pub async fn serve(
     // Set once, here.
     let _ = booted.set(fleet.shared.clone());
     let Shared { store, observer, leader } = fleet.shared.clone();
-    let (until, leads) = (end.clone(), leader.clone());
-    let of_leader = store.clone();
+    let until = end.clone();
     essential.spawn("leader's lease", async move {
-        leads.keep(&of_leader, &until).await;
+        leader.keep(&store, &until).await;
         Ok(())
     });
     let until = end.clone();
     essential.spawn("observer", async move {
         observer.run(until).await;
-        Ok(())
-    });
-    let until = end.clone();
-    essential.spawn("upkeep", async move {
-        forget(&store, &until).await;
         Ok(())
     });
     let mut pools = JoinSet::new();
@@ -155,7 +138,7 @@ pub async fn serve(
         () = stop.cancelled() => Ok(ExitCode::SUCCESS),
         error = essential.first_end() => Err(error),
         ended = pools.join_next() => Err(anyhow!("a pool's loop has ended: {ended:?}")),
-        reason = closed(fleet.shared.observer.broker_status()) => Err(anyhow!("the broker connection ended for good: {reason}")),
+        reason = fleet.broker.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
     };
     // A tick under way ends; then the lease goes to another autoscaler, if there is one.
     stop.cancel();
@@ -172,15 +155,6 @@ pub async fn serve(
     result
 }
 
-async fn forget(store: &Store, end: &CancellationToken) {
-    let mut every = interval(FORGET_EVERY);
-    while end.run_until_cancelled(every.tick()).await.is_some() {
-        if let Err(cause) = store.forget_decisions(KEEP_DECISIONS).await {
-            warn!(cause = cause.as_dyn(), "old decisions could not be deleted");
-        }
-    }
-}
-
 /// `/ready`: both windows have been looked through lately, and whether this process decides or stands by.
 fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
     Arc::new(move || {
@@ -195,12 +169,4 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         checks.insert("role", Check::Info(json!(role)));
         checks
     })
-}
-
-/// Resolves when the broker's supervisor gives up for good.
-async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
-    match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
-        Ok(BrokerStatus::Closed { reason }) => reason.clone(),
-        Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
-    }
 }

@@ -146,21 +146,15 @@ pub struct Services {
 impl Services {
     /// Reads their settings; all that is wrong goes to `problems`.
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
-        let database_url = problems.required(
-            "DATABASE_URL",
-            common.database_url,
-            "postgres://user:password@host:5432/database",
-        );
+        let ledger = ledger(common.database_url, connections, problems);
         let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
-        let store = database_url.as_ref().and_then(|url| {
-            problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))
-        });
         let broker = amqp_url.and_then(|url| {
             // The queues are their owners' to declare.
             let config = BrokerConfig::new(url.expose_secret(), who).only_looking();
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
-        Some(Services { database_url: database_url?, store: store?, broker: broker? })
+        let (database_url, store) = ledger?;
+        Some(Services { database_url, store, broker: broker? })
     }
 
     /// The management API at this address, for the vhost of the broker.
@@ -168,6 +162,18 @@ impl Services {
         let vhost = self.broker.vhost().ok()?;
         problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
     }
+}
+
+/// Where Postgres is; what is wrong goes to `problems`.
+pub fn ledger(
+    database_url: Option<SecretString>,
+    connections: usize,
+    problems: &mut Problems,
+) -> Option<(SecretString, StoreConfig)> {
+    let expected = "postgres://user:password@host:5432/database";
+    let url = problems.required("DATABASE_URL", database_url, expected)?;
+    let store = problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))?;
+    Some((url, store))
 }
 
 /// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question.

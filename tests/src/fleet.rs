@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use job::{JobId, JobSpec};
+use job::{JobId, JobSpec, JobState};
 use store::{JobView, SessionView, Store};
 use tempfile::TempDir;
 
@@ -149,6 +149,24 @@ impl Fleet {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();
         let ran = self.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 0, "{ran:?}");
+    }
+
+    /// Waits until so many workers live.
+    pub async fn workers_alive(&self, count: i64) {
+        let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
+        let look = async || match self.database.count(alive).await {
+            alive if alive == count => Ok(()),
+            alive => Err(alive),
+        };
+        until_ok(&format!("{count} workers live"), look).await;
+    }
+
+    /// Waits for the jobs' ends: all have succeeded, at their first attempt.
+    pub async fn undisturbed(&self, jobs: &[JobSpec]) {
+        for spec in jobs {
+            let view = self.ended(spec.job_id).await;
+            assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+        }
     }
 
     /// Where a job stands, once the ledger knows it.

@@ -62,6 +62,11 @@ pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Re
     }
 }
 
+/// A job of the session `s-N`, of so many iterations that take so long each.
+pub fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
+    job(&format!("s-{session}"), "scripted", serde_json::json!({"count": count, "delay_ms": delay_ms}))
+}
+
 /// A job with a fresh id, and retries that do not keep a test waiting.
 pub fn job(session: &str, agent: &str, input: serde_json::Value) -> JobSpec {
     let name = |text: &str| text.parse().expect("a name");

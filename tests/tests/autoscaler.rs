@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use job::{JobSpec, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
-use tests::{Fleet, Launch, Worker, job, until, until_ok};
+use tests::{Fleet, Launch, Worker, steps, until};
 
 /// One to four workers, one for each four jobs, without any limit to the speed.
 const POOL: &str = r#"
@@ -19,6 +18,8 @@ const POOL: &str = r#"
     scale_up = { stabilization_window_s = 0, select_policy = "Max", policies = [], tolerance = 0.0 }
     scale_down = { stabilization_window_s = 1, select_policy = "Max", policies = [], tolerance = 0.0 }
 "#;
+
+const ALIVE: &str = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
 
 /// The workers of an autoscaler; they are gone with this, also when the test has failed.
 struct Processes(PathBuf);
@@ -39,31 +40,8 @@ impl Drop for Processes {
 async fn start(fleet: &Fleet, launch: Launch) -> Worker {
     let autoscaler = launch.launch();
     autoscaler.said("watches the backlog").await;
-    workers(fleet, 1).await;
+    fleet.workers_alive(1).await;
     autoscaler
-}
-
-const ALIVE: &str = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
-
-/// Waits until so many workers live.
-async fn workers(fleet: &Fleet, count: i64) {
-    let look = async || match fleet.database.count(ALIVE).await {
-        alive if alive == count => Ok(()),
-        alive => Err(alive),
-    };
-    until_ok(&format!("{count} workers live"), look).await;
-}
-
-fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
-    job(&format!("s-{session}"), "scripted", json!({"count": count, "delay_ms": delay_ms}))
-}
-
-/// All have succeeded, at their first attempt.
-async fn undisturbed(fleet: &Fleet, jobs: &[JobSpec]) {
-    for spec in jobs {
-        let view = fleet.ended(spec.job_id).await;
-        assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
-    }
 }
 
 #[tokio::test]
@@ -75,20 +53,20 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
     fleet.enqueue(std::slice::from_ref(&long)).await;
     fleet.enqueue(&burst).await;
-    workers(&fleet, 4).await;
+    fleet.workers_alive(4).await;
     let written = "SELECT count(*) FROM harness_scale_decisions WHERE outcome = 'resized' AND desired_replicas > from_replicas";
     let writes = fleet.database.count(written).await;
     assert!(writes <= 3, "to the first worker, and to four in one write or two: {writes}");
 
-    undisturbed(&fleet, &burst).await;
+    fleet.undisturbed(&burst).await;
     // The long job still runs: of four workers those three go that hold nothing.
-    workers(&fleet, 1).await;
+    fleet.workers_alive(1).await;
     assert_eq!(
         fleet.view(long.job_id).await.unwrap().state,
         JobState::Running,
         "the shrinking came too late to tell"
     );
-    undisturbed(&fleet, &[long]).await;
+    fleet.undisturbed(&[long]).await;
 
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
@@ -104,8 +82,8 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
     let mut first = start(&fleet, fleet.autoscaler("first", &slow).set("AUTOSCALER_LEASE_S", 8)).await;
     let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 40, 100)).collect();
     fleet.enqueue(&jobs).await;
-    workers(&fleet, 3).await;
-    undisturbed(&fleet, &jobs).await;
+    fleet.workers_alive(3).await;
+    fleet.undisturbed(&jobs).await;
     let pods =
         "SELECT string_agg(pod_name, ' ' ORDER BY pod_name) FROM harness_workers WHERE state = 'alive'";
     let before = fleet.database.texts(pods).await;

@@ -7,7 +7,7 @@ use job::{JobSpec, JobState};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use tests::{Cluster, Fleet, Launch, Namespace, Node, PodState, Worker, job, until, until_ok};
+use tests::{Cluster, Fleet, Launch, Namespace, Node, PodState, Worker, steps, until, until_ok};
 
 /// One to four workers, one for each four jobs, without any limit to the speed.
 fn pool(kind: &str) -> String {
@@ -60,27 +60,11 @@ impl World {
         until_ok(&format!("there are {count} pods"), look).await
     }
 
-    async fn alive(&self, count: i64) {
-        let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
-        let look = async || match self.fleet.database.count(alive).await {
-            alive if alive == count => Ok(()),
-            alive => Err(alive),
-        };
-        until_ok(&format!("{count} workers live"), look).await;
-    }
-
     async fn drained(&self, count: i64) {
         let drained =
             "SELECT count(*) FROM harness_workers WHERE drained_at IS NOT NULL AND drain_until > now()";
         let look = async || (self.fleet.database.count(drained).await == count).then_some(());
         until(&format!("{count} workers are drained"), look).await;
-    }
-
-    async fn undisturbed(&self, jobs: &[JobSpec]) {
-        for spec in jobs {
-            let view = self.fleet.ended(spec.job_id).await;
-            assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
-        }
     }
 }
 
@@ -95,27 +79,23 @@ async fn decides(autoscaler: &Worker) {
     until("it has decided again", async || (decisions().await >= before + 3.0).then_some(())).await;
 }
 
-fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
-    job(&format!("s-{session}"), "scripted", json!({"count": count, "delay_ms": delay_ms}))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks() {
     let world = World::new().await;
     world.namespace.deployment(1).await;
     let node = world.node();
-    world.alive(1).await;
+    world.fleet.workers_alive(1).await;
     let mut autoscaler = world.start("autoscaler", "Deployment").await;
     let long = steps(0, 250, 100);
     let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
     world.fleet.enqueue(std::slice::from_ref(&long)).await;
     world.fleet.enqueue(&burst).await;
     world.pods(4).await;
-    world.undisturbed(&burst).await;
+    world.fleet.undisturbed(&burst).await;
     // The long job runs on one of the four; those three go that hold nothing.
     world.pods(1).await;
     assert_eq!(world.fleet.view(long.job_id).await.unwrap().state, JobState::Running);
-    world.undisturbed(&[long]).await;
+    world.fleet.undisturbed(&[long]).await;
     until("the processes have ended", async || (node.exits().len() == 3).then_some(())).await;
     assert!(node.exits().iter().all(|(_, code)| *code == 0), "{:?}", node.exits());
 
@@ -134,7 +114,7 @@ async fn a_stateful_set_loses_its_highest_ordinals() {
     let world = World::new().await;
     world.namespace.stateful_set(3, "Parallel").await;
     let _node = world.node();
-    world.alive(3).await;
+    world.fleet.workers_alive(3).await;
     let _autoscaler = world.start("autoscaler", "StatefulSet").await;
     assert_eq!(world.pods(1).await, ["worker-0"]);
     world.fleet.database.audited().await;
@@ -145,7 +125,7 @@ async fn nobody_goes_while_a_pod_is_not_ready_that_was_not_drained() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
     let _node = world.node();
-    world.alive(3).await;
+    world.fleet.workers_alive(3).await;
     // A rollout that does not get on: its new pod cannot start.
     let stuck = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "worker", "image": "newer" }] } },
                                   "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } } } });
@@ -174,7 +154,7 @@ async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
     let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 30, 100)).collect();
     world.fleet.enqueue(&jobs).await;
     world.drained(0).await;
-    world.undisturbed(&jobs).await;
+    world.fleet.undisturbed(&jobs).await;
     assert_eq!(world.namespace.pod_names().await, pods, "neither more nor fewer, nor others");
     for worker in &workers {
         assert!(
@@ -189,7 +169,7 @@ async fn of_two_autoscalers_one_decides_and_the_other_takes_over_from_one_that_w
     let world = World::new().await;
     world.namespace.deployment(1).await;
     let _node = world.node();
-    world.alive(1).await;
+    world.fleet.workers_alive(1).await;
     let first = world.start("first", "Deployment").await;
     first.said("leads").await;
     let second = world.start("second", "Deployment").await;
@@ -204,7 +184,7 @@ async fn of_two_autoscalers_one_decides_and_the_other_takes_over_from_one_that_w
     first.said("leads no more").await;
     let epochs = "SELECT count(DISTINCT epoch) FROM harness_scale_decisions WHERE from_replicas <> desired_replicas AND outcome = 'resized'";
     assert_eq!(world.fleet.database.count(epochs).await, 1, "the paused one has changed nothing");
-    world.undisturbed(&jobs).await;
+    world.fleet.undisturbed(&jobs).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +215,7 @@ async fn a_stateful_set_that_would_remove_its_pods_one_by_one_is_not_shrunk() {
     let world = World::new().await;
     world.namespace.stateful_set(2, "OrderedReady").await;
     let _node = world.node();
-    world.alive(2).await;
+    world.fleet.workers_alive(2).await;
     let autoscaler = world.start("autoscaler", "StatefulSet").await;
     decides(&autoscaler).await;
     let sets = world.namespace.api::<StatefulSet>();

@@ -13,9 +13,8 @@ use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
 use relay::Relay;
 use secrecy::ExposeSecret;
-use service::{Admin, Check, Essential, Readiness, RetryError, retry};
+use service::{Admin, Check, Essential, Readiness, retry_or_stop};
 use store::{Store, StoreError, WorkerRegistration};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -75,7 +74,9 @@ impl Boot {
         drain: &CancellationToken,
     ) -> anyhow::Result<Option<Arc<Worker>>> {
         let schema = || migrations::check(settings.database_url.expose_secret());
-        if wait("reading the schema from Postgres", drain, SchemaError::is_retryable, schema).await?.is_none()
+        if retry_or_stop("reading the schema from Postgres", drain, SchemaError::is_retryable, schema)
+            .await?
+            .is_none()
         {
             return Ok(None);
         }
@@ -86,7 +87,7 @@ impl Boot {
                 None => Err(StoreError::unavailable("another process makes the partitions")),
             }
         };
-        if wait("making partitions", drain, StoreError::is_retryable, partitions).await?.is_none() {
+        if retry_or_stop("making partitions", drain, StoreError::is_retryable, partitions).await?.is_none() {
             return Ok(None);
         }
         let registration = WorkerRegistration {
@@ -100,7 +101,8 @@ impl Boot {
         let (running, pace) = (Running::default(), PaceWindow::new());
         let register =
             || Lease::register(self.store.clone(), running.clone(), pace.clone(), registration.clone());
-        let Some(lease) = wait("registering the worker", drain, StoreError::is_retryable, register).await?
+        let Some(lease) =
+            retry_or_stop("registering the worker", drain, StoreError::is_retryable, register).await?
         else {
             return Ok(None);
         };
@@ -152,7 +154,7 @@ impl Boot {
             biased;
             () = drain.cancelled() => Ok(ExitCode::SUCCESS),
             error = self.essential.first_end() => Err(error),
-            reason = closed(self.consuming.status()) => Err(anyhow!("the broker connection ended for good: {reason}")),
+            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
         };
         drain.cancel();
         drain_slots(&worker, slots).await;
@@ -204,32 +206,6 @@ async fn all_joined(slots: &mut JoinSet<()>) {
 
 async fn within(bound: Duration, future: impl Future<Output = ()>) -> bool {
     tokio::time::timeout(bound, future).await.is_ok()
-}
-
-/// Resolves when the broker's supervisor gives up for good.
-async fn closed(mut status: watch::Receiver<BrokerStatus>) -> String {
-    match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
-        Ok(BrokerStatus::Closed { reason }) => reason.clone(),
-        Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
-    }
-}
-
-/// Retries until it works; `None` when we are told to stop meanwhile.
-async fn wait<T, E, F>(
-    what: &str,
-    stop: &CancellationToken,
-    is_retryable: impl Fn(&E) -> bool,
-    operation: impl FnMut() -> F,
-) -> anyhow::Result<Option<T>>
-where
-    E: std::error::Error + Send + Sync + 'static,
-    F: Future<Output = Result<T, E>>,
-{
-    match retry(what, stop, is_retryable, operation).await {
-        Ok(value) => Ok(Some(value)),
-        Err(RetryError::Stopped) => Ok(None),
-        Err(RetryError::Permanent(error)) => Err(anyhow!(error).context(what.to_owned())),
-    }
 }
 
 /// `/ready`: what the process knows, without asking anybody.

@@ -94,6 +94,15 @@ impl Broker {
         self.shared.status.subscribe()
     }
 
+    /// Resolves when the supervisor has given up for good; tells why.
+    pub async fn closed(&self) -> String {
+        let mut status = self.status();
+        match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
+            Ok(BrokerStatus::Closed { reason }) => reason.clone(),
+            Ok(_) | Err(_) => "its supervisor is gone".to_owned(),
+        }
+    }
+
     /// The broker's reason while it holds this connection back (memory or disk alarm), else `None`. Publishes then
     /// wait, and so do acks if this connection also publishes.
     pub fn blocked(&self) -> watch::Receiver<Option<String>> {

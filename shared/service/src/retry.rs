@@ -1,10 +1,12 @@
 //! Retries with exponential backoff and jitter. The only place that knows the `backoff` crate, which is no longer
 //! maintained (RUSTSEC-2025-0012): it is small, and can be replaced here alone.
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +104,24 @@ impl fmt::Display for Chain<'_> {
             source = error.source();
         }
         Ok(())
+    }
+}
+
+/// Retries like [`retry`]; `None` when we are told to stop meanwhile, and a permanent error says what failed.
+pub async fn retry_or_stop<T, E, F>(
+    what: &str,
+    stop: &CancellationToken,
+    is_retryable: impl Fn(&E) -> bool,
+    operation: impl FnMut() -> F,
+) -> anyhow::Result<Option<T>>
+where
+    E: Error + Send + Sync + 'static,
+    F: Future<Output = Result<T, E>>,
+{
+    match retry(what, stop, is_retryable, operation).await {
+        Ok(value) => Ok(Some(value)),
+        Err(RetryError::Stopped) => Ok(None),
+        Err(RetryError::Permanent(error)) => Err(anyhow!(error).context(what.to_owned())),
     }
 }
 

@@ -81,18 +81,30 @@ const RETURN_VANISHED: &str = "
             LIMIT 1000 FOR UPDATE SKIP LOCKED))
     RETURNING job_id";
 
-/// From one pool to the next, without a look at what lies between: a pool may have a million.
-const QUEUED_POOLS: &str = "
-    WITH RECURSIVE pools AS (
-        SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
-        UNION ALL
-        SELECT (SELECT j.pool FROM harness_jobs j WHERE j.state = 'queued' AND j.pool > p.pool ORDER BY j.pool LIMIT 1)
-          FROM pools p WHERE p.pool IS NOT NULL
-    )
-    SELECT pool FROM pools p
+/// The CTE `queued` of a WITH RECURSIVE: the pools that have jobs queued, and a last row without one. It goes from one pool
+/// to the next, without a look at what lies between: a pool may have a million.
+macro_rules! queued_pools {
+    () => {
+        "queued AS (
+            SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
+            UNION ALL
+            SELECT (SELECT j.pool FROM harness_jobs j
+                     WHERE j.state = 'queued' AND j.pool > q.pool ORDER BY j.pool LIMIT 1)
+              FROM queued q WHERE q.pool IS NOT NULL
+        )"
+    };
+}
+pub(crate) use queued_pools;
+
+const QUEUED_POOLS: &str = concat!(
+    "WITH RECURSIVE ",
+    queued_pools!(),
+    "
+    SELECT pool FROM queued p
      WHERE pool IS NOT NULL
        AND (SELECT j.state_since FROM harness_jobs j WHERE j.state = 'queued' AND j.pool = p.pool
-             ORDER BY j.state_since LIMIT 1) < now() - $1 * interval '1 millisecond'";
+             ORDER BY j.state_since LIMIT 1) < now() - $1 * interval '1 millisecond'"
+);
 
 /// New jobs as the statements take them that insert them.
 pub(crate) struct Columns<'a> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use job::Name;
 
+use crate::dispatch::queued_pools;
 use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
 
@@ -21,15 +22,11 @@ pub struct PoolReading {
     pub draining: i64,
 }
 
-/// Pools that have jobs queued or have had a worker within the last day: from one to the next, without a look at what lies between.
-/// More than a thousand are not told.
-const READ_POOLS: &str = "
-    WITH RECURSIVE queued AS (
-        SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
-        UNION ALL
-        SELECT (SELECT j.pool FROM harness_jobs j WHERE j.state = 'queued' AND j.pool > q.pool ORDER BY j.pool LIMIT 1)
-          FROM queued q WHERE q.pool IS NOT NULL
-    ), pools AS (
+/// Pools that have jobs queued or have had a worker within the last day. More than a thousand are not told.
+const READ_POOLS: &str = concat!(
+    "WITH RECURSIVE ",
+    queued_pools!(),
+    ", pools AS (
         SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM harness_workers
     )
     SELECT pool,
@@ -37,7 +34,8 @@ const READ_POOLS: &str = "
                       WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1), 0)::float8,
            (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'alive'),
            (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'draining')
-      FROM pools p ORDER BY pool LIMIT 1000";
+      FROM pools p ORDER BY pool LIMIT 1000"
+);
 
 const OLDEST_DUE: &str = "
     SELECT extract(epoch FROM now() - due_at)::float8 FROM harness_jobs
