@@ -21,7 +21,7 @@ pub struct Metrics {
     pub decisions: IntCounterVec,
     /// Changes written to the workload, by direction: up, down.
     pub resizes: IntCounterVec,
-    /// How old each source's last reading is.
+    /// How old each source's last reading is; of one without a reading, how long this leader has sought it.
     pub observation_age: GaugeVec,
     /// Ticks that went wrong, by stage: recall, look, mark, lead, record, resize.
     pub errors: IntCounterVec,
@@ -84,7 +84,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         observation_age: register_gauge_vec!(
             "harness_autoscaler_observation_age_seconds",
-            "How old the last reading of a source is; absent when it was never read",
+            "How old the last reading of a source is; where there is none, how long this leader has sought one",
             &["pool", "source"]
         )?,
         errors: register_int_counter_vec!(

@@ -74,6 +74,7 @@ pub struct Reconciler {
 /// What a leadership works with; nothing of it outlives that.
 struct Term {
     leadership: Leadership,
+    began_ms: u64,
     history: History,
     /// The workload as it was last read; `None` when it has to be read anew.
     seen: Option<Seen>,
@@ -129,8 +130,8 @@ impl Reconciler {
             if Instant::now() < rests_until {
                 continue;
             }
-            // A tick is never torn; each of its waits has a bound.
-            let Failed { stage, cause } = match self.tick().await {
+            // A tick is never torn; each of its waits has a bound. Boxed, because between ticks it is nothing.
+            let Failed { stage, cause } = match Box::pin(self.tick()).await {
                 Ok(_) => {
                     failing = None;
                     continue;
@@ -170,7 +171,7 @@ impl Reconciler {
         let observation = self.observe(term).await?;
         let decision = decide(&term.history, &observation, &self.pool.policy, self.shared.observer.now_ms());
         term.history.record(&decision);
-        self.count(&observation, &decision);
+        self.count(&observation, &decision, term.began_ms);
         self.carry_out(term, &observation, &decision).await?;
         Ok(decision)
     }
@@ -205,9 +206,9 @@ impl Reconciler {
     }
 
     async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
-        let history = self.recall().await?;
+        let (history, began_ms) = (self.recall().await?, self.shared.observer.now_ms());
         let mut term =
-            Term { leadership, history, seen: None, draining: true, doubtful: true, written: None };
+            Term { leadership, began_ms, history, seen: None, draining: true, doubtful: true, written: None };
         let seen = self.look(&mut term).await?;
         let (at_ms, replicas) = (seen.at_ms, seen.workload.replicas);
         term.history.resumed(at_ms, replicas);
@@ -436,7 +437,7 @@ impl Reconciler {
         }
     }
 
-    fn count(&self, observation: &Observation, decision: &Decision) {
+    fn count(&self, observation: &Observation, decision: &Decision, began_ms: u64) {
         let pool = self.pool.name.as_str();
         for (gauge, workers) in [(&METRICS.desired, decision.desired), (&METRICS.current, decision.current)] {
             if let Some(workers) = workers {
@@ -444,19 +445,17 @@ impl Reconciler {
             }
         }
         METRICS.decisions.with_label_values(&[pool, decision.reason.as_str()]).inc();
-        let age_s = |at_ms: u64| decision.at_ms.saturating_sub(at_ms) as f64 / 1e3;
-        let ages = [
+        let mut ages = vec![
             ("queue", observation.ready.as_ref().map(|it| it.at_ms)),
             ("ledger", observation.demand.as_ref().map(|it| it.at_ms)),
             ("workload", observation.replicas.as_ref().map(|it| it.at_ms)),
-            ("management", observation.managed_ready.as_ref().map(|it| it.at_ms)),
         ];
+        // The only one that need not be watched at all.
+        ages.extend(observation.managed_ready.as_ref().map(|it| ("management", Some(it.at_ms))));
         for (source, at_ms) in ages {
-            match at_ms {
-                Some(at_ms) => METRICS.observation_age.with_label_values(&[pool, source]).set(age_s(at_ms)),
-                // A source that was never read has no age.
-                None => drop(METRICS.observation_age.remove_label_values(&[pool, source])),
-            }
+            // One without a reading has been sought in vain since we lead.
+            let age_ms = decision.at_ms.saturating_sub(at_ms.unwrap_or(began_ms));
+            METRICS.observation_age.with_label_values(&[pool, source]).set(age_ms as f64 / 1e3);
         }
         match &observation.ready {
             Some(ready) => METRICS.queue_depth.with_label_values(&[pool]).set(ready.value as i64),

@@ -17,6 +17,7 @@ mod database;
 mod vhost;
 mod proxy;
 mod own_broker;
+pub mod usage;
 mod worker;
 mod fleet;
 mod runs;

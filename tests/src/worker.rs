@@ -17,14 +17,15 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::{PATIENCE, http, until};
+use crate::{PATIENCE, http, until, usage};
 
-/// The path of one of our binaries: cargo puts them beside each other, and tests into a folder there. `cargo test` does
+/// The path of one of our binaries: cargo puts them beside each other, tests and examples into folders there. `cargo test` does
 /// not build them for us, so an old one is refused.
 pub(crate) fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("our own path");
     let folder = own.parent().expect("a folder of cargo's");
-    let folder = if folder.ends_with("deps") { folder.join("..") } else { folder.to_owned() };
+    let inner = folder.ends_with("deps") || folder.ends_with("examples");
+    let folder = if inner { folder.join("..") } else { folder.to_owned() };
     let path = folder.join(name);
     assert!(path.is_file(), "{} is not there: run `cargo build` first (or `make test`)", path.display());
     if let Some(newer) = newer_source(&path) {
@@ -213,6 +214,16 @@ impl Worker {
         let (_, text) = self.get("/metrics").await;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// User and system time of its process, in seconds.
+    pub fn cpu_s(&self) -> f64 {
+        usage::cpu_s(self.child.id())
+    }
+
+    /// Memory of its process, in megabytes.
+    pub fn resident_mb(&self) -> f64 {
+        usage::resident_mb(self.child.id())
     }
 
     /// SIGKILL: it is gone when this returns.

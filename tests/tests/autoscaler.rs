@@ -102,3 +102,18 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
     assert_eq!(second.exit().await, 0);
     assert_eq!(fleet.database.count(ALIVE).await, 0);
 }
+
+#[tokio::test]
+async fn a_queue_that_was_never_there_is_unknown_and_the_time_without_it_grows() {
+    let fleet = Fleet::new().await;
+    let pool = POOL.replace("default", "nobody").replace("min_replicas = 1", "min_replicas = 0");
+    let mut autoscaler = fleet.autoscaler("autoscaler", &pool).launch();
+    autoscaler.said("watches the backlog").await;
+    let age = r#"harness_autoscaler_observation_age_seconds{pool="nobody",source="queue"}"#;
+    until("it has sought the queue in vain", async || (autoscaler.metric(age).await > 2.0).then_some(()))
+        .await;
+    let (_, metrics) = autoscaler.get("/metrics").await;
+    assert!(!metrics.contains("harness_queue_depth{"), "unknown is not zero:\n{metrics}");
+    autoscaler.terminate();
+    assert_eq!(autoscaler.exit().await, 0);
+}

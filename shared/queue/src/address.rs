@@ -19,7 +19,11 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    pub(crate) fn parse(url: &str, default_heartbeat_s: u16) -> Result<Address, ConfigError> {
+    pub(crate) fn parse(
+        url: &str,
+        default_heartbeat_s: u16,
+        default_frame_max: u32,
+    ) -> Result<Address, ConfigError> {
         let refuse = |problem: &str| Err(ConfigError { problem: problem.to_owned() });
         if url.is_empty() {
             return refuse("is empty");
@@ -49,6 +53,7 @@ impl Address {
             return refuse("names a vhost of more than 255 bytes");
         }
         uri.query.heartbeat.get_or_insert(default_heartbeat_s);
+        uri.query.frame_max.get_or_insert(default_frame_max);
         let vhost = if uri.vhost == "/" { "%2f" } else { &uri.vhost };
         let (user, host) = (&uri.authority.userinfo.username, &uri.authority.host);
         let shown = format!("{}://{user}@{host}:{}/{vhost}", uri.scheme, uri.authority.port);
@@ -78,10 +83,10 @@ mod tests {
 
     #[test]
     fn an_address_is_shown_without_its_password() {
-        let address = Address::parse("amqp://me:s3cret@rabbit:5673/jobs?heartbeat=7", 15).unwrap();
+        let address = Address::parse("amqp://me:s3cret@rabbit:5673/jobs?heartbeat=7", 15, 0).unwrap();
         assert_eq!(address.shown(), "amqp://me@rabbit:5673/jobs");
         assert_eq!(address.uri().query.heartbeat, Some(7));
-        assert_eq!(Address::parse("amqp://rabbit", 15).unwrap().shown(), "amqp://guest@rabbit:5672/%2f");
+        assert_eq!(Address::parse("amqp://rabbit", 15, 0).unwrap().shown(), "amqp://guest@rabbit:5672/%2f");
     }
 
     #[test]
@@ -98,7 +103,7 @@ mod tests {
             "amqp://me:s3cret@rabbit/x?heartbeat=often",
             &format!("amqp://me:s3cret@rabbit/{}", "x".repeat(256)),
         ] {
-            let text = Address::parse(url, 15).err().unwrap_or_else(|| panic!("{url}")).to_string();
+            let text = Address::parse(url, 15, 0).err().unwrap_or_else(|| panic!("{url}")).to_string();
             assert!(text.starts_with("AMQP_URL "), "{text}");
             assert!(!text.contains("s3cret"), "{text}");
             assert!(text.contains("expected amqp://"), "{text}");
@@ -107,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_host_is_kept() {
-        let address = Address::parse("amqp://me:x@[fd00::1]:5672/%2f", 15).unwrap();
+        let address = Address::parse("amqp://me:x@[fd00::1]:5672/%2f", 15, 0).unwrap();
         assert_eq!(address.uri().authority.host, "fd00::1");
     }
 }

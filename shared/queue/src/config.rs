@@ -31,6 +31,9 @@ pub struct BrokerConfig {
     /// Unless the URL says otherwise. A silent peer is noticed after twice this, and what it was sent goes to others:
     /// about as soon as its lease (10 s) has run out. Default 5 s.
     pub heartbeat_s: u16,
+    /// The largest frame, in bytes, unless the URL says otherwise; 0 is what the broker proposes (128 KiB). lapin keeps 64 such
+    /// frames of memory for a connection. Default 0.
+    pub frame_max: u32,
     /// Messages published and not yet confirmed. Default 4096.
     pub max_in_flight: usize,
     /// Their bodies together, in bytes. Default 64 MiB.
@@ -54,6 +57,7 @@ impl BrokerConfig {
             confirm_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             heartbeat_s: 5,
+            frame_max: 0,
             max_in_flight: 4096,
             max_in_flight_bytes: 64 * 1024 * 1024,
             min_backoff: Duration::from_millis(250),
@@ -67,9 +71,9 @@ impl BrokerConfig {
         self
     }
 
-    /// The same for somebody who only looks: with a user who may do no more.
+    /// The same for somebody who only looks: with a user who may do no more, and with small frames, 1 MiB for all.
     pub fn only_looking(self) -> BrokerConfig {
-        BrokerConfig { declares: false, ..self }
+        BrokerConfig { declares: false, frame_max: 16 * 1024, ..self }
     }
 
     /// Checks the address; the error names `AMQP_URL` and never holds the password.
@@ -83,7 +87,7 @@ impl BrokerConfig {
     }
 
     pub(crate) fn address(&self) -> Result<Address, ConfigError> {
-        Address::parse(&self.url, self.heartbeat_s)
+        Address::parse(&self.url, self.heartbeat_s, self.frame_max)
     }
 
     /// The wait before the next attempt, after `failures` in a row.

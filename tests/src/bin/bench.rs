@@ -72,7 +72,7 @@ async fn main() -> anyhow::Result<()> {
     let recorded = results(&database).await?;
     ensure!(recorded == 2 * JOBS + paced, "{recorded} results for {} jobs", 2 * JOBS + paced);
     let waits = worker.start_waits()?.since(&before);
-    let worker_rss_mb = worker.rss_mb()?;
+    let worker_rss_mb = (tests::usage::resident_mb(worker.process.id()) * 10.0).round() / 10.0;
     drop(worker);
 
     let figures = serde_json::json!({
@@ -247,13 +247,6 @@ impl Worker {
                 format!("starting {}: run `cargo build --release -p worker` first", binary.display())
             })?;
         Ok(Worker { process, admin, _folder: folder })
-    }
-
-    fn rss_mb(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS in /proc")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
-        Ok((kib / 1024.0 * 10.0).round() / 10.0)
     }
 
     fn metrics(&self) -> std::io::Result<String> {
