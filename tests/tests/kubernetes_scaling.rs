@@ -7,7 +7,10 @@ use job::{JobSpec, JobState};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use tests::{Cluster, Fleet, Launch, Namespace, Node, PodState, Worker, steps, until, until_ok};
+use tests::{
+    Cluster, Fleet, Launch, Namespace, Node, PodState, Ran, Worker, autoscaler_command, steps, until,
+    until_ok,
+};
 
 /// One to four workers, one for each four jobs, without any limit to the speed.
 fn pool(kind: &str) -> String {
@@ -44,6 +47,15 @@ impl World {
         let autoscaler = self.autoscaler(name, kind).launch();
         autoscaler.said("watches the backlog").await;
         autoscaler
+    }
+
+    /// `autoscaler once` with the settings of [`World::autoscaler`].
+    async fn once(&self, arguments: &[&str]) -> Ran {
+        let environment = self.autoscaler("once", "Deployment").environment();
+        let pools = self.fleet.folder.path().join("once.toml");
+        let mut command = autoscaler_command(&["once", "--pools", &pools.to_string_lossy()]);
+        command.args(arguments).envs(environment);
+        Ran::of(command, "").await
     }
 
     /// Runs the pods as workers.
@@ -224,4 +236,32 @@ async fn a_stateful_set_that_would_remove_its_pods_one_by_one_is_not_shrunk() {
     world.namespace.set_pod(pod, PodState::CrashLooping).await;
     decides(&autoscaler).await;
     assert_eq!(sets.get_scale("worker").await.expect("a scale").spec.and_then(|spec| spec.replicas), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_round_by_hand_says_what_it_does_and_a_dry_run_does_nothing() {
+    let world = World::new().await;
+    world.namespace.deployment(1).await;
+    let jobs: Vec<JobSpec> = (0..16).map(|session| steps(session, 1, 1)).collect();
+    world.fleet.enqueue(&jobs).await;
+
+    let dry = world.once(&["--dry-run"]).await;
+    assert_eq!((dry.code, dry.out.contains("default: grows from 1 to 4")), (0, true), "{dry:?}");
+    assert_eq!(world.namespace.pod_names().await.len(), 1, "a dry run writes nothing");
+    let decisions = "SELECT count(*) FROM harness_scale_decisions";
+    assert_eq!(world.fleet.database.count(decisions).await, 0, "not even into the ledger");
+
+    let elsewhere = world.once(&["--kube-context", "elsewhere"]).await;
+    assert_eq!((elsewhere.code, elsewhere.err.contains("elsewhere")), (1, true), "{elsewhere:?}");
+
+    let done = world.once(&["--kube-context", "test", "--json"]).await;
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(done.json()[0]["decision"]["desired"], 4);
+    world.pods(4).await;
+
+    // Whoever comes by hand leaves no lease behind, and does nothing beside one that has it.
+    let leader = world.start("autoscaler", "Deployment").await;
+    leader.said("leads").await;
+    let second = world.once(&[]).await;
+    assert_eq!((second.code, second.err.contains("another autoscaler")), (3, true), "{second:?}");
 }
