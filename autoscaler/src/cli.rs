@@ -115,7 +115,7 @@ impl Args {
                 "autoscaler=warn",
             ],
         };
-        let telemetry = self.common.telemetry(quiet, &mut problems);
+        let telemetry = self.common.telemetry("harness-autoscaler", quiet, &mut problems);
         service::run(telemetry, |stop| async move {
             match self.command {
                 Command::Run { control, admin_addr } => {

@@ -5,6 +5,7 @@
 //! between, any relay sends it.
 
 mod submit;
+mod sends;
 mod letter;
 mod readings;
 pub mod cli;

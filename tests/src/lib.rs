@@ -21,6 +21,7 @@ pub mod usage;
 mod worker;
 mod fleet;
 mod runs;
+mod collector;
 mod cluster;
 mod node;
 pub mod model;
@@ -33,6 +34,7 @@ use job::{JobSpec, Json};
 use tokio::time::Instant;
 
 pub use cluster::{Cluster, Namespace, PodState};
+pub use collector::{Collector, SeenSpan};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
 pub use node::Node;

@@ -48,6 +48,7 @@ impl Runner {
             user_id: spec.user_id.clone(),
             pool: spec.pool.clone(),
             deadline_unix_ms: spec.deadline_unix_ms(),
+            trace_id: spec.trace_id(),
             message: job::encode(spec),
         };
         self.store.claim(request).await

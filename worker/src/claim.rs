@@ -1,7 +1,7 @@
 //! Claim: asks the ledger for a job, for as long as it takes.
 
 use job::{JobSpec, OnBusy};
-use service::{RetryError, retry};
+use service::{RetryError, retry, retry_about};
 use store::{Answer, Ask, ClaimRequest, StoreError, Unwanted};
 use tracing::error;
 
@@ -16,6 +16,7 @@ use crate::worker::Worker;
 pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, StoreError> {
     let is_retryable = |error: &StoreError| !matches!(error, StoreError::Refused { .. });
     let message = job::encode(spec);
+    let about = || relay::job_span(spec, None);
     loop {
         let request = || {
             worker.store.claim(ClaimRequest {
@@ -26,12 +27,13 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
                 user_id: spec.user_id.clone(),
                 pool: spec.pool.clone(),
                 deadline_unix_ms: spec.deadline_unix_ms(),
+                trace_id: spec.trace_id(),
                 message: message.clone(),
             })
         };
         let answer = tokio::select! {
             biased;
-            answer = retry("claiming a job", &worker.stop_waiting, is_retryable, request) => answer,
+            answer = retry_about(about, "claiming a job", &worker.stop_waiting, is_retryable, request) => answer,
             () = worker.lease.over() => return Ok(None),
         };
         let answer = match answer {
@@ -74,7 +76,11 @@ pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
         Ok(()) => true,
         Err(RetryError::Stopped) => false,
         Err(RetryError::Permanent(cause)) => {
-            error!(%job_id, cause = cause.as_dyn(), on_busy = spec.on_busy.as_str(), "the job waits for its turn instead");
+            error!(
+                cause = cause.as_dyn(),
+                on_busy = spec.on_busy.as_str(),
+                "the job waits for its turn instead"
+            );
             true
         }
     }

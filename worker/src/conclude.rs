@@ -1,16 +1,16 @@
 //! Conclude: what an attempt's outcome means for the job, recorded in the ledger.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use harness::Session;
-use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy, WorkerId};
+use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy};
 use service::{RetryError, retry};
 use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, StoreError};
 use tracing::{error, info, warn};
 
+use crate::attempt::Attempt;
 use crate::execute::{Ended, overdue, read_session};
 use crate::metrics::METRICS;
-use crate::worker::Worker;
 
 /// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
 fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: f64) -> (End, u32) {
@@ -28,25 +28,19 @@ fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: 
 
 /// Records a run's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were told to
 /// stop waiting for Postgres: then the lease runs out and the job is rescued.
-pub async fn conclude(
-    worker: &Worker,
-    worker_id: WorkerId,
-    spec: &JobSpec,
-    claimed: &Claimed,
-    ended: Ended,
-) -> Option<Concluded> {
+pub async fn conclude(attempt: &mut Attempt<'_>, ended: Ended) -> Option<Concluded> {
     let Some(outcome) = ended.outcome else {
         METRICS.requests.with_label_values(&["lost"]).inc();
-        warn!(job_id = %spec.job_id, session_id = %spec.session_id, %worker_id, "the lease on a job is lost; its run was stopped");
+        attempt.lost();
+        warn!(worker_id = %attempt.worker_id, "the lease on a job is lost; its run was stopped");
         return None;
     };
     if let Outcome::Failed(failure) | Outcome::Cancelled(failure) = &outcome {
         METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
-        info!(job_id = %spec.job_id, session_id = %spec.session_id, attempt = claimed.attempts + 1,
-              code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
+        info!(code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
     }
-    let (end, attempts) = decide(outcome, claimed.attempts, &spec.retry, fastrand::f64());
-    record(worker, worker_id, spec, claimed, end, attempts, ended.session).await
+    let (end, attempts) = decide(outcome, attempt.claimed.attempts, &attempt.spec.retry, fastrand::f64());
+    record(attempt, end, attempts, ended.session).await
 }
 
 /// Why a claimed job is not to be run any more, if it is not.
@@ -66,44 +60,31 @@ pub fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
 }
 
 /// Ends a claimed job without running it.
-pub async fn give_up(
-    worker: &Worker,
-    worker_id: WorkerId,
-    spec: &JobSpec,
-    claimed: &Claimed,
-    failure: Failure,
-) -> Option<Concluded> {
+pub async fn give_up(attempt: &mut Attempt<'_>, failure: Failure) -> Option<Concluded> {
     METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+    let claimed = attempt.claimed;
     let session = read_session(&claimed.session, |_| true).ok().filter(|_| claimed.session.deltas.is_some());
-    record(worker, worker_id, spec, claimed, End::Failed(failure), claimed.attempts, session).await
+    record(attempt, End::Failed(failure), claimed.attempts, session).await
 }
 
 /// Gives a claimed job back for a while, without spending an attempt.
-pub async fn postpone(
-    worker: &Worker,
-    worker_id: WorkerId,
-    spec: &JobSpec,
-    claimed: &Claimed,
-    delay: Duration,
-) -> Option<Concluded> {
-    record(worker, worker_id, spec, claimed, End::HandBack { delay }, claimed.attempts, None).await
+pub async fn postpone(attempt: &mut Attempt<'_>, delay: Duration) -> Option<Concluded> {
+    record(attempt, End::HandBack { delay }, attempt.claimed.attempts, None).await
 }
 
 async fn record(
-    worker: &Worker,
-    worker_id: WorkerId,
-    spec: &JobSpec,
-    claimed: &Claimed,
+    attempt: &mut Attempt<'_>,
     end: End,
     attempts: u32,
     session: Option<Session>,
 ) -> Option<Concluded> {
-    let outcome = label(&end);
+    let (since, worker, spec) = (SystemTime::now(), attempt.worker, attempt.spec);
+    let (outcome, failure) = (label(&end), failure_of(&end));
     let mut conclusion = Conclusion {
-        worker: worker_id,
+        worker: attempt.worker_id,
         job_id: spec.job_id,
         session_id: spec.session_id.clone(),
-        epoch: claimed.epoch,
+        epoch: attempt.claimed.epoch,
         end,
         attempts,
         fold: session.map(fold),
@@ -115,8 +96,12 @@ async fn record(
     };
     match retry("recording a job's end", &worker.stop_waiting, StoreError::is_retryable, commit).await {
         Ok(concluded) => {
-            let outcome = if concluded.recorded == Fenced::Lost { "lost" } else { outcome };
-            METRICS.requests.with_label_values(&[outcome]).inc();
+            let lost = concluded.recorded == Fenced::Lost;
+            METRICS.requests.with_label_values(&[if lost { "lost" } else { outcome }]).inc();
+            match lost {
+                true => attempt.lost(),
+                false => attempt.recorded(since, outcome, failure),
+            }
             Some(concluded)
         }
         Err(RetryError::Stopped) => None,
@@ -125,10 +110,13 @@ async fn record(
             let message = format!("Postgres refused what the harness delivered ({sqlstate}): {message}");
             let end = End::Failed(Failure::permanent(FailureCode::Unstorable, message));
             METRICS.errors.with_label_values(&[FailureCode::Unstorable.as_str()]).inc();
-            Box::pin(record(worker, worker_id, spec, claimed, end, attempts, None)).await
+            Box::pin(record(attempt, end, attempts, None)).await
         }
         Err(RetryError::Permanent(cause)) => {
-            error!(job_id = %spec.job_id, cause = cause.as_dyn(), "a job's end cannot be recorded; it is rescued when this worker ends");
+            error!(
+                cause = cause.as_dyn(),
+                "a job's end cannot be recorded; it is rescued when this worker ends"
+            );
             None
         }
     }
@@ -149,6 +137,14 @@ fn fold(mut session: Session) -> Fold {
         cost: session.usage.cost,
         input_tokens: session.usage.input_tokens,
         output_tokens: session.usage.output_tokens,
+    }
+}
+
+/// What makes the attempt a failed one.
+fn failure_of(end: &End) -> Option<FailureCode> {
+    match end {
+        End::Failed(failure) | End::Retry { failure, .. } => Some(failure.code),
+        End::Succeeded(_) | End::Cancelled(_) | End::HandBack { .. } => None,
     }
 }
 

@@ -4,20 +4,21 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::FutureExt;
 use harness::{Delta, Event, Harness, Journal, Run, RunError, Session, Stop, Task};
 use job::{Failure, FailureCode, JobId, JobSpec, Outcome, WorkerId};
 use serde::Deserialize;
-use service::{RetryError, retry};
+use service::{Place, RetryError, retry};
 use store::{CheckpointRow, Claimed, Fenced, SessionState, Store, StoreError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::attempt::{handed_on, note_iteration};
 use crate::metrics::METRICS;
 
 /// How long a harness gets to return after it was told to stop; the command harness needs its own grace within it.
@@ -38,6 +39,8 @@ pub struct Execution<'a> {
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
     pub stop: watch::Receiver<Option<Stop>>,
+    /// The run's place in its trace.
+    pub place: Option<Place>,
 }
 
 impl Execution<'_> {
@@ -98,7 +101,7 @@ impl Execution<'_> {
                 Some(Outcome::Failed(Failure::permanent(FailureCode::Crashed, "the harness panicked")))
             }
             None => {
-                warn!(job_id = %self.spec.job_id, "the harness did not stop in time and was dropped");
+                warn!("the harness did not stop in time and was dropped");
                 stopped.clone().and_then(|stop| self.outcome_of_stop(stop))
             }
         };
@@ -189,7 +192,7 @@ impl Execution<'_> {
             input: self.spec.input.clone(),
             attempt: self.claimed.attempts + 1,
             epoch: self.claimed.epoch,
-            traceparent: self.spec.traceparent.clone(),
+            traceparent: Some(handed_on(self.place, self.spec)),
             max_stalled_iterations: self.spec.max_stalled_iterations,
         }
     }
@@ -241,7 +244,8 @@ struct Ledger {
     ordinal: AtomicI32,
     /// A checkpoint that was sent and whose answer has not come.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
-    last: Mutex<Instant>,
+    last: Mutex<(Instant, SystemTime)>,
+    place: Option<Place>,
 }
 
 impl Ledger {
@@ -253,7 +257,8 @@ impl Ledger {
             epoch: execution.claimed.epoch,
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
-            last: Mutex::new(Instant::now()),
+            last: Mutex::new((Instant::now(), SystemTime::now())),
+            place: execution.place,
         }
     }
 
@@ -270,7 +275,7 @@ impl Ledger {
         let Some((row, delta)) = unanswered else { return Settled::Nothing };
         match self.append(&row).await {
             Ok(Fenced::Done(())) => {
-                self.count(&delta);
+                self.count(&delta, row.ordinal);
                 Settled::Stands(Box::new(delta))
             }
             Ok(Fenced::Lost) => Settled::LeaseLost,
@@ -283,10 +288,11 @@ impl Ledger {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, delta: &Delta) {
-        let now = Instant::now();
+    fn count(&self, delta: &Delta, ordinal: i32) {
+        let now = (Instant::now(), SystemTime::now());
         let last = std::mem::replace(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner), now);
-        METRICS.step_latency.observe((now - last).as_secs_f64() * 1e3);
+        METRICS.step_latency.observe((now.0 - last.0).as_secs_f64() * 1e3);
+        note_iteration(self.place, (last.1, now.1), delta, ordinal);
         METRICS.iterations.inc_by(delta.iterations);
         METRICS.cost_total.inc_by(delta.usage.cost.dollars());
         METRICS.cost.observe(delta.usage.cost.dollars());
@@ -326,7 +332,7 @@ impl Journal for Ledger {
         *self.unanswered() = None;
         match result {
             Ok(Fenced::Done(())) => {
-                self.count(delta);
+                self.count(delta, row.ordinal);
                 Ok(())
             }
             Ok(Fenced::Lost) | Err(RetryError::Stopped) => Err(Stop::LeaseLost),
@@ -337,6 +343,6 @@ impl Journal for Ledger {
     }
 
     fn event(&self, event: Event) {
-        debug!(job_id = %self.spec.0, session_id = %self.spec.1, name = event.name, "event");
+        debug!(name = event.name, "event");
     }
 }

@@ -26,7 +26,7 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
     };
     fill(&mut spec.reply_to, delivery.reply_to());
     fill(&mut spec.correlation_id, delivery.correlation_id());
-    fill(&mut spec.traceparent, delivery.traceparent());
+    spec.traceparent = spec.traceparent.or_else(|| delivery.traceparent()?.parse().ok());
     // The properties are a stranger's too.
     spec.check(&limits)?;
     Ok(spec)

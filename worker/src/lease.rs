@@ -240,11 +240,10 @@ impl Lease {
         let unknown: HashMap<JobId, i64> =
             listed.into_iter().filter(|(job_id, _)| !self.running.contains(*job_id)).collect();
         for (job_id, epoch) in &unknown {
-            if strangers.get(job_id) == Some(epoch) {
-                warn!(%job_id, %worker_id, "the reply to a claim was lost; the job is handed back");
-                if let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch).await {
-                    warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
-                }
+            if strangers.get(job_id) == Some(epoch)
+                && let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch).await
+            {
+                warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
             }
         }
         *strangers = unknown;
@@ -274,6 +273,8 @@ impl Lease {
 /// Hands back a job that the ledger gave to this worker without the worker's knowing.
 async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -> Result<(), StoreError> {
     let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
+    warn!(%job_id, session_id = view.session_id, trace_id = %view.trace_id, attempt = view.attempts + 1, worker_id = %worker,
+          "the reply to a claim was lost; the job is handed back");
     let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
     let attempts = view.attempts.unsigned_abs();
     let end = End::HandBack { delay: Duration::ZERO };

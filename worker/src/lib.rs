@@ -19,6 +19,7 @@ mod lease;
 mod worker;
 mod intake;
 mod claim;
+mod attempt;
 mod execute;
 mod conclude;
 mod slot;

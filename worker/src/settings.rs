@@ -89,9 +89,12 @@ impl Args {
     /// Checks all settings; the error tells everything that is wrong.
     pub fn check(self) -> (Telemetry, Result<Settings, SettingsError>) {
         let mut problems = Problems::default();
-        let telemetry =
-            self.common.telemetry(&[queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE], &mut problems);
+        let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE];
+        let mut telemetry = self.common.telemetry("harness-worker", &quiet, &mut problems);
         let settings = self.settings(&mut problems);
+        if let Some(settings) = &settings {
+            telemetry = telemetry.in_pool(settings.pool.as_str());
+        }
         (telemetry, settings.ok_or_else(|| problems.into_error()))
     }
 

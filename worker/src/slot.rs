@@ -1,13 +1,14 @@
 //! A slot: one job at a time, from delivery to ack.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS};
 use queue::{Delivery, Slot};
 use store::{Answer, Claimed, Fenced};
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 
+use crate::attempt::{Arrival, Attempt};
 use crate::execute::{Ended, Execution};
 use crate::metrics::METRICS;
 use crate::running::{Reserved, Seat};
@@ -56,23 +57,35 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
 }
 
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
+    let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
         Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
-    let known = worker.settings.agents.get(&spec.agent_id).is_some();
-    if !known && !intake::bury(worker, &delivery, &unknown_agent(&spec).message, "unknown_agent").await {
-        return;
+    // What is usual says nothing before the claim: a span for it would cost each job.
+    let about = |spec: &JobSpec| relay::job_span(spec, None);
+    if worker.settings.agents.get(&spec.agent_id).is_none() {
+        let reason = unknown_agent(&spec).message;
+        let burying = intake::bury(worker, &delivery, &reason, "unknown_agent");
+        if !burying.instrument(about(&spec)).await {
+            return;
+        }
     }
     let Some(seat) = take_seat(worker, &spec).await else { return delivery.settle().await };
+    let claiming = SystemTime::now();
     let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return,
-        Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "unstorable").await,
+        Err(error) => {
+            let reason = error.to_string();
+            let refusing = intake::refuse(worker, delivery, &reason, "unstorable");
+            return refusing.instrument(about(&spec)).await;
+        }
     };
     match answer {
         Answer::Claimed(claimed) => {
-            let work = run_session(worker, spec, *claimed, seat);
+            let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
+            let work = run_session(worker, spec, *claimed, seat, arrival);
             tokio::pin!(work);
             let early = tokio::time::sleep(worker.settings.ack_after);
             tokio::select! {
@@ -87,8 +100,11 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             }
         }
         Answer::Finished(state) => {
-            debug!(job_id = %spec.job_id, %state, "delivered again after its end");
-            relay::reply(&worker.store, &worker.publisher, &spec).await;
+            let replying = async {
+                debug!(%state, "delivered again after its end");
+                relay::reply(&worker.store, &worker.publisher, &spec, spec.traceparent).await;
+            };
+            replying.instrument(about(&spec)).await;
             delivery.settle().await;
         }
         Answer::OtherSession(session) => {
@@ -96,10 +112,10 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 "job_id: got {}, which is taken by a job of session {session}, expected a new id",
                 spec.job_id
             );
-            intake::refuse(worker, delivery, &reason, "job_id_taken").await;
+            intake::refuse(worker, delivery, &reason, "job_id_taken").instrument(about(&spec)).await;
         }
         Answer::Blocked => {
-            if claim::mind_the_busy(worker, &spec).await {
+            if claim::mind_the_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;
             }
         }
@@ -122,9 +138,16 @@ async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
 }
 
 /// Runs a claimed job, and after it the session's next ones that the ledger hands us, each in this slot.
-async fn run_session(worker: &Worker, mut spec: JobSpec, mut claimed: Claimed, mut seat: Seat) {
+async fn run_session(
+    worker: &Worker,
+    mut spec: JobSpec,
+    mut claimed: Claimed,
+    mut seat: Seat,
+    mut arrival: Arrival,
+) {
     loop {
-        let next = run_job(worker, &spec, &claimed, &seat).await;
+        let about = relay::job_span(&spec, Some(claimed.attempts + 1));
+        let next = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
         drop(seat);
         let Some(next) = next else { return };
         let message = next.message.as_deref().unwrap_or_default();
@@ -133,45 +156,61 @@ async fn run_session(worker: &Worker, mut spec: JobSpec, mut claimed: Claimed, m
             (Ok(next), Reserved::Seat(seat)) => (next, seat),
             // The heartbeat finds it a stranger and hands it back.
             (result, _) => {
-                let error = result.err();
-                return warn!(job_id = %next.job_id, ?error, "the session's next job cannot be taken here");
+                let trace_id = result.as_ref().map_or(next.job_id.into(), JobSpec::trace_id);
+                let (job_id, session_id, error) = (next.job_id, next.session_id, result.err());
+                return warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
             }
         };
         claimed = *next;
+        arrival = Arrival { at: SystemTime::now(), claimed_from: None };
     }
 }
 
 /// One attempt at one job. Returns the session's next job.
-async fn run_job(worker: &Worker, spec: &JobSpec, claimed: &Claimed, seat: &Seat) -> Option<Box<Claimed>> {
+async fn run_job(
+    worker: &Worker,
+    spec: &JobSpec,
+    claimed: &Claimed,
+    seat: &Seat,
+    arrival: Arrival,
+) -> Option<Box<Claimed>> {
     let started = Instant::now();
-    let worker_id = worker.lease.worker();
+    let mut attempt = Attempt::begin(worker, spec, claimed, arrival);
     let stop = seat.begin(claimed.epoch);
     if claimed.attempts == 0 {
         let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
         METRICS.start_wait.observe(waited_ms as f64 / 1e3);
     }
     let concluded = if let Some(failure) = conclude::hopeless(spec, claimed) {
-        conclude::give_up(worker, worker_id, spec, claimed, failure).await
+        conclude::give_up(&mut attempt, failure).await
     } else if claimed.deaths >= POISON_DEATHS - 1 && !seat.is_only_suspect() {
-        conclude::postpone(worker, worker_id, spec, claimed, SUSPECT_WAIT).await
+        conclude::postpone(&mut attempt, SUSPECT_WAIT).await
     } else {
         worker.pace.started();
         let ended = match worker.settings.agents.get(&spec.agent_id) {
             Some(harness) => {
-                let store = &worker.store;
-                Execution { store, worker: worker_id, spec, claimed, stop }.run(harness.as_ref()).await
+                let mut run = attempt.run();
+                let (store, worker_id, place) = (&worker.store, attempt.worker_id, run.place());
+                let execution = Execution { store, worker: worker_id, spec, claimed, stop, place };
+                let ended = execution.run(harness.as_ref()).await;
+                if let Some(Outcome::Failed(failure)) = &ended.outcome {
+                    run.fail(failure.code.as_str());
+                }
+                ended
             }
             None => Ended { outcome: Some(Outcome::Failed(unknown_agent(spec))), session: None },
         };
         worker.pace.ended(started.elapsed());
-        conclude::conclude(worker, worker_id, spec, claimed, ended).await
+        conclude::conclude(&mut attempt, ended).await
     }?;
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());
     match concluded.recorded {
-        Fenced::Done(()) => relay::reply(&worker.store, &worker.publisher, spec).await,
+        Fenced::Done(()) => {
+            relay::reply(&worker.store, &worker.publisher, spec, attempt.place()).await;
+        }
         Fenced::Lost => {
             worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
-            warn!(job_id = %spec.job_id, session_id = %spec.session_id, epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");
+            warn!(epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");
         }
     }
     concluded.next

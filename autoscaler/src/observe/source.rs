@@ -99,7 +99,7 @@ impl<T: Send + 'static> Source<T> {
     /// Told once, not in every round.
     fn trouble(&mut self, error: String) {
         if self.health.error.is_none() {
-            warn!(error, "{} cannot be read", self.name);
+            warn!(cause = error, "{} cannot be read", self.name);
         }
         self.health.error = Some(error);
     }

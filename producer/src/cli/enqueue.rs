@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::context::{Context, Yardstick};
 use super::progress::Progress;
+use crate::sends::Sends;
 use crate::submit;
 
 /// Jobs per transaction.
@@ -112,7 +113,9 @@ impl Enqueue {
         if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &yardstick.limits()) {
             return Ok(refuse(&error.to_string()));
         }
+        let mut sends = Sends::begin(std::slice::from_mut(&mut spec), &yardstick.limits());
         let due = submit::accept(relay, std::slice::from_ref(&spec)).await?;
+        sends.accepted(&due);
         if due.is_empty() {
             eprintln!("{} was accepted before", spec.job_id);
         } else if submit::publish(relay, due).await? == 0 {
@@ -195,14 +198,20 @@ impl Bulk<'_> {
                     }
                 }
             }
+            let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
             let due = submit::accept(self.relay, &batch).await?;
+            sends.accepted(&due);
             sums.accepted += due.len();
             sums.duplicates += batch.len() - due.len();
             if self.args.print_ids {
                 due.iter().for_each(|job| println!("{}", job.job_id));
             }
             let count = due.len();
-            publishing.push(async move { submit::publish(self.relay, due).await.map(|done| count - done) });
+            publishing.push(async move {
+                // They end with the broker's confirms.
+                let _sends = sends;
+                submit::publish(self.relay, due).await.map(|done| count - done)
+            });
             if publishing.len() >= PUBLISHING
                 && let Some(unconfirmed) = publishing.next().await
             {

@@ -72,7 +72,7 @@ impl Args {
         // A short command's connecting and closing is no news; a relay's is.
         let connections = if matches!(command, Command::Relay(_)) { "queue=info" } else { "queue=warn" };
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
-        let telemetry = common.telemetry(&quiet, &mut problems);
+        let telemetry = common.telemetry("harness-producer", &quiet, &mut problems);
         service::run(telemetry, |stop| async move {
             let context = context::Context { common, problems, stop };
             match command {

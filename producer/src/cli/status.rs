@@ -45,24 +45,21 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     }
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header([
-        "job",
-        "session",
-        "agent",
-        "state",
-        "attempts",
-        "iterations",
-        "cost",
-        "finished",
-        "result",
-    ]);
+    let mut header =
+        vec!["job", "session", "agent", "state", "attempts", "iterations", "cost", "finished", "result"];
+    // Else it is the job's id without its dashes.
+    let traced = views.iter().any(|view| view.trace_id != view.job_id.into());
+    if traced {
+        header.insert(1, "trace");
+    }
+    table.set_header(header);
     for view in views {
         let result = match (&view.output, &view.failure) {
             (Some(output), _) => clip(output.as_str()),
             (None, Some(failure)) => clip(&failure.to_string()),
             (None, None) => String::new(),
         };
-        table.add_row([
+        let mut row = vec![
             view.job_id.to_string(),
             view.session_id.clone(),
             view.agent_id.clone(),
@@ -72,7 +69,11 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
             view.cost_usd.to_string(),
             view.finished_at.clone().unwrap_or_default(),
             result,
-        ]);
+        ];
+        if traced {
+            row.insert(1, view.trace_id.to_string());
+        }
+        table.add_row(row);
     }
     println!("{table}");
     Ok(())

@@ -279,6 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn a_traceparent_that_is_none_is_passed_over_and_a_wrong_type_is_not() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let read = |value| decode(with("traceparent", value).as_bytes(), None, &limits());
+        let spec = read(serde_json::json!(good)).unwrap();
+        assert_eq!(spec.traceparent.unwrap().to_string(), good);
+        assert_eq!(spec.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert!(encode(&spec).contains(good));
+        for none in [serde_json::json!("00-me-and-you"), serde_json::json!(""), serde_json::Value::Null] {
+            let spec = read(none).unwrap();
+            assert_eq!(spec.traceparent, None);
+            assert_eq!(spec.trace_id(), spec.job_id.into());
+        }
+        assert_eq!(read(serde_json::json!(7)).unwrap_err().field, "traceparent");
+    }
+
+    #[test]
     fn a_line_needs_neither_version_nor_id() {
         let text = r#" {"session_id":"s","agent_id":"a","input":{"n":12345678901234567890123}}"#;
         let spec = decode_loose(text, &limits()).unwrap();

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
-use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy};
+use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy, TraceId, TraceParent, trace};
 
 /// What a job does when another job of its session runs, or an earlier one is not finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +93,10 @@ pub struct JobSpec {
     /// Handed back in the reply; the job id when absent. The AMQP property `correlation_id` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The caller's trace (W3C Trace Context). The AMQP header `traceparent` sets it too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub traceparent: Option<String>,
+    /// The caller's trace (W3C Trace Context); a text that is none is read as if it were absent. The AMQP header
+    /// `traceparent` sets it too.
+    #[serde(default, deserialize_with = "trace::read", skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceParent>,
 }
 
 impl JobSpec {
@@ -139,6 +140,11 @@ impl JobSpec {
             return Err(DecodeError::new("max_stalled_iterations", "got 0, expected at least 1"));
         }
         Ok(())
+    }
+
+    /// The trace in which all its attempts are: the caller's, or one of its own.
+    pub fn trace_id(&self) -> TraceId {
+        self.traceparent.map_or(self.job_id.into(), TraceParent::trace_id)
     }
 
     /// The moment by which the job must have ended, as Unix time in milliseconds.

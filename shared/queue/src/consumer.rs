@@ -167,7 +167,7 @@ impl Slot {
         self.failures += 1;
         // When the connection has ended, its supervisor says so.
         if self.failures == 1 && self.shared.is_connected() {
-            warn!(queue = &*self.queue, %error, "cannot consume; trying again until it works");
+            warn!(queue = &*self.queue, cause = %error, "cannot consume; trying again until it works");
         }
         let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };
         let pause = policy.next_delay(self.failures, 0.5 + jitter() / 2.0).unwrap_or(Duration::from_secs(5));

@@ -107,7 +107,7 @@ impl Delivery {
     /// The same for a caller to whom it is all one whether the ack comes in time.
     pub async fn settle(self) {
         if let Err(stale) = self.ack().await {
-            debug!(%stale, "an ack came too late");
+            debug!(cause = %stale, "an ack came too late");
         }
     }
 

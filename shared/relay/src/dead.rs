@@ -12,9 +12,9 @@ use queue::{DEAD_SWEEP_QUEUE, Delivery, Publisher, Slot, pool_of_queue};
 use store::{Store, StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{Span, error, warn};
 
-use crate::{Relay, unwanted};
+use crate::{Relay, job_span, unwanted};
 
 /// The waits after Postgres has not answered.
 const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
@@ -91,15 +91,20 @@ pub async fn fail_its_job(
     let body = &delivery.body;
     let Some(job_id) = job::glimpse(body, delivery.message_id()).job_id else { return Ok(()) };
     let why = Unwanted::DeadLettered { pool, body, reason };
+    // Where it is not the job's own message to the letter, nothing ends.
+    let spec = str::from_utf8(body).ok().and_then(|body| job::restore(body).ok());
+    let about = spec.as_ref().map_or_else(Span::none, |spec| job_span(spec, None));
     match unwanted::end_waiting(store, publisher, &[job_id], why).await {
         Ok(0) => Ok(()),
         Ok(_) => {
-            warn!(%job_id, reason, "a job has failed: its message is a dead letter");
+            about.in_scope(|| warn!(reason, "a job has failed: its message is a dead letter"));
             Ok(())
         }
         // Would be refused for ever, and nothing behind it would be looked at.
         Err(cause @ StoreError::Refused { .. }) => {
-            error!(%job_id, cause = cause.as_dyn(), "a job whose message is dead cannot be ended");
+            about.in_scope(
+                || error!(%job_id, cause = cause.as_dyn(), "a job whose message is dead cannot be ended"),
+            );
             Ok(())
         }
         Err(error) => Err(error),

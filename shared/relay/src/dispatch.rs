@@ -111,7 +111,7 @@ async fn send(relay: &Relay, job: DueJob) -> (JobId, Result<(), PublishError>) {
     // A pool that had no worker yet: its queue is declared now, by whoever needs it first.
     if matches!(result, Err(PublishError::Returned { .. })) {
         if let Err(error) = relay.broker.declare_pool(&job.pool).await {
-            warn!(%error, pool = %job.pool, "the pool's queue cannot be declared");
+            warn!(cause = %error, pool = %job.pool, "the pool's queue cannot be declared");
         }
         result = relay.publisher.publish(&queue, message).await;
     }

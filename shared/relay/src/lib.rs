@@ -6,6 +6,7 @@
 //! can start any more.
 
 mod metrics;
+mod about;
 mod dispatch;
 mod unwanted;
 mod dead;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::METRICS;
 
+pub use about::job_span;
 pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
 pub use reply::reply;

@@ -3,8 +3,9 @@
 use job::JobId;
 use queue::Publisher;
 use store::{Cancelled, EndedWaiting, Store, StoreError, Unwanted};
-use tracing::info;
+use tracing::{Instrument, info};
 
+use crate::job_span;
 use crate::reply::reply;
 
 /// Cancels jobs, in whatever state they are; a running one gets its stop signal within a second. Answers in their order.
@@ -50,7 +51,7 @@ async fn tell(store: &Store, publisher: &Publisher, ended: Vec<EndedWaiting>) {
     for job in ended {
         // One that was cancelled before it was ever seen has no envelope yet.
         if let Ok(spec) = job::restore(&job.message) {
-            reply(store, publisher, &spec).await;
+            reply(store, publisher, &spec, spec.traceparent).instrument(job_span(&spec, None)).await;
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Process plumbing that every binary shares: settings, logs, signals, retries and the admin port.
+//! Process plumbing that every binary shares: settings, logs, traces, signals, retries and the admin port.
 //!
 //! It knows no other room: what a job or a queue is, and whether a setting's value makes sense, is for the binary
 //! to say.
 
 mod settings;
+mod logs;
+mod trace;
 mod telemetry;
 mod shutdown;
 mod retry;
@@ -13,8 +15,9 @@ mod run;
 
 pub use admin::{Admin, Check, Readiness};
 pub use health::Health;
-pub use retry::{Backoff, RetryError, retry, retry_or_stop};
+pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
 pub use shutdown::until_signalled;
 pub use telemetry::Telemetry;
+pub use trace::{Description, Origin, Place, Role, Span};

@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 /// Waits that double from `initial` to `max`, each changed by up to a half either way, for ever.
 pub struct Backoff(backoff::ExponentialBackoff);
@@ -54,6 +54,22 @@ pub async fn retry<T, E, F, Fut>(
     what: &str,
     stop: &CancellationToken,
     is_retryable: impl Fn(&E) -> bool,
+    operation: F,
+) -> Result<T, RetryError<E>>
+where
+    E: std::error::Error,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    retry_about(Span::none, what, stop, is_retryable, operation).await
+}
+
+/// The same where it is too much to make a span for what may be logged each time: it is made when something is.
+pub async fn retry_about<T, E, F, Fut>(
+    about: impl Fn() -> Span,
+    what: &str,
+    stop: &CancellationToken,
+    is_retryable: impl Fn(&E) -> bool,
     mut operation: F,
 ) -> Result<T, RetryError<E>>
 where
@@ -72,7 +88,7 @@ where
         match result {
             Ok(value) => {
                 if failures > 0 {
-                    info!(failures, "{what} succeeded again");
+                    about().in_scope(|| info!(failures, "{what} succeeded again"));
                 }
                 return Ok(value);
             }
@@ -81,7 +97,9 @@ where
                 failures += 1;
                 let delay = backoff.next_delay();
                 if failures.is_power_of_two() {
-                    warn!(cause = %Chain(&error), failures, delay_ms = delay.as_millis() as u64, "{what} failed, trying again");
+                    about().in_scope(|| {
+                        warn!(cause = %Chain(&error), failures, delay_ms = delay.as_millis() as u64, "{what} failed, trying again")
+                    });
                 }
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}

@@ -2,13 +2,17 @@
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Telemetry, until_signalled};
+use crate::{SettingsError, Telemetry, trace, until_signalled};
+
+/// How long the end of a process waits for the receiver of its last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM or SIGINT cancels. A second
 /// signal ends the process at once.
@@ -19,11 +23,11 @@ where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<ExitCode>>,
 {
-    telemetry.init();
+    telemetry.start();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            error!(%error, "no runtime could be started");
+            error!(cause = %error, "no runtime could be started");
             return ExitCode::FAILURE;
         }
     };
@@ -43,11 +47,13 @@ where
         result
     });
     // What still runs on the blocking pool must not hold up the end.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    result.unwrap_or_else(|error| {
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let code = result.unwrap_or_else(|error| {
         error!("{error:#}");
         exit_code(&error)
-    })
+    });
+    trace::finish(LAST_SPANS);
+    code
 }
 
 /// 2 for settings or arguments that are wrong, 1 for all else.

@@ -5,9 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::Telemetry;
+use crate::trace::{TraceSettings, Variables};
 
 /// A setting as it was given: its value, or why it has none. Reading one never fails, so that the parser goes on to
 /// the next and [`Problems`] can name them all.
@@ -134,19 +135,38 @@ pub struct Common {
     #[arg(long, env = "LOG_JSON", default_value = "false", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", global = true, help_heading = "Common")]
     pub log_json: Setting<bool>,
+    /// Where traces go: a receiver of OTLP by HTTP, such as http://collector:4318. Without one, none are made
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true, help_heading = "Common")]
+    pub otlp_endpoint: Option<String>,
+    /// What it is told with every request, such as authorization=Bearer%20TOKEN: KEY=VALUE, separated by commas, values
+    /// written as in URLs
+    #[arg(
+        long,
+        env = "OTEL_EXPORTER_OTLP_HEADERS",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Common"
+    )]
+    pub otlp_headers: Option<SecretString>,
 }
 
 impl Common {
-    /// How to log; `quiet` are directives for libraries, such as `lapin=off`. What is wrong falls back to the
-    /// defaults, so that it can be logged.
-    pub fn telemetry(&self, quiet: &[&str], problems: &mut Problems) -> Telemetry {
+    /// How to log and to make traces, for the process that is usually called `service`; `quiet` are directives for
+    /// libraries, such as `lapin=off`. What is wrong falls back to the defaults, so that it can be logged.
+    pub fn telemetry(&self, service: &str, quiet: &[&str], problems: &mut Problems) -> Telemetry {
         if !["development", "staging", "production"].contains(&self.environment.as_str()) {
             let got = format!("got \"{}\", expected development, staging or production", self.environment);
             problems.add("ENVIRONMENT", got);
         }
         let json = problems.take("LOG_JSON", self.log_json.clone()).unwrap_or(false);
         let level = problems.check("LOG_LEVEL", Telemetry::parse_level(&self.log_level, quiet));
-        Telemetry::new(level, json)
+        let variables = Variables(|name: &str| std::env::var(name).ok());
+        let service = variables.service(service);
+        let (endpoint, headers) = (self.otlp_endpoint.as_deref(), self.otlp_headers.as_ref());
+        let headers = headers.map(ExposeSecret::expose_secret);
+        let traces = TraceSettings::read(endpoint, headers, service.clone(), &variables, problems);
+        let telemetry = Telemetry::new(service, level, json, traces);
+        telemetry.in_environment(&self.environment)
     }
 }
 

@@ -172,9 +172,9 @@ const END_WAITING: &str = "
     ), results AS (
         INSERT INTO harness_results
                (job_id, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
-                cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message)
+                cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message, trace_id)
         SELECT e.job_id, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
-               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, accepted_at, started_at, message
+               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{JobId, JobState, Name, Usd, WorkerId};
+use job::{JobId, JobState, Name, TraceId, Usd, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::batch::Batched;
+use crate::dispatch::foreign;
 use crate::tx::Tx;
 use crate::{Store, StoreError};
 
@@ -30,6 +31,8 @@ pub struct ClaimRequest {
     pub pool: Name,
     /// When the job must have ended, as Unix time in milliseconds.
     pub deadline_unix_ms: Option<u64>,
+    /// The trace it is in.
+    pub trace_id: TraceId,
     /// The `harness.job.v1` envelope, kept in the ledger.
     pub message: String,
 }
@@ -140,8 +143,9 @@ const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
         SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
-          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[])
-          WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
+          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[],
+                      $9::uuid[])
+          WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
          WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
            AND ",
@@ -153,8 +157,9 @@ const CLAIM_FRESH: &str = concat!(
           FROM incoming i
     ), c AS (
         INSERT INTO harness_jobs
-               (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, epoch, worker_id, started_at)
-        SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000),
+               (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, epoch, worker_id,
+                started_at)
+        SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
                CASE WHEN free THEN 'running' ELSE 'blocked' END,
                CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
                CASE WHEN free THEN $1 END,
@@ -243,12 +248,13 @@ impl Batched for ClaimRequest {
         let messages: Vec<&str> = mine.iter().map(|call| call.message.as_str()).collect();
         let deadlines: Vec<Option<f64>> =
             mine.iter().map(|call| call.deadline_unix_ms.map(|ms| ms as f64)).collect();
+        let traces: Vec<Option<Uuid>> = mine.iter().map(|call| foreign(call.job_id, call.trace_id)).collect();
         let [alive, _, _, fresh, known, standing] = tx
             .run([
                 &[&worker_id],
                 &[&sessions, &agents, &users],
                 &[&sessions],
-                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages, &deadlines],
+                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages, &deadlines, &traces],
                 &[&worker_id, &jobs, &sessions],
                 &[&jobs],
             ])

@@ -112,7 +112,7 @@ const END: &str = "
             AS t(job_id, epoch, state, attempts, output, failure,
                  memory, context, progress, s_iterations, s_cost, s_in, s_out)
     ), ended AS MATERIALIZED (
-        SELECT i.*, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at,
+        SELECT i.*, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
                CASE WHEN i.state <> 'succeeded' THEN j.message END AS message
           FROM incoming i
          CROSS JOIN LATERAL (SELECT * FROM harness_jobs j
@@ -122,9 +122,9 @@ const END: &str = "
     ), results AS (
         INSERT INTO harness_results
                (job_id, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
-                cost_microusd, input_tokens, output_tokens, epoch, worker_id, accepted_at, started_at, message)
+                cost_microusd, input_tokens, output_tokens, epoch, worker_id, accepted_at, started_at, message, trace_id)
         SELECT e.job_id, session_id, agent_id, user_id, pool, state, attempts, output::json, failure::json,
-               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, $1, accepted_at, started_at, message
+               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, $1, accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out

@@ -152,17 +152,19 @@ const REDRIVE: &str = concat!(
     lock_open!(),
     "
     ), incoming AS (
-        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[])
+        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[],
+                             $9::uuid[])
           WITH ORDINALITY
-            AS t(job_id, new_id, session_id, agent_id, user_id, pool, message, deadline, turn)
+            AS t(job_id, new_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
     ), marked AS (
         UPDATE harness_results r SET redriven_as = i.new_id
           FROM open o JOIN incoming i ON i.job_id = o.job_id
          WHERE r.job_id = o.job_id
         RETURNING r.redriven_as AS new_id
     )
-    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, due_at)
-    SELECT i.new_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), 'publishing', now()
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, due_at)
+    SELECT i.new_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
+           'publishing', now()
       FROM marked m JOIN incoming i ON i.new_id = m.new_id
      ORDER BY turn
     RETURNING job_id"

@@ -1,6 +1,6 @@
 //! The way to the broker and back into line: accept, due, confirmed, unconfirmed.
 
-use job::{JobId, JobSpec, Name};
+use job::{JobId, JobSpec, Name, TraceId};
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
@@ -31,10 +31,11 @@ pub struct DueJob {
 }
 
 const ACCEPT: &str = "
-    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, state, due_at)
-    SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), 'publishing', now()
-      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[]) WITH ORDINALITY
-        AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, turn)
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, due_at)
+    SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
+           'publishing', now()
+      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[])
+      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
      ORDER BY turn
     ON CONFLICT DO NOTHING
     RETURNING job_id";
@@ -115,6 +116,7 @@ pub(crate) struct Columns<'a> {
     pools: Vec<&'a str>,
     messages: Vec<String>,
     deadlines: Vec<Option<f64>>,
+    traces: Vec<Option<Uuid>>,
 }
 
 impl<'a> Columns<'a> {
@@ -126,14 +128,25 @@ impl<'a> Columns<'a> {
             users: specs.clone().map(|spec| spec.user_id.as_deref()).collect(),
             pools: specs.clone().map(|spec| spec.pool.as_str()).collect(),
             messages: specs.clone().map(job::encode).collect(),
-            deadlines: specs.map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
+            deadlines: specs.clone().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
+            traces: specs.map(foreign_trace).collect(),
         }
     }
 
-    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 7] {
-        let Columns { jobs, sessions, agents, users, pools, messages, deadlines } = self;
-        [jobs, sessions, agents, users, pools, messages, deadlines]
+    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 8] {
+        let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces } = self;
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces]
     }
+}
+
+/// What is kept of a job's trace: nothing, where it is the job's own.
+fn foreign_trace(spec: &JobSpec) -> Option<Uuid> {
+    foreign(spec.job_id, spec.trace_id())
+}
+
+/// The trace, unless it is the job's own.
+pub(crate) fn foreign(job_id: JobId, trace_id: TraceId) -> Option<Uuid> {
+    (trace_id != job_id.into()).then(|| trace_id.into())
 }
 
 impl Store {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use job::{Failure, JobId, JobState, Json, Name, Usd};
+use job::{Failure, JobId, JobState, Json, Name, TraceId, Usd};
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -17,6 +17,8 @@ use crate::{Store, StoreError};
 pub struct JobView {
     /// The job.
     pub job_id: JobId,
+    /// The trace in which its attempts are.
+    pub trace_id: TraceId,
     /// Its session.
     pub session_id: String,
     /// Its agent.
@@ -85,7 +87,7 @@ const READ_LIVE: &str = concat!(
     rfc3339!("j.accepted_at"),
     ", ",
     rfc3339!("j.started_at"),
-    ", NULL::text, j.failure::text, NULL::text
+    ", NULL::text, j.failure::text, NULL::text, j.trace_id
   FROM harness_jobs j
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
@@ -102,7 +104,7 @@ const READ_ENDED: &str = concat!(
     rfc3339!("r.started_at"),
     ", ",
     rfc3339!("r.finished_at"),
-    ", r.failure::text, r.output::text
+    ", r.failure::text, r.output::text, r.trace_id
   FROM unnest($1::uuid[]) AS t(job_id)
  CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
 );
@@ -190,8 +192,10 @@ fn read_state(row: &Row, column: usize) -> JobState {
 fn read_view(row: &Row) -> JobView {
     let failure: Option<String> = row.get(14);
     let output: Option<String> = row.get(15);
+    let (job_id, trace) = (read_job_id(row, 0), row.get::<_, Option<Uuid>>(16));
     JobView {
-        job_id: read_job_id(row, 0),
+        job_id,
+        trace_id: trace.and_then(|trace| trace.try_into().ok()).unwrap_or(job_id.into()),
         session_id: row.get(1),
         agent_id: row.get(2),
         pool: row.get(3),

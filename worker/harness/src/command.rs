@@ -26,10 +26,11 @@
 //! job's end: the worker may die between the last checkpoint and the record of the end.
 //!
 //! The **environment** holds `PATH`, `LANG`, `LC_ALL` and `TZ` of the worker, what the agent's settings name
-//! (`env_allow`, `env`), and `HARNESS_JOB_ID`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE`, `HARNESS_EPOCH` and, if the
-//! job has one, `TRACEPARENT`. `HOME` is the workspace unless the settings name it, so that the dotfiles of one
-//! session's tools are not those of another's. The **working folder** is the workspace: one folder for each
-//! session, 0700, kept between jobs but not between machines, unless `WORKSPACE_DIR` is shared.
+//! (`env_allow`, `env`), and `HARNESS_JOB_ID`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE`, `HARNESS_EPOCH` and
+//! `TRACEPARENT` (W3C Trace Context: what the program traces itself belongs below it, so that it is found with the job).
+//! `HOME` is the workspace unless the settings name it, so that the dotfiles of one session's tools are not those of
+//! another's. The **working folder** is the workspace: one folder for each session, 0700, kept between jobs but not
+//! between machines, unless `WORKSPACE_DIR` is shared.
 //!
 //! # What the program may say
 //!
@@ -88,7 +89,6 @@ mod stderr;
 mod attempt;
 mod verdict;
 
-use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -145,7 +145,7 @@ impl Command {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(start_failed("the program has no pipes".to_owned()).into());
         };
-        let stderr = Stderr::follow(stderr, run.task());
+        let stderr = Stderr::follow(stderr);
         let _order = give(stdin, order);
         Attempt { settings: &self.settings, run, group, stderr }.run(stdout).await
     }
@@ -162,7 +162,7 @@ impl Command {
             .env("HARNESS_SESSION_ID", task.session_id.as_str())
             .env("HARNESS_WORKSPACE", workspace)
             .env("HARNESS_EPOCH", task.epoch.to_string())
-            .envs(task.traceparent.iter().map(|trace| ("TRACEPARENT", OsString::from(trace))))
+            .envs(task.traceparent.map(|place| ("TRACEPARENT", place.to_string())))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -175,7 +175,7 @@ fn give(mut stdin: ChildStdin, order: String) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = stdin.write_all(order.as_bytes()).await {
             // Its right: what becomes of the job is told by what it says.
-            tracing::debug!(%error, "a program did not read its order to the end");
+            tracing::debug!(cause = %error, "a program did not read its order to the end");
         }
     }))
 }

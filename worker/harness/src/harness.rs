@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, JobId, Json, Name};
+use job::{Failure, FailureCode, JobId, Json, Name, TraceParent};
 use tokio::sync::watch;
 
 use crate::{Delta, DeltaError, Event, Session};
@@ -38,8 +38,8 @@ pub struct Task {
     pub attempt: u32,
     /// The fencing token of this run: it rises with every claim, so that of two runs the later one is known.
     pub epoch: i64,
-    /// The caller's trace (W3C Trace Context).
-    pub traceparent: Option<String>,
+    /// The place of this run in its trace (W3C Trace Context), for what it does itself.
+    pub traceparent: Option<TraceParent>,
     /// How many iterations in a row may leave memory and progress as they are; any number without.
     pub max_stalled_iterations: Option<u32>,
 }

@@ -169,8 +169,7 @@ impl Listener<'_> {
         let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
         let ended_well = exited_well || matches!(word, LastWord::Error(_));
         if ignored_bytes > 0 || !ended_well {
-            let (job_id, session_id) = (self.run.task().job_id, &self.run.task().session_id);
-            tracing::warn!(%job_id, %session_id, ignored_bytes, status = ?exit.status, exited = exit.by_itself,
+            tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
                 "a program wrote on after its result, or did not exit with 0 in time; its result counts");
         }
     }

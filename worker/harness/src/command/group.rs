@@ -63,7 +63,7 @@ impl Group {
         match killpg(self.id, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
-                tracing::error!(pgid = self.id.as_raw(), %signal, %error, "a program cannot be signalled")
+                tracing::error!(pgid = self.id.as_raw(), %signal, cause = %error, "a program cannot be signalled")
             }
         }
     }
@@ -74,7 +74,7 @@ impl Group {
         let mut children = match signal(SignalKind::child()) {
             Ok(children) => children,
             Err(error) => {
-                tracing::error!(%error, "the end of a program cannot be listened for; its limits will end it");
+                tracing::error!(cause = %error, "the end of a program cannot be listened for; its limits will end it");
                 return std::future::pending().await;
             }
         };
@@ -96,7 +96,7 @@ impl Group {
         let status = match tokio::time::timeout(REAP, self.child.wait()).await {
             Ok(Ok(status)) => Some(status),
             Ok(Err(error)) => {
-                tracing::error!(pid = self.id.as_raw(), %error, "a program's end cannot be read");
+                tracing::error!(pid = self.id.as_raw(), cause = %error, "a program's end cannot be read");
                 None
             }
             Err(_) => {

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio_util::task::AbortOnDropHandle;
-
-use crate::Task;
+use tracing::Instrument;
 
 /// Bytes of a line that are kept.
 const KEEP_BYTES: usize = 1_000;
@@ -27,20 +26,19 @@ pub(super) struct Stderr {
 
 impl Stderr {
     /// Starts to read.
-    pub fn follow(pipe: impl AsyncRead + Unpin + Send + 'static, task: &Task) -> Stderr {
+    pub fn follow(pipe: impl AsyncRead + Unpin + Send + 'static) -> Stderr {
         let tail = Arc::new(Mutex::new(VecDeque::new()));
-        let (job_id, session_id, attempt) = (task.job_id, task.session_id.clone(), task.attempt);
         let kept = tail.clone();
-        let reader = tokio::spawn(async move {
+        let reading = async move {
             let mut count = 0;
             let mut pipe = BufReader::new(pipe);
             while let Some(line) = next_line(&mut pipe).await {
                 count += 1;
                 if count <= LOG_LINES {
-                    tracing::info!(target: "harness::command::stderr", %job_id, %session_id, attempt, "{line}");
+                    tracing::info!(target: "harness::command::stderr", "{line}");
                 }
                 if count == LOG_LINES {
-                    tracing::warn!(target: "harness::command::stderr", %job_id, %session_id, attempt,
+                    tracing::warn!(target: "harness::command::stderr",
                         "the program has written {LOG_LINES} lines to stderr; further ones are not logged");
                 }
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +47,9 @@ impl Stderr {
                     kept.pop_front();
                 }
             }
-        });
+        };
+        // The span that is around it names the job.
+        let reader = tokio::spawn(reading.in_current_span());
         Stderr { tail, reader: AbortOnDropHandle::new(reader) }
     }
 

@@ -17,7 +17,7 @@ async fn seen(
     let mut config = bench.sh(r#"cat /proc/$$/environ >environ; pwd >cwd; echo '{"type":"result"}'"#);
     change(&mut config);
     let mut task = task(Value::Null);
-    task.traceparent = traceparent.map(str::to_owned);
+    task.traceparent = traceparent.map(|text| text.parse().unwrap());
     bench.build(config).run(&mut run(&task, &Ledger::new())).await.unwrap();
     let read = |name| std::fs::read_to_string(bench.workspaces().join("session-1").join(name)).unwrap();
     let variables = read("environ");

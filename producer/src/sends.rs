@@ -1,0 +1,60 @@
+//! What a trace shows of jobs that are sent: a span for each, which its attempts are below.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use job::{JobId, JobSpec, Limits, TraceParent};
+use queue::jobs_queue;
+use service::{Origin, Role, Span};
+use store::DueJob;
+
+/// Jobs on their way to the broker; empty where no traces are made.
+pub struct Sends(HashMap<JobId, Span>);
+
+impl Sends {
+    /// They begin; each job gets its span's place as that which its attempts are below.
+    /// A job that would become too large by it goes without.
+    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> Sends {
+        let now = SystemTime::now();
+        Sends(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
+    }
+
+    /// These alone are new; the others were sent before, and keep the trace that they had.
+    pub fn accepted(&mut self, new: &[DueJob]) {
+        if self.0.is_empty() {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.0);
+        self.0 = new.iter().filter_map(|job| Some((job.job_id, before.remove(&job.job_id)?))).collect();
+        for mut span in before.into_values() {
+            span.describe(|span| {
+                span.set("harness.outcome", "accepted_before");
+            });
+        }
+    }
+}
+
+fn send(spec: &mut JobSpec, now: SystemTime, limits: &Limits) -> Option<Span> {
+    let caller = spec.traceparent.map(|place| place.parts().into());
+    let origin = Origin::below(caller, spec.trace_id().get());
+    let mut span = Span::begin(Role::Producer, origin, now, || format!("send {}", jobs_queue(&spec.pool)));
+    let place = span.place()?;
+    span.describe(|span| {
+        span.set("messaging.system", "rabbitmq")
+            .set("messaging.operation.name", "send")
+            .set("messaging.operation.type", "send")
+            .set("messaging.destination.name", jobs_queue(&spec.pool))
+            .set("messaging.message.id", spec.job_id.to_string())
+            .set("harness.job.id", spec.job_id.to_string())
+            .set("harness.session.id", spec.session_id.to_string())
+            .set("harness.agent.id", spec.agent_id.to_string());
+    });
+    let given = spec.traceparent;
+    spec.traceparent = TraceParent::of_parts(place.into());
+    // All else in an envelope is short.
+    let may_be_too_large = spec.input.as_str().len() + 8_192 > limits.max_bytes;
+    if may_be_too_large && job::encode(spec).len() > limits.max_bytes {
+        spec.traceparent = given;
+    }
+    Some(span)
+}

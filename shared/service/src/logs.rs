@@ -1,0 +1,200 @@
+//! Logs as JSON: one flat object per line, with what the spans around an event know of it.
+//!
+//! `ops/telemetry.md` says which fields there are. First come those of every line, then the others by name; of a name that
+//! stands in several places, the innermost counts.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
+use tracing::span::Record;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The names that every line begins with.
+const FIRST: [&str; 5] = ["timestamp", "level", "service", "target", "message"];
+
+/// One line per event.
+pub struct Flat {
+    service: String,
+}
+
+impl Flat {
+    /// Lines of the process of this name.
+    pub fn new(service: String) -> Flat {
+        Flat { service }
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, Fields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Map::new();
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(known) = span.extensions().get::<FormattedFields<Fields>>() {
+                let object = format!("{{{}}}", known.fields);
+                fields.extend(serde_json::from_str::<Map<String, Value>>(&object).unwrap_or_default());
+            }
+        }
+        event.record(&mut Members(|name: &str, value| drop(fields.insert(name.to_owned(), value))));
+        let (level, mut target) = (event.metadata().level().as_str(), event.metadata().target().to_owned());
+        // An event of a library that logs by the crate `log` has its own target among its fields.
+        if let Some(Value::String(own)) = fields.remove("log.target") {
+            target = own;
+            fields.retain(|name, _| !name.starts_with("log."));
+        }
+        let mut timestamp = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
+        let message = fields.remove("message").unwrap_or_default();
+        let first = [json!(timestamp), json!(level), json!(self.service), json!(target), message];
+        let first = FIRST.into_iter().zip(&first);
+        let others = fields.iter().map(|(name, value)| (name.as_str(), value));
+        let others = others.filter(|(name, _)| !FIRST.contains(name));
+        writer.write_char('{')?;
+        for (at, (name, value)) in first.chain(others).enumerate() {
+            write!(writer, "{}{}:{value}", if at > 0 { "," } else { "" }, json!(name))?;
+        }
+        writer.write_str("}\n")
+    }
+}
+
+/// What a span knows, kept as the members of a JSON object without its braces: to be added to at little cost, because every
+/// job has a span and few have a line.
+pub struct Fields;
+
+impl<'w> FormatFields<'w> for Fields {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        let (mut result, mut comma) = (Ok(()), "");
+        fields.record(&mut Members(|name: &str, value| {
+            // Names are words: they need no escaping.
+            result = result.and_then(|()| write!(writer, "{comma}\"{name}\":{value}"));
+            comma = ",";
+        }));
+        result
+    }
+
+    fn add_fields(&self, current: &'w mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
+        if !current.fields.is_empty() && !fields.is_empty() {
+            current.fields.push(',');
+        }
+        self.format_fields(current.as_writer(), fields)
+    }
+}
+
+/// Gives each field away as a member of an object.
+struct Members<F>(F);
+
+impl<F: FnMut(&str, Value)> Members<F> {
+    fn set(&mut self, field: &Field, value: Value) {
+        let name = field.name();
+        (self.0)(name.strip_prefix("r#").unwrap_or(name), value);
+    }
+}
+
+impl<F: FnMut(&str, Value)> Visit for Members<F> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, json!(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, json!(value));
+    }
+
+    /// With all its causes.
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        let mut text = value.to_string();
+        let mut source = value.source();
+        while let Some(error) = source {
+            // Writing to a string does not fail.
+            let _ = write!(text, ": {error}");
+            source = error.source();
+        }
+        self.set(field, Value::String(text));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field, Value::String(format!("{value:?}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that are logged meanwhile.
+    fn logged(act: impl FnOnce()) -> Vec<String> {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let logs = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .fmt_fields(Fields)
+            .event_format(Flat::new("harness-test".to_owned()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), act);
+        let bytes = kept.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_line_is_one_flat_object_with_what_the_spans_know() {
+        let lines = logged(|| {
+            let job = tracing::error_span!("job", job_id = %"j \"1\"", attempt = tracing::field::Empty);
+            let _in = job.enter();
+            job.record("attempt", 2);
+            let cause = anyhow::Error::from(io::Error::other("inner")).context("outer");
+            let cause: &(dyn Error + 'static) = cause.as_ref();
+            tracing::info!(job_id = %"inner", cause, ratio = 0.5, ok = true, level = "mine", "said\n\"so\"");
+            tracing::warn!("only this");
+        });
+        let line: Map<String, Value> = serde_json::from_str(&lines[0]).unwrap();
+        let Value::Object(mut wanted) = json!({
+            "level": "INFO", "service": "harness-test", "target": "service::logs::tests", "message": "said\n\"so\"",
+            "job_id": "inner", "attempt": 2, "cause": "outer: inner", "ratio": 0.5, "ok": true
+        }) else {
+            unreachable!()
+        };
+        wanted.insert("timestamp".to_owned(), line["timestamp"].clone());
+        assert_eq!(line, wanted);
+        assert!(lines[0].starts_with("{\"timestamp\":\"2"), "{}", lines[0]);
+        let line: Value = serde_json::from_str(&lines[1]).unwrap();
+        assert_eq!((&line["job_id"], &line["message"]), (&json!("j \"1\""), &json!("only this")));
+        assert_eq!(lines.len(), 2);
+    }
+}

@@ -1,0 +1,292 @@
+//! What is said of traces: by flags and variables of ours, and by the variables that OpenTelemetry's specification names.
+//!
+//! Of the latter, a value that is wrong is passed over with a warning, as the specification has it: they are often set
+//! for a whole cluster, with other programs in mind.
+
+use std::time::Duration;
+
+use opentelemetry_sdk::trace::ShouldSample;
+use ureq::http::{HeaderName, HeaderValue, Uri};
+
+use super::receiver::Receiver;
+use super::sampler::sampler;
+use crate::Problems;
+
+const EXPECTED: &str = "expected the address of an OTLP receiver by HTTP, such as http://collector:4318";
+const EXPECTED_HEADERS: &str = "expected KEY=VALUE, separated by commas, values written as in URLs";
+
+/// Spans that wait at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise.
+const QUEUE_SIZE: usize = 2_048;
+/// For a batch, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Variables of the specification that would change what is exported, and that nothing here listens to.
+const UNSUPPORTED: [&str; 8] = [
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+];
+
+/// How traces are made.
+#[derive(Debug)]
+pub(crate) struct TraceSettings {
+    pub(super) receiver: Receiver,
+    pub(super) service: String,
+    pub(super) sampler: Option<Box<dyn ShouldSample>>,
+    pub(super) queue_size: usize,
+    /// What else is known of this process.
+    pub(crate) resource: Vec<(&'static str, String)>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The variables of a process.
+pub(crate) struct Variables<F>(pub F);
+
+impl<F: Fn(&str) -> Option<String>> Variables<F> {
+    /// One that is set to something.
+    fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    /// The first of these.
+    fn first(&self, names: [&'static str; 2]) -> Option<(&'static str, String)> {
+        names.into_iter().find_map(|name| Some((name, self.get(name)?)))
+    }
+
+    /// What this process is called: `OTEL_SERVICE_NAME`, or its usual name.
+    pub(crate) fn service(&self, usual: &str) -> String {
+        self.get("OTEL_SERVICE_NAME").unwrap_or_else(|| usual.to_owned())
+    }
+}
+
+impl TraceSettings {
+    /// Reads them all; `None` where no receiver is set, or traces are switched off.
+    pub(crate) fn read<F: Fn(&str) -> Option<String>>(
+        endpoint: Option<&str>,
+        headers: Option<&str>,
+        service: String,
+        variables: &Variables<F>,
+        problems: &mut Problems,
+    ) -> Option<TraceSettings> {
+        let mut warnings = Vec::new();
+        let whole = variables.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+        let (name, given) = match (whole, endpoint.filter(|given| !given.is_empty())) {
+            (Some(whole), _) => ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole),
+            (None, Some(base)) => {
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/traces", base.trim_end_matches('/')))
+            }
+            (None, None) => return None,
+        };
+        let shown = problems.check(name, check_endpoint(&given));
+        let own = variables.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS");
+        let (name, text) = match (&own, headers) {
+            (Some(own), _) => ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", own.as_str()),
+            (None, headers) => ("OTEL_EXPORTER_OTLP_HEADERS", headers.unwrap_or_default()),
+        };
+        let headers = problems.check(name, read_headers(text));
+        if variables.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        match variables.get("OTEL_TRACES_EXPORTER").as_deref() {
+            Some("none") => return None,
+            None | Some("otlp") => {}
+            Some(other) => warnings.push(format!(
+                "OTEL_TRACES_EXPORTER: got \"{other}\", there are otlp and none; otlp is taken"
+            )),
+        }
+        let protocol = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+        if let Some((name, other)) = variables.first(protocol).filter(|(_, value)| value != "http/protobuf") {
+            warnings.push(format!("{name}: got \"{other}\", there is http/protobuf alone, which is taken"));
+        }
+        warnings.extend(
+            UNSUPPORTED
+                .into_iter()
+                .filter(|name| variables.get(name).is_some())
+                .map(|name| format!("{name} is set, and nothing here listens to it")),
+        );
+        let mut number = |names: [&'static str; 2]| {
+            let (name, given) = variables.first(names)?;
+            match given.parse::<u64>() {
+                Ok(number) if number > 0 => Some(number),
+                _ => {
+                    warnings.push(format!(
+                        "{name}: got \"{given}\", expected a number above 0; it is passed over"
+                    ));
+                    None
+                }
+            }
+        };
+        let timeout = number(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"]);
+        let queue_size = number(["OTEL_BSP_MAX_QUEUE_SIZE"; 2]);
+        let argument = variables.get("OTEL_TRACES_SAMPLER_ARG");
+        let sampler = variables.get("OTEL_TRACES_SAMPLER").unwrap_or("parentbased_always_on".to_owned());
+        let sampler = sampler_or_warn(&sampler, argument.as_deref(), &mut warnings);
+        Some(TraceSettings {
+            receiver: Receiver {
+                url: given,
+                shown: shown?,
+                headers: headers?,
+                timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
+            },
+            service,
+            sampler,
+            queue_size: queue_size.map_or(QUEUE_SIZE, |size| size as usize),
+            resource: Vec::new(),
+            warnings,
+        })
+    }
+}
+
+fn sampler_or_warn(
+    name: &str,
+    argument: Option<&str>,
+    warnings: &mut Vec<String>,
+) -> Option<Box<dyn ShouldSample>> {
+    match sampler(name, argument) {
+        Ok(sampler) => Some(sampler),
+        Err(problem) => {
+            warnings.push(format!("{problem}; every trace is recorded whose caller records it"));
+            sampler("parentbased_always_on", None).ok()
+        }
+    }
+}
+
+/// The address without what may be secret in it.
+fn check_endpoint(given: &str) -> Result<String, String> {
+    // What was given may hold a password, and is not shown.
+    let uri: Uri = given.parse().map_err(|error| format!("{error}, {EXPECTED}"))?;
+    let (Some(scheme @ ("http" | "https")), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        return Err(format!("got no address that begins with http:// or https://, {EXPECTED}"));
+    };
+    let port = uri.port().map_or(String::new(), |port| format!(":{port}"));
+    Ok(format!("{scheme}://{host}{port}"))
+}
+
+/// Reads `key=value,key=value`, values percent-encoded (W3C Baggage, as the specification wants). No error shows a value.
+fn read_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .enumerate()
+        .map(|(at, pair)| {
+            let nth = at + 1;
+            let (key, value) =
+                pair.split_once('=').ok_or(format!("header {nth} has no =, {EXPECTED_HEADERS}"))?;
+            let name = key.trim().parse::<HeaderName>();
+            let name =
+                name.map_err(|_| format!("header {nth} has no name that is one, {EXPECTED_HEADERS}"))?;
+            let value = decoded(value.trim()).and_then(|value| HeaderValue::from_bytes(&value).ok());
+            let mut value =
+                value.ok_or(format!("header {name} has no value that is one, {EXPECTED_HEADERS}"))?;
+            value.set_sensitive(true);
+            Ok((name, value))
+        })
+        .collect()
+}
+
+/// `None` for a % without two digits behind it.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        decoded.push((digit()? * 16 + digit()?) as u8);
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(endpoint: &str, headers: &str, set: &[(&str, &str)]) -> Result<Option<TraceSettings>, String> {
+        let mut problems = Problems::default();
+        let variables = Variables(|name: &str| {
+            set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        });
+        let service = variables.service("harness-test");
+        let read = TraceSettings::read(Some(endpoint), Some(headers), service, &variables, &mut problems);
+        if problems.count() > 0 { Err(problems.into_error().to_string()) } else { Ok(read) }
+    }
+
+    #[test]
+    fn without_a_receiver_or_when_switched_off_no_traces_are_made() {
+        assert!(read("", "", &[]).unwrap().is_none());
+        for off in [("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_TRACES_EXPORTER", "none")] {
+            assert!(read("http://c:4318", "", &[off]).unwrap().is_none(), "{off:?}");
+        }
+    }
+
+    #[test]
+    fn the_receiver_is_the_base_and_a_path_or_all_that_was_given() {
+        let url =
+            |endpoint: &str, set: &[(&str, &str)]| read(endpoint, "", set).unwrap().unwrap().receiver.url;
+        assert_eq!(url("http://c:4318", &[]), "http://c:4318/v1/traces");
+        assert_eq!(url("https://c/base/", &[]), "https://c/base/v1/traces");
+        let whole = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://d/in")];
+        assert_eq!(url("http://c:4318", &whole), "http://d/in");
+        assert_eq!(url("", &whole), "http://d/in");
+        let settings = read("http://me:s3cret@c:4318", "", &[]).unwrap().unwrap();
+        assert_eq!(settings.receiver.shown, "http://c:4318");
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_by_the_settings_name_and_without_passwords() {
+        for wrong in ["collector:4318", "grpc://c:4317", "http://", "s3cret", "ftp://me:s3cret@c"] {
+            let told = read(wrong, "", &[]).unwrap_err();
+            assert!(told.contains("OTEL_EXPORTER_OTLP_ENDPOINT: ") && told.contains(EXPECTED), "{told}");
+            assert!(!told.contains("s3cret"), "{told}");
+        }
+    }
+
+    #[test]
+    fn headers_are_read_as_in_urls_and_never_shown() {
+        let headers =
+            read("http://c", "authorization=Bearer%20s3cret, x-tenant = a=b,", &[]).unwrap().unwrap();
+        assert!(!format!("{headers:?}").contains("s3cret"));
+        let headers = headers.receiver.headers;
+        let text = |at: usize| (headers[at].0.as_str(), headers[at].1.to_str().unwrap());
+        assert_eq!((text(0), text(1)), (("authorization", "Bearer s3cret"), ("x-tenant", "a=b")));
+        for wrong in ["s3cret", "a b=s3cret", "a=s3cret%2", "a=s3cret%0A", "=s3cret"] {
+            let told = read("http://c", wrong, &[]).unwrap_err();
+            assert!(told.contains("OTEL_EXPORTER_OTLP_HEADERS: header "), "{told}");
+            assert!(!told.contains("s3cret"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_the_specification_names_is_heeded_or_told() {
+        let set = [
+            ("OTEL_SERVICE_NAME", "mine"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "7"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1500"),
+        ];
+        let settings = read("http://c", "", &set).unwrap().unwrap();
+        assert_eq!((settings.service.as_str(), settings.queue_size), ("mine", 7));
+        assert_eq!(settings.receiver.timeout, Duration::from_millis(1500));
+        assert_eq!(settings.warnings, Vec::<String>::new());
+        let set = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
+            ("OTEL_TRACES_SAMPLER", "xray"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ];
+        let settings = read("http://c", "", &set).unwrap().unwrap();
+        for (name, _) in set {
+            assert!(
+                settings.warnings.iter().any(|told| told.contains(name)),
+                "{name}: {:?}",
+                settings.warnings
+            );
+        }
+        assert_eq!(settings.queue_size, QUEUE_SIZE);
+    }
+}
