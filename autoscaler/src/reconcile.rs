@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::{Fenced, Leadership, NewDecision, Store};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -61,6 +62,8 @@ pub struct Shared {
     pub observer: Arc<Observer>,
     /// Whether we decide.
     pub leader: Arc<Leader>,
+    /// Pools that begin a term at once: their memories are read back one after another, not all into ours together.
+    pub begins: Arc<Semaphore>,
 }
 
 /// A pool under control.
@@ -206,6 +209,7 @@ impl Reconciler {
     }
 
     async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
+        let _turn = self.shared.begins.acquire().await;
         let (history, began_ms) = (self.recall().await?, self.shared.observer.now_ms());
         let mut term =
             Term { leadership, began_ms, history, seen: None, draining: true, doubtful: true, written: None };

@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use service::{Admin, Check, Essential, Readiness, retry_or_stop};
 use store::Store;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,6 +25,9 @@ use crate::leader::Leader;
 use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
+
+/// Pools whose past is read back at once, at the beginning of a term.
+const BEGINS: usize = 8;
 
 /// What an autoscaler works with.
 pub struct Fleet {
@@ -56,7 +60,8 @@ impl Fleet {
         let management = settings.management.clone();
         let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
         let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
-        let shared = Shared { store, observer, leader };
+        let begins = Arc::new(Semaphore::new(BEGINS));
+        let shared = Shared { store, observer, leader, begins };
         let (mut reconcilers, mut processes) = (Vec::new(), Vec::new());
         let in_cluster = |pool: &Pool| pool.target != TargetName::Process;
         let cluster = match settings.pools.iter().any(in_cluster) {
@@ -116,7 +121,7 @@ pub async fn serve(
     };
     // Set once, here.
     let _ = booted.set(fleet.shared.clone());
-    let Shared { store, observer, leader } = fleet.shared.clone();
+    let Shared { store, observer, leader, .. } = fleet.shared.clone();
     let until = end.clone();
     essential.spawn("leader's lease", async move {
         leader.keep(&store, &until).await;
