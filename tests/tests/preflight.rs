@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use tests::{Fleet, Ran, job};
+use tests::{Database, Fleet, Ran, job};
 
 const IMAGE: &str = "registry.example.com/harness-fleet:v1.2.3";
 
@@ -77,6 +77,19 @@ async fn a_broken_environment_is_told_all_that_it_lacks_at_once() {
     }
     assert!(ran.out.contains("ok       database_connected"), "{ran:?}");
     assert!(ran.err.contains(&format!("{} missing", missing.len())), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_schema_that_the_deploy_will_migrate_is_no_miss_before_it() {
+    let fleet = Fleet::on(Database::empty().await);
+    let arguments = ["--before-migration", "--manifests", "none", "development", IMAGE];
+    let before = fleet.ops("preflight", &arguments, &[]).await;
+    assert!(before.code == 0 && before.out.contains("later    schema_current"), "{before:?}");
+    let after = fleet.ops("preflight", &arguments[1..], &[]).await;
+    assert!(after.code == 1 && missing(&after).len() == 1, "{after:?}");
+    assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
+    let migrated = fleet.ops("preflight", &arguments, &[]).await;
+    assert!(migrated.code == 0 && migrated.out.contains("ok       schema_current"), "{migrated:?}");
 }
 
 #[tokio::test]

@@ -253,17 +253,22 @@ async fn two_migrations_at_once_are_one() {
     assert!(applied.iter().any(|versions| !versions.is_empty()), "{applied:?}");
 }
 
-#[tokio::test]
-async fn a_database_that_knows_more_than_the_binary_is_refused() {
-    let fleet = Fleet::new().await;
-    let version = 99_999_999_999_999_i64;
+/// Notes a migration of a release to come, as sqlx does.
+async fn from_the_future(fleet: &Fleet, version: i64, description: &str) {
     fleet
         .database
         .execute(&format!(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-             VALUES ({version}, 'from the future', true, '\\x00', 1)"
+             VALUES ({version}, '{description}', true, '\\x00', 1)"
         ))
         .await;
+}
+
+#[tokio::test]
+async fn a_database_that_knows_more_than_the_binary_is_refused() {
+    let fleet = Fleet::new().await;
+    let version = 99_999_999_999_999_i64;
+    from_the_future(&fleet, version, "from the future").await;
     let told =
         format!("the database has migration {version}, which this binary does not know: run a newer release");
     let mut worker = fleet.worker("worker").launch();
@@ -273,4 +278,26 @@ async fn a_database_that_knows_more_than_the_binary_is_refused() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.contains(&told), "{ran:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_release_is_taken_back_where_the_newer_migrations_work_with_it() {
+    let fleet = Fleet::new().await;
+    let ours: i64 = fleet.database.count("SELECT max(version) FROM _sqlx_migrations").await;
+    from_the_future(&fleet, ours + 1, &format!("a column works with {ours:04}")).await;
+    from_the_future(&fleet, ours + 2, &format!("an index works with {:04}", ours - 1)).await;
+    let migrated = fleet.producer(&["migrate"]).await;
+    assert!(migrated.code == 0 && migrated.out.contains("the schema is up to date"), "{migrated:?}");
+    let worker = fleet.worker("worker").start().await;
+    let ran = fleet.producer(&["enqueue", "--session", "s", "--agent", "echo"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(fleet.producer(&["wait", ran.out.trim()]).await.code, 0);
+    drop(worker);
+
+    // The next one wants what only its own release knows.
+    from_the_future(&fleet, ours + 3, &format!("a rename works with {:04}", ours + 2)).await;
+    for command in [["migrate"].as_slice(), &["enqueue", "--session", "s", "--agent", "echo"]] {
+        let ran = fleet.producer(command).await;
+        assert!(ran.code == 1 && ran.err.contains(&format!("has migration {}", ours + 3)), "{ran:?}");
+    }
 }

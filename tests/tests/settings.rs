@@ -118,51 +118,93 @@ fn what_is_secret_is_marked_and_stands_in_no_file() {
     }
 }
 
-/// The commands of ours in the pages of ops/: the lines of their `sh` blocks, also behind `kubectl exec … --`.
+/// All pages of ops/, and the README.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![ops("../README.md")];
+    let mut folders = vec![ops("")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            match path.extension() {
+                _ if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "md" => pages.push(path),
+                _ => {}
+            }
+        }
+    }
+    pages
+}
+
+/// A command's words as a shell parts them: quotes hold together, and a comment ends it.
+fn words(command: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for character in command.chars() {
+        match (quote, character) {
+            (Some(open), _) if character == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(character);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, _) if character.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(character),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// The commands in the `sh` blocks of the pages, with where they stand: also behind `kubectl exec … --`, in a container, within `$(…)`,
+/// after `&&`, and with settings in front.
 fn commands() -> Vec<(String, Vec<String>)> {
-    let mut pages: Vec<PathBuf> = std::fs::read_dir(ops("runbooks"))
-        .expect("runbooks")
-        .map(|page| page.expect("a page").path())
-        .collect();
-    pages.push(ops("backup/README.md"));
     let mut commands = Vec::new();
-    for page in pages {
-        let text = std::fs::read_to_string(&page).expect("a page");
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).expect("a page").replace("\\\n", " ");
         let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
         for line in blocks.flat_map(str::lines) {
-            let line = line.trim().rsplit(" -- ").next().unwrap_or(line);
-            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            commands.push((format!("{}: {line}", page.display()), words));
+            for command in line.split("$(").flat_map(|part| part.split(" && ")) {
+                let behind = [" -- ", " harness-fleet:dev ", " exec producer "];
+                let command = behind.iter().fold(command, |command, marker| {
+                    command.split_once(marker).map_or(command, |(_, inner)| inner)
+                });
+                let command = command.trim().trim_end_matches(['"', ')']);
+                let is_setting = |word: &String| {
+                    word.split_once('=')
+                        .is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+                };
+                let words = words(command).into_iter().skip_while(is_setting).collect();
+                commands.push((format!("{}: {line}", page.display()), words));
+            }
         }
     }
     commands
 }
 
 #[test]
-fn the_commands_of_the_runbooks_are_commands_of_the_programs() {
-    let mut checked = 0;
+fn the_commands_of_the_pages_are_commands_of_the_programs() {
+    let (mut of_programs, mut of_ops) = (0, 0);
     for (place, words) in commands() {
         let Some(first) = words.first() else { continue };
-        let program = programs().into_iter().find(|program| program.get_name() == first);
-        let Some(program) = program else {
-            assert!(
-                !first.starts_with("ops/") || ops(&first["ops/".len()..]).is_file(),
-                "{place}: no such file"
-            );
+        if let Some(path) = first.strip_prefix("ops/") {
+            assert!(ops(path).is_file(), "{place}: no such file");
+            of_ops += 1;
+        }
+        let Some(program) = programs().into_iter().find(|program| program.get_name() == first) else {
             continue;
         };
         // A job's id is looked at closely.
         let words = words.iter().map(|word| match word.as_str() {
-            "JOB" => "0199f3b0-0000-7000-8000-000000000000",
+            "JOB" | "$job" => "0199f3b0-0000-7000-8000-000000000000",
             word => word,
         });
         if let Err(error) = program.try_get_matches_from(words) {
-            assert!(
-                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion),
-                "{place}: {error}"
-            );
+            let shown = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            assert!(shown, "{place}: {error}");
         }
-        checked += 1;
+        of_programs += 1;
     }
-    assert!(checked > 20, "only {checked} commands were found");
+    assert!(
+        of_programs > 35 && of_ops > 10,
+        "only {of_programs} of the programs and {of_ops} of ops/ were found"
+    );
 }
