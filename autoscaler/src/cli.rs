@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
-use service::{Common, Health, Problems, Setting};
+use service::{Common, Health, Problems, Setting, Threads};
 use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
@@ -116,7 +116,7 @@ impl Args {
             ],
         };
         let telemetry = self.common.telemetry("harness-autoscaler", quiet, &mut problems);
-        service::run(telemetry, |stop| async move {
+        service::run(telemetry, Threads::One, |stop| async move {
             match self.command {
                 Command::Run { control, admin_addr } => {
                     let admin_addr = problems.take("ADMIN_ADDR", admin_addr);

@@ -10,5 +10,5 @@ fn main() -> ExitCode {
         return health.run();
     }
     let (telemetry, settings) = args.check();
-    service::run(telemetry, |stop| async { worker::serve(settings?, stop).await })
+    service::run(telemetry, service::Threads::Cores, |stop| async { worker::serve(settings?, stop).await })
 }

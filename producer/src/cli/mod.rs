@@ -18,7 +18,7 @@ mod audit;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use service::{Common, Health, Problems};
+use service::{Common, Health, Problems, Threads};
 
 /// Takes jobs in and shows what became of them.
 ///
@@ -73,7 +73,7 @@ impl Args {
         let connections = if matches!(command, Command::Relay(_)) { "queue=info" } else { "queue=warn" };
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
         let telemetry = common.telemetry("harness-producer", &quiet, &mut problems);
-        service::run(telemetry, |stop| async move {
+        service::run(telemetry, Threads::Cores, |stop| async move {
             let context = context::Context { common, problems, stop };
             match command {
                 Command::Migrate => migrate::run(context).await,

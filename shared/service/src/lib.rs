@@ -16,7 +16,7 @@ mod run;
 pub use admin::{Admin, Check, Readiness};
 pub use health::Health;
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
-pub use run::{Essential, exit_code, run};
+pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
 pub use shutdown::until_signalled;
 pub use telemetry::Telemetry;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -14,17 +15,30 @@ use crate::{SettingsError, Telemetry, trace, until_signalled};
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
 
+/// On how many threads a process runs its tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// One: enough for who waits nearly always, and it holds the least memory.
+    One,
+    /// One for each core.
+    Cores,
+}
+
 /// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM or SIGINT cancels. A second
 /// signal ends the process at once.
 ///
 /// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`].
-pub fn run<F, Fut>(telemetry: Telemetry, main: F) -> ExitCode
+pub fn run<F, Fut>(telemetry: Telemetry, threads: Threads, main: F) -> ExitCode
 where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<ExitCode>>,
 {
     telemetry.start();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = match threads {
+        Threads::One => Builder::new_current_thread(),
+        Threads::Cores => Builder::new_multi_thread(),
+    };
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(cause = %error, "no runtime could be started");
