@@ -96,7 +96,8 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
     let observer = Observer::new(broker.clone(), store, watched(&["default"]), None);
     observer.look().await;
     let ages = || {
-        let (now_ms, seen) = (observer.now_ms(), observer.latest(&Name::default()));
+        // The time is asked last: it goes on in between, and nothing is read in the future.
+        let (seen, now_ms) = (observer.latest(&Name::default()), observer.now_ms());
         let (ready, demand) = (seen.ready.expect("a depth"), seen.demand.expect("a demand"));
         assert_eq!((ready.value, demand.value.running), (3, 0));
         (now_ms - ready.at_ms, now_ms - demand.at_ms)
