@@ -139,6 +139,11 @@ impl Boot {
             relay.run(end).await;
             Ok(())
         });
+        let (store, consuming, end) = (self.store.clone(), self.consuming.clone(), self.end.clone());
+        self.essential.spawn("watch over the queue", async move {
+            relay::return_lost(&store, &consuming, &end).await;
+            Ok(())
+        });
         let mut slots = JoinSet::new();
         let queue = queue::jobs_queue(&worker.settings.pool);
         for number in 0..worker.settings.slots {

@@ -16,8 +16,8 @@ use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tracing::{debug, warn};
 
 use crate::QueueError;
 use crate::connection::Shared;
@@ -29,8 +29,51 @@ use crate::publisher::{Answer, Request, fingerprint};
 struct Done {
     fingerprint: u64,
     bytes: usize,
+    /// The period in which it was sent.
+    period: u64,
     answer: oneshot::Sender<Answer>,
     fate: lapin::Result<Confirmation>,
+}
+
+/// Notices a message whose confirm never comes. RabbitMQ's channel numbers what it sends to a quorum queue; when the
+/// queue was deleted and declared anew meanwhile, the new one waits for numbers that went to the old one, and neither
+/// takes nor refuses anything from that channel. Counted by periods of `confirm_timeout`, since a timer for each message
+/// would cost more than the message.
+struct Overdue {
+    ends: Interval,
+    period: u64,
+    /// Messages in flight that were sent in this period, and in those before it.
+    now: usize,
+    before: usize,
+}
+
+impl Overdue {
+    fn new(confirm_timeout: Duration) -> Overdue {
+        let mut ends = interval_at(Instant::now() + confirm_timeout, confirm_timeout);
+        ends.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Overdue { ends, period: 0, now: 0, before: 0 }
+    }
+
+    fn sent(&mut self) -> u64 {
+        self.now += 1;
+        self.period
+    }
+
+    fn done(&mut self, period: u64) {
+        match period == self.period {
+            true => self.now -= 1,
+            false => self.before -= 1,
+        }
+    }
+
+    /// Waits for the period's end. Whether some message has waited for a whole period.
+    async fn period_ends(&mut self) -> bool {
+        self.ends.tick().await;
+        let missed = self.before > 0;
+        self.before += std::mem::take(&mut self.now);
+        self.period += 1;
+        missed
+    }
 }
 
 /// Why no more can be sent on a channel.
@@ -81,6 +124,7 @@ async fn serve(
 ) -> End {
     let mut in_flight = FuturesUnordered::new();
     let mut bytes = 0;
+    let mut overdue = Overdue::new(shared.config.confirm_timeout);
     let mut resolved = Vec::new();
     let mut returned = Vec::new();
     let config = &shared.config;
@@ -93,7 +137,7 @@ async fn serve(
             // Whoever has given up meanwhile publishes again, or does not want it any more.
             if !request.answer.is_closed() {
                 bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request));
+                in_flight.push(send(channel.clone(), request, overdue.sent()));
             }
         }
         // No more will come once it is closed; what had come before is still sent.
@@ -105,10 +149,18 @@ async fn serve(
             Some(done) = in_flight.next() => resolved.push(done),
             Some(request) = requests.recv(), if room(in_flight.len(), bytes) => {
                 bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request));
+                in_flight.push(send(channel.clone(), request, overdue.sent()));
                 continue;
             }
             _ = link.failure() => return End::Link,
+            missed = overdue.period_ends() => {
+                // While the broker blocks us it reads nothing, on no channel.
+                if missed && !shared.is_blocked() {
+                    warn!("a message was not confirmed in time, although others may be; opening another channel");
+                    return End::Channel;
+                }
+                continue;
+            }
             () = shared.stop.cancelled(), if !requests.is_closed() => {
                 requests.close();
                 continue;
@@ -121,6 +173,7 @@ async fn serve(
         }
         for done in &resolved {
             bytes -= done.bytes;
+            overdue.done(done.period);
         }
         settle(&mut resolved, &mut returned);
         if !channel.status().connected() {
@@ -131,7 +184,7 @@ async fn serve(
 }
 
 /// Polled first in the order of `push`, by one task: so numbers and frames stay in step.
-async fn send(channel: Arc<Channel>, request: Request) -> Done {
+async fn send(channel: Arc<Channel>, request: Request, period: u64) -> Done {
     let Request { queue, mandatory, body, properties, answer } = request;
     let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
     let bytes = body.len();
@@ -143,7 +196,7 @@ async fn send(channel: Arc<Channel>, request: Request) -> Done {
         }
         Err(error) => Err(error),
     };
-    Done { fingerprint, bytes, answer, fate }
+    Done { fingerprint, bytes, period, answer, fate }
 }
 
 /// Waits until lapin has handled all of the confirm frame it is at: asking it for the last confirm takes the lock

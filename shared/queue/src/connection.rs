@@ -3,6 +3,7 @@
 //! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
 //! publishers wait for its next link. It logs one line per change, with the broker's address without password.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::address::Address;
 use crate::error::explain;
-use crate::link::Link;
+use crate::link::{DELETION_TIME, Link};
 use crate::{BrokerConfig, Depth, Publisher, QueueError, Slot, confirming, topology};
 
 /// What the supervisor is at.
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     /// Cancelled when the sending task has ended: all that was published is answered.
     pub(crate) answered: CancellationToken,
     pools: Mutex<Vec<job::Name>>,
+    /// Pools whose queue was deleted or missing, and stands again.
+    redeclared: watch::Sender<BTreeSet<job::Name>>,
     status: watch::Sender<BrokerStatus>,
     blocked: watch::Sender<Option<String>>,
     link: watch::Sender<Option<Arc<Link>>>,
@@ -75,6 +78,7 @@ impl Broker {
             runtime: tokio::runtime::Handle::current(),
             answered: CancellationToken::new(),
             pools: Mutex::new(config.pools.clone()),
+            redeclared: watch::Sender::default(),
             status: watch::Sender::new(BrokerStatus::Connecting { reason: None }),
             blocked: watch::Sender::new(None),
             link: watch::Sender::new(None),
@@ -134,10 +138,20 @@ impl Broker {
         self.shared.live_link(self.shared.config.operation_timeout).await?.depth(queue).await
     }
 
+    /// Waits until the queue of some pool was declared anew because it had been deleted or was missing. Returns each such
+    /// pool once. What was published to the old queue is gone, also where the broker has confirmed it: when a quorum queue is
+    /// deleted, RabbitMQ confirms what was under way to it.
+    pub async fn redeclared_queues(&self) -> BTreeSet<job::Name> {
+        let mut redeclared = self.shared.redeclared.subscribe();
+        // Cannot fail: the sender lives in `shared`.
+        let _ = redeclared.wait_for(|pools| !pools.is_empty()).await;
+        self.shared.redeclared.send_replace(BTreeSet::new())
+    }
+
     /// Declares a pool's queue now, and again at every connect.
     pub async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
         let link = self.shared.live_link(self.shared.config.operation_timeout).await?;
-        link.declare_pool(pool).await?;
+        self.shared.declare_pool(&link, pool).await?;
         let mut pools = self.shared.pools();
         if !pools.contains(pool) {
             pools.push(pool.clone());
@@ -178,6 +192,26 @@ impl Shared {
             link = links.wait_for(usable) => link.ok()?.clone(),
             () = self.stop.cancelled() => None,
         }
+    }
+
+    /// Declares a pool's queue, and notes where it had been missing.
+    pub(crate) async fn declare_pool(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
+        if link.declare_pool(pool).await? {
+            self.note_redeclared([pool.clone()]);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = job::Name>) {
+        self.redeclared.send_if_modified(|redeclared| {
+            let before = redeclared.len();
+            redeclared.extend(pools);
+            redeclared.len() > before
+        });
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.borrow().is_some()
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -246,54 +280,64 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     let config = &shared.config;
     let broker = address.shown();
     let (mut generation, mut failures) = (0, 0);
+    let mut deleted = BTreeSet::new();
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
-        let opening = Link::open(address, config, &pools, generation + 1);
+        let opening = Link::open(address, config, &pools, !deleted.is_empty(), generation + 1);
         let opened = tokio::select! {
             opened = opening => opened,
             () = shared.stop.cancelled() => break,
         };
-        let reason = match opened {
-            Ok(link) => {
-                generation += 1;
-                let (link, since) = (Arc::new(link), Instant::now());
-                info!(broker, generation, "connected to the broker");
-                shared.link.send_replace(Some(link.clone()));
-                shared.status.send_replace(BrokerStatus::Ready { generation });
-                let ended = watch_over(shared, &link).await;
-                let Some(reason) = ended else {
-                    // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
-                    let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
+        let reason =
+            match opened {
+                Ok((link, missing)) => {
+                    generation += 1;
+                    let (link, since) = (Arc::new(link), Instant::now());
+                    info!(broker, generation, "connected to the broker");
+                    shared.note_redeclared(pools.into_iter().filter(|pool| {
+                        missing.contains(pool) || deleted.contains(&topology::jobs_queue(pool))
+                    }));
+                    shared.link.send_replace(Some(link.clone()));
+                    shared.status.send_replace(BrokerStatus::Ready { generation });
+                    let ended = watch_over(shared, &link).await;
+                    let Some(reason) = ended else {
+                        // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
+                        let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
+                        shared.link.send_replace(None);
+                        link.close(config.close_timeout).await;
+                        return;
+                    };
+                    warn!(broker, generation, reason, "lost the connection to the broker");
                     shared.link.send_replace(None);
-                    link.close(config.close_timeout).await;
-                    return;
-                };
-                warn!(broker, generation, reason, "lost the connection to the broker");
-                shared.link.send_replace(None);
-                shared.blocked.send_replace(None);
-                let last = link.clone();
-                let goodbye = config.close_timeout;
-                tokio::spawn(async move { last.close(goodbye).await });
-                // A connection that lasted was no failure; one that ends at once is another.
-                if since.elapsed() > config.max_backoff {
-                    failures = 0;
+                    shared.blocked.send_replace(None);
+                    deleted = link.deleted_queues();
+                    let last = link.clone();
+                    let goodbye = config.close_timeout;
+                    tokio::spawn(async move { last.close(goodbye).await });
+                    // A connection that lasted was no failure; one that ends at once is another.
+                    if since.elapsed() > config.max_backoff {
+                        failures = 0;
+                    }
+                    reason
                 }
-                reason
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                let before = shared.status.borrow().clone();
-                if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
-                    warn!(broker, reason, "cannot connect to the broker; trying again until it works");
-                } else {
-                    debug!(broker, reason, failures, "still cannot connect to the broker");
+                Err(error) => {
+                    let reason = error.to_string();
+                    let before = shared.status.borrow().clone();
+                    if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
+                        warn!(broker, reason, "cannot connect to the broker; trying again until it works");
+                    } else {
+                        debug!(broker, reason, failures, "still cannot connect to the broker");
+                    }
+                    reason
                 }
-                reason
-            }
-        };
+            };
         shared.status.send_replace(BrokerStatus::Connecting { reason: Some(reason) });
         failures += 1;
-        let pause = tokio::time::sleep(config.backoff(failures, jitter()));
+        let mut pause = config.backoff(failures, jitter());
+        if !deleted.is_empty() {
+            pause = pause.max(DELETION_TIME);
+        }
+        let pause = tokio::time::sleep(pause);
         tokio::select! {
             () = pause => {}
             () = shared.stop.cancelled() => break,

@@ -82,13 +82,16 @@ impl Slot {
                             return Some(delivery);
                         }
                     }
-                    ended => {
-                        let reason = match ended {
-                            Some(Err(error)) => explain(&error),
-                            _ => "cancelled by the broker".to_owned(),
-                        };
+                    Some(Err(error)) => {
+                        let reason = explain(&error);
                         debug!(queue = &*self.queue, reason, "a consumer ended; consuming again");
-                        subscription.link.forget(&self.queue);
+                        self.state = State::Idle;
+                    }
+                    None => {
+                        // Also how a consumer ends with its connection.
+                        if subscription.link.is_usable() {
+                            subscription.link.queue_deleted(&self.queue);
+                        }
                         self.state = State::Idle;
                     }
                 },
@@ -146,7 +149,10 @@ impl Slot {
         let (queue, shared) = (self.queue.clone(), self.shared.clone());
         let tag = format!("{}.{}", self.prefix, NEXT_TAG.fetch_add(1, Ordering::Relaxed));
         async move {
-            link.ensure(&queue, shared.pool_of(&queue).as_ref()).await?;
+            let pool = shared.pool_of(&queue);
+            if link.ensure(&queue, pool.as_ref()).await? {
+                shared.note_redeclared(pool);
+            }
             let doing = format!("consume from queue {queue}");
             let (name, tag) = (short(&doing, &queue)?, short(&doing, &tag)?);
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());

@@ -3,16 +3,16 @@
 //! A link is never repaired. Whoever notices that it is broken calls [`Link::fail`]; the supervisor then closes
 //! it and builds the next. It knows nothing of slots, publishers or backoff.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::Address;
@@ -21,6 +21,17 @@ use crate::{BrokerConfig, QueueError, socket, topology};
 
 pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const REPLY_SUCCESS: u16 = 200;
+
+/// How long a queue must have been missing before it is declared again.
+///
+/// When a quorum queue is deleted, each channel that used it hears of its end by itself. A channel that finds a queue of
+/// that name when it does (the old one, whose deletion is not over, or a new one that another client was quick to declare)
+/// subscribes its consumers to that one without a word to the client, and forgets right afterwards what it knows of them
+/// (`rabbit_channel:handle_consuming_queue_down_or_eol`, seen in 3.10.8). Messages for such a consumer are dropped, or returned
+/// until the delivery limit makes dead letters of them; and a publisher that the same happens to numbers its messages from 1
+/// again, which the new queue takes for duplicates: it confirms and drops them. Deleting takes milliseconds, and as long as
+/// the files of a large queue take to delete.
+pub(crate) const DELETION_TIME: Duration = Duration::from_secs(1);
 
 /// What stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,21 +59,27 @@ pub(crate) struct Link {
     _cut_when_dropped: DropGuard,
     /// For declarations; a refused one closes it, so it is opened anew when needed.
     control: tokio::sync::Mutex<Option<Channel>>,
-    /// Queues that were there when last looked at.
-    known: Mutex<HashSet<String>>,
+    /// Queues that were there when last looked at, and when that was.
+    known: Mutex<HashMap<String, Instant>>,
+    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once.
+    declaring: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Queues that the broker has deleted under a consumer of this link.
+    deleted: Mutex<BTreeSet<String>>,
     failure: OnceLock<String>,
     failed: CancellationToken,
     operation_timeout: Duration,
 }
 
 impl Link {
-    /// Connects, declares the topology and opens the channel of the slots.
+    /// Connects, declares the topology and opens the channel of the slots. Returns also the pools whose queue was missing.
+    /// `settled`: what is missing has been missing for [`DELETION_TIME`].
     pub(crate) async fn open(
         address: &Address,
         config: &BrokerConfig,
         pools: &[job::Name],
+        settled: bool,
         generation: u64,
-    ) -> Result<Link, QueueError> {
+    ) -> Result<(Link, Vec<job::Name>), QueueError> {
         let doing = format!("connect to {}", address.shown());
         let properties = ConnectionProperties::default().with_connection_name(config.name.as_str().into());
         let cut = CancellationToken::new();
@@ -84,16 +101,18 @@ impl Link {
             _cut_when_dropped: guard,
             control: tokio::sync::Mutex::default(),
             known: Mutex::default(),
+            declaring: Mutex::default(),
+            deleted: Mutex::default(),
             failure: OnceLock::new(),
             failed: CancellationToken::new(),
             operation_timeout: config.operation_timeout,
         };
         let declared = match config.declares {
-            true => link.declare(pools).await,
-            false => Ok(()),
+            true => link.declare(pools, settled).await,
+            false => Ok(Vec::new()),
         };
         match declared {
-            Ok(()) => Ok(link),
+            Ok(missing) => Ok((link, missing)),
             Err(error) => {
                 link.close(config.close_timeout).await;
                 Err(error)
@@ -101,38 +120,87 @@ impl Link {
         }
     }
 
-    async fn declare(&self, pools: &[job::Name]) -> Result<(), QueueError> {
-        self.declare_shared().await?;
-        for pool in pools {
-            self.declare_pool(pool).await?;
+    /// Declares what all pools share and the queues of these. Returns the pools whose queue was missing.
+    async fn declare(&self, pools: &[job::Name], settled: bool) -> Result<Vec<job::Name>, QueueError> {
+        // Where there was no fleet before, nothing was deleted.
+        let settled = settled || !self.has_exchange().await?;
+        if !settled && self.are_missing(pools).await?.is_some() {
+            sleep(DELETION_TIME).await;
         }
-        Ok(())
+        let missing = self.are_missing(pools).await?;
+        // The first connection also learns whether all is as this version declares it. Later ones had better not declare
+        // what is there: it may be about to go.
+        if missing.is_some() || self.generation == 1 {
+            self.declare_shared().await?;
+        }
+        let missing = missing.unwrap_or_default();
+        for pool in pools {
+            if self.generation == 1 || missing.contains(pool) {
+                self.declare_now(pool).await?;
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The pools whose queue is missing; `None` when every queue is there, those included that all pools share.
+    async fn are_missing(&self, pools: &[job::Name]) -> Result<Option<Vec<job::Name>>, QueueError> {
+        let mut all_there = true;
+        for queue in [topology::DEAD_QUEUE, topology::DEAD_SWEEP_QUEUE] {
+            all_there &= self.depth(queue).await?.is_some();
+        }
+        let mut missing = Vec::new();
+        for pool in pools {
+            if self.depth(&topology::jobs_queue(pool)).await?.is_none() {
+                missing.push(pool.clone());
+            }
+        }
+        Ok((!all_there || !missing.is_empty()).then_some(missing))
+    }
+
+    async fn has_exchange(&self) -> Result<bool, QueueError> {
+        self.on_control("look for the exchange of jobs", topology::has_exchange).await
     }
 
     async fn declare_shared(&self) -> Result<(), QueueError> {
         self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await).await
     }
 
-    /// Declares a pool's queue, whether or not it is known.
-    pub(crate) async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
+    /// Declares a pool's queue; one that is missing after [`DELETION_TIME`]. Returns whether it was missing: AMQP's answer to
+    /// a declare does not say so.
+    pub(crate) async fn declare_pool(&self, pool: &job::Name) -> Result<bool, QueueError> {
+        let asked = Instant::now();
+        let queue = topology::jobs_queue(pool);
+        let lock = self.declaring().entry(queue.clone()).or_default().clone();
+        let _declares = lock.lock().await;
+        if self.known().get(&queue).is_some_and(|seen| *seen > asked) {
+            return Ok(false);
+        }
+        let mut missing = self.depth(&queue).await?.is_none();
+        if missing {
+            sleep(DELETION_TIME).await;
+            missing = self.depth(&queue).await?.is_none();
+        }
+        self.declare_now(pool).await?;
+        Ok(missing)
+    }
+
+    async fn declare_now(&self, pool: &job::Name) -> Result<(), QueueError> {
         let queue = topology::jobs_queue(pool);
         let doing = format!("declare queue {queue}");
         self.on_control(&doing, async |channel| topology::declare_pool(channel, pool).await).await?;
-        self.known().insert(queue);
+        self.known().insert(queue, Instant::now());
         Ok(())
     }
 
     /// Makes sure that a queue is there before somebody consumes from it: consuming from a missing one would
-    /// close the channel of all slots. `pool` is given when the queue is ours to declare.
-    pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<(), QueueError> {
-        if self.known().contains(queue) {
-            return Ok(());
+    /// close the channel of all slots. `pool` is given when the queue is ours to declare. Returns whether that was missing.
+    pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<bool, QueueError> {
+        if self.known().contains_key(queue) {
+            return Ok(false);
         }
         match pool {
             Some(pool) => self.declare_pool(pool).await,
-            None if self.depth(queue).await?.is_some() => Ok(()),
-            // Declared with the connection, and deleted since.
-            None if queue == topology::DEAD_SWEEP_QUEUE => self.declare_shared().await,
+            None if self.depth(queue).await?.is_some() => Ok(false),
             None => {
                 let doing = format!("consume from queue {queue}");
                 Err(QueueError::Failed { doing, reason: "the queue does not exist".to_owned() })
@@ -140,9 +208,16 @@ impl Link {
         }
     }
 
-    /// The broker has cancelled a consumer: the queue may be gone.
-    pub(crate) fn forget(&self, queue: &str) {
-        self.known().remove(queue);
+    /// The broker has cancelled a consumer, which it does when the queue is deleted. That ends the link: what the broker's
+    /// channels still know of the old queue goes with them ([`DELETION_TIME`]).
+    pub(crate) fn queue_deleted(&self, queue: &str) {
+        self.deleted().insert(queue.to_owned());
+        self.fail(format_args!("the broker has cancelled the consumers of queue {queue}: it was deleted"));
+    }
+
+    /// Queues that were deleted under a consumer of this link.
+    pub(crate) fn deleted_queues(&self) -> BTreeSet<String> {
+        self.deleted().clone()
     }
 
     /// How many messages wait in a queue; `None` when there is no such queue.
@@ -159,7 +234,7 @@ impl Link {
         });
         let depth = depth.await?;
         if depth.is_some() {
-            self.known().insert(queue.to_owned());
+            self.known().insert(queue.to_owned(), Instant::now());
         }
         Ok(depth)
     }
@@ -260,7 +335,15 @@ impl Link {
         self.cut.cancel();
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    fn deleted(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declaring(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
+        self.declaring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -179,8 +179,18 @@ impl Publisher {
     /// A queue of ours is gone: somebody deleted it. Whether it is there again.
     async fn declare_again(&self, queue: &str, deadline: Instant) -> bool {
         let Some(pool) = self.shared.pool_of(queue) else { return false };
-        let Some(link) = self.shared.next_link().await else { return false };
-        matches!(timeout_at(deadline, link.declare_pool(&pool)).await, Ok(Ok(())))
+        let declaring = async {
+            while let Some(link) = self.shared.next_link().await {
+                match self.shared.declare_pool(&link, &pool).await {
+                    Ok(()) => return true,
+                    Err(_) if link.is_usable() => return false,
+                    // The link has ended meanwhile, perhaps because a slot of its own consumed from that queue.
+                    Err(_) => {}
+                }
+            }
+            false
+        };
+        timeout_at(deadline, declaring).await.unwrap_or(false)
     }
 }
 

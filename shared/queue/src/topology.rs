@@ -12,7 +12,8 @@
 //! what the broker gave up by itself, and is taken away as soon as somebody has looked at it.
 //!
 //! Our own publisher addresses queues by name through the default exchange. Declaring what is there already
-//! changes nothing; declaring it differently is refused by the broker, and said so.
+//! changes nothing; declaring it differently is refused by the broker, and said so. A queue that was deleted is declared
+//! again after a second ([`crate::link::DELETION_TIME`] says why); no other client should declare these queues.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use lapin::{Channel, ExchangeKind};
 
 use crate::QueueError;
 use crate::error::{explain, reply_code};
+use crate::link::NOT_FOUND;
 
 /// The exchange for other clients: direct, with the pool's name as routing key.
 pub const JOBS_EXCHANGE: &str = "harness.jobs";
@@ -58,6 +60,18 @@ pub(crate) async fn declare_shared(channel: &Channel) -> Result<(), QueueError> 
     }
     let alternate = table([("alternate-exchange", text(DEAD_EXCHANGE))]);
     declare_exchange(channel, JOBS_EXCHANGE, ExchangeKind::Direct, alternate).await
+}
+
+/// Whether a fleet has declared its topology here before.
+pub(crate) async fn has_exchange(channel: &Channel) -> Result<bool, QueueError> {
+    let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+    let found =
+        channel.exchange_declare(JOBS_EXCHANGE.into(), ExchangeKind::Direct, options, FieldTable::default());
+    match found.await {
+        Ok(()) => Ok(true),
+        Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(false),
+        Err(error) => Err(refused("exchange", JOBS_EXCHANGE, String::new(), &error)),
+    }
 }
 
 /// Declares the queue of one pool.

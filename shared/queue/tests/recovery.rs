@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lapin::types::FieldTable;
-use queue::{Broker, BrokerConfig, BrokerStatus, QueueError, jobs_queue};
+use queue::{Broker, BrokerConfig, BrokerStatus, Message, QueueError, jobs_queue};
 use support::{
     PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, until, until_status,
     within,
 };
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +33,55 @@ async fn a_slot_consumes_again_after_its_queue_was_deleted() {
             let delivery = delivery.unwrap();
             assert_eq!(delivery.message_id(), Some(round));
             delivery.ack().await.unwrap();
+            assert_eq!(within(desk.broker.redeclared_queues()).await, BTreeSet::from([desk.pool.clone()]));
         }
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+    })
+    .await;
+}
+
+/// Whoever is quick to declare a deleted queue again makes RabbitMQ forget the consumers of the others, or take what they
+/// publish for duplicates.
+#[tokio::test]
+async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_connections() {
+    at_desk(async |desk| {
+        let config = |name| BrokerConfig::new(amqp_url(), name).with_pools([desk.pool.clone()]);
+        let brokers: Vec<Broker> =
+            (0..4).map(|_| Broker::start(config("crowd"), CancellationToken::new())).collect();
+        let (received, mut receiving) = mpsc::channel(64);
+        let mut slots = JoinSet::new();
+        for broker in &brokers {
+            for _ in 0..16 {
+                let (mut slot, received) = (broker.slot(&desk.queue, "crowd"), received.clone());
+                slots.spawn(async move {
+                    while let Some(delivery) = slot.next().await {
+                        let id = delivery.message_id().unwrap().to_owned();
+                        delivery.settle().await;
+                        received.send(id).await.unwrap();
+                    }
+                });
+            }
+        }
+        for round in 0..6 {
+            // Until all consume, so that the next round begins like the first.
+            within(async { until(async || brokers.iter().all(Broker::is_consuming)).await }).await;
+            delete_queue(&desk.queue).await;
+            // Publishers have seen it before, and are as quick as can be.
+            let mut expected = BTreeSet::new();
+            for (number, broker) in brokers.iter().cycle().take(64).enumerate() {
+                let id = format!("{round}.{number}");
+                let message = Message { message_id: Some(id.clone()), ..Message::new("test.v1", "{}") };
+                within(broker.publisher().publish(&desk.queue, message)).await.unwrap();
+                expected.insert(id);
+            }
+            while !expected.is_empty() {
+                let next = timeout(PATIENCE, receiving.recv()).await;
+                let id = next.unwrap_or_else(|_| panic!("never delivered: {expected:?}")).unwrap();
+                expected.remove(&id);
+            }
+        }
+        for broker in &brokers {
+            broker.close().await;
+        }
     })
     .await;
 }
@@ -46,8 +96,8 @@ async fn a_slot_waits_for_a_queue_that_is_not_ours_to_declare() {
         let message = queue::Message::new("test.v1", "here");
         within(desk.broker.publisher().publish(&foreign, message)).await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().body, b"here");
-        delete_queue(&foreign).await;
         assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "other slots are not disturbed");
+        delete_queue(&foreign).await;
     })
     .await;
 }

@@ -10,6 +10,7 @@ mod about;
 mod dispatch;
 mod unwanted;
 mod dead;
+mod lost;
 mod reply;
 mod rescue;
 mod upkeep;
@@ -26,6 +27,7 @@ use crate::metrics::METRICS;
 pub use about::job_span;
 pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
+pub use lost::return_lost;
 pub use reply::reply;
 pub use unwanted::{cancel, end_waiting};
 
@@ -52,6 +54,7 @@ impl Relay {
         tokio::join!(
             dispatch::run(&self, &stop),
             dead::run(&self, &stop),
+            lost::return_lost(&self.store, &self.broker, &stop),
             rescue::run(&self.store, self.lease, &stop),
             upkeep::run(&self.store, self.retention, &stop)
         );

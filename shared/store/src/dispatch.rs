@@ -82,6 +82,20 @@ const RETURN_VANISHED: &str = "
             LIMIT 1000 FOR UPDATE SKIP LOCKED))
     RETURNING job_id";
 
+/// Waits for locks instead of skipping them: a confirm that is being noted just now may be false. In the order of job ids, as
+/// everybody who locks jobs.
+const RETURN_LOST: &str = "
+    UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs
+            WHERE job_id = ANY(ARRAY(
+                  SELECT job_id FROM harness_jobs
+                   WHERE state = $1 AND pool = $2 AND state_since < $3
+                   ORDER BY state_since LIMIT 1000))
+              AND state = $1
+            ORDER BY job_id FOR UPDATE))
+    RETURNING job_id";
+
 /// The CTE `queued` of a WITH RECURSIVE: the pools that have jobs queued, and a last row without one. It goes from one pool
 /// to the next, without a look at what lies between: a pool may have a million.
 macro_rules! queued_pools {
@@ -206,6 +220,25 @@ impl Store {
     /// a queue that was purged or deleted loses nothing. Returns how many.
     pub async fn return_vanished(&self, pool: &Name, older_than: Duration) -> Result<u64, StoreError> {
         self.count("return_vanished", RETURN_VANISHED, &[&pool.as_str(), &millis(older_than)]).await
+    }
+
+    /// Makes all jobs of a pool due again whose message was in its queue, or on the way there, when the queue was deleted.
+    /// Called when the queue stands again, so that what is published from now on goes to the new one. Also what the broker
+    /// has confirmed: RabbitMQ confirms what was under way to a quorum queue that is deleted. Returns how many; a job whose
+    /// message a worker just has is published once too often, which its claim makes harmless.
+    pub async fn return_lost(&self, pool: &Name) -> Result<u64, StoreError> {
+        let now = self.clock().await?.now();
+        let mut returned = 0;
+        for state in ["publishing", "queued"] {
+            loop {
+                let params: &Params<'_> = &[&state, &pool.as_str(), &now];
+                match self.count("return_lost", RETURN_LOST, params).await? {
+                    0 => break,
+                    some => returned += some,
+                }
+            }
+        }
+        Ok(returned)
     }
 
     async fn count(&self, name: &'static str, sql: &str, params: &Params<'_>) -> Result<u64, StoreError> {

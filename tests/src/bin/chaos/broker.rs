@@ -12,6 +12,9 @@ use crate::workload::long;
 /// Within which consuming must go on once the broker is back.
 pub const BACK: Option<Duration> = Some(Duration::from_secs(5));
 
+/// How long a queue must have been missing before it is declared again.
+const DELETION: Duration = Duration::from_secs(1);
+
 /// An orderly stop and a start.
 pub async fn restart(arena: &mut Arena) -> anyhow::Result<()> {
     away(arena, "stop-broker").await
@@ -56,7 +59,9 @@ pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The queue deleted while nothing is in it: the broker cancels all consumers. Three times.
+/// The queue deleted while nothing waits in it: the broker cancels all consumers, and what is on its way there is gone, most of
+/// it confirmed. Three times. All of it must go on within the arena's patience, which is as long as it takes until somebody
+/// misses a message without knowing of a deletion.
 pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.enqueue();
@@ -72,7 +77,11 @@ pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
                 Ok(true)
             })
             .await?;
-        arena.resumed(fault, BACK).await?;
+        // Some were on their way to the queue, or in the hands of a slot.
+        let missing = arena.ledger.queued().await?;
+        arena.resumed(fault, BACK.map(|back| back + DELETION)).await?;
+        let gone_on = async |arena: &mut Arena| Ok(arena.ledger.gone_on(&missing).await? == missing.len());
+        arena.until("the jobs whose messages were in it go on", gone_on).await?;
     }
     Ok(())
 }
