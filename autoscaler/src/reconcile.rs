@@ -275,6 +275,7 @@ impl Reconciler {
                 match lowered(&workload, &pods, &scale_in.drained, desired) {
                     Ok(lower) => lowering = Some(lower),
                     Err(wait) => {
+                        let wait = scale_in.wait.unwrap_or(wait);
                         debug!(pool = %self.pool.name, kind = wait.kind(), "no worker goes yet: {wait}")
                     }
                 }
@@ -307,7 +308,8 @@ impl Reconciler {
         let workers = self.allowed(term, unmarked, "mark")?.len() as u32;
         if workers > 0 {
             info!(pool = %self.pool.name, workers, "draining workers take jobs again");
-            let why = "demand returned before they were scaled away".to_owned();
+            let returned = || "demand returned before they were scaled away".to_owned();
+            let why = scale_in.wait.as_ref().map_or_else(returned, ToString::to_string);
             self.target.tell(&Event::TakenBack { workers, why }).await;
         }
         Ok(touched)

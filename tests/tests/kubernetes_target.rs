@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use autoscaler::apply::kubernetes::{self, Kubernetes};
-use autoscaler::apply::{Order, Target, TargetError, Wait, Workload, lowered};
+use autoscaler::apply::{Order, Target, TargetError, Unsettled, Wait, Workload, lowered};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -154,8 +154,7 @@ async fn nothing_is_lowered_while_a_rollout_is_in_progress() {
     let patch = Patch::Strategic(json!({ "spec": { "template": { "spec": image } } }));
     namespace.api::<Deployment>().patch("worker", &PatchParams::default(), &patch).await.unwrap();
     let drained: BTreeSet<_> = namespace.pod_names().await.into_iter().take(1).collect();
-    let rollout =
-        |wait: &Wait| matches!(wait, Wait::Unsettled(why) if why.contains("a rollout is in progress"));
+    let rollout = |wait: &Wait| matches!(wait, Wait::Unsettled(Unsettled::Rollout(_)));
     until_ok("the rollout is seen", async || {
         let wait = waits(&target, &drained).await;
         if rollout(&wait) { Ok(()) } else { Err(wait) }

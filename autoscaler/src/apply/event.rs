@@ -17,7 +17,7 @@ pub enum Event {
         /// Why, in a short sentence.
         why: String,
     },
-    /// Drained workers take jobs again, because demand returned.
+    /// Drained workers take jobs again: demand returned, or none of them may go now.
     TakenBack {
         /// How many.
         workers: u32,
