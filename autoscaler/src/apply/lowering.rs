@@ -74,24 +74,6 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// Every kind, for a gauge that shows its zeros.
-    pub const KINDS: [&str; 14] = [
-        "nothing_to_lower",
-        "never",
-        "rollout",
-        "changing",
-        "missing",
-        "quota",
-        "refused",
-        "pods",
-        "not_ready",
-        "no_worker",
-        "too_few_ready",
-        "draining",
-        "still_ready",
-        "not_drained",
-    ];
-
     /// Its kind in one word, for a metric's label.
     pub fn kind(&self) -> &'static str {
         match self {

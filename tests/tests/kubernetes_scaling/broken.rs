@@ -53,6 +53,9 @@ async fn after_a_burst_beyond_the_nodes_room_a_new_job_starts_as_ever() {
 
     wants_one(&autoscaler).await;
     assert_eq!(world.marked().await, 0, "two pods are pending, so nobody can go");
+    world.waits("is not Ready (Pending) and not drained").await;
+    let waits = "harness_scale_in_waits{kind=\"not_ready\",pool=\"default\"}";
+    assert_eq!(autoscaler.metric(waits).await, 3.0);
     let next = steps(99, 1, 1);
     world.fleet.enqueue(std::slice::from_ref(&next)).await;
     world.fleet.undisturbed(&[next]).await;
@@ -69,6 +72,7 @@ async fn a_rollout_while_a_pool_shrinks_is_over_in_its_own_time() {
     let autoscaler = world.start("autoscaler", "Deployment").await;
     wants_one(&autoscaler).await;
     assert_eq!((world.replicas().await, world.marked().await), (4, 0), "the rollout waits for room");
+    world.waits("a rollout is in progress").await;
 
     node.set_room(usize::MAX);
     rolled_out(&world).await;
@@ -105,6 +109,7 @@ async fn while_a_rollout_is_paused_nobody_drains_and_the_pool_still_grows() {
     let autoscaler = world.start("autoscaler", "Deployment").await;
     wants_one(&autoscaler).await;
     assert_eq!((world.replicas().await, world.marked().await), (2, 0));
+    world.waits("it is paused, 2 of 2 pods are of an older revision").await;
 
     let jobs = burst();
     world.fleet.enqueue(&jobs).await;
@@ -152,10 +157,17 @@ async fn a_pod_that_never_starts_drains_nobody_and_scale_in_goes_on_when_it_runs
     let broken = world.pods(3).await.remove(2);
     world.namespace.set_pod(&broken, PodState::CrashLooping).await;
     let autoscaler = world.start("autoscaler", "Deployment").await;
-    for state in [PodState::CrashLooping, PodState::NeverPulled] {
+    for (state, why) in
+        [(PodState::CrashLooping, "CrashLoopBackOff"), (PodState::NeverPulled, "ImagePullBackOff")]
+    {
         world.namespace.set_pod(&broken, state).await;
         wants_one(&autoscaler).await;
         assert_eq!((world.replicas().await, world.marked().await), (3, 0), "{state:?}");
+        let told = format!("no worker goes yet: pod {broken} is not Ready ({why}) and not drained");
+        if state == PodState::CrashLooping {
+            let explained = world.explained().await;
+            assert!(explained.contains(&told), "{explained}");
+        }
     }
     node.set_room(3);
     world.pods(1).await;

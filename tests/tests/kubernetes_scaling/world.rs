@@ -85,6 +85,27 @@ impl World {
         deployments.patch("worker", &PatchParams::default(), &patch).await.expect("a change");
     }
 
+    /// Waits until the last decision says that the scale-in waits, and why.
+    pub async fn waits(&self, why: &str) {
+        let last = "SELECT coalesce(outcome || ': ' || detail, outcome, '') FROM harness_scale_decisions
+                     ORDER BY id DESC LIMIT 1";
+        until_ok(&format!("it waits: {why}"), async || {
+            let last = self.fleet.database.texts(last).await;
+            let waits = |row: &String| row.starts_with("waiting: ") && row.contains(why);
+            if last.iter().any(waits) { Ok(()) } else { Err(last) }
+        })
+        .await;
+    }
+
+    /// What `autoscaler explain` prints.
+    pub async fn explained(&self) -> String {
+        let mut command = autoscaler_command(&["explain"]);
+        command.envs(self.autoscaler("explain", "Deployment").environment());
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    }
+
     /// How many workers have a mark, of those that live.
     pub async fn marked(&self) -> i64 {
         let marked = "SELECT count(*) FROM harness_workers WHERE drain_until > now() AND state = 'alive'";
