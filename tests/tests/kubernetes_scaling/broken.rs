@@ -1,10 +1,12 @@
 //! Whatever is broken in the cluster, as many healthy workers as are wanted take jobs, and nothing waits for ever that could
 //! go on.
 
+use std::collections::BTreeMap;
+
 use job::JobSpec;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tests::{PodState, Worker, steps, until, until_ok};
 
@@ -96,6 +98,27 @@ async fn a_rollout_that_begins_when_workers_are_drained_already_gets_them_back()
     until("no mark is left", async || (world.marked().await == 0).then_some(())).await;
     decides(&autoscaler).await;
     assert_eq!(world.marked().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_node_is_emptied_of_the_worker_that_should_stay_drained_ones_take_its_place() {
+    let world = World::new().await;
+    world.namespace.deployment(3).await;
+    // Pods that nobody runs stay Ready whatever their workers say: so drained ones do not go.
+    let mut workers = BTreeMap::new();
+    for pod in world.pods(3).await {
+        workers.insert(pod.clone(), world.fleet.worker(&pod).set("POD_NAME", &pod).start().await);
+    }
+    let _autoscaler = world.start("autoscaler", "Deployment").await;
+    world.drained(2).await;
+    let stays = "SELECT pod_name FROM harness_workers WHERE drain_until IS NULL";
+    let stays = world.fleet.database.texts(stays).await.remove(0);
+    workers.get_mut(&stays).expect("one of them").terminate();
+    world.namespace.api::<Pod>().delete(&stays, &DeleteParams::default()).await.expect("it goes");
+    until("no mark is left", async || (world.marked().await == 0).then_some(())).await;
+    let next = steps(99, 1, 1);
+    world.fleet.enqueue(std::slice::from_ref(&next)).await;
+    world.fleet.undisturbed(&[next]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
