@@ -20,7 +20,7 @@ pub use error::TargetError;
 pub use event::Event;
 pub use lowering::{Lowering, Wait, lowered};
 pub use process::Processes;
-pub use workload::{Order, Pod, Workload};
+pub use workload::{Order, Pod, Unsettled, Workload};
 
 /// A workload that can be resized. Every call is bounded in time (5 s for each request).
 #[async_trait]

@@ -157,7 +157,9 @@ async fn run_explain(
         return Err(problems.into_error().into());
     };
     migrations::check(url.expose_secret()).await?;
-    let decisions = Store::new(&store).last_decisions(pool, limit).await?;
+    let store = Store::new(&store);
+    let now_ms = store.clock().await?.now_unix_ms();
+    let decisions = store.last_decisions(pool, limit).await?;
     if decisions.is_empty() {
         eprintln!("no autoscaler has decided for the pool {pool} yet");
         return Ok(ExitCode::from(3));
@@ -170,6 +172,9 @@ async fn run_explain(
     }
     if !json {
         print!("{}", explain::explain(&told));
+        if let Some(silence) = told.last().and_then(|last| explain::silence(last, now_ms)) {
+            print!("{silence}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     for told in &told {

@@ -17,6 +17,8 @@ mod decision;
 #[cfg(test)]
 mod tests;
 
+use demand::Asked;
+
 pub use decision::{Decision, Reason, Step};
 pub use history::{History, Resize};
 pub use observation::{Demand, Observation, Reading, Replicas, ServiceTime};
@@ -96,9 +98,8 @@ impl Proposal {
 
     /// What demand asks for, which is what is there while that is within the tolerance.
     fn demand(&mut self, ready: u64, demand: &Demand, policy: &Policy) -> u32 {
-        let workers = demand::workers(&policy.mode, ready, demand);
-        let ratio = workers / f64::from(self.current);
-        self.say(Reason::Demand, workers.ceil() as u32);
+        let Asked { workers, ratio } = demand::asked(&policy.mode, ready, demand, self.current);
+        self.say(Reason::Demand, workers);
         if 1.0 - policy.scale_down.tolerance <= ratio && ratio <= 1.0 + policy.scale_up.tolerance {
             self.change(Reason::Tolerance, self.current);
         }

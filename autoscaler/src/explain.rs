@@ -18,3 +18,17 @@ pub fn explain<'a>(decisions: impl IntoIterator<Item = &'a Told>) -> String {
     decisions.into_iter().for_each(|told| story.add(told));
     story.finish()
 }
+
+/// A leader writes a decision down every minute, whatever it decides. When the last is older than this, none decides.
+const SILENT_AFTER_MS: u64 = 150_000;
+
+/// That nothing has been decided for long, when that is so.
+pub fn silence(last: &Told, now_ms: u64) -> Option<String> {
+    let silent_ms = now_ms.saturating_sub(last.decided_at_ms);
+    (silent_ms > SILENT_AFTER_MS).then(|| {
+        format!(
+            "Nothing has been decided for {} since: no autoscaler leads, or the one that does cannot see this pool.\n",
+            story::seconds(silent_ms)
+        )
+    })
+}

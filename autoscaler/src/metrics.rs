@@ -17,6 +17,8 @@ pub struct Metrics {
     pub current: IntGaugeVec,
     /// Workers that are marked to drain.
     pub draining: IntGaugeVec,
+    /// Replicas that are too many and cannot go yet, by the kind of what they wait for.
+    pub waits: IntGaugeVec,
     /// Decisions by reason, one a tick.
     pub decisions: IntCounterVec,
     /// Changes written to the workload, by direction: up, down.
@@ -41,6 +43,8 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
 impl Metrics {
     /// Shows what this pool counts before it counts anything: a counter that appears at 1 has no rate.
     pub fn show_zeros(&self, pool: &str) {
+        // The usual kind. The others are shown once they are met, as there are many.
+        self.waits.with_label_values(&[pool, "draining"]);
         for stage in ["recall", "look", "mark", "lead", "record", "resize"] {
             self.errors.with_label_values(&[pool, stage]);
         }
@@ -71,6 +75,11 @@ fn register() -> prometheus::Result<Metrics> {
             "harness_autoscaler_draining_workers",
             "Workers that are marked to drain before a scale-in",
             &["pool"]
+        )?,
+        waits: register_int_gauge_vec!(
+            "harness_scale_in_waits",
+            "Replicas that are too many and cannot go yet, by the kind of what they wait for",
+            &["pool", "kind"]
         )?,
         decisions: register_int_counter_vec!(
             "harness_autoscaler_decisions_total",

@@ -6,22 +6,27 @@
 //! The order within a tick keeps promises: marks are taken back before a workload grows, and a decision stands in the
 //! ledger, under the leader's epoch, before it is written to the workload.
 
+mod record;
+mod waiting;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use store::{Fenced, Leadership, NewDecision, Store};
+use store::{Fenced, Leadership, Store};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::apply::{Event, Lowering, Target, TargetError, Workload, lowered};
+use crate::apply::{Event, Lowering, Target, TargetError, Wait, Workload, lowered};
 use crate::config::Pool;
-use crate::decide::{Decision, History, MAX_WINDOW_S, Observation, Reading, Replicas, decide};
+use crate::decide::{Decision, History, Observation, Reading, Replicas, decide};
 use crate::leader::Leader;
 use crate::metrics::METRICS;
 use crate::observe::Observer;
 use crate::scale_in::{ScaleIn, plan};
+use record::{Written, outcome};
+use waiting::Waiting;
 
 /// A workload at rest is looked at this often.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);
@@ -34,24 +39,6 @@ const WRITE_MARGIN: Duration = Duration::from_secs(6);
 
 /// What was refused is tried again after so long.
 const REFUSED_WAIT: Duration = Duration::from_secs(10);
-
-/// A decision that changes nothing is still written down this often, so that the windows find it.
-const WRITE_AT_REST_MS: u64 = 60_000;
-
-/// So many decisions of the past are read back at most: one a second over the longest window is less.
-const MEMORY: u32 = 10_000;
-
-/// What came of a decision, in the ledger.
-mod outcome {
-    /// The workload has the wanted size.
-    pub const RESIZED: &str = "resized";
-    /// Nothing had to be done, or has to wait.
-    pub const KEPT: &str = "kept";
-    /// The workload was not changed.
-    pub const FAILED: &str = "failed";
-    /// Nobody knows whether it was.
-    pub const UNKNOWN: &str = "unknown";
-}
 
 /// What all pools' loops work with.
 #[derive(Clone)]
@@ -86,21 +73,13 @@ struct Term {
     /// A write may still be on its way to the workload, by a leader before us or by a request without an answer.
     doubtful: bool,
     written: Option<Written>,
+    waiting: Waiting,
 }
 
 struct Seen {
     workload: Workload,
     at_ms: u64,
     read: Instant,
-}
-
-/// What was last written into the ledger.
-#[derive(Clone, Copy)]
-struct Written {
-    at_ms: u64,
-    recommended: Option<u32>,
-    desired: Option<u32>,
-    reason: &'static str,
 }
 
 /// A tick that ended early.
@@ -189,30 +168,19 @@ impl Reconciler {
         Ok(decide(&history, &observation, &self.pool.policy, now_ms))
     }
 
-    /// What was decided before, by whichever autoscaler.
-    async fn recall(&self) -> Result<History, Failed> {
-        let (store, pool) = (&self.shared.store, std::slice::from_ref(&self.pool.name));
-        let past = Duration::from_secs(MAX_WINDOW_S);
-        let rows = store.decisions_since(pool, past, MEMORY).await.map_err(at("recall"))?;
-        let mut history = History::default();
-        for row in rows {
-            // An older program may have written it: what cannot be read is not remembered.
-            let Ok(decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
-            history.record(&decision);
-            // One without an outcome may have been carried out: then it counts against the limits.
-            let outcome = row.outcome.as_ref().map_or(outcome::UNKNOWN, |it| it.outcome.as_str());
-            if matches!(outcome, outcome::RESIZED | outcome::UNKNOWN) {
-                history.resized(row.made.at_ms, row.made.from, row.made.desired);
-            }
-        }
-        Ok(history)
-    }
-
     async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
         let _turn = self.shared.begins.acquire().await;
         let (history, began_ms) = (self.recall().await?, self.shared.observer.now_ms());
-        let mut term =
-            Term { leadership, began_ms, history, seen: None, draining: true, doubtful: true, written: None };
+        let mut term = Term {
+            leadership,
+            began_ms,
+            history,
+            seen: None,
+            draining: true,
+            doubtful: true,
+            written: None,
+            waiting: Waiting::new(self.pool.name.clone()),
+        };
         let seen = self.look(&mut term).await?;
         let (at_ms, replicas) = (seen.at_ms, seen.workload.replicas);
         term.history.resumed(at_ms, replicas);
@@ -259,7 +227,7 @@ impl Reconciler {
         };
         let mut workload = workload.clone();
         let shrinks = desired < workload.replicas;
-        let mut lowering = None;
+        let (mut lowering, mut wait) = (None, None);
         if shrinks || term.draining {
             let pods = self.target.pods(&workload).await.map_err(at("look"))?;
             // Who is busy must be known: without this answer nothing is scaled in.
@@ -274,12 +242,11 @@ impl Reconciler {
             if shrinks {
                 match lowered(&workload, &pods, &scale_in.drained, desired) {
                     Ok(lower) => lowering = Some(lower),
-                    Err(wait) => {
-                        debug!(pool = %self.pool.name, kind = wait.kind(), "no worker goes yet: {wait}")
-                    }
+                    Err(why) => wait = Some(scale_in.wait.unwrap_or(why)),
                 }
             }
         }
+        self.tell_wait(term, desired, workload.replicas, wait.as_ref()).await;
         match lowering {
             _ if desired > workload.replicas => {
                 self.resize(term, observation, decision, &workload, desired, &[]).await
@@ -287,8 +254,22 @@ impl Reconciler {
             Some(Lowering { to, leaving }) => {
                 self.resize(term, observation, decision, &workload, to, &leaving).await
             }
-            None => self.write_at_rest(term, observation, decision, workload.replicas).await,
+            None => self.write_at_rest(term, observation, decision, workload.replicas, wait.as_ref()).await,
         }
+    }
+
+    /// Shows that a scale-in waits, and after a while says why.
+    async fn tell_wait(&self, term: &mut Term, desired: u32, replicas: u32, wait: Option<&Wait>) {
+        if !term.waiting.is_worth_telling(wait, replicas.saturating_sub(desired), Instant::now()) {
+            return;
+        }
+        let Some(why) = wait else { return };
+        match why.is_usual() {
+            true => info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
+            false => warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
+        }
+        let (why, usual) = (why.to_string(), why.is_usual());
+        self.target.tell(&Event::Waits { from: replicas, to: desired, why, usual }).await;
     }
 
     /// Lets marked workers take jobs again. Before that, a write that would remove them and is still on its way is made
@@ -307,7 +288,8 @@ impl Reconciler {
         let workers = self.allowed(term, unmarked, "mark")?.len() as u32;
         if workers > 0 {
             info!(pool = %self.pool.name, workers, "draining workers take jobs again");
-            let why = "demand returned before they were scaled away".to_owned();
+            let returned = || "demand returned before they were scaled away".to_owned();
+            let why = scale_in.wait.as_ref().map_or_else(returned, ToString::to_string);
             self.target.tell(&Event::TakenBack { workers, why }).await;
         }
         Ok(touched)
@@ -369,64 +351,6 @@ impl Reconciler {
                 term.doubtful |= outcome == outcome::UNKNOWN;
                 Err(at("resize")(error))
             }
-        }
-    }
-
-    /// Writes a decision down before it is carried out; refused, this process decides nothing more.
-    async fn write(
-        &self,
-        term: &mut Term,
-        observation: &Observation,
-        decision: &Decision,
-        (from, desired): (u32, u32),
-    ) -> Result<i64, Failed> {
-        let new = NewDecision {
-            pool: self.pool.name.clone(),
-            at_ms: decision.at_ms,
-            from,
-            recommended: decision.recommended,
-            desired,
-            reason: decision.reason.as_str().to_owned(),
-            inputs: serde_json::to_string(observation).map_err(at("record"))?,
-            decision: serde_json::to_string(decision).map_err(at("record"))?,
-        };
-        let written = self.shared.store.decide(&term.leadership, &[new]).await.map_err(at("record"))?;
-        let written = written.into_iter().next().unwrap_or(Fenced::Lost);
-        let id = self.allowed(term, written, "record")?;
-        term.written = Some(Written {
-            at_ms: decision.at_ms,
-            recommended: decision.recommended,
-            desired: decision.desired,
-            reason: decision.reason.as_str(),
-        });
-        Ok(id)
-    }
-
-    /// A decision that changes nothing is written down when it is another one than before, or that was long ago.
-    async fn write_at_rest(
-        &self,
-        term: &mut Term,
-        observation: &Observation,
-        decision: &Decision,
-        replicas: u32,
-    ) -> Result<(), Failed> {
-        let same = term.written.is_some_and(|written| {
-            (written.recommended, written.desired, written.reason)
-                == (decision.recommended, decision.desired, decision.reason.as_str())
-                && decision.at_ms < written.at_ms + WRITE_AT_REST_MS
-        });
-        if !same {
-            let id = self.write(term, observation, decision, (replicas, replicas)).await?;
-            self.finish(id, outcome::KEPT, None).await;
-        }
-        Ok(())
-    }
-
-    /// Not worth a failed tick: a decision without an outcome counts as one that may have been carried out.
-    async fn finish(&self, id: i64, outcome: &'static str, detail: Option<String>) {
-        if let Err(cause) = self.shared.store.finish_decision(id, outcome, detail.as_deref()).await {
-            METRICS.errors.with_label_values(&[self.pool.name.as_str(), "record"]).inc();
-            warn!(pool = %self.pool.name, cause = cause.as_dyn(), "what came of decision {id} could not be noted");
         }
     }
 

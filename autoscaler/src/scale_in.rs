@@ -2,14 +2,25 @@
 //!
 //! A worker goes in three steps. It is *marked* in the ledger and takes no further job; when it holds nothing it
 //! becomes unready and says that it is *drained*; only then is the workload lowered, by [`lowered`](crate::apply::lowered).
+//!
+//! Who may be marked is one rule, in two halves:
+//!
+//! 1. **At least `desired` stay that can work**: pods that are Ready, with a worker in them that beats and has no mark. A pod
+//!    that is pending, broken or missing is none of these. Where fewer are left, marks are taken back.
+//! 2. **Nobody drains in vain.** While the workload may not be lowered whatever workers do, nobody is marked and marks are
+//!    taken back: a rollout is in progress, or a pod is not Ready that no mark can drain. Others wait for Ready pods as well
+//!    (a rollout, a node that is being emptied under a disruption budget), and would wait for ours for ever.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use job::WorkerId;
 use store::WorkerView;
 
-use crate::apply::{Order, Pod, Workload};
+use crate::apply::{Order, Pod, Unsettled, Wait, Workload};
+
+#[cfg(test)]
+mod tests;
 
 /// A mark must hold for so much longer when the workload is lowered: no drained worker may take jobs again under it.
 pub const MARK_MARGIN_MS: u64 = 15_000;
@@ -17,50 +28,134 @@ pub const MARK_MARGIN_MS: u64 = 15_000;
 /// What is to be done about workers that are too many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ScaleIn {
-    /// Marks to take back: demand has returned, or another worker goes instead.
+    /// Marks to take back: demand has returned, another worker goes instead, or nobody may go now. Not those of pods that
+    /// are going already: their marks run out by themselves.
     pub take_back: Vec<WorkerId>,
     /// Workers to mark, or whose mark is renewed.
     pub mark: Vec<WorkerId>,
     /// Pods of those among them that are drained, and stay so for long enough.
     pub drained: BTreeSet<String>,
+    /// Why none is drained, although there are more replicas than wanted.
+    pub wait: Option<Wait>,
+}
+
+/// A pod and the worker in it, if that can be marked: it beats, and does not drain on a signal. A pod has had other workers
+/// when its process was started again; the last one counts.
+struct Member<'a> {
+    pod: &'a Pod,
+    worker: Option<&'a WorkerView>,
 }
 
 /// Plans for `desired` workers of a workload.
 pub fn plan(desired: u32, workload: &Workload, pods: &[Pod], workers: &[WorkerView]) -> ScaleIn {
-    let surplus = workload.replicas.saturating_sub(desired) as usize;
-    let going: Vec<&WorkerView> = line(&workload.order, pods, workers).into_iter().take(surplus).collect();
+    let crew: Vec<Member<'_>> = pods.iter().map(|pod| Member::new(pod, workers)).collect();
+    let vain = in_vain(workload, &crew);
+    let going = if vain.is_some() { Vec::new() } else { going(desired, workload, &crew) };
     let goes = |worker: &WorkerView| going.iter().any(|going| going.worker == worker.worker);
+    let is_here = |worker: &WorkerView| pods.iter().any(|pod| worker.pod_name.as_ref() == Some(&pod.name));
+    let unwanted = |worker: &&WorkerView| worker.mark.is_some() && !goes(worker) && is_here(worker);
     let stays_drained = |worker: &&&WorkerView| {
         worker.mark.as_ref().is_some_and(|mark| mark.drained && mark.left_ms > MARK_MARGIN_MS)
     };
+    let drained: BTreeSet<String> =
+        going.iter().filter(stays_drained).filter_map(|worker| worker.pod_name.clone()).collect();
+    let waits = workload.replicas > desired && drained.is_empty();
     ScaleIn {
-        take_back: workers.iter().filter(|it| it.mark.is_some() && !goes(it)).map(|it| it.worker).collect(),
+        take_back: workers.iter().filter(unwanted).map(|worker| worker.worker).collect(),
         mark: going.iter().map(|worker| worker.worker).collect(),
-        drained: going.iter().filter(stays_drained).filter_map(|worker| worker.pod_name.clone()).collect(),
+        wait: waits.then(|| vain.unwrap_or_else(|| why(desired, &crew, &going))),
+        drained,
     }
 }
 
-/// Those that may be told to go, in their order.
-fn line<'a>(order: &Order, pods: &[Pod], workers: &'a [WorkerView]) -> Vec<&'a WorkerView> {
-    let pods: BTreeMap<&str, &Pod> = pods.iter().map(|pod| (pod.name.as_str(), pod)).collect();
-    let pod = |worker: &WorkerView| pods.get(worker.pod_name.as_deref()?).copied();
-    // Those that drain on a signal go by themselves.
-    let present = workers.iter().filter(|it| it.fresh && !it.draining && pod(it).is_some());
-    let mut line: Vec<&WorkerView> = match order {
-        Order::Never(_) => return Vec::new(),
-        // Only the highest can go, so even a busy one gets the mark; it ends what it holds.
-        Order::HighestOrdinalFirst => present.collect(),
-        Order::NotReadyFirst | Order::AsNamed => {
-            present.filter(|worker| worker.held == 0 || worker.mark.is_some()).collect()
-        }
+impl Member<'_> {
+    fn new<'a>(pod: &'a Pod, workers: &'a [WorkerView]) -> Member<'a> {
+        let here = workers.iter().filter(|worker| worker.pod_name.as_ref() == Some(&pod.name));
+        let last = here.min_by_key(|worker| worker.age_ms);
+        let can_be_marked = |worker: &&WorkerView| worker.fresh && !worker.draining && pod.trouble.is_none();
+        Member { pod, worker: last.filter(can_be_marked) }
+    }
+
+    /// Whether jobs can count on it, as soon as it has no mark.
+    fn is_ready(&self) -> bool {
+        self.pod.ready && self.worker.is_some()
+    }
+}
+
+/// Why draining would lead to nothing, whoever drains.
+fn in_vain(workload: &Workload, crew: &[Member<'_>]) -> Option<Wait> {
+    if let Order::Never(why) = &workload.order {
+        return Some(Wait::Never(why.clone()));
+    }
+    if let Some(rollout @ Unsettled::Rollout(_)) = &workload.unsettled {
+        return Some(Wait::Unsettled(rollout.clone()));
+    }
+    let broken = crew.iter().find(|member| !member.pod.ready && member.worker.is_none())?.pod;
+    Some(Wait::NotReady { pod: broken.name.clone(), trouble: broken.trouble.clone() })
+}
+
+/// Those that are to go: as many as there are too many, as far as `desired` that are Ready stay.
+fn going<'a>(desired: u32, workload: &Workload, crew: &[Member<'a>]) -> Vec<&'a WorkerView> {
+    let ready = crew.iter().filter(|member| member.is_ready()).count();
+    let Some(mut spare) = ready.checked_sub(desired as usize) else { return Vec::new() };
+    let surplus = match workload.unsettled {
+        // Nobody new: this may be the beginning of a rollout.
+        Some(Unsettled::Changing(_)) => 0,
+        _ => workload.replicas.saturating_sub(desired) as usize,
     };
-    line.sort_by_key(|worker| match order {
-        Order::HighestOrdinalFirst => (Reverse(pod(worker).and_then(|pod| pod.ordinal)), false, false, 0),
-        // Drained ones, then those on their way, then idle ones; the youngest first, whose caches are the coldest.
-        _ => {
-            let drained = worker.mark.as_ref().is_some_and(|mark| mark.drained);
-            (Reverse(None), !drained, worker.mark.is_none(), worker.age_ms)
+    let mut going = Vec::new();
+    for (member, worker) in line(&workload.order, crew) {
+        // One that has a mark keeps it until its pod has gone, also when the workload has been lowered already.
+        if worker.mark.is_none() && going.len() >= surplus {
+            break;
         }
-    });
-    line
+        if member.is_ready() {
+            match spare.checked_sub(1) {
+                Some(left) => spare = left,
+                None => break,
+            }
+        }
+        going.push(worker);
+    }
+    going
+}
+
+/// Those that may be told to go, in their order.
+fn line<'m, 'a>(order: &Order, crew: &'m [Member<'a>]) -> Vec<(&'m Member<'a>, &'a WorkerView)> {
+    let with_worker = |member: &'m Member<'a>| Some((member, member.worker?));
+    match order {
+        Order::Never(_) => Vec::new(),
+        // Only the highest can go, so even a busy one gets the mark; it ends what it holds.
+        Order::HighestOrdinalFirst => {
+            let mut crew: Vec<_> = crew.iter().collect();
+            crew.sort_by_key(|member| Reverse(member.pod.ordinal));
+            crew.into_iter().map_while(with_worker).collect()
+        }
+        // Drained ones, then those on their way, then idle ones: before all those that cannot work, then the youngest,
+        // whose caches are the coldest.
+        Order::NotReadyFirst | Order::AsNamed => {
+            let may_go = |worker: &WorkerView| worker.held == 0 || worker.mark.is_some();
+            let mut line: Vec<_> =
+                crew.iter().filter_map(with_worker).filter(|(_, worker)| may_go(worker)).collect();
+            line.sort_by_key(|(member, worker)| {
+                let drained = worker.mark.as_ref().is_some_and(|mark| mark.drained);
+                (!drained, worker.mark.is_none(), member.pod.ready, worker.age_ms)
+            });
+            line
+        }
+    }
+}
+
+/// Why none of them is drained.
+fn why(desired: u32, crew: &[Member<'_>], going: &[&WorkerView]) -> Wait {
+    if !going.is_empty() {
+        return Wait::Draining { workers: going.len(), jobs: going.iter().map(|worker| worker.held).sum() };
+    }
+    let ready = crew.iter().filter(|member| member.is_ready()).count() as u32;
+    let unknown = crew.iter().find(|member| member.pod.ready && member.worker.is_none());
+    match unknown {
+        Some(member) => Wait::NoWorker { pod: member.pod.name.clone() },
+        None if ready <= desired => Wait::TooFewReady { ready, wanted: desired },
+        None => Wait::Busy,
+    }
 }

@@ -2,6 +2,7 @@
 //! pod's name, a pod is Ready as that process's `/ready` says, and a process whose pod was deleted gets SIGTERM.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,24 +16,26 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs the pods of a namespace as long as it is there.
 pub struct Node {
     running: JoinHandle<()>,
+    room: Arc<AtomicUsize>,
     exits: Arc<Mutex<Vec<(String, i32)>>>,
 }
 
 impl Node {
-    /// Runs the workers' pods of this namespace, each by such a launch.
-    pub fn run(namespace: Arc<Namespace>, launch: impl Fn(&str) -> Launch + Send + 'static) -> Node {
+    /// Runs the workers' pods of this namespace, each by such a launch, as far as there is room for so many; the others
+    /// stay pending.
+    pub fn run(
+        namespace: Arc<Namespace>,
+        room: usize,
+        launch: impl Fn(&str) -> Launch + Send + 'static,
+    ) -> Node {
         let exits = Arc::default();
+        let room = Arc::new(AtomicUsize::new(room));
+        let has_room = room.clone();
         let told: Arc<Mutex<Vec<(String, i32)>>> = Arc::clone(&exits);
         let running = tokio::spawn(async move {
             let mut workers = BTreeMap::<String, (Worker, Option<PodState>)>::new();
             loop {
                 let pods = namespace.pod_names().await;
-                for pod in &pods {
-                    if !workers.contains_key(pod) {
-                        let worker = launch(pod).set("POD_NAME", pod).launch();
-                        workers.insert(pod.clone(), (worker, None));
-                    }
-                }
                 let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
                     workers.into_iter().partition(|(pod, _)| pods.contains(pod));
                 workers = stay;
@@ -44,6 +47,12 @@ impl Node {
                         told.lock().unwrap_or_else(PoisonError::into_inner).push((pod, code));
                     });
                 }
+                for pod in &pods {
+                    if !workers.contains_key(pod) && workers.len() < has_room.load(Ordering::Relaxed) {
+                        let worker = launch(pod).set("POD_NAME", pod).launch();
+                        workers.insert(pod.clone(), (worker, None));
+                    }
+                }
                 for (pod, (worker, was)) in &mut workers {
                     let ready = worker.get("/ready").await.0 == 200;
                     let is = if ready { PodState::Ready } else { PodState::NotReady };
@@ -54,7 +63,12 @@ impl Node {
                 tokio::time::sleep(LOOK).await;
             }
         });
-        Node { running, exits }
+        Node { running, room, exits }
+    }
+
+    /// Changes for how many there is room. Those that run stay.
+    pub fn set_room(&self, room: usize) {
+        self.room.store(room, Ordering::Relaxed);
     }
 
     /// Pods that were deleted and whose process has ended since, with its exit code.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use autoscaler::apply::kubernetes::{self, Kubernetes};
-use autoscaler::apply::{Order, Target, TargetError, Wait, Workload, lowered};
+use autoscaler::apply::{Event, Order, Target, TargetError, Unsettled, Wait, Workload, lowered};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -154,8 +154,7 @@ async fn nothing_is_lowered_while_a_rollout_is_in_progress() {
     let patch = Patch::Strategic(json!({ "spec": { "template": { "spec": image } } }));
     namespace.api::<Deployment>().patch("worker", &PatchParams::default(), &patch).await.unwrap();
     let drained: BTreeSet<_> = namespace.pod_names().await.into_iter().take(1).collect();
-    let rollout =
-        |wait: &Wait| matches!(wait, Wait::Unsettled(why) if why.contains("a rollout is in progress"));
+    let rollout = |wait: &Wait| matches!(wait, Wait::Unsettled(Unsettled::Rollout(_)));
     until_ok("the rollout is seen", async || {
         let wait = waits(&target, &drained).await;
         if rollout(&wait) { Ok(()) } else { Err(wait) }
@@ -198,6 +197,26 @@ async fn pods_that_start_or_crash_make_it_wait() {
     let wait = waiting.await;
     let starting = matches!(&wait, Wait::NotReady { trouble: Some(trouble), .. } if trouble == "Pending");
     assert!(starting, "{wait}");
+}
+
+#[tokio::test]
+async fn a_wait_is_an_event_of_the_workload() {
+    let (namespace, target) = target("deployment/worker").await;
+    namespace.deployment(1).await;
+    at_rest(&target).await;
+    for usual in [false, true] {
+        let why = format!("usual: {usual}");
+        target.tell(&Event::Waits { from: 6, to: 2, why, usual }).await;
+    }
+    let events = namespace.events().await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| (event.type_.as_deref(), event.reason.as_deref(), event.note.as_deref()))
+        .collect();
+    let note = |usual| format!("Shrinking from 6 to 2 replicas waits: usual: {usual}");
+    let (warning, normal) = (note(false), note(true));
+    let expected = [("Warning", &warning), ("Normal", &normal)];
+    assert_eq!(told, expected.map(|(kind, note)| (Some(kind), Some("ScaleInWaits"), Some(note.as_str()))));
 }
 
 /// A kind that we know nothing of beforehand, and whose pods are ranked by readiness all the same.

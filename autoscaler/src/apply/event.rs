@@ -17,7 +17,18 @@ pub enum Event {
         /// Why, in a short sentence.
         why: String,
     },
-    /// Drained workers take jobs again, because demand returned.
+    /// It has more replicas than wanted, and for a while now none can go.
+    Waits {
+        /// Replicas that there are.
+        from: u32,
+        /// Replicas that are wanted.
+        to: u32,
+        /// Why, in a short sentence.
+        why: String,
+        /// Whether it ends by itself: workers end what they hold.
+        usual: bool,
+    },
+    /// Drained workers take jobs again: demand returned, or none of them may go now.
     TakenBack {
         /// How many.
         workers: u32,

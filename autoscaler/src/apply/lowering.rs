@@ -6,14 +6,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Order, Pod, Workload};
+use super::{Order, Pod, Unsettled, Workload};
 
 /// A workload may be lowered now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lowering {
     /// To so many replicas.
     pub to: u32,
-    /// The pods of which those go, all of them drained.
+    /// The pods of which those go, all of them drained. None when there is no pod yet for the replicas that go.
     pub leaving: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ pub enum Wait {
     /// It must not be shrunk at all.
     Never(String),
     /// It is not at rest.
-    Unsettled(String),
+    Unsettled(Unsettled),
     /// There are more or fewer pods than it is meant to have.
     Pods {
         /// So many are there.
@@ -39,6 +39,27 @@ pub enum Wait {
         pod: String,
         /// What is wrong with it, when that is known.
         trouble: Option<String>,
+    },
+    /// A pod is Ready, and the ledger knows no worker in it.
+    NoWorker {
+        /// The pod.
+        pod: String,
+    },
+    /// No more workers are Ready than are wanted, whatever the number of replicas.
+    TooFewReady {
+        /// So many are.
+        ready: u32,
+        /// So many are wanted.
+        wanted: u32,
+    },
+    /// All workers that might go hold jobs.
+    Busy,
+    /// Marked workers have not ended yet what they hold, or not confirmed that they hold nothing.
+    Draining {
+        /// So many.
+        workers: usize,
+        /// Jobs that they hold together.
+        jobs: u64,
     },
     /// No drained pod has been seen as not Ready yet.
     StillReady {
@@ -58,12 +79,20 @@ impl Wait {
         match self {
             Wait::NothingToLower => "nothing_to_lower",
             Wait::Never(_) => "never",
-            Wait::Unsettled(_) => "unsettled",
+            Wait::Unsettled(why) => why.kind(),
             Wait::Pods { .. } => "pods",
             Wait::NotReady { .. } => "not_ready",
+            Wait::NoWorker { .. } => "no_worker",
+            Wait::TooFewReady { .. } => "too_few_ready",
+            Wait::Busy | Wait::Draining { .. } => "draining",
             Wait::StillReady { .. } => "still_ready",
             Wait::NotDrained { .. } => "not_drained",
         }
+    }
+
+    /// Whether it ends by itself, when jobs end: nobody need look.
+    pub fn is_usual(&self) -> bool {
+        matches!(self, Wait::Busy | Wait::Draining { .. })
     }
 }
 
@@ -71,12 +100,21 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Wait::NothingToLower => write!(f, "there is nothing to lower"),
-            Wait::Never(why) | Wait::Unsettled(why) => write!(f, "{why}"),
+            Wait::Never(why) => write!(f, "{why}"),
+            Wait::Unsettled(why) => write!(f, "{why}"),
             Wait::Pods { found, wanted } => write!(f, "{found} pods are there, {wanted} are meant to be"),
             Wait::NotReady { pod, trouble: None } => write!(f, "pod {pod} is not Ready and not drained"),
             Wait::NotReady { pod, trouble: Some(trouble) } => {
                 write!(f, "pod {pod} is not Ready ({trouble}) and not drained")
             }
+            Wait::NoWorker { pod } => {
+                write!(f, "pod {pod} is Ready, but no worker says that it runs there (POD_NAME)")
+            }
+            Wait::TooFewReady { ready, wanted } => {
+                write!(f, "{ready} workers are Ready and {wanted} are wanted, so none of them goes")
+            }
+            Wait::Busy => write!(f, "all workers that might go hold jobs"),
+            Wait::Draining { workers, jobs } => write!(f, "{workers} workers drain and hold {jobs} jobs"),
             Wait::StillReady { pod } => write!(f, "pod {pod} is drained but still Ready"),
             Wait::NotDrained { pod } => write!(f, "pod {pod} would go first and is not drained"),
         }
@@ -86,7 +124,8 @@ impl fmt::Display for Wait {
 /// How far the workload may be lowered now, and never below `at_least`. `drained` names the pods whose workers hold
 /// nothing and take nothing.
 ///
-/// Whatever order the target has, it is lowered by at most the number of pods that go first under that order, are
+/// Replicas for which there is no pod, such as those that a quota refuses, may go at once: nobody works in them. Beyond
+/// those, whatever order the target has, it is lowered by at most the number of pods that go first under that order, are
 /// drained and are seen as not Ready; and not at all while any other pod is not Ready.
 pub fn lowered(
     seen: &Workload,
@@ -96,18 +135,27 @@ pub fn lowered(
 ) -> Result<Lowering, Wait> {
     let is_drained = |pod: &Pod| drained.contains(&pod.name);
     let spare = seen.replicas.saturating_sub(at_least);
-    let Some(some_drained) = pods.iter().find(|pod| is_drained(pod)).filter(|_| spare > 0) else {
+    if spare == 0 {
         return Err(Wait::NothingToLower);
-    };
+    }
     if let Order::Never(why) = &seen.order {
         return Err(Wait::Never(why.clone()));
     }
-    if let Some(why) = &seen.unsettled {
+    if let Some(why @ (Unsettled::Rollout(_) | Unsettled::Changing(_))) = &seen.unsettled {
         return Err(Wait::Unsettled(why.clone()));
     }
-    if pods.len() != seen.replicas as usize {
-        return Err(Wait::Pods { found: pods.len(), wanted: seen.replicas });
+    let found = pods.len();
+    let with_pods = with_pods(&seen.order, pods);
+    if with_pods < seen.replicas {
+        return Ok(Lowering { to: with_pods.max(at_least), leaving: Vec::new() });
     }
+    if found != seen.replicas as usize {
+        let missing = seen.unsettled.clone().filter(|_| found < seen.replicas as usize);
+        return Err(missing.map_or(Wait::Pods { found, wanted: seen.replicas }, Wait::Unsettled));
+    }
+    let Some(some_drained) = pods.iter().find(|pod| is_drained(pod)) else {
+        return Err(Wait::NothingToLower);
+    };
     if let Some(pod) = pods.iter().find(|pod| !pod.ready && !is_drained(pod)) {
         return Err(Wait::NotReady { pod: pod.name.clone(), trouble: pod.trouble.clone() });
     }
@@ -131,6 +179,16 @@ pub fn lowered(
     let named = if seen.order == Order::NotReadyFirst { leaving.len() } else { by };
     let leaving = leaving[..named].iter().map(|pod| pod.name.clone()).collect();
     Ok(Lowering { to: seen.replicas - by as u32, leaving })
+}
+
+/// The smallest number of replicas under which none of the pods goes.
+fn with_pods(order: &Order, pods: &[Pod]) -> u32 {
+    match order {
+        Order::HighestOrdinalFirst => {
+            pods.iter().filter_map(|pod| pod.ordinal).max().map_or(0, |highest| highest.saturating_add(1))
+        }
+        Order::NotReadyFirst | Order::AsNamed | Order::Never(_) => pods.len() as u32,
+    }
 }
 
 #[cfg(test)]
@@ -199,29 +257,55 @@ mod tests {
         let pods = pods("rn");
         let gone = drained(&[1]);
         let mut seen = workload(2, Order::NotReadyFirst);
-        seen.unsettled = Some("a rollout is in progress".into());
-        assert_eq!(lowered(&seen, &pods, &gone, 0).unwrap_err().to_string(), "a rollout is in progress");
-        let seen = workload(3, Order::NotReadyFirst);
-        assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Pods { found: 2, wanted: 3 }));
+        for why in [Unsettled::Rollout("1 of 2".into()), Unsettled::Changing("later".into())] {
+            seen.unsettled = Some(why.clone());
+            assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Unsettled(why)));
+        }
+        let seen = workload(1, Order::NotReadyFirst);
+        assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Pods { found: 2, wanted: 1 }));
         let seen = workload(2, Order::Never("OrderedReady".into()));
         assert_eq!(lowered(&seen, &pods, &gone, 0), Err(Wait::Never("OrderedReady".into())));
     }
 
-    /// Which pods the controllers take, as far as readiness and ordinals decide; else any.
-    fn victims(order: &Order, pods: &[Pod], by: usize, chance: &[u8], named: &[String]) -> Vec<String> {
+    #[test]
+    fn replicas_that_have_no_pod_go_first_and_take_no_pod_with_them() {
+        let quota = Unsettled::Refused { quota: true, why: "exceeded quota: few".into() };
+        let lower = |replicas, order, pods: &[Pod], at_least| {
+            let seen = Workload { unsettled: Some(quota.clone()), ..workload(replicas, order) };
+            lowered(&seen, pods, &drained(&[1]), at_least)
+        };
+        let to = |to| Ok(Lowering { to, leaving: Vec::new() });
+        // Drained or not, Ready or not: none of the three goes.
+        assert_eq!(lower(6, Order::NotReadyFirst, &pods("rnn"), 1), to(3));
+        assert_eq!(lower(6, Order::NotReadyFirst, &pods("rnn"), 4), to(4));
+        assert_eq!(lower(6, Order::AsNamed, &pods("r"), 0), to(1));
+        assert_eq!(lower(6, Order::HighestOrdinalFirst, &pods("rnr"), 0), to(3));
+        assert_eq!(lower(2, Order::HighestOrdinalFirst, &[], 0), to(0));
+        // Worker 0 is missing: under two replicas worker 2 would go, and it is not drained.
+        let hole = pods("rrr")[1..].to_vec();
+        assert_eq!(lower(5, Order::HighestOrdinalFirst, &hole, 0), to(3));
+        assert_eq!(lower(3, Order::HighestOrdinalFirst, &hole, 0), Err(Wait::Unsettled(quota.clone())));
+    }
+
+    /// Which pods the controllers take when there are to be so many, as far as readiness and ordinals decide; else any.
+    fn victims(order: &Order, pods: &[Pod], to: u32, chance: &[u8], named: &[String]) -> Vec<String> {
         let mut pods: Vec<_> = pods.iter().zip(chance).collect();
         match order {
-            Order::HighestOrdinalFirst => pods.sort_by_key(|(pod, _)| std::cmp::Reverse(pod.ordinal)),
+            Order::HighestOrdinalFirst => pods.retain(|(pod, _)| pod.ordinal >= Some(to)),
             Order::AsNamed => pods.retain(|(pod, _)| named.contains(&pod.name)),
-            Order::NotReadyFirst | Order::Never(_) => pods.sort_by_key(|(pod, chance)| (pod.ready, **chance)),
+            Order::NotReadyFirst | Order::Never(_) => {
+                pods.sort_by_key(|(pod, chance)| (pod.ready, **chance));
+                pods.truncate(pods.len().saturating_sub(to as usize));
+            }
         }
-        pods.into_iter().take(by).map(|(pod, _)| pod.name.clone()).collect()
+        pods.into_iter().map(|(pod, _)| pod.name.clone()).collect()
     }
 
     proptest! {
         #[test]
         fn whoever_goes_was_drained(
-            ready in prop::collection::vec(any::<bool>(), 0..9),
+            // Of some replicas there is no pod.
+            ready in prop::collection::vec(prop::option::weighted(0.9, any::<bool>()), 0..9),
             gone in prop::collection::btree_set(0u32..9, 0..9),
             chance in prop::array::uniform9(any::<u8>()),
             at_least in 0u32..9,
@@ -229,17 +313,18 @@ mod tests {
                 Just(Order::NotReadyFirst), Just(Order::HighestOrdinalFirst), Just(Order::AsNamed),
             ],
         ) {
-            let signs: String = ready.iter().map(|ready| if *ready { 'r' } else { 'n' }).collect();
-            let pods = pods(&signs);
+            let signs: String = ready.iter().map(|ready| if *ready == Some(true) { 'r' } else { 'n' }).collect();
+            let mut there = ready.iter();
+            let mut pods = pods(&signs);
+            pods.retain(|_| there.next().is_some_and(Option::is_some));
             let gone = drained(&gone.into_iter().collect::<Vec<_>>());
-            let seen = workload(pods.len() as u32, order.clone());
+            let seen = workload(ready.len() as u32, order.clone());
             if let Ok(Lowering { to, leaving }) = lowered(&seen, &pods, &gone, at_least) {
                 prop_assert!(to >= at_least && to < seen.replicas);
-                let by = (seen.replicas - to) as usize;
-                let victims = victims(&order, &pods, by, &chance, &leaving);
-                prop_assert_eq!(victims.len(), by);
+                let victims = victims(&order, &pods, to, &chance, &leaving);
                 prop_assert!(victims.iter().all(|victim| gone.contains(victim)), "{:?} of {:?}", victims, gone);
                 prop_assert!(victims.iter().all(|victim| leaving.contains(victim)));
+                prop_assert!(leaving.len() >= victims.len());
             }
         }
     }

@@ -19,7 +19,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use super::{Event, Order, Pod, Target, TargetError, Workload};
+use super::{Event, Order, Pod, Target, TargetError, Unsettled, Workload};
 
 /// A worker that ended sooner than this after its start crashes in a loop.
 const STEADY: Duration = Duration::from_secs(10);
@@ -213,7 +213,8 @@ impl Target for Processes {
 
     async fn look(&self) -> Result<Workload, TargetError> {
         let size = self.size().map_err(self.failed("reading its size"))?;
-        let unsettled = self.fill(size.workers).await.map_err(self.failed("starting what is missing"))?;
+        let waits = self.fill(size.workers).await.map_err(self.failed("starting what is missing"))?;
+        let unsettled = waits.map(Unsettled::Missing);
         let ready = self.staying().map_err(self.failed("looking for its processes"))?.len() as u32;
         let version = size.version.to_string();
         let (order, selector) = (Order::AsNamed, String::new());

@@ -1,5 +1,7 @@
 //! What can be seen of a workload.
 
+use std::fmt;
+
 /// A workload at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -9,12 +11,55 @@ pub struct Workload {
     pub ready: u32,
     /// Changes with every change of the workload (Kubernetes: `metadata.resourceVersion`).
     pub version: String,
-    /// Why it is no time to shrink, such as a rollout in progress; `None` when it is at rest.
-    pub unsettled: Option<String>,
+    /// Why it is not at rest; `None` when it is.
+    pub unsettled: Option<Unsettled>,
     /// Which pods go when it shrinks.
     pub order: Order,
     /// How its pods are found, in the target's own words (Kubernetes: a label selector).
     pub selector: String,
+}
+
+/// Why a workload is not at rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsettled {
+    /// Its pods are being replaced by those of another revision, or wait for that. A worker that is not Ready may hold
+    /// this up, so none is drained meanwhile.
+    Rollout(String),
+    /// Its controller has something else to do first.
+    Changing(String),
+    /// It has fewer pods than it is meant to have: they are being made.
+    Missing(String),
+    /// The same, and the cluster refuses to make them.
+    Refused {
+        /// Whether it is a quota that does.
+        quota: bool,
+        /// Why, in the cluster's words.
+        why: String,
+    },
+}
+
+impl Unsettled {
+    /// Its kind in one word, for a metric's label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Unsettled::Rollout(_) => "rollout",
+            Unsettled::Changing(_) => "changing",
+            Unsettled::Missing(_) => "missing",
+            Unsettled::Refused { quota: true, .. } => "quota",
+            Unsettled::Refused { quota: false, .. } => "refused",
+        }
+    }
+}
+
+impl fmt::Display for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unsettled::Rollout(why) => write!(f, "a rollout is in progress: {why}"),
+            Unsettled::Changing(why) | Unsettled::Missing(why) => f.write_str(why),
+            Unsettled::Refused { quota: true, why } => write!(f, "a quota allows no more pods: {why}"),
+            Unsettled::Refused { quota: false, why } => write!(f, "pods are refused: {why}"),
+        }
+    }
 }
 
 /// Which pods go when a workload shrinks.

@@ -2,7 +2,9 @@
 //!
 //! # `backlog`
 //! ceil((ready + running) / target), HPA's `AverageValue`: `GetExternalPerPodMetricReplicas` in Kubernetes'
-//! `pkg/controller/podautoscaler/replica_calculator.go`, with the target in thousandths as its quantities are.
+//! `pkg/controller/podautoscaler/replica_calculator.go`, with the target in thousandths as its quantities are, and in the same
+//! floating point: the ratio that the tolerance is about is *one* division, usage by (target · workers). Dividing twice gives
+//! 0.8999… where it gives 0.9, and another number of workers at the tolerance's edge.
 //!
 //! # `target_wait`
 //! Slots c for R waiting and n running jobs of S seconds. When all slots are in use, one frees every S/c seconds, so the i-th in
@@ -28,12 +30,23 @@ const LEAST_SERVICE_S: f64 = 0.001;
 /// Forgives the last bits of a quotient before it is rounded up.
 const ROUNDING: f64 = 1e-9;
 
-/// Workers that the jobs ask for, not yet a whole number of them.
-pub(super) fn workers(mode: &Mode, ready: u64, demand: &Demand) -> f64 {
+/// What the jobs ask for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Asked {
+    /// So many workers.
+    pub workers: u32,
+    /// What they ask for, by what there is: 1 is just enough. Infinite or NaN where there is nothing.
+    pub ratio: f64,
+}
+
+/// What the jobs ask for, held against the workers there are.
+pub(super) fn asked(mode: &Mode, ready: u64, demand: &Demand, current: u32) -> Asked {
+    let current = f64::from(current);
     match *mode {
         Mode::Backlog { jobs_per_worker } => {
-            let jobs = ready.saturating_add(demand.running) as f64;
-            jobs * 1000.0 / (jobs_per_worker * 1000.0).round().max(1.0)
+            let usage = ready.saturating_add(demand.running) as f64 * 1000.0;
+            let target = (jobs_per_worker * 1000.0).round().max(1.0);
+            Asked { workers: (usage / target).ceil() as u32, ratio: usage / (target * current) }
         }
         Mode::TargetWait { target_s, slots_per_worker, utilization, startup_s, assumed_service_s } => {
             let slots_per_worker = match demand.workers {
@@ -50,7 +63,8 @@ pub(super) fn workers(mode: &Mode, ready: u64, demand: &Demand) -> f64 {
             };
             let steady = demand.arrivals_per_s.max(0.0) * service_s / utilization;
             let slots = line.slots_with_startup(target_s, demand.slots as f64, startup_s).max(steady);
-            (slots / slots_per_worker - ROUNDING).max(0.0)
+            let workers = (slots / slots_per_worker - ROUNDING).max(0.0);
+            Asked { workers: workers.ceil() as u32, ratio: workers / current }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod kubernetes;
 mod properties;
+mod replay;
 mod restart;
 mod safety;
 mod schedule;

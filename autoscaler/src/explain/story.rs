@@ -29,6 +29,8 @@ pub struct Story {
 struct Entry {
     first: Told,
     last_ms: u64,
+    /// What the last of them waits for.
+    waits: Option<String>,
     decisions: u64,
     reasons: Vec<(Reason, u64)>,
     ready: Range,
@@ -110,7 +112,8 @@ impl Subject<'_> {
         Subject {
             size: (decision.current, decision.desired),
             reason: (!stays || is_remarkable(decision.reason)).then_some(decision.reason),
-            outcome: (told.outcome.as_deref(), told.detail.as_deref()),
+            // Other pods, or as many other jobs, are no other story.
+            outcome: (told.outcome.as_deref(), told.detail.as_deref().filter(|_| !told.waits())),
         }
     }
 }
@@ -152,6 +155,7 @@ impl Entry {
         let mut entry = Entry {
             first: told.clone(),
             last_ms: told.decided_at_ms,
+            waits: None,
             decisions: 0,
             reasons: Vec::new(),
             ready: Range::default(),
@@ -165,6 +169,7 @@ impl Entry {
 
     fn add(&mut self, told: &Told) {
         self.last_ms = told.decided_at_ms;
+        self.waits = told.detail.clone().filter(|_| told.waits());
         self.decisions += 1;
         let reason = told.decision.reason;
         match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
@@ -256,6 +261,9 @@ impl Entry {
 
     fn outcome(&self) -> Option<String> {
         let Told { decision, outcome, detail, .. } = &self.first;
+        if let Some(why) = &self.waits {
+            return Some(format!("no worker goes yet: {why}"));
+        }
         match (outcome, detail) {
             (Some(outcome), Some(detail)) => Some(format!("outcome: {outcome} ({detail})")),
             (Some(outcome), None) => Some(format!("outcome: {outcome}")),
@@ -292,7 +300,7 @@ fn age<T>(reading: &Option<Reading<T>>, now_ms: u64) -> String {
 }
 
 /// "0.4 s", "7 s", "3 min", "2.5 h".
-fn seconds(ms: u64) -> String {
+pub(super) fn seconds(ms: u64) -> String {
     let seconds = ms as f64 / 1e3;
     let (value, unit) = match seconds {
         ..120.0 => (seconds, "s"),

@@ -163,6 +163,48 @@ fn a_new_day_a_new_leader_and_what_came_of_a_decision_are_told() {
 }
 
 #[test]
+fn a_scale_in_that_waits_says_what_for() {
+    let mut pool = Pool::new(6);
+    (pool.policy.scale_down.stabilization_window_s, pool.policy.scale_down.policies) = (0, Vec::new());
+    for (kind, why) in [
+        ("waiting", Some("3 workers drain and hold 9 jobs")),
+        ("waiting", Some("2 workers drain and hold 4 jobs")),
+        ("waiting", Some("pod w-3 is not Ready (Unschedulable) and not drained")),
+        ("resized", None),
+    ] {
+        pool.decide(Some((0, 1, None)));
+        pool.wanted = 6;
+        let row = pool.rows.last_mut().expect("a row");
+        (row.outcome, row.detail) = (Some(kind.to_owned()), why.map(str::to_owned));
+    }
+    let text = explain(&pool.rows);
+    assert_eq!(
+        text,
+        "\
+2026-01-05 (UTC)
+14:02:01–14:02:03  decided to shrink from 6 to 2 (3 decisions)
+                   0 messages ready, 1 job running
+                   demand asks for 1; min_replicas asks for it
+                   no worker goes yet: pod w-3 is not Ready (Unschedulable) and not drained
+14:02:04           decided to shrink from 6 to 2
+                   0 messages ready, 1 job running
+                   demand asks for 1; min_replicas asks for it, so 2
+                   outcome: resized
+"
+    );
+}
+
+#[test]
+fn that_nobody_decides_is_said() {
+    let mut pool = Pool::new(2);
+    pool.decide(Some((0, 1, None)));
+    let last = &pool.rows[0];
+    assert_eq!(silence(last, last.decided_at_ms + 150_000), None);
+    let silence = silence(last, last.decided_at_ms + 420_000).expect("a silence");
+    assert!(silence.starts_with("Nothing has been decided for 7 min since"), "{silence}");
+}
+
+#[test]
 fn no_decision_is_a_story_too_and_an_unknown_size_none_that_was_made() {
     assert_eq!(explain(&[]), "Nothing has been decided yet.\n");
     let mut pool = Pool::new(2);

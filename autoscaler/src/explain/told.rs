@@ -37,4 +37,9 @@ impl Told {
         let (inputs, decision) = (serde_json::from_str(inputs)?, serde_json::from_str(decision)?);
         Ok(Told { decided_at_ms, epoch, inputs, decision, outcome, detail })
     }
+
+    /// Whether there were more replicas than wanted, and none could go.
+    pub(super) fn waits(&self) -> bool {
+        self.outcome.as_deref() == Some("waiting")
+    }
 }

@@ -40,6 +40,8 @@ pub enum PodState {
     NotReady,
     /// Its container ends again and again.
     CrashLooping,
+    /// Its image cannot be had.
+    NeverPulled,
 }
 
 impl Namespace {
@@ -128,16 +130,20 @@ impl Namespace {
     /// Says of a pod what a kubelet would say. One that has just gone stays gone.
     pub async fn set_pod(&self, pod: &str, state: PodState) {
         let running = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
-        let crashed = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+        let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "back-off" } });
         let ready = state == PodState::Ready;
         let container = json!({
             "name": "worker", "image": "none", "imageID": "", "ready": ready,
             "restartCount": if state == PodState::CrashLooping { 5 } else { 0 },
-            "state": if state == PodState::CrashLooping { crashed } else { running },
+            "state": match state {
+                PodState::Ready | PodState::NotReady => running,
+                PodState::CrashLooping => waiting("CrashLoopBackOff"),
+                PodState::NeverPulled => waiting("ImagePullBackOff"),
+            },
         });
         let condition = json!({ "type": "Ready", "status": if ready { "True" } else { "False" } });
-        let status =
-            json!({ "phase": "Running", "conditions": [condition], "containerStatuses": [container] });
+        let phase = if state == PodState::NeverPulled { "Pending" } else { "Running" };
+        let status = json!({ "phase": phase, "conditions": [condition], "containerStatuses": [container] });
         let patch = Patch::Merge(json!({ "status": status }));
         match self.api::<Pod>().patch_status(pod, &PatchParams::default(), &patch).await {
             Ok(_) => {}

@@ -3,12 +3,14 @@
 //! Pure. The three kinds of `apps/v1` are read in their own terms; of any other kind, the subresource `scale` says how
 //! many and the rest is read where it stands in the usual places.
 
+use std::cmp::Ordering;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::apply::Order;
+use crate::apply::{Order, Unsettled};
 
 /// An object as far as it matters here. `S` is its spec, `T` its status.
 #[derive(Debug, Deserialize)]
@@ -36,6 +38,7 @@ pub(super) struct Meta {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct AppSpec {
     pub replicas: u32,
+    paused: bool,
     selector: LabelSelector,
     pod_management_policy: String,
     update_strategy: UpdateStrategy,
@@ -66,6 +69,18 @@ pub(super) struct AppStatus {
     updated_replicas: u32,
     current_revision: String,
     update_revision: String,
+    conditions: Vec<Condition>,
+}
+
+/// One of the conditions in a status.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    pub reason: Option<String>,
+    pub message: Option<String>,
 }
 
 /// An object of `apps/v1`.
@@ -125,32 +140,32 @@ impl App {
         }
     }
 
-    /// Why it is no time to shrink.
-    pub fn unsettled(&self, kind: AppKind) -> Option<String> {
-        let (wanted, status) = (self.spec.replicas, &self.status);
-        if let Some(why) = self.metadata.in_change(Some(status.observed_generation)) {
+    /// Why it is not at rest.
+    pub fn unsettled(&self, kind: AppKind) -> Option<Unsettled> {
+        let (wanted, there) = (self.spec.replicas, self.status.replicas);
+        if let Some(why) = self.metadata.in_change(Some(self.status.observed_generation)) {
             return Some(why);
         }
-        if let Some(why) = self.rollout(kind) {
-            return Some(format!("a rollout is in progress: {why}"));
+        match (self.rollout(kind), self.status.refusal()) {
+            (Some(why), Some(refusal)) => Some(Unsettled::Rollout(format!("{why}, and {refusal}"))),
+            (Some(why), None) => Some(Unsettled::Rollout(why)),
+            (None, Some(refusal)) if there < wanted => Some(refusal),
+            (None, _) => miscounted(there, wanted),
         }
-        let there = status.replicas;
-        (there != wanted)
-            .then(|| format!("pods are being made or removed: {there} are there, {wanted} are meant to be"))
     }
 
-    /// As `kubectl rollout status` sees it; that drained pods are not available is no rollout.
+    /// Whether pods of an older revision are to be replaced. That drained pods are not available is no rollout, and that
+    /// pods are missing is none either.
     fn rollout(&self, kind: AppKind) -> Option<String> {
         let (wanted, status) = (self.spec.replicas, &self.status);
         let updated = status.updated_replicas;
         match kind {
             AppKind::ReplicaSet => None,
-            AppKind::Deployment if updated < wanted => {
-                Some(format!("{updated} of {wanted} pods are updated"))
-            }
             AppKind::Deployment => {
                 let old = status.replicas.saturating_sub(updated);
-                (old > 0).then(|| format!("{old} pods of an older revision are left"))
+                let paused = if self.spec.paused { "it is paused, " } else { "" };
+                (old > 0)
+                    .then(|| format!("{paused}{old} of {} pods are of an older revision", status.replicas))
             }
             AppKind::StatefulSet => {
                 let strategy = &self.spec.update_strategy;
@@ -163,27 +178,46 @@ impl App {
     }
 }
 
+impl AppStatus {
+    /// What the API server says to whoever makes the pods (not told of StatefulSets).
+    fn refusal(&self) -> Option<Unsettled> {
+        let refused = |it: &&Condition| it.kind == "ReplicaFailure" && it.status == "True";
+        let condition = self.conditions.iter().find(refused)?;
+        let why = condition.message.clone().or_else(|| condition.reason.clone()).unwrap_or_default();
+        // The words of the admission plugin ResourceQuota: "exceeded quota", "failed quota".
+        Some(Unsettled::Refused { quota: why.contains(" quota: "), why })
+    }
+}
+
+/// Whether there are as many pods as there are meant to be.
+fn miscounted(there: u32, wanted: u32) -> Option<Unsettled> {
+    match there.cmp(&wanted) {
+        Ordering::Less => {
+            Some(Unsettled::Missing(format!("{there} pods are there, {wanted} are meant to be")))
+        }
+        Ordering::Equal => None,
+        Ordering::Greater => Some(Unsettled::Changing(format!(
+            "pods are being removed: {there} are there, {wanted} are meant to be"
+        ))),
+    }
+}
+
 impl Meta {
     /// Whether the object is on its way to something else.
-    fn in_change(&self, observed_generation: Option<u64>) -> Option<String> {
+    fn in_change(&self, observed_generation: Option<u64>) -> Option<Unsettled> {
         if self.deletion_timestamp.is_some() {
-            return Some("it is being deleted".into());
+            return Some(Unsettled::Changing("it is being deleted".into()));
         }
         let behind = observed_generation.is_some_and(|observed| observed < self.generation);
-        behind.then(|| "its controller has not acted on its latest change yet".into())
+        behind.then(|| Unsettled::Changing("its controller has not acted on its latest change yet".into()))
     }
 }
 
 impl Object {
-    /// Why it is no time to shrink, for a kind of which we know no more than what is usual.
-    pub fn unsettled(&self, scale: &Scale) -> Option<String> {
+    /// Why it is not at rest, for a kind of which we know no more than what is usual.
+    pub fn unsettled(&self, scale: &Scale) -> Option<Unsettled> {
         let observed = self.status.get("observedGeneration").and_then(Value::as_u64);
-        if let Some(why) = self.metadata.in_change(observed) {
-            return Some(why);
-        }
-        let (there, wanted) = (scale.status.replicas, scale.spec.replicas);
-        (there != wanted)
-            .then(|| format!("pods are being made or removed: {there} are there, {wanted} are meant to be"))
+        self.metadata.in_change(observed).or_else(|| miscounted(scale.status.replicas, scale.spec.replicas))
     }
 }
 
@@ -226,19 +260,62 @@ mod tests {
         let at_rest =
             json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 1 });
         assert_eq!(told(at_rest), None);
-        for (status, part) in [
-            (json!({ "observedGeneration": 1, "replicas": 3, "updatedReplicas": 3 }), "latest change"),
-            (json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 1 }), "1 of 3"),
-            (json!({ "observedGeneration": 2, "replicas": 3 }), "0 of 3"),
-            (json!({ "observedGeneration": 2, "replicas": 4, "updatedReplicas": 3 }), "1 pods of an older"),
-            (json!({ "observedGeneration": 2, "replicas": 4, "updatedReplicas": 4 }), "made or removed"),
+        for (status, kind, part) in [
+            (
+                json!({ "observedGeneration": 1, "replicas": 3, "updatedReplicas": 3 }),
+                "changing",
+                "latest change",
+            ),
+            (
+                json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 1 }),
+                "rollout",
+                "2 of 3 pods are of an older",
+            ),
+            (json!({ "observedGeneration": 2, "replicas": 3 }), "rollout", "3 of 3"),
+            (json!({ "observedGeneration": 2, "replicas": 4, "updatedReplicas": 3 }), "rollout", "1 of 4"),
+            (
+                json!({ "observedGeneration": 2, "replicas": 4, "updatedReplicas": 4 }),
+                "changing",
+                "being removed",
+            ),
+            (
+                json!({ "observedGeneration": 2, "replicas": 2, "updatedReplicas": 2 }),
+                "missing",
+                "2 pods are there",
+            ),
+            (json!({ "observedGeneration": 2 }), "missing", "0 pods are there"),
         ] {
             let why = told(status).unwrap();
-            assert!(why.contains(part), "{why}");
+            assert!(why.kind() == kind && why.to_string().contains(part), "{why}");
         }
         let mut deleted = app(json!({}), json!({}));
         deleted.metadata.deletion_timestamp = Some("now".into());
-        assert_eq!(deleted.unsettled(AppKind::Deployment).unwrap(), "it is being deleted");
+        assert_eq!(deleted.unsettled(AppKind::Deployment).unwrap().to_string(), "it is being deleted");
+    }
+
+    #[test]
+    fn a_quota_is_called_a_quota_and_a_paused_rollout_paused() {
+        let failure = |message: &str| json!([{ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message }]);
+        let told = |updated, conditions| {
+            let spec = json!({ "replicas": 6, "paused": true });
+            let status = json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": updated, "conditions": conditions });
+            app(spec, status).unsettled(AppKind::Deployment).unwrap()
+        };
+        let quota = failure(
+            "pods \"w-1\" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3",
+        );
+        let why = told(3, quota.clone());
+        assert_eq!(why.kind(), "quota");
+        assert!(
+            why.to_string().starts_with("a quota allows no more pods: pods \"w-1\" is forbidden"),
+            "{why}"
+        );
+        let refused = told(3, failure("admission webhook \"x\" denied the request"));
+        assert_eq!(refused.kind(), "refused");
+        let both = told(0, quota);
+        assert_eq!(both.kind(), "rollout");
+        let begin = "a rollout is in progress: it is paused, 3 of 3 pods are of an older revision, and a quota allows";
+        assert!(both.to_string().starts_with(begin), "{both}");
     }
 
     #[test]
@@ -249,7 +326,7 @@ mod tests {
             app(json!({ "replicas": 4, "updateStrategy": strategy }), status.clone())
                 .unsettled(AppKind::StatefulSet)
         };
-        assert!(told(json!({ "type": "RollingUpdate" })).unwrap().contains("1 of 4"));
+        assert!(told(json!({ "type": "RollingUpdate" })).unwrap().to_string().contains("1 of 4"));
         assert_eq!(told(json!({ "type": "RollingUpdate", "rollingUpdate": { "partition": 3 } })), None);
         assert_eq!(told(json!({ "type": "OnDelete" })), None);
     }

@@ -1,9 +1,12 @@
 //! What a pod says of itself.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use super::object::Meta;
-use crate::apply::{Order, Pod};
+use super::Reference;
+use super::object::{AppKind, Condition, Meta};
+use crate::apply::{Order, Pod, Unsettled};
 
 /// A list of pods, or of anything else.
 #[derive(Debug, Deserialize)]
@@ -24,6 +27,7 @@ pub(super) struct PodObject {
 struct PodMeta {
     #[serde(flatten)]
     meta: Meta,
+    labels: BTreeMap<String, String>,
     owner_references: Vec<Owner>,
 }
 
@@ -44,15 +48,6 @@ struct PodStatus {
     conditions: Vec<Condition>,
     init_container_statuses: Vec<Container>,
     container_statuses: Vec<Container>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    reason: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,6 +82,23 @@ impl PodObject {
 
     fn controller(&self) -> Option<&Owner> {
         self.metadata.owner_references.iter().find(|owner| owner.controller)
+    }
+
+    /// Whether this workload has made it. A selector finds more than that: pods made by hand, or by another workload with the
+    /// same labels. Of kinds whose ways are not known, every pod that the selector finds is theirs.
+    fn is_of(&self, workload: &Reference) -> bool {
+        let Some(kind) = AppKind::of(&workload.group, &workload.kind) else { return true };
+        let Some(owner) = self.controller() else { return false };
+        match kind {
+            // The Deployment's controller calls a ReplicaSet after its Deployment and the template's hash, a label of its pods.
+            AppKind::Deployment => {
+                let hash = self.metadata.labels.get("pod-template-hash").map_or("", String::as_str);
+                owner.is_replica_set() && owner.name == format!("{}-{hash}", workload.name)
+            }
+            AppKind::StatefulSet | AppKind::ReplicaSet => {
+                owner.kind == workload.kind && owner.name == workload.name
+            }
+        }
     }
 
     fn ordinal(&self) -> Option<u32> {
@@ -126,16 +138,16 @@ impl PodObject {
 }
 
 impl List<PodObject> {
-    /// The pods that count, by ordinal and name.
-    pub fn seen(&self) -> Vec<Pod> {
-        let active = self.items.iter().filter(|pod| pod.is_active());
+    /// The workload's pods that count, by ordinal and name.
+    pub fn seen(&self, workload: &Reference) -> Vec<Pod> {
+        let active = self.items.iter().filter(|pod| pod.is_active() && pod.is_of(workload));
         let mut pods: Vec<Pod> = active.map(PodObject::seen).collect();
         pods.sort_unstable_by(|a, b| (a.ordinal, &a.name).cmp(&(b.ordinal, &b.name)));
         pods
     }
 
     /// Which of them go first, by who owns them: for a kind of workload whose ways are not known.
-    pub fn order(&self) -> Result<Order, String> {
+    pub fn order(&self) -> Result<Order, Unsettled> {
         let mut owners: Vec<Option<&Owner>> =
             self.items.iter().filter(|pod| pod.is_active()).map(PodObject::controller).collect();
         owners.sort_unstable();
@@ -147,7 +159,7 @@ impl List<PodObject> {
                 Ok(Order::Never(format!("its pods belong to StatefulSet {name}: name that as the workload")))
             }
             _ if owners.iter().all(|owner| owner.is_some_and(Owner::is_replica_set)) => {
-                Err("a rollout is in progress: its pods belong to several ReplicaSets".into())
+                Err(Unsettled::Rollout("its pods belong to several ReplicaSets".into()))
             }
             _ => Ok(Order::Never(
                 "nobody can tell which of its pods go first, expected pods of one ReplicaSet".into(),
@@ -174,7 +186,12 @@ mod tests {
         let (kind, owner) = owner.split_once('/').unwrap();
         let owner =
             json!({ "apiVersion": "apps/v1", "kind": kind, "name": owner, "uid": owner, "controller": true });
-        json!({ "metadata": { "name": name, "ownerReferences": [owner] }, "status": status })
+        let labels = json!({ "pod-template-hash": "5f" });
+        json!({ "metadata": { "name": name, "labels": labels, "ownerReferences": [owner] }, "status": status })
+    }
+
+    fn workload(name: &str) -> Reference {
+        name.parse().unwrap()
     }
 
     fn list(pods: &[Value]) -> List<PodObject> {
@@ -187,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_pod_is_told_with_what_keeps_it_from_being_ready() {
-        let troubled = |status| list(&[pod("w-0", "StatefulSet/w", status)]).seen().remove(0);
+        let set = workload("StatefulSet/w");
+        let troubled = |status| list(&[pod("w-0", "StatefulSet/w", status)]).seen(&set).remove(0);
         assert!(troubled(running("True")).ready);
         let not_ready = troubled(running("False"));
         assert_eq!((not_ready.ready, not_ready.trouble, not_ready.ordinal), (false, None, Some(0)));
@@ -221,8 +239,27 @@ mod tests {
         let ended = pod("w-2", "StatefulSet/w", json!({ "phase": "Failed" }));
         let ten = pod("w-10", "StatefulSet/w", running("True"));
         let nine = pod("w-9", "StatefulSet/w", running("True"));
-        let names: Vec<_> = list(&[ten, going, ended, nine]).seen().into_iter().map(|pod| pod.name).collect();
+        let seen = list(&[ten, going, ended, nine]).seen(&workload("StatefulSet/w"));
+        let names: Vec<_> = seen.into_iter().map(|pod| pod.name).collect();
         assert_eq!(names, ["w-9", "w-10"]);
+    }
+
+    #[test]
+    fn a_foreign_pod_under_the_selector_is_none_of_the_workload() {
+        let ready = || running("True");
+        let by_hand = json!({ "metadata": { "name": "debug", "labels": { "pod-template-hash": "5f" } }, "status": ready() });
+        let pods = list(&[
+            pod("w-5f-a", "ReplicaSet/w-5f", ready()),
+            pod("w-canary-5f-b", "ReplicaSet/w-canary-5f", ready()),
+            pod("w-0", "StatefulSet/w", ready()),
+            pod("rs-a", "ReplicaSet/rs", ready()),
+            by_hand,
+        ]);
+        for (name, own) in [("Deployment/w", "w-5f-a"), ("StatefulSet/w", "w-0"), ("ReplicaSet/rs", "rs-a")] {
+            let names: Vec<_> = pods.seen(&workload(name)).into_iter().map(|pod| pod.name).collect();
+            assert_eq!(names, [own], "{name}");
+        }
+        assert_eq!(pods.seen(&workload("example.com/v1/Fleet/w")).len(), 5);
     }
 
     #[test]

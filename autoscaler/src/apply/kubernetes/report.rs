@@ -28,6 +28,8 @@ pub(super) fn manifest(event: &Event, regarding: &Regarding<'_>) -> Value {
     let (kind, reason, action) = match event {
         Event::Resized { .. } => ("Normal", "Resized", "Resize"),
         Event::NotResized { .. } => ("Warning", "NotResized", "Resize"),
+        Event::Waits { usual: true, .. } => ("Normal", "ScaleInWaits", "Resize"),
+        Event::Waits { usual: false, .. } => ("Warning", "ScaleInWaits", "Resize"),
         Event::TakenBack { .. } => ("Normal", "DrainTakenBack", "TakeBack"),
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -60,6 +62,7 @@ fn note(event: &Event) -> String {
     match event {
         Event::Resized { from, to, why } => format!("Resized from {from} to {to} replicas: {why}"),
         Event::NotResized { why } => format!("Not resized: {why}"),
+        Event::Waits { from, to, why, .. } => format!("Shrinking from {from} to {to} replicas waits: {why}"),
         Event::TakenBack { workers, why } => format!("{workers} drained workers take jobs again: {why}"),
     }
 }

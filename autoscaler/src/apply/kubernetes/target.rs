@@ -129,7 +129,7 @@ impl Kubernetes {
             (scale.status.replicas, Ok(Order::Never(why.into())))
         } else {
             let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&selector), deadline).await?;
-            (pods.seen().iter().filter(|pod| pod.ready).count() as u32, pods.order())
+            (pods.seen(&self.workload).iter().filter(|pod| pod.ready).count() as u32, pods.order())
         };
         let (order, unsettled) = match order {
             Ok(order) => (order, unsettled),
@@ -201,7 +201,7 @@ impl Target for Kubernetes {
             return Ok(Vec::new());
         }
         let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&seen.selector), deadline()).await?;
-        Ok(pods.seen())
+        Ok(pods.seen(&self.workload))
     }
 
     async fn resize(&self, seen: &Workload, to: u32, leaving: &[String]) -> Result<(), TargetError> {

@@ -248,6 +248,8 @@ fn within_the_tolerance_what_there_is_stays() {
     assert_eq!(once(&seen(NOW_MS, 89, 10), &policy), (9, Reason::Demand));
     assert_eq!(once(&seen(NOW_MS, 105, 10), &policy), (10, Reason::Tolerance));
     assert_eq!(once(&seen(NOW_MS, 106, 10), &policy), (11, Reason::Demand));
+    // 0.9 in one division, and 0.8999… in two.
+    assert_eq!(once(&seen(NOW_MS, 117, 13), &policy), (13, Reason::Tolerance));
     policy.scale_up.tolerance = 0.0;
     assert_eq!(once(&seen(NOW_MS, 100, 10), &policy), (10, Reason::Demand));
     assert_eq!(once(&seen(NOW_MS, 101, 10), &policy), (11, Reason::Demand));

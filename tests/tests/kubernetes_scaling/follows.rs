@@ -1,95 +1,11 @@
-//! The autoscaler in Kubernetes, with its own few rights: it follows the backlog of a real fleet whose pods are real
-//! workers, and takes nobody away who is busy or whom it cannot tell from others.
-
-use std::sync::Arc;
+//! It follows the backlog of a fleet that is well, and takes nobody away who is busy or whom it cannot tell from others.
 
 use job::{JobSpec, JobState};
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::json;
-use tests::{
-    Cluster, Fleet, Launch, Namespace, Node, PodState, Ran, Worker, autoscaler_command, steps, until,
-    until_ok,
-};
+use tests::{PodState, steps, until};
 
-/// One to four workers, one for each four jobs, without any limit to the speed.
-fn pool(kind: &str) -> String {
-    format!(
-        "[pools.default]\ntarget = \"{kind}/worker\"\n[pools.default.policy]\nmin_replicas = 1\nmax_replicas = 4\n\
-         mode = {{ type = \"backlog\", jobs_per_worker = 4 }}\nscale_up = {{ policies = [] }}\n\
-         scale_down = {{ stabilization_window_s = 1, policies = [], tolerance = 0.0 }}\n"
-    )
-}
-
-/// A fleet, and a namespace of a cluster to run it in.
-struct World {
-    fleet: Fleet,
-    namespace: Arc<Namespace>,
-    kubeconfig: String,
-}
-
-impl World {
-    async fn new() -> World {
-        let cluster = Cluster::shared().await;
-        let namespace = Arc::new(cluster.namespace().await);
-        let kubeconfig = namespace.kubeconfig_of_autoscaler(cluster).await.to_string_lossy().into_owned();
-        World { fleet: Fleet::new().await, namespace, kubeconfig }
-    }
-
-    fn autoscaler(&self, name: &str, kind: &str) -> Launch {
-        self.fleet
-            .autoscaler(name, &pool(kind))
-            .set("KUBECONFIG", &self.kubeconfig)
-            .set("AUTOSCALER_LEASE_S", 8)
-    }
-
-    async fn start(&self, name: &str, kind: &str) -> Worker {
-        let autoscaler = self.autoscaler(name, kind).launch();
-        autoscaler.said("watches the backlog").await;
-        autoscaler
-    }
-
-    /// `autoscaler once` with the settings of [`World::autoscaler`].
-    async fn once(&self, arguments: &[&str]) -> Ran {
-        let environment = self.autoscaler("once", "Deployment").environment();
-        let pools = self.fleet.folder.path().join("once.toml");
-        let mut command = autoscaler_command(&["once", "--pools", &pools.to_string_lossy()]);
-        command.args(arguments).envs(environment);
-        Ran::of(command, "").await
-    }
-
-    /// Runs the pods as workers.
-    fn node(&self) -> Node {
-        let template = self.fleet.worker("pod").environment();
-        Node::run(self.namespace.clone(), move |pod| Launch::of(pod, template.clone()))
-    }
-
-    async fn pods(&self, count: usize) -> Vec<String> {
-        let look = async || {
-            let pods = self.namespace.pod_names().await;
-            if pods.len() == count { Ok(pods) } else { Err(pods) }
-        };
-        until_ok(&format!("there are {count} pods"), look).await
-    }
-
-    async fn drained(&self, count: i64) {
-        let drained =
-            "SELECT count(*) FROM harness_workers WHERE drained_at IS NOT NULL AND drain_until > now()";
-        let look = async || (self.fleet.database.count(drained).await == count).then_some(());
-        until(&format!("{count} workers are drained"), look).await;
-    }
-}
-
-/// Waits until it has decided three times more: seconds in which it could have resized the workload.
-async fn decides(autoscaler: &Worker) {
-    let decisions = async || {
-        let (_, text) = autoscaler.get("/metrics").await;
-        let counts = text.lines().filter(|line| line.starts_with("harness_autoscaler_decisions_total{"));
-        counts.filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok()).sum::<f64>()
-    };
-    let before = decisions().await;
-    until("it has decided again", async || (decisions().await >= before + 3.0).then_some(())).await;
-}
+use crate::world::{World, decides};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks() {
@@ -142,13 +58,11 @@ async fn nobody_goes_while_a_pod_is_not_ready_that_was_not_drained() {
     let stuck = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "worker", "image": "newer" }] } },
                                   "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } } } });
     drop(_node);
-    let deployments = world.namespace.api::<Deployment>();
-    deployments.patch("worker", &PatchParams::default(), &Patch::Strategic(stuck)).await.expect("a rollout");
+    world.patch(stuck).await;
     let pods = world.pods(4).await;
     let autoscaler = world.start("autoscaler", "Deployment").await;
     decides(&autoscaler).await;
-    let scale = deployments.get_scale("worker").await.expect("a scale");
-    assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(3), "of {pods:?}");
+    assert_eq!(world.replicas().await, 3, "of {pods:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,128 @@
+//! What the ledger has of a pool's decisions: written before they are carried out, and read back by the next leader.
+
+use std::time::Duration;
+
+use store::{Fenced, NewDecision};
+use tracing::warn;
+
+use super::{Failed, Reconciler, Term, at};
+use crate::apply::Wait;
+use crate::decide::{Decision, History, MAX_WINDOW_S, Observation};
+use crate::metrics::METRICS;
+
+/// A decision that changes nothing is still written down this often, so that the windows find it.
+const WRITE_AT_REST_MS: u64 = 60_000;
+
+/// So many decisions of the past are read back at most: one a second over the longest window is less.
+const MEMORY: u32 = 10_000;
+
+/// What came of a decision, in the ledger.
+pub mod outcome {
+    /// The workload has the wanted size.
+    pub const RESIZED: &str = "resized";
+    /// Nothing had to be done.
+    pub const KEPT: &str = "kept";
+    /// There are more replicas than wanted, and none can go yet; the detail says why.
+    pub const WAITING: &str = "waiting";
+    /// The workload was not changed.
+    pub const FAILED: &str = "failed";
+    /// Nobody knows whether it was.
+    pub const UNKNOWN: &str = "unknown";
+}
+
+/// What was last written into the ledger.
+#[derive(Clone, Copy)]
+pub(super) struct Written {
+    at_ms: u64,
+    recommended: Option<u32>,
+    pub desired: Option<u32>,
+    reason: &'static str,
+    waits: Option<&'static str>,
+}
+
+impl Reconciler {
+    /// What was decided before, by whichever autoscaler.
+    pub(super) async fn recall(&self) -> Result<History, Failed> {
+        let (store, pool) = (&self.shared.store, std::slice::from_ref(&self.pool.name));
+        let past = Duration::from_secs(MAX_WINDOW_S);
+        let rows = store.decisions_since(pool, past, MEMORY).await.map_err(at("recall"))?;
+        let mut history = History::default();
+        for row in rows {
+            // An older program may have written it: what cannot be read is not remembered.
+            let Ok(decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
+            history.record(&decision);
+            // One without an outcome may have been carried out: then it counts against the limits.
+            let outcome = row.outcome.as_ref().map_or(outcome::UNKNOWN, |it| it.outcome.as_str());
+            if matches!(outcome, outcome::RESIZED | outcome::UNKNOWN) {
+                history.resized(row.made.at_ms, row.made.from, row.made.desired);
+            }
+        }
+        Ok(history)
+    }
+
+    /// Writes a decision down before it is carried out; refused, this process decides nothing more.
+    pub(super) async fn write(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+        (from, desired): (u32, u32),
+    ) -> Result<i64, Failed> {
+        let new = NewDecision {
+            pool: self.pool.name.clone(),
+            at_ms: decision.at_ms,
+            from,
+            recommended: decision.recommended,
+            desired,
+            reason: decision.reason.as_str().to_owned(),
+            inputs: serde_json::to_string(observation).map_err(at("record"))?,
+            decision: serde_json::to_string(decision).map_err(at("record"))?,
+        };
+        let written = self.shared.store.decide(&term.leadership, &[new]).await.map_err(at("record"))?;
+        let written = written.into_iter().next().unwrap_or(Fenced::Lost);
+        let id = self.allowed(term, written, "record")?;
+        term.written = Some(Written {
+            at_ms: decision.at_ms,
+            recommended: decision.recommended,
+            desired: decision.desired,
+            reason: decision.reason.as_str(),
+            waits: None,
+        });
+        Ok(id)
+    }
+
+    /// A decision that changes nothing is written down when it is another one than before, waits for something else, or that
+    /// was long ago.
+    pub(super) async fn write_at_rest(
+        &self,
+        term: &mut Term,
+        observation: &Observation,
+        decision: &Decision,
+        replicas: u32,
+        wait: Option<&Wait>,
+    ) -> Result<(), Failed> {
+        let kind = wait.map(Wait::kind);
+        let same = term.written.is_some_and(|written| {
+            (written.recommended, written.desired, written.reason, written.waits)
+                == (decision.recommended, decision.desired, decision.reason.as_str(), kind)
+                && decision.at_ms < written.at_ms + WRITE_AT_REST_MS
+        });
+        if !same {
+            let id = self.write(term, observation, decision, (replicas, replicas)).await?;
+            if let Some(written) = &mut term.written {
+                written.waits = kind;
+            }
+            let outcome = if wait.is_some() { outcome::WAITING } else { outcome::KEPT };
+            self.finish(id, outcome, wait.map(ToString::to_string)).await;
+        }
+        Ok(())
+    }
+
+    /// Not worth a failed tick: a decision without an outcome counts as one that may have been carried out.
+    pub(super) async fn finish(&self, id: i64, outcome: &'static str, detail: Option<String>) {
+        if let Err(cause) = self.shared.store.finish_decision(id, outcome, detail.as_deref()).await {
+            METRICS.errors.with_label_values(&[self.pool.name.as_str(), "record"]).inc();
+            warn!(pool = %self.pool.name, cause = cause.as_dyn(), "what came of decision {id} could not be noted");
+        }
+    }
+}
