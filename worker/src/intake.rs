@@ -1,7 +1,7 @@
 //! Intake: a delivery becomes a job, or a dead letter with its reason.
 
 use job::{DecodeError, JobSpec, Limits, decode};
-use queue::Delivery;
+use queue::{Delivery, MAX_HEADER_BYTES};
 use service::{RetryError, retry};
 use store::StoreError;
 use tracing::{error, warn};
@@ -16,6 +16,11 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
         retention: worker.settings.retention,
         now_unix_ms: worker.lease.now_unix_ms(),
     };
+    let headers = delivery.header_bytes();
+    if headers > MAX_HEADER_BYTES {
+        let problem = format!("got {headers} bytes, expected at most {MAX_HEADER_BYTES}");
+        return Err(DecodeError { field: "headers".to_owned(), problem });
+    }
     let mut spec = decode(&delivery.body, delivery.message_id(), &limits)?;
     // The queue it came from is the pool it is in, whatever the body says.
     spec.pool = worker.settings.pool.clone();
