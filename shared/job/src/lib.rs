@@ -9,6 +9,7 @@ mod json;
 mod usd;
 mod retry;
 mod trace;
+mod reply;
 mod spec;
 mod message;
 mod state;
@@ -20,6 +21,7 @@ pub use message::{
     DEFAULT_MAX_BYTES, DecodeError, Glimpse, Limits, SCHEMA, decode, decode_loose, encode, glimpse, restore,
 };
 pub use outcome::{Failure, FailureCode, Outcome};
+pub use reply::{ReplyRule, ReplyTo};
 pub use retry::{POISON_DEATHS, RetryPolicy};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};

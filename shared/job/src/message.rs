@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, Name};
+use crate::{JobId, JobSpec, Name, ReplyRule};
 
 /// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -17,7 +17,7 @@ pub const SCHEMA: &str = "harness.job.v1";
 pub const DEFAULT_MAX_BYTES: usize = 1024 * 1024;
 
 /// What a message is measured by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// The greatest body, in bytes.
     pub max_bytes: usize,
@@ -25,6 +25,8 @@ pub struct Limits {
     pub retention: Duration,
     /// The present, as Unix time in milliseconds.
     pub now_unix_ms: u64,
+    /// Where results may be sent.
+    pub replies: ReplyRule,
 }
 
 /// Why a message is no job: the field, and what is wrong with it.
@@ -208,6 +210,7 @@ mod tests {
             max_bytes: DEFAULT_MAX_BYTES,
             retention: Duration::from_secs(86_400),
             now_unix_ms: JobId::now().unix_ms(),
+            replies: ReplyRule::default(),
         }
     }
 
@@ -270,6 +273,7 @@ mod tests {
             (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
             (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
             (with("on_busy", json!("wait")), "on_busy", "enqueue"),
+            (with("reply_to", json!("harness.dead")), "reply_to", "reserved"),
         ];
         for (body, field, hint) in cases {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();

@@ -87,7 +87,8 @@ pub struct JobSpec {
     /// What to do when the session is busy.
     #[serde(default, skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
-    /// The queue that gets a `harness.result.v1` message at the end. The AMQP property `reply_to` sets it too.
+    /// The queue that gets a `harness.result.v1` message at the end, within the [`crate::ReplyRule`]. The AMQP property
+    /// `reply_to` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
     /// Handed back in the reply; the job id when absent. The AMQP property `correlation_id` sets it too.
@@ -133,6 +134,9 @@ impl JobSpec {
             ("correlation_id", &self.correlation_id),
         ] {
             check_text(field, value.as_deref())?;
+        }
+        if let Some(name) = &self.reply_to {
+            limits.replies.check(name).map_err(|problem| DecodeError::new("reply_to", problem))?;
         }
         check_span("timeout_ms", self.timeout_ms, "a week", 7)?;
         check_span("deadline_ms", self.deadline_ms, "a year", 365)?;

@@ -2,3 +2,4 @@
 //! caller could stop or slow all others.
 
 mod frames;
+mod names;
