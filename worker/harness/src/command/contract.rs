@@ -151,8 +151,9 @@ pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         return Ok(None);
     }
     match Json::parse(text) {
-        Ok(_) => {}
-        Err(JsonError::Malformed(_)) => {
+        // A list of values would do for a struct.
+        Ok(_) if text.starts_with('{') => {}
+        Ok(_) | Err(JsonError::Malformed(_)) => {
             return Err(protocol("expected a JSON object with a field \"type\"".to_owned()));
         }
         Err(_) => {
@@ -164,6 +165,15 @@ pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         protocol(format!("expected a JSON object with a field \"type\" ({})", without_place(&error)))
     })?;
     let kind = head.r#type.as_str();
+    let lost = match kind {
+        "checkpoint" => storable::lost_number(text, &["memory", "context_window", "feature_progress"], true),
+        "event" => storable::lost_number(text, &["data"], false),
+        _ => None,
+    };
+    if let Some(lost) = lost {
+        let message = format!("stdout line {}: {lost}", line.number);
+        return Err(Failure::permanent(FailureCode::Unstorable, message));
+    }
     let message = match kind {
         "checkpoint" => body::<CheckpointLine>(kind, text).map(CheckpointLine::message),
         "event" => body::<EventLine>(kind, text).map(EventLine::message),
@@ -286,6 +296,7 @@ mod tests {
         for (line, expected) in [
             ("Loading model…", "expected a JSON object"),
             ("[1]", "expected a JSON object"),
+            (r#"["result", 1]"#, "expected a JSON object"),
             ("{}", "missing field `type`"),
             (r#"{"type":"chekpoint"}"#, "type: got \"chekpoint\", expected checkpoint, event"),
             (r#"{"type":"checkpoint","memroy":{}}"#, "unknown field `memroy`"),
@@ -317,6 +328,16 @@ mod tests {
             (r#"{"type":"result","output":{"a":["\u0000"]}}"#, "output.a[0]: "),
             (r#"{"type":"checkpoint","memory":{"k":"\ud800"}}"#, "memory.k: "),
             (r#"{"type":"event","name":"x","data":1e999999}"#, "data: "),
+            (r#"{"type":"event","name":"x","data":[1e400]}"#, "data[0]: 1e400 is past"),
+            (r#"{"type":"checkpoint","memory":{"k":-1e309}}"#, "memory.k: -1e309 is past"),
+            (
+                r#"{"type":"checkpoint","feature_progress":{"k":12345678901234567890.12}}"#,
+                "feature_progress.k: 1234",
+            ),
+            (
+                r#"{"type":"checkpoint","context_window":[123456789012345678901234567890]}"#,
+                "context_window[0]: 1234",
+            ),
         ] {
             let failure = read(line).unwrap_err();
             assert_eq!(failure.code, FailureCode::Unstorable, "{failure}");
