@@ -310,3 +310,17 @@ async fn a_number_that_a_session_could_not_keep_is_refused_by_its_place_and_othe
     let memory: Value = serde_json::from_str(&fleet.database.texts(memory).await[0]).unwrap();
     assert_eq!(memory, serde_json::from_str::<Value>(kept).unwrap());
 }
+
+#[tokio::test]
+async fn every_optional_field_of_a_message_may_be_null() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let id = JobId::now();
+    let body = json!({
+        "schema": "harness.job.v1", "job_id": id, "session_id": "s", "agent_id": "echo", "input": null, "user_id": null,
+        "timeout_ms": null, "deadline_ms": null, "max_stalled_iterations": null, "reply_to": null, "correlation_id": null,
+        "traceparent": null, "pool": null, "retry": null, "on_busy": null,
+    });
+    fleet.vhost.publish(vec![(body.to_string().into_bytes(), BasicProperties::default())]).await;
+    assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
+}

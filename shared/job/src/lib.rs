@@ -7,6 +7,7 @@
 mod id;
 mod json;
 mod usd;
+mod given;
 mod retry;
 mod trace;
 mod reply;

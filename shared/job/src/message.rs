@@ -251,6 +251,19 @@ mod tests {
     }
 
     #[test]
+    fn every_optional_field_may_be_null() {
+        let all = format!(
+            r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","user_id":null,"pool":null,"input":null,
+            "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"reply_to":null,
+            "correlation_id":null,"traceparent":null}}"#,
+            JobId::now()
+        );
+        let spec = decode(all.as_bytes(), None, &limits()).unwrap();
+        let plain = JobSpec::new(spec.session_id.clone(), spec.agent_id.clone(), Json::null());
+        assert_eq!(spec, JobSpec { job_id: spec.job_id, ..plain });
+    }
+
+    #[test]
     fn an_error_names_the_field_and_what_would_be_right() {
         use serde_json::json;
         let cases = [
@@ -274,6 +287,8 @@ mod tests {
             (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
             (with("on_busy", json!("wait")), "on_busy", "enqueue"),
             (with("reply_to", json!("harness.dead")), "reply_to", "reserved"),
+            (with("retry", json!([])), "retry", "expected an object"),
+            (with("retry", json!([1, 2, 3])), "retry", "expected an object"),
         ];
         for (body, field, hint) in cases {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();
