@@ -9,6 +9,7 @@ mod json;
 mod usd;
 mod given;
 mod retry;
+mod shown;
 mod trace;
 mod reply;
 mod spec;
@@ -24,6 +25,7 @@ pub use message::{
 pub use outcome::{Failure, FailureCode, Outcome};
 pub use reply::{ReplyRule, ReplyTo};
 pub use retry::{POISON_DEATHS, RetryPolicy};
+pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
 pub use trace::{BadTraceParent, TraceId, TraceParent};

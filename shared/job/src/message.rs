@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, Name, ReplyRule};
+use crate::{JobId, JobSpec, Name, ReplyRule, shown};
 
 /// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -41,7 +41,9 @@ pub struct DecodeError {
 
 impl DecodeError {
     pub(crate) fn new(field: impl Into<String>, problem: impl ToString) -> Self {
-        DecodeError { field: field.into(), problem: problem.to_string() }
+        let (field, problem) = (field.into(), problem.to_string());
+        // Both may hold what a stranger wrote, and people will read them.
+        DecodeError { field: shown(&field).into_owned(), problem: shown(&problem).into_owned() }
     }
 }
 
@@ -289,6 +291,8 @@ mod tests {
             (with("reply_to", json!("harness.dead")), "reply_to", "reserved"),
             (with("retry", json!([])), "retry", "expected an object"),
             (with("retry", json!([1, 2, 3])), "retry", "expected an object"),
+            (with("on_busy", json!("\u{1b}[2J")), "on_busy", "\\u{1b}[2J"),
+            (with("pool", json!("a\u{202e}b")), "pool", "a\\u{202e}b"),
         ];
         for (body, field, hint) in cases {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();

@@ -45,11 +45,9 @@ pub(super) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
         attempt: task.attempt,
         epoch: task.epoch,
     };
-    let mut line = serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?;
-    // An input may be spread over several lines. Outside of strings a newline is only space, inside it is escaped.
-    if line.contains(['\n', '\r']) {
-        line = line.replace(['\n', '\r'], " ");
-    }
+    // An input may be spread over several lines.
+    let mut line =
+        job::one_line(serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?);
     line.push('\n');
     Ok(line)
 }
@@ -145,8 +143,9 @@ pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         Failure::permanent(FailureCode::Protocol, message)
     };
     let text = std::str::from_utf8(&line.bytes)
-        .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?
-        .trim();
+        .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?;
+    // Some runtimes begin with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').filter(|_| line.number == 1).unwrap_or(text).trim();
     if text.is_empty() {
         return Ok(None);
     }
@@ -316,6 +315,13 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_before_the_first_line_is_ignored() {
+        let line = |number| Line { number, bytes: "\u{feff}{\"type\":\"result\"}\r".into(), complete: true };
+        assert_eq!(parse(&line(1)).unwrap(), Some(Message::Result(Json::null())));
+        assert_eq!(parse(&line(2)).unwrap_err().code, FailureCode::Protocol);
+    }
+
+    #[test]
     fn a_line_is_quoted_up_to_two_hundred_characters() {
         let failure = read("é".repeat(500)).unwrap_err();
         assert_eq!(failure.message.matches('é').count(), 200);
@@ -352,16 +358,16 @@ mod tests {
             session_id: Name::default(),
             agent_id: Name::default(),
             user_id: None,
-            input: Json::parse("{\n  \"a\": \"x\\ny\"\r\n}").unwrap(),
+            input: Json::parse("{\n  \"a\": \"x\\ny\u{2028}\u{85}\u{2029}\"\r\n}").unwrap(),
             attempt: 1,
             epoch: 2,
             traceparent: None,
             max_stalled_iterations: None,
         };
         let line = order(&task, &Session::default(), Path::new("/w")).unwrap();
-        assert_eq!(line.matches('\n').count(), 1);
+        assert_eq!(line.matches(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count(), 1);
         let read: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(read["job"]["input"], json!({"a": "x\ny"}));
+        assert_eq!(read["job"]["input"], json!({"a": "x\ny\u{2028}\u{85}\u{2029}"}));
         assert_eq!(read["session"]["cost_usd"], json!(0.0));
         assert_eq!(read["workspace"], json!("/w"));
     }
