@@ -102,6 +102,7 @@ mod tests {
             max_bytes: 1024,
             retention: Duration::from_secs(86_400),
             now_unix_ms: JobId::now().unix_ms(),
+            replies: job::ReplyRule::default(),
         }
     }
 

@@ -115,6 +115,18 @@ impl Vhost {
         Ok((queue.message_count(), queue.consumer_count()))
     }
 
+    /// The connections to this vhost, as far as the management API knows: their names, and the broker's own.
+    pub fn connections(&self) -> Vec<(String, String)> {
+        let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);
+        let (_, body) = http::get(&list).expect("an answer");
+        let connections: Vec<serde_json::Value> = serde_json::from_str(&body).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let named = connections
+            .iter()
+            .filter_map(|one| Some((text(&one["user_provided_name"])?, text(&one["name"])?)));
+        named.collect()
+    }
+
     /// Closes every connection to this vhost from the broker's side, as an operator would. Returns how many.
     pub fn close_connections(&self) -> Result<usize, String> {
         let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);

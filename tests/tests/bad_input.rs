@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use job::{JobId, JobState};
+use job::{FailureCode, JobId, JobState};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tests::{Database, Fleet, job, until};
@@ -259,4 +259,68 @@ async fn a_worker_whose_services_never_come_ends_at_once_when_told_to() {
     worker.said("trying again").await;
     worker.terminate();
     assert_eq!(worker.exit_within(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test]
+async fn a_number_that_a_session_could_not_keep_is_refused_by_its_place_and_others_come_back() {
+    let fleet = Fleet::new().await;
+    let program = |memory: &str| {
+        let checkpoint = format!(
+            r#"{{"type":"checkpoint","memory":{memory},"context_window":[],"feature_progress":{{"n":1}}}}"#
+        );
+        let result = r#"{"type":"result","output":{"wei":123456789012345678901234567890}}"#;
+        format!("#!/bin/sh\ncat <<'END'\n{checkpoint}\n{result}\nEND\n")
+    };
+    let refused = [
+        (
+            r#"{"a":[1,{"wei":123456789012345678901234567890}]}"#,
+            "memory.a[1].wei: 123456789012345678901234567890 has more",
+        ),
+        (
+            r#"{"price":12345678901234567890.12}"#,
+            "memory.price: 12345678901234567890.12 has more digits than",
+        ),
+        (r#"{"past":1e309}"#, "memory.past: 1e309 is past the numbers"),
+        (r#"{"past":-1e512}"#, "memory.past: -1e512 is past the numbers"),
+    ];
+    let kept = r#"{"i": 9007199254740993, "f": 0.1, "u": 18446744073709551615}"#;
+    let paths: Vec<String> = refused
+        .iter()
+        .map(|(memory, _)| *memory)
+        .chain([kept])
+        .enumerate()
+        .map(|(at, memory)| fleet.program(&format!("program-{at}"), &program(memory)))
+        .collect();
+    let names: Vec<String> = (0..paths.len()).map(|at| format!("agent-{at}")).collect();
+    let agents: Vec<(&str, &str)> =
+        names.iter().map(String::as_str).zip(paths.iter().map(String::as_str)).collect();
+    let _worker = fleet.worker("worker").set("AGENTS_FILE", fleet.agents(&agents)).start().await;
+    let jobs: Vec<_> = names.iter().map(|agent| job(agent, agent, json!(1))).collect();
+    fleet.enqueue(&jobs).await;
+    for (spec, (_, place)) in jobs.iter().zip(refused) {
+        let ended = fleet.ended(spec.job_id).await;
+        let failure = ended.failure.expect("a failure");
+        assert_eq!(failure.code, FailureCode::Unstorable, "{failure}");
+        assert!(failure.message.starts_with(&format!("stdout line 1: {place}")), "{failure}");
+    }
+    let last = jobs.last().unwrap();
+    let ended = fleet.ended(last.job_id).await;
+    assert_eq!(ended.output.unwrap().as_str(), r#"{"wei":123456789012345678901234567890}"#);
+    let memory = "SELECT memory::text FROM harness_sessions WHERE memory::text <> '{}'";
+    let memory: Value = serde_json::from_str(&fleet.database.texts(memory).await[0]).unwrap();
+    assert_eq!(memory, serde_json::from_str::<Value>(kept).unwrap());
+}
+
+#[tokio::test]
+async fn every_optional_field_of_a_message_may_be_null() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let id = JobId::now();
+    let body = json!({
+        "schema": "harness.job.v1", "job_id": id, "session_id": "s", "agent_id": "echo", "input": null, "user_id": null,
+        "timeout_ms": null, "deadline_ms": null, "max_stalled_iterations": null, "reply_to": null, "correlation_id": null,
+        "traceparent": null, "pool": null, "retry": null, "on_busy": null,
+    });
+    fleet.vhost.publish(vec![(body.to_string().into_bytes(), BasicProperties::default())]).await;
+    assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
 }

@@ -65,7 +65,7 @@ pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
         match spec.on_busy {
             OnBusy::Enqueue => Ok(()),
             OnBusy::Reject => {
-                relay::end_waiting(store, &worker.publisher, &[job_id], Unwanted::Rejected).await.map(drop)
+                relay::end_waiting(store, &worker.replies, &[job_id], Unwanted::Rejected).await.map(drop)
             }
             OnBusy::Interrupt => store.make_room(job_id, Ask::Interrupt).await,
             OnBusy::Rollback => store.make_room(job_id, Ask::Rollback).await,

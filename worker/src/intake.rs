@@ -1,7 +1,7 @@
 //! Intake: a delivery becomes a job, or a dead letter with its reason.
 
 use job::{DecodeError, JobSpec, Limits, decode};
-use queue::Delivery;
+use queue::{Delivery, MAX_HEADER_BYTES};
 use service::{RetryError, retry};
 use store::StoreError;
 use tracing::{error, warn};
@@ -15,7 +15,13 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
         max_bytes: worker.settings.max_message_bytes,
         retention: worker.settings.retention,
         now_unix_ms: worker.lease.now_unix_ms(),
+        replies: worker.settings.replies.clone(),
     };
+    let headers = delivery.header_bytes();
+    if headers > MAX_HEADER_BYTES {
+        let problem = format!("got {headers} bytes, expected at most {MAX_HEADER_BYTES}");
+        return Err(DecodeError { field: "headers".to_owned(), problem });
+    }
     let mut spec = decode(&delivery.body, delivery.message_id(), &limits)?;
     // The queue it came from is the pool it is in, whatever the body says.
     spec.pool = worker.settings.pool.clone();
@@ -43,7 +49,7 @@ pub async fn refuse(worker: &Worker, delivery: Delivery, reason: &str, code: &'s
 /// Whether the ledger has answered.
 async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> bool {
     let pool = &worker.settings.pool;
-    let fail = || relay::fail_its_job(&worker.store, &worker.publisher, delivery, pool, reason);
+    let fail = || relay::fail_its_job(&worker.store, &worker.replies, delivery, pool, reason);
     let failed =
         retry("failing a job whose message is dead", &worker.stop_waiting, StoreError::is_retryable, fail);
     match failed.await {

@@ -11,7 +11,7 @@ use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
-use relay::Relay;
+use relay::{Relay, Replies};
 use secrecy::ExposeSecret;
 use service::{Admin, Check, Essential, Readiness, retry_or_stop};
 use store::{Store, StoreError, WorkerRegistration};
@@ -109,6 +109,7 @@ impl Boot {
         let worker = Arc::new(Worker {
             store: self.store.clone(),
             publisher: self.publishing.publisher(),
+            replies: Replies::new(self.store.clone(), &settings.replying, settings.replies.clone()),
             lease,
             running,
             pace,
@@ -131,6 +132,7 @@ impl Boot {
             store: self.store.clone(),
             broker: self.publishing.clone(),
             publisher: worker.publisher.clone(),
+            replies: worker.replies.clone(),
             lease: worker.settings.lease,
             retention: worker.settings.retention,
         };
@@ -164,6 +166,8 @@ impl Boot {
         drain.cancel();
         drain_slots(&worker, slots).await;
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
+        // What they hold is acked with them.
+        worker.replies.close().await;
         self.end.cancel();
         tokio::join!(self.consuming.close(), self.publishing.close());
         self.store.close();

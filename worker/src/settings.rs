@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use job::Name;
+use job::{Name, ReplyRule};
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Health, Problems, Setting, SettingsError, Telemetry};
@@ -74,10 +74,12 @@ pub struct Settings {
     pub(crate) pod_name: Option<String>,
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
+    pub(crate) replies: ReplyRule,
     pub(crate) database_url: SecretString,
     pub(crate) store: StoreConfig,
     pub(crate) consuming: BrokerConfig,
     pub(crate) publishing: BrokerConfig,
+    pub(crate) replying: BrokerConfig,
 }
 
 impl Args {
@@ -109,6 +111,7 @@ impl Args {
         let retention = problems.within("RETENTION_DAYS", self.common.retention_days, 1..=3_650);
         let max_message_bytes =
             problems.within("MAX_MESSAGE_BYTES", self.common.max_message_bytes, 1_024..=64 << 20);
+        let replies = problems.check("REPLY_TO_ALLOW", self.common.reply_to_allow.parse());
         let pool_size = problems.within("DATABASE_POOL_SIZE", self.common.database_pool_size, 2..=1_000);
 
         let expected = "postgres://user:password@host:5432/database";
@@ -145,9 +148,11 @@ impl Args {
             pod_name: self.pod_name,
             retention: Duration::from_secs(retention? * 86_400),
             max_message_bytes: max_message_bytes?,
+            replies: replies?,
             database_url: database_url?,
             store: store?,
             publishing: BrokerConfig { name: "worker, publishing".to_owned(), ..consuming.clone() },
+            replying: BrokerConfig { name: "worker".to_owned(), ..consuming.clone() },
             consuming,
         })
     }

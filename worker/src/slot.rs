@@ -5,7 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS};
 use queue::{Delivery, Slot};
+use relay::Sending;
 use store::{Answer, Claimed, Fenced};
+use tokio::time::timeout;
 use tracing::{Instrument, debug, warn};
 
 use crate::attempt::{Arrival, Attempt};
@@ -17,6 +19,9 @@ use crate::{claim, conclude, intake};
 
 /// How often a second delivery looks whether the first one's claim is through.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
+
+/// How long a slot waits for its reply; a broker that is well confirms it in a few milliseconds.
+const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 
 /// When a suspect is looked at again that found another one here.
 const SUSPECT_WAIT: Duration = Duration::from_secs(1);
@@ -89,23 +94,22 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             tokio::pin!(work);
             let early = tokio::time::sleep(worker.settings.ack_after);
             tokio::select! {
-                () = &mut work => delivery.settle().await,
+                replying = &mut work => settle_when_replied(slot, delivery, replying).await,
                 () = early => {
                     // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
                     // nothing to close the channel for; without a consumer it sends this busy slot no other.
                     slot.pause().await;
                     delivery.settle().await;
-                    work.await;
+                    drop(work.await);
                 }
             }
         }
         Answer::Finished(state) => {
-            let replying = async {
+            let replying = about(&spec).in_scope(|| {
                 debug!(%state, "delivered again after its end");
-                relay::reply(&worker.store, &worker.publisher, &spec, spec.traceparent).await;
-            };
-            replying.instrument(about(&spec)).await;
-            delivery.settle().await;
+                worker.replies.send(&spec, spec.traceparent)
+            });
+            settle_when_replied(slot, delivery, replying).await;
         }
         Answer::OtherSession(session) => {
             let reason = format!(
@@ -125,6 +129,24 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     }
 }
 
+/// Acks the delivery of an ended job when its reply is out; were we to die before, the message would bring the reply again.
+/// A reply that takes its time does not take the slot's.
+async fn settle_when_replied(slot: &mut Slot, mut delivery: Delivery, replying: Option<Sending>) {
+    let Some(mut replying) = replying.filter(|replying| replying.prompt) else {
+        return delivery.settle().await;
+    };
+    if timeout(REPLIED_PROMPTLY, replying.done()).await.is_ok() {
+        return delivery.settle().await;
+    }
+    // Without its consumer, the slot may have another message beside this one.
+    slot.pause().await;
+    delivery.body = Vec::new();
+    tokio::spawn(async move {
+        replying.done().await;
+        delivery.settle().await;
+    });
+}
+
 /// A seat for the job; `None` when another slot of this worker runs it already, so that this message is one too many.
 /// While another slot claims it, what comes of that is waited for: until the ledger has the job, every message counts.
 async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
@@ -137,19 +159,22 @@ async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
     }
 }
 
-/// Runs a claimed job, and after it the session's next ones that the ledger hands us, each in this slot.
+/// Runs a claimed job, and after it the session's next ones that the ledger hands us, each in this slot. Returns the first
+/// reply: the others' messages are acked already.
 async fn run_session(
     worker: &Worker,
     mut spec: JobSpec,
     mut claimed: Claimed,
     mut seat: Seat,
     mut arrival: Arrival,
-) {
+) -> Option<Sending> {
+    let mut replying = None;
     loop {
         let about = relay::job_span(&spec, Some(claimed.attempts + 1));
-        let next = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
+        let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
         drop(seat);
-        let Some(next) = next else { return };
+        replying = replying.or(reply);
+        let Some(next) = next else { return replying };
         let message = next.message.as_deref().unwrap_or_default();
         let reserved = worker.running.reserve(next.job_id);
         (spec, seat) = match (job::restore(message), reserved) {
@@ -158,7 +183,8 @@ async fn run_session(
             (result, _) => {
                 let trace_id = result.as_ref().map_or(next.job_id.into(), JobSpec::trace_id);
                 let (job_id, session_id, error) = (next.job_id, next.session_id, result.err());
-                return warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
+                warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
+                return replying;
             }
         };
         claimed = *next;
@@ -166,14 +192,14 @@ async fn run_session(
     }
 }
 
-/// One attempt at one job. Returns the session's next job.
+/// One attempt at one job. Returns the session's next job, and the reply to this one's caller.
 async fn run_job(
     worker: &Worker,
     spec: &JobSpec,
     claimed: &Claimed,
     seat: &Seat,
     arrival: Arrival,
-) -> Option<Box<Claimed>> {
+) -> (Option<Box<Claimed>>, Option<Sending>) {
     let started = Instant::now();
     let mut attempt = Attempt::begin(worker, spec, claimed, arrival);
     let stop = seat.begin(claimed.epoch);
@@ -202,18 +228,18 @@ async fn run_job(
         };
         worker.pace.ended(started.elapsed());
         conclude::conclude(&mut attempt, ended).await
-    }?;
+    };
+    let Some(concluded) = concluded else { return (None, None) };
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());
-    match concluded.recorded {
-        Fenced::Done(()) => {
-            relay::reply(&worker.store, &worker.publisher, spec, attempt.place()).await;
-        }
+    let replying = match concluded.recorded {
+        Fenced::Done(()) => worker.replies.send(spec, attempt.place()),
         Fenced::Lost => {
             worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
             warn!(epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");
+            None
         }
-    }
-    concluded.next
+    };
+    (concluded.next, replying)
 }
 
 fn unknown_agent(spec: &JobSpec) -> Failure {

@@ -1,6 +1,7 @@
 //! What all slots of a process share.
 
 use queue::Publisher;
+use relay::Replies;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ pub struct Worker {
     pub settings: Settings,
     pub store: Store,
     pub publisher: Publisher,
+    pub replies: Replies,
     pub lease: Lease,
     pub running: Running,
     pub pace: PaceWindow,

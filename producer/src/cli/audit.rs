@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use job::{one_line, shown};
 use store::{AuditScope, Checked, Kind, StoreError};
 
 use super::age::parse_age;
@@ -87,7 +88,7 @@ impl Audit {
 
     fn print(&self, audit: &store::Audit) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(audit)?);
+            println!("{}", one_line(serde_json::to_string(audit)?));
             return Ok(());
         }
         let (failed, warned) = (audit.findings(Kind::Conservation), audit.findings(Kind::Liveness));
@@ -119,7 +120,7 @@ fn tell(checked: &Checked) {
     let count = if checked.found > 0 { format!(": {}", checked.found) } else { String::new() };
     println!("{holds:6}  {:11}  {}{count}", checked.check, checked.rule);
     for row in &checked.offenders {
-        println!("          {}  {}", row.id, row.detail);
+        println!("          {}  {}", shown(&row.id), shown(&row.detail));
     }
     let others = checked.found - checked.offenders.len() as i64;
     if others > 0 {

@@ -40,9 +40,8 @@ impl Cancel {
                 return Ok(ExitCode::from(2));
             }
         }
-        let answers =
-            relay::cancel(&relay.store, &relay.publisher, &jobs).await.context("cancelling jobs")?;
-        relay.broker.close().await;
+        let answers = relay::cancel(&relay.store, &relay.replies, &jobs).await.context("cancelling jobs")?;
+        relay.close().await;
         let mut late = false;
         for (job_id, answer) in jobs.iter().zip(&answers) {
             match answer {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use job::Limits;
+use job::{Limits, ReplyRule};
 use queue::{Broker, BrokerConfig};
-use relay::Relay;
+use relay::{Relay, Replies};
 use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Problems};
 use store::{Clock, Store, StoreConfig};
@@ -29,6 +29,7 @@ pub struct Ledger {
     pub database_url: String,
     pub retention: Duration,
     pub max_message_bytes: usize,
+    pub replies: ReplyRule,
 }
 
 /// What jobs are measured by. The window of their ids is that of the workers, by Postgres's clock.
@@ -36,13 +37,14 @@ pub struct Yardstick {
     clock: Clock,
     max_bytes: usize,
     retention: Duration,
+    replies: ReplyRule,
 }
 
 impl Yardstick {
     /// The limits at this moment.
     pub fn limits(&self) -> Limits {
-        let Yardstick { clock, max_bytes, retention } = *self;
-        Limits { max_bytes, retention, now_unix_ms: clock.now_unix_ms() }
+        let Yardstick { clock, max_bytes, retention, ref replies } = *self;
+        Limits { max_bytes, retention, now_unix_ms: clock.now_unix_ms(), replies: replies.clone() }
     }
 }
 
@@ -71,16 +73,18 @@ impl Context {
         let (ledger, config) = self.ledger_and_broker(name)?;
         migrations::check(&ledger.database_url).await?;
         let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
+        let replying = Replies::new(ledger.store.clone(), &config, ledger.replies.clone());
         let broker = self.connect(config).await?;
-        let Ledger { retention, max_message_bytes: max_bytes, .. } = ledger;
+        let Ledger { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
         let relay = Relay {
             store: ledger.store.clone(),
             publisher: broker.publisher(),
             broker,
+            replies: replying,
             lease: LEASE,
             retention,
         };
-        Ok((Yardstick { clock, max_bytes, retention }, relay))
+        Ok((Yardstick { clock, max_bytes, retention, replies }, relay))
     }
 
     async fn connect(&self, config: BrokerConfig) -> anyhow::Result<Broker> {
@@ -94,6 +98,7 @@ impl Context {
         let retention = problems.within("RETENTION_DAYS", common.retention_days.clone(), 1..=3_650);
         let max_message_bytes =
             problems.within("MAX_MESSAGE_BYTES", common.max_message_bytes.clone(), 1_024..=64 << 20);
+        let replies = problems.check("REPLY_TO_ALLOW", common.reply_to_allow.parse());
         let pool_size = problems.within("DATABASE_POOL_SIZE", common.database_pool_size.clone(), 2..=1_000);
         let expected = "postgres://user:password@host:5432/database";
         let url: SecretString = problems.required("DATABASE_URL", common.database_url.clone(), expected)?;
@@ -105,6 +110,7 @@ impl Context {
             database_url,
             retention: Duration::from_secs(retention? * 86_400),
             max_message_bytes: max_message_bytes?,
+            replies: replies?,
         })
     }
 

@@ -25,8 +25,8 @@ pub struct RelayArgs {
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (_, relay) = context.relay("producer relay").await?;
-        let (broker, watched) = (relay.broker.clone(), relay.clone());
-        let status = broker.status();
+        let (watched, closing) = (relay.clone(), relay.clone());
+        let status = relay.broker.status();
         let readiness = Arc::new(move || {
             let ready = matches!(*status.borrow(), BrokerStatus::Ready { .. });
             BTreeMap::from([("queue_connected", Check::Must(ready, None))])
@@ -53,7 +53,7 @@ impl RelayArgs {
         };
         end.cancel();
         essential.all_ended().await?;
-        broker.close().await;
+        closing.close().await;
         result
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use job::Name;
+use job::{Name, one_line, pretty_lines, shown};
 use store::SessionView;
 
 use super::context::Context;
@@ -37,7 +37,7 @@ impl Sessions {
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", serde_json::to_string(&view)?);
+            println!("{}", one_line(serde_json::to_string(&view)?));
         } else {
             print(&view)?;
         }
@@ -49,7 +49,7 @@ fn print(view: &SessionView) -> anyhow::Result<()> {
     println!("session      {}", view.session_id);
     println!("agent        {}", view.agent_id);
     if let Some(user) = &view.user_id {
-        println!("user         {user}");
+        println!("user         {}", shown(user));
     }
     println!("created      {}", view.created_at);
     println!("updated      {}", view.last_updated);
@@ -60,7 +60,7 @@ fn print(view: &SessionView) -> anyhow::Result<()> {
     for (name, value) in
         [("memory", &view.memory), ("context", &view.context_window), ("progress", &view.feature_progress)]
     {
-        println!("{name}\n{}", serde_json::to_string_pretty(value)?);
+        println!("{name}\n{}", pretty_lines(serde_json::to_string_pretty(value)?));
     }
     if !view.checkpoints.is_empty() {
         println!("checkpoints since ({})", view.checkpoints.len());
@@ -70,7 +70,7 @@ fn print(view: &SessionView) -> anyhow::Result<()> {
             "{}  job {}  {}",
             checkpoint.created_at,
             checkpoint.job_id,
-            serde_json::to_string(&checkpoint.delta)?
+            one_line(serde_json::to_string(&checkpoint.delta)?)
         );
     }
     Ok(())

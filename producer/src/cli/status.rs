@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
-use job::{JobId, JobState};
+use job::{JobId, JobState, one_line, shown};
 use store::JobView;
 
 use super::context::Context;
@@ -36,7 +36,7 @@ impl Status {
 pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     if json {
         for view in views {
-            println!("{}", serde_json::to_string(view)?);
+            println!("{}", one_line(serde_json::to_string(view)?));
         }
         return Ok(());
     }
@@ -55,8 +55,8 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     table.set_header(header);
     for view in views {
         let result = match (&view.output, &view.failure) {
-            (Some(output), _) => clip(output.as_str()),
-            (None, Some(failure)) => clip(&failure.to_string()),
+            (Some(output), _) => clip(&shown(output.as_str())),
+            (None, Some(failure)) => clip(&shown(&failure.to_string())),
             (None, None) => String::new(),
         };
         let mut row = vec![

@@ -7,8 +7,11 @@
 mod id;
 mod json;
 mod usd;
+mod given;
 mod retry;
+mod shown;
 mod trace;
+mod reply;
 mod spec;
 mod message;
 mod state;
@@ -20,7 +23,9 @@ pub use message::{
     DEFAULT_MAX_BYTES, DecodeError, Glimpse, Limits, SCHEMA, decode, decode_loose, encode, glimpse, restore,
 };
 pub use outcome::{Failure, FailureCode, Outcome};
+pub use reply::{ReplyRule, ReplyTo};
 pub use retry::{POISON_DEATHS, RetryPolicy};
+pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
 pub use trace::{BadTraceParent, TraceId, TraceParent};

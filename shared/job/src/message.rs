@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, Name};
+use crate::{JobId, JobSpec, Name, ReplyRule, shown};
 
 /// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -17,7 +17,7 @@ pub const SCHEMA: &str = "harness.job.v1";
 pub const DEFAULT_MAX_BYTES: usize = 1024 * 1024;
 
 /// What a message is measured by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// The greatest body, in bytes.
     pub max_bytes: usize,
@@ -25,6 +25,8 @@ pub struct Limits {
     pub retention: Duration,
     /// The present, as Unix time in milliseconds.
     pub now_unix_ms: u64,
+    /// Where results may be sent.
+    pub replies: ReplyRule,
 }
 
 /// Why a message is no job: the field, and what is wrong with it.
@@ -39,7 +41,9 @@ pub struct DecodeError {
 
 impl DecodeError {
     pub(crate) fn new(field: impl Into<String>, problem: impl ToString) -> Self {
-        DecodeError { field: field.into(), problem: problem.to_string() }
+        let (field, problem) = (field.into(), problem.to_string());
+        // Both may hold what a stranger wrote, and people will read them.
+        DecodeError { field: shown(&field).into_owned(), problem: shown(&problem).into_owned() }
     }
 }
 
@@ -208,6 +212,7 @@ mod tests {
             max_bytes: DEFAULT_MAX_BYTES,
             retention: Duration::from_secs(86_400),
             now_unix_ms: JobId::now().unix_ms(),
+            replies: ReplyRule::default(),
         }
     }
 
@@ -248,6 +253,19 @@ mod tests {
     }
 
     #[test]
+    fn every_optional_field_may_be_null() {
+        let all = format!(
+            r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","user_id":null,"pool":null,"input":null,
+            "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"reply_to":null,
+            "correlation_id":null,"traceparent":null}}"#,
+            JobId::now()
+        );
+        let spec = decode(all.as_bytes(), None, &limits()).unwrap();
+        let plain = JobSpec::new(spec.session_id.clone(), spec.agent_id.clone(), Json::null());
+        assert_eq!(spec, JobSpec { job_id: spec.job_id, ..plain });
+    }
+
+    #[test]
     fn an_error_names_the_field_and_what_would_be_right() {
         use serde_json::json;
         let cases = [
@@ -270,6 +288,11 @@ mod tests {
             (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
             (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
             (with("on_busy", json!("wait")), "on_busy", "enqueue"),
+            (with("reply_to", json!("harness.dead")), "reply_to", "reserved"),
+            (with("retry", json!([])), "retry", "expected an object"),
+            (with("retry", json!([1, 2, 3])), "retry", "expected an object"),
+            (with("on_busy", json!("\u{1b}[2J")), "on_busy", "\\u{1b}[2J"),
+            (with("pool", json!("a\u{202e}b")), "pool", "a\\u{202e}b"),
         ];
         for (body, field, hint) in cases {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
-use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy, TraceId, TraceParent, trace};
+use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy, TraceId, TraceParent, given, trace};
 
 /// What a job does when another job of its session runs, or an earlier one is not finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,13 +65,13 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// The pool of workers, and so the queue `harness.jobs.<pool>`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given::or_default")]
     pub pool: Name,
     /// What the harness is given; any JSON.
     #[serde(default = "Json::null")]
     pub input: Json,
     /// How often and when it is tried again.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given::object_or_default")]
     pub retry: RetryPolicy,
     /// Wall-clock limit of one attempt, in milliseconds; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,9 +85,10 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stalled_iterations: Option<u32>,
     /// What to do when the session is busy.
-    #[serde(default, skip_serializing_if = "OnBusy::is_default")]
+    #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
-    /// The queue that gets a `harness.result.v1` message at the end. The AMQP property `reply_to` sets it too.
+    /// The queue that gets a `harness.result.v1` message at the end, within the [`crate::ReplyRule`]. The AMQP property
+    /// `reply_to` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
     /// Handed back in the reply; the job id when absent. The AMQP property `correlation_id` sets it too.
@@ -133,6 +134,9 @@ impl JobSpec {
             ("correlation_id", &self.correlation_id),
         ] {
             check_text(field, value.as_deref())?;
+        }
+        if let Some(name) = &self.reply_to {
+            limits.replies.check(name).map_err(|problem| DecodeError::new("reply_to", problem))?;
         }
         check_span("timeout_ms", self.timeout_ms, "a week", 7)?;
         check_span("deadline_ms", self.deadline_ms, "a year", 365)?;

@@ -31,8 +31,8 @@ pub struct BrokerConfig {
     /// Unless the URL says otherwise. A silent peer is noticed after twice this, and what it was sent goes to others:
     /// about as soon as its lease (10 s) has run out. Default 5 s.
     pub heartbeat_s: u16,
-    /// The largest frame, in bytes, unless the URL says otherwise; 0 is what the broker proposes (128 KiB). lapin keeps 64 such
-    /// frames of memory for a connection. Default 0.
+    /// The largest frame, in bytes, unless the URL says otherwise or the broker proposes less. lapin keeps 64 such
+    /// frames of memory for a connection. Default 128 KiB, which is RabbitMQ's own.
     pub frame_max: u32,
     /// Messages published and not yet confirmed. Default 4096.
     pub max_in_flight: usize,
@@ -57,7 +57,7 @@ impl BrokerConfig {
             confirm_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             heartbeat_s: 5,
-            frame_max: 0,
+            frame_max: 128 * 1024,
             max_in_flight: 4096,
             max_in_flight_bytes: 64 * 1024 * 1024,
             min_backoff: Duration::from_millis(250),

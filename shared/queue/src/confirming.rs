@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use crate::QueueError;
 use crate::connection::Shared;
 use crate::error::explain;
+use crate::headers;
 use crate::link::{Link, REPLY_SUCCESS, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
 
@@ -137,7 +138,7 @@ async fn serve(
             // Whoever has given up meanwhile publishes again, or does not want it any more.
             if !request.answer.is_closed() {
                 bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request, overdue.sent()));
+                in_flight.push(send(channel.clone(), request, link.frame_max(), overdue.sent()));
             }
         }
         // No more will come once it is closed; what had come before is still sent.
@@ -149,7 +150,7 @@ async fn serve(
             Some(done) = in_flight.next() => resolved.push(done),
             Some(request) = requests.recv(), if room(in_flight.len(), bytes) => {
                 bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request, overdue.sent()));
+                in_flight.push(send(channel.clone(), request, link.frame_max(), overdue.sent()));
                 continue;
             }
             _ = link.failure() => return End::Link,
@@ -184,8 +185,10 @@ async fn serve(
 }
 
 /// Polled first in the order of `push`, by one task: so numbers and frames stay in step.
-async fn send(channel: Arc<Channel>, request: Request, period: u64) -> Done {
+async fn send(channel: Arc<Channel>, request: Request, frame_max: usize, period: u64) -> Done {
     let Request { queue, mandatory, body, properties, answer } = request;
+    // RabbitMQ closes the connection at a larger one.
+    let properties = headers::fitted(properties, frame_max);
     let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
     let bytes = body.len();
     let options = BasicPublishOptions { mandatory, immediate: false };

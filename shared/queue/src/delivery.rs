@@ -15,6 +15,10 @@ use crate::dead::{self, Death};
 use crate::headers;
 use crate::link::{Link, Settlement};
 
+/// The most headers that a job's message may have, in bytes on the wire: what the broker adds to them must fit into a frame
+/// as well, which holds 128 KiB.
+pub const MAX_HEADER_BYTES: u64 = 120 * 1024;
+
 /// A delivered message. Dropped without [`Delivery::ack`], it goes back to its queue.
 pub struct Delivery {
     /// The body. May be taken out; a dead letter is made of what is here.
@@ -67,6 +71,12 @@ impl Delivery {
     /// The header `traceparent` (W3C Trace Context).
     pub fn traceparent(&self) -> Option<&str> {
         headers::text(self.properties.headers().as_ref(), headers::TRACEPARENT)
+    }
+
+    /// What its headers took when it was published, in bytes on the wire. Those that no frame can hold any more, because the
+    /// broker adds its own, are counted although they are not there.
+    pub fn header_bytes(&self) -> u64 {
+        headers::published_bytes(self.properties.headers().as_ref())
     }
 
     /// Why the broker gave it up, if this is a dead letter of the broker's own.

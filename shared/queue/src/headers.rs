@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
+
+use crate::screen::FRAME_OVERHEAD;
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const PUBLISH_NUMBER: &str = "x-harness-publish-number";
@@ -13,11 +15,13 @@ pub(crate) const REASON: &str = "x-harness-reason";
 pub(crate) const CODE: &str = "x-harness-code";
 pub(crate) const QUEUE: &str = "x-harness-queue";
 pub(crate) const DEAD_AT: &str = "x-harness-dead-at";
-const DROPPED: &str = "x-harness-headers-dropped";
+/// How many bytes of headers were left out of a message.
+pub(crate) const DROPPED: &str = "x-harness-headers-dropped";
+const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The longest reason that is kept.
 const MAX_REASON: usize = 2_000;
-/// All properties must fit into one frame (128 KiB unless the broker is set otherwise); larger headers are left out.
+/// What a dead letter keeps of its message's headers: so it has room for what the broker adds, wherever it goes.
 const MAX_HEADERS: usize = 32 * 1024;
 
 /// A header's text, if it is one.
@@ -38,14 +42,8 @@ pub(crate) fn bury(
     queue: &str,
     now: Duration,
 ) -> BasicProperties {
-    let mut kept = BTreeMap::new();
-    match original.headers() {
-        Some(table) if weight(table) > MAX_HEADERS => {
-            kept.insert(ShortString::from(DROPPED), AMQPValue::LongLongInt(weight(table) as i64));
-        }
-        Some(table) => kept.extend(table.inner().clone()),
-        None => {}
-    }
+    let table = original.headers().clone().unwrap_or_default();
+    let mut kept = cut(table, MAX_HEADERS).inner().clone();
     // A `CC` header makes the broker put copies into the queues it names.
     for (name, renamed) in [("CC", "x-harness-cc"), ("BCC", "x-harness-bcc")] {
         if let Some(value) = kept.remove(name) {
@@ -84,18 +82,107 @@ fn without_actions(original: &BasicProperties) -> BasicProperties {
 /// The properties of a dead letter that goes back to work: without what we and the broker added when it died, and
 /// without what would act again on its way. RabbitMQ drops what its own `x-death` shows to go in circles.
 pub(crate) fn revive(dead: &BasicProperties) -> BasicProperties {
-    let added = |name: &str| {
-        name.starts_with("x-harness-")
-            || name.starts_with("x-first-death-")
-            || name.starts_with("x-last-death-")
-            || ["x-death", "x-delivery-count", "CC", "BCC"].contains(&name)
-    };
     let mut kept = BTreeMap::new();
     if let Some(table) = dead.headers() {
         kept.extend(table.inner().clone());
-        kept.retain(|name, _| !added(name.as_str()));
+        kept.retain(|name, _| {
+            !was_added(name.as_str().as_bytes()) && !["CC", "BCC"].contains(&name.as_str())
+        });
     }
     without_actions(dead).with_headers(kept.into())
+}
+
+/// Whether we or the broker wrote this header, as far as its name tells.
+fn was_added(name: &[u8]) -> bool {
+    let by_us_or_the_broker: [&[u8]; 3] = [b"x-harness-", b"x-first-death-", b"x-last-death-"];
+    by_us_or_the_broker.iter().any(|start| name.starts_with(start))
+        || name == b"x-death"
+        || name == DELIVERY_COUNT.as_bytes()
+}
+
+/// Which of some headers, given by name and size, stay when they may take so many bytes: what tells of the message's
+/// own way before all else, then as many as there can be. Their places, in order.
+pub(crate) fn that_fit<'a>(headers: impl Iterator<Item = (&'a [u8], usize)>, room: usize) -> Vec<usize> {
+    let matters = |name: &[u8]| was_added(name) || name == TRACEPARENT.as_bytes();
+    let mut ranked: Vec<_> =
+        headers.enumerate().map(|(place, (name, bytes))| (!matters(name), bytes, place)).collect();
+    ranked.sort_unstable();
+    let mut left = room;
+    let mut places = Vec::new();
+    for (_, bytes, place) in ranked {
+        if let Some(rest) = left.checked_sub(bytes) {
+            left = rest;
+            places.push(place);
+        }
+    }
+    places.sort_unstable();
+    places
+}
+
+/// The headers that fit into so many bytes, and one that says so if some do not.
+fn cut(table: FieldTable, room: usize) -> FieldTable {
+    let whole = weight(&table);
+    if whole <= room {
+        return table;
+    }
+    let entries = || table.inner().iter().filter(|(name, _)| name.as_str() != DROPPED);
+    let mark = entry_weight(DROPPED, &AMQPValue::LongLongInt(0));
+    let weighed =
+        entries().map(|(name, value)| (name.as_str().as_bytes(), entry_weight(name.as_str(), value)));
+    let places = that_fit(weighed, room.saturating_sub(mark));
+    let all: Vec<_> = entries().collect();
+    let kept = places.into_iter().map(|place| (all[place].0.clone(), all[place].1.clone()));
+    let mut kept = FieldTable::from(kept.collect::<BTreeMap<_, _>>());
+    let before = dropped(&table);
+    let present = if table.contains_key(DROPPED) { whole - mark } else { whole };
+    let lost = before + (present - weight(&kept)) as u64;
+    kept.insert(DROPPED.into(), AMQPValue::LongLongInt(i64::try_from(lost).unwrap_or(i64::MAX)));
+    kept
+}
+
+/// How many bytes of headers were left out before.
+fn dropped(table: &FieldTable) -> u64 {
+    let bytes = table.inner().get(DROPPED).and_then(AMQPValue::as_long_long_int);
+    bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
+}
+
+/// What a message's headers took when it was published, in bytes on the wire: without the broker's count of deliveries, with
+/// what was left out since.
+pub(crate) fn published_bytes(table: Option<&FieldTable>) -> u64 {
+    let Some(table) = table else { return 0 };
+    let own = table.inner().iter().filter(|(name, _)| ![DROPPED, DELIVERY_COUNT].contains(&name.as_str()));
+    let own: usize = own.map(|(name, value)| entry_weight(name.as_str(), value)).sum();
+    (own as u64).saturating_add(dropped(table))
+}
+
+/// The same properties with no more headers than fit into a frame of this size.
+pub(crate) fn fitted(properties: BasicProperties, frame_max: usize) -> BasicProperties {
+    match properties.headers() {
+        Some(table) => {
+            // Class, weight, body size and flags; delivery mode, priority and timestamp; the table's own length.
+            let numbers = 14 + 1 + 1 + 8 + 4;
+            let texts = [
+                properties.content_type(),
+                properties.content_encoding(),
+                properties.correlation_id(),
+                properties.reply_to(),
+                properties.expiration(),
+                properties.message_id(),
+                properties.kind(),
+                properties.user_id(),
+                properties.app_id(),
+                properties.cluster_id(),
+            ];
+            let texts: usize = texts.into_iter().flatten().map(|text| text.as_str().len() + 1).sum();
+            let room = frame_max.saturating_sub(FRAME_OVERHEAD + numbers + texts);
+            if weight(table) <= room {
+                return properties;
+            }
+            let table = cut(table.clone(), room);
+            properties.with_headers(table)
+        }
+        None => properties,
+    }
 }
 
 fn clip(text: &str, max_bytes: usize) -> String {
@@ -103,19 +190,29 @@ fn clip(text: &str, max_bytes: usize) -> String {
     text[..end].to_owned()
 }
 
-/// About how many bytes a table takes on the wire.
+/// How many bytes a table's inside takes on the wire.
 fn weight(table: &FieldTable) -> usize {
-    table.inner().iter().map(|(key, value)| key.as_str().len() + 1 + value_weight(value)).sum()
+    table.inner().iter().map(|(name, value)| entry_weight(name.as_str(), value)).sum()
 }
 
+fn entry_weight(name: &str, value: &AMQPValue) -> usize {
+    1 + name.len() + value_weight(value)
+}
+
+/// With the byte that names its type.
 fn value_weight(value: &AMQPValue) -> usize {
-    5 + match value {
-        AMQPValue::LongString(text) => text.len(),
-        AMQPValue::ShortString(text) => text.as_str().len(),
-        AMQPValue::ByteArray(bytes) => bytes.len(),
-        AMQPValue::FieldTable(table) => weight(table),
-        AMQPValue::FieldArray(array) => array.as_slice().iter().map(value_weight).sum(),
-        _ => 8,
+    match value {
+        AMQPValue::Void => 1,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 2,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 3,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 5,
+        AMQPValue::DecimalValue(_) => 6,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 9,
+        AMQPValue::ShortString(text) => 2 + text.as_str().len(),
+        AMQPValue::LongString(text) => 5 + text.len(),
+        AMQPValue::ByteArray(bytes) => 5 + bytes.len(),
+        AMQPValue::FieldTable(table) => 5 + weight(table),
+        AMQPValue::FieldArray(array) => 5 + array.as_slice().iter().map(value_weight).sum::<usize>(),
     }
 }
 
@@ -150,6 +247,7 @@ fn value_to_json(value: &AMQPValue) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lapin::types::ShortString;
 
     fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
         let entries = entries.iter().map(|(key, value)| (ShortString::from(*key), value.clone()));
@@ -208,7 +306,24 @@ mod tests {
             Duration::ZERO,
         );
         let headers = buried.headers().as_ref().unwrap();
-        assert!(headers.contains_key(DROPPED) && !headers.contains_key("a"));
+        assert!(!headers.contains_key("a"));
+        assert_eq!(headers.inner()[DROPPED], AMQPValue::LongLongInt(40_014));
         assert!(weight(headers) < 3_000, "{}", weight(headers));
+    }
+
+    #[test]
+    fn what_would_burst_a_frame_loses_its_largest_headers_and_what_was_lost_adds_up() {
+        let table =
+            table(&[("large", long(&"x".repeat(3_000))), ("small", long("s")), ("x-death", AMQPValue::Void)]);
+        let properties = BasicProperties::default().with_message_id("m".into()).with_headers(table.clone());
+        let frame = 8 + 14 + 1 + 1 + 8 + 4 + 2 + weight(&table);
+        assert_eq!(fitted(properties.clone(), frame), properties);
+        let cut = fitted(properties, frame - 1);
+        let left = cut.headers().as_ref().unwrap();
+        assert_eq!(left.inner()[DROPPED], AMQPValue::LongLongInt(3_011));
+        assert!(left.contains_key("small") && left.contains_key("x-death"));
+        assert_eq!(published_bytes(Some(left)), weight(&table) as u64);
+        let cut = super::cut(left.clone(), weight(left) - 1);
+        assert_eq!((dropped(&cut), cut.contains_key("x-death")), (3_011 + 12, true));
     }
 }

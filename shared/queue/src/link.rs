@@ -295,6 +295,11 @@ impl Link {
         bounded(self.operation_timeout, "open a channel", self.connection.create_channel()).await
     }
 
+    /// The largest frame that either side may send.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.connection.configuration().frame_max() as usize
+    }
+
     pub(crate) fn operation_timeout(&self) -> Duration {
         self.operation_timeout
     }

@@ -1,20 +1,40 @@
-//! Repairs what lapin's parser cannot survive, before lapin sees it.
+//! The bytes from the broker, frame by frame, on their way to lapin: what lapin cannot survive is repaired.
 //!
-//! RabbitMQ hands properties on as they came. A short string that is not UTF-8 makes lapin 4.12 drop the
-//! connection, and header tables nested some thousand levels deep overflow its stack and end the process. Either
-//! message would come again, and again. So the bytes from the broker pass through here: bad UTF-8 turns into `?`,
-//! and a table nested too deep into a byte string. Both keep every length as it is, so nothing else moves.
-//!
-//! This module is pure, and knows of AMQP only what it must: frames, the place of short strings in a few methods,
-//! and content headers (AMQP 0-9-1, sections 2.3.5 and 4.2; field types as RabbitMQ has them,
-//! <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>).
+//! A message that ended the connection would come again on the next one, and again. So frames whose content could do
+//! that are handed to [`crate::repair`] before lapin sees them. This module is pure, and knows of AMQP only its frames
+//! (AMQP 0-9-1, section 2.3.5).
 
-/// Tables and arrays inside each other; `x-death` needs three.
-const MAX_DEPTH: usize = 16;
-/// The broker never sends more than what was negotiated, by default 128 KiB.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::repair;
+
+/// More than this is not held in memory for looking at it, whatever was negotiated.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 const FRAME_HEAD: usize = 7;
 const FRAME_END: usize = 1;
+/// What a frame takes beside its payload.
+pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEAD + FRAME_END;
+
+/// The largest frame that lapin takes, once that is negotiated: it gives the connection up at a larger one. RabbitMQ
+/// bounds only bodies by it; its content headers are as large as they come out.
+#[derive(Clone)]
+pub(crate) struct FrameMax(Arc<AtomicUsize>);
+
+impl FrameMax {
+    pub(crate) fn unknown() -> FrameMax {
+        FrameMax(Arc::new(AtomicUsize::new(usize::MAX)))
+    }
+
+    pub(crate) fn negotiated(&self, bytes: u32) {
+        self.0.store(bytes as usize, Ordering::Relaxed);
+    }
+
+    /// What is left of it for a payload.
+    fn payload(&self) -> usize {
+        self.0.load(Ordering::Relaxed) - FRAME_OVERHEAD
+    }
+}
 
 /// Bytes on their way from the broker to lapin.
 pub(crate) struct Screen {
@@ -25,6 +45,7 @@ pub(crate) struct Screen {
     end: usize,
     /// So much of the present frame goes on without being looked at.
     through: usize,
+    frame_max: FrameMax,
 }
 
 /// The broker sends a frame that is larger than any it may send.
@@ -35,8 +56,8 @@ pub(crate) struct FrameTooLarge {
 }
 
 impl Screen {
-    pub(crate) fn new() -> Screen {
-        Screen { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0 }
+    pub(crate) fn new(frame_max: FrameMax) -> Screen {
+        Screen { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0, frame_max }
     }
 
     /// Where the next bytes are to be read into; never empty.
@@ -66,12 +87,18 @@ impl Screen {
             else {
                 return Ok(());
             };
-            let size = u32::from_be_bytes([a, b, c, d]) as usize;
+            let mut size = u32::from_be_bytes([a, b, c, d]) as usize;
             match kind {
                 1 | 2 if size > MAX_FRAME => return Err(FrameTooLarge { bytes: size }),
                 1 | 2 if rest.len() < size + FRAME_END => return Ok(()),
-                1 => repair_method(&mut rest[..size]).unwrap_or_default(),
-                2 => repair_content_header(&mut rest[..size]).unwrap_or_default(),
+                1 => repair::method(&mut rest[..size]),
+                2 => {
+                    if let Some(smaller) = repair::content_header(&mut rest[..size], self.frame_max.payload())
+                    {
+                        self.replace(size, &smaller);
+                        size = smaller.len();
+                    }
+                }
                 // The broker's answer to a version it does not speak. Nothing follows.
                 b'A' => {
                     self.through = usize::MAX;
@@ -79,8 +106,17 @@ impl Screen {
                 }
                 _ => {}
             }
-            self.through = FRAME_HEAD + size + FRAME_END;
+            self.through = FRAME_OVERHEAD + size;
         }
+    }
+
+    /// Puts a smaller payload in the place of the present frame's.
+    fn replace(&mut self, size: usize, smaller: &[u8]) {
+        let payload = self.passed + FRAME_HEAD;
+        self.buffer[payload - 4..payload].copy_from_slice(&(smaller.len() as u32).to_be_bytes());
+        self.buffer[payload..payload + smaller.len()].copy_from_slice(smaller);
+        self.buffer.copy_within(payload + size..self.end, payload + smaller.len());
+        self.end -= size - smaller.len();
     }
 
     /// Moves what may go on.
@@ -92,151 +128,10 @@ impl Screen {
     }
 }
 
-/// What a method's arguments are made of, as far as we look.
-enum Argument {
-    Bytes(usize),
-    ShortString,
-}
-
-/// Short strings in methods that can hold what some client has made up.
-fn arguments(class: u16, method: u16) -> &'static [Argument] {
-    use Argument::{Bytes, ShortString};
-    match (class, method) {
-        // connection.close, channel.close: reply-code, reply-text
-        (10, 50) | (20, 40) => &[Bytes(2), ShortString],
-        // connection.blocked: reason
-        (10, 60) => &[ShortString],
-        // basic.return: reply-code, reply-text, exchange, routing-key
-        (60, 50) => &[Bytes(2), ShortString, ShortString, ShortString],
-        // basic.deliver: consumer-tag, delivery-tag, redelivered, exchange, routing-key
-        (60, 60) => &[ShortString, Bytes(9), ShortString, ShortString],
-        // basic.get-ok: delivery-tag, redelivered, exchange, routing-key
-        (60, 71) => &[Bytes(9), ShortString, ShortString],
-        _ => &[],
-    }
-}
-
-/// `None` for what is malformed, here and below: lapin says what is wrong with it.
-fn repair_method(payload: &mut [u8]) -> Option<()> {
-    let mut rest = payload;
-    let (class, method) = (number(&mut rest)?, number(&mut rest)?);
-    for argument in arguments(class, method) {
-        match argument {
-            Argument::Bytes(count) => drop(take(&mut rest, *count)?),
-            Argument::ShortString => repair_short_string(&mut rest)?,
-        }
-    }
-    Some(())
-}
-
-fn repair_content_header(payload: &mut [u8]) -> Option<()> {
-    enum Property {
-        ShortString,
-        Table,
-        Bytes(usize),
-    }
-    use Property::{Bytes, ShortString, Table};
-    // content-type, content-encoding, headers, delivery-mode, priority, correlation-id, reply-to, expiration,
-    // message-id, timestamp, type, user-id, app-id, cluster-id
-    const PROPERTIES: [Property; 14] = [
-        ShortString,
-        ShortString,
-        Table,
-        Bytes(1),
-        Bytes(1),
-        ShortString,
-        ShortString,
-        ShortString,
-        ShortString,
-        Bytes(8),
-        ShortString,
-        ShortString,
-        ShortString,
-        ShortString,
-    ];
-    let mut rest = payload;
-    // class, weight, body size
-    take(&mut rest, 12)?;
-    let flags = number(&mut rest)?;
-    for (place, property) in PROPERTIES.iter().enumerate() {
-        if flags & (0x8000 >> place) == 0 {
-            continue;
-        }
-        match property {
-            ShortString => repair_short_string(&mut rest)?,
-            Table => repair_table(long(&mut rest)?, 1)?,
-            Bytes(count) => drop(take(&mut rest, *count)?),
-        }
-    }
-    Some(())
-}
-
-fn repair_table(mut table: &mut [u8], depth: usize) -> Option<()> {
-    while !table.is_empty() {
-        repair_short_string(&mut table)?;
-        repair_value(&mut table, depth)?;
-    }
-    Some(())
-}
-
-fn repair_array(mut array: &mut [u8], depth: usize) -> Option<()> {
-    while !array.is_empty() {
-        repair_value(&mut array, depth)?;
-    }
-    Some(())
-}
-
-fn repair_value(rest: &mut &mut [u8], depth: usize) -> Option<()> {
-    let kind = &mut take(rest, 1)?[0];
-    match *kind {
-        b'V' => {}
-        b't' | b'b' | b'B' => drop(take(rest, 1)?),
-        b's' | b'u' | b'U' => drop(take(rest, 2)?),
-        b'I' | b'i' | b'f' => drop(take(rest, 4)?),
-        b'D' => drop(take(rest, 5)?),
-        b'L' | b'l' | b'd' | b'T' => drop(take(rest, 8)?),
-        b'S' | b'x' => drop(long(rest)?),
-        b'F' | b'A' if depth >= MAX_DEPTH => {
-            // A byte string has the same shape.
-            *kind = b'x';
-            long(rest)?;
-        }
-        b'F' => repair_table(long(rest)?, depth + 1)?,
-        b'A' => repair_array(long(rest)?, depth + 1)?,
-        _ => return None,
-    }
-    Some(())
-}
-
-fn repair_short_string(rest: &mut &mut [u8]) -> Option<()> {
-    let length = take(rest, 1)?[0];
-    let mut text = take(rest, length.into())?;
-    while let Err(error) = std::str::from_utf8(text) {
-        let bad = &mut text[error.valid_up_to()..];
-        // No length: the end of the string cuts a character off.
-        let count = error.error_len().unwrap_or(bad.len());
-        bad[..count].fill(b'?');
-        text = &mut bad[count..];
-    }
-    Some(())
-}
-
-fn long<'a>(rest: &mut &'a mut [u8]) -> Option<&'a mut [u8]> {
-    let length = take(rest, 4)?.try_into().map(u32::from_be_bytes).ok()?;
-    take(rest, length as usize)
-}
-
-fn number(rest: &mut &mut [u8]) -> Option<u16> {
-    take(rest, 2)?.try_into().map(u16::from_be_bytes).ok()
-}
-
-fn take<'a>(rest: &mut &'a mut [u8], bytes: usize) -> Option<&'a mut [u8]> {
-    rest.split_off_mut(..bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::headers::DROPPED;
     use proptest::prelude::*;
 
     fn short(bytes: &[u8]) -> Vec<u8> {
@@ -261,9 +156,19 @@ mod tests {
         frame(1, &[&[0, 60, 0, 60][..], &short(b"tag"), &tag, &short(exchange), &short(routing_key)].concat())
     }
 
+    fn frame_max(bytes: u32) -> FrameMax {
+        let frame_max = FrameMax::unknown();
+        frame_max.negotiated(bytes);
+        frame_max
+    }
+
     /// What comes out when the bytes come in pieces of this size.
     fn pass(bytes: &[u8], piece: usize) -> Vec<u8> {
-        let mut screen = Screen::new();
+        pass_to(FrameMax::unknown(), bytes, piece)
+    }
+
+    fn pass_to(frame_max: FrameMax, bytes: &[u8], piece: usize) -> Vec<u8> {
+        let mut screen = Screen::new(frame_max);
         let mut out = Vec::new();
         for piece in bytes.chunks(piece) {
             let mut piece = piece;
@@ -336,8 +241,25 @@ mod tests {
     }
 
     #[test]
+    fn a_header_larger_than_any_frame_is_cut_down_and_what_follows_stays() {
+        let table =
+            [short(b"big"), b"S".to_vec(), with_length(&vec![b'x'; 131_000]), short(b"b"), b"V".to_vec()];
+        let header = content_header(0x2000, &with_length(&table.concat()));
+        assert!(header.len() <= 131_072);
+        let whole = [&header[..], &deliver(b"e", b"k"), &header, &header, &frame(3, b"body")].concat();
+        assert_eq!(pass_to(frame_max(header.len() as u32), &whole, 70_000), whole);
+        let mark = [short(DROPPED.as_bytes()), b"l".to_vec(), 131_009u64.to_be_bytes().to_vec()].concat();
+        let table = [&b"\x01bV"[..], &mark].concat();
+        let cut = content_header(0x2000, &with_length(&table));
+        let cut = [&cut[..], &deliver(b"e", b"k"), &cut, &cut, &frame(3, b"body")].concat();
+        for piece in [1_000, 70_000, 1_000_000] {
+            assert_eq!(pass_to(frame_max(header.len() as u32 - 1), &whole, piece), cut);
+        }
+    }
+
+    #[test]
     fn a_frame_that_cannot_be_is_an_error() {
-        let mut screen = Screen::new();
+        let mut screen = Screen::new(FrameMax::unknown());
         screen.space()[..7].copy_from_slice(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff]);
         assert!(screen.filled(7).is_err());
     }
@@ -364,13 +286,6 @@ mod tests {
             let properties = [with_length(&table), short(id.as_bytes())].concat();
             let bytes = content_header(0x2080, &properties);
             prop_assert_eq!(pass(&bytes, piece), bytes);
-        }
-
-        #[test]
-        fn a_short_string_is_always_utf8_afterwards(id in proptest::collection::vec(any::<u8>(), 0..=255)) {
-            let mut bytes = short(&id);
-            repair_short_string(&mut &mut bytes[..]).unwrap();
-            prop_assert!(std::str::from_utf8(&bytes[1..]).is_ok());
         }
     }
 }

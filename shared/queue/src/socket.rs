@@ -19,7 +19,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::screen::Screen;
+use crate::screen::{FrameMax, Screen};
 
 type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
@@ -29,14 +29,19 @@ pub(crate) async fn connect(
     properties: ConnectionProperties,
     cut: CancellationToken,
 ) -> lapin::Result<Connection> {
+    let frame_max = FrameMax::unknown();
+    let negotiated = frame_max.clone();
     let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Screening(Tokio::current())));
     let open = async move |uri: AMQPUri, _: Runtime<_>| {
         let tokio = Runtime::new(Tokio::current());
         let connecting = uri.connect_with_config_async(TLSConfig::default(), &tokio);
         let stream = cut.run_until_cancelled(connecting).await.unwrap_or_else(|| Err(was_cut()))?;
-        Ok(AsyncTcpStream::Plain(Screened::new(stream, cut.clone())))
+        Ok(AsyncTcpStream::Plain(Screened::new(stream, cut.clone(), frame_max.clone())))
     };
-    Connection::connector(uri, runtime, open, properties).await
+    let connection = Connection::connector(uri, runtime, open, properties).await?;
+    // Before the first channel, and so before the first message.
+    negotiated.negotiated(connection.configuration().frame_max());
+    Ok(connection)
 }
 
 fn was_cut() -> io::Error {
@@ -51,8 +56,8 @@ pub(crate) struct Screened {
 }
 
 impl Screened {
-    fn new(stream: Transport, cut: CancellationToken) -> Screened {
-        Screened { stream, screen: Screen::new(), cut: Box::pin(cut.cancelled_owned()) }
+    fn new(stream: Transport, cut: CancellationToken, frame_max: FrameMax) -> Screened {
+        Screened { stream, screen: Screen::new(frame_max), cut: Box::pin(cut.cancelled_owned()) }
     }
 
     /// Registers for being woken by the cut, too.
@@ -135,6 +140,9 @@ impl Reactor for Screening {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Screened>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Screened::new(AsyncTcpStream::Plain(connecting.await?), CancellationToken::new())) }
+        async {
+            let stream = AsyncTcpStream::Plain(connecting.await?);
+            Ok(Screened::new(stream, CancellationToken::new(), FrameMax::unknown()))
+        }
     }
 }

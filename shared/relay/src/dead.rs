@@ -8,13 +8,13 @@
 use std::time::Duration;
 
 use job::{Name, RetryPolicy};
-use queue::{DEAD_SWEEP_QUEUE, Delivery, Publisher, Slot, pool_of_queue};
+use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, pool_of_queue};
 use store::{Store, StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, warn};
 
-use crate::{Relay, job_span, unwanted};
+use crate::{Relay, Replies, job_span, unwanted};
 
 /// The waits after Postgres has not answered.
 const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
@@ -76,14 +76,14 @@ async fn sweep(relay: &Relay, delivery: &Delivery) -> Result<(), StoreError> {
     // What could not be routed was in no queue: if its job is known, then by another message.
     let Some(death) = delivery.death() else { return Ok(()) };
     let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
-    fail_its_job(&relay.store, &relay.publisher, delivery, &pool, &death.reason).await
+    fail_its_job(&relay.store, &relay.replies, delivery, &pool, &death.reason).await
 }
 
 /// Ends the job of a message that was given up in a pool's queue, if the ledger knows it and it waits for just this
 /// message; its caller is told. Safe to repeat.
 pub async fn fail_its_job(
     store: &Store,
-    publisher: &Publisher,
+    replies: &Replies,
     delivery: &Delivery,
     pool: &Name,
     reason: &str,
@@ -94,7 +94,7 @@ pub async fn fail_its_job(
     // Where it is not the job's own message to the letter, nothing ends.
     let spec = str::from_utf8(body).ok().and_then(|body| job::restore(body).ok());
     let about = spec.as_ref().map_or_else(Span::none, |spec| job_span(spec, None));
-    match unwanted::end_waiting(store, publisher, &[job_id], why).await {
+    match unwanted::end_waiting(store, replies, &[job_id], why).await {
         Ok(0) => Ok(()),
         Ok(_) => {
             about.in_scope(|| warn!(reason, "a job has failed: its message is a dead letter"));

@@ -131,7 +131,7 @@ async fn sweep(relay: &Relay) -> Result<(), StoreError> {
             info!(jobs = vanished, %pool, "jobs whose message has vanished from their queue are due again");
         }
     }
-    unwanted::sweep(&relay.store, &relay.publisher).await?;
+    unwanted::sweep(&relay.store, &relay.replies).await?;
     let released = relay.store.release_stranded(VANISHED_AFTER).await?;
     if !released.is_empty() {
         warn!(jobs = released.len(), "blocked jobs with nothing before them were released");

@@ -28,7 +28,7 @@ pub use about::job_span;
 pub use dead::{fail_its_job, sweep_dead};
 pub use dispatch::publish;
 pub use lost::return_lost;
-pub use reply::reply;
+pub use reply::{Replies, Sending};
 pub use unwanted::{cancel, end_waiting};
 
 /// The relay's surroundings.
@@ -40,6 +40,8 @@ pub struct Relay {
     pub broker: Broker,
     /// Its confirming publisher.
     pub publisher: Publisher,
+    /// For the results that callers wait for.
+    pub replies: Replies,
     /// The workers' lease: nobody is declared dead by a relay that has not watched for so long.
     pub lease: Duration,
     /// How long results are kept.
@@ -47,6 +49,12 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// Sends what is still to be sent, within bounds, and closes the connections.
+    pub async fn close(&self) {
+        self.replies.close().await;
+        self.broker.close().await;
+    }
+
     /// Works until told to stop. Failures of Postgres or the broker are logged and outlived.
     pub async fn run(self, stop: CancellationToken) {
         // Shown as 0 before anything happens: a counter that appears at 1 has no rate.

@@ -1,57 +1,51 @@
 //! Jobs that end without a worker: cancelled, overdue or rejected while they wait. Their callers are told, too.
 
 use job::JobId;
-use queue::Publisher;
 use store::{Cancelled, EndedWaiting, Store, StoreError, Unwanted};
-use tracing::{Instrument, info};
+use tracing::info;
 
-use crate::job_span;
-use crate::reply::reply;
+use crate::{Replies, job_span};
 
 /// Cancels jobs, in whatever state they are; a running one gets its stop signal within a second. Answers in their order.
 ///
 /// The ids must lie within the retention, or there is no place for their ends.
-pub async fn cancel(
-    store: &Store,
-    publisher: &Publisher,
-    jobs: &[JobId],
-) -> Result<Vec<Cancelled>, StoreError> {
+pub async fn cancel(store: &Store, replies: &Replies, jobs: &[JobId]) -> Result<Vec<Cancelled>, StoreError> {
     let (answers, ended) = store.cancel(jobs).await?;
-    tell(store, publisher, ended).await;
+    tell(replies, ended);
     Ok(answers)
 }
 
 /// Ends those of these jobs that wait and of which the reason is true. Returns how many.
 pub async fn end_waiting(
     store: &Store,
-    publisher: &Publisher,
+    replies: &Replies,
     jobs: &[JobId],
     why: Unwanted<'_>,
 ) -> Result<usize, StoreError> {
     let ended = store.end_waiting(jobs, why).await?;
     let count = ended.len();
-    tell(store, publisher, ended).await;
+    tell(replies, ended);
     Ok(count)
 }
 
 /// Ends what nobody wants and nobody has ended yet.
-pub(crate) async fn sweep(store: &Store, publisher: &Publisher) -> Result<(), StoreError> {
+pub(crate) async fn sweep(store: &Store, replies: &Replies) -> Result<(), StoreError> {
     let unwanted = store.unwanted().await?;
     for why in [Unwanted::Cancelled, Unwanted::Overdue] {
         let jobs: Vec<JobId> = unwanted.iter().filter(|job| job.1 == why).map(|job| job.0).collect();
         if !jobs.is_empty() {
-            end_waiting(store, publisher, &jobs, why).await?;
+            end_waiting(store, replies, &jobs, why).await?;
             info!(jobs = jobs.len(), ?why, "jobs that nobody runs have ended");
         }
     }
     Ok(())
 }
 
-async fn tell(store: &Store, publisher: &Publisher, ended: Vec<EndedWaiting>) {
+fn tell(replies: &Replies, ended: Vec<EndedWaiting>) {
     for job in ended {
         // One that was cancelled before it was ever seen has no envelope yet.
         if let Ok(spec) = job::restore(&job.message) {
-            reply(store, publisher, &spec, spec.traceparent).instrument(job_span(&spec, None)).await;
+            job_span(&spec, None).in_scope(|| replies.send(&spec, spec.traceparent));
         }
     }
 }

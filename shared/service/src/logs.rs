@@ -61,7 +61,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
         let others = others.filter(|(name, _)| !FIRST.contains(name));
         writer.write_char('{')?;
         for (at, (name, value)) in first.chain(others).enumerate() {
-            write!(writer, "{}{}:{value}", if at > 0 { "," } else { "" }, json!(name))?;
+            write!(writer, "{}{}:", if at > 0 { "," } else { "" }, json!(name))?;
+            // JSON leaves characters as they are that some readers take for an end of line, or a terminal for an order.
+            for character in value.to_string().chars() {
+                let acts = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+                match acts || character.is_control() {
+                    true => write!(writer, "\\u{:04x}", u32::from(character))?,
+                    false => writer.write_char(character)?,
+                }
+            }
         }
         writer.write_str("}\n")
     }

@@ -128,6 +128,10 @@ pub struct Common {
         help_heading = "Common"
     )]
     pub max_message_bytes: Setting<usize>,
+    /// The queues that callers may name for their results (reply_to), with * for any text, separated by commas. What
+    /// belongs to the broker or to the fleet (amq.*, harness.*) is never among them
+    #[arg(long, env = "REPLY_TO_ALLOW", default_value = "*", global = true, help_heading = "Common")]
+    pub reply_to_allow: String,
     /// error, warn, info, debug, trace, or directives such as info,worker=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, help_heading = "Common")]
     pub log_level: String,

@@ -1,38 +1,130 @@
-//! Finds the place in a JSON text that Postgres cannot hold, so that an error can name it.
+//! Finds the place in a JSON text that cannot be kept, so that an error can name it.
 //!
-//! What can be held and what not is `job::Json`'s to say; here is only asked where.
+//! What Postgres can hold is `job::Json`'s to say; here is only asked where. A session's state is more than that: it is
+//! read, and its numbers must come back as they went.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 
 use job::{Json, JsonError};
 use serde_json::value::RawValue;
 
 /// The first place that cannot be held and why, such as `memory.notes[3]: a string contains \u0000 …`.
 pub(crate) fn describe(text: &str) -> String {
-    match Json::parse(text) {
-        Ok(_) => "nothing is wrong with it".to_owned(),
-        Err(error) => {
-            let (path, error) = descend(text, error);
-            let path = path.trim_start_matches('.');
-            if path.is_empty() { error.to_string() } else { format!("{path}: {error}") }
+    let refused = |text: &str| Json::parse(text).err();
+    match refused(text) {
+        None => "nothing is wrong with it".to_owned(),
+        Some(error) => named(descend(text, error, &refused)),
+    }
+}
+
+/// The first number in these fields of an object that would not come back as it went, such as `memory.wei: …`. State is
+/// kept as doubles where it is not whole numbers of 64 bits; `digits` says whether one that a double would round is refused
+/// as well, or only one that it cannot hold at all.
+pub(crate) fn lost_number(text: &str, fields: &[&str], digits: bool) -> Option<String> {
+    let lost =
+        |text: &str| numbers(text).find_map(|number| lost(number).filter(|lost| digits || !lost.rounded));
+    let given = children(text).into_iter().filter(|(step, _)| fields.contains(&&step[1..]));
+    given.into_iter().find_map(|(step, raw)| {
+        let (rest, lost) = descend(raw.get(), lost(raw.get())?, &lost);
+        Some(named((step + &rest, lost)))
+    })
+}
+
+fn named((path, error): (String, impl Display)) -> String {
+    let path = path.trim_start_matches('.');
+    if path.is_empty() { error.to_string() } else { format!("{path}: {error}") }
+}
+
+/// Follows the first child that is refused by itself.
+fn descend<E: Refusal>(text: &str, error: E, refused: &impl Fn(&str) -> Option<E>) -> (String, E) {
+    let child =
+        children(text).into_iter().find_map(|(step, raw)| refused(raw.get()).map(|error| (step, raw, error)));
+    match child {
+        None => (String::new(), error),
+        Some((step, _, error)) if error.is_of_the_whole() => (step, error),
+        Some((step, raw, error)) => {
+            let (rest, error) = descend(raw.get(), error, refused);
+            (step + &rest, error)
         }
     }
 }
 
-/// Follows the first child that is refused by itself. Every level but a too deep one is within `Json`'s depth, so the
-/// recursion is bounded.
-fn descend(text: &str, error: JsonError) -> (String, JsonError) {
-    let child = children(text)
-        .into_iter()
-        .find_map(|(step, raw)| Json::parse(raw.get()).err().map(|error| (step, raw, error)));
-    match child {
-        None => (String::new(), error),
-        Some((step, _, JsonError::TooDeep)) => (step, JsonError::TooDeep),
-        Some((step, raw, error)) => {
-            let (rest, error) = descend(raw.get(), error);
-            (step + &rest, error)
+trait Refusal: Display {
+    /// Whether nothing further down is the culprit. Every level of what is else is within `Json`'s depth, so that looking for
+    /// it is bounded.
+    fn is_of_the_whole(&self) -> bool;
+}
+
+impl Refusal for JsonError {
+    fn is_of_the_whole(&self) -> bool {
+        matches!(self, JsonError::TooDeep)
+    }
+}
+
+/// A number that would come back as another.
+struct Lost {
+    number: String,
+    rounded: bool,
+}
+
+impl Refusal for Lost {
+    fn is_of_the_whole(&self) -> bool {
+        false
+    }
+}
+
+impl Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number: String = self.number.chars().take(60).collect();
+        let more = if number.len() < self.number.len() { "…" } else { "" };
+        match self.rounded {
+            true => write!(
+                f,
+                "{number}{more} has more digits than the {DIGITS} that are kept; write it as a string"
+            ),
+            false => write!(f, "{number}{more} is past the numbers that are kept (about 1e-308 to 1e308)"),
         }
     }
+}
+
+/// The significant digits of every double that is written in the usual ways.
+const DIGITS: usize = 17;
+
+fn lost(number: &str) -> Option<Lost> {
+    if number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok() {
+        return None;
+    }
+    let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    let digits = digits.trim_start_matches('0').trim_end_matches('0').len();
+    let value: f64 = number.parse().unwrap_or(f64::INFINITY);
+    let held = value.is_finite() && (value != 0.0 || digits == 0);
+    (!held || digits > DIGITS).then(|| Lost { number: number.to_owned(), rounded: held })
+}
+
+/// The numbers in a text that is known to be JSON.
+fn numbers(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        loop {
+            let start = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit())?;
+            rest = &rest[start..];
+            if !rest.starts_with('"') {
+                let end = rest.find(|c: char| !"+-.eE0123456789".contains(c)).unwrap_or(rest.len());
+                let (number, after) = rest.split_at(end);
+                rest = after;
+                return Some(number);
+            }
+            let mut escaped = true;
+            let end = rest.bytes().position(|byte| {
+                let closes = byte == b'"' && !escaped;
+                escaped = byte == b'\\' && !escaped;
+                closes
+            });
+            rest = &rest[end? + 1..];
+        }
+    })
 }
 
 /// The values one level down. None, if a key is the culprit and cannot even be read.
@@ -61,5 +153,42 @@ mod tests {
     #[test]
     fn a_bare_value_has_no_place() {
         assert!(describe(r#""\u0000""#).starts_with("a string contains"));
+    }
+
+    #[test]
+    fn a_number_that_would_come_back_as_another_is_named() {
+        let line = |value: &str| format!(r#"{{"a":1e400,"memory":{{"n":["1e400 \"",{{"wei":{value}}}]}}}}"#);
+        for lost in [
+            "123456789012345678901234567890",
+            "12345678901234567890.12",
+            "-18446744073709551616.5",
+            "0.123456789012345678901",
+        ] {
+            let told = lost_number(&line(lost), &["memory"], true).unwrap();
+            assert!(told.starts_with(&format!("memory.n[1].wei: {lost} has more digits")), "{told}");
+            assert_eq!(lost_number(&line(lost), &["memory"], false), None);
+        }
+        for past in ["1e309", "-1E512", "1e-400", &format!("1{}", "0".repeat(400))] {
+            for digits in [true, false] {
+                let told = lost_number(&line(past), &["memory"], digits).unwrap();
+                assert!(told.starts_with("memory.n[1].wei: ") && told.contains(" is past "), "{told}");
+            }
+        }
+        for kept in [
+            "9007199254740993",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "0.1",
+            "1e308",
+            "100000000000000000000",
+            "0.10000000000000001",
+            "5.6843418860808015E-14",
+            "0",
+            "-0.0",
+            "0e999",
+        ] {
+            assert_eq!(lost_number(&line(kept), &["memory"], true), None, "{kept}");
+        }
+        assert_eq!(lost_number(r#""a""#, &["memory"], true), None);
     }
 }

@@ -56,7 +56,7 @@ impl Dead {
             }
             Command::Drop(which) => which.run(Act::Drop, &yardstick, &relay, &context.stop).await,
         };
-        relay.broker.close().await;
+        relay.close().await;
         result
     }
 }

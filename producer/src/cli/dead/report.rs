@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use job::JobId;
+use job::{JobId, one_line, shown};
 use serde_json::json;
 
 use super::filter::Kind;
@@ -73,11 +73,11 @@ impl Report {
                 "kind": kind.to_string(), "id": id, "fate": word, "dry_run": self.dry_run,
                 "redriven_as": job_id, "queue": queue, "reason": reason,
             });
-            return self.progress.print(&line.to_string());
+            return self.progress.print(&one_line(line.to_string()));
         }
         match fate {
             Fate::Kept(reason) if self.each || count <= REASONS => {
-                self.progress.say(&format!("{kind} {id} {would}kept: {reason}"));
+                self.progress.say(&format!("{kind} {id} {would}kept: {}", shown(reason)));
             }
             Fate::Kept(_) if count == REASONS + 1 => {
                 self.progress.say("and others; --json tells the reason of each");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use clap::Args;
 use comfy_table::ColumnConstraint;
-use job::{Glimpse, JobId};
+use job::{Glimpse, JobId, one_line, pretty_lines, shown};
 use queue::{DeadLetter, HeldLetter, pool_of_queue};
 use relay::Relay;
 use serde_json::value::RawValue;
@@ -57,7 +57,7 @@ impl List {
         let (rows, total) = read(relay, &self.filter, self.limit).await?;
         if self.json {
             for row in &rows {
-                println!("{}", row.json());
+                println!("{}", one_line(row.json().to_string()));
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -83,14 +83,15 @@ impl List {
 
 impl Show {
     pub async fn run(&self, relay: &Relay) -> anyhow::Result<ExitCode> {
-        let Some(shown) = self.find(relay).await? else {
+        let Some(found) = self.find(relay).await? else {
             eprintln!("{}: no such dead letter", self.id);
             return Ok(ExitCode::FAILURE);
         };
-        println!(
-            "{}",
-            if self.json { serde_json::to_string(&shown)? } else { serde_json::to_string_pretty(&shown)? }
-        );
+        let text = match self.json {
+            true => one_line(serde_json::to_string(&found)?),
+            false => pretty_lines(serde_json::to_string_pretty(&found)?),
+        };
+        println!("{text}");
         Ok(ExitCode::SUCCESS)
     }
 
@@ -205,7 +206,7 @@ impl Row {
                 job.session_id.clone(),
                 job.agent_id.clone(),
                 job.code.clone(),
-                plain(&job.reason),
+                shown(&job.reason).into_owned(),
                 job.attempts.to_string(),
                 job.finished_at.clone(),
             ],
@@ -215,8 +216,8 @@ impl Row {
                 id_of(letter),
                 or_dash(glimpse.session_id.as_ref().map(ToString::to_string)),
                 or_dash(glimpse.agent_id.as_ref().map(ToString::to_string)),
-                plain(&letter.code),
-                plain(&letter.reason),
+                shown(&letter.code).into_owned(),
+                shown(&letter.reason).into_owned(),
                 "-".to_owned(),
                 or_dash(letter.dead_at_unix_ms.map(rfc3339)),
             ],
@@ -330,11 +331,6 @@ fn rfc3339(unix_ms: u64) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
-/// Strangers' words without what a terminal would act on.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,8 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_strangers_wrote_does_nothing_to_a_terminal() {
-        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    fn any_time_can_be_shown() {
         assert_eq!(rfc3339(1_500), "1970-01-01T00:00:01.500Z");
         assert!(rfc3339(u64::MAX).starts_with("9999-12-31"));
     }

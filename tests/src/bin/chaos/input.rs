@@ -4,11 +4,12 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use job::{FailureCode, JobId, JobSpec};
+use lapin::BasicProperties;
 use serde_json::json;
 use tests::{Link, Proxy};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::arena::Arena;
 use crate::publish;
@@ -89,11 +90,56 @@ pub async fn malformed(arena: &mut Arena) -> anyhow::Result<()> {
     arena.publish();
     let each = EACH.min(arena.workload.jobs.len() / 8);
     for _ in 0..5 {
-        let bodies: Vec<Vec<u8>> = kinds.iter().cycle().take(kinds.len() * each / 5).cloned().collect();
-        arena.dead_letters += bodies.len();
-        publish::malformed(&arena.fleet.vhost.url, bodies).await?;
+        let bodies = kinds.iter().cycle().take(kinds.len() * each / 5).cloned();
+        let messages: Vec<_> = bodies.map(|body| (body, BasicProperties::default())).collect();
+        arena.dead_letters += messages.len();
+        publish::foreign(&arena.fleet.vhost.url, messages).await?;
     }
     Ok(())
+}
+
+/// Messages whose headers fill a frame, so that what the broker adds makes them larger than any; some of them the broker
+/// gives up itself. Each becomes a dead letter, and no worker loses a connection over it.
+pub async fn bad_frames(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.start(3).await;
+    arena.publish();
+    for part in 0..5 {
+        let bad: Vec<JobSpec> = (0..20).map(|at| echo("frames", json!([part, at])).spec).collect();
+        arena.dead_letters += bad.len();
+        let sizes = [131_002, 130_990, 130_900].into_iter().cycle();
+        let messages = bad.iter().zip(sizes).enumerate().map(|(at, (spec, bytes))| {
+            let dies = if at % 4 == 0 { Some("1") } else { None };
+            publish::heavy(spec, bytes, dies)
+        });
+        publish::foreign(&arena.fleet.vhost.url, messages.collect()).await?;
+    }
+    arena.resumed(Instant::now(), None).await?;
+    for at in arena.living() {
+        let log = arena.worker(at).log();
+        ensure!(!log.contains("lost the connection"), "number {at} has lost a connection");
+    }
+    Ok(())
+}
+
+/// Replies to names that RabbitMQ up to 4.1 closes a connection over: some it cannot decode, which are refused, and some
+/// of clients at nodes that are not there, which only trying shows. Beside them a caller who gets all of his.
+pub async fn bad_replies(arena: &mut Arena) -> anyhow::Result<()> {
+    arena.at_work(3).await?;
+    let fault = Instant::now();
+    for part in 0..5 {
+        let name = |at: u32| match at % 2 {
+            0 => "amq.rabbitmq.reply-to.cGlk.a2V5",
+            _ => "amq.rabbitmq.reply-to.g1h2AAlyZXBseUAxMjMAAAABAAAAAGsJj2Q=.a2V5",
+        };
+        let jobs: Vec<Job> = (0..40).map(|at| echo(&format!("replies-{at}"), json!([part, at]))).collect();
+        let messages = jobs.iter().zip(0..).map(|(job, at)| publish::replying(&job.spec, name(at)));
+        publish::foreign(&arena.fleet.vhost.url, messages.collect()).await?;
+        let (refused, run): (Vec<_>, Vec<_>) = jobs.into_iter().zip(0..).partition(|(_, at)| at % 2 == 0);
+        arena.dead_letters += refused.len();
+        arena.workload.jobs.extend(run.into_iter().map(|(job, _)| job));
+        arena.probe().await?;
+    }
+    arena.resumed(fault, None).await
 }
 
 /// In every batch a job whose output Postgres refuses, and some whose output no worker takes.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use job::{JobId, JobSpec, Name};
 use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
 use tests::Fleet;
 use tokio::time::{Instant, sleep, timeout};
@@ -99,21 +100,34 @@ async fn attempt(url: &str, left: &mut Vec<JobSpec>) -> lapin::Result<()> {
     connection.close(200, "done".into()).await
 }
 
-/// Bytes that are no job, straight into the queue.
-pub async fn malformed(url: &str, bodies: Vec<Vec<u8>>) -> anyhow::Result<()> {
+/// A job's message with headers of so many bytes on the wire, and with this time to live.
+pub fn heavy(spec: &JobSpec, bytes: usize, expiration: Option<&str>) -> (Vec<u8>, BasicProperties) {
+    let mut table = FieldTable::default();
+    // Name, type and length take seven.
+    table.insert("h".into(), AMQPValue::LongString("x".repeat(bytes - 7).into()));
+    let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(table);
+    if let Some(expiration) = expiration {
+        properties = properties.with_expiration(expiration.into());
+    }
+    (job::encode(spec).into_bytes(), properties)
+}
+
+/// A job's message whose result is to go to this name.
+pub fn replying(spec: &JobSpec, name: &str) -> (Vec<u8>, BasicProperties) {
+    let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to(name.into());
+    (job::encode(spec).into_bytes(), properties)
+}
+
+/// Messages as some other client would send them, straight into the queue.
+pub async fn foreign(url: &str, messages: Vec<(Vec<u8>, BasicProperties)>) -> anyhow::Result<()> {
     let connection = Connection::connect(url, Default::default()).await?;
     let channel = connection.create_channel().await?;
     channel.confirm_select(Default::default()).await?;
     let queue = queue::jobs_queue(&Name::default());
-    let mut sent = Vec::with_capacity(bodies.len());
-    for body in &bodies {
-        let confirm = channel.basic_publish(
-            "".into(),
-            queue.as_str().into(),
-            Default::default(),
-            body,
-            Default::default(),
-        );
+    let mut sent = Vec::with_capacity(messages.len());
+    for (body, properties) in &messages {
+        let (queue, options) = (queue.as_str().into(), Default::default());
+        let confirm = channel.basic_publish("".into(), queue, options, body, properties.clone());
         sent.push(confirm.await?);
     }
     for confirm in sent {

@@ -79,6 +79,8 @@ scenarios! {
     "idle-transaction" "a third of the sessions locked for 14 s; from the unlock until a new job has run" postgres::idle_transaction;
     "publisher-kill" "producer killed while it publishes, a raw client cut off before its confirms; all is sent again" input::publisher_kill, Short;
     "malformed" "10,000 messages that are no jobs among the good ones; each becomes a dead letter" input::malformed;
+    "bad-frames" "messages whose headers fill a frame among the good ones; each becomes a dead letter, no connection ends" input::bad_frames, Short;
+    "bad-replies" "replies to names that break the connection on which they are sent; until a new job has run" input::bad_replies, Short;
     "refused-output" "a job whose output Postgres refuses in every batch" input::refused, Short;
     "unroutable" "messages for a pool that nobody serves; each becomes a dead letter" input::unroutable;
 }

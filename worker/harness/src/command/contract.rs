@@ -45,11 +45,9 @@ pub(super) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
         attempt: task.attempt,
         epoch: task.epoch,
     };
-    let mut line = serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?;
-    // An input may be spread over several lines. Outside of strings a newline is only space, inside it is escaped.
-    if line.contains(['\n', '\r']) {
-        line = line.replace(['\n', '\r'], " ");
-    }
+    // An input may be spread over several lines.
+    let mut line =
+        job::one_line(serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?);
     line.push('\n');
     Ok(line)
 }
@@ -145,14 +143,16 @@ pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         Failure::permanent(FailureCode::Protocol, message)
     };
     let text = std::str::from_utf8(&line.bytes)
-        .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?
-        .trim();
+        .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?;
+    // Some runtimes begin with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').filter(|_| line.number == 1).unwrap_or(text).trim();
     if text.is_empty() {
         return Ok(None);
     }
     match Json::parse(text) {
-        Ok(_) => {}
-        Err(JsonError::Malformed(_)) => {
+        // A list of values would do for a struct.
+        Ok(_) if text.starts_with('{') => {}
+        Ok(_) | Err(JsonError::Malformed(_)) => {
             return Err(protocol("expected a JSON object with a field \"type\"".to_owned()));
         }
         Err(_) => {
@@ -164,6 +164,15 @@ pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         protocol(format!("expected a JSON object with a field \"type\" ({})", without_place(&error)))
     })?;
     let kind = head.r#type.as_str();
+    let lost = match kind {
+        "checkpoint" => storable::lost_number(text, &["memory", "context_window", "feature_progress"], true),
+        "event" => storable::lost_number(text, &["data"], false),
+        _ => None,
+    };
+    if let Some(lost) = lost {
+        let message = format!("stdout line {}: {lost}", line.number);
+        return Err(Failure::permanent(FailureCode::Unstorable, message));
+    }
     let message = match kind {
         "checkpoint" => body::<CheckpointLine>(kind, text).map(CheckpointLine::message),
         "event" => body::<EventLine>(kind, text).map(EventLine::message),
@@ -286,6 +295,7 @@ mod tests {
         for (line, expected) in [
             ("Loading model…", "expected a JSON object"),
             ("[1]", "expected a JSON object"),
+            (r#"["result", 1]"#, "expected a JSON object"),
             ("{}", "missing field `type`"),
             (r#"{"type":"chekpoint"}"#, "type: got \"chekpoint\", expected checkpoint, event"),
             (r#"{"type":"checkpoint","memroy":{}}"#, "unknown field `memroy`"),
@@ -305,6 +315,13 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_before_the_first_line_is_ignored() {
+        let line = |number| Line { number, bytes: "\u{feff}{\"type\":\"result\"}\r".into(), complete: true };
+        assert_eq!(parse(&line(1)).unwrap(), Some(Message::Result(Json::null())));
+        assert_eq!(parse(&line(2)).unwrap_err().code, FailureCode::Protocol);
+    }
+
+    #[test]
     fn a_line_is_quoted_up_to_two_hundred_characters() {
         let failure = read("é".repeat(500)).unwrap_err();
         assert_eq!(failure.message.matches('é').count(), 200);
@@ -317,6 +334,16 @@ mod tests {
             (r#"{"type":"result","output":{"a":["\u0000"]}}"#, "output.a[0]: "),
             (r#"{"type":"checkpoint","memory":{"k":"\ud800"}}"#, "memory.k: "),
             (r#"{"type":"event","name":"x","data":1e999999}"#, "data: "),
+            (r#"{"type":"event","name":"x","data":[1e400]}"#, "data[0]: 1e400 is past"),
+            (r#"{"type":"checkpoint","memory":{"k":-1e309}}"#, "memory.k: -1e309 is past"),
+            (
+                r#"{"type":"checkpoint","feature_progress":{"k":12345678901234567890.12}}"#,
+                "feature_progress.k: 1234",
+            ),
+            (
+                r#"{"type":"checkpoint","context_window":[123456789012345678901234567890]}"#,
+                "context_window[0]: 1234",
+            ),
         ] {
             let failure = read(line).unwrap_err();
             assert_eq!(failure.code, FailureCode::Unstorable, "{failure}");
@@ -331,16 +358,16 @@ mod tests {
             session_id: Name::default(),
             agent_id: Name::default(),
             user_id: None,
-            input: Json::parse("{\n  \"a\": \"x\\ny\"\r\n}").unwrap(),
+            input: Json::parse("{\n  \"a\": \"x\\ny\u{2028}\u{85}\u{2029}\"\r\n}").unwrap(),
             attempt: 1,
             epoch: 2,
             traceparent: None,
             max_stalled_iterations: None,
         };
         let line = order(&task, &Session::default(), Path::new("/w")).unwrap();
-        assert_eq!(line.matches('\n').count(), 1);
+        assert_eq!(line.matches(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count(), 1);
         let read: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(read["job"]["input"], json!({"a": "x\ny"}));
+        assert_eq!(read["job"]["input"], json!({"a": "x\ny\u{2028}\u{85}\u{2029}"}));
         assert_eq!(read["session"]["cost_usd"], json!(0.0));
         assert_eq!(read["workspace"], json!("/w"));
     }

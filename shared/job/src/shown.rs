@@ -1,0 +1,94 @@
+//! Text that somebody else wrote, fit for a terminal and for a line.
+
+use std::borrow::Cow;
+
+/// Whether a terminal would act on this character, or show others in another order or place because of it: control
+/// characters, line and paragraph separators, and those that set the direction of writing (Unicode, `Bidi_Control`).
+fn acts(character: char) -> bool {
+    let directs = matches!(character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    character.is_control() || directs || matches!(character, '\u{2028}' | '\u{2029}')
+}
+
+/// The text with such characters written as escapes, such as `\u{1b}`: what a stranger wrote reaches no terminal otherwise.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            '\n' => shown.push_str("\\n"),
+            '\r' => shown.push_str("\\r"),
+            '\t' => shown.push_str("\\t"),
+            _ if acts(character) => shown.extend(character.escape_unicode()),
+            _ => shown.push(character),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// JSON that is one line for every reader: some take U+0085, U+2028 and U+2029 for line ends as well, and a terminal acts on
+/// more that JSON leaves as it is. Such characters stand in strings only, where an escape is the same text; between values,
+/// an end of line is only space.
+pub fn one_line(json: String) -> String {
+    escaped(json, ' ')
+}
+
+/// The same for JSON that is written on several lines, for people.
+pub fn pretty_lines(json: String) -> String {
+    escaped(json, '\n')
+}
+
+fn escaped(json: String, between_lines: char) -> String {
+    let stays = |character: char| !acts(character) || character == '\t' || character == between_lines;
+    if json.chars().all(stays) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        match character {
+            '\n' => escaped.push(between_lines),
+            '\r' => escaped.push(' '),
+            // All of them are in the first plane.
+            _ if !stays(character) => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_written_as_an_escape() {
+        assert_eq!(
+            shown("boom\u{1b}[2J\u{7}\rSUCCEEDED\u{202e}txt\u{9b}31m\n\té\u{2028}"),
+            "boom\\u{1b}[2J\\u{7}\\rSUCCEEDED\\u{202e}txt\\u{9b}31m\\n\\té\\u{2028}"
+        );
+        assert!(matches!(shown("plain é 😀 שלום"), Cow::Borrowed(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_acts_when_it_is_shown(text in any::<String>()) {
+            prop_assert!(!shown(&text).contains(acts));
+        }
+
+        #[test]
+        fn json_on_one_line_is_the_same_value(text in any::<String>(), control in "[\u{7f}-\u{9f}\u{2028}-\u{202e}]{0,9}") {
+            let value = serde_json::json!({&text: [&control, &text]});
+            for json in [value.to_string(), format!("{value:#}").replace('\n', "\r\n")] {
+                let line = one_line(json);
+                prop_assert!(!line.contains(acts));
+                prop_assert_eq!(&serde_json::from_str::<serde_json::Value>(&line).unwrap(), &value);
+            }
+            let lines = pretty_lines(format!("{value:#}"));
+            prop_assert!(lines.lines().count() > 3 && !lines.replace('\n', "").contains(acts));
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&lines).unwrap(), value);
+        }
+    }
+}
