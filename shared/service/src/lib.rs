@@ -4,6 +4,7 @@
 //! to say.
 
 mod settings;
+mod stderr;
 mod logs;
 mod trace;
 mod telemetry;

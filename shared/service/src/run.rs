@@ -10,10 +10,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Telemetry, trace, until_signalled};
+use crate::{SettingsError, Telemetry, stderr, trace, until_signalled};
 
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
+
+/// How long it waits for who reads its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// On how many threads a process runs its tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,7 @@ where
         Ok(runtime) => runtime,
         Err(error) => {
             error!(cause = %error, "no runtime could be started");
+            stderr::flush(LAST_LINES);
             return ExitCode::FAILURE;
         }
     };
@@ -52,6 +56,7 @@ where
             until_signalled().await?;
             on_signal.cancel();
             until_signalled().await?;
+            stderr::flush(LAST_LINES);
             std::process::exit(130);
             #[expect(unreachable_code, reason = "names the task's type")]
             std::io::Result::Ok(())
@@ -67,6 +72,7 @@ where
         exit_code(&error)
     });
     trace::finish(LAST_SPANS);
+    stderr::flush(LAST_LINES);
     code
 }
 
