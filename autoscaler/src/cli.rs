@@ -99,6 +99,12 @@ A file of pools (--pools, TOML):
 scale_up and scale_down work as `behavior` of a HorizontalPodAutoscaler (v2) does. By default a pool grows at once, by 100 % or 5
 workers in 15 s, and shrinks to the highest recommendation of the last 300 s, by 50 % in 15 s.";
 
+impl AsMut<Common> for Args {
+    fn as_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let args = worker::Args::parse();
+    let args: worker::Args = service::parse();
     if let Some(health) = args.health() {
         return health.run();
     }

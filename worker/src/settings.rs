@@ -80,6 +80,12 @@ pub struct Settings {
     pub(crate) publishing: BrokerConfig,
 }
 
+impl AsMut<Common> for Args {
+    fn as_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
 impl Args {
     /// The question that was put instead of a start, if one was.
     pub fn health(&self) -> Option<Health> {

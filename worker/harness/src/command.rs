@@ -100,7 +100,7 @@ use tokio::process::ChildStdin;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use config::CommandConfig;
+pub use config::{CommandConfig, WITHHELD};
 
 use crate::{Harness, Run, RunError, Stop, Task};
 use attempt::Attempt;

@@ -21,7 +21,7 @@ mod echo;
 mod scripted;
 pub mod command;
 
-pub use command::CommandConfig;
+pub use command::{CommandConfig, WITHHELD};
 pub use echo::EchoConfig;
 pub use event::Event;
 pub use harness::{Harness, Journal, Run, RunError, Stop, Task};
