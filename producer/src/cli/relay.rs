@@ -6,13 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use queue::BrokerStatus;
 use service::{Admin, Check, Essential};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::context::Context;
-use crate::readings;
+use crate::readings::Readings;
 
 /// Run a relay until SIGTERM.
 #[derive(Debug, Args)]
@@ -26,10 +25,13 @@ impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (_, relay) = context.relay("producer relay").await?;
         let (broker, watched) = (relay.broker.clone(), relay.clone());
-        let status = broker.status();
+        let (publishing, readings) = (broker.clone(), Readings::default());
+        let ledger = readings.clone();
         let readiness = Arc::new(move || {
-            let ready = matches!(*status.borrow(), BrokerStatus::Ready { .. });
-            BTreeMap::from([("queue_connected", Check::Must(ready, None))])
+            BTreeMap::from([
+                ("database_connected", Check::unless(ledger.trouble("ledger"))),
+                ("queue_publishing", Check::unless(publishing.held_up())),
+            ])
         });
         let admin = Admin::bind(self.admin_addr, readiness).await?;
         let end = CancellationToken::new();
@@ -42,7 +44,7 @@ impl RelayArgs {
         });
         let reading = end.clone();
         essential.spawn("readings", async move {
-            readings::keep(&watched, &reading).await;
+            readings.keep(&watched, &reading).await;
             Ok(())
         });
         info!("relays due jobs and rescues dead workers' jobs");
