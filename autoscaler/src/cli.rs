@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
-use service::{Common, Health, Problems, Setting, Threads};
+use service::{Common, Health, Problems, Setting, Threads, unless_stopped};
 use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
@@ -141,9 +141,10 @@ impl Args {
                     once::once(settings, dry_run, json, stop).await
                 }
                 Command::Explain { pool, limit, json } => {
-                    run_explain(&pool, limit, json, self.common, problems).await
+                    let explaining = run_explain(&pool, limit, json, self.common, problems);
+                    unless_stopped(&stop, explaining).await
                 }
-                Command::Observe(observe) => observe.run(self.common, problems).await,
+                Command::Observe(observe) => observe.run(self.common, problems, &stop).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
                 Command::Health(health) => Ok(health.run()),
             }

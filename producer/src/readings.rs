@@ -85,7 +85,7 @@ fn register() -> prometheus::Result<Metrics> {
 }
 
 /// The figures, and what could not be read of them; clones share that.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Readings {
     /// The pools that are shown.
     pools: BTreeSet<Name>,
@@ -93,7 +93,16 @@ pub struct Readings {
     failing: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
+/// A source that was not asked yet.
+const NOT_YET: &str = "starting";
+
 impl Readings {
+    /// Nothing is known yet.
+    pub fn new() -> Readings {
+        let failing = ["ledger", "broker"].map(|source| (source, NOT_YET.to_owned()));
+        Readings { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
+    }
+
     /// Why a source could not be read last time.
     pub fn trouble(&self, source: &str) -> Option<String> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
@@ -171,7 +180,8 @@ impl Readings {
             Ok(()) => drop(failing.remove(source)),
             Err(error) => {
                 failures.inc();
-                if failing.insert(source, format!("{error:#}")).is_none() {
+                let before = failing.insert(source, format!("{error:#}"));
+                if before.is_none_or(|before| before == NOT_YET) {
                     warn!(source, "the fleet's figures cannot be read, trying on: {error:#}");
                 }
             }

@@ -1,6 +1,7 @@
 //! A worker: a process of the real binary, with its log, its admin port and its signals.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -47,6 +48,7 @@ fn newer_source(binary: &Path) -> Option<String> {
 }
 
 /// A worker that is about to be started; or an autoscaler, whose process is handled in the same way.
+#[derive(Clone)]
 pub struct Launch {
     name: String,
     program: &'static str,
@@ -55,12 +57,14 @@ pub struct Launch {
     log: Option<PathBuf>,
     user: Option<u32>,
     files: Option<(u64, u64)>,
+    through: Vec<String>,
 }
 
 impl Launch {
     pub(crate) fn new(name: &str, environment: BTreeMap<String, String>) -> Launch {
         let (arguments, name) = (Vec::new(), name.to_owned());
-        Launch { name, program: "worker", arguments, environment, log: None, user: None, files: None }
+        let (log, user, files, through) = (None, None, None, Vec::new());
+        Launch { name, program: "worker", arguments, environment, log, user, files, through }
     }
 
     /// A worker with just these settings, see [`Launch::environment`].
@@ -118,10 +122,18 @@ impl Launch {
         Launch { files: Some((soft, hard)), ..self }
     }
 
+    /// Starts it by another command, such as `nohup`.
+    pub fn through(self, command: &[&str]) -> Launch {
+        Launch { through: command.iter().map(|word| (*word).to_owned()).collect(), ..self }
+    }
+
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
-        let mut command = Command::new(binary(self.program));
+        let program = binary(self.program);
+        let mut words = self.through.iter().map(OsString::from).chain([program.into()]);
+        let mut command = Command::new(words.next().expect("at least the program"));
         command
+            .args(words)
             .args(&self.arguments)
             .env_clear()
             .envs(&self.environment)
@@ -290,6 +302,11 @@ impl Worker {
     /// SIGTERM: it drains.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
+    }
+
+    /// SIGHUP: its terminal is closed.
+    pub fn hang_up(&self) {
+        self.signal(Signal::SIGHUP);
     }
 
     /// SIGSTOP: it does nothing any more, like a machine that is suspended.

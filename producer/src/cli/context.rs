@@ -7,7 +7,7 @@ use job::Limits;
 use queue::{Broker, BrokerConfig};
 use relay::Relay;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems};
+use service::{Common, Problems, unless_stopped};
 use store::{Clock, Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,14 @@ pub struct Ledger {
     pub database_url: String,
     pub retention: Duration,
     pub max_message_bytes: usize,
+}
+
+impl Ledger {
+    /// A relay between this ledger and this broker.
+    pub fn relay(&self, broker: Broker) -> Relay {
+        let (store, retention) = (self.store.clone(), self.retention);
+        Relay { store, publisher: broker.publisher(), broker, lease: LEASE, retention }
+    }
 }
 
 /// What jobs are measured by. The window of their ids is that of the workers, by Postgres's clock.
@@ -56,7 +64,7 @@ impl Context {
     /// Postgres with the schema of this binary.
     pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
         let ledger = self.ledger()?;
-        migrations::check(&ledger.database_url).await?;
+        unless_stopped(&self.stop, migrations::check(&ledger.database_url)).await?;
         Ok(ledger)
     }
 
@@ -69,24 +77,14 @@ impl Context {
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
     pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
-        migrations::check(&ledger.database_url).await?;
-        let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
-        let broker = self.connect(config).await?;
-        let Ledger { retention, max_message_bytes: max_bytes, .. } = ledger;
-        let relay = Relay {
-            store: ledger.store.clone(),
-            publisher: broker.publisher(),
-            broker,
-            lease: LEASE,
-            retention,
-        };
-        Ok((Yardstick { clock, max_bytes, retention }, relay))
-    }
-
-    async fn connect(&self, config: BrokerConfig) -> anyhow::Result<Broker> {
+        let stop = &self.stop;
+        unless_stopped(stop, migrations::check(&ledger.database_url)).await?;
+        let clock = unless_stopped(stop, ledger.store.clock()).await.context("reading Postgres's clock")?;
         let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.context("connecting to RabbitMQ (AMQP_URL)")?;
-        Ok(broker)
+        let connecting = unless_stopped(stop, broker.ready(PATIENCE)).await;
+        connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
+        let Ledger { retention, max_message_bytes: max_bytes, .. } = ledger;
+        Ok((Yardstick { clock, max_bytes, retention }, ledger.relay(broker)))
     }
 
     fn read_ledger(&mut self) -> Option<Ledger> {

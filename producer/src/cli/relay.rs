@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use service::{Admin, Check, Essential};
+use migrations::SchemaError;
+use queue::Broker;
+use service::{Admin, Check, Essential, retry_or_stop};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -23,13 +25,14 @@ pub struct RelayArgs {
 
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (_, relay) = context.relay("producer relay").await?;
-        let (broker, watched) = (relay.broker.clone(), relay.clone());
-        let (publishing, readings) = (broker.clone(), Readings::default());
-        let ledger = readings.clone();
+        let (ledger, config) = context.ledger_and_broker("producer relay")?;
+        let broker = Broker::start(config, CancellationToken::new());
+        let relay = ledger.relay(broker.clone());
+        let (publishing, readings) = (broker.clone(), Readings::new());
+        let asked = readings.clone();
         let readiness = Arc::new(move || {
             BTreeMap::from([
-                ("database_connected", Check::unless(ledger.trouble("ledger"))),
+                ("database_connected", Check::unless(asked.trouble("ledger"))),
                 ("queue_publishing", Check::unless(publishing.held_up())),
             ])
         });
@@ -37,7 +40,14 @@ impl RelayArgs {
         let end = CancellationToken::new();
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
-        let running = end.clone();
+        // Neither has to be there first: a relay that gave up would have to be started again.
+        let schema = || migrations::check(&ledger.database_url);
+        let what = "reading the schema from Postgres";
+        if retry_or_stop(what, &context.stop, SchemaError::is_retryable, schema).await?.is_none() {
+            info!("stopped before it was ready");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (running, watched) = (end.clone(), relay.clone());
         essential.spawn("relay", async move {
             relay.run(running).await;
             Ok(())

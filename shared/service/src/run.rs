@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Telemetry, stderr, trace, until_signalled};
+use crate::{SettingsError, Stopped, Telemetry, stderr, trace, until_signalled};
 
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
@@ -27,7 +27,7 @@ pub enum Threads {
     Cores,
 }
 
-/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM or SIGINT cancels. A second
+/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM, SIGINT or SIGHUP cancels. A second
 /// signal ends the process at once.
 ///
 /// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`].
@@ -76,11 +76,14 @@ where
     code
 }
 
-/// 2 for settings or arguments that are wrong, 1 for all else.
+/// 2 for settings or arguments that are wrong, 130 for who was told to stop before it had begun, 1 for all else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref::<SettingsError>() {
-        Some(_) => ExitCode::from(2),
-        None => ExitCode::FAILURE,
+    if error.is::<SettingsError>() {
+        ExitCode::from(2)
+    } else if error.is::<Stopped>() {
+        ExitCode::from(130)
+    } else {
+        ExitCode::FAILURE
     }
 }
 

@@ -15,13 +15,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::Common;
+use crate::{Common, init};
 
 /// Secrets that are no flags, because others have named them.
 const OTHER_SECRETS: [&str; 1] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 
 static SECRETS: OnceLock<Vec<Secret>> = OnceLock::new();
 static OPEN_FILES: OnceLock<OpenFiles> = OnceLock::new();
+static OUTLIVES_ITS_TERMINAL: OnceLock<bool> = OnceLock::new();
 
 struct Secret {
     name: String,
@@ -43,10 +44,12 @@ pub struct OpenFiles {
 ///
 /// A variable that is set and empty is not set. Each secret `NAME` may stand in a file instead, which `NAME_FILE` names.
 pub fn parse<T: Parser + AsMut<Common>>() -> T {
-    // All three can be refused only by a kernel that does not know them.
+    // These can be refused only by a kernel that does not know them.
     let _ = prctl::set_dumpable(false);
+    init::reap_if_first();
     let _ = SigSet::all().thread_unblock();
     open_files();
+    outlives_its_terminal();
     let command = T::command();
     let (mut names, mut secrets) = (Vec::new(), OTHER_SECRETS.map(str::to_owned).to_vec());
     collect(&command, &mut names, &mut secrets);
@@ -143,5 +146,16 @@ pub fn open_files() -> OpenFiles {
         let (given, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
         let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
         OpenFiles { given, now: if raised { hard } else { given } }
+    })
+}
+
+/// Whether it was started with SIGHUP ignored. Asked first before anybody listens for that signal.
+pub(crate) fn outlives_its_terminal() -> bool {
+    *OUTLIVES_ITS_TERMINAL.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // Signal 1 is the lowest bit.
+        ignored.is_some_and(|mask| mask & 1 == 1)
     })
 }
