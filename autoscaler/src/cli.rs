@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::Name;
 use secrecy::ExposeSecret;
-use service::{Common, Health, Problems, Setting, Threads};
+use service::{Common, Health, Problems, Setting, Threads, unless_stopped};
 use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
@@ -99,6 +99,12 @@ A file of pools (--pools, TOML):
 scale_up and scale_down work as `behavior` of a HorizontalPodAutoscaler (v2) does. By default a pool grows at once, by 100 % or 5
 workers in 15 s, and shrinks to the highest recommendation of the last 300 s, by 50 % in 15 s.";
 
+impl AsMut<Common> for Args {
+    fn as_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
@@ -135,9 +141,10 @@ impl Args {
                     once::once(settings, dry_run, json, stop).await
                 }
                 Command::Explain { pool, limit, json } => {
-                    run_explain(&pool, limit, json, self.common, problems).await
+                    let explaining = run_explain(&pool, limit, json, self.common, problems);
+                    unless_stopped(&stop, explaining).await
                 }
-                Command::Observe(observe) => observe.run(self.common, problems).await,
+                Command::Observe(observe) => observe.run(self.common, problems, &stop).await,
                 Command::Simulate(simulate) => simulate.run(problems, &stop),
                 Command::Health(health) => Ok(health.run()),
             }

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    autoscaler::Args::parse().run()
+    service::parse::<autoscaler::Args>().run()
 }

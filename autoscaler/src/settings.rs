@@ -176,8 +176,9 @@ pub fn ledger(
     Some((url, store))
 }
 
-/// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question.
-const CONNECTIONS: usize = 2;
+/// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question. One of them is
+/// the lease's.
+const CONNECTIONS: usize = 3;
 
 impl ControlArgs {
     /// Checks all settings; what is wrong goes to `problems`.

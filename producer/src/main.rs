@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    producer::cli::Args::parse().run()
+    service::parse::<producer::cli::Args>().run()
 }

@@ -3,8 +3,8 @@
 //! Workers count what they do; this is what nobody does, such as a backlog that grows old. Several relays read the same, so a
 //! query takes the greatest. What cannot be read is absent, never zero.
 
-use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -84,35 +84,49 @@ fn register() -> prometheus::Result<Metrics> {
     })
 }
 
-/// Reads again and again, until told to stop.
-pub async fn keep(relay: &Relay, stop: &CancellationToken) {
-    let mut clock = interval(EVERY);
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut readings = Readings::default();
-    while stop.run_until_cancelled(clock.tick()).await.is_some() {
-        let ledger = readings.ledger(relay).await;
-        if ledger.is_err() {
-            forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
-            forget([&METRICS.partitions_missing, &METRICS.workers]);
-        }
-        let broker = readings.broker(relay).await;
-        if broker.is_err() {
-            forget([&METRICS.dead_letters, &METRICS.queue_depth]);
-        }
-        readings.tell("ledger", ledger);
-        readings.tell("broker", broker);
-    }
-}
-
-#[derive(Default)]
-struct Readings {
+/// The figures, and what could not be read of them; clones share that.
+#[derive(Clone)]
+pub struct Readings {
     /// The pools that are shown.
     pools: BTreeSet<Name>,
-    /// The sources that failed last time.
-    failing: BTreeSet<&'static str>,
+    /// The sources that failed last time, and why.
+    failing: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
+/// A source that was not asked yet.
+const NOT_YET: &str = "starting";
+
 impl Readings {
+    /// Nothing is known yet.
+    pub fn new() -> Readings {
+        let failing = ["ledger", "broker"].map(|source| (source, NOT_YET.to_owned()));
+        Readings { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
+    }
+
+    /// Why a source could not be read last time.
+    pub fn trouble(&self, source: &str) -> Option<String> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
+    }
+
+    /// Reads again and again, until told to stop.
+    pub async fn keep(mut self, relay: &Relay, stop: &CancellationToken) {
+        let mut clock = interval(EVERY);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(clock.tick()).await.is_some() {
+            let ledger = self.ledger(relay).await;
+            if ledger.is_err() {
+                forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
+                forget([&METRICS.partitions_missing, &METRICS.workers]);
+            }
+            self.tell("ledger", ledger);
+            let broker = self.broker(relay).await;
+            if broker.is_err() {
+                forget([&METRICS.dead_letters, &METRICS.queue_depth]);
+            }
+            self.tell("broker", broker);
+        }
+    }
+
     async fn ledger(&mut self, relay: &Relay) -> anyhow::Result<()> {
         let partitions =
             relay.store.partitions_ahead(relay.retention).await.context("looking at partitions")?;
@@ -159,13 +173,15 @@ impl Readings {
     }
 
     /// Told once, not at every try.
-    fn tell(&mut self, source: &'static str, result: anyhow::Result<()>) {
+    fn tell(&self, source: &'static str, result: anyhow::Result<()>) {
         let failures = METRICS.failures.with_label_values(&[source]);
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(()) => drop(self.failing.remove(source)),
+            Ok(()) => drop(failing.remove(source)),
             Err(error) => {
                 failures.inc();
-                if self.failing.insert(source) {
+                let before = failing.insert(source, format!("{error:#}"));
+                if before.is_none_or(|before| before == NOT_YET) {
                     warn!(source, "the fleet's figures cannot be read, trying on: {error:#}");
                 }
             }

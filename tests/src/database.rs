@@ -72,6 +72,19 @@ impl Database {
         done
     }
 
+    /// A role with the rights of the owner that may have so many connections; a superuser may have any number. Returns its
+    /// name and the database's address with it.
+    pub async fn role(&self, connections: u32) -> (String, String) {
+        let (name, password) = (unique_name(), "guest");
+        let owner = self.texts("SELECT current_user::text").await.remove(0);
+        let limited = format!("CONNECTION LIMIT {connections}");
+        self.execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}' {limited} IN ROLE {owner}"))
+            .await;
+        let (scheme, rest) = self.url.split_once("://").expect("an address");
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        (name.clone(), format!("{scheme}://{name}:{password}@{host}"))
+    }
+
     /// A connection for SQL of the test's own.
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("a connection")

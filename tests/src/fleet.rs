@@ -137,11 +137,16 @@ impl Fleet {
         Ran::of(command, "").await
     }
 
-    /// Runs a command of the autoscaler's.
-    pub async fn run_autoscaler(&self, arguments: &[&str]) -> Ran {
+    /// A command of the autoscaler's, to be started.
+    pub fn autoscaler_command(&self, arguments: &[&str]) -> Command {
         let mut command = autoscaler_command(arguments);
         command.envs(self.environment());
-        Ran::of(command, "").await
+        command
+    }
+
+    /// Runs a command of the autoscaler's.
+    pub async fn run_autoscaler(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.autoscaler_command(arguments), "").await
     }
 
     /// Enqueues jobs, in order, and expects that all are accepted.

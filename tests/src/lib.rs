@@ -65,6 +65,12 @@ pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Re
     }
 }
 
+/// Whether this process is root, and may give itself and its files to others.
+pub fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
 /// A job of the session `s-N`, of so many iterations that take so long each.
 pub fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
     job(&format!("s-{session}"), "scripted", serde_json::json!({"count": count, "delay_ms": delay_ms}))

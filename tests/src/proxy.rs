@@ -2,9 +2,11 @@
 //!
 //! It passes bytes on, or cuts (every connection is reset, new ones are refused with a reset), or freezes one direction
 //! or both: bytes are taken and go nowhere, and no end is told, as behind a firewall that has forgotten a connection.
-//! What a connection has lost in a frozen time is gone for good, so it ends with the freeze, by a reset.
+//! What a connection has lost in a frozen time is gone for good, so it ends with the freeze, by a reset. It can also forget
+//! the connections that there are, while new ones work.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,7 +30,8 @@ pub enum Link {
 /// A proxy; it ends with this.
 pub struct Proxy {
     address: SocketAddr,
-    link: watch::Sender<Link>,
+    /// The last one counts for new connections; the others for those that were forgotten, and stay as they are.
+    links: Arc<Mutex<Vec<watch::Sender<Link>>>>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -38,13 +41,15 @@ impl Proxy {
         let target = authority(url).to_owned();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a port");
-        let (link, state) = watch::channel(Link::Pass);
+        let links = Arc::new(Mutex::new(vec![watch::Sender::new(Link::Pass)]));
+        let present = links.clone();
         let serving = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, target.clone(), state.clone()));
+                let state = present.lock().expect("no panic").last().expect("a link").subscribe();
+                tokio::spawn(serve(client, target.clone(), state));
             }
         });
-        Proxy { address, link, _serving: AbortOnDropHandle::new(serving) }
+        Proxy { address, links, _serving: AbortOnDropHandle::new(serving) }
     }
 
     /// The same URL, leading through here.
@@ -54,7 +59,15 @@ impl Proxy {
 
     /// From now on the network is like this.
     pub fn set(&self, link: Link) {
-        self.link.send_replace(link);
+        self.links.lock().expect("no panic").last().expect("a link").send_replace(link);
+    }
+
+    /// Forgets the present connections, as a firewall does: nothing of theirs arrives any more, and no end is told. New
+    /// ones are like before.
+    pub fn forget(&self) {
+        let mut links = self.links.lock().expect("no panic");
+        let before = links.last().expect("a link").send_replace(Link::Frozen);
+        links.push(watch::Sender::new(before));
     }
 }
 

@@ -127,13 +127,29 @@ impl Vhost {
         named.collect()
     }
 
+    /// From now on there may be so many connections; -1 is any number. Those that there are stay.
+    pub fn limit_connections(&self, most: i32) {
+        let value = format!(r#"{{"value":{most}}}"#);
+        self.put("vhost-limits", "/max-connections", &value).expect("a RabbitMQ that takes limits");
+    }
+
     /// Closes every connection to this vhost from the broker's side, as an operator would. Returns how many.
     pub fn close_connections(&self) -> Result<usize, String> {
+        self.close_connections_called("")
+    }
+
+    /// The same with those whose own name has this in it.
+    pub fn close_connections_called(&self, part: &str) -> Result<usize, String> {
         let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);
         let (_, body) = http::get(&list).map_err(|error| error.to_string())?;
         let connections: Vec<serde_json::Value> =
             serde_json::from_str(&body).map_err(|error| format!("{error} in: {body}"))?;
-        let names = connections.iter().filter_map(|connection| connection["name"].as_str());
+        let own_name = |connection: &serde_json::Value| {
+            let own = &connection["client_properties"]["connection_name"];
+            part.is_empty() || own.as_str().is_some_and(|own| own.contains(part))
+        };
+        let called = connections.iter().filter(|connection| own_name(connection));
+        let names = called.filter_map(|connection| connection["name"].as_str());
         let mut closed = 0;
         for name in names {
             let name: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();

@@ -1,16 +1,20 @@
 //! A worker: a process of the real binary, with its log, its admin port and its signals.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -44,17 +48,23 @@ fn newer_source(binary: &Path) -> Option<String> {
 }
 
 /// A worker that is about to be started; or an autoscaler, whose process is handled in the same way.
+#[derive(Clone)]
 pub struct Launch {
     name: String,
     program: &'static str,
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     log: Option<PathBuf>,
+    user: Option<u32>,
+    files: Option<(u64, u64)>,
+    through: Vec<String>,
 }
 
 impl Launch {
     pub(crate) fn new(name: &str, environment: BTreeMap<String, String>) -> Launch {
-        Launch { name: name.to_owned(), program: "worker", arguments: Vec::new(), environment, log: None }
+        let (arguments, name) = (Vec::new(), name.to_owned());
+        let (log, user, files, through) = (None, None, None, Vec::new());
+        Launch { name, program: "worker", arguments, environment, log, user, files, through }
     }
 
     /// A worker with just these settings, see [`Launch::environment`].
@@ -102,27 +112,60 @@ impl Launch {
         self
     }
 
+    /// Runs as this user, where we may choose one.
+    pub fn user(self, user: u32) -> Launch {
+        Launch { user: Some(user), ..self }
+    }
+
+    /// How many files it may open: the soft limit and the hard one.
+    pub fn files(self, soft: u64, hard: u64) -> Launch {
+        Launch { files: Some((soft, hard)), ..self }
+    }
+
+    /// Starts it by another command, such as `nohup`.
+    pub fn through(self, command: &[&str]) -> Launch {
+        Launch { through: command.iter().map(|word| (*word).to_owned()).collect(), ..self }
+    }
+
     /// Starts the process, and no more.
     pub fn launch(self) -> Worker {
-        let mut command = Command::new(binary(self.program));
+        let program = binary(self.program);
+        let mut words = self.through.iter().map(OsString::from).chain([program.into()]);
+        let mut command = Command::new(words.next().expect("at least the program"));
         command
+            .args(words)
             .args(&self.arguments)
             .env_clear()
             .envs(&self.environment)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal")]
-        // SAFETY: the hook makes one system call; it neither allocates nor locks.
-        unsafe {
+        if let Some(user) = self.user.filter(|_| crate::is_root()) {
+            command.uid(user).gid(user);
+        }
+        let files = self.files;
+        let prepare = move || {
+            if let Some((soft, hard)) = files {
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+            }
             // A test that is killed leaves no worker behind.
-            command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into))
+            set_pdeathsig(Signal::SIGKILL).map_err(Into::into)
+        };
+        #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal and a limit")]
+        // SAFETY: the hook makes system calls; it neither allocates nor locks.
+        unsafe {
+            command.pre_exec(prepare)
         };
         let mut child = command.spawn().expect("a worker process");
         let stderr = child.stderr.take().expect("its stderr");
         let (sender, log) = watch::channel(Log::default());
         let mut copy = self.log.as_ref().map(|path| File::create(path).expect("a file for the log"));
+        let stalled = Arc::new(AtomicBool::new(false));
+        let stands_still = stalled.clone();
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                while stands_still.load(Ordering::Relaxed) {
+                    std::thread::park();
+                }
                 let line = String::from_utf8_lossy(&line).into_owned();
                 if let Some(copy) = &mut copy {
                     writeln!(copy, "{line}").expect("a log that can be written");
@@ -132,7 +175,7 @@ impl Launch {
             // Its end of the pipe is closed: the process is over.
             sender.send_modify(|log| log.over = true);
         });
-        Worker { name: self.name, child, log, copy: self.log, reader: Some(reader) }
+        Worker { name: self.name, child, log, copy: self.log, reader: Some(reader), stalled }
     }
 
     /// Starts the process and waits until it takes jobs.
@@ -156,9 +199,28 @@ pub struct Worker {
     log: watch::Receiver<Log>,
     copy: Option<PathBuf>,
     reader: Option<JoinHandle<()>>,
+    stalled: Arc<AtomicBool>,
 }
 
 impl Worker {
+    /// From now on nobody reads its log: the pipe fills.
+    pub fn stall_log(&self) {
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// Its log is read again.
+    pub fn read_log(&self) {
+        self.stalled.store(false, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.thread().unpark();
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for a line of its log, and returns it.
     pub async fn said(&self, text: &str) -> String {
         let mut log = self.log.clone();
@@ -242,6 +304,11 @@ impl Worker {
         self.signal(Signal::SIGTERM);
     }
 
+    /// SIGHUP: its terminal is closed.
+    pub fn hang_up(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
     /// SIGSTOP: it does nothing any more, like a machine that is suspended.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
@@ -280,6 +347,7 @@ impl Worker {
 
     fn reap(&mut self) {
         let _ = self.child.wait();
+        self.read_log();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -68,8 +68,9 @@ fn settings() -> BTreeMap<Setting, BTreeSet<String>> {
 fn page() -> String {
     let mut page = "<!-- Made from the programs' command lines: `UPDATE=1 cargo test -p tests --test settings` writes it anew. -->\n\n\
         # Settings\n\n\
-        Every setting is an environment variable and a flag of the same meaning; the flag wins. A process that cannot start tells all that \
-        is wrong at once and exits with 2. Secrets are never shown, and have no place in a file of ops/config.\n\n\
+        Every setting is an environment variable and a flag of the same meaning; the flag wins. A variable that is set and empty is not set. A process that \
+        cannot start tells all that is wrong at once and exits with 2. Secrets are never shown, and have no place in a file of ops/config. A secret `NAME` may \
+        stand in a file instead, which `NAME_FILE` names; not as a flag, which every user of the machine can read.\n\n\
         | setting | flag | default | secret | read by | meaning |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for (Setting { name, flag, default, secret, meaning }, readers) in settings() {
@@ -101,6 +102,10 @@ fn what_is_secret_is_marked_and_stands_in_no_file() {
     let secrets: BTreeSet<&str> =
         all.keys().filter(|setting| setting.secret).map(|setting| setting.name.as_str()).collect();
     assert!(secrets.contains("DATABASE_URL") && secrets.contains("AMQP_URL"), "{secrets:?}");
+    let of_workers = all.iter().filter(|(setting, readers)| setting.secret && readers.contains("`worker`"));
+    for (Setting { name, .. }, _) in of_workers {
+        assert!(harness::WITHHELD.contains(&name.as_str()), "an agent's env_allow may name {name}");
+    }
     for setting in all.keys() {
         let sounds_secret =
             ["_KEY", "_TOKEN", "PASSWORD", "SECRET"].iter().any(|part| setting.name.contains(part));

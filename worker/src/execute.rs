@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::attempt::{handed_on, note_iteration};
+use crate::machine::Machine;
 use crate::metrics::METRICS;
 
 /// How long a harness gets to return after it was told to stop; the command harness needs its own grace within it.
@@ -35,6 +36,7 @@ pub struct Ended {
 /// A claimed job on its way through the harness.
 pub struct Execution<'a> {
     pub store: &'a Store,
+    pub machine: &'a Machine,
     pub worker: WorkerId,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
@@ -97,6 +99,10 @@ impl Execution<'_> {
             Some(Ok(Ok(output))) => Some(Outcome::Succeeded(output)),
             Some(Ok(Err(RunError::Failed(failure)))) => Some(Outcome::Failed(failure)),
             Some(Ok(Err(RunError::Stopped(stop)))) => self.outcome_of_stop(stop),
+            Some(Ok(Err(RunError::Short(shortage)))) => {
+                self.machine.ran_short(&shortage);
+                Some(Outcome::Interrupted)
+            }
             Some(Err(_panic)) => {
                 Some(Outcome::Failed(Failure::permanent(FailureCode::Crashed, "the harness panicked")))
             }
@@ -178,7 +184,7 @@ impl Execution<'_> {
             }
             Stop::Stalled(_) | Stop::Unstorable(_) | Stop::OutputLimit(_) => match RunError::from(stop) {
                 RunError::Failed(failure) => failed(failure),
-                RunError::Stopped(_) => None,
+                RunError::Stopped(_) | RunError::Short(_) => None,
             },
         }
     }

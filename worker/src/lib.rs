@@ -13,6 +13,7 @@ mod settings;
 mod agents;
 mod metrics;
 mod running;
+mod machine;
 mod pace;
 mod mark;
 mod lease;

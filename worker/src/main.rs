@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let args = worker::Args::parse();
+    let args: worker::Args = service::parse();
     if let Some(health) = args.health() {
         return health.run();
     }
+    harness::command::limit_open_files(service::open_files().given);
     let (telemetry, settings) = args.check();
     service::run(telemetry, service::Threads::Cores, |stop| async { worker::serve(settings?, stop).await })
 }

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub dead_letters: IntCounterVec,
     /// Times that this worker was declared dead although it lived.
     pub leases_lost: IntCounter,
+    /// Runs that could not begin because the machine lacked something: workspace, resources.
+    pub shortages: IntCounterVec,
 }
 
 /// The one set of them, registered at first use.
@@ -60,6 +62,9 @@ impl Metrics {
         }
         for code in ["undecodable", "unknown_agent", "unstorable", "job_id_taken"] {
             self.dead_letters.with_label_values(&[code]);
+        }
+        for kind in ["workspace", "resources"] {
+            self.shortages.with_label_values(&[kind]);
         }
         for direction in ["input", "output"] {
             self.tokens.with_label_values(&[direction]);
@@ -117,6 +122,11 @@ fn register() -> prometheus::Result<Metrics> {
         leases_lost: register_int_counter!(
             "harness_leases_lost_total",
             "Times this worker was declared dead although it lived"
+        )?,
+        shortages: register_int_counter_vec!(
+            "harness_shortages_total",
+            "Runs that could not begin because the machine lacked something, by what: workspace, resources",
+            &["kind"]
         )?,
     })
 }

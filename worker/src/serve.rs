@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::lease::Lease;
+use crate::machine::{Lacks, Machine};
 use crate::metrics::METRICS;
 use crate::pace::PaceWindow;
 use crate::running::Running;
@@ -60,7 +61,7 @@ impl Boot {
         let publishing = Broker::start(settings.publishing.clone(), end.clone());
         let serving = Arc::new(OnceLock::new());
         METRICS.slots.set(i64::from(settings.slots));
-        let readiness = readiness(serving.clone(), consuming.clone(), drain.clone());
+        let readiness = readiness(serving.clone(), consuming.clone(), publishing.clone(), drain.clone());
         let admin = Admin::bind(settings.admin_addr, readiness).await?;
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
@@ -113,6 +114,7 @@ impl Boot {
             lease,
             running,
             pace,
+            machine: Machine::new(&settings.workspace_dir),
             draining: drain.clone(),
             stop_waiting: CancellationToken::new(),
             settings,
@@ -126,6 +128,11 @@ impl Boot {
         let (beating, end) = (worker.clone(), self.end.clone());
         self.essential.spawn("heartbeat", async move {
             beating.lease.keep(end).await;
+            Ok(())
+        });
+        let (looking, end) = (worker.clone(), self.end.clone());
+        self.essential.spawn("look at the machine", async move {
+            looking.machine.keep(end).await;
             Ok(())
         });
         let relay = Relay {
@@ -218,30 +225,35 @@ async fn within(bound: Duration, future: impl Future<Output = ()>) -> bool {
 }
 
 /// `/ready`: what the process knows, without asking anybody.
-fn readiness(serving: Arc<OnceLock<Arc<Worker>>>, broker: Broker, draining: CancellationToken) -> Readiness {
+fn readiness(
+    serving: Arc<OnceLock<Arc<Worker>>>,
+    consuming: Broker,
+    publishing: Broker,
+    draining: CancellationToken,
+) -> Readiness {
+    let broker = consuming;
     Arc::new(move || {
         let worker = serving.get();
         let database = worker.is_some_and(|worker| worker.lease.is_fresh());
-        let (consuming, reason) = match &*broker.status().borrow() {
-            _ if draining.is_cancelled() => (false, Some("draining".to_owned())),
+        let consuming = match &*broker.status().borrow() {
+            _ if draining.is_cancelled() => Some("draining".to_owned()),
             _ if worker.is_some_and(|worker| worker.lease.mark().is_drained()) => {
-                (false, Some("drained for scale-in".to_owned()))
+                Some("drained for scale-in".to_owned())
             }
-            BrokerStatus::Ready { .. } if worker.is_none() => (false, Some("starting".to_owned())),
-            BrokerStatus::Ready { .. } if !broker.is_consuming() => (false, Some("subscribing".to_owned())),
-            BrokerStatus::Ready { .. } => (true, None),
-            BrokerStatus::Connecting { reason } => {
-                (false, Some(reason.clone().unwrap_or("connecting".to_owned())))
-            }
-            BrokerStatus::Closed { reason } => (false, Some(reason.clone())),
+            BrokerStatus::Ready { .. } if worker.is_none() => Some("starting".to_owned()),
+            BrokerStatus::Ready { .. } if !broker.is_consuming() => Some("subscribing".to_owned()),
+            BrokerStatus::Ready { .. } => None,
+            BrokerStatus::Connecting { reason } => Some(reason.clone().unwrap_or("connecting".to_owned())),
+            BrokerStatus::Closed { reason } => Some(reason.clone()),
         };
         let no_lease = (!database).then(|| "no heartbeat within the lease".to_owned());
-        let workspace = worker.is_none_or(|worker| worker.settings.workspace_dir.is_dir());
-        let no_folder = (!workspace).then(|| "WORKSPACE_DIR is not a folder".to_owned());
+        let Lacks { workspace, resources } = worker.map(|worker| worker.machine.lacks()).unwrap_or_default();
         BTreeMap::from([
-            ("database_connected", Check::Must(database, no_lease)),
-            ("queue_consuming", Check::Must(consuming, reason)),
-            ("workspace_accessible", Check::Must(workspace, no_folder)),
+            ("database_connected", Check::unless(no_lease)),
+            ("queue_consuming", Check::unless(consuming)),
+            ("queue_publishing", Check::unless(publishing.held_up())),
+            ("workspace_accessible", Check::unless(workspace)),
+            ("resources_available", Check::unless(resources)),
         ])
     })
 }

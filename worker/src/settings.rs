@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use job::{Name, ReplyRule};
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Health, Problems, Setting, SettingsError, Telemetry};
+use service::{Common, Health, OpenFiles, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
 use crate::agents::Agents;
@@ -82,6 +82,12 @@ pub struct Settings {
     pub(crate) replying: BrokerConfig,
 }
 
+impl AsMut<Common> for Args {
+    fn as_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
 impl Args {
     /// The question that was put instead of a start, if one was.
     pub fn health(&self) -> Option<Health> {
@@ -125,6 +131,9 @@ impl Args {
             let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool.clone());
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
+        if let (Some(slots), Some(pool_size)) = (slots, pool_size) {
+            fit_files(slots, pool_size, service::open_files(), problems);
+        }
         if let Err(error) = std::fs::create_dir_all(&self.workspace_dir) {
             let folder = self.workspace_dir.display();
             problems.add(
@@ -155,5 +164,21 @@ impl Args {
             replying: BrokerConfig { name: "worker".to_owned(), ..consuming.clone() },
             consuming,
         })
+    }
+}
+
+/// Files that each slot needs while a program runs in it: three pipes, its process, and as many again while it is started.
+const FILES_OF_A_SLOT: u64 = 8;
+/// Those of the process itself, with its connections to the broker and who asks its admin port.
+const OWN_FILES: u64 = 128;
+
+/// Slots that could not start a program in the middle of the night are refused at the start.
+fn fit_files(slots: u32, pool_size: usize, files: OpenFiles, problems: &mut Problems) {
+    let left = files.now.saturating_sub(OWN_FILES + pool_size as u64);
+    let most = left / FILES_OF_A_SLOT;
+    if u64::from(slots) > most {
+        let limit = files.now;
+        let expected = format!("expected at most {most}: this process may open {limit} files (ulimit -n)");
+        problems.add("WORKER_SLOTS", format!("got {slots}, {expected}"));
     }
 }

@@ -29,10 +29,12 @@ const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
 pub async fn run(worker: &Worker, mut slot: Slot) {
-    let mark = worker.lease.mark();
+    let (mark, machine) = (worker.lease.mark(), &worker.machine);
     loop {
-        // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere.
-        if !worker.lease.is_fresh() {
+        // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere; nor on a machine that lacks
+        // what a run needs.
+        let fit = machine.is_fit();
+        if !worker.lease.is_fresh() || !fit {
             slot.pause().await;
         }
         if mark.stands() {
@@ -48,12 +50,14 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
             biased;
             () = worker.draining.cancelled() => break,
             () = mark.set_up() => continue,
+            () = machine.unfit(), if fit => continue,
+            () = machine.fit(), if !fit => continue,
             delivery = async {
                 while !worker.lease.is_fresh() {
                     worker.lease.renewed_within_a_beat().await;
                 }
                 slot.next().await
-            } => delivery,
+            }, if fit => delivery,
         };
         let Some(delivery) = delivery else { break };
         serve(worker, &mut slot, delivery).await;
@@ -217,7 +221,8 @@ async fn run_job(
             Some(harness) => {
                 let mut run = attempt.run();
                 let (store, worker_id, place) = (&worker.store, attempt.worker_id, run.place());
-                let execution = Execution { store, worker: worker_id, spec, claimed, stop, place };
+                let machine = &worker.machine;
+                let execution = Execution { store, machine, worker: worker_id, spec, claimed, stop, place };
                 let ended = execution.run(harness.as_ref()).await;
                 if let Some(Outcome::Failed(failure)) = &ended.outcome {
                     run.fail(failure.code.as_str());

@@ -6,6 +6,7 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease::Lease;
+use crate::machine::Machine;
 use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
@@ -19,6 +20,7 @@ pub struct Worker {
     pub lease: Lease,
     pub running: Running,
     pub pace: PaceWindow,
+    pub machine: Machine,
     /// No more jobs are taken.
     pub draining: CancellationToken,
     /// The process ends: waits for Postgres or the broker are given up.

@@ -136,6 +136,7 @@ impl Processes {
         let name = format!("{}-{:08x}", self.pool, fastrand::u32(..));
         let log = fs::File::create(self.folder.join(format!("{name}.log")))?;
         let child = Command::new(&self.program)
+            .envs(service::taken_secrets())
             .env("POOL", self.pool.as_str())
             .env("POD_NAME", &name)
             .env("ADMIN_ADDR", "127.0.0.1:0")

@@ -8,7 +8,7 @@ use clap::Args;
 use job::Name;
 use queue::Broker;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems};
+use service::{Common, Problems, unless_stopped};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,12 @@ pub struct Observe {
 }
 
 impl Observe {
-    pub async fn run(self, common: Common, mut problems: Problems) -> anyhow::Result<ExitCode> {
+    pub async fn run(
+        self,
+        common: Common,
+        mut problems: Problems,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<ExitCode> {
         let services = Services::check(common, 2, "autoscaler observe", &mut problems);
         let management = match (&self.management_url, &services) {
             (Some(url), Some(services)) => services.management(url, &mut problems),
@@ -42,9 +47,10 @@ impl Observe {
         let (Some(services), 0) = (services, problems.count()) else {
             return Err(problems.into_error().into());
         };
-        migrations::check(services.database_url.expose_secret()).await?;
+        unless_stopped(stop, migrations::check(services.database_url.expose_secret())).await?;
         let broker = Broker::start(services.broker, CancellationToken::new());
-        broker.ready(PATIENCE).await.context("connecting to RabbitMQ (AMQP_URL)")?;
+        let connecting = unless_stopped(stop, broker.ready(PATIENCE)).await;
+        connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let due_horizon = Duration::from_secs(Policy::default().due_horizon_s);
         let watched = self.pools.iter().map(|pool| Watched { pool: pool.clone(), due_horizon });
         let store = Store::new(&services.store);

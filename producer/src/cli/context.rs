@@ -7,7 +7,7 @@ use job::{Limits, ReplyRule};
 use queue::{Broker, BrokerConfig};
 use relay::{Relay, Replies};
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems};
+use service::{Common, Problems, unless_stopped};
 use store::{Clock, Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,22 @@ pub struct Ledger {
     pub retention: Duration,
     pub max_message_bytes: usize,
     pub replies: ReplyRule,
+}
+
+impl Ledger {
+    /// A relay between this ledger and the broker of this configuration, which is being connected to.
+    pub fn relay(&self, config: BrokerConfig) -> Relay {
+        let replies = Replies::new(self.store.clone(), &config, self.replies.clone());
+        let broker = Broker::start(config, CancellationToken::new());
+        Relay {
+            store: self.store.clone(),
+            publisher: broker.publisher(),
+            broker,
+            replies,
+            lease: LEASE,
+            retention: self.retention,
+        }
+    }
 }
 
 /// What jobs are measured by. The window of their ids is that of the workers, by Postgres's clock.
@@ -58,7 +74,7 @@ impl Context {
     /// Postgres with the schema of this binary.
     pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
         let ledger = self.ledger()?;
-        migrations::check(&ledger.database_url).await?;
+        unless_stopped(&self.stop, migrations::check(&ledger.database_url)).await?;
         Ok(ledger)
     }
 
@@ -71,26 +87,14 @@ impl Context {
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
     pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
-        migrations::check(&ledger.database_url).await?;
-        let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
-        let replying = Replies::new(ledger.store.clone(), &config, ledger.replies.clone());
-        let broker = self.connect(config).await?;
+        let stop = &self.stop;
+        unless_stopped(stop, migrations::check(&ledger.database_url)).await?;
+        let clock = unless_stopped(stop, ledger.store.clock()).await.context("reading Postgres's clock")?;
+        let relay = ledger.relay(config);
+        let connecting = unless_stopped(stop, relay.broker.ready(PATIENCE)).await;
+        connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let Ledger { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
-        let relay = Relay {
-            store: ledger.store.clone(),
-            publisher: broker.publisher(),
-            broker,
-            replies: replying,
-            lease: LEASE,
-            retention,
-        };
         Ok((Yardstick { clock, max_bytes, retention, replies }, relay))
-    }
-
-    async fn connect(&self, config: BrokerConfig) -> anyhow::Result<Broker> {
-        let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.context("connecting to RabbitMQ (AMQP_URL)")?;
-        Ok(broker)
     }
 
     fn read_ledger(&mut self) -> Option<Ledger> {

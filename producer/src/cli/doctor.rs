@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use job::Name;
 use queue::{Broker, BrokerConfig, Message, PublishError};
+use service::unless_stopped;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Ledger};
@@ -30,8 +31,12 @@ impl Doctor {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (ledger, config) = context.ledger_and_broker("producer doctor")?;
         let mut list = Checklist::default();
-        look_at_postgres(&ledger, &mut list).await;
-        look_at_broker(config, &self.pools, &mut list).await;
+        let looking = async {
+            look_at_postgres(&ledger, &mut list).await;
+            look_at_broker(config, &self.pools, &mut list).await;
+            anyhow::Ok(())
+        };
+        unless_stopped(&context.stop, looking).await?;
         Ok(if list.missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

@@ -64,6 +64,12 @@ enum Command {
     Audit(audit::Audit),
 }
 
+impl AsMut<Common> for Args {
+    fn as_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
 impl Args {
     /// Runs the command. Its results go to stdout, all else to stderr.
     pub fn run(self) -> ExitCode {

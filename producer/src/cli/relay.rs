@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use queue::BrokerStatus;
-use service::{Admin, Check, Essential};
+use migrations::SchemaError;
+use service::{Admin, Check, Essential, retry_or_stop};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::context::Context;
-use crate::readings;
+use crate::readings::Readings;
 
 /// Run a relay until SIGTERM.
 #[derive(Debug, Args)]
@@ -24,25 +24,36 @@ pub struct RelayArgs {
 
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (_, relay) = context.relay("producer relay").await?;
-        let (watched, closing) = (relay.clone(), relay.clone());
-        let status = relay.broker.status();
+        let (ledger, config) = context.ledger_and_broker("producer relay")?;
+        let relay = ledger.relay(config);
+        let (publishing, closing) = (relay.broker.clone(), relay.clone());
+        let readings = Readings::new();
+        let asked = readings.clone();
         let readiness = Arc::new(move || {
-            let ready = matches!(*status.borrow(), BrokerStatus::Ready { .. });
-            BTreeMap::from([("queue_connected", Check::Must(ready, None))])
+            BTreeMap::from([
+                ("database_connected", Check::unless(asked.trouble("ledger"))),
+                ("queue_publishing", Check::unless(publishing.held_up())),
+            ])
         });
         let admin = Admin::bind(self.admin_addr, readiness).await?;
         let end = CancellationToken::new();
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
-        let running = end.clone();
+        // Neither has to be there first: a relay that gave up would have to be started again.
+        let schema = || migrations::check(&ledger.database_url);
+        let what = "reading the schema from Postgres";
+        if retry_or_stop(what, &context.stop, SchemaError::is_retryable, schema).await?.is_none() {
+            info!("stopped before it was ready");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (running, watched) = (end.clone(), relay.clone());
         essential.spawn("relay", async move {
             relay.run(running).await;
             Ok(())
         });
         let reading = end.clone();
         essential.spawn("readings", async move {
-            readings::keep(&watched, &reading).await;
+            readings.keep(&watched, &reading).await;
             Ok(())
         });
         info!("relays due jobs and rescues dead workers' jobs");

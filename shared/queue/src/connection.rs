@@ -113,6 +113,12 @@ impl Broker {
         self.shared.blocked.subscribe()
     }
 
+    /// Why nothing can be published now, if so: there is no connection, or the broker holds it back.
+    pub fn held_up(&self) -> Option<String> {
+        let held_up = !self.shared.is_connected() || self.shared.blocked.borrow().is_some();
+        held_up.then(|| self.shared.reason())
+    }
+
     /// Waits for a connection; returns its generation.
     pub async fn ready(&self, within: Duration) -> Result<u64, QueueError> {
         self.shared.live_link(within).await.map(|link| link.generation)

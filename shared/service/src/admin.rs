@@ -2,10 +2,14 @@
 //!
 //! `/health` calls nothing and nobody: a dead database must not get the process killed. `/ready` reads what the
 //! process already knows.
+//!
+//! Whoever connects may ask one question, in a bounded time, and there is a bound on who waits: the oldest connection makes room for
+//! a new one. So callers that ask nothing, or never read the answer, keep nobody else from being answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::extract::State;
@@ -13,12 +17,26 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, IntGaugeVec, Opts, TextEncoder};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+/// Connections at a time.
+pub(crate) const CONNECTIONS: usize = 64;
+/// From a connection's beginning to the end of its answer.
+const WHOLE: Duration = Duration::from_secs(10);
+/// What is asked when the process ends may still be answered.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// How long to wait where no connection can be taken: this process has too many files open.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// One line of `/ready`.
 #[derive(Clone, Debug)]
@@ -27,6 +45,13 @@ pub enum Check {
     Must(bool, Option<String>),
     /// For information.
     Info(Value),
+}
+
+impl Check {
+    /// True, unless there is a reason why it is not.
+    pub fn unless(reason: Option<String>) -> Check {
+        Check::Must(reason.is_none(), reason)
+    }
 }
 
 /// The lines of `/ready` by name, such as `database_connected`.
@@ -60,10 +85,56 @@ impl Admin {
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
             .with_state(self.readiness);
-        axum::serve(self.listener, routes)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
-            .context("serving the admin port")
+        let mut connections = Connections::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(_) = connections.tasks.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => connections.serve(stream, routes.clone()),
+                // The caller is gone, or there is no file for it.
+                Err(_) => {
+                    connections.drop_oldest();
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        let answering = async { while connections.tasks.join_next().await.is_some() {} };
+        let _ = timeout(LAST_ANSWERS, answering).await;
+        Ok(())
+    }
+}
+
+/// Those who are served now.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    by_age: VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    fn serve(&mut self, stream: TcpStream, routes: Router) {
+        self.by_age.retain(|connection| !connection.is_finished());
+        if self.by_age.len() == CONNECTIONS {
+            self.drop_oldest();
+        }
+        self.by_age.push_back(self.tasks.spawn(async move {
+            let mut http = http1::Builder::new();
+            let answering = http
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            // Neither lateness nor a broken request is of interest to anybody but the caller.
+            let _ = timeout(WHOLE, answering).await;
+        }));
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.by_age.pop_front() {
+            oldest.abort();
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! It knows no other room: what a job or a queue is, and whether a setting's value makes sense, is for the binary
 //! to say.
 
+mod init;
+mod start;
 mod settings;
+mod stderr;
 mod logs;
 mod trace;
 mod telemetry;
@@ -18,6 +21,7 @@ pub use health::Health;
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
-pub use shutdown::until_signalled;
+pub use shutdown::{Stopped, unless_stopped, until_signalled};
+pub use start::{OpenFiles, open_files, parse, taken_secrets};
 pub use telemetry::Telemetry;
 pub use trace::{Description, Origin, Place, Role, Span};

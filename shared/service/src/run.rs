@@ -10,10 +10,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Telemetry, trace, until_signalled};
+use crate::{SettingsError, Stopped, Telemetry, stderr, trace, until_signalled};
 
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
+
+/// How long it waits for who reads its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// On how many threads a process runs its tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub enum Threads {
     Cores,
 }
 
-/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM or SIGINT cancels. A second
+/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM, SIGINT or SIGHUP cancels. A second
 /// signal ends the process at once.
 ///
 /// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`].
@@ -42,6 +45,7 @@ where
         Ok(runtime) => runtime,
         Err(error) => {
             error!(cause = %error, "no runtime could be started");
+            stderr::flush(LAST_LINES);
             return ExitCode::FAILURE;
         }
     };
@@ -52,6 +56,7 @@ where
             until_signalled().await?;
             on_signal.cancel();
             until_signalled().await?;
+            stderr::flush(LAST_LINES);
             std::process::exit(130);
             #[expect(unreachable_code, reason = "names the task's type")]
             std::io::Result::Ok(())
@@ -67,14 +72,18 @@ where
         exit_code(&error)
     });
     trace::finish(LAST_SPANS);
+    stderr::flush(LAST_LINES);
     code
 }
 
-/// 2 for settings or arguments that are wrong, 1 for all else.
+/// 2 for settings or arguments that are wrong, 130 for who was told to stop before it had begun, 1 for all else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref::<SettingsError>() {
-        Some(_) => ExitCode::from(2),
-        None => ExitCode::FAILURE,
+    if error.is::<SettingsError>() {
+        ExitCode::from(2)
+    } else if error.is::<Stopped>() {
+        ExitCode::from(130)
+    } else {
+        ExitCode::FAILURE
     }
 }
 

@@ -8,6 +8,7 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::Telemetry;
+use crate::start::variable;
 use crate::trace::{TraceSettings, Variables};
 
 /// A setting as it was given: its value, or why it has none. Reading one never fails, so that the parser goes on to
@@ -110,7 +111,7 @@ pub struct Common {
     /// Postgres, such as postgres://user:password@host:5432/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = "Common")]
     pub database_url: Option<SecretString>,
-    /// Connections to Postgres, at most
+    /// Connections to Postgres, at most; one of them is for the heartbeat or the lease
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "10", global = true, help_heading = "Common")]
     pub database_pool_size: Setting<usize>,
     /// RabbitMQ, such as amqp://user:password@host:5672/vhost (%2f is the vhost "/")
@@ -152,19 +153,23 @@ pub struct Common {
         help_heading = "Common"
     )]
     pub otlp_headers: Option<SecretString>,
+    /// Why secrets that should stand in files have no value; see [`crate::parse`].
+    #[arg(skip)]
+    pub(crate) unreadable: Vec<String>,
 }
 
 impl Common {
     /// How to log and to make traces, for the process that is usually called `service`; `quiet` are directives for
     /// libraries, such as `lapin=off`. What is wrong falls back to the defaults, so that it can be logged.
     pub fn telemetry(&self, service: &str, quiet: &[&str], problems: &mut Problems) -> Telemetry {
+        self.unreadable.iter().for_each(|problem| problems.add("", problem));
         if !["development", "staging", "production"].contains(&self.environment.as_str()) {
             let got = format!("got \"{}\", expected development, staging or production", self.environment);
             problems.add("ENVIRONMENT", got);
         }
         let json = problems.take("LOG_JSON", self.log_json.clone()).unwrap_or(false);
         let level = problems.check("LOG_LEVEL", Telemetry::parse_level(&self.log_level, quiet));
-        let variables = Variables(|name: &str| std::env::var(name).ok());
+        let variables = Variables(variable);
         let service = variables.service(service);
         let (endpoint, headers) = (self.otlp_endpoint.as_deref(), self.otlp_headers.as_ref());
         let headers = headers.map(ExposeSecret::expose_secret);

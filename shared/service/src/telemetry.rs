@@ -1,13 +1,19 @@
 //! How a process tells of itself while it runs: logs, to stderr, for people or as one JSON object per line; and traces.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::{self, PanicHookInfo};
+use std::time::Duration;
 
+use tracing::error;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use uuid::Uuid;
 
 use crate::logs::{Fields, Flat};
+use crate::stderr;
 use crate::trace::{self, TraceSettings};
 
 /// How a process logs, and which traces it makes.
@@ -34,12 +40,19 @@ impl Telemetry {
             .with("service.instance.id", instance.unwrap_or_else(|| Uuid::new_v4().to_string()))
     }
 
-    /// What the user says comes last, and wins.
+    /// What the user says comes after `quiet`, and wins; but why a process ends is always told, see [`crate::run`].
     pub(crate) fn parse_level(text: &str, quiet: &[&str]) -> Result<EnvFilter, String> {
-        let directives = quiet.iter().copied().chain([text]).collect::<Vec<_>>().join(",");
-        EnvFilter::try_new(directives).map_err(|error| {
-            format!("got \"{text}\": {error}, expected error, warn, info, debug, trace or directives such as info,worker=debug")
-        })
+        let expected =
+            "expected error, warn, info, debug, trace, off or directives such as info,worker=debug";
+        let given = text.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+        let given: Vec<&str> = given.collect();
+        // For the filter such a word is a target, of which everything is logged, and nothing else.
+        let is_wrong = |word: &&&str| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err();
+        if let Some(word) = given.iter().find(is_wrong) {
+            return Err(format!("got \"{text}\": \"{word}\" is no level, {expected}"));
+        }
+        let directives = quiet.iter().copied().chain(given).chain([LAST_WORDS]).collect::<Vec<_>>().join(",");
+        EnvFilter::try_new(directives).map_err(|error| format!("got \"{text}\": {error}, {expected}"))
     }
 
     pub(crate) fn in_environment(self, environment: &str) -> Telemetry {
@@ -61,15 +74,61 @@ impl Telemetry {
     /// Logs and makes traces from now on, for the whole process. A second call changes nothing.
     pub fn start(self) {
         let level = self.level.unwrap_or_else(|| EnvFilter::new("info"));
-        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let logs = tracing_subscriber::fmt::layer().with_writer(stderr::stderr());
         let subscriber = tracing_subscriber::registry().with(level);
         // It fails only when a subscriber is installed already, as under a test.
         let _ = match self.json {
             true => subscriber.with(logs.fmt_fields(Fields).event_format(Flat::new(self.service))).try_init(),
-            false => subscriber.with(logs.with_ansi(std::io::stderr().is_terminal())).try_init(),
+            false => subscriber.with(logs.with_ansi(may_colour())).try_init(),
         };
+        panic::set_hook(Box::new(tell_panic));
         if let Some(traces) = self.traces {
             trace::start(traces);
+        }
+    }
+}
+
+/// At any level: why a process ends.
+const LAST_WORDS: &str = "service::run=error";
+
+/// How long a thread that panics waits until its line is written: it may take the process with it.
+const PANIC_FLUSH: Duration = Duration::from_millis(100);
+
+/// A terminal that knows colours, before somebody who wants them (<https://no-color.org>).
+fn may_colour() -> bool {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    std::io::stderr().is_terminal()
+        && variable("NO_COLOR").is_none()
+        && variable("TERM").is_none_or(|terminal| terminal != "dumb")
+}
+
+/// A panic is a line of the log like any other, and waits for nobody who reads it.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let (name, trace) = (thread.name().unwrap_or("without a name"), Backtrace::capture());
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let said = panic.payload_as_str().unwrap_or("no text");
+    match trace.status() {
+        BacktraceStatus::Captured => {
+            error!(target: "service::run", "thread {name} panicked at {place}: {said}\n{trace}")
+        }
+        _ => error!(target: "service::run", "thread {name} panicked at {place}: {said}"),
+    }
+    stderr::flush(PANIC_FLUSH);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_whitespace_is_not() {
+        for good in ["info", " info", "off", "WARN ,worker=debug,", "worker=debug", "info,queue[job]=trace"] {
+            assert!(Telemetry::parse_level(good, &["sqlx=warn"]).is_ok(), "{good}");
+        }
+        for (wrong, word) in [("warning", "warning"), ("info,worker", "worker"), ("worker=loud", "loud")] {
+            let refused = Telemetry::parse_level(wrong, &[]).unwrap_err();
+            assert!(refused.contains(word) && refused.contains("expected error, warn"), "{refused}");
         }
     }
 }

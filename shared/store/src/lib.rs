@@ -20,6 +20,7 @@
 //! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
 
 mod error;
+mod connect;
 mod pool;
 mod tx;
 mod clock;

@@ -4,7 +4,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    ConfigConnectImpl, Connect, Manager, ManagerConfig, Pool, PoolBuilder, QueueMode, RecyclingMethod,
+    Runtime, Timeouts,
+};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 
@@ -13,6 +16,7 @@ use crate::batch::Batcher;
 use crate::checkpoint::CheckpointRow;
 use crate::claim::ClaimRequest;
 use crate::conclude::Conclusion;
+use crate::connect::{ForBeats, ForWork, Places};
 use crate::workers::BEAT_BOUND;
 
 /// How to reach the ledger.
@@ -23,7 +27,8 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// Reads a URL such as `postgres://user:password@host:5432/database`. The error never shows the password.
+    /// Reads a URL such as `postgres://user:password@host:5432/database`. The error never shows the password. At most
+    /// `pool_size` connections are opened, one of them for heartbeats and leases alone.
     ///
     /// `sslmode=require` encrypts and verifies the server against the system's certificates (libpq's
     /// `verify-full`); without it the connection is plain.
@@ -58,22 +63,27 @@ impl StoreConfig {
         Ok(StoreConfig { postgres, pool_size })
     }
 
-    fn pool(&self, size: usize, bound: Duration) -> Pool {
+    fn connect(&self) -> Box<dyn Connect> {
+        match self.postgres.get_ssl_mode() {
+            SslMode::Require => Box::new(ConfigConnectImpl { tls: tls() }),
+            _ => Box::new(ConfigConnectImpl { tls: NoTls }),
+        }
+    }
+
+    fn pool(&self, connect: impl Connect + 'static, size: usize, bound: Duration) -> PoolBuilder {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match self.postgres.get_ssl_mode() {
-            SslMode::Require => Manager::from_config(self.postgres.clone(), tls(), recycling),
-            _ => Manager::from_config(self.postgres.clone(), NoTls, recycling),
-        };
         let bound = Some(bound);
-        Pool::builder(manager)
+        Pool::builder(Manager::from_connect(self.postgres.clone(), connect, recycling))
             .max_size(size)
             .runtime(Runtime::Tokio1)
             // The connection used last has the warmest caches.
             .queue_mode(QueueMode::Lifo)
             .timeouts(Timeouts { wait: bound, create: bound, recycle: bound })
-            .build()
-            .expect("timeouts come with a runtime")
     }
+}
+
+fn built(pool: PoolBuilder) -> Pool {
+    pool.build().expect("timeouts come with a runtime")
 }
 
 fn tls() -> tokio_postgres_rustls::MakeRustlsConnect {
@@ -95,7 +105,7 @@ fn tls() -> tokio_postgres_rustls::MakeRustlsConnect {
 #[derive(Clone)]
 pub struct Store {
     pub(crate) pool: Pool,
-    /// Heartbeats must not wait behind work.
+    /// Heartbeats must not wait behind work, nor go without a connection because work has them all.
     pub(crate) beats: Pool,
     pub(crate) claims: Batcher<ClaimRequest>,
     pub(crate) checkpoints: Batcher<CheckpointRow>,
@@ -107,12 +117,17 @@ impl Store {
     ///
     /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
     pub fn new(config: &StoreConfig) -> Store {
-        let pool = config.pool(config.pool_size, Duration::from_secs(10));
+        let places = Places::default();
+        let work = ForWork(config.connect(), places.clone());
+        let work = config.pool(work, config.pool_size - 1, Duration::from_secs(10));
+        let pool = built(work.pre_recycle(places.look_before_use()));
+        places.made_by(&pool);
+        let beats = ForBeats(config.connect(), places);
         Store {
             claims: Batcher::start(pool.clone()),
             checkpoints: Batcher::start(pool.clone()),
             conclusions: Batcher::start(pool.clone()),
-            beats: config.pool(1, BEAT_BOUND),
+            beats: built(config.pool(beats, 1, BEAT_BOUND)),
             pool,
         }
     }

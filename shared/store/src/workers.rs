@@ -94,13 +94,10 @@ impl Store {
         let id = Uuid::from(worker.worker);
         let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
         let pool = worker.pool.as_str();
-        query(
-            &self.pool,
-            "register_worker",
-            REGISTER,
-            &[&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead],
-        )
-        .await?;
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead];
+        // By the heartbeat's connection, which is there from now on.
+        query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
         Ok(())
     }
 

@@ -3,3 +3,6 @@
 
 mod frames;
 mod names;
+mod process;
+mod ready;
+mod programs;

@@ -30,7 +30,16 @@
 //! `TRACEPARENT` (W3C Trace Context: what the program traces itself belongs below it, so that it is found with the job).
 //! `HOME` is the workspace unless the settings name it, so that the dotfiles of one session's tools are not those of
 //! another's. The **working folder** is the workspace: one folder for each session, 0700, kept between jobs but not
-//! between machines, unless `WORKSPACE_DIR` is shared.
+//! between machines, unless `WORKSPACE_DIR` is shared. A program may have as many files open as the worker was given, whatever
+//! the worker has raised that to for itself.
+//!
+//! # What it does not see, and what is no wall
+//!
+//! The worker's secrets (`DATABASE_URL`, `AMQP_URL`, …) are in no program's environment, and `env_allow` may not name them. The
+//! worker's own `/proc/PID/environ` and `/proc/PID/mem` open for root alone. But worker and programs are one user, so a program
+//! can still read and write **other sessions' workspaces** and whatever file the worker may read (that of a `…_FILE` secret, too),
+//! signal the worker and other programs, and use the network as the worker does. A program that runs as root is held by none
+//! of this. Run programs that you do not trust in a pool of their own, whose worker runs as a user of its own.
 //!
 //! # What the program may say
 //!
@@ -75,7 +84,10 @@
 //! | exit code other than 0, or a signal, before a last word (with `memory_limit_mb`, most programs end this way) | `crashed` | yes, from the last checkpoint |
 //! | no line for `idle_timeout_ms` | `idle_timeout` | yes |
 //! | longer than `timeout_ms` | `timeout` | yes |
-//! | the program or its workspace cannot be had | `start_failed` | yes: another worker may have them |
+//! | the program cannot be had, or what stands in its workspace's place is no folder | `start_failed` | yes: another worker may have them |
+//!
+//! Where the *machine* lacks something (open files, processes, memory; a disk that is full or cannot be written), the job has not
+//! begun: it is handed back without an attempt spent, and the worker takes no jobs until it has what it needs again.
 //!
 //! After a broken line or a passed limit nothing that follows can be trusted: SIGKILL, without grace.
 //! A last line without a newline counts if it is whole; if not, it was torn, and the program's end is what failed.
@@ -89,20 +101,24 @@ mod stderr;
 mod attempt;
 mod verdict;
 
+use std::fmt::Display;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
 use job::{Failure, FailureCode, Json, Name};
+use nix::errno::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use config::CommandConfig;
+pub use config::{CommandConfig, WITHHELD};
+pub use spawn::limit_open_files;
 
-use crate::{Harness, Run, RunError, Stop, Task};
+use crate::{Harness, Run, RunError, Shortage, Stop, Task};
 use attempt::Attempt;
 use config::Settings;
 use stderr::Stderr;
@@ -140,7 +156,7 @@ impl Command {
         prepare_workspace(&workspace, &run.task().session_id).await?;
         let mut group = spawn::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
             .await
-            .map_err(|error| start_failed(format!("{}: {error}", self.settings.program.display())))?;
+            .map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(start_failed("the program has no pipes".to_owned()).into());
@@ -148,6 +164,18 @@ impl Command {
         let stderr = Stderr::follow(stderr);
         let _order = give(stdin, order);
         Attempt { settings: &self.settings, run, group, stderr }.run(stdout).await
+    }
+
+    /// Whose fault it is. Under a limit of its own, it is the program that has too little memory.
+    fn not_started(&self, error: &io::Error) -> RunError {
+        let problem = format!("{}: {error}", self.settings.program.display());
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN) => Shortage::Resources(problem).into(),
+            Some(Errno::ENOMEM) if self.settings.memory_limit_mb.is_none() => {
+                Shortage::Resources(problem).into()
+            }
+            _ => start_failed(problem).into(),
+        }
     }
 
     fn process(&self, task: &Task, workspace: &Path) -> tokio::process::Command {
@@ -180,24 +208,28 @@ fn give(mut stdin: ChildStdin, order: String) -> AbortOnDropHandle<()> {
     }))
 }
 
-async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Failure> {
+async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), RunError> {
     let path: PathBuf = workspace.to_owned();
     let made = tokio::task::spawn_blocking(move || {
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            other => return other,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
         }
         // Not through a link: a session's folder is its own.
-        match std::fs::symlink_metadata(&path)?.is_dir() {
-            true => Ok(()),
-            false => Err(std::io::Error::from(std::io::ErrorKind::NotADirectory)),
+        Ok(std::fs::symlink_metadata(&path)?.is_dir())
+    });
+    let named = |problem: &dyn Display| {
+        format!("the workspace of session {session_id}, {}: {problem}", workspace.display())
+    };
+    match made.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(start_failed(named(&io::Error::from(io::ErrorKind::NotADirectory))).into()),
+        // A name that does not fit stays so.
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+            Err(start_failed(named(&error)).into())
         }
-    })
-    .await
-    .unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    made.map_err(|error| {
-        start_failed(format!("the workspace of session {session_id}, {}: {error}", workspace.display()))
-    })
+        Err(error) => Err(Shortage::Workspace(named(&error)).into()),
+    }
 }
 
 fn start_failed(problem: String) -> Failure {

@@ -125,6 +125,26 @@ pub enum RunError {
     /// The run did as it was told.
     #[error("the run was stopped")]
     Stopped(#[source] Stop),
+    /// The run has not begun, and that is no fault of the job's: it can begin elsewhere, or later.
+    #[error("the run could not begin on this machine")]
+    Short(#[source] Shortage),
+}
+
+/// What this machine lacks. Nothing of it is a job's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// A folder for the session: the disk is full, read-only, away or not ours.
+    #[error("the workspace cannot be written: {0}")]
+    Workspace(String),
+    /// Files, processes or memory.
+    #[error("this machine has too few resources: {0}")]
+    Resources(String),
+}
+
+impl From<Shortage> for RunError {
+    fn from(shortage: Shortage) -> RunError {
+        RunError::Short(shortage)
+    }
 }
 
 impl From<Failure> for RunError {

@@ -21,10 +21,10 @@ mod echo;
 mod scripted;
 pub mod command;
 
-pub use command::CommandConfig;
+pub use command::{CommandConfig, WITHHELD};
 pub use echo::EchoConfig;
 pub use event::Event;
-pub use harness::{Harness, Journal, Run, RunError, Stop, Task};
+pub use harness::{Harness, Journal, Run, RunError, Shortage, Stop, Task};
 pub use scripted::ScriptedConfig;
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
 pub use settings::{ConfigError, HarnessConfig};

@@ -15,6 +15,9 @@ use crate::ConfigError;
 /// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
 /// `AMQP_URL`, keys) and passes only by name.
 const ALWAYS_PASSED: [&str; 4] = ["PATH", "LANG", "LC_ALL", "TZ"];
+/// What no program is given from there: secrets of the worker's, and where they stand.
+pub const WITHHELD: [&str; 4] =
+    ["DATABASE_URL", "AMQP_URL", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
 
@@ -156,6 +159,12 @@ impl CommandConfig {
                 let problem = format!("got {name}, which is set for each job; expected another name");
                 return Err(ConfigError::new(setting, problem));
             }
+        }
+        let withheld = |name: &&String| WITHHELD.contains(&name.strip_suffix("_FILE").unwrap_or(name));
+        if let Some(name) = self.env_allow.iter().find(withheld) {
+            let problem =
+                format!("got {name}, a secret of the worker's; expected one of the program's own, in env");
+            return Err(ConfigError::new("env_allow", problem));
         }
         check_nul("env", self.env.values())?;
         let allowed = ALWAYS_PASSED.into_iter().chain(self.env_allow.iter().map(String::as_str));

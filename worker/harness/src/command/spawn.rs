@@ -8,11 +8,11 @@
 //! cannot be executed shows as an exit code of the wrapper's instead of an error of ours, and the image needs both.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::process::Command;
@@ -21,11 +21,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::group::Group;
 
+/// The soft limit of open files that programs get; see [`limit_open_files`].
+static OPEN_FILES: OnceLock<u64> = OnceLock::new();
+
+/// Programs get this soft limit of open files instead of the process's own, which may have been raised: some walk over all
+/// numbers up to it, and `select` knows only the first 1024. The first call counts.
+pub fn limit_open_files(soft: u64) {
+    let _ = OPEN_FILES.set(soft);
+}
+
 /// Starts `command` as the leader of a process group of its own.
 pub(super) async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
     let worker = getpid();
-    let prepare = move || prepare(worker, memory_limit_mb).map_err(io::Error::from);
+    let open_files = OPEN_FILES.get().copied();
+    let prepare = move || prepare(worker, memory_limit_mb, open_files).map_err(io::Error::from);
     #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal and a limit")]
     // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` makes system calls and
     // returns numbers; it neither allocates nor locks.
@@ -40,7 +50,7 @@ pub(super) async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) ->
 }
 
 /// What happens in the new process before it becomes the program.
-fn prepare(worker: Pid, memory_limit_mb: Option<u64>) -> Result<(), Errno> {
+fn prepare(worker: Pid, memory_limit_mb: Option<u64>, open_files: Option<u64>) -> Result<(), Errno> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The worker may have died before the line above.
     if getppid() != worker {
@@ -51,6 +61,10 @@ fn prepare(worker: Pid, memory_limit_mb: Option<u64>) -> Result<(), Errno> {
     if let Some(limit_mb) = memory_limit_mb {
         let bytes = limit_mb * 1024 * 1024;
         setrlimit(Resource::RLIMIT_AS, bytes, bytes)?;
+    }
+    if let Some(soft) = open_files {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?;
     }
     Ok(())
 }

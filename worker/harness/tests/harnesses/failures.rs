@@ -1,6 +1,6 @@
 //! Every way to go wrong ends as a failure that says what happened, and whether another attempt could help.
 
-use harness::CommandConfig;
+use harness::{CommandConfig, RunError, Shortage};
 use job::FailureCode;
 
 use crate::support::{Bench, Ledger, assert_failure};
@@ -163,12 +163,8 @@ async fn a_program_that_cannot_be_started_is_named() {
     std::fs::write(bench.workspaces(), "a file where the folder was").unwrap();
     let task = crate::support::task(serde_json::Value::Null);
     let ended = harness.run(&mut crate::support::run(&task, &Ledger::new())).await;
-    assert_failure(
-        &crate::support::failure(ended),
-        FailureCode::StartFailed,
-        true,
-        "the workspace of session session-1",
-    );
+    let Err(RunError::Short(Shortage::Workspace(problem))) = ended else { panic!("{ended:?}") };
+    assert!(problem.starts_with("the workspace of session session-1, "), "{problem}");
 }
 
 #[tokio::test]

@@ -1,0 +1,161 @@
+//! The first moments of a process, before it has a second thread: what it keeps to itself, what it may open, and the settings that
+//! it is given.
+//!
+//! Secrets (settings that `--help` never shows) leave the environment here, so that no program inherits them. The kernel goes on
+//! showing what a process was started with in `/proc/PID/environ`, and its memory in `/proc/PID/mem`; so the process is not
+//! *dumpable*: both belong to root from then on, whoever runs it, and it leaves no core dump. Both rules are of no use against
+//! root itself, nor against who may read the file of a secret.
+
+use std::env;
+use std::sync::OnceLock;
+
+use clap::{Command, Parser};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{Common, init};
+
+/// Secrets that are no flags, because others have named them.
+const OTHER_SECRETS: [&str; 1] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+
+static SECRETS: OnceLock<Vec<Secret>> = OnceLock::new();
+static OPEN_FILES: OnceLock<OpenFiles> = OnceLock::new();
+static OUTLIVES_ITS_TERMINAL: OnceLock<bool> = OnceLock::new();
+
+struct Secret {
+    name: String,
+    value: SecretString,
+    /// Whether it came from a file, whose name the environment goes on having.
+    by_file: bool,
+}
+
+/// How many files a process may have open, sockets and pipes among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// What it was started with, and what its programs get.
+    pub given: u64,
+    /// What it has raised that to.
+    pub now: u64,
+}
+
+/// Reads the command line and the environment. To be called first in `main`: it changes the environment.
+///
+/// A variable that is set and empty is not set. Each secret `NAME` may stand in a file instead, which `NAME_FILE` names.
+pub fn parse<T: Parser + AsMut<Common>>() -> T {
+    // These can be refused only by a kernel that does not know them.
+    let _ = prctl::set_dumpable(false);
+    init::reap_if_first();
+    let _ = SigSet::all().thread_unblock();
+    open_files();
+    outlives_its_terminal();
+    let command = T::command();
+    let (mut names, mut secrets) = (Vec::new(), OTHER_SECRETS.map(str::to_owned).to_vec());
+    collect(&command, &mut names, &mut secrets);
+    let mut problems = Vec::new();
+    for name in names.iter().filter(|name| is_empty(name)) {
+        set(name, None);
+    }
+    let mut by_file = Vec::new();
+    for name in &secrets {
+        match from_file(name) {
+            Ok(Some(secret)) => {
+                set(name, Some(&secret));
+                by_file.push(name);
+            }
+            Ok(None) => {}
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let mut args = T::parse();
+    let secret = |name: &String| {
+        let value = SecretString::from(env::var(name).ok()?);
+        Some(Secret { name: name.clone(), value, by_file: by_file.contains(&name) })
+    };
+    // Set once, here.
+    let _ = SECRETS.set(secrets.iter().filter_map(secret).collect());
+    secrets.iter().for_each(|name| set(name, None));
+    args.as_mut().unreadable = problems;
+    args
+}
+
+/// The names of a command's variables, and which of them are secret.
+fn collect(command: &Command, names: &mut Vec<String>, secrets: &mut Vec<String>) {
+    for argument in command.get_arguments() {
+        let Some(name) = argument.get_env().map(|name| name.to_string_lossy().into_owned()) else { continue };
+        if argument.is_hide_env_values_set() && !secrets.contains(&name) {
+            secrets.push(name.clone());
+        }
+        names.push(name);
+    }
+    command.get_subcommands().for_each(|command| collect(command, names, secrets));
+}
+
+fn is_empty(name: &str) -> bool {
+    env::var(name).is_ok_and(|value| value.trim().is_empty())
+}
+
+/// The secret in the file that `NAME_FILE` names, without the whitespace around it.
+fn from_file(name: &str) -> Result<Option<String>, String> {
+    let by_file = format!("{name}_FILE");
+    let Some(path) = env::var_os(&by_file).filter(|path| !path.is_empty()) else { return Ok(None) };
+    if env::var_os(name).is_some() {
+        return Err(format!("{by_file}: {name} is set as well, expected one of the two"));
+    }
+    let shown = std::path::Path::new(&path).display();
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().is_empty() => {
+            Err(format!("{by_file}: {shown} is empty, expected the secret"))
+        }
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) => Err(format!("{by_file}: {shown} cannot be read: {error}, expected a file")),
+    }
+}
+
+#[expect(unsafe_code, reason = "the environment can be changed safely only while there is one thread")]
+fn set(name: &str, value: Option<&str>) {
+    // SAFETY: `parse` is the first thing that `main` does: no other thread reads the environment yet.
+    unsafe {
+        match value {
+            Some(value) => env::set_var(name, value),
+            None => env::remove_var(name),
+        }
+    }
+}
+
+fn secrets() -> &'static [Secret] {
+    SECRETS.get().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A variable of the environment that the process was started with, secret or not.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    let secret = secrets().iter().find(|secret| secret.name == name);
+    secret.map(|secret| secret.value.expose_secret().to_owned()).or_else(|| env::var(name).ok())
+}
+
+/// The secrets that have left the environment, by name: for a process of ours that is started with the same settings.
+pub fn taken_secrets() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let taken = secrets().iter().filter(|secret| !secret.by_file);
+    taken.map(|secret| (secret.name.as_str(), secret.value.expose_secret()))
+}
+
+/// Raises the limit of open files as far as this process may, once; where there are few, a worker's slots run short of them.
+pub fn open_files() -> OpenFiles {
+    *OPEN_FILES.get_or_init(|| {
+        let (given, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+        let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+        OpenFiles { given, now: if raised { hard } else { given } }
+    })
+}
+
+/// Whether it was started with SIGHUP ignored. Asked first before anybody listens for that signal.
+pub(crate) fn outlives_its_terminal() -> bool {
+    *OUTLIVES_ITS_TERMINAL.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // Signal 1 is the lowest bit.
+        ignored.is_some_and(|mask| mask & 1 == 1)
+    })
+}

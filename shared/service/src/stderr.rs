@@ -1,0 +1,188 @@
+//! The way of a log line to stderr: a queue with a bound, and a thread that writes.
+//!
+//! A log that nobody reads holds up nothing: a pipe that is full would stop the threads that log, and with them heartbeats, the
+//! admin port and signals. A line that has no room is dropped and counted; when there is room again, a line says how many
+//! were. (`tracing-appender` does as much, but at the process's end it complains to stderr that stderr does not move.)
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use prometheus::{IntCounter, register_int_counter};
+use tracing::{Level, Metadata, warn};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Bytes of lines that wait to be written.
+const ROOM: usize = 4 << 20;
+/// More of them, for warnings and errors alone: a program that talks without end must not drown them.
+const RESERVE: usize = 1 << 20;
+
+static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "harness_log_lines_dropped_total",
+        "Log lines that were dropped because nobody read them in time"
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+static STDERR: OnceLock<Stderr> = OnceLock::new();
+
+/// The process's queue; clones share it.
+#[derive(Clone)]
+pub(crate) struct Stderr {
+    entries: mpsc::Sender<Entry>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Bytes that wait.
+    waiting: AtomicUsize,
+    /// Lines that were dropped since the log last said so.
+    untold: AtomicU64,
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    /// Answered when all before it is written.
+    Flush(mpsc::Sender<()>),
+}
+
+/// The process's queue to stderr. Its thread starts with the first call and ends with the process.
+pub(crate) fn stderr() -> Stderr {
+    let start = || {
+        // Shown as 0 before anything is dropped: a counter that appears at 1 has no rate.
+        LazyLock::force(&DROPPED);
+        Stderr::to(io::stderr())
+    };
+    STDERR.get_or_init(start).clone()
+}
+
+/// Waits until what was logged so far is written, but no longer than this.
+pub(crate) fn flush(within: Duration) {
+    if let Some(stderr) = STDERR.get() {
+        stderr.flush(within);
+    }
+}
+
+impl Stderr {
+    fn to(mut out: impl Write + Send + 'static) -> Stderr {
+        let (sender, entries) = mpsc::channel();
+        let queue = Arc::new(Queue::default());
+        let written = queue.clone();
+        let write = move || {
+            for entry in entries {
+                match entry {
+                    Entry::Line(line) => {
+                        // Nobody is left to be told of a failure.
+                        let _ = out.write_all(&line);
+                        written.left(line.len());
+                    }
+                    Entry::Flush(done) => drop(done.send(())),
+                }
+            }
+        };
+        // Without a thread all lines are dropped, and counted.
+        drop(thread::Builder::new().name("log".to_owned()).spawn(write));
+        Stderr { entries: sender, queue }
+    }
+
+    fn push(&self, line: &[u8], room: usize) {
+        let taken = self.queue.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+            Some(waiting + line.len()).filter(|waiting| *waiting <= room)
+        });
+        if taken.is_err() || self.entries.send(Entry::Line(line.to_vec())).is_err() {
+            DROPPED.inc();
+            self.queue.untold.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self, within: Duration) {
+        let (done, flushed) = mpsc::channel();
+        if self.entries.send(Entry::Flush(done)).is_ok() {
+            let _ = flushed.recv_timeout(within);
+        }
+    }
+}
+
+impl Queue {
+    /// So many bytes have been written.
+    fn left(&self, bytes: usize) {
+        let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        if before - bytes < ROOM / 2 {
+            let lines = self.untold.swap(0, Ordering::Relaxed);
+            if lines > 0 {
+                warn!(lines, "log lines were dropped: nobody read them in time");
+            }
+        }
+    }
+}
+
+/// Takes one line at a time.
+pub(crate) struct Line<'a> {
+    stderr: &'a Stderr,
+    room: usize,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.stderr.push(line, self.room);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { stderr: self, room: ROOM }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line<'a> {
+        let serious = *event.level() <= Level::WARN;
+        Line { stderr: self, room: if serious { ROOM + RESERVE } else { ROOM } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives on what is written, when that is asked for.
+    struct Slow(mpsc::SyncSender<Vec<u8>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_is_dropped_and_warnings_have_some_left() {
+        let (sender, written) = mpsc::sync_channel(0);
+        let stderr = Stderr::to(Slow(sender));
+        let line = vec![b'x'; 1 << 20];
+        let dropped = || stderr.queue.untold.load(Ordering::Relaxed);
+        // Nothing is read: the first line is under way and counts until it is written.
+        (0..6).for_each(|_| stderr.push(&line, ROOM));
+        assert_eq!(dropped(), 2);
+        stderr.push(b"a warning", ROOM + RESERVE);
+        stderr.flush(Duration::from_millis(1));
+        assert_eq!(dropped(), 2, "a flush has a bound");
+        let read: Vec<_> = written.iter().take(5).map(|line| line.len()).collect();
+        assert_eq!(read, [1 << 20, 1 << 20, 1 << 20, 1 << 20, "a warning".len()]);
+        stderr.flush(Duration::from_secs(60));
+        assert_eq!(dropped(), 0, "the log has said so");
+    }
+}

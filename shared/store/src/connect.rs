@@ -1,0 +1,130 @@
+//! How connections are opened, which come first where Postgres has too few, and which are not trusted any more.
+//!
+//! The heartbeat's connection is one of those that a store was given, and comes before all others: where Postgres has no place
+//! left for it (SQLSTATE 53300), those that lie idle are closed, the next one that comes back is given up, and no other is
+//! opened until the heartbeat has its own. A connection that has slept is asked before it is used: a firewall that has
+//! forgotten it tells nobody.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use deadpool_postgres::{ClientWrapper, Connect, Hook, HookError, Metrics, Pool, WeakPool};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, Error};
+use tracing::debug;
+
+/// A connection that was not used for so long may be one that nothing comes back by.
+const SLEPT: Duration = Duration::from_secs(2);
+/// How long it has for an answer.
+const ASK_BOUND: Duration = Duration::from_secs(1);
+/// How often a heartbeat without a connection looks whether there is a place for it by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
+
+/// What the two pools of a store know of each other.
+#[derive(Clone, Default)]
+pub(crate) struct Places(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// Whether the heartbeat waits for a connection.
+    wanted: watch::Sender<bool>,
+    /// Whether the next one that comes back from work is given up for it.
+    gives_up_one: AtomicBool,
+    work: OnceLock<WeakPool>,
+}
+
+impl Places {
+    /// This is the pool that makes room.
+    pub(crate) fn made_by(&self, work: &Pool) {
+        // Set once, when the store is made.
+        let _ = self.0.work.set(work.weak());
+    }
+
+    fn drop_idle(&self, which: impl Fn(Metrics) -> bool) {
+        if let Some(work) = self.0.work.get().and_then(WeakPool::upgrade) {
+            work.retain(|_, metrics| !which(metrics));
+        }
+    }
+
+    /// Looks at each of work's connections before it is used again.
+    pub(crate) fn look_before_use(&self) -> Hook {
+        let places = self.clone();
+        Hook::async_fn(move |client: &mut ClientWrapper, metrics: &Metrics| {
+            let (places, slept) = (places.clone(), metrics.last_used() >= SLEPT);
+            Box::pin(async move {
+                if places.0.gives_up_one.swap(false, Ordering::Relaxed) {
+                    return Err(HookError::message("given up for the heartbeat"));
+                }
+                if !slept || matches!(timeout(ASK_BOUND, client.simple_query("")).await, Ok(Ok(_))) {
+                    return Ok(());
+                }
+                // Those that have slept as well lead to the same place.
+                places.drop_idle(|metrics| metrics.last_used() >= SLEPT);
+                Err(HookError::message("silent"))
+            })
+        })
+    }
+}
+
+/// Opens connections for work, while the heartbeat waits for none. The pool bounds the wait.
+pub(crate) struct ForWork(pub Box<dyn Connect>, pub Places);
+
+impl Connect for ForWork {
+    fn connect(&self, config: &Config) -> Connecting<'_> {
+        let config = config.clone();
+        Box::pin(async move {
+            // It fails only without a sender, which is ours.
+            let _ = self.1.0.wanted.subscribe().wait_for(|wanted| !wanted).await;
+            self.0.connect(&config).await
+        })
+    }
+}
+
+/// Opens the heartbeat's connection, and makes room for it. The pool bounds that, too.
+pub(crate) struct ForBeats(pub Box<dyn Connect>, pub Places);
+
+impl Connect for ForBeats {
+    fn connect(&self, config: &Config) -> Connecting<'_> {
+        let config = config.clone();
+        Box::pin(async move {
+            let mut wanting = None;
+            loop {
+                match self.0.connect(&config).await {
+                    Err(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {
+                        wanting.get_or_insert_with(|| Wanting::begin(&self.1));
+                        self.1.drop_idle(|_| true);
+                        sleep(LOOK_AGAIN).await;
+                    }
+                    other => return other,
+                }
+            }
+        })
+    }
+}
+
+/// Work opens nothing as long as this lives.
+struct Wanting<'a>(&'a Places);
+
+impl Wanting<'_> {
+    fn begin(places: &Places) -> Wanting<'_> {
+        debug!("no place is left for the heartbeat's connection: work gives one up");
+        places.0.wanted.send_replace(true);
+        places.0.gives_up_one.store(true, Ordering::Relaxed);
+        Wanting(places)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.0.gives_up_one.store(false, Ordering::Relaxed);
+        self.0.0.wanted.send_replace(false);
+    }
+}

@@ -1,0 +1,200 @@
+//! The process itself: a log that nobody reads, a database with few connections, half-open requests and a machine that runs
+//! short of files stop neither its heartbeat nor its neighbours, and are charged to no job.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+
+use job::{JobSpec, JobState};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tests::{Fleet, Worker, job, steps, until, until_ok};
+
+/// Writes two thousand lines to stderr, of 900 bytes each.
+const CHATTY: &str = r#"#!/bin/sh
+line=$(printf 'x%.0s' $(seq 900))
+for n in $(seq 2000); do echo "$line" >&2; done
+echo '{"type":"result"}'
+"#;
+
+const PROGRAM: &str = "#!/bin/sh\necho '{\"type\":\"result\",\"output\":\"done\"}'\n";
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nothing() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("chatty", &fleet.program("chatty", CHATTY)), ("echo", "")]);
+    let mut worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    worker.stall_log();
+    let chatty: Vec<JobSpec> = (0..6).map(|n| job(&format!("s-{n}"), "chatty", Value::Null)).collect();
+    fleet.enqueue(&chatty).await;
+    let dropped = async || {
+        let dropped = worker.metric("harness_log_lines_dropped_total").await;
+        if dropped > 0.0 { Ok(()) } else { Err(dropped) }
+    };
+    until_ok("lines are dropped and counted", dropped).await;
+    assert_eq!(worker.get("/health").await.0, 200);
+    fleet.undisturbed(&chatty).await;
+    let after = job("after", "echo", json!(1));
+    fleet.enqueue(std::slice::from_ref(&after)).await;
+    fleet.undisturbed(&[after]).await;
+    assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
+
+    worker.terminate();
+    until("it has heard the signal", async || (!worker.lives()).then_some(())).await;
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_workers WHERE state = 'stopped'").await, 1);
+}
+
+#[tokio::test]
+async fn a_log_that_is_read_again_says_what_it_lacks() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("chatty", &fleet.program("chatty", CHATTY))]);
+    let worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    worker.stall_log();
+    let chatty: Vec<JobSpec> = (0..6).map(|n| job(&format!("s-{n}"), "chatty", Value::Null)).collect();
+    fleet.enqueue(&chatty).await;
+    fleet.undisturbed(&chatty).await;
+    worker.read_log();
+    worker.said("lines were dropped").await;
+}
+
+#[tokio::test]
+async fn a_process_opens_as_many_connections_to_postgres_as_it_was_given() {
+    let fleet = Fleet::new().await;
+    let url = format!("{}?application_name=counted", fleet.database.url);
+    let worker = fleet.worker("worker").set("DATABASE_URL", url).set("DATABASE_POOL_SIZE", 3).start().await;
+    let jobs: Vec<JobSpec> = (0..20).map(|n| steps(n, 20, 20)).collect();
+    fleet.enqueue(&jobs).await;
+    let mut most = 0;
+    let ended = async || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'counted' \
+                    AND datname = current_database()";
+        most = fleet.database.count(open).await.max(most);
+        let ended = "SELECT count(*) FROM harness_results";
+        match fleet.database.count(ended).await {
+            20 => Ok(()),
+            ended => Err(ended),
+        }
+    };
+    until_ok("all jobs have ended", ended).await;
+    assert_eq!(most, 3);
+    assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_heartbeat_gets_a_connection_where_work_has_taken_the_last() {
+    let fleet = Fleet::new().await;
+    let (role, url) = fleet.database.role(20).await;
+    let worker = fleet.worker("worker").set("DATABASE_URL", url).set("DATABASE_POOL_SIZE", 4).start().await;
+    let jobs: Vec<JobSpec> = (0..40).map(|n| steps(n, 100, 20)).collect();
+    fleet.enqueue(&jobs).await;
+    let open = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
+    let all = async || match fleet.database.count(&open).await {
+        open @ ..=3 => Err(open),
+        open => Ok(open),
+    };
+    let open = until_ok("all its connections are open", all).await;
+    // From now on one less than it has, and its heartbeat has lost its own.
+    fleet.database.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {}", open - 1)).await;
+    let beats = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}' \
+         AND (query LIKE '%starts_per_s = $2%' OR query LIKE '%drain_until%')"
+    );
+    assert_eq!(fleet.database.count(&beats).await, 1, "its heartbeat's connection");
+    let age =
+        "SELECT (extract(epoch FROM clock_timestamp() - heartbeat_at) * 1000)::bigint FROM harness_workers";
+    let lost = fleet.database.count(age).await;
+    let renewed = async || match fleet.database.count(age).await {
+        age if age < lost => Ok(()),
+        age => Err(age),
+    };
+    until_ok("the heartbeat is back", renewed).await;
+    assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
+    fleet.undisturbed(&jobs[..4]).await;
+}
+
+#[tokio::test]
+async fn requests_that_never_end_do_not_silence_the_admin_port() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(4_096).max(soft), hard).expect("a higher limit");
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("program", &fleet.program("program", PROGRAM))]);
+    let worker = fleet.worker("worker").files(1_024, 1_024).set("AGENTS_FILE", agents).start().await;
+    let address = worker.address().await;
+    let half_open: Vec<TcpStream> = (0..1_100)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).expect("a connection");
+            // Most are refused or closed by now; that is what is asked for.
+            let _ = stream.write_all(b"GET /health HTTP/1.1\r\n");
+            stream
+        })
+        .collect();
+    assert_eq!(worker.get("/health").await.0, 200);
+    let spec = job("s", "program", Value::Null);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.undisturbed(&[spec]).await;
+    drop(half_open);
+}
+
+/// Lets a process open so many files more, and not one after that.
+fn leave_files(worker: &Worker, free: u64) {
+    let entries = std::fs::read_dir(format!("/proc/{}/fd", worker.pid())).expect("its files");
+    let open: BTreeSet<u64> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let mut unused = (0..).filter(|number| !open.contains(number));
+    let limit = unused.nth(free as usize).expect("a number");
+    limit_files(worker, limit);
+}
+
+fn limit_files(worker: &Worker, limit: u64) {
+    let (pid, limit) = (worker.pid().to_string(), format!("--nofile={limit}:"));
+    let status =
+        Command::new("prlimit").args(["--pid", &pid, &limit]).status().expect("prlimit (util-linux)");
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn a_job_is_not_charged_for_files_that_the_machine_lacks() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("program", &fleet.program("program", PROGRAM))]);
+    let worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    // Enough for a question to its admin port, too few for a program.
+    leave_files(&worker, 5);
+    let spec = job("s", "program", Value::Null);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let said = worker.said("this machine has too few resources").await;
+    assert!(said.contains("Too many open files"), "{said}");
+    let short = async || match worker.get_json("/ready").await {
+        (503, ready) if ready["checks"]["resources_available"] == json!(false) => Ok(()),
+        other => Err(other),
+    };
+    until_ok("it says what it lacks", short).await;
+    let view = fleet.view(spec.job_id).await.expect("a job");
+    assert!(view.attempts == 0 && !view.state.is_end(), "{view:?}");
+
+    limit_files(&worker, 1_024);
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    worker.ready().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_and_slots_that_do_not_fit_are_refused() {
+    let fleet = Fleet::new().await;
+    let tells = "#!/bin/sh\nprintf '{\"type\":\"result\",\"output\":%s}\\n' \"$(ulimit -Sn)\"\n";
+    let agents = fleet.agents(&[("tells", &fleet.program("tells", tells))]);
+    let worker = fleet.worker("fits").files(64, 4_096).set("AGENTS_FILE", agents).start().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.pid())).expect("limits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    assert_eq!(files.split_whitespace().nth(3), Some("4096"), "{files}");
+    // Programs get what the process was started with.
+    let spec = job("s", "tells", Value::Null);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!(view.output.expect("an output").as_str(), "64");
+
+    let mut worker = fleet.worker("does not").files(256, 256).set("WORKER_SLOTS", 1_000).launch();
+    assert_eq!(worker.exit().await, 2);
+    let log = worker.log();
+    assert!(log.contains("WORKER_SLOTS: got 1000, expected at most") && log.contains("ulimit -n"), "{log}");
+}
