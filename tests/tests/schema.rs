@@ -145,7 +145,7 @@ impl Play {
                 let by_hand = "DELETE FROM harness_jobs WHERE state = 'running'";
                 sqlx::query(by_hand).execute(&mut self.connection).await.expect("SQL");
                 read_journal(&mut self.connection).await;
-                self.store.release_stranded(Duration::ZERO).await.expect("an answer");
+                self.store.release_stranded(None, Duration::ZERO).await.expect("an answer");
                 ("release_stranded", vec![JobEvent::Released])
             }
         }

@@ -8,6 +8,7 @@
 mod metrics;
 mod about;
 mod dispatch;
+mod sweep;
 mod unwanted;
 mod dead;
 mod reply;
@@ -51,6 +52,7 @@ impl Relay {
         LazyLock::force(&METRICS);
         tokio::join!(
             dispatch::run(&self, &stop),
+            sweep::run(&self, &stop),
             dead::run(&self, &stop),
             rescue::run(&self.store, self.lease, &stop),
             upkeep::run(&self.store, self.retention, &stop)

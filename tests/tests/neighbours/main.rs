@@ -1,0 +1,4 @@
+//! Promise 7: one bad neighbour is one bad neighbour. No message, program, session, caller or pod can stop or slow the
+//! others without bound. One file per kind.
+
+mod sweeps;
