@@ -131,7 +131,6 @@ impl Boot {
             store: self.store.clone(),
             broker: self.publishing.clone(),
             publisher: worker.publisher.clone(),
-            lease: worker.settings.lease,
             retention: worker.settings.retention,
         };
         let end = self.end.clone();

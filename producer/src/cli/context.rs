@@ -13,8 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a command waits for RabbitMQ before it gives up.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// What a worker's lease is unless set otherwise; a relay of ours declares nobody dead before it has watched so long.
-pub const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings as given, and the problems found so far.
 pub struct Context {
@@ -73,13 +71,7 @@ impl Context {
         let clock = ledger.store.clock().await.context("reading Postgres's clock")?;
         let broker = self.connect(config).await?;
         let Ledger { retention, max_message_bytes: max_bytes, .. } = ledger;
-        let relay = Relay {
-            store: ledger.store.clone(),
-            publisher: broker.publisher(),
-            broker,
-            lease: LEASE,
-            retention,
-        };
+        let relay = Relay { store: ledger.store.clone(), publisher: broker.publisher(), broker, retention };
         Ok((Yardstick { clock, max_bytes, retention }, relay))
     }
 

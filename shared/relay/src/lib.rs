@@ -39,8 +39,6 @@ pub struct Relay {
     pub broker: Broker,
     /// Its confirming publisher.
     pub publisher: Publisher,
-    /// The workers' lease: nobody is declared dead by a relay that has not watched for so long.
-    pub lease: Duration,
     /// How long results are kept.
     pub retention: Duration,
 }
@@ -54,7 +52,7 @@ impl Relay {
             dispatch::run(&self, &stop),
             sweep::run(&self, &stop),
             dead::run(&self, &stop),
-            rescue::run(&self.store, self.lease, &stop),
+            rescue::run(&self.store, &stop),
             upkeep::run(&self.store, self.retention, &stop)
         );
     }

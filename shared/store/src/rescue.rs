@@ -24,7 +24,7 @@ const DECLARE_DEAD: &str = "
     UPDATE harness_workers SET state = 'dead', ended_at = now()
      WHERE worker_id = ANY(ARRAY(
            SELECT worker_id FROM harness_workers
-            WHERE state IN ('alive', 'draining')
+            WHERE state IN ('alive', 'draining') AND lease_ms <= $1
               AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
               FOR UPDATE SKIP LOCKED))
     RETURNING worker_id";
@@ -95,10 +95,11 @@ const RELEASE_STRANDED: &str = concat!(
 );
 
 impl Store {
-    /// Declares workers dead whose lease has run out. Only for a caller that has itself reached Postgres all
-    /// through a lease: else an outage would kill the living.
-    pub async fn declare_dead(&self) -> Result<Vec<WorkerId>, StoreError> {
-        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[]).await?;
+    /// Declares workers dead whose lease has run out. The caller has reached Postgres without a gap for so long: a worker
+    /// with a longer lease may not have had the time to renew it after an outage, and is left alone.
+    pub async fn declare_dead(&self, watched: Duration) -> Result<Vec<WorkerId>, StoreError> {
+        let watched_ms = i64::try_from(watched.as_millis()).unwrap_or(i64::MAX);
+        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[&watched_ms]).await?;
         Ok(rows.iter().map(|row| row.get::<_, Uuid>(0).into()).collect())
     }
 

@@ -2,3 +2,4 @@
 //! others without bound. One file per kind.
 
 mod sweeps;
+mod watch;
