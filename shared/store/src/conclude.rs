@@ -8,7 +8,7 @@ use deadpool_postgres::Pool;
 use job::{Failure, JobId, Json, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use crate::batch::Batched;
+use crate::batch::{Batched, alone_in_its_batch};
 use crate::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
 use crate::tx::Tx;
 use crate::{Fenced, Store, StoreError};
@@ -323,5 +323,10 @@ impl Store {
     /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
     pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
         self.conclusions.call(conclusion).await
+    }
+
+    /// The same in a transaction of its own: for one that has been too much, so that it holds up no others.
+    pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
+        alone_in_its_batch(&self.pool, conclusion).await
     }
 }

@@ -11,12 +11,14 @@ use crate::tx::{Params, Tx, query};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// It is in the ledger now.
     New,
     /// The same id was accepted before: nothing changed.
     Duplicate,
+    /// Postgres cannot hold it, for this reason: nothing changed.
+    Refused(String),
 }
 
 /// A job whose message is to be published.
@@ -167,8 +169,24 @@ pub(crate) fn foreign(job_id: JobId, trace_id: TraceId) -> Option<Uuid> {
 
 impl Store {
     /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
-    /// it dies first, they come due by [`Store::return_stuck`].
+    /// it dies first, they come due by [`Store::return_stuck`]. One that is refused keeps no other out.
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
+        match self.accept_together(specs).await {
+            Err(error) if error.may_lie_in_one_call() => {}
+            answers => return answers,
+        }
+        let mut answers = Vec::with_capacity(specs.len());
+        for spec in specs {
+            answers.push(match self.accept_together(std::slice::from_ref(spec)).await {
+                Ok(mut one) => one.remove(0),
+                Err(refused @ StoreError::Refused { .. }) => Accepted::Refused(refused.to_string()),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(answers)
+    }
+
+    async fn accept_together(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         let columns = Columns::of(specs.iter());
         let jobs = &columns.jobs;
         let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;

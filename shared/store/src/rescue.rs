@@ -144,6 +144,27 @@ impl Store {
             return Ok(Vec::new());
         }
         let sessions: Vec<String> = found.iter().map(|row| row.get(0)).collect();
+        match self.take_together(name, &sessions, take).await {
+            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
+            taken => return taken,
+        }
+        // A session that somebody holds locked keeps no other waiting.
+        let (mut taken, mut failed) = (Vec::new(), None);
+        for session in sessions.chunks(1) {
+            match self.take_together(name, session, take).await {
+                Ok(jobs) => taken.extend(jobs),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
+    }
+
+    async fn take_together(
+        &self,
+        name: &'static str,
+        sessions: &[String],
+        take: &str,
+    ) -> Result<Vec<JobId>, StoreError> {
         let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take]).await?;
         let [_, taken] = tx.run([&[&sessions], &[&sessions]]).await?;
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())

@@ -1,5 +1,6 @@
 //! Promise 7: one bad neighbour is one bad neighbour. No message, program, session, caller or pod can stop or slow the
 //! others without bound. One file per kind.
 
+mod sessions;
 mod sweeps;
 mod watch;
