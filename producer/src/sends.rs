@@ -19,13 +19,16 @@ impl Sends {
         Sends(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
     }
 
-    /// These alone are new; the others were sent before, and keep the trace that they had.
-    pub fn accepted(&mut self, new: &[DueJob]) {
+    /// These alone are new. Those were refused; the others were sent before, and keep the trace that they had.
+    pub fn accepted(&mut self, new: &[DueJob], refused: &[(JobId, String)]) {
         if self.0.is_empty() {
             return;
         }
         let mut before = std::mem::take(&mut self.0);
         self.0 = new.iter().filter_map(|job| Some((job.job_id, before.remove(&job.job_id)?))).collect();
+        for mut span in refused.iter().filter_map(|(job_id, _)| before.remove(job_id)) {
+            span.fail("refused");
+        }
         for mut span in before.into_values() {
             span.describe(|span| {
                 span.set("harness.outcome", "accepted_before");

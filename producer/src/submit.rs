@@ -1,17 +1,33 @@
 //! Submit: into the ledger first, then to the broker.
 
 use anyhow::Context;
-use job::{JobSpec, OnBusy};
+use job::{JobId, JobSpec, OnBusy};
 use relay::Relay;
 use store::{Accepted, Ask, DueJob};
 
-/// Takes a batch into the ledger, in order. Returns the new ones, whose messages are to be published next.
-pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Vec<DueJob>> {
+/// What became of a batch.
+#[derive(Default)]
+pub struct Taken {
+    /// The new ones, whose messages are to be published next.
+    pub due: Vec<DueJob>,
+    /// Those that Postgres cannot hold, and why.
+    pub refused: Vec<(JobId, String)>,
+}
+
+/// Takes a batch into the ledger, in order.
+pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Taken> {
     let answers = relay.store.accept(specs).await.context("writing jobs to Postgres")?;
-    let new = specs.iter().zip(answers).filter(|(_, answer)| *answer == Accepted::New);
-    let new: Vec<&JobSpec> = new.map(|(spec, _)| spec).collect();
+    let (mut new, mut taken) = (Vec::new(), Taken::default());
+    for (spec, answer) in specs.iter().zip(answers) {
+        match answer {
+            Accepted::New => new.push(spec),
+            Accepted::Duplicate => {}
+            Accepted::Refused(reason) => taken.refused.push((spec.job_id, reason)),
+        }
+    }
     make_room(relay, &new).await?;
-    Ok(new.into_iter().map(due).collect())
+    taken.due = new.into_iter().map(due).collect();
+    Ok(taken)
 }
 
 /// Asks the jobs that run in the sessions of new ones to make room, where the new ones want that. A worker does this too

@@ -122,7 +122,7 @@ impl Real {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let dead = store.declare_dead().await.expect("an answer");
+                let dead = store.declare_dead(Duration::MAX).await.expect("an answer");
                 let bits = dead.into_iter().map(|worker| 1 << self.id(worker));
                 Reply::Workers(bits.fold(0, |all, bit| all | bit))
             }

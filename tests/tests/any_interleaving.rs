@@ -110,7 +110,7 @@ impl Sailor {
                 17 => self.come_late().await,
                 18 => {
                     // Whose lease has run out by now? Perhaps its own.
-                    self.runner.store.declare_dead().await.expect("an answer");
+                    self.runner.store.declare_dead(Duration::MAX).await.expect("an answer");
                     self.runner.store.rescue().await.expect("an answer");
                     self.end_the_unwanted().await;
                 }

@@ -93,7 +93,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
     let dying = Runner::with_lease(&store, Duration::from_millis(1)).await;
     let spec = job("t", "echo", json!(1));
     claim(&dying, &spec, 2).await;
-    let declared = async || (!store.declare_dead().await.unwrap().is_empty()).then_some(());
+    let declared = async || (!store.declare_dead(Duration::MAX).await.unwrap().is_empty()).then_some(());
     until("its lease is over", declared).await;
     clean("the worker is dead").await;
     assert_eq!(store.rescue().await.unwrap(), [spec.job_id]);

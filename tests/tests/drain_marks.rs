@@ -116,7 +116,7 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
         (leading(&store).await, Runner::with_lease(&store, Duration::from_millis(1)).await);
     store.mark_drains(&leader, &[runner.worker], LONG).await.unwrap();
     assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
-    let declared = async || store.declare_dead().await.unwrap().pop();
+    let declared = async || store.declare_dead(Duration::MAX).await.unwrap().pop();
     let dead = until("its lease is over", declared).await;
     let successor = WorkerRegistration {
         worker: WorkerId::random(),

@@ -140,7 +140,7 @@ async fn of_several_suspects_that_a_dead_worker_held_none_is_charged_with_its_de
         for spec in held {
             claimed(dying.claim(spec).await.unwrap());
         }
-        let dead = async || (!store.declare_dead().await.unwrap().is_empty()).then_some(());
+        let dead = async || (!store.declare_dead(Duration::MAX).await.unwrap().is_empty()).then_some(());
         until("the worker is declared dead", dead).await;
         assert_eq!(store.rescue().await.unwrap().len(), held.len());
     };

@@ -121,7 +121,7 @@ impl Play {
             14 => {
                 let late = "UPDATE harness_workers SET heartbeat_at = heartbeat_at - interval '2 hours'";
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
-                self.store.declare_dead().await.expect("an answer");
+                self.store.declare_dead(Duration::MAX).await.expect("an answer");
                 self.store.rescue().await.expect("an answer");
                 self.runner = Runner::register(&self.store).await;
                 ("rescue", vec![JobEvent::Rescheduled])
@@ -145,7 +145,7 @@ impl Play {
                 let by_hand = "DELETE FROM harness_jobs WHERE state = 'running'";
                 sqlx::query(by_hand).execute(&mut self.connection).await.expect("SQL");
                 read_journal(&mut self.connection).await;
-                self.store.release_stranded(Duration::ZERO).await.expect("an answer");
+                self.store.release_stranded(None, Duration::ZERO).await.expect("an answer");
                 ("release_stranded", vec![JobEvent::Released])
             }
         }

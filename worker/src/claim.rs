@@ -1,9 +1,12 @@
 //! Claim: asks the ledger for a job, for as long as it takes.
 
+use std::sync::OnceLock;
+use std::time::Instant;
+
 use job::{JobSpec, OnBusy};
 use service::{RetryError, retry, retry_about};
 use store::{Answer, Ask, ClaimRequest, StoreError, Unwanted};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::metrics::METRICS;
 use crate::worker::Worker;
@@ -12,9 +15,15 @@ use crate::worker::Worker;
 /// with us meanwhile, so that this slot takes no other.
 ///
 /// An error is the message's own fault: Postgres cannot hold what is in it. `None` when we were told to stop first, or
-/// the lease is over: then the delivery goes back to the broker, for somebody who reaches Postgres.
+/// the lease is over, or the claim was too much for Postgres in all the time of a lease: then the delivery goes back to
+/// the broker, for another worker, and the slot is free for others.
 pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, StoreError> {
-    let is_retryable = |error: &StoreError| !matches!(error, StoreError::Refused { .. });
+    let too_much = OnceLock::new();
+    let is_retryable = |error: &StoreError| match error {
+        StoreError::Refused { .. } => false,
+        StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < worker.lease.duration(),
+        StoreError::Unavailable(_) | StoreError::Broken { .. } | StoreError::Closed => true,
+    };
     let message = job::encode(spec);
     let about = || relay::job_span(spec, None);
     loop {
@@ -39,6 +48,12 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
         let answer = match answer {
             Ok(answer) => answer,
             Err(RetryError::Stopped) => return Ok(None),
+            Err(RetryError::Permanent(cause @ StoreError::TooMuch(_))) => {
+                about().in_scope(|| {
+                    warn!(cause = cause.as_dyn(), "a job cannot be claimed; its message goes back")
+                });
+                return Ok(None);
+            }
             Err(RetryError::Permanent(error)) => return Err(error),
         };
         METRICS.claims.with_label_values(&[label(&answer)]).inc();

@@ -1,6 +1,7 @@
 //! Conclude: what an attempt's outcome means for the job, recorded in the ledger.
 
-use std::time::{Duration, SystemTime};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use harness::Session;
 use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy};
@@ -9,7 +10,7 @@ use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, StoreError};
 use tracing::{error, info, warn};
 
 use crate::attempt::Attempt;
-use crate::execute::{Ended, overdue, read_session};
+use crate::execute::{Ended, fold_is_due, overdue, read_session};
 use crate::metrics::METRICS;
 
 /// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
@@ -63,7 +64,9 @@ pub fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
 pub async fn give_up(attempt: &mut Attempt<'_>, failure: Failure) -> Option<Concluded> {
     METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
     let claimed = attempt.claimed;
-    let session = read_session(&claimed.session, |_| true).ok().filter(|_| claimed.session.deltas.is_some());
+    let session = read_session(&claimed.session, |_| true).ok();
+    let session =
+        session.and_then(|(session, appended)| fold_is_due(&claimed.session, appended).then_some(session));
     record(attempt, End::Failed(failure), claimed.attempts, session).await
 }
 
@@ -72,14 +75,23 @@ pub async fn postpone(attempt: &mut Attempt<'_>, delay: Duration) -> Option<Conc
     record(attempt, End::HandBack { delay }, attempt.claimed.attempts, None).await
 }
 
+/// Records an end; the outcome is kept until the ledger has taken it. What the ledger does not take in the time of a lease
+/// is recorded as less: without the session's new state, whose parts are in the ledger already; then as a failure. `None`
+/// when nothing could be recorded.
 async fn record(
     attempt: &mut Attempt<'_>,
     end: End,
     attempts: u32,
     session: Option<Session>,
 ) -> Option<Concluded> {
-    let (since, worker, spec) = (SystemTime::now(), attempt.worker, attempt.spec);
-    let (outcome, failure) = (label(&end), failure_of(&end));
+    let (since, spec) = (SystemTime::now(), attempt.spec);
+    let fold = match &end {
+        End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => session.map(fold),
+        End::Retry { .. } | End::HandBack { .. } => None,
+    };
+    // A state that undoes something stands only when it is written whole.
+    let stays_in_parts = !matches!(end, End::Cancelled(_));
+    let mut last_resort = false;
     let mut conclusion = Conclusion {
         worker: attempt.worker_id,
         job_id: spec.job_id,
@@ -87,39 +99,78 @@ async fn record(
         epoch: attempt.claimed.epoch,
         end,
         attempts,
-        fold: session.map(fold),
+        fold,
         take_next: true,
+    };
+    loop {
+        let (outcome, failure) = (label(&conclusion.end), failure_of(&conclusion.end));
+        let cause = match commit(attempt, &mut conclusion).await {
+            Ok(concluded) => {
+                let lost = concluded.recorded == Fenced::Lost;
+                METRICS.requests.with_label_values(&[if lost { "lost" } else { outcome }]).inc();
+                match lost {
+                    true => attempt.lost(),
+                    false => attempt.recorded(since, outcome, failure),
+                }
+                return Some(concluded);
+            }
+            Err(RetryError::Stopped) => return None,
+            Err(RetryError::Permanent(cause)) => cause,
+        };
+        if conclusion.fold.take().is_some() && stays_in_parts {
+            warn!(cause = cause.as_dyn(), "a session's state was refused; it stays in parts");
+        } else if !last_resort && !matches!(conclusion.end, End::HandBack { .. }) {
+            last_resort = true;
+            conclusion.end = End::Failed(unstorable(&cause));
+            METRICS.errors.with_label_values(&[FailureCode::Unstorable.as_str()]).inc();
+            warn!(cause = cause.as_dyn(), "a job's end was refused; it is recorded as failed");
+        } else {
+            error!(
+                cause = cause.as_dyn(),
+                "a job's end cannot be recorded; the job is handed back, its attempt spent"
+            );
+            attempt.worker.running.unrecorded(spec.job_id, conclusion.epoch);
+            return None;
+        }
+    }
+}
+
+/// Tries until Postgres has answered. What may lie in this end is tried again for as long as a lease, and alone; what Postgres
+/// cannot hold, it cannot hold a moment later.
+async fn commit(
+    attempt: &Attempt<'_>,
+    conclusion: &mut Conclusion,
+) -> Result<Concluded, RetryError<StoreError>> {
+    let (worker, refused) = (attempt.worker, OnceLock::new());
+    let try_again = |error: &StoreError| match error {
+        StoreError::Refused { .. } | StoreError::Closed => false,
+        StoreError::Unavailable(_) => true,
+        StoreError::TooMuch(_) | StoreError::Broken { .. } => {
+            refused.get_or_init(Instant::now).elapsed() < worker.lease.duration()
+        }
     };
     let commit = || {
         conclusion.take_next = !worker.draining.is_cancelled();
-        worker.store.conclude(conclusion.clone())
-    };
-    match retry("recording a job's end", &worker.stop_waiting, StoreError::is_retryable, commit).await {
-        Ok(concluded) => {
-            let lost = concluded.recorded == Fenced::Lost;
-            METRICS.requests.with_label_values(&[if lost { "lost" } else { outcome }]).inc();
-            match lost {
-                true => attempt.lost(),
-                false => attempt.recorded(since, outcome, failure),
+        let (conclusion, alone) = (conclusion.clone(), refused.get().is_some());
+        async move {
+            match alone {
+                true => worker.store.conclude_alone(&conclusion).await,
+                false => worker.store.conclude(conclusion).await,
             }
-            Some(concluded)
         }
-        Err(RetryError::Stopped) => None,
-        Err(RetryError::Permanent(StoreError::Refused { sqlstate, message })) if outcome != "failed" => {
-            // Only what the harness wrote can be the culprit; without it the job's end can be recorded.
-            let message = format!("Postgres refused what the harness delivered ({sqlstate}): {message}");
-            let end = End::Failed(Failure::permanent(FailureCode::Unstorable, message));
-            METRICS.errors.with_label_values(&[FailureCode::Unstorable.as_str()]).inc();
-            Box::pin(record(attempt, end, attempts, None)).await
-        }
-        Err(RetryError::Permanent(cause)) => {
-            error!(
-                cause = cause.as_dyn(),
-                "a job's end cannot be recorded; it is rescued when this worker ends"
-            );
-            None
-        }
-    }
+    };
+    retry("recording a job's end", &worker.stop_waiting, try_again, commit).await
+}
+
+/// Any database can hold this, whatever its encoding.
+fn unstorable(cause: &StoreError) -> Failure {
+    let cause = match cause {
+        StoreError::Refused { sqlstate, message } => format!("({sqlstate}): {message}"),
+        other => format!(": {other}"),
+    };
+    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    let message = format!("Postgres refused what the harness delivered {cause}");
+    Failure::permanent(FailureCode::Unstorable, message.chars().map(plain).collect::<String>())
 }
 
 /// The session as a job leaves it: nobody will answer its open tool calls any more.

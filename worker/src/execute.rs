@@ -3,12 +3,12 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use harness::{Delta, Event, Harness, Journal, Run, RunError, Session, Stop, Task};
+use harness::{Appended, Delta, Event, Harness, Journal, Run, RunError, Session, Stop, Task};
 use job::{Failure, FailureCode, JobId, JobSpec, Outcome, WorkerId};
 use serde::Deserialize;
 use service::{Place, RetryError, retry};
@@ -29,7 +29,7 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 pub struct Ended {
     /// What to record; `None` when the lease is lost and nothing may be recorded.
     pub outcome: Option<Outcome>,
-    /// The session's new state, where it is another than at the last fold.
+    /// The session's new state, where it is to be written whole.
     pub session: Option<Session>,
 }
 
@@ -41,6 +41,10 @@ pub struct Execution<'a> {
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
     pub stop: watch::Receiver<Option<Stop>>,
+    /// The most that its session may hold.
+    pub max_session_bytes: usize,
+    /// For how long a checkpoint that was too much for Postgres is tried again.
+    pub patience: Duration,
     /// The run's place in its trace.
     pub place: Option<Place>,
 }
@@ -48,19 +52,19 @@ pub struct Execution<'a> {
 impl Execution<'_> {
     /// Runs the harness to its end, its time limit or its stop.
     pub async fn run(self, harness: &dyn Harness) -> Ended {
-        let session = match read_session(&self.claimed.session, |_| true) {
-            Ok(session) => session,
+        let (session, before) = match read_session(&self.claimed.session, |_| true) {
+            Ok(read) => read,
             Err(error) => {
                 let problem = format!("the session's state cannot be read: {error}");
                 let failure = Failure::permanent(FailureCode::Unstorable, problem);
                 return Ended { outcome: Some(Outcome::Failed(failure)), session: None };
             }
         };
-        let resumed = self.claimed.session.deltas.is_some();
         let journal = Arc::new(Ledger::new(&self));
         // The run's stop signal: what it is asked from outside, and its own limits.
         let (stop, mut asked) = (watch::Sender::new(self.stop.borrow().clone()), self.stop.clone());
-        let mut run = Run::new(self.task(), session, journal.clone(), stop.subscribe());
+        let mut run = Run::new(self.task(), session, journal.clone(), stop.subscribe())
+            .within(self.max_session_bytes, before);
 
         let result = {
             let running = AssertUnwindSafe(async {
@@ -121,13 +125,12 @@ impl Execution<'_> {
             Settled::Stands(delta) => run.catch_up(&delta),
             Settled::LeaseLost => return lost,
         }
-        let changed = resumed || journal.ordinal.load(Ordering::Relaxed) > 0;
+        let changed = journal.ordinal.load(Ordering::Relaxed) > 0;
         let session = match stopped {
-            _ if !changed => None,
             Some(Stop::RolledBack) if matches!(outcome, Some(Outcome::Cancelled(_))) => {
-                self.rolled_back(run.into_session())
+                (changed || before.rows > 0).then(|| self.rolled_back(run.into_session())).flatten()
             }
-            _ => Some(run.into_session()),
+            _ => fold_is_due(&self.claimed.session, run.appended()).then(|| run.into_session()),
         };
         Ended { outcome, session }
     }
@@ -158,7 +161,7 @@ impl Execution<'_> {
     /// The session as if this job had never been, but for what it used.
     fn rolled_back(&self, whole: Session) -> Option<Session> {
         // It could be read with this job's part in it.
-        let before = read_session(&self.claimed.session, |job_id| job_id != self.spec.job_id).ok()?;
+        let (before, _) = read_session(&self.claimed.session, |job_id| job_id != self.spec.job_id).ok()?;
         Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
     }
 
@@ -217,10 +220,24 @@ async fn grace(mut stop: watch::Receiver<Option<Stop>>) {
     tokio::time::sleep(STOP_GRACE).await;
 }
 
-/// The state at the last fold, with the deltas that these jobs have added since.
-pub fn read_session(state: &SessionState, of: impl Fn(JobId) -> bool) -> serde_json::Result<Session> {
+/// A state of at most so many bytes is written whole at each end, for whoever looks.
+const SMALL_STATE: usize = 64 * 1024;
+/// More checkpoints than this are not left to the next claim.
+const MOST_ROWS: usize = 500;
+
+/// Whether a job's end writes the session's state whole: where that costs no more than what was added to it.
+pub fn fold_is_due(state: &SessionState, appended: Appended) -> bool {
+    let folded = state.folded.as_ref().map_or(0, |texts| texts.iter().map(String::len).sum());
+    appended.rows > 0 && (folded <= SMALL_STATE || appended.bytes >= folded || appended.rows > MOST_ROWS)
+}
+
+/// The state at the last fold, with the deltas that these jobs have added since; and how much was added by all.
+pub fn read_session(
+    state: &SessionState,
+    of: impl Fn(JobId) -> bool,
+) -> serde_json::Result<(Session, Appended)> {
     #[derive(Deserialize)]
-    struct Appended {
+    struct Added {
         job_id: JobId,
         delta: Delta,
     }
@@ -234,11 +251,14 @@ pub fn read_session(state: &SessionState, of: impl Fn(JobId) -> bool) -> serde_j
         session.usage.input_tokens = state.input_tokens.unsigned_abs();
         session.usage.output_tokens = state.output_tokens.unsigned_abs();
     }
-    if let Some(deltas) = &state.deltas {
-        let deltas = serde_json::from_str::<Vec<Appended>>(deltas)?.into_iter();
-        deltas.filter(|appended| of(appended.job_id)).for_each(|appended| session.apply(&appended.delta));
+    let mut appended = Appended::default();
+    if let Some(text) = &state.deltas {
+        let deltas = serde_json::from_str::<Vec<Added>>(text)?;
+        appended = Appended { rows: deltas.len(), bytes: text.len() };
+        let deltas = deltas.into_iter().filter(|added| of(added.job_id));
+        deltas.for_each(|added| session.apply(&added.delta));
     }
-    Ok(session)
+    Ok((session, appended))
 }
 
 /// The journal of one run, kept in the ledger.
@@ -251,6 +271,7 @@ struct Ledger {
     /// A checkpoint that was sent and whose answer has not come.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<(Instant, SystemTime)>,
+    patience: Duration,
     place: Option<Place>,
 }
 
@@ -264,15 +285,20 @@ impl Ledger {
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
+            patience: execution.patience,
             place: execution.place,
         }
     }
 
     /// Repeats the same row until Postgres has answered: whether it landed before is told by its ordinal.
     async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
-        let never = CancellationToken::new();
+        let (never, too_much) = (CancellationToken::new(), OnceLock::new());
+        let try_again = |error: &StoreError| match error {
+            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.patience,
+            _ => error.is_retryable(),
+        };
         let append = || self.store.checkpoint(row.clone());
-        retry("writing a checkpoint", &never, StoreError::is_retryable, append).await
+        retry("writing a checkpoint", &never, try_again, append).await
     }
 
     /// Asks again about a checkpoint whose answer nobody has waited for.

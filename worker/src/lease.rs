@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use harness::Stop;
-use job::{JobId, WorkerId};
+use job::{Failure, FailureCode, JobId, WorkerId};
 use store::{Ask, Asked, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,9 @@ use crate::running::Running;
 
 /// How often cancelled and interrupted jobs, and drain marks, are looked for: each gets its signal within a second.
 const LOOK_FOR_ASKED: Duration = Duration::from_millis(500);
+
+/// When a job is due again whose end could not be recorded.
+const UNRECORDED_WAIT: Duration = Duration::from_secs(5);
 
 /// The process's present id, and when its lease was last renewed.
 pub struct Lease {
@@ -65,6 +68,11 @@ impl Lease {
     /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
     pub fn now_unix_ms(&self) -> u64 {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).now_unix_ms()
+    }
+
+    /// How long the lease is.
+    pub fn duration(&self) -> Duration {
+        self.duration
     }
 
     /// Whether the last renewal is younger than the lease.
@@ -237,11 +245,13 @@ impl Lease {
         listed: Vec<(JobId, i64)>,
         strangers: &mut HashMap<JobId, i64>,
     ) {
+        self.running.keep_unrecorded(&listed);
         let unknown: HashMap<JobId, i64> =
             listed.into_iter().filter(|(job_id, _)| !self.running.contains(*job_id)).collect();
         for (job_id, epoch) in &unknown {
+            let was_run = self.running.was_run(*job_id, *epoch);
             if strangers.get(job_id) == Some(epoch)
-                && let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch).await
+                && let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch, was_run).await
             {
                 warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
             }
@@ -270,14 +280,26 @@ impl Lease {
     }
 }
 
-/// Hands back a job that the ledger gave to this worker without the worker's knowing.
-async fn hand_back(store: &Store, worker: WorkerId, job_id: JobId, epoch: i64) -> Result<(), StoreError> {
+/// Hands back a job that the ledger gave to this worker without the worker's knowing; or that was run, but whose end it does
+/// not take: then the attempt is spent.
+async fn hand_back(
+    store: &Store,
+    worker: WorkerId,
+    job_id: JobId,
+    epoch: i64,
+    was_run: bool,
+) -> Result<(), StoreError> {
     let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
+    let why = if was_run { "the end of a job was refused" } else { "the reply to a claim was lost" };
     warn!(%job_id, session_id = view.session_id, trace_id = %view.trace_id, attempt = view.attempts + 1, worker_id = %worker,
-          "the reply to a claim was lost; the job is handed back");
+          "{why}; the job is handed back");
     let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
-    let attempts = view.attempts.unsigned_abs();
-    let end = End::HandBack { delay: Duration::ZERO };
+    let attempts = view.attempts.unsigned_abs() + u32::from(was_run);
+    let delay = if was_run { UNRECORDED_WAIT } else { Duration::ZERO };
+    let end = match was_run {
+        true => End::Retry { failure: Failure::retryable(FailureCode::Unstorable, why), delay },
+        false => End::HandBack { delay },
+    };
     store
         .conclude(Conclusion {
             worker,

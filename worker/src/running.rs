@@ -20,6 +20,8 @@ struct Table {
     jobs: HashMap<JobId, Entry>,
     /// Set once all runs are to stop: a run that begins later stops at once.
     stop_all: Option<Stop>,
+    /// Runs that have ended here and whose end the ledger has not taken, with their epochs.
+    unrecorded: HashMap<JobId, i64>,
 }
 
 struct Entry {
@@ -53,6 +55,21 @@ impl Running {
             .filter(|(_, entry)| entry.epoch != 0)
             .map(|(id, entry)| (*id, entry.epoch))
             .collect()
+    }
+
+    /// A run has ended, and the ledger does not take its end: the job will be handed back as a stranger.
+    pub fn unrecorded(&self, job_id: JobId, epoch: i64) {
+        self.lock().unrecorded.insert(job_id, epoch);
+    }
+
+    /// Whether a job that is about to be handed back has been run here under that epoch.
+    pub fn was_run(&self, job_id: JobId, epoch: i64) -> bool {
+        self.lock().unrecorded.get(&job_id) == Some(&epoch)
+    }
+
+    /// The ledger believes only these to run here: the others have been handed back.
+    pub fn keep_unrecorded(&self, listed: &[(JobId, i64)]) {
+        self.lock().unrecorded.retain(|job_id, epoch| listed.contains(&(*job_id, *epoch)));
     }
 
     /// Whether the job is in the table, running or being claimed.

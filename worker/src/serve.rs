@@ -140,7 +140,6 @@ impl Boot {
             broker: self.publishing.clone(),
             publisher: worker.publisher.clone(),
             replies: worker.replies.clone(),
-            lease: worker.settings.lease,
             retention: worker.settings.retention,
         };
         let end = self.end.clone();

@@ -47,6 +47,10 @@ pub struct Args {
     /// below RabbitMQ's consumer_timeout
     #[arg(long, env = "ACK_AFTER_S", default_value = "60")]
     ack_after_s: Setting<u64>,
+    /// The most bytes that a session's state may hold (memory, context and progress as JSON); a checkpoint beyond it fails
+    /// its job as output_limit
+    #[arg(long, env = "MAX_SESSION_BYTES", default_value = "16777216")]
+    max_session_bytes: Setting<usize>,
     /// The pod's name, in Kubernetes
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -71,6 +75,7 @@ pub struct Settings {
     pub(crate) drain_grace: Duration,
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,
+    pub(crate) max_session_bytes: usize,
     pub(crate) pod_name: Option<String>,
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
@@ -114,6 +119,8 @@ impl Args {
         let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
         let lease = problems.within("LEASE_S", self.lease_s, 2..=3_600);
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
+        let max_session_bytes =
+            problems.within("MAX_SESSION_BYTES", self.max_session_bytes, 65_536..=64 << 20);
         let retention = problems.within("RETENTION_DAYS", self.common.retention_days, 1..=3_650);
         let max_message_bytes =
             problems.within("MAX_MESSAGE_BYTES", self.common.max_message_bytes, 1_024..=64 << 20);
@@ -154,6 +161,7 @@ impl Args {
             drain_grace: Duration::from_secs(drain_grace?),
             lease: Duration::from_secs(lease?),
             ack_after: Duration::from_secs(ack_after?),
+            max_session_bytes: max_session_bytes?,
             pod_name: self.pod_name,
             retention: Duration::from_secs(retention? * 86_400),
             max_message_bytes: max_message_bytes?,

@@ -221,8 +221,19 @@ async fn run_job(
             Some(harness) => {
                 let mut run = attempt.run();
                 let (store, worker_id, place) = (&worker.store, attempt.worker_id, run.place());
-                let machine = &worker.machine;
-                let execution = Execution { store, machine, worker: worker_id, spec, claimed, stop, place };
+                let (max_session_bytes, patience) =
+                    (worker.settings.max_session_bytes, worker.lease.duration());
+                let execution = Execution {
+                    store,
+                    machine: &worker.machine,
+                    worker: worker_id,
+                    spec,
+                    claimed,
+                    stop,
+                    max_session_bytes,
+                    patience,
+                    place,
+                };
                 let ended = execution.run(harness.as_ref()).await;
                 if let Some(Outcome::Failed(failure)) = &ended.outcome {
                     run.fail(failure.code.as_str());

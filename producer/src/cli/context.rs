@@ -13,8 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a command waits for RabbitMQ before it gives up.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// What a worker's lease is unless set otherwise; a relay of ours declares nobody dead before it has watched so long.
-pub const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings as given, and the problems found so far.
 pub struct Context {
@@ -42,7 +40,6 @@ impl Ledger {
             publisher: broker.publisher(),
             broker,
             replies,
-            lease: LEASE,
             retention: self.retention,
         }
     }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::context::{Context, Yardstick};
 use super::progress::Progress;
 use crate::sends::Sends;
-use crate::submit;
+use crate::submit::{self, Taken};
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
@@ -114,8 +114,11 @@ impl Enqueue {
             return Ok(refuse(&error.to_string()));
         }
         let mut sends = Sends::begin(std::slice::from_mut(&mut spec), &yardstick.limits());
-        let due = submit::accept(relay, std::slice::from_ref(&spec)).await?;
-        sends.accepted(&due);
+        let Taken { due, refused } = submit::accept(relay, std::slice::from_ref(&spec)).await?;
+        sends.accepted(&due, &refused);
+        if let Some((_, reason)) = refused.first() {
+            return Ok(refuse(reason));
+        }
         if due.is_empty() {
             eprintln!("{} was accepted before", spec.job_id);
         } else if submit::publish(relay, due).await? == 0 {
@@ -199,10 +202,15 @@ impl Bulk<'_> {
                 }
             }
             let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
-            let due = submit::accept(self.relay, &batch).await?;
-            sends.accepted(&due);
+            let Taken { due, refused } = submit::accept(self.relay, &batch).await?;
+            sends.accepted(&due, &refused);
             sums.accepted += due.len();
-            sums.duplicates += batch.len() - due.len();
+            sums.duplicates += batch.len() - due.len() - refused.len();
+            sums.refused += refused.len();
+            for (job_id, reason) in &refused {
+                progress.say(&format!("job {job_id}: {reason}"));
+                stopped = stopped || self.args.strict;
+            }
             if self.args.print_ids {
                 due.iter().for_each(|job| println!("{}", job.job_id));
             }

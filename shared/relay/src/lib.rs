@@ -8,6 +8,7 @@
 mod metrics;
 mod about;
 mod dispatch;
+mod sweep;
 mod unwanted;
 mod dead;
 mod lost;
@@ -42,8 +43,6 @@ pub struct Relay {
     pub publisher: Publisher,
     /// For the results that callers wait for.
     pub replies: Replies,
-    /// The workers' lease: nobody is declared dead by a relay that has not watched for so long.
-    pub lease: Duration,
     /// How long results are kept.
     pub retention: Duration,
 }
@@ -61,9 +60,10 @@ impl Relay {
         LazyLock::force(&METRICS);
         tokio::join!(
             dispatch::run(&self, &stop),
+            sweep::run(&self, &stop),
             dead::run(&self, &stop),
             lost::return_lost(&self.store, &self.broker, &stop),
-            rescue::run(&self.store, self.lease, &stop),
+            rescue::run(&self.store, &stop),
             upkeep::run(&self.store, self.retention, &stop)
         );
     }

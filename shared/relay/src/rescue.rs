@@ -13,19 +13,18 @@ use crate::tick;
 /// How often leases are looked at: with a lease of 10 s, a job runs again within 12.
 const BEAT: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(store: &Store, lease: Duration, stop: &CancellationToken) {
+pub(crate) async fn run(store: &Store, stop: &CancellationToken) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch::default();
     while tick(&mut beat, stop).await {
-        let may_declare = watch.may_declare(Instant::now(), lease);
-        match look(store, may_declare).await {
+        match look(store, watch.unbroken(Instant::now())).await {
             Ok(()) => watch.reached(Instant::now()),
             Err(error) => {
                 if watch.missed() {
                     warn!(
                         cause = error.as_dyn(),
-                        "leases cannot be watched: nobody is declared dead until they were watched for a whole lease again"
+                        "leases cannot be watched: no worker is declared dead until its own lease was watched again"
                     );
                 }
             }
@@ -33,9 +32,9 @@ pub(crate) async fn run(store: &Store, lease: Duration, stop: &CancellationToken
     }
 }
 
-async fn look(store: &Store, may_declare: bool) -> Result<(), StoreError> {
-    if may_declare {
-        for worker_id in store.declare_dead().await? {
+async fn look(store: &Store, watched: Option<Duration>) -> Result<(), StoreError> {
+    if let Some(watched) = watched {
+        for worker_id in store.declare_dead(watched).await? {
             METRICS.workers_dead.inc();
             warn!(%worker_id, "worker declared dead: its lease has run out");
         }
@@ -71,17 +70,17 @@ impl Watch {
         self.since.take().is_some()
     }
 
-    fn may_declare(&self, now: Instant, lease: Duration) -> bool {
-        let unbroken = self.last.is_some_and(|last| now - last <= 3 * BEAT);
-        unbroken && self.since.is_some_and(|since| now - since >= lease)
+    /// For how long, up to now. Each worker has a lease of its own, and only one that is no longer than this may be said to
+    /// have run out.
+    fn unbroken(&self, now: Instant) -> Option<Duration> {
+        self.last.filter(|last| now - *last <= 3 * BEAT)?;
+        Some(now - self.since?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LEASE: Duration = Duration::from_secs(10);
 
     fn watched_for(seconds: u64) -> (Watch, Instant) {
         let start = Instant::now();
@@ -93,23 +92,22 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_declared_dead_before_a_whole_lease_was_watched() {
+    fn a_watch_is_as_long_as_it_had_no_gap() {
+        assert_eq!(Watch::default().unbroken(Instant::now()), None);
         let (watch, now) = watched_for(9);
-        assert!(!watch.may_declare(now, LEASE));
-        let (watch, now) = watched_for(10);
-        assert!(watch.may_declare(now, LEASE));
+        assert_eq!(watch.unbroken(now), Some(Duration::from_secs(9)));
     }
 
     #[test]
     fn an_outage_and_a_pause_start_the_watch_anew() {
         let (mut watch, now) = watched_for(20);
         assert!(watch.missed() && !watch.missed());
-        assert!(!watch.may_declare(now, LEASE));
+        assert_eq!(watch.unbroken(now), None);
 
         let (mut watch, now) = watched_for(20);
         let resumed = now + Duration::from_secs(60);
-        assert!(!watch.may_declare(resumed, LEASE), "the process was paused");
+        assert_eq!(watch.unbroken(resumed), None, "the process was paused");
         watch.reached(resumed);
-        assert!(!watch.may_declare(resumed + Duration::from_secs(1), LEASE));
+        assert_eq!(watch.unbroken(resumed + Duration::from_secs(1)), Some(Duration::from_secs(1)));
     }
 }

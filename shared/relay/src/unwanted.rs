@@ -33,12 +33,35 @@ pub(crate) async fn sweep(store: &Store, replies: &Replies) -> Result<(), StoreE
     let unwanted = store.unwanted().await?;
     for why in [Unwanted::Cancelled, Unwanted::Overdue] {
         let jobs: Vec<JobId> = unwanted.iter().filter(|job| job.1 == why).map(|job| job.0).collect();
-        if !jobs.is_empty() {
-            end_waiting(store, replies, &jobs, why).await?;
-            info!(jobs = jobs.len(), ?why, "jobs that nobody runs have ended");
+        if jobs.is_empty() {
+            continue;
         }
+        let ended = match end_waiting(store, replies, &jobs, why).await {
+            Err(error) if error.may_lie_in_one_call() => one_by_one(store, replies, &jobs, why).await?,
+            ended => ended?,
+        };
+        info!(jobs = ended, ?why, "jobs that nobody runs have ended");
     }
     Ok(())
+}
+
+/// A job that cannot be ended keeps no other from its end. Returns how many have ended; the error of the last one that has
+/// not.
+async fn one_by_one(
+    store: &Store,
+    replies: &Replies,
+    jobs: &[JobId],
+    why: Unwanted<'_>,
+) -> Result<usize, StoreError> {
+    let (mut ended, mut failed) = (0, None);
+    for job in jobs {
+        match end_waiting(store, replies, std::slice::from_ref(job), why).await {
+            Ok(count) => ended += count,
+            Err(error) if error.may_lie_in_one_call() => failed = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    failed.map_or(Ok(ended), Err)
 }
 
 fn tell(replies: &Replies, ended: Vec<EndedWaiting>) {

@@ -4,7 +4,6 @@
 //! the batch before, a batch waits a few milliseconds for more: a transaction costs as much for one call as for many.
 
 use std::future::Future;
-use std::mem;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
@@ -119,7 +118,8 @@ impl<T: Batched> Queue<T> {
     }
 }
 
-/// Commits a batch. When Postgres refuses a value, every call is tried alone, so that only the culprit fails.
+/// Commits a batch. When it fails for a reason that may lie in one of its calls, every call is tried alone, so that only the
+/// culprit fails. The smallest come first: a great one may be the culprit, and take its time.
 async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
     let (calls, replies): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
     match T::commit(pool, &calls).await {
@@ -129,10 +129,11 @@ async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
                 let _ = reply.send(Ok(answer));
             }
         }
-        Err(StoreError::Refused { .. }) if calls.len() > 1 => {
-            for (call, reply) in calls.chunks(1).zip(replies) {
-                let answer = T::commit(pool, call).await;
-                let _ = reply.send(answer.map(|mut one| mem::take(&mut one).remove(0)));
+        Err(error) if calls.len() > 1 && error.may_lie_in_one_call() => {
+            let mut alone: Vec<Call<T>> = calls.into_iter().zip(replies).collect();
+            alone.sort_by_key(|(call, _)| call.bytes());
+            for (call, reply) in alone {
+                let _ = reply.send(alone_in_its_batch(pool, &call).await);
             }
         }
         Err(error) => {
@@ -141,4 +142,10 @@ async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
             }
         }
     }
+}
+
+/// A call in a transaction of its own.
+pub(crate) async fn alone_in_its_batch<T: Batched>(pool: &Pool, call: &T) -> Result<T::Answer, StoreError> {
+    let mut answers = T::commit(pool, std::slice::from_ref(call)).await?;
+    Ok(answers.remove(0))
 }

@@ -190,7 +190,7 @@ const MAKE_ROOM: &str = "
     UPDATE harness_jobs j SET asked = $2
      WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
        AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
-       AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+       AND j.epoch > 0 AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
 
 const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)

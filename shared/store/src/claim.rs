@@ -196,9 +196,10 @@ const CLAIM_KNOWN: &str = concat!(
            FOR UPDATE OF j
     ), free AS MATERIALIZED (
         SELECT k.job_id FROM known k
-         WHERE begun OR (SELECT o.job_id FROM harness_jobs o
-                          WHERE o.session_id = k.session_id AND o.job_id <> k.job_id
-                            AND (o.epoch > 0 OR o.seq < k.seq) LIMIT 1) IS NULL
+         WHERE begun OR ((SELECT o.job_id FROM harness_jobs o
+                           WHERE o.session_id = k.session_id AND o.epoch > 0) IS NULL
+                         AND (SELECT o.job_id FROM harness_jobs o
+                               WHERE o.session_id = k.session_id ORDER BY o.seq LIMIT 1) = k.job_id)
     ), waiting AS (
         UPDATE harness_jobs SET state = 'blocked', worker_id = NULL, state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM known EXCEPT SELECT job_id FROM free))

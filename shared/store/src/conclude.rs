@@ -8,7 +8,7 @@ use deadpool_postgres::Pool;
 use job::{Failure, JobId, Json, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use crate::batch::Batched;
+use crate::batch::{Batched, alone_in_its_batch};
 use crate::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
 use crate::tx::Tx;
 use crate::{Fenced, Store, StoreError};
@@ -160,18 +160,33 @@ const READ_RECORDED: &str = "
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
-/// The head of each session in which no job has begun, if it waits for nothing but its turn: run it here (with $3), or
-/// let the relay publish it. A worker that is marked to drain takes no more. (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT
-/// EXISTS becomes a join instead, of every session of the batch with every job that has begun.)
+/// The CTE `heads`: the head of each of these sessions in which no job has begun, if it waits for nothing but its turn.
+/// (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT EXISTS becomes a join instead, of
+/// every session of the batch with every job that has begun.)
+macro_rules! heads {
+    ($sessions:literal) => {
+        concat!(
+            "heads AS (
+                SELECT h.job_id FROM unnest(",
+            $sessions,
+            "::text[]) AS t(session_id)
+                 CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
+                                      WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
+                 WHERE h.state = 'blocked'
+                   AND (SELECT b.job_id FROM harness_jobs b
+                         WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
+            )"
+        )
+    };
+}
+pub(crate) use heads;
+
+/// The heads of these sessions that wait for their turn: run here (with $3), or published by the relay. A worker that is
+/// marked to drain takes no more.
 pub(crate) const NEXT: &str = concat!(
-    "
-    WITH heads AS (
-        SELECT h.job_id FROM unnest($2::text[]) AS t(session_id)
-         CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
-                              WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
-         WHERE h.state = 'blocked'
-           AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
-    ), taken AS (
+    "WITH ",
+    heads!("$2"),
+    ", taken AS (
         SELECT job_id FROM heads
          WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
                                  AND coalesce(drain_until <= now(), true))
@@ -308,5 +323,10 @@ impl Store {
     /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
     pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
         self.conclusions.call(conclusion).await
+    }
+
+    /// The same in a transaction of its own: for one that has been too much, so that it holds up no others.
+    pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
+        alone_in_its_batch(&self.pool, conclusion).await
     }
 }

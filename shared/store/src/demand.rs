@@ -95,9 +95,9 @@ const READ_WORKERS: &str = concat!(
     " ORDER BY started_at, worker_id"
 );
 
-/// By the index of begun jobs, as a heartbeat does.
+/// By the index of running jobs, as a heartbeat does.
 const READ_HELD: &str = "
-    SELECT worker_id, pool, count(*) FROM harness_jobs WHERE epoch > 0 AND state = 'running' GROUP BY worker_id, pool";
+    SELECT worker_id, pool, count(*) FROM harness_jobs WHERE worker_id IS NOT NULL GROUP BY worker_id, pool";
 
 /// A job's age counts from when it first could run, not from when its message was published last.
 const READ_WAITING: &str = "
@@ -118,7 +118,11 @@ const READ_WAITING: &str = "
 
 /// A worker's last word counts for a while after its end: a rollout does not forget how long jobs take.
 const READ_DURATIONS: &str = concat!(
-    "SELECT pool, durations::text FROM harness_workers
+    "SELECT pool, durations::text FROM (
+            SELECT pool, durations, heartbeat_at FROM harness_workers WHERE state IN ('alive', 'draining')
+            UNION ALL
+            SELECT pool, durations, heartbeat_at FROM harness_workers
+             WHERE state IN ('stopped', 'dead') AND ended_at >= now() - interval '10 minutes') w
       WHERE durations IS NOT NULL AND heartbeat_at >= now() - interval '10 minutes' AND ",
     in_pools!()
 );

@@ -11,12 +11,14 @@ use crate::tx::{Params, Tx, query};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// It is in the ledger now.
     New,
     /// The same id was accepted before: nothing changed.
     Duplicate,
+    /// Postgres cannot hold it, for this reason: nothing changed.
+    Refused(String),
 }
 
 /// A job whose message is to be published.
@@ -49,6 +51,30 @@ pub(crate) const DROP_ENDED: &str = "
             WHERE (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL))
     RETURNING job_id";
 
+/// A CTE of a WITH RECURSIVE, by the name of a waiting state: the pools that have jobs in it, and a last row without one. It
+/// goes from one pool to the next, without a look at what lies between: a pool may have a million.
+macro_rules! pools_in {
+    ($state:literal) => {
+        concat!(
+            $state,
+            " AS (
+                SELECT (SELECT pool FROM harness_jobs WHERE state = '",
+            $state,
+            "' ORDER BY pool LIMIT 1) AS pool
+                UNION ALL
+                SELECT (SELECT j.pool FROM harness_jobs j
+                         WHERE j.state = '",
+            $state,
+            "' AND j.pool > p.pool ORDER BY j.pool LIMIT 1)
+                  FROM ",
+            $state,
+            " p WHERE p.pool IS NOT NULL
+            )"
+        )
+    };
+}
+pub(crate) use pools_in;
+
 const TAKE_DUE: &str = "
     UPDATE harness_jobs SET state = 'publishing', state_since = now()
      WHERE job_id = ANY(ARRAY(
@@ -66,13 +92,20 @@ const UNCONFIRMED: &str = "
      WHERE job_id = ANY(ARRAY(
            SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))";
 
-const RETURN_STUCK: &str = "
+const RETURN_STUCK: &str = concat!(
+    "WITH RECURSIVE ",
+    pools_in!("publishing"),
+    "
     UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
      WHERE job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs
-            WHERE state = 'publishing' AND state_since < now() - $1 * interval '1 millisecond'
-            LIMIT 1000 FOR UPDATE SKIP LOCKED))
-    RETURNING job_id";
+           SELECT stuck.job_id FROM publishing p
+            CROSS JOIN LATERAL (
+                  SELECT job_id FROM harness_jobs
+                   WHERE state = 'publishing' AND pool = p.pool AND state_since < now() - $1 * interval '1 millisecond'
+                   ORDER BY state_since LIMIT 1000 FOR UPDATE SKIP LOCKED) stuck
+            LIMIT 1000))
+    RETURNING job_id"
+);
 
 const RETURN_VANISHED: &str = "
     UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
@@ -96,24 +129,9 @@ const RETURN_LOST: &str = "
             ORDER BY job_id FOR UPDATE))
     RETURNING job_id";
 
-/// The CTE `queued` of a WITH RECURSIVE: the pools that have jobs queued, and a last row without one. It goes from one pool
-/// to the next, without a look at what lies between: a pool may have a million.
-macro_rules! queued_pools {
-    () => {
-        "queued AS (
-            SELECT (SELECT pool FROM harness_jobs WHERE state = 'queued' ORDER BY pool LIMIT 1) AS pool
-            UNION ALL
-            SELECT (SELECT j.pool FROM harness_jobs j
-                     WHERE j.state = 'queued' AND j.pool > q.pool ORDER BY j.pool LIMIT 1)
-              FROM queued q WHERE q.pool IS NOT NULL
-        )"
-    };
-}
-pub(crate) use queued_pools;
-
 const QUEUED_POOLS: &str = concat!(
     "WITH RECURSIVE ",
-    queued_pools!(),
+    pools_in!("queued"),
     "
     SELECT pool FROM queued p
      WHERE pool IS NOT NULL
@@ -165,8 +183,24 @@ pub(crate) fn foreign(job_id: JobId, trace_id: TraceId) -> Option<Uuid> {
 
 impl Store {
     /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
-    /// it dies first, they come due by [`Store::return_stuck`].
+    /// it dies first, they come due by [`Store::return_stuck`]. One that is refused keeps no other out.
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
+        match self.accept_together(specs).await {
+            Err(error) if error.may_lie_in_one_call() => {}
+            answers => return answers,
+        }
+        let mut answers = Vec::with_capacity(specs.len());
+        for spec in specs {
+            answers.push(match self.accept_together(std::slice::from_ref(spec)).await {
+                Ok(mut one) => one.remove(0),
+                Err(refused @ StoreError::Refused { .. }) => Accepted::Refused(refused.to_string()),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(answers)
+    }
+
+    async fn accept_together(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         let columns = Columns::of(specs.iter());
         let jobs = &columns.jobs;
         let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;

@@ -10,7 +10,11 @@ pub enum StoreError {
     /// Postgres cannot be reached, is starting, or went away in the middle: the transaction may have committed.
     #[error("Postgres is not available")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// A value that Postgres cannot hold (SQLSTATE class 22 or 23). The same call fails again.
+    /// More than Postgres does for one call: it took too long, waited too long for a lock, or needed too much memory. The
+    /// transaction was rolled back.
+    #[error("it was too much for Postgres")]
+    TooMuch(#[source] Arc<tokio_postgres::Error>),
+    /// A value that Postgres cannot hold (SQLSTATE class 22, 23 or 54). The same call fails again.
     #[error("Postgres refused a value ({sqlstate}): {message}")]
     Refused {
         /// The five characters of the SQLSTATE.
@@ -37,8 +41,16 @@ impl StoreError {
     /// earlier commit, so for them a retry is safe even when the first reply was lost.
     pub fn is_retryable(&self) -> bool {
         match self {
-            StoreError::Unavailable(_) => true,
+            StoreError::Unavailable(_) | StoreError::TooMuch(_) => true,
             StoreError::Refused { .. } | StoreError::Broken { .. } | StoreError::Closed => false,
+        }
+    }
+
+    /// Whether one call of a batch may be the cause, so that the others do better without it.
+    pub fn may_lie_in_one_call(&self) -> bool {
+        match self {
+            StoreError::TooMuch(_) | StoreError::Refused { .. } | StoreError::Broken { .. } => true,
+            StoreError::Unavailable(_) | StoreError::Closed => false,
         }
     }
 
@@ -57,15 +69,20 @@ impl StoreError {
             return StoreError::Unavailable(Arc::new(error));
         };
         let code = db.code();
+        // 55P03 and 57014 a timeout of ours, 53200 out of memory.
+        if [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED, SqlState::OUT_OF_MEMORY].contains(code) {
+            return StoreError::TooMuch(Arc::new(error));
+        }
         // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback (deadlock, serialization),
-        // 25006 read-only after a failover, 55P03 and 57014 a timeout of ours.
+        // 25006 read-only after a failover.
         let transient = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class))
-            || [SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED]
-                .contains(code);
+            || *code == SqlState::READ_ONLY_SQL_TRANSACTION;
         if transient {
             return StoreError::Unavailable(Arc::new(error));
         }
-        if ["22", "23"].iter().any(|class| code.code().starts_with(class)) {
+        // A row without a partition to go to violates no constraint that has a name. That is not the value's fault.
+        let no_partition = *code == SqlState::CHECK_VIOLATION && db.constraint().is_none();
+        if ["22", "23", "54"].iter().any(|class| code.code().starts_with(class)) && !no_partition {
             return StoreError::Refused {
                 sqlstate: code.code().to_owned(),
                 message: db.message().to_owned(),

@@ -17,6 +17,8 @@
 //! * **Lookups are lookups.** `harness_jobs` is often empty, and a planner that has seen it so joins through all of it,
 //!   dead entries included. So a row is looked up where no join can be made of it: in a scalar subquery or a `LATERAL …
 //!   OFFSET 0`; and rows are changed by `= ANY(ARRAY(…))`, not by a join.
+//! * **A loop pays for what it finds.** Before what lies there it goes from one pool or session to the next by an index
+//!   (`pools_in!`), reads up to a bound, or goes on where its last round has stopped.
 //! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
 
 mod error;

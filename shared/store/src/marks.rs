@@ -67,7 +67,7 @@ const LOCK_WORKER: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR 
 const CONFIRM: &str = "
     UPDATE harness_workers SET drained_at = coalesce(drained_at, clock_timestamp())
      WHERE worker_id = $1 AND state = 'alive' AND drain_epoch = $2 AND drain_until > clock_timestamp()
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1 AND j.epoch > 0)
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)
     RETURNING worker_id";
 
 const READ_ASKED: &str = "

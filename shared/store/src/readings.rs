@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use job::Name;
 
-use crate::dispatch::queued_pools;
+use crate::dispatch::pools_in;
 use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
 
@@ -25,9 +25,14 @@ pub struct PoolReading {
 /// Pools that have jobs queued or have had a worker within the last day. More than a thousand are not told.
 const READ_POOLS: &str = concat!(
     "WITH RECURSIVE ",
-    queued_pools!(),
-    ", pools AS (
-        SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM harness_workers
+    pools_in!("queued"),
+    ", served AS (
+        SELECT (SELECT pool FROM harness_workers ORDER BY pool LIMIT 1) AS pool
+        UNION ALL
+        SELECT (SELECT w.pool FROM harness_workers w WHERE w.pool > s.pool ORDER BY w.pool LIMIT 1)
+          FROM served s WHERE s.pool IS NOT NULL
+    ), pools AS (
+        SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM served WHERE pool IS NOT NULL
     )
     SELECT pool,
            coalesce((SELECT extract(epoch FROM now() - j.state_since) FROM harness_jobs j
@@ -41,9 +46,15 @@ const OLDEST_DUE: &str = "
     SELECT extract(epoch FROM now() - due_at)::float8 FROM harness_jobs
      WHERE state = 'scheduled' AND due_at <= now() ORDER BY due_at LIMIT 1";
 
-const OLDEST_PUBLISHING: &str = "
-    SELECT extract(epoch FROM now() - state_since)::float8 FROM harness_jobs
-     WHERE state = 'publishing' ORDER BY state_since LIMIT 1";
+const OLDEST_PUBLISHING: &str = concat!(
+    "WITH RECURSIVE ",
+    pools_in!("publishing"),
+    "
+    SELECT coalesce(extract(epoch FROM now() - min((
+               SELECT j.state_since FROM harness_jobs j WHERE j.state = 'publishing' AND j.pool = p.pool
+                ORDER BY j.state_since LIMIT 1))), 0)::float8
+      FROM publishing p WHERE pool IS NOT NULL"
+);
 
 impl Store {
     /// The pools that there are.

@@ -7,11 +7,14 @@
 //! Rescue never ends a job. It spends the attempt; the worker that claims the job next sees whether any is left.
 //! So every end is told in one place, by a worker, with its reply to the caller.
 
-use job::{JobId, WorkerId};
 use std::time::Duration;
+
+use job::{JobId, WorkerId};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::claim::{LOCK_SESSIONS, read_job_id};
+use crate::conclude::heads;
 use crate::dispatch::millis;
 use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
@@ -21,7 +24,7 @@ const DECLARE_DEAD: &str = "
     UPDATE harness_workers SET state = 'dead', ended_at = now()
      WHERE worker_id = ANY(ARRAY(
            SELECT worker_id FROM harness_workers
-            WHERE state IN ('alive', 'draining')
+            WHERE state IN ('alive', 'draining') AND lease_ms <= $1
               AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
               FOR UPDATE SKIP LOCKED))
     RETURNING worker_id";
@@ -29,7 +32,7 @@ const DECLARE_DEAD: &str = "
 const NOT_RESCUED: &str = "SELECT worker_id FROM harness_workers WHERE state = 'dead' AND rescued_at IS NULL";
 
 const FIND_LOST: &str = "
-    SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) AND epoch > 0 LIMIT $2";
+    SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) LIMIT $2";
 
 /// One death before it is taken for poison, a job is a suspect, and a worker runs one suspect at a time. Another one that
 /// it has been given meanwhile is on its way back; should the worker die in that moment, the ledger cannot tell which
@@ -61,27 +64,42 @@ const SESSIONS: i64 = 1_000;
 
 const _: () = assert!(job::POISON_DEATHS == 3, "a suspect in TAKE_LOST has one death less");
 
-/// Sessions whose head is blocked although nothing has begun and nothing is on its way. The two transactions that end a
-/// run release it, so this finds nothing, unless somebody has changed rows by hand.
-const FIND_STRANDED: &str = "
-    SELECT DISTINCT b.session_id FROM harness_jobs b
-     WHERE b.state = 'blocked' AND b.state_since < now() - $1 * interval '1 millisecond'
-       AND NOT EXISTS (SELECT FROM harness_jobs o WHERE o.session_id = b.session_id
-                          AND (o.seq < b.seq OR o.epoch > 0))
-     LIMIT 1000";
+/// The next sessions that have blocked jobs, in their order, and whether the head of each is blocked although nothing has
+/// begun and nothing is on its way. The two transactions that end a run release it, so this finds nothing, unless
+/// somebody has changed rows by hand. It goes from one session to the next, without a look at what lies between: a
+/// session may have a million.
+const LOOK_FOR_STRANDED: &str = "
+    WITH RECURSIVE sessions AS (
+        SELECT (SELECT session_id FROM harness_jobs
+                 WHERE state = 'blocked' AND session_id > $1 ORDER BY session_id LIMIT 1) AS session_id, 1 AS turn
+        UNION ALL
+        SELECT (SELECT j.session_id FROM harness_jobs j
+                 WHERE j.state = 'blocked' AND j.session_id > s.session_id ORDER BY j.session_id LIMIT 1), turn + 1
+          FROM sessions s WHERE s.session_id IS NOT NULL AND turn < $2
+    )
+    SELECT session_id,
+           (SELECT h.state = 'blocked' AND h.state_since < now() - $3 * interval '1 millisecond' FROM harness_jobs h
+             WHERE h.session_id = s.session_id ORDER BY h.seq LIMIT 1)
+           AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = s.session_id AND b.epoch > 0) IS NULL
+      FROM sessions s WHERE session_id IS NOT NULL ORDER BY turn";
 
-const RELEASE_STRANDED: &str = "
-    UPDATE harness_jobs b SET state = 'scheduled', due_at = now(), state_since = now()
-     WHERE b.session_id = ANY($1) AND b.state = 'blocked'
-       AND NOT EXISTS (SELECT FROM harness_jobs o WHERE o.session_id = b.session_id
-                          AND (o.seq < b.seq OR o.epoch > 0))
-    RETURNING b.job_id";
+/// Sessions in one look.
+const LOOKED_AT: i32 = 250;
+
+const RELEASE_STRANDED: &str = concat!(
+    "WITH ",
+    heads!("$1"),
+    " UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+     WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads))
+    RETURNING job_id"
+);
 
 impl Store {
-    /// Declares workers dead whose lease has run out. Only for a caller that has itself reached Postgres all
-    /// through a lease: else an outage would kill the living.
-    pub async fn declare_dead(&self) -> Result<Vec<WorkerId>, StoreError> {
-        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[]).await?;
+    /// Declares workers dead whose lease has run out. The caller has reached Postgres without a gap for so long: a worker
+    /// with a longer lease may not have had the time to renew it after an outage, and is left alone.
+    pub async fn declare_dead(&self, watched: Duration) -> Result<Vec<WorkerId>, StoreError> {
+        let watched_ms = i64::try_from(watched.as_millis()).unwrap_or(i64::MAX);
+        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[&watched_ms]).await?;
         Ok(rows.iter().map(|row| row.get::<_, Uuid>(0).into()).collect())
     }
 
@@ -101,10 +119,19 @@ impl Store {
         Ok(taken)
     }
 
-    /// Releases blocked jobs that nothing else would release. Returns them.
-    pub async fn release_stranded(&self, older_than: Duration) -> Result<Vec<JobId>, StoreError> {
-        let stranded = query(&self.pool, "find_stranded", FIND_STRANDED, &[&millis(older_than)]).await?;
-        self.take_sessions("release_stranded", stranded, RELEASE_STRANDED).await
+    /// Releases blocked jobs that nothing else would release, in some of the sessions behind this one. Returns the jobs, and
+    /// the session to go on behind, if there may be more.
+    pub async fn release_stranded(
+        &self,
+        behind: Option<&str>,
+        older_than: Duration,
+    ) -> Result<(Vec<JobId>, Option<String>), StoreError> {
+        let behind = behind.unwrap_or_default();
+        let params: [&(dyn ToSql + Sync); 3] = [&behind, &LOOKED_AT, &millis(older_than)];
+        let mut found = query(&self.pool, "look_for_stranded", LOOK_FOR_STRANDED, &params).await?;
+        let rest = found.last().filter(|_| found.len() >= LOOKED_AT as usize).map(|row| row.get(0));
+        found.retain(|row| row.get::<_, Option<bool>>(1) == Some(true));
+        Ok((self.take_sessions("release_stranded", found, RELEASE_STRANDED).await?, rest))
     }
 
     async fn take_sessions(
@@ -117,6 +144,27 @@ impl Store {
             return Ok(Vec::new());
         }
         let sessions: Vec<String> = found.iter().map(|row| row.get(0)).collect();
+        match self.take_together(name, &sessions, take).await {
+            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
+            taken => return taken,
+        }
+        // A session that somebody holds locked keeps no other waiting.
+        let (mut taken, mut failed) = (Vec::new(), None);
+        for session in sessions.chunks(1) {
+            match self.take_together(name, session, take).await {
+                Ok(jobs) => taken.extend(jobs),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
+    }
+
+    async fn take_together(
+        &self,
+        name: &'static str,
+        sessions: &[String],
+        take: &str,
+    ) -> Result<Vec<JobId>, StoreError> {
         let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take]).await?;
         let [_, taken] = tx.run([&[&sessions], &[&sessions]]).await?;
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())

@@ -55,7 +55,7 @@ const BEAT: &str = "
            SET heartbeat_at = clock_timestamp(), starts_per_s = $2, durations = $3::text::json
          WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
     )
-    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id AND j.epoch > 0";
+    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
 
 const SET_DRAINING: &str =
     "UPDATE harness_workers SET state = 'draining' WHERE worker_id = $1 AND state = 'alive'";
@@ -66,13 +66,13 @@ const LOCK_TO_STOP: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR
 const STOP: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now()
      WHERE worker_id = $1 AND state <> 'dead'
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1 AND j.epoch > 0)";
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)";
 
 /// Rows of workers that ended this long ago are of no use to anybody.
 const FORGET: &str = "
     DELETE FROM harness_workers w
      WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id AND j.epoch > 0)";
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)";
 
 impl Store {
     /// Enters a worker; its lease starts now.

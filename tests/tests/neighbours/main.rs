@@ -1,8 +1,11 @@
-//! Promise 7: one bad neighbour is one bad neighbour. One file for each way in which one message, program, session or
-//! caller could stop or slow all others.
+//! Promise 7: one bad neighbour is one bad neighbour. No message, program, session, caller or pod can stop or slow the
+//! others without bound. One file for each kind.
 
 mod frames;
 mod names;
 mod process;
 mod ready;
 mod programs;
+mod sessions;
+mod sweeps;
+mod watch;

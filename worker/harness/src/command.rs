@@ -80,7 +80,7 @@
 //! | `error` line | `harness_error` | as the line says |
 //! | a line that is no JSON object, has an unknown `type` or a wrong field; exit code 0, or stdout closed, without a last word | `protocol` | no: the program is wrong |
 //! | a string with `\u0000` or half a surrogate pair, a number or nesting past what Postgres holds; in a session's state, a number past the doubles or of more than 17 digits that is no whole number of 64 bits | `unstorable` | no |
-//! | a line over `max_line_bytes`, stdout over `max_output_bytes`, a checkpoint over 4 MiB | `output_limit` | no |
+//! | a line over `max_line_bytes`, stdout over `max_output_bytes`, a checkpoint over 4 MiB or one that makes the session larger than `MAX_SESSION_BYTES` (what it reports as spent counts all the same) | `output_limit` | no |
 //! | exit code other than 0, or a signal, before a last word (with `memory_limit_mb`, most programs end this way) | `crashed` | yes, from the last checkpoint |
 //! | no line for `idle_timeout_ms` | `idle_timeout` | yes |
 //! | longer than `timeout_ms` | `timeout` | yes |

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use job::{Failure, FailureCode, JobId, Json, Name, TraceParent};
 use tokio::sync::watch;
 
-use crate::{Delta, DeltaError, Event, Session};
+use crate::{Delta, DeltaError, Event, Session, Usage};
 
 /// One way of doing jobs. One value serves every job of its agent, many at a time.
 #[async_trait]
@@ -183,7 +183,30 @@ pub struct Run {
     stop: watch::Receiver<Option<Stop>>,
     /// Iterations since memory or progress last changed.
     stalled: u64,
+    room: Room,
 }
+
+/// How much a session may hold.
+struct Room {
+    /// The most bytes of its state, as JSON.
+    most: usize,
+    /// Its state is not larger than this.
+    held: usize,
+    /// What was appended since the state was last written whole.
+    appended: Appended,
+}
+
+/// What was appended to a session since its state was last written whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Checkpoints.
+    pub rows: usize,
+    /// Their size as JSON.
+    pub bytes: usize,
+}
+
+/// So many times the most bytes of a session's state may be appended to it before it is written whole.
+const MOST_APPENDED: usize = 4;
 
 impl Run {
     /// A run that starts from `session` and ends when `stop` holds a reason.
@@ -193,7 +216,19 @@ impl Run {
         journal: Arc<dyn Journal>,
         stop: watch::Receiver<Option<Stop>>,
     ) -> Run {
-        Run { task, session, journal, stop, stalled: 0 }
+        let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
+        Run { task, session, journal, stop, stalled: 0, room }
+    }
+
+    /// The same with a bound to the session's size in bytes; so much was appended to it already.
+    pub fn within(self, most: usize, appended: Appended) -> Run {
+        let room = Room { most, held: self.session.bytes(), appended };
+        Run { room, ..self }
+    }
+
+    /// What was appended since the session was last written whole, this run's checkpoints included.
+    pub fn appended(&self) -> Appended {
+        self.room.appended
     }
 
     /// What is to be done.
@@ -208,14 +243,21 @@ impl Run {
 
     /// Makes `delta` durable, then applies it to [`Run::session`]. An empty delta costs nothing.
     ///
-    /// What Postgres cannot hold, or is too large, is refused before anything is written. After an error the run must
-    /// end; the session here holds the delta if it stands.
+    /// What Postgres cannot hold, or is too large, is refused before anything is written; but what it has cost is recorded.
+    /// After an error the run must end; the session here holds the delta if it stands.
     pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
         if delta.is_empty() {
             return Ok(());
         }
-        delta.check()?;
+        let room = match self.room_for(&delta) {
+            Ok(room) => room,
+            Err(refused) => {
+                self.pay(delta.usage).await?;
+                return Err(refused);
+            }
+        };
         self.journal.checkpoint(&delta).await?;
+        self.room = room;
         let before = self.task.max_stalled_iterations.map(|_| self.session.progress());
         self.session.apply(&delta);
         match before {
@@ -229,8 +271,51 @@ impl Run {
         }
     }
 
+    /// The room that is left after a delta; an error if it cannot be kept.
+    fn room_for(&self, delta: &Delta) -> Result<Room, Stop> {
+        let bytes = delta.check()?;
+        let Room { most, held, appended } = self.room;
+        let appended = Appended { rows: appended.rows + 1, bytes: appended.bytes + bytes };
+        let most_appended = most.saturating_mul(MOST_APPENDED);
+        if appended.bytes > most_appended {
+            return Err(Stop::OutputLimit(format!(
+                "{} bytes were appended since the session was last written whole, expected at most {most_appended} \
+                 ({MOST_APPENDED} times MAX_SESSION_BYTES); checkpoint less",
+                appended.bytes
+            )));
+        }
+        // Measured only where the sum of all parts is too large: much may have been replaced.
+        let mut held = held + bytes;
+        if held > most {
+            let mut after = self.session.clone();
+            after.apply(delta);
+            held = after.bytes();
+            // One that is too large already may still be made smaller.
+            if held > most && held > self.session.bytes() {
+                return Err(Stop::OutputLimit(format!(
+                    "the session would have {held} bytes, expected at most {most} (MAX_SESSION_BYTES); \
+                     replace its context by less, or remember less"
+                )));
+            }
+        }
+        Ok(Room { most, held, appended })
+    }
+
+    /// Records what was used, and nothing else.
+    async fn pay(&mut self, usage: Usage) -> Result<(), Stop> {
+        let delta = Delta { usage, ..Delta::default() };
+        if !delta.is_empty() && delta.check().is_ok() {
+            self.journal.checkpoint(&delta).await?;
+            self.session.apply(&delta);
+        }
+        Ok(())
+    }
+
     /// Takes a delta that became durable although nobody here has heard of it.
     pub fn catch_up(&mut self, delta: &Delta) {
+        if let Ok(room) = self.room_for(delta) {
+            self.room = room;
+        }
         self.session.apply(delta);
     }
 

@@ -24,7 +24,7 @@ pub mod command;
 pub use command::{CommandConfig, WITHHELD};
 pub use echo::EchoConfig;
 pub use event::Event;
-pub use harness::{Harness, Journal, Run, RunError, Shortage, Stop, Task};
+pub use harness::{Appended, Harness, Journal, Run, RunError, Shortage, Stop, Task};
 pub use scripted::ScriptedConfig;
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
 pub use settings::{ConfigError, HarnessConfig};

@@ -143,6 +143,19 @@ impl Session {
         message.into_iter().chain(calls).collect()
     }
 
+    /// How large the state is as JSON, in bytes: what it was and did, not what it used.
+    pub fn bytes(&self) -> usize {
+        let mut bytes = Bytes(0);
+        for written in [
+            serde_json::to_writer(&mut bytes, &self.memory),
+            serde_json::to_writer(&mut bytes, &self.context_window),
+            serde_json::to_writer(&mut bytes, &self.feature_progress),
+        ] {
+            written.expect("JSON values are written without errors");
+        }
+        bytes.0
+    }
+
     /// Folds one delta onto the state.
     pub fn apply(&mut self, delta: &Delta) {
         if let Some(patch) = &delta.memory {
@@ -160,6 +173,20 @@ impl Session {
     }
 }
 
+/// Counts what is written.
+struct Bytes(usize);
+
+impl std::io::Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Delta {
     /// Whether it would change nothing.
     pub fn is_empty(&self) -> bool {
@@ -172,8 +199,8 @@ impl Delta {
             && self.usage.is_zero()
     }
 
-    /// Refuses what could not be kept: too large, or nothing that Postgres can hold.
-    pub fn check(&self) -> Result<(), DeltaError> {
+    /// Refuses what could not be kept: too large, or nothing that Postgres can hold. Returns its size as JSON, in bytes.
+    pub fn check(&self) -> Result<usize, DeltaError> {
         for (field, count) in [
             ("iterations", self.iterations),
             ("input_tokens", self.usage.input_tokens),
@@ -189,7 +216,10 @@ impl Delta {
         if text.len() > MAX_DELTA_BYTES {
             return Err(DeltaError::TooLarge { bytes: text.len() });
         }
-        Json::parse(&text).map(drop).map_err(|_| DeltaError::Unstorable(storable::describe(&text)))
+        match Json::parse(&text) {
+            Ok(_) => Ok(text.len()),
+            Err(_) => Err(DeltaError::Unstorable(storable::describe(&text))),
+        }
     }
 }
 

@@ -1,0 +1,152 @@
+//! What a loop asks costs what it finds, not what lies there.
+//!
+//! Real processes at work beside a million rows of each kind that waits. Postgres explains every statement that they send
+//! (auto_explain, as notices, which end up in their logs); what counts is pages touched, not time.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use tests::{Database, Fleet, job, until_ok};
+
+/// A million jobs each: due tomorrow, between two attempts, being published, queued, and blocked in one session. None is
+/// old enough for anybody to do anything about it. Indexes are made afterwards, which is sooner done.
+const FILL: &str = r#"
+    ALTER TABLE harness_jobs SET UNLOGGED;
+    CREATE TEMP TABLE indexes AS SELECT indexname, indexdef FROM pg_indexes
+     WHERE tablename = 'harness_jobs' AND indexname <> 'harness_jobs_pkey';
+    DO $$ DECLARE i record; BEGIN
+        FOR i IN SELECT * FROM indexes LOOP EXECUTE 'DROP INDEX ' || i.indexname; END LOOP;
+    END $$;
+    ALTER TABLE harness_jobs DROP CONSTRAINT harness_jobs_pkey;
+    INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, state, epoch, due_at, state_since, message)
+    SELECT j.id, j.session, 'echo', 'default', j.state, j.epoch, now() + interval '1 day', now() + interval '1 day',
+           format('{"schema":"harness.job.v1","job_id":"%s","session_id":"%s","agent_id":"echo","input":%s}',
+                  j.id, j.session, n)::json
+      FROM generate_series(1, 1000000) AS n
+     CROSS JOIN LATERAL (
+           SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7'
+                   || substr(md5(kind || n), 1, 3) || '8' || substr(md5(kind || n), 4, 15))::uuid AS id,
+                  CASE kind WHEN 'blocked' THEN 'hot' ELSE kind || n END AS session, state, begun * n AS epoch
+             FROM (VALUES ('scheduled', 'scheduled', 0), ('retry', 'scheduled', 1), ('publishing', 'publishing', 0),
+                          ('queued', 'queued', 0), ('blocked', 'blocked', 0)) AS kinds(kind, state, begun)) j;
+    SELECT setval('harness_epoch', 1000000);
+    ALTER TABLE harness_jobs ADD PRIMARY KEY (job_id);
+    DO $$ DECLARE i record; BEGIN
+        FOR i IN SELECT * FROM indexes LOOP EXECUTE i.indexdef; END LOOP;
+    END $$;
+    INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms, ended_at, rescued_at)
+    SELECT gen_random_uuid(), 'gone', 'default', 4, state, 10000, now() - interval '1 hour', now()
+      FROM generate_series(1, 50000), (VALUES ('stopped'), ('dead')) AS ended(state);
+"#;
+
+/// Statements that must have been seen, by a part of each, so that the test cannot pass without them.
+const EXPECTED: [&str; 17] = [
+    // Relays.
+    "state = 'scheduled' AND due_at <= now()\n            ORDER BY due_at LIMIT $1",
+    "publishing p",
+    "SELECT pool FROM queued p",
+    "'overdue'",
+    "AND session_id > $1",
+    "SET state = 'dead'",
+    "state = 'dead' AND rescued_at IS NULL",
+    "DELETE FROM harness_workers",
+    // A worker.
+    "SET heartbeat_at = clock_timestamp()",
+    "asked IS NOT NULL",
+    "INSERT INTO harness_jobs",
+    "INSERT INTO harness_results",
+    "WITH heads",
+    // Readings and the autoscaler.
+    "FROM pools p ORDER BY pool",
+    "ORDER BY started_at, worker_id",
+    "GROUP BY worker_id, pool",
+    "LIMIT 10000) blocked",
+];
+
+/// Pages that one statement may touch.
+const PAGES: u64 = 2_000;
+/// It counts up to 10,000 rows of each of three kinds.
+const COUNTS: (&str, u64) = ("LIMIT 10000) blocked", 35_000);
+
+#[tokio::test]
+async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
+    let database = Database::new().await;
+    database.execute(FILL).await;
+    database.execute("VACUUM ANALYZE harness_jobs").await;
+    database.execute("VACUUM ANALYZE harness_workers").await;
+    explain(&database).await;
+
+    let fleet = Fleet::on(database);
+    let worker = fleet.worker("worker").start().await;
+    let relay = fleet.relay("relay").launch();
+    // The hot session gets on, and so do others.
+    let head = "UPDATE harness_jobs SET state = 'scheduled', due_at = now()
+                 WHERE seq = (SELECT min(seq) FROM harness_jobs WHERE session_id = 'hot')";
+    fleet.database.execute(head).await;
+    let jobs: Vec<_> = (0..20).map(|n| job(&format!("s-{}", n / 2), "echo", serde_json::json!(n))).collect();
+    fleet.enqueue(&jobs).await;
+    fleet.undisturbed(&jobs).await;
+    let pools = fleet.folder.path().join("pools.toml");
+    std::fs::write(&pools, "[pools.default]\ntarget = \"process\"\n").expect("written");
+    let once = ["once", "--dry-run", "--pools", &pools.to_string_lossy()];
+    let looked = fleet.run_autoscaler(&once).await;
+
+    let missing = async || {
+        let seen = statements(&[&worker.log(), &relay.log(), &looked.err]);
+        let missing: Vec<_> =
+            EXPECTED.iter().filter(|part| !seen.keys().any(|statement| statement.contains(**part))).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
+    };
+    until_ok("all statements were seen", missing).await;
+    let hot = "SELECT count(*) FROM harness_results WHERE session_id = 'hot'";
+    assert!(fleet.database.count(hot).await > 20, "the hot session gets on");
+
+    let seen = statements(&[&worker.log(), &relay.log(), &looked.err]);
+    let bound = |statement: &str| if statement.contains(COUNTS.0) { COUNTS.1 } else { PAGES };
+    let dear: Vec<_> = seen.iter().filter(|(statement, pages)| **pages > bound(statement)).collect();
+    assert!(dear.is_empty(), "pages and statements: {dear:#?}");
+}
+
+/// From now on each connection explains what it runs.
+async fn explain(database: &Database) {
+    let name = database.url.rsplit('/').next().expect("a name");
+    for setting in [
+        "session_preload_libraries = auto_explain",
+        "auto_explain.log_min_duration = 0",
+        "auto_explain.log_analyze = on",
+        "auto_explain.log_buffers = on",
+        "auto_explain.log_timing = off",
+        "auto_explain.log_format = json",
+        "auto_explain.log_level = notice",
+    ] {
+        database.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
+    }
+}
+
+/// The statements in these logs, each with the most pages that it has touched.
+fn statements(logs: &[&str]) -> BTreeMap<String, u64> {
+    let mut seen = BTreeMap::new();
+    for log in logs {
+        let mut lines = log.lines();
+        while let Some(line) = lines.next() {
+            if !line.ends_with("plan:") {
+                continue;
+            }
+            let mut plan = String::new();
+            for line in lines.by_ref() {
+                plan.push_str(line);
+                if line == "}" {
+                    break;
+                }
+            }
+            // The last one may be under way.
+            let Ok(plan) = serde_json::from_str::<Value>(&plan) else { continue };
+            let text = plan["Query Text"].as_str().unwrap_or_default().to_owned();
+            let touched = |kind: &str| plan["Plan"][kind].as_u64().unwrap_or_default();
+            let pages = touched("Shared Hit Blocks") + touched("Shared Read Blocks");
+            let most: &mut u64 = seen.entry(text).or_default();
+            *most = pages.max(*most);
+        }
+    }
+    seen
+}
