@@ -44,6 +44,9 @@ pub struct DeadLetter {
 pub struct Death {
     /// For people.
     pub reason: String,
+    /// Whether it should go back to its queue once more: the broker gave it up after many deliveries, for the first time.
+    /// That they ended nowhere may be the fault of the broker's consumers, and not of the message.
+    pub is_second_chance: bool,
     /// The broker's word: `delivery_limit`, `rejected`, `expired`, `maxlen`.
     pub code: String,
     /// The queue it was in.
@@ -109,6 +112,9 @@ struct Cause {
     dead_at_unix_ms: Option<u64>,
 }
 
+/// The broker's word for a message that was delivered too often.
+const DELIVERY_LIMIT: &str = "delivery_limit";
+
 /// What RabbitMQ says about a message it gave up: the newest entry of `x-death`
 /// (<https://www.rabbitmq.com/docs/dlx#effects>).
 pub(crate) fn death(table: &FieldTable) -> Option<Death> {
@@ -116,9 +122,13 @@ pub(crate) fn death(table: &FieldTable) -> Option<Death> {
     let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
     let code = headers::text(Some(newest), "reason")?.to_owned();
     let queue = headers::text(Some(newest), "queue").map(str::to_owned);
+    let is_second_chance = code == DELIVERY_LIMIT && !table.contains_key(headers::RETURNED);
     let why = match code.as_str() {
-        "delivery_limit" => {
-            "it was delivered too often without an ack: it may end every worker that takes it"
+        DELIVERY_LIMIT if is_second_chance => {
+            "it was delivered too often without an ack, and is published again once"
+        }
+        DELIVERY_LIMIT => {
+            "it was delivered too often without an ack, also when it was published again: it may end every worker that takes it"
         }
         "expired" => "its time to live was over",
         "maxlen" => "the queue was full",
@@ -131,6 +141,7 @@ pub(crate) fn death(table: &FieldTable) -> Option<Death> {
             "the broker took it out of {} ({code}): {why}",
             queue.as_deref().unwrap_or("a queue")
         ),
+        is_second_chance,
         code,
         queue,
         at_unix_ms: at.map(|seconds| seconds.saturating_mul(1_000)),
@@ -166,6 +177,23 @@ mod tests {
         assert_eq!(letter.dead_at_unix_ms, Some(7_000));
         assert!(letter.reason.contains("too often"), "{}", letter.reason);
         assert_eq!(letter.headers["x-death"][0]["reason"], "delivery_limit");
+    }
+
+    #[test]
+    fn what_was_delivered_too_often_gets_one_second_chance() {
+        let dead_of = |reason: &str, more: &[&str]| {
+            let entry = BTreeMap::from([("reason".into(), AMQPValue::LongString(reason.into()))]);
+            let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(entry.into())].into());
+            let mut table = FieldTable::default();
+            table.insert("x-death".into(), deaths);
+            for name in more {
+                table.insert((*name).into(), AMQPValue::Boolean(true));
+            }
+            death(&table).expect("a death").is_second_chance
+        };
+        assert!(dead_of("delivery_limit", &[]));
+        assert!(!dead_of("delivery_limit", &[headers::RETURNED]), "once is enough");
+        assert!(!dead_of("rejected", &[]), "somebody has looked at it");
     }
 
     #[test]

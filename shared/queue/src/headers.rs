@@ -17,6 +17,8 @@ pub(crate) const QUEUE: &str = "x-harness-queue";
 pub(crate) const DEAD_AT: &str = "x-harness-dead-at";
 /// How many bytes of headers were left out of a message.
 pub(crate) const DROPPED: &str = "x-harness-headers-dropped";
+/// Whether the message was published again after the broker had given it up.
+pub(crate) const RETURNED: &str = "x-harness-returned";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The longest reason that is kept.
@@ -90,6 +92,14 @@ pub(crate) fn revive(dead: &BasicProperties) -> BasicProperties {
         });
     }
     without_actions(dead).with_headers(kept.into())
+}
+
+/// The same for a dead letter that goes back by itself, and says so.
+pub(crate) fn returned(dead: &BasicProperties) -> BasicProperties {
+    let properties = revive(dead);
+    let mut table = properties.headers().clone().unwrap_or_default();
+    table.insert(RETURNED.into(), AMQPValue::Boolean(true));
+    properties.with_headers(table)
 }
 
 /// Whether we or the broker wrote this header, as far as its name tells.

@@ -136,6 +136,12 @@ impl Publisher {
         self.send(queue, true, held.letter.body.clone(), headers::revive(&held.properties)).await
     }
 
+    /// Puts a message that the broker gave up back into its queue, marked so that it happens once. Ack the delivery of its copy
+    /// after this, not before.
+    pub async fn return_once(&self, copy: &Delivery, queue: &str) -> Result<(), PublishError> {
+        self.send(queue, true, copy.body.clone(), headers::returned(copy.properties())).await
+    }
+
     async fn send(
         &self,
         queue: &str,

@@ -1,5 +1,7 @@
 //! Jobs whose message was given up: they fail, instead of waiting for what will not come.
 //!
+//! One that the broker gave up after many deliveries gets a second chance first: nobody knows whether a worker ever saw it.
+//!
 //! Every relay takes from `harness.dead.sweep`, to which the broker sends a copy of each message that it gives up; the
 //! letter itself stays in `harness.dead`. A consumer costs nothing while nothing dies. The copy is acked when the
 //! ledger has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
@@ -7,8 +9,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use job::{Name, RetryPolicy};
-use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, pool_of_queue};
+
+use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, jobs_queue, pool_of_queue};
 use store::{Store, StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +43,7 @@ pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
         failures += 1;
         // Told once, not at every try.
         if failures == 1 {
-            warn!(cause = error.as_dyn(), "jobs whose message is dead cannot be ended, trying on");
+            warn!(cause = %format_args!("{error:#}"), "messages that the broker gave up cannot be dealt with, trying on");
         }
         // Without a consumer first, so that it does not come back here at once.
         slot.pause().await;
@@ -52,7 +56,7 @@ pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
 }
 
 /// Looks at the copies that wait now, so that the ledger knows of every death before somebody decides about letters.
-pub async fn sweep_dead(relay: &Relay) -> Result<(), StoreError> {
+pub async fn sweep_dead(relay: &Relay) -> anyhow::Result<()> {
     let waiting = relay.broker.depth(DEAD_SWEEP_QUEUE).await.ok().flatten().map_or(0, |depth| depth.ready);
     if waiting == 0 {
         return Ok(());
@@ -72,11 +76,21 @@ fn slot(relay: &Relay) -> Slot {
 }
 
 /// Looks at one copy. What is no message of ours stays a dead letter and no more.
-async fn sweep(relay: &Relay, delivery: &Delivery) -> Result<(), StoreError> {
+async fn sweep(relay: &Relay, delivery: &Delivery) -> anyhow::Result<()> {
     // What could not be routed was in no queue: if its job is known, then by another message.
     let Some(death) = delivery.death() else { return Ok(()) };
     let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
-    fail_its_job(&relay.store, &relay.replies, delivery, &pool, &death.reason).await
+    if death.is_second_chance {
+        let queue = jobs_queue(&pool);
+        relay.publisher.return_once(delivery, &queue).await.context("publishing it again")?;
+        warn!(
+            queue,
+            message_id = delivery.message_id(),
+            "a message was delivered too often; published again once"
+        );
+        return Ok(());
+    }
+    Ok(fail_its_job(&relay.store, &relay.replies, delivery, &pool, &death.reason).await?)
 }
 
 /// Ends the job of a message that was given up in a pool's queue, if the ledger knows it and it waits for just this

@@ -1,6 +1,7 @@
 //! Promise 7: one bad neighbour is one bad neighbour. No message, program, session, caller or pod can stop or slow the
 //! others without bound. One file for each kind.
 
+mod given_up;
 mod frames;
 mod names;
 mod process;
