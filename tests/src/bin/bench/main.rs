@@ -1,7 +1,10 @@
 //! `make bench`: how fast jobs go from publish to recorded end, beside what the same broker and client do without us.
 //!
 //! Everything is measured in one run on one machine, which broker, Postgres, worker and publisher share; so the ratios
-//! count, not the rates. Writes `target/bench.json`.
+//! count, not the rates, and CPU time per job most of all. Raw messages and jobs take turns, and of each figure the middle
+//! one counts. Writes `target/bench.json`.
+
+mod cost;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +20,11 @@ use queue::{Broker, BrokerConfig, Message, Publisher};
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use cost::{Cpu, Meter, median};
+
 const JOBS: usize = 40_000;
+/// How often raw messages and jobs take turns.
+const ROUNDS: usize = 3;
 const SLOTS: usize = 512;
 const INPUT_BYTES: usize = 1_024;
 const IN_FLIGHT: usize = 2_000;
@@ -28,11 +35,16 @@ const OUTSTANDING: usize = 4_096;
 async fn main() -> anyhow::Result<()> {
     let amqp_url = std::env::var("AMQP_URL").context("AMQP_URL is not set: run `make bench`")?;
     let database_url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run `make bench`")?;
-    let pool: Name = format!("bench-{}", std::process::id()).parse()?;
+    let meter = Meter::new(&amqp_url, &database_url)?;
+    let [pool, raw_pool]: [Name; 2] = [
+        format!("bench-{}", std::process::id()).parse()?,
+        format!("bench-{}-raw", std::process::id()).parse()?,
+    ];
+    let raw_queue = queue::jobs_queue(&raw_pool);
     let queue = queue::jobs_queue(&pool);
     let broker = |name: &str| {
-        let config = BrokerConfig::new(amqp_url.clone(), name).with_pools([pool.clone()]);
-        Broker::start(config, CancellationToken::new())
+        let pools = [pool.clone(), raw_pool.clone()];
+        Broker::start(BrokerConfig::new(amqp_url.clone(), name).with_pools(pools), CancellationToken::new())
     };
     let (publishing, consuming) = (broker("bench, publishing"), broker("bench, consuming"));
     publishing.ready(Duration::from_secs(10)).await?;
@@ -41,13 +53,10 @@ async fn main() -> anyhow::Result<()> {
 
     let database = fresh_database(&database_url).await?;
 
-    eprintln!("raw: {JOBS} messages of 1 KiB through the broker, publishing and consuming at once");
+    eprintln!("raw drain: {JOBS} messages of 1 KiB on a prefilled queue");
+    publish(&publisher, &raw_queue, &raw_pool, JOBS).await?;
     let started = Instant::now();
-    tokio::try_join!(publish(&publisher, &queue, &pool, JOBS), consume(&consuming, &queue, JOBS))?;
-    let raw_per_s = rate(JOBS, started);
-    publish(&publisher, &queue, &pool, JOBS).await?;
-    let started = Instant::now();
-    consume(&consuming, &queue, JOBS).await?;
+    consume(&consuming, &raw_queue, JOBS).await?;
     let raw_drain_per_s = rate(JOBS, started);
 
     eprintln!("drain: {JOBS} jobs on a prefilled queue");
@@ -58,19 +67,38 @@ async fn main() -> anyhow::Result<()> {
     wait_for(&worker, JOBS).await?;
     let drain_per_s = rate(JOBS - before, started);
 
-    eprintln!("steady: {JOBS} jobs, published as fast as the worker ends them");
-    let started = Instant::now();
-    publish_in_step(&publisher, &queue, &pool, JOBS, &worker).await?;
-    wait_for(&worker, 2 * JOBS).await?;
-    let steady_per_s = rate(JOBS, started);
+    let (mut raw_rates, mut raw_costs) = (Vec::new(), Vec::new());
+    let (mut steady_rates, mut steady_costs) = (Vec::new(), Vec::new());
+    for round in 1..=ROUNDS {
+        eprintln!(
+            "raw, {round} of {ROUNDS}: {JOBS} messages through the broker, publishing and consuming at once"
+        );
+        let (before, started) = (meter.read(worker.process.id()), Instant::now());
+        tokio::try_join!(
+            publish(&publisher, &raw_queue, &raw_pool, JOBS),
+            consume(&consuming, &raw_queue, JOBS)
+        )?;
+        raw_rates.push(rate(JOBS, started));
+        raw_costs.push(meter.read(worker.process.id()).per_job_since(before, JOBS));
+
+        eprintln!("steady, {round} of {ROUNDS}: {JOBS} jobs, published as fast as the worker ends them");
+        let (before, started) = (meter.read(worker.process.id()), Instant::now());
+        publish_in_step(&publisher, &queue, &pool, JOBS, &worker).await?;
+        wait_for(&worker, (1 + round) * JOBS).await?;
+        steady_rates.push(rate(JOBS, started));
+        steady_costs.push(meter.read(worker.process.id()).per_job_since(before, JOBS));
+    }
+    let (raw_per_s, steady_per_s) = (median(raw_rates.into_iter()), median(steady_rates.into_iter()));
+    let (raw_cost, job_cost) = (Cpu::median(&raw_costs), Cpu::median(&steady_costs));
+    let cost_ratio = ratio(job_cost.total(), raw_cost.total());
 
     eprintln!("latency: jobs at a quarter of the steady rate");
     let before = worker.start_waits()?;
-    let paced = JOBS / 8;
+    let (paced, before_it) = (JOBS / 8, (1 + ROUNDS) * JOBS);
     publish_paced(&publisher, &queue, &pool, paced, steady_per_s / 4.0).await?;
-    wait_for(&worker, 2 * JOBS + paced).await?;
+    wait_for(&worker, before_it + paced).await?;
     let recorded = results(&database).await?;
-    ensure!(recorded == 2 * JOBS + paced, "{recorded} results for {} jobs", 2 * JOBS + paced);
+    ensure!(recorded == before_it + paced, "{recorded} results for {} jobs", before_it + paced);
     let waits = worker.start_waits()?.since(&before);
     let worker_rss_mb = (tests::usage::resident_mb(worker.process.id()) * 10.0).round() / 10.0;
     drop(worker);
@@ -83,6 +111,7 @@ async fn main() -> anyhow::Result<()> {
         "drain_of_raw_drain_ratio": ratio(drain_per_s, raw_drain_per_s),
         "start_p50_ms": waits.quantile_ms(0.50), "start_p99_ms": waits.quantile_ms(0.99),
         "worker_rss_mb": worker_rss_mb,
+        "raw_cost": raw_cost.to_json(), "job_cost": job_cost.to_json(), "cost_ratio": cost_ratio,
     });
     std::fs::create_dir_all("target")?;
     std::fs::write("target/bench.json", serde_json::to_string_pretty(&figures)?)?;
@@ -95,6 +124,16 @@ async fn main() -> anyhow::Result<()> {
     ] {
         println!("{name:<28}{per_s:>12.0}{:>9.2}", ratio(per_s, raw_per_s));
     }
+    println!(
+        "{:<28}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "CPU µs each", "broker", "Postgres", "worker", "client", "all"
+    );
+    for (name, cost) in [("raw message", raw_cost), ("job, steady", job_cost)] {
+        let Cpu { broker, postgres, worker, client } = cost;
+        let all = cost.total();
+        println!("{name:<28}{broker:>9.0}{postgres:>9.0}{worker:>9.0}{client:>9.0}{all:>9.0}");
+    }
+    println!("a job costs {cost_ratio:.2} raw messages");
     println!(
         "publish to start, a quarter of the steady rate: p50 {:.1} ms, p99 {:.1} ms",
         waits.quantile_ms(0.5),

@@ -1,0 +1,92 @@
+//! What a phase costs in CPU time, by process. On a shared machine rates differ by a factor of two from run to run; CPU
+//! time per job does not.
+
+use anyhow::{Context, anyhow};
+use serde_json::{Value, json};
+use tests::usage;
+
+/// Whose time is counted.
+pub struct Meter {
+    broker: u32,
+    postgres: u32,
+}
+
+/// CPU seconds so far, or microseconds per job of a phase.
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    pub broker: f64,
+    pub postgres: f64,
+    pub worker: f64,
+    /// This process: it publishes, and in the raw phases it consumes, too.
+    pub client: f64,
+}
+
+impl Meter {
+    /// Finds the servers behind these addresses. They must run on this machine.
+    pub fn new(amqp_url: &str, database_url: &str) -> anyhow::Result<Meter> {
+        let server = |url: &str| {
+            let authority = url.split("://").nth(1)?.split(['/', '?']).next()?;
+            let port = authority.rsplit_once(':')?.1.parse().ok()?;
+            usage::listener(port)
+        };
+        let find = |name, url| server(url).ok_or_else(|| anyhow!("{name} does not run on this machine"));
+        Ok(Meter {
+            broker: find("RabbitMQ", amqp_url).context("AMQP_URL")?,
+            postgres: find("Postgres", database_url).context("DATABASE_URL")?,
+        })
+    }
+
+    /// The time used so far; `worker` is a process, too.
+    pub fn read(&self, worker: u32) -> Cpu {
+        Cpu {
+            broker: usage::cpu_s(self.broker),
+            postgres: usage::family_cpu_s(self.postgres),
+            worker: usage::cpu_s(worker),
+            client: usage::cpu_s(std::process::id()),
+        }
+    }
+}
+
+impl Cpu {
+    /// What was used since then, in microseconds per job.
+    pub fn per_job_since(self, before: Cpu, jobs: usize) -> Cpu {
+        let each = |now: f64, before: f64| (now - before) * 1e6 / jobs as f64;
+        Cpu {
+            broker: each(self.broker, before.broker),
+            postgres: each(self.postgres, before.postgres),
+            worker: each(self.worker, before.worker),
+            client: each(self.client, before.client),
+        }
+    }
+
+    /// All four.
+    pub fn total(self) -> f64 {
+        self.broker + self.postgres + self.worker + self.client
+    }
+
+    /// The figure of the middle for each process.
+    pub fn median(rounds: &[Cpu]) -> Cpu {
+        let middle = |of: fn(&Cpu) -> f64| median(rounds.iter().map(of));
+        Cpu {
+            broker: middle(|cpu| cpu.broker),
+            postgres: middle(|cpu| cpu.postgres),
+            worker: middle(|cpu| cpu.worker),
+            client: middle(|cpu| cpu.client),
+        }
+    }
+
+    pub fn to_json(self) -> Value {
+        let whole = |figure: f64| json!(figure.round());
+        json!({
+            "broker_us": whole(self.broker), "postgres_us": whole(self.postgres), "worker_us": whole(self.worker),
+            "client_us": whole(self.client), "total_us": whole(self.total()),
+        })
+    }
+}
+
+/// The middle one of an odd number of figures.
+pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
