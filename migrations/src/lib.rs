@@ -6,12 +6,17 @@
 //! taken back without its migration. The database keeps the name, by which such a binary knows. Others are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
 
 /// For the log filter (`EnvFilter` syntax): sqlx tells every statement and notice.
 pub const LOG_DIRECTIVE: &str = "sqlx=warn";
+
+/// The longest time that a look at the schema takes, the connection included.
+const CHECK_BOUND: Duration = Duration::from_secs(10);
 
 static MIGRATOR: Migrator = sqlx::migrate!("./sql");
 
@@ -30,6 +35,12 @@ pub async fn migrate(database_url: &str) -> Result<Vec<i64>, SchemaError> {
 
 /// Refuses a database whose schema is neither the one this binary was built for nor a newer one that works with it.
 pub async fn check(database_url: &str) -> Result<(), SchemaError> {
+    // The network may swallow an answer; sqlx waits for it for ever.
+    let looking = timeout(CHECK_BOUND, look(database_url));
+    looking.await.unwrap_or_else(|elapsed| Err(SchemaError::Database(sqlx::Error::Io(elapsed.into()))))
+}
+
+async fn look(database_url: &str) -> Result<(), SchemaError> {
     let mut connection = connect(database_url).await?;
     let applied = applied(&mut connection).await?;
     connection.close().await.map_err(SchemaError::Database)?;

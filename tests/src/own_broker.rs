@@ -33,19 +33,25 @@ impl OwnBroker {
     /// Stops it in good order: RabbitMQ 3.10 does not always find the messages of a quorum queue again that was declared in
     /// the second before a SIGKILL.
     pub async fn stop(&self) {
-        self.run("stop-broker").await;
+        self.run(&["stop-broker"]).await;
     }
 
     /// Starts it again, at the same address and with its data.
     pub async fn start_again(&self) {
-        self.run("start-broker").await;
+        self.run(&["start-broker"]).await;
     }
 
-    async fn run(&self, command: &'static str) {
+    /// Whether it has too little disk: it then holds back whoever publishes.
+    pub async fn lacks_disk(&self, lacks: bool) {
+        let limit = if lacks { "1000000GB" } else { "1MB" };
+        self.run(&["rabbitmqctl", "set_disk_free_limit", limit]).await;
+    }
+
+    async fn run(&self, command: &[&str]) {
         let mut services = services(self.folder.path());
-        services.arg(command);
+        services.args(command);
         let ended = tokio::task::spawn_blocking(move || services.status()).await.expect("a thread");
-        assert!(ended.expect("ops/dev/services").success(), "{command} has failed");
+        assert!(ended.expect("ops/dev/services").success(), "{command:?} has failed");
     }
 }
 

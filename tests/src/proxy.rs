@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What becomes of the bytes.
@@ -32,6 +32,7 @@ pub struct Proxy {
     address: SocketAddr,
     /// The last one counts for new connections; the others for those that were forgotten, and stay as they are.
     links: Arc<Mutex<Vec<watch::Sender<Link>>>>,
+    accepted: Arc<Notify>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -43,13 +44,16 @@ impl Proxy {
         let address = listener.local_addr().expect("a port");
         let links = Arc::new(Mutex::new(vec![watch::Sender::new(Link::Pass)]));
         let present = links.clone();
+        let accepted = Arc::new(Notify::new());
+        let accepts = accepted.clone();
         let serving = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                accepts.notify_one();
                 let state = present.lock().expect("no panic").last().expect("a link").subscribe();
                 tokio::spawn(serve(client, target.clone(), state));
             }
         });
-        Proxy { address, links, _serving: AbortOnDropHandle::new(serving) }
+        Proxy { address, links, accepted, _serving: AbortOnDropHandle::new(serving) }
     }
 
     /// The same URL, leading through here.
@@ -62,11 +66,21 @@ impl Proxy {
         self.links.lock().expect("no panic").last().expect("a link").send_replace(link);
     }
 
+    /// Waits for a connection, if there was none since this was last asked.
+    pub async fn connected(&self) {
+        self.accepted.notified().await;
+    }
+
     /// Forgets the present connections, as a firewall does: nothing of theirs arrives any more, and no end is told. New
     /// ones are like before.
     pub fn forget(&self) {
         let mut links = self.links.lock().expect("no panic");
-        let before = links.last().expect("a link").send_replace(Link::Frozen);
+        let mut before = Link::Frozen;
+        links.last().expect("a link").send_if_modified(|link| {
+            before = std::mem::replace(link, Link::Frozen);
+            // What is frozen already has no news.
+            before != Link::Frozen
+        });
         links.push(watch::Sender::new(before));
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{Fleet, Link, Proxy, is_root, job, until, until_ok};
+use tests::{Fleet, Link, PATIENCE, Proxy, is_root, job, until, until_ok};
 
 #[tokio::test]
 async fn why_a_process_ends_is_said_at_every_log_level() {
@@ -103,6 +103,21 @@ async fn a_relay_waits_for_a_broker_and_a_database_that_are_away_at_its_start() 
     until_ok("it reads the ledger", ready).await;
     broker.set(Link::Pass);
     until("it is ready", async || (relay.get("/ready").await.0 == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_first_connection_that_never_answers_is_tried_again() {
+    let fleet = Fleet::new().await;
+    let postgres = Proxy::to(&fleet.database.url).await;
+    postgres.set(Link::Frozen);
+    let worker = fleet.worker("worker").set("DATABASE_URL", postgres.through(&fleet.database.url)).launch();
+    worker.address().await;
+    // The connection that it tries stays silent; the next one works.
+    tokio::time::timeout(PATIENCE, postgres.connected()).await.expect("a connection");
+    postgres.forget();
+    postgres.set(Link::Pass);
+    worker.ready().await;
+    assert!(worker.log().contains("reading the schema from Postgres failed"), "{}", worker.log());
 }
 
 #[tokio::test]

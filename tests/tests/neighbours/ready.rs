@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, chown};
 
 use serde_json::{Value, json};
-use tests::{Fleet, Link, Proxy, Worker, is_root, job, steps, until, until_ok};
+use tests::{Fleet, Link, OwnBroker, Proxy, Ran, Worker, is_root, job, steps, until, until_ok};
 
 /// Nobody in particular.
 const USER: u32 = 61_234;
@@ -33,6 +33,27 @@ async fn a_process_that_may_not_publish_is_not_ready() {
     assert_eq!(ready["checks"]["queue_consuming"], json!(true), "{ready}");
     assert!(ready["reasons"]["queue_publishing"].is_string(), "{ready}");
     fleet.vhost.limit_connections(-1);
+    check(&worker, "queue_publishing", true).await;
+}
+
+#[tokio::test]
+async fn a_process_that_the_broker_holds_back_is_not_ready() {
+    let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
+    let worker = fleet.worker("worker").set("AMQP_URL", &own.url).start().await;
+    // Its retries are what the worker publishes.
+    let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true}}]});
+    let mut spec = job("s", "scripted", failing);
+    (spec.retry.max_attempts, spec.retry.max_delay_ms) = (100, 200);
+    let mut enqueue = fleet.producer_command(&["enqueue", "--file", "-"]);
+    enqueue.env("AMQP_URL", &own.url);
+    let ran = Ran::of(enqueue, &job::encode(&spec)).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    worker.said("an attempt failed").await;
+    own.lacks_disk(true).await;
+    let ready = check(&worker, "queue_publishing", false).await;
+    let reason = ready["reasons"]["queue_publishing"].as_str().unwrap_or_default();
+    assert!(reason.contains("blocks this connection"), "{ready}");
+    own.lacks_disk(false).await;
     check(&worker, "queue_publishing", true).await;
 }
 
