@@ -173,7 +173,7 @@ impl Boot {
         drain_slots(&worker, slots).await;
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
         // What they hold is acked with them.
-        worker.replies.close().await;
+        worker.replies.close(worker.settings.replying.close_timeout).await;
         self.end.cancel();
         tokio::join!(self.consuming.close(), self.publishing.close());
         self.store.close();

@@ -7,7 +7,7 @@ use clap::Args;
 use job::{JobId, Name};
 use store::Cancelled;
 
-use super::context::Context;
+use super::context::{Context, REPLIED_WITHIN};
 
 /// Cancel jobs: queued, scheduled, blocked and running ones.
 ///
@@ -41,7 +41,7 @@ impl Cancel {
             }
         }
         let answers = relay::cancel(&relay.store, &relay.replies, &jobs).await.context("cancelling jobs")?;
-        relay.close().await;
+        relay.close(REPLIED_WITHIN).await;
         let mut late = false;
         for (job_id, answer) in jobs.iter().zip(&answers) {
             match answer {

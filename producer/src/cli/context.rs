@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a command waits for RabbitMQ before it gives up.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a command waits for the replies that it owes to callers.
+pub const REPLIED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The settings as given, and the problems found so far.
 pub struct Context {

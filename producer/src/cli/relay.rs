@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use migrations::SchemaError;
@@ -13,6 +14,9 @@ use tracing::info;
 
 use super::context::Context;
 use crate::readings::Readings;
+
+/// How long replies that are on their way may take after SIGTERM.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Run a relay until SIGTERM.
 #[derive(Debug, Args)]
@@ -64,7 +68,7 @@ impl RelayArgs {
         };
         end.cancel();
         essential.all_ended().await?;
-        closing.close().await;
+        closing.close(SHUTDOWN).await;
         result
     }
 }

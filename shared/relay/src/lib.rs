@@ -48,9 +48,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Sends what is still to be sent, within bounds, and closes the connections.
-    pub async fn close(&self) {
-        self.replies.close().await;
+    /// Sends the replies that are still to be sent, within a bound, and closes the connections.
+    pub async fn close(&self, within: Duration) {
+        self.replies.close(within).await;
         self.broker.close().await;
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use job::{JobId, JobSpec, ReplyRule, ReplyTo, TraceParent};
 use queue::{Broker, BrokerConfig, Message, PublishError};
@@ -24,8 +25,8 @@ use tracing::{Instrument, Span, debug, warn};
 const SCHEMA: &str = "harness.result.v1";
 /// Replies on their way at once, to queues and to clients at nodes that were reached before.
 const AT_ONCE: usize = 256;
-/// Those that may wait for that; what comes then is not sent.
-const WAITING: usize = 8 * AT_ONCE;
+/// Those that may wait for that, without their results; what comes then is not sent.
+const WAITING: usize = 20_000;
 /// The same for clients at nodes that were not.
 const STRANGERS_WAITING: usize = 64;
 /// How often one is sent whose connection ended before the broker had taken it.
@@ -140,11 +141,11 @@ impl Replies {
         Some(Sending { task, prompt })
     }
 
-    /// Waits for what is on its way, within the bound of the configuration, and closes the connections.
-    pub async fn close(&self) {
+    /// Waits for what is on its way, within a bound, and closes the connections.
+    pub async fn close(&self, within: Duration) {
         let Shared { sending, known, strangers, .. } = &*self.shared;
         sending.close();
-        let _ = tokio::time::timeout(known.config.close_timeout, sending.wait()).await;
+        let _ = tokio::time::timeout(within, sending.wait()).await;
         for lane in [known, strangers] {
             if let Some(broker) = lane.broker.get() {
                 broker.close().await;

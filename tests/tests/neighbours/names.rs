@@ -150,3 +150,20 @@ async fn a_reply_goes_where_the_rule_allows_and_never_into_the_fleets_own_queues
     worker.said("the reply was not sent").await;
     assert_eq!(fleet.vhost.look_at("elsewhere").await.unwrap().0, 0);
 }
+
+#[tokio::test]
+async fn whoever_ends_thousands_of_jobs_at_once_replies_to_all_of_their_callers() {
+    const JOBS: usize = 2_500;
+    let fleet = Fleet::new().await;
+    fleet.vhost.broker().await.close().await;
+    let connection = fleet.vhost.lapin().await;
+    let channel = connection.create_channel().await.unwrap();
+    channel.queue_declare("results".into(), Default::default(), Default::default()).await.unwrap();
+    let all: Vec<JobSpec> = (0..JOBS)
+        .map(|n| JobSpec { reply_to: Some("results".to_owned()), ..job("s", "echo", json!(n)) })
+        .collect();
+    fleet.enqueue(&all).await;
+    let ran = fleet.producer(&["cancel", "--session", "s"]).await;
+    assert_eq!((ran.code, ran.out.lines().count()), (0, JOBS), "{}", ran.err);
+    assert_eq!(fleet.vhost.look_at("results").await.unwrap().0 as usize, JOBS);
+}

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::context::Context;
+use super::context::{Context, REPLIED_WITHIN};
 use crate::letter::Act;
 
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ impl Dead {
             }
             Command::Drop(which) => which.run(Act::Drop, &yardstick, &relay, &context.stop).await,
         };
-        relay.close().await;
+        relay.close(REPLIED_WITHIN).await;
         result
     }
 }
