@@ -10,7 +10,7 @@
 //! ends is checked from each state: a fair order of what is left to be done leads there ([`fair`]).
 //!
 //! What is left out: batches (calls of one batch are calls one after the other), more than one slot, harnesses, what is
-//! in a session, poison, deadlines, `on_busy`.
+//! in a session, deadlines, `on_busy`.
 
 pub mod row;
 pub mod call;

@@ -104,6 +104,15 @@ impl Real {
                 let returned = store.return_vanished(&Name::default(), Duration::ZERO).await;
                 as_many(returned.expect("an answer"), expected)
             }
+            Call::Clear { worker, job, epoch } => {
+                let (worker, epoch) = (self.workers[&worker].worker, self.epoch(job, epoch));
+                let cleared = store.clear_suspicion(worker, spec(job).job_id, epoch).await;
+                Reply::Stands(cleared.expect("an answer") == Fenced::Done(()))
+            }
+            Call::Notice(id) => {
+                store.mark_draining(self.workers[&id].worker).await.expect("an answer");
+                Reply::Done
+            }
             Call::Beat(id) => Reply::Beat(
                 match store.beat(self.workers[&id].worker, &Pace::default()).await.expect("an answer") {
                     Beat::Dead => None,
@@ -191,6 +200,7 @@ impl Real {
             worker,
             epoch: self.given(SESSION_OF[job], run.epoch),
             attempts: run.attempts as u8,
+            deaths: run.deaths as u8,
             before: run.session.iteration_count as u8 + deltas.len() as u8,
             resumed: !deltas.is_empty(),
             own: 0,
@@ -225,22 +235,22 @@ impl Real {
 
     /// The tables, in the model's terms.
     pub async fn view(&mut self) -> View {
-        type Job = (String, String, i64, i32, Option<String>, bool, bool);
+        type Job = (String, String, i64, i32, i32, Option<String>, bool, bool);
         let live: Vec<Job> = sqlx::query_as(
-            "SELECT job_id::text, state, epoch, attempts, worker_id::text, asked IS NOT NULL, due_at <= now()
+            "SELECT job_id::text, state, epoch, attempts, deaths, worker_id::text, asked IS NOT NULL, due_at <= now()
                FROM harness_jobs ORDER BY seq",
         )
         .fetch_all(&mut self.sql)
         .await
         .expect("rows");
         let mut view = View::default();
-        for (job_id, state, epoch, attempts, worker, asked, due) in live {
+        for (job_id, state, epoch, attempts, deaths, worker, asked, due) in live {
             let (job, state) = (self.named(&job_id), state.parse().expect("a state"));
             let epoch = if epoch == 0 { 0 } else { self.given(SESSION_OF[job], epoch) };
             let worker = worker.map(|worker| self.worker(&worker));
             let due = state != JobState::Scheduled || due;
-            let attempts = attempts as u8;
-            view.live[job] = Some(Live { state, due, epoch, worker, attempts, asked });
+            let (attempts, deaths) = (attempts as u8, deaths as u8);
+            view.live[job] = Some(Live { state, due, epoch, worker, attempts, deaths, asked });
             view.order[SESSION_OF[job]].push(job);
         }
         type Result = (String, String, i64, Option<String>, i32, i64);
@@ -274,8 +284,8 @@ impl Real {
             sqlx::query_as(workers).fetch_all(&mut self.sql).await.expect("rows");
         for (worker, state, overdue) in workers {
             view.leases[usize::from(self.worker(&worker))] = match state.as_str() {
-                "alive" if overdue => Lease::Overdue,
-                "alive" => Lease::Alive,
+                "alive" | "draining" if overdue => Lease::Overdue,
+                "alive" | "draining" => Lease::Alive,
                 "stopped" => Lease::Stopped,
                 "dead" => Lease::Dead,
                 other => panic!("{other}"),
@@ -320,6 +330,7 @@ struct Live {
     epoch: u8,
     worker: Option<u8>,
     attempts: u8,
+    deaths: u8,
     asked: bool,
 }
 
@@ -341,6 +352,7 @@ impl View {
             epoch: row.epoch,
             worker: row.worker,
             attempts: row.attempts,
+            deaths: row.deaths,
             asked: row.asked,
         };
         let ended = |it: row::Ended| Ended {

@@ -27,8 +27,8 @@ struct Table {
 struct Entry {
     /// 0 while the claim is under way.
     epoch: i64,
-    /// Whether one more death would prove it to be poison.
-    suspect: bool,
+    /// Whether one more death would prove it to be poison, and in what company it may run.
+    suspect: Option<Company>,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -40,7 +40,7 @@ impl Running {
             Some(entry) if entry.epoch == 0 => Reserved::Claiming,
             Some(_) => Reserved::Runs,
             None => {
-                table.jobs.insert(job_id, Entry { epoch: 0, suspect: false, stop: watch::channel(None).0 });
+                table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: watch::channel(None).0 });
                 Reserved::Seat(Seat { running: self.clone(), job_id })
             }
         }
@@ -115,6 +115,17 @@ impl Entry {
     }
 }
 
+/// Beside which other suspects one may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// None that began before it, but those that join it.
+    First,
+    /// Any that puts up with it: it has waited for long enough.
+    Any,
+    /// None at all: a worker has died of it or of one that ran beside it.
+    Alone,
+}
+
 /// The answer to a reservation.
 pub enum Reserved {
     /// The job is ours to claim.
@@ -137,20 +148,31 @@ impl Seat {
         let mut table = self.running.lock();
         let signal = watch::Sender::new(table.stop_all.clone());
         let receiver = signal.subscribe();
-        table.jobs.insert(self.job_id, Entry { epoch, suspect: false, stop: signal });
+        table.jobs.insert(self.job_id, Entry { epoch, suspect: None, stop: signal });
         METRICS.running.set(table.jobs.len() as i64);
         receiver
     }
 
-    /// Enters the job as a suspect, unless another one runs here: should this worker die too, it must be clear which of
-    /// them did it.
-    pub fn is_only_suspect(&self) -> bool {
+    /// Enters the job as a suspect, unless others run here in whose company it may not be: should this worker die too, it
+    /// must be clear which of them did it, or none is charged.
+    pub fn may_run_as_suspect(&self, company: Company) -> bool {
         let mut table = self.running.lock();
-        let alone = !table.jobs.values().any(|entry| entry.suspect);
-        if let Some(entry) = table.jobs.get_mut(&self.job_id).filter(|_| alone) {
-            entry.suspect = true;
+        let may = table
+            .jobs
+            .values()
+            .filter_map(|entry| entry.suspect)
+            .all(|other| company == Company::Any && other != Company::Alone);
+        if let Some(entry) = table.jobs.get_mut(&self.job_id).filter(|_| may) {
+            entry.suspect = Some(company);
         }
-        alone
+        may
+    }
+
+    /// Nothing is held against the job any more.
+    pub fn is_cleared(&self) {
+        if let Some(entry) = self.running.lock().jobs.get_mut(&self.job_id) {
+            entry.suspect = None;
+        }
     }
 }
 
@@ -208,10 +230,29 @@ mod tests {
         let running = Running::default();
         let (first, second) = (running.seat(JobId::now()), running.seat(JobId::now()));
         let _signals = (first.begin(1), second.begin(2));
-        assert!(first.is_only_suspect());
-        assert!(!second.is_only_suspect());
+        assert!(first.may_run_as_suspect(Company::First));
+        assert!(!second.may_run_as_suspect(Company::First));
         drop(first);
-        assert!(second.is_only_suspect());
+        assert!(second.may_run_as_suspect(Company::First));
+    }
+
+    #[test]
+    fn a_suspect_that_has_waited_joins_others_but_for_those_that_must_be_alone() {
+        let running = Running::default();
+        let seats = [1, 2, 3].map(|epoch| {
+            let seat = running.seat(JobId::now());
+            drop(seat.begin(epoch));
+            seat
+        });
+        let [first, second, third] = &seats;
+        assert!(first.may_run_as_suspect(Company::First));
+        assert!(second.may_run_as_suspect(Company::Any));
+        assert!(!third.may_run_as_suspect(Company::Alone));
+        first.is_cleared();
+        assert!(!third.may_run_as_suspect(Company::Alone), "the second is there still");
+        second.is_cleared();
+        assert!(third.may_run_as_suspect(Company::Alone));
+        assert!(!first.may_run_as_suspect(Company::Any));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
 use relay::{Relay, Replies};
 use secrecy::ExposeSecret;
-use service::{Admin, Check, Essential, Readiness, retry_or_stop};
+use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -170,7 +170,10 @@ impl Boot {
             reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
         };
         drain.cancel();
-        drain_slots(&worker, slots).await;
+        tokio::select! {
+            () = mark_draining(&worker) => {}
+            () = drain_slots(&worker, slots) => {}
+        }
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
         // What they hold is acked with them.
         worker.replies.close(worker.settings.replying.close_timeout).await;
@@ -193,9 +196,6 @@ async fn drain_slots(worker: &Worker, mut slots: JoinSet<()>) {
     let grace = worker.settings.drain_grace;
     let jobs = worker.running.epochs().len();
     info!(jobs, grace_s = grace.as_secs(), "draining: takes no more jobs");
-    if let Err(cause) = worker.store.mark_draining(worker.lease.worker()).await {
-        warn!(cause = cause.as_dyn(), "the ledger does not know that this worker drains");
-    }
     if within(grace, all_joined(&mut slots)).await {
         return;
     }
@@ -213,6 +213,17 @@ async fn drain_slots(worker: &Worker, mut slots: JoinSet<()>) {
     );
     worker.stop_waiting.cancel();
     slots.shutdown().await;
+}
+
+/// So that its death counts for nothing, should it come before the end of the drain. Never ends.
+async fn mark_draining(worker: &Worker) {
+    let mark = || worker.store.mark_draining(worker.lease.worker());
+    let stop = &worker.stop_waiting;
+    let marked = retry("marking this worker as draining", stop, StoreError::is_retryable, mark).await;
+    if let Err(RetryError::Permanent(cause)) = marked {
+        warn!(cause = cause.as_dyn(), "the ledger does not know that this worker drains");
+    }
+    std::future::pending().await
 }
 
 async fn all_joined(slots: &mut JoinSet<()>) {

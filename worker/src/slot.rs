@@ -1,19 +1,21 @@
 //! A slot: one job at a time, from delivery to ack.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::Stop;
-use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS};
+use job::{Failure, FailureCode, JobSpec, Outcome};
 use queue::{Delivery, Slot};
 use relay::Sending;
-use store::{Answer, Claimed, Fenced};
+use service::retry;
+use store::{Answer, Claimed, Fenced, StoreError, Suspicion};
 use tokio::time::timeout;
-use tracing::{Instrument, debug, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use crate::attempt::{Arrival, Attempt};
 use crate::execute::{Ended, Execution};
 use crate::metrics::METRICS;
-use crate::running::{Reserved, Seat};
+use crate::running::{Company, Reserved, Seat};
 use crate::worker::Worker;
 use crate::{claim, conclude, intake};
 
@@ -25,6 +27,8 @@ const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 
 /// When a suspect is looked at again that found another one here.
 const SUSPECT_WAIT: Duration = Duration::from_secs(1);
+/// How long a suspect waits to be alone; then it runs beside others.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
@@ -213,7 +217,7 @@ async fn run_job(
     }
     let concluded = if let Some(failure) = conclude::hopeless(spec, claimed) {
         conclude::give_up(&mut attempt, failure).await
-    } else if claimed.deaths >= POISON_DEATHS - 1 && !seat.is_only_suspect() {
+    } else if claimed.suspicion.is_some_and(|suspicion| !seat.may_run_as_suspect(company(suspicion))) {
         conclude::postpone(&mut attempt, SUSPECT_WAIT).await
     } else {
         worker.pace.started();
@@ -234,7 +238,10 @@ async fn run_job(
                     patience,
                     place,
                 };
-                let ended = execution.run(harness.as_ref()).await;
+                let ended = tokio::select! {
+                    ended = execution.run(harness.as_ref()) => ended,
+                    never = clear(&attempt, seat) => match never {},
+                };
                 if let Some(Outcome::Failed(failure)) = &ended.outcome {
                     run.fail(failure.code.as_str());
                 }
@@ -256,6 +263,34 @@ async fn run_job(
         }
     };
     (concluded.next, replying)
+}
+
+/// Beside which other suspects one may run.
+fn company(suspicion: Suspicion) -> Company {
+    match suspicion {
+        Suspicion { shared: true, .. } => Company::Alone,
+        Suspicion { waited, .. } if waited < SUSPECT_PATIENCE => Company::First,
+        Suspicion { .. } => Company::Any,
+    }
+}
+
+/// Clears a suspect when it has outlived the time after which it killed: first in the ledger, then here. Never ends.
+async fn clear(attempt: &Attempt<'_>, seat: &Seat) -> Infallible {
+    let (worker, claimed) = (attempt.worker, attempt.claimed);
+    if let Some(killed_after) = claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
+        tokio::time::sleep(killed_after).await;
+        let clear = || worker.store.clear_suspicion(attempt.worker_id, claimed.job_id, claimed.epoch);
+        let cleared =
+            retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
+        if let Ok(Fenced::Done(())) = cleared {
+            seat.is_cleared();
+            info!(
+                ran_s = killed_after.as_secs(),
+                "no suspect any more: it has outlived the deaths of its workers"
+            );
+        }
+    }
+    std::future::pending().await
 }
 
 fn unknown_agent(spec: &JobSpec) -> Failure {

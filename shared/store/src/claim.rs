@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::batch::Batched;
 use crate::dispatch::foreign;
+use crate::suspects::{Suspicion, read_suspicion, suspicion_columns};
 use crate::tx::Tx;
 use crate::{Store, StoreError};
 
@@ -71,6 +72,8 @@ pub struct Claimed {
     pub attempts: u32,
     /// Workers that died while they ran it.
     pub deaths: u32,
+    /// What is held against it, where one more death would prove it to be the cause.
+    pub suspicion: Option<Suspicion>,
     /// How long until its deadline, by Postgres's clock.
     pub remaining: Option<Duration>,
     /// The envelope, where the worker does not have it: when a blocked job is continued with.
@@ -99,14 +102,17 @@ pub struct SessionState {
 /// The columns of a claimed job; `c` is the claimed row, `s` its session.
 macro_rules! claimed_columns {
     () => {
-        "c.job_id, c.session_id, c.epoch, c.attempts,
+        concat!(
+            "c.job_id, c.session_id, c.epoch, c.attempts,
          CASE WHEN s.version > 0 THEN s.memory::text END,
          CASE WHEN s.version > 0 THEN s.context_window::text END,
          CASE WHEN s.version > 0 THEN s.feature_progress::text END,
          s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
          (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
             FROM harness_checkpoints p WHERE p.session_id = c.session_id),
-         c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint"
+         c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint, ",
+            suspicion_columns!()
+        )
     };
 }
 pub(crate) use claimed_columns;
@@ -166,7 +172,8 @@ const CLAIM_FRESH: &str = concat!(
                CASE WHEN free THEN now() END
           FROM decided ORDER BY turn
         ON CONFLICT DO NOTHING
-        RETURNING job_id, session_id, epoch, attempts, state, deaths, deadline_at
+        RETURNING job_id, session_id, epoch, attempts, state, deaths, deadline_at, killed_after_ms, suspected_at,
+                  shared_deaths
     )
     SELECT ",
     claimed_columns!(),
@@ -208,7 +215,7 @@ const CLAIM_KNOWN: &str = concat!(
            SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
                started_at = coalesce(started_at, now()), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
-        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths
     )
     SELECT ",
     claimed_columns!(),
@@ -299,12 +306,14 @@ impl Batched for ClaimRequest {
 /// Reads [`claimed_columns`].
 pub(crate) fn read_claimed(row: &Row) -> Claimed {
     let memory: Option<String> = row.get(4);
+    let deaths = row.get::<_, i32>(12) as u32;
     Claimed {
         job_id: read_job_id(row, 0),
         session_id: row.get(1),
         epoch: row.get(2),
         attempts: row.get::<_, i32>(3) as u32,
-        deaths: row.get::<_, i32>(12) as u32,
+        deaths,
+        suspicion: read_suspicion(row, deaths, 14),
         remaining: row.get::<_, Option<i64>>(13).map(|ms| Duration::from_millis(ms.max(0) as u64)),
         message: None,
         session: SessionState {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::batch::{Batched, alone_in_its_batch};
 use crate::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
+use crate::suspects::suspicion_columns;
 use crate::tx::Tx;
 use crate::{Fenced, Store, StoreError};
 
@@ -198,7 +199,8 @@ pub(crate) const NEXT: &str = concat!(
            SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
                started_at = coalesce(started_at, now()), due_at = now(), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM taken))
-        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, message
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
+                  message
     )
     SELECT ",
     claimed_columns!(),
@@ -305,7 +307,7 @@ impl Batched for Conclusion {
         let recorded: HashSet<Uuid> = recorded.iter().map(|row| row.get(0)).collect();
         let mut next: HashMap<String, Claimed> = next
             .iter()
-            .map(|row| (row.get(1), Claimed { message: row.get(14), ..read_claimed(row) }))
+            .map(|row| (row.get(1), Claimed { message: row.get(17), ..read_claimed(row) }))
             .collect();
         let answer = |call: &Conclusion| Concluded {
             recorded: match recorded.contains(&call.job_id.into()) {

@@ -34,6 +34,7 @@ mod conclude;
 mod cancel;
 mod workers;
 mod rescue;
+mod suspects;
 mod leader;
 mod marks;
 mod decisions;
@@ -68,6 +69,7 @@ pub use readings::PoolReading;
 pub use revive::{FreshLease, Revived};
 pub use sessions::{CheckpointView, SessionView};
 pub use status::{FleetCounts, JobView, SessionProgress};
+pub use suspects::Suspicion;
 pub use workers::{Beat, WorkerRegistration};
 
 /// The answer to a fenced write.

@@ -34,26 +34,41 @@ const NOT_RESCUED: &str = "SELECT worker_id FROM harness_workers WHERE state = '
 const FIND_LOST: &str = "
     SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) LIMIT $2";
 
-/// One death before it is taken for poison, a job is a suspect, and a worker runs one suspect at a time. Another one that
-/// it has been given meanwhile is on its way back; should the worker die in that moment, the ledger cannot tell which
-/// of them ran. So none is charged, and they come apart from each other.
+/// One death before it is taken for poison, a job is a suspect. Where a worker dies that was given several, the ledger cannot
+/// tell which of them did it: none is charged, and they come apart from each other. A worker that was told to end, and
+/// died before it could hand back, died of that: nothing is charged at all.
+///
+/// How long a job ran is counted up to the latest moment at which its worker may have died.
 const TAKE_LOST: &str = "
     WITH lost AS (
-        SELECT job_id, worker_id, deaths >= 2 AS suspect FROM harness_jobs
-         WHERE session_id = ANY($1) AND worker_id IN (SELECT worker_id FROM harness_workers WHERE state = 'dead')
-         ORDER BY job_id FOR UPDATE
+        SELECT j.job_id, j.worker_id, w.noticed, j.deaths >= 2 AND NOT w.noticed AS suspect,
+               (extract(epoch FROM w.died_at - j.state_since) * 1000)::bigint AS ran_ms
+          FROM harness_jobs j
+         CROSS JOIN LATERAL (
+               SELECT noticed_at IS NOT NULL AS noticed,
+                      least(ended_at, heartbeat_at + lease_ms * interval '1 millisecond') AS died_at
+                 FROM harness_workers w WHERE w.worker_id = j.worker_id AND w.state = 'dead' OFFSET 0) w
+         WHERE j.session_id = ANY($1) AND j.epoch > 0 AND j.worker_id IS NOT NULL
+         ORDER BY j.job_id FOR UPDATE OF j
     ), numbered AS (
         SELECT *, count(*) FILTER (WHERE suspect) OVER (PARTITION BY worker_id) AS suspects,
                row_number() OVER (PARTITION BY worker_id, suspect ORDER BY job_id) - 1 AS turn
           FROM lost
     ), judged AS (
-        SELECT job_id, turn, (NOT suspect OR suspects = 1)::int AS charged FROM numbered
+        SELECT job_id, noticed, ran_ms, CASE WHEN suspect THEN turn ELSE 0 END AS turn,
+               (NOT noticed AND (NOT suspect OR suspects = 1))::int AS charged,
+               (suspect AND suspects > 1)::int AS shared
+          FROM numbered
     )
     UPDATE harness_jobs j
        SET state = 'scheduled', worker_id = NULL, attempts = j.attempts + charged, deaths = j.deaths + charged,
            epoch = nextval('harness_epoch'), state_since = now(),
-           due_at = now() + (1 - charged) * turn * interval '1 second',
-           failure = '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}'
+           due_at = now() + shared * turn * interval '1 second',
+           failure = CASE WHEN noticed THEN failure
+               ELSE '{\"code\":\"worker_lost\",\"message\":\"the worker that ran it died\",\"retryable\":true}' END,
+           shared_deaths = j.shared_deaths + shared,
+           suspected_at = CASE WHEN noticed THEN suspected_at ELSE now() END,
+           killed_after_ms = CASE WHEN noticed THEN killed_after_ms ELSE greatest(killed_after_ms, ran_ms) END
       FROM judged WHERE j.job_id = judged.job_id AND j.job_id = ANY(ARRAY(SELECT job_id FROM lost))
     RETURNING j.job_id";
 

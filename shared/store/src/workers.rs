@@ -57,8 +57,8 @@ const BEAT: &str = "
     )
     SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
 
-const SET_DRAINING: &str =
-    "UPDATE harness_workers SET state = 'draining' WHERE worker_id = $1 AND state = 'alive'";
+const SET_DRAINING: &str = "
+    UPDATE harness_workers SET state = 'draining', noticed_at = now() WHERE worker_id = $1 AND state = 'alive'";
 
 /// Waits for its claims under way, and refuses those to come.
 const LOCK_TO_STOP: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
@@ -113,7 +113,8 @@ impl Store {
         Ok(Beat::Alive(held.map(|row| (read_job_id(row, 0), row.get(1))).collect()))
     }
 
-    /// Marks a worker that takes no more jobs but still runs some.
+    /// Marks a worker that was told to end: it takes no more jobs but still runs some, and should it die now, that is
+    /// nobody's fault.
     pub async fn mark_draining(&self, worker: WorkerId) -> Result<(), StoreError> {
         query(&self.pool, "mark_draining", SET_DRAINING, &[&Uuid::from(worker)]).await?;
         Ok(())

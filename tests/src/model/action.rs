@@ -41,6 +41,8 @@ pub enum Action {
     Claim(usize, Luck),
     /// A run finishes an iteration.
     Checkpoint(usize, Luck),
+    /// A run outlives the time after which it killed.
+    Outlive(usize),
     /// A run ends.
     Conclude(usize, End, Luck),
     /// A process renews its lease, and compares.

@@ -42,11 +42,15 @@ pub enum Broken {
     NextForgotten,
     /// Nobody looks after what a relay took before it died.
     PublishingKept,
+    /// A death that came with notice is charged like any other.
+    NoticeIgnored,
+    /// All suspects that a dead worker was given are charged.
+    SuspectsChargedTogether,
 }
 
 impl Broken {
     /// Every way to break it.
-    pub const ALL: [Broken; 16] = [
+    pub const ALL: [Broken; 18] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
         Broken::AckBeforeClaim,
@@ -63,6 +67,8 @@ impl Broken {
         Broken::EndNotRecognised,
         Broken::NextForgotten,
         Broken::PublishingKept,
+        Broken::NoticeIgnored,
+        Broken::SuspectsChargedTogether,
     ];
 
     /// The promise that cannot be kept without the rule.
@@ -73,7 +79,10 @@ impl Broken {
             Broken::RescueWithoutBump | Broken::EndNotRecognised => Promise::AnswersAreTrue,
             Broken::AckBeforeClaim => Promise::AckedWhenSafe,
             Broken::OneStatementClaim => Promise::OneEnd,
-            Broken::DeathNotFinal | Broken::DrainSpendsAttempt => Promise::AttemptsAreFailures,
+            Broken::DeathNotFinal | Broken::DrainSpendsAttempt | Broken::NoticeIgnored => {
+                Promise::AttemptsAreFailures
+            }
+            Broken::SuspectsChargedTogether => Promise::CertainCulprit,
             Broken::ClaimOutOfTurn => Promise::InOrder,
             Broken::TurnGivenUp => Promise::OneBegun,
             Broken::EpochPerJob => Promise::EpochsGrow,

@@ -1,5 +1,8 @@
 //! What is said to the ledger, and what it answers: the transactions of `shared/store`, by the same names.
 
+use job::POISON_DEATHS;
+
+use super::process::MAX_ATTEMPTS;
 use super::row::{Job, WorkerId};
 
 /// A run of a job, as a worker knows it.
@@ -13,12 +16,26 @@ pub struct Run {
     pub epoch: u8,
     /// Attempts spent before it.
     pub attempts: u8,
+    /// Deaths of workers that the job is charged with.
+    pub deaths: u8,
     /// Iterations of the session before it.
     pub before: u8,
     /// Whether some of them are not folded.
     pub resumed: bool,
     /// Iterations that it has finished and knows to be in the ledger.
     pub own: u8,
+}
+
+impl Run {
+    /// Whether the job ends without being tried: no attempt is left, or it is taken for poison.
+    pub fn is_hopeless(&self) -> bool {
+        self.attempts >= MAX_ATTEMPTS || u32::from(self.deaths) >= POISON_DEATHS
+    }
+
+    /// Whether one more death would prove the job to be the cause.
+    pub fn is_suspect(&self) -> bool {
+        u32::from(self.deaths) + 1 == POISON_DEATHS
+    }
 }
 
 /// How a run ends.
@@ -101,6 +118,17 @@ pub enum Call {
     ReturnStuck,
     /// Queued jobs come due again when their queue is empty.
     ReturnVanished,
+    /// A suspect has outlived the time after which it killed.
+    Clear {
+        /// Who runs it.
+        worker: WorkerId,
+        /// Which.
+        job: Job,
+        /// The run's fencing token.
+        epoch: u8,
+    },
+    /// A worker was told to end.
+    Notice(WorkerId),
     /// A worker renews its lease.
     Beat(WorkerId),
     /// A worker ends in good order.
@@ -175,7 +203,7 @@ pub enum Reply {
     Accepted(bool),
     /// To a claim.
     Answer(Answer),
-    /// To a checkpoint: whether it stands.
+    /// To a checkpoint, or to the clearing of a suspect: whether it stands.
     Stands(bool),
     /// To a conclusion.
     Concluded {

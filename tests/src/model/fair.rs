@@ -9,7 +9,7 @@ use super::action::{Action, Luck};
 use super::broken::Broken;
 use super::call::End;
 use super::fleet::{Fleet, Relay};
-use super::process::{MAX_ATTEMPTS, Work};
+use super::process::Work;
 use super::row::{JOBS, Job, Lease, WorkerId};
 
 impl Fleet {
@@ -41,10 +41,10 @@ impl Fleet {
                 Work::Appends(_) => return Some(Action::Checkpoint(at, Luck::Heard)),
                 Work::Concludes(_, end) => return Some(Action::Conclude(at, end, Luck::Heard)),
                 Work::Runs(run) => {
-                    let end = match run.attempts {
-                        MAX_ATTEMPTS.. => End::Failed,
-                        _ if process.draining => End::HandBack,
-                        _ => End::Succeeded,
+                    let end = match run.is_hopeless() {
+                        true => End::Failed,
+                        false if process.draining => End::HandBack,
+                        false => End::Succeeded,
                     };
                     return Some(Action::Conclude(at, end, Luck::Heard));
                 }

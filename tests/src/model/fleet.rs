@@ -69,6 +69,10 @@ impl Fleet {
                     fleet.after(Broken::None, *action, &mut |_, _| {}).expect("each of them does something");
             }
         }
+        for &job in scope.given {
+            fleet.ledger.suspect_all();
+            fleet.ledger.call(Broken::None, Call::Claim { worker: fleet.processes[0].id, job, seen: None });
+        }
         fleet
     }
 

@@ -3,7 +3,7 @@
 //! A transaction is one step here. That is what "lock first, decide second" buys in Postgres, and it is tied to the SQL
 //! by replaying walks of the model there.
 
-use job::JobState;
+use job::{JobState, POISON_DEATHS};
 
 use super::broken::Broken;
 use super::call::{Answer, Call, Cancelled, Conclusion, Decision, End, Reply, Run};
@@ -25,6 +25,8 @@ pub struct Ledger {
     pub numbers: [u8; JOBS],
     /// Workers.
     pub leases: [Lease; WORKERS],
+    /// Those that were told to end, as bits.
+    pub noticed: u8,
     /// Promises that a step has broken.
     pub marks: Marks,
 }
@@ -65,11 +67,25 @@ impl Ledger {
             }
             Call::ReturnStuck => self.each(|row| (row.state == JobState::Publishing).then(|| row.come_due())),
             Call::ReturnVanished => self.each(|row| (row.state == JobState::Queued).then(|| row.come_due())),
+            Call::Clear { worker, job, epoch } => {
+                let held = self.fenced(broken, worker, job, epoch);
+                if let Some(row) = held {
+                    self.rows[usize::from(job)] = Some(Row { deaths: 0, ..row });
+                }
+                Reply::Stands(held.is_some())
+            }
+            Call::Notice(worker) => {
+                if matches!(self.leases[usize::from(worker)], Lease::Alive | Lease::Overdue) {
+                    self.noticed |= 1 << worker;
+                }
+                Reply::Done
+            }
             Call::Beat(worker) => Reply::Beat(self.beat(broken, worker)),
             Call::Stop(worker) => {
                 let lease = self.leases[usize::from(worker)];
                 if lease != Lease::Dead && !self.rows.iter().flatten().any(|row| row.worker == Some(worker)) {
                     self.leases[usize::from(worker)] = Lease::Stopped;
+                    self.noticed &= !(1 << worker);
                 }
                 Reply::Done
             }
@@ -107,6 +123,11 @@ impl Ledger {
                 Reply::Done
             }
         }
+    }
+
+    /// Makes all live jobs suspects, as if two workers had died of each.
+    pub fn suspect_all(&mut self) {
+        self.rows.iter_mut().flatten().for_each(|row| row.deaths = POISON_DEATHS as u8 - 1);
     }
 
     /// The live jobs of a session.
@@ -159,6 +180,7 @@ impl Ledger {
             epoch: 0,
             worker: None,
             attempts: 0,
+            deaths: 0,
             asked: false,
             landed: 0,
             failures: 0,
@@ -247,7 +269,8 @@ impl Ledger {
         session.epoch = session.epoch.max(row.epoch);
         (row.state, row.worker, row.landed, row.left) = (JobState::Running, Some(worker), 0, None);
         let before = session.folded + unfolded;
-        Run { job, worker, epoch: row.epoch, attempts: row.attempts, before, resumed: unfolded > 0, own: 0 }
+        let (attempts, deaths) = (row.attempts, row.deaths);
+        Run { job, worker, epoch: row.epoch, attempts, deaths, before, resumed: unfolded > 0, own: 0 }
     }
 
     /// The row, if the write of a run may change it.
@@ -339,14 +362,37 @@ impl Ledger {
 
     fn rescue(&mut self, broken: Broken) -> Reply {
         let mut jobs = 0;
+        let noticed = |worker: WorkerId| self.noticed & 1 << worker != 0;
+        // The suspects that each worker was given.
+        let mut suspects = [0_u8; WORKERS];
+        for row in self.rows.iter().flatten().filter(|row| row.is_suspect()) {
+            if let Some(worker) = row.worker.filter(|worker| !noticed(*worker)) {
+                suspects[usize::from(worker)] += 1;
+            }
+        }
+        let mut turns = [0_u8; WORKERS];
         for (job, row) in self.rows.iter_mut().enumerate() {
             let Some(row) = row else { continue };
             let Some(worker) = row.worker else { continue };
-            if self.leases[usize::from(worker)] != Lease::Dead {
+            let at = usize::from(worker);
+            if self.leases[at] != Lease::Dead {
                 continue;
             }
-            row.killed |= 1 << worker;
-            row.attempts += 1;
+            let noticed = self.noticed & 1 << worker != 0;
+            let shared = row.is_suspect() && !noticed && suspects[at] > 1;
+            let charged = match broken {
+                Broken::NoticeIgnored => !shared,
+                Broken::SuspectsChargedTogether => !noticed,
+                _ => !noticed && !shared,
+            };
+            if charged {
+                self.marks.mark(Promise::CertainCulprit, shared);
+                row.killed |= u8::from(!noticed) << worker;
+                row.attempts += 1;
+                row.deaths += 1;
+            }
+            let waits = shared && turns[at] > 0;
+            turns[at] += u8::from(shared);
             if broken != Broken::RescueWithoutBump {
                 let session = &mut self.sessions[SESSION_OF[job]];
                 session.epoch += 1;
@@ -356,7 +402,12 @@ impl Ledger {
             row.worker = None;
             row.left = None;
             row.come_due();
+            row.due = !waits;
             jobs |= 1 << job;
+        }
+        // Nothing is given to the dead any more.
+        for worker in (0..WORKERS).filter(|worker| self.leases[*worker] == Lease::Dead) {
+            self.noticed &= !(1 << worker);
         }
         Reply::Jobs(jobs)
     }

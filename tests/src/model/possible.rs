@@ -150,7 +150,7 @@ impl Fleet {
 
     fn possible_for_run(&self, at: usize, process: &Process, run: Run, actions: &mut Vec<Action>) {
         let mut end = |end| actions.extend(self.lucks().map(|luck| Action::Conclude(at, end, luck)));
-        if run.attempts >= MAX_ATTEMPTS {
+        if run.is_hopeless() {
             return end(End::Failed);
         }
         end(End::Succeeded);
@@ -160,6 +160,9 @@ impl Fleet {
         }
         if process.draining {
             end(End::HandBack);
+        }
+        if run.is_suspect() {
+            actions.push(Action::Outlive(at));
         }
         if run.own < ITERATIONS {
             actions.extend(self.lucks().map(|luck| Action::Checkpoint(at, luck)));

@@ -22,7 +22,7 @@ pub enum Promise {
     OneBegun = 16,
     /// No job begins while one waits that its session has accepted earlier.
     InOrder = 32,
-    /// An attempt is spent by a failure or by the death of a worker, and by nothing else.
+    /// An attempt is spent by a failure or by the death of a worker that came without notice, and by nothing else.
     AttemptsAreFailures = 64,
     /// A message is acked when its job is safe in the ledger.
     AckedWhenSafe = 128,
@@ -30,6 +30,8 @@ pub enum Promise {
     AnswersAreTrue = 256,
     /// When nothing more goes wrong, every accepted job ends.
     EveryJobEnds = 512,
+    /// A job is charged with the death that proves it to be the cause only where its worker was given no other suspect.
+    CertainCulprit = 1024,
 }
 
 /// The promises that a step has broken.
@@ -52,7 +54,7 @@ impl Marks {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Promise; 10] = [
+    pub const ALL: [Promise; 11] = [
         Promise::OneWriter,
         Promise::OneEnd,
         Promise::CountedOnce,
@@ -63,6 +65,7 @@ impl Promise {
         Promise::AckedWhenSafe,
         Promise::AnswersAreTrue,
         Promise::EveryJobEnds,
+        Promise::CertainCulprit,
     ];
 
     /// As a sentence.
@@ -78,6 +81,7 @@ impl Promise {
             Promise::AckedWhenSafe => "a message is acked when its job is safe",
             Promise::AnswersAreTrue => "a conclusion is answered recorded exactly when it stands",
             Promise::EveryJobEnds => "when nothing more goes wrong, every accepted job ends",
+            Promise::CertainCulprit => "of several suspects none is charged with their worker's death",
         }
     }
 
@@ -109,7 +113,8 @@ impl Promise {
             | Promise::InOrder
             | Promise::AckedWhenSafe
             | Promise::AnswersAreTrue
-            | Promise::EveryJobEnds => true,
+            | Promise::EveryJobEnds
+            | Promise::CertainCulprit => true,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The fields `failures`, `killed` and `left` are read by no transaction: they are there for the promises.
 
-use job::JobState;
+use job::{JobState, POISON_DEATHS};
 
 use super::broken::Broken;
 use super::call::End;
@@ -36,13 +36,15 @@ pub struct Row {
     pub worker: Option<WorkerId>,
     /// Attempts spent.
     pub attempts: u8,
+    /// Deaths of workers that it is charged with.
+    pub deaths: u8,
     /// Whether its end is asked for.
     pub asked: bool,
     /// The ordinals of its present epoch that are in the ledger, as bits.
     pub landed: u8,
     /// Attempts that have failed.
     pub failures: u8,
-    /// Workers that were declared dead while they ran it, as bits.
+    /// Workers that died while they ran it, without notice, and with whose death it was charged; as bits.
     pub killed: u8,
     /// How its last run has left it.
     pub left: Option<End>,
@@ -91,6 +93,11 @@ pub enum Lease {
 }
 
 impl Row {
+    /// Whether one more death would prove it to be the cause.
+    pub fn is_suspect(&self) -> bool {
+        u32::from(self.deaths) + 1 >= POISON_DEATHS
+    }
+
     /// Makes it due now.
     pub fn come_due(&mut self) {
         (self.state, self.due) = (JobState::Scheduled, true);

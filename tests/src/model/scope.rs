@@ -17,12 +17,15 @@ pub struct Scope {
     pub slow: bool,
     /// How many things go wrong, of any kind and at any time.
     pub mishaps: u8,
+    /// Those that the ledger has given to the first process, which has not heard of it. Where there is one, all jobs are
+    /// suspects.
+    pub given: &'static [Job],
 }
 
 impl Scope {
     /// What is explored.
-    pub const ALL: [Scope; 5] = [
-        Scope { name: "a job", jobs: &[0], direct: &[0], queued: &[], slow: false, mishaps: 2 },
+    pub const ALL: [Scope; 6] = [
+        Scope { name: "a job", jobs: &[0], direct: &[0], queued: &[], slow: false, mishaps: 2, given: &[] },
         Scope {
             name: "two accepted jobs of a session",
             jobs: &[0, 1],
@@ -30,6 +33,7 @@ impl Scope {
             queued: &[],
             slow: true,
             mishaps: 1,
+            given: &[],
         },
         Scope {
             name: "an accepted and a direct job of a session",
@@ -38,6 +42,7 @@ impl Scope {
             queued: &[],
             slow: false,
             mishaps: 1,
+            given: &[],
         },
         Scope {
             name: "two jobs of two sessions",
@@ -46,6 +51,7 @@ impl Scope {
             queued: &[],
             slow: false,
             mishaps: 1,
+            given: &[],
         },
         Scope {
             name: "two queued jobs of a session",
@@ -54,6 +60,16 @@ impl Scope {
             queued: &[0, 1],
             slow: false,
             mishaps: 2,
+            given: &[],
+        },
+        Scope {
+            name: "two suspects, one of them on its way back",
+            jobs: &[0, 2],
+            direct: &[],
+            queued: &[0, 2],
+            slow: false,
+            mishaps: 1,
+            given: &[2],
         },
     ];
 
@@ -65,5 +81,6 @@ impl Scope {
         queued: &[],
         slow: false,
         mishaps: 30,
+        given: &[],
     };
 }

@@ -74,6 +74,13 @@ impl Step<'_> {
             Action::Claim(at, luck) => self.claim(at, luck)?,
             Action::Checkpoint(at, luck) => self.checkpoint(at, luck)?,
             Action::Conclude(at, end, luck) => self.conclude(at, end, luck)?,
+            Action::Outlive(at) => {
+                let Work::Runs(run) = self.fleet.processes[at].work else { return None };
+                let Run { job, worker, epoch, .. } = run;
+                if self.call(Call::Clear { worker, job, epoch }) == Reply::Stands(true) {
+                    self.fleet.processes[at].work = Work::Runs(Run { deaths: 0, ..run });
+                }
+            }
             Action::Beat(at) => self.beat(at)?,
             Action::HandBack(at, job, luck) => {
                 let row = self.fleet.ledger.rows[usize::from(job)]?;
@@ -108,6 +115,7 @@ impl Step<'_> {
             Action::Drain(at) => {
                 self.fleet.mishaps -= 1;
                 self.fleet.processes[at].draining = true;
+                self.call(Call::Notice(self.fleet.processes[at].id));
             }
             Action::AckEarly(at) => {
                 self.fleet.mishaps -= 1;

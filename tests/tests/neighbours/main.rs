@@ -8,5 +8,6 @@ mod process;
 mod ready;
 mod programs;
 mod sessions;
+mod suspects;
 mod sweeps;
 mod watch;

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use job::{FailureCode, JobId, JobSpec};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::arena::Arena;
 use crate::publish;
-use crate::workload::{End, Job, echo, unstorable};
+use crate::workload::{End, Job, echo, growing, unstorable};
 
 /// `producer` killed while it publishes, part after part, and a raw client cut off before its confirms. What `producer`
 /// had called accepted must be in the ledger; then the caller sends all of it again, under the same ids.
@@ -159,6 +159,40 @@ pub async fn refused(arena: &mut Arena) -> anyhow::Result<()> {
     arena.sprinkle((0..many / 4).map(|at| unstorable(&format!("unstorable-{}", at % 4))).collect());
     arena.start(3).await;
     arena.publish();
+    Ok(())
+}
+
+/// A session with hundreds of jobs behind each other, others that grow without end, and one whose ends are too much for
+/// Postgres, among the good ones. What is new does not wait for them.
+pub async fn hot_session(arena: &mut Arena) -> anyhow::Result<()> {
+    const LEAST: usize = 65_536;
+    const TOO_MUCH: &str = "
+        CREATE FUNCTION too_much() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.session_id = 'too-much' AND NEW.state = 'succeeded' THEN
+                RAISE 'canceling statement due to statement timeout' USING ERRCODE = 'query_canceled';
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER too_much BEFORE INSERT ON harness_results FOR EACH ROW EXECUTE FUNCTION too_much()";
+    arena.fleet.database.execute(TOO_MUCH).await;
+    let hot = arena.workload.jobs.len() / 4;
+    arena.first((0..hot).map(|at| echo("hot", json!({"hot": at}))).collect());
+    arena.sprinkle((0..8).map(|at| growing(&format!("growing-{at}"))).collect());
+    let too_much = |at| Job { end: End::Failed(FailureCode::Unstorable), ..echo("too-much", json!(at)) };
+    arena.sprinkle((0..2).map(too_much).collect());
+    for _ in 0..3 {
+        arena.start_with(|launch| launch.set("MAX_SESSION_BYTES", LEAST)).await;
+    }
+    arena.publish();
+    let blocked = "SELECT count(*) FROM harness_jobs WHERE state = 'blocked' AND session_id = 'hot'";
+    arena
+        .until("the session is hot", async |arena| Ok(arena.fleet.database.count(blocked).await >= 50))
+        .await?;
+    for _ in 0..3 {
+        let published = Instant::now();
+        arena.probe().await?;
+        arena.recovered(published.elapsed(), Some(Duration::from_secs(10)));
+    }
     Ok(())
 }
 

@@ -82,6 +82,7 @@ scenarios! {
     "bad-frames" "messages whose headers fill a frame among the good ones; each becomes a dead letter, no connection ends" input::bad_frames, Short;
     "bad-replies" "replies to names that break the connection on which they are sent; until a new job has run" input::bad_replies, Short;
     "refused-output" "a job whose output Postgres refuses in every batch" input::refused, Short;
+    "hot-session" "a session with hundreds of jobs, some that grow without end, one whose ends Postgres refuses; until a new job has run" input::hot_session, Short;
     "unroutable" "messages for a pool that nobody serves; each becomes a dead letter" input::unroutable;
 }
 

@@ -140,6 +140,13 @@ pub fn long(many: usize) -> Vec<Job> {
     (0..many).map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect()
 }
 
+/// A witness that makes its session larger than the least that `MAX_SESSION_BYTES` can be: three of its iterations stand.
+pub fn growing(session: &str) -> Job {
+    let says: Vec<String> = (0..5).map(|at| format!("{session}.{at}.{}", "x".repeat(20_000))).collect();
+    let spec = spec(session, "witness", json!({"says": says, "delay_ms": DELAY_MS}));
+    Job { spec, says: says[..3].to_vec(), end: End::Failed(FailureCode::OutputLimit) }
+}
+
 /// Kills the worker that runs it.
 pub fn killer(session: &str) -> Job {
     let input = json!({"says": [], "kills_worker": true});

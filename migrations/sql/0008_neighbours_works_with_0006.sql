@@ -10,3 +10,14 @@ CREATE INDEX harness_workers_present ON harness_workers (worker_id) WHERE state 
 CREATE INDEX harness_workers_lost ON harness_workers (worker_id) WHERE state = 'dead' AND rescued_at IS NULL;
 CREATE INDEX harness_workers_pool ON harness_workers (pool, state);
 CREATE INDEX harness_workers_ended ON harness_workers (ended_at) WHERE ended_at IS NOT NULL;
+
+-- Suspects: jobs at whose run two workers have died, so that a third death would prove them to be the cause.
+ALTER TABLE harness_jobs
+    -- Since when it is suspected, or has come back from a death that proved nothing.
+    ADD COLUMN suspected_at timestamptz,
+    -- The longest time that it ran before a worker died.
+    ADD COLUMN killed_after_ms bigint,
+    -- Deaths that proved nothing, because another suspect ran on that worker as well.
+    ADD COLUMN shared_deaths integer NOT NULL DEFAULT 0;
+-- When the worker was told to end (SIGTERM). A death after that is nobody's fault.
+ALTER TABLE harness_workers ADD COLUMN noticed_at timestamptz;

@@ -1,0 +1,64 @@
+//! Suspects: jobs at whose run two workers have died. A third death proves one to be the cause, if no other suspect ran on that
+//! worker; so a worker runs one of them at a time, at first.
+//!
+//! Most suspects are innocent: their workers died of something else. One that runs for longer than it ever did before a death is
+//! cleared. One that has waited long enough runs beside others: should their worker die, none of them is charged
+//! (`TAKE_LOST`), and from then on each of them has to be alone until it is cleared.
+
+use std::time::Duration;
+
+use job::{JobId, POISON_DEATHS, WorkerId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::tx::query;
+use crate::{Fenced, Store, StoreError};
+
+/// What is held against a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// How long it has been suspected.
+    pub waited: Duration,
+    /// The longest time that it ran before a worker died; `None` where nobody has measured it.
+    pub killed_after: Option<Duration>,
+    /// Whether a worker has died while it ran beside another suspect.
+    pub shared: bool,
+}
+
+/// The columns of a suspicion; `c` is the job.
+macro_rules! suspicion_columns {
+    () => {
+        "c.killed_after_ms, (extract(epoch FROM now() - c.suspected_at) * 1000)::bigint, c.shared_deaths > 0"
+    };
+}
+pub(crate) use suspicion_columns;
+
+/// Reads [`suspicion_columns`], which begin at this one.
+pub(crate) fn read_suspicion(row: &Row, deaths: u32, first: usize) -> Option<Suspicion> {
+    let millis = |ms: i64| Duration::from_millis(ms.max(0).unsigned_abs());
+    (deaths + 1 >= POISON_DEATHS).then(|| Suspicion {
+        killed_after: row.get::<_, Option<i64>>(first).map(millis),
+        waited: row.get::<_, Option<i64>>(first + 1).map(millis).unwrap_or_default(),
+        shared: row.get(first + 2),
+    })
+}
+
+/// What it ran for before stays: to be cleared again, it has to outlive that again.
+const CLEAR: &str = "
+    UPDATE harness_jobs SET deaths = 0, shared_deaths = 0, suspected_at = NULL
+     WHERE job_id = $1 AND epoch = $2 AND worker_id = $3
+    RETURNING job_id";
+
+impl Store {
+    /// A suspect has outlived the time after which it killed: nothing is held against it any more.
+    pub async fn clear_suspicion(
+        &self,
+        worker: WorkerId,
+        job: JobId,
+        epoch: i64,
+    ) -> Result<Fenced<()>, StoreError> {
+        let (job, worker) = (Uuid::from(job), Uuid::from(worker));
+        let cleared = query(&self.pool, "clear_suspicion", CLEAR, &[&job, &epoch, &worker]).await?;
+        Ok(if cleared.is_empty() { Fenced::Lost } else { Fenced::Done(()) })
+    }
+}
