@@ -81,6 +81,24 @@ async fn a_process_opens_as_many_connections_to_postgres_as_it_was_given() {
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
 }
 
+/// Waits until so many connections of a role are open, takes away the one that was last asked this, and leaves the role
+/// one connection less than it had: what work has is all there is.
+async fn cut_off(fleet: &Fleet, role: &str, at_least: i64, asked: &[&str]) {
+    let open = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
+    let all = async || match fleet.database.count(&open).await {
+        open if open < at_least => Err(open),
+        open => Ok(open),
+    };
+    let open = until_ok("all its connections are open", all).await;
+    fleet.database.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {}", open - 1)).await;
+    let asked: Vec<_> = asked.iter().map(|part| format!("query LIKE '%{part}%'")).collect();
+    let cut = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}' AND ({})",
+        asked.join(" OR ")
+    );
+    assert_eq!(fleet.database.count(&cut).await, 1, "the connection that comes first");
+}
+
 #[tokio::test]
 async fn a_heartbeat_gets_a_connection_where_work_has_taken_the_last() {
     let fleet = Fleet::new().await;
@@ -88,19 +106,7 @@ async fn a_heartbeat_gets_a_connection_where_work_has_taken_the_last() {
     let worker = fleet.worker("worker").set("DATABASE_URL", url).set("DATABASE_POOL_SIZE", 4).start().await;
     let jobs: Vec<JobSpec> = (0..40).map(|n| steps(n, 100, 20)).collect();
     fleet.enqueue(&jobs).await;
-    let open = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
-    let all = async || match fleet.database.count(&open).await {
-        open @ ..=3 => Err(open),
-        open => Ok(open),
-    };
-    let open = until_ok("all its connections are open", all).await;
-    // From now on one less than it has, and its heartbeat has lost its own.
-    fleet.database.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {}", open - 1)).await;
-    let beats = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}' \
-         AND (query LIKE '%starts_per_s = $2%' OR query LIKE '%drain_until%')"
-    );
-    assert_eq!(fleet.database.count(&beats).await, 1, "its heartbeat's connection");
+    cut_off(&fleet, &role, 4, &["SET heartbeat_at", "asked IS NOT NULL"]).await;
     let age =
         "SELECT (extract(epoch FROM clock_timestamp() - heartbeat_at) * 1000)::bigint FROM harness_workers";
     let lost = fleet.database.count(age).await;
@@ -111,6 +117,24 @@ async fn a_heartbeat_gets_a_connection_where_work_has_taken_the_last() {
     until_ok("the heartbeat is back", renewed).await;
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
     fleet.undisturbed(&jobs[..4]).await;
+}
+
+#[tokio::test]
+async fn a_leaders_lease_gets_a_connection_where_observing_has_taken_the_last() {
+    let fleet = Fleet::new().await;
+    let (role, url) = fleet.database.role(20).await;
+    let pools = "[pools.default]\ntarget = \"process\"\npolicy.min_replicas = 0\n";
+    let autoscaler = fleet.autoscaler("autoscaler", pools).set("DATABASE_URL", url).launch();
+    autoscaler.said("leads: decides from now on").await;
+    cut_off(&fleet, &role, 2, &["WITH kept AS"]).await;
+    let expires = "SELECT (extract(epoch FROM expires_at) * 1000)::bigint FROM harness_leases";
+    let last = fleet.database.count(expires).await;
+    let renewed = async || match fleet.database.count(expires).await {
+        expires if expires > last => Ok(()),
+        expires => Err(expires),
+    };
+    until_ok("the lease is renewed", renewed).await;
+    assert!(!autoscaler.log().contains("leads no more"), "{}", autoscaler.log());
 }
 
 #[tokio::test]
