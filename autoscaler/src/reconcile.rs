@@ -246,7 +246,7 @@ impl Reconciler {
                 }
             }
         }
-        self.tell_wait(term, desired, workload.replicas, wait.as_ref()).await;
+        self.report_wait(term, desired, workload.replicas, wait.as_ref()).await;
         match lowering {
             _ if desired > workload.replicas => {
                 self.resize(term, observation, decision, &workload, desired, &[]).await
@@ -259,8 +259,8 @@ impl Reconciler {
     }
 
     /// Shows that a scale-in waits, and after a while says why.
-    async fn tell_wait(&self, term: &mut Term, desired: u32, replicas: u32, wait: Option<&Wait>) {
-        if !term.waiting.is_worth_telling(wait, replicas.saturating_sub(desired), Instant::now()) {
+    async fn report_wait(&self, term: &mut Term, desired: u32, replicas: u32, wait: Option<&Wait>) {
+        if !term.waiting.is_worth_a_report(wait, replicas.saturating_sub(desired), Instant::now()) {
             return;
         }
         let Some(why) = wait else { return };

@@ -7,7 +7,7 @@
 //!
 //! 1. **At least `desired` stay that can work**: pods that are Ready, with a worker in them that beats and has no mark. A pod
 //!    that is pending, broken or missing is none of these. Where fewer are left, marks are taken back.
-//! 2. **Nobody drains in vain.** While the workload may not be lowered whatever workers do, nobody is marked and marks are
+//! 2. **No worker drains in vain.** While the workload may not be lowered whatever workers do, none is marked and marks are
 //!    taken back: a rollout is in progress, or a pod is not Ready that no mark can drain. Others wait for Ready pods as well
 //!    (a rollout, a node that is being emptied under a disruption budget), and would wait for ours for ever.
 
@@ -28,7 +28,7 @@ pub const MARK_MARGIN_MS: u64 = 15_000;
 /// What is to be done about workers that are too many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ScaleIn {
-    /// Marks to take back: demand has returned, another worker goes instead, or nobody may go now. Not those of pods that
+    /// Marks to take back: demand has returned, another worker goes instead, or none may go now. Not those of pods that
     /// are going already: their marks run out by themselves.
     pub take_back: Vec<WorkerId>,
     /// Workers to mark, or whose mark is renewed.
@@ -82,7 +82,7 @@ impl Member<'_> {
     }
 }
 
-/// Why draining would lead to nothing, whoever drains.
+/// Why draining would lead to nothing, whichever worker drains.
 fn in_vain(workload: &Workload, crew: &[Member<'_>]) -> Option<Wait> {
     if let Order::Never(why) = &workload.order {
         return Some(Wait::Never(why.clone()));
@@ -99,7 +99,7 @@ fn going<'a>(desired: u32, workload: &Workload, crew: &[Member<'a>]) -> Vec<&'a 
     let ready = crew.iter().filter(|member| member.is_ready()).count();
     let Some(mut spare) = ready.checked_sub(desired as usize) else { return Vec::new() };
     let surplus = match workload.unsettled {
-        // Nobody new: this may be the beginning of a rollout.
+        // No further one: this may be the beginning of a rollout.
         Some(Unsettled::Changing(_)) => 0,
         _ => workload.replicas.saturating_sub(desired) as usize,
     };

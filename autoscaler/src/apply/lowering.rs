@@ -90,7 +90,7 @@ impl Wait {
         }
     }
 
-    /// Whether it ends by itself, when jobs end: nobody need look.
+    /// Whether it ends by itself, when jobs end: there is nothing to mend.
     pub fn is_usual(&self) -> bool {
         matches!(self, Wait::Busy | Wait::Draining { .. })
     }
@@ -124,7 +124,7 @@ impl fmt::Display for Wait {
 /// How far the workload may be lowered now, and never below `at_least`. `drained` names the pods whose workers hold
 /// nothing and take nothing.
 ///
-/// Replicas for which there is no pod, such as those that a quota refuses, may go at once: nobody works in them. Beyond
+/// Replicas for which there is no pod, such as those that a quota refuses, may go at once: no worker goes with them. Beyond
 /// those, whatever order the target has, it is lowered by at most the number of pods that go first under that order, are
 /// drained and are seen as not Ready; and not at all while any other pod is not Ready.
 pub fn lowered(

@@ -195,7 +195,7 @@ fn a_scale_in_that_waits_says_what_for() {
 }
 
 #[test]
-fn that_nobody_decides_is_said() {
+fn that_no_autoscaler_decides_is_said() {
     let mut pool = Pool::new(2);
     pool.decide(Some((0, 1, None)));
     let last = &pool.rows[0];

@@ -1,4 +1,4 @@
-//! Who is marked, whatever is broken.
+//! Which workers are marked, whatever is broken.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -69,7 +69,7 @@ fn planned(replicas: u32, signs: &str, desired: u32) -> (Vec<usize>, Vec<usize>,
 fn pods_that_do_not_run_drain_none_that_does() {
     // A node with room for three of six; the burst is over.
     assert_eq!(planned(6, "rrrppp", 1), (vec![], vec![], Some("not_ready")));
-    // A quota with room for three of six: nobody waits for the others.
+    // A quota with room for three of six: the others are not waited for.
     assert_eq!(planned(6, "rrr", 1), (vec![1, 2], vec![], Some("draining")));
     assert_eq!(planned(6, "rrr", 3), (vec![], vec![], Some("too_few_ready")));
     // One cannot work (its broker is away): it goes first, and does not count as one that stays.
@@ -84,7 +84,7 @@ fn marks_are_taken_back_when_too_few_others_can_work() {
     assert_eq!(planned(4, "rndd", 2), (vec![], vec![2, 3], Some("too_few_ready")));
     assert_eq!(planned(4, "rrmd", 3), (vec![3], vec![2], None));
     assert_eq!(planned(4, "rrdd", 4), (vec![], vec![2, 3], None));
-    // A pod turned up that cannot run, so nobody can go.
+    // A pod turned up that cannot run, so none can go.
     assert_eq!(planned(5, "rrddp", 2), (vec![], vec![2, 3], Some("not_ready")));
 }
 
@@ -99,14 +99,14 @@ fn a_mark_holds_until_its_pod_has_gone() {
 }
 
 #[test]
-fn while_a_rollout_is_in_progress_nobody_is_marked_and_marks_are_taken_back() {
+fn while_a_rollout_is_in_progress_no_worker_is_marked_and_marks_are_taken_back() {
     let (pods, workers) = fleet("rrdmr");
     let mut seen = workload(5, Order::NotReadyFirst);
     seen.unsettled = Some(Unsettled::Rollout("it is paused".into()));
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![], vec![id(2), id(3)]));
     assert_eq!(planned.wait.map(|wait| wait.kind()), Some("rollout"));
-    // What may be the beginning of one takes no mark back, and marks nobody anew.
+    // What may be the beginning of one takes no mark back, and marks no further worker.
     seen.unsettled = Some(Unsettled::Changing("later".into()));
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![id(2), id(3)], vec![]));
@@ -172,7 +172,7 @@ fn orders() -> impl Strategy<Value = Order> {
         Order::NotReadyFirst,
         Order::HighestOrdinalFirst,
         Order::AsNamed,
-        Order::Never("nobody knows".into()),
+        Order::Never("unknown".into()),
     ])
 }
 
@@ -221,7 +221,7 @@ proptest! {
             seen.unsettled = rollout.then(|| Unsettled::Rollout("r".into()));
             let plan = plan(desired, &seen, &pods, &workers);
             for (pod, worker) in pods.iter_mut().zip(&mut workers) {
-                // What a worker had been told a second ago shows now.
+                // What was asked of a worker a second ago shows now.
                 pod.ready = worker.mark.is_none();
                 if let Some(mark) = &mut worker.mark {
                     mark.drained = true;
@@ -236,7 +236,7 @@ proptest! {
                 (pod.ready, workers[hit].fresh) = (pod.ready && well, well);
             }
             if let Ok(lowering) = lowered(&seen, &pods, &plan.drained, desired) {
-                // Whoever goes is named here, whatever the order.
+                // Those that go are named here, whatever the order.
                 let mut left = pods.len() - lowering.to as usize;
                 let leaving: Vec<_> = pods.iter().rev().filter(|pod| lowering.leaving.contains(&pod.name))
                     .take_while(|_| { let more = left > 0; left -= usize::from(more); more })

@@ -54,7 +54,7 @@ async fn after_a_burst_beyond_the_nodes_room_a_new_job_starts_as_ever() {
     world.fleet.undisturbed(&jobs).await;
 
     wants_one(&autoscaler).await;
-    assert_eq!(world.marked().await, 0, "two pods are pending, so nobody can go");
+    assert_eq!(world.marked().await, 0, "two pods are pending, so none can go");
     world.waits("is not Ready (Pending) and not drained").await;
     let waits = "harness_scale_in_waits{kind=\"not_ready\",pool=\"default\"}";
     assert_eq!(autoscaler.metric(waits).await, 3.0);
@@ -86,7 +86,7 @@ async fn a_rollout_while_a_pool_shrinks_is_over_in_its_own_time() {
 async fn a_rollout_that_begins_when_workers_are_drained_already_gets_them_back() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
-    // Pods that nobody runs stay Ready whatever their workers say: so drained ones do not go.
+    // Pods without a node stay Ready whatever their workers say: so drained ones do not go.
     let mut workers = Vec::new();
     for pod in world.pods(3).await {
         workers.push(world.fleet.worker(&pod).set("POD_NAME", &pod).start().await);
@@ -104,7 +104,7 @@ async fn a_rollout_that_begins_when_workers_are_drained_already_gets_them_back()
 async fn when_a_node_is_emptied_of_the_worker_that_should_stay_drained_ones_take_its_place() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
-    // Pods that nobody runs stay Ready whatever their workers say: so drained ones do not go.
+    // Pods without a node stay Ready whatever their workers say: so drained ones do not go.
     let mut workers = BTreeMap::new();
     for pod in world.pods(3).await {
         workers.insert(pod.clone(), world.fleet.worker(&pod).set("POD_NAME", &pod).start().await);
@@ -122,7 +122,7 @@ async fn when_a_node_is_emptied_of_the_worker_that_should_stay_drained_ones_take
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_rollout_is_paused_nobody_drains_and_the_pool_still_grows() {
+async fn while_a_rollout_is_paused_no_worker_drains_and_the_pool_still_grows() {
     let world = World::new().await;
     world.namespace.deployment(2).await;
     let _node = world.node();
@@ -144,7 +144,7 @@ async fn while_a_rollout_is_paused_nobody_drains_and_the_pool_still_grows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_a_quota_refuses_are_given_up_when_nobody_wants_them() {
+async fn replicas_that_a_quota_refuses_are_given_up_when_they_are_not_wanted() {
     let world = World::new().await;
     world.namespace.deployment(1).await;
     let _node = world.node();
@@ -171,7 +171,7 @@ async fn replicas_that_a_quota_refuses_are_given_up_when_nobody_wants_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_never_starts_drains_nobody_and_scale_in_goes_on_when_it_runs() {
+async fn a_pod_that_never_starts_drains_no_worker_and_scale_in_goes_on_when_it_runs() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
     let node = world.node_with_room(2);
@@ -186,10 +186,10 @@ async fn a_pod_that_never_starts_drains_nobody_and_scale_in_goes_on_when_it_runs
         world.namespace.set_pod(&broken, state).await;
         wants_one(&autoscaler).await;
         assert_eq!((world.replicas().await, world.marked().await), (3, 0), "{state:?}");
-        let told = format!("no worker goes yet: pod {broken} is not Ready ({why}) and not drained");
+        let reason = format!("no worker goes yet: pod {broken} is not Ready ({why}) and not drained");
         if state == PodState::CrashLooping {
             let explained = world.explained().await;
-            assert!(explained.contains(&told), "{explained}");
+            assert!(explained.contains(&reason), "{explained}");
         }
     }
     node.set_room(3);

@@ -179,7 +179,7 @@ impl App {
 }
 
 impl AppStatus {
-    /// What the API server says to whoever makes the pods (not told of StatefulSets).
+    /// Why the API server makes no more of its pods (a StatefulSet's status does not say).
     fn refusal(&self) -> Option<Unsettled> {
         let refused = |it: &&Condition| it.kind == "ReplicaFailure" && it.status == "True";
         let condition = self.conditions.iter().find(refused)?;
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn a_quota_is_called_a_quota_and_a_paused_rollout_paused() {
         let failure = |message: &str| json!([{ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message }]);
-        let told = |updated, conditions| {
+        let unsettled = |updated, conditions| {
             let spec = json!({ "replicas": 6, "paused": true });
             let status = json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": updated, "conditions": conditions });
             app(spec, status).unsettled(AppKind::Deployment).unwrap()
@@ -304,15 +304,15 @@ mod tests {
         let quota = failure(
             "pods \"w-1\" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3",
         );
-        let why = told(3, quota.clone());
+        let why = unsettled(3, quota.clone());
         assert_eq!(why.kind(), "quota");
         assert!(
             why.to_string().starts_with("a quota allows no more pods: pods \"w-1\" is forbidden"),
             "{why}"
         );
-        let refused = told(3, failure("admission webhook \"x\" denied the request"));
+        let refused = unsettled(3, failure("admission webhook \"x\" denied the request"));
         assert_eq!(refused.kind(), "refused");
-        let both = told(0, quota);
+        let both = unsettled(0, quota);
         assert_eq!(both.kind(), "rollout");
         let begin = "a rollout is in progress: it is paused, 3 of 3 pods are of an older revision, and a quota allows";
         assert!(both.to_string().starts_with(begin), "{both}");
