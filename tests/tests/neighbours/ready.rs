@@ -43,7 +43,8 @@ async fn a_process_that_the_broker_holds_back_is_not_ready() {
     // Its retries are what the worker publishes.
     let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true}}]});
     let mut spec = job("s", "scripted", failing);
-    (spec.retry.max_attempts, spec.retry.max_delay_ms) = (100, 200);
+    // For longer than the test takes.
+    (spec.retry.max_attempts, spec.retry.base_delay_ms, spec.retry.max_delay_ms) = (100, 1_000, 1_000);
     let mut enqueue = fleet.producer_command(&["enqueue", "--file", "-"]);
     enqueue.env("AMQP_URL", &own.url);
     let ran = Ran::of(enqueue, &job::encode(&spec)).await;
