@@ -115,19 +115,30 @@ const RETURN_VANISHED: &str = "
             LIMIT 1000 FOR UPDATE SKIP LOCKED))
     RETURNING job_id";
 
-/// Waits for locks instead of skipping them: a confirm that is being noted just now may be false. In the order of job ids, as
-/// everybody who locks jobs.
-const RETURN_LOST: &str = "
+/// For one state each: a plan for any state could use no index. Waits for locks instead of skipping them: a confirm that is
+/// being noted just now may be false. In the order of job ids, as everybody who locks jobs.
+macro_rules! return_lost {
+    ($state:literal) => {
+        concat!(
+            "
     UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
      WHERE job_id = ANY(ARRAY(
            SELECT job_id FROM harness_jobs
             WHERE job_id = ANY(ARRAY(
                   SELECT job_id FROM harness_jobs
-                   WHERE state = $1 AND pool = $2 AND state_since < $3
+                   WHERE state = '",
+            $state,
+            "' AND pool = $1 AND state_since < $2
                    ORDER BY state_since LIMIT 1000))
-              AND state = $1
+              AND state = '",
+            $state,
+            "'
             ORDER BY job_id FOR UPDATE))
-    RETURNING job_id";
+    RETURNING job_id"
+        )
+    };
+}
+const RETURN_LOST: [&str; 2] = [return_lost!("publishing"), return_lost!("queued")];
 
 const QUEUED_POOLS: &str = concat!(
     "WITH RECURSIVE ",
@@ -263,10 +274,9 @@ impl Store {
     pub async fn return_lost(&self, pool: &Name) -> Result<u64, StoreError> {
         let now = self.clock().await?.now();
         let mut returned = 0;
-        for state in ["publishing", "queued"] {
+        for statement in RETURN_LOST {
             loop {
-                let params: &Params<'_> = &[&state, &pool.as_str(), &now];
-                match self.count("return_lost", RETURN_LOST, params).await? {
+                match self.count("return_lost", statement, &[&pool.as_str(), &now]).await? {
                     0 => break,
                     some => returned += some,
                 }
