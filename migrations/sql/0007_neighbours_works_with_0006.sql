@@ -1,3 +1,6 @@
+-- In the order in which claims lock them, so that a live fleet waits instead of meeting half of this in a deadlock.
+LOCK TABLE harness_workers, harness_jobs IN ACCESS EXCLUSIVE MODE;
+
 -- What a background loop asks costs what it finds, not what lies there. A million jobs may wait for their next attempt,
 -- and they have begun: whoever looks for a worker's jobs must not walk over them.
 CREATE INDEX harness_jobs_running ON harness_jobs (worker_id) WHERE worker_id IS NOT NULL;

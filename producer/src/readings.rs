@@ -112,19 +112,28 @@ impl Readings {
     pub async fn keep(mut self, relay: &Relay, stop: &CancellationToken) {
         let mut clock = interval(EVERY);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(clock.tick()).await.is_some() {
-            let ledger = self.ledger(relay).await;
-            if ledger.is_err() {
-                forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
-                forget([&METRICS.partitions_missing, &METRICS.workers]);
+        let reading = async {
+            loop {
+                clock.tick().await;
+                self.read(relay).await;
             }
-            self.tell("ledger", ledger);
-            let broker = self.broker(relay).await;
-            if broker.is_err() {
-                forget([&METRICS.dead_letters, &METRICS.queue_depth]);
-            }
-            self.tell("broker", broker);
+        };
+        // Also while a reading waits for an answer.
+        stop.run_until_cancelled(reading).await.unwrap_or(())
+    }
+
+    async fn read(&mut self, relay: &Relay) {
+        let ledger = self.ledger(relay).await;
+        if ledger.is_err() {
+            forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
+            forget([&METRICS.partitions_missing, &METRICS.workers]);
         }
+        self.tell("ledger", ledger);
+        let broker = self.broker(relay).await;
+        if broker.is_err() {
+            forget([&METRICS.dead_letters, &METRICS.queue_depth]);
+        }
+        self.tell("broker", broker);
     }
 
     async fn ledger(&mut self, relay: &Relay) -> anyhow::Result<()> {

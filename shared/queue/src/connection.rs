@@ -286,57 +286,57 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     let config = &shared.config;
     let broker = address.shown();
     let (mut generation, mut failures) = (0, 0);
-    let mut deleted = BTreeSet::new();
+    let (mut deleted, mut redeclared) = (BTreeSet::new(), BTreeSet::new());
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
-        let opening = Link::open(address, config, &pools, !deleted.is_empty(), generation + 1);
+        let opening =
+            Link::open(address, config, &pools, !deleted.is_empty(), &mut redeclared, generation + 1);
         let opened = tokio::select! {
             opened = opening => opened,
             () = shared.stop.cancelled() => break,
         };
-        let reason =
-            match opened {
-                Ok((link, missing)) => {
-                    generation += 1;
-                    let (link, since) = (Arc::new(link), Instant::now());
-                    info!(broker, generation, "connected to the broker");
-                    shared.note_redeclared(pools.into_iter().filter(|pool| {
-                        missing.contains(pool) || deleted.contains(&topology::jobs_queue(pool))
-                    }));
-                    shared.link.send_replace(Some(link.clone()));
-                    shared.status.send_replace(BrokerStatus::Ready { generation });
-                    let ended = watch_over(shared, &link).await;
-                    let Some(reason) = ended else {
-                        // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
-                        let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
-                        shared.link.send_replace(None);
-                        link.close(config.close_timeout).await;
-                        return;
-                    };
-                    warn!(broker, generation, reason, "lost the connection to the broker");
+        let reason = match opened {
+            Ok(link) => {
+                generation += 1;
+                let (link, since) = (Arc::new(link), Instant::now());
+                info!(broker, generation, "connected to the broker");
+                redeclared
+                    .extend(pools.into_iter().filter(|pool| deleted.contains(&topology::jobs_queue(pool))));
+                shared.note_redeclared(std::mem::take(&mut redeclared));
+                shared.link.send_replace(Some(link.clone()));
+                shared.status.send_replace(BrokerStatus::Ready { generation });
+                let ended = watch_over(shared, &link).await;
+                let Some(reason) = ended else {
+                    // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
+                    let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
                     shared.link.send_replace(None);
-                    shared.blocked.send_replace(None);
-                    deleted = link.deleted_queues();
-                    let last = link.clone();
-                    let goodbye = config.close_timeout;
-                    tokio::spawn(async move { last.close(goodbye).await });
-                    // A connection that lasted was no failure; one that ends at once is another.
-                    if since.elapsed() > config.max_backoff {
-                        failures = 0;
-                    }
-                    reason
+                    link.close(config.close_timeout).await;
+                    return;
+                };
+                warn!(broker, generation, reason, "lost the connection to the broker");
+                shared.link.send_replace(None);
+                shared.blocked.send_replace(None);
+                deleted = link.deleted_queues();
+                let last = link.clone();
+                let goodbye = config.close_timeout;
+                tokio::spawn(async move { last.close(goodbye).await });
+                // A connection that lasted was no failure; one that ends at once is another.
+                if since.elapsed() > config.max_backoff {
+                    failures = 0;
                 }
-                Err(error) => {
-                    let reason = error.to_string();
-                    let before = shared.status.borrow().clone();
-                    if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
-                        warn!(broker, reason, "cannot connect to the broker; trying again until it works");
-                    } else {
-                        debug!(broker, reason, failures, "still cannot connect to the broker");
-                    }
-                    reason
+                reason
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let before = shared.status.borrow().clone();
+                if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
+                    warn!(broker, reason, "cannot connect to the broker; trying again until it works");
+                } else {
+                    debug!(broker, reason, failures, "still cannot connect to the broker");
                 }
-            };
+                reason
+            }
+        };
         shared.status.send_replace(BrokerStatus::Connecting { reason: Some(reason) });
         failures += 1;
         let mut pause = config.backoff(failures, jitter());

@@ -47,6 +47,8 @@ pub(crate) enum Settlement {
     Requeue,
 }
 
+type Declaring = tokio::sync::Mutex<Option<(Instant, QueueError)>>;
+
 pub(crate) struct Link {
     /// Counts the connections of one broker, from 1.
     pub(crate) generation: u64,
@@ -61,8 +63,9 @@ pub(crate) struct Link {
     control: tokio::sync::Mutex<Option<Channel>>,
     /// Queues that were there when last looked at, and when that was.
     known: Mutex<HashMap<String, Instant>>,
-    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once.
-    declaring: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once, or are
+    /// refused together. In it is the last refusal.
+    declaring: Mutex<HashMap<String, Arc<Declaring>>>,
     /// Queues that the broker has deleted under a consumer of this link.
     deleted: Mutex<BTreeSet<String>>,
     failure: OnceLock<String>,
@@ -71,15 +74,16 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects, declares the topology and opens the channel of the slots. Returns also the pools whose queue was missing.
-    /// `settled`: what is missing has been missing for [`DELETION_TIME`].
+    /// Connects, declares the topology and opens the channel of the slots. `settled`: what is missing has been missing for
+    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, also where something fails later.
     pub(crate) async fn open(
         address: &Address,
         config: &BrokerConfig,
         pools: &[job::Name],
         settled: bool,
+        redeclared: &mut BTreeSet<job::Name>,
         generation: u64,
-    ) -> Result<(Link, Vec<job::Name>), QueueError> {
+    ) -> Result<Link, QueueError> {
         let doing = format!("connect to {}", address.shown());
         let properties = ConnectionProperties::default().with_connection_name(config.name.as_str().into());
         let cut = CancellationToken::new();
@@ -108,11 +112,11 @@ impl Link {
             operation_timeout: config.operation_timeout,
         };
         let declared = match config.declares {
-            true => link.declare(pools, settled).await,
-            false => Ok(Vec::new()),
+            true => link.declare(pools, settled, redeclared).await,
+            false => Ok(()),
         };
         match declared {
-            Ok(missing) => Ok((link, missing)),
+            Ok(()) => Ok(link),
             Err(error) => {
                 link.close(config.close_timeout).await;
                 Err(error)
@@ -120,8 +124,13 @@ impl Link {
         }
     }
 
-    /// Declares what all pools share and the queues of these. Returns the pools whose queue was missing.
-    async fn declare(&self, pools: &[job::Name], settled: bool) -> Result<Vec<job::Name>, QueueError> {
+    /// Declares what all pools share and the queues of these.
+    async fn declare(
+        &self,
+        pools: &[job::Name],
+        settled: bool,
+        redeclared: &mut BTreeSet<job::Name>,
+    ) -> Result<(), QueueError> {
         // Where there was no fleet before, nothing was deleted.
         let settled = settled || !self.has_exchange().await?;
         if !settled && self.are_missing(pools).await?.is_some() {
@@ -138,8 +147,11 @@ impl Link {
             if self.generation == 1 || missing.contains(pool) {
                 self.declare_now(pool).await?;
             }
+            if missing.contains(pool) {
+                redeclared.insert(pool.clone());
+            }
         }
-        Ok(missing)
+        Ok(())
     }
 
     /// The pools whose queue is missing; `None` when every queue is there, those included that all pools share.
@@ -171,14 +183,25 @@ impl Link {
         let asked = Instant::now();
         let queue = topology::jobs_queue(pool);
         let lock = self.declaring().entry(queue.clone()).or_default().clone();
-        let _declares = lock.lock().await;
+        let mut refused = lock.lock().await;
         if self.known().get(&queue).is_some_and(|seen| *seen > asked) {
             return Ok(false);
         }
-        let mut missing = self.depth(&queue).await?.is_none();
+        if let Some((at, error)) = &*refused
+            && *at > asked
+        {
+            return Err(error.clone());
+        }
+        let declared = self.declare_settled(pool, &queue).await;
+        *refused = declared.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        declared
+    }
+
+    async fn declare_settled(&self, pool: &job::Name, queue: &str) -> Result<bool, QueueError> {
+        let mut missing = self.depth(queue).await?.is_none();
         if missing {
             sleep(DELETION_TIME).await;
-            missing = self.depth(&queue).await?.is_none();
+            missing = self.depth(queue).await?.is_none();
         }
         self.declare_now(pool).await?;
         Ok(missing)
@@ -344,7 +367,7 @@ impl Link {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn declaring(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
+    fn declaring(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Declaring>>> {
         self.declaring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,7 +4,7 @@
 //!
 //! Every relay takes from `harness.dead.sweep`, to which the broker sends a copy of each message that it gives up; the
 //! letter itself stays in `harness.dead`. A consumer costs nothing while nothing dies. The copy is acked when the
-//! ledger has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
+//! ledger, or the broker, has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
 //! tells the ledger itself, by [`fail_its_job`] as well.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use job::{Name, RetryPolicy};
 
-use queue::{DEAD_SWEEP_QUEUE, Delivery, Slot, jobs_queue, pool_of_queue};
+use queue::{DEAD_SWEEP_QUEUE, Delivery, PublishError, Slot, jobs_queue, pool_of_queue};
 use store::{Store, StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tracing::{Span, error, warn};
 
 use crate::{Relay, Replies, job_span, unwanted};
 
-/// The waits after Postgres has not answered.
+/// The waits after Postgres or the broker has not answered.
 const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
 /// How long [`sweep_dead`] waits for a copy that somebody else may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
@@ -82,13 +82,23 @@ async fn sweep(relay: &Relay, delivery: &Delivery) -> anyhow::Result<()> {
     let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
     if death.is_second_chance {
         let queue = jobs_queue(&pool);
-        relay.publisher.return_once(delivery, &queue).await.context("publishing it again")?;
-        warn!(
-            queue,
-            message_id = delivery.message_id(),
-            "a message was delivered too often; published again once"
-        );
-        return Ok(());
+        match relay.publisher.return_once(delivery, &queue).await {
+            Ok(()) => {
+                let message_id = delivery.message_id();
+                warn!(queue, message_id, "a message was delivered too often; published again once");
+                return Ok(());
+            }
+            // Where nothing is known, once more: nothing behind it is looked at until then.
+            Err(error @ (PublishError::Unconfirmed { .. } | PublishError::Closed)) => {
+                return Err(error).context("publishing it again");
+            }
+            // Its queue is gone or full.
+            Err(
+                error @ (PublishError::Returned { .. }
+                | PublishError::Nacked { .. }
+                | PublishError::TooLong { .. }),
+            ) => warn!(cause = %error, "a message that was delivered too often cannot be published again"),
+        }
     }
     Ok(fail_its_job(&relay.store, &relay.replies, delivery, &pool, &death.reason).await?)
 }

@@ -121,20 +121,21 @@ macro_rules! return_lost {
     ($state:literal) => {
         concat!(
             "
-    UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
-     WHERE job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs
-            WHERE job_id = ANY(ARRAY(
-                  SELECT job_id FROM harness_jobs
-                   WHERE state = '",
+    WITH found AS MATERIALIZED (
+        SELECT job_id FROM harness_jobs WHERE state = '",
             $state,
-            "' AND pool = $1 AND state_since < $2
-                   ORDER BY state_since LIMIT 1000))
-              AND state = '",
+            "' AND pool = $1 AND state_since < $2 ORDER BY state_since LIMIT 1000
+    ), returned AS (
+        UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+         WHERE job_id = ANY(ARRAY(
+               SELECT job_id FROM harness_jobs
+                WHERE job_id = ANY(ARRAY(SELECT job_id FROM found)) AND state = '",
             $state,
             "'
-            ORDER BY job_id FOR UPDATE))
-    RETURNING job_id"
+                ORDER BY job_id FOR UPDATE))
+        RETURNING job_id
+    )
+    SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM returned)"
         )
     };
 }
@@ -272,13 +273,18 @@ impl Store {
     /// has confirmed: RabbitMQ confirms what was under way to a quorum queue that is deleted. Returns how many; a job whose
     /// message a worker just has is published once too often, which its claim makes harmless.
     pub async fn return_lost(&self, pool: &Name) -> Result<u64, StoreError> {
-        let now = self.clock().await?.now();
         let mut returned = 0;
         for statement in RETURN_LOST {
+            // Read anew: what was confirmed falsely while the first pass went on is `queued` since then.
+            let now = self.clock().await?.now();
             loop {
-                match self.count("return_lost", statement, &[&pool.as_str(), &now]).await? {
-                    0 => break,
-                    some => returned += some,
+                let rows = query(&self.pool, "return_lost", statement, &[&pool.as_str(), &now]).await?;
+                // One row: how many were found, which others may have changed meanwhile, and how many were returned.
+                let (found, some) =
+                    rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
+                returned += some.unsigned_abs();
+                if found == 0 {
+                    break;
                 }
             }
         }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::claim::{LOCK_SESSIONS, read_job_id};
 use crate::conclude::heads;
 use crate::dispatch::millis;
-use crate::tx::{Tx, query};
+use crate::tx::{Params, Tx, query};
 use crate::{Store, StoreError};
 
 /// A worker whose own claim holds its row is skipped: it lives.
@@ -36,7 +36,8 @@ const FIND_LOST: &str = "
 
 /// One death before it is taken for poison, a job is a suspect. Where a worker dies that was given several, the ledger cannot
 /// tell which of them did it: none is charged, and they come apart from each other. A worker that was told to end, and
-/// died before it could hand back, died of that: nothing is charged at all.
+/// died before it could hand back, died of that: nothing is charged at all. `$2`: all that the dead workers ran is looked at
+/// in this transaction. Otherwise a suspect may only seem to be alone, and none is charged.
 ///
 /// How long a job ran is counted up to the latest moment at which its worker may have died.
 const TAKE_LOST: &str = "
@@ -56,8 +57,8 @@ const TAKE_LOST: &str = "
           FROM lost
     ), judged AS (
         SELECT job_id, noticed, ran_ms, CASE WHEN suspect THEN turn ELSE 0 END AS turn,
-               (NOT noticed AND (NOT suspect OR suspects = 1))::int AS charged,
-               (suspect AND suspects > 1)::int AS shared
+               (NOT noticed AND (NOT suspect OR (suspects = 1 AND $2)))::int AS charged,
+               (suspect AND NOT (suspects = 1 AND $2))::int AS shared
           FROM numbered
     )
     UPDATE harness_jobs j
@@ -126,12 +127,15 @@ impl Store {
             return Ok(Vec::new());
         }
         let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead, &SESSIONS]).await?;
+        let lost: Vec<String> = lost.iter().map(|row| row.get(0)).collect();
         let all = (lost.len() as i64) < SESSIONS;
-        let taken = self.take_sessions("rescue", lost, TAKE_LOST).await?;
-        if all {
+        let together = self.take_sessions("rescue", &lost, TAKE_LOST, &[&all]).await;
+        let (taken, left) = self.or_one_by_one("rescue", &lost, TAKE_LOST, &[&false], together).await?;
+        if all && left.is_none() {
             query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
         }
-        Ok(taken)
+        // Those that are left are looked for again.
+        left.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
     }
 
     /// Releases blocked jobs that nothing else would release, in some of the sessions behind this one. Returns the jobs, and
@@ -146,42 +150,52 @@ impl Store {
         let mut found = query(&self.pool, "look_for_stranded", LOOK_FOR_STRANDED, &params).await?;
         let rest = found.last().filter(|_| found.len() >= LOOKED_AT as usize).map(|row| row.get(0));
         found.retain(|row| row.get::<_, Option<bool>>(1) == Some(true));
-        Ok((self.take_sessions("release_stranded", found, RELEASE_STRANDED).await?, rest))
+        let found: Vec<String> = found.iter().map(|row| row.get(0)).collect();
+        let together = self.take_sessions("release_stranded", &found, RELEASE_STRANDED, &[]).await;
+        let (taken, left) =
+            self.or_one_by_one("release_stranded", &found, RELEASE_STRANDED, &[], together).await?;
+        left.filter(|_| taken.is_empty()).map_or(Ok((taken, rest)), Err)
     }
 
+    /// Takes sessions in one transaction, under their locks.
     async fn take_sessions(
-        &self,
-        name: &'static str,
-        found: Vec<tokio_postgres::Row>,
-        take: &str,
-    ) -> Result<Vec<JobId>, StoreError> {
-        if found.is_empty() {
-            return Ok(Vec::new());
-        }
-        let sessions: Vec<String> = found.iter().map(|row| row.get(0)).collect();
-        match self.take_together(name, &sessions, take).await {
-            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
-            taken => return taken,
-        }
-        // A session that somebody holds locked keeps no other waiting.
-        let (mut taken, mut failed) = (Vec::new(), None);
-        for session in sessions.chunks(1) {
-            match self.take_together(name, session, take).await {
-                Ok(jobs) => taken.extend(jobs),
-                Err(error) => failed = Some(error),
-            }
-        }
-        failed.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
-    }
-
-    async fn take_together(
         &self,
         name: &'static str,
         sessions: &[String],
         take: &str,
+        more: &Params<'_>,
     ) -> Result<Vec<JobId>, StoreError> {
+        if sessions.is_empty() {
+            return Ok(Vec::new());
+        }
         let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take]).await?;
-        let [_, taken] = tx.run([&[&sessions], &[&sessions]]).await?;
+        let params = [&[&sessions as &(dyn ToSql + Sync)], more].concat();
+        let [_, taken] = tx.run([&[&sessions], &params]).await?;
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())
+    }
+
+    /// Takes sessions one by one where the fault may lie in one of them: one that somebody holds locked keeps no other
+    /// waiting. Returns also the fault of the last one that is left.
+    async fn or_one_by_one(
+        &self,
+        name: &'static str,
+        sessions: &[String],
+        take: &str,
+        more: &Params<'_>,
+        together: Result<Vec<JobId>, StoreError>,
+    ) -> Result<(Vec<JobId>, Option<StoreError>), StoreError> {
+        match together {
+            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
+            together => return together.map(|taken| (taken, None)),
+        }
+        let (mut taken, mut left) = (Vec::new(), None);
+        for session in sessions.chunks(1) {
+            match self.take_sessions(name, session, take, more).await {
+                Ok(jobs) => taken.extend(jobs),
+                Err(error) if error.may_lie_in_one_call() => left = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((taken, left))
     }
 }

@@ -286,4 +286,7 @@ async fn a_session_that_somebody_holds_locked_keeps_no_other_from_being_rescued(
     until("the others are rescued", async || (fleet.database.count(rescued).await == 2).then_some(())).await;
     let held = "SELECT count(*) FROM harness_jobs WHERE session_id = 'held' AND state = 'running'";
     assert_eq!(fleet.database.count(held).await, 1);
+    sqlx::raw_sql("ROLLBACK").execute(&mut holding).await.unwrap();
+    let rescued = "SELECT count(*) FROM harness_jobs WHERE session_id = 'held' AND attempts = 1";
+    until("it is rescued as well", async || (fleet.database.count(rescued).await == 1).then_some(())).await;
 }
