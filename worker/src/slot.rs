@@ -150,15 +150,20 @@ async fn settle_when_replied(
     let Some(mut replying) = replying.filter(|replying| replying.prompt) else {
         return delivery.settle().await;
     };
-    if timeout(REPLIED_PROMPTLY, replying.done()).await.is_ok() {
-        return delivery.settle().await;
+    match timeout(REPLIED_PROMPTLY, replying.done()).await {
+        Ok(true) => return delivery.settle().await,
+        Ok(false) => return,
+        Err(_) => {}
     }
     // Without its consumer, the slot may have another message beside this one.
     slot.pause().await;
     delivery.body = Vec::new();
     tokio::spawn(async move {
-        if timeout_at(ack_by, replying.done()).await.is_err() {
-            info!("the message is acked before the reply is out, which is slow");
+        match timeout_at(ack_by, replying.done()).await {
+            Ok(true) => {}
+            // Back to the broker: who gets it next replies.
+            Ok(false) => return,
+            Err(_) => info!("the message is acked before the reply is out, which is slow"),
         }
         delivery.settle().await;
     });
