@@ -63,7 +63,7 @@ pub fn plan(desired: u32, workload: &Workload, pods: &[Pod], workers: &[WorkerVi
     ScaleIn {
         take_back: workers.iter().filter(unwanted).map(|worker| worker.worker).collect(),
         mark: going.iter().map(|worker| worker.worker).collect(),
-        wait: waits.then(|| vain.unwrap_or_else(|| why(desired, &crew, &going))),
+        wait: waits.then(|| vain.unwrap_or_else(|| why(desired, workload, &crew, &going))),
         drained,
     }
 }
@@ -147,9 +147,12 @@ fn line<'m, 'a>(order: &Order, crew: &'m [Member<'a>]) -> Vec<(&'m Member<'a>, &
 }
 
 /// Why none of them is drained.
-fn why(desired: u32, crew: &[Member<'_>], going: &[&WorkerView]) -> Wait {
+fn why(desired: u32, workload: &Workload, crew: &[Member<'_>], going: &[&WorkerView]) -> Wait {
     if !going.is_empty() {
         return Wait::Draining { workers: going.len(), jobs: going.iter().map(|worker| worker.held).sum() };
+    }
+    if let Some(changing @ Unsettled::Changing(_)) = &workload.unsettled {
+        return Wait::Unsettled(changing.clone());
     }
     let ready = crew.iter().filter(|member| member.is_ready()).count() as u32;
     let unknown = crew.iter().find(|member| member.pod.ready && member.worker.is_none());

@@ -30,7 +30,7 @@ pub enum Link {
 /// A proxy; it ends with this.
 pub struct Proxy {
     address: SocketAddr,
-    /// The last one counts for new connections; the others for those that were forgotten, and stay as they are.
+    /// The last one counts for new connections; the others for those that were kept or forgotten, and stay as they are.
     links: Arc<Mutex<Vec<watch::Sender<Link>>>>,
     accepted: Arc<Notify>,
     _serving: AbortOnDropHandle<()>,
@@ -69,6 +69,13 @@ impl Proxy {
     /// Waits for a connection, if there was none since this was last asked.
     pub async fn connected(&self) {
         self.accepted.notified().await;
+    }
+
+    /// The present connections stay as they are, whatever becomes of new ones.
+    pub fn keep(&self) {
+        let mut links = self.links.lock().expect("no panic");
+        let present = *links.last().expect("a link").borrow();
+        links.push(watch::Sender::new(present));
     }
 
     /// Forgets the present connections, as a firewall does: nothing of theirs arrives any more, and no end is told. New

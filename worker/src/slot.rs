@@ -9,7 +9,7 @@ use queue::{Delivery, Slot};
 use relay::Sending;
 use service::retry;
 use store::{Answer, Claimed, Fenced, StoreError, Suspicion};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tracing::{Instrument, debug, info, warn};
 
 use crate::attempt::{Arrival, Attempt};
@@ -100,9 +100,10 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
             let work = run_session(worker, spec, *claimed, seat, arrival);
             tokio::pin!(work);
-            let early = tokio::time::sleep(worker.settings.ack_after);
+            let ack_by = tokio::time::Instant::now() + worker.settings.ack_after;
+            let early = tokio::time::sleep_until(ack_by);
             tokio::select! {
-                replying = &mut work => settle_when_replied(slot, delivery, replying).await,
+                replying = &mut work => settle_when_replied(slot, delivery, replying, ack_by).await,
                 () = early => {
                     // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
                     // nothing to close the channel for; without a consumer it sends this busy slot no other.
@@ -117,7 +118,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
                 debug!(%state, "delivered again after its end");
                 worker.replies.send(&spec, spec.traceparent)
             });
-            settle_when_replied(slot, delivery, replying).await;
+            let ack_by = tokio::time::Instant::now() + worker.settings.ack_after;
+            settle_when_replied(slot, delivery, replying, ack_by).await;
         }
         Answer::OtherSession(session) => {
             let reason = format!(
@@ -137,20 +139,32 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     }
 }
 
-/// Acks the delivery of an ended job when its reply is out; were we to die before, the message would bring the reply again.
-/// A reply that takes its time does not take the slot's.
-async fn settle_when_replied(slot: &mut Slot, mut delivery: Delivery, replying: Option<Sending>) {
+/// Acks the delivery of an ended job when its reply is out, or after `ACK_AFTER_S` like one of a job that runs; were we to die
+/// before, the message would bring the reply again. A reply that takes its time does not take the slot's.
+async fn settle_when_replied(
+    slot: &mut Slot,
+    mut delivery: Delivery,
+    replying: Option<Sending>,
+    ack_by: tokio::time::Instant,
+) {
     let Some(mut replying) = replying.filter(|replying| replying.prompt) else {
         return delivery.settle().await;
     };
-    if timeout(REPLIED_PROMPTLY, replying.done()).await.is_ok() {
-        return delivery.settle().await;
+    match timeout(REPLIED_PROMPTLY, replying.done()).await {
+        Ok(true) => return delivery.settle().await,
+        Ok(false) => return,
+        Err(_) => {}
     }
     // Without its consumer, the slot may have another message beside this one.
     slot.pause().await;
     delivery.body = Vec::new();
     tokio::spawn(async move {
-        replying.done().await;
+        match timeout_at(ack_by, replying.done()).await {
+            Ok(true) => {}
+            // Back to the broker: who gets it next replies.
+            Ok(false) => return,
+            Err(_) => info!("the message is acked before the reply is out, which is slow"),
+        }
         delivery.settle().await;
     });
 }

@@ -110,6 +110,11 @@ fn while_a_rollout_is_in_progress_no_worker_is_marked_and_marks_are_taken_back()
     seen.unsettled = Some(Unsettled::Changing("later".into()));
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![id(2), id(3)], vec![]));
+    // Without a marked worker, it is what the scale-in waits for: all are idle.
+    let (pods, workers) = fleet("rrr");
+    let planned = plan(1, &seen, &pods, &workers);
+    assert_eq!((planned.mark, planned.take_back), (vec![], vec![]));
+    assert_eq!(planned.wait.map(|wait| wait.kind()), Some("changing"));
 }
 
 #[test]

@@ -55,6 +55,8 @@ struct Shared {
     /// Nodes of the broker's cluster, by the hashes of their names.
     nodes: Mutex<HashSet<u32>>,
     sending: TaskTracker,
+    /// Cancelled by [`Replies::close`] when it waits no longer.
+    given_up: CancellationToken,
 }
 
 /// A connection, and who may use it when.
@@ -67,17 +69,18 @@ struct Lane {
 
 /// A reply on its way.
 pub struct Sending {
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<bool>,
     /// Whether it is soon out if nothing is wrong. One that is not is a client's who can lose it in any case, by losing his
     /// channel: nothing waits for it.
     pub prompt: bool,
 }
 
 impl Sending {
-    /// Resolves when it is out, or given up. May be dropped at any time.
-    pub async fn done(&mut self) {
+    /// Resolves when it is out, or given up: false if only because [`Replies::close`] waits no longer, so that another process
+    /// may send it yet. May be dropped at any time.
+    pub async fn done(&mut self) -> bool {
         // That it panicked is in the log.
-        let _ = (&mut self.task).await;
+        (&mut self.task).await.unwrap_or(true)
     }
 }
 
@@ -103,6 +106,7 @@ impl Replies {
             strangers: lane(", replying to strangers", 1, STRANGERS_WAITING),
             nodes: Mutex::default(),
             sending: TaskTracker::new(),
+            given_up: CancellationToken::new(),
         };
         Replies { shared: Arc::new(shared) }
     }
@@ -134,8 +138,9 @@ impl Replies {
             queue,
         };
         let sending = async move {
-            shared.send(addressed).await;
+            let sent = shared.given_up.run_until_cancelled(shared.send(addressed)).await;
             drop(place_in_line);
+            sent.is_some()
         };
         let task = self.shared.sending.spawn(sending.instrument(Span::current()));
         Some(Sending { task, prompt })
@@ -143,9 +148,14 @@ impl Replies {
 
     /// Waits for what is on its way, within a bound, and closes the connections.
     pub async fn close(&self, within: Duration) {
-        let Shared { sending, known, strangers, .. } = &*self.shared;
+        let Shared { sending, given_up, known, strangers, .. } = &*self.shared;
         sending.close();
-        let _ = tokio::time::timeout(within, sending.wait()).await;
+        if tokio::time::timeout(within, sending.wait()).await.is_err() {
+            given_up.cancel();
+            warn!(replies = sending.len(), "replies are given up: this process stops");
+            // They notice at once. Before the connections are closed, which would look like any other failure.
+            sending.wait().await;
+        }
         for lane in [known, strangers] {
             if let Some(broker) = lane.broker.get() {
                 broker.close().await;

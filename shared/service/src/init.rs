@@ -39,17 +39,18 @@ fn run() -> std::io::Result<()> {
                 }
             }
             // A child that has just ended needs no signal.
-            Ok(known) if !came_from_terminal(&signal) => drop(kill(child, known)),
+            Ok(known) if !the_child_has_it(known, &signal) => drop(kill(child, known)),
             Ok(_) | Err(_) => {}
         }
     }
 }
 
-/// Those of a terminal reach its whole process group, and the child is in it.
-fn came_from_terminal(signal: &siginfo) -> bool {
+/// Those of a terminal's keys reach its whole process group, and the child is in it. That it hangs up, only its session's
+/// leader hears.
+fn the_child_has_it(known: Signal, signal: &siginfo) -> bool {
     /// `SI_KERNEL`: sent by nobody's `kill`.
     const KERNEL: i32 = 0x80;
-    signal.ssi_code == KERNEL
+    known != Signal::SIGHUP && signal.ssi_code == KERNEL
 }
 
 /// Waits for all that have ended. The exit code once `child` is among them.

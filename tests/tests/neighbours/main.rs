@@ -7,6 +7,7 @@ mod names;
 mod process;
 mod ready;
 mod programs;
+mod replies;
 mod sessions;
 mod suspects;
 mod sweeps;

@@ -70,7 +70,7 @@ async fn names_that_no_broker_can_decode_are_refused_and_all_other_jobs_go_on() 
 }
 
 /// A client that waits for replies on its channel, without a queue.
-async fn client(connection: &lapin::Connection) -> (Channel, Consumer) {
+pub async fn client(connection: &lapin::Connection) -> (Channel, Consumer) {
     let channel = connection.create_channel().await.expect("a channel");
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
     let consuming =
@@ -80,7 +80,8 @@ async fn client(connection: &lapin::Connection) -> (Channel, Consumer) {
     (channel, replies)
 }
 
-async fn call(channel: &Channel, replies: &mut Consumer, spec: &JobSpec) -> Value {
+/// Runs a job for a client; returns the reply.
+pub async fn call(channel: &Channel, replies: &mut Consumer, spec: &JobSpec) -> Value {
     let (options, key) = (BasicPublishOptions { mandatory: true, ..Default::default() }, "default");
     let (body, properties) = (job::encode(spec), replying_to("amq.rabbitmq.reply-to"));
     let sent = channel.basic_publish("harness.jobs".into(), key.into(), options, body.as_bytes(), properties);
