@@ -9,8 +9,8 @@ use crate::names;
 
 /// A queue for replies, and the channel that made it.
 async fn results(fleet: &Fleet) -> Channel {
-    let channel = fleet.vhost.lapin().await.create_channel().await.unwrap();
-    channel.queue_declare("results".into(), Default::default(), Default::default()).await.unwrap();
+    let channel = fleet.vhost.lapin().await.create_channel().await.expect("a channel");
+    channel.queue_declare("results".into(), Default::default(), Default::default()).await.expect("a queue");
     channel
 }
 
@@ -26,7 +26,7 @@ async fn end_one(fleet: &Fleet, channel: &Channel, session: &str) {
 
 /// Waits until so many replies are there.
 async fn replied(fleet: &Fleet, count: u32) {
-    let look = async || (fleet.vhost.look_at("results").await.unwrap().0 == count).then_some(());
+    let look = async || (fleet.vhost.look_at("results").await.expect("a queue").0 == count).then_some(());
     until(&format!("{count} replies"), look).await;
 }
 
