@@ -115,7 +115,7 @@ impl Broker {
 
     /// Why nothing can be published now, if so: there is no connection, or the broker holds it back.
     pub fn held_up(&self) -> Option<String> {
-        let held_up = !self.shared.is_connected() || self.shared.blocked.borrow().is_some();
+        let held_up = !self.shared.is_connected() || self.shared.is_blocked();
         held_up.then(|| self.shared.reason())
     }
 

@@ -131,12 +131,12 @@ impl Link {
         settled: bool,
         redeclared: &mut BTreeSet<job::Name>,
     ) -> Result<(), QueueError> {
+        let mut missing = self.are_missing(pools).await?;
         // Where there was no fleet before, nothing was deleted.
-        let settled = settled || !self.has_exchange().await?;
-        if !settled && self.are_missing(pools).await?.is_some() {
+        if missing.is_some() && !settled && self.has_exchange().await? {
             sleep(DELETION_TIME).await;
+            missing = self.are_missing(pools).await?;
         }
-        let missing = self.are_missing(pools).await?;
         // The first connection also learns whether all is as this version declares it. Later ones had better not declare
         // what is there: it may be about to go.
         if missing.is_some() || self.generation == 1 {

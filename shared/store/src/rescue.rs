@@ -129,8 +129,7 @@ impl Store {
         let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead, &SESSIONS]).await?;
         let lost: Vec<String> = lost.iter().map(|row| row.get(0)).collect();
         let all = (lost.len() as i64) < SESSIONS;
-        let together = self.take_sessions("rescue", &lost, TAKE_LOST, &[&all]).await;
-        let (taken, left) = self.or_one_by_one("rescue", &lost, TAKE_LOST, &[&false], together).await?;
+        let (taken, left) = self.take_sessions("rescue", &lost, TAKE_LOST, &[&all], &[&false]).await?;
         if all && left.is_none() {
             query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
         }
@@ -151,14 +150,39 @@ impl Store {
         let rest = found.last().filter(|_| found.len() >= LOOKED_AT as usize).map(|row| row.get(0));
         found.retain(|row| row.get::<_, Option<bool>>(1) == Some(true));
         let found: Vec<String> = found.iter().map(|row| row.get(0)).collect();
-        let together = self.take_sessions("release_stranded", &found, RELEASE_STRANDED, &[]).await;
         let (taken, left) =
-            self.or_one_by_one("release_stranded", &found, RELEASE_STRANDED, &[], together).await?;
+            self.take_sessions("release_stranded", &found, RELEASE_STRANDED, &[], &[]).await?;
         left.filter(|_| taken.is_empty()).map_or(Ok((taken, rest)), Err)
     }
 
-    /// Takes sessions in one transaction, under their locks.
+    /// Takes sessions together, or one by one where the fault may lie in one of them: one that somebody holds locked keeps no
+    /// other waiting. `together` and `alone` are the further parameters of `take` in each case. Returns also the fault of the
+    /// last one that is left.
     async fn take_sessions(
+        &self,
+        name: &'static str,
+        sessions: &[String],
+        take: &str,
+        together: &Params<'_>,
+        alone: &Params<'_>,
+    ) -> Result<(Vec<JobId>, Option<StoreError>), StoreError> {
+        match self.take_together(name, sessions, take, together).await {
+            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
+            taken => return taken.map(|taken| (taken, None)),
+        }
+        let (mut taken, mut left) = (Vec::new(), None);
+        for session in sessions.chunks(1) {
+            match self.take_together(name, session, take, alone).await {
+                Ok(jobs) => taken.extend(jobs),
+                Err(error) if error.may_lie_in_one_call() => left = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((taken, left))
+    }
+
+    /// Takes sessions in one transaction, under their locks.
+    async fn take_together(
         &self,
         name: &'static str,
         sessions: &[String],
@@ -172,30 +196,5 @@ impl Store {
         let params = [&[&sessions as &(dyn ToSql + Sync)], more].concat();
         let [_, taken] = tx.run([&[&sessions], &params]).await?;
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())
-    }
-
-    /// Takes sessions one by one where the fault may lie in one of them: one that somebody holds locked keeps no other
-    /// waiting. Returns also the fault of the last one that is left.
-    async fn or_one_by_one(
-        &self,
-        name: &'static str,
-        sessions: &[String],
-        take: &str,
-        more: &Params<'_>,
-        together: Result<Vec<JobId>, StoreError>,
-    ) -> Result<(Vec<JobId>, Option<StoreError>), StoreError> {
-        match together {
-            Err(error) if sessions.len() > 1 && error.may_lie_in_one_call() => {}
-            together => return together.map(|taken| (taken, None)),
-        }
-        let (mut taken, mut left) = (Vec::new(), None);
-        for session in sessions.chunks(1) {
-            match self.take_sessions(name, session, take, more).await {
-                Ok(jobs) => taken.extend(jobs),
-                Err(error) if error.may_lie_in_one_call() => left = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((taken, left))
     }
 }
