@@ -44,7 +44,7 @@ const APPEND: &str = "
     ), held AS (
         SELECT job_id FROM harness_jobs
          WHERE job_id = ANY($2) AND session_id = ($3::text[])[array_position($2, job_id)]
-           AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id = $1
+           AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id IS NOT DISTINCT FROM $1
          ORDER BY job_id FOR SHARE
     ), appended AS (
         INSERT INTO harness_checkpoints

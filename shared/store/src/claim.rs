@@ -226,8 +226,9 @@ const CLAIM_KNOWN: &str = concat!(
 pub(crate) const READ_ANSWERS: &str = "
     SELECT t.job_id, coalesce(j.state, r.state), nullif(coalesce(j.session_id, r.session_id), '')
       FROM unnest($1::uuid[]) AS t(job_id)
-      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id) j ON true
-      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_results r WHERE r.job_id = t.job_id) r ON true";
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j ON true
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_results r
+                          WHERE r.job_id = t.job_id AND j.state IS NULL OFFSET 0) r ON true";
 
 impl Batched for ClaimRequest {
     type Answer = Answer;

@@ -116,8 +116,8 @@ const END: &str = "
         SELECT i.*, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
                CASE WHEN i.state <> 'succeeded' THEN j.message END AS message
           FROM incoming i
-         CROSS JOIN LATERAL (SELECT * FROM harness_jobs j
-                              WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.worker_id = $1 OFFSET 0) j
+         CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = i.job_id OFFSET 0) j
+         WHERE j.epoch = i.epoch AND j.worker_id = $1
     ), gone AS (
         DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM ended))
     ), results AS (
@@ -153,7 +153,8 @@ const RESCHEDULE: &str = "
                SELECT attempts, coalesce(failure::json, j.failure), now() + delay_ms * interval '1 millisecond'
                  FROM unnest($2::uuid[], $4::int[], $5::text[], $6::bigint[]) AS i(job_id, attempts, failure, delay_ms)
                 WHERE i.job_id = j.job_id)
-     WHERE job_id = ANY($2) AND epoch = ($3::bigint[])[array_position($2, job_id)] AND worker_id = $1";
+     WHERE job_id = ANY($2) AND epoch = ($3::bigint[])[array_position($2, job_id)]
+       AND worker_id IS NOT DISTINCT FROM $1";
 
 /// What of this batch is in the ledger, by this call or an earlier one.
 const READ_RECORDED: &str = "

@@ -132,9 +132,9 @@ const STANDING: &str = "
     SELECT t.job_id, nullif(coalesce(j.session_id, r.session_id), ''), coalesce(j.state, r.state),
            coalesce(r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL, false)
       FROM unnest($1::uuid[]) AS t(job_id)
-      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id) j ON true
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j ON true
       LEFT JOIN LATERAL (SELECT state, session_id, redriven_as, dismissed_at
-                           FROM harness_results r WHERE r.job_id = t.job_id) r ON true
+                           FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r ON true
      WHERE coalesce(j.state, r.state) IS NOT NULL";
 
 /// Whoever waits here for another redrive of the same job sees its mark, and passes it by.

@@ -46,7 +46,7 @@ pub(crate) fn read_suspicion(row: &Row, deaths: u32, first: usize) -> Option<Sus
 /// What it ran for before stays: to be cleared again, it has to outlive that again.
 const CLEAR: &str = "
     UPDATE harness_jobs SET deaths = 0, shared_deaths = 0, suspected_at = NULL
-     WHERE job_id = $1 AND epoch = $2 AND worker_id = $3
+     WHERE job_id = $1 AND epoch = $2 AND worker_id IS NOT DISTINCT FROM $3
     RETURNING job_id";
 
 impl Store {
