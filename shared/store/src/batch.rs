@@ -1,18 +1,23 @@
 //! Group commit: what arrives while a transaction is under way goes into the next one together.
 //!
 //! Under light load a call is a transaction of its own and waits for nobody. Under heavy load, which shows by the size of
-//! the batch before, a batch waits a few milliseconds for more: a transaction costs as much for one call as for many.
+//! the batch before, a batch waits a few milliseconds for more: a transaction costs as much for one call as for many. For
+//! the same reason a batch waits for the transaction before it, but not for long: one that is stuck holds up no others.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 
 use crate::StoreError;
 
 /// How long a batch waits for more calls, while there are many.
 const LINGER: Duration = Duration::from_millis(3);
+/// How long a batch waits for the transaction under way. About as long as a full one takes.
+const PATIENCE: Duration = Duration::from_millis(25);
 /// A batch of so many calls shows that there are many.
 const MANY: usize = 8;
 
@@ -24,7 +29,7 @@ pub(crate) trait Batched: Send + Sync + Sized + 'static {
     const MAX_ROWS: usize = 256;
     /// The greatest size of one transaction; a single greater call goes alone.
     const MAX_BYTES: usize = 8 * 1024 * 1024;
-    /// How many transactions run side by side.
+    /// How many transactions run side by side, when one takes long.
     const LANES: usize = 2;
 
     /// About how many bytes it adds to a transaction.
@@ -56,16 +61,17 @@ impl<T: Batched> Batcher<T> {
     /// Starts the lanes; they end with the last clone.
     pub(crate) fn start(pool: Pool) -> Self {
         let (calls, queue) = mpsc::channel(4 * T::MAX_ROWS);
-        let queue =
-            std::sync::Arc::new(tokio::sync::Mutex::new(Queue { calls: queue, held: None, many: false }));
+        let queue = Arc::new(Mutex::new(Queue { calls: queue, held: None, many: false }));
+        let turn = Arc::new(Mutex::new(()));
         for _ in 0..T::LANES {
-            let (pool, queue) = (pool.clone(), queue.clone());
+            let (pool, queue, turn) = (pool.clone(), queue.clone(), turn.clone());
             tokio::spawn(async move {
                 loop {
-                    let batch = queue.lock().await.next_batch().await;
-                    if batch.is_empty() {
-                        return;
-                    }
+                    let mut queue = queue.lock().await;
+                    let Some(first) = queue.first().await else { return };
+                    let _turn = timeout(PATIENCE, turn.lock()).await;
+                    let batch = queue.gather(first).await;
+                    drop(queue);
                     run(&pool, batch).await;
                 }
             });
@@ -89,20 +95,21 @@ struct Queue<T: Batched> {
 }
 
 impl<T: Batched> Queue<T> {
-    /// Waits for a call, then takes what else is already there and fits. Empty when all callers are gone.
-    async fn next_batch(&mut self) -> Vec<Call<T>> {
-        let first = match self.held.take() {
-            Some(call) => call,
-            None => match self.calls.recv().await {
-                Some(call) => call,
-                None => return Vec::new(),
-            },
-        };
+    /// Waits for a call; `None` when all callers are gone.
+    async fn first(&mut self) -> Option<Call<T>> {
+        match self.held.take() {
+            Some(call) => Some(call),
+            None => self.calls.recv().await,
+        }
+    }
+
+    /// Takes what else is there and fits.
+    async fn gather(&mut self, first: Call<T>) -> Vec<Call<T>> {
         let mut bytes = first.0.bytes();
         let mut keys = std::collections::HashSet::from([first.0.key()]);
         let mut batch = vec![first];
         if self.many {
-            tokio::time::sleep(LINGER).await;
+            sleep(LINGER).await;
         }
         while batch.len() < T::MAX_ROWS {
             let Ok(call) = self.calls.try_recv() else { break };

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::batch::Batched;
 use crate::dispatch::foreign;
 use crate::suspects::{Suspicion, read_suspicion, suspicion_columns};
-use crate::tx::Tx;
+use crate::tx::{Tx, query};
 use crate::{Store, StoreError};
 
 /// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
@@ -222,7 +222,9 @@ const CLAIM_KNOWN: &str = concat!(
     " FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
-/// Where each job stands now. One that was cancelled before it was ever seen has no session.
+/// Where each job stands now. One that was cancelled before it was ever seen has no session. (Each lateral part ends in
+/// OFFSET 0, so that it stays a look-up by id. Beside few jobs, Postgres would read all of them once for the whole batch,
+/// and go on so when there are many.)
 pub(crate) const READ_ANSWERS: &str = "
     SELECT t.job_id, coalesce(j.state, r.state), nullif(coalesce(j.session_id, r.session_id), '')
       FROM unnest($1::uuid[]) AS t(job_id)
@@ -242,8 +244,7 @@ impl Batched for ClaimRequest {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Answer>, StoreError> {
-        let statements =
-            [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN, READ_ANSWERS];
+        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
         let tx = Tx::prepare(pool, "claim", statements).await?;
         // A process changes its id only after it was declared dead, so of two ids in a batch the last one lives.
         let worker = batch.last().expect("a batch is never empty").worker;
@@ -258,21 +259,26 @@ impl Batched for ClaimRequest {
         let deadlines: Vec<Option<f64>> =
             mine.iter().map(|call| call.deadline_unix_ms.map(|ms| ms as f64)).collect();
         let traces: Vec<Option<Uuid>> = mine.iter().map(|call| foreign(call.job_id, call.trace_id)).collect();
-        let [alive, _, _, fresh, known, standing] = tx
+        let [alive, _, _, fresh, known] = tx
             .run([
                 &[&worker_id],
                 &[&sessions, &agents, &users],
                 &[&sessions],
                 &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages, &deadlines, &traces],
                 &[&worker_id, &jobs, &sessions],
-                &[&jobs],
             ])
             .await?;
 
         let mut claimed: HashMap<Uuid, Claimed> =
             fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
-        let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
         let drained = alive.first().is_some_and(|row| row.get(0));
+        let mut others = jobs;
+        others.retain(|id| !claimed.contains_key(id));
+        let standing = match alive.is_empty() || drained || others.is_empty() {
+            true => Vec::new(),
+            false => query(pool, "read_answers", READ_ANSWERS, &[&others]).await?,
+        };
+        let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
         let answer = |call: &ClaimRequest| {
             let id = Uuid::from(call.job_id);
             if call.worker != worker || alive.is_empty() {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::batch::{Batched, alone_in_its_batch};
 use crate::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
 use crate::suspects::suspicion_columns;
-use crate::tx::Tx;
+use crate::tx::{Tx, query};
 use crate::{Fenced, Store, StoreError};
 
 /// How an attempt ended, as the ledger records it.
@@ -104,7 +104,8 @@ pub struct Concluded {
 
 /// Ends jobs. Only the holder of the epoch finds its row; that a row with a worker is running is a constraint of the
 /// table, and that neither changes while its session is locked. What a job did and cost is the sum of its checkpoints, over
-/// all its attempts.
+/// all its attempts. (What a worker runs has an index, too. By it, each job of the batch would cost as many pages as the
+/// worker has jobs, which Postgres does not foresee: so the job is found by its id, before the worker is compared.)
 const END: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
@@ -143,9 +144,10 @@ const END: &str = "
            cost_microusd = coalesce(e.s_cost, s.cost_microusd),
            input_tokens = coalesce(e.s_in, s.input_tokens),
            output_tokens = coalesce(e.s_out, s.output_tokens)
-      FROM ended e WHERE s.session_id = e.session_id";
+      FROM ended e WHERE s.session_id = e.session_id
+    RETURNING e.job_id";
 
-/// Gives jobs another attempt. The epoch stays until the next claim, by which a repeated call recognises itself.
+/// Gives jobs another attempt. (No index serves IS NOT DISTINCT FROM: the jobs are found by their ids.) The epoch stays until the next claim, by which a repeated call recognises itself.
 const RESCHEDULE: &str = "
     UPDATE harness_jobs j
        SET state = 'scheduled', worker_id = NULL, state_since = now(),
@@ -154,9 +156,10 @@ const RESCHEDULE: &str = "
                  FROM unnest($2::uuid[], $4::int[], $5::text[], $6::bigint[]) AS i(job_id, attempts, failure, delay_ms)
                 WHERE i.job_id = j.job_id)
      WHERE job_id = ANY($2) AND epoch = ($3::bigint[])[array_position($2, job_id)]
-       AND worker_id IS NOT DISTINCT FROM $1";
+       AND worker_id IS NOT DISTINCT FROM $1
+    RETURNING job_id";
 
-/// What of this batch is in the ledger, by this call or an earlier one.
+/// What an earlier call, whose reply was lost, has recorded.
 const READ_RECORDED: &str = "
     SELECT i.job_id FROM unnest($2::uuid[], $3::bigint[]) AS i(job_id, epoch)
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
@@ -172,11 +175,11 @@ macro_rules! heads {
                 SELECT h.job_id FROM unnest(",
             $sessions,
             "::text[]) AS t(session_id)
-                 CROSS JOIN LATERAL (SELECT job_id, state FROM harness_jobs j
+                 CROSS JOIN LATERAL (SELECT job_id, session_id, state FROM harness_jobs j
                                       WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
                  WHERE h.state = 'blocked'
                    AND (SELECT b.job_id FROM harness_jobs b
-                         WHERE b.session_id = t.session_id AND b.epoch > 0) IS NULL
+                         WHERE b.session_id = h.session_id AND b.epoch > 0) IS NULL
             )"
         )
     };
@@ -224,12 +227,10 @@ impl Batched for Conclusion {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Concluded>, StoreError> {
-        let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, READ_RECORDED, NEXT];
+        let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, NEXT];
         let tx = Tx::prepare(pool, "conclude", statements).await?;
         let last = batch.last().expect("a batch is never empty");
         let (worker_id, take_next) = (Uuid::from(last.worker), last.take_next);
-        let jobs: Vec<Uuid> = batch.iter().map(|call| call.job_id.into()).collect();
-        let epochs: Vec<i64> = batch.iter().map(|call| call.epoch).collect();
         let sessions: Vec<&str> = batch.iter().map(|call| call.session_id.as_str()).collect();
 
         let failures: HashMap<Uuid, String> = batch
@@ -279,7 +280,7 @@ impl Batched for Conclusion {
             })
             .collect();
 
-        let [_, _, _, _, recorded, next] = tx
+        let [_, _, ended, rescheduled, next] = tx
             .run([
                 &[&worker_id],
                 &[&sessions],
@@ -300,12 +301,20 @@ impl Batched for Conclusion {
                     &s_output,
                 ],
                 &[&worker_id, &again_jobs, &again_epochs, &again_attempts, &again_failures, &delays],
-                &[&worker_id, &jobs, &epochs],
                 &[&worker_id, &sessions, &take_next],
             ])
             .await?;
 
-        let recorded: HashSet<Uuid> = recorded.iter().map(|row| row.get(0)).collect();
+        let mut recorded: HashSet<Uuid> = ended.iter().chain(&rescheduled).map(|row| row.get(0)).collect();
+        let (jobs, epochs): (Vec<Uuid>, Vec<i64>) = batch
+            .iter()
+            .map(|call| (Uuid::from(call.job_id), call.epoch))
+            .filter(|(job, _)| !recorded.contains(job))
+            .unzip();
+        if !jobs.is_empty() {
+            let before = query(pool, "read_recorded", READ_RECORDED, &[&worker_id, &jobs, &epochs]).await?;
+            recorded.extend(before.iter().map(|row| row.get::<_, Uuid>(0)));
+        }
         let mut next: HashMap<String, Claimed> = next
             .iter()
             .map(|row| (row.get(1), Claimed { message: row.get(17), ..read_claimed(row) }))

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use tests::{Database, Fleet, job, until_ok};
+use tests::{Database, Fleet, job, until, until_ok};
 
 /// A million jobs each: due tomorrow, between two attempts, being published, queued, and blocked in one session. None is
 /// old enough for anybody to do anything about it. Indexes are made afterwards, which is sooner done.
@@ -106,6 +106,51 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
     let dear: Vec<_> = seen.iter().filter(|(statement, pages)| **pages > bound(statement)).collect();
     assert!(dear.is_empty(), "pages and statements: {dear:#?}");
 }
+
+/// Postgres has seen the table empty, and takes every index for as good as another. It looks again once a minute at most.
+#[tokio::test]
+async fn no_job_pays_for_those_that_run_beside_it() {
+    let fleet = Fleet::new().await;
+    fleet.database.execute("ALTER TABLE harness_jobs SET (autovacuum_enabled = off)").await;
+    explain(&fleet.database).await;
+    let worker = fleet.worker("worker").set("WORKER_SLOTS", "1000").start().await;
+    let first = [job("first", "echo", serde_json::json!(0))];
+    fleet.enqueue(&first).await;
+    fleet.undisturbed(&first).await;
+    fleet.database.execute("VACUUM (TRUNCATE FALSE, ANALYZE) harness_jobs").await;
+
+    let padding = "x".repeat(1_500);
+    let steps = |n: usize, delay_ms: u32| {
+        let input = serde_json::json!({"count": 2, "delay_ms": delay_ms, "output": padding});
+        job(&format!("s-{n}"), "scripted", input)
+    };
+    let long: Vec<_> = (0..RUNNING).map(|n| steps(n, 600_000)).collect();
+    fleet.enqueue(&long).await;
+    let running = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
+    until("all run", async || (fleet.database.count(running).await == RUNNING as i64).then_some(())).await;
+    let before = worker.log().len();
+    let short: Vec<_> = (RUNNING..RUNNING + 5).map(|n| steps(n, 1)).collect();
+    fleet.enqueue(&short).await;
+    fleet.undisturbed(&short).await;
+
+    let seen = statements(&[&worker.log()[before..]]);
+    for part in [
+        "INSERT INTO harness_jobs",
+        "INSERT INTO harness_checkpoints",
+        "INSERT INTO harness_results",
+        "WITH heads",
+    ] {
+        let pages =
+            seen.iter().filter(|(statement, _)| statement.contains(part)).map(|(_, pages)| *pages).max();
+        let pages = pages.unwrap_or_else(|| panic!("a statement with {part:?} was seen"));
+        assert!(pages < RUNNING_PAGES, "{pages} pages for five jobs at most: {part}");
+    }
+}
+
+/// With [`RUNNING_PAGES`], far more than five jobs have pages to touch.
+const RUNNING: usize = 900;
+/// Fewer pages than these jobs lie in, at five a page.
+const RUNNING_PAGES: u64 = 150;
 
 /// From now on each connection explains what it runs.
 async fn explain(database: &Database) {
