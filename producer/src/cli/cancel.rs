@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use job::{JobId, Name};
+use service::{note, out};
 use store::Cancelled;
 
 use super::context::{Context, REPLIED_WITHIN};
@@ -36,7 +37,7 @@ impl Cancel {
         let limits = yardstick.limits();
         for job_id in &jobs {
             if let Err(error) = job_id.check_window(limits.now_unix_ms, limits.retention) {
-                eprintln!("nothing was cancelled: job_id: {error}");
+                note!("nothing was cancelled: job_id: {error}");
                 return Ok(ExitCode::from(2));
             }
         }
@@ -45,9 +46,9 @@ impl Cancel {
         let mut late = false;
         for (job_id, answer) in jobs.iter().zip(&answers) {
             match answer {
-                Cancelled::Now => println!("{job_id} cancelled"),
-                Cancelled::Stopping => println!("{job_id} stopping"),
-                Cancelled::Before(state) => println!("{job_id} had ended before: {state}"),
+                Cancelled::Now => out!("{job_id} cancelled"),
+                Cancelled::Stopping => out!("{job_id} stopping"),
+                Cancelled::Before(state) => out!("{job_id} had ended before: {state}"),
             }
             late |= matches!(answer, Cancelled::Before(_));
         }

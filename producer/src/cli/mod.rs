@@ -5,6 +5,8 @@ mod migrate;
 mod doctor;
 mod revive;
 mod enqueue;
+mod bulk;
+mod lines;
 mod progress;
 mod age;
 mod status;

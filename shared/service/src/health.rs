@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::{Problems, Setting};
+use crate::{Problems, Setting, note};
 
 /// For the whole question. `/health` itself answers within 100 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,13 +38,13 @@ impl Health {
             problems.add("ADMIN_ADDR", "got port 0, expected the port that the process serves");
         }
         let Some(address) = address.filter(|_| problems.count() == 0) else {
-            eprintln!("{}", problems.into_error());
+            note!("{}", problems.into_error());
             return ExitCode::from(2);
         };
         match ask(reachable(address), if self.ready { "/ready" } else { "/health" }) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{error:#}");
+                note!("{error:#}");
                 ExitCode::FAILURE
             }
         }

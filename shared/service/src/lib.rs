@@ -5,6 +5,7 @@
 
 mod init;
 mod start;
+mod output;
 mod settings;
 mod stderr;
 mod logs;
@@ -18,6 +19,7 @@ mod run;
 
 pub use admin::{Admin, Check, Readiness};
 pub use health::Health;
+pub use output::{print_note, print_out, prints_in_vain};
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
