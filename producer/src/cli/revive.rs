@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use service::{note, out};
+use service::{note, out, unless_stopped};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
 async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
     let mut beats = HashMap::new();
     loop {
-        let fresh = store.fresh_leases().await.context("looking for workers")?;
+        let fresh = unless_stopped(stop, store.fresh_leases()).await.context("looking for workers")?;
         if fresh.is_empty() {
             return Ok(());
         }

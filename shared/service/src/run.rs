@@ -81,7 +81,7 @@ where
     code
 }
 
-/// 2 for settings or arguments that are wrong, 130 for who was told to stop before it had begun, 1 for all else.
+/// 2 for settings or arguments that are wrong, 130 for who was told to stop before its end, 1 for all else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<SettingsError>() {
         ExitCode::from(2)
