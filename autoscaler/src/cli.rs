@@ -3,14 +3,13 @@
 mod observe;
 mod simulate;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::{Name, one_line};
 use secrecy::ExposeSecret;
-use service::{Common, Health, Problems, Setting, Threads, note, out, unless_stopped};
+use service::{Common, Health, ListenAddress, Problems, Setting, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
@@ -44,7 +43,7 @@ enum Command {
         control: Box<ControlArgs>,
         /// Where /health, /ready and /metrics are served; port 0 takes a free one
         #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-        admin_addr: Setting<SocketAddr>,
+        admin_addr: Setting<ListenAddress>,
     },
     /// Look, decide and act once for each pool, and print why
     ///

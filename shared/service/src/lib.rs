@@ -6,7 +6,9 @@
 mod init;
 mod start;
 mod output;
+mod address;
 mod settings;
+mod toml_file;
 mod stderr;
 mod logs;
 mod trace;
@@ -17,6 +19,7 @@ mod admin;
 mod health;
 mod run;
 
+pub use address::ListenAddress;
 pub use admin::{Admin, Check, Readiness};
 pub use health::Health;
 pub use output::{print_note, print_out, prints_in_vain};
@@ -26,4 +29,5 @@ pub use settings::{Common, Problems, Setting, SettingsError};
 pub use shutdown::{Stopped, unless_stopped, until_signalled};
 pub use start::{OpenFiles, open_files, parse, taken_secrets};
 pub use telemetry::Telemetry;
+pub use toml_file::{TomlFile, TomlValue, unsaid};
 pub use trace::{Description, Origin, Place, Role, Span};
