@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use job::one_line;
 use serde_json::json;
-use service::{note, out};
+use service::{note, out, with_causes};
 use tokio_util::sync::CancellationToken;
 
 use crate::decide::Decision;
@@ -49,7 +49,7 @@ pub async fn once(
                 code = ExitCode::from(3);
             }
             Err(Failed { stage, cause }) => {
-                note!("{}: {stage}: {cause:#}", pool.name);
+                note!("{}: {stage}: {}", pool.name, with_causes(cause.as_ref()));
                 code = ExitCode::FAILURE;
             }
         }

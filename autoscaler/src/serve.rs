@@ -10,7 +10,7 @@ use migrations::SchemaError;
 use queue::Broker;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use service::{Admin, Check, Essential, ListenAddress, Readiness, retry_or_stop};
+use service::{Admin, Check, Essential, ListenAddress, Readiness, retry_or_stop, with_causes};
 use store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -149,7 +149,7 @@ pub async fn serve(
     while pools.join_next().await.is_some() {}
     end.cancel();
     if let Err(error) = essential.all_ended().await {
-        warn!("while stopping: {error:#}");
+        warn!("while stopping: {}", with_causes(error.as_ref()));
     }
     if !settings.keep_workers {
         fleet.stop_processes().await?;

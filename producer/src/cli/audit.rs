@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use job::{one_line, shown};
-use service::{note, out, prints_in_vain};
+use service::{note, out, prints_in_vain, with_causes};
 use store::{AuditScope, Checked, Kind, StoreError};
 
 use super::age::parse_age;
@@ -110,7 +110,7 @@ impl Audit {
 }
 
 fn complain(error: &StoreError) {
-    note!("no audit this time: {:#}", anyhow::Error::from(error.clone()));
+    note!("no audit this time: {}", with_causes(error));
 }
 
 /// A line for the check, and one below it for each row that it names.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::{ListenAddress, Problems, Setting, note};
+use crate::{ListenAddress, Problems, Setting, note, with_causes};
 
 /// For the whole question. `/health` itself answers within 100 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ impl Health {
         match ask(reachable(address), if self.ready { "/ready" } else { "/health" }) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                note!("{error:#}");
+                note!("{}", with_causes(error.as_ref()));
                 ExitCode::FAILURE
             }
         }

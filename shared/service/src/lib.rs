@@ -14,6 +14,7 @@ mod logs;
 mod trace;
 mod telemetry;
 mod shutdown;
+mod causes;
 mod retry;
 mod admin;
 mod health;
@@ -21,6 +22,7 @@ mod run;
 
 pub use address::ListenAddress;
 pub use admin::{Admin, Check, Readiness};
+pub use causes::with_causes;
 pub use health::Health;
 pub use output::{print_note, print_out, prints_in_vain};
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Stopped, Telemetry, output, stderr, trace, until_signalled};
+use crate::{SettingsError, Stopped, Telemetry, output, stderr, trace, until_signalled, with_causes};
 
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
@@ -69,7 +69,7 @@ where
     // What still runs on the blocking pool must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let mut code = result.unwrap_or_else(|error| {
-        error!("{error:#}");
+        error!("{}", with_causes(error.as_ref()));
         exit_code(&error)
     });
     if let Err(error) = output::finish() {
