@@ -3,14 +3,13 @@
 mod observe;
 mod simulate;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use job::Name;
+use job::{Name, one_line};
 use secrecy::ExposeSecret;
-use service::{Common, Health, Problems, Setting, Threads, unless_stopped};
+use service::{Common, Health, ListenAddress, Problems, Setting, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
 use crate::apply::kubernetes;
@@ -44,7 +43,7 @@ enum Command {
         control: Box<ControlArgs>,
         /// Where /health, /ready and /metrics are served; port 0 takes a free one
         #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-        admin_addr: Setting<SocketAddr>,
+        admin_addr: Setting<ListenAddress>,
     },
     /// Look, decide and act once for each pool, and print why
     ///
@@ -168,7 +167,7 @@ async fn run_explain(
     let now_ms = store.clock().await?.now_unix_ms();
     let decisions = store.last_decisions(pool, limit).await?;
     if decisions.is_empty() {
-        eprintln!("no autoscaler has decided for the pool {pool} yet");
+        note!("no autoscaler has decided for the pool {pool} yet");
         return Ok(ExitCode::from(3));
     }
     let mut told = Vec::with_capacity(decisions.len());
@@ -178,14 +177,14 @@ async fn run_explain(
         told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
     }
     if !json {
-        print!("{}", explain::explain(&told));
+        out!("{}", explain::explain(&told).trim_end());
         if let Some(silence) = told.last().and_then(|last| explain::silence(last, now_ms)) {
-            print!("{silence}");
+            out!("{}", silence.trim_end());
         }
         return Ok(ExitCode::SUCCESS);
     }
     for told in &told {
-        println!("{}", serde_json::to_string(told)?);
+        out!("{}", one_line(serde_json::to_string(told)?));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,10 +11,13 @@
 //! ```
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use job::Name;
 use serde::Deserialize;
-use toml::{Table, Value};
+use service::{TomlFile, TomlValue, unsaid};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::apply::kubernetes::Reference;
 use crate::decide::Policy;
@@ -57,83 +60,97 @@ impl TargetName {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    policy: Table,
-    #[serde(default)]
-    pools: toml::map::Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct PoolTable {
     target: String,
     namespace: Option<String>,
-    #[serde(default)]
-    policy: Table,
 }
 
-/// Reads a pools file. The error tells everything that is wrong with it.
+static USUAL: LazyLock<String> =
+    LazyLock::new(|| toml::to_string(&Policy::default()).expect("a policy has only what TOML can hold"));
+
+/// Reads a pools file. The error tells everything that is wrong with it, line by line.
 pub fn read(path: &Path) -> Result<Vec<Pool>, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    parse(&text).map_err(|problems| format!("{}:\n    {}", path.display(), problems.join("\n    ")))
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))?;
+    parse(&text).map_err(|problems| format!("{}:{problems}", path.display()))
 }
 
-fn parse(text: &str) -> Result<Vec<Pool>, Vec<String>> {
-    let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
-    if file.pools.is_empty() {
-        return Err(vec!["pools: got none, expected at least one table such as [pools.default]".to_owned()]);
-    }
-    let mut problems = Vec::new();
+/// Reads a file with a policy alone. What is wrong with its numbers is for [`Policy::check`].
+pub fn read_policy(path: &Path) -> Result<Policy, String> {
+    let named = |problem: String| format!("{}:{problem}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| named(format!(" {error}")))?;
+    let mut file = TomlFile::parse(&text).map_err(named)?;
+    let table = overlay(unsaid(&USUAL), file.whole());
+    let policy = file.read("policy", table, Policy::deserialize);
+    file.finish(policy.unwrap_or_default()).map_err(named)
+}
+
+fn parse(text: &str) -> Result<Vec<Pool>, String> {
+    let mut file = TomlFile::parse(text)?;
+    file.only(&["policy", "pools"]);
+    let common = file.table("policy");
     let mut pools = Vec::new();
-    for (name, table) in file.pools {
-        match pool(&name, table, &file.policy) {
-            Ok(pool) => pools.push(pool),
-            Err(found) => {
-                problems.extend(found.into_iter().map(|problem| format!("pools.{name}.{problem}")));
-            }
-        }
+    for (name, table) in file.tables("pools") {
+        pools.extend(pool(&mut file, &name, table, common.as_ref()));
     }
-    if problems.is_empty() { Ok(pools) } else { Err(problems) }
+    file.finish(pools)
 }
 
-fn pool(name: &str, table: Value, common: &Table) -> Result<Pool, Vec<String>> {
-    let one = |field: &str, problem: &dyn std::fmt::Display| vec![format!("{field}: {problem}")];
-    let name = Name::try_from(name.to_owned()).map_err(|problem| one("name", &problem))?;
-    let table: PoolTable =
-        table.try_into().map_err(|error: toml::de::Error| one("table", &error.message()))?;
-    let target =
-        TargetName::new(&table.target, table.namespace).map_err(|problem| one("target", &problem))?;
-    let policy = policy(overlay(common.clone(), table.policy)).map_err(|problem| one("policy", &problem))?;
-    let problems = policy.check();
-    if !problems.is_empty() {
-        return Err(problems.into_iter().map(|problem| format!("policy.{problem}")).collect());
+/// A pool from its table, or what is wrong with it is noted.
+fn pool<'i>(
+    file: &mut TomlFile<'i>,
+    name: &str,
+    mut table: TomlValue<'i>,
+    common: Option<&TomlValue<'i>>,
+) -> Option<Pool> {
+    let place = format!("pools.{name}");
+    let span = table.span();
+    let own = match table.get_mut() {
+        DeValue::Table(entries) => entries.remove("policy"),
+        _ => None,
+    };
+    let mut policy = unsaid(&USUAL);
+    for said in common.cloned().into_iter().chain(own) {
+        policy = overlay(policy, said);
     }
-    Ok(Pool { name, target, policy })
-}
-
-/// A policy from a table; what the table leaves out is as usual, also within `scale_up` and `scale_down`.
-pub fn policy(table: Table) -> Result<Policy, String> {
-    let usual = Table::try_from(Policy::default()).expect("a policy has only what TOML can hold");
-    overlay(usual, table).try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    // What a policy lacks is the pool's mistake.
+    let policy_table = Spanned::new(span, policy.into_inner());
+    let policy = file.read(&format!("{place}.policy"), policy_table.clone(), Policy::deserialize);
+    for problem in policy.iter().flat_map(Policy::check) {
+        let (setting, problem) = problem.split_once(": ").unwrap_or(("", &problem));
+        file.note(&format!("{place}.policy"), &policy_table, setting, problem);
+    }
+    let pool_name = Name::try_from(name.to_owned()).map_err(|problem| file.note(&place, &table, "", problem));
+    let read = file.read(&place, table.clone(), PoolTable::deserialize)?;
+    let target = TargetName::new(&read.target, read.namespace)
+        .map_err(|problem| file.note(&place, &table, "target", problem));
+    Some(Pool { name: pool_name.ok()?, target: target.ok()?, policy: policy? })
 }
 
 /// The second over the first, table by table. A `mode` of another type replaces the common one whole.
-fn overlay(mut below: Table, above: Table) -> Table {
-    for (key, value) in above {
-        let value = match (below.remove(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) if same_type(&old, &new) => {
-                Value::Table(overlay(old, new))
+fn overlay<'i>(below: TomlValue<'i>, above: TomlValue<'i>) -> TomlValue<'i> {
+    let span = above.span();
+    match (below.into_inner(), above.into_inner()) {
+        (DeValue::Table(mut below), DeValue::Table(above)) if same_type(&below, &above) => {
+            for (key, value) in above {
+                let value = match below.remove(key.get_ref().as_ref()) {
+                    Some(old) => overlay(old, value),
+                    None => value,
+                };
+                below.insert(key, value);
             }
-            (_, new) => new,
-        };
-        below.insert(key, value);
+            Spanned::new(span, DeValue::Table(below))
+        }
+        (_, above) => Spanned::new(span, above),
     }
-    below
 }
 
-fn same_type(old: &Table, new: &Table) -> bool {
-    new.get("type").is_none_or(|kind| old.get("type") == Some(kind))
+fn same_type(old: &DeTable<'_>, new: &DeTable<'_>) -> bool {
+    let kind = |table: &DeTable<'_>| match table.get("type").map(Spanned::get_ref) {
+        Some(DeValue::String(kind)) => Some(kind.to_string()),
+        _ => None,
+    };
+    kind(new).is_none_or(|new| kind(old) == Some(new))
 }
 
 #[cfg(test)]
@@ -164,16 +181,37 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_with_its_place() {
+    fn all_that_is_wrong_is_told_with_its_line() {
         let problems = parse(
-            "[pools.a]\ntarget = 'worker'\n[pools.b]\ntarget = 'process'\npolicy.min_replica = 1\n\
-             [pools.c]\ntarget = 'process'\npolicy = { min_replicas = 5, max_replicas = 2 }\n",
+            "[policy]\nmax_replica = 1\ncooldown_s = 99999999\n[pools.a]\ntarget = 'worker'\n\
+             [pools.b]\ntarget = 'process'\npolicy.min_replica = 1\npolicy.scale_up.tolerance = 'x'\nname = 1\n\
+             [pools.c]\ntarget = 'process'\npolicy = { min_replicas = 5, max_replicas = 2 }\n\
+             [pools.'d e']\n[pools.d.policy]\nmode = { type = 'backlog', jobs_per_worker = 0 }\n\
+             scale_up.policies = [{ type = 'Pods', value = 1, period_s = 15 },\n{ type = 'Pods', value = 0, period_s = 15 }]\n\
+             [pool]\n",
         )
         .unwrap_err();
-        assert_eq!(problems.len(), 3, "{problems:?}");
-        assert!(problems[0].starts_with("pools.a.target: got \"worker\""), "{problems:?}");
-        assert!(problems[1].starts_with("pools.b.policy: unknown field `min_replica`"), "{problems:?}");
-        assert!(problems[2].starts_with("pools.c.policy."), "{problems:?}");
-        assert!(parse("").unwrap_err()[0].starts_with("pools: got none"));
+        let told: Vec<&str> = problems.lines().skip(1).map(str::trim).collect();
+        let expected = [
+            "line 2: policy.max_replica: unknown `max_replica`, expected one of `mode`, `min_replicas`",
+            "line 3: policy.cooldown_s: 99999999 is not from 0 to",
+            "line 5: pools.a.target: got \"worker\"",
+            "line 8: pools.b.policy.min_replica: unknown `min_replica`, expected one of",
+            "line 9: pools.b.policy.scale_up.tolerance: invalid type: string \"x\", expected a number",
+            "line 10: pools.b.name: unknown `name`, expected `target` or `namespace`",
+            "line 13: pools.c.policy.min_replicas: 5 is more than max_replicas (2)",
+            "line 14: pools.d e: got \"d e\"",
+            "line 14: pools.d e: missing `target`",
+            "line 15: pools.d: missing `target`",
+            "line 16: pools.d.policy.mode.jobs_per_worker: 0 is not from",
+            "line 18: pools.d.policy.scale_up.policies[1].value: 0 is no limit",
+            "line 19: pool: unknown, expected policy or pools",
+        ];
+        for (at, start) in expected.into_iter().enumerate() {
+            let told = told.get(at).copied().unwrap_or_default();
+            assert!(told.starts_with(start), "{start} is not {told} in {problems}");
+        }
+        assert_eq!(told.len(), expected.len(), "{problems}");
+        assert!(parse("").unwrap_err().contains("pools: got none"));
     }
 }

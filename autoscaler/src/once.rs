@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use job::one_line;
 use serde_json::json;
+use service::{note, out, with_causes};
 use tokio_util::sync::CancellationToken;
 
 use crate::decide::Decision;
@@ -39,14 +41,15 @@ pub async fn once(
                 tell(pool.name.as_str(), &decision, json)?;
             }
             Ok(None) => {
-                eprintln!(
+                note!(
                     "{}: another autoscaler has the lease \"{}\", nothing was done",
-                    pool.name, settings.lease_name
+                    pool.name,
+                    settings.lease_name
                 );
                 code = ExitCode::from(3);
             }
             Err(Failed { stage, cause }) => {
-                eprintln!("{}: {stage}: {cause:#}", pool.name);
+                note!("{}: {stage}: {}", pool.name, with_causes(cause.as_ref()));
                 code = ExitCode::FAILURE;
             }
         }
@@ -59,8 +62,8 @@ pub async fn once(
 
 fn tell(pool: &str, decision: &Decision, json: bool) -> anyhow::Result<()> {
     match json {
-        true => println!("{}", serde_json::to_string(&json!({"pool": pool, "decision": decision}))?),
-        false => println!("{pool}: {decision}"),
+        true => out!("{}", one_line(serde_json::to_string(&json!({"pool": pool, "decision": decision}))?)),
+        false => out!("{pool}: {decision}"),
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ mod waiting;
 use std::sync::Arc;
 use std::time::Duration;
 
+use service::with_causes;
 use store::{Fenced, Leadership, Store};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -126,7 +127,7 @@ impl Reconciler {
                 rests_until = Instant::now() + REFUSED_WAIT;
             }
             if failing.replace(stage) != Some(stage) {
-                warn!(pool = %self.pool.name, stage, "{cause:#}; trying again");
+                warn!(pool = %self.pool.name, stage, "{}; trying again", with_causes(cause.as_ref()));
                 if let Some(refusal) = refusal {
                     self.target.tell(&Event::NotResized { why: refusal.to_string() }).await;
                 }

@@ -1,7 +1,6 @@
 //! An autoscaler's life: boot, decide once a second, stop.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use migrations::SchemaError;
 use queue::Broker;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use service::{Admin, Check, Essential, Readiness, retry_or_stop};
+use service::{Admin, Check, Essential, ListenAddress, Readiness, retry_or_stop, with_causes};
 use store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -107,7 +106,7 @@ impl Fleet {
 /// Decides until told to stop, then hands over.
 pub async fn serve(
     settings: Settings,
-    admin_addr: SocketAddr,
+    admin_addr: ListenAddress,
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let end = CancellationToken::new();
@@ -150,7 +149,7 @@ pub async fn serve(
     while pools.join_next().await.is_some() {}
     end.cancel();
     if let Err(error) = essential.all_ended().await {
-        warn!("while stopping: {error:#}");
+        warn!("while stopping: {}", with_causes(error.as_ref()));
     }
     if !settings.keep_workers {
         fleet.stop_processes().await?;

@@ -1,6 +1,5 @@
 //! What the autoscaler is told at its start.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -210,12 +209,4 @@ impl ControlArgs {
             services: services?,
         })
     }
-}
-
-/// Where `run` serves.
-#[derive(Args, Clone, Debug)]
-pub struct AdminArgs {
-    /// Where /health, /ready and /metrics are served; port 0 takes a free one
-    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    pub admin_addr: Setting<SocketAddr>,
 }

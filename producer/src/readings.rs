@@ -15,6 +15,7 @@ use prometheus::{
 };
 use queue::{DEAD_QUEUE, jobs_queue};
 use relay::Relay;
+use service::with_causes;
 use store::PoolReading;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -189,9 +190,10 @@ impl Readings {
             Ok(()) => drop(failing.remove(source)),
             Err(error) => {
                 failures.inc();
-                let before = failing.insert(source, format!("{error:#}"));
+                let error = with_causes(error.as_ref());
+                let before = failing.insert(source, error.clone());
                 if before.is_none_or(|before| before == NOT_YET) {
-                    warn!(source, "the fleet's figures cannot be read, trying on: {error:#}");
+                    warn!(source, "the fleet's figures cannot be read, trying on: {error}");
                 }
             }
         }

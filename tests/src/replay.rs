@@ -144,6 +144,7 @@ impl Real {
                 Reply::Cancelled(match answers[0] {
                     store::Cancelled::Now => Cancelled::Now,
                     store::Cancelled::Stopping => Cancelled::Stopping,
+                    store::Cancelled::Unseen => Cancelled::Unseen,
                     store::Cancelled::Before(_) => Cancelled::Before,
                 })
             }

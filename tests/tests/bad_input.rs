@@ -140,7 +140,8 @@ async fn dead_letters_are_shown_to_people_and_to_programs() {
 async fn a_worker_tells_all_wrong_settings_at_once() {
     let fleet = Fleet::new().await;
     let agents = fleet.folder.path().join("agents.toml");
-    std::fs::write(&agents, "[agents.a]\nharness = \"ecko\"\n").unwrap();
+    let text = "[agents.a]\nharness = 'ecko'\n[agents.b]\nharness = 'command'\ncommand = ['/no/agent']\ntimeout = 5\n";
+    std::fs::write(&agents, text).unwrap();
     let mut worker = fleet
         .worker("worker")
         .set("AGENTS_FILE", agents.display())
@@ -157,7 +158,9 @@ async fn a_worker_tells_all_wrong_settings_at_once() {
     for told in [
         "8 settings are wrong",
         "AGENTS_FILE: ",
-        "agents.a: ",
+        "line 2: agents.a.harness: got \"ecko\", expected one of echo, scripted, command",
+        "line 5: agents.b.command[0]: got \"/no/agent\", expected a program",
+        "line 6: agents.b.timeout: unknown `timeout`, expected one of `command`, `env_allow`",
         "POOL: got \"a b\"",
         "WORKER_SLOTS: got 0, expected 1 to 1024",
         "LEASE_S: got \"ten\"",
@@ -169,6 +172,35 @@ async fn a_worker_tells_all_wrong_settings_at_once() {
         assert!(log.contains(told), "{told} is not in: {log}");
     }
     assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn a_file_of_pools_is_refused_with_all_its_mistakes_and_an_address_with_the_right_one() {
+    let fleet = Fleet::new().await;
+    let pools = "[pools.a]\ntarget = 'worker'\npolicy.max_replica = 2\n[pools.b]\npolicy = { min_replicas = 'x' }\n\
+                 [pools.c]\ntarget = 'process'\npolicy.max_replicas = 0\n[policies]\n";
+    let mut autoscaler = fleet.autoscaler("autoscaler", pools).set("ADMIN_ADDR", ":8000").launch();
+    assert_eq!(autoscaler.exit().await, 2);
+    let log = autoscaler.log();
+    for told in [
+        "2 settings are wrong",
+        "line 2: pools.a.target: got \"worker\"",
+        "line 3: pools.a.policy.max_replica: unknown `max_replica`, expected one of `mode`, `min_replicas`",
+        "line 4: pools.b: missing `target`",
+        "line 5: pools.b.policy.min_replicas: invalid type: string \"x\", expected a whole number",
+        "line 8: pools.c.policy.max_replicas: 0 allows no worker",
+        "line 9: policies: unknown, expected policy or pools",
+        "ADMIN_ADDR: got \":8000\", expected an IP address and a port, such as 0.0.0.0:8000",
+    ] {
+        assert!(log.contains(told), "{told} is not in: {log}");
+    }
+    let mut relay = fleet.relay("relay").set("ADMIN_ADDR", "localhost:8000").unset("AMQP_URL").launch();
+    assert_eq!(relay.exit().await, 2);
+    let log = relay.log();
+    assert!(log.contains("ADMIN_ADDR: got \"localhost:8000\"") && log.contains("AMQP_URL: not set"), "{log}");
+    let health = fleet.producer(&["health", "--admin-addr", "8000"]).await;
+    assert_eq!(health.code, 2);
+    assert!(health.err.contains("such as 0.0.0.0:8000"), "{health:?}");
 }
 
 #[tokio::test]

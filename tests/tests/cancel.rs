@@ -86,7 +86,8 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
     let worker = fleet.worker("worker").start().await;
     let spec = job("s", "echo", json!("never to be said"));
     let ran = cancel(&fleet, &[spec.job_id]).await;
-    assert_eq!((ran.code, ran.out.trim()), (0, format!("{} cancelled", spec.job_id).as_str()), "{ran:?}");
+    let told = "is not known (yet): its end is recorded as cancelled, so that its message finds it";
+    assert_eq!((ran.code, ran.out.trim()), (3, format!("{} {told}", spec.job_id).as_str()), "{ran:?}");
     fleet.vhost.publish(vec![(job::encode(&spec).into_bytes(), Default::default())]).await;
     let found =
         async || (worker.metric(r#"harness_claims_total{answer="finished"}"#).await == 1.0).then_some(());
@@ -96,10 +97,39 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
     assert_eq!(enqueued.code, 0, "{enqueued:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0, "it stays ended");
 
+    let other = JobId::now().to_string();
+    for (state, answer) in [(Value::Null, "not_known"), (json!("cancelled"), "ended_before")] {
+        let ran = fleet.producer(&["cancel", &other, "--json"]).await;
+        let expected = json!({"job_id": other, "answer": answer, "state": state});
+        assert_eq!((ran.code, ran.json()), (3, vec![expected]), "{ran:?}");
+    }
+
     let old = "00000000-0000-7000-8000-000000000000";
     let refused = fleet.producer(&["cancel", old]).await;
     assert_eq!(refused.code, 2);
     assert!(refused.err.contains("job_id: got 00000000"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_job_that_was_never_seen_is_not_known_also_when_a_sweep_ends_it() {
+    let database = Database::new().await;
+    let (store, sweeping) = (database.store(), database.store());
+    let sweep = async {
+        loop {
+            let found: Vec<JobId> = sweeping.unwanted().await.unwrap().into_iter().map(|job| job.0).collect();
+            sweeping.end_waiting(&found, store::Unwanted::Cancelled).await.unwrap();
+        }
+    };
+    let cancel = async {
+        for _ in 0..60 {
+            let (answers, _) = store.cancel(&[JobId::now()]).await.unwrap();
+            assert_eq!(answers, [Cancelled::Unseen]);
+        }
+    };
+    tokio::select! {
+        () = cancel => {}
+        () = sweep => {}
+    }
 }
 
 #[tokio::test]
@@ -156,8 +186,10 @@ async fn of_a_cancel_and_an_end_that_meet_one_counts() {
                 let ended = runner.succeed(&run).await.unwrap();
                 assert_eq!(ended.recorded, Fenced::Done(()));
             }
-            (Answer::Claimed(run), Cancelled::Now) => panic!("claimed and cancelled: {run:?}"),
-            (_, Cancelled::Now) => {}
+            (Answer::Claimed(run), Cancelled::Now | Cancelled::Unseen) => {
+                panic!("claimed and cancelled: {run:?}")
+            }
+            (_, Cancelled::Now | Cancelled::Unseen) => {}
             other => panic!("{other:?}"),
         }
         // And the same with the end of a run.
@@ -209,7 +241,7 @@ async fn a_claim_that_was_held_up_does_not_run_what_was_cancelled_meanwhile() {
     };
     // In one batch, in this order.
     let (_, claim, cancelled) = tokio::join!(runner.claim(&held), runner.claim(&spec), cancelling);
-    assert_eq!(cancelled, [Cancelled::Now]);
+    assert_eq!(cancelled, [Cancelled::Unseen]);
     assert!(!matches!(claim.unwrap(), Answer::Claimed(_)));
     database.audited().await;
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 
+use job::JobId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -56,30 +57,48 @@ async fn a_first_connection_that_takes_its_time_holds_up_no_stop() {
         ("AMQP_URL", broker.through(&fleet.vhost.url)),
     ]
     .into();
+    let unknown = JobId::now().to_string();
+    let with_both: [&[&str]; 5] = [
+        &["enqueue", "--session", "s", "--agent", "echo"],
+        &["enqueue", "--file", "-"],
+        &["doctor"],
+        &["cancel", &unknown],
+        &["dead", "list"],
+    ];
+    let with_postgres: [&[&str]; 7] = [
+        &["status", &unknown],
+        &["wait", &unknown],
+        &["sessions", "show", "s"],
+        &["audit"],
+        &["audit", "--watch"],
+        &["migrate"],
+        &["revive"],
+    ];
+    let processes = fleet.folder.path().join("processes").to_string_lossy().into_owned();
+    let once = ["once", "--dry-run", "--target", "process", "--process-dir", &processes];
+    let target = "[pools.default]\ntarget = 'process'\n";
     for silent in [&postgres, &broker] {
         silent.set(Link::Frozen);
-        let enqueue = ["enqueue", "--session", "s", "--agent", "echo"];
-        for arguments in [&enqueue[..], &["doctor"]] {
-            let mut command = fleet.producer_command(arguments);
-            let child =
-                command.envs(&urls).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("producer");
+        let only_postgres = std::ptr::eq(silent, &postgres);
+        let producer = with_both.iter().chain(with_postgres.iter().filter(|_| only_postgres));
+        let autoscaler = [&["observe"][..], &once, &["explain", "default"]];
+        let autoscaler = autoscaler.into_iter().take(if only_postgres { 3 } else { 2 });
+        let commands = producer.map(|arguments| fleet.producer_command(arguments));
+        for mut command in commands.chain(autoscaler.map(|arguments| fleet.autoscaler_command(arguments))) {
+            command.envs(&urls).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            let child = command.spawn().expect("a program of ours");
             listens(child.id()).await;
             terminate(child.id());
-            assert_eq!(ended(child).await, 130, "{arguments:?}");
+            assert_eq!(ended(child).await, 130, "{command:?}");
         }
-        let mut command = fleet.autoscaler_command(&["observe"]);
-        let child =
-            command.envs(&urls).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("autoscaler");
-        listens(child.id()).await;
-        terminate(child.id());
-        assert_eq!(ended(child).await, 130);
-
-        let relay = fleet.relay("relay");
-        let relay = urls.iter().fold(relay, |relay, (name, url)| relay.set(name, url));
-        let mut relay = relay.launch();
-        listens(relay.pid()).await;
-        relay.terminate();
-        assert_eq!(relay.exit().await, 0);
+        let lasting = [fleet.relay("relay"), fleet.worker("worker"), fleet.autoscaler("autoscaler", target)];
+        for process in lasting {
+            let process = urls.iter().fold(process, |process, (name, url)| process.set(name, url));
+            let mut process = process.launch();
+            listens(process.pid()).await;
+            process.terminate();
+            assert_eq!(process.exit().await, 0);
+        }
         silent.set(Link::Pass);
     }
 }

@@ -1,22 +1,18 @@
 //! `agents.toml`: which agents there are, and how each one's harness is set up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use harness::{Harness, HarnessConfig};
 use job::Name;
-use serde::Deserialize;
+use service::{TomlFile, TomlValue};
+use toml::Spanned;
+use toml::de::DeValue;
 
 /// The agents of this worker, by name.
 pub struct Agents(HashMap<Name, Arc<dyn Harness>>);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    agents: BTreeMap<Name, toml::Table>,
-}
 
 /// What one has without a file.
 const BUILT_IN: &str = "
@@ -26,37 +22,65 @@ const BUILT_IN: &str = "
     harness = \"scripted\"";
 
 impl Agents {
-    /// Reads the file and makes every agent's harness. The error tells all that is wrong, agent by agent.
+    /// Reads the file and makes every agent's harness. The error tells all that is wrong, line by line.
     pub fn load(file: Option<&Path>, workspace_dir: &Path) -> Result<Agents, String> {
         let Some(path) = file else { return Agents::parse(BUILT_IN, workspace_dir) };
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))?;
-        Agents::parse(&text, workspace_dir).map_err(|problem| format!("{}: {problem}", path.display()))
+        Agents::parse(&text, workspace_dir).map_err(|problem| format!("{}:{problem}", path.display()))
     }
 
     fn parse(text: &str, workspace_dir: &Path) -> Result<Agents, String> {
-        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut file = TomlFile::parse(text)?;
+        file.only(&["agents"]);
         let mut agents = HashMap::new();
-        let mut problems = Vec::new();
-        for (name, table) in file.agents {
-            let built = HarnessConfig::deserialize(table)
-                .map_err(|error| error.to_string().trim_end().to_owned())
-                .and_then(|config| config.build(workspace_dir).map_err(|error| error.to_string()));
-            match built {
-                Ok(harness) => drop(agents.insert(name, harness)),
-                Err(problem) => problems.push(format!("agents.{name}: {problem}")),
+        for (name, table) in file.tables("agents") {
+            let place = format!("agents.{name}");
+            let name = name.parse::<Name>().map_err(|problem| file.note(&place, &table, "", problem));
+            let harness = harness(&mut file, &place, &table, workspace_dir);
+            if let (Ok(name), Some(harness)) = (name, harness) {
+                agents.insert(name, harness);
             }
         }
-        if agents.is_empty() && problems.is_empty() {
-            problems.push("no agent in it, expected at least one table [agents.NAME]".to_owned());
-        }
-        if problems.is_empty() { Ok(Agents(agents)) } else { Err(problems.join("; ")) }
+        file.finish(Agents(agents))
     }
 
     /// The harness of an agent.
     pub fn get(&self, name: &Name) -> Option<Arc<dyn Harness>> {
         self.0.get(name).cloned()
     }
+}
+
+/// The harness of an agent's table, or what is wrong with it is noted.
+fn harness<'i>(
+    file: &mut TomlFile<'i>,
+    place: &str,
+    table: &TomlValue<'i>,
+    workspace_dir: &Path,
+) -> Option<Arc<dyn Harness>> {
+    let mut settings = table.clone();
+    let DeValue::Table(entries) = settings.get_mut() else { return None };
+    let name = entries.remove("harness").map(Spanned::into_inner);
+    let got = match &name {
+        Some(DeValue::String(name)) => format!("got \"{name}\""),
+        Some(_) => "got no text".to_owned(),
+        None => "missing".to_owned(),
+    };
+    let name = match name {
+        Some(DeValue::String(name)) if HarnessConfig::NAMES.contains(&name.as_ref()) => name,
+        _ => {
+            let expected = HarnessConfig::NAMES.join(", ");
+            file.note(place, table, "harness", format!("{got}, expected one of {expected}"));
+            return None;
+        }
+    };
+    let config = file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?;
+    let built = config.build(workspace_dir);
+    built
+        .map_err(|errors| {
+            errors.iter().for_each(|error| file.note(place, table, &error.setting, &error.problem));
+        })
+        .ok()
 }
 
 impl fmt::Debug for Agents {
@@ -74,18 +98,48 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_agent_is_named() {
+    fn every_mistake_is_named_with_its_line() {
         let text = "
             [agents.good]
             harness = \"echo\"
             [agents.typo]
             harness = \"ecko\"
-            [agents.missing]
+            [agents.none]
+            command = [\"true\"]
+            [agents.loud]
+            harness = \"echo\"
+            volume = 11
+            [agents.\"a b\"]
+            harness = \"echo\"
+            [agents.wrong]
             harness = \"command\"
-            command = [\"/no/such/program\"]";
+            command = [\"/no/such/program\"]
+            timeout = 5
+            timeout_ms = 0
+            idle_timeout_ms = \"1\"
+            env_allow = [\"DATABASE_URL\",
+                \"A=B\"]
+            [agent]";
         let error = parse(text).unwrap_err();
-        assert!(error.contains("agents.typo") && error.contains("agents.missing"), "{error}");
-        assert!(!error.contains("agents.good"), "{error}");
+        let told: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+        for (at, start) in [
+            "line 5: agents.typo.harness: got \"ecko\", expected one of echo, scripted, command",
+            "line 6: agents.none.harness: missing, expected one of echo, scripted, command",
+            "line 10: agents.loud.volume: unknown `volume`, there are no fields",
+            "line 11: agents.a b: got \"a b\", expected 1 to 128 characters",
+            "line 16: agents.wrong.timeout: unknown `timeout`, expected one of `command`, `env_allow`",
+            "line 17: agents.wrong.timeout_ms: got 0, expected 1 to 604800000",
+            "line 18: agents.wrong.idle_timeout_ms: invalid type: string \"1\", expected a whole number",
+            "line 19: agents.wrong.env_allow[0]: got DATABASE_URL, a secret of the worker's",
+            "line 20: agents.wrong.env_allow[1]: got \"A=B\", expected a name",
+            "line 21: agent: unknown, expected agents",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(told[at].starts_with(start), "{start} is not {:?} in {error}", told.get(at));
+        }
+        assert_eq!(told.len(), 10, "{error}");
     }
 
     #[test]

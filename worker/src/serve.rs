@@ -13,7 +13,7 @@ use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
 use relay::{Relay, Replies};
 use secrecy::ExposeSecret;
-use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop};
+use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -184,7 +184,7 @@ impl Boot {
             warn!(cause = cause.as_dyn(), "could not sign off; the lease runs out by itself");
         }
         if let Err(error) = self.essential.all_ended().await {
-            warn!("while stopping: {error:#}");
+            warn!("while stopping: {}", with_causes(error.as_ref()));
         }
         info!(%worker_id, "stopped");
         result

@@ -1,6 +1,5 @@
 //! What a worker is told at its start.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use clap::{Parser, Subcommand};
 use job::{Name, ReplyRule};
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Health, OpenFiles, Problems, Setting, SettingsError, Telemetry};
+use service::{Common, Health, ListenAddress, OpenFiles, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
 use crate::agents::Agents;
@@ -36,7 +35,7 @@ pub struct Args {
     workspace_dir: PathBuf,
     /// Where /health, /ready and /metrics are served; port 0 takes a free one
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    admin_addr: Setting<SocketAddr>,
+    admin_addr: Setting<ListenAddress>,
     /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
     #[arg(long, env = "DRAIN_GRACE_S", default_value = "25")]
     drain_grace_s: Setting<u64>,
@@ -71,7 +70,7 @@ pub struct Settings {
     pub(crate) pool: Name,
     pub(crate) slots: u32,
     pub(crate) workspace_dir: PathBuf,
-    pub(crate) admin_addr: SocketAddr,
+    pub(crate) admin_addr: ListenAddress,
     pub(crate) drain_grace: Duration,
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use job::Name;
+use job::{Name, one_line};
 use queue::Broker;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems, unless_stopped};
+use service::{Common, Problems, out, unless_stopped};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +61,7 @@ impl Observe {
             if !account.is_complete() {
                 code = ExitCode::from(3);
             }
-            println!("{}", serde_json::to_string(&account)?);
+            out!("{}", one_line(serde_json::to_string(&account)?));
         }
         broker.close().await;
         Ok(code)

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use service::{Problems, Setting};
+use job::one_line;
+use service::{Problems, Setting, out};
 use tokio_util::sync::CancellationToken;
 
 use self::model::ModelArgs;
@@ -102,16 +103,18 @@ impl Simulate {
         let names: Vec<&str> = plan.policies.iter().map(|policy| policy.name.as_str()).collect();
         for (name, story) in names.iter().zip(stories) {
             if let Some(story) = story {
-                println!("{name}\n\n{}", story.finish());
+                out!("{name}\n\n{}", story.finish());
             }
         }
         let mut reports = runs.iter().map(|run| run.report(plan.flap_ms));
         let Some(first) = reports.next() else { return Ok(ExitCode::SUCCESS) };
         match (reports.next(), json) {
-            (None, false) => println!("{}", table((names[0], &first), None)),
-            (None, true) => println!("{}", serde_json::to_string(&first)?),
-            (Some(second), false) => println!("{}", table((names[0], &first), Some((names[1], &second)))),
-            (Some(second), true) => println!("{}", serde_json::to_string(&Comparison::of(first, second))?),
+            (None, false) => out!("{}", table((names[0], &first), None)),
+            (None, true) => out!("{}", one_line(serde_json::to_string(&first)?)),
+            (Some(second), false) => out!("{}", table((names[0], &first), Some((names[1], &second)))),
+            (Some(second), true) => {
+                out!("{}", one_line(serde_json::to_string(&Comparison::of(first, second))?))
+            }
         }
         if let Some(path) = plot_into {
             let drawn: Vec<Drawn<'_>> =

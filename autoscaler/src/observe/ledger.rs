@@ -93,5 +93,5 @@ fn service_time(durations: &Durations) -> Option<ServiceTime> {
 
 /// With its causes, on one line.
 fn told(error: StoreError) -> String {
-    format!("{:#}", anyhow::Error::from(error))
+    service::with_causes(&error)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use job::{one_line, shown};
+use service::{note, out, prints_in_vain, with_causes};
 use store::{AuditScope, Checked, Kind, StoreError};
 
 use super::age::parse_age;
@@ -65,7 +66,9 @@ impl Audit {
                 Err(error) if self.watch.is_some() && error.is_retryable() => complain(&error),
                 Err(error) => return Err(error).context("auditing the ledger"),
             }
-            let Some(seconds) = self.watch else { return Ok(ExitCode::SUCCESS) };
+            let Some(seconds) = self.watch.filter(|_| !prints_in_vain()) else {
+                return Ok(ExitCode::SUCCESS);
+            };
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
                 () = context.stop.cancelled() => return self.stopped(),
@@ -88,7 +91,7 @@ impl Audit {
 
     fn print(&self, audit: &store::Audit) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", one_line(serde_json::to_string(audit)?));
+            out!("{}", one_line(serde_json::to_string(audit)?));
             return Ok(());
         }
         let (failed, warned) = (audit.findings(Kind::Conservation), audit.findings(Kind::Liveness));
@@ -96,7 +99,7 @@ impl Audit {
         if self.watch.is_none() || failed + warned > 0 {
             audit.checks.iter().for_each(tell);
         }
-        println!(
+        out!(
             "{}: {} checks in {:.1} s, {failed} failed, {warned} warned",
             audit.at,
             audit.checks.len(),
@@ -107,7 +110,7 @@ impl Audit {
 }
 
 fn complain(error: &StoreError) {
-    eprintln!("no audit this time: {:#}", anyhow::Error::from(error.clone()));
+    note!("no audit this time: {}", with_causes(error));
 }
 
 /// A line for the check, and one below it for each row that it names.
@@ -118,12 +121,12 @@ fn tell(checked: &Checked) {
         (_, Kind::Liveness) => "warns",
     };
     let count = if checked.found > 0 { format!(": {}", checked.found) } else { String::new() };
-    println!("{holds:6}  {:11}  {}{count}", checked.check, checked.rule);
+    out!("{holds:6}  {:11}  {}{count}", checked.check, checked.rule);
     for row in &checked.offenders {
-        println!("          {}  {}", shown(&row.id), shown(&row.detail));
+        out!("          {}  {}", shown(&row.id), shown(&row.detail));
     }
     let others = checked.found - checked.offenders.len() as i64;
     if others > 0 {
-        println!("          and {others} others; --limit names more");
+        out!("          and {others} others; --limit names more");
     }
 }

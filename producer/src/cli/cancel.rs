@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use job::{JobId, Name};
+use serde_json::{Value, json};
+use service::{note, out};
 use store::Cancelled;
 
 use super::context::{Context, REPLIED_WITHIN};
@@ -12,8 +14,11 @@ use super::context::{Context, REPLIED_WITHIN};
 /// Cancel jobs: queued, scheduled, blocked and running ones.
 ///
 /// One that waits has ended when this returns. A running one gets its stop signal within a second and ends as its worker
-/// hears it, unless it is done before; `producer wait` tells. A job that nobody has seen yet is cancelled ahead: its
-/// message finds its end. Prints a line for each job. Exit codes: 0 all are cancelled or stopping, 3 one had ended before.
+/// hears it, unless it is done before; `producer wait` tells. A job that is not known yet is cancelled ahead: its message finds its
+/// end. Prints a line for each job.
+///
+/// Exit codes: 0 all are cancelled or stopping, 1 something failed, 2 wrong arguments, 3 one had ended before, or is not known (yet):
+/// its message may be on its way, or the id is wrong.
 #[derive(Debug, Args)]
 pub struct Cancel {
     /// The jobs' ids
@@ -22,6 +27,9 @@ pub struct Cancel {
     /// All live jobs of this session
     #[arg(long)]
     session: Option<Name>,
+    /// One JSON object per line: job_id, answer (cancelled, stopping, not_known or ended_before) and, of one that had ended before, its state
+    #[arg(long)]
+    json: bool,
 }
 
 impl Cancel {
@@ -36,21 +44,40 @@ impl Cancel {
         let limits = yardstick.limits();
         for job_id in &jobs {
             if let Err(error) = job_id.check_window(limits.now_unix_ms, limits.retention) {
-                eprintln!("nothing was cancelled: job_id: {error}");
+                note!("nothing was cancelled: job_id: {error}");
                 return Ok(ExitCode::from(2));
             }
         }
         let answers = relay::cancel(&relay.store, &relay.replies, &jobs).await.context("cancelling jobs")?;
         relay.close(REPLIED_WITHIN).await;
-        let mut late = false;
         for (job_id, answer) in jobs.iter().zip(&answers) {
-            match answer {
-                Cancelled::Now => println!("{job_id} cancelled"),
-                Cancelled::Stopping => println!("{job_id} stopping"),
-                Cancelled::Before(state) => println!("{job_id} had ended before: {state}"),
+            match self.json {
+                true => out!("{}", json(*job_id, *answer)),
+                false => out!("{job_id} {}", words(*answer)),
             }
-            late |= matches!(answer, Cancelled::Before(_));
         }
-        Ok(if late { ExitCode::from(3) } else { ExitCode::SUCCESS })
+        let stopped = |answer: &Cancelled| matches!(answer, Cancelled::Now | Cancelled::Stopping);
+        Ok(if answers.iter().all(stopped) { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
+}
+
+fn words(answer: Cancelled) -> String {
+    match answer {
+        Cancelled::Now => "cancelled".to_owned(),
+        Cancelled::Stopping => "stopping".to_owned(),
+        Cancelled::Unseen => {
+            "is not known (yet): its end is recorded as cancelled, so that its message finds it".to_owned()
+        }
+        Cancelled::Before(state) => format!("had ended before: {state}"),
+    }
+}
+
+fn json(job_id: JobId, answer: Cancelled) -> Value {
+    let (answer, state) = match answer {
+        Cancelled::Now => ("cancelled", None),
+        Cancelled::Stopping => ("stopping", None),
+        Cancelled::Unseen => ("not_known", None),
+        Cancelled::Before(state) => ("ended_before", Some(state.as_str())),
+    };
+    json!({"job_id": job_id, "answer": answer, "state": state})
 }

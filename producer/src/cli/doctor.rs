@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use job::Name;
 use queue::{Broker, BrokerConfig, Message, PublishError};
-use service::unless_stopped;
+use service::{out, unless_stopped};
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Ledger};
@@ -51,12 +51,12 @@ impl Checklist {
     fn tell(&mut self, check: &str, result: Result<String, String>) -> bool {
         match result {
             Ok(found) => {
-                println!("ok       {check:19} {found}");
+                out!("ok       {check:19} {found}");
                 true
             }
             Err(problem) => {
                 self.missing += 1;
-                println!("MISSING  {check:19} {problem}");
+                out!("MISSING  {check:19} {problem}");
                 false
             }
         }

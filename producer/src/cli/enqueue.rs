@@ -1,27 +1,18 @@
-//! `producer enqueue`: one job from flags, or many from JSON lines.
+//! `producer enqueue`: one job from flags, or many from JSON lines (`bulk`).
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use job::{JobId, JobSpec, Json, Name, OnBusy};
 use relay::Relay;
-use tokio::sync::mpsc;
+use service::{note, out};
 
+use super::bulk::Bulk;
 use super::context::{Context, Yardstick};
-use super::progress::Progress;
 use crate::sends::Sends;
 use crate::submit::{self, Taken};
-
-/// Jobs per transaction.
-const BATCH: usize = 500;
-/// Batches that are being published while the next is accepted.
-const PUBLISHING: usize = 4;
 
 /// Enqueue one job from flags, or many from JSON lines.
 ///
@@ -30,7 +21,12 @@ const PUBLISHING: usize = 4;
 /// {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, on_busy, reply_to,
 /// correlation_id, traceparent. A job_id that was accepted before is the same job and is not run again.
 ///
-/// Exit codes: 0 all jobs are accepted, 1 something failed, 2 wrong arguments, 3 some lines were refused.
+/// Lines are sent as they come: a pipe may stay open, and SIGTERM ends it. What was read until then is sent; the summary on
+/// stderr says after which line it ended. A line that is no job (no JSON, not UTF-8, longer than MAX_MESSAGE_BYTES) is refused by its
+/// number, and the next one is read. A reader of the ids that goes away (| head) ends nothing.
+///
+/// Exit codes: 0 all jobs are accepted, 1 something failed (also: the ids could not be written), 2 wrong arguments, 3 some
+/// lines were refused, 130 a signal ended it.
 #[derive(Debug, Args)]
 pub struct Enqueue {
     /// The session to continue; it is made when it does not exist
@@ -84,7 +80,9 @@ impl Enqueue {
         let (yardstick, relay) = context.relay("producer enqueue").await?;
         let result = match &self.file {
             Some(file) => {
-                Bulk { yardstick: &yardstick, relay: &relay, args: &self }.run(file.clone(), &context).await
+                let (strict, print_ids) = (self.strict, self.print_ids);
+                let bulk = Bulk { yardstick: &yardstick, relay: &relay, strict, print_ids };
+                bulk.run(file.clone(), &context.stop).await
             }
             None => self.one(&yardstick, &relay).await,
         };
@@ -120,183 +118,16 @@ impl Enqueue {
             return Ok(refuse(reason));
         }
         if due.is_empty() {
-            eprintln!("{} was accepted before", spec.job_id);
+            note!("{} was accepted before", spec.job_id);
         } else if submit::publish(relay, due).await? == 0 {
-            eprintln!("{} is accepted; its message follows when the broker takes it", spec.job_id);
+            note!("{} is accepted; its message follows when the broker takes it", spec.job_id);
         }
-        println!("{}", spec.job_id);
+        out!("{}", spec.job_id);
         Ok(ExitCode::SUCCESS)
     }
 }
 
 fn refuse(problem: &str) -> ExitCode {
-    eprintln!("not accepted: {problem}");
+    note!("not accepted: {problem}");
     ExitCode::from(2)
-}
-
-/// What became of a file.
-#[derive(Default)]
-struct Sums {
-    accepted: usize,
-    duplicates: usize,
-    refused: usize,
-    unconfirmed: usize,
-}
-
-struct Bulk<'a> {
-    yardstick: &'a Yardstick,
-    relay: &'a Relay,
-    args: &'a Enqueue,
-}
-
-impl Bulk<'_> {
-    /// Accepts in the order of the lines, which is the order within each session; publishes behind.
-    async fn run(&self, file: PathBuf, context: &Context) -> anyhow::Result<ExitCode> {
-        let (lines, total) = read_lines(file)?;
-        let progress = Progress::new(total);
-        let mut sums = Sums::default();
-        let result = self.submit(lines, context, &progress, &mut sums).await;
-        progress.finish();
-        let seconds = progress.elapsed().as_secs_f64();
-        eprintln!(
-            "{} jobs accepted, {} accepted before, {} lines refused, in {seconds:.1} s ({:.0} jobs/s)",
-            sums.accepted,
-            sums.duplicates,
-            sums.refused,
-            sums.accepted as f64 / seconds.max(1e-3)
-        );
-        if sums.unconfirmed > 0 {
-            eprintln!(
-                "{} of them were not confirmed by the broker yet; a relay sends them again",
-                sums.unconfirmed
-            );
-        }
-        result?;
-        Ok(if sums.refused > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
-    }
-
-    async fn submit(
-        &self,
-        mut lines: Chunks,
-        context: &Context,
-        progress: &Progress,
-        sums: &mut Sums,
-    ) -> anyhow::Result<()> {
-        let mut publishing = FuturesUnordered::new();
-        let mut stopped = false;
-        while let Some(chunk) = lines.recv().await {
-            let chunk = chunk.context("reading the lines")?;
-            let read = chunk.len() as u64;
-            let mut batch = Vec::with_capacity(chunk.len());
-            for line in chunk {
-                match job::decode_loose(&line.text, &self.yardstick.limits()) {
-                    Ok(spec) => batch.push(spec),
-                    Err(error) => {
-                        sums.refused += 1;
-                        progress.say(&format!("line {}: {error}", line.number));
-                        stopped = self.args.strict;
-                        if stopped {
-                            break;
-                        }
-                    }
-                }
-            }
-            let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
-            let Taken { due, refused } = submit::accept(self.relay, &batch).await?;
-            sends.accepted(&due, &refused);
-            sums.accepted += due.len();
-            sums.duplicates += batch.len() - due.len() - refused.len();
-            sums.refused += refused.len();
-            for (job_id, reason) in &refused {
-                progress.say(&format!("job {job_id}: {reason}"));
-                stopped = stopped || self.args.strict;
-            }
-            if self.args.print_ids {
-                due.iter().for_each(|job| println!("{}", job.job_id));
-            }
-            let count = due.len();
-            publishing.push(async move {
-                // They end with the broker's confirms.
-                let _sends = sends;
-                submit::publish(self.relay, due).await.map(|done| count - done)
-            });
-            if publishing.len() >= PUBLISHING
-                && let Some(unconfirmed) = publishing.next().await
-            {
-                sums.unconfirmed += unconfirmed?;
-            }
-            progress.advance(read);
-            if stopped || context.stop.is_cancelled() {
-                break;
-            }
-        }
-        while let Some(unconfirmed) = publishing.next().await {
-            sums.unconfirmed += unconfirmed?;
-        }
-        if stopped {
-            bail!("stopped at the first refused line (--strict); the lines before it are accepted");
-        }
-        if context.stop.is_cancelled() {
-            bail!("interrupted; what was accepted stays accepted");
-        }
-        Ok(())
-    }
-}
-
-struct Line {
-    /// From 1.
-    number: u64,
-    text: String,
-}
-
-/// Chunks of lines, as they are read.
-type Chunks = mpsc::Receiver<std::io::Result<Vec<Line>>>;
-
-/// Reads on a thread of its own, in chunks; says how many lines there are when that can be known beforehand.
-fn read_lines(file: PathBuf) -> anyhow::Result<(Chunks, Option<u64>)> {
-    let open = || File::open(&file).with_context(|| format!("opening {}", file.display()));
-    let (reader, total): (Box<dyn BufRead + Send>, _) = if file.as_os_str() == "-" {
-        if stdin().is_terminal() {
-            eprintln!("reading JSON lines from the terminal; end with Ctrl-D");
-        }
-        (Box::new(BufReader::new(stdin())), None)
-    } else {
-        let regular = open()?.metadata().is_ok_and(|meta| meta.is_file());
-        let total = if regular { Some(count_lines(open()?)?) } else { None };
-        (Box::new(BufReader::new(open()?)), total)
-    };
-    let (sender, receiver) = mpsc::channel(2);
-    std::thread::spawn(move || {
-        let mut chunk = Vec::with_capacity(BATCH);
-        for (number, line) in (1..).zip(reader.split(b'\n')) {
-            // Not UTF-8 is that line's problem, and is told as such.
-            let text = match line {
-                Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
-                Err(error) => return drop(sender.blocking_send(Err(error))),
-            };
-            if !text.is_empty() {
-                chunk.push(Line { number, text });
-            }
-            if chunk.len() == BATCH && sender.blocking_send(Ok(std::mem::take(&mut chunk))).is_err() {
-                return;
-            }
-        }
-        // The receiver is gone when the command has stopped early.
-        let _ = sender.blocking_send(Ok(chunk));
-    });
-    Ok((receiver, total))
-}
-
-fn count_lines(file: File) -> anyhow::Result<u64> {
-    let mut reader = BufReader::with_capacity(1 << 16, file);
-    let mut lines = 0;
-    loop {
-        let block = reader.fill_buf().context("counting the lines")?;
-        if block.is_empty() {
-            return Ok(lines);
-        }
-        lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let length = block.len();
-        reader.consume(length);
-    }
 }

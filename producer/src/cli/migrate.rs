@@ -5,17 +5,18 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use super::context::Context;
+use service::out;
 
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.ledger()?;
     let applied = migrations::migrate(&ledger.database_url).await?;
     let partitions = ledger.store.maintain_partitions(ledger.retention).await.context("making partitions")?;
     match applied.as_slice() {
-        [] => println!("the schema is up to date"),
-        versions => println!("applied {} migrations, the schema is up to date", versions.len()),
+        [] => out!("the schema is up to date"),
+        versions => out!("applied {} migrations, the schema is up to date", versions.len()),
     }
     if let Some((made, dropped)) = partitions {
-        println!("harness_results: {made} partitions made, {dropped} dropped");
+        out!("harness_results: {made} partitions made, {dropped} dropped");
     }
     Ok(ExitCode::SUCCESS)
 }

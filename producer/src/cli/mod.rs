@@ -5,6 +5,8 @@ mod migrate;
 mod doctor;
 mod revive;
 mod enqueue;
+mod bulk;
+mod lines;
 mod progress;
 mod age;
 mod status;
@@ -18,12 +20,12 @@ mod audit;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use service::{Common, Health, Problems, Threads};
+use service::{Common, Health, Problems, Threads, unless_stopped};
 
 /// Takes jobs in and shows what became of them.
 ///
 /// Jobs go into Postgres and from there to RabbitMQ; workers run them. Exit codes: 0 all is well, 1 something
-/// failed, 2 wrong arguments or settings, 3 not finished, not complete or (of an audit) not true.
+/// failed, 2 wrong arguments or settings, 3 not finished, not complete or (of an audit) not true, 130 stopped by a signal.
 #[derive(Debug, Parser)]
 #[command(name = "producer", version)]
 pub struct Args {
@@ -80,16 +82,17 @@ impl Args {
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
         let telemetry = common.telemetry("harness-producer", &quiet, &mut problems);
         service::run(telemetry, Threads::Cores, |stop| async move {
-            let context = context::Context { common, problems, stop };
+            let context = context::Context { common, problems, stop: stop.clone() };
             match command {
-                Command::Migrate => migrate::run(context).await,
+                // Each migration is one transaction.
+                Command::Migrate => unless_stopped(&stop, migrate::run(context)).await,
                 Command::Doctor(args) => args.run(context).await,
                 Command::Revive => revive::run(context).await,
                 Command::Enqueue(args) => args.run(context).await,
-                Command::Status(args) => args.run(context).await,
+                Command::Status(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Wait(args) => args.run(context).await,
                 Command::Cancel(args) => args.run(context).await,
-                Command::Sessions(args) => args.run(context).await,
+                Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use service::{note, out};
 
 /// Progress over a known or unknown number of things.
 pub struct Progress(ProgressBar);
@@ -27,12 +28,12 @@ impl Progress {
 
     /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
-        self.0.suspend(|| eprintln!("{line}"));
+        self.0.suspend(|| note!("{line}"));
     }
 
     /// Prints a line to stdout; the bar is out of the way meanwhile.
     pub fn print(&self, line: &str) {
-        self.0.suspend(|| println!("{line}"));
+        self.0.suspend(|| out!("{line}"));
     }
 
     /// Since the start.

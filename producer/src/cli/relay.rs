@@ -1,14 +1,14 @@
 //! `producer relay`: a relay of its own.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use migrations::SchemaError;
-use service::{Admin, Check, Essential, retry_or_stop};
+use service::{Admin, Check, Essential, ListenAddress, Setting, retry_or_stop};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -23,12 +23,15 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 pub struct RelayArgs {
     /// Where /health, /ready and /metrics are served; port 0 takes a free one
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    admin_addr: SocketAddr,
+    admin_addr: Setting<ListenAddress>,
 }
 
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        let admin_addr = context.problems.take("ADMIN_ADDR", self.admin_addr);
         let (ledger, config) = context.ledger_and_broker("producer relay")?;
+        // What is wrong with it is among the problems that end this above.
+        let admin_addr = admin_addr.context("reading ADMIN_ADDR")?;
         let relay = ledger.relay(config);
         let (publishing, closing) = (relay.broker.clone(), relay.clone());
         let readings = Readings::new();
@@ -39,7 +42,7 @@ impl RelayArgs {
                 ("queue_publishing", Check::unless(publishing.held_up())),
             ])
         });
-        let admin = Admin::bind(self.admin_addr, readiness).await?;
+        let admin = Admin::bind(admin_addr, readiness).await?;
         let end = CancellationToken::new();
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));

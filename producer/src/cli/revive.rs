@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use service::{note, out, unless_stopped};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -17,9 +18,10 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.checked_ledger().await?;
     nobody_lives(&ledger.store, &context.stop).await?;
     let revived = ledger.store.revive().await.context("reviving the ledger")?;
-    println!(
+    out!(
         "{} jobs are due again, {} workers of the backup are signed off; workers may start",
-        revived.jobs, revived.workers
+        revived.jobs,
+        revived.workers
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -28,12 +30,12 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
 async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
     let mut beats = HashMap::new();
     loop {
-        let fresh = store.fresh_leases().await.context("looking for workers")?;
+        let fresh = unless_stopped(stop, store.fresh_leases()).await.context("looking for workers")?;
         if fresh.is_empty() {
             return Ok(());
         }
         if beats.is_empty() {
-            eprintln!("waiting for the leases of {} workers of the backup to run out", fresh.len());
+            note!("waiting for the leases of {} workers of the backup to run out", fresh.len());
         }
         for lease in fresh {
             let before = beats.insert(lease.worker, lease.beat_at_us);

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use job::{Name, one_line, pretty_lines, shown};
+use service::{note, out};
 use store::SessionView;
 
 use super::context::Context;
@@ -33,11 +34,11 @@ impl Sessions {
         let Command::Show { session, json } = self.command;
         let ledger = context.checked_ledger().await?;
         let Some(view) = ledger.store.session(&session).await? else {
-            eprintln!("{session}: no such session; one is made when its first job is claimed");
+            note!("{session}: no such session; one is made when its first job is claimed");
             return Ok(ExitCode::FAILURE);
         };
         if json {
-            println!("{}", one_line(serde_json::to_string(&view)?));
+            out!("{}", one_line(serde_json::to_string(&view)?));
         } else {
             print(&view)?;
         }
@@ -46,27 +47,27 @@ impl Sessions {
 }
 
 fn print(view: &SessionView) -> anyhow::Result<()> {
-    println!("session      {}", view.session_id);
-    println!("agent        {}", view.agent_id);
+    out!("session      {}", view.session_id);
+    out!("agent        {}", view.agent_id);
     if let Some(user) = &view.user_id {
-        println!("user         {}", shown(user));
+        out!("user         {}", shown(user));
     }
-    println!("created      {}", view.created_at);
-    println!("updated      {}", view.last_updated);
-    println!("jobs folded  {}", view.version);
-    println!("iterations   {}", view.iteration_count);
-    println!("cost         {}", view.cost_usd);
-    println!("tokens       {} read, {} written", view.input_tokens, view.output_tokens);
+    out!("created      {}", view.created_at);
+    out!("updated      {}", view.last_updated);
+    out!("jobs folded  {}", view.version);
+    out!("iterations   {}", view.iteration_count);
+    out!("cost         {}", view.cost_usd);
+    out!("tokens       {} read, {} written", view.input_tokens, view.output_tokens);
     for (name, value) in
         [("memory", &view.memory), ("context", &view.context_window), ("progress", &view.feature_progress)]
     {
-        println!("{name}\n{}", pretty_lines(serde_json::to_string_pretty(value)?));
+        out!("{name}\n{}", pretty_lines(serde_json::to_string_pretty(value)?));
     }
     if !view.checkpoints.is_empty() {
-        println!("checkpoints since ({})", view.checkpoints.len());
+        out!("checkpoints since ({})", view.checkpoints.len());
     }
     for checkpoint in &view.checkpoints {
-        println!(
+        out!(
             "{}  job {}  {}",
             checkpoint.created_at,
             checkpoint.job_id,

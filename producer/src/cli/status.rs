@@ -6,6 +6,7 @@ use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use job::{JobId, JobState, one_line, shown};
+use service::{note, out};
 use store::JobView;
 
 use super::context::Context;
@@ -36,7 +37,7 @@ impl Status {
 pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     if json {
         for view in views {
-            println!("{}", one_line(serde_json::to_string(view)?));
+            out!("{}", one_line(serde_json::to_string(view)?));
         }
         return Ok(());
     }
@@ -75,7 +76,7 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
         }
         table.add_row(row);
     }
-    println!("{table}");
+    out!("{table}");
     Ok(())
 }
 
@@ -94,9 +95,7 @@ pub fn exit_code(asked: &[JobId], views: &[JobView]) -> ExitCode {
     let unknown: Vec<&JobId> =
         asked.iter().filter(|id| !views.iter().any(|view| view.job_id == **id)).collect();
     for id in &unknown {
-        eprintln!(
-            "{id}: no such job in the ledger (a message that no worker has claimed yet is not known here)"
-        );
+        note!("{id}: no such job in the ledger (a message that no worker has claimed yet is not known here)");
     }
     let all_succeeded = views.iter().all(|view| view.state == JobState::Succeeded);
     let one_failed = views.iter().any(|view| matches!(view.state, JobState::Failed | JobState::Cancelled));

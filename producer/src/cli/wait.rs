@@ -4,12 +4,21 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
 use job::JobId;
 
 use super::context::Context;
+use super::lines::{Line, Lines};
 use super::progress::Progress;
 use super::status;
+use service::{note, unless_stopped};
+use tokio_util::sync::CancellationToken;
+
+/// Jobs that are asked for at once.
+const CHUNK: usize = 5_000;
+/// More than an id and the space around it.
+const LONGEST_LINE: usize = 1_024;
 
 /// Wait until jobs have ended, and show their results.
 ///
@@ -33,14 +42,14 @@ pub struct Wait {
 impl Wait {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let ledger = context.checked_ledger().await?;
-        let jobs = if self.jobs.is_empty() { read_ids()? } else { self.jobs.clone() };
+        let jobs = if self.jobs.is_empty() { read_ids(&context.stop).await? } else { self.jobs.clone() };
         let deadline = Instant::now() + Duration::from_secs(self.timeout_s);
         let progress = Progress::new(Some(jobs.len() as u64));
         let mut open: HashSet<JobId> = jobs.iter().copied().collect();
         let mut pause = Duration::from_millis(20);
         loop {
             let asked: Vec<JobId> = open.iter().copied().collect();
-            for chunk in asked.chunks(5_000) {
+            for chunk in asked.chunks(CHUNK) {
                 for (id, _) in ledger.store.ended_among(chunk).await? {
                     open.remove(&id);
                     progress.advance(1);
@@ -57,27 +66,32 @@ impl Wait {
         }
         progress.finish();
         let mut views = Vec::with_capacity(jobs.len());
-        for chunk in jobs.chunks(5_000) {
+        for chunk in jobs.chunks(CHUNK) {
             views.extend(ledger.store.jobs(chunk).await?);
         }
         if !self.quiet {
             status::print(&views, self.json)?;
         }
         if !open.is_empty() {
-            eprintln!("{} of {} jobs have not ended", open.len(), jobs.len());
+            note!("{} of {} jobs have not ended", open.len(), jobs.len());
             return Ok(ExitCode::from(3));
         }
         Ok(status::exit_code(&jobs, &views))
     }
 }
 
-fn read_ids() -> anyhow::Result<Vec<JobId>> {
+/// Ids from stdin, one a line, to its end or the stop.
+async fn read_ids(stop: &CancellationToken) -> anyhow::Result<Vec<JobId>> {
+    let mut lines = Lines::read("-".into(), CHUNK, LONGEST_LINE);
     let mut ids = Vec::new();
-    for line in std::io::stdin().lines() {
-        let line = line?;
-        if !line.trim().is_empty() {
-            ids.push(line.trim().parse()?);
+    loop {
+        let come = unless_stopped(stop, lines.next(CHUNK)).await?;
+        if come.is_empty() {
+            return Ok(ids);
+        }
+        for Line { number, text, .. } in come {
+            let id = text.map_err(anyhow::Error::from).and_then(|text| Ok(text.parse::<JobId>()?));
+            ids.push(id.with_context(|| format!("stdin, line {number}: job id"))?);
         }
     }
-    Ok(ids)
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// The time inside the id places its result in a partition, so an id is only accepted between
 /// `now - retention` and `now + 1 day` (see [`JobId::check_window`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Uuid", into = "Uuid")]
+#[serde(try_from = "String", into = "Uuid")]
 pub struct JobId(Uuid);
 
 /// How far ahead of the clock a job id may lie: hosts' clocks differ.
@@ -47,6 +47,13 @@ impl TryFrom<Uuid> for JobId {
     type Error = IdError;
     fn try_from(id: Uuid) -> Result<Self, IdError> {
         if id.get_version_num() == 7 { Ok(JobId(id)) } else { Err(IdError::NotV7(id)) }
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
     }
 }
 

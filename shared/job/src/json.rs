@@ -23,7 +23,7 @@ impl Json {
     /// Takes a text that must be exactly one JSON value.
     pub fn parse(text: &str) -> Result<Json, JsonError> {
         let raw: Box<RawValue> =
-            serde_json::from_str(text).map_err(|error| JsonError::Malformed(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| JsonError::malformed(text, &error))?;
         Json::from_raw(raw)
     }
 
@@ -93,6 +93,19 @@ pub enum JsonError {
     /// Too many levels.
     #[error("arrays and objects are nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
+}
+
+impl JsonError {
+    /// With the place, which is one of this text alone, wherever that came from.
+    pub(crate) fn malformed(text: &str, error: &serde_json::Error) -> JsonError {
+        let said = error.to_string();
+        let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+        let line = match text.trim_end().contains('\n') {
+            true => format!("line {}, ", error.line()),
+            false => String::new(),
+        };
+        JsonError::Malformed(format!("{said} at {line}byte {}", error.column()))
+    }
 }
 
 /// Walks over text that is known to be well-formed JSON.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, Name, ReplyRule, shown};
+use crate::{JobId, JobSpec, JsonError, Name, ReplyRule, shown};
 
 /// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -170,35 +171,62 @@ pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
 
 /// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
 fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
-    // serde takes a list of values for a struct whose fields have lost their names.
-    if text.trim_start().starts_with('[') {
-        return Err(DecodeError::new("body", "got a JSON array, expected an object"));
-    }
+    check_object(text)?;
     serde_json::from_str(text).map_err(|plain| {
         let mut walk = serde_json::Deserializer::from_str(text);
         match serde_path_to_error::deserialize::<_, T>(&mut walk) {
-            Err(error) if error.path().iter().any(|at| !matches!(at, Segment::Unknown)) => {
-                DecodeError::new(error.path().to_string(), without_place(&error.into_inner().to_string()))
+            Err(error)
+                if plain.is_data() && error.path().iter().any(|at| !matches!(at, Segment::Unknown)) =>
+            {
+                DecodeError::new(error.path().to_string(), problem(text, &error.into_inner()))
             }
             _ => {
-                let problem = plain.to_string();
-                match missing_field(&problem) {
-                    Some(field) => DecodeError::new(field, without_place(&problem)),
-                    None => DecodeError::new("body", &problem),
-                }
+                let problem = problem(text, &plain);
+                let field = unplaced_field(&problem).unwrap_or("body").to_owned();
+                DecodeError::new(field, problem)
             }
         }
     })
 }
 
-/// Where in the text helps nobody once the field is named.
-fn without_place(problem: &str) -> &str {
-    problem.rsplit_once(" at line ").map_or(problem, |(problem, _)| problem)
+/// serde takes a list of values for an object whose fields have lost their names, and of all else it says which struct of ours it expects.
+fn check_object(text: &str) -> Result<(), DecodeError> {
+    let got = match text.trim_start().chars().next() {
+        Some('{') => return Ok(()),
+        Some('[') => "an array",
+        Some('"') => "a string",
+        Some('n') => "null",
+        Some('t' | 'f') => "true or false",
+        Some(_) | None => "a number",
+    };
+    Err(DecodeError::new(
+        "body",
+        match serde_json::from_str::<&RawValue>(text) {
+            Ok(_) => format!("got {got}, expected a JSON object"),
+            Err(error) => problem(text, &error),
+        },
+    ))
 }
 
-/// The name in serde's "missing field `name`".
-fn missing_field(message: &str) -> Option<&str> {
-    message.strip_prefix("missing field `")?.split('`').next()
+/// What serde says, without the names of Rust's types. Where in the text helps only in text that is no JSON.
+fn problem(text: &str, error: &serde_json::Error) -> String {
+    if !error.is_data() {
+        return JsonError::malformed(text, error).to_string();
+    }
+    let said = error.to_string();
+    let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+    for (name, most) in [("u32", u64::from(u32::MAX)), ("u64", u64::MAX)] {
+        if let Some(said) = said.strip_suffix(name) {
+            return format!("{said}a whole number from 0 to {most}");
+        }
+    }
+    said.to_owned()
+}
+
+/// The name in serde's "missing field `name`" and "duplicate field `name`", which have no path.
+fn unplaced_field(problem: &str) -> Option<&str> {
+    let named = ["missing field `", "duplicate field `"];
+    named.iter().find_map(|start| problem.strip_prefix(start))?.split('`').next()
 }
 
 #[cfg(test)]
@@ -278,12 +306,28 @@ mod tests {
             (with("user_id", json!("a\u{0}b")), "user_id", "control"),
             (with("input", json!("a\u{0}b")), "input", "\\u0000"),
             (with("retry", json!({"max_attempts": 0})), "retry.max_attempts", "1 to 100"),
-            (with("retry", json!({"max_attempts": "x"})), "retry.max_attempts", "u32"),
+            (
+                with("retry", json!({"max_attempts": "x"})),
+                "retry.max_attempts",
+                "expected a whole number from 0 to 4294967295",
+            ),
+            (
+                with("timeout_ms", json!(-1)),
+                "timeout_ms",
+                "expected a whole number from 0 to 18446744073709551615",
+            ),
             (with("timeout_ms", json!(0)), "timeout_ms", "got 0"),
             ("{}".to_owned(), "schema", "missing"),
             (r#"{"schema":"harness.job.v1"}"#.to_owned(), "job_id", "missing"),
-            ("garbage".to_owned(), "body", ""),
+            ("garbage".to_owned(), "body", "not JSON: expected value at byte 1"),
+            ("{\"schema\":".to_owned(), "body", "not JSON: EOF while parsing a value at byte 10"),
+            ("{\n\"schema\" 1}".to_owned(), "body", "not JSON: expected `:` at line 2, byte 10"),
+            (encode(&spec()) + " x", "body", "not JSON: trailing characters at byte"),
             ("[]".to_owned(), "body", "array"),
+            ("7".to_owned(), "body", "got a number, expected a JSON object"),
+            ("\"x\"".to_owned(), "body", "got a string, expected a JSON object"),
+            ("null".to_owned(), "body", "got null, expected a JSON object"),
+            (r#"{"schema":"harness.job.v1","schema":"harness.job.v1"}"#.to_owned(), "schema", "duplicate"),
             (" [\"harness.job.v1\"]".to_owned(), "body", "array"),
             (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
             (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
@@ -298,6 +342,9 @@ mod tests {
             let error = decode(body.as_bytes(), None, &limits()).unwrap_err();
             assert_eq!(error.field, field, "{body}: {error}");
             assert!(error.problem.contains(hint), "{body}: {error}");
+            for foreign in ["struct ", "u32", "u64", "line 1"] {
+                assert!(!error.problem.contains(foreign), "{body}: {error}");
+            }
         }
     }
 

@@ -29,6 +29,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::ListenAddress;
+
 /// Connections at a time.
 pub(crate) const CONNECTIONS: usize = 64;
 /// From a connection's beginning to the end of its answer.
@@ -65,7 +67,7 @@ pub struct Admin {
 
 impl Admin {
     /// Binds, so that an address in use is told before anything starts. Port 0 takes a free one.
-    pub async fn bind(address: SocketAddr, readiness: Readiness) -> anyhow::Result<Admin> {
+    pub async fn bind(ListenAddress(address): ListenAddress, readiness: Readiness) -> anyhow::Result<Admin> {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("binding the admin port {address} (set ADMIN_ADDR to another one)"))?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::{Problems, Setting};
+use crate::{ListenAddress, Problems, Setting, note, with_causes};
 
 /// For the whole question. `/health` itself answers within 100 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ const LONGEST_ANSWER: u64 = 64 << 10;
 pub struct Health {
     /// The admin port to ask; for 0.0.0.0 and [::] this host is asked
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    admin_addr: Setting<SocketAddr>,
+    admin_addr: Setting<ListenAddress>,
     /// Ask /ready: whether it can do its work
     #[arg(long)]
     ready: bool,
@@ -33,18 +33,18 @@ impl Health {
     /// Asks, and tells the answer by the exit code.
     pub fn run(self) -> ExitCode {
         let mut problems = Problems::default();
-        let address = problems.take("ADMIN_ADDR", self.admin_addr);
+        let address = problems.take("ADMIN_ADDR", self.admin_addr).map(|ListenAddress(address)| address);
         if address.is_some_and(|address| address.port() == 0) {
             problems.add("ADMIN_ADDR", "got port 0, expected the port that the process serves");
         }
         let Some(address) = address.filter(|_| problems.count() == 0) else {
-            eprintln!("{}", problems.into_error());
+            note!("{}", problems.into_error());
             return ExitCode::from(2);
         };
         match ask(reachable(address), if self.ready { "/ready" } else { "/health" }) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{error:#}");
+                note!("{}", with_causes(error.as_ref()));
                 ExitCode::FAILURE
             }
         }

@@ -12,13 +12,15 @@ use nix::sys::signalfd::{SignalFd, siginfo};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
+use crate::note;
+
 /// Does not return in process 1, but ends as its child does. Where that cannot be, the process goes on by itself.
 pub(crate) fn reap_if_first() {
     if getpid() == Pid::from_raw(1)
         && let Err(error) = run()
     {
         let _ = SigSet::all().thread_unblock();
-        eprintln!("what programs leave behind is not reaped: {error}");
+        note!("what programs leave behind is not reaped: {error}");
     }
 }
 

@@ -5,23 +5,31 @@
 
 mod init;
 mod start;
+mod output;
+mod address;
 mod settings;
+mod toml_file;
 mod stderr;
 mod logs;
 mod trace;
 mod telemetry;
 mod shutdown;
+mod causes;
 mod retry;
 mod admin;
 mod health;
 mod run;
 
+pub use address::ListenAddress;
 pub use admin::{Admin, Check, Readiness};
+pub use causes::with_causes;
 pub use health::Health;
+pub use output::{print_note, print_out, prints_in_vain};
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
 pub use shutdown::{Stopped, unless_stopped, until_signalled};
 pub use start::{OpenFiles, open_files, parse, taken_secrets};
 pub use telemetry::Telemetry;
+pub use toml_file::{TomlFile, TomlValue, unsaid};
 pub use trace::{Description, Origin, Place, Role, Span};

@@ -4,7 +4,7 @@
 //! stands in several places, the innermost counts.
 
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
@@ -15,6 +15,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::with_causes;
 
 /// The names that every line begins with.
 const FIRST: [&str; 5] = ["timestamp", "level", "service", "target", "message"];
@@ -131,14 +133,7 @@ impl<F: FnMut(&str, Value)> Visit for Members<F> {
 
     /// With all its causes.
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut text = value.to_string();
-        let mut source = value.source();
-        while let Some(error) = source {
-            // Writing to a string does not fail.
-            let _ = write!(text, ": {error}");
-            source = error.source();
-        }
-        self.set(field, Value::String(text));
+        self.set(field, Value::String(with_causes(value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

@@ -2,7 +2,6 @@
 //! maintained (RUSTSEC-2025-0012): it is small, and can be replaced here alone.
 
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -11,6 +10,8 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info, warn};
+
+use crate::with_causes;
 
 /// Waits that double from `initial` to `max`, each changed by up to a half either way, for ever.
 pub struct Backoff(backoff::ExponentialBackoff);
@@ -57,7 +58,7 @@ pub async fn retry<T, E, F, Fut>(
     operation: F,
 ) -> Result<T, RetryError<E>>
 where
-    E: std::error::Error,
+    E: std::error::Error + 'static,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
@@ -73,7 +74,7 @@ pub async fn retry_about<T, E, F, Fut>(
     mut operation: F,
 ) -> Result<T, RetryError<E>>
 where
-    E: std::error::Error,
+    E: std::error::Error + 'static,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
@@ -98,7 +99,12 @@ where
                 let delay = backoff.next_delay();
                 if failures.is_power_of_two() {
                     about().in_scope(|| {
-                        warn!(cause = %Chain(&error), failures, delay_ms = delay.as_millis() as u64, "{what} failed, trying again")
+                        warn!(
+                            cause = with_causes(&error),
+                            failures,
+                            delay_ms = delay.as_millis() as u64,
+                            "{what} failed, trying again"
+                        )
                     });
                 }
                 tokio::select! {
@@ -107,21 +113,6 @@ where
                 }
             }
         }
-    }
-}
-
-/// An error with all its sources, on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{SettingsError, Stopped, Telemetry, stderr, trace, until_signalled};
+use crate::{SettingsError, Stopped, Telemetry, output, stderr, trace, until_signalled, with_causes};
 
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
@@ -30,7 +30,8 @@ pub enum Threads {
 /// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM, SIGINT or SIGHUP cancels. A second
 /// signal ends the process at once.
 ///
-/// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`].
+/// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`]. Results that could not be printed fail it, too;
+/// that their reader went away does not.
 pub fn run<F, Fut>(telemetry: Telemetry, threads: Threads, main: F) -> ExitCode
 where
     F: FnOnce(CancellationToken) -> Fut,
@@ -67,16 +68,20 @@ where
     });
     // What still runs on the blocking pool must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let code = result.unwrap_or_else(|error| {
-        error!("{error:#}");
+    let mut code = result.unwrap_or_else(|error| {
+        error!("{}", with_causes(error.as_ref()));
         exit_code(&error)
     });
+    if let Err(error) = output::finish() {
+        error!("not all results could be written to stdout: {error}");
+        code = ExitCode::FAILURE;
+    }
     trace::finish(LAST_SPANS);
     stderr::flush(LAST_LINES);
     code
 }
 
-/// 2 for settings or arguments that are wrong, 130 for who was told to stop before it had begun, 1 for all else.
+/// 2 for settings or arguments that are wrong, 130 for who was told to stop before its end, 1 for all else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<SettingsError>() {
         ExitCode::from(2)

@@ -27,13 +27,13 @@ pub async fn until_signalled() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Told to stop before the work had begun. The process ends with exit code 130.
+/// Told to stop before the work was done. The process ends with exit code 130.
 #[derive(Debug)]
 pub struct Stopped;
 
 impl std::fmt::Display for Stopped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped before it had begun")
+        f.write_str("stopped by a signal, before its end")
     }
 }
 

@@ -4,7 +4,7 @@
 //! sees that within a second ([`Store::asked`]), stops it and concludes it. A cancelled job whose worker dies before
 //! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use job::{Failure, FailureCode, JobId, JobState, Name};
@@ -55,6 +55,8 @@ pub enum Cancelled {
     Now,
     /// A worker runs it, and has been asked to stop it.
     Stopping,
+    /// The ledger did not know it. Its end is recorded, so that its message finds it; or it never was a job.
+    Unseen,
     /// It had ended before.
     Before(JobState),
 }
@@ -124,7 +126,8 @@ const FORESTALL: &str = "
     INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, message, state, due_at, asked)
     SELECT job_id, '', '', '', '{}', 'scheduled', 'infinity', 'cancel' FROM unnest($1::uuid[]) AS t(job_id)
      ORDER BY job_id
-    ON CONFLICT DO NOTHING";
+    ON CONFLICT DO NOTHING
+    RETURNING job_id";
 
 /// The transactions that write jobs at this moment.
 const WRITERS: &str = "
@@ -207,7 +210,10 @@ impl Store {
     pub async fn cancel(&self, jobs: &[JobId]) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
         let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
         let forestall = Tx::prepare(&self.pool, "forestall", [FORESTALL, DROP_ENDED]).await?;
-        forestall.run([&[&ids], &[&ids]]).await?;
+        let [made, had_ended] = forestall.run([&[&ids], &[&ids]]).await?;
+        let had_ended: HashSet<Uuid> = had_ended.iter().map(|row| row.get(0)).collect();
+        let unseen: HashSet<Uuid> =
+            made.iter().map(|row| row.get(0)).filter(|id| !had_ended.contains(id)).collect();
         let ended = self.end_waiting(jobs, Unwanted::Cancelled).await?;
         let standing = query(&self.pool, "read_answers", READ_ANSWERS, &[&ids]).await?;
         let standing: HashMap<Uuid, JobState> = standing
@@ -215,6 +221,8 @@ impl Store {
             .filter_map(|row| Some((row.get(0), row.get::<_, Option<&str>>(1)?.parse().ok()?)))
             .collect();
         let answer = |id: &JobId| match standing.get(&Uuid::from(*id)) {
+            // Also when a sweep has come across its row, and ended it, before this did.
+            Some(JobState::Cancelled) if unseen.contains(&Uuid::from(*id)) => Cancelled::Unseen,
             _ if ended.iter().any(|job| job.job_id == *id) => Cancelled::Now,
             Some(end) if end.is_end() => Cancelled::Before(*end),
             _ => Cancelled::Stopping,

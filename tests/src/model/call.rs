@@ -190,6 +190,8 @@ pub enum Cancelled {
     Now,
     /// Its worker was asked to stop it.
     Stopping,
+    /// The ledger did not know it, and has its end now.
+    Unseen,
     /// It had ended before.
     Before,
 }

@@ -419,7 +419,7 @@ impl Ledger {
             None => {
                 let end = Ended { end: End::Cancelled, epoch: 0, worker: None, attempts: 0, iterations: 0 };
                 self.ends[at] = Some(end);
-                Cancelled::Now
+                Cancelled::Unseen
             }
             Some(row) if row.state == JobState::Running => {
                 row.asked = true;

@@ -4,15 +4,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::echo::Echo;
 use crate::scripted::Scripted;
 use crate::{CommandConfig, EchoConfig, Harness, ScriptedConfig};
 
 /// Which harness an agent uses (`harness = "…"`), and its settings. Keys a harness does not have are refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "harness", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq)]
 pub enum HarnessConfig {
     /// Gives the input back.
     Echo(EchoConfig),
@@ -23,8 +23,21 @@ pub enum HarnessConfig {
 }
 
 impl HarnessConfig {
-    /// Checks the settings against this machine and makes the harness. Sessions' folders go below `workspace_dir`.
-    pub fn build(self, workspace_dir: &Path) -> Result<Arc<dyn Harness>, ConfigError> {
+    /// What `harness` may be.
+    pub const NAMES: [&str; 3] = ["echo", "scripted", "command"];
+
+    /// Reads the settings of the harness of this name. They come without the key `harness`; so each error still knows its place.
+    pub fn read<'de, D: Deserializer<'de>>(harness: &str, settings: D) -> Result<HarnessConfig, D::Error> {
+        match harness {
+            "echo" => EchoConfig::deserialize(settings).map(HarnessConfig::Echo),
+            "scripted" => ScriptedConfig::deserialize(settings).map(HarnessConfig::Scripted),
+            "command" => CommandConfig::deserialize(settings).map(HarnessConfig::Command),
+            other => Err(D::Error::unknown_variant(other, &HarnessConfig::NAMES)),
+        }
+    }
+
+    /// Checks the settings against this machine and makes the harness. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
+    pub fn build(self, workspace_dir: &Path) -> Result<Arc<dyn Harness>, Vec<ConfigError>> {
         match self {
             HarnessConfig::Echo(EchoConfig {}) => Ok(Arc::new(Echo)),
             HarnessConfig::Scripted(ScriptedConfig {}) => Ok(Arc::new(Scripted)),
@@ -53,15 +66,16 @@ impl ConfigError {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<HarnessConfig, toml::de::Error> {
-        toml::from_str(text)
+    fn read(harness: &str, text: &str) -> Result<HarnessConfig, toml::de::Error> {
+        HarnessConfig::read(harness, toml::Deserializer::parse(text)?)
     }
 
     #[test]
     fn an_agent_names_its_harness_and_gets_defaults() {
-        assert_eq!(read(r#"harness = "echo""#).unwrap(), HarnessConfig::Echo(EchoConfig {}));
+        assert_eq!(read("echo", "").unwrap(), HarnessConfig::Echo(EchoConfig {}));
+        assert_eq!(read("scripted", "").unwrap(), HarnessConfig::Scripted(ScriptedConfig {}));
         let HarnessConfig::Command(config) =
-            read("harness = \"command\"\ncommand = [\"python3\", \"agent.py\"]").unwrap()
+            read("command", "command = [\"python3\", \"agent.py\"]").unwrap()
         else {
             panic!("not a command")
         };
@@ -70,15 +84,14 @@ mod tests {
 
     #[test]
     fn a_setting_that_does_not_exist_is_refused_by_its_name() {
-        for (text, name) in [
-            ("harness = \"echo\"\nloud = true", "loud"),
-            ("harness = \"scripted\"\nspeed = 2", "speed"),
-            ("harness = \"command\"\ncommand = [\"true\"]\ntimeout = 5", "timeout"),
-            ("harness = \"magic\"", "magic"),
-            ("command = [\"true\"]", "harness"),
+        for (harness, text, name) in [
+            ("echo", "loud = true", "loud"),
+            ("scripted", "speed = 2", "speed"),
+            ("command", "command = [\"true\"]\ntimeout = 5", "timeout"),
+            ("magic", "", "magic"),
         ] {
-            let error = read(text).unwrap_err().to_string();
-            assert!(error.contains(name), "{text}: {error}");
+            let error = read(harness, text).unwrap_err().to_string();
+            assert!(error.contains(name), "{harness}: {text}: {error}");
         }
     }
 }

@@ -27,6 +27,8 @@ const CONNECTIONS: usize = 8;
 /// A cluster's API server and our credentials for it.
 pub struct Cluster {
     client: Client,
+    /// The API server, for errors.
+    server: String,
     namespace: String,
     slots: Semaphore,
     pub(super) rivals: Rivals,
@@ -38,7 +40,7 @@ pub struct Cluster {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The kubeconfig has no such context, or cannot be used.
-    #[error("the context \"{context}\" cannot be used: {source}")]
+    #[error("the context \"{context}\" cannot be used")]
     Context {
         /// Its name.
         context: String,
@@ -47,10 +49,10 @@ pub enum ClusterError {
         source: kube::config::KubeconfigError,
     },
     /// Neither a kubeconfig nor a service account is at hand.
-    #[error("found no kubeconfig (KUBECONFIG, ~/.kube/config) and no service account of a pod: {0}")]
+    #[error("found no kubeconfig (KUBECONFIG, ~/.kube/config) and no service account of a pod")]
     Nowhere(#[source] kube::config::InferConfigError),
     /// What was found there makes no client, such as a certificate that cannot be read.
-    #[error("the kubeconfig or service account cannot be used: {0}")]
+    #[error("the kubeconfig or service account cannot be used")]
     Unusable(#[source] kube::Error),
     /// A namespace that cannot be.
     #[error("got \"{0}\": not a namespace, expected lower case letters, digits and -")]
@@ -77,6 +79,13 @@ impl Cluster {
     /// With a configuration that was made elsewhere.
     pub fn with(mut config: Config) -> Result<Arc<Cluster>, ClusterError> {
         let namespace = config.default_namespace.clone();
+        // Never with credentials, which a kubeconfig keeps elsewhere.
+        let authority = config.cluster_url.authority().map_or("", |authority| authority.as_str());
+        let server = format!(
+            "{}://{}",
+            config.cluster_url.scheme_str().unwrap_or("https"),
+            authority.rsplit('@').next().unwrap_or(authority)
+        );
         // Bounds and retries are ours, see `ask` and whoever calls a target.
         config.default_retry = false;
         config.connect_timeout = Some(BOUND);
@@ -85,7 +94,7 @@ impl Cluster {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let instance = format!("{}-{}", host.trim(), std::process::id());
         let slots = Semaphore::new(CONNECTIONS);
-        Ok(Arc::new(Cluster { client, namespace, slots, rivals: Rivals::default(), instance }))
+        Ok(Arc::new(Cluster { client, server, namespace, slots, rivals: Rivals::default(), instance }))
     }
 
     /// A workload in this cluster; without a namespace, in that of the context or of our own pod. With `deletion_cost`,
@@ -116,7 +125,8 @@ impl Cluster {
             let request = call.request(left)?;
             self.client.request(request).await.map_err(|error| call.failed(error))
         };
-        timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(call.timed_out(BOUND)))
+        let answer = timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(call.timed_out(BOUND)));
+        answer.map_err(|error| error.at(&self.server))
     }
 
     /// What a kind is called in paths, if it is there and can be scaled.
@@ -135,14 +145,14 @@ impl Cluster {
         };
         let target = call.target.to_owned();
         let found = match timeout_at(deadline, asking).await {
-            Err(_) => return Err(call.timed_out(BOUND)),
+            Err(_) => return Err(call.timed_out(BOUND).at(&self.server)),
             Ok(Err(error)) if is_unknown(&error) => {
                 let message = format!("the API server has no kind {kind} in {}", asked.api_version());
                 return Err(TargetError::NotFound { target, message });
             }
             Ok(found) => found,
         };
-        let (resource, able) = found.map_err(|error| call.failed(error))?;
+        let (resource, able) = found.map_err(|error| call.failed(error).at(&self.server))?;
         if able.scope != Scope::Namespaced {
             return Err(TargetError::Refused { target, message: format!("a {kind} is in no namespace") });
         }

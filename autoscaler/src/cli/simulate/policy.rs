@@ -140,10 +140,7 @@ impl PolicyArgs {
 
 /// A policy's file; its name without the ending is what to call it.
 fn read(path: &Path) -> Result<Named, String> {
-    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
-    let table = toml::from_str(&text).map_err(|error| named(&error))?;
-    let policy = config::policy(table).map_err(|problem| named(&problem))?;
+    let policy = config::read_policy(path)?;
     let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
     Ok(Named { name: stem.chars().take(40).collect(), policy })
 }

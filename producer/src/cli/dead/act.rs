@@ -15,6 +15,7 @@ use futures::stream::FuturesUnordered;
 use job::{FailureCode, Glimpse, JobId, JobSpec, Name};
 use queue::{DeadWalk, HeldLetter};
 use relay::Relay;
+use service::note;
 use store::FailedJob;
 use tokio_util::sync::CancellationToken;
 
@@ -72,11 +73,11 @@ impl Which {
         stop: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
         if !self.all && !self.filter.is_empty() {
-            eprintln!("filters choose among all: got ids, expected --all or no filters");
+            note!("filters choose among all: got ids, expected --all or no filters");
             return Ok(ExitCode::from(2));
         }
         if self.all && self.filter.is_empty() && !self.yes && !self.dry_run {
-            eprintln!("--all without a filter means every dead letter: add --yes, or --dry-run to see them");
+            note!("--all without a filter means every dead letter: add --yes, or --dry-run to see them");
             return Ok(ExitCode::from(2));
         }
         // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.

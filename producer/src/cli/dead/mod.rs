@@ -11,6 +11,7 @@ mod act;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use service::unless_stopped;
 
 use super::context::{Context, REPLIED_WITHIN};
 use crate::letter::Act;
@@ -48,8 +49,8 @@ impl Dead {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (yardstick, relay) = context.relay("producer dead").await?;
         let result = match &self.command {
-            Command::List(args) => args.run(&relay).await,
-            Command::Show(args) => args.run(&relay).await,
+            Command::List(args) => unless_stopped(&context.stop, args.run(&relay)).await,
+            Command::Show(args) => unless_stopped(&context.stop, args.run(&relay)).await,
             Command::Redrive(act::Redrive { which, to_pool }) => {
                 let act = Act::Redrive { to_pool: to_pool.clone() };
                 which.run(act, &yardstick, &relay, &context.stop).await

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::filter::Kind;
 use crate::cli::progress::Progress;
+use service::note;
 
 /// Reasons that are printed of a bulk; the rest is only counted.
 const REASONS: u64 = 20;
@@ -118,7 +119,7 @@ impl Report {
             .map(|(count, what, done)| format!("{count} {what} {would}{done}"))
             .collect();
         if self.missing == 0 || !told.is_empty() {
-            eprintln!("{}", if told.is_empty() { "nothing to do".to_owned() } else { told.join(", ") });
+            note!("{}", if told.is_empty() { "nothing to do".to_owned() } else { told.join(", ") });
         }
         match (self.missing, self.kept) {
             (0, 0) => ExitCode::SUCCESS,

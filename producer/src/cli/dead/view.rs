@@ -11,6 +11,7 @@ use queue::{DeadLetter, HeldLetter, pool_of_queue};
 use relay::Relay;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use service::{note, out};
 use store::{FailedJob, Standing, Store};
 
 use super::filter::{Filter, Kind};
@@ -57,7 +58,7 @@ impl List {
         let (rows, total) = read(relay, &self.filter, self.limit).await?;
         if self.json {
             for row in &rows {
-                println!("{}", one_line(row.json().to_string()));
+                out!("{}", one_line(row.json().to_string()));
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -72,8 +73,8 @@ impl List {
                 column.set_constraint(ColumnConstraint::ContentWidth);
             }
         }
-        println!("{table}");
-        eprintln!(
+        out!("{table}");
+        note!(
             "{} of {total} dead letters; `producer dead show ID` shows one, `redrive` and `drop` settle them",
             rows.len()
         );
@@ -84,14 +85,14 @@ impl List {
 impl Show {
     pub async fn run(&self, relay: &Relay) -> anyhow::Result<ExitCode> {
         let Some(found) = self.find(relay).await? else {
-            eprintln!("{}: no such dead letter", self.id);
+            note!("{}: no such dead letter", self.id);
             return Ok(ExitCode::FAILURE);
         };
         let text = match self.json {
             true => one_line(serde_json::to_string(&found)?),
             false => pretty_lines(serde_json::to_string_pretty(&found)?),
         };
-        println!("{text}");
+        out!("{text}");
         Ok(ExitCode::SUCCESS)
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fmt, fs};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::Command;
 use crate::ConfigError;
@@ -22,7 +22,7 @@ const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
 
 /// The settings of `harness = "command"`. What the program is told and may say is [the contract](super).
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommandConfig {
     /// The program and its arguments. A program without a slash is looked for in `PATH`; one with a slash, if not
@@ -100,24 +100,22 @@ impl CommandConfig {
         CommandConfig { command: command.into_iter().map(Into::into).collect(), ..CommandConfig::default() }
     }
 
-    pub(crate) fn build(self, workspace_dir: &Path) -> Result<Command, ConfigError> {
-        self.check_ranges()?;
-        let env = self.environment()?;
-        let (program, args) = match self.command.split_first() {
-            Some((program, args)) if !program.is_empty() => (program, args),
-            _ => {
-                let problem = "missing, expected the program and its arguments, such as [\"python3\", \"/srv/agent.py\"]";
-                return Err(ConfigError::new("command", problem));
-            }
+    pub(crate) fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
+        let mut problems = self.out_of_range();
+        let env = noted(self.environment(), &mut problems);
+        let program = noted(self.program(env.as_ref()), &mut problems);
+        let workspace_dir =
+            noted(prepare_workspace_dir(workspace_dir).map_err(|error| vec![error]), &mut problems);
+        let (Some(env), Some((program, args)), Some(workspace_dir), true) =
+            (env, program, workspace_dir, problems.is_empty())
+        else {
+            return Err(problems);
         };
-        check_nul("command", &self.command)?;
-        check_arguments(args)?;
-        let path = env.get(&OsString::from("PATH")).cloned().unwrap_or_default();
         Ok(Command::new(Settings {
-            program: find_program(program, &path)?,
-            args: args.to_vec(),
+            program,
+            args,
             env,
-            workspace_dir: prepare_workspace_dir(workspace_dir)?,
+            workspace_dir,
             timeout: Duration::from_millis(self.timeout_ms),
             idle_timeout: Duration::from_millis(self.idle_timeout_ms),
             stop_grace: Duration::from_millis(self.stop_grace_ms),
@@ -127,51 +125,84 @@ impl CommandConfig {
         }))
     }
 
-    fn check_ranges(&self) -> Result<(), ConfigError> {
-        for (setting, got, least, most) in [
+    fn out_of_range(&self) -> Vec<ConfigError> {
+        let ranges = [
             ("timeout_ms", self.timeout_ms, 1, WEEK_MS),
             ("idle_timeout_ms", self.idle_timeout_ms, 1, WEEK_MS),
             ("stop_grace_ms", self.stop_grace_ms, 0, 600_000),
             ("memory_limit_mb", self.memory_limit_mb.unwrap_or(16), 16, 16 * MIB),
             ("max_line_bytes", self.max_line_bytes as u64, 1024, 64 * MIB),
             ("max_output_bytes", self.max_output_bytes, self.max_line_bytes as u64, 1024 * 1024 * MIB),
-        ] {
-            if !(least..=most).contains(&got) {
-                return Err(ConfigError::new(setting, format!("got {got}, expected {least} to {most}")));
+        ];
+        let wrong = ranges.iter().filter(|(_, got, least, most)| !(least..=most).contains(&got));
+        wrong
+            .map(|(setting, got, least, most)| {
+                ConfigError::new(*setting, format!("got {got}, expected {least} to {most}"))
+            })
+            .collect()
+    }
+
+    /// The program, and its arguments. It is looked for only where its environment is known.
+    fn program(
+        &self,
+        env: Option<&BTreeMap<OsString, OsString>>,
+    ) -> Result<(PathBuf, Vec<String>), Vec<ConfigError>> {
+        let (program, args) = match self.command.split_first() {
+            Some((program, args)) if !program.is_empty() => (program, args),
+            _ => {
+                let problem = "missing, expected the program and its arguments, such as [\"python3\", \"/srv/agent.py\"]";
+                return Err(vec![ConfigError::new("command", problem)]);
             }
-        }
-        Ok(())
+        };
+        check_nul("command", &self.command).map_err(|error| vec![error])?;
+        let mut problems = misplaced_arguments(args);
+        let path = env.map(|env| env.get(&OsString::from("PATH")).cloned().unwrap_or_default());
+        let found = match path.map(|path| find_program(program, &path)) {
+            Some(Ok(found)) => found,
+            Some(Err(error)) => {
+                problems.insert(0, error);
+                return Err(problems);
+            }
+            None => return Err(problems),
+        };
+        if problems.is_empty() { Ok((found, args.to_vec())) } else { Err(problems) }
     }
 
     /// Passed and fixed variables. The values are taken now: what a job sees does not change while the worker runs.
-    fn environment(&self) -> Result<BTreeMap<OsString, OsString>, ConfigError> {
-        for (setting, name) in self
-            .env_allow
-            .iter()
-            .map(|name| ("env_allow", name))
-            .chain(self.env.keys().map(|name| ("env", name)))
-        {
+    fn environment(&self) -> Result<BTreeMap<OsString, OsString>, Vec<ConfigError>> {
+        let mut problems = Vec::new();
+        let allowed = self.env_allow.iter().enumerate().map(|(at, name)| (format!("env_allow[{at}]"), name));
+        let fixed = self.env.keys().map(|name| (format!("env.{name}"), name));
+        for (setting, name) in allowed.chain(fixed) {
             if name.is_empty() || name.contains(['=', '\0']) {
                 let problem = format!("got {name:?}, expected a name without = and NUL");
-                return Err(ConfigError::new(setting, problem));
-            }
-            if name.starts_with("HARNESS_") || name == "TRACEPARENT" {
+                problems.push(ConfigError::new(setting, problem));
+            } else if name.starts_with("HARNESS_") || name == "TRACEPARENT" {
                 let problem = format!("got {name}, which is set for each job; expected another name");
-                return Err(ConfigError::new(setting, problem));
+                problems.push(ConfigError::new(setting, problem));
+            } else if setting.starts_with("env_allow[")
+                && WITHHELD.contains(&name.strip_suffix("_FILE").unwrap_or(name))
+            {
+                let problem = format!(
+                    "got {name}, a secret of the worker's; expected one of the program's own, in env"
+                );
+                problems.push(ConfigError::new(setting, problem));
             }
         }
-        let withheld = |name: &&String| WITHHELD.contains(&name.strip_suffix("_FILE").unwrap_or(name));
-        if let Some(name) = self.env_allow.iter().find(withheld) {
-            let problem =
-                format!("got {name}, a secret of the worker's; expected one of the program's own, in env");
-            return Err(ConfigError::new("env_allow", problem));
+        problems.extend(check_nul("env", self.env.values()).err());
+        if !problems.is_empty() {
+            return Err(problems);
         }
-        check_nul("env", self.env.values())?;
         let allowed = ALWAYS_PASSED.into_iter().chain(self.env_allow.iter().map(String::as_str));
         let passed = allowed.filter_map(|name| Some((name.into(), env::var_os(name)?)));
         let fixed = self.env.iter().map(|(name, value)| (name.into(), value.into()));
         Ok(passed.chain(fixed).collect())
     }
+}
+
+/// The result; what is wrong goes to the other problems.
+fn noted<T>(result: Result<T, Vec<ConfigError>>, problems: &mut Vec<ConfigError>) -> Option<T> {
+    result.map_err(|found| problems.extend(found)).ok()
 }
 
 fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<(), ConfigError> {
@@ -183,7 +214,8 @@ fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> 
 
 /// A program runs in its session's folder, so `["python3", "agent.py"]` would start and then find nothing: the
 /// likeliest mistake there is, and one that would only show in the first job.
-fn check_arguments(args: &[String]) -> Result<(), ConfigError> {
+fn misplaced_arguments(args: &[String]) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
     for (at, arg) in args.iter().enumerate() {
         let path = Path::new(arg);
         if path.is_relative() && path.is_file() {
@@ -193,10 +225,10 @@ fn check_arguments(args: &[String]) -> Result<(), ConfigError> {
                  workspace and would not find it; expected \"{}\"",
                 absolute.display()
             );
-            return Err(ConfigError::new(format!("command[{}]", at + 1), problem));
+            problems.push(ConfigError::new(format!("command[{}]", at + 1), problem));
         }
     }
-    Ok(())
+    problems
 }
 
 /// The absolute path of what `execvp` would run.
@@ -249,8 +281,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         match config.build(dir.path()) {
             Ok(_) => panic!("accepted"),
-            Err(error) => error,
+            Err(mut errors) => {
+                assert_eq!(errors.len(), 1, "{errors:?}");
+                errors.remove(0)
+            }
         }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_at_once() {
+        let mut config = CommandConfig::new(["/no/such/agent", "Cargo.toml", "src/lib.rs"]);
+        (config.timeout_ms, config.stop_grace_ms) = (0, 600_001);
+        config.env_allow = vec!["A".to_owned(), "DATABASE_URL".to_owned(), "B=C".to_owned()];
+        let told = |config: &CommandConfig| {
+            let dir = tempfile::tempdir().unwrap();
+            let errors = config.clone().build(dir.path()).err().expect("refused");
+            errors.into_iter().map(|error| error.setting).collect::<Vec<_>>()
+        };
+        let others =
+            ["timeout_ms", "stop_grace_ms", "env_allow[1]", "env_allow[2]", "command[1]", "command[2]"];
+        assert_eq!(told(&config), others);
+        config.env_allow.clear();
+        assert_eq!(told(&config), ["timeout_ms", "stop_grace_ms", "command[0]", "command[1]", "command[2]"]);
     }
 
     #[test]
@@ -282,8 +334,11 @@ mod tests {
             ("memory_limit_mb", CommandConfig { memory_limit_mb: Some(1), ..base() }),
             ("max_line_bytes", CommandConfig { max_line_bytes: 10, ..base() }),
             ("max_output_bytes", CommandConfig { max_output_bytes: 10, ..base() }),
-            ("env_allow", CommandConfig { env_allow: vec!["A=B".to_owned()], ..base() }),
-            ("env", CommandConfig { env: [("HARNESS_EPOCH".into(), "9".into())].into(), ..base() }),
+            ("env_allow[0]", CommandConfig { env_allow: vec!["A=B".to_owned()], ..base() }),
+            (
+                "env.HARNESS_EPOCH",
+                CommandConfig { env: [("HARNESS_EPOCH".into(), "9".into())].into(), ..base() },
+            ),
             ("env", CommandConfig { env: [("A".into(), "\0".into())].into(), ..base() }),
         ] {
             assert_eq!(refused(config).setting, setting);

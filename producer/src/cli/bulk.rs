@@ -1,0 +1,180 @@
+//! `producer enqueue --file`: jobs from JSON lines, in batches of what has come.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use job::{JobSpec, Limits};
+use relay::Relay;
+use service::{note, out};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Yardstick;
+use super::lines::{BadLine, Line, Lines};
+use super::progress::Progress;
+use crate::sends::Sends;
+use crate::submit::{self, Taken};
+
+/// Jobs per transaction.
+const BATCH: usize = 500;
+/// Batches that are being published while the next is accepted.
+const PUBLISHING: usize = 4;
+
+pub struct Bulk<'a> {
+    pub yardstick: &'a Yardstick,
+    pub relay: &'a Relay,
+    /// The first line that is refused is the last.
+    pub strict: bool,
+    /// Of all that are accepted.
+    pub print_ids: bool,
+}
+
+/// What became of the lines so far.
+#[derive(Default)]
+struct Sums {
+    accepted: usize,
+    duplicates: usize,
+    refused: usize,
+    unconfirmed: usize,
+    /// The number of the last line that was dealt with.
+    last_line: u64,
+}
+
+impl Bulk<'_> {
+    /// Accepts in the order of the lines, which is the order within each session; publishes behind.
+    pub async fn run(&self, file: PathBuf, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+        let mut lines = Lines::read(file, BATCH, self.yardstick.limits().max_bytes);
+        // A pipe is open when somebody has opened its other end.
+        let total = stop.run_until_cancelled(lines.total()).await.flatten();
+        let progress = Progress::new(total);
+        let mut sums = Sums::default();
+        let result = self.submit(&mut lines, stop, &progress, &mut sums).await;
+        progress.finish();
+        let seconds = progress.elapsed().as_secs_f64();
+        note!(
+            "{} jobs accepted, {} accepted before, {} lines refused, in {seconds:.1} s ({:.0} jobs/s)",
+            sums.accepted,
+            sums.duplicates,
+            sums.refused,
+            sums.accepted as f64 / seconds.max(1e-3)
+        );
+        if sums.unconfirmed > 0 {
+            note!(
+                "{} of them were not confirmed by the broker yet; a relay sends them again",
+                sums.unconfirmed
+            );
+        }
+        result?;
+        if stop.is_cancelled() {
+            note!("stopped by a signal after line {}; what follows it was not sent", sums.last_line);
+            return Ok(ExitCode::from(130));
+        }
+        Ok(if sums.refused > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+
+    async fn submit(
+        &self,
+        lines: &mut Lines,
+        stop: &CancellationToken,
+        progress: &Progress,
+        sums: &mut Sums,
+    ) -> anyhow::Result<()> {
+        let mut publishing = JoinSet::new();
+        let mut refused_one = false;
+        while !(refused_one && self.strict) {
+            let come = match stop.run_until_cancelled(lines.next(BATCH)).await {
+                Some(come) => come?,
+                // What was read is sent.
+                None => {
+                    lines.stop();
+                    lines.next(BATCH).await?
+                }
+            };
+            if come.is_empty() {
+                break;
+            }
+            let before = sums.refused;
+            let read = come.len() as u64;
+            let batch = self.decode(come, progress, sums);
+            self.accept(batch, progress, sums, &mut publishing).await?;
+            refused_one = sums.refused > before;
+            progress.advance(read);
+        }
+        while let Some(published) = publishing.join_next().await {
+            sums.unconfirmed += published.context("publishing has panicked")??;
+        }
+        if refused_one && self.strict {
+            bail!("stopped at the first refused line (--strict); the lines before it are accepted");
+        }
+        Ok(())
+    }
+
+    /// The jobs of these lines, up to the first that is refused where that is the last.
+    fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> Vec<JobSpec> {
+        let limits = self.yardstick.limits();
+        let mut batch = Vec::with_capacity(lines.len());
+        for line in lines {
+            sums.last_line = line.number;
+            match decode(&line, &limits) {
+                Ok(spec) => batch.push(spec),
+                Err(problem) => {
+                    sums.refused += 1;
+                    progress.say(&format!("line {}: {problem}", line.number));
+                    if self.strict {
+                        break;
+                    }
+                }
+            }
+        }
+        batch
+    }
+
+    async fn accept(
+        &self,
+        mut batch: Vec<JobSpec>,
+        progress: &Progress,
+        sums: &mut Sums,
+        publishing: &mut JoinSet<anyhow::Result<usize>>,
+    ) -> anyhow::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
+        let Taken { due, refused } = submit::accept(self.relay, &batch).await?;
+        sends.accepted(&due, &refused);
+        sums.accepted += due.len();
+        sums.duplicates += batch.len() - due.len() - refused.len();
+        sums.refused += refused.len();
+        for (job_id, reason) in &refused {
+            progress.say(&format!("job {job_id}: {reason}"));
+        }
+        if self.print_ids {
+            due.iter().for_each(|job| out!("{}", job.job_id));
+        }
+        let (relay, count) = (self.relay.clone(), due.len());
+        publishing.spawn(async move {
+            // They end with the broker's confirms.
+            let _sends = sends;
+            submit::publish(&relay, due).await.map(|done| count - done)
+        });
+        if publishing.len() >= PUBLISHING
+            && let Some(published) = publishing.join_next().await
+        {
+            sums.unconfirmed += published.context("publishing has panicked")??;
+        }
+        Ok(())
+    }
+}
+
+/// The job of a line, or what is wrong with it. Of a line, nobody calls the whole its body.
+fn decode(line: &Line, limits: &Limits) -> Result<JobSpec, String> {
+    let text = line.text.as_ref().map_err(|bad| match bad {
+        BadLine::TooLong { .. } => format!("{bad} (MAX_MESSAGE_BYTES)"),
+        BadLine::NotUtf8 { .. } => bad.to_string(),
+    })?;
+    job::decode_loose(text, limits).map_err(|error| match error.field.as_str() {
+        "body" => error.problem,
+        _ => error.to_string(),
+    })
+}

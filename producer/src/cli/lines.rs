@@ -1,0 +1,257 @@
+//! The lines of a file, a pipe or a terminal, as they come.
+//!
+//! A thread reads, because reading waits and may never end. What waits to be taken has a bound, in lines and in bytes, and so has a line: what is
+//! longer is skipped without being kept. A line ends with LF alone (CR before it is space); JSON has no other line ends.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, stdin};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use service::note;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// Bytes of lines that were read and are not dealt with yet, at most; or one line.
+const ROOM: usize = 8 << 20;
+/// What editors of some systems put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A line that is not empty.
+pub struct Line {
+    /// From 1.
+    pub number: u64,
+    /// Without the space around it.
+    pub text: Result<String, BadLine>,
+    /// Bytes of [`ROOM`] that it takes until it is dropped.
+    _room: OwnedSemaphorePermit,
+}
+
+/// What no JSON can be read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadLine {
+    /// It was skipped.
+    TooLong { most: usize },
+    /// It is in another encoding, or no text.
+    NotUtf8 { at: usize },
+}
+
+impl std::error::Error for BadLine {}
+
+impl fmt::Display for BadLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadLine::TooLong { most } => write!(f, "longer than {most} bytes"),
+            BadLine::NotUtf8 { at } => write!(f, "byte {at} is not UTF-8, expected JSON in UTF-8"),
+        }
+    }
+}
+
+/// Lines that are being read.
+pub struct Lines {
+    name: String,
+    lines: mpsc::Receiver<io::Result<Line>>,
+    total: oneshot::Receiver<u64>,
+    /// Why no more can be read.
+    failed: Option<io::Error>,
+}
+
+impl Lines {
+    /// Begins to read a file, or stdin for `-`. No more than `ahead` lines, none of them longer than `most` bytes, are read before they are taken.
+    pub fn read(file: PathBuf, ahead: usize, most: usize) -> Lines {
+        let name = if file.as_os_str() == "-" { "stdin".to_owned() } else { file.display().to_string() };
+        let (lines, receiver) = mpsc::channel(ahead);
+        let (total, counted) = oneshot::channel();
+        let reading =
+            Reading { lines, most, room: Arc::new(Semaphore::new(ROOM)), runtime: Handle::current() };
+        std::thread::spawn(move || {
+            // Nobody takes an error when the command has been stopped.
+            let _ = match open(&file, total) {
+                Ok(reader) => reading.all(reader),
+                Err(error) => reading.send(Err(error)),
+            };
+        });
+        Lines { name, lines: receiver, total: counted, failed: None }
+    }
+
+    /// How many lines there are, as soon as that is known; it never is of a pipe.
+    pub async fn total(&mut self) -> Option<u64> {
+        (&mut self.total).await.ok()
+    }
+
+    /// What has come, at most so many lines; waits for the first. Empty at the end.
+    pub async fn next(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
+        let mut come = Vec::new();
+        if self.failed.is_none() {
+            self.lines.recv_many(&mut come, most).await;
+        }
+        let lines: Vec<Line> =
+            come.into_iter().map_while(|line| line.map_err(|error| self.failed = Some(error)).ok()).collect();
+        match self.failed.take_if(|_| lines.is_empty()) {
+            Some(error) => Err(error).with_context(|| format!("reading {}", self.name)),
+            None => Ok(lines),
+        }
+    }
+
+    /// Reads no further; what was read is there still.
+    pub fn stop(&mut self) {
+        self.lines.close();
+    }
+}
+
+/// Opens it once: who opens a pipe twice loses what was in it. The lines of a file can be counted before they are read.
+fn open(file: &Path, total: oneshot::Sender<u64>) -> io::Result<Box<dyn Read>> {
+    if file.as_os_str() == "-" {
+        if stdin().is_terminal() {
+            note!("reading JSON lines from the terminal; end with Ctrl-D");
+        }
+        return Ok(Box::new(stdin()));
+    }
+    let mut file = File::open(file)?;
+    if file.metadata()?.is_file() {
+        // It is of interest only while the lines are read.
+        let _ = total.send(count(&file)?);
+        file.rewind()?;
+    }
+    Ok(Box::new(file))
+}
+
+fn count(file: &File) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let mut lines = 0;
+    loop {
+        let block = reader.fill_buf()?;
+        if block.is_empty() {
+            return Ok(lines);
+        }
+        lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let length = block.len();
+        reader.consume(length);
+    }
+}
+
+struct Reading {
+    lines: mpsc::Sender<io::Result<Line>>,
+    most: usize,
+    room: Arc<Semaphore>,
+    runtime: Handle,
+}
+
+impl Reading {
+    /// Ends at the end, or with an error when nobody takes lines any more.
+    fn all(&self, reader: impl Read) -> Result<(), Closed> {
+        let mut reader = BufReader::with_capacity(1 << 16, reader);
+        let mut bytes = Vec::new();
+        for number in 1.. {
+            let found = match read_line(&mut reader, &mut bytes, self.most) {
+                Ok(Found::End) => break,
+                Ok(found) => found,
+                Err(error) => return self.send(Err(error)),
+            };
+            let mark: &[u8] = if number == 1 { BYTE_ORDER_MARK } else { b"" };
+            let kept = trim(bytes.strip_prefix(mark).unwrap_or(&bytes));
+            let text = match std::str::from_utf8(kept) {
+                _ if matches!(found, Found::TooLong) => Err(BadLine::TooLong { most: self.most }),
+                Ok("") => continue,
+                Ok(text) => Ok(text.to_owned()),
+                Err(error) => Err(BadLine::NotUtf8 { at: error.valid_up_to() + 1 }),
+            };
+            let size = text.as_ref().map_or(0, String::len).min(ROOM) as u32;
+            let room = self.runtime.block_on(self.room.clone().acquire_many_owned(size));
+            let room = room.map_err(|_| Closed)?;
+            self.send(Ok(Line { number, text, _room: room }))?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, line: io::Result<Line>) -> Result<(), Closed> {
+        self.lines.blocking_send(line).map_err(|_| Closed)
+    }
+}
+
+/// Nobody takes lines any more.
+struct Closed;
+
+/// How a line was found.
+enum Found {
+    Whole,
+    /// It is longer than `most`, and was skipped.
+    TooLong,
+    End,
+}
+
+/// Reads a line, without its LF, of no more than `most` bytes.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io::Result<Found> {
+    line.clear();
+    if reader.by_ref().take(most as u64 + 1).read_until(b'\n', line)? == 0 {
+        return Ok(Found::End);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    if line.len() <= most {
+        return Ok(Found::Whole);
+    }
+    reader.skip_until(b'\n')?;
+    Ok(Found::TooLong)
+}
+
+/// Without the space that JSON allows around a value, and no other.
+fn trim(mut line: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\r'] = line {
+        line = rest;
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of a text, none longer than 20 bytes.
+    async fn lines(text: &[u8]) -> Vec<(u64, Result<String, BadLine>)> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let mut lines = Lines::read(file.path().to_owned(), 4, 20);
+        assert_eq!(lines.total().await, Some(text.split(|byte| *byte == b'\n').count() as u64 - 1));
+        let mut all = Vec::new();
+        loop {
+            let come = lines.next(3).await.unwrap();
+            if come.is_empty() {
+                return all;
+            }
+            assert!(come.len() <= 3);
+            all.extend(come.into_iter().map(|line| (line.number, line.text)));
+        }
+    }
+
+    fn good(number: u64, text: &str) -> (u64, Result<String, BadLine>) {
+        (number, Ok(text.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn a_line_ends_with_lf_alone_and_a_mark_at_the_beginning_is_none_of_it() {
+        assert_eq!(
+            lines("\u{feff}{1}\r\n\r\n \t{2}\n{\u{2028}\u{85}}\n\u{feff}{3}".as_bytes()).await,
+            [good(1, "{1}"), good(3, "{2}"), good(4, "{\u{2028}\u{85}}"), good(5, "\u{feff}{3}")]
+        );
+        assert_eq!(lines(b"").await, []);
+        assert_eq!(lines("\u{feff}".as_bytes()).await, []);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_or_no_text_is_named_and_the_next_one_is_whole() {
+        let text = [b"x".repeat(20), b"y".repeat(300_000), b"caf\xe9".to_vec(), b"z".to_vec()].join(&b'\n');
+        assert_eq!(
+            lines(&text).await,
+            [
+                good(1, &"x".repeat(20)),
+                (2, Err(BadLine::TooLong { most: 20 })),
+                (3, Err(BadLine::NotUtf8 { at: 4 })),
+                good(4, "z")
+            ]
+        );
+    }
+}

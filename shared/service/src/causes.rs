@@ -1,0 +1,59 @@
+//! An error in one line, with its causes.
+
+use std::error::Error;
+
+/// The error and its causes, each said once: errors of many libraries already end with what their cause says.
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            let begins = text.match_indices(": ").map(|(end, _)| end);
+            match begins.filter(|end| said.ends_with(&text[..*end])).max() {
+                Some(end) => said.push_str(&text[end..]),
+                None => said = format!("{said}: {text}"),
+            }
+        }
+        next = cause.source();
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let chain = |causes: &[&'static str]| {
+            let (last, outer) = causes.split_last().unwrap();
+            let error = outer.iter().rev().fold(anyhow!(*last), |error, text| error.context(*text));
+            with_causes(error.as_ref())
+        };
+        let refused = "Connection refused (os error 111)";
+        for (causes, told) in [
+            (
+                &["reading a job", "Postgres is away", refused][..],
+                "reading a job: Postgres is away: Connection refused (os error 111)",
+            ),
+            (
+                &["asking: Connection refused (os error 111)", refused],
+                "asking: Connection refused (os error 111)",
+            ),
+            (
+                &[
+                    "making one: error connecting",
+                    "error connecting: Connection refused (os error 111)",
+                    refused,
+                ],
+                "making one: error connecting: Connection refused (os error 111)",
+            ),
+            (&["a (b: c), d", "b: c", "c"], "a (b: c), d"),
+            (&["alone"], "alone"),
+        ] {
+            assert_eq!(chain(causes), told);
+        }
+    }
+}

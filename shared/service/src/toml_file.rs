@@ -1,0 +1,337 @@
+//! A TOML file of settings: all that is wrong with it, each with its line.
+//!
+//! serde stops at the first mistake. So what does not fit is noted and left out, and the rest is read once more, until nothing is left that does
+//! not fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
+
+/// A value, and where in the file it stands.
+pub type TomlValue<'i> = Spanned<DeValue<'i>>;
+
+/// Nowhere in the file: what is so because nothing else is said.
+const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
+
+/// A file that is TOML, and what was found to be wrong with it so far.
+pub struct TomlFile<'i> {
+    text: &'i str,
+    root: DeTable<'i>,
+    /// What stands where: a key and its value have the same path, such as `agents.echo.harness`.
+    paths: Paths,
+    wrong: BTreeSet<(usize, String)>,
+    /// Paths of what was noted as it was read.
+    unread: Vec<String>,
+}
+
+impl<'i> TomlFile<'i> {
+    /// Reads a text. The error tells all for which it is no TOML.
+    pub fn parse(text: &'i str) -> Result<TomlFile<'i>, String> {
+        // What editors of some systems put before UTF-8.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut paths = Paths::new();
+        index(root.get_ref(), "", &mut paths);
+        let mut file =
+            TomlFile { text, root: root.into_inner(), paths, wrong: BTreeSet::new(), unread: Vec::new() };
+        for error in errors {
+            file.add(&error.span().unwrap_or(0..0), error.message());
+        }
+        match file.wrong.is_empty() {
+            true => Ok(file),
+            false => Err(file.complaint()),
+        }
+    }
+
+    /// All of it as one table.
+    pub fn whole(&self) -> TomlValue<'i> {
+        Spanned::new(0..0, DeValue::Table(self.root.clone()))
+    }
+
+    /// The tables below the table of this name, such as `[agents.NAME]`, with their names. What is no table is noted.
+    pub fn tables(&mut self, name: &str) -> Vec<(String, TomlValue<'i>)> {
+        let value = match self.root.get(name).is_some() {
+            true => self.table(name),
+            false => Some(Spanned::new(0..0, DeValue::Table(DeTable::new()))),
+        };
+        let Some((span, DeValue::Table(table))) = value.map(|value| (value.span(), value.into_inner()))
+        else {
+            return Vec::new();
+        };
+        if table.is_empty() {
+            self.add(&span, format!("{name}: got none, expected at least one table [{name}.NAME]"));
+        }
+        let mut tables = Vec::new();
+        for (key, value) in table {
+            match value.get_ref() {
+                DeValue::Table(_) => tables.push((key.get_ref().to_string(), value)),
+                _ => self.add(&value.span(), format!("{name}.{key}: expected a table")),
+            }
+        }
+        tables
+    }
+
+    /// The table of this name, if there is one. What is no table is noted.
+    pub fn table(&mut self, name: &str) -> Option<TomlValue<'i>> {
+        let value = self.root.get(name)?.clone();
+        if !matches!(value.get_ref(), DeValue::Table(_)) {
+            self.add(&value.span(), format!("{name}: expected a table"));
+            return None;
+        }
+        Some(value)
+    }
+
+    /// Notes what else there is in the file.
+    pub fn only(&mut self, names: &[&str]) {
+        let others = self.root.keys().filter(|key| !names.contains(&key.get_ref().as_ref()));
+        let others: Vec<_> = others.map(|key| (key.span(), format!("{key}: unknown, expected "))).collect();
+        for (span, other) in others {
+            self.add(&span, other + &names.join(" or "));
+        }
+    }
+
+    /// Reads a value; all that does not fit is noted, and is as if it were not there. `place` is its path.
+    pub fn read<T>(
+        &mut self,
+        place: &str,
+        mut value: TomlValue<'i>,
+        read: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
+    ) -> Option<T> {
+        let mut left_out: Vec<String> = Vec::new();
+        loop {
+            let error = match read(value.clone().into()) {
+                Ok(read) => return Some(read),
+                Err(error) => error,
+            };
+            let span = error.span().unwrap_or(value.span());
+            let missing = missing_field(error.message());
+            // What was left out is missing because of that.
+            if !missing.is_some_and(|name| left_out.iter().any(|left| left == name)) {
+                let path = self.path(&span).unwrap_or(place).to_owned();
+                let at = if span == NOWHERE { value.span() } else { span.clone() };
+                self.add(&at, format!("{path}: {}", plain(error.message())));
+                self.unread.push(path);
+            }
+            match leave_out(&mut value, &span) {
+                Some(name) => left_out.push(name),
+                None => return None,
+            }
+        }
+    }
+
+    /// Notes what is wrong with a setting below a value, such as `command[0]`. `place` is the value's path.
+    pub fn note(&mut self, place: &str, value: &TomlValue<'i>, setting: &str, problem: impl Display) {
+        let (span, is_whole) = find(value, setting);
+        let path = match self.path(&span).filter(|_| is_whole) {
+            Some(path) => path.to_owned(),
+            None if setting.is_empty() => place.to_owned(),
+            None => format!("{place}.{setting}"),
+        };
+        // What could not be read is no more than that.
+        let is_below = |above: &String| {
+            path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if !self.unread.iter().any(is_below) {
+            self.add(&span, format!("{path}: {problem}"));
+        }
+    }
+
+    fn path(&self, span: &Range<usize>) -> Option<&str> {
+        self.paths.get(&(span.start, span.end)).map(String::as_str)
+    }
+
+    fn add(&mut self, span: &Range<usize>, problem: impl Display) {
+        let before = self.text.get(..span.start.min(self.text.len())).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        self.wrong.insert((line, problem.to_string()));
+    }
+
+    /// What was made of the file, if nothing is wrong with it.
+    pub fn finish<T>(self, made: T) -> Result<T, String> {
+        if self.wrong.is_empty() { Ok(made) } else { Err(self.complaint()) }
+    }
+
+    /// A line for each problem, below the name of the file.
+    fn complaint(&self) -> String {
+        self.wrong.iter().map(|(line, problem)| format!("\n    line {line}: {problem}")).collect()
+    }
+}
+
+/// Settings as they are where a file does not say otherwise.
+pub fn unsaid(text: &'static str) -> TomlValue<'static> {
+    let table = DeTable::parse(text).expect("it was made from settings");
+    place_nowhere(Spanned::new(NOWHERE, DeValue::Table(table.into_inner())))
+}
+
+fn place_nowhere(value: TomlValue<'_>) -> TomlValue<'_> {
+    let value = match value.into_inner() {
+        DeValue::Table(table) => {
+            let nowhere = |(key, value): (Spanned<_>, _)| {
+                (Spanned::new(NOWHERE, key.into_inner()), place_nowhere(value))
+            };
+            DeValue::Table(table.into_iter().map(nowhere).collect())
+        }
+        DeValue::Array(array) => DeValue::Array(array.into_iter().map(place_nowhere).collect()),
+        other => other,
+    };
+    Spanned::new(NOWHERE, value)
+}
+
+type Paths = BTreeMap<(usize, usize), String>;
+
+/// Notes where a table's keys and values stand.
+fn index(table: &DeTable<'_>, above: &str, paths: &mut Paths) {
+    for (key, value) in table {
+        let path = if above.is_empty() { key.to_string() } else { format!("{above}.{key}") };
+        paths.entry((key.span().start, key.span().end)).or_insert_with(|| path.clone());
+        index_value(value, path, paths);
+    }
+}
+
+fn index_value(value: &TomlValue<'_>, path: String, paths: &mut Paths) {
+    match value.get_ref() {
+        DeValue::Table(table) => index(table, &path, paths),
+        DeValue::Array(array) => {
+            for (at, inner) in array.iter().enumerate() {
+                index_value(inner, format!("{path}[{at}]"), paths);
+            }
+        }
+        _ => {}
+    }
+    paths.entry((value.span().start, value.span().end)).or_insert(path);
+}
+
+/// Removes what stands there, or what holds it if that is no table; its name.
+fn leave_out(value: &mut TomlValue<'_>, span: &Range<usize>) -> Option<String> {
+    let DeValue::Table(table) = value.get_mut() else { return None };
+    let stands_there = |key: &Range<usize>, value: &TomlValue<'_>| {
+        let within = |whole: Range<usize>| whole.start <= span.start && span.end <= whole.end;
+        let holds = matches!(value.get_ref(), DeValue::Array(_)) && within(value.span());
+        span != &NOWHERE && (key == span || value.span() == *span || holds)
+    };
+    let found = table.iter().find(|(key, value)| stands_there(&key.span(), value));
+    if let Some(name) = found.map(|(key, _)| key.get_ref().to_string()) {
+        table.remove(name.as_str());
+        return Some(name);
+    }
+    table.iter_mut().find_map(|(_, value)| leave_out(value, span))
+}
+
+/// Where a setting stands, such as `scale_up.policies[0].value`, or the last that holds it; and whether it is all of it.
+fn find(value: &TomlValue<'_>, setting: &str) -> (Range<usize>, bool) {
+    let mut at = value;
+    let mut span = value.span();
+    if setting.is_empty() {
+        return (span, false);
+    }
+    for part in setting.split(['.', '[']) {
+        let next = match (at.get_ref(), part.strip_suffix(']')) {
+            (DeValue::Table(table), None) => table.get(part),
+            (DeValue::Array(array), Some(index)) => {
+                index.parse().ok().and_then(|index: usize| array.get(index))
+            }
+            _ => None,
+        };
+        match next {
+            Some(next) if next.span() != NOWHERE => (at, span) = (next, next.span()),
+            _ => return (span, false),
+        }
+    }
+    (span, true)
+}
+
+fn missing_field(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// In words for who knows no Rust.
+fn plain(message: &str) -> String {
+    let kinds = [
+        ("u32", "a whole number"),
+        ("u64", "a whole number"),
+        ("usize", "a whole number"),
+        ("f64", "a number"),
+        ("a sequence", "a list"),
+        ("a map", "a table"),
+    ];
+    let kind = kinds
+        .iter()
+        .find_map(|(rust, plain)| Some((message.strip_suffix(&format!("expected {rust}"))?, plain)));
+    let message = kind.map_or(message.to_owned(), |(message, plain)| format!("{message}expected {plain}"));
+    match message.split_once("expected struct ") {
+        Some((message, _)) => format!("{message}expected a table"),
+        None => message.replace("unknown field", "unknown").replace("missing field", "missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Thing {
+        size: u32,
+        #[serde(default)]
+        names: Vec<String>,
+        #[serde(default)]
+        inner: Option<Inner>,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        ratio: f64,
+    }
+
+    fn things(text: &str) -> Result<Vec<Option<Thing>>, String> {
+        let mut file = TomlFile::parse(text)?;
+        file.only(&["things"]);
+        let mut things = Vec::new();
+        for (name, table) in file.tables("things") {
+            things.push(file.read(&format!("things.{name}"), table.clone(), Thing::deserialize));
+            if name == "noted" {
+                file.note("things.noted", &table, "names[1]", "not this one");
+                file.note("things.noted", &table, "size", "nor this");
+            }
+        }
+        file.finish(things)
+    }
+
+    #[test]
+    fn every_mistake_of_every_table_has_its_line_and_path() {
+        let text = "[thing]\nx = 1\n[things.a]\nsize = 'x'\ncolour = 1\nnames = ['a',\n 2]\n[things.b]\n\
+                    inner.ratio = 'y'\ninner.ration = 2\n[things]\nc = 3\n[things.noted]\nsize = 1\nnames = ['a',\n'b']\n";
+        assert_eq!(
+            things(text).unwrap_err().lines().skip(1).collect::<Vec<_>>(),
+            [
+                "    line 1: thing: unknown, expected things",
+                "    line 4: things.a.size: invalid type: string \"x\", expected a whole number",
+                "    line 5: things.a.colour: unknown `colour`, expected one of `size`, `names`, `inner`",
+                "    line 7: things.a.names[1]: invalid type: integer `2`, expected a string",
+                "    line 8: things.b: missing `size`",
+                "    line 9: things.b.inner.ratio: invalid type: string \"y\", expected a number",
+                "    line 10: things.b.inner.ration: unknown `ration`, expected `ratio`",
+                "    line 12: things.c: expected a table",
+                "    line 14: things.noted.size: nor this",
+                "    line 16: things.noted.names[1]: not this one",
+            ]
+        );
+        let right = "\u{feff}[things.a]\nsize = 1\r\n";
+        assert_eq!(things(right).unwrap(), [Some(Thing { size: 1, names: Vec::new(), inner: None })]);
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_line_by_line() {
+        let told = things("[things.a]\nsize = \n[things.b]\nsize = 1\nsize = 2\n").unwrap_err();
+        let told: Vec<_> = told.lines().skip(1).collect();
+        assert!(
+            told[0].starts_with("    line 2: ") && told[1].starts_with("    line 5: duplicate key"),
+            "{told:?}"
+        );
+    }
+}
