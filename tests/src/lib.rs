@@ -16,7 +16,10 @@ pub mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod keeper;
+mod clock;
 mod own_broker;
+mod own_postgres;
 pub mod usage;
 mod worker;
 mod fleet;
@@ -33,14 +36,16 @@ use std::time::Duration;
 use job::{JobSpec, Json};
 use tokio::time::Instant;
 
+pub use clock::SetClock;
 pub use cluster::{Cluster, Namespace, PodState};
 pub use collector::{Collector, SeenSpan};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
 pub use node::Node;
 pub use own_broker::OwnBroker;
+pub use own_postgres::OwnPostgres;
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed, done, folded, leading};
+pub use runs::{Runner, claimed, declare_dead, done, folded, leading};
 pub use vhost::{Guest, Vhost};
 pub use worker::{Launch, Worker};
 
