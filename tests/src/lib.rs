@@ -16,6 +16,7 @@ pub mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod authority;
 mod keeper;
 mod clock;
 mod own_broker;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use job::{JobSpec, Json};
 use tokio::time::Instant;
 
+pub use authority::{Authority, ServerCertificate, TlsFront};
 pub use clock::SetClock;
 pub use cluster::{Cluster, Namespace, PodState};
 pub use collector::{Collector, SeenSpan};
@@ -46,7 +48,7 @@ pub use own_broker::OwnBroker;
 pub use own_postgres::OwnPostgres;
 pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed, declare_dead, done, folded, leading};
-pub use vhost::{Guest, Vhost};
+pub use vhost::{Guest, Monitor, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.

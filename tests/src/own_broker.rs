@@ -1,5 +1,6 @@
 //! A RabbitMQ of one's own, to be stopped and started again.
 
+use crate::authority::ServerCertificate;
 use crate::keeper::Keeper;
 
 /// The broker; it goes with this.
@@ -12,7 +13,26 @@ pub struct OwnBroker {
 impl OwnBroker {
     /// Starts one, which takes some seconds.
     pub async fn start() -> OwnBroker {
-        let keeper = Keeper::start(&["AMQP_URL", "RABBITMQ_MANAGEMENT_URL"], &[]).await;
+        OwnBroker::configured("").await
+    }
+
+    /// Starts one that listens with TLS as well, under this certificate. Returns also that port.
+    pub async fn with_tls(certificate: &ServerCertificate) -> (OwnBroker, u16) {
+        // Somebody may take it meanwhile; then the broker does not start.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|taken| taken.local_addr());
+        let port = port.expect("a free port").port();
+        let ServerCertificate { authority, chain, key } = certificate;
+        let (authority, chain, key) = (authority.display(), chain.display(), key.display());
+        let more = format!(
+            "listeners.ssl.local = 127.0.0.1:{port}\nssl_options.cacertfile = {authority}\n\
+             ssl_options.certfile = {chain}\nssl_options.keyfile = {key}\nssl_options.verify = verify_none"
+        );
+        (OwnBroker::configured(&more).await, port)
+    }
+
+    async fn configured(more: &str) -> OwnBroker {
+        let more = [("HARNESS_DEV_BROKER_CONF", more.to_owned())];
+        let keeper = Keeper::start(&["AMQP_URL", "RABBITMQ_MANAGEMENT_URL"], &more).await;
         OwnBroker { url: keeper.url.clone(), keeper }
     }
 

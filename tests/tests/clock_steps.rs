@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use job::{JobState, RetryPolicy};
+use job::{JobSpec, JobState, RetryPolicy};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -51,20 +51,18 @@ async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is
 async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon() {
     let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
     let mut first = fleet.worker("first").short_lease().start().await;
-    let lost = job("lost", "scripted", json!({"count": 20, "delay_ms": 100}));
-    let mut waits = job(
-        "waits",
-        "scripted",
-        json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]}),
-    );
-    waits.retry = RetryPolicy { max_attempts: 2, base_delay_ms: 5_000, max_delay_ms: 5_000 };
-    fleet.enqueue(&[lost.clone(), waits.clone()]).await;
+    let lost = job("lost", "scripted", json!({"count": 60, "delay_ms": 100}));
+    // Each waits for a part of twenty seconds, drawn by lot.
+    let fails = json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]});
+    let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
+    let waits = |n| JobSpec { retry: wait.clone(), ..job(&format!("waits-{n}"), "scripted", fails.clone()) };
+    let waiting: Vec<JobSpec> = (0..12).map(waits).collect();
+    fleet.enqueue(&[lost.clone()]).await;
+    fleet.enqueue(&waiting).await;
     fleet.iterated(lost.job_id, 3).await;
-    let scheduled = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled'";
-    until("one waits for its next attempt", async || {
-        (fleet.database.count(scheduled).await == 1).then_some(())
-    })
-    .await;
+    let later = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND due_at > now() + interval '2 seconds'";
+    until("some wait for their next attempt", async || (fleet.database.count(later).await > 2).then_some(()))
+        .await;
     let lease = Duration::from_secs(10);
     let leader = fleet.store.lead("pools", "dies", lease).await.unwrap().expect("nobody else leads");
     // Both die with the server whose clock was wrong.
@@ -72,14 +70,11 @@ async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon()
     postgres.clock.set(0);
 
     let second = fleet.worker("second").short_lease().start().await;
-    for (spec, iterations) in [(&lost, 20), (&waits, 1)] {
-        let view = fleet.ended(spec.job_id).await;
-        assert_eq!(
-            (view.state, view.attempts, view.iterations),
-            (JobState::Succeeded, 2, iterations),
-            "{view:?}"
-        );
-        assert_eq!(view.worker_id.unwrap().to_string(), second.id().await);
+    let view = fleet.ended(lost.job_id).await;
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 60), "{view:?}");
+    assert_eq!(view.worker_id.unwrap().to_string(), second.id().await);
+    for spec in &waiting {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
     }
     let next = fleet.store.lead("pools", "lives", lease).await.unwrap().expect("no lease lasts for an hour");
     assert!(next.epoch > leader.epoch);

@@ -117,6 +117,8 @@ impl Args {
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin_addr = problems.take("ADMIN_ADDR", self.admin_addr);
         let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
+        let authorities = self.common.authorities(problems);
+        let own_authorities = authorities.as_ref().and_then(service::Authorities::own_pem);
         let lease = problems.within("LEASE_S", self.lease_s, 2..=3_600);
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
         let max_session_bytes =
@@ -136,6 +138,7 @@ impl Args {
             problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
         let consuming = amqp_url.and_then(|url| {
             let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool.clone());
+            let config = config.trusting(own_authorities);
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         if let (Some(slots), Some(pool_size)) = (slots, pool_size) {

@@ -5,6 +5,8 @@
 
 mod init;
 mod start;
+mod http_url;
+mod authorities;
 mod settings;
 mod stderr;
 mod logs;
@@ -17,7 +19,9 @@ mod health;
 mod run;
 
 pub use admin::{Admin, Check, Readiness};
+pub use authorities::{Authorities, explain_http};
 pub use health::Health;
+pub use http_url::HttpUrl;
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
