@@ -37,6 +37,9 @@ pub struct Args {
     /// Where /health, /ready and /metrics are served; port 0 takes a free one
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
     admin_addr: Setting<SocketAddr>,
+    /// A file to write that address to, once it is open: for whoever starts this with port 0
+    #[arg(long, env = "ADMIN_ADDR_TO")]
+    admin_addr_to: Option<PathBuf>,
     /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
     #[arg(long, env = "DRAIN_GRACE_S", default_value = "25")]
     drain_grace_s: Setting<u64>,
@@ -72,6 +75,7 @@ pub struct Settings {
     pub(crate) slots: u32,
     pub(crate) workspace_dir: PathBuf,
     pub(crate) admin_addr: SocketAddr,
+    pub(crate) admin_addr_to: Option<PathBuf>,
     pub(crate) drain_grace: Duration,
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,
@@ -161,6 +165,7 @@ impl Args {
             slots: slots?,
             workspace_dir: self.workspace_dir,
             admin_addr: admin_addr?,
+            admin_addr_to: self.admin_addr_to,
             drain_grace: Duration::from_secs(drain_grace?),
             lease: Duration::from_secs(lease?),
             ack_after: Duration::from_secs(ack_after?),
