@@ -32,6 +32,7 @@ use store::{Clock, Store};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::decide::{Demand, Observation, Reading, ServiceTime};
 use ledger::Ledger;
@@ -94,6 +95,8 @@ struct Sources {
 /// What was answered.
 struct Seen {
     clock: Option<Clock>,
+    /// How often that was set.
+    clock_steps: u64,
     /// In the order in which they are asked about.
     pools: Vec<Pool>,
     places: HashMap<Name, usize>,
@@ -123,6 +126,7 @@ impl Observer {
         let unseen = |watched: &Watched| Pool { queue: jobs_queue(&watched.pool), ..Pool::default() };
         let seen = Seen {
             clock: None,
+            clock_steps: 0,
             pools: pools.iter().map(unseen).collect(),
             places: pools.iter().enumerate().map(|(at, watched)| (watched.pool.clone(), at)).collect(),
             health: Health::default(),
@@ -174,6 +178,11 @@ impl Observer {
     pub fn now_ms(&self) -> u64 {
         let here = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
         self.seen().clock.map_or_else(here, |clock| clock.now_unix_ms())
+    }
+
+    /// How often Postgres's clock was set since this process has begun: what was dated before is dated by another clock.
+    pub fn clock_steps(&self) -> u64 {
+        self.seen().clock_steps
     }
 
     /// The last readings of a pool; none of one that is not observed, or before Postgres has told the time to date them
@@ -239,7 +248,14 @@ impl Seen {
     fn take(&mut self, (ledger, queue, durations, managed): Answers, health: Health) -> bool {
         self.health = health;
         if let Some(Answer { value: (clock, demands), asked }) = ledger {
-            self.clock = Some(clock);
+            let last = self.clock.replace(clock);
+            if let Some(step) = last.and_then(|last| clock.step_since(&last)) {
+                self.clock_steps += 1;
+                warn!(
+                    ?step,
+                    "Postgres's clock was set, or this host has slept: pools go on at the size that they have"
+                );
+            }
             for (pool, value) in self.pools.iter_mut().zip(demands) {
                 pool.demand = Some(Answer { value, asked });
             }

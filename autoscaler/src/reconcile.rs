@@ -1,7 +1,8 @@
 //! Reconcile: one pool, once a second: look, decide, write it down, act.
 //!
 //! Every tick starts from what is seen, not from what the last one did. Only the leader ticks; with each new term the
-//! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart.
+//! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart. A step of Postgres's clock
+//! begins a new term as well: what was decided before is dated by another clock.
 //!
 //! The order within a tick keeps promises: marks are taken back before a workload grows, and a decision stands in the
 //! ledger, under the leader's epoch, before it is written to the workload.
@@ -65,6 +66,8 @@ pub struct Reconciler {
 /// What a leadership works with; nothing of it outlives that.
 struct Term {
     leadership: Leadership,
+    /// How often Postgres's clock had been set when it began.
+    clock_steps: u64,
     began_ms: u64,
     history: History,
     /// The workload as it was last read; `None` when it has to be read anew.
@@ -141,9 +144,13 @@ impl Reconciler {
             self.term = None;
             return Ok(None);
         };
-        let mut term = match self.term.take() {
-            Some(term) if term.leadership.epoch == leadership.epoch => Term { leadership, ..term },
-            _ => self.begin(leadership).await?,
+        let goes_on = |term: &Term| {
+            term.leadership.epoch == leadership.epoch
+                && term.clock_steps == self.shared.observer.clock_steps()
+        };
+        let mut term = match self.term.take().filter(goes_on) {
+            Some(term) => Term { leadership, ..term },
+            None => self.begin(leadership).await?,
         };
         let decision = self.decide(&mut term).await;
         self.term = Some(term);
@@ -171,9 +178,11 @@ impl Reconciler {
 
     async fn begin(&self, leadership: Leadership) -> Result<Term, Failed> {
         let _turn = self.shared.begins.acquire().await;
+        let clock_steps = self.shared.observer.clock_steps();
         let (history, began_ms) = (self.recall().await?, self.shared.observer.now_ms());
         let mut term = Term {
             leadership,
+            clock_steps,
             began_ms,
             history,
             seen: None,

@@ -7,7 +7,7 @@ use clap::Args;
 use job::Name;
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
-use service::{Common, Problems, Setting};
+use service::{Authorities, Common, Problems, Setting};
 use store::StoreConfig;
 
 use crate::config::{self, Pool, TargetName};
@@ -140,27 +140,35 @@ pub struct Services {
     pub(crate) database_url: SecretString,
     pub(crate) store: StoreConfig,
     pub(crate) broker: BrokerConfig,
+    authorities: Authorities,
 }
 
 impl Services {
     /// Reads their settings; all that is wrong goes to `problems`.
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
+        let authorities = common.authorities(problems);
+        let own = authorities.as_ref().and_then(Authorities::own_pem);
         let ledger = ledger(common.database_url, connections, problems);
         let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
         let broker = amqp_url.and_then(|url| {
             // The queues are their owners' to declare.
-            let config = BrokerConfig::new(url.expose_secret(), who).only_looking();
+            let config = BrokerConfig::new(url.expose_secret(), who).only_looking().trusting(own);
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         let (database_url, store) = ledger?;
-        Some(Services { database_url, store, broker: broker? })
+        Some(Services { database_url, store, broker: broker?, authorities: authorities? })
     }
 
     /// The management API at this address, for the vhost of the broker.
     pub fn management(&self, url: &SecretString, problems: &mut Problems) -> Option<Management> {
         let vhost = self.broker.vhost().ok()?;
-        problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost))
+        problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost, &self.authorities))
     }
+}
+
+/// What is wrong with this address alone, where another one is wrong, too.
+pub fn check_management(url: &SecretString, problems: &mut Problems) -> Option<Management> {
+    problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), "/", &Authorities::default()))
 }
 
 /// Where Postgres is; what is wrong goes to `problems`.
@@ -187,7 +195,8 @@ impl ControlArgs {
         let services = Services::check(common, CONNECTIONS, "autoscaler", problems);
         let management = match (self.management_url, &services) {
             (Some(url), Some(services)) => services.management(&url, problems),
-            (_, _) => None,
+            (Some(url), None) => check_management(&url, problems),
+            (None, _) => None,
         };
         let beside = || std::env::current_exe().map(|path| path.with_file_name("worker")).unwrap_or_default();
         let worker_program = self.worker_program.unwrap_or_else(beside);

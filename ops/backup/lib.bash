@@ -23,6 +23,49 @@ needs() {
     command -v "$1" >/dev/null || wrong "$1 is not installed (Debian's package $2)"
 }
 
+# --- what a killed process leaves ---
+
+# work_folder: makes a folder in TMPDIR that goes with this process, as $work. One whose process was killed (SIGKILL) is not locked
+# any more, and goes with the next process.
+work_folder() {
+    local left
+    umask 077
+    for left in "${TMPDIR:-/tmp}"/harness-backup.*; do
+        [[ -d $left && -O $left && ! -L $left ]] || continue
+        # One without a lock is being made just now.
+        [[ -e $left/lock || -n $(find "$left" -maxdepth 0 -mmin +10) ]] || continue
+        (flock --nonblock 9 && rm -rf -- "$left") 9>>"$left/lock" || true
+    done
+    work=$(mktemp -d "${TMPDIR:-/tmp}/harness-backup.XXXXXXXX")
+    trap 'rm -rf -- "$work"' EXIT
+    trap 'stop 130' INT
+    trap 'stop 143' TERM HUP
+    # Its children have it as well: what they still write to is not taken away.
+    exec 9>"$work/lock"
+    flock 9
+}
+
+running=
+
+# interruptible COMMAND…: a shell hears of a signal only when its command has ended, unless it waits for it.
+interruptible() {
+    set -m
+    "$@" &
+    running=$!
+    set +m
+    wait "$running" || return
+    running=
+}
+
+stop() {
+    trap '' INT TERM HUP
+    if [[ -n $running ]]; then
+        kill -TERM -- "-$running" 2>/dev/null || true
+        wait "$running" 2>/dev/null || true
+    fi
+    exit "$1"
+}
+
 check_database() {
     case ${DATABASE_URL:-} in
         postgres://* | postgresql://*) ;;
@@ -110,6 +153,8 @@ keep() {
             fi
             ;;
         *)
+            # Of a process that was killed, a day ago or more.
+            find "$BACKUP_TARGET" -maxdepth 1 -type f -name '.harness-*.partial' -mmin +1440 -delete
             install -m 600 -- "$2" "$BACKUP_TARGET/.$1.partial"
             sync -- "$BACKUP_TARGET/.$1.partial"
             mv -- "$BACKUP_TARGET/.$1.partial" "$BACKUP_TARGET/$1"

@@ -23,7 +23,11 @@ pub struct Database {
 impl Database {
     /// A database with nothing in it.
     pub async fn empty() -> Database {
-        let server = address("DATABASE_URL");
+        Database::empty_on(&address("DATABASE_URL")).await
+    }
+
+    async fn empty_on(server: &str) -> Database {
+        let server = server.to_owned();
         let name = unique_name();
         let mut admin = PgConnection::connect(&server).await.expect("a Postgres at DATABASE_URL");
         run(&mut admin, format!("CREATE DATABASE {name}")).await;
@@ -32,7 +36,12 @@ impl Database {
 
     /// A database with today's schema and partitions.
     pub async fn new() -> Database {
-        let database = Database::empty().await;
+        Database::new_on(&address("DATABASE_URL")).await
+    }
+
+    /// The same on another server.
+    pub async fn new_on(server: &str) -> Database {
+        let database = Database::empty_on(server).await;
         migrations::migrate(&database.url).await.expect("the schema");
         database.store().maintain_partitions(RETENTION).await.expect("partitions");
         database

@@ -131,10 +131,16 @@ impl Fleet {
 
     /// Runs a program of ops/, such as `backup/backup`, in this fleet's environment and with these variables beside it.
     pub async fn ops(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
-        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(program));
-        command.args(arguments).env_clear().envs(self.environment()).env("PRODUCER", binary("producer"));
-        command.envs(environment.iter().copied());
+        let mut command = self.ops_command(program);
+        command.args(arguments).envs(environment.iter().copied());
         Ran::of(command, "").await
+    }
+
+    /// A program of ops/, to be started.
+    pub fn ops_command(&self, program: &str) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(program));
+        command.env_clear().envs(self.environment()).env("PRODUCER", binary("producer"));
+        command
     }
 
     /// A command of the autoscaler's, to be started.

@@ -16,7 +16,11 @@ pub mod http;
 mod database;
 mod vhost;
 mod proxy;
+mod authority;
+mod keeper;
+mod clock;
 mod own_broker;
+mod own_postgres;
 pub mod usage;
 mod worker;
 mod fleet;
@@ -33,15 +37,18 @@ use std::time::Duration;
 use job::{JobSpec, Json};
 use tokio::time::Instant;
 
+pub use authority::{Authority, ServerCertificate, TlsFront};
+pub use clock::SetClock;
 pub use cluster::{Cluster, Namespace, PodState};
 pub use collector::{Collector, SeenSpan};
 pub use database::Database;
 pub use fleet::{Fleet, Ran, autoscaler_command};
 pub use node::Node;
 pub use own_broker::OwnBroker;
+pub use own_postgres::OwnPostgres;
 pub use proxy::{Link, Proxy};
-pub use runs::{Runner, claimed, done, folded, leading};
-pub use vhost::{Guest, Vhost};
+pub use runs::{Runner, claimed, declare_dead, done, folded, leading};
+pub use vhost::{Guest, Monitor, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.

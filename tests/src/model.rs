@@ -9,6 +9,8 @@
 //! The search ([`search`]) is breadth-first, so that what it shows is a shortest way to a broken promise. That every job
 //! ends is checked from each state: a fair order of what is left to be done leads there ([`fair`]).
 //!
+//! No clock is in it: a lease runs out and a job's time comes at any moment. So a clock that is set is one of its orders.
+//!
 //! What is left out: batches (calls of one batch are calls one after the other), more than one slot, harnesses, what is
 //! in a session, deadlines, `on_busy`.
 

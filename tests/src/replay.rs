@@ -11,7 +11,7 @@ use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Pace, Store, Unwante
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
 use crate::model::row::{self, JOBS, Lease, Row, SESSION_OF, SESSIONS, WORKERS};
-use crate::{Database, Runner, folded, job};
+use crate::{Database, Runner, declare_dead, folded, job};
 
 /// A lease that runs out, or a delay that is over, only when the walk says so.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -116,7 +116,7 @@ impl Real {
             Call::Beat(id) => Reply::Beat(
                 match store.beat(self.workers[&id].worker, &Pace::default()).await.expect("an answer") {
                     Beat::Dead => None,
-                    Beat::Alive(held) => {
+                    Beat::Alive { held, .. } => {
                         let mut listed = [None; JOBS];
                         for (job_id, epoch) in held {
                             let job = self.job(job_id);
@@ -131,7 +131,7 @@ impl Real {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let dead = store.declare_dead(Duration::MAX).await.expect("an answer");
+                let dead = declare_dead(&store).await;
                 let bits = dead.into_iter().map(|worker| 1 << self.id(worker));
                 Reply::Workers(bits.fold(0, |all, bit| all | bit))
             }

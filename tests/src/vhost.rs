@@ -62,6 +62,20 @@ impl Vhost {
         Guest { url, address: format!("{}/api/users/{name}", self.management) }
     }
 
+    /// A user of the broker who may look at everything, with this in its name and this password.
+    pub fn monitor(&self, part: &str, password: &str) -> Monitor {
+        let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+        let name = encoded(&format!("{}{part}", unique_name()));
+        let address = format!("{}/api/users/{name}", self.management);
+        let user = serde_json::json!({"password": password, "tags": "monitoring"});
+        http::put(&address, &user.to_string())
+            .and_then(|()| {
+                self.put("permissions", &format!("/{name}"), r#"{"configure":"","write":"","read":""}"#)
+            })
+            .expect("a RabbitMQ that takes users");
+        Monitor { credentials: format!("{name}:{}", encoded(password)), address }
+    }
+
     /// The names of its queues, by the management API.
     pub fn queues(&self) -> Vec<String> {
         let list = format!("{}/api/queues/{}?columns=name", self.management, self.name);
@@ -176,11 +190,34 @@ pub struct Guest {
     address: String,
 }
 
+/// A user of the broker's who only looks; deleted with this.
+pub struct Monitor {
+    credentials: String,
+    address: String,
+}
+
+impl Monitor {
+    /// Name and password as they stand in an address.
+    pub fn credentials(&self) -> &str {
+        &self.credentials
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Err(error) = http::delete(&self.address) {
-            eprintln!("the user {} stays behind: {error}", self.address);
-        }
+        remove_user(&self.address);
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        remove_user(&self.address);
+    }
+}
+
+fn remove_user(address: &str) {
+    if let Err(error) = http::delete(address) {
+        eprintln!("the user {address} stays behind: {error}");
     }
 }
 

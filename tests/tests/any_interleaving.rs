@@ -12,7 +12,7 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
-use tests::{Database, PATIENCE, Runner, folded, job};
+use tests::{Database, PATIENCE, Runner, declare_dead, folded, job};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +110,7 @@ impl Sailor {
                 17 => self.come_late().await,
                 18 => {
                     // Whose lease has run out by now? Perhaps its own.
-                    self.runner.store.declare_dead(Duration::MAX).await.expect("an answer");
+                    declare_dead(&self.runner.store).await;
                     self.runner.store.rescue().await.expect("an answer");
                     self.end_the_unwanted().await;
                 }

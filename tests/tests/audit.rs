@@ -8,7 +8,7 @@ use job::{Failure, FailureCode, JobId, JobSpec, Json, OnBusy};
 use serde_json::json;
 use sqlx::Connection;
 use store::{Answer, Audit, AuditScope, Cancelled, Claimed, End, Fenced, Fold, Kind, Store, Unwanted};
-use tests::{Database, Fleet, Runner, claimed, folded, job, until};
+use tests::{Database, Fleet, Runner, claimed, declare_dead, folded, job, until};
 use uuid::Uuid;
 
 /// What an audit found: the check and the ids that it names.
@@ -93,7 +93,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
     let dying = Runner::with_lease(&store, Duration::from_millis(1)).await;
     let spec = job("t", "echo", json!(1));
     claim(&dying, &spec, 2).await;
-    let declared = async || (!store.declare_dead(Duration::MAX).await.unwrap().is_empty()).then_some(());
+    let declared = async || (!declare_dead(&store).await.is_empty()).then_some(());
     until("its lease is over", declared).await;
     clean("the worker is dead").await;
     assert_eq!(store.rescue().await.unwrap(), [spec.job_id]);

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use job::{JobSpec, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::{Fleet, Launch, Worker, steps, until};
+use serde_json::{Value, json};
+use tests::{Fleet, Launch, Worker, http, steps, until, until_ok};
 
 /// One to four workers, one for each four jobs, without any limit to the speed.
 const POOL: &str = r#"
@@ -37,6 +38,24 @@ impl Drop for Processes {
     }
 }
 
+/// Waits until the pool's list of targets names so many workers, each of which answers.
+async fn found_by_prometheus(fleet: &Fleet, workers: usize) {
+    let list = fleet.folder.path().join("processes/default/targets.json");
+    let look = async || {
+        let text = std::fs::read_to_string(&list).map_err(|error| error.to_string())?;
+        let groups: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        assert_eq!(groups[0]["labels"], json!({"component": "worker", "pool": "default"}));
+        let targets = groups[0]["targets"].as_array().expect("targets");
+        let metrics = |target: &Value| format!("http://{}/metrics", target.as_str().expect("an address"));
+        let answers = targets.iter().filter(|target| {
+            http::get(&metrics(target))
+                .is_ok_and(|(code, text)| code == 200 && text.contains("harness_worker_slots"))
+        });
+        if targets.len() == workers && answers.count() == workers { Ok(()) } else { Err(text) }
+    };
+    until_ok(&format!("Prometheus finds {workers} workers"), look).await;
+}
+
 async fn start(fleet: &Fleet, launch: Launch) -> Worker {
     let autoscaler = launch.launch();
     autoscaler.said("watches the backlog").await;
@@ -54,6 +73,7 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     fleet.enqueue(std::slice::from_ref(&long)).await;
     fleet.enqueue(&burst).await;
     fleet.workers_alive(4).await;
+    found_by_prometheus(&fleet, 4).await;
     let written = "SELECT count(*) FROM harness_scale_decisions WHERE outcome = 'resized' AND desired_replicas > from_replicas";
     let writes = fleet.database.count(written).await;
     assert!(writes <= 3, "to the first worker, and to four in one write or two: {writes}");
@@ -71,6 +91,7 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
     assert_eq!(fleet.database.count(ALIVE).await, 0, "its workers end with it");
+    found_by_prometheus(&fleet, 0).await;
     fleet.database.audited().await;
 }
 

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use job::{JobId, JobSpec, JobState};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::{Fleet, Ran, Vhost, job, until_ok};
+use tests::{Fleet, Ran, Vhost, job, until, until_ok};
 
 /// Where a fleet's backups are kept, and the keys they are made for.
 #[derive(Clone)]
@@ -29,6 +31,12 @@ impl Kept {
         self.environment.retain(|(set, _)| *set != name);
         self.environment.push((name, value));
         self
+    }
+
+    fn command(&self, fleet: &Fleet, program: &str) -> Command {
+        let mut command = fleet.ops_command(&format!("backup/{program}"));
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value.as_str())));
+        command
     }
 
     async fn run(&self, fleet: &Fleet, program: &str, arguments: &[&str]) -> Ran {
@@ -155,6 +163,35 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
         assert!(refused.code == 1 && refused.err.contains("is not what was written"), "{refused:?}");
     }
     assert!(fleet.store.ping().await.is_ok(), "the database is still there");
+}
+
+#[tokio::test]
+async fn a_backup_that_is_ended_leaves_nothing_and_one_that_is_killed_nothing_for_long() {
+    let fleet = Fleet::new().await;
+    let rooms = fleet.folder.path().join("rooms");
+    std::fs::create_dir(&rooms).expect("a folder");
+    let kept = Kept::at(fleet.folder.path()).with("TMPDIR", rooms.to_string_lossy().into_owned());
+    let left = || std::fs::read_dir(&rooms).expect("a folder").count();
+    let dumps = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' AND datname = current_database()";
+    for (signal, code) in [(Signal::SIGTERM, Some(143)), (Signal::SIGKILL, None)] {
+        // The dump waits for this lock.
+        let mut locked = fleet.database.connect().await;
+        sqlx::raw_sql("BEGIN; LOCK TABLE harness_jobs").execute(&mut locked).await.unwrap();
+        let mut backup = kept.command(&fleet, "backup").spawn().expect("a process");
+        until("it dumps", async || (fleet.database.count(dumps).await == 1).then_some(())).await;
+        assert_eq!(left(), 1, "its folder");
+        kill(Pid::from_raw(backup.id() as i32), signal).expect("a process of ours");
+        let ended = tokio::task::spawn_blocking(move || backup.wait()).await.unwrap().unwrap();
+        assert_eq!(ended.code(), code, "while the lock is held: it waits for nothing");
+        assert_eq!(left(), usize::from(code.is_none()));
+        sqlx::raw_sql("COMMIT").execute(&mut locked).await.unwrap();
+        until("no dump goes on", async || (fleet.database.count(dumps).await == 0).then_some(())).await;
+    }
+    let took = async || {
+        let took = kept.run(&fleet, "backup", &[]).await;
+        (took.code == 0 && left() == 0).then_some(())
+    };
+    until("the next one clears what is left, and its own", took).await;
 }
 
 #[tokio::test]

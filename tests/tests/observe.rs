@@ -8,6 +8,7 @@ use autoscaler::observe::{Management, Observer, Watched};
 use job::{FailureCode, Name};
 use queue::{Broker, BrokerConfig, Message, jobs_queue};
 use serde_json::json;
+use service::Authorities;
 use store::{End, Store, StoreConfig};
 use tests::{Database, Fleet, Link, OwnBroker, PATIENCE, Proxy, Runner, Vhost, claimed, job, until_ok};
 use tokio::time::timeout;
@@ -240,7 +241,7 @@ async fn the_management_api_is_a_second_opinion_and_no_more() {
     fill(&vhost.url, "default", 4).await;
     let broker = looking(&vhost.url).await;
     let observer = |url: &str| {
-        let management = Management::new(url, vhost.name()).expect("an address");
+        let management = Management::new(url, vhost.name(), &Authorities::default()).expect("an address");
         Observer::new(broker.clone(), database.store(), watched(&["default", "missing"]), Some(management))
     };
     let asked = observer(vhost.management_url());

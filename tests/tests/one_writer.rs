@@ -8,7 +8,7 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobSpec, JobState, Json};
 use serde_json::json;
 use store::{Answer, End, Fenced, Store};
-use tests::{Database, Runner, claimed, job};
+use tests::{Database, Runner, claimed, declare_dead, job};
 
 async fn ledger() -> (Database, Store) {
     let database = Database::new().await;
@@ -213,11 +213,11 @@ async fn death_is_final() {
     let run = claimed(dead.claim(&jobs[0]).await.unwrap());
     assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let declared = tests::until("its lease is over", async || {
-        let declared = store.declare_dead(Duration::MAX).await.unwrap();
+        let declared = declare_dead(&store).await;
         (!declared.is_empty()).then_some(declared)
     });
     assert_eq!(declared.await, [dead.worker], "and nobody else");
-    assert!(store.declare_dead(Duration::MAX).await.unwrap().is_empty(), "once");
+    assert!(declare_dead(&store).await.is_empty(), "once");
 
     // Dead, but not rescued yet: its runs may still be written to, which is harmless; it gets nothing new.
     assert!(matches!(dead.claim(&jobs[2]).await.unwrap(), Answer::LeaseLost));
@@ -242,7 +242,7 @@ async fn a_conclusion_of_a_worker_that_died_meanwhile_hands_it_nothing() {
     store.accept(&jobs).await.unwrap();
     let run = claimed(dead.claim(&jobs[0]).await.unwrap());
     assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
-    let declared = async || (!store.declare_dead(Duration::MAX).await.unwrap().is_empty()).then_some(());
+    let declared = async || (!declare_dead(&store).await.is_empty()).then_some(());
     tests::until("its lease is over", declared).await;
     // Nobody has rescued the job, so its end counts. But the next one would have nobody to run it.
     let concluded = dead.succeed(&run).await.unwrap();

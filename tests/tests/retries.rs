@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job::{Failure, FailureCode, JobSpec, JobState};
 use serde_json::{Value, json};
-use tests::{Database, Fleet, Runner, claimed, job, until};
+use tests::{Database, Fleet, Runner, claimed, declare_dead, job, until};
 
 fn failing(session: &str, fail: Value) -> JobSpec {
     job(session, "scripted", json!({"iterations": [{"cost_usd": 0.5}, {"fail": fail}]}))
@@ -140,7 +140,7 @@ async fn of_several_suspects_that_a_dead_worker_held_none_is_charged_with_its_de
         for spec in held {
             claimed(dying.claim(spec).await.unwrap());
         }
-        let dead = async || (!store.declare_dead(Duration::MAX).await.unwrap().is_empty()).then_some(());
+        let dead = async || (!declare_dead(&store).await.is_empty()).then_some(());
         until("the worker is declared dead", dead).await;
         assert_eq!(store.rescue().await.unwrap().len(), held.len());
     };

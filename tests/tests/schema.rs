@@ -8,7 +8,7 @@ use job::{Failure, FailureCode, JobEvent, JobId, JobSpec, JobState, Json};
 use serde_json::json;
 use sqlx::PgConnection;
 use store::{Answer, Claimed, End, Store, Unwanted};
-use tests::{Database, Fleet, Runner, job};
+use tests::{Database, Fleet, Runner, declare_dead, job};
 
 /// Notes every change of a job's state; an end shows as two: out of one table, into the other.
 const JOURNAL: &str = "
@@ -121,7 +121,7 @@ impl Play {
             14 => {
                 let late = "UPDATE harness_workers SET heartbeat_at = heartbeat_at - interval '2 hours'";
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
-                self.store.declare_dead(Duration::MAX).await.expect("an answer");
+                declare_dead(&self.store).await;
                 self.store.rescue().await.expect("an answer");
                 self.runner = Runner::register(&self.store).await;
                 ("rescue", vec![JobEvent::Rescheduled])

@@ -168,6 +168,10 @@ impl Lease {
                 None => info!(worker_id = %self.worker(), "the mark is gone: takes jobs again"),
             }
         }
+        if let Some(until) = self.mark.over() {
+            // A failure is the heartbeat's to tell, too: the next look tries again.
+            let _ = self.store.drop_mark(self.worker(), until).await;
+        }
         for (job_id, epoch, ask) in jobs {
             let stop = match ask {
                 Ask::Cancel => Stop::Cancelled,
@@ -218,7 +222,8 @@ impl Lease {
         // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
         let sent = Instant::now();
         match self.store.beat(worker_id, &self.pace.pace()).await? {
-            Beat::Alive(listed) => {
+            Beat::Alive { held: listed, clock } => {
+                *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
                 *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 self.stop_lost(&mine, &listed);
                 self.return_strangers(worker_id, listed, strangers).await;

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::Shortage;
@@ -131,10 +132,10 @@ impl Machine {
     fn look(&self) -> JoinHandle<Lacks> {
         let (folder, was_short) = (self.workspace_dir.clone(), self.lacks().resources.is_some());
         spawn_blocking(move || {
-            let opened = if was_short { open_pipes() } else { Ok(()) };
-            match opened.and_then(|()| write_in(&folder)) {
+            let begun = if was_short { open_pipes().and_then(|()| start_process()) } else { Ok(()) };
+            match begun.and_then(|()| write_in(&folder)) {
                 Ok(()) => Lacks::default(),
-                Err(error) if is_of_files(&error) => Lacks::resources(&error),
+                Err(error) if is_of_resources(&error) => Lacks::resources(&error),
                 Err(error) => Lacks::workspace(&format_args!("{}: {error}", folder.display())),
             }
         })
@@ -162,8 +163,18 @@ fn open_pipes() -> io::Result<()> {
     (0..PROBE_PIPES).map(|_| io::pipe()).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
-/// Whether too many files are open, here or on the whole machine.
-fn is_of_files(error: &io::Error) -> bool {
-    // EMFILE and ENFILE, which have no kind of their own.
-    matches!(error.raw_os_error(), Some(24 | 23))
+/// Starts this program for a moment, as one that is certainly there. Only a lack of processes or memory counts.
+fn start_process() -> io::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command.status() {
+        Err(error) if is_of_resources(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether files, processes or memory have run out, here or on the whole machine.
+fn is_of_resources(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, EAGAIN and ENOMEM; the first two have no kind of their own.
+    matches!(error.raw_os_error(), Some(24 | 23 | 11 | 12))
 }

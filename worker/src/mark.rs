@@ -1,12 +1,15 @@
 //! The drain mark, as this process knows it: while it stands, no slot takes a job, and once all have parked nothing is held.
 //!
-//! Postgres alone says that a mark is there or is over; no clock of ours takes part. A worker that cannot reach Postgres
-//! stays as it is, and could not claim anything either.
+//! Postgres says that a mark is there, is renewed, or was taken back. When it is over, our own monotonic clock says: a mark
+//! stands for as long as was left of it when it was first seen. Postgres's clock may be set meanwhile, and the pod of a drained
+//! worker may be about to go. A worker that cannot reach Postgres stays as it is, and could not claim anything either.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use store::DrainMark;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::metrics::METRICS;
 
@@ -15,17 +18,37 @@ use crate::metrics::METRICS;
 pub struct Mark(Arc<watch::Sender<State>>);
 
 struct State {
-    /// As Postgres told it last.
-    mark: Option<DrainMark>,
+    /// As Postgres told it last, while it stands.
+    mark: Option<Standing>,
+    /// The end of a mark that was over by our clock, and that Postgres still knows.
+    over: Option<SystemTime>,
     /// Slots without a consumer and without a delivery.
     parked: u32,
     slots: u32,
 }
 
+/// A mark that stands.
+#[derive(Clone, Copy, PartialEq)]
+struct Standing {
+    mark: DrainMark,
+    until: Instant,
+}
+
 impl State {
+    /// What Postgres says, held against our clock.
+    fn standing(&self, mark: DrainMark, now: Instant) -> Option<Standing> {
+        let known = self.mark.filter(|known| known.mark.until == mark.until);
+        let until = match known {
+            Some(known) => known.until,
+            None if self.over == Some(mark.until) => return None,
+            None => now + mark.left,
+        };
+        (now < until).then_some(Standing { mark, until })
+    }
+
     /// The mark under which nothing is held and nothing taken.
     fn drained(&self) -> Option<DrainMark> {
-        self.mark.filter(|_| self.parked == self.slots)
+        self.mark.filter(|_| self.parked == self.slots).map(|standing| standing.mark)
     }
 
     /// The epoch of the mark under which we are drained and the ledger does not know it.
@@ -37,27 +60,39 @@ impl State {
 impl Mark {
     /// No mark, for a worker with so many slots.
     pub fn none(slots: u32) -> Mark {
-        Mark(Arc::new(watch::Sender::new(State { mark: None, parked: 0, slots })))
+        Mark(Arc::new(watch::Sender::new(State { mark: None, over: None, parked: 0, slots })))
     }
 
     /// What Postgres says. Whether a mark has come or gone by this; another epoch of the same is neither.
     pub fn set(&self, mark: Option<DrainMark>) -> bool {
-        let mut turned = false;
+        self.set_at(mark, Instant::now())
+    }
+
+    fn set_at(&self, mark: Option<DrainMark>, now: Instant) -> bool {
+        let (mut turned, mut stands) = (false, false);
         self.0.send_if_modified(|state| {
-            turned = state.mark.is_some() != mark.is_some();
-            let changed = state.mark != mark;
-            state.mark = mark;
+            let standing = mark.and_then(|mark| state.standing(mark, now));
+            state.over =
+                mark.filter(|mark| standing.is_none() && !mark.left.is_zero()).map(|mark| mark.until);
+            (turned, stands) = (state.mark.is_some() != standing.is_some(), standing.is_some());
+            let changed = state.mark != standing;
+            state.mark = standing;
             changed
         });
-        METRICS.drain_marked.set(i64::from(mark.is_some()));
+        METRICS.drain_marked.set(i64::from(stands));
         turned
+    }
+
+    /// The end of a mark that is over here, and that Postgres takes for valid.
+    pub fn over(&self) -> Option<SystemTime> {
+        self.0.borrow().over
     }
 
     /// Postgres has it now that we are drained, by the mark of this epoch.
     pub fn confirmed(&self, epoch: i64) {
         self.0.send_modify(|state| {
-            if let Some(mark) = state.mark.as_mut().filter(|mark| mark.epoch == epoch) {
-                mark.drained = true;
+            if let Some(standing) = state.mark.as_mut().filter(|standing| standing.mark.epoch == epoch) {
+                standing.mark.drained = true;
             }
         });
     }
@@ -115,10 +150,35 @@ impl Drop for Parked {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn by(epoch: i64) -> Option<DrainMark> {
-        Some(DrainMark { epoch, drained: false })
+        Some(DrainMark { epoch, drained: false, until: SystemTime::UNIX_EPOCH, left: MINUTE })
+    }
+
+    #[test]
+    fn a_step_of_postgres_clock_neither_ends_a_mark_nor_prolongs_it() {
+        let (mark, start) = (Mark::none(1), Instant::now());
+        let (soon, late) = (start + MINUTE / 2, start + MINUTE);
+        mark.set_at(by(7), start);
+        let ahead = by(7).map(|mark| DrainMark { left: Duration::ZERO, ..mark });
+        assert!(!mark.set_at(ahead, soon) && mark.stands(), "an hour ahead");
+        let back = by(7).map(|mark| DrainMark { left: 60 * MINUTE, ..mark });
+        assert!(!mark.set_at(back, soon) && mark.stands() && mark.over().is_none(), "an hour back");
+        assert!(mark.set_at(back, late) && !mark.stands());
+        assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres has to hear of it");
+        assert!(!mark.set_at(back, late) && !mark.stands(), "it is the same one");
+
+        let until = |minutes| SystemTime::UNIX_EPOCH + minutes * MINUTE;
+        let renewed = by(7).map(|mark| DrainMark { until: until(1), ..mark });
+        assert!(mark.set_at(renewed, late) && mark.stands() && mark.over().is_none());
+        assert!(mark.set_at(None, late) && !mark.stands(), "taken back");
+        let lapsed = ahead.map(|mark| DrainMark { until: until(2), ..mark });
+        assert!(!mark.set_at(lapsed, late) && mark.over().is_none(), "never seen while it was valid");
     }
 
     fn unconfirmed(mark: &Mark) -> Option<i64> {
@@ -153,7 +213,7 @@ mod tests {
         assert_eq!(unconfirmed(&mark), Some(8), "that was about another mark");
         mark.confirmed(8);
         // Lapsed and set up anew, between two looks.
-        mark.set(by(8));
+        mark.set(by(8).map(|mark| DrainMark { until: SystemTime::UNIX_EPOCH + MINUTE, ..mark }));
         assert_eq!(unconfirmed(&mark), Some(8));
     }
 }

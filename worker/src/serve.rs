@@ -63,6 +63,9 @@ impl Boot {
         METRICS.slots.set(i64::from(settings.slots));
         let readiness = readiness(serving.clone(), consuming.clone(), publishing.clone(), drain.clone());
         let admin = Admin::bind(settings.admin_addr, readiness).await?;
+        if let Some(path) = &settings.admin_addr_to {
+            admin.write_address(path)?;
+        }
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
         Ok(Boot { essential, store, consuming, publishing, serving, end })

@@ -36,6 +36,9 @@ pub struct Args {
     /// Where /health, /ready and /metrics are served; port 0 takes a free one
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
     admin_addr: Setting<ListenAddress>,
+    /// A file to write that address to, once it is open: for whoever starts this with port 0
+    #[arg(long, env = "ADMIN_ADDR_TO")]
+    admin_addr_to: Option<PathBuf>,
     /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
     #[arg(long, env = "DRAIN_GRACE_S", default_value = "25")]
     drain_grace_s: Setting<u64>,
@@ -71,6 +74,7 @@ pub struct Settings {
     pub(crate) slots: u32,
     pub(crate) workspace_dir: PathBuf,
     pub(crate) admin_addr: ListenAddress,
+    pub(crate) admin_addr_to: Option<PathBuf>,
     pub(crate) drain_grace: Duration,
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,
@@ -116,6 +120,8 @@ impl Args {
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin_addr = problems.take("ADMIN_ADDR", self.admin_addr);
         let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
+        let authorities = self.common.authorities(problems);
+        let own_authorities = authorities.as_ref().and_then(service::Authorities::own_pem);
         let lease = problems.within("LEASE_S", self.lease_s, 2..=3_600);
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
         let max_session_bytes =
@@ -135,6 +141,7 @@ impl Args {
             problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
         let consuming = amqp_url.and_then(|url| {
             let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool.clone());
+            let config = config.trusting(own_authorities);
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         if let (Some(slots), Some(pool_size)) = (slots, pool_size) {
@@ -157,6 +164,7 @@ impl Args {
             slots: slots?,
             workspace_dir: self.workspace_dir,
             admin_addr: admin_addr?,
+            admin_addr_to: self.admin_addr_to,
             drain_grace: Duration::from_secs(drain_grace?),
             lease: Duration::from_secs(lease?),
             ack_after: Duration::from_secs(ack_after?),

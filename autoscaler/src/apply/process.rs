@@ -2,7 +2,8 @@
 //!
 //! All it knows lies in a folder per pool, so that an autoscaler that was killed finds its workers again: `size` holds
 //! the wanted number and its version, and each worker has a `NAME.pid` (its pid and when that process began, so that a
-//! pid used again is not taken for it) and a `NAME.log`. A worker that ends unasked is started again, later each time.
+//! pid used again is not taken for it), a `NAME.addr` with the address of its admin port, and a `NAME.log`. `targets.json` lists
+//! those addresses as Prometheus reads them (`file_sd_configs`). A worker that ends unasked is started again, later each time.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use job::Name;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -115,6 +117,7 @@ impl Processes {
                 None => {
                     fs::remove_file(&path)?;
                     let _ = fs::remove_file(path.with_extension("leaving"));
+                    let _ = fs::remove_file(path.with_extension("addr"));
                 }
             }
         }
@@ -140,6 +143,7 @@ impl Processes {
             .env("POOL", self.pool.as_str())
             .env("POD_NAME", &name)
             .env("ADMIN_ADDR", "127.0.0.1:0")
+            .env("ADMIN_ADDR_TO", self.folder.join(format!("{name}.addr")))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -157,6 +161,26 @@ impl Processes {
         info!(pool = %self.pool, pod = name, pid, "started a worker");
         // The runtime reaps it.
         Ok(())
+    }
+
+    /// Writes down where Prometheus finds those that live, when that has changed.
+    fn list_targets(&self) -> io::Result<()> {
+        let mut targets = Vec::new();
+        for worker in self.living()? {
+            // One that has just been started has no port yet.
+            if let Ok(address) = fs::read_to_string(self.folder.join(format!("{}.addr", worker.name))) {
+                targets.push(address.trim().to_owned());
+            }
+        }
+        let labels = json!({"component": "worker", "pool": self.pool.as_str()});
+        let list = format!("{}\n", json!([{"targets": targets, "labels": labels}]));
+        let path = self.folder.join("targets.json");
+        if fs::read_to_string(&path).is_ok_and(|written| written == list) {
+            return Ok(());
+        }
+        let fresh = self.folder.join("targets.json.new");
+        fs::write(&fresh, list)?;
+        fs::rename(fresh, path)
     }
 
     fn tell_to_leave(&self, worker: &Living) -> io::Result<()> {
@@ -202,7 +226,7 @@ impl Processes {
         while !self.living()?.is_empty() {
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
+        self.list_targets()
     }
 }
 
@@ -215,6 +239,7 @@ impl Target for Processes {
     async fn look(&self) -> Result<Workload, TargetError> {
         let size = self.size().map_err(self.failed("reading its size"))?;
         let waits = self.fill(size.workers).await.map_err(self.failed("starting what is missing"))?;
+        self.list_targets().map_err(self.failed("listing its processes"))?;
         let unsettled = waits.map(Unsettled::Missing);
         let ready = self.staying().map_err(self.failed("looking for its processes"))?.len() as u32;
         let version = size.version.to_string();

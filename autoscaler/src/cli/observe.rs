@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::decide::Policy;
 use crate::observe::{Observer, Watched};
-use crate::settings::Services;
+use crate::settings::{Services, check_management};
 
 /// How long to wait for RabbitMQ.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -42,7 +42,8 @@ impl Observe {
         let services = Services::check(common, 2, "autoscaler observe", &mut problems);
         let management = match (&self.management_url, &services) {
             (Some(url), Some(services)) => services.management(url, &mut problems),
-            (_, _) => None,
+            (Some(url), None) => check_management(url, &mut problems),
+            (None, _) => None,
         };
         let (Some(services), 0) = (services, problems.count()) else {
             return Err(problems.into_error().into());

@@ -8,9 +8,10 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
+use service::{Authorities, HttpUrl, explain_http};
 use ureq::Agent;
-use ureq::http::Uri;
-use ureq::tls::{RootCerts, TlsConfig};
+use ureq::http::HeaderValue;
+use ureq::http::header::AUTHORIZATION;
 
 /// For one answer, however many queues there are.
 const BOUND: Duration = Duration::from_secs(4);
@@ -23,7 +24,8 @@ const EXPECTED: &str = "expected http://user:password@host:15672 or https://…"
 pub struct Management {
     agent: Agent,
     url: String,
-    /// Without the password.
+    authorization: HeaderValue,
+    /// For messages.
     shown: String,
 }
 
@@ -35,40 +37,34 @@ struct Queue {
 
 impl Management {
     /// Reads the API's address, such as `http://user:password@host:15672`. The user needs the tag `monitoring` (or
-    /// `management` and permissions on the vhost). The error says what is wrong, and never shows the password.
-    pub fn new(address: &str, vhost: &str) -> Result<Management, String> {
-        let uri: Uri = address.parse().map_err(|error| format!("{error}, {EXPECTED}"))?;
-        let (Some(scheme @ ("http" | "https")), Some(host)) = (uri.scheme_str(), uri.host()) else {
-            return Err(EXPECTED.to_owned());
-        };
-        if uri.query().is_some() {
+    /// `management`) and a permission on the vhost. The error says what is wrong, and never shows the password.
+    pub fn new(address: &str, vhost: &str, authorities: &Authorities) -> Result<Management, String> {
+        let address = HttpUrl::parse(address).map_err(|problem| format!("{problem}, {EXPECTED}"))?;
+        if address.has_query() {
             return Err(format!("has a query, {EXPECTED}"));
         }
-        let user = uri.authority().and_then(|all| all.as_str().rsplit_once('@')).map(|(user, _)| user);
-        if user.is_none_or(|user| !user.contains(':')) {
-            return Err(format!("names no user with a password, {EXPECTED}"));
-        }
-        let port = uri.port().map_or(String::new(), |port| format!(":{port}"));
+        let authorization = address.authorization().filter(|_| address.has_password());
+        let authorization = authorization.ok_or(format!("names no user with a password, {EXPECTED}"))?;
         // Only what the queues themselves count, not the sums and rates that the plugin makes of it.
         let vhost: String = vhost.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let question = "columns=name,messages_ready&disable_stats=true&enable_queue_totals=true";
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let config = Agent::config_builder()
             .timeout_global(Some(BOUND))
             .http_status_as_error(false)
             .max_redirects(0)
-            .tls_config(tls)
+            .tls_config(authorities.tls())
             // The broker is a neighbour, whatever `http_proxy` says.
             .proxy(None);
         Ok(Management {
             agent: config.build().into(),
-            url: format!("{}/api/queues/{vhost}?{question}", address.trim_end_matches('/')),
-            shown: format!("{scheme}://{host}{port}"),
+            url: format!("{}/api/queues/{vhost}?{question}", address.as_str()),
+            authorization,
+            shown: address.origin(),
         })
     }
 
     /// The messages ready in each queue of the vhost that it knows a number of.
-    pub(super) async fn ready(self) -> Result<HashMap<String, u64>, String> {
+    pub async fn ready(self) -> Result<HashMap<String, u64>, String> {
         let asking = tokio::task::spawn_blocking(move || {
             self.ask().map_err(|problem| format!("the management API at {}: {problem}", self.shown))
         });
@@ -76,10 +72,13 @@ impl Management {
     }
 
     fn ask(&self) -> Result<HashMap<String, u64>, String> {
-        let mut answer = self.agent.get(&self.url).call().map_err(|error| error.to_string())?;
+        let question = self.agent.get(&self.url).header(AUTHORIZATION, &self.authorization);
+        let mut answer = question.call().map_err(|error| explain_http(&error))?;
         if !answer.status().is_success() {
             let hint = match answer.status().as_u16() {
-                401 => ", expected a user with the tag `monitoring`, and its password",
+                401 => {
+                    ", expected a user with the tag `monitoring` and a permission on the vhost, and its password"
+                }
                 404 => ", expected the address of RabbitMQ's management plugin, and a vhost that it has",
                 _ => "",
             };
@@ -102,11 +101,16 @@ impl fmt::Debug for Management {
 mod tests {
     use super::*;
 
+    fn read(address: &str) -> Result<Management, String> {
+        Management::new(address, "/", &Authorities::default())
+    }
+
     #[test]
     fn an_address_is_read_and_never_shown_with_its_password() {
-        let management = Management::new("https://me:s3cret@rabbit:15671/", "/").unwrap();
+        let management = read("https://me:s3cret@rabbit:15671/").unwrap();
         assert_eq!(management.shown, "https://rabbit:15671");
-        assert!(management.url.starts_with("https://me:s3cret@rabbit:15671/api/queues/%2F?"));
+        assert!(management.url.starts_with("https://rabbit:15671/api/queues/%2F?"));
+        assert!(!format!("{management:?}").contains("s3cret"));
         for wrong in [
             "rabbit:15672",
             "amqp://me:s3cret@rabbit",
@@ -114,7 +118,7 @@ mod tests {
             "http://me:s3cret@rabbit/?a=b",
             "",
         ] {
-            let Err(problem) = Management::new(wrong, "/") else { panic!("{wrong} is taken") };
+            let Err(problem) = read(wrong) else { panic!("{wrong} is taken") };
             assert!(problem.contains("expected http://user:password@host:15672"), "{problem}");
             assert!(!problem.contains("s3cret"), "{problem}");
         }

@@ -41,20 +41,23 @@ pub(super) struct Written {
 }
 
 impl Reconciler {
-    /// What was decided before, by whichever autoscaler.
+    /// What was decided before, by whichever autoscaler. What is dated in the future was decided before Postgres's clock went
+    /// back, and counts as decided now: for one window more, and no longer.
     pub(super) async fn recall(&self) -> Result<History, Failed> {
         let (store, pool) = (&self.shared.store, std::slice::from_ref(&self.pool.name));
         let past = Duration::from_secs(MAX_WINDOW_S);
         let rows = store.decisions_since(pool, past, MEMORY).await.map_err(at("recall"))?;
+        let now_ms = self.shared.observer.now_ms();
         let mut history = History::default();
         for row in rows {
             // An older program may have written it: what cannot be read is not remembered.
-            let Ok(decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
+            let Ok(mut decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
+            decision.at_ms = decision.at_ms.min(now_ms);
             history.record(&decision);
             // One without an outcome may have been carried out: then it counts against the limits.
             let outcome = row.outcome.as_ref().map_or(outcome::UNKNOWN, |it| it.outcome.as_str());
             if matches!(outcome, outcome::RESIZED | outcome::UNKNOWN) {
-                history.resized(row.made.at_ms, row.made.from, row.made.desired);
+                history.resized(row.made.at_ms.min(now_ms), row.made.from, row.made.desired);
             }
         }
         Ok(history)

@@ -93,6 +93,7 @@ vm_memory_high_watermark.relative = 0.4
 collect_statistics_interval = 10000
 log.console = false
 log.file.level = info
+${HARNESS_DEV_BROKER_CONF:-}
 SETTINGS
 }
 

@@ -102,7 +102,9 @@ postgres_exec() {
     local drop=()
     if ((EUID == 0)); then drop=(setpriv --reuid postgres --regid postgres --init-groups --); fi
     exec 8>&- 9>&-
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$folder" LC_ALL=C.UTF-8 "HARNESS_DEV_PROCESS=$POSTGRES_MARK" \
+    local more=()
+    read -ra more <<<"${HARNESS_DEV_POSTGRES_ENV:-}"
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$folder" LC_ALL=C.UTF-8 "HARNESS_DEV_PROCESS=$POSTGRES_MARK" "${more[@]}" \
         setsid "${drop[@]}" "$@"
 }
 

@@ -120,7 +120,8 @@ impl Context {
     fn read_broker(&mut self, name: &str) -> Option<BrokerConfig> {
         let expected = "amqp://user:password@host:5672/vhost";
         let url = self.problems.required("AMQP_URL", self.common.amqp_url.clone(), expected)?;
-        let config = BrokerConfig::new(url.expose_secret(), name);
+        let authorities = self.common.authorities(&mut self.problems)?;
+        let config = BrokerConfig::new(url.expose_secret(), name).trusting(authorities.own_pem());
         self.problems.check("AMQP_URL", config.check().map(|()| config))
     }
 

@@ -1,6 +1,11 @@
 //! The broker's address: reads `AMQP_URL`, says what is wrong with it, and never shows the password.
 
 use lapin::uri::AMQPUri;
+use url::Url;
+
+/// The parameters that a URL may have. The first five are lapin's; the last names a file, as in RabbitMQ's own clients.
+const PARAMETERS: [&str; 6] =
+    ["heartbeat", "frame_max", "channel_max", "connection_timeout", "auth_mechanism", "cacertfile"];
 
 /// `AMQP_URL` cannot be used. The text says what is wrong and what would be right; it never holds the password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +20,7 @@ pub struct ConfigError {
 #[derive(Clone)]
 pub(crate) struct Address {
     uri: AMQPUri,
+    own_authorities: Option<String>,
     shown: String,
 }
 
@@ -23,8 +29,10 @@ impl Address {
         url: &str,
         default_heartbeat_s: u16,
         default_frame_max: u32,
+        own_authorities: Option<&str>,
     ) -> Result<Address, ConfigError> {
         let refuse = |problem: &str| Err(ConfigError { problem: problem.to_owned() });
+        let url = url.trim();
         if url.is_empty() {
             return refuse("is empty");
         }
@@ -52,22 +60,55 @@ impl Address {
         if uri.vhost.len() > 255 {
             return refuse("names a vhost of more than 255 bytes");
         }
+        let by_url = read_parameters(url).map_err(|problem| ConfigError { problem })?;
+        if by_url.is_some() && !url.starts_with("amqps://") {
+            return refuse("names a cacertfile, but does not start with amqps://");
+        }
+        let own_authorities = by_url.or_else(|| own_authorities.map(str::to_owned));
         uri.query.heartbeat.get_or_insert(default_heartbeat_s);
         uri.query.frame_max.get_or_insert(default_frame_max);
         let vhost = if uri.vhost == "/" { "%2f" } else { &uri.vhost };
         let (user, host) = (&uri.authority.userinfo.username, &uri.authority.host);
-        let shown = format!("{}://{user}@{host}:{}/{vhost}", uri.scheme, uri.authority.port);
-        Ok(Address { uri, shown })
+        let brackets = if host.contains(':') { ["[", "]"] } else { ["", ""] };
+        let [open, close] = brackets;
+        let shown = format!("{}://{user}@{open}{host}{close}:{}/{vhost}", uri.scheme, uri.authority.port);
+        Ok(Address { uri, own_authorities, shown })
     }
 
     pub(crate) fn uri(&self) -> AMQPUri {
         self.uri.clone()
     }
 
+    /// Authorities to trust beside the system's, as PEM. The broker's certificate is always verified.
+    pub(crate) fn own_authorities(&self) -> Option<String> {
+        self.own_authorities.clone()
+    }
+
     /// For logs and errors: without the password.
     pub(crate) fn shown(&self) -> &str {
         &self.shown
     }
+}
+
+/// Refuses parameters that would be ignored; returns the authorities that one of them names, as PEM.
+fn read_parameters(url: &str) -> Result<Option<String>, String> {
+    let mut own_authorities = None;
+    let parsed = Url::parse(url).ok();
+    for (name, value) in parsed.iter().flat_map(Url::query_pairs) {
+        if !PARAMETERS.contains(&name.as_ref()) {
+            let verify = if name == "verify" { "; a certificate is always verified" } else { "" };
+            return Err(format!("has the parameter {name:?}, there are {}{verify}", PARAMETERS.join(", ")));
+        }
+        if name == "cacertfile" {
+            let pem = std::fs::read_to_string(value.as_ref())
+                .map_err(|error| format!("names the cacertfile {value}, which cannot be read: {error}"))?;
+            if !pem.contains("-----BEGIN CERTIFICATE-----") {
+                return Err(format!("names the cacertfile {value}, which has no certificate (PEM) in it"));
+            }
+            own_authorities = Some(pem);
+        }
+    }
+    Ok(own_authorities)
 }
 
 /// The parser of lapin takes an IPv6 address for none at all and would quietly connect to localhost.
@@ -83,10 +124,13 @@ mod tests {
 
     #[test]
     fn an_address_is_shown_without_its_password() {
-        let address = Address::parse("amqp://me:s3cret@rabbit:5673/jobs?heartbeat=7", 15, 0).unwrap();
+        let address = Address::parse("amqp://me:s3cret@rabbit:5673/jobs?heartbeat=7", 15, 0, None).unwrap();
         assert_eq!(address.shown(), "amqp://me@rabbit:5673/jobs");
         assert_eq!(address.uri().query.heartbeat, Some(7));
-        assert_eq!(Address::parse("amqp://rabbit", 15, 0).unwrap().shown(), "amqp://guest@rabbit:5672/%2f");
+        assert_eq!(
+            Address::parse("amqp://rabbit", 15, 0, None).unwrap().shown(),
+            "amqp://guest@rabbit:5672/%2f"
+        );
     }
 
     #[test]
@@ -101,9 +145,12 @@ mod tests {
             "amqp://me:12/s3cret@rabbit/x",
             "amqp://me:s3cret@rabbit/",
             "amqp://me:s3cret@rabbit/x?heartbeat=often",
+            "amqps://me:s3cret@rabbit/x?verify=verify_none",
+            "amqps://me:s3cret@rabbit/x?cacertfile=/nowhere/ca.pem",
+            "amqps://me:s3cret@rabbit/x?cacertfile=/dev/null",
             &format!("amqp://me:s3cret@rabbit/{}", "x".repeat(256)),
         ] {
-            let text = Address::parse(url, 15, 0).err().unwrap_or_else(|| panic!("{url}")).to_string();
+            let text = Address::parse(url, 15, 0, None).err().unwrap_or_else(|| panic!("{url}")).to_string();
             assert!(text.starts_with("AMQP_URL "), "{text}");
             assert!(!text.contains("s3cret"), "{text}");
             assert!(text.contains("expected amqp://"), "{text}");
@@ -111,8 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
+        let told = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
+        assert!(told.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{told}");
+    }
+
+    #[test]
+    fn whitespace_around_it_is_cut() {
+        assert_eq!(
+            Address::parse(" amqp://rabbit/x\n", 15, 0, None).unwrap().shown(),
+            "amqp://guest@rabbit:5672/x"
+        );
+    }
+
+    #[test]
     fn an_ipv6_host_is_kept() {
-        let address = Address::parse("amqp://me:x@[fd00::1]:5672/%2f", 15, 0).unwrap();
+        let address = Address::parse("amqp://me:x@[fd00::1]:5672/%2f", 15, 0, None).unwrap();
         assert_eq!(address.uri().authority.host, "fd00::1");
+        assert_eq!(address.shown(), "amqp://me@[fd00::1]:5672/%2f");
     }
 }

@@ -13,6 +13,8 @@ use crate::address::Address;
 pub struct BrokerConfig {
     /// `AMQP_URL`.
     pub url: String,
+    /// Authorities to trust beside the system's, as PEM; `cacertfile` in the URL names others.
+    pub own_authorities: Option<String>,
     /// The connection's name in the management UI.
     pub name: String,
     /// The pools whose queues are declared at every connect; more can follow by [`crate::Broker::declare_pool`].
@@ -49,6 +51,7 @@ impl BrokerConfig {
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> BrokerConfig {
         BrokerConfig {
             url: url.into(),
+            own_authorities: None,
             name: name.into(),
             pools: Vec::new(),
             declares: true,
@@ -71,6 +74,11 @@ impl BrokerConfig {
         self
     }
 
+    /// The same with authorities (PEM) to trust beside the system's.
+    pub fn trusting(self, own_authorities: Option<&str>) -> BrokerConfig {
+        BrokerConfig { own_authorities: own_authorities.map(str::to_owned), ..self }
+    }
+
     /// The same for somebody who only looks: with a user who may do no more, and with small frames, 1 MiB for all.
     pub fn only_looking(self) -> BrokerConfig {
         BrokerConfig { declares: false, frame_max: 16 * 1024, ..self }
@@ -87,7 +95,7 @@ impl BrokerConfig {
     }
 
     pub(crate) fn address(&self) -> Result<Address, ConfigError> {
-        Address::parse(&self.url, self.heartbeat_s, self.frame_max)
+        Address::parse(&self.url, self.heartbeat_s, self.frame_max, self.own_authorities.as_deref())
     }
 
     /// The wait before the next attempt, after `failures` in a row.

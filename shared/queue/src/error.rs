@@ -114,7 +114,15 @@ impl PublishError {
 pub(crate) fn explain(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::IOError(error) => match error.to_string() {
+            // The second where another authority has the same name, such as an older one.
+            text if ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) => {
+                format!(
+                    "{text}: expected TLS_CA_FILE (or cacertfile in AMQP_URL) to name the file of its authority"
+                )
+            }
+            text => text,
+        },
         _ => error.to_string(),
     }
 }

@@ -88,7 +88,7 @@ impl Link {
         let properties = ConnectionProperties::default().with_connection_name(config.name.as_str().into());
         let cut = CancellationToken::new();
         let guard = cut.clone().drop_guard();
-        let connecting = socket::connect(address.uri(), properties, cut.clone());
+        let connecting = socket::connect(address.uri(), address.own_authorities(), properties, cut.clone());
         let connection = bounded(config.connect_timeout, &doing, connecting).await?;
         let opening = async {
             let consuming = connection.create_channel().await?;

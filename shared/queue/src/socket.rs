@@ -23,9 +23,10 @@ use crate::screen::{FrameMax, Screen};
 
 type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// Connects and shakes hands. Cancel `cut` to end the connection at once, at any stage.
+/// Connects and shakes hands; trusts the system's authorities and these (PEM). Cancel `cut` to end the connection at once, at any stage.
 pub(crate) async fn connect(
     uri: AMQPUri,
+    own_authorities: Option<String>,
     properties: ConnectionProperties,
     cut: CancellationToken,
 ) -> lapin::Result<Connection> {
@@ -34,7 +35,8 @@ pub(crate) async fn connect(
     let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Screening(Tokio::current())));
     let open = async move |uri: AMQPUri, _: Runtime<_>| {
         let tokio = Runtime::new(Tokio::current());
-        let connecting = uri.connect_with_config_async(TLSConfig::default(), &tokio);
+        let tls = TLSConfig { cert_chain: own_authorities.as_deref(), ..TLSConfig::default() };
+        let connecting = uri.connect_with_config_async(tls, &tokio);
         let stream = cut.run_until_cancelled(connecting).await.unwrap_or_else(|| Err(was_cut()))?;
         Ok(AsyncTcpStream::Plain(Screened::new(stream, cut.clone(), frame_max.clone())))
     };

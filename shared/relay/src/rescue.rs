@@ -1,8 +1,11 @@
 //! Dead workers' jobs to due.
+//!
+//! Who is dead, Postgres's clock says; how long somebody has watched, our own monotonic one. Where the two disagree, Postgres's
+//! clock was set (or this host has slept): leases only seem to be old, and the watch begins anew.
 
 use std::time::Duration;
 
-use store::{Store, StoreError};
+use store::{Clock, ClockStep, Redating, Store, StoreError};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,23 +21,39 @@ pub(crate) async fn run(store: &Store, stop: &CancellationToken) {
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch::default();
     while tick(&mut beat, stop).await {
-        match look(store, watch.unbroken(Instant::now())).await {
-            Ok(()) => watch.reached(Instant::now()),
-            Err(error) => {
-                if watch.missed() {
-                    warn!(
-                        cause = error.as_dyn(),
-                        "leases cannot be watched: no worker is declared dead until its own lease was watched again"
-                    );
-                }
-            }
+        if let Err(error) = look(store, &mut watch).await
+            && watch.missed()
+        {
+            warn!(
+                cause = error.as_dyn(),
+                "leases cannot be watched: no worker is declared dead until its own lease was watched again"
+            );
         }
     }
 }
 
-async fn look(store: &Store, watched: Option<Duration>) -> Result<(), StoreError> {
-    if let Some(watched) = watched {
-        for worker_id in store.declare_dead(watched).await? {
+async fn look(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
+    let clock = store.clock().await?;
+    match watch.reached(clock) {
+        Some(ClockStep::Ahead(by)) => {
+            warn!(
+                ahead_s = by.as_secs(),
+                "Postgres's clock was set ahead, or this host has slept: \
+                no worker is declared dead until its own lease was watched again"
+            );
+        }
+        Some(ClockStep::Back(by)) => {
+            warn!(
+                back_s = by.as_secs(),
+                "Postgres's clock was set back: \
+                no worker is declared dead until its own lease was watched again"
+            );
+        }
+        None => {}
+    }
+    redate(store, watch).await?;
+    if let Some(watched) = watch.unbroken(Instant::now()) {
+        for worker_id in store.declare_dead(watched, &clock).await? {
             METRICS.workers_dead.inc();
             warn!(%worker_id, "worker declared dead: its lease has run out");
         }
@@ -48,66 +67,135 @@ async fn look(store: &Store, watched: Option<Duration>) -> Result<(), StoreError
     Ok(())
 }
 
-/// How long this process has reached Postgres without a gap. After an outage, a pause of the process or its start,
-/// all leases may look old although everybody lives: the others could not renew them either.
+/// Where Postgres's clock went back: what it wrote before has dates from the future. A part of the jobs with each beat.
+async fn redate(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
+    if watch.is_new {
+        if store.redate_workers().await? > 0 {
+            watch.redating.get_or_insert_default();
+        }
+        watch.is_new = false;
+    }
+    let Some(redating) = &mut watch.redating else { return Ok(()) };
+    if store.redate_jobs(redating).await? {
+        return Ok(());
+    }
+    if redating.jobs > 0 {
+        warn!(
+            jobs = redating.jobs,
+            "jobs that were dated in the future wait no longer than they were meant to"
+        );
+    }
+    watch.redating = None;
+    Ok(())
+}
+
+/// How long this process has reached Postgres without a gap. After an outage, a pause of the process, a step of Postgres's
+/// clock or its start, all leases may look old although everybody lives: the others could not renew them either.
 #[derive(Debug, Default)]
 struct Watch {
     since: Option<Instant>,
-    last: Option<Instant>,
+    last: Option<Clock>,
+    /// It has begun, and dates from the future have not been looked for.
+    is_new: bool,
+    redating: Option<Redating>,
 }
 
 impl Watch {
-    fn reached(&mut self, now: Instant) {
-        if self.last.is_none_or(|last| now - last > 3 * BEAT) {
+    /// Returns how the clock was set, if the watch begins anew because of that.
+    fn reached(&mut self, clock: Clock) -> Option<ClockStep> {
+        let now = clock.read_at();
+        let step = self.last.and_then(|last| clock.step_since(&last));
+        let paused = self.last.is_none_or(|last| now - last.read_at() > 3 * BEAT);
+        if step.is_some() || paused || self.since.is_none() {
             self.since = Some(now);
+            self.is_new = true;
         }
-        self.last = Some(now);
+        if let Some(ClockStep::Back(_)) = step {
+            self.redating = Some(Redating::default());
+        }
+        self.last = Some(clock);
+        step
     }
 
     /// Returns whether this is the first miss.
     fn missed(&mut self) -> bool {
-        self.last = None;
         self.since.take().is_some()
     }
 
     /// For how long, up to now. Each worker has a lease of its own, and only one that is no longer than this may be said to
     /// have run out.
     fn unbroken(&self, now: Instant) -> Option<Duration> {
-        self.last.filter(|last| now - *last <= 3 * BEAT)?;
+        self.last.filter(|last| now - last.read_at() <= 3 * BEAT)?;
         Some(now - self.since?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
-    fn watched_for(seconds: u64) -> (Watch, Instant) {
-        let start = Instant::now();
-        let mut watch = Watch::default();
-        for second in 0..=seconds {
-            watch.reached(start + Duration::from_secs(second));
+    const HOUR_S: i64 = 3_600;
+
+    /// Looks at Postgres's clock.
+    struct Looks(Instant, SystemTime);
+
+    impl Looks {
+        /// After so many seconds here, when the clock is so far ahead.
+        fn at(&self, second: u64, ahead_s: i64) -> Clock {
+            let here = self.0 + Duration::from_secs(second);
+            let there = self.1 + Duration::from_secs((HOUR_S + ahead_s).unsigned_abs() + second);
+            Clock::new(there, here, here)
         }
-        (watch, start + Duration::from_secs(seconds))
+    }
+
+    /// A watch that looked once a second.
+    fn watched_for(seconds: u64) -> (Watch, Looks) {
+        let (mut watch, looks) = (Watch::default(), Looks(Instant::now(), SystemTime::now()));
+        for second in 0..=seconds {
+            assert_eq!(watch.reached(looks.at(second, 0)), None);
+        }
+        (watch, looks)
+    }
+
+    fn seconds(watch: &Watch, now: Clock) -> Option<u64> {
+        watch.unbroken(now.read_at()).map(|watched| watched.as_secs())
     }
 
     #[test]
     fn a_watch_is_as_long_as_it_had_no_gap() {
         assert_eq!(Watch::default().unbroken(Instant::now()), None);
-        let (watch, now) = watched_for(9);
-        assert_eq!(watch.unbroken(now), Some(Duration::from_secs(9)));
+        let (watch, looks) = watched_for(9);
+        assert_eq!(seconds(&watch, looks.at(9, 0)), Some(9));
     }
 
     #[test]
     fn an_outage_and_a_pause_start_the_watch_anew() {
-        let (mut watch, now) = watched_for(20);
+        let (mut watch, looks) = watched_for(20);
         assert!(watch.missed() && !watch.missed());
-        assert_eq!(watch.unbroken(now), None);
+        assert_eq!(seconds(&watch, looks.at(20, 0)), None);
+        watch.reached(looks.at(21, 0));
+        assert_eq!(seconds(&watch, looks.at(22, 0)), Some(1));
 
-        let (mut watch, now) = watched_for(20);
-        let resumed = now + Duration::from_secs(60);
-        assert_eq!(watch.unbroken(resumed), None, "the process was paused");
-        watch.reached(resumed);
-        assert_eq!(watch.unbroken(resumed + Duration::from_secs(1)), Some(Duration::from_secs(1)));
+        let (mut watch, looks) = watched_for(20);
+        assert_eq!(seconds(&watch, looks.at(80, 0)), None, "the process was paused");
+        watch.reached(looks.at(80, 0));
+        assert_eq!(seconds(&watch, looks.at(81, 0)), Some(1));
+    }
+
+    #[test]
+    fn a_step_of_the_clock_starts_the_watch_anew_also_one_during_an_outage() {
+        for ahead_s in [HOUR_S, -HOUR_S] {
+            let (mut watch, looks) = watched_for(20);
+            assert!(watch.reached(looks.at(21, ahead_s)).is_some());
+            assert_eq!(seconds(&watch, looks.at(22, ahead_s)), Some(1));
+            assert_eq!(watch.reached(looks.at(22, ahead_s)), None, "from now on that is the time");
+
+            let (mut watch, looks) = watched_for(20);
+            watch.missed();
+            assert!(watch.reached(looks.at(60, ahead_s)).is_some());
+            assert_eq!(watch.redating.is_some(), ahead_s < 0);
+        }
     }
 }

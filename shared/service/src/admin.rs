@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +74,15 @@ impl Admin {
             .with_context(|| format!("binding the admin port {address} (set ADMIN_ADDR to another one)"))?;
         tracing::info!(address = %listener.local_addr()?, "the admin port is open: /health /ready /metrics");
         Ok(Admin { listener, readiness })
+    }
+
+    /// Writes where it is bound into a file, as a whole, for whoever has started this with port 0.
+    pub fn write_address(&self, path: &Path) -> anyhow::Result<()> {
+        let fresh = path.with_added_extension("new");
+        let written = std::fs::write(&fresh, format!("{}\n", self.address()?));
+        written
+            .and_then(|()| std::fs::rename(&fresh, path))
+            .with_context(|| format!("writing the admin port's address to {}", path.display()))
     }
 
     /// Where it is bound, with the port that was taken.

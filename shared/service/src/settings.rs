@@ -2,12 +2,14 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::Telemetry;
+use crate::authorities::{Authorities, TLS_CA_FILE};
 use crate::start::variable;
 use crate::trace::{TraceSettings, Variables};
 
@@ -74,7 +76,11 @@ impl Problems {
     pub fn add(&mut self, name: &str, problem: impl fmt::Display) {
         let problem = problem.to_string();
         let named = problem.starts_with(name);
-        self.0.push(if named { problem } else { format!("{name}: {problem}") });
+        let told = if named { problem } else { format!("{name}: {problem}") };
+        // What several rooms need is read more than once.
+        if !self.0.contains(&told) {
+            self.0.push(told);
+        }
     }
 
     /// How many there are so far.
@@ -141,8 +147,18 @@ pub struct Common {
           default_missing_value = "true", global = true, help_heading = "Common")]
     pub log_json: Setting<bool>,
     /// Where traces go: a receiver of OTLP by HTTP, such as http://collector:4318. Without one, none are made
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true, help_heading = "Common")]
+    #[arg(
+        long,
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        hide_env = true,
+        global = true,
+        help_heading = "Common"
+    )]
     pub otlp_endpoint: Option<String>,
+    /// A file of authorities (PEM) to trust beside the system's: for RabbitMQ, its management API and the receiver of traces. A
+    /// server's certificate is always verified
+    #[arg(long, env = "TLS_CA_FILE", global = true, help_heading = "Common")]
+    pub tls_ca_file: Option<PathBuf>,
     /// What it is told with every request, such as authorization=Bearer%20TOKEN: KEY=VALUE, separated by commas, values
     /// written as in URLs
     #[arg(
@@ -159,6 +175,11 @@ pub struct Common {
 }
 
 impl Common {
+    /// Whose certificates count.
+    pub fn authorities(&self, problems: &mut Problems) -> Option<Authorities> {
+        problems.check(TLS_CA_FILE, Authorities::read(self.tls_ca_file.as_ref()))
+    }
+
     /// How to log and to make traces, for the process that is usually called `service`; `quiet` are directives for
     /// libraries, such as `lapin=off`. What is wrong falls back to the defaults, so that it can be logged.
     pub fn telemetry(&self, service: &str, quiet: &[&str], problems: &mut Problems) -> Telemetry {
@@ -173,7 +194,9 @@ impl Common {
         let service = variables.service(service);
         let (endpoint, headers) = (self.otlp_endpoint.as_deref(), self.otlp_headers.as_ref());
         let headers = headers.map(ExposeSecret::expose_secret);
-        let traces = TraceSettings::read(endpoint, headers, service.clone(), &variables, problems);
+        let authorities = self.authorities(problems).unwrap_or_default();
+        let traces =
+            TraceSettings::read(endpoint, headers, &authorities, service.clone(), &variables, problems);
         let telemetry = Telemetry::new(service, level, json, traces);
         telemetry.in_environment(&self.environment)
     }

@@ -1,6 +1,6 @@
 //! Group commit: what arrives while a transaction is under way goes into the next one together.
 //!
-//! Under light load a call is a transaction of its own and waits for nobody. Under heavy load, which shows by the size of
+//! Under light load a call is a transaction of its own. Under heavy load, which shows by the size of
 //! the batch before, a batch waits a few milliseconds for more: a transaction costs as much for one call as for many. For
 //! the same reason a batch waits for the transaction before it, but not for long: one that is stuck holds up no others.
 

@@ -1,6 +1,9 @@
 //! What time it is, by the one clock that counts: Postgres's. A host's may be wrong by weeks.
+//!
+//! That clock may be set, too: by hand, by NTP after a boot, by a failover to a server whose clock differs. How much time has
+//! passed between two looks at it is then what this host has measured; its monotonic clock is set by nobody.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -9,14 +12,52 @@ use crate::{Store, StoreError};
 
 pub(crate) const NOW: &str = "SELECT clock_timestamp()";
 
+/// Between two looks a clock may gain or lose so much and still go on: a second is slewed by a twelfth at most (chrony).
+const TOLERANCE: Duration = Duration::from_millis(500);
+
 /// Postgres's clock as it was read once, and the time since, which every host can measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     then: SystemTime,
+    asked: Instant,
     read: Instant,
 }
 
+/// How Postgres's clock was set between two looks at it, and by how much at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockStep {
+    /// More time has passed there than here; this host may have slept, too.
+    Ahead(Duration),
+    /// Less has, or it went back.
+    Back(Duration),
+}
+
 impl Clock {
+    /// What an answer said that was asked for and came at these moments.
+    pub fn new(then: SystemTime, asked: Instant, read: Instant) -> Clock {
+        Clock { then, asked, read }
+    }
+
+    /// When the answer came.
+    pub fn read_at(&self) -> Instant {
+        self.read
+    }
+
+    /// How the clock was set since an earlier look; `None` where it went on as this host's own did.
+    pub fn step_since(&self, earlier: &Clock) -> Option<ClockStep> {
+        // The clock was read at some moment between the question and its answer.
+        let (least, most) = (self.asked - earlier.read, self.read - earlier.asked);
+        let (passed, back) = match self.then.duration_since(earlier.then) {
+            Ok(passed) => (passed, Duration::ZERO),
+            Err(back) => (Duration::ZERO, back.duration()),
+        };
+        if passed > most + TOLERANCE {
+            return Some(ClockStep::Ahead(passed - most));
+        }
+        let lost = least.saturating_sub(passed) + back;
+        (lost > TOLERANCE).then_some(ClockStep::Back(lost))
+    }
+
     /// The present.
     pub fn now(&self) -> SystemTime {
         self.then + self.read.elapsed()
@@ -35,7 +76,46 @@ pub(crate) fn unix_ms(time: SystemTime) -> u64 {
 impl Store {
     /// Reads Postgres's clock. A machine that sleeps afterwards has to read it again.
     pub async fn clock(&self) -> Result<Clock, StoreError> {
+        let asked = Instant::now();
         let rows = query(&self.pool, "clock", NOW, &[]).await?;
-        Ok(Clock { then: rows.first().expect("one row").get(0), read: Instant::now() })
+        Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// Looks a second apart, each of which takes 100 ms, at a clock that is moved in between.
+    fn second_look(moved: impl Fn(SystemTime) -> SystemTime) -> Option<ClockStep> {
+        let (start, then) = (Instant::now(), SystemTime::now());
+        let look = |from_ms: u64, then| {
+            let asked = start + Duration::from_millis(from_ms);
+            Clock::new(then, asked, asked + Duration::from_millis(100))
+        };
+        let first = look(0, then);
+        look(1_000, moved(then + Duration::from_secs(1))).step_since(&first)
+    }
+
+    #[test]
+    fn a_clock_that_goes_on_or_is_slewed_was_not_set() {
+        for moved_ms in [0, 80, 250] {
+            let moved = Duration::from_millis(moved_ms);
+            assert_eq!(second_look(|then| then + moved), None);
+            assert_eq!(second_look(|then| then - moved), None);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed_in_both_directions() {
+        let by = |step| match step {
+            Some(ClockStep::Ahead(by) | ClockStep::Back(by)) => HOUR.abs_diff(by),
+            None => HOUR,
+        };
+        let (ahead, back) = (second_look(|then| then + HOUR), second_look(|then| then - HOUR));
+        assert!(matches!(ahead, Some(ClockStep::Ahead(_))) && by(ahead) < TOLERANCE, "{ahead:?}");
+        assert!(matches!(back, Some(ClockStep::Back(_))) && by(back) < TOLERANCE, "{back:?}");
     }
 }

@@ -32,14 +32,18 @@ impl Leadership {
     }
 }
 
-/// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands.
+/// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands. One that would
+/// last for longer than it can was taken before Postgres's clock went back: whoever lives renews it soon, and who died then
+/// would have it for as long as the clock was ahead.
 const LEAD: &str = "
     WITH kept AS (
         UPDATE harness_leases
            SET holder = $2, expires_at = clock_timestamp() + $3 * interval '1 millisecond',
                epoch = CASE WHEN holder = $2 AND expires_at > clock_timestamp() THEN epoch
                             ELSE nextval('harness_leader_epoch') END
-         WHERE name = $1 AND (holder = $2 OR expires_at <= clock_timestamp())
+         WHERE name = $1
+           AND (holder = $2 OR expires_at <= clock_timestamp()
+                OR expires_at > clock_timestamp() + $3 * interval '2 milliseconds')
         RETURNING epoch
     ), first AS (
         INSERT INTO harness_leases (name, holder, epoch, expires_at)

@@ -1,11 +1,12 @@
 //! Drain marks: the workers that shall take no more jobs, so that they can be scaled away.
 //!
-//! A mark carries its leader's epoch and an expiry by Postgres's clock. A marked worker takes no new job; once it holds none
+//! A mark carries its leader's epoch and an expiry by Postgres's clock; the worker itself goes by how much of that was left when it
+//! saw the mark, so that a step of the clock neither ends a mark nor prolongs it. A marked worker takes no new job; once it holds none
 //! it confirms that it is drained, and from then on no claim of its is granted for as long as the mark is valid. Both are one
 //! lock away from each other: whoever marks or confirms locks the worker's row against the claims under way, as a claim
 //! locks it against them. So a drained worker holds nothing, whatever the network delivers late.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use job::{JobId, WorkerId};
 use tokio_postgres::Row;
@@ -22,19 +23,23 @@ use crate::{Fenced, Store, StoreError};
 /// What is asked of a worker and of its jobs.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// The mark, valid now, by which the worker is to drain.
+    /// The mark by which the worker is to drain; or was, where it has lapsed.
     pub drain: Option<DrainMark>,
     /// Its jobs that are to stop, with their epochs.
     pub jobs: Vec<(JobId, i64, Ask)>,
 }
 
-/// A valid drain mark, as its worker sees it.
+/// A drain mark that was not taken back, as its worker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainMark {
     /// The leader that marked or renewed it last.
     pub epoch: i64,
     /// Whether the ledger has it that the worker is drained.
     pub drained: bool,
+    /// Its end, by Postgres's clock. Another one means that it was renewed.
+    pub until: SystemTime,
+    /// How far that is away; zero where the mark has lapsed.
+    pub left: Duration,
 }
 
 /// Waits for claims under way, and keeps those to come waiting. In order, as several leaders might.
@@ -71,10 +76,15 @@ const CONFIRM: &str = "
     RETURNING worker_id";
 
 const READ_ASKED: &str = "
-    SELECT drain_epoch, drained_at IS NOT NULL, NULL, NULL, NULL FROM harness_workers
-     WHERE worker_id = $1 AND drain_until > clock_timestamp() AND state <> 'dead'
+    SELECT drain_epoch, drained_at IS NOT NULL, NULL, NULL, NULL, drain_until,
+           (extract(epoch FROM drain_until - clock_timestamp()) * 1000)::bigint FROM harness_workers
+     WHERE worker_id = $1 AND drain_until IS NOT NULL AND state <> 'dead'
     UNION ALL
-    SELECT NULL, NULL, job_id, epoch, asked FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
+    SELECT NULL, NULL, job_id, epoch, asked, NULL, NULL FROM harness_jobs WHERE worker_id = $1 AND asked IS NOT NULL";
+
+const DROP_MARK: &str = "
+    UPDATE harness_workers SET drain_until = NULL, drained_at = NULL WHERE worker_id = $1 AND drain_until = $2
+    RETURNING worker_id";
 
 impl Store {
     /// Marks workers to drain, or renews their marks, for so long from now. Returns those that are marked: not one that has
@@ -123,9 +133,20 @@ impl Store {
         let rows = query_within(BEAT_BOUND, &self.beats, "asked", READ_ASKED, &[&Uuid::from(worker)]).await?;
         let (marks, jobs): (Vec<_>, Vec<_>) =
             rows.iter().partition(|row| row.get::<_, Option<i64>>(0).is_some());
-        let mark = |row: &&Row| DrainMark { epoch: row.get(0), drained: row.get(1) };
+        let mark = |row: &&Row| DrainMark {
+            epoch: row.get(0),
+            drained: row.get(1),
+            until: row.get(5),
+            left: Duration::from_millis(row.get::<_, i64>(6).max(0).unsigned_abs()),
+        };
         let job = |row: &&Row| Some((read_job_id(row, 2), row.get(3), Ask::parse(row.get(4))?));
         Ok(Asked { drain: marks.first().map(mark), jobs: jobs.iter().filter_map(job).collect() })
+    }
+
+    /// Takes back a mark with this end that is over by the worker's own clock: Postgres's went back, and nobody renews it.
+    pub async fn drop_mark(&self, worker: WorkerId, until: SystemTime) -> Result<(), StoreError> {
+        query_within(BEAT_BOUND, &self.beats, "drop_mark", DROP_MARK, &[&Uuid::from(worker), &until]).await?;
+        Ok(())
     }
 }
 

@@ -17,15 +17,16 @@ use crate::claim::{LOCK_SESSIONS, read_job_id};
 use crate::conclude::heads;
 use crate::dispatch::millis;
 use crate::tx::{Params, Tx, query};
-use crate::{Store, StoreError};
+use crate::{Clock, Store, StoreError};
 
-/// A worker whose own claim holds its row is skipped: it lives.
+/// A worker whose own claim holds its row is skipped: it lives. `$2` is what Postgres's clock shows unless it was set since the
+/// caller has read it: no lease runs out by a step.
 const DECLARE_DEAD: &str = "
     UPDATE harness_workers SET state = 'dead', ended_at = now()
      WHERE worker_id = ANY(ARRAY(
            SELECT worker_id FROM harness_workers
             WHERE state IN ('alive', 'draining') AND lease_ms <= $1
-              AND heartbeat_at < clock_timestamp() - lease_ms * interval '1 millisecond'
+              AND heartbeat_at < least(clock_timestamp(), $2) - lease_ms * interval '1 millisecond'
               FOR UPDATE SKIP LOCKED))
     RETURNING worker_id";
 
@@ -112,10 +113,11 @@ const RELEASE_STRANDED: &str = concat!(
 
 impl Store {
     /// Declares workers dead whose lease has run out. The caller has reached Postgres without a gap for so long: a worker
-    /// with a longer lease may not have had the time to renew it after an outage, and is left alone.
-    pub async fn declare_dead(&self, watched: Duration) -> Result<Vec<WorkerId>, StoreError> {
+    /// with a longer lease may not have had the time to renew it after an outage, and is left alone. `clock` is the last look
+    /// of that watch at Postgres's clock, which was not set meanwhile.
+    pub async fn declare_dead(&self, watched: Duration, clock: &Clock) -> Result<Vec<WorkerId>, StoreError> {
         let watched_ms = i64::try_from(watched.as_millis()).unwrap_or(i64::MAX);
-        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[&watched_ms]).await?;
+        let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[&watched_ms, &clock.now()]).await?;
         Ok(rows.iter().map(|row| row.get::<_, Uuid>(0).into()).collect())
     }
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use job::{JobId, Name, WorkerId};
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::claim::read_job_id;
 use crate::dispatch::millis;
 use crate::tx::{Tx, query, query_within};
-use crate::{Pace, Store, StoreError};
+use crate::{Clock, Pace, Store, StoreError};
 
 /// What a worker says of itself when it starts.
 #[derive(Clone, Debug)]
@@ -31,8 +32,13 @@ pub struct WorkerRegistration {
 /// The answer to a heartbeat.
 #[derive(Clone, Debug)]
 pub enum Beat {
-    /// The lease is renewed. The jobs that the ledger believes to run here, with their epochs.
-    Alive(Vec<(JobId, i64)>),
+    /// The lease is renewed.
+    Alive {
+        /// The jobs that the ledger believes to run here, with their epochs.
+        held: Vec<(JobId, i64)>,
+        /// Postgres's clock, which may have been set since the last beat.
+        clock: Clock,
+    },
     /// Somebody has declared this worker dead, for good.
     Dead,
 }
@@ -55,7 +61,7 @@ const BEAT: &str = "
            SET heartbeat_at = clock_timestamp(), starts_per_s = $2, durations = $3::text::json
          WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
     )
-    SELECT j.job_id, j.epoch FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
+    SELECT j.job_id, j.epoch, clock_timestamp() FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
 
 const SET_DRAINING: &str = "
     UPDATE harness_workers SET state = 'draining', noticed_at = now() WHERE worker_id = $1 AND state = 'alive'";
@@ -105,12 +111,12 @@ impl Store {
     pub async fn beat(&self, worker: WorkerId, pace: &Pace) -> Result<Beat, StoreError> {
         let durations = (!pace.durations.is_empty()).then(|| pace.durations.to_json());
         let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &pace.starts_per_s, &durations];
+        let asked = Instant::now();
         let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &params).await?;
-        if rows.is_empty() {
-            return Ok(Beat::Dead);
-        }
+        let Some(first) = rows.first() else { return Ok(Beat::Dead) };
+        let clock = Clock::new(first.get(2), asked, Instant::now());
         let held = rows.iter().filter(|row| row.get::<_, Option<Uuid>>(0).is_some());
-        Ok(Beat::Alive(held.map(|row| (read_job_id(row, 0), row.get(1))).collect()))
+        Ok(Beat::Alive { held: held.map(|row| (read_job_id(row, 0), row.get(1))).collect(), clock })
     }
 
     /// Marks a worker that was told to end: it takes no more jobs but still runs some, and should it die now, that is

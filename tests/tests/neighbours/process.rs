@@ -2,9 +2,12 @@
 //! short of files stop neither its heartbeat nor its neighbours, and are charged to no job.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use job::{JobSpec, JobState};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -197,6 +200,63 @@ async fn a_job_is_not_charged_for_files_that_the_machine_lacks() {
     assert!(view.attempts == 0 && !view.state.is_end(), "{view:?}");
 
     limit_files(&worker, 1_024);
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    worker.ready().await;
+}
+
+/// A user that no other test has, so that no other process counts.
+const USER: u32 = 54_321;
+
+/// At most so many processes and threads of its user.
+fn limit_processes(worker: &Worker, limit: &str) {
+    let limit = format!("--nproc={limit}:");
+    // As that user: root may not everywhere.
+    let user = USER.to_string();
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "prlimit",
+        "--pid",
+        &worker.pid().to_string(),
+        &limit,
+    ]);
+    assert!(command.status().expect("setpriv and prlimit (util-linux)").success());
+}
+
+#[tokio::test]
+async fn a_worker_that_can_start_no_process_takes_no_job_until_it_can() {
+    if !tests::is_root() {
+        eprintln!("only root may start a worker as another user, whose processes can be limited");
+        return;
+    }
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("program", &fleet.program("program", PROGRAM))]);
+    std::fs::set_permissions(fleet.folder.path(), Permissions::from_mode(0o755)).expect("ours");
+    let workspaces = fleet.folder.path().join("workspaces");
+    std::fs::create_dir(&workspaces).expect("made");
+    chown(&workspaces, Some(USER), Some(USER)).expect("given away");
+    let worker = fleet.worker("worker").set("AGENTS_FILE", agents).user(USER).start().await;
+    let first = job("first", "program", Value::Null);
+    fleet.enqueue(std::slice::from_ref(&first)).await;
+    fleet.undisturbed(&[first]).await;
+    limit_processes(&worker, "1");
+    let spec = job("s", "program", Value::Null);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let said = worker.said("this machine has too few resources").await;
+    assert!(said.contains("Resource temporarily unavailable"), "{said}");
+    // Several looks at the machine go by, and none finds it fit.
+    let looks = Instant::now() + Duration::from_secs(8);
+    let shortages = r#"harness_shortages_total{kind="resources"}"#;
+    until("some looks have gone by", async || (Instant::now() > looks).then_some(())).await;
+    assert_eq!(worker.metric(shortages).await, 1.0, "it has taken the job again to no purpose");
+    assert_eq!(worker.get("/ready").await.0, 503);
+
+    limit_processes(&worker, "2000");
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
     worker.ready().await;

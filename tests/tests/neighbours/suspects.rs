@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job::JobSpec;
 use serde_json::json;
-use tests::{Fleet, PATIENCE, Runner, Worker, claimed, job, steps, until, until_ok};
+use tests::{Fleet, Runner, Worker, claimed, declare_dead, job, steps, until, until_ok};
 
 /// Waits until so many jobs get on at a worker; one that is given to it and handed back at once does not.
 async fn runs(fleet: &Fleet, worker: &Worker, count: i64) {
@@ -66,7 +66,7 @@ async fn suspects_that_outlive_the_deaths_of_their_workers_run_beside_each_other
     }
     let suspects = "SELECT count(*) FROM harness_jobs WHERE deaths = 2";
     let rescued = async || {
-        fleet.store.declare_dead(PATIENCE).await.unwrap();
+        declare_dead(&fleet.store).await;
         fleet.store.rescue().await.unwrap();
         (fleet.database.count(suspects).await == 4).then_some(())
     };

@@ -8,9 +8,10 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use ureq::Agent;
 use ureq::http::{HeaderName, HeaderValue};
-use ureq::tls::{RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 
 use super::queue::Counts;
+use crate::explain_http;
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: u64 = 4 << 20;
@@ -21,6 +22,8 @@ pub struct Receiver {
     pub url: String,
     /// The same without what may be secret.
     pub shown: String,
+    /// Whose certificates count.
+    pub tls: TlsConfig,
     /// What every request says beside; secret.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// For a batch of spans, repetitions included.
@@ -35,12 +38,11 @@ impl fmt::Debug for Receiver {
 
 /// An exporter to it; the counts hear of what hinders it.
 pub fn exporter(receiver: Receiver, counts: Counts) -> Result<SpanExporter, String> {
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
     let config = Agent::config_builder()
         .timeout_global(Some(receiver.timeout))
         .http_status_as_error(false)
         .max_redirects(0)
-        .tls_config(tls);
+        .tls_config(receiver.tls);
     let client = Client { agent: config.build().into(), headers: receiver.headers, counts };
     SpanExporter::builder()
         .with_http()
@@ -81,7 +83,8 @@ impl Client {
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.send(request).inspect_err(|error| self.counts.fails_because(error.to_string()))?;
+        let answer =
+            self.send(request).inspect_err(|error| self.counts.fails_because(explain_http(error)))?;
         if !answer.status().is_success() {
             let hint = match answer.status().as_u16() {
                 401 | 403 => ", expected OTEL_EXPORTER_OTLP_HEADERS that it accepts",

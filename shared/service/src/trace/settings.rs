@@ -3,14 +3,17 @@
 //! Of the latter, a value that is wrong is passed over with a warning, as the specification has it: they are often set
 //! for a whole cluster, with other programs in mind.
 
+use std::path::Path;
 use std::time::Duration;
 
 use opentelemetry_sdk::trace::ShouldSample;
-use ureq::http::{HeaderName, HeaderValue, Uri};
+use ureq::http::header::AUTHORIZATION;
+use ureq::http::{HeaderName, HeaderValue};
 
 use super::receiver::Receiver;
 use super::sampler::sampler;
-use crate::Problems;
+use crate::http_url::percent_decoded;
+use crate::{Authorities, HttpUrl, Problems};
 
 const EXPECTED: &str = "expected the address of an OTLP receiver by HTTP, such as http://collector:4318";
 const EXPECTED_HEADERS: &str = "expected KEY=VALUE, separated by commas, values written as in URLs";
@@ -21,11 +24,9 @@ const QUEUE_SIZE: usize = 2_048;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Variables of the specification that would change what is exported, and that nothing here listens to.
-const UNSUPPORTED: [&str; 8] = [
+const UNSUPPORTED: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_COMPRESSION",
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_CLIENT_KEY",
@@ -69,6 +70,7 @@ impl TraceSettings {
     pub(crate) fn read<F: Fn(&str) -> Option<String>>(
         endpoint: Option<&str>,
         headers: Option<&str>,
+        authorities: &Authorities,
         service: String,
         variables: &Variables<F>,
         problems: &mut Problems,
@@ -77,18 +79,22 @@ impl TraceSettings {
         let whole = variables.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
         let (name, given) = match (whole, endpoint.filter(|given| !given.is_empty())) {
             (Some(whole), _) => ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole),
-            (None, Some(base)) => {
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/traces", base.trim_end_matches('/')))
-            }
+            (None, Some(base)) => ("OTEL_EXPORTER_OTLP_ENDPOINT", base.to_owned()),
             (None, None) => return None,
         };
-        let shown = problems.check(name, check_endpoint(&given));
+        let is_whole = name != "OTEL_EXPORTER_OTLP_ENDPOINT";
+        let url = problems.check(name, read_endpoint(&given, is_whole));
         let own = variables.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS");
         let (name, text) = match (&own, headers) {
             (Some(own), _) => ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", own.as_str()),
             (None, headers) => ("OTEL_EXPORTER_OTLP_HEADERS", headers.unwrap_or_default()),
         };
         let headers = problems.check(name, read_headers(text));
+        let certificate = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
+        let authorities = match variables.first(certificate) {
+            Some((name, path)) => problems.check(name, Authorities::with(Path::new(&path))),
+            None => Some(authorities.clone()),
+        };
         if variables.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return None;
         }
@@ -128,9 +134,14 @@ impl TraceSettings {
         let sampler = sampler_or_warn(&sampler, argument.as_deref(), &mut warnings);
         Some(TraceSettings {
             receiver: Receiver {
-                url: given,
-                shown: shown?,
-                headers: headers?,
+                headers: with_credentials(headers?, url.as_ref()?),
+                url: if is_whole {
+                    url.as_ref()?.as_str().to_owned()
+                } else {
+                    format!("{}/v1/traces", url.as_ref()?.as_str())
+                },
+                shown: url?.origin(),
+                tls: authorities?.tls(),
                 timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
             },
             service,
@@ -156,15 +167,24 @@ fn sampler_or_warn(
     }
 }
 
-/// The address without what may be secret in it.
-fn check_endpoint(given: &str) -> Result<String, String> {
-    // What was given may hold a password, and is not shown.
-    let uri: Uri = given.parse().map_err(|error| format!("{error}, {EXPECTED}"))?;
-    let (Some(scheme @ ("http" | "https")), Some(host)) = (uri.scheme_str(), uri.host()) else {
-        return Err(format!("got no address that begins with http:// or https://, {EXPECTED}"));
-    };
-    let port = uri.port().map_or(String::new(), |port| format!(":{port}"));
-    Ok(format!("{scheme}://{host}{port}"))
+/// The receiver's address, or the base to which the path is appended.
+fn read_endpoint(given: &str, is_whole: bool) -> Result<HttpUrl, String> {
+    let url = HttpUrl::parse(given).map_err(|problem| format!("{problem}, {EXPECTED}"))?;
+    if url.has_query() && !is_whole {
+        return Err(format!("has a query, {EXPECTED}"));
+    }
+    Ok(url)
+}
+
+/// The headers, and the address's credentials; a header `authorization` counts more.
+fn with_credentials(
+    mut headers: Vec<(HeaderName, HeaderValue)>,
+    url: &HttpUrl,
+) -> Vec<(HeaderName, HeaderValue)> {
+    if !headers.iter().any(|(name, _)| name == AUTHORIZATION) {
+        headers.extend(url.authorization().map(|value| (AUTHORIZATION, value)));
+    }
+    headers
 }
 
 /// Reads `key=value,key=value`, values percent-encoded (W3C Baggage, as the specification wants). No error shows a value.
@@ -179,28 +199,13 @@ fn read_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
             let name = key.trim().parse::<HeaderName>();
             let name =
                 name.map_err(|_| format!("header {nth} has no name that is one, {EXPECTED_HEADERS}"))?;
-            let value = decoded(value.trim()).and_then(|value| HeaderValue::from_bytes(&value).ok());
+            let value = percent_decoded(value.trim()).and_then(|value| HeaderValue::from_bytes(&value).ok());
             let mut value =
                 value.ok_or(format!("header {name} has no value that is one, {EXPECTED_HEADERS}"))?;
             value.set_sensitive(true);
             Ok((name, value))
         })
         .collect()
-}
-
-/// `None` for a % without two digits behind it.
-fn decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(bytes.next()?).to_digit(16);
-        decoded.push((digit()? * 16 + digit()?) as u8);
-    }
-    Some(decoded)
 }
 
 #[cfg(test)]
@@ -213,7 +218,14 @@ mod tests {
             set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         });
         let service = variables.service("harness-test");
-        let read = TraceSettings::read(Some(endpoint), Some(headers), service, &variables, &mut problems);
+        let read = TraceSettings::read(
+            Some(endpoint),
+            Some(headers),
+            &Authorities::default(),
+            service,
+            &variables,
+            &mut problems,
+        );
         if problems.count() > 0 { Err(problems.into_error().to_string()) } else { Ok(read) }
     }
 

@@ -1,0 +1,74 @@
+//! Whose certificates count: the system's authorities, and one's own beside them. A server's certificate is always verified.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+
+/// The setting that names a file of one's own authorities.
+pub(crate) const TLS_CA_FILE: &str = "TLS_CA_FILE";
+
+/// The authorities that are trusted.
+#[derive(Clone, Debug, Default)]
+pub struct Authorities {
+    own: Option<Own>,
+}
+
+#[derive(Clone, Debug)]
+struct Own {
+    pem: String,
+    certificates: Vec<Certificate<'static>>,
+}
+
+impl Authorities {
+    /// The system's, and those in this file (PEM).
+    pub fn with(path: &Path) -> Result<Authorities, String> {
+        let shown = path.display();
+        let pem = std::fs::read_to_string(path).map_err(|error| {
+            format!("{shown} cannot be read: {error}, expected a file of certificates (PEM)")
+        })?;
+        let certificates: Vec<_> = parse_pem(pem.as_bytes())
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        match certificates.is_empty() {
+            true => Err(format!("{shown} has no certificate in it, expected -----BEGIN CERTIFICATE-----")),
+            false => Ok(Authorities { own: Some(Own { pem, certificates }) }),
+        }
+    }
+
+    /// Reads what a setting names, if it names anything.
+    pub(crate) fn read(path: Option<&PathBuf>) -> Result<Authorities, String> {
+        path.map_or_else(|| Ok(Authorities::default()), |path| Authorities::with(path))
+    }
+
+    /// One's own, as they stand in the file.
+    pub fn own_pem(&self) -> Option<&str> {
+        self.own.as_ref().map(|own| own.pem.as_str())
+    }
+
+    /// TLS by these, for an HTTP client.
+    pub fn tls(&self) -> TlsConfig {
+        let roots = match &self.own {
+            None => RootCerts::PlatformVerifier,
+            Some(own) => {
+                let system = rustls_native_certs::load_native_certs().certs;
+                let system = system.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
+                RootCerts::Specific(Arc::new(system.chain(own.certificates.iter().cloned()).collect()))
+            }
+        };
+        TlsConfig::builder().root_certs(roots).build()
+    }
+}
+
+/// A failure of an HTTP client in words; where the server's authority is unknown, with the setting that would make it known.
+pub fn explain_http(error: &ureq::Error) -> String {
+    let text = error.to_string();
+    // The second where another authority has the same name, such as an older one.
+    match ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) {
+        true => format!("{text}: expected {TLS_CA_FILE} to name the file of its authority"),
+        false => text,
+    }
+}

@@ -1,0 +1,155 @@
+//! Postgres's clock may be set, by hand, by NTP or by a failover to a server whose clock differs. A step of it kills nobody who
+//! lives, ends no mark and no leadership too early, and holds up what waits for no longer than a lease.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use job::{JobSpec, JobState, RetryPolicy};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tests::{Database, Fleet, OwnPostgres, job, leading, until};
+
+const HOUR_S: i64 = 3_600;
+
+/// A fleet on a Postgres whose clock is ahead by so many seconds.
+async fn fleet_on_clock(ahead_s: i64) -> (OwnPostgres, Fleet) {
+    let postgres = OwnPostgres::with_clock(ahead_s).await;
+    let database = Database::new_on(&postgres.url).await;
+    (postgres, Fleet::on(database))
+}
+
+#[tokio::test]
+async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is() {
+    let (postgres, fleet) = fleet_on_clock(0).await;
+    let worker = fleet.worker("worker").short_lease().start().await;
+    // Has seen a death, so it has watched for a whole lease.
+    let watches = async |name: &str| {
+        let mut gone = fleet.worker(name).short_lease().start().await;
+        let dead = format!(
+            "SELECT count(*) FROM harness_workers WHERE worker_id = '{}' AND state = 'dead'",
+            gone.id().await
+        );
+        gone.kill();
+        until("a death is noticed", async || (fleet.database.count(&dead).await == 1).then_some(())).await;
+    };
+    watches("before").await;
+    let spec = job("s", "scripted", json!({"count": 50, "delay_ms": 100}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.iterated(spec.job_id, 3).await;
+
+    postgres.clock.set(HOUR_S);
+    worker.said("clock was set ahead").await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    watches("after").await;
+    assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon() {
+    let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
+    let mut first = fleet.worker("first").short_lease().start().await;
+    let lost = job("lost", "scripted", json!({"count": 60, "delay_ms": 100}));
+    // Each waits for a part of twenty seconds, drawn by lot.
+    let fails = json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]});
+    let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
+    let waits = |n| JobSpec { retry: wait.clone(), ..job(&format!("waits-{n}"), "scripted", fails.clone()) };
+    let waiting: Vec<JobSpec> = (0..12).map(waits).collect();
+    fleet.enqueue(&[lost.clone()]).await;
+    fleet.enqueue(&waiting).await;
+    fleet.iterated(lost.job_id, 3).await;
+    let later = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND due_at > now() + interval '2 seconds'";
+    until("some wait for their next attempt", async || (fleet.database.count(later).await > 2).then_some(()))
+        .await;
+    let lease = Duration::from_secs(10);
+    let leader = fleet.store.lead("pools", "dies", lease).await.unwrap().expect("nobody else leads");
+    // Both die with the server whose clock was wrong.
+    first.kill();
+    postgres.clock.set(0);
+
+    let second = fleet.worker("second").short_lease().start().await;
+    let view = fleet.ended(lost.job_id).await;
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 60), "{view:?}");
+    assert_eq!(view.worker_id.unwrap().to_string(), second.id().await);
+    for spec in &waiting {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+    let next = fleet.store.lead("pools", "lives", lease).await.unwrap().expect("no lease lasts for an hour");
+    assert!(next.epoch > leader.epoch);
+    assert_eq!(second.metric("harness_leases_lost_total").await, 0.0);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_marked_worker_takes_nothing_before_the_end_of_its_mark_whatever_the_clock_shows() {
+    const VALID_FOR: Duration = Duration::from_secs(8);
+    let (postgres, fleet) = fleet_on_clock(0).await;
+    let worker = fleet.worker("worker").start().await;
+    let leader = leading(&fleet.store).await;
+    let id = worker.id().await.parse::<uuid::Uuid>().expect("an id").into();
+    let marked = Instant::now();
+    fleet.store.mark_drains(&leader, &[id], VALID_FOR).await.unwrap();
+    until("it is drained", async || (worker.get("/ready").await.0 == 503).then_some(())).await;
+    postgres.clock.set(HOUR_S);
+    let spec = job("s", "echo", json!(1));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    assert!(marked.elapsed() >= VALID_FOR, "its pod might have gone at any moment: {:?}", marked.elapsed());
+}
+
+/// One to three workers, one for each job, and one more in four seconds.
+const POOL: &str = r#"
+    [pools.default]
+    target = "process"
+    [pools.default.policy]
+    min_replicas = 1
+    max_replicas = 3
+    mode = { type = "backlog", jobs_per_worker = 1 }
+    scale_up = { stabilization_window_s = 0, select_policy = "Max", policies = [{ type = "Pods", value = 1, period_s = 4 }], tolerance = 0.0 }
+    scale_down = { stabilization_window_s = 600, select_policy = "Max", policies = [], tolerance = 0.0 }
+"#;
+
+/// The workers of an autoscaler; they are gone with this, also when the test has failed.
+struct Processes(PathBuf);
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        let files = std::fs::read_dir(self.0.join("processes/default")).into_iter().flatten().flatten();
+        for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "pid")) {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            if let Some(pid) = text.split(' ').next().and_then(|pid| pid.parse().ok()) {
+                // Only in a test that has failed does one still live.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_autoscaler_grows_on_after_a_step_back_and_keeps_its_size_after_one_ahead() {
+    let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
+    let _processes = Processes(fleet.folder.path().to_owned());
+    let mut autoscaler = fleet.autoscaler("autoscaler", POOL).launch();
+    fleet.workers_alive(1).await;
+    let jobs: Vec<_> =
+        (0..12).map(|n| job(&format!("s-{n}"), "scripted", json!({"count": 150, "delay_ms": 100}))).collect();
+    fleet.enqueue(&jobs).await;
+    fleet.workers_alive(2).await;
+    postgres.clock.set(0);
+    fleet.workers_alive(3).await;
+    fleet.undisturbed(&jobs).await;
+
+    postgres.clock.set(HOUR_S);
+    let decided = "SELECT count(*) FROM harness_scale_decisions
+                    WHERE decided_at > clock_timestamp() - interval '1 minute' AND reason = 'scale_down_stabilized'
+                      AND from_replicas = 3 AND desired_replicas = 3";
+    until("it has decided by the new clock", async || {
+        (fleet.database.count(decided).await > 0).then_some(())
+    })
+    .await;
+    fleet.workers_alive(3).await;
+    autoscaler.terminate();
+    assert_eq!(autoscaler.exit().await, 0);
+}
