@@ -11,15 +11,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Yardstick;
-use super::lines::{BadLine, Line, Lines};
+use super::lines::{BadLine, Line, Lines, Room};
 use super::progress::Progress;
 use crate::sends::Sends;
 use crate::submit::{self, Taken};
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
-/// Batches that are being published while the next is accepted.
-const PUBLISHING: usize = 4;
+/// Jobs that are being published while more are accepted: a line that comes alone does not wait for the confirms of those before it.
+const PUBLISHING: usize = 4 * BATCH;
 
 pub struct Bulk<'a> {
     pub yardstick: &'a Yardstick,
@@ -80,7 +80,7 @@ impl Bulk<'_> {
         progress: &Progress,
         sums: &mut Sums,
     ) -> anyhow::Result<()> {
-        let mut publishing = JoinSet::new();
+        let mut publishing = Publishing::default();
         let mut refused_one = false;
         while !(refused_one && self.strict) {
             let come = match stop.run_until_cancelled(lines.next(BATCH)).await {
@@ -96,28 +96,31 @@ impl Bulk<'_> {
             }
             let before = sums.refused;
             let read = come.len() as u64;
-            let batch = self.decode(come, progress, sums);
-            self.accept(batch, progress, sums, &mut publishing).await?;
+            let (batch, room) = self.decode(come, progress, sums);
+            self.accept(batch, room, progress, sums, &mut publishing).await?;
+            sums.unconfirmed += publishing.settle(PUBLISHING).await?;
             refused_one = sums.refused > before;
             progress.advance(read);
         }
-        while let Some(published) = publishing.join_next().await {
-            sums.unconfirmed += published.context("publishing has panicked")??;
-        }
+        sums.unconfirmed += publishing.settle(0).await?;
         if refused_one && self.strict {
             bail!("stopped at the first refused line (--strict); the lines before it are accepted");
         }
         Ok(())
     }
 
-    /// The jobs of these lines, up to the first that is refused where that is the last.
-    fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> Vec<JobSpec> {
+    /// The jobs of these lines, up to the first that is refused where that is the last; and the room that they take.
+    fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> (Vec<JobSpec>, Vec<Room>) {
         let limits = self.yardstick.limits();
         let mut batch = Vec::with_capacity(lines.len());
+        let mut room = Vec::with_capacity(lines.len());
         for line in lines {
             sums.last_line = line.number;
             match decode(&line, &limits) {
-                Ok(spec) => batch.push(spec),
+                Ok(spec) => {
+                    batch.push(spec);
+                    room.push(line.room);
+                }
                 Err(problem) => {
                     sums.refused += 1;
                     progress.say(&format!("line {}: {problem}", line.number));
@@ -127,15 +130,16 @@ impl Bulk<'_> {
                 }
             }
         }
-        batch
+        (batch, room)
     }
 
     async fn accept(
         &self,
         mut batch: Vec<JobSpec>,
+        room: Vec<Room>,
         progress: &Progress,
         sums: &mut Sums,
-        publishing: &mut JoinSet<anyhow::Result<usize>>,
+        publishing: &mut Publishing,
     ) -> anyhow::Result<()> {
         if batch.is_empty() {
             return Ok(());
@@ -153,17 +157,43 @@ impl Bulk<'_> {
             due.iter().for_each(|job| out!("{}", job.job_id));
         }
         let (relay, count) = (self.relay.clone(), due.len());
-        publishing.spawn(async move {
+        publishing.jobs += count;
+        publishing.batches.spawn(async move {
             // They end with the broker's confirms.
-            let _sends = sends;
-            submit::publish(&relay, due).await.map(|done| count - done)
+            let _ends = (sends, room);
+            let confirmed = submit::publish(&relay, due).await?;
+            Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
-        if publishing.len() >= PUBLISHING
-            && let Some(published) = publishing.join_next().await
-        {
-            sums.unconfirmed += published.context("publishing has panicked")??;
-        }
         Ok(())
+    }
+}
+
+/// Batches on their way to the broker.
+#[derive(Default)]
+struct Publishing {
+    batches: JoinSet<anyhow::Result<Published>>,
+    jobs: usize,
+}
+
+struct Published {
+    jobs: usize,
+    unconfirmed: usize,
+}
+
+impl Publishing {
+    /// Waits until no more jobs than these are on their way. How many of the others were not confirmed.
+    async fn settle(&mut self, most: usize) -> anyhow::Result<usize> {
+        let mut unconfirmed = 0;
+        loop {
+            let over = match self.jobs > most {
+                true => self.batches.join_next().await,
+                false => self.batches.try_join_next(),
+            };
+            let Some(published) = over else { return Ok(unconfirmed) };
+            let published = published.context("publishing has panicked")??;
+            self.jobs -= published.jobs;
+            unconfirmed += published.unconfirmed;
+        }
     }
 }
 

@@ -25,9 +25,11 @@ pub struct Line {
     pub number: u64,
     /// Without the space around it.
     pub text: Result<String, BadLine>,
-    /// Bytes of [`ROOM`] that it takes until it is dropped.
-    _room: OwnedSemaphorePermit,
+    /// What it takes of [`ROOM`]. To be dropped when it is dealt with.
+    pub room: Room,
 }
+
+pub type Room = OwnedSemaphorePermit;
 
 /// What no JSON can be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +163,7 @@ impl Reading {
             let size = text.as_ref().map_or(0, String::len).min(ROOM) as u32;
             let room = self.runtime.block_on(self.room.clone().acquire_many_owned(size));
             let room = room.map_err(|_| Closed)?;
-            self.send(Ok(Line { number, text, _room: room }))?;
+            self.send(Ok(Line { number, text, room }))?;
         }
         Ok(())
     }
