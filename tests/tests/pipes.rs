@@ -133,6 +133,27 @@ fn reads_stdin(fleet: &Fleet) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("producer")
 }
 
+#[tokio::test]
+async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
+    let fleet = Fleet::new().await;
+    let spec = job("s", "echo", json!(1));
+    let ids = format!("\u{feff}{}\r\n\n\tnone\n", spec.job_id);
+    let ran = fleet.producer_reading(&ids, &["wait"]).await;
+    let told = "stdin, line 3: job id: got \"none\", expected a UUID of version 7";
+    assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
+
+    let mut command = fleet.producer_command(&["wait"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("producer");
+    let mut stdin = child.stdin.take().expect("stdin");
+    // More than the pipe holds: when all of it is written, it is being read.
+    let many = format!("{}\n", spec.job_id).repeat(4_000);
+    let writing = tokio::task::spawn_blocking(move || stdin.write_all(many.as_bytes()).map(|()| stdin));
+    let _stdin = writing.await.unwrap().expect("written");
+    terminate(&child);
+    assert_eq!(ended(child).await.0, 130);
+}
+
 fn terminate(child: &Child) {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("a process of ours");
 }
@@ -215,13 +236,18 @@ async fn a_named_pipe_is_opened_once_and_may_be_waited_for() {
     // Nobody writes.
     let mut command = fleet.producer_command(&arguments);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("producer");
+    connected(&fleet).await;
+    terminate(&child);
+    let (code, said) = ended(child).await;
+    assert!(code == 130 && !said.contains("panicked"), "{code}: {said}");
+}
+
+/// A command has connected, and goes on to read.
+async fn connected(fleet: &Fleet) {
     let connections = "SELECT count(*) FROM pg_stat_activity
                         WHERE datname = current_database() AND application_name = 'harness-fleet'";
     let connected = async || (fleet.database.count(connections).await > 0).then_some(());
     until("it has connected", connected).await;
-    terminate(&child);
-    let (code, said) = ended(child).await;
-    assert!(code == 130 && !said.contains("panicked"), "{code}: {said}");
 }
 
 /// Writes to a named pipe as soon as somebody reads it.

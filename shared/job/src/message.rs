@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::de::{Error as _, IgnoredAny};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -107,28 +107,55 @@ pub fn decode(body: &[u8], message_id: Option<&str>, limits: &Limits) -> Result<
     }
 }
 
-/// Reads a job that a person wrote: like a message's body, but `schema` and `job_id` may be left out, and are then
+/// Reads a job that a person wrote: like a message's body, but `schema` and `job_id` may be left out or null, and are then
 /// the present version and a fresh id.
 pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
     #[derive(Deserialize)]
-    struct Given {
-        schema: Option<IgnoredAny>,
-        job_id: Option<IgnoredAny>,
+    struct Given<'a> {
+        #[serde(borrow, default)]
+        schema: Loose<'a>,
+        #[serde(borrow, default)]
+        job_id: Loose<'a>,
     }
-    let given: Given = parse(text)?;
-    // Added as text, so that the rest stays to the letter.
-    let mut added = String::new();
-    if given.schema.is_none() {
-        added += &format!("\"schema\":\"{SCHEMA}\",");
+    let given: Given<'_> = parse(text)?;
+    let members =
+        [("schema", given.schema, SCHEMA.to_owned()), ("job_id", given.job_id, JobId::now().to_string())];
+    // As text, so that the rest stays to the letter.
+    let (mut added, mut nulls) = (String::new(), Vec::new());
+    for (name, given, value) in members {
+        match given {
+            Loose::Absent => added += &format!("\"{name}\":\"{value}\","),
+            Loose::Null(null) => nulls.push((null.as_ptr().addr() - text.as_ptr().addr(), value)),
+            Loose::Given => {}
+        }
     }
-    if given.job_id.is_none() {
-        added += &format!("\"job_id\":\"{}\",", JobId::now());
+    let mut whole = text.to_owned();
+    nulls.sort();
+    for (at, value) in nulls.into_iter().rev() {
+        whole.replace_range(at..at + "null".len(), &format!("\"{value}\""));
     }
-    let fields = text.trim_start().strip_prefix('{').unwrap_or(text);
+    let fields = whole.trim_start().strip_prefix('{').unwrap_or(&whole);
     if fields.trim_start().starts_with('}') {
         added.pop();
     }
     decode(format!("{{{added}{fields}").as_bytes(), None, limits)
+}
+
+/// A member that may be left out.
+#[derive(Default)]
+enum Loose<'a> {
+    #[default]
+    Absent,
+    /// Where it stands.
+    Null(&'a str),
+    Given,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(if raw == "null" { Loose::Null(raw) } else { Loose::Given })
+    }
 }
 
 /// Reads back what [`decode`] or [`encode`] let through before, such as a message kept in the ledger: its limits
@@ -370,6 +397,11 @@ mod tests {
         let spec = decode_loose(text, &limits()).unwrap();
         assert_eq!(spec.input.as_str(), r#"{"n":12345678901234567890123}"#);
         assert_eq!(decode_loose(&encode(&spec), &limits()).unwrap(), spec);
+        let nulls =
+            r#"{"job_id": null,"session_id":"s","schema":null , "agent_id":"a","input":{"job_id":null}}"#;
+        let spec = decode_loose(nulls, &limits()).unwrap();
+        assert_eq!(spec.input.as_str(), r#"{"job_id":null}"#);
+        assert_eq!(decode(encode(&spec).as_bytes(), None, &limits()).unwrap(), spec);
         for (bad, field) in
             [("{}", "session_id"), ("[1]", "body"), ("{", "body"), ("7", "body"), ("", "body")]
         {
