@@ -1,10 +1,11 @@
 //! Promise 1: a job that was accepted reaches exactly one recorded end, and whoever hands in something else is told.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use job::{FailureCode, JobId, JobSpec, JobState};
+use job::{FailureCode, JobId, JobSpec, JobState, Name};
 use serde_json::{Value, json};
-use tests::{Fleet, job, until};
+use tests::{Database, Fleet, job, steps, until};
 
 fn ids(out: &str) -> Vec<&str> {
     out.lines().collect()
@@ -198,4 +199,29 @@ async fn a_job_is_recorded_failed_with_what_the_harness_said() {
     let status = fleet.producer(&["status", &spec.job_id.to_string()]).await;
     assert_eq!(status.code, 1, "{status:?}");
     assert!(status.out.contains("failed") && status.out.contains("bad_input"), "{status:?}");
+}
+
+#[tokio::test]
+async fn what_a_deleted_queue_has_lost_is_published_once_however_many_processes_hear_of_it() {
+    let database = Database::new().await;
+    let (store, pool) = (database.store(), Name::default());
+    let jobs: Vec<JobSpec> = (0..4).map(|n| steps(n, 1, 0)).collect();
+    store.accept(&jobs).await.unwrap();
+    let ids: Vec<_> = jobs.iter().map(|spec| spec.job_id).collect();
+    store.confirm(&ids[..2]).await.unwrap();
+    let heard = Instant::now();
+    // Longer than the question for Postgres's clock takes.
+    let later = async || (heard.elapsed() > Duration::from_secs(1)).then_some(());
+    until("the queue stands again", later).await;
+    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 4, "also what the broker has confirmed");
+    let published = async || {
+        let due = store.take_due(100).await.unwrap();
+        store.confirm(&due.iter().map(|due| due.job_id).collect::<Vec<_>>()).await.unwrap();
+        due.len()
+    };
+    assert_eq!(published().await, 4);
+    // Another one has heard of it at the same time, and was slower.
+    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 0, "it was returned already");
+    assert_eq!(published().await, 0);
+    assert_eq!(store.return_lost(&pool, Instant::now()).await.unwrap(), 4, "the next queue is deleted, too");
 }

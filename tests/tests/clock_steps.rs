@@ -57,7 +57,7 @@ async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon()
     let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
     let waits = |n| JobSpec { retry: wait.clone(), ..job(&format!("waits-{n}"), "scripted", fails.clone()) };
     let waiting: Vec<JobSpec> = (0..12).map(waits).collect();
-    fleet.enqueue(&[lost.clone()]).await;
+    fleet.enqueue(std::slice::from_ref(&lost)).await;
     fleet.enqueue(&waiting).await;
     fleet.iterated(lost.job_id, 3).await;
     let later = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND due_at > now() + interval '2 seconds'";

@@ -3,7 +3,7 @@
 //! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
 //! publishers wait for its next link. It logs one line per change, with the broker's address without password.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) answered: CancellationToken,
     pools: Mutex<Vec<job::Name>>,
     /// Pools whose queue was deleted or missing, and stands again.
-    redeclared: watch::Sender<BTreeSet<job::Name>>,
+    redeclared: watch::Sender<BTreeMap<job::Name, Instant>>,
     status: watch::Sender<BrokerStatus>,
     blocked: watch::Sender<Option<String>>,
     link: watch::Sender<Option<Arc<Link>>>,
@@ -147,11 +147,11 @@ impl Broker {
     /// Waits until the queue of some pool was declared anew because it had been deleted or was missing. Returns each such
     /// pool once. What was published to the old queue is gone, also where the broker has confirmed it: when a quorum queue is
     /// deleted, RabbitMQ confirms what was under way to it.
-    pub async fn redeclared_queues(&self) -> BTreeSet<job::Name> {
+    pub async fn redeclared_queues(&self) -> BTreeMap<job::Name, Instant> {
         let mut redeclared = self.shared.redeclared.subscribe();
         // Cannot fail: the sender lives in `shared`.
         let _ = redeclared.wait_for(|pools| !pools.is_empty()).await;
-        self.shared.redeclared.send_replace(BTreeSet::new())
+        self.shared.redeclared.send_replace(BTreeMap::new())
     }
 
     /// Declares a pool's queue now, and again at every connect.
@@ -203,12 +203,13 @@ impl Shared {
     /// Declares a pool's queue, and notes where it had been missing.
     pub(crate) async fn declare_pool(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
         if link.declare_pool(pool).await? {
-            self.note_redeclared([pool.clone()]);
+            self.note_redeclared([(pool.clone(), Instant::now())]);
         }
         Ok(())
     }
 
-    pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = job::Name>) {
+    /// Pools whose queue was missing, and until when.
+    pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = (job::Name, Instant)>) {
         self.redeclared.send_if_modified(|redeclared| {
             let before = redeclared.len();
             redeclared.extend(pools);
@@ -286,7 +287,7 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     let config = &shared.config;
     let broker = address.shown();
     let (mut generation, mut failures) = (0, 0);
-    let (mut deleted, mut redeclared) = (BTreeSet::new(), BTreeSet::new());
+    let (mut deleted, mut redeclared) = (BTreeMap::<String, Instant>::new(), BTreeMap::new());
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
         let opening =
@@ -300,8 +301,13 @@ async fn keep_connected(shared: &Shared, address: &Address) {
                 generation += 1;
                 let (link, since) = (Arc::new(link), Instant::now());
                 info!(broker, generation, "connected to the broker");
-                redeclared
-                    .extend(pools.into_iter().filter(|pool| deleted.contains(&topology::jobs_queue(pool))));
+                // Another may have declared it, but not before it was missing for so long.
+                let missing = |pool: &job::Name| deleted.get(&topology::jobs_queue(pool)).copied();
+                let heard =
+                    pools.into_iter().filter_map(|pool| Some((missing(&pool)? + DELETION_TIME, pool)));
+                for (until, pool) in heard {
+                    redeclared.entry(pool).or_insert(until);
+                }
                 shared.note_redeclared(std::mem::take(&mut redeclared));
                 shared.link.send_replace(Some(link.clone()));
                 shared.status.send_replace(BrokerStatus::Ready { generation });

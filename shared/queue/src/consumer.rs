@@ -151,7 +151,7 @@ impl Slot {
         async move {
             let pool = shared.pool_of(&queue);
             if link.ensure(&queue, pool.as_ref()).await? {
-                shared.note_redeclared(pool);
+                shared.note_redeclared(pool.map(|pool| (pool, std::time::Instant::now())));
             }
             let doing = format!("consume from queue {queue}");
             let (name, tag) = (short(&doing, &queue)?, short(&doing, &tag)?);

@@ -3,7 +3,7 @@
 //! A link is never repaired. Whoever notices that it is broken calls [`Link::fail`]; the supervisor then closes
 //! it and builds the next. It knows nothing of slots, publishers or backoff.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -66,8 +66,8 @@ pub(crate) struct Link {
     /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once, or are
     /// refused together. In it is the last refusal.
     declaring: Mutex<HashMap<String, Arc<Declaring>>>,
-    /// Queues that the broker has deleted under a consumer of this link.
-    deleted: Mutex<BTreeSet<String>>,
+    /// Queues that the broker has deleted under a consumer of this link, and when it said so.
+    deleted: Mutex<BTreeMap<String, std::time::Instant>>,
     failure: OnceLock<String>,
     failed: CancellationToken,
     operation_timeout: Duration,
@@ -75,13 +75,13 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects, declares the topology and opens the channel of the slots. `settled`: what is missing has been missing for
-    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, also where something fails later.
+    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
     pub(crate) async fn open(
         address: &Address,
         config: &BrokerConfig,
         pools: &[job::Name],
         settled: bool,
-        redeclared: &mut BTreeSet<job::Name>,
+        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
         generation: u64,
     ) -> Result<Link, QueueError> {
         let doing = format!("connect to {}", address.shown());
@@ -129,7 +129,7 @@ impl Link {
         &self,
         pools: &[job::Name],
         settled: bool,
-        redeclared: &mut BTreeSet<job::Name>,
+        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
     ) -> Result<(), QueueError> {
         let mut missing = self.are_missing(pools).await?;
         // Where there was no fleet before, nothing was deleted.
@@ -148,7 +148,7 @@ impl Link {
                 self.declare_now(pool).await?;
             }
             if missing.contains(pool) {
-                redeclared.insert(pool.clone());
+                redeclared.insert(pool.clone(), std::time::Instant::now());
             }
         }
         Ok(())
@@ -234,12 +234,12 @@ impl Link {
     /// The broker has cancelled a consumer, which it does when the queue is deleted. That ends the link: what the broker's
     /// channels still know of the old queue goes with them ([`DELETION_TIME`]).
     pub(crate) fn queue_deleted(&self, queue: &str) {
-        self.deleted().insert(queue.to_owned());
+        self.deleted().entry(queue.to_owned()).or_insert_with(std::time::Instant::now);
         self.fail(format_args!("the broker has cancelled the consumers of queue {queue}: it was deleted"));
     }
 
     /// Queues that were deleted under a consumer of this link.
-    pub(crate) fn deleted_queues(&self) -> BTreeSet<String> {
+    pub(crate) fn deleted_queues(&self) -> BTreeMap<String, std::time::Instant> {
         self.deleted().clone()
     }
 
@@ -363,7 +363,7 @@ impl Link {
         self.cut.cancel();
     }
 
-    fn deleted(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    fn deleted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, std::time::Instant>> {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -17,10 +17,10 @@ const REST: Duration = Duration::from_secs(1);
 /// Makes the jobs of each queue due again that was declared anew on this broker's connection, until told to stop.
 pub async fn return_lost(store: &Store, broker: &Broker, stop: &CancellationToken) {
     while let Some(pools) = stop.run_until_cancelled(broker.redeclared_queues()).await {
-        for pool in pools {
+        for (pool, lost_before) in pools {
             let mut failed = false;
             loop {
-                match store.return_lost(&pool).await {
+                match store.return_lost(&pool, lost_before).await {
                     Ok(0) => break,
                     Ok(jobs) => {
                         warn!(jobs, %pool, "the pool's queue was deleted: jobs whose message was in it are due again");

@@ -38,6 +38,15 @@ impl Clock {
         Clock { then, asked, read }
     }
 
+    /// What it showed at this moment of ours, or less.
+    pub fn at(&self, moment: Instant) -> SystemTime {
+        // Read at some moment between question and answer, it showed the least at a moment if it was read late.
+        match moment.checked_duration_since(self.asked) {
+            Some(after) => self.then + after,
+            None => self.then - (self.asked - moment),
+        }
+    }
+
     /// When the answer came.
     pub fn read_at(&self) -> Instant {
         self.read

@@ -3,6 +3,7 @@
 use job::{JobId, JobSpec, Name, TraceId};
 use std::collections::HashSet;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -124,12 +125,12 @@ macro_rules! return_lost {
     WITH found AS MATERIALIZED (
         SELECT job_id FROM harness_jobs WHERE state = '",
             $state,
-            "' AND pool = $1 AND state_since < $2 ORDER BY state_since LIMIT 1000
+            "' AND pool = $1 AND state_since < $2 AND due_at < $3 ORDER BY state_since LIMIT 1000
     ), returned AS (
         UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
          WHERE job_id = ANY(ARRAY(
                SELECT job_id FROM harness_jobs
-                WHERE job_id = ANY(ARRAY(SELECT job_id FROM found)) AND state = '",
+                WHERE job_id = ANY(ARRAY(SELECT job_id FROM found)) AND due_at < $3 AND state = '",
             $state,
             "'
                 ORDER BY job_id FOR UPDATE))
@@ -272,13 +273,18 @@ impl Store {
     /// Called when the queue stands again, so that what is published from now on goes to the new one. Also what the broker
     /// has confirmed: RabbitMQ confirms what was under way to a quorum queue that is deleted. Returns how many; a job whose
     /// message a worker just has is published once too often, which its claim makes harmless.
-    pub async fn return_lost(&self, pool: &Name) -> Result<u64, StoreError> {
+    ///
+    /// Only what was due before `lost_before`, a moment before which nothing was published to the new queue: what another process has
+    /// returned is due later, and is not published by each process that hears of the deletion.
+    pub async fn return_lost(&self, pool: &Name, lost_before: std::time::Instant) -> Result<u64, StoreError> {
         let mut returned = 0;
         for statement in RETURN_LOST {
             // Read anew: what was confirmed falsely while the first pass went on is `queued` since then.
-            let now = self.clock().await?.now();
+            let clock = self.clock().await?;
+            let (now, lost_before) = (clock.now(), clock.at(Instant::from_std(lost_before)));
             loop {
-                let rows = query(&self.pool, "return_lost", statement, &[&pool.as_str(), &now]).await?;
+                let params: [&(dyn ToSql + Sync); 3] = [&pool.as_str(), &now, &lost_before];
+                let rows = query(&self.pool, "return_lost", statement, &params).await?;
                 // One row: how many were found, which others may have changed meanwhile, and how many were returned.
                 let (found, some) =
                     rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));

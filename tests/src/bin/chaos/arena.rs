@@ -1,6 +1,7 @@
 //! Where a scenario takes place: a vhost and a database of its own, some real workers, and jobs that are published while
 //! it goes on. It measures recoveries, and in the end waits for every job and holds all against the workload.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::report::Figures;
 use crate::scenario::Settings;
 use crate::services::Services;
 use crate::witness::Account;
-use crate::workload::{Job, Workload, echo};
+use crate::workload::{Job, Workload, echo, long};
 
 /// Slots of each worker. Two workers of three have one for every session, so that none waits for a slot.
 pub const SLOTS: usize = 32;
@@ -36,6 +37,10 @@ pub const RESCUE: Duration = Duration::from_secs(2);
 /// Longer than any recovery takes, but where a scenario allows more.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
+/// Long jobs that are published at a time.
+const LONG: usize = 12;
+/// When more of them are published: the first have had the time to wait behind others, and take slots no more.
+const LONG_AGAIN: Duration = Duration::from_secs(20);
 /// When a probe that was not run is published again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -55,6 +60,8 @@ pub struct Arena {
     account: PathBuf,
     agents: String,
     started: u32,
+    /// Long jobs so far.
+    long: usize,
     begun: Instant,
     events: String,
     warm: Instant,
@@ -107,6 +114,7 @@ impl Arena {
             account,
             agents,
             started: 0,
+            long: 0,
             begun: Instant::now(),
             events: String::new(),
             warm: Instant::now(),
@@ -229,8 +237,13 @@ impl Arena {
         let some = self.workload.jobs.len() as i64 / 8;
         self.until("an eighth of the jobs has ended", async |arena| Ok(arena.ledger.ended().await? >= some))
             .await?;
-        tokio::time::sleep_until(self.warm).await;
+        self.warmed_up().await;
         Ok(())
+    }
+
+    /// Waits until each worker has watched the others for a lease.
+    pub async fn warmed_up(&self) {
+        tokio::time::sleep_until(self.warm).await;
     }
 
     /// Waits for something to be seen, and bears with looks that fail meanwhile.
@@ -254,6 +267,35 @@ impl Arena {
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Has long jobs published until a worker runs some, and returns that one's number: what hits it hits jobs, however long
+    /// the scenario has taken to get here. The broker hands what comes together to slots of one worker, as a rule; which one, is
+    /// for it to say.
+    pub async fn busy(&mut self) -> anyhow::Result<usize> {
+        let mut among = self.living();
+        self.random.shuffle(&mut among);
+        let (mut ids, mut busy) = (HashSet::new(), None);
+        let mut published: Option<Instant> = None;
+        let look = async |arena: &mut Arena| {
+            if published.is_none_or(|at| at.elapsed() > LONG_AGAIN) {
+                let jobs = long(arena.long..arena.long + LONG);
+                arena.long += LONG;
+                let specs: Vec<_> = jobs.iter().map(|job| job.spec.clone()).collect();
+                ids.extend(specs.iter().map(|spec| spec.job_id.to_string()));
+                arena.workload.jobs.extend(jobs);
+                publish::raw(&arena.fleet.vhost.url, specs).await?;
+                published = Some(Instant::now());
+            }
+            for at in &among {
+                if arena.held(*at).await?.iter().any(|held| ids.contains(&held.job_id)) {
+                    busy = Some(*at);
+                }
+            }
+            Ok(busy.is_some())
+        };
+        self.until("a worker that is to be hit runs a long job", look).await?;
+        busy.context("a worker that runs a job")
     }
 
     // ---- recovery

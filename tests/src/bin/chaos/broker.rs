@@ -131,7 +131,7 @@ pub async fn ack_timeout(arena: &mut Arena) -> anyhow::Result<()> {
 }
 
 async fn keep_messages(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.first(long(6));
+    arena.first(long(0..6));
     for _ in 0..3 {
         // Left alone, workers ack after a minute and the broker waits for half an hour.
         arena.start_with(|launch| launch.set("ACK_AFTER_S", 3_600)).await;

@@ -8,7 +8,6 @@ use tokio::time::{Instant, sleep};
 use crate::arena::Arena;
 use crate::broker::BACK;
 use crate::workers::AGAIN;
-use crate::workload::long;
 
 /// Every connection of one worker to the broker is reset, and no new one is let through.
 pub async fn broker_cut(arena: &mut Arena) -> anyhow::Result<()> {
@@ -51,23 +50,26 @@ pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 
 async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     arena.spends_attempts = true;
-    arena.first(long(12));
-    let proxy = Proxy::to(&arena.fleet.database.url).await;
-    let through = proxy.through(&arena.fleet.database.url);
-    let victim = arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
-    arena.start(2).await;
+    let mut proxies = Vec::new();
+    for _ in 0..3 {
+        let proxy = Proxy::to(&arena.fleet.database.url).await;
+        let through = proxy.through(&arena.fleet.database.url);
+        arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
+        proxies.push(proxy);
+    }
     arena.publish();
     arena.under_way().await?;
+    let victim = arena.busy().await?;
     let fault = Instant::now();
-    arena.note(format!("the link: {link:?}"));
-    proxy.set(link);
+    arena.note(format!("the link of number {victim}: {link:?}"));
+    proxies[victim].set(link);
     let held = arena.held(victim).await?;
     let gone_on = arena.gone_on(&held, fault, AGAIN).await;
     arena.note("the link passes again");
-    proxy.set(Link::Pass);
+    proxies[victim].set(Link::Pass);
     gone_on?;
     arena.probe().await?;
-    arena.proxies.push(proxy);
+    arena.proxies.extend(proxies);
     Ok(())
 }
 

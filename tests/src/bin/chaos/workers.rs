@@ -6,8 +6,7 @@ use anyhow::ensure;
 use tokio::time::{Instant, sleep};
 
 use crate::arena::{Arena, GRACE, LEASE, RESCUE};
-use crate::ledger::Held;
-use crate::workload::{killer, long};
+use crate::workload::killer;
 
 pub const AGAIN: Option<Duration> = Some(Duration::from_secs(LEASE.as_secs() + RESCUE.as_secs()));
 
@@ -18,9 +17,8 @@ const SILENT: Option<Duration> = Some(Duration::from_secs(15 + RESCUE.as_secs())
 /// SIGKILL, once.
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
     arena.spends_attempts = true;
-    arena.first(long(12));
     arena.at_work(3).await?;
-    let victim = arena.random.usize(0..3);
+    let victim = arena.busy().await?;
     let fault = Instant::now();
     let held = arena.kill(victim).await?;
     arena.gone_on(&held, fault, AGAIN).await
@@ -33,11 +31,16 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     for kill in 1..=KILLS {
         let living = arena.living();
-        // The oldest: the others watch it for a lease at least before the last one is killed.
-        let (fault, victim) = (Instant::now(), living[0]);
+        // The oldest; the last one runs a job, and the others have watched it for a lease.
+        let mut victim = living[0];
+        if kill == KILLS {
+            arena.warmed_up().await;
+            victim = arena.busy().await?;
+        }
+        let fault = Instant::now();
         let held = arena.kill(victim).await?;
         arena.start(1).await;
-        if kill == KILLS && !held.is_empty() {
+        if kill == KILLS {
             arena.gone_on(&held, fault, AGAIN).await?;
         }
         // More than a rescue apart from each other no two could hit the same job.
@@ -50,9 +53,8 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
 /// and some run still when their jobs begin again.
 pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
     (arena.spends_attempts, arena.runs_twice) = (true, true);
-    arena.first(long(12));
     arena.at_work(3).await?;
-    let victim = arena.random.usize(0..3);
+    let victim = arena.busy().await?;
     let fault = Instant::now();
     arena.note(format!("SIGSTOP to number {victim}"));
     arena.worker(victim).pause();
@@ -67,18 +69,9 @@ pub async fn pause(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// SIGTERM while all slots are busy, some of them for longer than the grace.
 pub async fn drain(arena: &mut Arena) -> anyhow::Result<()> {
-    let long = long(12);
-    let ids: Vec<String> = long.iter().map(|job| job.spec.job_id.to_string()).collect();
-    arena.first(long);
     arena.at_work(3).await?;
-    let (mut victim, mut held) = (0, Vec::new());
-    for at in arena.living() {
-        let runs = arena.held(at).await?;
-        let long = |held: &[Held]| held.iter().filter(|held| ids.contains(&held.job_id)).count();
-        if long(&runs) > long(&held) {
-            (victim, held) = (at, runs);
-        }
-    }
+    let victim = arena.busy().await?;
+    let held = arena.held(victim).await?;
     let fault = Instant::now();
     arena.drain(victim).await?;
     // A stopped harness ends at once here; the rest of a second is for the sign-off.

@@ -1,6 +1,7 @@
 //! The jobs of a scenario, declared in full before anything runs: afterwards the ledger is held against them.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use job::{FailureCode, JobId, JobSpec, Name};
 use serde_json::{Value, json};
@@ -135,9 +136,9 @@ fn witness(session: &str, at: usize, iterations: usize, delay_ms: u64) -> Job {
 }
 
 /// Witnesses in sessions of their own that run for longer than a lease and a drain's grace.
-pub fn long(many: usize) -> Vec<Job> {
+pub fn long(numbers: Range<usize>) -> Vec<Job> {
     // Their numbers are nobody else's.
-    (0..many).map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect()
+    numbers.map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect()
 }
 
 /// A witness that makes its session larger than the least that `MAX_SESSION_BYTES` can be: three of its iterations stand.
