@@ -47,7 +47,7 @@ enum Command {
     },
     /// Look, decide and act once for each pool, and print why
     ///
-    /// Exit codes: 0 done, 1 something failed, 2 wrong settings, 3 another autoscaler leads or something is unknown.
+    /// Exit codes: 0 done, 1 something failed, 2 wrong settings, 3 another autoscaler leads or something is unknown, 130 stopped by a signal.
     #[command(after_long_help = POOLS_HELP)]
     Once {
         #[command(flatten)]

@@ -29,6 +29,10 @@ pub async fn once(
     }
     let mut code = ExitCode::SUCCESS;
     for (pool, mut reconciler) in settings.pools.iter().zip(fleet.reconcilers.drain(..)) {
+        if stop.is_cancelled() {
+            code = ExitCode::from(130);
+            break;
+        }
         let result = match dry_run {
             true => reconciler.rehearse().await.map(Some),
             false => reconciler.tick().await,
