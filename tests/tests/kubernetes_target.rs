@@ -385,5 +385,9 @@ async fn an_api_server_that_is_silent_is_given_up_on_in_time() {
     let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error}");
     assert!(begin.elapsed() >= Duration::from_secs(4), "it was not given its time");
-    assert_eq!(error.to_string(), "Deployment default/worker: the API server gave no answer within 5000 ms");
+    let server = format!("the API server http://{address} (KUBECONFIG, KUBE_CONTEXT)");
+    assert_eq!(
+        error.to_string(),
+        format!("Deployment default/worker: {server} gave no answer within 5000 ms")
+    );
 }

@@ -67,11 +67,10 @@ async fn every_command_ends_as_ever_when_nobody_reads_it_and_fails_when_it_canno
         &["revive"],
     ];
     let process = fleet.folder.path().join("processes").to_string_lossy().into_owned();
-    let autoscaler: [&[&str]; 4] = [
+    let autoscaler: [&[&str]; 3] = [
         &["observe"],
         &["once", "--dry-run", "--target", "process", "--process-dir", &process],
-        &["once", "--json", "--target", "process", "--process-dir", &process],
-        &["explain", "default", "--json"],
+        &["once", "--dry-run", "--json", "--target", "process", "--process-dir", &process],
     ];
     let commands = producer.map(|words| (words, fleet.producer_command(words)));
     let commands =
