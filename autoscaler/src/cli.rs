@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::{Name, one_line};
-use secrecy::ExposeSecret;
 use service::{Common, Health, ListenAddress, Problems, Setting, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
@@ -158,11 +157,11 @@ async fn run_explain(
     common: Common,
     mut problems: Problems,
 ) -> anyhow::Result<ExitCode> {
-    let ledger = settings::ledger(common.database_url, 2, &mut problems);
-    let (Some((url, store)), 0) = (ledger, problems.count()) else {
+    let ledger = settings::ledger(&common, 2, &mut problems);
+    let (Some(store), 0) = (ledger, problems.count()) else {
         return Err(problems.into_error().into());
     };
-    migrations::check(url.expose_secret()).await?;
+    migrations::check(store.address()).await?;
     let store = Store::new(&store);
     let now_ms = store.clock().await?.now_unix_ms();
     let decisions = store.last_decisions(pool, limit).await?;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use migrations::SchemaError;
 use queue::Broker;
-use secrecy::ExposeSecret;
 use serde_json::json;
 use service::{Admin, Check, Essential, ListenAddress, Readiness, retry_or_stop, with_causes};
 use store::Store;
@@ -46,7 +45,7 @@ impl Fleet {
         end: &CancellationToken,
     ) -> anyhow::Result<Option<Fleet>> {
         let (store, services) = (Store::new(&settings.services.store), &settings.services);
-        let schema = || migrations::check(services.database_url.expose_secret());
+        let schema = || migrations::check(services.store.address());
         let what = "reading the schema from Postgres";
         if retry_or_stop(what, stop, SchemaError::is_retryable, schema).await?.is_none() {
             return Ok(None);

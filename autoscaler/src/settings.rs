@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use job::Name;
+use postgres::Address;
 use queue::BrokerConfig;
 use secrecy::{ExposeSecret, SecretString};
 use service::{Authorities, Common, Problems, Setting};
@@ -137,7 +138,6 @@ pub struct Settings {
 /// Where RabbitMQ and Postgres are.
 #[derive(Debug)]
 pub struct Services {
-    pub(crate) database_url: SecretString,
     pub(crate) store: StoreConfig,
     pub(crate) broker: BrokerConfig,
     authorities: Authorities,
@@ -148,15 +148,14 @@ impl Services {
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
         let authorities = common.authorities(problems);
         let own = authorities.as_ref().and_then(Authorities::own_pem);
-        let ledger = ledger(common.database_url, connections, problems);
+        let store = ledger(&common, connections, problems);
         let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
         let broker = amqp_url.and_then(|url| {
             // The queues are their owners' to declare.
             let config = BrokerConfig::new(url.expose_secret(), who).only_looking().trusting(own);
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
-        let (database_url, store) = ledger?;
-        Some(Services { database_url, store, broker: broker?, authorities: authorities? })
+        Some(Services { store: store?, broker: broker?, authorities: authorities? })
     }
 
     /// The management API at this address, for the vhost of the broker.
@@ -172,15 +171,14 @@ pub fn check_management(url: &SecretString, problems: &mut Problems) -> Option<M
 }
 
 /// Where Postgres is; what is wrong goes to `problems`.
-pub fn ledger(
-    database_url: Option<SecretString>,
-    connections: usize,
-    problems: &mut Problems,
-) -> Option<(SecretString, StoreConfig)> {
+pub fn ledger(common: &Common, connections: usize, problems: &mut Problems) -> Option<StoreConfig> {
     let expected = "postgres://user:password@host:5432/database";
-    let url = problems.required("DATABASE_URL", database_url, expected)?;
-    let store = problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), connections))?;
-    Some((url, store))
+    let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
+    let url = problems.required("DATABASE_URL", common.database_url.as_ref(), expected)?;
+    let authorities = common.authorities(problems)?;
+    let address = Address::trusting(url.expose_secret(), set_by.unwrap_or_default(), authorities.own_pem());
+    let address = problems.check("DATABASE_URL", address)?;
+    problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, connections))
 }
 
 /// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question. One of them is

@@ -1,53 +1,106 @@
 //! The schema: SQL files, embedded into every binary, and the question whether a database has them all.
 //!
-//! sqlx owns this part alone. At run time `store` speaks to Postgres, and knows nothing of versions.
+//! sqlx embeds the files, and its journal (`_sqlx_migrations`) and its lock are the ones used. The connection is the fleet's own
+//! (`postgres`): what may migrate a database and what may work in it are one rule. At run time `store` speaks to Postgres,
+//! and knows nothing of versions.
 //!
 //! A file `0042_what_it_does_works_with_0041.sql` says that binaries of schema 41 work with its changes as well, so that a release can be
 //! taken back without its migration. The database keeps the name, by which such a binary knows. Others are refused.
 
+mod apply;
+mod error;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use postgres::{Address, Pooling, PostgresError, Session, SetBy, look, ready, set_for_role};
+use sqlx::migrate::Migrator;
+use tokio::time::{sleep, timeout};
 
-/// For the log filter (`EnvFilter` syntax): sqlx tells every statement and notice.
-pub const LOG_DIRECTIVE: &str = "sqlx=warn";
+use crate::apply::{Applied, applied, apply};
+pub use crate::error::SchemaError;
 
-/// The longest time that a look at the schema takes, the connection included.
+/// For the log filter (`EnvFilter` syntax): every notice of Postgres's is told otherwise.
+pub const LOG_DIRECTIVE: &str = "tokio_postgres=warn";
+
+/// The longest time that a look at the journal takes, once there is a connection.
 const CHECK_BOUND: Duration = Duration::from_secs(10);
+/// How often, and after which time, a new connection is tried where the old ones have just been ended.
+const RENEWALS: u32 = 10;
+const RENEW_AFTER: Duration = Duration::from_millis(200);
 
 static MIGRATOR: Migrator = sqlx::migrate!("./sql");
 
 /// Brings a database to this binary's schema, or leaves a newer one that works with this binary. Returns the versions that were applied now.
-pub async fn migrate(database_url: &str) -> Result<Vec<i64>, SchemaError> {
-    let mut connection = connect(database_url).await?;
-    let before = applied(&mut connection).await?;
+///
+/// Where connections do not set what they rely on, the account gets these settings first.
+pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
+    let (mut session, _) = look(address).await?;
+    let wrong = |error| SchemaError::Database(PostgresError::new(address, error));
+    if address.set_by() == SetBy::Role && set_for_role(&session.client).await.map_err(wrong)? {
+        session = renewed(address).await?;
+    }
+    let client = &mut session.client;
+    let before = applied(client).await.map_err(wrong)?;
     refuse_unknown(&before)?;
-    let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
-    // The unknown ones that are left do not concern this binary.
-    migrator.set_ignore_missing(true).run(&mut connection).await.map_err(SchemaError::Migrate)?;
-    let after = applied(&mut connection).await?;
-    connection.close().await.map_err(SchemaError::Database)?;
+    if before.is_empty() {
+        refuse_elsewhere(client, address).await?;
+    }
+    for migration in MIGRATOR.iter() {
+        match before.get(&migration.version) {
+            Some(found) if found.checksum != *migration.checksum => {
+                return Err(SchemaError::Changed { version: migration.version });
+            }
+            Some(_) => {}
+            None => apply(client, migration)
+                .await
+                .map_err(|source| SchemaError::Migrate { version: migration.version, source })?,
+        }
+    }
+    let after = applied(client).await.map_err(wrong)?;
+    session.close().await;
     Ok(after.into_keys().filter(|version| !before.contains_key(version)).collect())
 }
 
-/// Refuses a database whose schema is neither the one this binary was built for nor a newer one that works with it.
-pub async fn check(database_url: &str) -> Result<(), SchemaError> {
-    // The network may swallow an answer; sqlx waits for it for ever.
-    let looking = timeout(CHECK_BOUND, look(database_url));
-    looking.await.unwrap_or_else(|elapsed| Err(SchemaError::Database(sqlx::Error::Io(elapsed.into()))))
+/// A pooler may still hand out a session that has just been ended.
+async fn renewed(address: &Address) -> Result<Session, PostgresError> {
+    for _ in 1..RENEWALS {
+        match look(address).await {
+            Err(error) if error.is_retryable() => sleep(RENEW_AFTER).await,
+            other => return other.map(|(session, _)| session),
+        }
+    }
+    look(address).await.map(|(session, _)| session)
 }
 
-async fn look(database_url: &str) -> Result<(), SchemaError> {
-    let mut connection = connect(database_url).await?;
-    let applied = applied(&mut connection).await?;
-    connection.close().await.map_err(SchemaError::Database)?;
+/// Refuses what no process of the fleet can work in: a database whose schema is neither the one this binary was built for nor a
+/// newer one that works with it, and what [`ready`] refuses. Says what stands between us and Postgres.
+pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
+    let (session, pooling) = ready(address).await?;
+    let silent = PostgresError::Silent { servers: address.servers(), seconds: CHECK_BOUND.as_secs() };
+    // The network may swallow an answer.
+    let found = timeout(CHECK_BOUND, applied(&session.client)).await.map_err(|_| silent)?;
+    let applied = found.map_err(|error| PostgresError::new(address, error))?;
     if let Some(version) = known().into_iter().find(|version| !applied.contains_key(version)) {
+        if applied.is_empty() {
+            refuse_elsewhere(&session.client, address).await?;
+        }
         return Err(SchemaError::Behind { version });
     }
-    refuse_unknown(&applied)
+    session.close().await;
+    refuse_unknown(&applied)?;
+    Ok(pooling)
+}
+
+/// A ledger that this account's `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
+async fn refuse_elsewhere(client: &tokio_postgres::Client, address: &Address) -> Result<(), SchemaError> {
+    let sql = "SELECT relnamespace::regnamespace::text, current_setting('search_path') FROM pg_catalog.pg_class
+                WHERE relname = '_sqlx_migrations' AND to_regclass(format('%s.harness_jobs', relnamespace::regnamespace)) IS NOT NULL";
+    let found = client.query_typed(sql, &[]).await.map_err(|error| PostgresError::new(address, error))?;
+    match found.first() {
+        Some(row) => Err(SchemaError::Elsewhere { schema: row.get(0), search_path: row.get(1) }),
+        None => Ok(()),
+    }
 }
 
 fn known() -> BTreeSet<i64> {
@@ -55,11 +108,11 @@ fn known() -> BTreeSet<i64> {
 }
 
 /// Each migration that this binary does not know must say that it works with this binary's schema.
-fn refuse_unknown(applied: &BTreeMap<i64, String>) -> Result<(), SchemaError> {
+fn refuse_unknown(applied: &BTreeMap<i64, Applied>) -> Result<(), SchemaError> {
     let known = known();
     let ours = known.last().copied().unwrap_or_default();
-    let refused = applied.iter().find(|(version, description)| {
-        !known.contains(version) && works_with(description).is_none_or(|oldest| oldest > ours)
+    let refused = applied.iter().find(|(version, found)| {
+        !known.contains(version) && works_with(&found.description).is_none_or(|oldest| oldest > ours)
     });
     refused.map_or(Ok(()), |(version, _)| Err(SchemaError::Ahead { version: *version }))
 }
@@ -67,67 +120,4 @@ fn refuse_unknown(applied: &BTreeMap<i64, String>) -> Result<(), SchemaError> {
 /// The oldest schema whose binaries work with a migration, by the end of its name; `None` if it names none.
 fn works_with(description: &str) -> Option<i64> {
     description.rsplit_once(" works with ")?.1.parse().ok()
-}
-
-async fn connect(database_url: &str) -> Result<PgConnection, SchemaError> {
-    PgConnection::connect(database_url).await.map_err(SchemaError::Database)
-}
-
-/// The versions in sqlx's own table, and what their files are called; none when it does not exist yet.
-async fn applied(connection: &mut PgConnection) -> Result<BTreeMap<i64, String>, SchemaError> {
-    let table: Option<String> = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(SchemaError::Database)?;
-    if table.is_none() {
-        return Ok(BTreeMap::new());
-    }
-    let versions: Vec<(i64, String)> =
-        sqlx::query_as("SELECT version, description FROM _sqlx_migrations WHERE success")
-            .fetch_all(connection)
-            .await
-            .map_err(SchemaError::Database)?;
-    Ok(versions.into_iter().collect())
-}
-
-/// Why a schema cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SchemaError {
-    /// Postgres did not answer.
-    #[error("reading the schema's version")]
-    Database(#[source] sqlx::Error),
-    /// A migration failed; it was rolled back.
-    #[error("migrating the schema")]
-    Migrate(#[source] MigrateError),
-    /// A migration is missing.
-    #[error("the database lacks migration {version}: run `producer migrate`")]
-    Behind {
-        /// The first one missing.
-        version: i64,
-    },
-    /// The database has what we do not know, and what does not say that it works with us.
-    #[error("the database has migration {version}, which this binary does not know: run a newer release")]
-    Ahead {
-        /// The first one unknown.
-        version: i64,
-    },
-}
-
-impl SchemaError {
-    /// Whether waiting helps: Postgres is away or starting, as opposed to a schema that does not fit.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            SchemaError::Database(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut) => {
-                true
-            }
-            // 57P03 cannot_connect_now, 53300 too_many_connections.
-            SchemaError::Database(sqlx::Error::Database(error)) => {
-                matches!(error.code().as_deref(), Some("57P03" | "53300"))
-            }
-            SchemaError::Database(_)
-            | SchemaError::Migrate(_)
-            | SchemaError::Behind { .. }
-            | SchemaError::Ahead { .. } => false,
-        }
-    }
 }

@@ -66,23 +66,51 @@ stop() {
     exit "$1"
 }
 
+# The address as the programs read it (docs/supported-environments.md): whitespace around it is none of it, and so is the
+# environment of libpq; where there is TLS, the certificate is verified.
 check_database() {
-    case ${DATABASE_URL:-} in
+    local name expected='expected postgres://user:password@host:5432/database'
+    # Of pg_dump and psql, which would read more than the programs do.
+    for name in "${!PG@}"; do unset "$name"; done
+    read -rd '' DATABASE_URL <<<"${DATABASE_URL:-}" || true
+    case $DATABASE_URL in
+        '') wrong "DATABASE_URL: not set, $expected" ;;
         postgres://* | postgresql://*) ;;
-        '') wrong 'DATABASE_URL: not set, expected postgres://user:password@host:5432/database' ;;
-        *) wrong 'DATABASE_URL: got no Postgres address, expected postgres://user:password@host:5432/database' ;;
+        *://*) wrong "DATABASE_URL: got no Postgres address, $expected" ;;
+        *dbname*=*) ;;
+        *) wrong "DATABASE_URL: got no Postgres address, $expected" ;;
+    esac
+    # What `require` means to libpq lets any certificate pass, and so does `prefer`.
+    DATABASE_URL=${DATABASE_URL/sslmode=require/sslmode=verify-full}
+    DATABASE_URL=${DATABASE_URL/sslmode=prefer/sslmode=verify-full}
+    # Only from libpq 16 on the authorities of the system have a name.
+    local authorities=${TLS_CA_FILE:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
+    DATABASE_URL=${DATABASE_URL/sslrootcert=system/sslrootcert=$authorities}
+    case $DATABASE_URL in
+        *sslmode=verify-*) export PGSSLROOTCERT=$authorities ;;
+        *sslmode=*) ;;
+        *) export PGSSLMODE=disable ;;
     esac
 }
 
 # The server that DATABASE_URL names, with another database.
 other_database() {
     local address=${DATABASE_URL%%\?*} parameters=
+    if [[ $DATABASE_URL != *://* ]]; then
+        # The last one counts.
+        printf "%s dbname='%s'\n" "$DATABASE_URL" "$1"
+        return
+    fi
     if [[ $DATABASE_URL == *\?* ]]; then parameters="?${DATABASE_URL#*\?}"; fi
     printf '%s/%s%s\n' "${address%/*}" "$1" "$parameters"
 }
 
 database_name() {
     local address=${DATABASE_URL%%\?*}
+    if [[ $DATABASE_URL != *://* ]]; then
+        sed -nE "s/.*dbname *= *'?([^' ]+).*/\1/p" <<<"$DATABASE_URL"
+        return
+    fi
     printf '%s\n' "${address##*/}"
 }
 

@@ -3,10 +3,12 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use postgres::{Address, SetBy};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use store::{Audit, AuditScope, Kind, Store, StoreConfig};
 
+use crate::Pooler;
 use crate::services::{address, unique_name, with_path};
 
 /// How long results are kept in a test. Short, because every day is a partition to make.
@@ -16,6 +18,9 @@ pub(crate) const RETENTION: Duration = Duration::from_secs(2 * 86_400);
 pub struct Database {
     /// Its address.
     pub url: String,
+    /// By what sessions there get their settings: what `DATABASE_SETTINGS` says to the tests, where they are run through a
+    /// pooler; or to the pooler of this database.
+    pub set_by: SetBy,
     server: String,
     name: String,
 }
@@ -23,15 +28,25 @@ pub struct Database {
 impl Database {
     /// A database with nothing in it.
     pub async fn empty() -> Database {
-        Database::empty_on(&address("DATABASE_URL")).await
+        Database::made_on(&address("DATABASE_URL"), "").await
     }
 
-    async fn empty_on(server: &str) -> Database {
-        let server = server.to_owned();
+    /// The same on another server, and made with these options.
+    pub async fn made_on(server: &str, options: &str) -> Database {
         let name = unique_name();
-        let mut admin = PgConnection::connect(&server).await.expect("a Postgres at DATABASE_URL");
-        run(&mut admin, format!("CREATE DATABASE {name}")).await;
-        Database { url: with_path(&server, &name), server, name }
+        let mut admin = PgConnection::connect(server).await.expect("a Postgres at DATABASE_URL");
+        run(&mut admin, format!("CREATE DATABASE {name} {options}")).await;
+        let set_by = std::env::var("DATABASE_SETTINGS").map_or(Ok(SetBy::Connection), |text| text.parse());
+        let set_by = set_by.expect("DATABASE_SETTINGS");
+        Database { url: with_path(server, &name), set_by, server: server.to_owned(), name }
+    }
+
+    /// A database with nothing in it, to which the way leads through a pooler.
+    pub async fn behind(pooler: &Pooler, set_by: SetBy) -> Database {
+        let mut database = Database::empty().await;
+        database.url = pooler.through(&database.url);
+        database.set_by = set_by;
+        database
     }
 
     /// A database with today's schema and partitions.
@@ -41,15 +56,25 @@ impl Database {
 
     /// The same on another server.
     pub async fn new_on(server: &str) -> Database {
-        let database = Database::empty_on(server).await;
-        migrations::migrate(&database.url).await.expect("the schema");
+        let database = Database::made_on(server, "").await;
+        database.migrate().await;
         database.store().maintain_partitions(RETENTION).await.expect("partitions");
         database
     }
 
+    /// Its address, as a process reads it.
+    pub fn address(&self) -> Address {
+        Address::new(&self.url, self.set_by).expect("an address")
+    }
+
+    /// Brings it to today's schema.
+    pub async fn migrate(&self) {
+        migrations::migrate(&self.address()).await.expect("the schema");
+    }
+
     /// A handle on the ledger with connections of its own.
     pub fn store(&self) -> Store {
-        Store::new(&StoreConfig::new(&self.url, 6).expect("an address"))
+        Store::new(&StoreConfig::new(self.address(), 6).expect("a pool"))
     }
 
     /// Audits the ledger.
@@ -91,12 +116,18 @@ impl Database {
             .await;
         let (scheme, rest) = self.url.split_once("://").expect("an address");
         let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-        (name.clone(), format!("{scheme}://{name}:{password}@{host}"))
+        let url = format!("{scheme}://{name}:{password}@{host}");
+        if self.set_by == SetBy::Role {
+            // It gets its settings, where there is a ledger.
+            let address = Address::new(&url, self.set_by).expect("an address");
+            migrations::migrate(&address).await.expect("the schema");
+        }
+        (name, url)
     }
 
-    /// A connection for SQL of the test's own.
+    /// A connection for SQL of the test's own, past a pooler of this database.
     pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.expect("a connection")
+        PgConnection::connect(&with_path(&self.server, &self.name)).await.expect("a connection")
     }
 
     /// Runs one statement of the test's own.
@@ -117,7 +148,7 @@ impl Database {
     }
 }
 
-async fn run(connection: &mut PgConnection, sql: String) {
+pub(crate) async fn run(connection: &mut PgConnection, sql: String) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("a statement that Postgres takes");
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use job::{JobId, JobSpec, JobState};
+use postgres::SetBy;
 use store::{JobView, SessionView, Store};
 use tempfile::TempDir;
 
@@ -212,9 +213,14 @@ impl Fleet {
     /// Nothing of the caller's own environment but `PATH`: it could hold settings of ours.
     fn environment(&self) -> BTreeMap<String, String> {
         let retention_days = RETENTION.as_secs() / 86_400;
+        let set_by = match self.database.set_by {
+            SetBy::Connection => "connection",
+            SetBy::Role => "role",
+        };
         [
             ("PATH", std::env::var("PATH").unwrap_or_default()),
             ("DATABASE_URL", self.database.url.clone()),
+            ("DATABASE_SETTINGS", set_by.to_owned()),
             ("DATABASE_POOL_SIZE", "6".to_owned()),
             ("AMQP_URL", self.vhost.url.clone()),
             ("RETENTION_DAYS", retention_days.to_string()),

@@ -93,7 +93,7 @@ impl Proxy {
 }
 
 /// `host:port` of a URL.
-fn authority(url: &str) -> &str {
+pub(crate) fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map(|(_, rest)| rest).expect("an address with a scheme");
     let authority = rest.split(['/', '?']).next().unwrap_or(rest);
     authority.rsplit('@').next().unwrap_or(authority)

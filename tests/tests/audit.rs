@@ -106,7 +106,7 @@ async fn every_step_of_a_mixed_history_is_clean() {
 #[tokio::test]
 async fn sessions_outlive_their_results_and_their_spend_stays_right() {
     let database = Database::empty().await;
-    migrations::migrate(&database.url).await.unwrap();
+    database.migrate().await;
     let store = database.store();
     let maintain = async |days: u64| {
         store.maintain_partitions(Duration::from_secs(days * 86_400)).await.unwrap().unwrap()

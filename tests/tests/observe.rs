@@ -6,6 +6,7 @@ use std::time::Duration;
 use autoscaler::decide::Observation;
 use autoscaler::observe::{Management, Observer, Watched};
 use job::{FailureCode, Name};
+use postgres::{Address, SetBy};
 use queue::{Broker, BrokerConfig, Message, jobs_queue};
 use serde_json::json;
 use service::Authorities;
@@ -56,6 +57,11 @@ async fn rounds(observer: &Observer, what: &str, seen: impl Fn() -> bool) {
     until_ok(what, round).await;
 }
 
+fn store_at(url: &str) -> Store {
+    let address = Address::new(url, SetBy::Connection).expect("an address");
+    Store::new(&StoreConfig::new(address, 2).expect("a pool"))
+}
+
 #[tokio::test]
 async fn a_user_without_any_right_sees_the_queues_and_a_missing_one_hides_no_other() {
     let (vhost, database) = (Vhost::new(), Database::new().await);
@@ -93,7 +99,7 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
     fill(&vhost.url, "default", 3).await;
     let (to_broker, to_postgres) = (Proxy::to(&vhost.url).await, Proxy::to(&database.url).await);
     let broker = looking(&to_broker.through(&vhost.url)).await;
-    let store = Store::new(&StoreConfig::new(&to_postgres.through(&database.url), 2).expect("an address"));
+    let store = store_at(&to_postgres.through(&database.url));
     let observer = Observer::new(broker.clone(), store, watched(&["default"]), None);
     observer.look().await;
     let ages = || {
@@ -140,7 +146,7 @@ async fn before_postgres_has_told_the_time_nothing_is_known_and_no_round_is_told
     let to_postgres = Proxy::to(&database.url).await;
     to_postgres.set(Link::Cut);
     let broker = looking(&vhost.url).await;
-    let store = Store::new(&StoreConfig::new(&to_postgres.through(&database.url), 2).expect("an address"));
+    let store = store_at(&to_postgres.through(&database.url));
     let observer = Observer::new(broker.clone(), store, watched(&["default"]), None);
     let counted = observer.rounds();
     observer.look().await;

@@ -66,7 +66,7 @@ async fn conclude(store: &Store, spec: &JobSpec) {
 async fn every_id_that_is_accepted_has_a_partition_before_it_is_needed() {
     const RETENTION_DAYS: u32 = 40;
     let database = Database::empty().await;
-    migrations::migrate(&database.url).await.unwrap();
+    database.migrate().await;
     let store = database.store();
     let (made, dropped) = maintain(&store, RETENTION_DAYS).await;
     assert!(made > 1 && dropped == 0, "{made} made, {dropped} dropped");
@@ -85,7 +85,7 @@ async fn every_id_that_is_accepted_has_a_partition_before_it_is_needed() {
 #[tokio::test]
 async fn old_results_go_but_a_partition_stays_while_a_live_job_lies_in_or_before_it() {
     let database = Database::empty().await;
-    migrations::migrate(&database.url).await.unwrap();
+    database.migrate().await;
     let store = database.store();
     maintain(&store, 100).await;
     let all = partitions(&database).await.len();
@@ -119,7 +119,7 @@ async fn old_results_go_but_a_partition_stays_while_a_live_job_lies_in_or_before
 #[tokio::test]
 async fn a_long_reader_delays_the_removal_and_does_not_break_it() {
     let database = Database::empty().await;
-    migrations::migrate(&database.url).await.unwrap();
+    database.migrate().await;
     // Retention is two days here.
     let fleet = Fleet::on(database);
     let (database, store) = (&fleet.database, &fleet.store);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use postgres::SetBy;
 use serde_json::json;
 use tests::{Database, Fleet, Ran, job};
 
@@ -164,4 +165,17 @@ async fn smoke_tells_processes_that_work_from_those_that_do_not() {
     assert!(nothing.code == 1 && nothing.err.contains("/ready: 000"), "{nothing:?}");
     assert_eq!(fleet.ops("smoke", &[], &[]).await.code, 2);
     assert_eq!(fleet.ops("smoke", &["worker:8000"], &[]).await.code, 2);
+}
+
+#[tokio::test]
+async fn settings_that_the_migration_gives_to_the_account_are_no_miss_before_it() {
+    let mut fleet = Fleet::on(Database::empty().await);
+    fleet.database.set_by = SetBy::Role;
+    let arguments = ["--before-migration", "--manifests", "none", "development", IMAGE];
+    let before = fleet.ops("preflight", &arguments, &[]).await;
+    assert!(before.code == 0 && before.out.contains("later    database_settings"), "{before:?}");
+    let after = fleet.ops("preflight", &arguments[1..], &[]).await;
+    assert!(after.code == 1 && missing(&after).len() == 1, "{after:?}");
+    assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
+    assert_eq!(fleet.ops("preflight", &arguments[1..], &[]).await.code, 0);
 }

@@ -240,16 +240,17 @@ async fn migrating_twice_changes_nothing() {
     assert!(!second.out.contains("applied"), "{second:?}");
     assert!(second.out.contains("the schema is up to date"), "{second:?}");
     assert_eq!(everything().await, before);
-    assert_eq!(migrations::migrate(&fleet.database.url).await.unwrap(), Vec::<i64>::new());
-    migrations::check(&fleet.database.url).await.unwrap();
+    assert_eq!(migrations::migrate(&fleet.database.address()).await.unwrap(), Vec::<i64>::new());
+    migrations::check(&fleet.database.address()).await.unwrap();
 }
 
 #[tokio::test]
 async fn two_migrations_at_once_are_one() {
     let database = Database::empty().await;
-    let both = tokio::join!(migrations::migrate(&database.url), migrations::migrate(&database.url));
+    let address = database.address();
+    let both = tokio::join!(migrations::migrate(&address), migrations::migrate(&address));
     let applied = [both.0.unwrap(), both.1.unwrap()];
-    migrations::check(&database.url).await.unwrap();
+    migrations::check(&address).await.unwrap();
     assert!(applied.iter().any(|versions| !versions.is_empty()), "{applied:?}");
 }
 

@@ -12,7 +12,6 @@ use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
 use relay::{Relay, Replies};
-use secrecy::ExposeSecret;
 use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
@@ -77,7 +76,7 @@ impl Boot {
         settings: Settings,
         drain: &CancellationToken,
     ) -> anyhow::Result<Option<Arc<Worker>>> {
-        let schema = || migrations::check(settings.database_url.expose_secret());
+        let schema = || migrations::check(settings.store.address());
         if retry_or_stop("reading the schema from Postgres", drain, SchemaError::is_retryable, schema)
             .await?
             .is_none()

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use job::{Name, ReplyRule};
+use postgres::Address;
 use queue::BrokerConfig;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use service::{Common, Health, ListenAddress, OpenFiles, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
@@ -83,7 +84,6 @@ pub struct Settings {
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
     pub(crate) replies: ReplyRule,
-    pub(crate) database_url: SecretString,
     pub(crate) store: StoreConfig,
     pub(crate) consuming: BrokerConfig,
     pub(crate) publishing: BrokerConfig,
@@ -134,8 +134,13 @@ impl Args {
 
         let expected = "postgres://user:password@host:5432/database";
         let database_url = problems.required("DATABASE_URL", self.common.database_url, expected);
-        let store = database_url.as_ref().and_then(|url| {
-            problems.check("DATABASE_URL", StoreConfig::new(url.expose_secret(), pool_size.unwrap_or(10)))
+        let set_by = problems.check("DATABASE_SETTINGS", self.common.database_settings.parse());
+        let address = database_url.and_then(|url| {
+            let address = Address::trusting(url.expose_secret(), set_by.unwrap_or_default(), own_authorities);
+            problems.check("DATABASE_URL", address)
+        });
+        let store = address.and_then(|address| {
+            problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, pool_size.unwrap_or(10)))
         });
         let amqp_url =
             problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
@@ -173,7 +178,6 @@ impl Args {
             retention: Duration::from_secs(retention? * 86_400),
             max_message_bytes: max_message_bytes?,
             replies: replies?,
-            database_url: database_url?,
             store: store?,
             publishing: BrokerConfig { name: "worker, publishing".to_owned(), ..consuming.clone() },
             replying: BrokerConfig { name: "worker".to_owned(), ..consuming.clone() },

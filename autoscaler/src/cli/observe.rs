@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use job::{Name, one_line};
 use queue::Broker;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use service::{Common, Problems, out, unless_stopped};
 use store::Store;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl Observe {
         let (Some(services), 0) = (services, problems.count()) else {
             return Err(problems.into_error().into());
         };
-        unless_stopped(stop, migrations::check(services.database_url.expose_secret())).await?;
+        unless_stopped(stop, migrations::check(services.store.address())).await?;
         let broker = Broker::start(services.broker, CancellationToken::new());
         let connecting = unless_stopped(stop, broker.ready(PATIENCE)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use job::{Limits, ReplyRule};
+use postgres::Address;
 use queue::{Broker, BrokerConfig};
 use relay::{Relay, Replies};
 use secrecy::{ExposeSecret, SecretString};
@@ -26,7 +27,8 @@ pub struct Context {
 /// Checked settings of a command that needs the ledger.
 pub struct Ledger {
     pub store: Store,
-    pub database_url: String,
+    pub address: Address,
+    pub pool_size: usize,
     pub retention: Duration,
     pub max_message_bytes: usize,
     pub replies: ReplyRule,
@@ -73,7 +75,7 @@ impl Context {
     /// Postgres with the schema of this binary.
     pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
         let ledger = self.ledger()?;
-        unless_stopped(&self.stop, migrations::check(&ledger.database_url)).await?;
+        unless_stopped(&self.stop, migrations::check(&ledger.address)).await?;
         Ok(ledger)
     }
 
@@ -87,7 +89,7 @@ impl Context {
     pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
         let stop = &self.stop;
-        unless_stopped(stop, migrations::check(&ledger.database_url)).await?;
+        unless_stopped(stop, migrations::check(&ledger.address)).await?;
         let clock = unless_stopped(stop, ledger.store.clock()).await.context("reading Postgres's clock")?;
         let relay = ledger.relay(config);
         let connecting = unless_stopped(stop, relay.broker.ready(PATIENCE)).await;
@@ -105,12 +107,17 @@ impl Context {
         let pool_size = problems.within("DATABASE_POOL_SIZE", common.database_pool_size.clone(), 2..=1_000);
         let expected = "postgres://user:password@host:5432/database";
         let url: SecretString = problems.required("DATABASE_URL", common.database_url.clone(), expected)?;
-        let database_url = url.expose_secret().to_owned();
-        let config =
-            problems.check("DATABASE_URL", StoreConfig::new(&database_url, pool_size.unwrap_or(10)))?;
+        let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
+        let authorities = common.authorities(problems)?;
+        let address =
+            Address::trusting(url.expose_secret(), set_by.unwrap_or_default(), authorities.own_pem());
+        let address = problems.check("DATABASE_URL", address)?;
+        let config = StoreConfig::new(address.clone(), pool_size.unwrap_or(10));
+        let config = problems.check("DATABASE_POOL_SIZE", config)?;
         Some(Ledger {
             store: Store::new(&config),
-            database_url,
+            address,
+            pool_size: pool_size?,
             retention: Duration::from_secs(retention? * 86_400),
             max_message_bytes: max_message_bytes?,
             replies: replies?,

@@ -1,7 +1,9 @@
 //! `producer doctor`: whether a process of the fleet could work with these settings.
 
+mod postgres;
+
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Args;
 use job::Name;
@@ -9,12 +11,10 @@ use queue::{Broker, BrokerConfig, Message, PublishError};
 use service::{out, unless_stopped};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Ledger};
+use super::context::Context;
 
 /// How long the broker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A job's id tells the time of the host that made it, and may lie a day ahead. This is where somebody should look.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Look whether a process of the fleet could work here: a line per check, `ok` or `MISSING`
 ///
@@ -32,7 +32,7 @@ impl Doctor {
         let (ledger, config) = context.ledger_and_broker("producer doctor")?;
         let mut list = Checklist::default();
         let looking = async {
-            look_at_postgres(&ledger, &mut list).await;
+            postgres::look(&ledger, &mut list).await;
             look_at_broker(config, &self.pools, &mut list).await;
             anyhow::Ok(())
         };
@@ -65,46 +65,6 @@ impl Checklist {
 
 fn chain(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())
-}
-
-async fn look_at_postgres(ledger: &Ledger, list: &mut Checklist) {
-    let store = &ledger.store;
-    let connected = store.ping().await.map(|()| "Postgres answers".to_owned());
-    if !list.tell("database_connected", connected.map_err(chain)) {
-        return;
-    }
-    let schema = migrations::check(&ledger.database_url).await;
-    let schema = schema.map(|()| "the schema of this release".to_owned());
-    if !list.tell("schema_current", schema.map_err(chain)) {
-        return;
-    }
-    let rights = match store.missing_rights().await {
-        Ok(missing) if missing.is_empty() => Ok("all rights on the ledger's tables".to_owned()),
-        Ok(missing) => Err(format!("this account lacks {}", missing.join(", "))),
-        Err(error) => Err(chain(error)),
-    };
-    list.tell("database_rights", rights);
-    let partitions = match store.partitions_ahead(ledger.retention).await {
-        Ok(found) if found.missing == 0 => {
-            Ok(format!("results have partitions for {} hours more", found.ahead.as_secs() / 3_600))
-        }
-        Ok(found) => Err(format!("{} weeks have none: run `producer migrate`", found.missing)),
-        Err(error) => Err(chain(error)),
-    };
-    list.tell("partitions", partitions);
-    let clock = store.clock().await.map_err(chain).and_then(|clock| {
-        let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let skew = ours.abs_diff(Duration::from_millis(clock.now_unix_ms()));
-        match skew <= CLOCK_SKEW {
-            true => Ok(format!("within {} ms of Postgres's", skew.as_millis())),
-            false => Err(format!(
-                "{} s away from Postgres's, expected at most {}: set this host's clock",
-                skew.as_secs(),
-                CLOCK_SKEW.as_secs()
-            )),
-        }
-    });
-    list.tell("clock", clock);
 }
 
 async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checklist) {

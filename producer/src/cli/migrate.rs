@@ -9,7 +9,7 @@ use service::out;
 
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.ledger()?;
-    let applied = migrations::migrate(&ledger.database_url).await?;
+    let applied = migrations::migrate(&ledger.address).await?;
     let partitions = ledger.store.maintain_partitions(ledger.retention).await.context("making partitions")?;
     match applied.as_slice() {
         [] => out!("the schema is up to date"),

@@ -47,7 +47,7 @@ impl RelayArgs {
         let mut essential = Essential::default();
         essential.spawn("admin port", admin.serve(end.clone()));
         // Neither has to be there first: a relay that gave up would have to be started again.
-        let schema = || migrations::check(&ledger.database_url);
+        let schema = || migrations::check(&ledger.address);
         let what = "reading the schema from Postgres";
         if retry_or_stop(what, &context.stop, SchemaError::is_retryable, schema).await?.is_none() {
             info!("stopped before it was ready");

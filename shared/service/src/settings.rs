@@ -114,9 +114,20 @@ pub struct Common {
     /// Where this runs: development, staging or production
     #[arg(long, env = "ENVIRONMENT", default_value = "development", global = true, help_heading = "Common")]
     pub environment: String,
-    /// Postgres, such as postgres://user:password@host:5432/database
+    /// Postgres, such as postgres://user:password@host:5432/database, or host=… dbname=…; several hosts and sslmode are
+    /// described in docs/supported-environments.md
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = "Common")]
     pub database_url: Option<SecretString>,
+    /// By what sessions in Postgres get the settings they rely on: connection, or role, which works through a pooler in
+    /// transaction mode (`producer migrate` gives them to the account)
+    #[arg(
+        long,
+        env = "DATABASE_SETTINGS",
+        default_value = "connection",
+        global = true,
+        help_heading = "Common"
+    )]
+    pub database_settings: String,
     /// Connections to Postgres, at most; one of them is for the heartbeat or the lease
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "10", global = true, help_heading = "Common")]
     pub database_pool_size: Setting<usize>,

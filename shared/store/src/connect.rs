@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use deadpool_postgres::{ClientWrapper, Connect, Hook, HookError, Metrics, Pool, WeakPool};
+use postgres::{Address, connect};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -75,35 +76,33 @@ impl Places {
 }
 
 /// Opens connections for work, while the heartbeat waits for none. The pool bounds the wait.
-pub(crate) struct ForWork(pub Box<dyn Connect>, pub Places);
+pub(crate) struct ForWork(pub Address, pub Places);
 
 impl Connect for ForWork {
-    fn connect(&self, config: &Config) -> Connecting<'_> {
-        let config = config.clone();
+    fn connect(&self, _: &Config) -> Connecting<'_> {
         Box::pin(async move {
             // It fails only without a sender, which is ours.
             let _ = self.1.0.wanted.subscribe().wait_for(|wanted| !wanted).await;
-            self.0.connect(&config).await
+            Ok(connect(&self.0).await?.into_parts())
         })
     }
 }
 
 /// Opens the heartbeat's connection, and makes room for it. The pool bounds that, too.
-pub(crate) struct ForBeats(pub Box<dyn Connect>, pub Places);
+pub(crate) struct ForBeats(pub Address, pub Places);
 
 impl Connect for ForBeats {
-    fn connect(&self, config: &Config) -> Connecting<'_> {
-        let config = config.clone();
+    fn connect(&self, _: &Config) -> Connecting<'_> {
         Box::pin(async move {
             let mut wanting = None;
             loop {
-                match self.0.connect(&config).await {
+                match connect(&self.0).await {
                     Err(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {
                         wanting.get_or_insert_with(|| Wanting::begin(&self.1));
                         self.1.drop_idle(|_| true);
                         sleep(LOOK_AGAIN).await;
                     }
-                    other => return other,
+                    other => return Ok(other?.into_parts()),
                 }
             }
         })

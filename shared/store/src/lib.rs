@@ -48,6 +48,7 @@ mod dead;
 mod readings;
 mod revive;
 mod rights;
+mod server;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
@@ -69,6 +70,7 @@ pub use pool::{Store, StoreConfig};
 pub use readings::PoolReading;
 pub use redate::Redating;
 pub use revive::{FreshLease, Revived};
+pub use server::Server;
 pub use sessions::{CheckpointView, SessionView};
 pub use status::{FleetCounts, JobView, SessionProgress};
 pub use suspects::Suspicion;

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deadpool_postgres::Client;
-use tokio_postgres::Row;
+use postgres::SetBy;
+use tokio_postgres::{IsolationLevel, Row};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
 const AHEAD_MS: u64 = 4 * 86_400_000;
 /// How far ahead of now a job id may lie.
 const ID_AHEAD_MS: u64 = 86_400_000;
-/// An advisory lock, so that one process at a time maintains the partitions.
+/// An advisory lock, so that one process at a time makes partitions.
 const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
 /// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
@@ -44,15 +45,9 @@ impl Store {
         &self,
         retention: Duration,
     ) -> Result<Option<(usize, usize)>, StoreError> {
-        let fail = |error| StoreError::from_pg("partitions", error);
-        let client = self.pool.get().await?;
-        let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK_KEY]).await.map_err(fail)?;
-        if !locked.get::<_, bool>(0) {
-            return Ok(None);
-        }
-        let done = maintain(&client, retention).await.map_err(fail);
-        client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK_KEY]).await.map_err(fail)?;
-        done.map(Some)
+        let mut client = self.pool.get().await?;
+        let done = maintain(&mut client, retention, self.set_by).await;
+        done.map_err(|error| StoreError::from_pg("partitions", error))
     }
 }
 
@@ -85,7 +80,11 @@ fn ahead(present: &BTreeMap<u64, Standing>, now_ms: u64, retention: Duration) ->
     PartitionsAhead { missing, ahead: Duration::from_millis((first_gap * WEEK_MS).saturating_sub(now_ms)) }
 }
 
-async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize), tokio_postgres::Error> {
+async fn maintain(
+    client: &mut Client,
+    retention: Duration,
+    set_by: SetBy,
+) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
     // A host whose clock is ahead would drop results that are still wanted.
     let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
@@ -95,7 +94,9 @@ async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize)
     let missing: Vec<u64> =
         (oldest..=last).filter(|week| matches!(present.get(week), None | Some(Standing::Apart))).collect();
     for week in &missing {
-        make(client, *week).await?;
+        if !make(client, *week).await? {
+            return Ok(None);
+        }
     }
 
     let live = client.query_opt("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await?;
@@ -108,14 +109,14 @@ async fn maintain(client: &Client, retention: Duration) -> Result<(usize, usize)
     // Postgres removes no other one while a removal is unfinished.
     expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
     for (dropped, (week, standing)) in expired.iter().enumerate() {
-        if let Err(cause) = remove(client, *week, *standing).await {
+        if let Err(cause) = remove(client, *week, *standing, set_by).await {
             // A long reader is in the way. Nobody needs the space so badly, least of all a worker that starts.
             let cause: &dyn std::error::Error = &cause;
             warn!(cause, table = table(*week), "old results cannot be removed now, trying again later");
-            return Ok((missing.len(), dropped));
+            return Ok(Some((missing.len(), dropped)));
         }
     }
-    Ok((missing.len(), expired.len()))
+    Ok(Some((missing.len(), expired.len())))
 }
 
 /// How a partition's table stands to `harness_results`.
@@ -148,21 +149,44 @@ async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres
     Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
 }
 
-async fn make(client: &Client, week: u64) -> Result<(), tokio_postgres::Error> {
+/// Makes a partition, unless it is there by now. Whether that was possible: not while another process is at it.
+async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Error> {
     let (table, from, to) = (table(week), first_id(week), first_id(week + 1));
-    client
-        .batch_execute(&format!(
-            "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
-             SET LOCAL lock_timeout = '3s';
-             ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
-        ))
-        .await
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
+    let locked = transaction.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&LOCK_KEY]).await?;
+    if !locked.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let attached = "SELECT EXISTS (SELECT FROM pg_inherits
+                     WHERE inhparent = 'harness_results'::regclass AND inhrelid = to_regclass($1))";
+    if !transaction.query_one(attached, &[&table]).await?.get::<_, bool>(0) {
+        transaction
+            .batch_execute(&format!(
+                "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
+                 ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
+            ))
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(true)
 }
 
-/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove.
-async fn remove(client: &Client, week: u64, standing: Standing) -> Result<(), tokio_postgres::Error> {
+/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove. Two processes may be at it;
+/// one of them fails, and finds it done the next time.
+async fn remove(
+    client: &Client,
+    week: u64,
+    standing: Standing,
+    set_by: SetBy,
+) -> Result<(), tokio_postgres::Error> {
     let table = table(week);
-    client.batch_execute("SET lock_timeout = '3s'").await?;
+    // Where sessions are shared, it would hold for others, and `statement_timeout` is the bound.
+    let ours = set_by == SetBy::Connection;
+    if ours {
+        client.batch_execute("SET lock_timeout = '3s'").await?;
+    }
     let removed = async {
         let how = match standing {
             Standing::Attached => Some("CONCURRENTLY"),
@@ -177,7 +201,9 @@ async fn remove(client: &Client, week: u64, standing: Standing) -> Result<(), to
         client.batch_execute(&format!("DROP TABLE {table}")).await
     };
     let removed = removed.await;
-    client.batch_execute("RESET lock_timeout").await?;
+    if ours {
+        client.batch_execute("SET lock_timeout = 0").await?;
+    }
     removed
 }
 

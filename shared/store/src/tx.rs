@@ -15,6 +15,9 @@ use crate::StoreError;
 
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
 
+/// Stated, because a role or a database may have another one for its sessions.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
 /// A connection with the statements of one transaction prepared on it.
 pub(crate) struct Tx<const N: usize> {
     name: &'static str,
@@ -51,7 +54,7 @@ impl<const N: usize> Tx<N> {
             .map(|(statement, params)| self.client.query(statement, params));
         let running = async {
             let (begin, answers, commit) = join3(
-                self.client.batch_execute("BEGIN"),
+                self.client.batch_execute(BEGIN),
                 futures::future::join_all(queries),
                 self.client.batch_execute("COMMIT"),
             )
@@ -66,7 +69,7 @@ impl<const N: usize> Tx<N> {
     }
 }
 
-/// The longest time for one transaction. Postgres ends a statement sooner (see [`crate::StoreConfig`]), so an answer
+/// The longest time for one transaction. Postgres ends a statement sooner (`statement_timeout`), so an answer
 /// that stays away for so long is one that the network has swallowed.
 const BOUND: Duration = Duration::from_secs(12);
 

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use job::{JobSpec, Json, Name, SCHEMA};
+use postgres::{Address, SetBy};
 use queue::{Broker, BrokerConfig, Message, Publisher};
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
@@ -380,7 +381,7 @@ async fn fresh_database(server: &str) -> anyhow::Result<String> {
     sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await?;
     let (base, _) = server.rsplit_once('/').context("DATABASE_URL has no database")?;
     let url = format!("{base}/{name}");
-    migrations::migrate(&url).await?;
+    migrations::migrate(&Address::new(&url, SetBy::Connection).map_err(anyhow::Error::msg)?).await?;
     Ok(url)
 }
 

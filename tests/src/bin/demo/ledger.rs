@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use job::{JobId, JobState, Name};
+use postgres::{Address, SetBy};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 use store::{JobView, SessionProgress, SessionView, Store, StoreConfig};
@@ -90,7 +91,9 @@ const RESUMED_AND_ENDED: &str = "
 
 impl Ledger {
     pub async fn connect(url: &str, pool: &Name, sessions: Vec<Name>) -> anyhow::Result<Ledger> {
-        let config = StoreConfig::new(url, 2).map_err(anyhow::Error::msg).context("DATABASE_URL")?;
+        let address =
+            Address::new(url, SetBy::Connection).map_err(anyhow::Error::msg).context("DATABASE_URL")?;
+        let config = StoreConfig::new(address, 2).map_err(anyhow::Error::msg)?;
         let tables = PgConnection::connect(url).await.context("connecting to Postgres (DATABASE_URL)")?;
         let store = Store::new(&config);
         Ok(Ledger { store, tables, pool: pool.clone(), sessions, workers: HashMap::new() })

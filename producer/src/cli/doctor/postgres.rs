@@ -1,0 +1,113 @@
+//! What `producer doctor` looks at in Postgres.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ::postgres::{Address, Pooling, SetBy};
+use store::{Server, Store};
+
+use super::{Checklist, chain};
+use crate::cli::context::Ledger;
+
+/// A job's id tells the time of the host that made it, and may lie a day ahead. This is where somebody should look.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
+    let (store, address) = (&ledger.store, &ledger.address);
+    let (session, pooling) = match ::postgres::look(address).await {
+        Ok(found) => found,
+        Err(error) => {
+            list.tell("database_connected", Err(chain(error)));
+            return;
+        }
+    };
+    session.close().await;
+    list.tell("database_connected", Ok(answers(address)));
+    let settings = ::postgres::ready(address).await.map(|_| settings(address.set_by(), pooling));
+    if !list.tell("database_settings", settings.map_err(chain)) {
+        return;
+    }
+    let schema = migrations::check(address).await.map(|_| "the schema of this release".to_owned());
+    if !list.tell("schema_current", schema.map_err(chain)) {
+        return;
+    }
+    match store.server().await {
+        Ok(server) => {
+            list.tell("database_writable", writable(&server));
+            if pooling == Pooling::Own {
+                list.tell("database_room", room(&server, ledger.pool_size));
+            }
+        }
+        Err(error) => {
+            list.tell("database_writable", Err(chain(error)));
+        }
+    }
+    let rights = match store.missing_rights().await {
+        Ok(missing) if missing.is_empty() => Ok("all rights on the ledger's tables".to_owned()),
+        Ok(missing) => Err(format!("this account lacks {}", missing.join(", "))),
+        Err(error) => Err(chain(error)),
+    };
+    list.tell("database_rights", rights);
+    let partitions = match store.partitions_ahead(ledger.retention).await {
+        Ok(found) if found.missing == 0 => {
+            Ok(format!("results have partitions for {} hours more", found.ahead.as_secs() / 3_600))
+        }
+        Ok(found) => Err(format!("{} weeks have none: run `producer migrate`", found.missing)),
+        Err(error) => Err(chain(error)),
+    };
+    list.tell("partitions", partitions);
+    list.tell("clock", clock(store).await);
+}
+
+fn answers(address: &Address) -> String {
+    let way = match address.is_plain() {
+        true => "in plain (sslmode=require encrypts)",
+        false => "its certificate is verified where it has TLS",
+    };
+    format!("Postgres answers at {}, {way}", address.servers())
+}
+
+fn settings(set_by: SetBy, pooling: Pooling) -> String {
+    match (set_by, pooling) {
+        (SetBy::Connection, _) => "each connection sets what it relies on".to_owned(),
+        (SetBy::Role, Pooling::Own) => "the account has what its sessions rely on".to_owned(),
+        (SetBy::Role, Pooling::Shared) => {
+            "the account has what its sessions rely on; a pooler hands them out by transaction".to_owned()
+        }
+    }
+}
+
+fn writable(server: &Server) -> Result<String, String> {
+    match server.is_standby {
+        false => Ok("it takes writes".to_owned()),
+        true => Err("Postgres is a standby, which takes no writes: name the primary in DATABASE_URL, or all servers and \
+                     target_session_attrs=read-write"
+            .to_owned()),
+    }
+}
+
+fn room(server: &Server, pool_size: usize) -> Result<String, String> {
+    let account = server.account_connections.map(|limit| (limit, "its CONNECTION LIMIT"));
+    let (limit, name) = account.unwrap_or((server.connections, "max_connections"));
+    match pool_size <= limit as usize {
+        true => Ok(format!("the account \"{}\" may have {limit} connections", server.account)),
+        false => Err(format!(
+            "the account \"{}\" may have {limit} connections, and a process opens up to {pool_size}: lower DATABASE_POOL_SIZE, or \
+             raise {name}",
+            server.account
+        )),
+    }
+}
+
+async fn clock(store: &Store) -> Result<String, String> {
+    let clock = store.clock().await.map_err(chain)?;
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let skew = ours.abs_diff(Duration::from_millis(clock.now_unix_ms()));
+    match skew <= CLOCK_SKEW {
+        true => Ok(format!("within {} ms of Postgres's", skew.as_millis())),
+        false => Err(format!(
+            "{} s away from Postgres's, expected at most {}: set this host's clock",
+            skew.as_secs(),
+            CLOCK_SKEW.as_secs()
+        )),
+    }
+}

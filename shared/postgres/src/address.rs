@@ -1,0 +1,237 @@
+//! Where Postgres is, read once and for all connections.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::parameters::{EXPECTED, quoted, read};
+use crate::settings::SetBy;
+use crate::tls::{self, Mode};
+
+/// An address that has been checked. Neither `Debug` nor an error shows the password.
+#[derive(Clone)]
+pub struct Address {
+    pub(crate) config: Config,
+    pub(crate) set_by: SetBy,
+    /// Where it may come to TLS.
+    pub(crate) tls: Option<MakeRustlsConnect>,
+}
+
+/// What may be given, and what as.
+const KNOWN: [(&str, &str); 20] = [
+    ("host", "names, IP addresses or a folder (/…), separated by commas"),
+    ("hostaddr", "IP addresses, separated by commas"),
+    ("port", "a number to 65535 for each host, separated by commas"),
+    ("user", "a name"),
+    ("password", "a text"),
+    ("dbname", "a name"),
+    ("sslmode", "disable, prefer, require, verify-ca or verify-full"),
+    ("sslrootcert", "a file of certificates (PEM)"),
+    ("sslnegotiation", "postgres or direct"),
+    ("channel_binding", "disable, prefer or require"),
+    ("target_session_attrs", "any, read-write or read-only"),
+    ("load_balance_hosts", "disable or random"),
+    ("application_name", "a text"),
+    ("options", "a text, such as -c search_path=fleet"),
+    ("connect_timeout", "seconds"),
+    ("tcp_user_timeout", "seconds"),
+    ("keepalives", "0 or 1"),
+    ("keepalives_idle", "seconds"),
+    ("keepalives_interval", "seconds"),
+    ("keepalives_retries", "a number"),
+];
+
+impl Address {
+    /// Reads `postgres://user:password@host:5432/database?parameter=value` or `host=… dbname=…`. The error names what is wrong.
+    pub fn new(text: &str, set_by: SetBy) -> Result<Address, String> {
+        Address::trusting(text, set_by, None)
+    }
+
+    /// The same, where these authorities (PEM) are trusted beside those of the system. `sslrootcert` wins over both.
+    pub fn trusting(text: &str, set_by: SetBy, own: Option<&str>) -> Result<Address, String> {
+        let (mut mode, mut authorities) = (Mode::Disable, None);
+        let mut others = Vec::new();
+        for (name, value) in read(text)? {
+            match name.as_str() {
+                "sslmode" => mode = Mode::read(&value)?,
+                // What libpq calls so is the default here.
+                "sslrootcert" if value == "system" => authorities = None,
+                "sslrootcert" => authorities = Some(PathBuf::from(value)),
+                _ => others.push(checked(&name, &value)?),
+            }
+        }
+        let mut config =
+            Config::from_str(&others.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))?;
+        let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+        let servers = hosts.len().max(addresses.len());
+        if servers == 0 || config.get_dbname().is_none() {
+            return Err(format!("no host or no database in it, {EXPECTED}"));
+        }
+        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+            return Err(format!("hostaddr: {} for {servers} hosts, expected one for each", addresses.len()));
+        }
+        if ports.len() > 1 && ports.len() != servers {
+            return Err(format!("port: {} for {servers} hosts, expected one for each", ports.len()));
+        }
+        // Nobody stands between the ends of a Unix socket, and Postgres has no TLS on it.
+        if hosts.len() == servers && hosts.iter().all(|host| matches!(host, Host::Unix(_))) {
+            mode = Mode::Disable;
+        }
+        let tls =
+            (mode != Mode::Disable).then(|| tls::connector(mode, authorities.as_deref(), own)).transpose()?;
+        let given = |name: &str| others.iter().any(|other| other.starts_with(&format!("{name}=")));
+        if !given("connect_timeout") {
+            config.connect_timeout(Duration::from_secs(5));
+        }
+        if !given("keepalives_idle") {
+            config.keepalives_idle(Duration::from_secs(10));
+        }
+        if !given("tcp_user_timeout") {
+            config.tcp_user_timeout(Duration::from_secs(15));
+        }
+        if !given("application_name") {
+            config.application_name("harness-fleet");
+        }
+        config.ssl_mode(mode.negotiated());
+        Ok(Address { config, set_by, tls })
+    }
+
+    /// The parameters for a driver, except how TLS is verified.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// By what its connections are set.
+    pub fn set_by(&self) -> SetBy {
+        self.set_by
+    }
+
+    /// Whether the connection may be read on its way.
+    pub fn is_plain(&self) -> bool {
+        self.config.get_ssl_mode() == SslMode::Disable
+    }
+
+    /// The database's name.
+    pub fn database(&self) -> &str {
+        self.config.get_dbname().unwrap_or_default()
+    }
+
+    /// The account, as far as the address names one.
+    pub fn user(&self) -> &str {
+        self.config.get_user().unwrap_or_default()
+    }
+
+    /// The servers, for people: `db-1:5432,db-2:5432`.
+    pub fn servers(&self) -> String {
+        let (hosts, addresses, ports) =
+            (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
+        let server = |number: usize| {
+            let port = ports.get(number).or(ports.first()).copied().unwrap_or(5432);
+            match (hosts.get(number), addresses.get(number)) {
+                (Some(Host::Tcp(name)), _) if name.contains(':') => format!("[{name}]:{port}"),
+                (Some(Host::Tcp(name)), _) => format!("{name}:{port}"),
+                (Some(Host::Unix(folder)), _) => format!("{}/.s.PGSQL.{port}", folder.display()),
+                (None, address) => format!("{}:{port}", address.map(ToString::to_string).unwrap_or_default()),
+            }
+        };
+        (0..hosts.len().max(addresses.len())).map(server).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address")
+            .field("config", &self.config)
+            .field("set_by", &self.set_by)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A parameter that is known and has a value which the driver takes, as it wants it.
+fn checked(name: &str, value: &str) -> Result<String, String> {
+    // libpq's name of it.
+    let name = if name == "keepalives_count" { "keepalives_retries" } else { name };
+    let Some((_, expected)) = KNOWN.iter().find(|(known, _)| *known == name) else {
+        let known: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
+        return Err(format!(
+            "unknown parameter \"{}\", expected one of {}",
+            name.escape_debug(),
+            known.join(", ")
+        ));
+    };
+    let parameter = format!("{name}={}", quoted(value));
+    match Config::from_str(&parameter) {
+        Ok(_) => Ok(parameter),
+        Err(_) => Err(format!("{name}: got something else, expected {expected}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::new(text, SetBy::Connection).unwrap_or_else(|problem| panic!("{text}: {problem}"))
+    }
+
+    fn problem(text: &str) -> String {
+        Address::new(text, SetBy::Connection).expect_err(text)
+    }
+
+    #[test]
+    fn every_form_leads_to_the_same_servers() {
+        assert_eq!(address("postgres://me:pw@db/d\n").servers(), "db:5432");
+        assert_eq!(address("postgres://me:pw@[::1]:5433/d").servers(), "[::1]:5433");
+        assert_eq!(address("host=127.0.0.1 dbname=d user=me").servers(), "127.0.0.1:5432");
+        assert_eq!(address("postgres://%2Frun%2Fpg/d").servers(), "/run/pg/.s.PGSQL.5432");
+        let list = address("postgres://me@a:1,b:2/d?target_session_attrs=read-write");
+        assert_eq!((list.servers().as_str(), list.database(), list.user()), ("a:1,b:2", "d", "me"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_there_is() {
+        for (text, parts) in [
+            ("postgres://h/d?schema=public", ["\"schema\"", "sslmode"]),
+            ("postgres://h/d?sslmode=allow", ["sslmode", "verify-full"]),
+            ("postgres://h/d?sslrootcert=/nowhere.pem&sslmode=require", ["sslrootcert", "/nowhere.pem"]),
+            ("postgres://h:x/d", ["port", "65535"]),
+            ("postgres://h/d?connect_timeout=x", ["connect_timeout", "seconds"]),
+            ("postgres://h/d?target_session_attrs=standby", ["target_session_attrs", "read-write"]),
+            ("host=a,b,c port=1,2 dbname=d", ["port", "3 hosts"]),
+            ("postgres://h", ["no host or no database", "postgres://"]),
+            ("", ["no host or no database", "postgres://"]),
+        ] {
+            let problem = problem(text);
+            assert!(parts.iter().all(|part| problem.contains(part)), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let shown = format!("{:?}", address("postgres://me:secret@h/d"));
+        assert!(!shown.contains("secret"), "{shown}");
+        assert!(!problem("postgres://me:secret@h:x/d?sslmode=secretx").contains("secret@"));
+    }
+
+    #[test]
+    fn tls_is_verified_wherever_there_is_some() {
+        for (mode, negotiated) in [
+            ("", SslMode::Disable),
+            ("?sslmode=disable", SslMode::Disable),
+            ("?sslmode=prefer", SslMode::Prefer),
+            ("?sslmode=require", SslMode::Require),
+            ("?sslmode=verify-ca", SslMode::Require),
+            ("?sslmode=verify-full", SslMode::Require),
+        ] {
+            let address = address(&format!("postgres://h/d{mode}"));
+            assert_eq!(address.config().get_ssl_mode(), negotiated, "{mode}");
+            assert_eq!(address.tls.is_none(), address.is_plain(), "{mode}");
+        }
+        assert!(address("postgres://%2Frun/d?sslmode=require").is_plain(), "a Unix socket");
+    }
+}

@@ -1,0 +1,192 @@
+//! Why Postgres cannot be used by an address, and what would help.
+
+use std::error::Error as _;
+use std::io;
+
+use rustls::CertificateError;
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+
+use crate::address::Address;
+
+/// What a start, `migrate` and `doctor` say. Waiting helps against some of it ([`PostgresError::is_retryable`]).
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// No connection came about, or it broke; `advice` begins with what is wrong.
+    #[error("{advice}")]
+    Unreachable {
+        /// What would help.
+        advice: String,
+        /// Whether another try may go better.
+        retryable: bool,
+        /// What was answered.
+        #[source]
+        source: Error,
+    },
+    /// No answer in time.
+    #[error("Postgres at {servers} does not answer within {seconds} s")]
+    Silent {
+        /// Where it was asked.
+        servers: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// There are texts that the database could not hold.
+    #[error(
+        "the database \"{database}\" has the encoding {encoding}, expected UTF8: make another one with CREATE DATABASE … ENCODING \
+         'UTF8' TEMPLATE template0, and name that in DATABASE_URL"
+    )]
+    NotUtf8 {
+        /// Its name.
+        database: String,
+        /// What it has instead.
+        encoding: String,
+    },
+    /// Transactions of one connection run in different sessions, and settings of a session are lost.
+    #[error(
+        "a pooler in transaction mode stands before Postgres at {servers}, which loses what each connection sets: set \
+         DATABASE_SETTINGS=role and run `producer migrate`, or set pool_mode = session in the pooler, or name Postgres itself in \
+         DATABASE_URL"
+    )]
+    SettingsLost {
+        /// Where it was asked.
+        servers: String,
+    },
+    /// Statements that were prepared are not found again.
+    #[error(
+        "a pooler in transaction mode stands before Postgres at {servers}, which loses prepared statements (PgBouncer before 1.21, or \
+         with max_prepared_statements = 0): take PgBouncer 1.21 or newer with max_prepared_statements = 200 and \
+         DATABASE_SETTINGS=role, or set pool_mode = session in the pooler, or name Postgres itself in DATABASE_URL"
+    )]
+    StatementsLost {
+        /// Where it was asked.
+        servers: String,
+    },
+    /// `DATABASE_SETTINGS=role`, and the account has others.
+    #[error(
+        "DATABASE_SETTINGS is role, and the account \"{account}\" has others of {names}: run `producer migrate` with this account and \
+         DATABASE_SETTINGS=role; where that has been done, the pooler's connections are older (RECONNECT in its console renews them)"
+    )]
+    OtherSettings {
+        /// The account.
+        account: String,
+        /// Which settings.
+        names: String,
+    },
+}
+
+impl PostgresError {
+    /// Why a connection to this address did not come about, or broke.
+    pub fn new(address: &Address, source: Error) -> PostgresError {
+        let (advice, retryable) = explain(address, &source);
+        PostgresError::Unreachable { advice, retryable, source }
+    }
+
+    /// Whether waiting helps: Postgres is away, starting or full, as opposed to an address that leads nowhere.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            PostgresError::Unreachable { retryable, .. } => *retryable,
+            PostgresError::Silent { .. } => true,
+            PostgresError::NotUtf8 { .. }
+            | PostgresError::SettingsLost { .. }
+            | PostgresError::StatementsLost { .. }
+            | PostgresError::OtherSettings { .. } => false,
+        }
+    }
+}
+
+/// What is wrong and what would help, and whether another try may go better.
+fn explain(address: &Address, error: &Error) -> (String, bool) {
+    let servers = address.servers();
+    if let Some(answer) = error.as_db_error() {
+        let (code, said) = (answer.code(), answer.message());
+        let (user, database) = (address.user(), address.database());
+        if *code == SqlState::INVALID_CATALOG_NAME || said.contains("no such database") {
+            let advice = format!(
+                "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
+                 DATABASE_URL"
+            );
+            return (advice, false);
+        }
+        if said.contains("no encryption") {
+            return (format!("Postgres at {servers} wants TLS: add sslmode=require to DATABASE_URL"), false);
+        }
+        // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
+        if code.code().starts_with("28")
+            || ["password", "no such user", "auth"].iter().any(|word| said.contains(word))
+        {
+            let advice = format!(
+                "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
+            );
+            return (advice, false);
+        }
+        if said.contains("unsupported startup parameter") {
+            let advice = format!(
+                "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
+                 settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
+            );
+            return (advice, false);
+        }
+        if said.contains("statement pooling mode") {
+            let advice = format!(
+                "the pooler at {servers} is in statement mode, which has no transactions: set pool_mode = transaction or session there"
+            );
+            return (advice, false);
+        }
+        if *code == SqlState::TOO_MANY_CONNECTIONS {
+            let advice = format!(
+                "Postgres at {servers} has no connection left for the account \"{user}\": lower DATABASE_POOL_SIZE, or raise \
+                 max_connections or the account's CONNECTION LIMIT"
+            );
+            return (advice, true);
+        }
+        // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
+        let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
+        return (format!("Postgres at {servers} refuses"), passing);
+    }
+    if let Some(certificate) = certificate_error(error) {
+        return (untrusted(&servers, certificate), false);
+    }
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    if cause.contains("does not support TLS") {
+        let advice = format!(
+            "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
+        );
+        return (advice, false);
+    }
+    if cause.contains("does not allow writes") || cause.contains("is not read only") {
+        let advice = format!(
+            "no server at {servers} is what target_session_attrs in DATABASE_URL asks for ({cause}): name the primary as well"
+        );
+        return (advice, true);
+    }
+    (format!("Postgres at {servers} cannot be reached (DATABASE_URL)"), true)
+}
+
+fn certificate_error(error: &Error) -> Option<&CertificateError> {
+    let cause = error.source()?.downcast_ref::<io::Error>()?.get_ref()?;
+    match cause.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(certificate) => Some(certificate),
+        _ => None,
+    }
+}
+
+fn untrusted(servers: &str, error: &CertificateError) -> String {
+    let certificate = format!("the certificate of Postgres at {servers}");
+    match error {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
+            "{certificate} is for another name: write the host in DATABASE_URL as the certificate has it, or set sslmode=verify-ca"
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("{certificate} has expired: renew it")
+        }
+        // Of webpki, which has no name for it in rustls.
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
+            "{certificate} is an authority's own: make one that is none (basicConstraints CA:FALSE), or one that the authority \
+             has signed"
+        ),
+        _ => format!(
+            "{certificate} is of an authority that is not known here: name the file of its CA with sslrootcert=… in DATABASE_URL"
+        ),
+    }
+}

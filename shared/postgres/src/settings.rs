@@ -1,0 +1,125 @@
+//! What each of our sessions is set to, whatever the role, the database or the server has for others.
+
+use std::str::FromStr;
+
+use tokio_postgres::{Client, Error};
+
+/// By what our sessions get their settings (`DATABASE_SETTINGS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetBy {
+    /// Each connection sets them when it is opened. It has to keep its session: a pooler in transaction mode does not.
+    #[default]
+    Connection,
+    /// The account has them in this database. `producer migrate` sees to it.
+    Role,
+}
+
+impl FromStr for SetBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SetBy, String> {
+        match text.trim() {
+            "connection" => Ok(SetBy::Connection),
+            "role" => Ok(SetBy::Role),
+            other => Err(format!("got \"{}\", expected connection or role", other.escape_debug())),
+        }
+    }
+}
+
+/// As Postgres shows them.
+///
+/// Every statement of ours is driven by an index, and wants the same plan whatever its arrays hold. Told so, the planner cannot
+/// be misled into sequential scans and hash joins by statistics from when the tables were empty, and does not plan the same
+/// statement again and again. (A bitmap scan would walk over the same dead entries each time; an index scan leaves a mark on
+/// them.) Locks are waited for as long as a statement may take. A statement that is a transaction of its own has no BEGIN to
+/// state its isolation.
+const SETTINGS: [(&str, &str); 13] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "30s"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
+    ("standard_conforming_strings", "on"),
+];
+
+/// `('name', 'value'), …`
+fn list() -> String {
+    SETTINGS.map(|(name, value)| format!("('{name}', '{value}')")).join(", ")
+}
+
+/// Sets this session, except what the address gives (`options`).
+pub(crate) async fn set_for_session(client: &Client) -> Result<(), Error> {
+    let list = list();
+    client
+        .batch_execute(&format!(
+            "SELECT set_config(name, value, false) FROM (VALUES {list}) AS ours (name, value)
+               JOIN pg_catalog.pg_settings USING (name) WHERE source <> 'client'"
+        ))
+        .await
+}
+
+/// Those that this session has otherwise than they are expected, except what the address gives.
+pub(crate) fn differing() -> String {
+    let list = list();
+    format!(
+        "SELECT name FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
+          WHERE current_setting(name) <> value AND source <> 'client' ORDER BY name"
+    )
+}
+
+/// Gives the account its settings in this database, and ends the account's idle sessions, which have the old ones: a pooler
+/// would go on handing them out. Whether there was anything to change; then this session is at its end, too.
+pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
+    let list = list();
+    let missing = client
+        .query_typed(
+            &format!(
+                "SELECT format('ALTER ROLE SESSION_USER IN DATABASE %I SET %I = %L', current_database(), name, value)
+                   FROM (VALUES {list}) AS ours (name, value)
+                  WHERE NOT EXISTS (
+                        SELECT FROM pg_catalog.pg_db_role_setting s
+                         WHERE s.setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                           AND s.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
+                           AND format('%s=%s', name, value) = ANY(s.setconfig))"
+            ),
+            &[],
+        )
+        .await?;
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    let statements: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
+    // The account may have it that its transactions only read.
+    let statements = statements.join("; ");
+    client.batch_execute(&format!("BEGIN READ WRITE; {statements}; COMMIT")).await?;
+    client
+        .batch_execute(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+              WHERE datname = current_database() AND usename = session_user AND state = 'idle'
+                AND pid <> pg_catalog.pg_backend_pid()",
+        )
+        .await?;
+    // Its answer is the end of the session.
+    let _ = client.batch_execute("SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())").await;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_set_is_read_or_refused_with_what_there_is() {
+        assert_eq!("connection".parse(), Ok(SetBy::Connection));
+        assert_eq!(" role\n".parse(), Ok(SetBy::Role));
+        let problem = "session".parse::<SetBy>().expect_err("no such way");
+        assert!(problem.contains("connection or role"), "{problem}");
+    }
+}

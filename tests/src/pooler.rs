@@ -1,0 +1,43 @@
+//! A PgBouncer before the Postgres that `DATABASE_URL` names, by `ops/dev/pgbouncer`.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::proxy::authority;
+
+/// The pooler; it ends with this, or with the process.
+pub struct Pooler {
+    url: String,
+    child: Child,
+}
+
+impl Pooler {
+    /// Starts one with these options of the script's, such as `--release 1.18 --mode session`.
+    pub async fn start(options: &str) -> Pooler {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/dev/pgbouncer"));
+        command.args(options.split_whitespace());
+        // It runs as long as `cat` reads from us.
+        command.args(["run", "--", "sh", "-c", r#"echo "$DATABASE_URL"; exec cat"#]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ops/dev/pgbouncer");
+        let stdout = child.stdout.take().expect("its stdout");
+        let first_line = move || BufReader::new(stdout).lines().next().and_then(Result::ok);
+        let url = tokio::task::spawn_blocking(first_line).await.expect("a thread");
+        Pooler { url: url.expect("a pooler, by ops/dev/pgbouncer"), child }
+    }
+
+    /// The same address, leading through here.
+    pub fn through(&self, url: &str) -> String {
+        url.replacen(authority(url), authority(&self.url), 1)
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        if let Err(error) = self.child.wait() {
+            eprintln!("a PgBouncer stays behind: {error}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
+
+use serde_json::json;
+use tests::{Database, Fleet, Ran, job, steps};
+
+/// The database may have it that transactions only read.
+async fn writing(fleet: &Fleet, sql: &str) {
+    fleet.database.execute(&format!("BEGIN READ WRITE; {sql}; COMMIT")).await;
+}
+
+#[tokio::test]
+async fn a_fleet_works_whatever_its_role_and_its_database_set() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    let name = url.rsplit('/').next().expect("a name");
+    for (of, setting) in [
+        ("DATABASE", "default_transaction_isolation = 'serializable'"),
+        ("DATABASE", "default_transaction_read_only = on"),
+        ("ROLE", "default_transaction_isolation = 'repeatable read'"),
+        ("ROLE", "default_transaction_read_only = on"),
+        ("ROLE", "default_transaction_deferrable = on"),
+        ("ROLE", "standard_conforming_strings = off"),
+        ("ROLE", "lock_timeout = '1ms'"),
+        ("ROLE", "idle_in_transaction_session_timeout = '1ms'"),
+        ("ROLE", "plan_cache_mode = 'force_custom_plan'"),
+        ("ROLE", "datestyle = 'SQL, DMY'"),
+        ("ROLE", "timezone = 'Asia/Kathmandu'"),
+        ("ROLE", "client_encoding = 'LATIN1'"),
+    ] {
+        let of = if of == "ROLE" { format!("ROLE {role}") } else { format!("DATABASE {name}") };
+        writing(&fleet, &format!("ALTER {of} SET {setting}")).await;
+    }
+    for by in ["connection", "role"] {
+        let producer = async |arguments: &[&str]| {
+            let mut command = fleet.producer_command(arguments);
+            command.env("DATABASE_URL", &url).env("DATABASE_SETTINGS", by);
+            Ran::of(command, "").await
+        };
+        for command in ["migrate", "doctor"] {
+            let ran = producer(&[command]).await;
+            assert_eq!(ran.code, 0, "{by}: {ran:?}");
+        }
+        let launch = |name: &str| {
+            fleet.worker(name).short_lease().set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by)
+        };
+        let (mut first, _second) = (launch("first").start().await, launch("second").start().await);
+        // Sessions of one name run one job at a time, so their ends and claims meet.
+        let mut specs: Vec<_> = (0..12).map(|number| steps(number % 3, 3, 30)).collect();
+        specs.push(job("echo", "echo", json!("\u{1F600} \\ '")));
+        let lines: Vec<String> = specs.iter().map(job::encode).collect();
+        let mut command = fleet.producer_command(&["enqueue", "--file", "-"]);
+        command.env("DATABASE_URL", &url).env("DATABASE_SETTINGS", by);
+        let ran = Ran::of(command, &lines.join("\n")).await;
+        assert_eq!(ran.code, 0, "{by}: {ran:?}");
+        first.kill();
+        for spec in &specs {
+            let id = spec.job_id.to_string();
+            let ran = producer(&["wait", &id]).await;
+            assert_eq!(ran.code, 0, "{by}: {ran:?}");
+        }
+        let ran = producer(&["audit"]).await;
+        assert_eq!(ran.code, 0, "{by}: {ran:?}");
+    }
+    writing(&fleet, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_start() {
+    let options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+    let fleet = Fleet::on(Database::made_on(&server, options).await);
+    let told = "has the encoding LATIN1, expected UTF8";
+    for command in
+        [&["migrate"][..], &["sessions", "show", "s"], &["enqueue", "--session", "s", "--agent", "echo"]]
+    {
+        let ran = fleet.producer(command).await;
+        assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
+    }
+    let ran = fleet.producer(&["doctor"]).await;
+    assert!(ran.code == 1 && ran.out.contains(told), "{ran:?}");
+    let mut worker = fleet.worker("worker").launch();
+    assert_eq!(worker.exit().await, 1);
+    assert!(worker.log().contains(told), "{}", worker.log());
+    assert_eq!(fleet.database.count("SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'").await, 0);
+}
+
+#[tokio::test]
+async fn a_ledger_in_a_schema_that_the_account_does_not_look_into_is_named_and_no_second_one_is_made() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, _) = fleet.database.role(30).await;
+    fleet.database.execute(&format!("CREATE SCHEMA fleet; GRANT ALL ON SCHEMA fleet TO {role}")).await;
+    let there = format!("{}?options=-c%20search_path=fleet", fleet.database.url);
+    let run = async |url: &str, command: &str| {
+        let mut command = fleet.producer_command(&[command]);
+        command.env("DATABASE_URL", url);
+        Ran::of(command, "").await
+    };
+    for command in ["migrate", "doctor"] {
+        let ran = run(&there, command).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+    for command in ["migrate", "doctor"] {
+        let ran = run(&fleet.database.url, command).await;
+        let told = ran.out.clone() + &ran.err;
+        assert!(
+            ran.code == 1 && told.contains("is in the schema \"fleet\"") && told.contains("search_path"),
+            "{ran:?}"
+        );
+    }
+    assert_eq!(fleet.database.count("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").await, 0);
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}

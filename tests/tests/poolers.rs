@@ -1,0 +1,128 @@
+//! A fleet works behind a pooler, or is refused by the name of what is missing, before it takes a job.
+
+use job::JobState;
+use postgres::SetBy;
+use tests::{Database, Fleet, Pooler, Ran, steps};
+
+/// A small fleet from an empty database on, of which one worker is killed.
+async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
+    let fleet = Fleet::on(Database::behind(pooler, set_by).await);
+    for command in ["migrate", "migrate", "doctor"] {
+        let ran = fleet.producer(&[command]).await;
+        assert_eq!(ran.code, 0, "{command}: {ran:?}");
+    }
+    let mut first = fleet.worker("first").short_lease().start().await;
+    let specs: Vec<_> = (0..12).map(|number| steps(number % 4, 5, 60)).collect();
+    fleet.enqueue(&specs).await;
+    fleet.iterated(specs[0].job_id, 2).await;
+    let second = fleet.worker("second").short_lease().start().await;
+    first.kill();
+    for spec in &specs {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.iterations), (JobState::Succeeded, 5), "{view:?}");
+    }
+    assert_eq!(second.get("/ready").await.0, 200);
+    for command in ["audit", "doctor"] {
+        let ran = fleet.producer(&[command]).await;
+        assert_eq!(ran.code, 0, "{command}: {ran:?}");
+    }
+    let log = second.log();
+    assert!(!log.contains("heartbeat does not reach"), "{log}");
+    // Nothing lingers in the sessions that others get: a lock would keep the next upkeep away.
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(fleet.database.count(locks).await, 0);
+}
+
+/// Nothing starts behind it, and each part says what would help.
+async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, told: &[&str]) {
+    let mut fleet = Fleet::on(Database::new().await);
+    fleet.database.url = pooler.through(&fleet.database.url);
+    fleet.database.set_by = set_by;
+    let says = |text: &str| told.iter().all(|part| text.contains(part));
+    let ran = fleet.producer(&["migrate"]).await;
+    assert!(ran.code == 1 && says(&ran.err), "{ran:?}");
+    let ran = fleet.producer(&["doctor"]).await;
+    assert!(ran.code == 1 && says(&ran.out), "{ran:?}");
+    for launch in [fleet.worker("worker"), fleet.relay("relay")] {
+        let mut process = launch.launch();
+        assert_eq!(process.exit().await, 1);
+        assert!(says(&process.log()), "{}", process.log());
+    }
+}
+
+#[tokio::test]
+async fn in_session_mode_all_works() {
+    let pooler = Pooler::start("--release 1.18 --mode session").await;
+    a_fleet_works_behind(&pooler, SetBy::Connection).await;
+}
+
+#[tokio::test]
+async fn in_transaction_mode_all_works_where_the_pooler_keeps_statements_and_the_account_has_the_settings() {
+    // Few sessions, so that they are shared.
+    let pooler = Pooler::start("--release 1.24 --mode transaction --set default_pool_size=4").await;
+    a_fleet_works_behind(&pooler, SetBy::Role).await;
+}
+
+#[tokio::test]
+async fn in_transaction_mode_settings_of_connections_are_refused() {
+    let pooler = Pooler::start("--release 1.24 --mode transaction").await;
+    is_refused_behind(
+        &pooler,
+        SetBy::Connection,
+        &["transaction mode", "DATABASE_SETTINGS=role", "pool_mode = session"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn in_transaction_mode_a_pooler_that_loses_statements_is_refused() {
+    let told = ["transaction mode", "PgBouncer 1.21", "max_prepared_statements", "pool_mode = session"];
+    for options in [
+        "--release 1.18 --mode transaction",
+        "--release 1.24 --mode transaction --set max_prepared_statements=0",
+    ] {
+        let pooler = Pooler::start(options).await;
+        for set_by in [SetBy::Connection, SetBy::Role] {
+            is_refused_behind(&pooler, set_by, &told).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_statement_mode_it_is_refused() {
+    let pooler = Pooler::start("--release 1.18 --mode statement").await;
+    is_refused_behind(&pooler, SetBy::Connection, &["statement mode", "pool_mode = transaction or session"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_pooler_that_does_not_take_a_parameter_of_the_address_is_named_with_its_setting() {
+    let parameters = "?options=-c%20search_path%3Dpublic";
+    for release in ["1.18", "1.24"] {
+        let pooler = Pooler::start(&format!("--release {release} --mode session")).await;
+        let fleet = Fleet::on(Database::behind(&pooler, SetBy::Connection).await);
+        let mut command = fleet.producer_command(&["migrate"]);
+        command.env("DATABASE_URL", format!("{}{parameters}", fleet.database.url));
+        let ran = Ran::of(command, "").await;
+        assert!(ran.code == 1 && ran.err.contains("ignore_startup_parameters"), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn settings_that_the_account_lacks_are_named_with_the_way_to_get_them() {
+    let mut fleet = Fleet::on(Database::empty().await);
+    fleet.database.set_by = SetBy::Connection;
+    assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
+    fleet.database.set_by = SetBy::Role;
+    let told = ["DATABASE_SETTINGS is role", "statement_timeout", "run `producer migrate`"];
+    let says = |text: &str| told.iter().all(|part| text.contains(part));
+    let ran = fleet.producer(&["doctor"]).await;
+    assert!(ran.code == 1 && says(&ran.out), "{ran:?}");
+    let mut worker = fleet.worker("worker").launch();
+    assert_eq!(worker.exit().await, 1);
+    assert!(says(&worker.log()), "{}", worker.log());
+    assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
+    assert_eq!(fleet.producer(&["doctor"]).await.code, 0);
+    let _worker = fleet.worker("worker").start().await;
+}
