@@ -39,6 +39,10 @@ impl Address {
         if !["amqp://", "amqps://"].iter().any(|scheme| url.starts_with(scheme)) {
             return refuse("does not start with amqp:// or amqps://");
         }
+        // First of all: what stands there may be the end of a password.
+        if behind_host(url).contains('@') {
+            return refuse("has an @ after its host: characters like / # ? @ must be percent-encoded");
+        }
         // The parser's own words are about a part of the URL, never the whole of it; but make sure.
         let mut uri: AMQPUri = match url.parse() {
             Ok(uri) => uri,
@@ -50,9 +54,6 @@ impl Address {
         };
         if let Some(host) = ipv6_host(url) {
             uri.authority.host = host.to_owned();
-        }
-        if uri.vhost.contains('@') || uri.authority.host.contains('@') {
-            return refuse("has an @ after its host: characters like / # ? @ must be percent-encoded");
         }
         if uri.vhost.is_empty() {
             return refuse("names the empty vhost: end it with /%2f, or leave the last slash out");
@@ -88,6 +89,12 @@ impl Address {
     pub(crate) fn shown(&self) -> &str {
         &self.shown
     }
+}
+
+/// Path, query and fragment.
+fn behind_host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.find(['/', '?', '#']).map_or("", |at| &rest[at..])
 }
 
 /// Refuses parameters that would be ignored; returns the authorities that one of them names, as PEM.
@@ -143,6 +150,9 @@ mod tests {
             "amqp://me:s3cret@rabbit:port/x",
             "amqp://me:s3cret#@rabbit/x",
             "amqp://me:12/s3cret@rabbit/x",
+            "amqp://me:12?s3cret@rabbit/x",
+            "amqp://me:12?heartbeat=s3cret@rabbit/x",
+            "amqp://me:12#s3cret@rabbit/x",
             "amqp://me:s3cret@rabbit/",
             "amqp://me:s3cret@rabbit/x?heartbeat=often",
             "amqps://me:s3cret@rabbit/x?verify=verify_none",
