@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use job::{JobSpec, JobState, RetryPolicy};
+use job::{FailureCode, JobSpec, JobState, RetryPolicy};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -35,13 +35,22 @@ async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is
     };
     watches("before").await;
     let spec = job("s", "scripted", json!({"count": 50, "delay_ms": 100}));
-    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    // These wait behind it.
+    let due_in = |half_hours: u64| JobSpec {
+        deadline_ms: Some(half_hours * 1_800_000),
+        ..job("s", "scripted", json!({"count": 1, "delay_ms": 0}))
+    };
+    let (near, far) = (due_in(1), due_in(4));
+    fleet.enqueue(&[spec.clone(), near.clone(), far.clone()]).await;
     fleet.iterated(spec.job_id, 3).await;
 
     postgres.clock.set(HOUR_S);
     worker.said("clock was set ahead").await;
+    let overdue = fleet.ended(near.job_id).await;
+    assert_eq!(overdue.failure.map(|failure| failure.code), Some(FailureCode::DeadlineExceeded));
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    assert_eq!(fleet.ended(far.job_id).await.state, JobState::Succeeded);
     watches("after").await;
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
     fleet.database.audited().await;

@@ -45,7 +45,8 @@ async fn look(store: &Store, watch: &mut Watch, begun: &Notify) -> Result<(), St
             warn!(
                 ahead_s = by.as_secs(),
                 "Postgres's clock was set ahead, or this host has slept: \
-                no worker is declared dead until its own lease was watched again"
+                no worker is declared dead until its own lease was watched again; \
+                deadlines that have passed by it are over"
             );
         }
         Some(ClockStep::Back(by)) => {
