@@ -1,7 +1,7 @@
 //! The broker's address: reads `AMQP_URL`, says what is wrong with it, and never shows the password.
 
 use lapin::uri::AMQPUri;
-use url::Url;
+use url::{Url, form_urlencoded};
 
 /// The parameters that a URL may have. The first five are lapin's; the last names a file, as in RabbitMQ's own clients.
 const PARAMETERS: [&str; 6] =
@@ -101,7 +101,9 @@ fn behind_host(url: &str) -> &str {
 fn read_parameters(url: &str) -> Result<Option<String>, String> {
     let mut own_authorities = None;
     let parsed = Url::parse(url).ok();
-    for (name, value) in parsed.iter().flat_map(Url::query_pairs) {
+    // A + is one: this is a URL, not a form.
+    let query = parsed.as_ref().and_then(Url::query).unwrap_or_default().replace('+', "%2B");
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if !PARAMETERS.contains(&name.as_ref()) {
             let verify = if name == "verify" { "; a certificate is always verified" } else { "" };
             return Err(format!("has the parameter {name:?}, there are {}{verify}", PARAMETERS.join(", ")));
@@ -171,6 +173,13 @@ mod tests {
     fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
         let told = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
         assert!(told.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{told}");
+    }
+
+    #[test]
+    fn a_file_is_named_as_urls_name_it() {
+        let url = "amqps://me:x@rabbit/x?cacertfile=/nowhere/a+b%20c%40d.pem";
+        let told = Address::parse(url, 15, 0, None).err().unwrap().to_string();
+        assert!(told.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{told}");
     }
 
     #[test]
