@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::with_causes;
-use store::{Fenced, Leadership, Store};
+use store::{Fenced, Leadership, MARK_FOR, Store};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +32,6 @@ use waiting::Waiting;
 
 /// A workload at rest is looked at this often.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);
-
-/// How long a mark holds unless it is renewed, which each tick does.
-const MARK_FOR: Duration = Duration::from_secs(30);
 
 /// No write to a workload is begun with less of the leadership left: it must be over before that is.
 const WRITE_MARGIN: Duration = Duration::from_secs(6);

@@ -96,6 +96,22 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
 }
 
 #[tokio::test]
+async fn a_pool_scales_on_where_its_list_for_prometheus_cannot_be_written() {
+    let fleet = Fleet::new().await;
+    let folder = fleet.folder.path().to_owned();
+    let _processes = Processes(folder.clone());
+    std::fs::create_dir_all(folder.join("processes/default/targets.json.new"))
+        .expect("a folder in its place");
+    let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
+    let burst: Vec<JobSpec> = (0..16).map(|session| steps(session, 60, 100)).collect();
+    fleet.enqueue(&burst).await;
+    fleet.workers_alive(4).await;
+    autoscaler.said("cannot be listed for Prometheus").await;
+    autoscaler.terminate();
+    assert_eq!(autoscaler.exit().await, 0);
+}
+
+#[tokio::test]
 async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remembers_its_windows() {
     let fleet = Fleet::new().await;
     let _processes = Processes(fleet.folder.path().to_owned());

@@ -110,9 +110,14 @@ async fn a_receiver_of_traces_gets_the_decoded_credentials_and_only_if_its_certi
 
 #[tokio::test]
 async fn addresses_that_cannot_be_used_are_refused_together_with_what_would_be_right() {
-    let fleet = Fleet::new().await;
+    let (fleet, authority) = (Fleet::new().await, Authority::new());
+    let damaged = fleet.folder.path().join("damaged.pem");
+    let good = std::fs::read_to_string(authority.file()).expect("a certificate");
+    let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(&damaged, format!("{good}{bad}")).expect("written");
     let mut command = fleet.autoscaler_command(&["observe"]);
     command
+        .env("OTEL_EXPORTER_OTLP_CERTIFICATE", &damaged)
         .env("AMQP_URL", "amqps://me:s3cret@rabbit/x?verify=verify_none")
         .env("MANAGEMENT_URL", "http://me:s3c/ret@rabbit:15672")
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")
@@ -123,6 +128,7 @@ async fn addresses_that_cannot_be_used_are_refused_together_with_what_would_be_r
         r#"AMQP_URL has the parameter "verify", there are heartbeat, frame_max,"#,
         "MANAGEMENT_URL: cannot be read (invalid port number; characters like / # ? @ % in a user or password",
         "OTEL_EXPORTER_OTLP_ENDPOINT: does not start with http:// or https://, expected the address of an OTLP",
+        "damaged.pem: certificate 2 cannot be used: ",
         "TLS_CA_FILE: /dev/null has no certificate in it, expected -----BEGIN CERTIFICATE-----",
     ] {
         assert!(ran.err.contains(told), "{told}: {ran:?}");
@@ -135,7 +141,10 @@ async fn an_ipv6_address_is_one_like_any_other() {
     let vhost = Vhost::new();
     let host = vhost.management_url().rsplit_once('@').expect("a user").1;
     let (_, port) = host.rsplit_once(':').expect("a port");
-    let listener = tokio::net::TcpListener::bind("[::1]:0").await.expect("a machine with IPv6");
+    let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+        eprintln!("this machine has no IPv6");
+        return;
+    };
     let own = listener.local_addr().expect("an address");
     let target = format!("127.0.0.1:{}", port.trim_end_matches('/'));
     tokio::spawn(async move {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use job::{JobSpec, JobState, RetryPolicy};
+use job::{FailureCode, JobSpec, JobState, RetryPolicy};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -35,15 +35,56 @@ async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is
     };
     watches("before").await;
     let spec = job("s", "scripted", json!({"count": 50, "delay_ms": 100}));
-    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    // These wait behind it.
+    let due_in = |half_hours: u64| JobSpec {
+        deadline_ms: Some(half_hours * 1_800_000),
+        ..job("s", "scripted", json!({"count": 1, "delay_ms": 0}))
+    };
+    let (near, far) = (due_in(1), due_in(4));
+    fleet.enqueue(&[spec.clone(), near.clone(), far.clone()]).await;
     fleet.iterated(spec.job_id, 3).await;
 
     postgres.clock.set(HOUR_S);
     worker.said("clock was set ahead").await;
+    let overdue = fleet.ended(near.job_id).await;
+    assert_eq!(overdue.failure.map(|failure| failure.code), Some(FailureCode::DeadlineExceeded));
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    assert_eq!(fleet.ended(far.job_id).await.state, JobState::Succeeded);
     watches("after").await;
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
+    fleet.database.audited().await;
+}
+
+/// Each fails once, and waits for a part of twenty seconds, drawn by lot.
+fn waiting_jobs() -> Vec<JobSpec> {
+    let fails = json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]});
+    let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
+    let waits = |n| JobSpec { retry: wait.clone(), ..job(&format!("waits-{n}"), "scripted", fails.clone()) };
+    (0..12).map(waits).collect()
+}
+
+async fn some_wait(fleet: &Fleet) {
+    let later = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND due_at > now() + interval '2 seconds'";
+    until("some wait for their next attempt", async || (fleet.database.count(later).await > 2).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_fleet_that_starts_after_the_clock_was_mended_waits_no_longer_than_it_was_meant_to() {
+    let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
+    let mut worker = fleet.worker("before").start().await;
+    let waiting = waiting_jobs();
+    fleet.enqueue(&waiting).await;
+    some_wait(&fleet).await;
+    worker.terminate();
+    assert_eq!(worker.exit().await, 0);
+    postgres.clock.set(0);
+
+    let _worker = fleet.worker("after").start().await;
+    for spec in &waiting {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
     fleet.database.audited().await;
 }
 
@@ -52,17 +93,11 @@ async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon()
     let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
     let mut first = fleet.worker("first").short_lease().start().await;
     let lost = job("lost", "scripted", json!({"count": 60, "delay_ms": 100}));
-    // Each waits for a part of twenty seconds, drawn by lot.
-    let fails = json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]});
-    let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
-    let waits = |n| JobSpec { retry: wait.clone(), ..job(&format!("waits-{n}"), "scripted", fails.clone()) };
-    let waiting: Vec<JobSpec> = (0..12).map(waits).collect();
+    let waiting = waiting_jobs();
     fleet.enqueue(std::slice::from_ref(&lost)).await;
     fleet.enqueue(&waiting).await;
     fleet.iterated(lost.job_id, 3).await;
-    let later = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND due_at > now() + interval '2 seconds'";
-    until("some wait for their next attempt", async || (fleet.database.count(later).await > 2).then_some(()))
-        .await;
+    some_wait(&fleet).await;
     let lease = Duration::from_secs(10);
     let leader = fleet.store.lead("pools", "dies", lease).await.unwrap().expect("nobody else leads");
     // Both die with the server whose clock was wrong.

@@ -77,6 +77,15 @@ async fn a_leadership_that_has_lapsed_or_was_given_up_is_another_one_in_the_same
 }
 
 #[tokio::test]
+async fn a_contender_with_a_shorter_lease_takes_nothing_from_a_leader_that_lives() {
+    let database = Database::new().await;
+    let store = database.store();
+    let leader = store.lead("fleet", "long", LONG).await.unwrap().unwrap();
+    assert!(store.lead("fleet", "short", Duration::from_secs(15)).await.unwrap().is_none());
+    assert_eq!(store.lead("fleet", "long", LONG).await.unwrap().unwrap().epoch, leader.epoch);
+}
+
+#[tokio::test]
 async fn a_successor_waits_for_what_its_predecessor_is_writing() {
     let database = Database::new().await;
     let store = database.store();

@@ -1,13 +1,13 @@
 //! The drain mark, as this process knows it: while it stands, no slot takes a job, and once all have parked nothing is held.
 //!
 //! Postgres says that a mark is there, is renewed, or was taken back. When it is over, our own monotonic clock says: a mark
-//! stands for as long as was left of it when it was first seen. Postgres's clock may be set meanwhile, and the pod of a drained
-//! worker may be about to go. A worker that cannot reach Postgres stays as it is, and could not claim anything either.
+//! stands for as long as was left of it when it was first seen, and for no longer than any can. Postgres's clock may be set
+//! meanwhile, and the pod of a drained worker may be about to go. A worker that cannot reach Postgres stays as it is, and could not claim anything either.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use store::DrainMark;
+use store::{DrainMark, MARK_FOR};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -41,7 +41,7 @@ impl State {
         let until = match known {
             Some(known) => known.until,
             None if self.over == Some(mark.until) => return None,
-            None => now + mark.left,
+            None => now + mark.left.min(MARK_FOR),
         };
         (now < until).then_some(Standing { mark, until })
     }
@@ -154,31 +154,35 @@ mod tests {
 
     use super::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     fn by(epoch: i64) -> Option<DrainMark> {
-        Some(DrainMark { epoch, drained: false, until: SystemTime::UNIX_EPOCH, left: MINUTE })
+        Some(DrainMark { epoch, drained: false, until: SystemTime::UNIX_EPOCH, left: MARK_FOR })
     }
 
     #[test]
     fn a_step_of_postgres_clock_neither_ends_a_mark_nor_prolongs_it() {
         let (mark, start) = (Mark::none(1), Instant::now());
-        let (soon, late) = (start + MINUTE / 2, start + MINUTE);
+        let (soon, late) = (start + MARK_FOR / 2, start + MARK_FOR);
         mark.set_at(by(7), start);
         let ahead = by(7).map(|mark| DrainMark { left: Duration::ZERO, ..mark });
         assert!(!mark.set_at(ahead, soon) && mark.stands(), "an hour ahead");
-        let back = by(7).map(|mark| DrainMark { left: 60 * MINUTE, ..mark });
+        let back = by(7).map(|mark| DrainMark { left: HOUR, ..mark });
         assert!(!mark.set_at(back, soon) && mark.stands() && mark.over().is_none(), "an hour back");
         assert!(mark.set_at(back, late) && !mark.stands());
         assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres has to hear of it");
         assert!(!mark.set_at(back, late) && !mark.stands(), "it is the same one");
 
-        let until = |minutes| SystemTime::UNIX_EPOCH + minutes * MINUTE;
+        let until = |later| SystemTime::UNIX_EPOCH + later * MARK_FOR;
         let renewed = by(7).map(|mark| DrainMark { until: until(1), ..mark });
         assert!(mark.set_at(renewed, late) && mark.stands() && mark.over().is_none());
         assert!(mark.set_at(None, late) && !mark.stands(), "taken back");
         let lapsed = ahead.map(|mark| DrainMark { until: until(2), ..mark });
         assert!(!mark.set_at(lapsed, late) && mark.over().is_none(), "never seen while it was valid");
+
+        let mark = Mark::none(1);
+        assert!(mark.set_at(back, start) && mark.stands(), "first seen when the clock had gone back");
+        assert!(mark.set_at(back, late) && !mark.stands() && mark.over().is_some());
     }
 
     fn unconfirmed(mark: &Mark) -> Option<i64> {
@@ -213,7 +217,7 @@ mod tests {
         assert_eq!(unconfirmed(&mark), Some(8), "that was about another mark");
         mark.confirmed(8);
         // Lapsed and set up anew, between two looks.
-        mark.set(by(8).map(|mark| DrainMark { until: SystemTime::UNIX_EPOCH + MINUTE, ..mark }));
+        mark.set(by(8).map(|mark| DrainMark { until: SystemTime::UNIX_EPOCH + MARK_FOR, ..mark }));
         assert_eq!(unconfirmed(&mark), Some(8));
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -40,6 +41,8 @@ pub struct Processes {
     program: PathBuf,
     folder: PathBuf,
     starts: Mutex<Starts>,
+    /// Whether the list for Prometheus could not be written lately.
+    is_unlisted: AtomicBool,
 }
 
 /// How starting went lately.
@@ -71,7 +74,14 @@ impl Processes {
         let folder = folder.join(pool.as_str());
         fs::create_dir_all(&folder)?;
         let name = format!("worker processes of pool {pool}");
-        Ok(Processes { name, pool, program, folder, starts: Mutex::default() })
+        Ok(Processes {
+            name,
+            pool,
+            program,
+            folder,
+            starts: Mutex::default(),
+            is_unlisted: AtomicBool::default(),
+        })
     }
 
     fn size(&self) -> io::Result<Size> {
@@ -163,8 +173,18 @@ impl Processes {
         Ok(())
     }
 
-    /// Writes down where Prometheus finds those that live, when that has changed.
-    fn list_targets(&self) -> io::Result<()> {
+    /// Writes down where Prometheus finds those that live. The pool scales on where that fails.
+    fn list_targets(&self) {
+        let written = self.write_targets();
+        let was_unlisted = self.is_unlisted.swap(written.is_err(), Ordering::Relaxed);
+        if let Err(cause) = written
+            && !was_unlisted
+        {
+            warn!(pool = %self.pool, %cause, "the workers cannot be listed for Prometheus");
+        }
+    }
+
+    fn write_targets(&self) -> io::Result<()> {
         let mut targets = Vec::new();
         for worker in self.living()? {
             // One that has just been started has no port yet.
@@ -226,7 +246,8 @@ impl Processes {
         while !self.living()?.is_empty() {
             tokio::time::sleep(POLL).await;
         }
-        self.list_targets()
+        self.list_targets();
+        Ok(())
     }
 }
 
@@ -239,7 +260,7 @@ impl Target for Processes {
     async fn look(&self) -> Result<Workload, TargetError> {
         let size = self.size().map_err(self.failed("reading its size"))?;
         let waits = self.fill(size.workers).await.map_err(self.failed("starting what is missing"))?;
-        self.list_targets().map_err(self.failed("listing its processes"))?;
+        self.list_targets();
         let unsettled = waits.map(Unsettled::Missing);
         let ready = self.staying().map_err(self.failed("looking for its processes"))?.len() as u32;
         let version = size.version.to_string();

@@ -57,7 +57,7 @@ impl Management {
             .proxy(None);
         Ok(Management {
             agent: config.build().into(),
-            url: format!("{}/api/queues/{vhost}?{question}", address.as_str()),
+            url: format!("{}/api/queues/{vhost}?{question}", address.base()),
             authorization,
             shown: address.origin(),
         })

@@ -1,7 +1,7 @@
 //! The broker's address: reads `AMQP_URL`, says what is wrong with it, and never shows the password.
 
 use lapin::uri::AMQPUri;
-use url::Url;
+use url::{Url, form_urlencoded};
 
 /// The parameters that a URL may have. The first five are lapin's; the last names a file, as in RabbitMQ's own clients.
 const PARAMETERS: [&str; 6] =
@@ -39,6 +39,10 @@ impl Address {
         if !["amqp://", "amqps://"].iter().any(|scheme| url.starts_with(scheme)) {
             return refuse("does not start with amqp:// or amqps://");
         }
+        // First of all: what stands there may be the end of a password.
+        if behind_host(url).contains('@') {
+            return refuse("has an @ after its host: characters like / # ? @ must be percent-encoded");
+        }
         // The parser's own words are about a part of the URL, never the whole of it; but make sure.
         let mut uri: AMQPUri = match url.parse() {
             Ok(uri) => uri,
@@ -50,9 +54,6 @@ impl Address {
         };
         if let Some(host) = ipv6_host(url) {
             uri.authority.host = host.to_owned();
-        }
-        if uri.vhost.contains('@') || uri.authority.host.contains('@') {
-            return refuse("has an @ after its host: characters like / # ? @ must be percent-encoded");
         }
         if uri.vhost.is_empty() {
             return refuse("names the empty vhost: end it with /%2f, or leave the last slash out");
@@ -90,11 +91,19 @@ impl Address {
     }
 }
 
+/// Path, query and fragment.
+fn behind_host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.find(['/', '?', '#']).map_or("", |at| &rest[at..])
+}
+
 /// Refuses parameters that would be ignored; returns the authorities that one of them names, as PEM.
 fn read_parameters(url: &str) -> Result<Option<String>, String> {
     let mut own_authorities = None;
     let parsed = Url::parse(url).ok();
-    for (name, value) in parsed.iter().flat_map(Url::query_pairs) {
+    // A + is one: this is a URL, not a form.
+    let query = parsed.as_ref().and_then(Url::query).unwrap_or_default().replace('+', "%2B");
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if !PARAMETERS.contains(&name.as_ref()) {
             let verify = if name == "verify" { "; a certificate is always verified" } else { "" };
             return Err(format!("has the parameter {name:?}, there are {}{verify}", PARAMETERS.join(", ")));
@@ -143,6 +152,9 @@ mod tests {
             "amqp://me:s3cret@rabbit:port/x",
             "amqp://me:s3cret#@rabbit/x",
             "amqp://me:12/s3cret@rabbit/x",
+            "amqp://me:12?s3cret@rabbit/x",
+            "amqp://me:12?heartbeat=s3cret@rabbit/x",
+            "amqp://me:12#s3cret@rabbit/x",
             "amqp://me:s3cret@rabbit/",
             "amqp://me:s3cret@rabbit/x?heartbeat=often",
             "amqps://me:s3cret@rabbit/x?verify=verify_none",
@@ -161,6 +173,13 @@ mod tests {
     fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
         let told = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
         assert!(told.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{told}");
+    }
+
+    #[test]
+    fn a_file_is_named_as_urls_name_it() {
+        let url = "amqps://me:x@rabbit/x?cacertfile=/nowhere/a+b%20c%40d.pem";
+        let told = Address::parse(url, 15, 0, None).err().unwrap().to_string();
+        assert!(told.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{told}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod sweep;
 mod unwanted;
 mod dead;
 mod lost;
+mod redate;
 mod reply;
 mod rescue;
 mod upkeep;

@@ -5,23 +5,29 @@
 
 use std::time::Duration;
 
-use store::{Clock, ClockStep, Redating, Store, StoreError};
+use store::{Clock, ClockStep, Store, StoreError};
+use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::METRICS;
-use crate::tick;
+use crate::{redate, tick};
 
 /// How often leases are looked at: with a lease of 10 s, a job runs again within 12.
 const BEAT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(store: &Store, stop: &CancellationToken) {
+    let begun = Notify::new();
+    tokio::join!(watch(store, &begun, stop), redate::run(store, &begun, stop));
+}
+
+async fn watch(store: &Store, begun: &Notify, stop: &CancellationToken) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch::default();
     while tick(&mut beat, stop).await {
-        if let Err(error) = look(store, &mut watch).await
+        if let Err(error) = look(store, &mut watch, begun).await
             && watch.missed()
         {
             warn!(
@@ -32,14 +38,15 @@ pub(crate) async fn run(store: &Store, stop: &CancellationToken) {
     }
 }
 
-async fn look(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
+async fn look(store: &Store, watch: &mut Watch, begun: &Notify) -> Result<(), StoreError> {
     let clock = store.clock().await?;
     match watch.reached(clock) {
         Some(ClockStep::Ahead(by)) => {
             warn!(
                 ahead_s = by.as_secs(),
                 "Postgres's clock was set ahead, or this host has slept: \
-                no worker is declared dead until its own lease was watched again"
+                no worker is declared dead until its own lease was watched again; \
+                deadlines that have passed by it are over"
             );
         }
         Some(ClockStep::Back(by)) => {
@@ -51,7 +58,9 @@ async fn look(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
         }
         None => {}
     }
-    redate(store, watch).await?;
+    if std::mem::take(&mut watch.is_new) {
+        begun.notify_one();
+    }
     if let Some(watched) = watch.unbroken(Instant::now()) {
         for worker_id in store.declare_dead(watched, &clock).await? {
             METRICS.workers_dead.inc();
@@ -67,37 +76,14 @@ async fn look(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Where Postgres's clock went back: what it wrote before has dates from the future. A part of the jobs with each beat.
-async fn redate(store: &Store, watch: &mut Watch) -> Result<(), StoreError> {
-    if watch.is_new {
-        if store.redate_workers().await? > 0 {
-            watch.redating.get_or_insert_default();
-        }
-        watch.is_new = false;
-    }
-    let Some(redating) = &mut watch.redating else { return Ok(()) };
-    if store.redate_jobs(redating).await? {
-        return Ok(());
-    }
-    if redating.jobs > 0 {
-        warn!(
-            jobs = redating.jobs,
-            "jobs that were dated in the future wait no longer than they were meant to"
-        );
-    }
-    watch.redating = None;
-    Ok(())
-}
-
 /// How long this process has reached Postgres without a gap. After an outage, a pause of the process, a step of Postgres's
 /// clock or its start, all leases may look old although everybody lives: the others could not renew them either.
 #[derive(Debug, Default)]
 struct Watch {
     since: Option<Instant>,
     last: Option<Clock>,
-    /// It has begun, and dates from the future have not been looked for.
+    /// It has just begun.
     is_new: bool,
-    redating: Option<Redating>,
 }
 
 impl Watch {
@@ -109,9 +95,6 @@ impl Watch {
         if step.is_some() || paused || self.since.is_none() {
             self.since = Some(now);
             self.is_new = true;
-        }
-        if let Some(ClockStep::Back(_)) = step {
-            self.redating = Some(Redating::default());
         }
         self.last = Some(clock);
         step
@@ -195,7 +178,7 @@ mod tests {
             let (mut watch, looks) = watched_for(20);
             watch.missed();
             assert!(watch.reached(looks.at(60, ahead_s)).is_some());
-            assert_eq!(watch.redating.is_some(), ahead_s < 0);
+            assert!(watch.is_new);
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// The setting that names a file of one's own authorities.
@@ -27,12 +29,17 @@ impl Authorities {
         let pem = std::fs::read_to_string(path).map_err(|error| {
             format!("{shown} cannot be read: {error}, expected a file of certificates (PEM)")
         })?;
-        let certificates: Vec<_> = parse_pem(pem.as_bytes())
+        let certificates = parse_pem(pem.as_bytes())
             .filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
+                Ok(PemItem::Certificate(certificate)) => Some(usable(certificate)),
+                Ok(_) => None,
+                Err(error) => Some(Err(error.to_string())),
             })
-            .collect();
+            .zip(1..)
+            .map(|(certificate, nth)| {
+                certificate.map_err(|problem| format!("{shown}: certificate {nth} cannot be used: {problem}"))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         match certificates.is_empty() {
             true => Err(format!("{shown} has no certificate in it, expected -----BEGIN CERTIFICATE-----")),
             false => Ok(Authorities { own: Some(Own { pem, certificates }) }),
@@ -61,6 +68,12 @@ impl Authorities {
         };
         TlsConfig::builder().root_certs(roots).build()
     }
+}
+
+/// Whether it can be an authority; whoever verifies by it would leave it out without a word.
+fn usable(certificate: Certificate<'static>) -> Result<Certificate<'static>, String> {
+    let added = RootCertStore::empty().add(CertificateDer::from(certificate.der()));
+    added.map(|()| certificate).map_err(|error| error.to_string())
 }
 
 /// A failure of an HTTP client in words; where the server's authority is unknown, with the setting that would make it known.

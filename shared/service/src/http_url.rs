@@ -44,8 +44,13 @@ impl HttpUrl {
         Ok(HttpUrl { url, user, password })
     }
 
-    /// The address without a slash at its end.
-    pub fn as_str(&self) -> &str {
+    /// The address as it was given.
+    pub fn whole(&self) -> &str {
+        self.url.as_str()
+    }
+
+    /// The address without a slash at its end, for a path behind it.
+    pub fn base(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
     }
 
@@ -121,10 +126,10 @@ mod tests {
             let expected = credentials.map(|credentials| format!("Basic {}", STANDARD.encode(credentials)));
             let header = url.authorization().map(|value| value.to_str().unwrap().to_owned());
             assert_eq!(header, expected, "{given}");
-            assert!(!format!("{} {} {url:?}", url.as_str(), url.origin()).contains('@'), "{given}");
+            assert!(!format!("{} {} {url:?}", url.base(), url.origin()).contains('@'), "{given}");
         }
-        assert_eq!(HttpUrl::parse("http://me:x@[::1]:15672/").unwrap().as_str(), "http://[::1]:15672");
-        assert_eq!(HttpUrl::parse("https://token@host:443/base/").unwrap().as_str(), "https://host/base");
+        assert_eq!(HttpUrl::parse("http://me:x@[::1]:15672/").unwrap().base(), "http://[::1]:15672");
+        assert_eq!(HttpUrl::parse("https://token@host:443/base/").unwrap().base(), "https://host/base");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A process's whole life: boot, serve, drain; and how it ends.
 
 use std::future::Future;
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -38,11 +39,7 @@ where
     Fut: Future<Output = anyhow::Result<ExitCode>>,
 {
     telemetry.start();
-    let mut runtime = match threads {
-        Threads::One => Builder::new_current_thread(),
-        Threads::Cores => Builder::new_multi_thread(),
-    };
-    let runtime = match runtime.enable_all().build() {
+    let runtime = match runtime(threads) {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(cause = %error, "no runtime could be started");
@@ -79,6 +76,18 @@ where
     trace::finish(LAST_SPANS);
     stderr::flush(LAST_LINES);
     code
+}
+
+/// A thread for calls that block (files, names of hosts) is there from the start, and none of them ends while it idles: where
+/// processes have run out no other can be started, and tokio panics if there is none at all.
+fn runtime(threads: Threads) -> io::Result<Runtime> {
+    let mut builder = match threads {
+        Threads::One => Builder::new_current_thread(),
+        Threads::Cores => Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().thread_keep_alive(Duration::MAX).build()?;
+    runtime.spawn_blocking(|| {});
+    Ok(runtime)
 }
 
 /// 2 for settings or arguments that are wrong, 130 for who was told to stop before its end, 1 for all else.
@@ -129,5 +138,22 @@ impl Essential {
             result = result.and(ended);
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_for_calls_that_block_does_not_end_while_it_idles() {
+        let runtime = runtime(Threads::One).expect("a runtime");
+        let at_work = || runtime.block_on(runtime.spawn_blocking(|| thread::current().id())).expect("an id");
+        let first = at_work();
+        // Longer than tokio keeps one by itself.
+        thread::sleep(Duration::from_secs(12));
+        assert_eq!(at_work(), first);
     }
 }

@@ -38,9 +38,9 @@ impl Clock {
         Clock { then, asked, read }
     }
 
-    /// What it showed at this moment of ours, or less.
+    /// The most that it can have shown at this moment of ours.
     pub fn at(&self, moment: Instant) -> SystemTime {
-        // Read at some moment between question and answer, it showed the least at a moment if it was read late.
+        // It was read at some moment between question and answer: if at once, it has gone on for the longest since.
         match moment.checked_duration_since(self.asked) {
             Some(after) => self.then + after,
             None => self.then - (self.asked - moment),

@@ -32,22 +32,21 @@ impl Leadership {
     }
 }
 
-/// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands. One that would
-/// last for longer than it can was taken before Postgres's clock went back: whoever lives renews it soon, and who died then
+/// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands. One that was
+/// renewed in the future was renewed before Postgres's clock went back: a leader that lives renews it soon, and one that died then
 /// would have it for as long as the clock was ahead.
 const LEAD: &str = "
     WITH kept AS (
         UPDATE harness_leases
-           SET holder = $2, expires_at = clock_timestamp() + $3 * interval '1 millisecond',
+           SET holder = $2, renewed_at = clock_timestamp(), expires_at = clock_timestamp() + $3 * interval '1 millisecond',
                epoch = CASE WHEN holder = $2 AND expires_at > clock_timestamp() THEN epoch
                             ELSE nextval('harness_leader_epoch') END
          WHERE name = $1
-           AND (holder = $2 OR expires_at <= clock_timestamp()
-                OR expires_at > clock_timestamp() + $3 * interval '2 milliseconds')
+           AND (holder = $2 OR expires_at <= clock_timestamp() OR renewed_at > clock_timestamp())
         RETURNING epoch
     ), first AS (
-        INSERT INTO harness_leases (name, holder, epoch, expires_at)
-        SELECT $1, $2, nextval('harness_leader_epoch'), clock_timestamp() + $3 * interval '1 millisecond'
+        INSERT INTO harness_leases (name, holder, epoch, renewed_at, expires_at)
+        SELECT $1, $2, nextval('harness_leader_epoch'), clock_timestamp(), clock_timestamp() + $3 * interval '1 millisecond'
          WHERE NOT EXISTS (SELECT FROM harness_leases WHERE name = $1)
         ON CONFLICT DO NOTHING
         RETURNING epoch

@@ -63,7 +63,7 @@ pub use demand::{MarkView, PoolDemand, WorkerView};
 pub use dispatch::{Accepted, DueJob};
 pub use error::StoreError;
 pub use leader::Leadership;
-pub use marks::{Asked, DrainMark};
+pub use marks::{Asked, DrainMark, MARK_FOR};
 pub use pace::{Durations, Pace};
 pub use partitions::PartitionsAhead;
 pub use pool::{Store, StoreConfig};

@@ -20,6 +20,9 @@ use crate::tx::{Tx, query_within};
 use crate::workers::BEAT_BOUND;
 use crate::{Fenced, Store, StoreError};
 
+/// How long a mark holds unless it is renewed.
+pub const MARK_FOR: Duration = Duration::from_secs(30);
+
 /// What is asked of a worker and of its jobs.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {

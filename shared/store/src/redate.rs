@@ -3,7 +3,8 @@
 //! Nothing dates a heartbeat or a job's state ahead, so a row whose date is yet to come was written by a clock that was ahead
 //! then. Left alone, a dead worker would keep its jobs and a job would stay due later for as long as that clock was wrong. A
 //! heartbeat is set to the present, which gives its worker a whole lease from now and can kill no worker; a job's times are
-//! moved back as far as its state's date was ahead, so that it waits for as long as it was meant to.
+//! moved back as far as its state's date was ahead, so that it waits for as long as it was meant to. A job's date that is ahead by
+//! less than a second is left: a transaction that has begun a moment after ours may have written it.
 
 use std::time::SystemTime;
 
@@ -13,12 +14,16 @@ use crate::dispatch::pools_in;
 use crate::tx::query;
 use crate::{Store, StoreError};
 
+/// The answer is about what was there before, and counts those as well that are locked: it is false only once none is left.
 const REDATE_WORKERS: &str = "
-    UPDATE harness_workers SET heartbeat_at = clock_timestamp()
-     WHERE worker_id = ANY(ARRAY(
-           SELECT worker_id FROM harness_workers
-            WHERE state IN ('alive', 'draining') AND heartbeat_at > clock_timestamp() FOR UPDATE SKIP LOCKED))
-    RETURNING worker_id";
+    WITH redated AS (
+        UPDATE harness_workers SET heartbeat_at = clock_timestamp()
+         WHERE worker_id = ANY(ARRAY(
+               SELECT worker_id FROM harness_workers
+                WHERE state IN ('alive', 'draining') AND heartbeat_at > clock_timestamp() FOR UPDATE SKIP LOCKED))
+    )
+    SELECT EXISTS (SELECT FROM harness_workers
+                    WHERE state IN ('alive', 'draining') AND heartbeat_at > clock_timestamp())";
 
 /// Jobs that wait for their publish or their worker. For one state each: a plan for any state could use no index.
 macro_rules! redate_waiting {
@@ -36,7 +41,7 @@ macro_rules! redate_waiting {
                   SELECT job_id FROM harness_jobs
                    WHERE state = '",
             $state,
-            "' AND pool = p.pool AND state_since > now()
+            "' AND pool = p.pool AND state_since > now() + interval '1 second'
                    ORDER BY state_since LIMIT 1000 FOR UPDATE SKIP LOCKED) ahead
             LIMIT 1000))
     RETURNING job_id"
@@ -56,7 +61,7 @@ const REDATE_SCHEDULED: &str = "
          WHERE job_id = ANY(ARRAY(
                SELECT job_id FROM harness_jobs
                 WHERE state = 'scheduled' AND due_at > coalesce($1, now()) AND due_at <= (SELECT last FROM page)
-                  AND state_since > now()
+                  AND state_since > now() + interval '1 second'
                 ORDER BY job_id FOR UPDATE SKIP LOCKED))
         RETURNING job_id
     )
@@ -72,9 +77,10 @@ pub struct Redating {
 }
 
 impl Store {
-    /// Sets heartbeats from the future to the present. Returns how many there were.
-    pub async fn redate_workers(&self) -> Result<u64, StoreError> {
-        Ok(query(&self.pool, "redate_workers", REDATE_WORKERS, &[]).await?.len() as u64)
+    /// Sets heartbeats from the future to the present. Whether there may be more.
+    pub async fn redate_workers(&self) -> Result<bool, StoreError> {
+        let rows = query(&self.pool, "redate_workers", REDATE_WORKERS, &[]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// Moves the times of some jobs back that are dated in the future. Whether there may be more.

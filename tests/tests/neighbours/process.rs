@@ -253,7 +253,7 @@ async fn a_worker_that_can_start_no_process_takes_no_job_until_it_can() {
     let looks = Instant::now() + Duration::from_secs(8);
     let shortages = r#"harness_shortages_total{kind="resources"}"#;
     until("some looks have gone by", async || (Instant::now() > looks).then_some(())).await;
-    assert_eq!(worker.metric(shortages).await, 1.0, "it has taken the job again to no purpose");
+    assert_eq!(worker.metric(shortages).await, 1.0, "it has taken the job although it could not run it");
     assert_eq!(worker.get("/ready").await.0, 503);
 
     limit_processes(&worker, "2000");

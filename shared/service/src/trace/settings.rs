@@ -136,9 +136,9 @@ impl TraceSettings {
             receiver: Receiver {
                 headers: with_credentials(headers?, url.as_ref()?),
                 url: if is_whole {
-                    url.as_ref()?.as_str().to_owned()
+                    url.as_ref()?.whole().to_owned()
                 } else {
-                    format!("{}/v1/traces", url.as_ref()?.as_str())
+                    format!("{}/v1/traces", url.as_ref()?.base())
                 },
                 shown: url?.origin(),
                 tls: authorities?.tls(),
@@ -246,6 +246,8 @@ mod tests {
         let whole = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://d/in")];
         assert_eq!(url("http://c:4318", &whole), "http://d/in");
         assert_eq!(url("", &whole), "http://d/in");
+        let slash = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://d/in/")];
+        assert_eq!(url("", &slash), "http://d/in/");
         let settings = read("http://me:s3cret@c:4318", "", &[]).unwrap().unwrap();
         assert_eq!(settings.receiver.shown, "http://c:4318");
     }

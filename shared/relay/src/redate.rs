@@ -1,0 +1,50 @@
+//! Dates from the future: what was written while Postgres's clock was ahead.
+//!
+//! They are looked for whenever a watch over the leases begins, also with a process's start: the clock may have been mended while
+//! no process ran. This has a loop of its own, so that it holds up no rescue.
+
+use std::time::Duration;
+
+use store::{Redating, Store, StoreError};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::tick;
+
+/// How often a part of the rows is looked at.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Looks for them each time when a watch has begun.
+pub(crate) async fn run(store: &Store, begun: &Notify, stop: &CancellationToken) {
+    while stop.run_until_cancelled(begun.notified()).await.is_some() {
+        redate(store, stop).await;
+    }
+}
+
+async fn redate(store: &Store, stop: &CancellationToken) {
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut walk, mut failing) = (Redating::default(), false);
+    while tick(&mut beat, stop).await {
+        match redate_part(store, &mut walk).await {
+            Ok(true) => failing = false,
+            Ok(false) => break,
+            Err(error) if !failing => {
+                failing = true;
+                warn!(cause = error.as_dyn(), "dates from the future cannot be looked for, trying on");
+            }
+            Err(_) => {}
+        }
+    }
+    if walk.jobs > 0 {
+        warn!(jobs = walk.jobs, "jobs that were dated in the future wait no longer than they were meant to");
+    }
+}
+
+/// Whether there may be more.
+async fn redate_part(store: &Store, walk: &mut Redating) -> Result<bool, StoreError> {
+    let workers = store.redate_workers().await?;
+    Ok(store.redate_jobs(walk).await? || workers)
+}
