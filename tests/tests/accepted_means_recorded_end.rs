@@ -27,7 +27,11 @@ async fn every_good_line_of_a_file_is_concluded_and_every_bad_one_is_named() {
     let file = file.to_str().unwrap();
     let enqueued = fleet.producer(&["enqueue", "--file", file, "--print-ids"]).await;
     assert_eq!(enqueued.code, 3, "{enqueued:?}");
-    for told in ["line 4: not JSON: key must be a string at byte 2", "line 11: agent_id: missing", "line 21: session_id: got \"../etc\""] {
+    for told in [
+        "line 4: not JSON: key must be a string at byte 2",
+        "line 11: agent_id: missing",
+        "line 21: session_id: got \"../etc\"",
+    ] {
         assert!(enqueued.err.contains(told), "{told} is not in: {}", enqueued.err);
     }
     assert!(enqueued.err.contains("30 jobs accepted, 0 accepted before, 3 lines refused"), "{enqueued:?}");
