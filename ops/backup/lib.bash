@@ -66,51 +66,58 @@ stop() {
     exit "$1"
 }
 
-# The address as the programs read it (docs/supported-environments.md): whitespace around it is none of it, and so is the
-# environment of libpq; where there is TLS, the certificate is verified.
+# Makes of DATABASE_URL what it means to the programs (docs/supported-environments.md), for pg_dump and psql. They read more than
+# the programs do, and verify less. So only one form is taken, and nothing in it that would have to be decoded; a wrong one is
+# refused without being shown.
 check_database() {
-    local name expected='expected postgres://user:password@host:5432/database'
-    # Of pg_dump and psql, which would read more than the programs do.
+    local expected='expected postgres://user:password@host:5432/database'
+    local form='^(postgres(ql)?://[^?#/[:space:]]*)/([A-Za-z0-9_.-]+)(\?([^[:space:]]*))?$'
+    local name value parameter mode= kept=
+    local -a parameters=()
     for name in "${!PG@}"; do unset "$name"; done
-    read -rd '' DATABASE_URL <<<"${DATABASE_URL:-}" || true
-    case $DATABASE_URL in
-        '') wrong "DATABASE_URL: not set, $expected" ;;
-        postgres://* | postgresql://*) ;;
-        *://*) wrong "DATABASE_URL: got no Postgres address, $expected" ;;
-        *dbname*=*) ;;
-        *) wrong "DATABASE_URL: got no Postgres address, $expected" ;;
-    esac
-    # What `require` means to libpq lets any certificate pass, and so does `prefer`.
-    DATABASE_URL=${DATABASE_URL/sslmode=require/sslmode=verify-full}
-    DATABASE_URL=${DATABASE_URL/sslmode=prefer/sslmode=verify-full}
+    export PGPASSFILE=/dev/null
     # Only from libpq 16 on the authorities of the system have a name.
     local authorities=${TLS_CA_FILE:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
-    DATABASE_URL=${DATABASE_URL/sslrootcert=system/sslrootcert=$authorities}
-    case $DATABASE_URL in
-        *sslmode=verify-*) export PGSSLROOTCERT=$authorities ;;
-        *sslmode=*) ;;
-        *) export PGSSLMODE=disable ;;
-    esac
+
+    read -rd '' DATABASE_URL <<<"${DATABASE_URL:-}" || true
+    [[ -n $DATABASE_URL ]] || wrong "DATABASE_URL: not set, $expected"
+    [[ $DATABASE_URL =~ $form ]] || wrong "DATABASE_URL: a backup takes one form of address, $expected"
+    local server=${BASH_REMATCH[1]} database=${BASH_REMATCH[3]}
+    IFS='&' read -ra parameters <<<"${BASH_REMATCH[5]}"
+    for parameter in "${parameters[@]}"; do
+        name=${parameter%%=*} value=${parameter#*=}
+        case $name in
+            sslmode)
+                case $value in
+                    # What it means to libpq lets any certificate pass.
+                    require) mode=verify-full ;;
+                    disable | verify-ca | verify-full) mode=$value ;;
+                    *) wrong 'DATABASE_URL: sslmode: expected disable, require, verify-ca or verify-full' ;;
+                esac
+                ;;
+            sslrootcert)
+                if [[ $value != system ]]; then authorities=$value; fi
+                mode=${mode:-verify-full}
+                ;;
+            # Of a process that runs for long; libpq has other names or units.
+            keepalives | keepalives_* | tcp_user_timeout) ;;
+            application_name | channel_binding | connect_timeout | options | target_session_attrs) kept+="&$parameter" ;;
+            *) wrong "DATABASE_URL: a backup takes no parameters but sslmode, sslrootcert, target_session_attrs, connect_timeout, options, application_name and channel_binding" ;;
+        esac
+    done
+    mode=${mode:-disable}
+    if [[ $mode != disable ]]; then kept+="&sslrootcert=$authorities"; fi
+    DATABASE_URL="$server/$database?sslmode=$mode$kept"
 }
 
 # The server that DATABASE_URL names, with another database.
 other_database() {
-    local address=${DATABASE_URL%%\?*} parameters=
-    if [[ $DATABASE_URL != *://* ]]; then
-        # The last one counts.
-        printf "%s dbname='%s'\n" "$DATABASE_URL" "$1"
-        return
-    fi
-    if [[ $DATABASE_URL == *\?* ]]; then parameters="?${DATABASE_URL#*\?}"; fi
-    printf '%s/%s%s\n' "${address%/*}" "$1" "$parameters"
+    local address=${DATABASE_URL%%\?*}
+    printf '%s/%s?%s\n' "${address%/*}" "$1" "${DATABASE_URL#*\?}"
 }
 
 database_name() {
     local address=${DATABASE_URL%%\?*}
-    if [[ $DATABASE_URL != *://* ]]; then
-        sed -nE "s/.*dbname *= *'?([^' ]+).*/\1/p" <<<"$DATABASE_URL"
-        return
-    fi
     printf '%s\n' "${address##*/}"
 }
 

@@ -72,6 +72,29 @@ async fn stands(fleet: &Fleet, job_id: JobId, state: JobState) {
     until_ok(&format!("{job_id} is {state}"), look).await;
 }
 
+/// libpq would take each of these and check no certificate, or read something that the programs do not.
+#[tokio::test]
+async fn an_address_that_libpq_reads_otherwise_is_refused_and_not_shown() {
+    let fleet = Fleet::new().await;
+    for wrong in [
+        "host=h dbname='d b' user=me password='a dbname=zzz secret'",
+        "postgres://me:secret@h/d%20b",
+        "postgres://me:sec?secret@h/d",
+        "postgres://me:secret@h/d?sslmode=requ%69re",
+        "postgres://me:secret@h/d?sslmode=allow",
+        "postgres://me:secret@h/d?sslmode=prefer",
+        "postgres://me:secret@h/d?service=x",
+        "postgres://me:secret@h/d?password=my&secret=x",
+    ] {
+        let ran = Kept::at(fleet.folder.path())
+            .with("DATABASE_URL", wrong.to_owned())
+            .run(&fleet, "restore", &["--replace"])
+            .await;
+        assert_eq!(ran.code, 2, "{wrong}: {ran:?}");
+        assert!(ran.err.contains("DATABASE_URL: ") && !ran.err.contains("secret"), "{wrong}: {ran:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
     let mut fleet = Fleet::new().await;
