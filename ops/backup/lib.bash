@@ -89,10 +89,10 @@ check_database() {
         case $name in
             sslmode)
                 case $value in
-                    # What it means to libpq lets any certificate pass.
-                    require) mode=verify-full ;;
+                    # What these two mean to libpq lets any certificate pass.
+                    require | prefer) mode=verify-full ;;
                     disable | verify-ca | verify-full) mode=$value ;;
-                    *) wrong 'DATABASE_URL: sslmode: expected disable, require, verify-ca or verify-full' ;;
+                    *) wrong 'DATABASE_URL: sslmode: expected disable, prefer, require, verify-ca or verify-full' ;;
                 esac
                 ;;
             sslrootcert)
