@@ -5,12 +5,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use job::{JobId, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use tests::{Fleet, autoscaler_command, job, until};
 
 /// A pipe that nobody reads.
@@ -184,24 +186,29 @@ async fn a_line_that_came_is_sent_while_the_pipe_stays_open() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_a_bulk_after_what_was_read() {
+async fn a_signal_ends_a_bulk_after_every_line_that_left_the_pipe() {
     let fleet = Fleet::new().await;
     // What is accepted waits for this transaction.
     let mut connection = fleet.database.connect().await;
-    let mut holding = connection.begin().await.expect("a transaction");
-    sqlx::query("LOCK TABLE harness_jobs IN EXCLUSIVE MODE").execute(&mut *holding).await.expect("locked");
-    let mut child = reads_stdin(&fleet);
-    let mut stdin = child.stdin.take().expect("stdin");
-    let line = |n: u32| job::encode(&job(&format!("s-{n}"), "echo", json!("x".repeat(1_000))));
-    // More than the pipe holds: when all of it is written, most of it is read.
-    const LINES: u32 = 200;
-    let (stdin, text) = tokio::task::spawn_blocking(move || {
-        let text: Vec<String> = (0..LINES).map(line).collect();
-        stdin.write_all(text.join("\n").as_bytes()).expect("written");
-        (stdin, text)
-    })
-    .await
-    .unwrap();
+    let holding = lock_jobs(&mut connection).await;
+    let (mut pipe, mut stdin) = std::io::pipe().expect("a pipe");
+    let mut command = fleet.producer_command(&["enqueue", "--file", "-"]);
+    command.stdin(OwnedFd::from(pipe.try_clone().expect("a pipe"))).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("producer");
+    drop(command);
+    let text: String =
+        (0..4_000).map(|n| format!("{}\n", job::encode(&job(&format!("s-{n}"), "echo", json!(n))))).collect();
+    // Page by page, so that the pipe holds as much as it can, until far more lines were read than a batch and those that wait for one.
+    let written = Arc::new(AtomicUsize::new(0));
+    let (count, all) = (written.clone(), text.clone());
+    let writing = tokio::task::spawn_blocking(move || {
+        for page in all.as_bytes().chunks(4_096) {
+            stdin.write_all(page).expect("written");
+            count.fetch_add(page.len(), Ordering::SeqCst);
+        }
+    });
+    let enough = 64 * 1_024 + text.lines().take(600).map(|line| line.len() + 1).sum::<usize>();
+    until("it has read ahead", async || (written.load(Ordering::SeqCst) > enough).then_some(())).await;
     terminate(&child);
     let mut stderr = BufReader::new(child.stderr.take().expect("stderr"));
     let mut said = String::new();
@@ -212,12 +219,50 @@ async fn a_signal_ends_a_bulk_after_what_was_read() {
     stderr.read_to_string(&mut said).expect("UTF-8");
     let (code, _) = ended(child).await;
     assert_eq!(code, 130, "{said}");
-    drop(stdin);
-    let sent = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
-    let most_in_the_pipe = 64 * 1_024 / text[0].len() as i64;
-    assert!((i64::from(LINES) - most_in_the_pipe - 2..i64::from(LINES)).contains(&sent), "{sent}: {said}");
-    assert!(said.contains(&format!("{sent} jobs accepted")), "{sent}: {said}");
-    assert!(said.contains(&format!("stopped by a signal after line {sent};")), "{sent}: {said}");
+    let reading = move || pipe.read_to_end(&mut Vec::new());
+    let (left, ended) = tokio::join!(tokio::task::spawn_blocking(reading), writing);
+    ended.expect("all is written");
+    let read = text.len() - left.unwrap().expect("read");
+    let lines = text[..read].matches('\n').count();
+    assert!(lines > 600, "{lines}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, lines as i64, "{said}");
+    assert!(said.contains(&format!("{lines} jobs accepted")), "{lines}: {said}");
+    assert!(said.contains(&format!("stopped by a signal after line {lines};")), "{lines}: {said}");
+}
+
+/// Until it ends, no job is accepted.
+async fn lock_jobs(connection: &mut PgConnection) -> Transaction<'_, Postgres> {
+    let mut holding = connection.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE harness_jobs IN EXCLUSIVE MODE").execute(&mut *holding).await.expect("locked");
+    holding
+}
+
+#[tokio::test]
+async fn a_signal_after_the_last_line_stops_nothing() {
+    let fleet = Fleet::new().await;
+    let good = "{\"session_id\":\"s\",\"agent_id\":\"echo\"}\n".repeat(3);
+    for (text, expected) in [(good.clone(), 0), (format!("{good}{{\n"), 3)] {
+        let file = fleet.folder.path().join("lines");
+        std::fs::write(&file, &text).expect("written");
+        let mut connection = fleet.database.connect().await;
+        let holding = lock_jobs(&mut connection).await;
+        let mut command = fleet.producer_command(&["enqueue", "--file", &file.to_string_lossy()]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("producer");
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        until("the jobs wait", async || (fleet.database.count(waiting).await > 0).then_some(())).await;
+        // It is closed when its end was seen.
+        let open = || {
+            let files = std::fs::read_dir(format!("/proc/{}/fd", child.id())).expect("a process");
+            files.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path == file))
+        };
+        until("all is read", async || (!open()).then_some(())).await;
+        terminate(&child);
+        holding.rollback().await.expect("unlocked");
+        let (code, said) = ended(child).await;
+        assert_eq!(code, expected, "{said}");
+        assert!(said.contains("3 jobs accepted") && !said.contains("stopped by a signal"), "{said}");
+    }
 }
 
 #[tokio::test]

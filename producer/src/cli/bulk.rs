@@ -66,7 +66,7 @@ impl Bulk<'_> {
             );
         }
         result?;
-        if stop.is_cancelled() {
+        if stop.is_cancelled() && !lines.at_end() {
             note!("stopped by a signal after line {}; what follows it was not sent", sums.last_line);
             return Ok(ExitCode::from(130));
         }
@@ -153,9 +153,7 @@ impl Bulk<'_> {
         for (job_id, reason) in &refused {
             progress.say(&format!("job {job_id}: {reason}"));
         }
-        if self.print_ids {
-            due.iter().for_each(|job| out!("{}", job.job_id));
-        }
+        let ids: Vec<_> = due.iter().filter(|_| self.print_ids).map(|job| job.job_id).collect();
         let (relay, count) = (self.relay.clone(), due.len());
         publishing.jobs += count;
         publishing.batches.spawn(async move {
@@ -164,6 +162,8 @@ impl Bulk<'_> {
             let confirmed = submit::publish(&relay, due).await?;
             Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
+        // A reader that stalls holds up what follows alone.
+        ids.iter().for_each(|job_id| out!("{job_id}"));
         Ok(())
     }
 }

@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, stdin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use service::note;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Bytes of lines that were read and are not dealt with yet, at most; or one line.
 const ROOM: usize = 8 << 20;
@@ -58,6 +59,17 @@ pub struct Lines {
     total: oneshot::Receiver<u64>,
     /// Why no more can be read.
     failed: Option<io::Error>,
+    state: Arc<State>,
+}
+
+/// How far the reading is.
+#[derive(Default)]
+struct State {
+    stopped: AtomicBool,
+    /// Nothing follows what was read.
+    at_end: AtomicBool,
+    /// Held while what was read is handed over, and not while there is nothing to read.
+    busy: Arc<Mutex<()>>,
 }
 
 impl Lines {
@@ -66,8 +78,14 @@ impl Lines {
         let name = if file.as_os_str() == "-" { "stdin".to_owned() } else { file.display().to_string() };
         let (lines, receiver) = mpsc::channel(ahead);
         let (total, counted) = oneshot::channel();
-        let reading =
-            Reading { lines, most, room: Arc::new(Semaphore::new(ROOM)), runtime: Handle::current() };
+        let state = Arc::new(State::default());
+        let reading = Reading {
+            lines,
+            most,
+            room: Arc::new(Semaphore::new(ROOM)),
+            runtime: Handle::current(),
+            state: state.clone(),
+        };
         std::thread::spawn(move || {
             // Nobody takes an error when the command has been stopped.
             let _ = match open(&file, total) {
@@ -75,7 +93,7 @@ impl Lines {
                 Err(error) => reading.send(Err(error)),
             };
         });
-        Lines { name, lines: receiver, total: counted, failed: None }
+        Lines { name, lines: receiver, total: counted, failed: None, state }
     }
 
     /// How many lines there are, as soon as that is known; it never is of a pipe.
@@ -83,11 +101,24 @@ impl Lines {
         (&mut self.total).await.ok()
     }
 
-    /// What has come, at most so many lines; waits for the first. Empty at the end.
+    /// What has come, at most so many lines; waits for the first. Empty at the end, or when all that was read before the stop has been taken.
     pub async fn next(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
         let mut come = Vec::new();
         if self.failed.is_none() {
-            self.lines.recv_many(&mut come, most).await;
+            let is_stopped = self.state.stopped.load(Ordering::SeqCst);
+            tokio::select! {
+                biased;
+                _ = self.lines.recv_many(&mut come, most) => {}
+                // It waits for more to read, which may never come.
+                _ = self.state.busy.lock(), if is_stopped => {}
+            }
+            if come.is_empty() && is_stopped {
+                while come.len() < most
+                    && let Ok(line) = self.lines.try_recv()
+                {
+                    come.push(line);
+                }
+            }
         }
         let lines: Vec<Line> =
             come.into_iter().map_while(|line| line.map_err(|error| self.failed = Some(error)).ok()).collect();
@@ -97,9 +128,14 @@ impl Lines {
         }
     }
 
-    /// Reads no further; what was read is there still.
+    /// Reads no further; what was read is there still, but for a line that has not come to its end.
     pub fn stop(&mut self) {
-        self.lines.close();
+        self.state.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nothing follows what was read.
+    pub fn at_end(&self) -> bool {
+        self.state.at_end.load(Ordering::SeqCst)
     }
 }
 
@@ -139,17 +175,39 @@ struct Reading {
     most: usize,
     room: Arc<Semaphore>,
     runtime: Handle,
+    state: Arc<State>,
+}
+
+/// What is read, until the stop.
+struct Input<'a, R> {
+    reader: R,
+    state: &'a State,
+    busy: Option<OwnedMutexGuard<()>>,
+}
+
+impl<R: Read> Read for Input<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.state.stopped.load(Ordering::SeqCst) {
+            return Err(io::Error::other("stopped"));
+        }
+        self.busy = None;
+        let read = self.reader.read(buffer);
+        self.busy = Some(self.state.busy.clone().blocking_lock_owned());
+        read
+    }
 }
 
 impl Reading {
-    /// Ends at the end, or with an error when nobody takes lines any more.
+    /// Ends at the end or after the stop, or with an error when nobody takes lines any more.
     fn all(&self, reader: impl Read) -> Result<(), Closed> {
-        let mut reader = BufReader::with_capacity(1 << 16, reader);
+        let input = Input { reader, state: &self.state, busy: None };
+        let mut reader = BufReader::with_capacity(1 << 16, input);
         let mut bytes = Vec::new();
         for number in 1.. {
             let found = match read_line(&mut reader, &mut bytes, self.most) {
                 Ok(Found::End) => break,
                 Ok(found) => found,
+                Err(_) if self.state.stopped.load(Ordering::SeqCst) => return Ok(()),
                 Err(error) => return self.send(Err(error)),
             };
             let mark: &[u8] = if number == 1 { BYTE_ORDER_MARK } else { b"" };
@@ -165,6 +223,7 @@ impl Reading {
             let room = room.map_err(|_| Closed)?;
             self.send(Ok(Line { number, text, room }))?;
         }
+        self.state.at_end.store(true, Ordering::SeqCst);
         Ok(())
     }
 
