@@ -32,6 +32,8 @@ impl Agents {
 
     fn parse(text: &str, workspace_dir: &Path) -> Result<Agents, String> {
         let mut file = TomlFile::parse(text)?;
+        // Its values may be secrets.
+        file.hide("env");
         file.only(&["agents"]);
         let mut agents = HashMap::new();
         for (name, table) in file.tables("agents") {
@@ -140,6 +142,30 @@ mod tests {
             assert!(told[at].starts_with(start), "{start} is not {:?} in {error}", told.get(at));
         }
         assert_eq!(told.len(), 10, "{error}");
+    }
+
+    #[test]
+    fn no_value_of_a_program_s_environment_is_shown() {
+        for (env, told) in [
+            ("env = 'TOKEN=hunter2 expected'", "agents.a.env: expected a table"),
+            ("env = ['TOKEN=hunter2']", "agents.a.env: expected a table"),
+            ("env.TOKEN = 4711_4711", "agents.a.env.TOKEN: expected a string"),
+            ("env = { TOKEN = ['hunter2'] }", "agents.a.env.TOKEN: expected a string"),
+            ("env.TOKEN.hunter = 'hunter2'", "agents.a.env.TOKEN: expected a string"),
+            ("env.TOKEN = hunter2", ""),
+            ("env.TOKEN = 'hunter2", ""),
+            ("env.TOKEN = \"\\hunter2\"", ""),
+            ("env.TOKEN = 'hunter2\\u0000'\nenv_allow = 1", "agents.a.env_allow: invalid type: integer `1`"),
+            ("env.TOKEN = \"hunter2\\u0000\"", "agents.a.env: "),
+        ] {
+            let error =
+                parse(&format!("[agents.a]\nharness = 'command'\ncommand = ['true']\n{env}")).unwrap_err();
+            assert!(
+                error.contains(&format!("line {}: {told}", 4 + env.matches('\n').count())),
+                "{env}: {error}"
+            );
+            assert!(!error.contains("hunter2") && !error.contains("4711"), "{env}: {error}");
+        }
     }
 
     #[test]

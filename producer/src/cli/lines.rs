@@ -19,6 +19,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc,
 const ROOM: usize = 8 << 20;
 /// What editors of some systems put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// What is around the longest line and none of it: that, and CR.
+const AROUND: usize = BYTE_ORDER_MARK.len() + 1;
 
 /// A line that is not empty.
 pub struct Line {
@@ -204,7 +206,7 @@ impl Reading {
         let mut reader = BufReader::with_capacity(1 << 16, input);
         let mut bytes = Vec::new();
         for number in 1.. {
-            let found = match read_line(&mut reader, &mut bytes, self.most) {
+            let found = match read_line(&mut reader, &mut bytes, self.most + AROUND) {
                 Ok(Found::End) => break,
                 Ok(found) => found,
                 Err(_) if self.state.stopped.load(Ordering::SeqCst) => return Ok(()),
@@ -213,7 +215,9 @@ impl Reading {
             let mark: &[u8] = if number == 1 { BYTE_ORDER_MARK } else { b"" };
             let kept = trim(bytes.strip_prefix(mark).unwrap_or(&bytes));
             let text = match std::str::from_utf8(kept) {
-                _ if matches!(found, Found::TooLong) => Err(BadLine::TooLong { most: self.most }),
+                _ if matches!(found, Found::TooLong) || kept.len() > self.most => {
+                    Err(BadLine::TooLong { most: self.most })
+                }
                 Ok("") => continue,
                 Ok(text) => Ok(text.to_owned()),
                 Err(error) => Err(BadLine::NotUtf8 { at: error.valid_up_to() + 1 }),
@@ -314,5 +318,16 @@ mod tests {
                 good(4, "z")
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_around_a_line_does_not_make_it_too_long() {
+        let (longest, longer) = ("x".repeat(20), "x".repeat(21));
+        for (text, told) in [(longest.clone(), Ok(longest)), (longer, Err(BadLine::TooLong { most: 20 }))] {
+            for (before, after) in [("", ""), ("", "\r\n"), ("\u{feff}", ""), ("\u{feff}", "\r\n")] {
+                let all = lines(format!("{before}{text}{after}").as_bytes()).await;
+                assert_eq!(all, [(1, told.clone())], "{before:?} {after:?}");
+            }
+        }
     }
 }

@@ -8,16 +8,20 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
-        if !said.contains(&text) {
-            let begins = text.match_indices(": ").map(|(end, _)| end);
-            match begins.filter(|end| said.ends_with(&text[..*end])).max() {
-                Some(end) => said.push_str(&text[end..]),
-                None => said = format!("{said}: {text}"),
-            }
+        // What of it ends what was said.
+        let parts = text.match_indices(": ").map(|(end, _)| end).chain([text.len()]);
+        match parts.filter(|end| ends_with(&said, &text[..*end])).max() {
+            Some(end) => said.push_str(&text[end..]),
+            None => said = format!("{said}: {text}"),
         }
         next = cause.source();
     }
     said
+}
+
+/// Whether the last that was said is this, and not only its last letters.
+fn ends_with(said: &str, text: &str) -> bool {
+    said.strip_suffix(text).is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
 
 #[cfg(test)]
@@ -50,8 +54,11 @@ mod tests {
                 ],
                 "making one: error connecting: Connection refused (os error 111)",
             ),
-            (&["a (b: c), d", "b: c", "c"], "a (b: c), d"),
+            (&["a: b: c", "b: c", "c"], "a: b: c"),
             (&["alone"], "alone"),
+            // What only occurs in what was said is said.
+            (&["timeout of job 15", "timeout", "5"], "timeout of job 15: timeout: 5"),
+            (&["terror", "error: away"], "terror: error: away"),
         ] {
             assert_eq!(chain(causes), told);
         }

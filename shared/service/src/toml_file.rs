@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 /// A value, and where in the file it stands.
 pub type TomlValue<'i> = Spanned<DeValue<'i>>;
 
-/// Nowhere in the file: what is so because nothing else is said.
+/// Nowhere in the file: the place of a default.
 const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
 /// A file that is TOML, and what was found to be wrong with it so far.
@@ -25,6 +25,8 @@ pub struct TomlFile<'i> {
     wrong: BTreeSet<(usize, String)>,
     /// Paths of what was noted as it was read.
     unread: Vec<String>,
+    /// The name of settings whose values are not shown.
+    secret: Option<&'static str>,
 }
 
 impl<'i> TomlFile<'i> {
@@ -35,8 +37,14 @@ impl<'i> TomlFile<'i> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut paths = Paths::new();
         index(root.get_ref(), "", &mut paths);
-        let mut file =
-            TomlFile { text, root: root.into_inner(), paths, wrong: BTreeSet::new(), unread: Vec::new() };
+        let mut file = TomlFile {
+            text,
+            root: root.into_inner(),
+            paths,
+            wrong: BTreeSet::new(),
+            unread: Vec::new(),
+            secret: None,
+        };
         for error in errors {
             file.add(&error.span().unwrap_or(0..0), error.message());
         }
@@ -44,6 +52,11 @@ impl<'i> TomlFile<'i> {
             true => Ok(file),
             false => Err(file.complaint()),
         }
+    }
+
+    /// Shows no value of settings of this name, nor below them.
+    pub fn hide(&mut self, name: &'static str) {
+        self.secret = Some(name);
     }
 
     /// All of it as one table.
@@ -112,7 +125,9 @@ impl<'i> TomlFile<'i> {
             if !missing.is_some_and(|name| left_out.iter().any(|left| left == name)) {
                 let path = self.path(&span).unwrap_or(place).to_owned();
                 let at = if span == NOWHERE { value.span() } else { span.clone() };
-                self.add(&at, format!("{path}: {}", plain(error.message())));
+                let is_secret = path.split('.').any(|name| Some(name) == self.secret);
+                let problem = if is_secret { expected(error.message()) } else { plain(error.message()) };
+                self.add(&at, format!("{path}: {problem}"));
                 self.unread.push(path);
             }
             match leave_out(&mut value, &span) {
@@ -245,6 +260,14 @@ fn find(value: &TomlValue<'_>, setting: &str) -> (Range<usize>, bool) {
 
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// What would be right, without what was given.
+fn expected(message: &str) -> String {
+    match plain(message).rsplit_once("expected ") {
+        Some((_, right)) => format!("expected {right}"),
+        None => "not valid".to_owned(),
+    }
 }
 
 /// In words for who knows no Rust.

@@ -26,7 +26,7 @@ impl HarnessConfig {
     /// What `harness` may be.
     pub const NAMES: [&str; 3] = ["echo", "scripted", "command"];
 
-    /// Reads the settings of the harness of this name. They come without the key `harness`; so each error still knows its place.
+    /// Reads the settings of the harness of this name. They come without the key `harness`. An error keeps the place of its setting in the file.
     pub fn read<'de, D: Deserializer<'de>>(harness: &str, settings: D) -> Result<HarnessConfig, D::Error> {
         match harness {
             "echo" => EchoConfig::deserialize(settings).map(HarnessConfig::Echo),
