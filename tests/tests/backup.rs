@@ -76,6 +76,7 @@ async fn stands(fleet: &Fleet, job_id: JobId, state: JobState) {
 #[tokio::test]
 async fn an_address_that_libpq_reads_otherwise_is_refused_and_not_shown() {
     let fleet = Fleet::new().await;
+    let kept = Kept::at(fleet.folder.path());
     for wrong in [
         "host=h dbname='d b' user=me password='a dbname=zzz secret'",
         "postgres://me:secret@h/d%20b",
@@ -85,10 +86,8 @@ async fn an_address_that_libpq_reads_otherwise_is_refused_and_not_shown() {
         "postgres://me:secret@h/d?service=x",
         "postgres://me:secret@h/d?password=my&secret=x",
     ] {
-        let ran = Kept::at(fleet.folder.path())
-            .with("DATABASE_URL", wrong.to_owned())
-            .run(&fleet, "restore", &["--replace"])
-            .await;
+        let kept = kept.clone().with("DATABASE_URL", wrong.to_owned());
+        let ran = kept.run(&fleet, "restore", &["--replace"]).await;
         assert_eq!(ran.code, 2, "{wrong}: {ran:?}");
         assert!(ran.err.contains("DATABASE_URL: ") && !ran.err.contains("secret"), "{wrong}: {ran:?}");
     }
@@ -271,7 +270,7 @@ async fn settings_that_are_wrong_are_named() {
         ("BACKUP_TARGET", "somewhere", "BACKUP_TARGET: got \"somewhere\""),
         ("BACKUP_RECIPIENTS", "/nowhere", "BACKUP_RECIPIENTS: got \"/nowhere\""),
         ("BACKUP_ENCRYPTION", "rot13", "BACKUP_ENCRYPTION: got \"rot13\""),
-        ("DATABASE_URL", "mysql://host", "DATABASE_URL: got no Postgres address"),
+        ("DATABASE_URL", "mysql://host", "DATABASE_URL: a backup takes one form of address"),
     ] {
         let ran = kept.clone().with(name, value.to_owned()).run(&fleet, "backup", &[]).await;
         assert!(ran.code == 2 && ran.err.contains(told), "{ran:?}");
