@@ -3,6 +3,7 @@
 
 use serde_json::json;
 use tests::{Database, Fleet, GuardedPostgres, Ran, job};
+use tokio::net::TcpListener;
 
 /// From an empty database to a job's end, by this address.
 async fn works_by(fleet: &Fleet, url: &str) {
@@ -59,6 +60,17 @@ async fn every_form_of_an_address_works_in_every_command() {
     ] {
         works_by(&fleet, &form).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
+    // The kernel takes the connections; no answer comes.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = silent.local_addr().expect("its address");
+    let fleet = Fleet::on(Database::empty().await);
+    let (authority, database) = parts(&fleet.database.url);
+    let (account, place) = authority.rsplit_once('@').expect("an account");
+    works_by(&fleet, &format!("postgres://{account}@{silent},{place}/{database}")).await;
 }
 
 #[tokio::test]
@@ -208,9 +220,11 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
     let locked = postgres.by(&format!("locked:wrong@127.0.0.1:{port}"), &fleet.database);
     let nowhere = format!("{}_gone", fleet.database.url);
     let unknown = postgres.by(&format!("locked2:x@127.0.0.1:{port}"), &fleet.database);
+    let in_a_list = postgres.by(&format!("locked2:x@127.0.0.1:{port},127.0.0.1:1"), &fleet.database);
     for (url, told) in [
         (&locked, "refuses the account \"locked\": look at user and password in DATABASE_URL"),
         (&unknown, "refuses the account \"locked2\""),
+        (&in_a_list, "refuses the account \"locked2\""),
         (&nowhere, "there is no database"),
     ] {
         let pools = "[pools.default]\ntarget = \"process\"\n";

@@ -1,6 +1,7 @@
 //! Where Postgres is, read once and for all connections.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,10 +17,49 @@ use crate::tls::{self, Mode};
 /// An address that has been checked. Neither `Debug` nor an error shows the password.
 #[derive(Clone)]
 pub struct Address {
+    /// Without its servers.
     pub(crate) config: Config,
+    pub(crate) servers: Vec<Server>,
     pub(crate) set_by: SetBy,
     /// Where it may come to TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
+}
+
+/// One of an address's servers: a host, an IP address or both.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) host: Option<Host>,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// By this IP address, where it is known.
+    pub(crate) fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
+        let mut config = config.clone();
+        match &self.host {
+            Some(Host::Tcp(name)) => _ = config.host(name),
+            Some(Host::Unix(folder)) => _ = config.host_path(folder),
+            None => {}
+        }
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        config.port(self.port);
+        config
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.port;
+        match (&self.host, self.address) {
+            (Some(Host::Tcp(name)), _) if name.contains(':') => write!(f, "[{name}]:{port}"),
+            (Some(Host::Tcp(name)), _) => write!(f, "{name}:{port}"),
+            (Some(Host::Unix(folder)), _) => write!(f, "{}/.s.PGSQL.{port}", folder.display()),
+            (None, address) => write!(f, "{}:{port}", address.map(|it| it.to_string()).unwrap_or_default()),
+        }
+    }
 }
 
 /// What may be given, and what as.
@@ -65,21 +105,19 @@ impl Address {
                 _ => others.push(checked(&name, &value)?),
             }
         }
-        let mut config =
-            Config::from_str(&others.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))?;
-        let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
-        let servers = hosts.len().max(addresses.len());
-        if servers == 0 || config.get_dbname().is_none() {
+        let (places, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|other: &String| {
+            ["host=", "hostaddr=", "port="].iter().any(|it| other.starts_with(it))
+        });
+        let config = |parameters: &[String]| {
+            Config::from_str(&parameters.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))
+        };
+        let servers = servers(&config(&places)?)?;
+        let mut config = config(&others)?;
+        if servers.is_empty() || config.get_dbname().is_none() {
             return Err(format!("no host or no database in it, {EXPECTED}"));
         }
-        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
-            return Err(format!("hostaddr: {} for {servers} hosts, expected one for each", addresses.len()));
-        }
-        if ports.len() > 1 && ports.len() != servers {
-            return Err(format!("port: {} for {servers} hosts, expected one for each", ports.len()));
-        }
-        // Nobody stands between the ends of a Unix socket, and Postgres has no TLS on it.
-        if hosts.len() == servers && hosts.iter().all(|host| matches!(host, Host::Unix(_))) {
+        // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
+        if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
             mode = Mode::Disable;
         }
         let tls =
@@ -98,10 +136,10 @@ impl Address {
             config.application_name("harness-fleet");
         }
         config.ssl_mode(mode.negotiated());
-        Ok(Address { config, set_by, tls })
+        Ok(Address { config, servers, set_by, tls })
     }
 
-    /// The parameters for a driver, except how TLS is verified.
+    /// The parameters for a driver, except its servers and how TLS is verified.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -128,18 +166,7 @@ impl Address {
 
     /// The servers, for people: `db-1:5432,db-2:5432`.
     pub fn servers(&self) -> String {
-        let (hosts, addresses, ports) =
-            (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
-        let server = |number: usize| {
-            let port = ports.get(number).or(ports.first()).copied().unwrap_or(5432);
-            match (hosts.get(number), addresses.get(number)) {
-                (Some(Host::Tcp(name)), _) if name.contains(':') => format!("[{name}]:{port}"),
-                (Some(Host::Tcp(name)), _) => format!("{name}:{port}"),
-                (Some(Host::Unix(folder)), _) => format!("{}/.s.PGSQL.{port}", folder.display()),
-                (None, address) => format!("{}:{port}", address.map(ToString::to_string).unwrap_or_default()),
-            }
-        };
-        (0..hosts.len().max(addresses.len())).map(server).collect::<Vec<_>>().join(",")
+        self.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -147,9 +174,28 @@ impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Address")
             .field("config", &self.config)
+            .field("servers", &self.servers)
             .field("set_by", &self.set_by)
             .finish_non_exhaustive()
     }
+}
+
+/// The servers that these parameters name.
+fn servers(config: &Config) -> Result<Vec<Server>, String> {
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let count = hosts.len().max(addresses.len());
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(format!("hostaddr: {} for {count} hosts, expected one for each", addresses.len()));
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err(format!("port: {} for {count} hosts, expected one for each", ports.len()));
+    }
+    let server = |number: usize| Server {
+        host: hosts.get(number).cloned(),
+        address: addresses.get(number).copied(),
+        port: ports.get(number).or(ports.first()).copied().unwrap_or(5432),
+    };
+    Ok((0..count).map(server).collect())
 }
 
 /// A parameter that is known and has a value which the driver takes, as it wants it.

@@ -96,7 +96,7 @@ impl PostgresError {
 }
 
 /// What is wrong and what would help, and whether another try may go better.
-fn explain(address: &Address, error: &Error) -> (String, bool) {
+pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     let servers = address.servers();
     if let Some(answer) = error.as_db_error() {
         let (code, said) = (answer.code(), answer.message());
