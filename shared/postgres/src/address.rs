@@ -94,17 +94,29 @@ impl Address {
 
     /// The same, where these authorities (PEM) are trusted beside those of the system. `sslrootcert` wins over both.
     pub fn trusting(text: &str, set_by: SetBy, own: Option<&str>) -> Result<Address, String> {
-        let (mut mode, mut authorities) = (Mode::Disable, None);
+        let (mut given, mut authorities) = (None, None);
+        // Parameters that mean nothing without a verified connection.
+        let mut wanting_tls = None;
         let mut others = Vec::new();
         for (name, value) in read(text)? {
+            if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
+                wanting_tls = Some(name.clone());
+            }
             match name.as_str() {
-                "sslmode" => mode = Mode::read(&value)?,
+                "sslmode" => given = Some(Mode::read(&value)?),
                 // What libpq calls so is the default here.
                 "sslrootcert" if value == "system" => authorities = None,
                 "sslrootcert" => authorities = Some(PathBuf::from(value)),
                 _ => others.push(checked(&name, &value)?),
             }
         }
+        let mut mode = match (given, &wanting_tls) {
+            (Some(Mode::Disable), Some(name)) => {
+                return Err(format!("{name}: sslmode is disable, expected verify-full with it"));
+            }
+            (given, None) => given.unwrap_or(Mode::Disable),
+            (given, Some(_)) => given.unwrap_or(Mode::Verified),
+        };
         let (places, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|other: &String| {
             ["host=", "hostaddr=", "port="].iter().any(|it| other.starts_with(it))
         });
@@ -249,6 +261,8 @@ mod tests {
             ("postgres://h/d?connect_timeout=x", ["connect_timeout", "seconds"]),
             ("postgres://h/d?target_session_attrs=standby", ["target_session_attrs", "read-write"]),
             ("host=a,b,c port=1,2 dbname=d", ["port", "3 hosts"]),
+            ("postgres://h/d?sslmode=disable&sslrootcert=system", ["sslrootcert", "verify-full"]),
+            ("postgres://h/d?sslmode=disable&sslnegotiation=direct", ["sslnegotiation", "verify-full"]),
             ("postgres://h", ["no host or no database", "postgres://"]),
             ("", ["no host or no database", "postgres://"]),
         ] {
@@ -273,6 +287,8 @@ mod tests {
             ("?sslmode=require", SslMode::Require),
             ("?sslmode=verify-ca", SslMode::Require),
             ("?sslmode=verify-full", SslMode::Require),
+            ("?sslrootcert=system", SslMode::Require),
+            ("?sslnegotiation=direct", SslMode::Require),
         ] {
             let address = address(&format!("postgres://h/d{mode}"));
             assert_eq!(address.config().get_ssl_mode(), negotiated, "{mode}");
