@@ -263,12 +263,23 @@ mod tests {
             ("host=a,b,c port=1,2 dbname=d", ["port", "3 hosts"]),
             ("postgres://h/d?sslmode=disable&sslrootcert=system", ["sslrootcert", "verify-full"]),
             ("postgres://h/d?sslmode=disable&sslnegotiation=direct", ["sslnegotiation", "verify-full"]),
+            ("postgres://h1,/d", ["host", "empty"]),
+            ("postgres://u@:5432/d", ["host", "empty"]),
+            ("host=h,,g dbname=d", ["host", "empty"]),
             ("postgres://h", ["no host or no database", "postgres://"]),
             ("", ["no host or no database", "postgres://"]),
         ] {
             let problem = problem(text);
             assert!(parts.iter().all(|part| problem.contains(part)), "{text}: {problem}");
         }
+    }
+
+    #[test]
+    fn the_last_host_that_is_given_wins() {
+        assert_eq!(address("postgres://u@localhost/d?host=/run/sql").servers(), "/run/sql/.s.PGSQL.5432");
+        assert_eq!(address("postgres://h:1/d?host=g&port=2").servers(), "g:2");
+        assert_eq!(address("host=a dbname=x host=b dbname=d").servers(), "b:5432");
+        assert_eq!(address("host=a dbname=x dbname=d").database(), "d");
     }
 
     #[test]

@@ -10,15 +10,22 @@ pub(crate) type Parameters = Vec<(String, String)>;
 
 pub(crate) const EXPECTED: &str = "expected postgres://user:password@host:5432/database";
 
-/// Reads either form; whitespace around it is none of it.
+/// Reads either form, without the whitespace around it. Of a parameter that is given twice, the last one counts.
 pub(crate) fn read(text: &str) -> Result<Parameters, String> {
     let text = text.trim();
     let url = ["postgres://", "postgresql://"].into_iter().find_map(|scheme| text.strip_prefix(scheme));
-    match url {
-        Some(rest) => read_url(rest),
-        None if text.contains("://") => Err(format!("it begins with another scheme, {EXPECTED}")),
-        None => read_keywords(text),
+    let all = match url {
+        Some(rest) => read_url(rest)?,
+        None if text.contains("://") => return Err(format!("it begins with another scheme, {EXPECTED}")),
+        None => read_keywords(text)?,
+    };
+    let is_last = |at: usize| all[at + 1..].iter().all(|(later, _)| *later != all[at].0);
+    let last: Parameters = (0..all.len()).filter(|at| is_last(*at)).map(|at| all[at].clone()).collect();
+    let hosts = last.iter().find(|(name, _)| name == "host");
+    if hosts.is_some_and(|(_, hosts)| hosts.split(',').any(|host| host.trim().is_empty())) {
+        return Err("host: one is empty, expected a name, an IP address or a folder for each".to_owned());
     }
+    Ok(last)
 }
 
 fn read_url(rest: &str) -> Result<Parameters, String> {
@@ -147,6 +154,7 @@ mod tests {
         );
         assert_eq!(found("postgres://a:b@c@h/d"), "user=a password=b@c host=h port=5432 dbname=d");
         assert_eq!(found("postgres:///d?host=/run"), "dbname=d host=/run");
+        assert_eq!(found("postgres://a:1/d?host=/run&user=u&user=v"), "port=1 dbname=d host=/run user=v");
     }
 
     #[test]
