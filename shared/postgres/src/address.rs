@@ -98,6 +98,8 @@ impl Address {
         // Parameters that mean nothing without a verified connection.
         let mut wanting_tls = None;
         let mut others = Vec::new();
+        // What follows a password with a space or an & in it may be the rest of it.
+        let may_be_secret = text.split_whitespace().collect::<String>().contains("password=");
         for (name, value) in read(text)? {
             if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
                 wanting_tls = Some(name.clone());
@@ -107,7 +109,7 @@ impl Address {
                 // What libpq calls so is the default here.
                 "sslrootcert" if value == "system" => authorities = None,
                 "sslrootcert" => authorities = Some(PathBuf::from(value)),
-                _ => others.push(checked(&name, &value)?),
+                _ => others.push(checked(&name, &value, may_be_secret)?),
             }
         }
         let mut mode = match (given, &wanting_tls) {
@@ -211,16 +213,20 @@ fn servers(config: &Config) -> Result<Vec<Server>, String> {
 }
 
 /// A parameter that is known and has a value which the driver takes, as it wants it.
-fn checked(name: &str, value: &str) -> Result<String, String> {
+fn checked(name: &str, value: &str, may_be_secret: bool) -> Result<String, String> {
     // libpq's name of it.
     let name = if name == "keepalives_count" { "keepalives_retries" } else { name };
     let Some((_, expected)) = KNOWN.iter().find(|(known, _)| *known == name) else {
         let known: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
-        return Err(format!(
-            "unknown parameter \"{}\", expected one of {}",
-            name.escape_debug(),
-            known.join(", ")
-        ));
+        let known = known.join(", ");
+        return Err(if may_be_secret {
+            format!(
+                "unknown parameter beside the password: in a URL & is written %26, and in the other form a password with spaces \
+                 stands in '…'; expected one of {known}"
+            )
+        } else {
+            format!("unknown parameter \"{}\", expected one of {known}", name.escape_debug())
+        });
     };
     let parameter = format!("{name}={}", quoted(value));
     match Config::from_str(&parameter) {
@@ -287,6 +293,15 @@ mod tests {
         let shown = format!("{:?}", address("postgres://me:secret@h/d"));
         assert!(!shown.contains("secret"), "{shown}");
         assert!(!problem("postgres://me:secret@h:x/d?sslmode=secretx").contains("secret@"));
+        for split in [
+            "host=h dbname=d password=my secret=word",
+            "host=h dbname=d password = my secret='word",
+            "postgres://h/d?password=my&secret=word",
+            "postgres://h/d?password=my&secret=%ff",
+            "postgres://me@h/d?password=my&secret",
+        ] {
+            assert!(!problem(split).contains("secret"), "{split}: {}", problem(split));
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn read_url(rest: &str) -> Result<Parameters, String> {
     }
     let mut parameters = Vec::new();
     let mut add = |name: &str, value: &str| -> Result<(), String> {
-        parameters.push((name.to_owned(), decoded(name, value)?));
+        parameters.push((name.to_owned(), decoded(value)?));
         Ok(())
     };
     if let Some(account) = account {
@@ -87,9 +87,9 @@ fn host_and_port(text: &str) -> Result<(&str, &str), String> {
     Ok((host, if port.is_empty() { DEFAULT } else { port }))
 }
 
-fn decoded(name: &str, value: &str) -> Result<String, String> {
+fn decoded(value: &str) -> Result<String, String> {
     let text = percent_decode_str(value).decode_utf8();
-    let text = text.map_err(|_| format!("{name}: the bytes behind its % signs are no UTF-8"))?;
+    let text = text.map_err(|_| "the bytes behind the % signs of a part are no UTF-8")?;
     Ok(text.into_owned())
 }
 
@@ -103,8 +103,7 @@ fn read_keywords(text: &str) -> Result<Parameters, String> {
         if name.is_empty() || name.contains(char::is_whitespace) {
             return Err(format!("it is no address, {EXPECTED}"));
         }
-        let (value, behind) =
-            keyword_value(behind.trim_start()).ok_or_else(|| format!("{name}: the ' has no end"))?;
+        let (value, behind) = keyword_value(behind.trim_start()).ok_or("a ' has no end")?;
         parameters.push((name.to_owned(), value));
         rest = behind.trim_start();
     }
