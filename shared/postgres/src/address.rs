@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::parameters::{EXPECTED, quoted, read};
@@ -133,6 +133,12 @@ impl Address {
         // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
         if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
             mode = Mode::Disable;
+        }
+        if mode == Mode::Prefer && config.get_ssl_negotiation() == SslNegotiation::Direct {
+            return Err("sslnegotiation: direct asks nothing first, so sslmode is not prefer, expected verify-full with it".to_owned());
+        }
+        if mode != Mode::Disable && servers.iter().any(|server| server.host.is_none()) {
+            return Err("hostaddr: TLS verifies the name of a host, expected host=… beside it".to_owned());
         }
         let tls =
             (mode != Mode::Disable).then(|| tls::connector(mode, authorities.as_deref(), own)).transpose()?;
@@ -272,6 +278,8 @@ mod tests {
             ("postgres://h1,/d", ["host", "empty"]),
             ("postgres://u@:5432/d", ["host", "empty"]),
             ("host=h,,g dbname=d", ["host", "empty"]),
+            ("postgres://h/d?sslmode=prefer&sslnegotiation=direct", ["sslnegotiation", "verify-full"]),
+            ("hostaddr=127.0.0.1 dbname=d sslmode=require", ["hostaddr", "host="]),
             ("postgres://h", ["no host or no database", "postgres://"]),
             ("", ["no host or no database", "postgres://"]),
         ] {

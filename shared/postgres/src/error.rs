@@ -148,6 +148,13 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         return (untrusted(&servers, certificate), false);
     }
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    if cause.contains("password missing") {
+        let user = address.user();
+        let advice = format!(
+            "Postgres at {servers} wants a password of the account \"{user}\": add it to DATABASE_URL (postgres://user:password@…)"
+        );
+        return (advice, false);
+    }
     if cause.contains("does not support TLS") {
         let advice = format!(
             "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
