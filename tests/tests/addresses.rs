@@ -74,6 +74,19 @@ async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
 }
 
 #[tokio::test]
+async fn of_several_servers_the_primary_is_taken_though_a_standby_comes_first() {
+    let postgres = GuardedPostgres::start().await;
+    let fleet = Fleet::on(Database::empty().await);
+    let (authority, database) = parts(&fleet.database.url);
+    let (account, place) = authority.rsplit_once('@').expect("an account");
+    let other = postgres.database().await;
+    other.execute(&format!("CREATE DATABASE {database}")).await;
+    postgres.become_standby().await;
+    works_by(&fleet, &format!("postgres://{account}@127.0.0.1:{},{place}/{database}", postgres.port)).await;
+    postgres.become_primary().await;
+}
+
+#[tokio::test]
 async fn what_is_wrong_in_an_address_is_named_and_the_password_is_not_shown() {
     let fleet = Fleet::on(Database::empty().await);
     let url = fleet.database.url.replacen("://harness:harness@", "://harness:hush-hush@", 1);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, SslNegotiation};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::parameters::{EXPECTED, quoted, read};
@@ -20,6 +20,8 @@ pub struct Address {
     /// Without its servers.
     pub(crate) config: Config,
     pub(crate) servers: Vec<Server>,
+    /// Whether a standby is as good as no answer.
+    pub(crate) primary: bool,
     pub(crate) set_by: SetBy,
     /// Where it may come to TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
@@ -155,8 +157,16 @@ impl Address {
         if !given("application_name") {
             config.application_name("harness-fleet");
         }
+        // The driver would take a primary whose transactions only read by default for a standby.
+        let primary = match config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite => true,
+            _ => servers.len() > 1 && !given("target_session_attrs"),
+        };
+        if primary {
+            config.target_session_attrs(TargetSessionAttrs::Any);
+        }
         config.ssl_mode(mode.negotiated());
-        Ok(Address { config, servers, set_by, tls })
+        Ok(Address { config, servers, primary, set_by, tls })
     }
 
     /// The parameters for a driver, except its servers and how TLS is verified.

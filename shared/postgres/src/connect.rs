@@ -116,6 +116,10 @@ async fn open(address: &Address, place: Config) -> Result<Session, Error> {
             Session { client, reader: tokio::spawn(read(connection)) }
         }
     };
+    if address.primary {
+        // What a standby refuses, whatever its transactions do by default.
+        session.client.batch_execute("BEGIN READ WRITE; ROLLBACK").await?;
+    }
     if address.set_by == SetBy::Connection {
         set_for_session(&session.client).await?;
     }

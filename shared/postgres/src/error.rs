@@ -140,6 +140,13 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
             );
             return (advice, true);
         }
+        if address.primary && *code == SqlState::FEATURE_NOT_SUPPORTED {
+            let advice = format!(
+                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
+                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
+            );
+            return (advice, true);
+        }
         // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
         let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
         return (format!("Postgres at {servers} refuses"), passing);
@@ -161,9 +168,9 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         );
         return (advice, false);
     }
-    if cause.contains("does not allow writes") || cause.contains("is not read only") {
+    if cause.contains("is not read only") {
         let advice = format!(
-            "no server at {servers} is what target_session_attrs in DATABASE_URL asks for ({cause}): name the primary as well"
+            "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
         );
         return (advice, true);
     }
