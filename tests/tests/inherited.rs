@@ -1,5 +1,6 @@
 //! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
 
+use postgres::{Address, SetBy};
 use serde_json::json;
 use tests::{Database, Fleet, Ran, job, steps};
 
@@ -21,6 +22,10 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
         ("ROLE", "default_transaction_deferrable = on"),
         ("ROLE", "standard_conforming_strings = off"),
         ("ROLE", "lock_timeout = '1ms'"),
+        ("ROLE", "enable_indexscan = off"),
+        ("ROLE", "enable_nestloop = off"),
+        ("ROLE", "idle_session_timeout = '5s'"),
+        ("ROLE", "synchronous_commit = off"),
         ("ROLE", "idle_in_transaction_session_timeout = '1ms'"),
         ("ROLE", "plan_cache_mode = 'force_custom_plan'"),
         ("ROLE", "datestyle = 'SQL, DMY'"),
@@ -67,6 +72,25 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
     let ran = Ran::of(command, "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     writing(&fleet, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn what_is_confirmed_is_on_disk_whatever_the_role_has() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    for (given, expected) in
+        [("remote_write", "remote_write"), ("remote_apply", "remote_apply"), ("local", "on"), ("off", "on")]
+    {
+        fleet.database.execute(&format!("ALTER ROLE {role} SET synchronous_commit = {given}")).await;
+        for by in [SetBy::Connection, SetBy::Role] {
+            let address = Address::new(&url, by).expect("an address");
+            migrations::migrate(&address).await.expect("the schema");
+            let (session, _) = postgres::ready(&address).await.expect("what its sessions rely on");
+            let row = session.client.query_one("SHOW synchronous_commit", &[]).await.expect("a setting");
+            assert_eq!(row.get::<_, String>(0), expected, "{given}, by {by:?}");
+        }
+    }
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
 #[tokio::test]
