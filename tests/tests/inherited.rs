@@ -94,6 +94,18 @@ async fn what_is_confirmed_is_on_disk_whatever_the_role_has() {
 }
 
 #[tokio::test]
+async fn no_session_with_old_settings_outlives_a_migration_that_gives_the_account_new_ones() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    let by = |set_by| Address::new(&url, set_by).expect("an address");
+    let busy = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    busy.client.batch_execute("BEGIN; SELECT 1").await.expect("a transaction");
+    migrations::migrate(&by(SetBy::Role)).await.expect("the schema");
+    assert!(busy.client.batch_execute("COMMIT").await.is_err(), "it is at its end");
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
 async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_start() {
     let options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");

@@ -83,8 +83,8 @@ pub(crate) fn differing() -> String {
     )
 }
 
-/// Gives the account its settings in this database, and ends the account's idle sessions, which have the old ones: a pooler
-/// would go on handing them out. Whether there was anything to change; then this session is at its end, too.
+/// Gives the account its settings in this database, and ends the account's other sessions, which have the old ones: a pooler
+/// would go on handing them out, also those that are busy now. Whether there was anything to change; then this session is at its end, too.
 pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
     let list = list();
     let missing = client
@@ -111,7 +111,7 @@ pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
     client
         .batch_execute(
             "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-              WHERE datname = current_database() AND usename = session_user AND state = 'idle'
+              WHERE datname = current_database() AND usename = session_user
                 AND pid <> pg_catalog.pg_backend_pid()",
         )
         .await?;
