@@ -92,10 +92,14 @@ pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
     Ok(pooling)
 }
 
-/// A ledger that this account's `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
+/// A ledger of this account that its `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
+/// One of another account, in a schema of its own, is another fleet's.
 async fn refuse_elsewhere(client: &tokio_postgres::Client, address: &Address) -> Result<(), SchemaError> {
-    let sql = "SELECT relnamespace::regnamespace::text, current_setting('search_path') FROM pg_catalog.pg_class
-                WHERE relname = '_sqlx_migrations' AND to_regclass(format('%s.harness_jobs', relnamespace::regnamespace)) IS NOT NULL";
+    let sql = "SELECT quote_ident(s.nspname), current_setting('search_path')
+                 FROM pg_catalog.pg_class journal JOIN pg_catalog.pg_namespace s ON s.oid = journal.relnamespace
+                WHERE journal.relname = '_sqlx_migrations' AND pg_has_role(journal.relowner, 'USAGE')
+                  AND EXISTS (SELECT FROM pg_catalog.pg_class jobs
+                               WHERE jobs.relnamespace = s.oid AND jobs.relname = 'harness_jobs')";
     let found = client.query_typed(sql, &[]).await.map_err(|error| PostgresError::new(address, error))?;
     match found.first() {
         Some(row) => Err(SchemaError::Elsewhere { schema: row.get(0), search_path: row.get(1) }),

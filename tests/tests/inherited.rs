@@ -126,6 +126,30 @@ async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_star
 }
 
 #[tokio::test]
+async fn two_fleets_of_two_accounts_have_a_schema_each() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (_, place) = fleet.database.url.rsplit_once('@').expect("an account");
+    let database = place.rsplit('/').next().expect("a name");
+    for number in [1, 2] {
+        let account = format!("{database}_{number}");
+        for sql in [
+            &format!("CREATE ROLE {account} LOGIN PASSWORD 'x'"),
+            &format!("CREATE SCHEMA {account} AUTHORIZATION {account}"),
+        ] {
+            fleet.database.execute(sql).await;
+        }
+        let address = Address::new(&format!("postgres://{account}:x@{place}"), SetBy::Connection);
+        let address = address.expect("an address");
+        migrations::migrate(&address).await.expect("a schema of its own");
+        migrations::check(&address).await.expect("the same");
+    }
+    for number in [1, 2] {
+        let account = format!("{database}_{number}");
+        fleet.database.execute(&format!("DROP OWNED BY {account}; DROP ROLE {account}")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_ledger_in_a_schema_that_the_account_does_not_look_into_is_named_and_no_second_one_is_made() {
     let fleet = Fleet::on(Database::empty().await);
     let (role, _) = fleet.database.role(30).await;
