@@ -151,6 +151,9 @@ impl Address {
         if !given("keepalives_idle") {
             config.keepalives_idle(Duration::from_secs(10));
         }
+        if !given("keepalives_interval") {
+            config.keepalives_interval(Duration::from_secs(5));
+        }
         if !given("tcp_user_timeout") {
             config.tcp_user_timeout(Duration::from_secs(15));
         }
