@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::apply::{Applied, applied, apply};
 pub use crate::error::SchemaError;
 
-/// For the log filter (`EnvFilter` syntax): every notice of Postgres's is told otherwise.
+/// For the log filter (`EnvFilter` syntax): the driver repeats each notice of Postgres as a line of its own.
 pub const LOG_DIRECTIVE: &str = "tokio_postgres=warn";
 
 /// The longest time that a look at the journal takes, once there is a connection.

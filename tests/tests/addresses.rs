@@ -2,7 +2,7 @@
 //! wrong, and TLS is verified by all of them.
 
 use serde_json::json;
-use tests::{Database, Fleet, GuardedPostgres, Ran, job};
+use tests::{Authority, Database, Fleet, GuardedPostgres, Ran, job};
 use tokio::net::TcpListener;
 
 /// From an empty database to a job's end, by this address.
@@ -175,6 +175,8 @@ async fn other_ways_to_a_server_work_in_every_command() {
 async fn a_certificate_is_verified_by_every_connection() {
     let postgres = GuardedPostgres::start().await;
     let (port, authority) = (postgres.port, postgres.authority.file().display().to_string());
+    let stranger = Authority::new();
+    let another = stranger.file().display().to_string();
     let fleet = Fleet::on(postgres.database().await);
     let by = |host: &str, parameters: &str| {
         format!("{}?{parameters}", postgres.by(&format!("harness@{host}:{port}"), &fleet.database))
@@ -184,6 +186,7 @@ async fn a_certificate_is_verified_by_every_connection() {
         (by("localhost", "sslmode=prefer"), "sslrootcert"),
         (by("localhost", "sslmode=verify-ca"), "sslrootcert"),
         (by("localhost", "sslmode=verify-full"), "sslrootcert"),
+        (by("localhost", &format!("sslmode=require&sslrootcert={another}")), "not in the file of sslrootcert"),
         (by("127.0.0.1", &format!("sslmode=require&sslrootcert={authority}")), "sslmode=verify-ca"),
         (by("127.0.0.1", &format!("sslmode=verify-full&sslrootcert={authority}")), "sslmode=verify-ca"),
     ] {

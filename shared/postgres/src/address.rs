@@ -23,6 +23,8 @@ pub struct Address {
     /// Whether a standby is as good as no answer.
     pub(crate) primary: bool,
     pub(crate) set_by: SetBy,
+    /// Whether it names the authorities to trust (`sslrootcert`).
+    pub(crate) names_authorities: bool,
     /// Where it may come to TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
 }
@@ -169,7 +171,7 @@ impl Address {
             config.target_session_attrs(TargetSessionAttrs::Any);
         }
         config.ssl_mode(mode.negotiated());
-        Ok(Address { config, servers, primary, set_by, tls })
+        Ok(Address { config, servers, primary, names_authorities: authorities.is_some(), set_by, tls })
     }
 
     /// The parameters for a driver, except its servers and how TLS is verified.

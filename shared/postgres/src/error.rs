@@ -64,7 +64,7 @@ pub enum PostgresError {
     },
     /// `DATABASE_SETTINGS=role`, and the account has others.
     #[error(
-        "DATABASE_SETTINGS is role, and the account \"{account}\" has others of {names}: run `producer migrate` with this account and \
+        "DATABASE_SETTINGS is role, and the account \"{account}\" lacks what sessions rely on ({names}): run `producer migrate` with this account and \
          DATABASE_SETTINGS=role; where that has been done, the pooler's connections are older (RECONNECT in its console renews them)"
     )]
     OtherSettings {
@@ -152,7 +152,7 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         return (format!("Postgres at {servers} refuses"), passing);
     }
     if let Some(certificate) = certificate_error(error) {
-        return (untrusted(&servers, certificate), false);
+        return (untrusted(address, certificate), false);
     }
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     if cause.contains("password missing") {
@@ -185,8 +185,8 @@ fn certificate_error(error: &Error) -> Option<&CertificateError> {
     }
 }
 
-fn untrusted(servers: &str, error: &CertificateError) -> String {
-    let certificate = format!("the certificate of Postgres at {servers}");
+fn untrusted(address: &Address, error: &CertificateError) -> String {
+    let certificate = format!("the certificate of Postgres at {}", address.servers());
     match error {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
             "{certificate} is for another name: write the host in DATABASE_URL as the certificate has it, or set sslmode=verify-ca"
@@ -196,8 +196,11 @@ fn untrusted(servers: &str, error: &CertificateError) -> String {
         }
         // Of webpki, which has no name for it in rustls.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
-            "{certificate} is an authority's own: make one that is none (basicConstraints CA:FALSE), or one that the authority \
+            "{certificate} is an authority's own: make one with basicConstraints CA:FALSE, or one that the authority \
              has signed"
+        ),
+        _ if address.names_authorities => format!(
+            "{certificate} is of an authority that is not in the file of sslrootcert in DATABASE_URL: add its CA there"
         ),
         _ => format!(
             "{certificate} is of an authority that is not known here: name the file of its CA with sslrootcert=… in DATABASE_URL"
