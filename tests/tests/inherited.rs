@@ -45,6 +45,12 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
             let ran = producer(&[command]).await;
             assert_eq!(ran.code, 0, "{by}: {ran:?}");
         }
+        // A primary whose transactions only read by default is no standby.
+        let mut command = fleet.producer_command(&["doctor"]);
+        command.env("DATABASE_URL", format!("{url}?target_session_attrs=read-write"));
+        command.env("DATABASE_SETTINGS", by);
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{by}: {ran:?}");
         let launch = |name: &str| {
             fleet.worker(name).short_lease().set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by)
         };
@@ -66,11 +72,6 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
         let ran = producer(&["audit"]).await;
         assert_eq!(ran.code, 0, "{by}: {ran:?}");
     }
-    // A primary whose transactions only read by default is no standby.
-    let mut command = fleet.producer_command(&["doctor"]);
-    command.env("DATABASE_URL", format!("{url}?target_session_attrs=read-write"));
-    let ran = Ran::of(command, "").await;
-    assert_eq!(ran.code, 0, "{ran:?}");
     writing(&fleet, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
