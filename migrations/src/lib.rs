@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::apply::{Applied, applied, apply};
 pub use crate::error::SchemaError;
 
-/// For the log filter (`EnvFilter` syntax): every notice of Postgres's is told otherwise.
+/// For the log filter (`EnvFilter` syntax): the driver repeats each notice of Postgres as a line of its own.
 pub const LOG_DIRECTIVE: &str = "tokio_postgres=warn";
 
 /// The longest time that a look at the journal takes, once there is a connection.
@@ -37,15 +37,22 @@ static MIGRATOR: Migrator = sqlx::migrate!("./sql");
 pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
     let (mut session, _) = look(address).await?;
     let wrong = |error| SchemaError::Database(PostgresError::new(address, error));
-    if address.set_by() == SetBy::Role && set_for_role(&session.client).await.map_err(wrong)? {
-        session = renewed(address).await?;
+    if address.set_by() == SetBy::Role {
+        let setting = async { set_for_role(&session.client).await.map_err(wrong) };
+        if within(address, setting).await? {
+            session = renewed(address).await?;
+        }
     }
     let client = &mut session.client;
-    let before = applied(client).await.map_err(wrong)?;
-    refuse_unknown(&before)?;
-    if before.is_empty() {
-        refuse_elsewhere(client, address).await?;
-    }
+    let looking = async {
+        let before = applied(client).await.map_err(wrong)?;
+        refuse_unknown(&before)?;
+        if before.is_empty() {
+            refuse_elsewhere(client, address).await?;
+        }
+        Ok(before)
+    };
+    let before = within(address, looking).await?;
     for migration in MIGRATOR.iter() {
         match before.get(&migration.version) {
             Some(found) if found.checksum != *migration.checksum => {
@@ -57,7 +64,7 @@ pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
                 .map_err(|source| SchemaError::Migrate { version: migration.version, source })?,
         }
     }
-    let after = applied(client).await.map_err(wrong)?;
+    let after = within(address, async { applied(client).await.map_err(wrong) }).await?;
     session.close().await;
     Ok(after.into_keys().filter(|version| !before.contains_key(version)).collect())
 }
@@ -77,25 +84,41 @@ async fn renewed(address: &Address) -> Result<Session, PostgresError> {
 /// newer one that works with it, and what [`ready`] refuses. Says what stands between us and Postgres.
 pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
     let (session, pooling) = ready(address).await?;
-    let silent = PostgresError::Silent { servers: address.servers(), seconds: CHECK_BOUND.as_secs() };
-    // The network may swallow an answer.
-    let found = timeout(CHECK_BOUND, applied(&session.client)).await.map_err(|_| silent)?;
-    let applied = found.map_err(|error| PostgresError::new(address, error))?;
-    if let Some(version) = known().into_iter().find(|version| !applied.contains_key(version)) {
-        if applied.is_empty() {
-            refuse_elsewhere(&session.client, address).await?;
+    let looking = async {
+        let applied = applied(&session.client).await.map_err(|error| PostgresError::new(address, error))?;
+        match known().into_iter().find(|version| !applied.contains_key(version)) {
+            Some(version) => {
+                if applied.is_empty() {
+                    refuse_elsewhere(&session.client, address).await?;
+                }
+                Err(SchemaError::Behind { version })
+            }
+            None => Ok(applied),
         }
-        return Err(SchemaError::Behind { version });
-    }
+    };
+    let applied = within(address, looking).await?;
     session.close().await;
     refuse_unknown(&applied)?;
     Ok(pooling)
 }
 
-/// A ledger that this account's `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
+/// The network, or a pooler, may swallow an answer.
+async fn within<T>(
+    address: &Address,
+    asking: impl Future<Output = Result<T, SchemaError>>,
+) -> Result<T, SchemaError> {
+    let silent = PostgresError::Silent { servers: address.servers(), seconds: CHECK_BOUND.as_secs() };
+    timeout(CHECK_BOUND, asking).await.map_err(|_| silent)?
+}
+
+/// A ledger of this account that its `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
+/// One of another account, in a schema of its own, is another fleet's.
 async fn refuse_elsewhere(client: &tokio_postgres::Client, address: &Address) -> Result<(), SchemaError> {
-    let sql = "SELECT relnamespace::regnamespace::text, current_setting('search_path') FROM pg_catalog.pg_class
-                WHERE relname = '_sqlx_migrations' AND to_regclass(format('%s.harness_jobs', relnamespace::regnamespace)) IS NOT NULL";
+    let sql = "SELECT quote_ident(s.nspname), current_setting('search_path')
+                 FROM pg_catalog.pg_class journal JOIN pg_catalog.pg_namespace s ON s.oid = journal.relnamespace
+                WHERE journal.relname = '_sqlx_migrations' AND pg_has_role(journal.relowner, 'USAGE')
+                  AND EXISTS (SELECT FROM pg_catalog.pg_class jobs
+                               WHERE jobs.relnamespace = s.oid AND jobs.relname = 'harness_jobs')";
     let found = client.query_typed(sql, &[]).await.map_err(|error| PostgresError::new(address, error))?;
     match found.first() {
         Some(row) => Err(SchemaError::Elsewhere { schema: row.get(0), search_path: row.get(1) }),

@@ -2,7 +2,8 @@
 //! wrong, and TLS is verified by all of them.
 
 use serde_json::json;
-use tests::{Database, Fleet, GuardedPostgres, Ran, job};
+use tests::{Authority, Database, Fleet, GuardedPostgres, Ran, job};
+use tokio::net::TcpListener;
 
 /// From an empty database to a job's end, by this address.
 async fn works_by(fleet: &Fleet, url: &str) {
@@ -59,6 +60,30 @@ async fn every_form_of_an_address_works_in_every_command() {
     ] {
         works_by(&fleet, &form).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
+    // The kernel takes the connections; no answer comes.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = silent.local_addr().expect("its address");
+    let fleet = Fleet::on(Database::empty().await);
+    let (authority, database) = parts(&fleet.database.url);
+    let (account, place) = authority.rsplit_once('@').expect("an account");
+    works_by(&fleet, &format!("postgres://{account}@{silent},{place}/{database}")).await;
+}
+
+#[tokio::test]
+async fn of_several_servers_the_primary_is_taken_though_a_standby_comes_first() {
+    let postgres = GuardedPostgres::start().await;
+    let fleet = Fleet::on(Database::empty().await);
+    let (authority, database) = parts(&fleet.database.url);
+    let (account, place) = authority.rsplit_once('@').expect("an account");
+    let other = postgres.database().await;
+    other.execute(&format!("CREATE DATABASE {database}")).await;
+    postgres.become_standby().await;
+    works_by(&fleet, &format!("postgres://{account}@127.0.0.1:{},{place}/{database}", postgres.port)).await;
+    postgres.become_primary().await;
 }
 
 #[tokio::test]
@@ -150,6 +175,8 @@ async fn other_ways_to_a_server_work_in_every_command() {
 async fn a_certificate_is_verified_by_every_connection() {
     let postgres = GuardedPostgres::start().await;
     let (port, authority) = (postgres.port, postgres.authority.file().display().to_string());
+    let stranger = Authority::new();
+    let another = stranger.file().display().to_string();
     let fleet = Fleet::on(postgres.database().await);
     let by = |host: &str, parameters: &str| {
         format!("{}?{parameters}", postgres.by(&format!("harness@{host}:{port}"), &fleet.database))
@@ -159,6 +186,7 @@ async fn a_certificate_is_verified_by_every_connection() {
         (by("localhost", "sslmode=prefer"), "sslrootcert"),
         (by("localhost", "sslmode=verify-ca"), "sslrootcert"),
         (by("localhost", "sslmode=verify-full"), "sslrootcert"),
+        (by("localhost", &format!("sslmode=require&sslrootcert={another}")), "not in the file of sslrootcert"),
         (by("127.0.0.1", &format!("sslmode=require&sslrootcert={authority}")), "sslmode=verify-ca"),
         (by("127.0.0.1", &format!("sslmode=verify-full&sslrootcert={authority}")), "sslmode=verify-ca"),
     ] {
@@ -208,9 +236,13 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
     let locked = postgres.by(&format!("locked:wrong@127.0.0.1:{port}"), &fleet.database);
     let nowhere = format!("{}_gone", fleet.database.url);
     let unknown = postgres.by(&format!("locked2:x@127.0.0.1:{port}"), &fleet.database);
+    let in_a_list = postgres.by(&format!("locked2:x@127.0.0.1:{port},127.0.0.1:1"), &fleet.database);
+    let without = postgres.by(&format!("locked@127.0.0.1:{port}"), &fleet.database);
     for (url, told) in [
         (&locked, "refuses the account \"locked\": look at user and password in DATABASE_URL"),
         (&unknown, "refuses the account \"locked2\""),
+        (&in_a_list, "refuses the account \"locked2\""),
+        (&without, "wants a password of the account \"locked\""),
         (&nowhere, "there is no database"),
     ] {
         let pools = "[pools.default]\ntarget = \"process\"\n";

@@ -1,5 +1,6 @@
 //! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
 
+use postgres::{Address, SetBy};
 use serde_json::json;
 use tests::{Database, Fleet, Ran, job, steps};
 
@@ -21,6 +22,10 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
         ("ROLE", "default_transaction_deferrable = on"),
         ("ROLE", "standard_conforming_strings = off"),
         ("ROLE", "lock_timeout = '1ms'"),
+        ("ROLE", "enable_indexscan = off"),
+        ("ROLE", "enable_nestloop = off"),
+        ("ROLE", "idle_session_timeout = '5s'"),
+        ("ROLE", "synchronous_commit = off"),
         ("ROLE", "idle_in_transaction_session_timeout = '1ms'"),
         ("ROLE", "plan_cache_mode = 'force_custom_plan'"),
         ("ROLE", "datestyle = 'SQL, DMY'"),
@@ -40,6 +45,12 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
             let ran = producer(&[command]).await;
             assert_eq!(ran.code, 0, "{by}: {ran:?}");
         }
+        // A primary whose transactions only read by default is no standby.
+        let mut command = fleet.producer_command(&["doctor"]);
+        command.env("DATABASE_URL", format!("{url}?target_session_attrs=read-write"));
+        command.env("DATABASE_SETTINGS", by);
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{by}: {ran:?}");
         let launch = |name: &str| {
             fleet.worker(name).short_lease().set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by)
         };
@@ -65,6 +76,37 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
 }
 
 #[tokio::test]
+async fn what_is_confirmed_is_on_disk_whatever_the_role_has() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    for (given, expected) in
+        [("remote_write", "remote_write"), ("remote_apply", "remote_apply"), ("local", "on"), ("off", "on")]
+    {
+        fleet.database.execute(&format!("ALTER ROLE {role} SET synchronous_commit = {given}")).await;
+        for by in [SetBy::Connection, SetBy::Role] {
+            let address = Address::new(&url, by).expect("an address");
+            migrations::migrate(&address).await.expect("the schema");
+            let (session, _) = postgres::ready(&address).await.expect("what its sessions rely on");
+            let row = session.client.query_one("SHOW synchronous_commit", &[]).await.expect("a setting");
+            assert_eq!(row.get::<_, String>(0), expected, "{given}, by {by:?}");
+        }
+    }
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn no_session_with_old_settings_outlives_a_migration_that_gives_the_account_new_ones() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    let by = |set_by| Address::new(&url, set_by).expect("an address");
+    let busy = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    busy.client.batch_execute("BEGIN; SELECT 1").await.expect("a transaction");
+    migrations::migrate(&by(SetBy::Role)).await.expect("the schema");
+    assert!(busy.client.batch_execute("COMMIT").await.is_err(), "it is at its end");
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
 async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_start() {
     let options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
@@ -82,6 +124,30 @@ async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_star
     assert_eq!(worker.exit().await, 1);
     assert!(worker.log().contains(told), "{}", worker.log());
     assert_eq!(fleet.database.count("SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'").await, 0);
+}
+
+#[tokio::test]
+async fn two_fleets_of_two_accounts_have_a_schema_each() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (_, place) = fleet.database.url.rsplit_once('@').expect("an account");
+    let database = place.rsplit('/').next().expect("a name");
+    for number in [1, 2] {
+        let account = format!("{database}_{number}");
+        for sql in [
+            &format!("CREATE ROLE {account} LOGIN PASSWORD 'x'"),
+            &format!("CREATE SCHEMA {account} AUTHORIZATION {account}"),
+        ] {
+            fleet.database.execute(sql).await;
+        }
+        let address = Address::new(&format!("postgres://{account}:x@{place}"), SetBy::Connection);
+        let address = address.expect("an address");
+        migrations::migrate(&address).await.expect("a schema of its own");
+        migrations::check(&address).await.expect("the same");
+    }
+    for number in [1, 2] {
+        let account = format!("{database}_{number}");
+        fleet.database.execute(&format!("DROP OWNED BY {account}; DROP ROLE {account}")).await;
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use job::JobState;
 use postgres::SetBy;
 use tests::{Database, Fleet, Pooler, Ran, steps};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 
 /// A small fleet from an empty database on, of which one worker is killed.
 async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
@@ -38,6 +40,10 @@ async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
 async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, told: &[&str]) {
     let mut fleet = Fleet::on(Database::new().await);
     fleet.database.url = pooler.through(&fleet.database.url);
+    is_refused(&mut fleet, set_by, told).await;
+}
+
+async fn is_refused(fleet: &mut Fleet, set_by: SetBy, told: &[&str]) {
     fleet.database.set_by = set_by;
     let says = |text: &str| told.iter().all(|part| text.contains(part));
     let ran = fleet.producer(&["migrate"]).await;
@@ -53,8 +59,38 @@ async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, told: &[&str]) {
 
 #[tokio::test]
 async fn in_session_mode_all_works() {
-    let pooler = Pooler::start("--release 1.18 --mode session").await;
-    a_fleet_works_behind(&pooler, SetBy::Connection).await;
+    for (release, set_by) in [("1.18", SetBy::Connection), ("1.24", SetBy::Connection), ("1.24", SetBy::Role)]
+    {
+        let pooler = Pooler::start(&format!("--release {release} --mode session")).await;
+        a_fleet_works_behind(&pooler, set_by).await;
+    }
+}
+
+#[tokio::test]
+async fn several_poolers_behind_one_address_are_found_as_well() {
+    let options = "--release 1.24 --mode transaction --set max_prepared_statements=0";
+    let poolers = [Pooler::start(options).await, Pooler::start(options).await];
+    let mut fleet = Fleet::on(Database::new().await);
+    let place = |url: &str| {
+        let (_, behind) = url.rsplit_once('@').expect("an account");
+        behind.split('/').next().expect("a host and a port").to_owned()
+    };
+    let places = poolers.each_ref().map(|pooler| place(&pooler.through(&fleet.database.url)));
+    let balancer = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let here = balancer.local_addr().expect("its address").to_string();
+    let balancing = tokio::spawn(async move {
+        for place in places.iter().cycle() {
+            let (mut from, _) = balancer.accept().await.expect("a connection");
+            let mut to = TcpStream::connect(place).await.expect("a pooler");
+            // Its end is that of either side.
+            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    fleet.database.url = fleet.database.url.replacen(&place(&fleet.database.url), &here, 1);
+    for set_by in [SetBy::Connection, SetBy::Role] {
+        is_refused(&mut fleet, set_by, &["transaction mode", "PgBouncer 1.21"]).await;
+    }
+    balancing.abort();
 }
 
 #[tokio::test]

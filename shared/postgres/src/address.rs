@@ -1,12 +1,13 @@
 //! Where Postgres is, read once and for all connections.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::parameters::{EXPECTED, quoted, read};
@@ -16,10 +17,53 @@ use crate::tls::{self, Mode};
 /// An address that has been checked. Neither `Debug` nor an error shows the password.
 #[derive(Clone)]
 pub struct Address {
+    /// Without its servers.
     pub(crate) config: Config,
+    pub(crate) servers: Vec<Server>,
+    /// Whether a standby is as good as no answer.
+    pub(crate) primary: bool,
     pub(crate) set_by: SetBy,
+    /// Whether it names the authorities to trust (`sslrootcert`).
+    pub(crate) names_authorities: bool,
     /// Where it may come to TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
+}
+
+/// One of an address's servers: a host, an IP address or both.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) host: Option<Host>,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// By this IP address, where it is known.
+    pub(crate) fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
+        let mut config = config.clone();
+        match &self.host {
+            Some(Host::Tcp(name)) => _ = config.host(name),
+            Some(Host::Unix(folder)) => _ = config.host_path(folder),
+            None => {}
+        }
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        config.port(self.port);
+        config
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.port;
+        match (&self.host, self.address) {
+            (Some(Host::Tcp(name)), _) if name.contains(':') => write!(f, "[{name}]:{port}"),
+            (Some(Host::Tcp(name)), _) => write!(f, "{name}:{port}"),
+            (Some(Host::Unix(folder)), _) => write!(f, "{}/.s.PGSQL.{port}", folder.display()),
+            (None, address) => write!(f, "{}:{port}", address.map(|it| it.to_string()).unwrap_or_default()),
+        }
+    }
 }
 
 /// What may be given, and what as.
@@ -54,33 +98,51 @@ impl Address {
 
     /// The same, where these authorities (PEM) are trusted beside those of the system. `sslrootcert` wins over both.
     pub fn trusting(text: &str, set_by: SetBy, own: Option<&str>) -> Result<Address, String> {
-        let (mut mode, mut authorities) = (Mode::Disable, None);
+        let (mut given, mut authorities) = (None, None);
+        // Parameters that mean nothing without a verified connection.
+        let mut wanting_tls = None;
         let mut others = Vec::new();
+        // What follows a password with a space or an & in it may be the rest of it.
+        let may_be_secret = text.split_whitespace().collect::<String>().contains("password=");
         for (name, value) in read(text)? {
+            if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
+                wanting_tls = Some(name.clone());
+            }
             match name.as_str() {
-                "sslmode" => mode = Mode::read(&value)?,
+                "sslmode" => given = Some(Mode::read(&value)?),
                 // What libpq calls so is the default here.
                 "sslrootcert" if value == "system" => authorities = None,
                 "sslrootcert" => authorities = Some(PathBuf::from(value)),
-                _ => others.push(checked(&name, &value)?),
+                _ => others.push(checked(&name, &value, may_be_secret)?),
             }
         }
-        let mut config =
-            Config::from_str(&others.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))?;
-        let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
-        let servers = hosts.len().max(addresses.len());
-        if servers == 0 || config.get_dbname().is_none() {
+        let mut mode = match (given, &wanting_tls) {
+            (Some(Mode::Disable), Some(name)) => {
+                return Err(format!("{name}: sslmode is disable, expected verify-full with it"));
+            }
+            (given, None) => given.unwrap_or(Mode::Disable),
+            (given, Some(_)) => given.unwrap_or(Mode::Verified),
+        };
+        let (places, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|other: &String| {
+            ["host=", "hostaddr=", "port="].iter().any(|it| other.starts_with(it))
+        });
+        let config = |parameters: &[String]| {
+            Config::from_str(&parameters.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))
+        };
+        let servers = servers(&config(&places)?)?;
+        let mut config = config(&others)?;
+        if servers.is_empty() || config.get_dbname().is_none() {
             return Err(format!("no host or no database in it, {EXPECTED}"));
         }
-        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
-            return Err(format!("hostaddr: {} for {servers} hosts, expected one for each", addresses.len()));
-        }
-        if ports.len() > 1 && ports.len() != servers {
-            return Err(format!("port: {} for {servers} hosts, expected one for each", ports.len()));
-        }
-        // Nobody stands between the ends of a Unix socket, and Postgres has no TLS on it.
-        if hosts.len() == servers && hosts.iter().all(|host| matches!(host, Host::Unix(_))) {
+        // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
+        if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
             mode = Mode::Disable;
+        }
+        if mode == Mode::Prefer && config.get_ssl_negotiation() == SslNegotiation::Direct {
+            return Err("sslnegotiation: direct asks nothing first, so sslmode is not prefer, expected verify-full with it".to_owned());
+        }
+        if mode != Mode::Disable && servers.iter().any(|server| server.host.is_none()) {
+            return Err("hostaddr: TLS verifies the name of a host, expected host=… beside it".to_owned());
         }
         let tls =
             (mode != Mode::Disable).then(|| tls::connector(mode, authorities.as_deref(), own)).transpose()?;
@@ -91,17 +153,28 @@ impl Address {
         if !given("keepalives_idle") {
             config.keepalives_idle(Duration::from_secs(10));
         }
+        if !given("keepalives_interval") {
+            config.keepalives_interval(Duration::from_secs(5));
+        }
         if !given("tcp_user_timeout") {
             config.tcp_user_timeout(Duration::from_secs(15));
         }
         if !given("application_name") {
             config.application_name("harness-fleet");
         }
+        // The driver would take a primary whose transactions only read by default for a standby.
+        let primary = match config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite => true,
+            _ => servers.len() > 1 && !given("target_session_attrs"),
+        };
+        if primary {
+            config.target_session_attrs(TargetSessionAttrs::Any);
+        }
         config.ssl_mode(mode.negotiated());
-        Ok(Address { config, set_by, tls })
+        Ok(Address { config, servers, primary, names_authorities: authorities.is_some(), set_by, tls })
     }
 
-    /// The parameters for a driver, except how TLS is verified.
+    /// The parameters for a driver, except its servers and how TLS is verified.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -128,18 +201,7 @@ impl Address {
 
     /// The servers, for people: `db-1:5432,db-2:5432`.
     pub fn servers(&self) -> String {
-        let (hosts, addresses, ports) =
-            (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
-        let server = |number: usize| {
-            let port = ports.get(number).or(ports.first()).copied().unwrap_or(5432);
-            match (hosts.get(number), addresses.get(number)) {
-                (Some(Host::Tcp(name)), _) if name.contains(':') => format!("[{name}]:{port}"),
-                (Some(Host::Tcp(name)), _) => format!("{name}:{port}"),
-                (Some(Host::Unix(folder)), _) => format!("{}/.s.PGSQL.{port}", folder.display()),
-                (None, address) => format!("{}:{port}", address.map(ToString::to_string).unwrap_or_default()),
-            }
-        };
-        (0..hosts.len().max(addresses.len())).map(server).collect::<Vec<_>>().join(",")
+        self.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -147,22 +209,45 @@ impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Address")
             .field("config", &self.config)
+            .field("servers", &self.servers)
             .field("set_by", &self.set_by)
             .finish_non_exhaustive()
     }
 }
 
+/// The servers that these parameters name.
+fn servers(config: &Config) -> Result<Vec<Server>, String> {
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let count = hosts.len().max(addresses.len());
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(format!("hostaddr: {} for {count} hosts, expected one for each", addresses.len()));
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err(format!("port: {} for {count} hosts, expected one for each", ports.len()));
+    }
+    let server = |number: usize| Server {
+        host: hosts.get(number).cloned(),
+        address: addresses.get(number).copied(),
+        port: ports.get(number).or(ports.first()).copied().unwrap_or(5432),
+    };
+    Ok((0..count).map(server).collect())
+}
+
 /// A parameter that is known and has a value which the driver takes, as it wants it.
-fn checked(name: &str, value: &str) -> Result<String, String> {
+fn checked(name: &str, value: &str, may_be_secret: bool) -> Result<String, String> {
     // libpq's name of it.
     let name = if name == "keepalives_count" { "keepalives_retries" } else { name };
     let Some((_, expected)) = KNOWN.iter().find(|(known, _)| *known == name) else {
         let known: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
-        return Err(format!(
-            "unknown parameter \"{}\", expected one of {}",
-            name.escape_debug(),
-            known.join(", ")
-        ));
+        let known = known.join(", ");
+        return Err(if may_be_secret {
+            format!(
+                "unknown parameter beside the password: in a URL & is written %26, and in the other form a password with spaces \
+                 stands in '…'; expected one of {known}"
+            )
+        } else {
+            format!("unknown parameter \"{}\", expected one of {known}", name.escape_debug())
+        });
     };
     let parameter = format!("{name}={}", quoted(value));
     match Config::from_str(&parameter) {
@@ -203,6 +288,13 @@ mod tests {
             ("postgres://h/d?connect_timeout=x", ["connect_timeout", "seconds"]),
             ("postgres://h/d?target_session_attrs=standby", ["target_session_attrs", "read-write"]),
             ("host=a,b,c port=1,2 dbname=d", ["port", "3 hosts"]),
+            ("postgres://h/d?sslmode=disable&sslrootcert=system", ["sslrootcert", "verify-full"]),
+            ("postgres://h/d?sslmode=disable&sslnegotiation=direct", ["sslnegotiation", "verify-full"]),
+            ("postgres://h1,/d", ["host", "empty"]),
+            ("postgres://u@:5432/d", ["host", "empty"]),
+            ("host=h,,g dbname=d", ["host", "empty"]),
+            ("postgres://h/d?sslmode=prefer&sslnegotiation=direct", ["sslnegotiation", "verify-full"]),
+            ("hostaddr=127.0.0.1 dbname=d sslmode=require", ["hostaddr", "host="]),
             ("postgres://h", ["no host or no database", "postgres://"]),
             ("", ["no host or no database", "postgres://"]),
         ] {
@@ -212,10 +304,27 @@ mod tests {
     }
 
     #[test]
+    fn the_last_host_that_is_given_wins() {
+        assert_eq!(address("postgres://u@localhost/d?host=/run/sql").servers(), "/run/sql/.s.PGSQL.5432");
+        assert_eq!(address("postgres://h:1/d?host=g&port=2").servers(), "g:2");
+        assert_eq!(address("host=a dbname=x host=b dbname=d").servers(), "b:5432");
+        assert_eq!(address("host=a dbname=x dbname=d").database(), "d");
+    }
+
+    #[test]
     fn a_password_is_not_shown() {
         let shown = format!("{:?}", address("postgres://me:secret@h/d"));
         assert!(!shown.contains("secret"), "{shown}");
         assert!(!problem("postgres://me:secret@h:x/d?sslmode=secretx").contains("secret@"));
+        for split in [
+            "host=h dbname=d password=my secret=word",
+            "host=h dbname=d password = my secret='word",
+            "postgres://h/d?password=my&secret=word",
+            "postgres://h/d?password=my&secret=%ff",
+            "postgres://me@h/d?password=my&secret",
+        ] {
+            assert!(!problem(split).contains("secret"), "{split}: {}", problem(split));
+        }
     }
 
     #[test]
@@ -227,6 +336,8 @@ mod tests {
             ("?sslmode=require", SslMode::Require),
             ("?sslmode=verify-ca", SslMode::Require),
             ("?sslmode=verify-full", SslMode::Require),
+            ("?sslrootcert=system", SslMode::Require),
+            ("?sslnegotiation=direct", SslMode::Require),
         ] {
             let address = address(&format!("postgres://h/d{mode}"));
             assert_eq!(address.config().get_ssl_mode(), negotiated, "{mode}");

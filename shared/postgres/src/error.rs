@@ -64,7 +64,7 @@ pub enum PostgresError {
     },
     /// `DATABASE_SETTINGS=role`, and the account has others.
     #[error(
-        "DATABASE_SETTINGS is role, and the account \"{account}\" has others of {names}: run `producer migrate` with this account and \
+        "DATABASE_SETTINGS is role, and the account \"{account}\" lacks what sessions rely on ({names}): run `producer migrate` with this account and \
          DATABASE_SETTINGS=role; where that has been done, the pooler's connections are older (RECONNECT in its console renews them)"
     )]
     OtherSettings {
@@ -96,7 +96,7 @@ impl PostgresError {
 }
 
 /// What is wrong and what would help, and whether another try may go better.
-fn explain(address: &Address, error: &Error) -> (String, bool) {
+pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     let servers = address.servers();
     if let Some(answer) = error.as_db_error() {
         let (code, said) = (answer.code(), answer.message());
@@ -140,23 +140,37 @@ fn explain(address: &Address, error: &Error) -> (String, bool) {
             );
             return (advice, true);
         }
+        if address.primary && *code == SqlState::FEATURE_NOT_SUPPORTED {
+            let advice = format!(
+                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
+                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
+            );
+            return (advice, true);
+        }
         // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
         let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
         return (format!("Postgres at {servers} refuses"), passing);
     }
     if let Some(certificate) = certificate_error(error) {
-        return (untrusted(&servers, certificate), false);
+        return (untrusted(address, certificate), false);
     }
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    if cause.contains("password missing") {
+        let user = address.user();
+        let advice = format!(
+            "Postgres at {servers} wants a password of the account \"{user}\": add it to DATABASE_URL (postgres://user:password@…)"
+        );
+        return (advice, false);
+    }
     if cause.contains("does not support TLS") {
         let advice = format!(
             "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
         );
         return (advice, false);
     }
-    if cause.contains("does not allow writes") || cause.contains("is not read only") {
+    if cause.contains("is not read only") {
         let advice = format!(
-            "no server at {servers} is what target_session_attrs in DATABASE_URL asks for ({cause}): name the primary as well"
+            "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
         );
         return (advice, true);
     }
@@ -171,8 +185,8 @@ fn certificate_error(error: &Error) -> Option<&CertificateError> {
     }
 }
 
-fn untrusted(servers: &str, error: &CertificateError) -> String {
-    let certificate = format!("the certificate of Postgres at {servers}");
+fn untrusted(address: &Address, error: &CertificateError) -> String {
+    let certificate = format!("the certificate of Postgres at {}", address.servers());
     match error {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
             "{certificate} is for another name: write the host in DATABASE_URL as the certificate has it, or set sslmode=verify-ca"
@@ -182,8 +196,11 @@ fn untrusted(servers: &str, error: &CertificateError) -> String {
         }
         // Of webpki, which has no name for it in rustls.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
-            "{certificate} is an authority's own: make one that is none (basicConstraints CA:FALSE), or one that the authority \
+            "{certificate} is an authority's own: make one with basicConstraints CA:FALSE, or one that the authority \
              has signed"
+        ),
+        _ if address.names_authorities => format!(
+            "{certificate} is of an authority that is not in the file of sslrootcert in DATABASE_URL: add its CA there"
         ),
         _ => format!(
             "{certificate} is of an authority that is not known here: name the file of its CA with sslrootcert=… in DATABASE_URL"

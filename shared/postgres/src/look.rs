@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Row};
 
 use crate::address::Address;
@@ -26,8 +27,9 @@ const BOUND: Duration = Duration::from_secs(10);
 const WAIT: Duration = Duration::from_secs(1);
 /// The account may end sessions sooner than an answer comes.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
-/// How often it is looked whether two connections share their sessions: others may be at work meanwhile.
-const ROUNDS: usize = 3;
+/// How many connections are compared with the first: others may be at work meanwhile, and of several poolers behind one address
+/// each has sessions of its own.
+const ROUNDS: usize = 4;
 
 /// Looks whether our statements can work here. Returns a connection to go on with.
 pub async fn look(address: &Address) -> Result<(Session, Pooling), PostgresError> {
@@ -84,31 +86,23 @@ async fn look_at_settings(address: &Address, client: &Client) -> Result<(), Post
 }
 
 async fn pooling(address: &Address, client: &Client) -> Result<Pooling, PostgresError> {
-    // A second connection shows it. Where there is no place for one, nothing else would work either, and says so.
-    let Ok(other) = connect(address).await else { return Ok(Pooling::Own) };
-    let mut found = Ok(false);
-    for _ in 0..ROUNDS {
-        found = share(client, &other.client).await;
-        if !matches!(found, Ok(false)) {
-            break;
-        }
-    }
-    let keeps = match found {
-        Ok(false) => {
-            other.close().await;
-            return Ok(Pooling::Own);
-        }
-        Ok(true) => keeps_statements(&other.client).await,
-        Err(error) => Err(error),
-    };
-    other.close().await;
+    let wrong = |error| PostgresError::new(address, error);
     let servers = address.servers();
-    match (keeps, address.set_by()) {
-        (Ok(true), SetBy::Role) => Ok(Pooling::Shared),
-        (Ok(true), SetBy::Connection) => Err(PostgresError::SettingsLost { servers }),
-        (Ok(false), _) => Err(PostgresError::StatementsLost { servers }),
-        (Err(error), _) => Err(PostgresError::new(address, error)),
+    match (statements(client).await.map_err(wrong)?, address.set_by()) {
+        (Statements::Renamed, SetBy::Role) => return Ok(Pooling::Shared),
+        (Statements::Renamed, SetBy::Connection) => return Err(PostgresError::SettingsLost { servers }),
+        (Statements::Lost, _) => return Err(PostgresError::StatementsLost { servers }),
+        (Statements::AsWritten, _) => {}
     }
+    for _ in 0..ROUNDS {
+        let other = connect(address).await.map_err(wrong)?;
+        let shared = share(client, &other.client).await;
+        other.close().await;
+        if shared.map_err(wrong)? {
+            return Err(PostgresError::StatementsLost { servers });
+        }
+    }
+    Ok(Pooling::Own)
 }
 
 /// Whether what one connection has just used is used by the other, or is not there any more when the other is busy.
@@ -127,9 +121,17 @@ async fn session(client: &Client) -> Result<i32, Error> {
     Ok(ask(client, "SELECT pg_backend_pid()").await?.get(0))
 }
 
-/// A pooler that knows statements calls them by names of its own. Where ours arrives, as `s` and a number, another
-/// connection's of the same name is in its way.
-async fn keeps_statements(client: &Client) -> Result<bool, Error> {
+/// What becomes of the names of prepared statements.
+enum Statements {
+    /// Each arrives as `s` and a number, so nothing keeps track of it on its way.
+    AsWritten,
+    /// A pooler that keeps track of statements, and so shares its sessions, calls them by names of its own.
+    Renamed,
+    /// What another connection has prepared is in the way, or ours is not there any more.
+    Lost,
+}
+
+async fn statements(client: &Client) -> Result<Statements, Error> {
     client.batch_execute(BEGIN).await?;
     let names = async {
         let sql = "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%ours of this look%'";
@@ -142,10 +144,15 @@ async fn keeps_statements(client: &Client) -> Result<bool, Error> {
         name.strip_prefix('s').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
     };
     match names {
-        Ok(rows) => Ok(!rows.is_empty() && rows.iter().all(|row| !ours(row.get(0)))),
-        // Our name was there before us.
-        Err(error) if error.as_db_error().is_some() => Ok(false),
-        Err(error) => Err(error),
+        Ok(rows) if rows.is_empty() => Ok(Statements::Lost),
+        Ok(rows) if rows.iter().any(|row| ours(row.get(0))) => Ok(Statements::AsWritten),
+        Ok(_) => Ok(Statements::Renamed),
+        Err(error) => match error.code() {
+            Some(&SqlState::DUPLICATE_PSTATEMENT | &SqlState::INVALID_SQL_STATEMENT_NAME) => {
+                Ok(Statements::Lost)
+            }
+            _ => Err(error),
+        },
     }
 }
 

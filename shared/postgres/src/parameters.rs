@@ -10,15 +10,22 @@ pub(crate) type Parameters = Vec<(String, String)>;
 
 pub(crate) const EXPECTED: &str = "expected postgres://user:password@host:5432/database";
 
-/// Reads either form; whitespace around it is none of it.
+/// Reads either form, without the whitespace around it. Of a parameter that is given twice, the last one counts.
 pub(crate) fn read(text: &str) -> Result<Parameters, String> {
     let text = text.trim();
     let url = ["postgres://", "postgresql://"].into_iter().find_map(|scheme| text.strip_prefix(scheme));
-    match url {
-        Some(rest) => read_url(rest),
-        None if text.contains("://") => Err(format!("it begins with another scheme, {EXPECTED}")),
-        None => read_keywords(text),
+    let all = match url {
+        Some(rest) => read_url(rest)?,
+        None if text.contains("://") => return Err(format!("it begins with another scheme, {EXPECTED}")),
+        None => read_keywords(text)?,
+    };
+    let is_last = |at: usize| all[at + 1..].iter().all(|(later, _)| *later != all[at].0);
+    let last: Parameters = (0..all.len()).filter(|at| is_last(*at)).map(|at| all[at].clone()).collect();
+    let hosts = last.iter().find(|(name, _)| name == "host");
+    if hosts.is_some_and(|(_, hosts)| hosts.split(',').any(|host| host.trim().is_empty())) {
+        return Err("host: one is empty, expected a name, an IP address or a folder for each".to_owned());
     }
+    Ok(last)
 }
 
 fn read_url(rest: &str) -> Result<Parameters, String> {
@@ -31,7 +38,7 @@ fn read_url(rest: &str) -> Result<Parameters, String> {
     }
     let mut parameters = Vec::new();
     let mut add = |name: &str, value: &str| -> Result<(), String> {
-        parameters.push((name.to_owned(), decoded(name, value)?));
+        parameters.push((name.to_owned(), decoded(value)?));
         Ok(())
     };
     if let Some(account) = account {
@@ -80,9 +87,9 @@ fn host_and_port(text: &str) -> Result<(&str, &str), String> {
     Ok((host, if port.is_empty() { DEFAULT } else { port }))
 }
 
-fn decoded(name: &str, value: &str) -> Result<String, String> {
+fn decoded(value: &str) -> Result<String, String> {
     let text = percent_decode_str(value).decode_utf8();
-    let text = text.map_err(|_| format!("{name}: the bytes behind its % signs are no UTF-8"))?;
+    let text = text.map_err(|_| "the bytes behind the % signs of a part are no UTF-8")?;
     Ok(text.into_owned())
 }
 
@@ -96,8 +103,7 @@ fn read_keywords(text: &str) -> Result<Parameters, String> {
         if name.is_empty() || name.contains(char::is_whitespace) {
             return Err(format!("it is no address, {EXPECTED}"));
         }
-        let (value, behind) =
-            keyword_value(behind.trim_start()).ok_or_else(|| format!("{name}: the ' has no end"))?;
+        let (value, behind) = keyword_value(behind.trim_start()).ok_or("a ' has no end")?;
         parameters.push((name.to_owned(), value));
         rest = behind.trim_start();
     }
@@ -147,6 +153,7 @@ mod tests {
         );
         assert_eq!(found("postgres://a:b@c@h/d"), "user=a password=b@c host=h port=5432 dbname=d");
         assert_eq!(found("postgres:///d?host=/run"), "dbname=d host=/run");
+        assert_eq!(found("postgres://a:1/d?host=/run&user=u&user=v"), "port=1 dbname=d host=/run user=v");
     }
 
     #[test]

@@ -33,7 +33,9 @@ impl FromStr for SetBy {
 /// statement again and again. (A bitmap scan would walk over the same dead entries each time; an index scan leaves a mark on
 /// them.) Locks are waited for as long as a statement may take. A statement that is a transaction of its own has no BEGIN to
 /// state its isolation.
-const SETTINGS: [(&str, &str); 13] = [
+const SETTINGS: [(&str, &str); 17] = [
+    ("enable_indexscan", "on"),
+    ("enable_nestloop", "on"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
@@ -43,11 +45,18 @@ const SETTINGS: [(&str, &str); 13] = [
     ("statement_timeout", "10s"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "30s"),
+    ("idle_session_timeout", "0"),
+    ("synchronous_commit", "on"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("standard_conforming_strings", "on"),
 ];
+
+/// How far a commit must have come before it is confirmed is the operator's choice, as long as a crash (or a failover to a
+/// synchronous standby) loses none.
+const UNLESS_CHOSEN: &str =
+    "(name <> 'synchronous_commit' OR current_setting(name, true) IN ('off', 'local'))";
 
 /// `('name', 'value'), …`
 fn list() -> String {
@@ -60,7 +69,7 @@ pub(crate) async fn set_for_session(client: &Client) -> Result<(), Error> {
     client
         .batch_execute(&format!(
             "SELECT set_config(name, value, false) FROM (VALUES {list}) AS ours (name, value)
-               JOIN pg_catalog.pg_settings USING (name) WHERE source <> 'client'"
+               JOIN pg_catalog.pg_settings USING (name) WHERE source <> 'client' AND {UNLESS_CHOSEN}"
         ))
         .await
 }
@@ -70,20 +79,20 @@ pub(crate) fn differing() -> String {
     let list = list();
     format!(
         "SELECT name FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
-          WHERE current_setting(name) <> value AND source <> 'client' ORDER BY name"
+          WHERE current_setting(name, true) <> value AND source <> 'client' AND {UNLESS_CHOSEN} ORDER BY name"
     )
 }
 
-/// Gives the account its settings in this database, and ends the account's idle sessions, which have the old ones: a pooler
-/// would go on handing them out. Whether there was anything to change; then this session is at its end, too.
+/// Gives the account its settings in this database, and ends the account's other sessions, which have the old ones: a pooler
+/// would go on handing them out, also those that are busy now. Whether there was anything to change; then this session is at its end, too.
 pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
     let list = list();
     let missing = client
         .query_typed(
             &format!(
                 "SELECT format('ALTER ROLE SESSION_USER IN DATABASE %I SET %I = %L', current_database(), name, value)
-                   FROM (VALUES {list}) AS ours (name, value)
-                  WHERE NOT EXISTS (
+                   FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
+                  WHERE {UNLESS_CHOSEN} AND NOT EXISTS (
                         SELECT FROM pg_catalog.pg_db_role_setting s
                          WHERE s.setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                            AND s.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
@@ -102,7 +111,7 @@ pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
     client
         .batch_execute(
             "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-              WHERE datname = current_database() AND usename = session_user AND state = 'idle'
+              WHERE datname = current_database() AND usename = session_user
                 AND pid <> pg_catalog.pg_backend_pid()",
         )
         .await?;

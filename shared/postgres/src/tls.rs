@@ -85,7 +85,9 @@ fn roots(authorities: Option<&Path>, own: Option<&str>) -> Result<RootCertStore,
         CertificateDer::pem_file_iter(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| wrong(format!("cannot be read: {error}")))?;
-        roots.add(certificate).map_err(|error| wrong(format!("has a certificate that is none: {error}")))?;
+        roots
+            .add(certificate)
+            .map_err(|error| wrong(format!("has a certificate that cannot be used: {error}")))?;
     }
     if roots.is_empty() {
         return Err(wrong("has no certificate".to_owned()));

@@ -173,38 +173,37 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
     Ok(true)
 }
 
-/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove. Two processes may be at it;
-/// one of them fails, and finds it done the next time.
 async fn remove(
-    client: &Client,
+    client: &mut Client,
     week: u64,
     standing: Standing,
     set_by: SetBy,
 ) -> Result<(), tokio_postgres::Error> {
     let table = table(week);
-    // Where sessions are shared, it would hold for others, and `statement_timeout` is the bound.
-    let ours = set_by == SetBy::Connection;
-    if ours {
-        client.batch_execute("SET lock_timeout = '3s'").await?;
+    match standing {
+        Standing::Attached => detach(client, &table, "CONCURRENTLY", set_by).await?,
+        Standing::Leaving => detach(client, &table, "FINALIZE", set_by).await?,
+        Standing::Apart => {}
     }
-    let removed = async {
-        let how = match standing {
-            Standing::Attached => Some("CONCURRENTLY"),
-            Standing::Leaving => Some("FINALIZE"),
-            Standing::Apart => None,
-        };
-        if let Some(how) = how {
-            client
-                .batch_execute(&format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}"))
-                .await?;
-        }
-        client.batch_execute(&format!("DROP TABLE {table}")).await
-    };
-    let removed = removed.await;
-    if ours {
-        client.batch_execute("SET lock_timeout = 0").await?;
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '3s'; DROP TABLE {table}")).await?;
+    transaction.commit().await
+}
+
+/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove. Two processes may be at it;
+/// one of them fails, and finds it done the next time.
+async fn detach(client: &Client, table: &str, how: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
+    let statement = format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}");
+    if set_by == SetBy::Role {
+        // Where sessions are shared, a setting would hold for others, and `statement_timeout` is the bound.
+        return client.batch_execute(&statement).await;
     }
-    removed
+    // The address may have given it.
+    let before: String = client.query_one("SHOW lock_timeout", &[]).await?.get(0);
+    client.batch_execute("SET lock_timeout = '3s'").await?;
+    let detached = client.batch_execute(&statement).await;
+    client.batch_execute(&format!("SET lock_timeout = '{before}'")).await?;
+    detached
 }
 
 #[cfg(test)]
