@@ -186,7 +186,10 @@ async fn a_certificate_is_verified_by_every_connection() {
         (by("localhost", "sslmode=prefer"), "sslrootcert"),
         (by("localhost", "sslmode=verify-ca"), "sslrootcert"),
         (by("localhost", "sslmode=verify-full"), "sslrootcert"),
-        (by("localhost", &format!("sslmode=require&sslrootcert={another}")), "not in the file of sslrootcert"),
+        (
+            by("localhost", &format!("sslmode=require&sslrootcert={another}")),
+            "not in the file of sslrootcert",
+        ),
         (by("127.0.0.1", &format!("sslmode=require&sslrootcert={authority}")), "sslmode=verify-ca"),
         (by("127.0.0.1", &format!("sslmode=verify-full&sslrootcert={authority}")), "sslmode=verify-ca"),
     ] {

@@ -66,7 +66,7 @@ async fn no_agent_is_given_a_secret_of_the_workers() {
     let mut worker = fleet.worker("worker").set("AGENTS_FILE", path.display()).launch();
     assert_eq!(worker.exit().await, 2);
     assert!(
-        worker.log().contains("env_allow: got DATABASE_URL, a secret of the worker's"),
+        worker.log().contains("env_allow[0]: got DATABASE_URL, a secret of the worker's"),
         "{}",
         worker.log()
     );
