@@ -72,7 +72,7 @@ stop() {
 check_database() {
     local expected='expected postgres://user:password@host:5432/database'
     local form='^(postgres(ql)?://[^?#/[:space:]]*)/([A-Za-z0-9_.-]+)(\?([^[:space:]]*))?$'
-    local name value parameter mode= kept=
+    local name value parameter mode= own= attributes= kept=
     local -a parameters=()
     for name in "${!PG@}"; do unset "$name"; done
     export PGPASSFILE=/dev/null
@@ -95,18 +95,24 @@ check_database() {
                     *) wrong 'DATABASE_URL: sslmode: expected disable, prefer, require, verify-ca or verify-full' ;;
                 esac
                 ;;
-            sslrootcert)
-                if [[ $value != system ]]; then authorities=$value; fi
-                mode=${mode:-verify-full}
-                ;;
+            sslrootcert) own=$value ;;
+            # What the programs mean by it.
+            target_session_attrs) attributes=${value/#read-write/primary} ;;
             # Of a process that runs for long; libpq has other names or units.
             keepalives | keepalives_* | tcp_user_timeout) ;;
-            application_name | channel_binding | connect_timeout | options | target_session_attrs) kept+="&$parameter" ;;
+            application_name | channel_binding | connect_timeout | options) kept+="&$parameter" ;;
             *) wrong "DATABASE_URL: a backup takes no parameters but sslmode, sslrootcert, target_session_attrs, connect_timeout, options, application_name and channel_binding" ;;
         esac
     done
+    if [[ -n $own ]]; then
+        mode=${mode:-verify-full}
+        [[ $mode != disable ]] || wrong 'DATABASE_URL: sslrootcert is given, and sslmode=disable: leave one of them out'
+    fi
     mode=${mode:-disable}
-    if [[ $mode != disable ]]; then kept+="&sslrootcert=$authorities"; fi
+    if [[ -z $own || $own == system ]]; then export PGSSLROOTCERT=$authorities; else kept+="&sslrootcert=$own"; fi
+    # Of several servers the programs take the primary; a standby may lack what was accepted last.
+    if [[ $server == *,* ]]; then attributes=${attributes:-primary}; fi
+    kept+=${attributes:+&target_session_attrs=$attributes}
     DATABASE_URL="$server/$database?sslmode=$mode$kept"
 }
 

@@ -56,7 +56,8 @@ pub async fn connect(address: &Address) -> Result<Session, Error> {
             else => break,
         };
         match tried {
-            Err(error) if !is_final(&error) => {
+            // Another server may still let us in, before the answer of which this one is only faster.
+            Err(error) if !is_final(&error) || !trying.is_empty() => {
                 if worst.as_ref().is_none_or(|worst| weight(address, worst) < weight(address, &error)) {
                     worst = Some(error);
                 }
@@ -72,9 +73,11 @@ fn is_final(error: &Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("28") || *code == SqlState::INVALID_CATALOG_NAME)
 }
 
-/// What waiting does not help against is said first, then what a server answers, and last that one is away.
-fn weight(address: &Address, error: &Error) -> (bool, bool) {
-    (!explain(address, error).1, error.as_db_error().is_some())
+/// What waiting does not help against is said first, then what a primary answers (it may have no connection left), then that
+/// one is a standby, and last that one is away.
+fn weight(address: &Address, error: &Error) -> (bool, bool, bool) {
+    let is_standby = error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED);
+    (!explain(address, error).1, error.as_db_error().is_some() && !is_standby, is_standby)
 }
 
 /// Each server by itself, and each of its IP addresses.

@@ -34,7 +34,7 @@ impl Leadership {
 
 /// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands. One that was
 /// renewed in the future was renewed before Postgres's clock went back: a leader that lives renews it soon, and one that died then
-/// would have it for as long as the clock was ahead.
+/// would have it for as long as the clock was ahead. (A clock that is only put right by a little takes the lead from nobody.)
 const LEAD: &str = "
     WITH kept AS (
         UPDATE harness_leases
@@ -42,7 +42,7 @@ const LEAD: &str = "
                epoch = CASE WHEN holder = $2 AND expires_at > clock_timestamp() THEN epoch
                             ELSE nextval('harness_leader_epoch') END
          WHERE name = $1
-           AND (holder = $2 OR expires_at <= clock_timestamp() OR renewed_at > clock_timestamp())
+           AND (holder = $2 OR expires_at <= clock_timestamp() OR renewed_at > clock_timestamp() + interval '1 second')
         RETURNING epoch
     ), first AS (
         INSERT INTO harness_leases (name, holder, epoch, renewed_at, expires_at)
