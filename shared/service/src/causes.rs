@@ -8,15 +8,26 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
-        // What of it ends what was said.
-        let parts = text.match_indices(": ").map(|(end, _)| end).chain([text.len()]);
-        match parts.filter(|end| ends_with(&said, &text[..*end])).max() {
-            Some(end) => said.push_str(&text[end..]),
-            None => said = format!("{said}: {text}"),
+        if !says(&said, &text) {
+            // What of it ends what was said.
+            let begins = text.match_indices(": ").map(|(end, _)| end);
+            match begins.filter(|end| ends_with(&said, &text[..*end])).max() {
+                Some(end) => said.push_str(&text[end..]),
+                None => said = format!("{said}: {text}"),
+            }
         }
         next = cause.source();
     }
     said
+}
+
+/// Whether this was said as a whole, also in brackets: an error may show its causes itself.
+fn says(said: &str, text: &str) -> bool {
+    said.match_indices(text).any(|(at, _)| {
+        let (before, after) = (&said[..at], &said[at + text.len()..]);
+        (before.is_empty() || before.ends_with(": ") || before.ends_with('('))
+            && (after.is_empty() || after.starts_with(": ") || after.starts_with(')'))
+    })
 }
 
 /// Whether the last that was said is this, and not only its last letters.
@@ -55,6 +66,7 @@ mod tests {
                 "making one: error connecting: Connection refused (os error 111)",
             ),
             (&["a: b: c", "b: c", "c"], "a: b: c"),
+            (&["a (b: c), d", "b: c", "c"], "a (b: c), d"),
             (&["alone"], "alone"),
             // What only occurs in what was said is said.
             (&["timeout of job 15", "timeout", "5"], "timeout of job 15: timeout: 5"),
