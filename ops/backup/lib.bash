@@ -72,7 +72,7 @@ stop() {
 check_database() {
     local expected='expected postgres://user:password@host:5432/database'
     local form='^(postgres(ql)?://[^?#/[:space:]]*)/([A-Za-z0-9_.-]+)(\?([^[:space:]]*))?$'
-    local name value parameter mode= own= attributes= kept=
+    local name value parameter mode='' own='' attributes='' kept=''
     local -a parameters=()
     for name in "${!PG@}"; do unset "$name"; done
     export PGPASSFILE=/dev/null
