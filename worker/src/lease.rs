@@ -161,7 +161,8 @@ impl Lease {
         }
         let Ok(Asked { drain, jobs }) = self.store.asked(self.worker()).await else { return };
         if self.mark.set(drain) {
-            match drain {
+            // One that is over by our clock Postgres may still know.
+            match drain.filter(|_| self.mark.stands()) {
                 Some(mark) => {
                     info!(worker_id = %self.worker(), epoch = mark.epoch, "marked to be scaled away: takes no more jobs")
                 }
