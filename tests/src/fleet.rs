@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use job::{JobId, JobSpec, JobState};
@@ -74,9 +74,14 @@ impl Fleet {
     pub fn autoscaler(&self, name: &str, pools: &str) -> Launch {
         let path = self.folder.path().join(format!("{name}.toml"));
         std::fs::write(&path, pools).expect("written");
-        let processes = self.folder.path().join("processes");
+        let processes = self.processes();
         let (path, processes) = (path.to_string_lossy(), processes.to_string_lossy());
         self.worker(name).program("autoscaler", &["run", "--pools", &path, "--process-dir", &processes])
+    }
+
+    /// Where autoscalers keep what they know of their worker processes, a folder for each pool.
+    pub fn processes(&self) -> PathBuf {
+        self.folder.path().join("processes")
     }
 
     /// Writes an `agents.toml` whose agent `reader` is `examples/reader.py` on this fleet's folder; returns its path.

@@ -1,12 +1,8 @@
 //! The autoscaler on worker processes: a pool follows its backlog, and no job is ever interrupted by that.
 
-use std::path::PathBuf;
-
 use job::{JobSpec, JobState};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::{Fleet, Launch, Worker, http, steps, until, until_ok};
+use tests::{Fleet, Launch, Processes, Worker, http, steps, until, until_ok};
 
 /// One to four workers, one for each four jobs, without any limit to the speed.
 const POOL: &str = r#"
@@ -22,25 +18,9 @@ const POOL: &str = r#"
 
 const ALIVE: &str = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
 
-/// The workers of an autoscaler; they are gone with this, also when the test has failed.
-struct Processes(PathBuf);
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        let files = std::fs::read_dir(self.0.join("processes/default")).into_iter().flatten().flatten();
-        for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "pid")) {
-            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
-            if let Some(pid) = text.split(' ').next().and_then(|pid| pid.parse().ok()) {
-                // Only in a test that has failed does one still live.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-    }
-}
-
 /// Waits until the pool's list of targets names so many workers, each of which answers.
 async fn found_by_prometheus(fleet: &Fleet, workers: usize) {
-    let list = fleet.folder.path().join("processes/default/targets.json");
+    let list = fleet.processes().join("default/targets.json");
     let look = async || {
         let text = std::fs::read_to_string(&list).map_err(|error| error.to_string())?;
         let groups: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
@@ -66,7 +46,7 @@ async fn start(fleet: &Fleet, launch: Launch) -> Worker {
 #[tokio::test]
 async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_interrupted() {
     let fleet = Fleet::new().await;
-    let _processes = Processes(fleet.folder.path().to_owned());
+    let _processes = Processes::of(&fleet);
     let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
     let long = steps(0, 200, 100);
     let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
@@ -98,9 +78,8 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
 #[tokio::test]
 async fn a_pool_scales_on_where_its_list_for_prometheus_cannot_be_written() {
     let fleet = Fleet::new().await;
-    let folder = fleet.folder.path().to_owned();
-    let _processes = Processes(folder.clone());
-    std::fs::create_dir_all(folder.join("processes/default/targets.json.new"))
+    let _processes = Processes::of(&fleet);
+    std::fs::create_dir_all(fleet.processes().join("default/targets.json.new"))
         .expect("a folder in its place");
     let mut autoscaler = start(&fleet, fleet.autoscaler("autoscaler", POOL)).await;
     let burst: Vec<JobSpec> = (0..16).map(|session| steps(session, 60, 100)).collect();
@@ -114,7 +93,7 @@ async fn a_pool_scales_on_where_its_list_for_prometheus_cannot_be_written() {
 #[tokio::test]
 async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remembers_its_windows() {
     let fleet = Fleet::new().await;
-    let _processes = Processes(fleet.folder.path().to_owned());
+    let _processes = Processes::of(&fleet);
     let slow = POOL.replace("stabilization_window_s = 1", "stabilization_window_s = 600");
     let mut first = start(&fleet, fleet.autoscaler("first", &slow).set("AUTOSCALER_LEASE_S", 8)).await;
     let jobs: Vec<JobSpec> = (0..12).map(|session| steps(session, 40, 100)).collect();

@@ -1,14 +1,11 @@
 //! Postgres's clock may be set, by hand, by NTP or by a failover to a server whose clock differs. A step of it kills nobody who
 //! lives, ends no mark and no leadership too early, and holds up what waits for no longer than a lease.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use job::{FailureCode, JobSpec, JobState, RetryPolicy};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
-use tests::{Database, Fleet, OwnPostgres, job, leading, until};
+use tests::{Database, Fleet, OwnPostgres, Processes, job, leading, until};
 
 const HOUR_S: i64 = 3_600;
 
@@ -146,26 +143,10 @@ const POOL: &str = r#"
     scale_down = { stabilization_window_s = 600, select_policy = "Max", policies = [], tolerance = 0.0 }
 "#;
 
-/// The workers of an autoscaler; they are gone with this, also when the test has failed.
-struct Processes(PathBuf);
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        let files = std::fs::read_dir(self.0.join("processes/default")).into_iter().flatten().flatten();
-        for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "pid")) {
-            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
-            if let Some(pid) = text.split(' ').next().and_then(|pid| pid.parse().ok()) {
-                // Only in a test that has failed does one still live.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-    }
-}
-
 #[tokio::test]
 async fn an_autoscaler_grows_on_after_a_step_back_and_keeps_its_size_after_one_ahead() {
     let (postgres, fleet) = fleet_on_clock(HOUR_S).await;
-    let _processes = Processes(fleet.folder.path().to_owned());
+    let _processes = Processes::of(&fleet);
     let mut autoscaler = fleet.autoscaler("autoscaler", POOL).launch();
     fleet.workers_alive(1).await;
     let jobs: Vec<_> =

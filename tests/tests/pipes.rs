@@ -68,7 +68,7 @@ async fn every_command_ends_as_ever_when_nobody_reads_it_and_fails_when_it_canno
         &["enqueue", "--file", &lines, "--print-ids"],
         &["revive"],
     ];
-    let process = fleet.folder.path().join("processes").to_string_lossy().into_owned();
+    let process = fleet.processes().to_string_lossy().into_owned();
     let autoscaler: [&[&str]; 3] = [
         &["observe"],
         &["once", "--dry-run", "--target", "process", "--process-dir", &process],

@@ -74,7 +74,7 @@ async fn a_first_connection_that_takes_its_time_holds_up_no_stop() {
         &["migrate"],
         &["revive"],
     ];
-    let processes = fleet.folder.path().join("processes").to_string_lossy().into_owned();
+    let processes = fleet.processes().to_string_lossy().into_owned();
     let once = ["once", "--dry-run", "--target", "process", "--process-dir", &processes];
     let target = "[pools.default]\ntarget = 'process'\n";
     for silent in [&postgres, &broker] {

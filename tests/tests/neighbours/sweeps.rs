@@ -93,7 +93,9 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
     fleet.undisturbed(&jobs).await;
     let pools = fleet.folder.path().join("pools.toml");
     std::fs::write(&pools, "[pools.default]\ntarget = \"process\"\n").expect("written");
-    let once = ["once", "--dry-run", "--log-level", NOTICES, "--pools", &pools.to_string_lossy()];
+    let (pools, processes) = (pools.to_string_lossy(), fleet.processes());
+    let processes = processes.to_string_lossy();
+    let once = ["once", "--dry-run", "--log-level", NOTICES, "--pools", &pools, "--process-dir", &processes];
     let looked = fleet.run_autoscaler(&once).await;
 
     let missing = async || {
