@@ -71,18 +71,6 @@ impl TargetError {
         }
     }
 
-    /// The same with where the API server is, where it gave no answer.
-    pub(crate) fn at(mut self, server: &str) -> TargetError {
-        if let TargetError::Unreachable { reason, .. } = &mut self {
-            *reason = reason.replacen(
-                "the API server",
-                &format!("the API server {server} (KUBECONFIG, KUBE_CONTEXT)"),
-                1,
-            );
-        }
-        self
-    }
-
     /// Its kind in one word, for a metric's label.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 //! One request to the API server: where it goes, which right it takes, and what its failure means.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use crate::apply::TargetError;
 /// A request. The right that it needs is the same data in other words, so that a refusal can name it.
 #[derive(Clone, Debug)]
 pub(super) struct Call<'a> {
+    /// The API server, for errors.
+    pub server: &'a str,
     /// On whose behalf, for errors.
     pub target: &'a str,
     pub verb: Verb,
@@ -97,8 +100,7 @@ impl Call<'_> {
     /// No answer within the bound.
     pub fn timed_out(&self, bound: Duration) -> TargetError {
         let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "the bound for requests has passed");
-        let reason = format!("the API server gave no answer within {} ms", bound.as_millis());
-        TargetError::Unreachable { target: self.target.to_owned(), reason, source: Arc::new(error) }
+        self.unreachable(&format!("gave no answer within {} ms", bound.as_millis()), Arc::new(error))
     }
 
     /// What an error of the client means to us.
@@ -114,10 +116,7 @@ impl Call<'_> {
                 right: "authenticate".into(),
                 message: format!("the credentials cannot be read: {error}"),
             },
-            error => {
-                let reason = "the API server cannot be reached".into();
-                TargetError::Unreachable { target, reason, source: Arc::new(error) }
-            }
+            error => self.unreachable("cannot be reached", Arc::new(error)),
         }
     }
 
@@ -132,12 +131,14 @@ impl Call<'_> {
             }
             404 => TargetError::NotFound { target, message: status.message },
             409 => TargetError::Conflict { target },
-            408 | 429 | 500.. => {
-                let reason = format!("the API server answers {}", status.code);
-                TargetError::Unreachable { target, reason, source: Arc::new(status) }
-            }
+            408 | 429 | 500.. => self.unreachable(&format!("answers {}", status.code), Arc::new(status)),
             _ => self.refused(status.message),
         }
+    }
+
+    fn unreachable(&self, how: &str, source: Arc<dyn Error + Send + Sync>) -> TargetError {
+        let reason = format!("the API server {} (KUBECONFIG, KUBE_CONTEXT) {how}", self.server);
+        TargetError::Unreachable { target: self.target.to_owned(), reason, source }
     }
 }
 
@@ -156,6 +157,7 @@ mod tests {
 
     fn call() -> Call<'static> {
         Call {
+            server: "https://api:6443",
             target: "Deployment fleet/workers",
             verb: Verb::Patch,
             group: "apps",

@@ -28,7 +28,7 @@ const CONNECTIONS: usize = 8;
 pub struct Cluster {
     client: Client,
     /// The API server, for errors.
-    server: String,
+    pub(super) server: String,
     namespace: String,
     slots: Semaphore,
     pub(super) rivals: Rivals,
@@ -125,8 +125,7 @@ impl Cluster {
             let request = call.request(left)?;
             self.client.request(request).await.map_err(|error| call.failed(error))
         };
-        let answer = timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(call.timed_out(BOUND)));
-        answer.map_err(|error| error.at(&self.server))
+        timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(call.timed_out(BOUND)))
     }
 
     /// What a kind is called in paths, if it is there and can be scaled.
@@ -145,14 +144,14 @@ impl Cluster {
         };
         let target = call.target.to_owned();
         let found = match timeout_at(deadline, asking).await {
-            Err(_) => return Err(call.timed_out(BOUND).at(&self.server)),
+            Err(_) => return Err(call.timed_out(BOUND)),
             Ok(Err(error)) if is_unknown(&error) => {
                 let message = format!("the API server has no kind {kind} in {}", asked.api_version());
                 return Err(TargetError::NotFound { target, message });
             }
             Ok(found) => found,
         };
-        let (resource, able) = found.map_err(|error| call.failed(error).at(&self.server))?;
+        let (resource, able) = found.map_err(|error| call.failed(error))?;
         if able.scope != Scope::Namespaced {
             return Err(TargetError::Refused { target, message: format!("a {kind} is in no namespace") });
         }

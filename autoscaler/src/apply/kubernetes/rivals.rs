@@ -110,6 +110,7 @@ impl Cluster {
         ] {
             for version in versions {
                 let call = Call {
+                    server: &self.server,
                     target,
                     verb: Verb::List,
                     group,

@@ -64,6 +64,7 @@ impl Kubernetes {
     /// A request about the workload itself.
     fn call<'a>(&'a self, verb: Verb, plural: &'a str, subresource: Option<&'a str>) -> Call<'a> {
         Call {
+            server: &self.cluster.server,
             target: &self.name,
             verb,
             group: &self.workload.group,
