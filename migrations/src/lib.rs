@@ -84,6 +84,13 @@ async fn renewed(address: &Address) -> Result<Session, PostgresError> {
 /// newer one that works with it, and what [`ready`] refuses. Says what stands between us and Postgres.
 pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
     let (session, pooling) = ready(address).await?;
+    check_schema(address, &session).await?;
+    session.close().await;
+    Ok(pooling)
+}
+
+/// The schema alone, by a connection that is there.
+pub async fn check_schema(address: &Address, session: &Session) -> Result<(), SchemaError> {
     let looking = async {
         let applied = applied(&session.client).await.map_err(|error| PostgresError::new(address, error))?;
         match known().into_iter().find(|version| !applied.contains_key(version)) {
@@ -96,10 +103,7 @@ pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
             None => Ok(applied),
         }
     };
-    let applied = within(address, looking).await?;
-    session.close().await;
-    refuse_unknown(&applied)?;
-    Ok(pooling)
+    refuse_unknown(&within(address, looking).await?)
 }
 
 /// The network, or a pooler, may swallow an answer.

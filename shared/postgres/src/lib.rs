@@ -19,5 +19,5 @@ mod look;
 pub use address::Address;
 pub use connect::{Session, connect};
 pub use error::PostgresError;
-pub use look::{Pooling, look, ready};
+pub use look::{Pooling, look, look_at_settings, ready};
 pub use settings::{SetBy, set_for_role};

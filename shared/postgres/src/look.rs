@@ -40,10 +40,15 @@ pub async fn look(address: &Address) -> Result<(Session, Pooling), PostgresError
 pub async fn ready(address: &Address) -> Result<(Session, Pooling), PostgresError> {
     let looking = async {
         let (session, pooling) = look_unbounded(address).await?;
-        look_at_settings(address, &session.client).await?;
+        settings_unbounded(address, &session.client).await?;
         Ok((session, pooling))
     };
     within(BOUND, address, looking).await
+}
+
+/// The second half of [`ready`], by a connection of [`look`].
+pub async fn look_at_settings(address: &Address, session: &Session) -> Result<(), PostgresError> {
+    within(BOUND, address, settings_unbounded(address, &session.client)).await
 }
 
 async fn within<T>(
@@ -71,7 +76,7 @@ async fn look_unbounded(address: &Address) -> Result<(Session, Pooling), Postgre
     Ok((session, pooling))
 }
 
-async fn look_at_settings(address: &Address, client: &Client) -> Result<(), PostgresError> {
+async fn settings_unbounded(address: &Address, client: &Client) -> Result<(), PostgresError> {
     let wrong = |error| PostgresError::new(address, error);
     if address.set_by() == SetBy::Connection {
         return Ok(());

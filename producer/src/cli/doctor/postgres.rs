@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::postgres::{Address, Pooling, SetBy};
+use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
 use super::{Checklist, chain};
@@ -20,13 +20,14 @@ pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
             return;
         }
     };
-    session.close().await;
     list.tell("database_connected", Ok(answers(address)));
-    let settings = ::postgres::ready(address).await.map(|_| settings(address.set_by(), pooling));
+    let settings = look_at_settings(address, &session).await.map(|()| settings(address.set_by(), pooling));
     if !list.tell("database_settings", settings.map_err(chain)) {
         return;
     }
-    let schema = migrations::check(address).await.map(|_| "the schema of this release".to_owned());
+    let schema = migrations::check_schema(address, &session).await;
+    let schema = schema.map(|()| "the schema of this release".to_owned());
+    session.close().await;
     if !list.tell("schema_current", schema.map_err(chain)) {
         return;
     }
