@@ -35,7 +35,8 @@ pub struct CheckpointRow {
     pub output_tokens: u64,
 }
 
-/// (No index serves IS NOT DISTINCT FROM: the jobs are found by their ids.) The job rows are locked against rescue (which takes them in the same order) until the delta stands.
+/// The job rows are locked against rescue (which takes them in the same order) until the delta stands. (No index serves
+/// IS NOT DISTINCT FROM: the jobs are found by their ids.)
 const APPEND: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::bigint[],

@@ -147,7 +147,8 @@ const END: &str = "
       FROM ended e WHERE s.session_id = e.session_id
     RETURNING e.job_id";
 
-/// Gives jobs another attempt. (No index serves IS NOT DISTINCT FROM: the jobs are found by their ids.) The epoch stays until the next claim, by which a repeated call recognises itself.
+/// Gives jobs another attempt. The epoch stays until the next claim, by which a repeated call recognises itself. (No index
+/// serves IS NOT DISTINCT FROM: the jobs are found by their ids.)
 const RESCHEDULE: &str = "
     UPDATE harness_jobs j
        SET state = 'scheduled', worker_id = NULL, state_since = now(),
