@@ -17,8 +17,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use crate::address::Address;
+use crate::declaring::{DELETION_TIME, is_settled};
 use crate::error::explain;
-use crate::link::{DELETION_TIME, Link};
+use crate::link::Link;
 use crate::{BrokerConfig, Depth, Publisher, QueueError, Slot, confirming, topology};
 
 /// What the supervisor is at.
@@ -154,14 +155,15 @@ impl Broker {
         self.shared.redeclared.send_replace(BTreeMap::new())
     }
 
-    /// Declares a pool's queue now, and again at every connect.
+    /// Declares a pool's queue, also where it is there: it may be of another kind. From now on it is declared at every connect
+    /// where it is missing.
     pub async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
         let link = self.shared.live_link(self.shared.config.operation_timeout).await?;
-        self.shared.declare_pool(&link, pool).await?;
-        let mut pools = self.shared.pools();
-        if !pools.contains(pool) {
-            pools.push(pool.clone());
+        match link.depth(&topology::jobs_queue(pool)).await? {
+            Some(_) => link.declare_now(pool).await?,
+            None => self.shared.declare_missing(&link, pool).await?,
         }
+        self.shared.keep(pool);
         Ok(())
     }
 
@@ -200,9 +202,9 @@ impl Shared {
         }
     }
 
-    /// Declares a pool's queue, and notes where it had been missing.
-    pub(crate) async fn declare_pool(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
-        if link.declare_pool(pool).await? {
+    /// Declares a pool's queue where it is missing, and notes that.
+    pub(crate) async fn declare_missing(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
+        if link.declare_missing(pool).await? {
             self.note_redeclared([(pool.clone(), Instant::now())]);
         }
         Ok(())
@@ -223,6 +225,14 @@ impl Shared {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.link.borrow().as_ref().is_some_and(|link| link.is_usable())
+    }
+
+    /// Declares this pool's queue at every connect, too.
+    pub(crate) fn keep(&self, pool: &job::Name) {
+        let mut pools = self.pools();
+        if !pools.contains(pool) {
+            pools.push(pool.clone());
+        }
     }
 
     /// The pool a queue belongs to, if it is one of those we declare.
@@ -290,8 +300,8 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     let (mut deleted, mut redeclared) = (BTreeMap::<String, Instant>::new(), BTreeMap::new());
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
-        let opening =
-            Link::open(address, config, &pools, !deleted.is_empty(), &mut redeclared, generation + 1);
+        let settled = is_settled(deleted.values().max());
+        let opening = Link::open(address, config, &pools, settled, &mut redeclared, generation + 1);
         let opened = tokio::select! {
             opened = opening => opened,
             () = shared.stop.cancelled() => break,

@@ -39,6 +39,7 @@ mod screen;
 mod socket;
 mod connection;
 mod link;
+mod declaring;
 mod publisher;
 mod confirming;
 mod consumer;

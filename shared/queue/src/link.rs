@@ -3,35 +3,25 @@
 //! A link is never repaired. Whoever notices that it is broken calls [`Link::fail`]; the supervisor then closes
 //! it and builds the next. It knows nothing of slots, publishers or backoff.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::Address;
+use crate::declaring::Declarations;
 use crate::error::{explain, reply_code};
-use crate::{BrokerConfig, QueueError, socket, topology};
+use crate::{BrokerConfig, QueueError, socket};
 
 pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const REPLY_SUCCESS: u16 = 200;
-
-/// How long a queue must have been missing before it is declared again.
-///
-/// When a quorum queue is deleted, each channel that used it hears of its end by itself. A channel that finds a queue of
-/// that name when it does (the old one, whose deletion is not over, or a new one that another client was quick to declare)
-/// subscribes its consumers to that one without a word to the client, and forgets right afterwards what it knows of them
-/// (`rabbit_channel:handle_consuming_queue_down_or_eol`, seen in 3.10.8). Messages for such a consumer are dropped, or returned
-/// until the delivery limit makes dead letters of them; and a publisher that the same happens to numbers its messages from 1
-/// again, which the new queue takes for duplicates: it confirms and drops them. Deleting takes milliseconds, and as long as
-/// the files of a large queue take to delete.
-pub(crate) const DELETION_TIME: Duration = Duration::from_secs(1);
 
 /// What stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +37,6 @@ pub(crate) enum Settlement {
     Requeue,
 }
 
-type Declaring = tokio::sync::Mutex<Option<(Instant, QueueError)>>;
-
 pub(crate) struct Link {
     /// Counts the connections of one broker, from 1.
     pub(crate) generation: u64,
@@ -61,11 +49,7 @@ pub(crate) struct Link {
     _cut_when_dropped: DropGuard,
     /// For declarations; a refused one closes it, so it is opened anew when needed.
     control: tokio::sync::Mutex<Option<Channel>>,
-    /// Queues that were there when last looked at, and when that was.
-    known: Mutex<HashMap<String, Instant>>,
-    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once, or are
-    /// refused together. In it is the last refusal.
-    declaring: Mutex<HashMap<String, Arc<Declaring>>>,
+    pub(crate) declarations: Declarations,
     /// Queues that the broker has deleted under a consumer of this link, and when it said so.
     deleted: Mutex<BTreeMap<String, std::time::Instant>>,
     failure: OnceLock<String>,
@@ -75,7 +59,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects, declares the topology and opens the channel of the slots. `settled`: what is missing has been missing for
-    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
+    /// [`crate::declaring::DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
     pub(crate) async fn open(
         address: &Address,
         config: &BrokerConfig,
@@ -104,8 +88,7 @@ impl Link {
             cut,
             _cut_when_dropped: guard,
             control: tokio::sync::Mutex::default(),
-            known: Mutex::default(),
-            declaring: Mutex::default(),
+            declarations: Declarations::default(),
             deleted: Mutex::default(),
             failure: OnceLock::new(),
             failed: CancellationToken::new(),
@@ -124,115 +107,8 @@ impl Link {
         }
     }
 
-    /// Declares what all pools share and the queues of these.
-    async fn declare(
-        &self,
-        pools: &[job::Name],
-        settled: bool,
-        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
-    ) -> Result<(), QueueError> {
-        let mut missing = self.are_missing(pools).await?;
-        // Where there was no fleet before, nothing was deleted.
-        if missing.is_some() && !settled && self.has_exchange().await? {
-            sleep(DELETION_TIME).await;
-            missing = self.are_missing(pools).await?;
-        }
-        // The first connection also learns whether all is as this version declares it. Later ones had better not declare
-        // what is there: it may be about to go.
-        if missing.is_some() || self.generation == 1 {
-            self.declare_shared().await?;
-        }
-        let missing = missing.unwrap_or_default();
-        for pool in pools {
-            if self.generation == 1 || missing.contains(pool) {
-                self.declare_now(pool).await?;
-            }
-            if missing.contains(pool) {
-                redeclared.insert(pool.clone(), std::time::Instant::now());
-            }
-        }
-        Ok(())
-    }
-
-    /// The pools whose queue is missing; `None` when every queue is there, those included that all pools share.
-    async fn are_missing(&self, pools: &[job::Name]) -> Result<Option<Vec<job::Name>>, QueueError> {
-        let mut all_there = true;
-        for queue in [topology::DEAD_QUEUE, topology::DEAD_SWEEP_QUEUE] {
-            all_there &= self.depth(queue).await?.is_some();
-        }
-        let mut missing = Vec::new();
-        for pool in pools {
-            if self.depth(&topology::jobs_queue(pool)).await?.is_none() {
-                missing.push(pool.clone());
-            }
-        }
-        Ok((!all_there || !missing.is_empty()).then_some(missing))
-    }
-
-    async fn has_exchange(&self) -> Result<bool, QueueError> {
-        self.on_control("look for the exchange of jobs", topology::has_exchange).await
-    }
-
-    async fn declare_shared(&self) -> Result<(), QueueError> {
-        self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await).await
-    }
-
-    /// Declares a pool's queue; one that is missing after [`DELETION_TIME`]. Returns whether it was missing: AMQP's answer to
-    /// a declare does not say so.
-    pub(crate) async fn declare_pool(&self, pool: &job::Name) -> Result<bool, QueueError> {
-        let asked = Instant::now();
-        let queue = topology::jobs_queue(pool);
-        let lock = self.declaring().entry(queue.clone()).or_default().clone();
-        let mut refused = lock.lock().await;
-        if self.known().get(&queue).is_some_and(|seen| *seen > asked) {
-            return Ok(false);
-        }
-        if let Some((at, error)) = &*refused
-            && *at > asked
-        {
-            return Err(error.clone());
-        }
-        let declared = self.declare_settled(pool, &queue).await;
-        *refused = declared.as_ref().err().map(|error| (Instant::now(), error.clone()));
-        declared
-    }
-
-    async fn declare_settled(&self, pool: &job::Name, queue: &str) -> Result<bool, QueueError> {
-        let mut missing = self.depth(queue).await?.is_none();
-        if missing {
-            sleep(DELETION_TIME).await;
-            missing = self.depth(queue).await?.is_none();
-        }
-        self.declare_now(pool).await?;
-        Ok(missing)
-    }
-
-    async fn declare_now(&self, pool: &job::Name) -> Result<(), QueueError> {
-        let queue = topology::jobs_queue(pool);
-        let doing = format!("declare queue {queue}");
-        self.on_control(&doing, async |channel| topology::declare_pool(channel, pool).await).await?;
-        self.known().insert(queue, Instant::now());
-        Ok(())
-    }
-
-    /// Makes sure that a queue is there before somebody consumes from it: consuming from a missing one would
-    /// close the channel of all slots. `pool` is given when the queue is ours to declare. Returns whether that was missing.
-    pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<bool, QueueError> {
-        if self.known().contains_key(queue) {
-            return Ok(false);
-        }
-        match pool {
-            Some(pool) => self.declare_pool(pool).await,
-            None if self.depth(queue).await?.is_some() => Ok(false),
-            None => {
-                let doing = format!("consume from queue {queue}");
-                Err(QueueError::Failed { doing, reason: "the queue does not exist".to_owned() })
-            }
-        }
-    }
-
     /// The broker has cancelled a consumer, which it does when the queue is deleted. That ends the link: what the broker's
-    /// channels still know of the old queue goes with them ([`DELETION_TIME`]).
+    /// channels still know of the old queue goes with them ([`crate::declaring::DELETION_TIME`]).
     pub(crate) fn queue_deleted(&self, queue: &str) {
         self.deleted().entry(queue.to_owned()).or_insert_with(std::time::Instant::now);
         self.fail(format_args!("the broker has cancelled the consumers of queue {queue}: it was deleted"));
@@ -257,13 +133,13 @@ impl Link {
         });
         let depth = depth.await?;
         if depth.is_some() {
-            self.known().insert(queue.to_owned(), Instant::now());
+            self.declarations.note(queue);
         }
         Ok(depth)
     }
 
     /// Works on the control channel, which the broker closes when it refuses something.
-    async fn on_control<T>(
+    pub(crate) async fn on_control<T>(
         &self,
         doing: &str,
         work: impl AsyncFnOnce(&Channel) -> Result<T, QueueError>,
@@ -365,14 +241,6 @@ impl Link {
 
     fn deleted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, std::time::Instant>> {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn declaring(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Declaring>>> {
-        self.declaring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

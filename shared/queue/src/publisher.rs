@@ -2,7 +2,8 @@
 //!
 //! A call resolves when the broker has taken the message over, or when it is known that it has not, or when the
 //! bound is reached. Many calls run at once; one task ([`crate::confirming`]) sends them in the order of arrival.
-//! It does not retry, with one exception: a queue of ours that somebody deleted is declared again first.
+//! It does not retry, with one exception: a pool's queue that is missing is declared, and the message goes there again. So a pool may
+//! be new, and its queue may be deleted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use crate::connection::{Alive, Shared};
-use crate::{DEAD_QUEUE, Delivery, HeldLetter, PublishError, headers};
+use crate::{DEAD_QUEUE, Delivery, HeldLetter, PublishError, headers, pool_of_queue};
 
 const PERSISTENT: u8 = 2;
 
@@ -174,7 +176,7 @@ impl Publisher {
                 Err(_) => return Err(unconfirmed(self.shared.reason())),
             };
             let reason = returned.reply_text.to_string();
-            if !std::mem::take(&mut may_declare) || !self.declare_again(queue, deadline).await {
+            if !std::mem::take(&mut may_declare) || !self.declare_missing(queue, deadline).await {
                 return Err(PublishError::Returned { queue: queue.to_owned(), reason });
             }
             let delivery = returned.delivery;
@@ -182,14 +184,20 @@ impl Publisher {
         }
     }
 
-    /// A queue of ours is gone: somebody deleted it. Whether it is there again.
-    async fn declare_again(&self, queue: &str, deadline: Instant) -> bool {
-        let Some(pool) = self.shared.pool_of(queue) else { return false };
+    /// A queue is missing. Whether it is a pool's, and there now.
+    async fn declare_missing(&self, queue: &str, deadline: Instant) -> bool {
+        let Some(pool) = pool_of_queue(queue).filter(|_| self.shared.config.declares) else { return false };
         let declaring = async {
             while let Some(link) = self.shared.next_link().await {
-                match self.shared.declare_pool(&link, &pool).await {
-                    Ok(()) => return true,
-                    Err(_) if link.is_usable() => return false,
+                match self.shared.declare_missing(&link, &pool).await {
+                    Ok(()) => {
+                        self.shared.keep(&pool);
+                        return true;
+                    }
+                    Err(cause) if link.is_usable() => {
+                        warn!(%cause, %pool, "the pool's queue cannot be declared");
+                        return false;
+                    }
                     // The link has ended meanwhile, perhaps because a slot of its own consumed from that queue.
                     Err(_) => {}
                 }

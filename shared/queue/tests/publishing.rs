@@ -80,7 +80,8 @@ async fn five_thousand_messages_published_at_once_are_confirmed_and_arrive_in_or
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_messages_in_flight_exactly_those_without_a_queue_are_returned() {
     at_desk(async |desk| {
-        let missing = format!("{}.missing", desk.queue);
+        // No pool's: that would be declared.
+        let missing = format!("missing.{}", desk.queue);
         let publisher = desk.broker.publisher();
         let mut arrived = 0;
         // Few and many of them: the broker then confirms them one by one, or several with one frame.

@@ -8,12 +8,12 @@ use std::time::Duration;
 use lapin::types::FieldTable;
 use queue::{Broker, BrokerConfig, BrokerStatus, Message, QueueError, jobs_queue};
 use support::{
-    PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, until, until_status,
-    within,
+    PATIENCE, amqp_url, as_ours, at_desk, close_by_force, declare_foreign_queue, delete_queue,
+    queue_is_there, until, until_status, within,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -83,6 +83,43 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
         for broker in &brokers {
             broker.close().await;
         }
+    })
+    .await;
+}
+
+/// Somebody else declares the queue, and it is deleted once more, while others wait to see whether it stays away.
+#[tokio::test]
+async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_time() {
+    at_desk(async |desk| {
+        let another = |name| BrokerConfig::new(amqp_url(), name).with_pools([desk.pool.clone()]);
+        delete_queue(&desk.queue).await;
+        let starting = Broker::start(another("starting"), CancellationToken::new());
+        let publisher = desk.broker.publisher();
+        let publishing = async {
+            let message = Message { message_id: Some("m".to_owned()), ..Message::new("test.v1", "{}") };
+            // It may come back a second time.
+            let published = publisher.publish(&desk.queue, message).await;
+            published.is_ok().then(Instant::now)
+        };
+        let deleting = async {
+            sleep(Duration::from_millis(300)).await;
+            declare_foreign_queue(&desk.queue, as_ours()).await;
+            sleep(Duration::from_millis(400)).await;
+            let at = Instant::now();
+            delete_queue(&desk.queue).await;
+            let mut back_after = Vec::new();
+            while at.elapsed() < Duration::from_millis(900) {
+                if queue_is_there(&desk.queue).await {
+                    back_after.push(at.elapsed());
+                }
+            }
+            (at, back_after)
+        };
+        let (published, (at, back_after)) = within(futures::future::join(publishing, deleting)).await;
+        let too_early =
+            published.filter(|published| (at..at + Duration::from_millis(900)).contains(published));
+        assert_eq!((back_after, too_early.map(|early| early - at)), (Vec::new(), None));
+        starting.close().await;
     })
     .await;
 }

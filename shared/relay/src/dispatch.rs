@@ -94,14 +94,6 @@ async fn send(relay: &Relay, job: DueJob) -> (JobId, Result<(), PublishError>) {
         message_id: Some(job.job_id.to_string()),
         ..Message::new(SCHEMA, job.message.into_bytes())
     };
-    let queue = jobs_queue(&job.pool);
-    let mut result = relay.publisher.publish(&queue, message.clone()).await;
-    // A pool that had no worker yet: its queue is declared now, by whoever needs it first.
-    if matches!(result, Err(PublishError::Returned { .. })) {
-        if let Err(error) = relay.broker.declare_pool(&job.pool).await {
-            warn!(cause = %error, pool = %job.pool, "the pool's queue cannot be declared");
-        }
-        result = relay.publisher.publish(&queue, message).await;
-    }
+    let result = relay.publisher.publish(&jobs_queue(&job.pool), message).await;
     (job.job_id, result)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use queue::{Broker, BrokerConfig, BrokerStatus, Depth, Message, jobs_queue};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -98,6 +98,32 @@ pub async fn delete_queue(queue: &str) {
     let (connection, channel) = lapin_channel().await;
     channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.expect("deleted");
     connection.close(200, "done".into()).await.expect("closed");
+}
+
+/// Whether somebody has such a queue.
+pub async fn queue_is_there(queue: &str) -> bool {
+    let (connection, channel) = lapin_channel().await;
+    let look = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+    let is_there = channel.queue_declare(queue.into(), look, FieldTable::default()).await.is_ok();
+    connection.close(200, "done".into()).await.expect("closed");
+    is_there
+}
+
+/// The arguments of a pool's queue.
+pub fn as_ours() -> FieldTable {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut arguments = FieldTable::default();
+    for (key, value) in [
+        ("x-queue-type", text("quorum")),
+        ("x-dead-letter-exchange", text(queue::DEAD_EXCHANGE)),
+        ("x-dead-letter-routing-key", text(queue::DEAD_QUEUE)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-delivery-limit", AMQPValue::LongInt(1_000)),
+    ] {
+        arguments.insert(key.into(), value);
+    }
+    arguments
 }
 
 /// A queue that is none of ours.

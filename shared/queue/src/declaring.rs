@@ -1,0 +1,180 @@
+//! What a connection declares, and when: a queue that is missing only after it was missing for a while.
+//!
+//! When a quorum queue is deleted, each channel that used it hears of its end by itself. A channel that finds a queue of
+//! that name when it does (the old one, whose deletion is not over, or a new one that another client was quick to declare)
+//! subscribes its consumers to that one without a word to the client, and forgets right afterwards what it knows of them
+//! (`rabbit_channel:handle_consuming_queue_down_or_eol`, seen in 3.10.8). Messages for such a consumer are dropped, or returned
+//! until the delivery limit makes dead letters of them; and a publisher that the same happens to numbers its messages from 1
+//! again, which the new queue takes for duplicates: it confirms and drops them.
+//!
+//! A queue that is there is declared only to learn whether it is as this version would have it, at a process's first connection:
+//! should it be deleted just then, that declares it too early.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::link::Link;
+use crate::{QueueError, topology};
+
+/// How long a queue must have been missing before it is declared again. Deleting takes milliseconds, and as long as the files
+/// of a large queue take to delete.
+pub(crate) const DELETION_TIME: Duration = Duration::from_secs(1);
+/// How often it is looked for meanwhile: another client may declare it, and it may be deleted once more. Each look that does not
+/// find it costs a channel.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a connection knows of queues.
+#[derive(Default)]
+pub(crate) struct Declarations {
+    /// Queues that were there when last looked at, and when that was.
+    known: Mutex<HashMap<String, Instant>>,
+    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once, or are
+    /// refused together. In it is the last refusal.
+    declaring: Mutex<HashMap<String, Arc<Declaring>>>,
+}
+
+type Declaring = tokio::sync::Mutex<Option<(Instant, QueueError)>>;
+
+impl Declarations {
+    /// A queue is there.
+    pub(crate) fn note(&self, queue: &str) {
+        self.known().insert(queue.to_owned(), Instant::now());
+    }
+
+    fn lock(&self, queue: &str) -> Arc<Declaring> {
+        let mut declaring = self.declaring.lock().unwrap_or_else(PoisonError::into_inner);
+        declaring.entry(queue.to_owned()).or_default().clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a queue that was deleted then has been missing for long enough now, and not for much longer: who looks
+/// late may look when it has just been deleted once more.
+pub(crate) fn is_settled(deleted: Option<&std::time::Instant>) -> bool {
+    deleted.is_some_and(|at| (DELETION_TIME..DELETION_TIME + 2 * LOOK).contains(&at.elapsed()))
+}
+
+impl Link {
+    /// Declares what all pools share and the queues of these. `settled`: what is missing has been missing for
+    /// [`DELETION_TIME`].
+    pub(crate) async fn declare(
+        &self,
+        pools: &[job::Name],
+        settled: bool,
+        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
+    ) -> Result<(), QueueError> {
+        let ours = pools.iter().map(topology::jobs_queue);
+        let queues: Vec<String> = [topology::DEAD_QUEUE, topology::DEAD_SWEEP_QUEUE]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(ours)
+            .collect();
+        let at_first = self.missing_of(queues).await?;
+        let mut missing = at_first.clone();
+        // Where there was no fleet before, nothing was deleted.
+        if !missing.is_empty() && !settled && self.has_exchange().await? {
+            missing = self.still_missing(missing).await?;
+        }
+        let is_first = self.generation == 1;
+        if is_first || !missing.is_empty() {
+            self.declare_shared().await?;
+        }
+        for pool in pools {
+            let queue = topology::jobs_queue(pool);
+            if missing.contains(&queue) {
+                self.declare_now(pool).await?;
+                redeclared.insert(pool.clone(), std::time::Instant::now());
+            } else if is_first && !at_first.contains(&queue) && self.depth(&queue).await?.is_some() {
+                self.declare_now(pool).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of these queues that are missing.
+    async fn missing_of(&self, queues: Vec<String>) -> Result<Vec<String>, QueueError> {
+        let mut missing = Vec::new();
+        for queue in queues {
+            if self.depth(&queue).await?.is_none() {
+                missing.push(queue);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Those of these missing queues that are missing for [`DELETION_TIME`].
+    async fn still_missing(&self, mut missing: Vec<String>) -> Result<Vec<String>, QueueError> {
+        let since = Instant::now();
+        while !missing.is_empty() && since.elapsed() < DELETION_TIME {
+            sleep(LOOK).await;
+            missing = self.missing_of(missing).await?;
+        }
+        Ok(missing)
+    }
+
+    async fn has_exchange(&self) -> Result<bool, QueueError> {
+        self.on_control("look for the exchange of jobs", topology::has_exchange).await
+    }
+
+    async fn declare_shared(&self) -> Result<(), QueueError> {
+        self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await).await
+    }
+
+    /// Declares a pool's queue where it is missing, and stays so for [`DELETION_TIME`]. Returns whether it was.
+    pub(crate) async fn declare_missing(&self, pool: &job::Name) -> Result<bool, QueueError> {
+        let asked = Instant::now();
+        let queue = topology::jobs_queue(pool);
+        let lock = self.declarations.lock(&queue);
+        let mut refused = lock.lock().await;
+        if self.declarations.known().get(&queue).is_some_and(|seen| *seen > asked) {
+            return Ok(false);
+        }
+        if let Some((at, error)) = &*refused
+            && *at > asked
+        {
+            return Err(error.clone());
+        }
+        let declaring = async {
+            let missing = self.missing_of(vec![queue]).await?;
+            let is_missing = !self.still_missing(missing).await?.is_empty();
+            if is_missing {
+                self.declare_now(pool).await?;
+            }
+            Ok(is_missing)
+        };
+        let declared = declaring.await;
+        *refused = declared.as_ref().err().map(|error: &QueueError| (Instant::now(), error.clone()));
+        declared
+    }
+
+    /// Declares a pool's queue: the broker refuses it where one of another kind is there.
+    pub(crate) async fn declare_now(&self, pool: &job::Name) -> Result<(), QueueError> {
+        let queue = topology::jobs_queue(pool);
+        let doing = format!("declare queue {queue}");
+        self.on_control(&doing, async |channel| topology::declare_pool(channel, pool).await).await?;
+        self.declarations.note(&queue);
+        Ok(())
+    }
+
+    /// Makes sure that a queue is there before somebody consumes from it: consuming from a missing one would
+    /// close the channel of all slots. `pool` is given when the queue is ours to declare. Returns whether that was missing.
+    pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<bool, QueueError> {
+        if self.declarations.known().contains_key(queue) {
+            return Ok(false);
+        }
+        match pool {
+            Some(pool) => self.declare_missing(pool).await,
+            None if self.depth(queue).await?.is_some() => Ok(false),
+            None => {
+                let doing = format!("consume from queue {queue}");
+                Err(QueueError::Failed { doing, reason: "the queue does not exist".to_owned() })
+            }
+        }
+    }
+}
