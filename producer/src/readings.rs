@@ -13,10 +13,10 @@ use prometheus::{
     GaugeVec, IntCounterVec, IntGaugeVec, register_gauge_vec, register_int_counter_vec,
     register_int_gauge_vec,
 };
-use queue::{DEAD_QUEUE, jobs_queue};
-use relay::Relay;
+use queue::{Broker, DEAD_QUEUE, jobs_queue};
+use dispatch::Dispatch;
 use service::with_causes;
-use store::PoolReading;
+use store::{PoolReading, Store};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -110,38 +110,38 @@ impl Readings {
     }
 
     /// Reads again and again, until told to stop.
-    pub async fn keep(mut self, relay: &Relay, stop: &CancellationToken) {
+    pub async fn keep(mut self, dispatch: &Dispatch, retention: Duration, stop: &CancellationToken) {
         let mut clock = interval(EVERY);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reading = async {
             loop {
                 clock.tick().await;
-                self.read(relay).await;
+                self.read(dispatch, retention).await;
             }
         };
         // Also while a reading waits for an answer.
         stop.run_until_cancelled(reading).await.unwrap_or(())
     }
 
-    async fn read(&mut self, relay: &Relay) {
-        let ledger = self.ledger(relay).await;
+    async fn read(&mut self, dispatch: &Dispatch, retention: Duration) {
+        let ledger = self.ledger(&dispatch.store, retention).await;
         if ledger.is_err() {
             forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
             forget([&METRICS.partitions_missing, &METRICS.workers]);
         }
         self.tell("ledger", ledger);
-        let broker = self.broker(relay).await;
+        let broker = self.broker(&dispatch.broker).await;
         if broker.is_err() {
             forget([&METRICS.dead_letters, &METRICS.queue_depth]);
         }
         self.tell("broker", broker);
     }
 
-    async fn ledger(&mut self, relay: &Relay) -> anyhow::Result<()> {
+    async fn ledger(&mut self, store: &Store, retention: Duration) -> anyhow::Result<()> {
         let partitions =
-            relay.store.partitions_ahead(relay.retention).await.context("looking at partitions")?;
-        let lag = relay.store.relay_lag().await.context("reading the relays' lag")?;
-        let pools = relay.store.pool_readings().await.context("reading the pools")?;
+            store.partitions_ahead(retention).await.context("looking at partitions")?;
+        let lag = store.relay_lag().await.context("reading the relays' lag")?;
+        let pools = store.pool_readings().await.context("reading the pools")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
@@ -154,11 +154,11 @@ impl Readings {
         Ok(())
     }
 
-    async fn broker(&mut self, relay: &Relay) -> anyhow::Result<()> {
-        let dead = relay.broker.depth(DEAD_QUEUE).await?;
+    async fn broker(&mut self, broker: &Broker) -> anyhow::Result<()> {
+        let dead = broker.depth(DEAD_QUEUE).await?;
         METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
         for pool in &self.pools {
-            match relay.broker.depth(&jobs_queue(pool)).await? {
+            match broker.depth(&jobs_queue(pool)).await? {
                 Some(depth) => {
                     METRICS.queue_depth.with_label_values(&[pool.as_str()]).set(depth.ready as i64)
                 }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use job::{JobId, JobSpec, OnBusy};
-use relay::Relay;
+use dispatch::Dispatch;
 use store::{Accepted, Ask, DueJob};
 
 /// What became of a batch.
@@ -15,8 +15,8 @@ pub struct Taken {
 }
 
 /// Takes a batch into the ledger, in order.
-pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Taken> {
-    let answers = relay.store.accept(specs).await.context("writing jobs to Postgres")?;
+pub async fn accept(dispatch: &Dispatch, specs: &[JobSpec]) -> anyhow::Result<Taken> {
+    let answers = dispatch.store.accept(specs).await.context("writing jobs to Postgres")?;
     let (mut new, mut taken) = (Vec::new(), Taken::default());
     for (spec, answer) in specs.iter().zip(answers) {
         match answer {
@@ -25,23 +25,24 @@ pub async fn accept(relay: &Relay, specs: &[JobSpec]) -> anyhow::Result<Taken> {
             Accepted::Refused(reason) => taken.refused.push((spec.job_id, reason)),
         }
     }
-    make_room(relay, &new).await?;
+    make_room(dispatch, &new).await?;
     taken.due = new.into_iter().map(due).collect();
     Ok(taken)
 }
 
 /// Asks the jobs that run in the sessions of new ones to make room, where the new ones want that. A worker does this too
 /// when it claims such a job, but all of them may be busy until then.
-pub async fn make_room(relay: &Relay, new: &[&JobSpec]) -> anyhow::Result<()> {
-    for spec in new {
-        let ask = match spec.on_busy {
-            OnBusy::Interrupt => Ask::Interrupt,
-            OnBusy::Rollback => Ask::Rollback,
-            OnBusy::Enqueue | OnBusy::Reject => continue,
-        };
-        relay.store.make_room(spec.job_id, ask).await.context("making room in a session")?;
+pub async fn make_room(dispatch: &Dispatch, new: &[&JobSpec]) -> anyhow::Result<()> {
+    let ask = |spec: &&JobSpec| match spec.on_busy {
+        OnBusy::Interrupt => Some((spec.job_id, Ask::Interrupt)),
+        OnBusy::Rollback => Some((spec.job_id, Ask::Rollback)),
+        OnBusy::Enqueue | OnBusy::Reject => None,
+    };
+    let asking: Vec<_> = new.iter().filter_map(ask).collect();
+    if asking.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    dispatch.store.make_room(&asking).await.context("making room in sessions")
 }
 
 /// What is to be published of a job.
@@ -51,6 +52,6 @@ pub fn due(spec: &JobSpec) -> DueJob {
 
 /// Publishes what was accepted. A job whose publish is not confirmed stays accepted: a relay sends it later. Returns
 /// how many were confirmed.
-pub async fn publish(relay: &Relay, due: Vec<DueJob>) -> anyhow::Result<usize> {
-    relay::publish(relay, due).await.context("noting the broker's confirms in Postgres")
+pub async fn publish(dispatch: &Dispatch, due: Vec<DueJob>) -> anyhow::Result<usize> {
+    dispatch.publish(due).await.context("noting the broker's confirms in Postgres")
 }

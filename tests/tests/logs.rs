@@ -38,7 +38,7 @@ async fn a_workers_log_has_the_fields_that_are_documented_and_names_each_job() {
     let agents = fleet.agents(&[("crashing", &crashing), ("scripted", "")]);
     let worker = fleet.worker("worker").set("AGENTS_FILE", agents).set("LOG_JSON", "true");
     // The most that a job can have said of it.
-    let mut worker = worker.set("LOG_LEVEL", "info,worker=debug,relay=debug").launch();
+    let mut worker = worker.set("LOG_LEVEL", "info,worker=debug,dispatch=debug").launch();
     fleet.workers_alive(1).await;
 
     let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true, "attempts": 1}}, {}]});

@@ -25,7 +25,7 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
         StoreError::Unavailable(_) | StoreError::Broken { .. } | StoreError::Closed => true,
     };
     let message = job::encode(spec);
-    let about = || relay::job_span(spec, None);
+    let about = || dispatch::job_span(spec, None);
     loop {
         let request = || {
             worker.store.claim(ClaimRequest {
@@ -80,10 +80,10 @@ pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
         match spec.on_busy {
             OnBusy::Enqueue => Ok(()),
             OnBusy::Reject => {
-                relay::end_waiting(store, &worker.replies, &[job_id], Unwanted::Rejected).await.map(drop)
+                worker.dispatch.end_waiting(&[job_id], Unwanted::Rejected).await.map(drop)
             }
-            OnBusy::Interrupt => store.make_room(job_id, Ask::Interrupt).await,
-            OnBusy::Rollback => store.make_room(job_id, Ask::Rollback).await,
+            OnBusy::Interrupt => store.make_room(&[(job_id, Ask::Interrupt)]).await,
+            OnBusy::Rollback => store.make_room(&[(job_id, Ask::Rollback)]).await,
         }
     };
     let acted = retry("making room in a session", &worker.stop_waiting, StoreError::is_retryable, act).await;

@@ -49,7 +49,7 @@ pub async fn refuse(worker: &Worker, delivery: Delivery, reason: &str, code: &'s
 /// Whether the ledger has answered.
 async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> bool {
     let pool = &worker.settings.pool;
-    let fail = || relay::fail_its_job(&worker.store, &worker.replies, delivery, pool, reason);
+    let fail = || worker.dispatch.fail_its_job(delivery, pool, reason);
     let failed =
         retry("failing a job whose message is dead", &worker.stop_waiting, StoreError::is_retryable, fail);
     match failed.await {
@@ -68,7 +68,7 @@ async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> boo
 
 /// Puts a copy into `harness.dead`. Returns whether it is there; only then may the delivery be acked.
 pub async fn bury(worker: &Worker, delivery: &Delivery, reason: &str, code: &'static str) -> bool {
-    let publish = || worker.publisher.dead_letter(delivery, reason, code);
+    let publish = || worker.dispatch.publisher.dead_letter(delivery, reason, code);
     match retry("publishing a dead letter", &worker.stop_waiting, |_| true, publish).await {
         Ok(()) => {
             warn!(message_id = delivery.message_id(), reason, code, "a message was dead-lettered");

@@ -11,7 +11,7 @@ use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
-use relay::{Relay, Replies};
+use dispatch::{Dispatch, Relay};
 use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
@@ -111,8 +111,12 @@ impl Boot {
         };
         let worker = Arc::new(Worker {
             store: self.store.clone(),
-            publisher: self.publishing.publisher(),
-            replies: Replies::new(self.store.clone(), &settings.replying, settings.replies.clone()),
+            dispatch: Dispatch::new(
+                self.store.clone(),
+                self.publishing.clone(),
+                &settings.replying,
+                settings.replies.clone(),
+            ),
             lease,
             running,
             pace,
@@ -137,13 +141,7 @@ impl Boot {
             looking.machine.keep(end).await;
             Ok(())
         });
-        let relay = Relay {
-            store: self.store.clone(),
-            broker: self.publishing.clone(),
-            publisher: worker.publisher.clone(),
-            replies: worker.replies.clone(),
-            retention: worker.settings.retention,
-        };
+        let relay = Relay::new(worker.dispatch.clone(), worker.settings.retention);
         let end = self.end.clone();
         self.essential.spawn("relay", async move {
             relay.run(end).await;
@@ -151,7 +149,7 @@ impl Boot {
         });
         let (store, consuming, end) = (self.store.clone(), self.consuming.clone(), self.end.clone());
         self.essential.spawn("watch over the queue", async move {
-            relay::return_lost(&store, &consuming, &end).await;
+            dispatch::return_lost(&store, &consuming, &end).await;
             Ok(())
         });
         let mut slots = JoinSet::new();
@@ -178,7 +176,7 @@ impl Boot {
         }
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
         // What they hold is acked with them.
-        worker.replies.close(worker.settings.replying.close_timeout).await;
+        worker.dispatch.close_replies(worker.settings.replying.close_timeout).await;
         self.end.cancel();
         tokio::join!(self.consuming.close(), self.publishing.close());
         self.store.close();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome};
 use queue::{Delivery, Slot};
-use relay::Sending;
+use dispatch::Sending;
 use service::retry;
 use store::{Answer, Claimed, Fenced, StoreError, Suspicion};
 use tokio::time::{timeout, timeout_at};
@@ -76,7 +76,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
     // What is usual says nothing before the claim: a span for it would cost each job.
-    let about = |spec: &JobSpec| relay::job_span(spec, None);
+    let about = |spec: &JobSpec| dispatch::job_span(spec, None);
     if worker.settings.agents.get(&spec.agent_id).is_none() {
         let reason = unknown_agent(&spec).message;
         let burying = intake::bury(worker, &delivery, &reason, "unknown_agent");
@@ -116,7 +116,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
         Answer::Finished(state) => {
             let replying = about(&spec).in_scope(|| {
                 debug!(%state, "delivered again after its end");
-                worker.replies.send(&spec, spec.traceparent)
+                worker.dispatch.reply(&spec, spec.traceparent)
             });
             let ack_by = tokio::time::Instant::now() + worker.settings.ack_after;
             settle_when_replied(slot, delivery, replying, ack_by).await;
@@ -192,7 +192,7 @@ async fn run_session(
 ) -> Option<Sending> {
     let mut replying = None;
     loop {
-        let about = relay::job_span(&spec, Some(claimed.attempts + 1));
+        let about = dispatch::job_span(&spec, Some(claimed.attempts + 1));
         let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
         drop(seat);
         replying = replying.or(reply);
@@ -269,7 +269,7 @@ async fn run_job(
     let Some(concluded) = concluded else { return (None, None) };
     METRICS.request_latency.observe(started.elapsed().as_secs_f64());
     let replying = match concluded.recorded {
-        Fenced::Done(()) => worker.replies.send(spec, attempt.place()),
+        Fenced::Done(()) => worker.dispatch.reply(spec, attempt.place()),
         Fenced::Lost => {
             worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
             warn!(epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");

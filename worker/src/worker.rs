@@ -1,7 +1,6 @@
 //! What all slots of a process share.
 
-use queue::Publisher;
-use relay::Replies;
+use dispatch::Dispatch;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +14,7 @@ use crate::settings::Settings;
 pub struct Worker {
     pub settings: Settings,
     pub store: Store,
-    pub publisher: Publisher,
-    pub replies: Replies,
+    pub dispatch: Dispatch,
     pub lease: Lease,
     pub running: Running,
     pub pace: PaceWindow,

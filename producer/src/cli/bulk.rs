@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use job::{JobSpec, Limits};
-use relay::Relay;
+use dispatch::Dispatch;
 use service::{note, out};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ const PUBLISHING: usize = 4 * BATCH;
 
 pub struct Bulk<'a> {
     pub yardstick: &'a Yardstick,
-    pub relay: &'a Relay,
+    pub dispatch: &'a Dispatch,
     /// The first line that is refused is the last.
     pub strict: bool,
     /// Of all that are accepted.
@@ -145,7 +145,7 @@ impl Bulk<'_> {
             return Ok(());
         }
         let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
-        let Taken { due, refused } = submit::accept(self.relay, &batch).await?;
+        let Taken { due, refused } = submit::accept(self.dispatch, &batch).await?;
         sends.accepted(&due, &refused);
         sums.accepted += due.len();
         sums.duplicates += batch.len() - due.len() - refused.len();
@@ -154,12 +154,12 @@ impl Bulk<'_> {
             progress.say(&format!("job {job_id}: {reason}"));
         }
         let ids: Vec<_> = due.iter().filter(|_| self.print_ids).map(|job| job.job_id).collect();
-        let (relay, count) = (self.relay.clone(), due.len());
+        let (dispatch, count) = (self.dispatch.clone(), due.len());
         publishing.jobs += count;
         publishing.batches.spawn(async move {
             // They end with the broker's confirms.
             let _ends = (sends, room);
-            let confirmed = submit::publish(&relay, due).await?;
+            let confirmed = submit::publish(&dispatch, due).await?;
             Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
         // A reader that stalls holds up what follows alone.

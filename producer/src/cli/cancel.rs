@@ -34,10 +34,10 @@ pub struct Cancel {
 
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, relay) = context.relay("producer cancel").await?;
+        let (yardstick, dispatch) = context.dispatch("producer cancel").await?;
         let mut jobs = self.jobs;
         if let Some(session) = &self.session {
-            let live = relay.store.jobs_of(session).await.context("reading the session's jobs")?;
+            let live = dispatch.store.jobs_of(session).await.context("reading the session's jobs")?;
             // The last ones first, so that none of them starts meanwhile.
             jobs.extend(live.into_iter().rev());
         }
@@ -48,8 +48,8 @@ impl Cancel {
                 return Ok(ExitCode::from(2));
             }
         }
-        let answers = relay::cancel(&relay.store, &relay.replies, &jobs).await.context("cancelling jobs")?;
-        relay.close(REPLIED_WITHIN).await;
+        let answers = dispatch.cancel(&jobs).await.context("cancelling jobs")?;
+        dispatch.close(REPLIED_WITHIN).await;
         for (job_id, answer) in jobs.iter().zip(&answers) {
             match self.json {
                 true => out!("{}", json(*job_id, *answer)),

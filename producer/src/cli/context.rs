@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use job::{Limits, ReplyRule};
 use postgres::Address;
 use queue::{Broker, BrokerConfig};
-use relay::{Relay, Replies};
+use dispatch::Dispatch;
 use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Problems, unless_stopped};
 use store::{Clock, Store, StoreConfig};
@@ -35,17 +35,10 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A relay between this ledger and the broker of this configuration, which is being connected to.
-    pub fn relay(&self, config: BrokerConfig) -> Relay {
-        let replies = Replies::new(self.store.clone(), &config, self.replies.clone());
-        let broker = Broker::start(config, CancellationToken::new());
-        Relay {
-            store: self.store.clone(),
-            publisher: broker.publisher(),
-            broker,
-            replies,
-            retention: self.retention,
-        }
+    /// This ledger beside the broker of this configuration, which is being connected to.
+    pub fn beside(&self, config: &BrokerConfig) -> Dispatch {
+        let broker = Broker::start(config.clone(), CancellationToken::new());
+        Dispatch::new(self.store.clone(), broker, config, self.replies.clone())
     }
 }
 
@@ -86,16 +79,16 @@ impl Context {
     }
 
     /// Postgres with the schema of this binary, and RabbitMQ, connected.
-    pub async fn relay(&mut self, name: &str) -> anyhow::Result<(Yardstick, Relay)> {
+    pub async fn dispatch(&mut self, name: &str) -> anyhow::Result<(Yardstick, Dispatch)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
         let stop = &self.stop;
         unless_stopped(stop, migrations::check(&ledger.address)).await?;
         let clock = unless_stopped(stop, ledger.store.clock()).await.context("reading Postgres's clock")?;
-        let relay = ledger.relay(config);
-        let connecting = unless_stopped(stop, relay.broker.ready(PATIENCE)).await;
+        let dispatch = ledger.beside(&config);
+        let connecting = unless_stopped(stop, dispatch.broker.ready(PATIENCE)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let Ledger { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
-        Ok((Yardstick { clock, max_bytes, retention, replies }, relay))
+        Ok((Yardstick { clock, max_bytes, retention, replies }, dispatch))
     }
 
     fn read_ledger(&mut self) -> Option<Ledger> {

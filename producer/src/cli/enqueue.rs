@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use job::{JobId, JobSpec, Json, Name, OnBusy};
-use relay::Relay;
+use dispatch::Dispatch;
 use service::{note, out};
 
 use super::bulk::Bulk;
@@ -77,20 +77,20 @@ pub struct Enqueue {
 
 impl Enqueue {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, relay) = context.relay("producer enqueue").await?;
+        let (yardstick, dispatch) = context.dispatch("producer enqueue").await?;
         let result = match &self.file {
             Some(file) => {
                 let (strict, print_ids) = (self.strict, self.print_ids);
-                let bulk = Bulk { yardstick: &yardstick, relay: &relay, strict, print_ids };
+                let bulk = Bulk { yardstick: &yardstick, dispatch: &dispatch, strict, print_ids };
                 bulk.run(file.clone(), &context.stop).await
             }
-            None => self.one(&yardstick, &relay).await,
+            None => self.one(&yardstick, &dispatch).await,
         };
-        relay.broker.close().await;
+        dispatch.broker.close().await;
         result
     }
 
-    async fn one(&self, yardstick: &Yardstick, relay: &Relay) -> anyhow::Result<ExitCode> {
+    async fn one(&self, yardstick: &Yardstick, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
         let (Some(session_id), Some(agent_id)) = (self.session.clone(), self.agent.clone()) else {
             bail!("--session and --agent are needed");
         };
@@ -112,14 +112,14 @@ impl Enqueue {
             return Ok(refuse(&error.to_string()));
         }
         let mut sends = Sends::begin(std::slice::from_mut(&mut spec), &yardstick.limits());
-        let Taken { due, refused } = submit::accept(relay, std::slice::from_ref(&spec)).await?;
+        let Taken { due, refused } = submit::accept(dispatch, std::slice::from_ref(&spec)).await?;
         sends.accepted(&due, &refused);
         if let Some((_, reason)) = refused.first() {
             return Ok(refuse(reason));
         }
         if due.is_empty() {
             note!("{} was accepted before", spec.job_id);
-        } else if submit::publish(relay, due).await? == 0 {
+        } else if submit::publish(dispatch, due).await? == 0 {
             note!("{} is accepted; its message follows when the broker takes it", spec.job_id);
         }
         out!("{}", spec.job_id);

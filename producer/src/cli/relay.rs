@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use dispatch::Relay;
 use migrations::SchemaError;
 use service::{Admin, Check, Essential, ListenAddress, Setting, retry_or_stop};
 use tokio_util::sync::CancellationToken;
@@ -32,8 +33,8 @@ impl RelayArgs {
         let (ledger, config) = context.ledger_and_broker("producer relay")?;
         // What is wrong with it is among the problems that end this above.
         let admin_addr = admin_addr.context("reading ADMIN_ADDR")?;
-        let relay = ledger.relay(config);
-        let (publishing, closing) = (relay.broker.clone(), relay.clone());
+        let dispatch = ledger.beside(&config);
+        let publishing = dispatch.broker.clone();
         let readings = Readings::new();
         let asked = readings.clone();
         let readiness = Arc::new(move || {
@@ -53,14 +54,14 @@ impl RelayArgs {
             info!("stopped before it was ready");
             return Ok(ExitCode::SUCCESS);
         }
-        let (running, watched) = (end.clone(), relay.clone());
+        let (relay, running) = (Relay::new(dispatch.clone(), ledger.retention), end.clone());
         essential.spawn("relay", async move {
             relay.run(running).await;
             Ok(())
         });
-        let reading = end.clone();
+        let (watched, retention, reading) = (dispatch.clone(), ledger.retention, end.clone());
         essential.spawn("readings", async move {
-            readings.keep(&watched, &reading).await;
+            readings.keep(&watched, retention, &reading).await;
             Ok(())
         });
         info!("relays due jobs and rescues dead workers' jobs");
@@ -71,7 +72,7 @@ impl RelayArgs {
         };
         end.cancel();
         essential.all_ended().await?;
-        closing.close(SHUTDOWN).await;
+        dispatch.close(SHUTDOWN).await;
         result
     }
 }

@@ -189,11 +189,26 @@ const END_WAITING: &str = "
     )
     SELECT job_id, message::text FROM ended";
 
+/// A rollback outweighs an interrupt, in whatever order they come.
 const MAKE_ROOM: &str = "
-    UPDATE harness_jobs j SET asked = $2
-     WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
-       AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
-       AND j.epoch > 0 AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+    WITH asking AS MATERIALIZED (
+        SELECT n.session_id, n.seq, a.ask
+          FROM unnest($1::uuid[], $2::text[]) a (job_id, ask)
+         CROSS JOIN LATERAL (SELECT session_id, seq FROM harness_jobs WHERE job_id = a.job_id OFFSET 0) n
+    ), asked AS MATERIALIZED (
+        SELECT r.job_id, bool_or(a.ask = 'rollback') AS rollback
+          FROM asking a
+         CROSS JOIN LATERAL (SELECT job_id, seq FROM harness_jobs
+                              WHERE session_id = a.session_id AND epoch > 0 OFFSET 0) r
+         WHERE r.seq < a.seq GROUP BY r.job_id
+    )
+    UPDATE harness_jobs j
+       SET asked = CASE WHEN (SELECT rollback FROM asked a WHERE a.job_id = j.job_id) THEN 'rollback'
+                        ELSE 'interrupt' END
+     WHERE j.job_id = ANY(ARRAY(
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM asked))
+            ORDER BY job_id FOR UPDATE))
+       AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
 
 const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
@@ -292,9 +307,11 @@ impl Store {
         Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())
     }
 
-    /// Asks the job that runs in this job's session, if it came earlier, to make room. Safe to repeat.
-    pub async fn make_room(&self, for_job: JobId, ask: Ask) -> Result<(), StoreError> {
-        query(&self.pool, "make_room", MAKE_ROOM, &[&Uuid::from(for_job), &ask.as_str()]).await?;
+    /// Asks the jobs that run in the sessions of these, where they came earlier, to make room. Safe to repeat.
+    pub async fn make_room(&self, asking: &[(JobId, Ask)]) -> Result<(), StoreError> {
+        let (jobs, asks): (Vec<Uuid>, Vec<&str>) =
+            asking.iter().map(|(job, ask)| (Uuid::from(*job), ask.as_str())).unzip();
+        query(&self.pool, "make_room", MAKE_ROOM, &[&jobs, &asks]).await?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use job::{FailureCode, Glimpse, JobId, JobSpec, Name};
 use queue::{DeadWalk, HeldLetter};
-use relay::Relay;
+use dispatch::Dispatch;
 use service::note;
 use store::FailedJob;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +69,7 @@ impl Which {
         &self,
         act: Act,
         yardstick: &Yardstick,
-        relay: &Relay,
+        dispatch: &Dispatch,
         stop: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
         if !self.all && !self.filter.is_empty() {
@@ -82,12 +82,12 @@ impl Which {
         }
         // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.
         if !self.dry_run {
-            relay::sweep_dead(relay).await.context("ending jobs whose message is dead")?;
+            dispatch.sweep_dead().await.context("ending jobs whose message is dead")?;
         }
-        let progress = Progress::new(self.count(relay).await?);
+        let progress = Progress::new(self.count(dispatch).await?);
         let report = Report::new(progress, self.json, self.dry_run, !self.all);
         let mut work = Work {
-            relay,
+            dispatch,
             yardstick,
             stop,
             act,
@@ -103,16 +103,16 @@ impl Which {
     }
 
     /// How many there may be to look at.
-    async fn count(&self, relay: &Relay) -> anyhow::Result<Option<u64>> {
+    async fn count(&self, dispatch: &Dispatch) -> anyhow::Result<Option<u64>> {
         if !self.all {
             return Ok(None);
         }
         let jobs = match self.filter.takes(Kind::Job) {
-            true => relay.store.count_failed(&self.filter.of_jobs()).await.context("counting failed jobs")?,
+            true => dispatch.store.count_failed(&self.filter.of_jobs()).await.context("counting failed jobs")?,
             false => 0,
         };
         let letters = match self.filter.takes(Kind::Message) {
-            true => relay.broker.dead_letter_count().await.context("counting harness.dead")?,
+            true => dispatch.broker.dead_letter_count().await.context("counting harness.dead")?,
             false => 0,
         };
         Ok(Some(jobs + letters))
@@ -120,7 +120,7 @@ impl Which {
 }
 
 struct Work<'a> {
-    relay: &'a Relay,
+    dispatch: &'a Dispatch,
     yardstick: &'a Yardstick,
     stop: &'a CancellationToken,
     act: Act,
@@ -160,7 +160,7 @@ impl Work<'_> {
     }
 
     async fn all_jobs(&mut self) -> anyhow::Result<()> {
-        let (store, filter) = (&self.relay.store, self.which.filter.of_jobs());
+        let (store, filter) = (&self.dispatch.store, self.which.filter.of_jobs());
         let by = store.clock().await.context("asking Postgres for the time")?.now();
         let mut after = None;
         loop {
@@ -179,7 +179,7 @@ impl Work<'_> {
         ids.dedup();
         for chunk in ids.chunks(JOBS as usize) {
             self.check_stop()?;
-            let jobs = failed(&self.relay.store, chunk).await?;
+            let jobs = failed(&self.dispatch.store, chunk).await?;
             self.jobs.extend(jobs.iter().map(|job| job.job_id));
             self.settle(jobs).await?;
         }
@@ -207,7 +207,7 @@ impl Work<'_> {
                 },
             }
         }
-        let (store, dry_run) = (&self.relay.store, self.which.dry_run);
+        let (store, dry_run) = (&self.dispatch.store, self.which.dry_run);
         let done: HashSet<JobId> = match dry_run {
             true => specs.iter().map(|(_, spec)| spec.job_id).chain(dropping.iter().copied()).collect(),
             false if !specs.is_empty() => {
@@ -234,8 +234,8 @@ impl Work<'_> {
         if dry_run || new.is_empty() {
             return Ok(());
         }
-        submit::make_room(self.relay, &new).await?;
-        submit::publish(self.relay, new.into_iter().map(submit::due).collect()).await?;
+        submit::make_room(self.dispatch, &new).await?;
+        submit::publish(self.dispatch, new.into_iter().map(submit::due).collect()).await?;
         Ok(())
     }
 
@@ -244,7 +244,7 @@ impl Work<'_> {
     }
 
     async fn messages(&mut self) -> anyhow::Result<()> {
-        let mut walk = self.relay.broker.walk_dead_letters().await.context("reading harness.dead")?;
+        let mut walk = self.dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
         let done = self.walk(&mut walk).await;
         // Also after an error: what was published must be removed.
         let closed = walk.close().await.context("removing letters from harness.dead");
@@ -278,7 +278,7 @@ impl Work<'_> {
     }
 
     async fn settle_letters(&mut self, walk: &mut DeadWalk, chunk: Vec<Seen>) -> anyhow::Result<()> {
-        let standing = standing(&self.relay.store, chunk.iter().map(|seen| &seen.glimpse)).await?;
+        let standing = standing(&self.dispatch.store, chunk.iter().map(|seen| &seen.glimpse)).await?;
         let limits = self.yardstick.limits();
         let mut publishing = FuturesUnordered::new();
         for seen in chunk {
@@ -291,9 +291,9 @@ impl Work<'_> {
             match step {
                 Step::Clear => self.clear(walk, seen),
                 Step::AsJob(job_id) if seen.is_wanted && !self.which.all && self.jobs.insert(job_id) => {
-                    let jobs = failed(&self.relay.store, &[job_id]).await?;
+                    let jobs = failed(&self.dispatch.store, &[job_id]).await?;
                     self.settle(jobs).await?;
-                    let after = self.relay.store.standing(&[job_id]).await.context("asking for a job")?;
+                    let after = self.dispatch.store.standing(&[job_id]).await.context("asking for a job")?;
                     if after.iter().all(|standing| !standing.open) {
                         self.clear(walk, seen);
                     }
@@ -308,7 +308,7 @@ impl Work<'_> {
                 }
                 Step::Publish(queue) if self.which.dry_run => self.note(&seen, Fate::Returned(queue)),
                 Step::Publish(queue) => {
-                    let publisher = &self.relay.publisher;
+                    let publisher = &self.dispatch.publisher;
                     publishing.push(async move {
                         let published = publisher.revive(&seen.held, &queue).await;
                         (seen, queue, published)
@@ -347,7 +347,7 @@ impl Work<'_> {
     async fn tell_missing(&mut self) -> anyhow::Result<()> {
         for id in self.which.ids.iter().filter(|id| !self.found.contains(*id)) {
             let state = match id.parse::<JobId>() {
-                Ok(job_id) => self.relay.store.jobs(&[job_id]).await.context("reading a job")?.pop(),
+                Ok(job_id) => self.dispatch.store.jobs(&[job_id]).await.context("reading a job")?.pop(),
                 Err(_) => None,
             };
             match state {

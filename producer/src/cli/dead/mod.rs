@@ -47,17 +47,17 @@ enum Command {
 
 impl Dead {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, relay) = context.relay("producer dead").await?;
+        let (yardstick, dispatch) = context.dispatch("producer dead").await?;
         let result = match &self.command {
-            Command::List(args) => unless_stopped(&context.stop, args.run(&relay)).await,
-            Command::Show(args) => unless_stopped(&context.stop, args.run(&relay)).await,
+            Command::List(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
+            Command::Show(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
             Command::Redrive(act::Redrive { which, to_pool }) => {
                 let act = Act::Redrive { to_pool: to_pool.clone() };
-                which.run(act, &yardstick, &relay, &context.stop).await
+                which.run(act, &yardstick, &dispatch, &context.stop).await
             }
-            Command::Drop(which) => which.run(Act::Drop, &yardstick, &relay, &context.stop).await,
+            Command::Drop(which) => which.run(Act::Drop, &yardstick, &dispatch, &context.stop).await,
         };
-        relay.close(REPLIED_WITHIN).await;
+        dispatch.close(REPLIED_WITHIN).await;
         result
     }
 }

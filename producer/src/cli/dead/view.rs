@@ -8,7 +8,7 @@ use clap::Args;
 use comfy_table::ColumnConstraint;
 use job::{Glimpse, JobId, one_line, pretty_lines, shown};
 use queue::{DeadLetter, HeldLetter, pool_of_queue};
-use relay::Relay;
+use dispatch::Dispatch;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use service::{note, out};
@@ -54,8 +54,8 @@ enum Row {
 }
 
 impl List {
-    pub async fn run(&self, relay: &Relay) -> anyhow::Result<ExitCode> {
-        let (rows, total) = read(relay, &self.filter, self.limit).await?;
+    pub async fn run(&self, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
+        let (rows, total) = read(dispatch, &self.filter, self.limit).await?;
         if self.json {
             for row in &rows {
                 out!("{}", one_line(row.json().to_string()));
@@ -83,8 +83,8 @@ impl List {
 }
 
 impl Show {
-    pub async fn run(&self, relay: &Relay) -> anyhow::Result<ExitCode> {
-        let Some(found) = self.find(relay).await? else {
+    pub async fn run(&self, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
+        let Some(found) = self.find(dispatch).await? else {
             note!("{}: no such dead letter", self.id);
             return Ok(ExitCode::FAILURE);
         };
@@ -96,24 +96,24 @@ impl Show {
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn find(&self, relay: &Relay) -> anyhow::Result<Option<Value>> {
+    async fn find(&self, dispatch: &Dispatch) -> anyhow::Result<Option<Value>> {
         if let Ok(job_id) = self.id.parse::<JobId>()
-            && let Some(failed) = failed(&relay.store, &[job_id]).await?.pop()
+            && let Some(failed) = failed(&dispatch.store, &[job_id]).await?.pop()
         {
-            return whole(&relay.store, failed).await.map(Some);
+            return whole(&dispatch.store, failed).await.map(Some);
         }
         if let Ok(number) = self.id.parse::<usize>() {
-            let (mut rows, _) = read(relay, &Filter::default(), number).await?;
+            let (mut rows, _) = read(dispatch, &Filter::default(), number).await?;
             return match (rows.len() == number).then(|| rows.pop()).flatten() {
-                Some(Row::Job(job)) => match failed(&relay.store, &[job.job_id]).await?.pop() {
-                    Some(failed) => whole(&relay.store, failed).await.map(Some),
+                Some(Row::Job(job)) => match failed(&dispatch.store, &[job.job_id]).await?.pop() {
+                    Some(failed) => whole(&dispatch.store, failed).await.map(Some),
                     None => Ok(None),
                 },
                 Some(row) => Ok(Some(row.json())),
                 None => Ok(None),
             };
         }
-        let mut walk = relay.broker.walk_dead_letters().await.context("reading harness.dead")?;
+        let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
         let mut found = None;
         while found.is_none()
             && let Some(held) = walk.next().await.context("reading harness.dead")?
@@ -126,18 +126,18 @@ impl Show {
 }
 
 /// The oldest that pass, and how many there are, as far as that is known without looking at all.
-async fn read(relay: &Relay, filter: &Filter, limit: usize) -> anyhow::Result<(Vec<Row>, String)> {
+async fn read(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<(Vec<Row>, String)> {
     let (mut jobs, mut count) = (Vec::new(), 0);
     if filter.takes(Kind::Job) {
         let of_jobs = filter.of_jobs();
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        jobs = relay.store.failed_jobs(&of_jobs, most).await.context("reading failed jobs")?;
-        count = relay.store.count_failed(&of_jobs).await.context("counting failed jobs")?;
+        jobs = dispatch.store.failed_jobs(&of_jobs, most).await.context("reading failed jobs")?;
+        count = dispatch.store.count_failed(&of_jobs).await.context("counting failed jobs")?;
     }
     let mut rows: Vec<Row> = jobs.into_iter().map(Row::Job).collect();
     let mut unseen = 0;
     if filter.takes(Kind::Message) {
-        let messages = read_messages(relay, filter, limit).await?;
+        let messages = read_messages(dispatch, filter, limit).await?;
         count += messages.rows.len() as u64;
         unseen = messages.unseen;
         rows.extend(messages.rows);
@@ -154,8 +154,8 @@ struct Messages {
     unseen: u64,
 }
 
-async fn read_messages(relay: &Relay, filter: &Filter, limit: usize) -> anyhow::Result<Messages> {
-    let mut walk = relay.broker.walk_dead_letters().await.context("reading harness.dead")?;
+async fn read_messages(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<Messages> {
+    let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
     let now = SystemTime::now();
     let (mut rows, mut bytes, mut seen, mut died) = (Vec::new(), 0, 0, 0);
     let mut more = true;
@@ -174,7 +174,7 @@ async fn read_messages(relay: &Relay, filter: &Filter, limit: usize) -> anyhow::
                 chunk.push((letter, glimpse, died));
             }
         }
-        let standing = standing(&relay.store, chunk.iter().map(|(_, glimpse, _)| glimpse)).await?;
+        let standing = standing(&dispatch.store, chunk.iter().map(|(_, glimpse, _)| glimpse)).await?;
         for (letter, glimpse, died) in chunk {
             // Shown as the job.
             let hidden = of(&standing, &glimpse)

@@ -7,7 +7,7 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::tick;
+use crate::tick::tick;
 
 const EVERY: Duration = Duration::from_secs(15 * 60);
 const FORGET_WORKERS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);

@@ -14,7 +14,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Relay, tick, unwanted};
+use crate::Dispatch;
+use crate::tick::tick;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(2);
@@ -23,18 +24,18 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// When a queued job is looked for, whose queue is empty.
 const VANISHED_AFTER: Duration = Duration::from_secs(60);
 
-pub(crate) async fn run(relay: &Relay, stop: &CancellationToken) {
+pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     let behind = Mutex::new(None);
     tokio::join!(
-        every(relay, stop, "publishes that were never confirmed", || return_stuck(relay)),
-        every(relay, stop, "messages that have vanished", || return_vanished(relay)),
-        every(relay, stop, "jobs that nobody wants", || unwanted::sweep(&relay.store, &relay.replies)),
-        every(relay, stop, "blocked jobs with nothing before them", || release_stranded(relay, &behind)),
+        every(dispatch, stop, "publishes that were never confirmed", || return_stuck(dispatch)),
+        every(dispatch, stop, "messages that have vanished", || return_vanished(dispatch)),
+        every(dispatch, stop, "jobs that nobody wants", || dispatch.end_unwanted()),
+        every(dispatch, stop, "blocked jobs with nothing before them", || release_stranded(dispatch, &behind)),
     );
 }
 
 /// Sweeps until told to stop. A failure that lasts is logged once.
-async fn every<F>(relay: &Relay, stop: &CancellationToken, what: &str, sweep: impl Fn() -> F)
+async fn every<F>(dispatch: &Dispatch, stop: &CancellationToken, what: &str, sweep: impl Fn() -> F)
 where
     F: Future<Output = Result<(), StoreError>>,
 {
@@ -43,7 +44,7 @@ where
     let mut failing = false;
     while tick(&mut clock, stop).await {
         // Without a broker rows had better stay as they are.
-        if !matches!(*relay.broker.status().borrow(), BrokerStatus::Ready { .. }) {
+        if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
             continue;
         }
         let result = sweep().await;
@@ -56,18 +57,18 @@ where
     }
 }
 
-async fn return_stuck(relay: &Relay) -> Result<(), StoreError> {
-    let stuck = relay.store.return_stuck(STUCK_AFTER).await?;
+async fn return_stuck(dispatch: &Dispatch) -> Result<(), StoreError> {
+    let stuck = dispatch.store.return_stuck(STUCK_AFTER).await?;
     if stuck > 0 {
         info!(jobs = stuck, "jobs whose publish was never confirmed are due again");
     }
     Ok(())
 }
 
-async fn return_vanished(relay: &Relay) -> Result<(), StoreError> {
-    for pool in relay.store.pools_queued_longer_than(VANISHED_AFTER).await? {
-        if queue_is_empty(relay, &pool).await {
-            let vanished = relay.store.return_vanished(&pool, VANISHED_AFTER).await?;
+async fn return_vanished(dispatch: &Dispatch) -> Result<(), StoreError> {
+    for pool in dispatch.store.pools_queued_longer_than(VANISHED_AFTER).await? {
+        if queue_is_empty(dispatch, &pool).await {
+            let vanished = dispatch.store.return_vanished(&pool, VANISHED_AFTER).await?;
             info!(jobs = vanished, %pool, "jobs whose message has vanished from their queue are due again");
         }
     }
@@ -75,10 +76,10 @@ async fn return_vanished(relay: &Relay) -> Result<(), StoreError> {
 }
 
 /// Seen empty twice: a message on its way to a worker is in no queue, but its job is claimed a moment later.
-async fn queue_is_empty(relay: &Relay, pool: &Name) -> bool {
+async fn queue_is_empty(dispatch: &Dispatch, pool: &Name) -> bool {
     let queue = jobs_queue(pool);
     for pause in [Duration::from_secs(2), Duration::ZERO] {
-        match relay.broker.depth(&queue).await {
+        match dispatch.broker.depth(&queue).await {
             Ok(None) => {}
             Ok(Some(depth)) if depth.ready == 0 => {}
             Ok(Some(_)) | Err(_) => return false,
@@ -89,9 +90,9 @@ async fn queue_is_empty(relay: &Relay, pool: &Name) -> bool {
 }
 
 /// Goes on behind the session at which the round before has stopped.
-async fn release_stranded(relay: &Relay, behind: &Mutex<Option<String>>) -> Result<(), StoreError> {
+async fn release_stranded(dispatch: &Dispatch, behind: &Mutex<Option<String>>) -> Result<(), StoreError> {
     let begin = behind.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let (released, rest) = relay.store.release_stranded(begin.as_deref(), VANISHED_AFTER).await?;
+    let (released, rest) = dispatch.store.release_stranded(begin.as_deref(), VANISHED_AFTER).await?;
     *behind.lock().unwrap_or_else(PoisonError::into_inner) = rest;
     if !released.is_empty() {
         warn!(jobs = released.len(), "blocked jobs with nothing before them were released");

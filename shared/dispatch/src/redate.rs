@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::tick;
+use crate::tick::tick;
 
 /// How often a part of the rows is looked at.
 const BEAT: Duration = Duration::from_secs(1);

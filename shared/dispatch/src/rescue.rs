@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::METRICS;
-use crate::{redate, tick};
+use crate::redate;
+use crate::tick::tick;
 
 /// How often leases are looked at: with a lease of 10 s, a job runs again within 12.
 const BEAT: Duration = Duration::from_secs(1);

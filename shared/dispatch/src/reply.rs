@@ -43,7 +43,7 @@ struct Reply<'a> {
 
 /// Sends replies. Clones share connections, which are made when the first reply is due.
 #[derive(Clone)]
-pub struct Replies {
+pub(crate) struct Replies {
     shared: Arc<Shared>,
 }
 
@@ -55,7 +55,7 @@ struct Shared {
     /// Nodes of the broker's cluster, by the hashes of their names.
     nodes: Mutex<HashSet<u32>>,
     sending: TaskTracker,
-    /// Cancelled by [`Replies::close`] when it waits no longer.
+    /// Cancelled by [`crate::Dispatch::close_replies`] when it waits no longer.
     given_up: CancellationToken,
 }
 
@@ -76,7 +76,7 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// Resolves when it is out, or given up: false if only because [`Replies::close`] waits no longer, so that another process
+    /// Resolves when it is out, or given up: false if only because [`crate::Dispatch::close_replies`] waits no longer, so that another process
     /// may send it yet. May be dropped at any time.
     pub async fn done(&mut self) -> bool {
         // That it panicked is in the log.
@@ -86,7 +86,7 @@ impl Sending {
 
 impl Replies {
     /// Replies within this rule, through the broker of this configuration.
-    pub fn new(store: Store, config: &BrokerConfig, rule: ReplyRule) -> Replies {
+    pub(crate) fn new(store: Store, config: &BrokerConfig, rule: ReplyRule) -> Replies {
         let lane = |name: &str, at_once, waiting| Lane {
             // Nothing is declared here, and results go in as many small frames as they need.
             config: BrokerConfig {
@@ -111,9 +111,8 @@ impl Replies {
         Replies { shared: Arc::new(shared) }
     }
 
-    /// Sends the reply to an ended job, from this place in its trace; `None` if its caller wants none or may have none. A
-    /// caller whose queue is gone reads the result from the ledger, or not at all: a reply never holds up anything.
-    pub fn send(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
+    /// See [`crate::Dispatch::reply`].
+    pub(crate) fn send(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
         let queue = spec.reply_to.clone()?;
         // Again: the job may be older than the rule, or was taken in by a program with another one.
         let to = match self.shared.rule.check(&queue) {
@@ -147,7 +146,7 @@ impl Replies {
     }
 
     /// Waits for what is on its way, within a bound, and closes the connections.
-    pub async fn close(&self, within: Duration) {
+    pub(crate) async fn close(&self, within: Duration) {
         let Shared { sending, given_up, known, strangers, .. } = &*self.shared;
         sending.close();
         if tokio::time::timeout(within, sending.wait()).await.is_err() {

@@ -1,0 +1,49 @@
+//! The ledger and the broker side by side, as doors and workers use them.
+
+use std::time::Duration;
+
+use job::{JobSpec, ReplyRule, TraceParent};
+use queue::{Broker, BrokerConfig, Publisher};
+use store::Store;
+
+use crate::reply::{Replies, Sending};
+
+/// A ledger, a broker, and the replies to callers. Clones share connections.
+///
+/// Its methods lie in files by what they do: `publish`, `unwanted` ([`Dispatch::cancel`], [`Dispatch::end_waiting`]) and `dead`.
+#[derive(Clone)]
+pub struct Dispatch {
+    /// The ledger.
+    pub store: Store,
+    /// A connection for publishing.
+    pub broker: Broker,
+    /// Its confirming publisher.
+    pub publisher: Publisher,
+    replies: Replies,
+}
+
+impl Dispatch {
+    /// Replies go within this rule, on connections of their own with this configuration, which are made when the first reply is
+    /// due.
+    pub fn new(store: Store, broker: Broker, replying: &BrokerConfig, rule: ReplyRule) -> Dispatch {
+        let replies = Replies::new(store.clone(), replying, rule);
+        Dispatch { store, publisher: broker.publisher(), broker, replies }
+    }
+
+    /// Sends the reply to an ended job, from this place in its trace; `None` if its caller wants none or may have none. A
+    /// caller whose queue is gone reads the result from the ledger, or not at all: a reply never holds up anything.
+    pub fn reply(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
+        self.replies.send(spec, place)
+    }
+
+    /// Sends the replies that are still to be sent, within a bound; none is sent afterwards.
+    pub async fn close_replies(&self, within: Duration) {
+        self.replies.close(within).await;
+    }
+
+    /// The same, and closes the broker's connection.
+    pub async fn close(&self, within: Duration) {
+        self.close_replies(within).await;
+        self.broker.close().await;
+    }
+}

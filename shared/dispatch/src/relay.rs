@@ -1,0 +1,37 @@
+//! The loops that keep jobs moving: all of them side by side, until told to stop.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::METRICS;
+use crate::{Dispatch, dead, lost, publish, rescue, sweep, upkeep};
+
+/// Publishes what is due, rescues dead workers' jobs, and looks after what is forgotten.
+pub struct Relay {
+    dispatch: Dispatch,
+    retention: Duration,
+}
+
+impl Relay {
+    /// A relay that has not begun. Results are kept for the retention.
+    pub fn new(dispatch: Dispatch, retention: Duration) -> Relay {
+        Relay { dispatch, retention }
+    }
+
+    /// Works until told to stop. Failures of Postgres or the broker are logged and outlived.
+    pub async fn run(self, stop: CancellationToken) {
+        let Relay { dispatch, retention } = &self;
+        // Shown as 0 before anything happens: a counter that appears at 1 has no rate.
+        LazyLock::force(&METRICS);
+        tokio::join!(
+            publish::run(dispatch, &stop),
+            sweep::run(dispatch, &stop),
+            dead::run(dispatch, &stop),
+            lost::return_lost(&dispatch.store, &dispatch.broker, &stop),
+            rescue::run(&dispatch.store, &stop),
+            upkeep::run(&dispatch.store, *retention, &stop)
+        );
+    }
+}
