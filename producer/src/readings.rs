@@ -8,13 +8,13 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use dispatch::Dispatch;
 use job::Name;
 use prometheus::{
     GaugeVec, IntCounterVec, IntGaugeVec, register_gauge_vec, register_int_counter_vec,
     register_int_gauge_vec,
 };
 use queue::{Broker, DEAD_QUEUE, jobs_queue};
-use dispatch::Dispatch;
 use service::with_causes;
 use store::{PoolReading, Store};
 use tokio::time::{MissedTickBehavior, interval};
@@ -138,8 +138,7 @@ impl Readings {
     }
 
     async fn ledger(&mut self, store: &Store, retention: Duration) -> anyhow::Result<()> {
-        let partitions =
-            store.partitions_ahead(retention).await.context("looking at partitions")?;
+        let partitions = store.partitions_ahead(retention).await.context("looking at partitions")?;
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
         let pools = store.pool_readings().await.context("reading the pools")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());

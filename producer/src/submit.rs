@@ -1,38 +1,96 @@
-//! Submit: into the ledger first, then to the broker.
+//! Submit: into the ledger first, then to the broker. One way in for every door, for one job, for many, and for those that do failed
+//! ones' work again.
+
+use std::collections::HashSet;
 
 use anyhow::Context;
-use job::{JobId, JobSpec, OnBusy};
 use dispatch::Dispatch;
+use job::{JobId, JobSpec, Limits, OnBusy};
 use store::{Accepted, Ask, DueJob};
 
-/// What became of a batch.
-#[derive(Default)]
-pub struct Taken {
-    /// The new ones, whose messages are to be published next.
-    pub due: Vec<DueJob>,
+use crate::sends::Sends;
+
+/// Jobs that were submitted: what became of each. The new ones are still to be published.
+#[must_use = "what is not published here is published by a relay, later"]
+pub struct Submitted {
+    /// The new ones, in order.
+    pub new: Vec<JobId>,
     /// Those that Postgres cannot hold, and why.
     pub refused: Vec<(JobId, String)>,
+    /// How many had been accepted before.
+    pub accepted_before: usize,
+    due: Vec<DueJob>,
+    /// They end with the broker's confirms.
+    sends: Sends,
+    dispatch: Dispatch,
 }
 
-/// Takes a batch into the ledger, in order.
-pub async fn accept(dispatch: &Dispatch, specs: &[JobSpec]) -> anyhow::Result<Taken> {
-    let answers = dispatch.store.accept(specs).await.context("writing jobs to Postgres")?;
-    let (mut new, mut taken) = (Vec::new(), Taken::default());
-    for (spec, answer) in specs.iter().zip(answers) {
+/// Takes jobs into the ledger, in order. A job counts as accepted once it stands there.
+pub async fn submit(
+    dispatch: &Dispatch,
+    mut jobs: Vec<JobSpec>,
+    limits: &Limits,
+) -> anyhow::Result<Submitted> {
+    let sends = Sends::begin(&mut jobs, limits);
+    let answers = dispatch.store.accept(&jobs).await.context("writing jobs to Postgres")?;
+    let (mut new, mut refused) = (Vec::new(), Vec::new());
+    for (spec, answer) in jobs.iter().zip(answers) {
         match answer {
             Accepted::New => new.push(spec),
             Accepted::Duplicate => {}
-            Accepted::Refused(reason) => taken.refused.push((spec.job_id, reason)),
+            Accepted::Refused(reason) => refused.push((spec.job_id, reason)),
         }
     }
-    make_room(dispatch, &new).await?;
-    taken.due = new.into_iter().map(due).collect();
-    Ok(taken)
+    let accepted_before = jobs.len() - new.len() - refused.len();
+    Submitted::accepted(dispatch, new, refused, accepted_before, sends).await
+}
+
+/// Takes in the jobs that do failed ones' work again, each with the failed one's id. Those whose failed job somebody else has
+/// settled meanwhile are none of the new ones.
+pub async fn redrive(
+    dispatch: &Dispatch,
+    jobs: Vec<(JobId, JobSpec)>,
+    limits: &Limits,
+) -> anyhow::Result<Submitted> {
+    let (failed, mut jobs): (Vec<JobId>, Vec<JobSpec>) = jobs.into_iter().unzip();
+    let sends = Sends::begin(&mut jobs, limits);
+    let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
+    let taken = dispatch.store.redrive(&pairs).await.context("redriving jobs")?;
+    let taken: HashSet<JobId> = taken.into_iter().collect();
+    let new: Vec<&JobSpec> =
+        pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
+    let before = pairs.len() - new.len();
+    Submitted::accepted(dispatch, new, Vec::new(), before, sends).await
+}
+
+impl Submitted {
+    async fn accepted(
+        dispatch: &Dispatch,
+        new: Vec<&JobSpec>,
+        refused: Vec<(JobId, String)>,
+        accepted_before: usize,
+        mut sends: Sends,
+    ) -> anyhow::Result<Submitted> {
+        make_room(dispatch, &new).await?;
+        let due: Vec<DueJob> = new.into_iter().map(due).collect();
+        sends.accepted(&due, &refused);
+        let new = due.iter().map(|job| job.job_id).collect();
+        Ok(Submitted { new, refused, accepted_before, due, sends, dispatch: dispatch.clone() })
+    }
+
+    /// Publishes the new ones. One whose publish is not confirmed stays accepted: a relay publishes it later. Returns how many were
+    /// confirmed.
+    pub async fn publish(self) -> anyhow::Result<usize> {
+        let Submitted { due, sends, dispatch, .. } = self;
+        let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
+        drop(sends);
+        confirmed
+    }
 }
 
 /// Asks the jobs that run in the sessions of new ones to make room, where the new ones want that. A worker does this too
 /// when it claims such a job, but all of them may be busy until then.
-pub async fn make_room(dispatch: &Dispatch, new: &[&JobSpec]) -> anyhow::Result<()> {
+async fn make_room(dispatch: &Dispatch, new: &[&JobSpec]) -> anyhow::Result<()> {
     let ask = |spec: &&JobSpec| match spec.on_busy {
         OnBusy::Interrupt => Some((spec.job_id, Ask::Interrupt)),
         OnBusy::Rollback => Some((spec.job_id, Ask::Rollback)),
@@ -45,13 +103,6 @@ pub async fn make_room(dispatch: &Dispatch, new: &[&JobSpec]) -> anyhow::Result<
     dispatch.store.make_room(&asking).await.context("making room in sessions")
 }
 
-/// What is to be published of a job.
-pub fn due(spec: &JobSpec) -> DueJob {
+fn due(spec: &JobSpec) -> DueJob {
     DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) }
-}
-
-/// Publishes what was accepted. A job whose publish is not confirmed stays accepted: a relay sends it later. Returns
-/// how many were confirmed.
-pub async fn publish(dispatch: &Dispatch, due: Vec<DueJob>) -> anyhow::Result<usize> {
-    dispatch.publish(due).await.context("noting the broker's confirms in Postgres")
 }

@@ -79,9 +79,7 @@ pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
     let act = || async {
         match spec.on_busy {
             OnBusy::Enqueue => Ok(()),
-            OnBusy::Reject => {
-                worker.dispatch.end_waiting(&[job_id], Unwanted::Rejected).await.map(drop)
-            }
+            OnBusy::Reject => worker.dispatch.end_waiting(&[job_id], Unwanted::Rejected).await.map(drop),
             OnBusy::Interrupt => store.make_room(&[(job_id, Ask::Interrupt)]).await,
             OnBusy::Rollback => store.make_room(&[(job_id, Ask::Rollback)]).await,
         }

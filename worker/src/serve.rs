@@ -7,11 +7,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use dispatch::{Dispatch, Relay};
 use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus};
-use dispatch::{Dispatch, Relay};
 use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;

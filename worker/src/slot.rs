@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant, SystemTime};
 
+use dispatch::Sending;
 use harness::Stop;
 use job::{Failure, FailureCode, JobSpec, Outcome};
 use queue::{Delivery, Slot};
-use dispatch::Sending;
 use service::retry;
 use store::{Answer, Claimed, Fenced, StoreError, Suspicion};
 use tokio::time::{timeout, timeout_at};

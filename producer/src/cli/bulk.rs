@@ -4,17 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use job::{JobSpec, Limits};
 use dispatch::Dispatch;
+use job::{JobSpec, Limits};
 use service::{note, out};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::context::Yardstick;
 use super::lines::{BadLine, Line, Lines, Room};
 use super::progress::Progress;
-use crate::sends::Sends;
-use crate::submit::{self, Taken};
+use crate::submit::submit;
+use crate::yardstick::Yardstick;
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
@@ -135,7 +134,7 @@ impl Bulk<'_> {
 
     async fn accept(
         &self,
-        mut batch: Vec<JobSpec>,
+        batch: Vec<JobSpec>,
         room: Vec<Room>,
         progress: &Progress,
         sums: &mut Sums,
@@ -144,22 +143,19 @@ impl Bulk<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut sends = Sends::begin(&mut batch, &self.yardstick.limits());
-        let Taken { due, refused } = submit::accept(self.dispatch, &batch).await?;
-        sends.accepted(&due, &refused);
-        sums.accepted += due.len();
-        sums.duplicates += batch.len() - due.len() - refused.len();
-        sums.refused += refused.len();
-        for (job_id, reason) in &refused {
+        let submitted = submit(self.dispatch, batch, &self.yardstick.limits()).await?;
+        let count = submitted.new.len();
+        sums.accepted += count;
+        sums.duplicates += submitted.accepted_before;
+        sums.refused += submitted.refused.len();
+        for (job_id, reason) in &submitted.refused {
             progress.say(&format!("job {job_id}: {reason}"));
         }
-        let ids: Vec<_> = due.iter().filter(|_| self.print_ids).map(|job| job.job_id).collect();
-        let (dispatch, count) = (self.dispatch.clone(), due.len());
+        let ids = if self.print_ids { submitted.new.clone() } else { Vec::new() };
         publishing.jobs += count;
         publishing.batches.spawn(async move {
-            // They end with the broker's confirms.
-            let _ends = (sends, room);
-            let confirmed = submit::publish(&dispatch, due).await?;
+            let confirmed = submitted.publish().await?;
+            drop(room);
             Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
         // A reader that stalls holds up what follows alone.

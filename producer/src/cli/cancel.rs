@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 use job::{JobId, Name};
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use service::{note, out};
 use store::Cancelled;
 
 use super::context::{Context, REPLIED_WITHIN};
+use crate::cancel::{Answer, cancel};
 
 /// Cancel jobs: queued, scheduled, blocked and running ones.
 ///
@@ -35,28 +35,23 @@ pub struct Cancel {
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (yardstick, dispatch) = context.dispatch("producer cancel").await?;
-        let mut jobs = self.jobs;
-        if let Some(session) = &self.session {
-            let live = dispatch.store.jobs_of(session).await.context("reading the session's jobs")?;
-            // The last ones first, so that none of them starts meanwhile.
-            jobs.extend(live.into_iter().rev());
-        }
-        let limits = yardstick.limits();
-        for job_id in &jobs {
-            if let Err(error) = job_id.check_window(limits.now_unix_ms, limits.retention) {
+        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &yardstick.limits()).await?;
+        dispatch.close(REPLIED_WITHIN).await;
+        let answers = match answer {
+            Answer::Done(answers) => answers,
+            Answer::Refused(error) => {
                 note!("nothing was cancelled: job_id: {error}");
                 return Ok(ExitCode::from(2));
             }
-        }
-        let answers = dispatch.cancel(&jobs).await.context("cancelling jobs")?;
-        dispatch.close(REPLIED_WITHIN).await;
-        for (job_id, answer) in jobs.iter().zip(&answers) {
+        };
+        for (job_id, answer) in &answers {
             match self.json {
                 true => out!("{}", json(*job_id, *answer)),
                 false => out!("{job_id} {}", words(*answer)),
             }
         }
-        let stopped = |answer: &Cancelled| matches!(answer, Cancelled::Now | Cancelled::Stopping);
+        let stopped =
+            |(_, answer): &(JobId, Cancelled)| matches!(answer, Cancelled::Now | Cancelled::Stopping);
         Ok(if answers.iter().all(stopped) { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
 }

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use job::{Limits, ReplyRule};
+use dispatch::Dispatch;
+use job::ReplyRule;
 use postgres::Address;
 use queue::{Broker, BrokerConfig};
-use dispatch::Dispatch;
 use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Problems, unless_stopped};
-use store::{Clock, Store, StoreConfig};
+use store::{Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
+
+use crate::yardstick::Yardstick;
 
 /// How long a command waits for RabbitMQ before it gives up.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -39,22 +41,6 @@ impl Ledger {
     pub fn beside(&self, config: &BrokerConfig) -> Dispatch {
         let broker = Broker::start(config.clone(), CancellationToken::new());
         Dispatch::new(self.store.clone(), broker, config, self.replies.clone())
-    }
-}
-
-/// What jobs are measured by. The window of their ids is that of the workers, by Postgres's clock.
-pub struct Yardstick {
-    clock: Clock,
-    max_bytes: usize,
-    retention: Duration,
-    replies: ReplyRule,
-}
-
-impl Yardstick {
-    /// The limits at this moment.
-    pub fn limits(&self) -> Limits {
-        let Yardstick { clock, max_bytes, retention, ref replies } = *self;
-        Limits { max_bytes, retention, now_unix_ms: clock.now_unix_ms(), replies: replies.clone() }
     }
 }
 
@@ -88,7 +74,7 @@ impl Context {
         let connecting = unless_stopped(stop, dispatch.broker.ready(PATIENCE)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let Ledger { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
-        Ok((Yardstick { clock, max_bytes, retention, replies }, dispatch))
+        Ok((Yardstick::new(clock, max_bytes, retention, replies), dispatch))
     }
 
     fn read_ledger(&mut self) -> Option<Ledger> {

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
-use job::{JobId, JobSpec, Json, Name, OnBusy};
 use dispatch::Dispatch;
+use job::{JobId, JobSpec, Json, Name, OnBusy};
 use service::{note, out};
 
 use super::bulk::Bulk;
-use super::context::{Context, Yardstick};
-use crate::sends::Sends;
-use crate::submit::{self, Taken};
+use super::context::Context;
+use crate::submit::submit;
+use crate::yardstick::Yardstick;
 
 /// Enqueue one job from flags, or many from JSON lines.
 ///
@@ -111,18 +111,17 @@ impl Enqueue {
         if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &yardstick.limits()) {
             return Ok(refuse(&error.to_string()));
         }
-        let mut sends = Sends::begin(std::slice::from_mut(&mut spec), &yardstick.limits());
-        let Taken { due, refused } = submit::accept(dispatch, std::slice::from_ref(&spec)).await?;
-        sends.accepted(&due, &refused);
-        if let Some((_, reason)) = refused.first() {
+        let job_id = spec.job_id;
+        let submitted = submit(dispatch, vec![spec], &yardstick.limits()).await?;
+        if let Some((_, reason)) = submitted.refused.first() {
             return Ok(refuse(reason));
         }
-        if due.is_empty() {
-            note!("{} was accepted before", spec.job_id);
-        } else if submit::publish(dispatch, due).await? == 0 {
-            note!("{} is accepted; its message follows when the broker takes it", spec.job_id);
+        if submitted.new.is_empty() {
+            note!("{job_id} was accepted before");
+        } else if submitted.publish().await? == 0 {
+            note!("{job_id} is accepted; its message follows when the broker takes it");
         }
-        out!("{}", spec.job_id);
+        out!("{job_id}");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,5 @@
 //! `producer wait`: until jobs have ended.
 
-use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,15 +7,17 @@ use anyhow::Context as _;
 use clap::Args;
 use job::JobId;
 
+use service::{note, unless_stopped};
+use tokio_util::sync::CancellationToken;
+
 use super::context::Context;
 use super::lines::{Line, Lines};
 use super::progress::Progress;
 use super::status;
-use service::{note, unless_stopped};
-use tokio_util::sync::CancellationToken;
+use crate::wait::{stand, wait};
 
-/// Jobs that are asked for at once.
-const CHUNK: usize = 5_000;
+/// Lines that are taken at once.
+const LINES: usize = 5_000;
 /// More than an id and the space around it.
 const LONGEST_LINE: usize = 1_024;
 
@@ -45,30 +46,11 @@ impl Wait {
         let jobs = if self.jobs.is_empty() { read_ids(&context.stop).await? } else { self.jobs.clone() };
         let deadline = Instant::now() + Duration::from_secs(self.timeout_s);
         let progress = Progress::new(Some(jobs.len() as u64));
-        let mut open: HashSet<JobId> = jobs.iter().copied().collect();
-        let mut pause = Duration::from_millis(20);
-        loop {
-            let asked: Vec<JobId> = open.iter().copied().collect();
-            for chunk in asked.chunks(CHUNK) {
-                for (id, _) in ledger.store.ended_among(chunk).await? {
-                    open.remove(&id);
-                    progress.advance(1);
-                }
-            }
-            if open.is_empty() || Instant::now() >= deadline || context.stop.is_cancelled() {
-                break;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause.min(deadline - Instant::now())) => {}
-                () = context.stop.cancelled() => {}
-            }
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
+        let ended = |count| progress.advance(count);
+        let open = wait(&ledger.store, &jobs, deadline, &context.stop, ended).await;
         progress.finish();
-        let mut views = Vec::with_capacity(jobs.len());
-        for chunk in jobs.chunks(CHUNK) {
-            views.extend(ledger.store.jobs(chunk).await?);
-        }
+        let open = open?;
+        let views = stand(&ledger.store, &jobs).await?;
         if !self.quiet {
             status::print(&views, self.json)?;
         }
@@ -82,10 +64,10 @@ impl Wait {
 
 /// Ids from stdin, one a line, to its end or the stop.
 async fn read_ids(stop: &CancellationToken) -> anyhow::Result<Vec<JobId>> {
-    let mut lines = Lines::read("-".into(), CHUNK, LONGEST_LINE);
+    let mut lines = Lines::read("-".into(), LINES, LONGEST_LINE);
     let mut ids = Vec::new();
     loop {
-        let come = unless_stopped(stop, lines.next(CHUNK)).await?;
+        let come = unless_stopped(stop, lines.next(LINES)).await?;
         if come.is_empty() {
             return Ok(ids);
         }

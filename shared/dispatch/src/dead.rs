@@ -98,7 +98,9 @@ impl Dispatch {
                     error @ (PublishError::Returned { .. }
                     | PublishError::Nacked { .. }
                     | PublishError::TooLong { .. }),
-                ) => warn!(cause = %error, "a message that was delivered too often cannot be published again"),
+                ) => {
+                    warn!(cause = %error, "a message that was delivered too often cannot be published again")
+                }
             }
         }
         Ok(self.fail_its_job(delivery, &pool, &death.reason).await?)

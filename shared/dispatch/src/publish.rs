@@ -15,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::metrics::METRICS;
 use crate::Dispatch;
+use crate::metrics::METRICS;
 use crate::tick::tick;
 
 /// How often due rows are looked for, while there are none.

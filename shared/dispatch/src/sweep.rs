@@ -30,7 +30,9 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         every(dispatch, stop, "publishes that were never confirmed", || return_stuck(dispatch)),
         every(dispatch, stop, "messages that have vanished", || return_vanished(dispatch)),
         every(dispatch, stop, "jobs that nobody wants", || dispatch.end_unwanted()),
-        every(dispatch, stop, "blocked jobs with nothing before them", || release_stranded(dispatch, &behind)),
+        every(dispatch, stop, "blocked jobs with nothing before them", || release_stranded(
+            dispatch, &behind
+        )),
     );
 }
 

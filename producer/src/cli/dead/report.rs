@@ -2,34 +2,20 @@
 
 use std::process::ExitCode;
 
-use job::{JobId, one_line, shown};
+use job::{one_line, shown};
 use serde_json::json;
 
-use super::filter::Kind;
-use crate::cli::progress::Progress;
 use service::note;
+
+use crate::cli::progress::Progress;
+use crate::dead::{Event, Fate, Kind};
 
 /// Reasons that are printed of a bulk; the rest is only counted.
 const REASONS: u64 = 20;
 
-/// What became of one.
-#[derive(Clone, Debug)]
-pub enum Fate {
-    /// A new job does its work.
-    Redriven(JobId),
-    /// It is in this queue again.
-    Returned(String),
-    /// It is seen no more.
-    Dropped,
-    /// Its job had been dealt with: only the message was left, and is gone.
-    Cleared,
-    /// Nothing, and why.
-    Kept(String),
-}
-
 /// Tells and counts.
 pub struct Report {
-    pub progress: Progress,
+    progress: Progress,
     json: bool,
     /// Nothing really happens.
     dry_run: bool,
@@ -49,8 +35,19 @@ impl Report {
         Report { progress, json, dry_run, each, redriven, returned, dropped, cleared, kept, missing }
     }
 
-    /// Something has become of one.
-    pub fn note(&mut self, kind: Kind, id: &str, fate: &Fate) {
+    /// Something has happened.
+    pub fn hear(&mut self, event: Event<'_>) {
+        match event {
+            Event::Fate { kind, id, fate } => self.note(kind, id, fate),
+            Event::Missing { id, why } => {
+                self.missing += 1;
+                self.progress.say(&format!("{id}: {why}"));
+            }
+            Event::Looked(count) => self.progress.advance(count),
+        }
+    }
+
+    fn note(&mut self, kind: Kind, id: &str, fate: &Fate) {
         let (count, word) = match fate {
             Fate::Redriven(_) => (&mut self.redriven, "redriven"),
             Fate::Returned(_) => (&mut self.returned, "returned"),
@@ -94,12 +91,6 @@ impl Report {
             }
             _ => {}
         }
-    }
-
-    /// There is nothing of this id.
-    pub fn missing(&mut self, id: &str, why: &str) {
-        self.missing += 1;
-        self.progress.say(&format!("{id}: {why}"));
     }
 
     /// Ends with a summary.

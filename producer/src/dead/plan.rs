@@ -1,4 +1,4 @@
-//! What can be done about a dead letter, and why not. Pure; who reads and acts is `cli/dead`.
+//! What can be done about a dead letter, and why not. Pure; `read` and `settle` act.
 //!
 //! A letter whose job has failed in the ledger is that job's: the same id in the same session is the same job. What is
 //! done about the job settles its letter, too.

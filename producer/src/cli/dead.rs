@@ -1,7 +1,4 @@
-//! `producer dead`: one view over failed jobs and messages that no worker could use, and what is done about them.
-//!
-//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed is shown once,
-//! as that job.
+//! `producer dead`: its four commands.
 
 mod filter;
 mod view;
@@ -14,7 +11,7 @@ use clap::{Args, Subcommand};
 use service::unless_stopped;
 
 use super::context::{Context, REPLIED_WITHIN};
-use crate::letter::Act;
+use crate::dead::Act;
 
 #[derive(Debug, Args)]
 pub struct Dead {
@@ -48,12 +45,11 @@ enum Command {
 impl Dead {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (yardstick, dispatch) = context.dispatch("producer dead").await?;
-        let result = match &self.command {
+        let result = match self.command {
             Command::List(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
             Command::Show(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
             Command::Redrive(act::Redrive { which, to_pool }) => {
-                let act = Act::Redrive { to_pool: to_pool.clone() };
-                which.run(act, &yardstick, &dispatch, &context.stop).await
+                which.run(Act::Redrive { to_pool }, &yardstick, &dispatch, &context.stop).await
             }
             Command::Drop(which) => which.run(Act::Drop, &yardstick, &dispatch, &context.stop).await,
         };

@@ -1,0 +1,16 @@
+//! Dead letters: one view over failed jobs and messages that no worker could use, and what is done about them.
+//!
+//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed is shown once,
+//! as that job.
+
+mod selection;
+mod plan;
+mod read;
+mod json;
+mod settle;
+
+pub use json::rfc3339;
+pub use plan::Act;
+pub use read::{Dead, find, id_of, list};
+pub use selection::{Filter, Kind, Selection};
+pub use settle::{Event, Fate, Order, count, settle};

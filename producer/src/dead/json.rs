@@ -1,0 +1,97 @@
+//! The shapes in which doors give dead letters away.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use job::Glimpse;
+use queue::{DeadLetter, pool_of_queue};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use store::FailedJob;
+
+use super::read::{Dead, Whole, id_of};
+
+impl Dead {
+    /// One of a list.
+    pub fn json(&self) -> Value {
+        match self {
+            Dead::Job(job) => job_json(job),
+            Dead::Message(letter, glimpse, _) => letter_json(letter, glimpse),
+        }
+    }
+}
+
+impl Whole {
+    /// A job with its result and its envelope; a message with its headers and its body.
+    pub fn json(&self) -> serde_json::Result<Value> {
+        match self {
+            Whole::Job(failed, view) => {
+                let envelope =
+                    failed.message.as_deref().map(serde_json::from_str::<Box<RawValue>>).transpose()?;
+                let mut whole = job_json(failed);
+                whole["redriven_as"] = json!(failed.redriven_as);
+                whole["dismissed_at"] = json!(failed.dismissed_at);
+                whole["result"] = serde_json::to_value(view)?;
+                whole["envelope"] = serde_json::to_value(envelope)?;
+                Ok(whole)
+            }
+            Whole::Message(letter, glimpse) => Ok(letter_json(letter, glimpse)),
+        }
+    }
+}
+
+fn job_json(job: &FailedJob) -> Value {
+    json!({
+        "kind": "job",
+        "id": job.job_id,
+        "session_id": job.session_id,
+        "agent_id": job.agent_id,
+        "pool": job.pool,
+        "code": job.code,
+        "reason": job.reason,
+        "attempts": job.attempts,
+        "dead_at": job.finished_at,
+        "dead_at_unix_ms": job.finished_unix_ms,
+    })
+}
+
+/// The body as JSON where it is JSON, else as text.
+fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
+    let body = serde_json::from_slice(&letter.body)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&letter.body).into_owned()));
+    json!({
+        "kind": "message",
+        "id": id_of(letter),
+        "session_id": glimpse.session_id,
+        "agent_id": glimpse.agent_id,
+        "pool": letter.source_queue.as_deref().and_then(pool_of_queue),
+        "code": letter.code,
+        "reason": letter.reason,
+        "dead_at": letter.dead_at_unix_ms.map(rfc3339),
+        "dead_at_unix_ms": letter.dead_at_unix_ms,
+        "message_id": letter.message_id,
+        "mark": letter.mark,
+        "type": letter.kind,
+        "queue": letter.source_queue,
+        "headers": letter.headers,
+        "bytes": letter.body.len(),
+        "body": body,
+    })
+}
+
+/// The latest time that it knows for all that is later: a header can hold any number.
+pub fn rfc3339(unix_ms: u64) -> String {
+    let latest = Duration::from_secs(253_402_300_799);
+    let at = UNIX_EPOCH + Duration::from_millis(unix_ms).min(latest);
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_time_can_be_shown() {
+        assert_eq!(rfc3339(1_500), "1970-01-01T00:00:01.500Z");
+        assert!(rfc3339(u64::MAX).starts_with("9999-12-31"));
+    }
+}

@@ -1,0 +1,223 @@
+//! Reading: failed jobs and messages side by side. It takes nothing away.
+
+use std::time::SystemTime;
+
+use anyhow::Context;
+use dispatch::Dispatch;
+use job::{Glimpse, JobId};
+use queue::{DeadLetter, HeldLetter};
+use store::{FailedJob, JobView, Standing, Store};
+
+use super::plan::is_of_failed;
+use super::selection::{Filter, Kind};
+
+/// Letters that are asked for in the ledger at once.
+pub(super) const CHUNK: usize = 256;
+/// No more than this is kept of letters for one list.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// The longest message id that is shown as it is.
+const MAX_ID: usize = 64;
+
+/// A dead letter.
+pub enum Dead {
+    /// A job that has failed.
+    Job(FailedJob),
+    /// A message, with what can be read of its job, and when it died, or when the one before it did: in milliseconds of Unix time.
+    Message(Box<DeadLetter>, Glimpse, u64),
+}
+
+/// Dead letters, the oldest first.
+pub struct List {
+    /// As many as were asked for.
+    pub letters: Vec<Dead>,
+    /// How many there are, as far as that is known without looking at all.
+    pub known: u64,
+    /// How many more there may be.
+    pub unseen: u64,
+}
+
+/// One dead letter with all that is known of it.
+pub enum Whole {
+    /// A job that has failed, and where it stands.
+    Job(FailedJob, Option<Box<JobView>>),
+    /// A message.
+    Message(Box<DeadLetter>, Glimpse),
+}
+
+impl Dead {
+    fn died_at(&self) -> u64 {
+        match self {
+            Dead::Job(job) => u64::try_from(job.finished_unix_ms).unwrap_or(0),
+            Dead::Message(_, _, died) => *died,
+        }
+    }
+}
+
+/// The oldest that pass.
+pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<List> {
+    let (mut letters, mut known, mut unseen) = (Vec::new(), 0, 0);
+    if filter.takes(Kind::Job) {
+        let of_jobs = filter.of_jobs();
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let jobs = dispatch.store.failed_jobs(&of_jobs, most).await.context("reading failed jobs")?;
+        known = dispatch.store.count_failed(&of_jobs).await.context("counting failed jobs")?;
+        letters.extend(jobs.into_iter().map(Dead::Job));
+    }
+    if filter.takes(Kind::Message) {
+        let (messages, behind) = read_messages(dispatch, filter, limit).await?;
+        known += messages.len() as u64;
+        unseen = behind;
+        letters.extend(messages);
+    }
+    letters.sort_by_key(Dead::died_at);
+    letters.truncate(limit);
+    Ok(List { letters, known, unseen })
+}
+
+/// One: by a job's id, a message's id, or its number in the list without filters.
+pub async fn find(dispatch: &Dispatch, id: &str) -> anyhow::Result<Option<Whole>> {
+    if let Ok(job_id) = id.parse::<JobId>()
+        && let Some(failed) = failed(&dispatch.store, &[job_id]).await?.pop()
+    {
+        return whole(&dispatch.store, failed).await.map(Some);
+    }
+    if let Ok(number) = id.parse::<usize>() {
+        let mut letters = list(dispatch, &Filter::default(), number).await?.letters;
+        return match (letters.len() == number).then(|| letters.pop()).flatten() {
+            Some(Dead::Job(job)) => match failed(&dispatch.store, &[job.job_id]).await?.pop() {
+                Some(failed) => whole(&dispatch.store, failed).await.map(Some),
+                None => Ok(None),
+            },
+            Some(Dead::Message(letter, glimpse, _)) => Ok(Some(Whole::Message(letter, glimpse))),
+            None => Ok(None),
+        };
+    }
+    let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
+    let mut found = None;
+    while found.is_none()
+        && let Some(held) = walk.next().await.context("reading harness.dead")?
+    {
+        found = Some(held.letter).filter(|letter| is_called(letter, id));
+    }
+    walk.close().await.context("closing harness.dead")?;
+    Ok(found.map(|letter| {
+        let glimpse = glimpse(&letter);
+        Whole::Message(Box::new(letter), glimpse)
+    }))
+}
+
+async fn whole(store: &Store, failed: FailedJob) -> anyhow::Result<Whole> {
+    let view = store.jobs(&[failed.job_id]).await.context("reading a job")?.pop();
+    Ok(Whole::Job(failed, view.map(Box::new)))
+}
+
+/// Those that pass, and how many letters lie behind the last one that was looked at.
+async fn read_messages(
+    dispatch: &Dispatch,
+    filter: &Filter,
+    limit: usize,
+) -> anyhow::Result<(Vec<Dead>, u64)> {
+    let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
+    let now = SystemTime::now();
+    let (mut letters, mut bytes, mut seen, mut died) = (Vec::new(), 0, 0, 0);
+    let mut more = true;
+    while more && letters.len() < limit && bytes < MAX_BYTES {
+        let mut chunk = Vec::new();
+        while chunk.len() < CHUNK.min(limit - letters.len()) && bytes < MAX_BYTES {
+            let Some(HeldLetter { letter, .. }) = walk.next().await.context("reading harness.dead")? else {
+                more = false;
+                break;
+            };
+            seen += 1;
+            died = letter.dead_at_unix_ms.unwrap_or(died);
+            let glimpse = glimpse(&letter);
+            if filter.passes(&letter, &glimpse, now) {
+                bytes += letter.body.len();
+                chunk.push((letter, glimpse, died));
+            }
+        }
+        let standing = standing(&dispatch.store, chunk.iter().map(|(_, glimpse, _)| glimpse)).await?;
+        for (letter, glimpse, died) in chunk {
+            // Shown as the job.
+            let hidden = of(&standing, &glimpse)
+                .is_some_and(|standing| standing.open && is_of_failed(&glimpse, Some(standing)));
+            if !hidden {
+                letters.push(Dead::Message(Box::new(letter), glimpse, died));
+            }
+        }
+    }
+    let unseen = if more { walk.total().saturating_sub(seen) } else { 0 };
+    walk.close().await.context("closing harness.dead")?;
+    Ok((letters, unseen))
+}
+
+/// What can be read of a letter's job.
+pub(super) fn glimpse(letter: &DeadLetter) -> Glimpse {
+    job::glimpse(&letter.body, letter.message_id.as_deref())
+}
+
+/// What a letter is called in lists: its message id, or its mark where that is missing or no word.
+pub fn id_of(letter: &DeadLetter) -> String {
+    let is_word = |id: &&String| (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+    letter.message_id.as_ref().filter(is_word).unwrap_or(&letter.mark).clone()
+}
+
+/// Whether a letter answers to an id.
+pub(super) fn is_called(letter: &DeadLetter, id: &str) -> bool {
+    letter.mark == id || letter.message_id.as_deref() == Some(id)
+}
+
+/// Where the ledger has the jobs of letters.
+pub(super) async fn standing(
+    store: &Store,
+    letters: impl Iterator<Item = &Glimpse>,
+) -> anyhow::Result<Vec<Standing>> {
+    let mut jobs: Vec<JobId> = letters.filter_map(|glimpse| glimpse.job_id).collect();
+    jobs.sort();
+    jobs.dedup();
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    store.standing(&jobs).await.context("asking the ledger for the jobs of letters")
+}
+
+/// The one that a letter's job has.
+pub(super) fn of<'a>(standing: &'a [Standing], glimpse: &Glimpse) -> Option<&'a Standing> {
+    let job_id = glimpse.job_id?;
+    standing.iter().find(|standing| standing.job_id == job_id)
+}
+
+/// The failed ones among these jobs.
+pub(super) async fn failed(store: &Store, jobs: &[JobId]) -> anyhow::Result<Vec<FailedJob>> {
+    store.failed_among(jobs).await.context("reading failed jobs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(message_id: Option<&str>) -> DeadLetter {
+        DeadLetter {
+            mark: "00ff".to_owned(),
+            body: Vec::new(),
+            message_id: message_id.map(str::to_owned),
+            kind: None,
+            reason: "r".to_owned(),
+            code: "c".to_owned(),
+            source_queue: None,
+            dead_at_unix_ms: None,
+            headers: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_letter_is_called_by_its_message_id_or_else_by_its_mark() {
+        let cases = [(Some("m-1"), "m-1"), (None, "00ff"), (Some(""), "00ff"), (Some("\u{1b}[2J"), "00ff")];
+        for (message_id, id) in cases {
+            let letter = letter(message_id);
+            assert_eq!(id_of(&letter), id);
+            assert!(is_called(&letter, id) && is_called(&letter, "00ff") && !is_called(&letter, "1"));
+        }
+        assert_eq!(id_of(&letter(Some(&"x".repeat(65)))), "00ff");
+    }
+}

@@ -1,0 +1,168 @@
+//! Which dead letters are meant: by their ids, or by what is true of them. For jobs the ledger selects by the same.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use job::{Glimpse, Name};
+use queue::{DeadLetter, pool_of_queue};
+use store::DeadFilter;
+
+/// What is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A job that has failed.
+    Job,
+    /// A message in `harness.dead` that is not that of a failed job.
+    Message,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Job => "job",
+            Kind::Message => "message",
+        })
+    }
+}
+
+/// Some dead letters.
+#[derive(Clone, Debug)]
+pub enum Selection {
+    /// All that pass.
+    All(Filter),
+    /// Those with these ids: of jobs, or of messages as lists show them.
+    Ids(Vec<String>),
+}
+
+impl Selection {
+    /// Whether letters are looked at for their own sake.
+    pub fn takes_messages(&self) -> bool {
+        match self {
+            Selection::All(filter) => filter.takes(Kind::Message),
+            Selection::Ids(_) => true,
+        }
+    }
+}
+
+/// Each one given must be true; a message that does not say what is asked for does not pass.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only jobs, or only messages.
+    pub kind: Option<Kind>,
+    /// Only with this code.
+    pub code: Option<String>,
+    /// Only of this session.
+    pub session: Option<Name>,
+    /// Only of this agent.
+    pub agent: Option<Name>,
+    /// Only of this pool.
+    pub pool: Option<Name>,
+    /// Only what died within so long.
+    pub since: Option<Duration>,
+    /// Only what died longer ago than this.
+    pub before: Option<Duration>,
+}
+
+impl Filter {
+    /// Whether everything passes.
+    pub fn is_empty(&self) -> bool {
+        let Filter { kind, code, session, agent, pool, since, before } = self;
+        let names = [session, agent, pool].iter().all(|name| name.is_none());
+        names && kind.is_none() && code.is_none() && since.is_none() && before.is_none()
+    }
+
+    /// Whether this kind can pass.
+    pub fn takes(&self, kind: Kind) -> bool {
+        self.kind.is_none_or(|wanted| wanted == kind)
+    }
+
+    /// The same for the ledger.
+    pub fn of_jobs(&self) -> DeadFilter {
+        DeadFilter {
+            code: self.code.clone(),
+            session: self.session.clone(),
+            agent: self.agent.clone(),
+            pool: self.pool.clone(),
+            since: self.since,
+            before: self.before,
+        }
+    }
+
+    /// Whether a message passes.
+    pub fn passes(&self, letter: &DeadLetter, glimpse: &Glimpse, now: SystemTime) -> bool {
+        let is = |wanted: &Option<Name>, got: &Option<Name>| wanted.is_none() || wanted == got;
+        let age = letter.dead_at_unix_ms.map(|at| {
+            let died = UNIX_EPOCH + Duration::from_millis(at);
+            now.duration_since(died).unwrap_or_default()
+        });
+        let pool = letter.source_queue.as_deref().and_then(pool_of_queue);
+        self.takes(Kind::Message)
+            && self.code.as_ref().is_none_or(|code| *code == letter.code)
+            && is(&self.session, &glimpse.session_id)
+            && is(&self.agent, &glimpse.agent_id)
+            && is(&self.pool, &pool)
+            && self.since.is_none_or(|since| age.is_some_and(|age| age <= since))
+            && self.before.is_none_or(|before| age.is_some_and(|age| age > before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_passes_where_all_that_is_asked_is_said_and_true() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let letter = DeadLetter {
+            mark: "m".to_owned(),
+            body: br#"{"session_id":"s","agent_id":"a"}"#.to_vec(),
+            message_id: None,
+            kind: None,
+            reason: "r".to_owned(),
+            code: "undecodable".to_owned(),
+            source_queue: Some("harness.jobs.p".to_owned()),
+            dead_at_unix_ms: Some((1_000_000 - 3_600) * 1_000),
+            headers: Default::default(),
+        };
+        let passes = |filter: &Filter, letter: &DeadLetter| {
+            filter.passes(letter, &job::glimpse(&letter.body, None), now)
+        };
+        let name = |name: &str| Some(name.parse::<Name>().unwrap());
+        let minutes = |minutes: u64| Some(Duration::from_secs(minutes * 60));
+        let code = |code: &str| Some(code.to_owned());
+        let any = Filter::default;
+        let good = [
+            any(),
+            Filter { kind: Some(Kind::Message), code: code("undecodable"), ..any() },
+            Filter { session: name("s"), agent: name("a"), pool: name("p"), ..any() },
+            Filter { since: minutes(120), before: minutes(30), ..any() },
+            Filter { since: minutes(60), ..any() },
+        ];
+        for filter in good {
+            assert!(passes(&filter, &letter), "{filter:?}");
+        }
+        let bad = [
+            Filter { kind: Some(Kind::Job), ..any() },
+            Filter { code: code("unroutable"), ..any() },
+            Filter { session: name("t"), ..any() },
+            Filter { agent: name("s"), ..any() },
+            Filter { pool: name("default"), ..any() },
+            Filter { since: minutes(59), ..any() },
+            Filter { before: minutes(60), ..any() },
+            Filter { session: name("s"), code: code("unroutable"), ..any() },
+        ];
+        for filter in bad {
+            assert!(!passes(&filter, &letter), "{filter:?}");
+        }
+        let silent = DeadLetter { body: b"{".to_vec(), source_queue: None, dead_at_unix_ms: None, ..letter };
+        for filter in [
+            Filter { session: name("s"), ..any() },
+            Filter { pool: name("p"), ..any() },
+            Filter { since: minutes(10_000), ..any() },
+            Filter { before: minutes(1), ..any() },
+        ] {
+            assert!(!passes(&filter, &silent), "{filter:?}");
+        }
+        assert!(passes(&any(), &silent));
+    }
+}

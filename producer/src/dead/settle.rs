@@ -1,0 +1,374 @@
+//! Settling: redrive or drop, first the jobs, then the messages.
+//!
+//! In chunks, so that any number takes little memory. Both walks end where their list ended when they began: what dies
+//! again because it was redriven does not come again. A letter whose job has been settled, now or before, is removed by
+//! whoever comes across it.
+
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use dispatch::Dispatch;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use job::{FailureCode, Glimpse, JobId, JobSpec, Name};
+use queue::{DeadWalk, HeldLetter};
+use store::FailedJob;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Act, Step, renewed, step};
+use super::read::{CHUNK, failed, glimpse, id_of, is_called, of, standing};
+use super::selection::{Filter, Kind, Selection};
+use crate::submit;
+use crate::yardstick::Yardstick;
+
+/// Jobs per transaction; each brings its whole envelope along.
+const JOBS: i64 = 64;
+/// Bodies per chunk of letters.
+const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub act: Act,
+    pub selection: Selection,
+    /// It only says what would be done.
+    pub dry_run: bool,
+}
+
+/// What a door hears while it is done.
+pub enum Event<'a> {
+    /// Something has become of one.
+    Fate { kind: Kind, id: &'a str, fate: &'a Fate },
+    /// There is nothing of this id.
+    Missing { id: &'a str, why: &'a str },
+    /// So many more were looked at.
+    Looked(u64),
+}
+
+/// What became of one.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    /// A new job does its work.
+    Redriven(JobId),
+    /// It is in this queue again.
+    Returned(String),
+    /// It is seen no more.
+    Dropped,
+    /// Its job had been dealt with: only the message was left, and is gone.
+    Cleared,
+    /// Nothing, and why.
+    Kept(String),
+}
+
+/// How many there may be to look at; unknown for single ones.
+pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result<Option<u64>> {
+    let Selection::All(filter) = selection else { return Ok(None) };
+    let mut count = 0;
+    if filter.takes(Kind::Job) {
+        count += dispatch.store.count_failed(&filter.of_jobs()).await.context("counting failed jobs")?;
+    }
+    if filter.takes(Kind::Message) {
+        count += dispatch.broker.dead_letter_count().await.context("counting harness.dead")?;
+    }
+    Ok(Some(count))
+}
+
+/// Does it to all that is meant. After an error, or the stop, what was done stays done.
+pub async fn settle(
+    dispatch: &Dispatch,
+    yardstick: &Yardstick,
+    order: &Order,
+    stop: &CancellationToken,
+    heard: &mut dyn FnMut(Event<'_>),
+) -> anyhow::Result<()> {
+    // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.
+    if !order.dry_run {
+        dispatch.sweep_dead().await.context("ending jobs whose message is dead")?;
+    }
+    let (jobs, found) = (HashSet::new(), HashSet::new());
+    let mut work = Work { dispatch, yardstick, stop, order, heard, jobs, found, letters_left: false };
+    work.run().await
+}
+
+struct Work<'a> {
+    dispatch: &'a Dispatch,
+    yardstick: &'a Yardstick,
+    stop: &'a CancellationToken,
+    order: &'a Order,
+    /// Hears of each.
+    heard: &'a mut dyn FnMut(Event<'_>),
+    /// Jobs that were asked for by their ids and looked at.
+    jobs: HashSet<JobId>,
+    /// Ids that were asked for and found.
+    found: HashSet<String>,
+    /// Whether a job was settled that may have left a letter behind.
+    letters_left: bool,
+}
+
+impl Work<'_> {
+    async fn run(&mut self) -> anyhow::Result<()> {
+        match &self.order.selection {
+            Selection::All(filter) => {
+                if filter.takes(Kind::Job) {
+                    self.all_jobs(filter).await?;
+                }
+                if filter.takes(Kind::Message) || self.letters_left {
+                    self.messages().await?;
+                }
+                Ok(())
+            }
+            Selection::Ids(ids) => {
+                self.jobs_by_id(ids).await?;
+                if self.letters_left || ids.iter().any(|id| !self.found.contains(id)) {
+                    self.messages().await?;
+                }
+                self.say_what_is_missing(ids).await
+            }
+        }
+    }
+
+    fn check_stop(&self) -> anyhow::Result<()> {
+        if self.stop.is_cancelled() {
+            bail!("interrupted; what was done stays done");
+        }
+        Ok(())
+    }
+
+    async fn all_jobs(&mut self, filter: &Filter) -> anyhow::Result<()> {
+        let (store, filter) = (&self.dispatch.store, filter.of_jobs());
+        let by = store.clock().await.context("asking Postgres for the time")?.now();
+        let mut after = None;
+        loop {
+            self.check_stop()?;
+            let chunk = store.failed_after(&filter, after, by, JOBS).await.context("reading failed jobs")?;
+            let (Some(last), count) = (chunk.last(), chunk.len()) else { return Ok(()) };
+            after = Some(last.job_id);
+            self.settle(chunk).await?;
+            (self.heard)(Event::Looked(count as u64));
+        }
+    }
+
+    async fn jobs_by_id(&mut self, ids: &[String]) -> anyhow::Result<()> {
+        let mut jobs: Vec<JobId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        jobs.sort();
+        jobs.dedup();
+        for chunk in jobs.chunks(JOBS as usize) {
+            self.check_stop()?;
+            let jobs = failed(&self.dispatch.store, chunk).await?;
+            self.jobs.extend(jobs.iter().map(|job| job.job_id));
+            self.settle(jobs).await?;
+        }
+        let is_found = |id: &&String| id.parse().is_ok_and(|id| self.jobs.contains(&id));
+        self.found.extend(ids.iter().filter(is_found).cloned());
+        Ok(())
+    }
+
+    /// Redrives or dismisses failed jobs.
+    async fn settle(&mut self, jobs: Vec<FailedJob>) -> anyhow::Result<()> {
+        let leaves_letter = [FailureCode::UnknownAgent, FailureCode::DeadLettered].map(FailureCode::as_str);
+        self.letters_left |= jobs.iter().any(|job| leaves_letter.contains(&job.code.as_str()));
+        let mut open = Vec::new();
+        for job in jobs {
+            match settled(&job) {
+                Some(why) => self.note_job(job.job_id, Fate::Kept(why)),
+                None => open.push(job),
+            }
+        }
+        match &self.order.act {
+            Act::Drop => self.dismiss(open.iter().map(|job| job.job_id).collect()).await,
+            Act::Redrive { to_pool } => self.redrive(&open, to_pool.as_ref()).await,
+        }
+    }
+
+    async fn dismiss(&mut self, jobs: Vec<JobId>) -> anyhow::Result<()> {
+        let dropped: HashSet<JobId> = match self.order.dry_run || jobs.is_empty() {
+            true => jobs.iter().copied().collect(),
+            false => {
+                let dismissed = self.dispatch.store.dismiss(&jobs).await.context("dismissing jobs")?;
+                dismissed.into_iter().collect()
+            }
+        };
+        for job_id in jobs {
+            self.note_job(job_id, if dropped.contains(&job_id) { Fate::Dropped } else { lost() });
+        }
+        Ok(())
+    }
+
+    async fn redrive(&mut self, jobs: &[FailedJob], to_pool: Option<&Name>) -> anyhow::Result<()> {
+        let limits = self.yardstick.limits();
+        let mut renewing: Vec<(JobId, JobSpec)> = Vec::new();
+        for job in jobs {
+            match renewed(job, to_pool, &limits) {
+                Ok(spec) => renewing.push((job.job_id, spec)),
+                Err(why) => self.note_job(job.job_id, Fate::Kept(why)),
+            }
+        }
+        let ids: Vec<(JobId, JobId)> = renewing.iter().map(|(job_id, spec)| (*job_id, spec.job_id)).collect();
+        if self.order.dry_run || ids.is_empty() {
+            for (job_id, new) in ids {
+                self.note_job(job_id, Fate::Redriven(new));
+            }
+            return Ok(());
+        }
+        let submitted = submit::redrive(self.dispatch, renewing, &limits).await?;
+        let taken: HashSet<JobId> = submitted.new.iter().copied().collect();
+        for (job_id, new) in ids {
+            self.note_job(job_id, if taken.contains(&new) { Fate::Redriven(new) } else { lost() });
+        }
+        submitted.publish().await?;
+        Ok(())
+    }
+
+    fn note_job(&mut self, job_id: JobId, fate: Fate) {
+        (self.heard)(Event::Fate { kind: Kind::Job, id: &job_id.to_string(), fate: &fate });
+    }
+
+    async fn messages(&mut self) -> anyhow::Result<()> {
+        let mut walk = self.dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
+        let done = self.walk(&mut walk).await;
+        // Also after an error: what was published must be removed.
+        let closed = walk.close().await.context("removing letters from harness.dead");
+        done.and(closed)
+    }
+
+    async fn walk(&mut self, walk: &mut DeadWalk) -> anyhow::Result<()> {
+        let now = SystemTime::now();
+        let mut more = true;
+        while more {
+            self.check_stop()?;
+            let (mut chunk, mut bytes) = (Vec::new(), 0);
+            while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
+                let Some(held) = walk.next().await.context("reading harness.dead")? else {
+                    more = false;
+                    break;
+                };
+                let seen = Seen::new(held, &self.order.selection, now);
+                // One that nobody asked for is looked at only because its job may have been settled.
+                if seen.is_wanted || seen.glimpse.job_id.is_some() {
+                    bytes += seen.held.letter.body.len();
+                    chunk.push(seen);
+                }
+                if self.order.selection.takes_messages() {
+                    (self.heard)(Event::Looked(1));
+                }
+            }
+            self.settle_letters(walk, chunk).await?;
+        }
+        Ok(())
+    }
+
+    async fn settle_letters(&mut self, walk: &mut DeadWalk, chunk: Vec<Seen>) -> anyhow::Result<()> {
+        let standing = standing(&self.dispatch.store, chunk.iter().map(|seen| &seen.glimpse)).await?;
+        let limits = self.yardstick.limits();
+        let by_id = matches!(self.order.selection, Selection::Ids(_));
+        let mut publishing = FuturesUnordered::new();
+        for seen in chunk {
+            let letter = &seen.held.letter;
+            if let Selection::Ids(ids) = &self.order.selection {
+                self.found.extend(ids.iter().filter(|id| is_called(letter, id)).cloned());
+            }
+            let step = step(&self.order.act, letter, &seen.glimpse, of(&standing, &seen.glimpse), &limits);
+            match step {
+                Step::Clear => self.clear(walk, seen),
+                Step::AsJob(job_id) if seen.is_wanted && by_id && self.jobs.insert(job_id) => {
+                    let jobs = failed(&self.dispatch.store, &[job_id]).await?;
+                    self.settle(jobs).await?;
+                    let after = self.dispatch.store.standing(&[job_id]).await.context("asking for a job")?;
+                    if after.iter().all(|standing| !standing.open) {
+                        self.clear(walk, seen);
+                    }
+                }
+                // A job's letter, which goes when the job is settled.
+                Step::AsJob(_) => {}
+                _ if !seen.is_wanted => {}
+                Step::Keep(why) => self.note(&seen, Fate::Kept(why)),
+                Step::Remove => {
+                    self.note(&seen, Fate::Dropped);
+                    self.remove(walk, seen);
+                }
+                Step::Publish(queue) if self.order.dry_run => self.note(&seen, Fate::Returned(queue)),
+                Step::Publish(queue) => {
+                    let publisher = &self.dispatch.publisher;
+                    publishing.push(async move {
+                        let published = publisher.revive(&seen.held, &queue).await;
+                        (seen, queue, published)
+                    });
+                }
+            }
+        }
+        while let Some((seen, queue, published)) = publishing.next().await {
+            match published {
+                Ok(()) => {
+                    self.note(&seen, Fate::Returned(queue));
+                    self.remove(walk, seen);
+                }
+                Err(error) => self.note(&seen, Fate::Kept(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, seen: &Seen, fate: Fate) {
+        (self.heard)(Event::Fate { kind: Kind::Message, id: &id_of(&seen.held.letter), fate: &fate });
+    }
+
+    fn clear(&mut self, walk: &mut DeadWalk, seen: Seen) {
+        self.note(&seen, Fate::Cleared);
+        self.remove(walk, seen);
+    }
+
+    fn remove(&self, walk: &mut DeadWalk, seen: Seen) {
+        if !self.order.dry_run {
+            walk.remove(seen.held);
+        }
+    }
+
+    /// Says of ids that nothing was found for what they are instead.
+    async fn say_what_is_missing(&mut self, ids: &[String]) -> anyhow::Result<()> {
+        for id in ids.iter().filter(|id| !self.found.contains(*id)) {
+            let state = match id.parse::<JobId>() {
+                Ok(job_id) => self.dispatch.store.jobs(&[job_id]).await.context("reading a job")?.pop(),
+                Err(_) => None,
+            };
+            let why = match state {
+                Some(view) => format!("it has not failed: {}", view.state),
+                None => "no such dead letter".to_owned(),
+            };
+            (self.heard)(Event::Missing { id, why: &why });
+        }
+        Ok(())
+    }
+}
+
+/// A letter in our hands, and what is known of it.
+struct Seen {
+    held: HeldLetter,
+    glimpse: Glimpse,
+    /// Whether it was asked for.
+    is_wanted: bool,
+}
+
+impl Seen {
+    fn new(held: HeldLetter, selection: &Selection, now: SystemTime) -> Seen {
+        let glimpse = glimpse(&held.letter);
+        let is_wanted = match selection {
+            Selection::All(filter) => filter.passes(&held.letter, &glimpse, now),
+            Selection::Ids(ids) => ids.iter().any(|id| is_called(&held.letter, id)),
+        };
+        Seen { held, glimpse, is_wanted }
+    }
+}
+
+/// What has been done about a failed job already.
+fn settled(job: &FailedJob) -> Option<String> {
+    match (job.redriven_as, &job.dismissed_at) {
+        (Some(new), _) => Some(format!("was redriven before, as {new}")),
+        (None, Some(at)) => Some(format!("was dropped before, at {at}")),
+        (None, None) => None,
+    }
+}
+
+fn lost() -> Fate {
+    Fate::Kept("somebody else has just settled it".to_owned())
+}
