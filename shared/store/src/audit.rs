@@ -42,9 +42,9 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::audit::checks::{CHECKS, Check};
-use crate::dispatch::millis;
-use crate::partitions::{WEEK_MS, first_id};
+use crate::jobs::millis;
 use crate::sessions::rfc3339;
+use crate::upkeep::{WEEK_MS, first_id};
 use crate::{Store, StoreError};
 
 /// What is looked at, and how closely.

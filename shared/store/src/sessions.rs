@@ -3,8 +3,8 @@
 use job::{JobId, Name, Usd};
 use serde::Serialize;
 
-use crate::claim::{read_job_id, read_usd};
-use crate::tx::query;
+use crate::database::query;
+use crate::jobs::{read_job_id, read_usd};
 use crate::{Store, StoreError};
 
 /// A session: its folded state, and what has been checkpointed since.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use job::Name;
 
-use crate::dispatch::pools_in;
-use crate::tx::{Tx, query};
+use crate::database::{Tx, query};
+use crate::jobs::pools_in;
 use crate::{Store, StoreError};
 
 /// A pool, as the ledger knows it.

@@ -7,12 +7,10 @@ use deadpool_postgres::{
 };
 use postgres::{Address, SetBy};
 
+use super::batch::Batcher;
+use super::connect::{ForBeats, ForWork, Places};
 use crate::StoreError;
-use crate::batch::Batcher;
-use crate::checkpoint::CheckpointRow;
-use crate::claim::ClaimRequest;
-use crate::conclude::Conclusion;
-use crate::connect::{ForBeats, ForWork, Places};
+use crate::jobs::{CheckpointRow, ClaimRequest, Conclusion};
 use crate::workers::BEAT_BOUND;
 
 /// How to reach the ledger.

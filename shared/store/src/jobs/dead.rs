@@ -10,10 +10,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::claim::read_job_id;
-use crate::dispatch::{Columns, millis};
+use super::claim::read_job_id;
+use super::dispatch::{Columns, millis};
+use crate::database::query;
 use crate::sessions::rfc3339;
-use crate::tx::query;
 use crate::{Store, StoreError};
 
 /// Which failed jobs; what is `None` lets all pass.

@@ -11,8 +11,8 @@ use job::{Name, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::dispatch::millis;
-use crate::tx::{Tx, query};
+use crate::database::{Tx, query};
+use crate::jobs::millis;
 use crate::{Durations, Store, StoreError};
 
 /// A pool's jobs and workers at one moment.

@@ -12,11 +12,9 @@ use job::{JobId, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::cancel::Ask;
-use crate::claim::read_job_id;
-use crate::dispatch::millis;
-use crate::leader::{LOCK_LEADERSHIP, Leadership, leads};
-use crate::tx::{Tx, query_within};
+use super::leader::{LOCK_LEADERSHIP, Leadership, leads};
+use crate::database::{Tx, query_within};
+use crate::jobs::{Ask, millis, read_job_id};
 use crate::workers::BEAT_BOUND;
 use crate::{Fenced, Store, StoreError};
 

@@ -7,9 +7,9 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::claim::{read_job_id, read_usd};
+use super::claim::{read_job_id, read_usd};
+use crate::database::query;
 use crate::sessions::rfc3339;
-use crate::tx::query;
 use crate::{Store, StoreError};
 
 /// A job as its caller sees it.

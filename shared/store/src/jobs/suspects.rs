@@ -11,7 +11,7 @@ use job::{JobId, POISON_DEATHS, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::tx::query;
+use crate::database::query;
 use crate::{Fenced, Store, StoreError};
 
 /// What is held against a job.

@@ -8,10 +8,9 @@ use job::{JobId, JobState, Name, TraceId, Usd, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::batch::Batched;
-use crate::dispatch::foreign;
-use crate::suspects::{Suspicion, read_suspicion, suspicion_columns};
-use crate::tx::{Tx, query};
+use super::dispatch::foreign;
+use super::suspects::{Suspicion, read_suspicion, suspicion_columns};
+use crate::database::{Batched, Tx, query};
 use crate::{Store, StoreError};
 
 /// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply

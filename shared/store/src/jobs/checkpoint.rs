@@ -6,8 +6,7 @@ use deadpool_postgres::Pool;
 use job::{JobId, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use crate::batch::Batched;
-use crate::tx::Tx;
+use crate::database::{Batched, Tx};
 use crate::{Fenced, Store, StoreError};
 
 /// One delta of one run.

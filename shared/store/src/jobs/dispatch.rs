@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::claim::read_job_id;
-use crate::tx::{Params, Tx, query};
+use super::claim::read_job_id;
+use crate::database::{Params, Tx, query};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.

@@ -17,7 +17,7 @@ use tokio_postgres::{IsolationLevel, Row};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::clock::{NOW, unix_ms};
+use crate::database::{NOW, unix_ms};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;

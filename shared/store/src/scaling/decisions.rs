@@ -6,9 +6,9 @@ use std::time::Duration;
 use job::Name;
 use tokio_postgres::Row;
 
-use crate::dispatch::millis;
-use crate::leader::{LOCK_LEADERSHIP, Leadership, leads};
-use crate::tx::{Tx, query};
+use super::leader::{LOCK_LEADERSHIP, Leadership, leads};
+use crate::database::{Tx, query};
+use crate::jobs::millis;
 use crate::{Fenced, Store, StoreError};
 
 /// A decision that is about to be carried out.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::tx::query;
+use super::tx::query;
 use crate::{Store, StoreError};
 
 pub(crate) const NOW: &str = "SELECT clock_timestamp()";

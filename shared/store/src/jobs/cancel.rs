@@ -11,10 +11,10 @@ use job::{Failure, FailureCode, JobId, JobState, Name};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
-use crate::conclude::NEXT;
-use crate::dispatch::DROP_ENDED;
-use crate::tx::{Tx, query};
+use super::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
+use super::conclude::NEXT;
+use super::dispatch::DROP_ENDED;
+use crate::database::{Tx, query};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.

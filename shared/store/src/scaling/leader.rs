@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::dispatch::millis;
-use crate::tx::{query, query_within};
+use crate::database::{query, query_within};
+use crate::jobs::millis;
 use crate::workers::BEAT_BOUND;
 use crate::{Store, StoreError};
 

@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use crate::tx::{Tx, query};
+use crate::database::{Tx, query};
 use crate::{Store, StoreError};
 
 /// A worker that the ledger believes to live.
