@@ -42,8 +42,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::audit::checks::{CHECKS, Check};
-use crate::jobs::millis;
-use crate::sessions::rfc3339;
+use crate::database::{millis, rfc3339};
 use crate::upkeep::{WEEK_MS, first_id};
 use crate::{Store, StoreError};
 

@@ -10,7 +10,8 @@
 //! * **A session works on one job at a time, to its end**: a job that has begun (its epoch is above 0) keeps its turn
 //!   through retries and rescues.
 //! * **Job rows are locked in `job_id` order** by those who may wait for each other without holding a session
-//!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked.
+//!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked. `database/locks.rs` lists every lock and
+//!   the order of all.
 //! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
 //!   under a stale epoch changes nothing and is answered with [`Fenced::Lost`].
 //! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.

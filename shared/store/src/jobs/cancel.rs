@@ -11,10 +11,10 @@ use job::{Failure, FailureCode, JobId, JobState, Name};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::claim::{LOCK_SESSIONS, READ_ANSWERS, read_job_id};
+use super::claim::READ_ANSWERS;
 use super::conclude::NEXT;
 use super::dispatch::DROP_ENDED;
-use crate::database::{Tx, query};
+use crate::database::{LOCK_SESSIONS, Tx, query, read_job_id};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.

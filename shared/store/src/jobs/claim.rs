@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::dispatch::foreign;
 use super::suspects::{Suspicion, read_suspicion, suspicion_columns};
-use crate::database::{Batched, Tx, query};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query, read_job_id, read_usd};
 use crate::{Store, StoreError};
 
 /// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
@@ -116,20 +116,6 @@ macro_rules! claimed_columns {
 }
 pub(crate) use claimed_columns;
 
-/// Whether the worker lives, and is drained; locked against being declared dead, stopped, or drained, until the transaction
-/// ends.
-pub(crate) const LOCK_WORKER: &str = "
-    SELECT coalesce(drained_at IS NOT NULL AND drain_until > now(), false) FROM harness_workers
-     WHERE worker_id = $1 AND state IN ('alive', 'draining') FOR KEY SHARE";
-
-/// The same for the statements behind it: whether it may take jobs.
-macro_rules! may_take {
-    () => {
-        "EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
-                    AND (drained_at IS NULL OR drain_until <= now()))"
-    };
-}
-
 /// Creates sessions, in order, so that there is a row to lock.
 const CREATE_SESSIONS: &str = "
     INSERT INTO harness_sessions (session_id, agent_id, user_id)
@@ -137,11 +123,6 @@ const CREATE_SESSIONS: &str = "
       FROM unnest($1::text[], $2::text[], $3::text[]) AS t(session_id, agent_id, user_id)
      GROUP BY session_id ORDER BY session_id COLLATE \"C\"
     ON CONFLICT DO NOTHING";
-
-/// Locks sessions, in order.
-pub(crate) const LOCK_SESSIONS: &str = "
-    SELECT count(*) FROM (SELECT FROM harness_sessions
-     WHERE session_id = ANY($1) ORDER BY session_id FOR UPDATE) locked";
 
 /// Jobs the ledger has not seen (any AMQP client may publish): run if their session has no other job, else wait.
 const CLAIM_FRESH: &str = concat!(
@@ -331,14 +312,6 @@ pub(crate) fn read_claimed(row: &Row) -> Claimed {
             deltas: row.get(11),
         },
     }
-}
-
-pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
-    JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
-}
-
-pub(crate) fn read_usd(row: &Row, column: usize) -> Usd {
-    Usd::from_micros(u64::try_from(row.get::<_, i64>(column)).unwrap_or(0))
 }
 
 impl Store {

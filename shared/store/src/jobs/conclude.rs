@@ -8,9 +8,9 @@ use deadpool_postgres::Pool;
 use job::{Failure, JobId, Json, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use super::claim::{Claimed, LOCK_SESSIONS, LOCK_WORKER, claimed_columns, read_claimed};
+use super::claim::{Claimed, claimed_columns, read_claimed};
 use super::suspects::suspicion_columns;
-use crate::database::{Batched, Tx, alone_in_its_batch, query};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, alone_in_its_batch, query};
 use crate::{Fenced, Store, StoreError};
 
 /// How an attempt ended, as the ledger records it.

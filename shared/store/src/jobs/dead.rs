@@ -10,10 +10,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::claim::read_job_id;
-use super::dispatch::{Columns, millis};
-use crate::database::query;
-use crate::sessions::rfc3339;
+use super::dispatch::Columns;
+use crate::database::{millis, query, read_job_id, read_state, rfc3339};
 use crate::{Store, StoreError};
 
 /// Which failed jobs; what is `None` lets all pass.
@@ -224,7 +222,7 @@ impl Store {
         let standing = |row: &Row| Standing {
             job_id: read_job_id(row, 0),
             session_id: row.get(1),
-            state: row.get::<_, &str>(2).parse().expect("the tables check their states"),
+            state: read_state(row, 2),
             open: row.get(3),
         };
         Ok(rows.iter().map(standing).collect())

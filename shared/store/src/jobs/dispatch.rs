@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::claim::read_job_id;
-use crate::database::{Params, Tx, query};
+use crate::database::{Params, Tx, millis, query, read_job_id};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
@@ -300,9 +299,4 @@ impl Store {
     async fn count(&self, name: &'static str, sql: &str, params: &Params<'_>) -> Result<u64, StoreError> {
         Ok(query(&self.pool, name, sql, params).await?.len() as u64)
     }
-}
-
-/// As a parameter for `$n * interval '1 millisecond'`.
-pub(crate) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

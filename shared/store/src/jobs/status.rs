@@ -7,9 +7,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::claim::{read_job_id, read_usd};
-use crate::database::query;
-use crate::sessions::rfc3339;
+use crate::database::{query, read_job_id, read_state, read_usd, rfc3339};
 use crate::{Store, StoreError};
 
 /// A job as its caller sees it.
@@ -183,10 +181,6 @@ impl Store {
         };
         Ok(rows.iter().map(progress).collect())
     }
-}
-
-fn read_state(row: &Row, column: usize) -> JobState {
-    row.get::<_, &str>(column).parse().expect("the tables check their states")
 }
 
 fn read_view(row: &Row) -> JobView {

@@ -6,9 +6,8 @@ use std::time::Duration;
 use job::Name;
 use tokio_postgres::Row;
 
-use super::leader::{LOCK_LEADERSHIP, Leadership, leads};
-use crate::database::{Tx, query};
-use crate::jobs::millis;
+use super::leader::Leadership;
+use crate::database::{LOCK_LEADERSHIP, Tx, leads, millis, query};
 use crate::{Fenced, Store, StoreError};
 
 /// A decision that is about to be carried out.

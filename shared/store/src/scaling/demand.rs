@@ -11,8 +11,7 @@ use job::{Name, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{Tx, query};
-use crate::jobs::millis;
+use crate::database::{Tx, millis, query};
 use crate::{Durations, Store, StoreError};
 
 /// A pool's jobs and workers at one moment.

@@ -12,9 +12,11 @@ use job::{JobId, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::leader::{LOCK_LEADERSHIP, Leadership, leads};
-use crate::database::{Tx, query_within};
-use crate::jobs::{Ask, millis, read_job_id};
+use super::leader::Leadership;
+use crate::database::{
+    LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, Tx, leads, millis, query_within, read_job_id,
+};
+use crate::jobs::Ask;
 use crate::workers::BEAT_BOUND;
 use crate::{Fenced, Store, StoreError};
 
@@ -43,11 +45,6 @@ pub struct DrainMark {
     pub left: Duration,
 }
 
-/// Waits for claims under way, and keeps those to come waiting. In order, as several leaders might.
-const LOCK_WORKERS: &str = "
-    SELECT count(*) FROM (
-        SELECT FROM harness_workers WHERE worker_id = ANY($1) ORDER BY worker_id FOR UPDATE) locked";
-
 /// What was drained stays so if its mark never lapsed. Else it may hold jobs again, and has to say so anew.
 const MARK: &str = concat!(
     "
@@ -67,8 +64,6 @@ const UNMARK: &str = concat!(
     leads!(),
     " RETURNING worker_id"
 );
-
-const LOCK_WORKER: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
 
 const CONFIRM: &str = "
     UPDATE harness_workers SET drained_at = coalesce(drained_at, clock_timestamp())
@@ -98,7 +93,7 @@ impl Store {
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
         let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
         let Leadership { name, holder, epoch, .. } = leadership;
-        let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, MARK]).await?;
+        let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, MARK]).await?;
         let valid_ms = millis(valid_for);
         let [leads, _, marked] =
             tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids, &valid_ms]]).await?;
@@ -114,7 +109,8 @@ impl Store {
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
         let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
         let Leadership { name, holder, epoch, .. } = leadership;
-        let tx = Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, UNMARK]).await?;
+        let tx =
+            Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, UNMARK]).await?;
         let [leads, _, unmarked] =
             tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids]]).await?;
         Ok(fenced(&leads, &unmarked))
@@ -124,7 +120,7 @@ impl Store {
     /// drained now: not without a valid mark of that epoch, nor while the ledger knows a job that runs there.
     pub async fn confirm_drained(&self, worker: WorkerId, epoch: i64) -> Result<bool, StoreError> {
         let id = Uuid::from(worker);
-        let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_WORKER, CONFIRM]).await?;
+        let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_OUT_WORKER, CONFIRM]).await?;
         let [_, confirmed] = tx.run([&[&id], &[&id, &epoch]]).await?;
         Ok(!confirmed.is_empty())
     }

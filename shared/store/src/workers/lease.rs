@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{Tx, query, query_within};
-use crate::jobs::{millis, read_job_id};
+use crate::database::{LOCK_OUT_WORKER, Tx, millis, query, query_within, read_job_id};
 use crate::{Clock, Pace, Store, StoreError};
 
 /// What a worker says of itself when it starts.
@@ -64,9 +63,6 @@ const BEAT: &str = "
 
 const SET_DRAINING: &str = "
     UPDATE harness_workers SET state = 'draining', noticed_at = now() WHERE worker_id = $1 AND state = 'alive'";
-
-/// Waits for its claims under way, and refuses those to come.
-const LOCK_TO_STOP: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
 
 const STOP: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now()
@@ -129,7 +125,7 @@ impl Store {
     /// out and they are rescued.
     pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
         let id = Uuid::from(worker);
-        Tx::prepare(&self.pool, "mark_stopped", [LOCK_TO_STOP, STOP]).await?.run([&[&id], &[&id]]).await?;
+        Tx::prepare(&self.pool, "mark_stopped", [LOCK_OUT_WORKER, STOP]).await?.run([&[&id], &[&id]]).await?;
         Ok(())
     }
 

@@ -13,8 +13,8 @@ use job::{JobId, WorkerId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{Params, Tx, query};
-use crate::jobs::{LOCK_SESSIONS, heads, millis, read_job_id};
+use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_job_id};
+use crate::jobs::heads;
 use crate::{Clock, Store, StoreError};
 
 /// A worker whose own claim holds its row is skipped: it lives. `$2` is what Postgres's clock shows unless it was set since the
