@@ -10,7 +10,7 @@ mod batch;
 mod row;
 mod locks;
 
-pub(crate) use batch::{Batched, alone_in_its_batch};
+pub(crate) use batch::{Batched, Batcher, alone_in_its_batch};
 pub use clock::{Clock, ClockStep};
 pub(crate) use clock::{NOW, unix_ms};
 pub use error::StoreError;
@@ -18,6 +18,7 @@ pub(crate) use locks::{
     LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, LOCK_SESSIONS, LOCK_WORKER, LOCK_WORKERS_AND_JOBS,
     PARTITIONS_KEY, leads, may_take,
 };
-pub use pool::{Store, StoreConfig};
+pub(crate) use pool::BEAT_BOUND;
+pub use pool::StoreConfig;
 pub(crate) use row::{millis, read_job_id, read_state, read_usd, rfc3339};
 pub(crate) use tx::{Params, Tx, query, query_within};

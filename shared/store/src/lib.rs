@@ -23,6 +23,7 @@
 //! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
 
 mod database;
+mod store;
 mod jobs;
 mod sessions;
 mod workers;
@@ -31,7 +32,7 @@ mod upkeep;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
-pub use database::{Clock, ClockStep, Store, StoreConfig, StoreError};
+pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
     Accepted, Answer, Ask, Cancelled, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion,
     DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, SessionProgress,
@@ -42,6 +43,7 @@ pub use scaling::{
     PoolReading, WorkerView,
 };
 pub use sessions::{CheckpointView, SessionView};
+pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use workers::{Beat, Durations, Pace, WorkerRegistration};
 

@@ -4,6 +4,5 @@ mod pace;
 mod lease;
 mod rescue;
 
-pub(crate) use lease::BEAT_BOUND;
 pub use lease::{Beat, WorkerRegistration};
 pub use pace::{Durations, Pace};

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::dispatch::foreign;
 use super::suspects::{Suspicion, read_suspicion, suspicion_columns};
+use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query, read_job_id, read_usd};
-use crate::{Store, StoreError};
 
 /// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
 /// to an earlier claim was lost.
@@ -311,12 +311,5 @@ pub(crate) fn read_claimed(row: &Row) -> Claimed {
             output_tokens: row.get(10),
             deltas: row.get(11),
         },
-    }
-}
-
-impl Store {
-    /// Asks for a job. Safe to repeat after a lost reply.
-    pub async fn claim(&self, request: ClaimRequest) -> Result<Answer, StoreError> {
-        self.claims.call(request).await
     }
 }

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::claim::{Claimed, claimed_columns, read_claimed};
 use super::suspects::suspicion_columns;
-use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, alone_in_its_batch, query};
-use crate::{Fenced, Store, StoreError};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
+use crate::{Fenced, StoreError};
 
 /// How an attempt ended, as the ledger records it.
 #[derive(Clone, Debug)]
@@ -327,18 +327,5 @@ impl Batched for Conclusion {
             next: next.remove(call.session_id.as_str()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())
-    }
-}
-
-impl Store {
-    /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply (but a
-    /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
-    pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
-        self.conclusions.call(conclusion).await
-    }
-
-    /// The same in a transaction of its own: for one that has been too much, so that it holds up no others.
-    pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
-        alone_in_its_batch(&self.pool, conclusion).await
     }
 }

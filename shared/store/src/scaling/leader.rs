@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::database::{millis, query, query_within};
-use crate::workers::BEAT_BOUND;
+use crate::database::{BEAT_BOUND, millis, query, query_within};
 use crate::{Store, StoreError};
 
 /// The right to act, for a while.

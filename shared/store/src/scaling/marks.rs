@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use super::leader::Leadership;
 use crate::database::{
-    LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, Tx, leads, millis, query_within, read_job_id,
+    BEAT_BOUND, LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, Tx, leads, millis, query_within,
+    read_job_id,
 };
 use crate::jobs::Ask;
-use crate::workers::BEAT_BOUND;
 use crate::{Fenced, Store, StoreError};
 
 /// How long a mark holds unless it is renewed.

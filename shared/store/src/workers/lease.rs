@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{LOCK_OUT_WORKER, Tx, millis, query, query_within, read_job_id};
+use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within, read_job_id};
 use crate::{Clock, Pace, Store, StoreError};
 
 /// What a worker says of itself when it starts.
@@ -40,9 +40,6 @@ pub enum Beat {
     /// Somebody has declared this worker dead, for good.
     Dead,
 }
-
-/// A heartbeat that the network has swallowed must not keep the next ones from arriving within the lease.
-pub(crate) const BEAT_BOUND: Duration = Duration::from_secs(3);
 
 /// A process that goes on under a new id is in the same pod: who has marked the old id may be about to scale it away.
 const REGISTER: &str = "
