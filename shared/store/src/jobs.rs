@@ -1,22 +1,28 @@
 //! A job's way through the ledger: accepted and published, claimed by a worker, checkpointed and concluded; or ended while it
 //! waits. And where jobs stand, for those who ask.
 
+mod columns;
+mod accept;
 mod dispatch;
-mod suspects;
+mod lost;
+mod claimed;
 mod claim;
 mod checkpoint;
+mod next;
 mod conclude;
+mod suspects;
 mod cancel;
 mod status;
 mod dead;
 
+pub use accept::Accepted;
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
-pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
-pub(crate) use conclude::heads;
+pub use claim::{Answer, ClaimRequest};
+pub use claimed::{Claimed, SessionState, Suspicion};
 pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dead::{DeadFilter, FailedJob, Standing};
-pub(crate) use dispatch::pools_in;
-pub use dispatch::{Accepted, DueJob};
+pub use dispatch::DueJob;
+pub(crate) use lost::pools_in;
+pub(crate) use next::heads;
 pub use status::{FleetCounts, JobView, SessionProgress};
-pub use suspects::Suspicion;

@@ -11,9 +11,9 @@ use job::{Failure, FailureCode, JobId, JobState, Name};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::accept::DROP_ENDED;
 use super::claim::READ_ANSWERS;
-use super::conclude::NEXT;
-use super::dispatch::DROP_ENDED;
+use super::next::NEXT;
 use crate::database::{LOCK_SESSIONS, Tx, query, read_job_id};
 use crate::{Store, StoreError};
 

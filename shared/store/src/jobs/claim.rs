@@ -1,17 +1,16 @@
 //! Claim: who runs this job? The transaction that makes a message's job durable and gives it to one worker.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{JobId, JobState, Name, TraceId, Usd, WorkerId};
+use job::{JobId, JobState, Name, TraceId, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::dispatch::foreign;
-use super::suspects::{Suspicion, read_suspicion, suspicion_columns};
+use super::claimed::{Claimed, claimed_columns, read_claimed};
+use super::columns::foreign;
 use crate::StoreError;
-use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query, read_job_id, read_usd};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
 
 /// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
 /// to an earlier claim was lost.
@@ -57,64 +56,6 @@ pub enum Answer {
     /// The worker has confirmed that it is drained, and may be gone at any moment: the job is somebody else's.
     Drained,
 }
-
-/// A job in a worker's hands.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// The job.
-    pub job_id: JobId,
-    /// Its session.
-    pub session_id: String,
-    /// The fencing token of this run: greater than that of every earlier run of the session.
-    pub epoch: i64,
-    /// Attempts spent before this one.
-    pub attempts: u32,
-    /// Workers that died while they ran it.
-    pub deaths: u32,
-    /// What is held against it, where one more death would prove it to be the cause.
-    pub suspicion: Option<Suspicion>,
-    /// How long until its deadline, by Postgres's clock.
-    pub remaining: Option<Duration>,
-    /// The envelope, where the worker does not have it: when a blocked job is continued with.
-    pub message: Option<String>,
-    /// Where the session stands.
-    pub session: SessionState,
-}
-
-/// A session as the ledger keeps it: the state at the last fold, and what was appended since.
-#[derive(Clone, Debug, Default)]
-pub struct SessionState {
-    /// The JSON texts of memory, context window and feature progress; `None` for a session that was never folded.
-    pub folded: Option<[String; 3]>,
-    /// Iterations at the last fold.
-    pub iteration_count: i64,
-    /// Spend at the last fold.
-    pub cost: Usd,
-    /// Tokens read at the last fold.
-    pub input_tokens: i64,
-    /// Tokens written at the last fold.
-    pub output_tokens: i64,
-    /// A JSON array of `{job_id, delta}` in order, `None` when there is none.
-    pub deltas: Option<String>,
-}
-
-/// The columns of a claimed job; `c` is the claimed row, `s` its session.
-macro_rules! claimed_columns {
-    () => {
-        concat!(
-            "c.job_id, c.session_id, c.epoch, c.attempts,
-         CASE WHEN s.version > 0 THEN s.memory::text END,
-         CASE WHEN s.version > 0 THEN s.context_window::text END,
-         CASE WHEN s.version > 0 THEN s.feature_progress::text END,
-         s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
-         (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
-            FROM harness_checkpoints p WHERE p.session_id = c.session_id),
-         c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint, ",
-            suspicion_columns!()
-        )
-    };
-}
-pub(crate) use claimed_columns;
 
 /// Creates sessions, in order, so that there is a row to lock.
 const CREATE_SESSIONS: &str = "
@@ -287,29 +228,5 @@ impl Batched for ClaimRequest {
             }
         };
         Ok(batch.iter().map(answer).collect())
-    }
-}
-
-/// Reads [`claimed_columns`].
-pub(crate) fn read_claimed(row: &Row) -> Claimed {
-    let memory: Option<String> = row.get(4);
-    let deaths = row.get::<_, i32>(12) as u32;
-    Claimed {
-        job_id: read_job_id(row, 0),
-        session_id: row.get(1),
-        epoch: row.get(2),
-        attempts: row.get::<_, i32>(3) as u32,
-        deaths,
-        suspicion: read_suspicion(row, deaths, 14),
-        remaining: row.get::<_, Option<i64>>(13).map(|ms| Duration::from_millis(ms.max(0) as u64)),
-        message: None,
-        session: SessionState {
-            folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),
-            iteration_count: row.get(7),
-            cost: read_usd(row, 8),
-            input_tokens: row.get(9),
-            output_tokens: row.get(10),
-            deltas: row.get(11),
-        },
     }
 }

@@ -8,8 +8,8 @@ use deadpool_postgres::Pool;
 use job::{Failure, JobId, Json, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use super::claim::{Claimed, claimed_columns, read_claimed};
-use super::suspects::suspicion_columns;
+use super::claimed::Claimed;
+use super::next::{NEXT, read_next};
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
 use crate::{Fenced, StoreError};
 
@@ -165,52 +165,6 @@ const READ_RECORDED: &str = "
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
-/// The CTE `heads`: the head of each of these sessions in which no job has begun, if it waits for nothing but its turn.
-/// (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT EXISTS becomes a join instead, of
-/// every session of the batch with every job that has begun.)
-macro_rules! heads {
-    ($sessions:literal) => {
-        concat!(
-            "heads AS (
-                SELECT h.job_id FROM unnest(",
-            $sessions,
-            "::text[]) AS t(session_id)
-                 CROSS JOIN LATERAL (SELECT job_id, session_id, state FROM harness_jobs j
-                                      WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
-                 WHERE h.state = 'blocked'
-                   AND (SELECT b.job_id FROM harness_jobs b
-                         WHERE b.session_id = h.session_id AND b.epoch > 0) IS NULL
-            )"
-        )
-    };
-}
-pub(crate) use heads;
-
-/// The heads of these sessions that wait for their turn: run here (with $3), or published by the relay. A worker that is
-/// marked to drain takes no more.
-pub(crate) const NEXT: &str = concat!(
-    "WITH ",
-    heads!("$2"),
-    ", taken AS (
-        SELECT job_id FROM heads
-         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
-                                 AND coalesce(drain_until <= now(), true))
-    ), released AS (
-        UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
-         WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads EXCEPT SELECT job_id FROM taken))
-    ), c AS (
-        UPDATE harness_jobs
-           SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
-               started_at = coalesce(started_at, now()), due_at = now(), state_since = now()
-         WHERE job_id = ANY(ARRAY(SELECT job_id FROM taken))
-        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
-                  message
-    )
-    SELECT ",
-    claimed_columns!(),
-    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
-);
-
 impl Batched for Conclusion {
     type Answer = Concluded;
 
@@ -315,10 +269,8 @@ impl Batched for Conclusion {
             let before = query(pool, "read_recorded", READ_RECORDED, &[&worker_id, &jobs, &epochs]).await?;
             recorded.extend(before.iter().map(|row| row.get::<_, Uuid>(0)));
         }
-        let mut next: HashMap<String, Claimed> = next
-            .iter()
-            .map(|row| (row.get(1), Claimed { message: row.get(17), ..read_claimed(row) }))
-            .collect();
+        let mut next: HashMap<String, Claimed> =
+            next.iter().map(|row| (row.get(1), read_next(row))).collect();
         let answer = |call: &Conclusion| Concluded {
             recorded: match recorded.contains(&call.job_id.into()) {
                 true => Fenced::Done(()),

@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::dispatch::Columns;
+use super::columns::Columns;
 use crate::database::{millis, query, read_job_id, read_state, rfc3339};
 use crate::{Store, StoreError};
 
