@@ -41,11 +41,12 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::audit::checks::{CHECKS, Check};
-use crate::dispatch::millis;
-use crate::partitions::{WEEK_MS, first_id};
-use crate::sessions::rfc3339;
+use self::checks::{CHECKS, Check};
+use crate::database::{millis, rfc3339};
+use crate::upkeep::{WEEK_MS, first_id};
 use crate::{Store, StoreError};
+
+pub use self::checks::Kind;
 
 /// What is looked at, and how closely.
 #[derive(Clone, Debug)]
@@ -58,16 +59,6 @@ pub struct AuditScope {
     pub stuck_after: Duration,
     /// How long results are kept.
     pub retention: Duration,
-}
-
-/// What a check is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The ledger contradicts itself.
-    Conservation,
-    /// The ledger is right, but somebody does not do his part.
-    Liveness,
 }
 
 /// A row that breaks a rule.

@@ -10,7 +10,8 @@
 //! * **A session works on one job at a time, to its end**: a job that has begun (its epoch is above 0) keeps its turn
 //!   through retries and rescues.
 //! * **Job rows are locked in `job_id` order** by those who may wait for each other without holding a session
-//!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked.
+//!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked. `database/locks.rs` lists every lock and
+//!   the order of all.
 //! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
 //!   under a stale epoch changes nothing and is answered with [`Fenced::Lost`].
 //! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.
@@ -21,60 +22,30 @@
 //!   (`pools_in!`), reads up to a bound, or goes on where its last round has stopped.
 //! * **Calls are batched**: what arrives while a transaction is under way goes into the next one together.
 
-mod error;
-mod connect;
-mod pool;
-mod tx;
-mod clock;
-mod batch;
-mod dispatch;
-mod claim;
-mod checkpoint;
-mod conclude;
-mod cancel;
-mod workers;
-mod rescue;
-mod redate;
-mod suspects;
-mod leader;
-mod marks;
-mod decisions;
-mod pace;
-mod demand;
-mod partitions;
+mod database;
+mod store;
+mod jobs;
 mod sessions;
-mod status;
-mod dead;
-mod readings;
-mod revive;
-mod rights;
-mod server;
+mod workers;
+mod scaling;
+mod upkeep;
 mod audit;
 
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
-pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
-pub use checkpoint::CheckpointRow;
-pub use claim::{Answer, ClaimRequest, Claimed, SessionState};
-pub use clock::{Clock, ClockStep};
-pub use conclude::{Concluded, Conclusion, End, Fold};
-pub use dead::{DeadFilter, FailedJob, Standing};
-pub use decisions::{DecisionOutcome, DecisionView, NewDecision};
-pub use demand::{MarkView, PoolDemand, WorkerView};
-pub use dispatch::{Accepted, DueJob};
-pub use error::StoreError;
-pub use leader::Leadership;
-pub use marks::{Asked, DrainMark, MARK_FOR};
-pub use pace::{Durations, Pace};
-pub use partitions::PartitionsAhead;
-pub use pool::{Store, StoreConfig};
-pub use readings::PoolReading;
-pub use redate::Redating;
-pub use revive::{FreshLease, Revived};
-pub use server::Server;
+pub use database::{Clock, ClockStep, StoreConfig, StoreError};
+pub use jobs::{
+    Accepted, Answer, Ask, Cancelled, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion,
+    DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, SessionProgress,
+    SessionState, Standing, Suspicion, Unwanted,
+};
+pub use scaling::{
+    Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
+    PoolReading, WorkerView,
+};
 pub use sessions::{CheckpointView, SessionView};
-pub use status::{FleetCounts, JobView, SessionProgress};
-pub use suspects::Suspicion;
-pub use workers::{Beat, WorkerRegistration};
+pub use store::Store;
+pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
+pub use workers::{Beat, Durations, Pace, WorkerRegistration};
 
 /// The answer to a fenced write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

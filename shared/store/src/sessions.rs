@@ -3,8 +3,7 @@
 use job::{JobId, Name, Usd};
 use serde::Serialize;
 
-use crate::claim::{read_job_id, read_usd};
-use crate::tx::query;
+use crate::database::{query, read_job_id, read_usd, rfc3339};
 use crate::{Store, StoreError};
 
 /// A session: its folded state, and what has been checkpointed since.
@@ -52,14 +51,6 @@ pub struct CheckpointView {
     /// What it adds.
     pub delta: serde_json::Value,
 }
-
-/// RFC 3339 in UTC, with milliseconds.
-macro_rules! rfc3339 {
-    ($column:literal) => {
-        concat!("to_char(", $column, " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')")
-    };
-}
-pub(crate) use rfc3339;
 
 const READ: &str = concat!(
     "SELECT s.session_id, s.agent_id, s.user_id, ",

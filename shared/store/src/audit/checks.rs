@@ -2,7 +2,19 @@
 //!
 //! The parameters are those of `Bounds` in the module above. `now()` is the moment of the snapshot.
 
-use super::Kind::{self, Conservation, Liveness};
+use serde::Serialize;
+
+use self::Kind::{Conservation, Liveness};
+
+/// What a check is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The ledger contradicts itself.
+    Conservation,
+    /// The ledger is right, but somebody does not do his part.
+    Liveness,
+}
 
 /// One rule.
 pub(super) struct Check {

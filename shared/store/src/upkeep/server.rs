@@ -1,6 +1,6 @@
 //! The server behind the ledger, as far as it bounds what a process can do.
 
-use crate::tx::query;
+use crate::database::query;
 use crate::{Store, StoreError};
 
 /// What the server grants.

@@ -1,6 +1,6 @@
 //! What this account may do with the ledger.
 
-use crate::tx::query;
+use crate::database::query;
 use crate::{Store, StoreError};
 
 /// `CASE`, because Postgres may ask in any order, and fails when it asks a table about the rights on a sequence.

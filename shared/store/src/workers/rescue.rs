@@ -13,10 +13,8 @@ use job::{JobId, WorkerId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::claim::{LOCK_SESSIONS, read_job_id};
-use crate::conclude::heads;
-use crate::dispatch::millis;
-use crate::tx::{Params, Tx, query};
+use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_job_id};
+use crate::jobs::heads;
 use crate::{Clock, Store, StoreError};
 
 /// A worker whose own claim holds its row is skipped: it lives. `$2` is what Postgres's clock shows unless it was set since the

@@ -5,43 +5,11 @@
 //! cleared. One that has waited long enough runs beside others: should their worker die, none of them is charged
 //! (`TAKE_LOST`), and from then on each of them has to be alone until it is cleared.
 
-use std::time::Duration;
-
-use job::{JobId, POISON_DEATHS, WorkerId};
-use tokio_postgres::Row;
+use job::{JobId, WorkerId};
 use uuid::Uuid;
 
-use crate::tx::query;
+use crate::database::query;
 use crate::{Fenced, Store, StoreError};
-
-/// What is held against a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Suspicion {
-    /// How long it has been suspected.
-    pub waited: Duration,
-    /// The longest time that it ran before a worker died; `None` where nobody has measured it.
-    pub killed_after: Option<Duration>,
-    /// Whether a worker has died while it ran beside another suspect.
-    pub shared: bool,
-}
-
-/// The columns of a suspicion; `c` is the job.
-macro_rules! suspicion_columns {
-    () => {
-        "c.killed_after_ms, (extract(epoch FROM now() - c.suspected_at) * 1000)::bigint, c.shared_deaths > 0"
-    };
-}
-pub(crate) use suspicion_columns;
-
-/// Reads [`suspicion_columns`], which begin at this one.
-pub(crate) fn read_suspicion(row: &Row, deaths: u32, first: usize) -> Option<Suspicion> {
-    let millis = |ms: i64| Duration::from_millis(ms.max(0).unsigned_abs());
-    (deaths + 1 >= POISON_DEATHS).then(|| Suspicion {
-        killed_after: row.get::<_, Option<i64>>(first).map(millis),
-        waited: row.get::<_, Option<i64>>(first + 1).map(millis).unwrap_or_default(),
-        shared: row.get(first + 2),
-    })
-}
 
 /// What it ran for before stays: to be cleared again, it has to outlive that again.
 const CLEAR: &str = "

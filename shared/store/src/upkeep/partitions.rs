@@ -17,7 +17,7 @@ use tokio_postgres::{IsolationLevel, Row};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::clock::{NOW, unix_ms};
+use crate::database::{NOW, PARTITIONS_KEY, unix_ms};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
@@ -25,8 +25,6 @@ pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
 const AHEAD_MS: u64 = 4 * 86_400_000;
 /// How far ahead of now a job id may lie.
 const ID_AHEAD_MS: u64 = 86_400_000;
-/// An advisory lock, so that one process at a time makes partitions.
-const LOCK_KEY: i64 = 0x6861_726e_6573_7300;
 
 /// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
 pub(crate) fn first_id(week: u64) -> Uuid {
@@ -155,7 +153,7 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
-    let locked = transaction.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&LOCK_KEY]).await?;
+    let locked = transaction.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&PARTITIONS_KEY]).await?;
     if !locked.get::<_, bool>(0) {
         return Ok(false);
     }

@@ -7,9 +7,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::tx::query;
-use crate::{Store, StoreError};
-
 pub(crate) const NOW: &str = "SELECT clock_timestamp()";
 
 /// Between two looks a clock may gain or lose so much and still go on: a second is slewed by a twelfth at most (chrony).
@@ -80,15 +77,6 @@ impl Clock {
 
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-impl Store {
-    /// Reads Postgres's clock. A machine that sleeps afterwards has to read it again.
-    pub async fn clock(&self) -> Result<Clock, StoreError> {
-        let asked = Instant::now();
-        let rows = query(&self.pool, "clock", NOW, &[]).await?;
-        Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
-    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::dispatch::millis;
-use crate::tx::{query, query_within};
-use crate::workers::BEAT_BOUND;
+use crate::database::{BEAT_BOUND, millis, query, query_within};
 use crate::{Store, StoreError};
 
 /// The right to act, for a while.
@@ -55,20 +53,6 @@ const LEAD: &str = "
 
 const RESIGN: &str = "
     UPDATE harness_leases SET expires_at = clock_timestamp() WHERE name = $1 AND holder = $2 AND epoch = $3";
-
-/// Holds the leadership in place until the transaction ends. No row: it is somebody else's, or nobody's.
-pub(crate) const LOCK_LEADERSHIP: &str = "
-    SELECT FROM harness_leases
-     WHERE name = $1 AND holder = $2 AND epoch = $3 AND expires_at > clock_timestamp() FOR SHARE";
-
-/// The same question for the statements behind [`LOCK_LEADERSHIP`], as their first parameters.
-macro_rules! leads {
-    () => {
-        "EXISTS (SELECT FROM harness_leases
-                  WHERE name = $1 AND holder = $2 AND epoch = $3 AND expires_at > clock_timestamp())"
-    };
-}
-pub(crate) use leads;
 
 impl Store {
     /// Takes or renews the leadership of a name; `None` while somebody else has it. `holder` is one boot of one

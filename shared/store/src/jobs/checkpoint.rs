@@ -6,9 +6,8 @@ use deadpool_postgres::Pool;
 use job::{JobId, Name, Usd, WorkerId};
 use uuid::Uuid;
 
-use crate::batch::Batched;
-use crate::tx::Tx;
-use crate::{Fenced, Store, StoreError};
+use crate::database::{Batched, Tx};
+use crate::{Fenced, StoreError};
 
 /// One delta of one run.
 #[derive(Clone, Debug)]
@@ -100,12 +99,5 @@ impl Batched for CheckpointRow {
             false => Fenced::Lost,
         };
         Ok(batch.iter().map(answer).collect())
-    }
-}
-
-impl Store {
-    /// Appends one delta; it is durable when this returns `Done`. Safe to repeat after a lost reply.
-    pub async fn checkpoint(&self, row: CheckpointRow) -> Result<Fenced<()>, StoreError> {
-        self.checkpoints.call(row).await
     }
 }

@@ -7,9 +7,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::claim::{read_job_id, read_usd};
-use crate::sessions::rfc3339;
-use crate::tx::query;
+use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// A job as its caller sees it.
@@ -139,7 +137,7 @@ const SESSION_PROGRESS: &str = "
 impl Store {
     /// The jobs among these that the ledger knows, in the order asked for.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
-        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
+        let uuids = uuids(ids);
         // Live ones first: a job that ends in between is then found among the ended.
         let live = query(&self.pool, "jobs_live", READ_LIVE, &[&uuids]).await?;
         let ended = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids]).await?;
@@ -150,8 +148,7 @@ impl Store {
 
     /// Those among these jobs that have ended, with their ends.
     pub async fn ended_among(&self, ids: &[JobId]) -> Result<Vec<(JobId, JobState)>, StoreError> {
-        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
-        let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids]).await?;
+        let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids(ids)]).await?;
         Ok(rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1))).collect())
     }
 
@@ -183,10 +180,6 @@ impl Store {
         };
         Ok(rows.iter().map(progress).collect())
     }
-}
-
-fn read_state(row: &Row, column: usize) -> JobState {
-    row.get::<_, &str>(column).parse().expect("the tables check their states")
 }
 
 fn read_view(row: &Row) -> JobView {

@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use crate::tx::{Tx, query};
+use crate::database::{LOCK_WORKERS_AND_JOBS, Tx, query};
 use crate::{Store, StoreError};
 
 /// A worker that the ledger believes to live.
@@ -33,9 +33,6 @@ const FRESH: &str = "
     SELECT worker_id, host, (extract(epoch FROM heartbeat_at) * 1000000)::bigint FROM harness_workers
      WHERE state IN ('alive', 'draining') AND heartbeat_at >= clock_timestamp() - lease_ms * interval '1 millisecond'
      ORDER BY started_at";
-
-/// No claim and no conclusion meanwhile: both lock a worker's row.
-const LOCK: &str = "LOCK TABLE harness_workers, harness_jobs IN SHARE ROW EXCLUSIVE MODE";
 
 /// More than will ever be given out between a backup and its restore, and little of what a bigint holds.
 const SKIP_EPOCHS: &str = "
@@ -69,7 +66,8 @@ impl Store {
 
     /// Makes a restored ledger ready. Only when no worker lives ([`Store::fresh_leases`]): one that does loses its jobs.
     pub async fn revive(&self) -> Result<Revived, StoreError> {
-        let tx = Tx::prepare(&self.pool, "revive", [LOCK, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF]).await?;
+        let tx = Tx::prepare(&self.pool, "revive", [LOCK_WORKERS_AND_JOBS, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF])
+            .await?;
         let [_, _, jobs, workers] = tx.run([&[], &[], &[], &[]]).await?;
         Ok(Revived { workers: workers.len() as u64, jobs: jobs.len() as u64 })
     }

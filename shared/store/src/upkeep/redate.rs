@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::ToSql;
 
-use crate::dispatch::pools_in;
-use crate::tx::query;
+use crate::database::query;
+use crate::jobs::pools_in;
 use crate::{Store, StoreError};
 
 /// The answer is about what was there before, and counts those as well that are locked: it is false only once none is left.

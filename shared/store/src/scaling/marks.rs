@@ -12,12 +12,12 @@ use job::{JobId, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::cancel::Ask;
-use crate::claim::read_job_id;
-use crate::dispatch::millis;
-use crate::leader::{LOCK_LEADERSHIP, Leadership, leads};
-use crate::tx::{Tx, query_within};
-use crate::workers::BEAT_BOUND;
+use super::leader::Leadership;
+use crate::database::{
+    BEAT_BOUND, LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, Tx, leads, millis, query_within,
+    read_job_id, read_millis, uuids,
+};
+use crate::jobs::Ask;
 use crate::{Fenced, Store, StoreError};
 
 /// How long a mark holds unless it is renewed.
@@ -45,11 +45,6 @@ pub struct DrainMark {
     pub left: Duration,
 }
 
-/// Waits for claims under way, and keeps those to come waiting. In order, as several leaders might.
-const LOCK_WORKERS: &str = "
-    SELECT count(*) FROM (
-        SELECT FROM harness_workers WHERE worker_id = ANY($1) ORDER BY worker_id FOR UPDATE) locked";
-
 /// What was drained stays so if its mark never lapsed. Else it may hold jobs again, and has to say so anew.
 const MARK: &str = concat!(
     "
@@ -69,8 +64,6 @@ const UNMARK: &str = concat!(
     leads!(),
     " RETURNING worker_id"
 );
-
-const LOCK_WORKER: &str = "SELECT FROM harness_workers WHERE worker_id = $1 FOR UPDATE";
 
 const CONFIRM: &str = "
     UPDATE harness_workers SET drained_at = coalesce(drained_at, clock_timestamp())
@@ -98,9 +91,9 @@ impl Store {
         workers: &[WorkerId],
         valid_for: Duration,
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
-        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let ids = uuids(workers);
         let Leadership { name, holder, epoch, .. } = leadership;
-        let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, MARK]).await?;
+        let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, MARK]).await?;
         let valid_ms = millis(valid_for);
         let [leads, _, marked] =
             tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids, &valid_ms]]).await?;
@@ -114,9 +107,10 @@ impl Store {
         leadership: &Leadership,
         workers: &[WorkerId],
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
-        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let ids = uuids(workers);
         let Leadership { name, holder, epoch, .. } = leadership;
-        let tx = Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_WORKERS, UNMARK]).await?;
+        let tx =
+            Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, UNMARK]).await?;
         let [leads, _, unmarked] =
             tx.run([&[name, holder, epoch], &[&ids], &[name, holder, epoch, &ids]]).await?;
         Ok(fenced(&leads, &unmarked))
@@ -126,7 +120,7 @@ impl Store {
     /// drained now: not without a valid mark of that epoch, nor while the ledger knows a job that runs there.
     pub async fn confirm_drained(&self, worker: WorkerId, epoch: i64) -> Result<bool, StoreError> {
         let id = Uuid::from(worker);
-        let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_WORKER, CONFIRM]).await?;
+        let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_OUT_WORKER, CONFIRM]).await?;
         let [_, confirmed] = tx.run([&[&id], &[&id, &epoch]]).await?;
         Ok(!confirmed.is_empty())
     }
@@ -140,7 +134,7 @@ impl Store {
             epoch: row.get(0),
             drained: row.get(1),
             until: row.get(5),
-            left: Duration::from_millis(row.get::<_, i64>(6).max(0).unsigned_abs()),
+            left: read_millis(row, 6).unwrap_or_default(),
         };
         let job = |row: &&Row| Some((read_job_id(row, 2), row.get(3), Ask::parse(row.get(4))?));
         Ok(Asked { drain: marks.first().map(mark), jobs: jobs.iter().filter_map(job).collect() })

@@ -1,0 +1,28 @@
+//! A job's way through the ledger: accepted and published, claimed by a worker, checkpointed and concluded; or ended while it
+//! waits. And where jobs stand, for those who ask.
+
+mod columns;
+mod accept;
+mod dispatch;
+mod lost;
+mod claimed;
+mod claim;
+mod checkpoint;
+mod next;
+mod conclude;
+mod suspects;
+mod cancel;
+mod status;
+mod dead;
+
+pub use accept::Accepted;
+pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
+pub use checkpoint::CheckpointRow;
+pub use claim::{Answer, ClaimRequest};
+pub use claimed::{Claimed, SessionState, Suspicion};
+pub use conclude::{Concluded, Conclusion, End, Fold};
+pub use dead::{DeadFilter, FailedJob, Standing};
+pub use dispatch::DueJob;
+pub(crate) use lost::pools_in;
+pub(crate) use next::heads;
+pub use status::{FleetCounts, JobView, SessionProgress};

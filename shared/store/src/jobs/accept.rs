@@ -1,0 +1,80 @@
+//! Accept: the door that a producer takes.
+
+use std::collections::HashSet;
+
+use job::JobSpec;
+use uuid::Uuid;
+
+use super::columns::{Columns, job_columns, job_values, new_jobs};
+use crate::database::Tx;
+use crate::{Store, StoreError};
+
+/// What became of a submitted job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is in the ledger now.
+    New,
+    /// The same id was accepted before: nothing changed.
+    Duplicate,
+    /// Postgres cannot hold it, for this reason: nothing changed.
+    Refused(String),
+}
+
+const ACCEPT: &str = concat!(
+    "
+    INSERT INTO harness_jobs (",
+    job_columns!(),
+    ", state, due_at)
+    SELECT ",
+    job_values!(),
+    ", 'publishing', now()
+      FROM ",
+    new_jobs!(),
+    "
+     ORDER BY turn
+    ON CONFLICT DO NOTHING
+    RETURNING job_id"
+);
+
+/// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,
+/// and only a fresh snapshot sees that end.
+pub(crate) const DROP_ENDED: &str = "
+    DELETE FROM harness_jobs
+     WHERE job_id = ANY(ARRAY(
+           SELECT job_id FROM unnest($1::uuid[]) AS t(job_id)
+            WHERE (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL))
+    RETURNING job_id";
+
+impl Store {
+    /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
+    /// it dies first, they come due by [`Store::return_stuck`]. One that is refused keeps no other out.
+    pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
+        match self.accept_together(specs).await {
+            Err(error) if error.may_lie_in_one_call() => {}
+            answers => return answers,
+        }
+        let mut answers = Vec::with_capacity(specs.len());
+        for spec in specs {
+            answers.push(match self.accept_together(std::slice::from_ref(spec)).await {
+                Ok(mut one) => one.remove(0),
+                Err(refused @ StoreError::Refused { .. }) => Accepted::Refused(refused.to_string()),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(answers)
+    }
+
+    async fn accept_together(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
+        let columns = Columns::of(specs.iter());
+        let jobs = &columns.jobs;
+        let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;
+        let [inserted, ended] = tx.run([&columns.params(), &[jobs]]).await?;
+        let mut new: HashSet<Uuid> = inserted.iter().map(|row| row.get(0)).collect();
+        for row in &ended {
+            new.remove(&row.get(0));
+        }
+        // An id that stands twice in one call is new once.
+        let accepted = |id: &Uuid| if new.remove(id) { Accepted::New } else { Accepted::Duplicate };
+        Ok(jobs.iter().map(accepted).collect())
+    }
+}

@@ -1,0 +1,214 @@
+//! Claim: who runs this job? The transaction that makes a message's job durable and gives it to one worker.
+
+use std::collections::HashMap;
+
+use deadpool_postgres::Pool;
+use job::{JobSpec, JobState, WorkerId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::claimed::{Claimed, claimed_columns, read_claimed};
+use super::columns::{Columns, job_columns, job_values, new_jobs};
+use crate::StoreError;
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
+
+/// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
+/// to an earlier claim was lost.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub worker: WorkerId,
+    /// The job, from the message.
+    pub spec: JobSpec,
+}
+
+/// The answer to a claim. All but the first are acked at once.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The job is the worker's, under a new epoch.
+    Claimed(Box<Claimed>),
+    /// It has ended.
+    Finished(JobState),
+    /// A live worker runs it.
+    Held,
+    /// Its turn in its session comes later; the end of the job before it releases it.
+    Blocked,
+    /// It waits for its next attempt.
+    NotDue,
+    /// The id belongs to a job of another session.
+    OtherSession(String),
+    /// The worker has been declared dead: it must stop what it runs and take a new id.
+    LeaseLost,
+    /// The worker has confirmed that it is drained, and may be gone at any moment: the job is somebody else's.
+    Drained,
+}
+
+/// Creates sessions, in order, so that there is a row to lock.
+const CREATE_SESSIONS: &str = "
+    INSERT INTO harness_sessions (session_id, agent_id, user_id)
+    SELECT session_id, min(agent_id), min(user_id)
+      FROM unnest($1::text[], $2::text[], $3::text[]) AS t(session_id, agent_id, user_id)
+     GROUP BY session_id ORDER BY session_id COLLATE \"C\"
+    ON CONFLICT DO NOTHING";
+
+/// Jobs the ledger has not seen (any AMQP client may publish): run if their session has no other job, else wait.
+const CLAIM_FRESH: &str = concat!(
+    "
+    WITH incoming AS (
+        SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
+          FROM ",
+    new_jobs!(),
+    "
+         WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
+           AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
+           AND ",
+    may_take!("$9"),
+    "
+    ), decided AS MATERIALIZED (
+        SELECT i.*, first AND (SELECT j.job_id FROM harness_jobs j
+                                WHERE j.session_id = i.session_id LIMIT 1) IS NULL AS free
+          FROM incoming i
+    ), c AS (
+        INSERT INTO harness_jobs (",
+    job_columns!(),
+    ", state, epoch, worker_id, started_at)
+        SELECT ",
+    job_values!(),
+    ",
+               CASE WHEN free THEN 'running' ELSE 'blocked' END,
+               CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
+               CASE WHEN free THEN $9 END,
+               CASE WHEN free THEN now() END
+          FROM decided ORDER BY turn
+        ON CONFLICT DO NOTHING
+        RETURNING job_id, session_id, epoch, attempts, state, deaths, deadline_at, killed_after_ms, suspected_at,
+                  shared_deaths
+    )
+    SELECT ",
+    claimed_columns!(),
+    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
+);
+
+/// Jobs the ledger knows and that wait for a worker: run if they have begun before, or no other job of their session has
+/// and none was accepted earlier, else wait. One that is to be cancelled is left to whoever cancels it. A job that the ledger believes to run here, but does not, runs again;
+/// unless the statement before, of the same moment, has just given it to us.
+const CLAIM_KNOWN: &str = concat!(
+    "
+    WITH known AS (
+        SELECT j.job_id, j.session_id, j.seq, j.epoch > 0 AS begun
+          FROM harness_jobs j
+         WHERE j.job_id = ANY($2) AND j.session_id = ($3::text[])[array_position($2, j.job_id)]
+           AND CASE j.state
+               WHEN 'publishing' THEN true
+               WHEN 'queued' THEN true
+               WHEN 'scheduled' THEN j.due_at <= now()
+               WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
+               ELSE false END
+           AND j.asked IS DISTINCT FROM 'cancel'
+           AND ",
+    may_take!("$1"),
+    "
+         ORDER BY j.job_id
+           FOR UPDATE OF j
+    ), free AS MATERIALIZED (
+        SELECT k.job_id FROM known k
+         WHERE begun OR ((SELECT o.job_id FROM harness_jobs o
+                           WHERE o.session_id = k.session_id AND o.epoch > 0) IS NULL
+                         AND (SELECT o.job_id FROM harness_jobs o
+                               WHERE o.session_id = k.session_id ORDER BY o.seq LIMIT 1) = k.job_id)
+    ), waiting AS (
+        UPDATE harness_jobs SET state = 'blocked', worker_id = NULL, state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM known EXCEPT SELECT job_id FROM free))
+    ), c AS (
+        UPDATE harness_jobs
+           SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
+               started_at = coalesce(started_at, now()), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths
+    )
+    SELECT ",
+    claimed_columns!(),
+    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
+);
+
+/// Where each job stands now. One that was cancelled before it was ever seen has no session. (Each lateral part ends in
+/// OFFSET 0, so that it stays a look-up by id. Beside few jobs, Postgres would read all of them once for the whole batch,
+/// and go on so when there are many.)
+pub(crate) const READ_ANSWERS: &str = "
+    SELECT t.job_id, coalesce(j.state, r.state), nullif(coalesce(j.session_id, r.session_id), '')
+      FROM unnest($1::uuid[]) AS t(job_id)
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j ON true
+      LEFT JOIN LATERAL (SELECT state, session_id FROM harness_results r
+                          WHERE r.job_id = t.job_id AND j.state IS NULL OFFSET 0) r ON true";
+
+impl Batched for ClaimRequest {
+    type Answer = Answer;
+
+    fn bytes(&self) -> usize {
+        self.spec.input.as_str().len() + 400
+    }
+
+    fn key(&self) -> u128 {
+        Uuid::from(self.spec.job_id).as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Answer>, StoreError> {
+        // A process changes its id only after it was declared dead, so of two ids in a batch the last one lives.
+        let worker = batch.last().expect("a batch is never empty").worker;
+        let worker_id = Uuid::from(worker);
+        let mine = batch.iter().filter(|call| call.worker == worker);
+        let mine: Vec<&JobSpec> = mine.map(|call| &call.spec).collect();
+        let columns = Columns::of(mine.into_iter());
+        let Columns { jobs, sessions, agents, users, .. } = &columns;
+        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
+        let tx = Tx::prepare(pool, "claim", statements).await?;
+        let [alive, _, _, fresh, known] = tx
+            .run([
+                &[&worker_id],
+                &[sessions, agents, users],
+                &[sessions],
+                &columns.params_and(&worker_id),
+                &[&worker_id, jobs, sessions],
+            ])
+            .await?;
+
+        let mut claimed: HashMap<Uuid, Claimed> =
+            fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
+        let drained = alive.first().is_some_and(|row| row.get(0));
+        let others: Vec<Uuid> = jobs.iter().copied().filter(|id| !claimed.contains_key(id)).collect();
+        let standing = match alive.is_empty() || drained || others.is_empty() {
+            true => Vec::new(),
+            false => query(pool, "read_answers", READ_ANSWERS, &[&others]).await?,
+        };
+        let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
+        let answer = |call: &ClaimRequest| {
+            let id = Uuid::from(call.spec.job_id);
+            if call.worker != worker || alive.is_empty() {
+                return Answer::LeaseLost;
+            }
+            if drained {
+                return Answer::Drained;
+            }
+            match claimed.remove(&id) {
+                Some(claimed) => Answer::Claimed(Box::new(claimed)),
+                None => standing.get(&id).map_or(Answer::NotDue, |row| not_claimed(row, &call.spec)),
+            }
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+}
+
+/// Why a job was not claimed, from where it stands: reads [`READ_ANSWERS`].
+fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
+    let session: Option<String> = row.get(2);
+    let state = row.get::<_, Option<&str>>(1).and_then(|state| state.parse().ok());
+    match (state, session) {
+        (Some(_), Some(session)) if session != spec.session_id.as_str() => Answer::OtherSession(session),
+        (Some(JobState::Running), _) => Answer::Held,
+        (Some(JobState::Blocked), _) => Answer::Blocked,
+        (Some(end), _) if end.is_end() => Answer::Finished(end),
+        // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the relay
+        // publishes it; or about to be cancelled.
+        _ => Answer::NotDue,
+    }
+}

@@ -1,0 +1,107 @@
+//! A job as a claim hands it to a worker, with what it needs to know of its past and its session.
+
+use std::time::Duration;
+
+use job::{JobId, POISON_DEATHS, Usd};
+use tokio_postgres::Row;
+
+use crate::database::{read_job_id, read_millis, read_usd};
+
+/// A job in a worker's hands.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// The fencing token of this run: greater than that of every earlier run of the session.
+    pub epoch: i64,
+    /// Attempts spent before this one.
+    pub attempts: u32,
+    /// Workers that died while they ran it.
+    pub deaths: u32,
+    /// What is held against it, where one more death would prove it to be the cause.
+    pub suspicion: Option<Suspicion>,
+    /// How long until its deadline, by Postgres's clock.
+    pub remaining: Option<Duration>,
+    /// The envelope, where the worker does not have it: when a blocked job is continued with.
+    pub message: Option<String>,
+    /// Where the session stands.
+    pub session: SessionState,
+}
+
+/// A session as the ledger keeps it: the state at the last fold, and what was appended since.
+#[derive(Clone, Debug, Default)]
+pub struct SessionState {
+    /// The JSON texts of memory, context window and feature progress; `None` for a session that was never folded.
+    pub folded: Option<[String; 3]>,
+    /// Iterations at the last fold.
+    pub iteration_count: i64,
+    /// Spend at the last fold.
+    pub cost: Usd,
+    /// Tokens read at the last fold.
+    pub input_tokens: i64,
+    /// Tokens written at the last fold.
+    pub output_tokens: i64,
+    /// A JSON array of `{job_id, delta}` in order, `None` when there is none.
+    pub deltas: Option<String>,
+}
+
+/// What is held against a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// How long it has been suspected.
+    pub waited: Duration,
+    /// The longest time that it ran before a worker died; `None` where nobody has measured it.
+    pub killed_after: Option<Duration>,
+    /// Whether a worker has died while it ran beside another suspect.
+    pub shared: bool,
+}
+
+/// The columns of a claimed job; `c` is the claimed row, `s` its session.
+macro_rules! claimed_columns {
+    () => {
+        "c.job_id, c.session_id, c.epoch, c.attempts,
+         CASE WHEN s.version > 0 THEN s.memory::text END,
+         CASE WHEN s.version > 0 THEN s.context_window::text END,
+         CASE WHEN s.version > 0 THEN s.feature_progress::text END,
+         s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
+         (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
+            FROM harness_checkpoints p WHERE p.session_id = c.session_id),
+         c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint,
+         c.killed_after_ms, (extract(epoch FROM now() - c.suspected_at) * 1000)::bigint, c.shared_deaths > 0"
+    };
+}
+pub(crate) use claimed_columns;
+
+/// Reads [`claimed_columns`].
+pub(crate) fn read_claimed(row: &Row) -> Claimed {
+    let memory: Option<String> = row.get(4);
+    let deaths = row.get::<_, i32>(12) as u32;
+    Claimed {
+        job_id: read_job_id(row, 0),
+        session_id: row.get(1),
+        epoch: row.get(2),
+        attempts: row.get::<_, i32>(3) as u32,
+        deaths,
+        suspicion: read_suspicion(row, deaths),
+        remaining: read_millis(row, 13),
+        message: None,
+        session: SessionState {
+            folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),
+            iteration_count: row.get(7),
+            cost: read_usd(row, 8),
+            input_tokens: row.get(9),
+            output_tokens: row.get(10),
+            deltas: row.get(11),
+        },
+    }
+}
+
+fn read_suspicion(row: &Row, deaths: u32) -> Option<Suspicion> {
+    (deaths + 1 >= POISON_DEATHS).then(|| Suspicion {
+        killed_after: read_millis(row, 14),
+        waited: read_millis(row, 15).unwrap_or_default(),
+        shared: row.get(16),
+    })
+}

@@ -1,0 +1,56 @@
+//! A session's next job: the one whose turn it is when no other has begun.
+
+use tokio_postgres::Row;
+
+use super::claimed::{Claimed, claimed_columns, read_claimed};
+
+/// The CTE `heads`: the head of each of these sessions in which no job has begun, if it waits for nothing but its turn.
+/// (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT EXISTS becomes a join instead, of
+/// every session of the batch with every job that has begun.)
+macro_rules! heads {
+    ($sessions:literal) => {
+        concat!(
+            "heads AS (
+                SELECT h.job_id FROM unnest(",
+            $sessions,
+            "::text[]) AS t(session_id)
+                 CROSS JOIN LATERAL (SELECT job_id, session_id, state FROM harness_jobs j
+                                      WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
+                 WHERE h.state = 'blocked'
+                   AND (SELECT b.job_id FROM harness_jobs b
+                         WHERE b.session_id = h.session_id AND b.epoch > 0) IS NULL
+            )"
+        )
+    };
+}
+pub(crate) use heads;
+
+/// The heads of these sessions that wait for their turn: run here (with $3), or published by the relay. A worker that is
+/// marked to drain takes no more.
+pub(crate) const NEXT: &str = concat!(
+    "WITH ",
+    heads!("$2"),
+    ", taken AS (
+        SELECT job_id FROM heads
+         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
+                                 AND coalesce(drain_until <= now(), true))
+    ), released AS (
+        UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads EXCEPT SELECT job_id FROM taken))
+    ), c AS (
+        UPDATE harness_jobs
+           SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
+               started_at = coalesce(started_at, now()), due_at = now(), state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM taken))
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
+                  message
+    )
+    SELECT ",
+    claimed_columns!(),
+    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
+);
+
+/// Reads a job of [`NEXT`] that runs here.
+pub(crate) fn read_next(row: &Row) -> Claimed {
+    Claimed { message: row.get(17), ..read_claimed(row) }
+}

@@ -1,0 +1,13 @@
+//! How many workers there are to be: who leads, what the pools want, what was decided, and which workers shall go.
+
+mod leader;
+mod marks;
+mod decisions;
+mod demand;
+mod readings;
+
+pub use decisions::{DecisionOutcome, DecisionView, NewDecision};
+pub use demand::{MarkView, PoolDemand, WorkerView};
+pub use leader::Leadership;
+pub use marks::{Asked, DrainMark, MARK_FOR};
+pub use readings::PoolReading;

@@ -1,0 +1,80 @@
+//! A handle on the ledger: its connections, and the calls that share transactions. All other calls lie with what they are about.
+
+use deadpool_postgres::Pool;
+use postgres::SetBy;
+use tokio::time::Instant;
+
+use crate::Fenced;
+use crate::database::{Batcher, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query};
+use crate::jobs::{Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion};
+
+/// A handle on the ledger; clones share its connections and batches.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) pool: Pool,
+    /// Heartbeats must not wait behind work, nor go without a connection because work has them all.
+    pub(crate) beats: Pool,
+    /// What a connection is set to is kept only where this says so.
+    pub(crate) set_by: SetBy,
+    claims: Batcher<ClaimRequest>,
+    checkpoints: Batcher<CheckpointRow>,
+    conclusions: Batcher<Conclusion>,
+}
+
+impl Store {
+    /// Opens nothing yet: connections are made when they are needed, and made anew when they break.
+    ///
+    /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
+    pub fn new(config: &StoreConfig) -> Store {
+        let (pool, beats) = config.pools();
+        Store {
+            claims: Batcher::start(pool.clone()),
+            checkpoints: Batcher::start(pool.clone()),
+            conclusions: Batcher::start(pool.clone()),
+            set_by: config.address().set_by(),
+            beats,
+            pool,
+        }
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let client = self.pool.get().await?;
+        client.simple_query("SELECT 1").await.map_err(|error| StoreError::from_pg("ping", error))?;
+        Ok(())
+    }
+
+    /// Reads Postgres's clock. A machine that sleeps afterwards has to read it again.
+    pub async fn clock(&self) -> Result<Clock, StoreError> {
+        let asked = Instant::now();
+        let rows = query(&self.pool, "clock", NOW, &[]).await?;
+        Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
+    }
+
+    /// Asks for a job. Safe to repeat after a lost reply.
+    pub async fn claim(&self, request: ClaimRequest) -> Result<Answer, StoreError> {
+        self.claims.call(request).await
+    }
+
+    /// Appends one delta; it is durable when this returns `Done`. Safe to repeat after a lost reply.
+    pub async fn checkpoint(&self, row: CheckpointRow) -> Result<Fenced<()>, StoreError> {
+        self.checkpoints.call(row).await
+    }
+
+    /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply (but a
+    /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
+    pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
+        self.conclusions.call(conclusion).await
+    }
+
+    /// The same in a transaction of its own: for one that has been too much, so that it holds up no others.
+    pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
+        alone_in_its_batch(&self.pool, conclusion).await
+    }
+
+    /// Closes all connections; calls under way finish, later ones fail.
+    pub fn close(&self) {
+        self.pool.close();
+        self.beats.close();
+    }
+}

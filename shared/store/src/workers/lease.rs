@@ -1,0 +1,134 @@
+//! Workers and their leases. Time is Postgres's alone: no host's clock takes part.
+
+use std::time::Duration;
+
+use job::{JobId, Name, WorkerId};
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within, read_job_id};
+use crate::{Clock, Pace, Store, StoreError};
+
+/// What a worker says of itself when it starts.
+#[derive(Clone, Debug)]
+pub struct WorkerRegistration {
+    /// A fresh id: one per boot, and a new one after a death.
+    pub worker: WorkerId,
+    /// For people.
+    pub host: String,
+    /// The pod, for the autoscaler.
+    pub pod_name: Option<String>,
+    /// The pool it serves.
+    pub pool: Name,
+    /// How many jobs it runs at a time.
+    pub slots: u32,
+    /// How long its jobs are safe after its last heartbeat.
+    pub lease: Duration,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug)]
+pub enum Beat {
+    /// The lease is renewed.
+    Alive {
+        /// The jobs that the ledger believes to run here, with their epochs.
+        held: Vec<(JobId, i64)>,
+        /// Postgres's clock, which may have been set since the last beat.
+        clock: Clock,
+    },
+    /// Somebody has declared this worker dead, for good.
+    Dead,
+}
+
+/// A process that goes on under a new id is in the same pod: who has marked the old id may be about to scale it away.
+const REGISTER: &str = "
+    INSERT INTO harness_workers
+           (worker_id, host, pod_name, pool, slots, state, lease_ms, drain_epoch, drain_until)
+    SELECT $1::uuid, $2::text, $3::text, $4::text, $5::int, 'alive', $6::bigint,
+           (SELECT drain_epoch FROM harness_workers WHERE worker_id = $7),
+           (SELECT drain_until FROM harness_workers WHERE worker_id = $7)
+    ON CONFLICT DO NOTHING";
+
+const BEAT: &str = "
+    WITH beat AS (
+        UPDATE harness_workers
+           SET heartbeat_at = clock_timestamp(), starts_per_s = $2, durations = $3::text::json
+         WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
+    )
+    SELECT j.job_id, j.epoch, clock_timestamp() FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
+
+const SET_DRAINING: &str = "
+    UPDATE harness_workers SET state = 'draining', noticed_at = now() WHERE worker_id = $1 AND state = 'alive'";
+
+const STOP: &str = "
+    UPDATE harness_workers SET state = 'stopped', ended_at = now()
+     WHERE worker_id = $1 AND state <> 'dead'
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)";
+
+/// Rows of workers that ended this long ago are of no use to anybody.
+const FORGET: &str = "
+    DELETE FROM harness_workers w
+     WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)";
+
+impl Store {
+    /// Enters a worker; its lease starts now.
+    pub async fn register_worker(&self, worker: &WorkerRegistration) -> Result<(), StoreError> {
+        self.register(worker, None).await
+    }
+
+    /// Enters a worker in place of one that was declared dead; it inherits that one's drain mark.
+    pub async fn register_successor(
+        &self,
+        worker: &WorkerRegistration,
+        dead: WorkerId,
+    ) -> Result<(), StoreError> {
+        self.register(worker, Some(dead)).await
+    }
+
+    async fn register(&self, worker: &WorkerRegistration, dead: Option<WorkerId>) -> Result<(), StoreError> {
+        let dead = dead.map(Uuid::from);
+        let id = Uuid::from(worker.worker);
+        let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
+        let pool = worker.pool.as_str();
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead];
+        // By the heartbeat's connection, which is there from now on.
+        query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
+        Ok(())
+    }
+
+    /// Renews the lease, on a connection of its own, and tells how fast the worker works.
+    pub async fn beat(&self, worker: WorkerId, pace: &Pace) -> Result<Beat, StoreError> {
+        let durations = (!pace.durations.is_empty()).then(|| pace.durations.to_json());
+        let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &pace.starts_per_s, &durations];
+        let asked = Instant::now();
+        let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &params).await?;
+        let Some(first) = rows.first() else { return Ok(Beat::Dead) };
+        let clock = Clock::new(first.get(2), asked, Instant::now());
+        let held = rows.iter().filter(|row| row.get::<_, Option<Uuid>>(0).is_some());
+        Ok(Beat::Alive { held: held.map(|row| (read_job_id(row, 0), row.get(1))).collect(), clock })
+    }
+
+    /// Marks a worker that was told to end: it takes no more jobs but still runs some, and should it die now, that is
+    /// nobody's fault.
+    pub async fn mark_draining(&self, worker: WorkerId) -> Result<(), StoreError> {
+        query(&self.pool, "mark_draining", SET_DRAINING, &[&Uuid::from(worker)]).await?;
+        Ok(())
+    }
+
+    /// Ends a worker's registration in good order. It stays when the worker still holds jobs: then its lease runs
+    /// out and they are rescued.
+    pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
+        let id = Uuid::from(worker);
+        Tx::prepare(&self.pool, "mark_stopped", [LOCK_OUT_WORKER, STOP]).await?.run([&[&id], &[&id]]).await?;
+        Ok(())
+    }
+
+    /// Deletes the rows of workers that ended longer ago than this.
+    pub async fn forget_workers(&self, ended_before: Duration) -> Result<(), StoreError> {
+        query(&self.pool, "forget_workers", FORGET, &[&millis(ended_before)]).await?;
+        Ok(())
+    }
+}
