@@ -18,11 +18,17 @@ mod pace;
 mod mark;
 mod lease;
 mod worker;
+mod asked;
+mod heartbeat;
 mod intake;
 mod claim;
 mod attempt;
+mod fold;
+mod journal;
+mod refusal;
 mod execute;
 mod conclude;
+mod turn;
 mod slot;
 mod serve;
 

@@ -11,7 +11,7 @@ use dispatch::{Dispatch, Relay};
 use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
-use queue::{Broker, BrokerStatus};
+use queue::{Broker, BrokerStatus, jobs_queue};
 use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
@@ -20,12 +20,13 @@ use tracing::{info, warn};
 
 use crate::lease::Lease;
 use crate::machine::{Lacks, Machine};
+use crate::mark::Mark;
 use crate::metrics::METRICS;
 use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
-use crate::slot;
 use crate::worker::Worker;
+use crate::{heartbeat, slot};
 
 /// After the drain's grace: how long stopped harnesses get to hand back, and the broker to take the last acks.
 const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
@@ -118,6 +119,7 @@ impl Boot {
                 settings.replies.clone(),
             ),
             lease,
+            mark: Mark::none(settings.slots),
             running,
             pace,
             machine: Machine::new(&settings.workspace_dir),
@@ -131,9 +133,33 @@ impl Boot {
     /// Serves until told to drain, then drains.
     async fn run(mut self, worker: Arc<Worker>, drain: CancellationToken) -> anyhow::Result<ExitCode> {
         let worker_id = worker.lease.worker();
+        self.spawn_keepers(&worker);
+        let slots = self.open_slots(&worker);
+        // Set once, here.
+        let _ = self.serving.set(worker.clone());
+        info!(%worker_id, queue = jobs_queue(&worker.settings.pool), slots = worker.settings.slots, "takes jobs");
+
+        let result = tokio::select! {
+            biased;
+            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
+            error = self.essential.first_end() => Err(error),
+            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
+        };
+        drain.cancel();
+        tokio::select! {
+            () = mark_draining(&worker) => {}
+            () = drain_slots(&worker, slots) => {}
+        }
+        self.sign_off(&worker).await;
+        info!(%worker_id, "stopped");
+        result
+    }
+
+    /// Begins what goes on beside the slots.
+    fn spawn_keepers(&mut self, worker: &Arc<Worker>) {
         let (beating, end) = (worker.clone(), self.end.clone());
         self.essential.spawn("heartbeat", async move {
-            beating.lease.keep(end).await;
+            heartbeat::keep(&beating, end).await;
             Ok(())
         });
         let (looking, end) = (worker.clone(), self.end.clone());
@@ -152,28 +178,21 @@ impl Boot {
             dispatch::return_lost(&store, &consuming, &end).await;
             Ok(())
         });
+    }
+
+    fn open_slots(&self, worker: &Arc<Worker>) -> JoinSet<()> {
         let mut slots = JoinSet::new();
-        let queue = queue::jobs_queue(&worker.settings.pool);
+        let (worker_id, queue) = (worker.lease.worker(), jobs_queue(&worker.settings.pool));
         for number in 0..worker.settings.slots {
             let (worker, slot) =
                 (worker.clone(), self.consuming.slot(&queue, &format!("{worker_id}.{number}")));
             slots.spawn(async move { slot::run(&worker, slot).await });
         }
-        // Set once, here.
-        let _ = self.serving.set(worker.clone());
-        info!(%worker_id, queue, slots = worker.settings.slots, "takes jobs");
+        slots
+    }
 
-        let result = tokio::select! {
-            biased;
-            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
-            error = self.essential.first_end() => Err(error),
-            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
-        };
-        drain.cancel();
-        tokio::select! {
-            () = mark_draining(&worker) => {}
-            () = drain_slots(&worker, slots) => {}
-        }
+    /// Ends what has outlasted the drain.
+    async fn sign_off(&mut self, worker: &Worker) {
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
         // What they hold is acked with them.
         worker.dispatch.close_replies(worker.settings.replying.close_timeout).await;
@@ -186,8 +205,6 @@ impl Boot {
         if let Err(error) = self.essential.all_ended().await {
             warn!("while stopping: {}", with_causes(error.as_ref()));
         }
-        info!(%worker_id, "stopped");
-        result
     }
 }
 
@@ -247,7 +264,7 @@ fn readiness(
         let database = worker.is_some_and(|worker| worker.lease.is_fresh());
         let consuming = match &*broker.status().borrow() {
             _ if draining.is_cancelled() => Some("draining".to_owned()),
-            _ if worker.is_some_and(|worker| worker.lease.mark().is_drained()) => {
+            _ if worker.is_some_and(|worker| worker.mark.is_drained()) => {
                 Some("drained for scale-in".to_owned())
             }
             BrokerStatus::Ready { .. } if worker.is_none() => Some("starting".to_owned()),

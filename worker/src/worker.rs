@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lease::Lease;
 use crate::machine::Machine;
+use crate::mark::Mark;
 use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
@@ -16,6 +17,8 @@ pub struct Worker {
     pub store: Store,
     pub dispatch: Dispatch,
     pub lease: Lease,
+    /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
+    pub mark: Mark,
     pub running: Running,
     pub pace: PaceWindow,
     pub machine: Machine,

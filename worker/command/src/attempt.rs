@@ -9,20 +9,17 @@ use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use harness::{Delta, Run, RunError, Stop, StopSignal, Usage};
 use job::{Failure, FailureCode, Json};
+use process::{Exit, Group, Stderr};
 use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::config::Settings;
-use super::contract::{self, Message};
-use super::group::{Exit, Group};
-use super::lines::{LineError, Lines};
-use super::stderr::Stderr;
-use super::verdict::{Asked, LastWord, verdict};
-use crate::harness::stopped;
-use crate::{Delta, Run, RunError, Stop, Usage};
+use crate::config::Settings;
+use crate::contract::{self, Message};
+use crate::lines::{LineError, Lines};
+use crate::verdict::{Asked, LastWord, verdict};
 
 /// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -71,14 +68,14 @@ impl Attempt<'_> {
 /// Asks the program to stop when there is a reason. Ends when the leader has ended, or its time to do so is over.
 async fn mind(
     group: &Group,
-    signal: watch::Receiver<Option<Stop>>,
+    signal: StopSignal,
     silence: &Silence,
     asked: &OnceLock<Asked>,
     settings: &Settings,
 ) {
     let reason = tokio::select! {
         () = group.exited() => return,
-        stop = stopped(signal) => Asked::Stop(stop),
+        stop = signal.stopped() => Asked::Stop(stop),
         () = sleep(settings.timeout) => Asked::Timeout,
         () = silence.lasts(settings.idle_timeout, Instant::now()) => Asked::Idle,
     };
@@ -141,7 +138,7 @@ impl Listener<'_> {
             match message {
                 Message::Checkpoint(delta) => {
                     if let Err(stop) = self.checkpoint(delta).await {
-                        return LastWord::Refused(stop.at_line(line.number));
+                        return LastWord::Refused(at_line(stop, line.number));
                     }
                 }
                 Message::Event(event) => self.run.event(event),
@@ -183,14 +180,12 @@ impl Listener<'_> {
     }
 }
 
-impl Stop {
-    /// A checkpoint that is the program's fault is named by its line.
-    fn at_line(self, number: u64) -> Stop {
-        match self {
-            Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
-            Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
-            _ => self,
-        }
+/// A checkpoint that is the program's fault is named by its line.
+fn at_line(stop: Stop, number: u64) -> Stop {
+    match stop {
+        Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
+        Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
+        _ => stop,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A program of the user's, one process for each attempt at a job: the contract `harness.command.v1`.
 //!
-//! Any language will do; `examples/reader.py` is a template. This module and its parts know processes, pipes and
-//! JSON lines, and nothing of what a program does.
+//! Any language will do; `examples/reader.py` is a template. This crate knows processes, pipes and JSON lines, and nothing of
+//! what a program does.
 //!
 //! # What the program is told
 //!
@@ -95,9 +95,6 @@
 mod config;
 mod contract;
 mod lines;
-mod spawn;
-mod group;
-mod stderr;
 mod attempt;
 mod verdict;
 
@@ -108,23 +105,22 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
+use harness::{Harness, Run, RunError, Shortage, Stop, Task};
 use job::{Failure, FailureCode, Json, Name};
 use nix::errno::Errno;
+use process::Stderr;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
-use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{CommandConfig, WITHHELD};
-pub use spawn::limit_open_files;
+pub use process::limit_open_files;
 
-use crate::{Harness, Run, RunError, Shortage, Stop, Task};
 use attempt::Attempt;
 use config::Settings;
-use stderr::Stderr;
 
 /// Runs one program for each attempt.
-pub(crate) struct Command {
+pub struct Command {
     settings: Settings,
 }
 
@@ -135,7 +131,7 @@ impl Harness for Command {
         tokio::select! {
             biased;
             // Dropping the rest kills the process group, and abandons a checkpoint that is on its way.
-            () = lease_lost(signal) => Err(RunError::Stopped(Stop::LeaseLost)),
+            () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
             ended = self.attempt(run) => ended,
         }
     }
@@ -154,14 +150,15 @@ impl Command {
         let order = contract::order(run.task(), run.session(), &workspace)
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&workspace, &run.task().session_id).await?;
-        let mut group = spawn::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
+        let mut group = process::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
             .await
             .map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(start_failed("the program has no pipes".to_owned()).into());
         };
-        let stderr = Stderr::follow(stderr);
+        let stderr =
+            Stderr::follow(stderr, |line| tracing::info!(target: "harness::command::stderr", "{line}"));
         let _order = give(stdin, order);
         Attempt { settings: &self.settings, run, group, stderr }.run(stdout).await
     }
@@ -234,11 +231,4 @@ async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Ru
 
 fn start_failed(problem: String) -> Failure {
     Failure::retryable(FailureCode::StartFailed, problem)
-}
-
-async fn lease_lost(mut signal: watch::Receiver<Option<Stop>>) {
-    // An error means that nobody is left who could say so.
-    if signal.wait_for(|stop| *stop == Some(Stop::LeaseLost)).await.is_err() {
-        std::future::pending().await
-    }
 }
