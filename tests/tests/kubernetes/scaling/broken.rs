@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tests::{PodState, Worker, steps, until, until_ok};
 
-use crate::world::{World, decides};
+use super::world::{World, decides};
 
 /// Waits until the autoscaler wants one worker, and has wanted that for three rounds.
 async fn wants_one(autoscaler: &Worker) {

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::json;
 use tests::{PodState, steps, until};
 
-use crate::world::{World, decides};
+use super::world::{World, decides};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks() {

@@ -5,7 +5,7 @@ use lapin::{BasicProperties, Channel};
 use serde_json::json;
 use tests::{Fleet, Link, Proxy, job, until};
 
-use crate::names;
+use super::names;
 
 /// A queue for replies, and the channel that made it.
 async fn results(fleet: &Fleet) -> Channel {

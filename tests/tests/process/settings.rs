@@ -66,7 +66,7 @@ fn settings() -> BTreeMap<Setting, BTreeSet<String>> {
 }
 
 fn page() -> String {
-    let mut page = "<!-- Made from the programs' command lines: `UPDATE=1 cargo test -p tests --test settings` writes it anew. -->\n\n\
+    let mut page = "<!-- Made from the programs' command lines: `UPDATE=1 cargo test -p tests --test process settings` writes it anew. -->\n\n\
         # Settings\n\n\
         Every setting is an environment variable and a flag of the same meaning; the flag wins. A variable that is set and empty is not set. A process that \
         cannot start tells all that is wrong at once and exits with 2. Secrets are never shown, and have no place in a file of ops/config. A secret `NAME` may \
@@ -92,7 +92,7 @@ fn the_page_of_settings_is_what_the_programs_say() {
     let differing = made.lines().find(|line| !written.lines().any(|other| other == *line));
     assert!(
         made == written,
-        "ops/settings.md is not what the programs say, first at {differing:?}: UPDATE=1 cargo test -p tests --test settings"
+        "ops/settings.md is not what the programs say, first at {differing:?}: UPDATE=1 cargo test -p tests --test process settings"
     );
 }
 

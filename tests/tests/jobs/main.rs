@@ -1,0 +1,19 @@
+//! What is promised of jobs and their sessions: each file is one promise, held against a real ledger and a real broker.
+
+mod accepted_means_recorded_end;
+mod one_writer;
+mod resume_anywhere;
+mod retries;
+mod rescue;
+mod busy_sessions;
+mod cancel;
+mod bad_input;
+mod dead_letters;
+mod neighbours;
+mod amqp_contract;
+mod any_interleaving;
+mod protocol_model;
+mod protocol_conformance;
+mod schema;
+mod partitions;
+mod audit;
