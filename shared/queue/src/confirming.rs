@@ -20,11 +20,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
 
 use crate::QueueError;
-use crate::connection::Shared;
-use crate::error::explain;
+use crate::error::{REPLY_SUCCESS, explain};
 use crate::headers;
-use crate::link::{Link, REPLY_SUCCESS, bounded};
+use crate::link::{Link, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
+use crate::shared::Shared;
 
 /// A message whose fate is known.
 struct Done {

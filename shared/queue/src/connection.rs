@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -13,34 +13,22 @@ use lapin::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::address::Address;
-use crate::declaring::{DELETION_TIME, is_settled};
+use crate::declarations::DELETION_TIME;
+use crate::declaring::is_settled;
 use crate::error::explain;
 use crate::link::Link;
-use crate::{BrokerConfig, Depth, Publisher, QueueError, Slot, confirming, topology};
+use crate::shared::{BrokerStatus, Shared, jitter};
+use crate::{
+    BrokerConfig, DEAD_QUEUE, DeadLetter, DeadWalk, Depth, HeldLetter, Publisher, QueueError, Slot,
+    confirming, topology,
+};
 
-/// What the supervisor is at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BrokerStatus {
-    /// No connection; another attempt is under way or waits for its time.
-    Connecting {
-        /// Why the last one ended or failed; `None` before the first has.
-        reason: Option<String>,
-    },
-    /// Connected, topology declared.
-    Ready {
-        /// Counts the connections, from 1.
-        generation: u64,
-    },
-    /// Over for good.
-    Closed {
-        /// Why.
-        reason: String,
-    },
-}
+/// No more than this is taken into memory at once, whatever the limit.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// A handle on one supervised connection. Clones share it; when the last is gone (publishers and slots count),
 /// the connection is closed.
@@ -48,23 +36,6 @@ pub enum BrokerStatus {
 pub struct Broker {
     shared: Arc<Shared>,
     publisher: Publisher,
-}
-
-/// What supervisor, publishers and slots share.
-pub(crate) struct Shared {
-    pub(crate) config: BrokerConfig,
-    pub(crate) stop: CancellationToken,
-    pub(crate) runtime: tokio::runtime::Handle,
-    /// Cancelled when the sending task has ended: all that was published is answered.
-    pub(crate) answered: CancellationToken,
-    pools: Mutex<Vec<job::Name>>,
-    /// Pools whose queue was deleted or missing, and stands again.
-    redeclared: watch::Sender<BTreeMap<job::Name, Instant>>,
-    status: watch::Sender<BrokerStatus>,
-    blocked: watch::Sender<Option<String>>,
-    link: watch::Sender<Option<Arc<Link>>>,
-    /// Slots that want to consume and do not yet.
-    pub(crate) seeking: AtomicUsize,
 }
 
 impl Broker {
@@ -145,6 +116,32 @@ impl Broker {
         self.shared.live_link(self.shared.config.operation_timeout).await?.depth(queue).await
     }
 
+    /// Starts a walk over the dead letters, on a channel of its own: when that is closed, or dropped with the walk,
+    /// they go back.
+    pub async fn walk_dead_letters(&self) -> Result<DeadWalk, QueueError> {
+        DeadWalk::begin(&self.shared).await
+    }
+
+    /// The oldest dead letters, at most `limit`, and at most 64 MiB of them. They stay where they are; while this
+    /// runs, nobody else sees them.
+    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        let mut walk = self.walk_dead_letters().await?;
+        let mut letters = Vec::new();
+        let mut bytes = 0;
+        while letters.len() < limit && bytes < MAX_BYTES {
+            let Some(HeldLetter { letter, .. }) = walk.next().await? else { break };
+            bytes += letter.body.len();
+            letters.push(letter);
+        }
+        walk.close().await?;
+        Ok(letters)
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_letter_count(&self) -> Result<u64, QueueError> {
+        Ok(self.depth(DEAD_QUEUE).await?.map_or(0, |depth| depth.ready))
+    }
+
     /// Waits until the queue of some pool was declared anew because it had been deleted or was missing. Returns each such
     /// pool once. What was published to the old queue is gone, also where the broker has confirmed it: when a quorum queue is
     /// deleted, RabbitMQ confirms what was under way to it.
@@ -180,87 +177,6 @@ impl Broker {
         &self.shared
     }
 }
-
-impl Shared {
-    /// The present link, as soon as there is one.
-    pub(crate) async fn live_link(&self, within: Duration) -> Result<Arc<Link>, QueueError> {
-        match timeout(within, self.next_link()).await {
-            Ok(Some(link)) => Ok(link),
-            Ok(None) => Err(QueueError::Closed { reason: self.reason() }),
-            Err(_) => Err(QueueError::Unavailable { reason: self.reason() }),
-        }
-    }
-
-    /// Waits for a link that works; `None` when there will be none any more.
-    pub(crate) async fn next_link(&self) -> Option<Arc<Link>> {
-        let mut links = self.link.subscribe();
-        let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| link.is_usable());
-        tokio::select! {
-            biased;
-            link = links.wait_for(usable) => link.ok()?.clone(),
-            () = self.stop.cancelled() => None,
-        }
-    }
-
-    /// Declares a pool's queue where it is missing, and notes that.
-    pub(crate) async fn declare_missing(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
-        if link.declare_missing(pool).await? {
-            self.note_redeclared([(pool.clone(), Instant::now())]);
-        }
-        Ok(())
-    }
-
-    /// Pools whose queue was missing, and until when.
-    pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = (job::Name, Instant)>) {
-        self.redeclared.send_if_modified(|redeclared| {
-            let before = redeclared.len();
-            redeclared.extend(pools);
-            redeclared.len() > before
-        });
-    }
-
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.borrow().is_some()
-    }
-
-    pub(crate) fn is_connected(&self) -> bool {
-        self.link.borrow().as_ref().is_some_and(|link| link.is_usable())
-    }
-
-    /// Declares this pool's queue at every connect, too.
-    pub(crate) fn keep(&self, pool: &job::Name) {
-        let mut pools = self.pools();
-        if !pools.contains(pool) {
-            pools.push(pool.clone());
-        }
-    }
-
-    /// The pool a queue belongs to, if it is one of those we declare.
-    pub(crate) fn pool_of(&self, queue: &str) -> Option<job::Name> {
-        self.pools().iter().find(|pool| topology::jobs_queue(pool) == queue).cloned()
-    }
-
-    /// The status in words, for an error's text.
-    pub(crate) fn reason(&self) -> String {
-        match &*self.status.borrow() {
-            BrokerStatus::Connecting { reason: Some(reason) } | BrokerStatus::Closed { reason } => {
-                reason.clone()
-            }
-            BrokerStatus::Connecting { reason: None } => "not connected yet".to_owned(),
-            BrokerStatus::Ready { .. } => match &*self.blocked.borrow() {
-                Some(reason) => format!("the broker blocks this connection ({reason})"),
-                None => "connected, but the broker does not answer".to_owned(),
-            },
-        }
-    }
-
-    fn pools(&self) -> std::sync::MutexGuard<'_, Vec<job::Name>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ends the supervision when its last clone is dropped.
-pub(crate) type Alive = Arc<DropGuard>;
 
 /// Whatever ends one of the tasks, a panic included, everybody learns that it is over.
 async fn see_to_the_end(
@@ -301,7 +217,8 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
         let settled = is_settled(deleted.values().max());
-        let opening = Link::open(address, config, &pools, settled, &mut redeclared, generation + 1);
+        let opening =
+            Link::open_and_declare(address, config, &pools, settled, &mut redeclared, generation + 1);
         let opened = tokio::select! {
             opened = opening => opened,
             () = shared.stop.cancelled() => break,
@@ -399,10 +316,4 @@ async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
             return Some(reason);
         }
     }
-}
-
-/// From 0 to 1, different in every process and at every call: the standard library's hash keys are random.
-pub(crate) fn jitter() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
 }

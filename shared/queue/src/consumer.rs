@@ -22,9 +22,9 @@ use lapin::types::FieldTable;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::connection::{Alive, Shared, jitter};
 use crate::error::explain;
 use crate::link::{Link, Settlement, bounded, short};
+use crate::shared::{Alive, Shared, jitter};
 use crate::{Delivery, QueueError};
 
 /// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.

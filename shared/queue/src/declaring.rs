@@ -1,58 +1,21 @@
 //! What a connection declares, and when: a queue that is missing only after it was missing for a while.
 //!
-//! When a quorum queue is deleted, each channel that used it hears of its end by itself. A channel that finds a queue of
-//! that name when it does (the old one, whose deletion is not over, or a new one that another client was quick to declare)
-//! subscribes its consumers to that one without a word to the client, and forgets right afterwards what it knows of them
-//! (`rabbit_channel:handle_consuming_queue_down_or_eol`, seen in 3.10.8). Messages for such a consumer are dropped, or returned
-//! until the delivery limit makes dead letters of them; and a publisher that the same happens to numbers its messages from 1
-//! again, which the new queue takes for duplicates: it confirms and drops them.
-//!
 //! A queue that is there is declared only to learn whether it is as this version would have it, at a process's first connection:
 //! should it be deleted just then, that declares it too early.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::address::Address;
+use crate::declarations::DELETION_TIME;
 use crate::link::Link;
-use crate::{QueueError, topology};
+use crate::{BrokerConfig, QueueError, topology};
 
-/// How long a queue must have been missing before it is declared again. Deleting takes milliseconds, and as long as the files
-/// of a large queue take to delete.
-pub(crate) const DELETION_TIME: Duration = Duration::from_secs(1);
 /// How often it is looked for meanwhile: another client may declare it, and it may be deleted once more. Each look that does not
 /// find it costs a channel.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// What a connection knows of queues.
-#[derive(Default)]
-pub(crate) struct Declarations {
-    /// Queues that were there when last looked at, and when that was.
-    known: Mutex<HashMap<String, Instant>>,
-    /// Who declares a queue holds its lock: a thousand messages that come back for want of a queue declare it once, or are
-    /// refused together. In it is the last refusal.
-    declaring: Mutex<HashMap<String, Arc<Declaring>>>,
-}
-
-type Declaring = tokio::sync::Mutex<Option<(Instant, QueueError)>>;
-
-impl Declarations {
-    /// A queue is there.
-    pub(crate) fn note(&self, queue: &str) {
-        self.known().insert(queue.to_owned(), Instant::now());
-    }
-
-    fn lock(&self, queue: &str) -> Arc<Declaring> {
-        let mut declaring = self.declaring.lock().unwrap_or_else(PoisonError::into_inner);
-        declaring.entry(queue.to_owned()).or_default().clone()
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Whether a queue that was deleted then has been missing for long enough now, and not for much longer: who looks
 /// late may look when it has just been deleted once more.
@@ -61,9 +24,28 @@ pub(crate) fn is_settled(deleted: Option<&std::time::Instant>) -> bool {
 }
 
 impl Link {
-    /// Declares what all pools share and the queues of these. `settled`: what is missing has been missing for
-    /// [`DELETION_TIME`].
-    pub(crate) async fn declare(
+    /// Connects, and declares the topology where the configuration says so. `settled`: what is missing has been missing for
+    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
+    pub(crate) async fn open_and_declare(
+        address: &Address,
+        config: &BrokerConfig,
+        pools: &[job::Name],
+        settled: bool,
+        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
+        generation: u64,
+    ) -> Result<Link, QueueError> {
+        let link = Link::open(address, config, generation).await?;
+        if config.declares
+            && let Err(error) = link.declare(pools, settled, redeclared).await
+        {
+            link.close(config.close_timeout).await;
+            return Err(error);
+        }
+        Ok(link)
+    }
+
+    /// Declares what all pools share and the queues of these.
+    async fn declare(
         &self,
         pools: &[job::Name],
         settled: bool,

@@ -22,8 +22,8 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, timeout_at};
 
-use crate::error::{explain, reply_code};
-use crate::link::{Link, NOT_FOUND, short};
+use crate::error::{NOT_FOUND, explain, reply_code};
+use crate::link::{Link, short};
 use crate::{Broker, Depth, QueueError};
 
 /// Questions under way at once.

@@ -127,6 +127,10 @@ pub(crate) fn explain(error: &lapin::Error) -> String {
     }
 }
 
+/// Reply codes (AMQP 0-9-1, section 1.2).
+pub(crate) const NOT_FOUND: u16 = 404;
+pub(crate) const REPLY_SUCCESS: u16 = 200;
+
 /// The AMQP reply code of an error the broker sent, such as 404.
 pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {

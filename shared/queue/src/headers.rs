@@ -7,8 +7,6 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 
-use crate::screen::FRAME_OVERHEAD;
-
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const PUBLISH_NUMBER: &str = "x-harness-publish-number";
 pub(crate) const REASON: &str = "x-harness-reason";
@@ -19,6 +17,11 @@ pub(crate) const DEAD_AT: &str = "x-harness-dead-at";
 pub(crate) const DROPPED: &str = "x-harness-headers-dropped";
 /// Whether the message was published again after the broker had given it up.
 pub(crate) const RETURNED: &str = "x-harness-returned";
+/// What comes before the payload of a frame (AMQP 0-9-1, section 2.3.5), and behind it.
+pub(crate) const FRAME_HEAD: usize = 7;
+pub(crate) const FRAME_END: usize = 1;
+/// What a frame takes beside its payload.
+pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEAD + FRAME_END;
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The longest reason that is kept.

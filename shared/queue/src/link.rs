@@ -16,12 +16,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::Address;
-use crate::declaring::Declarations;
-use crate::error::{explain, reply_code};
+use crate::declarations::Declarations;
+use crate::error::{NOT_FOUND, REPLY_SUCCESS, explain, reply_code};
 use crate::{BrokerConfig, QueueError, socket};
-
-pub(crate) const NOT_FOUND: u16 = 404;
-pub(crate) const REPLY_SUCCESS: u16 = 200;
 
 /// What stands in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,14 +55,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects, declares the topology and opens the channel of the slots. `settled`: what is missing has been missing for
-    /// [`crate::declaring::DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
+    /// Connects and opens the channel of the slots.
     pub(crate) async fn open(
         address: &Address,
         config: &BrokerConfig,
-        pools: &[job::Name],
-        settled: bool,
-        redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
         generation: u64,
     ) -> Result<Link, QueueError> {
         let doing = format!("connect to {}", address.shown());
@@ -80,7 +73,7 @@ impl Link {
             consuming.basic_qos(1, BasicQosOptions { global: false }).await?;
             Ok(consuming)
         };
-        let link = Link {
+        Ok(Link {
             generation,
             consuming: bounded(config.operation_timeout, "open a channel", opening).await?,
             connection,
@@ -93,22 +86,11 @@ impl Link {
             failure: OnceLock::new(),
             failed: CancellationToken::new(),
             operation_timeout: config.operation_timeout,
-        };
-        let declared = match config.declares {
-            true => link.declare(pools, settled, redeclared).await,
-            false => Ok(()),
-        };
-        match declared {
-            Ok(()) => Ok(link),
-            Err(error) => {
-                link.close(config.close_timeout).await;
-                Err(error)
-            }
-        }
+        })
     }
 
     /// The broker has cancelled a consumer, which it does when the queue is deleted. That ends the link: what the broker's
-    /// channels still know of the old queue goes with them ([`crate::declaring::DELETION_TIME`]).
+    /// channels still know of the old queue goes with them ([`crate::declarations::DELETION_TIME`]).
     pub(crate) fn queue_deleted(&self, queue: &str) {
         self.deleted().entry(queue.to_owned()).or_insert_with(std::time::Instant::now);
         self.fail(format_args!("the broker has cancelled the consumers of queue {queue}: it was deleted"));

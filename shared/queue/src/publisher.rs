@@ -18,7 +18,7 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use crate::connection::{Alive, Shared};
+use crate::shared::{Alive, Shared};
 use crate::{DEAD_QUEUE, Delivery, HeldLetter, PublishError, headers, pool_of_queue};
 
 const PERSISTENT: u8 = 2;

@@ -7,14 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::headers::{FRAME_END, FRAME_HEAD, FRAME_OVERHEAD};
 use crate::repair;
 
 /// More than this is not held in memory for looking at it, whatever was negotiated.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
-const FRAME_HEAD: usize = 7;
-const FRAME_END: usize = 1;
-/// What a frame takes beside its payload.
-pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEAD + FRAME_END;
 
 /// The largest frame that lapin takes, once that is negotiated: it gives the connection up at a larger one. RabbitMQ
 /// bounds only bodies by it; its content headers are as large as they come out.

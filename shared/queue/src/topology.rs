@@ -13,7 +13,7 @@
 //!
 //! Our own publisher addresses queues by name through the default exchange. Declaring what is there already
 //! changes nothing; declaring it differently is refused by the broker, and said so. A queue that was deleted is declared
-//! again after a second ([`crate::link::DELETION_TIME`] says why); no other client should declare these queues.
+//! again after a second ([`crate::declarations::DELETION_TIME`] says why); no other client should declare these queues.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +22,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use crate::QueueError;
-use crate::error::{explain, reply_code};
-use crate::link::NOT_FOUND;
+use crate::error::{NOT_FOUND, explain, reply_code};
 
 /// The exchange for other clients: direct, with the pool's name as routing key.
 pub const JOBS_EXCHANGE: &str = "harness.jobs";

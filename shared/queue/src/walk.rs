@@ -11,11 +11,11 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 
 use crate::dead::{DeadLetter, read};
-use crate::link::{REPLY_SUCCESS, bounded};
-use crate::{Broker, DEAD_QUEUE, QueueError};
+use crate::error::REPLY_SUCCESS;
+use crate::link::bounded;
+use crate::shared::Shared;
+use crate::{DEAD_QUEUE, QueueError};
 
-/// No more than this is taken into memory at once, whatever the limit.
-const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// RabbitMQ's channel puts acks by when it has 32 under way to a quorum queue (`rabbit_fifo_client`), and nothing
 /// promises that it sends them when it is closed. So only a few go out before the queue is asked for something: its
 /// answer comes after their work is done.
@@ -42,6 +42,18 @@ pub struct DeadWalk {
 }
 
 impl DeadWalk {
+    /// Begins one on a channel of its own.
+    pub(crate) async fn begin(shared: &Shared) -> Result<DeadWalk, QueueError> {
+        let within = shared.config.operation_timeout;
+        let link = shared.live_link(within).await?;
+        let channel = link.channel().await?;
+        let options = QueueDeclareOptions::durable().passive();
+        let declaring = channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default());
+        let queue = bounded(within, "look at queue harness.dead", declaring).await?;
+        let total = u64::from(queue.message_count());
+        Ok(DeadWalk { channel, within, total, left: total, removed: Vec::new() })
+    }
+
     /// How many letters there were when it began.
     pub fn total(&self) -> u64 {
         self.total
@@ -87,40 +99,5 @@ impl DeadWalk {
         let got = bounded(self.within, "look at the dead letters", asking).await?;
         self.removed.drain(..some);
         Ok(got.map(|message| message.delivery))
-    }
-}
-
-impl Broker {
-    /// Starts a walk over the dead letters, on a channel of its own: when that is closed, or dropped with the walk,
-    /// they go back.
-    pub async fn walk_dead_letters(&self) -> Result<DeadWalk, QueueError> {
-        let within = self.shared().config.operation_timeout;
-        let link = self.shared().live_link(within).await?;
-        let channel = link.channel().await?;
-        let options = QueueDeclareOptions::durable().passive();
-        let declaring = channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default());
-        let queue = bounded(within, "look at queue harness.dead", declaring).await?;
-        let total = u64::from(queue.message_count());
-        Ok(DeadWalk { channel, within, total, left: total, removed: Vec::new() })
-    }
-
-    /// The oldest dead letters, at most `limit`, and at most 64 MiB of them. They stay where they are; while this
-    /// runs, nobody else sees them.
-    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let mut walk = self.walk_dead_letters().await?;
-        let mut letters = Vec::new();
-        let mut bytes = 0;
-        while letters.len() < limit && bytes < MAX_BYTES {
-            let Some(HeldLetter { letter, .. }) = walk.next().await? else { break };
-            bytes += letter.body.len();
-            letters.push(letter);
-        }
-        walk.close().await?;
-        Ok(letters)
-    }
-
-    /// How many dead letters there are.
-    pub async fn dead_letter_count(&self) -> Result<u64, QueueError> {
-        Ok(self.depth(DEAD_QUEUE).await?.map_or(0, |depth| depth.ready))
     }
 }

@@ -1,0 +1,137 @@
+//! What supervisor, publishers and slots of one connection share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::link::Link;
+use crate::{BrokerConfig, QueueError, topology};
+
+/// What the supervisor is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerStatus {
+    /// No connection; another attempt is under way or waits for its time.
+    Connecting {
+        /// Why the last one ended or failed; `None` before the first has.
+        reason: Option<String>,
+    },
+    /// Connected, topology declared.
+    Ready {
+        /// Counts the connections, from 1.
+        generation: u64,
+    },
+    /// Over for good.
+    Closed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What supervisor, publishers and slots share.
+pub(crate) struct Shared {
+    pub(crate) config: BrokerConfig,
+    pub(crate) stop: CancellationToken,
+    pub(crate) runtime: tokio::runtime::Handle,
+    /// Cancelled when the sending task has ended: all that was published is answered.
+    pub(crate) answered: CancellationToken,
+    pub(crate) pools: Mutex<Vec<job::Name>>,
+    /// Pools whose queue was deleted or missing, and stands again.
+    pub(crate) redeclared: watch::Sender<BTreeMap<job::Name, Instant>>,
+    pub(crate) status: watch::Sender<BrokerStatus>,
+    pub(crate) blocked: watch::Sender<Option<String>>,
+    pub(crate) link: watch::Sender<Option<Arc<Link>>>,
+    /// Slots that want to consume and do not yet.
+    pub(crate) seeking: AtomicUsize,
+}
+
+impl Shared {
+    /// The present link, as soon as there is one.
+    pub(crate) async fn live_link(&self, within: Duration) -> Result<Arc<Link>, QueueError> {
+        match timeout(within, self.next_link()).await {
+            Ok(Some(link)) => Ok(link),
+            Ok(None) => Err(QueueError::Closed { reason: self.reason() }),
+            Err(_) => Err(QueueError::Unavailable { reason: self.reason() }),
+        }
+    }
+
+    /// Waits for a link that works; `None` when there will be none any more.
+    pub(crate) async fn next_link(&self) -> Option<Arc<Link>> {
+        let mut links = self.link.subscribe();
+        let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| link.is_usable());
+        tokio::select! {
+            biased;
+            link = links.wait_for(usable) => link.ok()?.clone(),
+            () = self.stop.cancelled() => None,
+        }
+    }
+
+    /// Declares a pool's queue where it is missing, and notes that.
+    pub(crate) async fn declare_missing(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
+        if link.declare_missing(pool).await? {
+            self.note_redeclared([(pool.clone(), Instant::now())]);
+        }
+        Ok(())
+    }
+
+    /// Pools whose queue was missing, and until when.
+    pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = (job::Name, Instant)>) {
+        self.redeclared.send_if_modified(|redeclared| {
+            let before = redeclared.len();
+            redeclared.extend(pools);
+            redeclared.len() > before
+        });
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.borrow().is_some()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.link.borrow().as_ref().is_some_and(|link| link.is_usable())
+    }
+
+    /// Declares this pool's queue at every connect, too.
+    pub(crate) fn keep(&self, pool: &job::Name) {
+        let mut pools = self.pools();
+        if !pools.contains(pool) {
+            pools.push(pool.clone());
+        }
+    }
+
+    /// The pool a queue belongs to, if it is one of those we declare.
+    pub(crate) fn pool_of(&self, queue: &str) -> Option<job::Name> {
+        self.pools().iter().find(|pool| topology::jobs_queue(pool) == queue).cloned()
+    }
+
+    /// The status in words, for an error's text.
+    pub(crate) fn reason(&self) -> String {
+        match &*self.status.borrow() {
+            BrokerStatus::Connecting { reason: Some(reason) } | BrokerStatus::Closed { reason } => {
+                reason.clone()
+            }
+            BrokerStatus::Connecting { reason: None } => "not connected yet".to_owned(),
+            BrokerStatus::Ready { .. } => match &*self.blocked.borrow() {
+                Some(reason) => format!("the broker blocks this connection ({reason})"),
+                None => "connected, but the broker does not answer".to_owned(),
+            },
+        }
+    }
+
+    pub(crate) fn pools(&self) -> std::sync::MutexGuard<'_, Vec<job::Name>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the supervision when its last clone is dropped.
+pub(crate) type Alive = Arc<DropGuard>;
+
+/// From 0 to 1, different in every process and at every call: the standard library's hash keys are random.
+pub(crate) fn jitter() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
+}
