@@ -11,10 +11,10 @@ use job::{Name, one_line};
 use service::{Common, Health, ListenAddress, Problems, Setting, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
-use crate::apply::kubernetes;
 use crate::explain::Told;
 use crate::settings::{self, ControlArgs};
 use crate::{explain, once, serve};
+use workload::kubernetes;
 
 /// Resizes pools of workers by their backlog, and never takes a busy worker away.
 ///

@@ -1,4 +1,5 @@
 //! The pools that this process scales: from a TOML file, or one pool from flags.
+
 //!
 //! ```toml
 //! [policy]                      # what all pools have in common
@@ -19,8 +20,8 @@ use service::{TomlFile, TomlValue, unsaid};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::apply::kubernetes::Reference;
 use crate::decide::Policy;
+use workload::kubernetes::Reference;
 
 /// One pool.
 #[derive(Clone, Debug)]

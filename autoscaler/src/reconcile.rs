@@ -1,4 +1,5 @@
 //! Reconcile: one pool, once a second: look, decide, write it down, act.
+
 //!
 //! Every tick starts from what is seen, not from what the last one did. Only the leader ticks; with each new term the
 //! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart. A step of Postgres's clock
@@ -20,15 +21,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::apply::{Event, Lowering, Target, TargetError, Wait, Workload, lowered};
 use crate::config::Pool;
 use crate::decide::{Decision, History, Observation, Reading, Replicas, decide};
-use crate::leader::Leader;
 use crate::metrics::METRICS;
 use crate::observe::Observer;
 use crate::scale_in::{ScaleIn, plan};
+use dispatch::Leader;
 use record::{Written, outcome};
 use waiting::Waiting;
+use workload::{Event, Lowering, Target, TargetError, Wait, Workload, lowered};
 
 /// A workload at rest is looked at this often.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);

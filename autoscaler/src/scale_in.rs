@@ -1,7 +1,8 @@
 //! Scale-in without victims: which workers are to drain, and which take jobs again. Pure.
+
 //!
 //! A worker goes in three steps. It is *marked* in the ledger and takes no further job; when it holds nothing it
-//! becomes unready and says that it is *drained*; only then is the workload lowered, by [`lowered`](crate::apply::lowered).
+//! becomes unready and says that it is *drained*; only then is the workload lowered, by [`lowered`](workload::lowered).
 //!
 //! Who may be marked is one rule, in two halves:
 //!
@@ -17,7 +18,7 @@ use std::collections::BTreeSet;
 use job::WorkerId;
 use store::WorkerView;
 
-use crate::apply::{Order, Pod, Unsettled, Wait, Workload};
+use workload::{Order, Pod, Unsettled, Wait, Workload};
 
 #[cfg(test)]
 mod tests;

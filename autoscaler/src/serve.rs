@@ -1,11 +1,11 @@
 //! An autoscaler's life: boot, decide once a second, stop.
-
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use dispatch::Leader;
 use migrations::SchemaError;
 use queue::Broker;
 use serde_json::json;
@@ -15,11 +15,11 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use workload::kubernetes::{Cluster, Kubernetes};
+use workload::{Processes, Target};
 
-use crate::apply::kubernetes::Cluster;
-use crate::apply::{Processes, Target};
 use crate::config::{Pool, TargetName};
-use crate::leader::Leader;
+use crate::metrics::METRICS;
 use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
@@ -57,7 +57,7 @@ impl Fleet {
         });
         let management = settings.management.clone();
         let observer = Arc::new(Observer::new(broker.clone(), store.clone(), watched.collect(), management));
-        let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease));
+        let leader = Arc::new(Leader::new(settings.lease_name.clone(), settings.lease, leads));
         let begins = Arc::new(Semaphore::new(BEGINS));
         let shared = Shared { store, observer, leader, begins };
         let (mut reconcilers, mut processes) = (Vec::new(), Vec::new());
@@ -69,13 +69,16 @@ impl Fleet {
         for pool in &settings.pools {
             let target: Arc<dyn Target> = match (&pool.target, &cluster) {
                 (TargetName::Kubernetes { workload, namespace }, Some(cluster)) => {
+                    let deletion_cost = settings.pod_deletion_cost;
                     let target =
-                        cluster.target(workload.clone(), namespace.as_deref(), settings.pod_deletion_cost);
+                        Kubernetes::new(cluster, workload.clone(), namespace.as_deref(), deletion_cost);
                     Arc::new(target.with_context(|| format!("pool {}: namespace", pool.name))?)
                 }
                 (_, _) => {
                     let folder = &settings.process_dir;
-                    let target = Processes::new(pool.name.clone(), settings.worker_program.clone(), folder);
+                    let (name, program) = (pool.name.clone(), settings.worker_program.clone());
+                    let secrets = || service::taken_secrets().collect();
+                    let target = Processes::new(name, program, secrets, folder);
                     let target =
                         target.with_context(|| format!("making {} (PROCESS_DIR)", folder.display()))?;
                     processes.push(Arc::new(target));
@@ -172,4 +175,12 @@ fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
         checks.insert("role", Check::Info(json!(role)));
         checks
     })
+}
+
+/// Counts whether this autoscaler leads.
+fn leads(heard: Option<bool>) {
+    match heard {
+        Some(leads) => METRICS.leader.set(i64::from(leads)),
+        None => METRICS.failures.with_label_values(&["lead"]).inc(),
+    }
 }

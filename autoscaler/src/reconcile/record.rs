@@ -1,12 +1,11 @@
 //! What the ledger has of a pool's decisions: written before they are carried out, and read back by the next leader.
-
 use std::time::Duration;
 
 use store::{Fenced, NewDecision};
 use tracing::warn;
+use workload::Wait;
 
 use super::{Failed, Reconciler, Term, at};
-use crate::apply::Wait;
 use crate::decide::{Decision, History, MAX_WINDOW_S, Observation};
 use crate::metrics::METRICS;
 

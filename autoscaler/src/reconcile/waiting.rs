@@ -1,11 +1,10 @@
 //! A scale-in that waits: since when, as which gauge, and when it is worth a report.
-
 use std::time::Duration;
 
 use job::Name;
 use tokio::time::Instant;
+use workload::Wait;
 
-use crate::apply::Wait;
 use crate::metrics::METRICS;
 
 /// A wait is reported after so long.

@@ -5,7 +5,7 @@ use proptest::sample::select;
 use store::MarkView;
 
 use super::*;
-use crate::apply::lowered;
+use workload::lowered;
 
 const EPOCH: i64 = 7;
 

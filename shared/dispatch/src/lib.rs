@@ -21,9 +21,11 @@ mod redate;
 mod upkeep;
 mod metrics;
 mod relay;
+mod leader;
 
 pub use about::job_span;
 pub use dispatch::Dispatch;
+pub use leader::{Heard, Leader};
 pub use lost::return_lost;
 pub use relay::Relay;
 pub use reply::Sending;

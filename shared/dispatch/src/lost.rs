@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use job::Trouble;
 use queue::Broker;
 use store::Store;
 use tokio::time::sleep;
@@ -18,7 +19,7 @@ const REST: Duration = Duration::from_secs(1);
 pub async fn return_lost(store: &Store, broker: &Broker, stop: &CancellationToken) {
     while let Some(pools) = stop.run_until_cancelled(broker.redeclared_queues()).await {
         for (pool, lost_before) in pools {
-            let mut failed = false;
+            let mut trouble = Trouble::default();
             loop {
                 match store.return_lost(&pool, lost_before).await {
                     Ok(0) => break,
@@ -26,8 +27,7 @@ pub async fn return_lost(store: &Store, broker: &Broker, stop: &CancellationToke
                         warn!(jobs, %pool, "the pool's queue was deleted: jobs whose message was in it are due again");
                         break;
                     }
-                    Err(error) if !failed => {
-                        failed = true;
+                    Err(error) if trouble.begins() => {
                         warn!(cause = error.as_dyn(), %pool, "jobs of a deleted queue cannot be made due, trying on");
                     }
                     Err(_) => {}

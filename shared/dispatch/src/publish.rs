@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use job::{JobId, SCHEMA};
+use job::{JobId, SCHEMA, Trouble};
 use queue::{BrokerStatus, Message, PublishError, jobs_queue};
 use store::{DueJob, StoreError};
 use tokio::time::{MissedTickBehavior, interval};
@@ -29,17 +29,15 @@ const REFUSED_FOR: Duration = Duration::from_secs(1);
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     let mut poll = interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
+    let mut trouble = Trouble::default();
     while tick(&mut poll, stop).await {
         // Without a broker rows had better stay due.
         if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
             continue;
         }
         match publish_due(dispatch, stop).await {
-            Ok(()) => failing = false,
-            // Told once, not five times a second.
-            Err(error) if !failing => {
-                failing = true;
+            Ok(()) => drop(trouble.ends()),
+            Err(error) if trouble.begins() => {
                 warn!(cause = error.as_dyn(), "due jobs cannot be read from Postgres, trying on");
             }
             Err(_) => {}

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use job::Trouble;
 use store::{Redating, Store, StoreError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
@@ -26,13 +27,12 @@ pub(crate) async fn run(store: &Store, begun: &Notify, stop: &CancellationToken)
 async fn redate(store: &Store, stop: &CancellationToken) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut walk, mut failing) = (Redating::default(), false);
+    let (mut walk, mut trouble) = (Redating::default(), Trouble::default());
     while tick(&mut beat, stop).await {
         match redate_part(store, &mut walk).await {
-            Ok(true) => failing = false,
+            Ok(true) => drop(trouble.ends()),
             Ok(false) => break,
-            Err(error) if !failing => {
-                failing = true;
+            Err(error) if trouble.begins() => {
                 warn!(cause = error.as_dyn(), "dates from the future cannot be looked for, trying on");
             }
             Err(_) => {}

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use job::Name;
+use job::{Name, Trouble};
 use queue::{BrokerStatus, jobs_queue};
 use store::StoreError;
 use tokio::time::{MissedTickBehavior, interval};
@@ -43,19 +43,19 @@ where
 {
     let mut clock = interval(EVERY);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
+    let mut trouble = Trouble::default();
     while tick(&mut clock, stop).await {
         // Without a broker rows had better stay as they are.
         if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
             continue;
         }
-        let result = sweep().await;
-        if let Err(error) = &result
-            && !failing
-        {
-            warn!(cause = error.as_dyn(), "{what} cannot be looked for, trying on");
+        match sweep().await {
+            Ok(()) => drop(trouble.ends()),
+            Err(error) if trouble.begins() => {
+                warn!(cause = error.as_dyn(), "{what} cannot be looked for, trying on");
+            }
+            Err(_) => {}
         }
-        failing = result.is_err();
     }
 }
 

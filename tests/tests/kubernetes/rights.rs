@@ -1,7 +1,5 @@
 //! The autoscaler needs no more rights than `ops/k8s/autoscaler` gives it, and has no more.
 
-use autoscaler::apply::kubernetes::{self, Kubernetes};
-use autoscaler::apply::{Event, Target, TargetError};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::Pod;
@@ -9,12 +7,14 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 use tests::{Cluster, Namespace, until_ok};
+use workload::kubernetes::{self, Kubernetes};
+use workload::{Event, Target, TargetError};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 fn target(config: kube::Config, workload: &str, deletion_cost: bool) -> Kubernetes {
     let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    cluster.target(workload.parse().expect("a workload"), None, deletion_cost).expect("a target")
+    Kubernetes::new(&cluster, workload.parse().expect("a workload"), None, deletion_cost).expect("a target")
 }
 
 /// Whether the API server would let this client do so.

@@ -1,13 +1,13 @@
 //! A workload that another autoscaler scales is left to it, and those who look at the workload are told.
 
-use autoscaler::apply::kubernetes::{self, Kubernetes};
-use autoscaler::apply::{Event, Target, TargetError};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use tests::{Cluster, Namespace, until, until_ok};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use workload::kubernetes::{self, Kubernetes};
+use workload::{Event, Target, TargetError};
 
 /// A Deployment `worker` of two, and a target that looks at it for the first time.
 async fn target() -> (Namespace, Kubernetes) {
@@ -22,7 +22,8 @@ async fn target() -> (Namespace, Kubernetes) {
 async fn fresh(namespace: &Namespace) -> Kubernetes {
     let config = namespace.config_of_autoscaler(Cluster::shared().await).await;
     let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
+    Kubernetes::new(&cluster, "deployment/worker".parse().expect("a workload"), None, false)
+        .expect("a target")
 }
 
 fn scales(kind: &str, name: &str) -> Value {
@@ -125,7 +126,8 @@ async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
     });
     let cluster =
         kubernetes::Cluster::with(kube::Config::new(url.parse().expect("a URL"))).expect("a way there");
-    cluster.target("deployment/worker".parse().expect("a workload"), None, false).expect("a target")
+    Kubernetes::new(&cluster, "deployment/worker".parse().expect("a workload"), None, false)
+        .expect("a target")
 }
 
 const SCALED_OBJECTS: &str = "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects";

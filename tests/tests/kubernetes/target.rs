@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use autoscaler::apply::kubernetes::{self, Kubernetes};
-use autoscaler::apply::{Event, Order, Target, TargetError, Unsettled, Wait, Workload, lowered};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tests::{Cluster, Namespace, PodState, until, until_ok};
+use workload::kubernetes::{self, Kubernetes};
+use workload::{Event, Order, Target, TargetError, Unsettled, Wait, Workload, lowered};
 
 /// A namespace of the shared cluster, and a workload in it under the rights of `ops/k8s/autoscaler`.
 async fn target(workload: &str) -> (Namespace, Kubernetes) {
@@ -18,7 +18,8 @@ async fn target(workload: &str) -> (Namespace, Kubernetes) {
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(cluster).await;
     let target = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    let target = target.target(workload.parse().expect("a workload"), None, false).expect("a target");
+    let target =
+        Kubernetes::new(&target, workload.parse().expect("a workload"), None, false).expect("a target");
     (namespace, target)
 }
 
@@ -334,7 +335,7 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
 
     let config = namespace.config_of_autoscaler(cluster).await;
     let boat = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    let boat = boat.target("example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
+    let boat = Kubernetes::new(&boat, "example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
     define(cluster, "Boat", "boats", false).await;
     let told = "a Boat cannot be scaled: it has no subresource scale";
     until_ok("the lack of a scale is told", async || match boat.look().await {
@@ -358,7 +359,7 @@ async fn a_restart_of_the_api_server_is_outlived() {
     let namespace = cluster.namespace().await;
     let config = namespace.config_of_autoscaler(&cluster).await;
     let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
+    let target = Kubernetes::new(&way, "deployment/worker".parse().unwrap(), None, false).unwrap();
     namespace.deployment(2).await;
     let seen = at_rest(&target).await;
     cluster.kill_api_server();
@@ -380,7 +381,7 @@ async fn an_api_server_that_is_silent_is_given_up_on_in_time() {
     let address = silent.local_addr().unwrap();
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
     let way = kubernetes::Cluster::with(config).expect("a way to the cluster");
-    let target = way.target("deployment/worker".parse().unwrap(), None, false).unwrap();
+    let target = Kubernetes::new(&way, "deployment/worker".parse().unwrap(), None, false).unwrap();
     let begin = Instant::now();
     let error = target.look().await.expect_err("a rival");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error}");

@@ -7,11 +7,12 @@
 //! The rights it needs are those in `ops/k8s/autoscaler/role.yaml`, and no test runs with more.
 
 mod reference;
-mod call;
-mod cluster;
 mod object;
 mod pods;
+mod call;
+mod api;
 mod rivals;
+mod cluster;
 mod report;
 mod target;
 

@@ -1,10 +1,11 @@
-//! Leader: of several autoscalers one decides, the one that has the lease row in Postgres.
+//! Leader: of several processes one does what must be done once, the one that has the lease row in Postgres.
 //!
 //! Whose it is, Postgres's clock says. All that a leader writes into the ledger carries its epoch and is refused under a
 //! higher one, so a leader that was paused past its lease changes nothing.
 
 use std::time::Duration;
 
+use job::Trouble;
 use store::{Leadership, Store, StoreError};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -12,21 +13,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::metrics::METRICS;
+/// Hears after each try whether this one leads; `None` where Postgres did not answer.
+pub type Heard = fn(Option<bool>);
 
-/// One contender for the lease.
+/// One contender for a lease.
 #[derive(Debug)]
 pub struct Leader {
     name: String,
     holder: String,
     lease: Duration,
+    heard: Heard,
     present: watch::Sender<Option<Leadership>>,
 }
 
 impl Leader {
     /// A contender for the lease of this name, under an id that is new with each start.
-    pub fn new(name: String, lease: Duration) -> Leader {
-        Leader { name, holder: Uuid::new_v4().to_string(), lease, present: watch::Sender::new(None) }
+    pub fn new(name: String, lease: Duration, heard: Heard) -> Leader {
+        Leader { name, holder: Uuid::new_v4().to_string(), lease, heard, present: watch::Sender::new(None) }
     }
 
     /// The leadership, as long as it holds.
@@ -40,8 +43,8 @@ impl Leader {
             present.take_if(|leadership| leadership.epoch == epoch).is_some()
         };
         if self.present.send_if_modified(ours) {
-            METRICS.leader.set(0);
-            warn!(epoch, "another autoscaler leads; this one stops deciding at once");
+            (self.heard)(Some(false));
+            warn!(epoch, lease = self.name, "another process leads; this one stops deciding at once");
         }
     }
 
@@ -49,13 +52,13 @@ impl Leader {
     pub async fn keep(&self, store: &Store, stop: &CancellationToken) {
         let mut beat = interval(self.lease / 5);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failing = false;
+        let mut trouble = Trouble::default();
         while stop.run_until_cancelled(beat.tick()).await.is_some() {
             match self.contend(store).await {
-                Ok(()) => failing = false,
+                Ok(()) => drop(trouble.ends()),
                 Err(cause) => {
-                    METRICS.failures.with_label_values(&["lead"]).inc();
-                    if !std::mem::replace(&mut failing, true) {
+                    (self.heard)(None);
+                    if trouble.begins() {
                         warn!(
                             cause = cause.as_dyn(),
                             "the leader's lease cannot be renewed; when it is over, nothing is decided here"
@@ -70,7 +73,7 @@ impl Leader {
     /// One try to renew the lease or to get it.
     pub async fn contend(&self, store: &Store) -> Result<(), StoreError> {
         let present = store.lead(&self.name, &self.holder, self.lease).await?;
-        METRICS.leader.set(i64::from(present.is_some()));
+        (self.heard)(Some(present.is_some()));
         let is = present.as_ref().map(|leadership| leadership.epoch);
         let was = self.present.send_replace(present).map(|leadership| leadership.epoch);
         match (was, is) {
@@ -78,7 +81,7 @@ impl Leader {
                 info!(epoch, lease = self.name, "leads: decides from now on");
             }
             (Some(epoch), None) => {
-                warn!(epoch, lease = self.name, "leads no more: another autoscaler has the lease");
+                warn!(epoch, lease = self.name, "leads no more: another process has the lease");
             }
             _ => {}
         }
@@ -87,7 +90,7 @@ impl Leader {
 
     /// Gives the lease back, so that the next one need not wait for its end.
     pub async fn resign(&self, store: &Store) {
-        METRICS.leader.set(0);
+        (self.heard)(Some(false));
         if let Some(leadership) = self.present.send_replace(None)
             && let Err(cause) = store.resign(&leadership).await
         {

@@ -11,14 +11,15 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::CONTROLLER;
+use super::api::deadline;
 use super::call::{Call, Verb};
-use super::cluster::{Cluster, deadline};
+use super::cluster::{Cluster, ClusterError};
 use super::object::{App, AppKind, Object, Scale};
 use super::pods::{List, PodObject};
-use super::reference::Reference;
+use super::reference::{Reference, is_subdomain};
 use super::report::{self, Regarding};
-use super::{CONTROLLER, cluster};
-use crate::apply::{Event, Order, Pod, Target, TargetError, Workload};
+use crate::{Event, Order, Pod, Target, TargetError, Workload};
 
 /// Holds the time and the reason of the last `touch`.
 const TOUCHED: &str = "harness-fleet/undrained-at";
@@ -46,25 +47,32 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    pub(super) fn new(
-        cluster: Arc<Cluster>,
-        namespace: String,
+    /// A workload in this cluster; without a namespace, in that of the context or of our own pod. With `deletion_cost`,
+    /// pods that are to go are marked as cheap to delete before they go (`controller.kubernetes.io/pod-deletion-cost`),
+    /// which takes the right to patch pods.
+    pub fn new(
+        cluster: &Arc<Cluster>,
         workload: Reference,
+        namespace: Option<&str>,
         deletion_cost: bool,
-    ) -> Kubernetes {
+    ) -> Result<Kubernetes, ClusterError> {
+        let (cluster, namespace) = (cluster.clone(), namespace.unwrap_or(&cluster.namespace).to_owned());
+        if !is_subdomain(&namespace) || namespace.contains('.') {
+            return Err(ClusterError::Namespace(namespace));
+        }
         let name = format!("{} {namespace}/{}", workload.kind, workload.name);
         let plural = match AppKind::of(&workload.group, &workload.kind) {
             Some(kind) => OnceCell::new_with(Some(kind.plural().to_owned())),
             None => OnceCell::new(),
         };
         let (uid, refusal, untold) = Default::default();
-        Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, untold }
+        Ok(Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, untold })
     }
 
     /// A request about the workload itself.
     fn call<'a>(&'a self, verb: Verb, plural: &'a str, subresource: Option<&'a str>) -> Call<'a> {
         Call {
-            server: &self.cluster.server,
+            server: &self.cluster.api.server,
             target: &self.name,
             verb,
             group: &self.workload.group,
@@ -88,13 +96,20 @@ impl Kubernetes {
         let Reference { group, version, kind, .. } = &self.workload;
         let plural = self.plural.get_or_try_init(|| async {
             let call = self.call(Verb::Get, "", None);
-            self.cluster.plural_of(&call, group, version, kind, deadline).await
+            self.cluster.api.plural_of(&call, group, version, kind, deadline).await
         });
         plural.await.map(String::as_str)
     }
 
     async fn stand_back(&self, max_age: Duration, deadline: Instant) -> Result<(), TargetError> {
-        let rival = self.cluster.rival(&self.name, &self.namespace, &self.workload, max_age, deadline);
+        let rival = self.cluster.rivals.of(
+            &self.cluster.api,
+            &self.name,
+            &self.namespace,
+            &self.workload,
+            max_age,
+            deadline,
+        );
         match rival.await? {
             Some(by) => Err(TargetError::Contested { target: self.name.clone(), by }),
             None => Ok(()),
@@ -102,7 +117,7 @@ impl Kubernetes {
     }
 
     async fn look_at_app(&self, kind: AppKind, deadline: Instant) -> Result<Workload, TargetError> {
-        let app: App = self.cluster.ask(&self.call(Verb::Get, kind.plural(), None), deadline).await?;
+        let app: App = self.cluster.api.ask(&self.call(Verb::Get, kind.plural(), None), deadline).await?;
         self.remember(&app.metadata.uid);
         let refused = |message| TargetError::Refused { target: self.name.clone(), message };
         Ok(Workload {
@@ -118,8 +133,9 @@ impl Kubernetes {
     /// By its scale and its pods, as nothing else is known of its kind.
     async fn look_at_other(&self, deadline: Instant) -> Result<Workload, TargetError> {
         let plural = self.plural(deadline).await?;
-        let object: Object = self.cluster.ask(&self.call(Verb::Get, plural, None), deadline).await?;
-        let scale: Scale = self.cluster.ask(&self.call(Verb::Get, plural, Some("scale")), deadline).await?;
+        let object: Object = self.cluster.api.ask(&self.call(Verb::Get, plural, None), deadline).await?;
+        let scale: Scale =
+            self.cluster.api.ask(&self.call(Verb::Get, plural, Some("scale")), deadline).await?;
         self.remember(&object.metadata.uid);
         let selector = scale.status.selector.clone();
         // The older of the two, should it have changed in between: a resize by it conflicts.
@@ -129,7 +145,7 @@ impl Kubernetes {
             let why = "its scale has no selector, so its pods are not known (see labelSelectorPath of its definition)";
             (scale.status.replicas, Ok(Order::Never(why.into())))
         } else {
-            let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&selector), deadline).await?;
+            let pods: List<PodObject> = self.cluster.api.ask(&self.list_pods(&selector), deadline).await?;
             (pods.seen(&self.workload).iter().filter(|pod| pod.ready).count() as u32, pods.order())
         };
         let (order, unsettled) = match order {
@@ -159,7 +175,7 @@ impl Kubernetes {
         let body = json!({ "metadata": { "annotations": { key: cost } } });
         let query = vec![("fieldManager", CONTROLLER)];
         let call = Call { query, body: Some(body), ..self.of_core(Verb::Patch, "pods", pod) };
-        match self.cluster.ask::<serde::de::IgnoredAny>(&call, deadline).await {
+        match self.cluster.api.ask::<serde::de::IgnoredAny>(&call, deadline).await {
             // It has gone already.
             Ok(_) | Err(TargetError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -201,7 +217,7 @@ impl Target for Kubernetes {
         if seen.selector.is_empty() {
             return Ok(Vec::new());
         }
-        let pods: List<PodObject> = self.cluster.ask(&self.list_pods(&seen.selector), deadline()).await?;
+        let pods: List<PodObject> = self.cluster.api.ask(&self.list_pods(&seen.selector), deadline()).await?;
         Ok(pods.seen(&self.workload))
     }
 
@@ -214,7 +230,7 @@ impl Target for Kubernetes {
             try_join_all(leaving.iter().map(|pod| self.make_cheap(pod, deadline))).await?;
         }
         let body = json!({ "metadata": { "resourceVersion": seen.version }, "spec": { "replicas": to } });
-        let scale: Scale = self.cluster.ask(&self.patch(plural, Some("scale"), body), deadline).await?;
+        let scale: Scale = self.cluster.api.ask(&self.patch(plural, Some("scale"), body), deadline).await?;
         if scale.spec.replicas == to {
             return Ok(());
         }
@@ -232,7 +248,7 @@ impl Target for Kubernetes {
         // command. Other kinds ignore metadata there.
         let subresource =
             AppKind::of(&self.workload.group, &self.workload.kind).is_some().then_some("status");
-        let object: Object = self.cluster.ask(&self.patch(plural, subresource, body), deadline).await?;
+        let object: Object = self.cluster.api.ask(&self.patch(plural, subresource, body), deadline).await?;
         if object.metadata.annotations.get(TOUCHED) == Some(&mark) {
             return Ok(());
         }
@@ -258,7 +274,7 @@ impl Target for Kubernetes {
             body: Some(report::manifest(event, &regarding)),
             ..self.call(Verb::Create, "events", None)
         };
-        match self.cluster.ask::<serde::de::IgnoredAny>(&call, cluster::deadline()).await {
+        match self.cluster.api.ask::<serde::de::IgnoredAny>(&call, deadline()).await {
             Ok(_) => self.untold.store(0, Ordering::Relaxed),
             Err(error) => {
                 let failures = self.untold.fetch_add(1, Ordering::Relaxed) + 1;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Reference;
 use super::object::{AppKind, Condition, Meta};
-use crate::apply::{Order, Pod, Unsettled};
+use crate::{Order, Pod, Unsettled};
 
 /// A list of pods, or of anything else.
 #[derive(Debug, Deserialize)]

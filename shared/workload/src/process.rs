@@ -33,12 +33,17 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// How often it is looked whether told workers have ended.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Variables for a process that is started. A function, so that secrets among them are shown by nothing that holds it.
+pub type Environment = fn() -> Vec<(&'static str, &'static str)>;
+
 /// Worker processes of one pool.
 #[derive(Debug)]
 pub struct Processes {
     name: String,
     pool: Name,
     program: PathBuf,
+    /// What workers are started with beside our own environment.
+    environment: Environment,
     folder: PathBuf,
     starts: Mutex<Starts>,
     /// Whether the list for Prometheus could not be written lately.
@@ -69,8 +74,13 @@ struct Living {
 }
 
 impl Processes {
-    /// Workers of a pool that run this program; what is known of them lies in `folder`/`pool`.
-    pub fn new(pool: Name, program: PathBuf, folder: &Path) -> io::Result<Processes> {
+    /// Workers of a pool that run this program, with these variables beside our own environment; what is known of them lies in `folder`/`pool`.
+    pub fn new(
+        pool: Name,
+        program: PathBuf,
+        environment: Environment,
+        folder: &Path,
+    ) -> io::Result<Processes> {
         let folder = folder.join(pool.as_str());
         fs::create_dir_all(&folder)?;
         let name = format!("worker processes of pool {pool}");
@@ -78,6 +88,7 @@ impl Processes {
             name,
             pool,
             program,
+            environment,
             folder,
             starts: Mutex::default(),
             is_unlisted: AtomicBool::default(),
@@ -149,7 +160,7 @@ impl Processes {
         let name = format!("{}-{:08x}", self.pool, fastrand::u32(..));
         let log = fs::File::create(self.folder.join(format!("{name}.log")))?;
         let child = Command::new(&self.program)
-            .envs(service::taken_secrets())
+            .envs((self.environment)())
             .env("POOL", self.pool.as_str())
             .env("POD_NAME", &name)
             .env("ADMIN_ADDR", "127.0.0.1:0")

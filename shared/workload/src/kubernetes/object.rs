@@ -10,7 +10,7 @@ use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::apply::{Order, Unsettled};
+use crate::{Order, Unsettled};
 
 /// An object as far as it matters here. `S` is its spec, `T` its status.
 #[derive(Debug, Deserialize)]

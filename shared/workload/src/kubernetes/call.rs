@@ -8,7 +8,7 @@ use http::{Method, Request};
 use kube::core::Status;
 use serde_json::Value;
 
-use crate::apply::TargetError;
+use crate::TargetError;
 
 /// A request. The right that it needs is the same data in other words, so that a refusal can name it.
 #[derive(Clone, Debug)]

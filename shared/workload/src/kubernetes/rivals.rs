@@ -10,11 +10,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::api::Api;
 use super::call::{Call, Verb};
-use super::cluster::Cluster;
 use super::pods::List;
 use super::reference::Reference;
-use crate::apply::TargetError;
+use crate::TargetError;
 
 /// What was found per namespace, and when. One list serves all pools of a namespace.
 #[derive(Default)]
@@ -69,10 +69,11 @@ struct ScalerSpec {
     scale_target_ref: Scaled,
 }
 
-impl Cluster {
+impl Rivals {
     /// Who else scales this workload, by a list that is no older than `max_age`.
-    pub(super) async fn rival(
+    pub(super) async fn of(
         &self,
+        api: &Api,
         target: &str,
         namespace: &str,
         workload: &Reference,
@@ -80,7 +81,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Option<String>, TargetError> {
         let place = {
-            let mut places = self.rivals.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             places.entry(namespace.to_owned()).or_default().clone()
         };
         let mut found = place.lock().await;
@@ -88,54 +89,54 @@ impl Cluster {
             Some(Found { at, rivals }) if at.elapsed() <= max_age => rivals.clone(),
             _ => {
                 let at = Instant::now();
-                let rivals = Arc::new(self.list_rivals(target, namespace, deadline).await?);
+                let rivals = Arc::new(list(api, target, namespace, deadline).await?);
                 *found = Some(Found { at, rivals: rivals.clone() });
                 rivals
             }
         };
         Ok(rivals.iter().find(|rival| rival.scaled.is(workload)).map(|rival| rival.by.clone()))
     }
+}
 
-    /// ScaledObjects come first: the HorizontalPodAutoscaler that KEDA makes of each is not the one to remove.
-    async fn list_rivals(
-        &self,
-        target: &str,
-        namespace: &str,
-        deadline: Instant,
-    ) -> Result<Vec<Rival>, TargetError> {
-        let mut rivals = Vec::new();
-        for (kind, group, versions, plural) in [
-            ("ScaledObject", "keda.sh", &["v1alpha1"][..], "scaledobjects"),
-            ("HorizontalPodAutoscaler", "autoscaling", &["v1", "v2"][..], "horizontalpodautoscalers"),
-        ] {
-            for version in versions {
-                let call = Call {
-                    server: &self.server,
-                    target,
-                    verb: Verb::List,
-                    group,
-                    version,
-                    namespace,
-                    plural,
-                    name: None,
-                    subresource: None,
-                    query: Vec::new(),
-                    body: None,
-                };
-                let list: List<Scaler> = match self.ask(&call, deadline).await {
-                    // Not served: there is no such thing in this cluster, or not in this version.
-                    Err(TargetError::NotFound { .. }) => continue,
-                    answer => answer?,
-                };
-                rivals.extend(list.items.into_iter().map(|scaler| Rival {
-                    by: format!("{kind} {namespace}/{}", scaler.metadata.name),
-                    scaled: scaler.spec.scale_target_ref,
-                }));
-                break;
-            }
+/// ScaledObjects come first: the HorizontalPodAutoscaler that KEDA makes of each is not the one to remove.
+async fn list(
+    api: &Api,
+    target: &str,
+    namespace: &str,
+    deadline: Instant,
+) -> Result<Vec<Rival>, TargetError> {
+    let mut rivals = Vec::new();
+    for (kind, group, versions, plural) in [
+        ("ScaledObject", "keda.sh", &["v1alpha1"][..], "scaledobjects"),
+        ("HorizontalPodAutoscaler", "autoscaling", &["v1", "v2"][..], "horizontalpodautoscalers"),
+    ] {
+        for version in versions {
+            let call = Call {
+                server: &api.server,
+                target,
+                verb: Verb::List,
+                group,
+                version,
+                namespace,
+                plural,
+                name: None,
+                subresource: None,
+                query: Vec::new(),
+                body: None,
+            };
+            let list: List<Scaler> = match api.ask(&call, deadline).await {
+                // Not served: there is no such thing in this cluster, or not in this version.
+                Err(TargetError::NotFound { .. }) => continue,
+                answer => answer?,
+            };
+            rivals.extend(list.items.into_iter().map(|scaler| Rival {
+                by: format!("{kind} {namespace}/{}", scaler.metadata.name),
+                scaled: scaler.spec.scale_target_ref,
+            }));
+            break;
         }
-        Ok(rivals)
     }
+    Ok(rivals)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Apply: what a decision changes, the workload whose replicas are the pool's workers.
+//! The workload whose replicas are a pool's workers: in Kubernetes, or processes of this machine.
 //!
-//! A [`Target`] looks, resizes and tells; it decides nothing and knows no queue, no job and no policy. What may be
+//! A [`Target`] looks, resizes and tells; it decides nothing and has never heard of a queue, of a ledger or of a policy. What may be
 //! lowered when is one pure rule, [`lowered`], for every kind of target.
 //!
 //! The order of a caller: `look`; decide; to grow, `resize`. To shrink, have workers drain first; then `look`, `pods`,
@@ -19,7 +19,7 @@ use async_trait::async_trait;
 pub use error::TargetError;
 pub use event::Event;
 pub use lowering::{Lowering, Wait, lowered};
-pub use process::Processes;
+pub use process::{Environment, Processes};
 pub use workload::{Order, Pod, Unsettled, Workload};
 
 /// A workload that can be resized. Every call is bounded in time (5 s for each request).

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::{CONTROLLER, Reference};
-use crate::apply::Event;
+use crate::Event;
 
 /// The same refusal is not told again within this time.
 pub(super) const REPEAT_AFTER: Duration = Duration::from_secs(300);
