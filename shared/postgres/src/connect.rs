@@ -21,6 +21,9 @@ use crate::settings::{SetBy, set_for_session};
 /// heartbeat may take.
 const NEXT_AFTER: Duration = Duration::from_millis(400);
 
+/// How long the answer to a last question is waited for.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// A connection, and the task that reads from it, which ends with the last question.
 pub struct Session {
     /// To ask by.
@@ -29,11 +32,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Says goodbye to Postgres, and waits until that is sent.
-    pub async fn close(self) {
+    /// Says goodbye to Postgres, and waits until that is sent; for a while, if a question is open.
+    pub async fn close(mut self) {
         drop(self.client);
-        // It fails only when the task has panicked.
-        let _ = self.reader.await;
+        if timeout(GOODBYE, &mut self.reader).await.is_err() {
+            self.reader.abort();
+        }
     }
 
     /// For a pool, which ends the task itself.
