@@ -1,8 +1,9 @@
 //! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
 
+use futures::future::join_all;
 use postgres::{Address, SetBy};
 use serde_json::json;
-use tests::{Database, Fleet, Ran, job, steps};
+use tests::{Database, Fleet, GuardedPostgres, Ran, job, steps, until};
 
 /// The database may have it that transactions only read.
 async fn writing(fleet: &Fleet, sql: &str) {
@@ -95,15 +96,85 @@ async fn what_is_confirmed_is_on_disk_whatever_the_role_has() {
 }
 
 #[tokio::test]
-async fn no_session_with_old_settings_outlives_a_migration_that_gives_the_account_new_ones() {
+async fn a_session_with_older_settings_ends_when_it_lies_idle_and_never_at_work() {
     let fleet = Fleet::on(Database::empty().await);
     let (role, url) = fleet.database.role(30).await;
     let by = |set_by| Address::new(&url, set_by).expect("an address");
-    let busy = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    let connect = async || postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    let (idle, busy) = (connect().await, connect().await);
     busy.client.batch_execute("BEGIN; SELECT 1").await.expect("a transaction");
-    migrations::migrate(&by(SetBy::Role)).await.expect("the schema");
-    assert!(busy.client.batch_execute("COMMIT").await.is_err(), "it is at its end");
+    let address = by(SetBy::Role);
+    let meanwhile = async {
+        until("the idle one is ended", async || idle.client.is_closed().then_some(())).await;
+        busy.client.batch_execute("COMMIT").await.expect("what is at work goes on");
+    };
+    let (migrated, ()) = tokio::join!(migrations::migrate(&address), meanwhile);
+    assert_eq!(migrated.expect("the schema").older_sessions, 0, "it was looked at again");
+    until("it is ended as well", async || busy.client.is_closed().then_some(())).await;
+    let newer = connect().await;
+    migrations::migrate(&by(SetBy::Role)).await.expect("nothing to do");
+    newer.client.batch_execute("SELECT 1").await.expect("it has what the account has");
     fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn sessions_that_keep_older_settings_are_counted_and_ended_by_the_next_migration() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    let address = Address::new(&url, SetBy::Connection).expect("an address");
+    let busy = postgres::connect(&address).await.expect("a connection");
+    busy.client
+        .batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .expect("begun");
+    let migrate = async || {
+        let mut command = fleet.producer_command(&["migrate"]);
+        command.env("DATABASE_URL", &url).env("DATABASE_SETTINGS", "role");
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    };
+    let told = migrate().await;
+    assert!(told.contains("until they end: 1;") && told.contains("RECONNECT"), "{told}");
+    busy.client.batch_execute("COMMIT").await.expect("it goes on");
+    assert!(!migrate().await.contains("older settings"));
+    until("it is ended", async || busy.client.is_closed().then_some(())).await;
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn two_migrations_that_give_an_account_its_settings_at_once_are_one() {
+    let database = Database::empty().await;
+    let (role, url) = database.role(30).await;
+    let address = Address::new(&url, SetBy::Role).expect("an address");
+    let all = join_all((0..4).map(|_| migrations::migrate(&address))).await;
+    for migrated in all {
+        migrated.expect("the schema");
+    }
+    migrations::check(&address).await.expect("all of it");
+    database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_standby_that_is_away_keeps_no_older_session_alive() {
+    let postgres = GuardedPostgres::start().await;
+    let database = postgres.database().await;
+    let by = |set_by| Address::new(&database.url, set_by).expect("an address");
+    migrations::migrate(&by(SetBy::Connection)).await.expect("the schema");
+    let older = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'away'", "SELECT pg_reload_conf()"] {
+        database.execute(sql).await;
+    }
+    let waits =
+        "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = 'away'";
+    until("commits wait", async || (database.count(waits).await == 1).then_some(())).await;
+    let migrated = migrations::migrate(&by(SetBy::Role)).await;
+    // Else its end would wait for the standby.
+    for sql in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
+        database.execute(sql).await;
+    }
+    migrated.expect("nothing of it waits for the standby");
+    until("it is ended", async || older.client.is_closed().then_some(())).await;
 }
 
 #[tokio::test]

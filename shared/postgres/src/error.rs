@@ -82,6 +82,11 @@ impl PostgresError {
         PostgresError::Unreachable { advice, retryable, source }
     }
 
+    /// Whether a connection that was there is at its end; another one is to be had.
+    pub fn is_ended(&self) -> bool {
+        matches!(self, PostgresError::Unreachable { source, retryable: true, .. } if is_ended(source))
+    }
+
     /// Whether waiting helps: Postgres is away, starting or full, as opposed to an address that leads nowhere.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -93,6 +98,13 @@ impl PostgresError {
             | PostgresError::OtherSettings { .. } => false,
         }
     }
+}
+
+/// Whether the session is at its end: by an administrator, or by another process that gives the account new settings. A new one is to be had.
+pub fn is_ended(error: &Error) -> bool {
+    // PgBouncer's class for it is 08.
+    error.is_closed()
+        || error.code().is_some_and(|code| *code == SqlState::ADMIN_SHUTDOWN || code.code().starts_with("08"))
 }
 
 /// What is wrong and what would help, and whether another try may go better.
