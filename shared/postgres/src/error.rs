@@ -100,6 +100,30 @@ impl PostgresError {
     }
 }
 
+/// Why a server is not taken, beside what Postgres answers and what the network says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// And a primary is asked for.
+    #[error("it is a standby")]
+    Standby,
+    /// And what only reads is asked for.
+    #[error("its transactions write")]
+    TakesWrites,
+    /// And `sslmode` asks for it.
+    #[error("it offers none")]
+    NoTls,
+    /// It answers a request for TLS with an error. No certificate vouches for what that says.
+    #[error("\"{0}\"")]
+    InsteadOfTls(String),
+    /// It answers a request for TLS with something else.
+    #[error("the answer is not Postgres's")]
+    NotPostgres,
+}
+
+pub(crate) fn refusal(error: &Error) -> Option<&Refusal> {
+    error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
+}
+
 /// Whether the session is at its end: by an administrator, or by another process that gives the account new settings. A new one is to be had.
 pub fn is_ended(error: &Error) -> bool {
     // PgBouncer's class for it is 08.
@@ -152,19 +176,15 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
             );
             return (advice, true);
         }
-        if address.primary && *code == SqlState::FEATURE_NOT_SUPPORTED {
-            let advice = format!(
-                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
-                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
-            );
-            return (advice, true);
-        }
         // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
         let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
         return (format!("Postgres at {servers} refuses"), passing);
     }
     if let Some(certificate) = certificate_error(error) {
         return (untrusted(address, certificate), false);
+    }
+    if let Some(refusal) = refusal(error) {
+        return unsuitable(&servers, refusal);
     }
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     if cause.contains("password missing") {
@@ -174,19 +194,39 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         );
         return (advice, false);
     }
-    if cause.contains("does not support TLS") {
-        let advice = format!(
-            "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
-        );
-        return (advice, false);
-    }
-    if cause.contains("is not read only") {
-        let advice = format!(
-            "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
-        );
-        return (advice, true);
-    }
     (format!("Postgres at {servers} cannot be reached (DATABASE_URL)"), true)
+}
+
+fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {
+    match refusal {
+        Refusal::Standby => {
+            let advice = format!(
+                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
+                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
+            );
+            (advice, true)
+        }
+        Refusal::TakesWrites => {
+            let advice = format!(
+                "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
+            );
+            (advice, true)
+        }
+        Refusal::NoTls => {
+            let advice = format!(
+                "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
+            );
+            (advice, false)
+        }
+        // It may have been out of memory or of processes.
+        Refusal::InsteadOfTls(_) => {
+            (format!("Postgres at {servers} answers a request for TLS with an error"), true)
+        }
+        Refusal::NotPostgres => (
+            format!("what answers at {servers} is no Postgres: look at host and port in DATABASE_URL"),
+            false,
+        ),
+    }
 }
 
 fn certificate_error(error: &Error) -> Option<&CertificateError> {

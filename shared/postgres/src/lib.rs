@@ -12,6 +12,7 @@ mod parameters;
 mod tls;
 mod address;
 mod settings;
+mod socket;
 mod connect;
 mod error;
 mod look;
