@@ -127,6 +127,19 @@ database_name() {
     printf '%s\n' "${address##*/}"
 }
 
+sql() {
+    psql --quiet --no-psqlrc --tuples-only --no-align --set ON_ERROR_STOP=1 "$@"
+}
+
+# make_database NAME: on the server of DATABASE_URL, with nothing in it.
+make_database() {
+    sql "$(other_database postgres)" -c "CREATE DATABASE \"$1\" ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+}
+
+drop_database() {
+    sql "$(other_database postgres)" -c "DROP DATABASE IF EXISTS \"$1\" WITH (FORCE)" || say "the database $1 stays behind"
+}
+
 # --- encryption ---
 
 # To whom: the public keys in the file BACKUP_RECIPIENTS. Only a restore needs the other half.
