@@ -4,6 +4,9 @@
 # A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. One without its facts was
 # cut short and is none.
 
+# Ranges of letters, sorted names and numbers are the same wherever it runs.
+export LC_ALL=C
+
 say() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
 }

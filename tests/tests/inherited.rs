@@ -198,6 +198,53 @@ async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_star
 }
 
 #[tokio::test]
+async fn a_fleet_works_whatever_the_locale_of_its_database_and_of_its_processes() {
+    let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+    for locale in [
+        "LOCALE 'C.UTF-8'",
+        "LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'tr-TR'",
+        "LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'de-u-kf-upper-ka-shifted'",
+    ] {
+        let options = format!("TEMPLATE template0 ENCODING 'UTF8' {locale}");
+        let fleet = Fleet::on(Database::made_on(&server, &options).await);
+        let name = fleet.database.texts("SELECT current_database()::text").await.remove(0);
+        for kind in ["messages", "numeric", "time", "monetary"] {
+            let sql = format!("ALTER DATABASE {name} SET lc_{kind} = 'de_DE.UTF-8'");
+            // Refused where the server has no such locale.
+            let _ =
+                sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut fleet.database.connect().await).await;
+        }
+        let abroad = [("LANG", "tr_TR.UTF-8"), ("LC_ALL", "tr_TR.UTF-8"), ("LC_NUMERIC", "de_DE.UTF-8")];
+        let producer = async |arguments: &[&str]| {
+            let mut command = fleet.producer_command(arguments);
+            command.envs(abroad);
+            let ran = Ran::of(command, "").await;
+            assert_eq!(ran.code, 0, "{locale}: {ran:?}");
+            ran.out
+        };
+        for command in ["migrate", "doctor"] {
+            producer(&[command]).await;
+        }
+        let launch = |name: &str| {
+            abroad.iter().fold(fleet.worker(name), |launch, (name, value)| launch.set(name, value))
+        };
+        let _workers = [launch("first").start().await, launch("second").start().await];
+        // Names that other locales put in another order, or take for the same in capitals.
+        let sessions = ["I", "i", "ISPARTA", "isparta", "a-b", "ab", "A.B", "a_c", "Z", "z", "10", "9"];
+        let job = |number: usize| {
+            job(sessions[number % sessions.len()], "scripted", json!({"count": 3, "delay_ms": 5}))
+        };
+        let specs: Vec<_> = (0..48).map(job).collect();
+        fleet.enqueue(&specs).await;
+        fleet.undisturbed(&specs).await;
+        producer(&["status", &specs[0].job_id.to_string()]).await;
+        producer(&["audit", "--strict"]).await;
+        let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        assert_eq!(fleet.database.count(deadlocks).await, 0);
+    }
+}
+
+#[tokio::test]
 async fn two_fleets_of_two_accounts_have_a_schema_each() {
     let fleet = Fleet::on(Database::empty().await);
     let (_, place) = fleet.database.url.rsplit_once('@').expect("an account");

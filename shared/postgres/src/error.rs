@@ -137,33 +137,41 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     if let Some(answer) = error.as_db_error() {
         let (code, said) = (answer.code(), answer.message());
         let (user, database) = (address.user(), address.database());
-        if *code == SqlState::INVALID_CATALOG_NAME || said.contains("no such database") {
+        // A pooler's own texts are in one language and their codes say little; Postgres's are in that of lc_messages.
+        let pooler_says =
+            |words: &[&str]| answer.routine().is_none() && words.iter().any(|words| said.contains(words));
+        if *code == SqlState::INVALID_CATALOG_NAME || pooler_says(&["no such database"]) {
             let advice = format!(
                 "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
                  DATABASE_URL"
             );
             return (advice, false);
         }
-        if said.contains("no encryption") {
-            return (format!("Postgres at {servers} wants TLS: add sslmode=require to DATABASE_URL"), false);
+        if answer.routine() == Some("ClientAuthentication")
+            && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+            && address.is_plain()
+        {
+            let advice = format!(
+                "Postgres at {servers} has no entry in pg_hba.conf that lets the account \"{user}\" in without TLS: add sslmode=require \
+                 to DATABASE_URL, or such an entry there"
+            );
+            return (advice, false);
         }
         // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
-        if code.code().starts_with("28")
-            || ["password", "no such user", "auth"].iter().any(|word| said.contains(word))
-        {
+        if code.code().starts_with("28") || pooler_says(&["password", "no such user", "auth"]) {
             let advice = format!(
                 "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
             );
             return (advice, false);
         }
-        if said.contains("unsupported startup parameter") {
+        if pooler_says(&["unsupported startup parameter"]) {
             let advice = format!(
                 "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
                  settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
             );
             return (advice, false);
         }
-        if said.contains("statement pooling mode") {
+        if pooler_says(&["statement pooling mode"]) {
             let advice = format!(
                 "the pooler at {servers} is in statement mode, which has no transactions: set pool_mode = transaction or session there"
             );
