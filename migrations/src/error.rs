@@ -1,6 +1,6 @@
 //! Why a schema cannot be used.
 
-use postgres::PostgresError;
+use postgres::{PostgresError, is_ended};
 
 /// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,18 @@ pub enum SchemaError {
 }
 
 impl SchemaError {
+    /// Whether the connection came to its end in between, and another one may do the rest.
+    pub(crate) fn is_ended(&self) -> bool {
+        match self {
+            SchemaError::Database(error) => error.is_ended(),
+            SchemaError::Migrate { source, .. } => is_ended(source),
+            SchemaError::Changed { .. }
+            | SchemaError::Behind { .. }
+            | SchemaError::Ahead { .. }
+            | SchemaError::Elsewhere { .. } => false,
+        }
+    }
+
     /// Whether waiting helps: Postgres is away or starting, as opposed to a schema that does not fit.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -25,25 +25,59 @@ pub const LOG_DIRECTIVE: &str = "tokio_postgres=warn";
 
 /// The longest time that a look at the journal takes, once there is a connection.
 const CHECK_BOUND: Duration = Duration::from_secs(10);
-/// How often, and after which time, a new connection is tried where the old ones have just been ended.
+/// How often, and after which time, another connection is tried where one has been ended.
 const RENEWALS: u32 = 10;
 const RENEW_AFTER: Duration = Duration::from_millis(200);
 
 static MIGRATOR: Migrator = sqlx::migrate!("./sql");
 
-/// Brings a database to this binary's schema, or leaves a newer one that works with this binary. Returns the versions that were applied now.
+/// What [`migrate`] has done.
+#[derive(Debug, Default)]
+pub struct Migrated {
+    /// The versions that were applied now.
+    pub versions: Vec<i64>,
+    /// How many sessions of the account were at work all the time, and go on with settings that it had before.
+    pub older_sessions: usize,
+}
+
+/// Brings a database to this binary's schema, or leaves a newer one that works with this binary.
 ///
 /// Where connections do not set what they rely on, the account gets these settings first.
-pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
-    let (mut session, _) = look(address).await?;
-    let wrong = |error| SchemaError::Database(PostgresError::new(address, error));
+pub async fn migrate(address: &Address) -> Result<Migrated, SchemaError> {
+    let mut older_sessions = 0;
     if address.set_by() == SetBy::Role {
-        let setting = async { set_for_role(&session.client).await.map_err(wrong) };
-        if within(address, setting).await? {
-            session = renewed(address).await?;
+        let setting = async || {
+            let (session, _) = look(address).await?;
+            Ok(set_for_role(address, session).await?)
+        };
+        older_sessions = unless_ended(setting).await?;
+    }
+    let mut before = None;
+    let after = unless_ended(async || bring(address, &mut before).await).await?;
+    let before = before.unwrap_or_default();
+    let versions = after.into_keys().filter(|version| !before.contains_key(version)).collect();
+    Ok(Migrated { versions, older_sessions })
+}
+
+/// What another process ends, which gives the account its settings, is done once more.
+async fn unless_ended<T>(mut doing: impl AsyncFnMut() -> Result<T, SchemaError>) -> Result<T, SchemaError> {
+    for _ in 1..RENEWALS {
+        match doing().await {
+            Err(error) if error.is_ended() => sleep(RENEW_AFTER).await,
+            done => return done,
         }
     }
+    doing().await
+}
+
+/// Applies what is missing. Returns what there is then; what there was is noted at the first time.
+async fn bring(
+    address: &Address,
+    first: &mut Option<BTreeMap<i64, Applied>>,
+) -> Result<BTreeMap<i64, Applied>, SchemaError> {
+    let (mut session, _) = look(address).await?;
     let client = &mut session.client;
+    let wrong = |error| SchemaError::Database(PostgresError::new(address, error));
     let looking = async {
         let before = applied(client).await.map_err(wrong)?;
         refuse_unknown(&before)?;
@@ -52,7 +86,7 @@ pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
         }
         Ok(before)
     };
-    let before = within(address, looking).await?;
+    let before = first.get_or_insert(within(address, looking).await?);
     for migration in MIGRATOR.iter() {
         match before.get(&migration.version) {
             Some(found) if found.checksum != *migration.checksum => {
@@ -66,18 +100,7 @@ pub async fn migrate(address: &Address) -> Result<Vec<i64>, SchemaError> {
     }
     let after = within(address, async { applied(client).await.map_err(wrong) }).await?;
     session.close().await;
-    Ok(after.into_keys().filter(|version| !before.contains_key(version)).collect())
-}
-
-/// A pooler may still hand out a session that has just been ended.
-async fn renewed(address: &Address) -> Result<Session, PostgresError> {
-    for _ in 1..RENEWALS {
-        match look(address).await {
-            Err(error) if error.is_retryable() => sleep(RENEW_AFTER).await,
-            other => return other.map(|(session, _)| session),
-        }
-    }
-    look(address).await.map(|(session, _)| session)
+    Ok(after)
 }
 
 /// Refuses what no process of the fleet can work in: a database whose schema is neither the one this binary was built for nor a

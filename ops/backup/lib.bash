@@ -4,6 +4,9 @@
 # A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. One without its facts was
 # cut short and is none.
 
+# Ranges of letters, sorted names and numbers are the same wherever it runs.
+export LC_ALL=C
+
 say() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
@@ -125,6 +128,19 @@ other_database() {
 database_name() {
     local address=${DATABASE_URL%%\?*}
     printf '%s\n' "${address##*/}"
+}
+
+sql() {
+    psql --quiet --no-psqlrc --tuples-only --no-align --set ON_ERROR_STOP=1 "$@"
+}
+
+# make_database NAME: on the server of DATABASE_URL, with nothing in it.
+make_database() {
+    sql "$(other_database postgres)" -c "CREATE DATABASE \"$1\" ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+}
+
+drop_database() {
+    sql "$(other_database postgres)" -c "DROP DATABASE IF EXISTS \"$1\" WITH (FORCE)" || say "the database $1 stays behind"
 }
 
 # --- encryption ---

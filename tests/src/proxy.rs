@@ -3,15 +3,17 @@
 //! It passes bytes on, or cuts (every connection is reset, new ones are refused with a reset), or freezes one direction
 //! or both: bytes are taken and go nowhere, and no end is told, as behind a firewall that has forgotten a connection.
 //! What a connection has lost in a frozen time is gone for good, so it ends with the freeze, by a reset. It can also forget
-//! the connections that there are, while new ones work.
+//! the connections that there are, while new ones work. And it can be a long way: all that passes arrives later.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What becomes of the bytes.
@@ -39,6 +41,11 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy for the service of this URL; everything passes.
     pub async fn to(url: &str) -> Proxy {
+        Proxy::far_from(url, Duration::ZERO).await
+    }
+
+    /// The same at the end of a long link, which takes so long each way.
+    pub async fn far_from(url: &str, way: Duration) -> Proxy {
         let target = authority(url).to_owned();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a port");
@@ -50,7 +57,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 accepts.notify_one();
                 let state = present.lock().expect("no panic").last().expect("a link").subscribe();
-                tokio::spawn(serve(client, target.clone(), state));
+                tokio::spawn(serve(client, target.clone(), state, way));
             }
         });
         Proxy { address, links, accepted, _serving: AbortOnDropHandle::new(serving) }
@@ -99,7 +106,7 @@ pub(crate) fn authority(url: &str) -> &str {
     authority.rsplit('@').next().unwrap_or(authority)
 }
 
-async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Link>) {
+async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Link>, way: Duration) {
     let link = *state.borrow_and_update();
     let server = match link {
         Link::Cut => return reset(&client),
@@ -112,6 +119,8 @@ async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Lin
     };
     // The service is down: the worker sees as much.
     let Ok(server) = server else { return reset(&client) };
+    // The handshake.
+    sleep(2 * way).await;
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     for stream in [&client, &server] {
         reset(stream);
@@ -119,8 +128,8 @@ async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Lin
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let (up, down) = (state.clone(), state.clone());
     tokio::select! {
-        () = pump(from_client, to_server, &up, |link| link == Link::Frozen) => {}
-        () = pump(from_server, to_client, &down, |link| link != Link::Pass) => {}
+        () = pump(from_client, to_server, &up, way, |link| link == Link::Frozen) => {}
+        () = pump(from_server, to_client, &down, way, |link| link != Link::Pass) => {}
         // Whatever ends the connection ends it for both; dropped halves reset.
         () = over(state) => {}
     }
@@ -135,13 +144,34 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     link: &watch::Receiver<Link>,
+    way: Duration,
     swallows: impl Fn(Link) -> bool,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if !swallows(*link.borrow()) && to.write_all(&buffer[..read]).await.is_err() {
-            return;
+    let (on_its_way, mut arriving) = mpsc::channel(64);
+    let leaving = async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            if on_its_way.send((Instant::now() + way, buffer[..read].to_vec())).await.is_err() {
+                return;
+            }
         }
+    };
+    let arriving = async {
+        while let Some((due, bytes)) = arriving.recv().await {
+            sleep_until(due).await;
+            if !swallows(*link.borrow()) && to.write_all(&bytes).await.is_err() {
+                return Err(());
+            }
+        }
+        Ok(())
+    };
+    let over = async {
+        leaving.await;
+        Ok(())
+    };
+    // Both have ended, or nothing can be written any more.
+    if tokio::try_join!(over, arriving).is_err() {
+        return;
     }
     // The other side does not learn of the end either.
     if swallows(*link.borrow()) {

@@ -37,23 +37,6 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-impl Server {
-    /// By this IP address, where it is known.
-    pub(crate) fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
-        let mut config = config.clone();
-        match &self.host {
-            Some(Host::Tcp(name)) => _ = config.host(name),
-            Some(Host::Unix(folder)) => _ = config.host_path(folder),
-            None => {}
-        }
-        if let Some(address) = address {
-            config.hostaddr(address);
-        }
-        config.port(self.port);
-        config
-    }
-}
-
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = self.port;

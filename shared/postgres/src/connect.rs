@@ -1,25 +1,36 @@
 //! One connection, by the first server that gives one.
 
+use std::collections::VecDeque;
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::net::lookup_host;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::config::{Host, LoadBalanceHosts};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres::tls::{MakeTlsConnect, TlsStream};
+use tokio_postgres::{Client, Config, Connection, Error, NoTls};
 use tracing::debug;
 
-use crate::address::Address;
-use crate::error::explain;
+use crate::address::{Address, Server};
+use crate::error::{Refusal, explain, refusal};
 use crate::settings::{SetBy, set_for_session};
+use crate::socket::{in_time, offers_tls, tcp, unix};
 
 /// After which time without a connection the next server is tried as well. Several that are away cost less together than a
 /// heartbeat may take.
 const NEXT_AFTER: Duration = Duration::from_millis(400);
+
+/// How long the answer to a last question is waited for.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A connection, and the task that reads from it, which ends with the last question.
 pub struct Session {
@@ -29,11 +40,20 @@ pub struct Session {
 }
 
 impl Session {
-    /// Says goodbye to Postgres, and waits until that is sent.
-    pub async fn close(self) {
+    fn by<S, T>((client, connection): (Client, Connection<S, T>)) -> Session
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: TlsStream + Unpin + Send + 'static,
+    {
+        Session { client, reader: tokio::spawn(read(connection)) }
+    }
+
+    /// Says goodbye to Postgres, and waits until that is sent; for a while, if a question is open.
+    pub async fn close(mut self) {
         drop(self.client);
-        // It fails only when the task has panicked.
-        let _ = self.reader.await;
+        if timeout(GOODBYE, &mut self.reader).await.is_err() {
+            self.reader.abort();
+        }
     }
 
     /// For a pool, which ends the task itself.
@@ -42,30 +62,85 @@ impl Session {
     }
 }
 
-/// Opens a connection that is set for our statements, by the first server that gives one: the servers are tried in their order,
-/// and one that is silent does not keep the next one away. The caller bounds it.
+/// Opens a connection that is set for our statements, by the first server that gives one: the servers are tried in their order, and
+/// one that is silent, or whose name nothing knows, does not keep the next one away. The caller bounds it.
 pub async fn connect(address: &Address) -> Result<Session, Error> {
-    let mut places = places(address).await.into_iter();
+    let random = address.config.get_load_balance_hosts() == LoadBalanceHosts::Random;
+    let mut turns: VecDeque<Turn> = address.servers.iter().map(Turn::LookUp).collect();
+    if random {
+        fastrand::shuffle(turns.make_contiguous());
+    }
     let mut trying = FuturesUnordered::new();
     let mut worst: Option<Error> = None;
     loop {
-        let more = places.next().map(|place| trying.push(open(address, place))).is_some();
+        let more = turns.pop_front().map(|turn| trying.push(take(address, turn))).is_some();
         let tried = tokio::select! {
             Some(tried) = trying.next() => tried,
             () = sleep(NEXT_AFTER), if more => continue,
             else => break,
         };
         match tried {
+            Ok(Tried::Opened(session)) => return Ok(session),
+            Ok(Tried::Found(mut places)) => {
+                if random {
+                    fastrand::shuffle(&mut places);
+                }
+                places.into_iter().rev().for_each(|place| turns.push_front(place));
+            }
             // Another server may still let us in, before the answer of which this one is only faster.
             Err(error) if !is_final(&error) || !trying.is_empty() => {
                 if worst.as_ref().is_none_or(|worst| weight(address, worst) < weight(address, &error)) {
                     worst = Some(error);
                 }
             }
-            other => return other,
+            Err(error) => return Err(error),
         }
     }
-    Err(worst.expect("an address has a server"))
+    Err(worst.expect("an address has a server, and a name that is found has a place"))
+}
+
+/// What is done next for a server. A name is looked up when its turn has come.
+enum Turn<'a> {
+    LookUp(&'a Server),
+    Open(&'a Server, Place<'a>),
+}
+
+/// Where a server listens.
+enum Place<'a> {
+    Ip(IpAddr),
+    /// Of its Unix socket.
+    Folder(&'a Path),
+}
+
+enum Tried<'a> {
+    Found(Vec<Turn<'a>>),
+    Opened(Session),
+}
+
+async fn take<'a>(address: &Address, turn: Turn<'a>) -> Result<Tried<'a>, Error> {
+    match turn {
+        Turn::LookUp(server) => match look_up(address, server).await {
+            Ok(places) => Ok(Tried::Found(places)),
+            Err(cause) => Err(driver_error(cause).await),
+        },
+        Turn::Open(server, place) => Ok(Tried::Opened(open(address, server, place).await?)),
+    }
+}
+
+async fn look_up<'a>(address: &Address, server: &'a Server) -> io::Result<Vec<Turn<'a>>> {
+    let places: Vec<Place> = match (&server.host, server.address) {
+        (_, Some(known)) => vec![Place::Ip(known)],
+        (Some(Host::Tcp(name)), None) => {
+            let found = in_time(lookup_host((name.as_str(), server.port)), &address.config).await?;
+            found.map(|found| Place::Ip(found.ip())).collect()
+        }
+        (Some(Host::Unix(folder)), None) => vec![Place::Folder(folder)],
+        (None, None) => Vec::new(),
+    };
+    match places.is_empty() {
+        true => Err(io::ErrorKind::NotFound.into()),
+        false => Ok(places.into_iter().map(|place| Turn::Open(server, place)).collect()),
+    }
 }
 
 /// What every server would answer: the account is refused (class 28), or the database is not there.
@@ -76,57 +151,94 @@ fn is_final(error: &Error) -> bool {
 /// What waiting does not help against is said first, then what a primary answers (it may have no connection left), then that
 /// one is a standby, and last that one is away.
 fn weight(address: &Address, error: &Error) -> (bool, bool, bool) {
-    let is_standby = error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED);
+    let is_standby = matches!(refusal(error), Some(Refusal::Standby));
     (!explain(address, error).1, error.as_db_error().is_some() && !is_standby, is_standby)
 }
 
-/// Each server by itself, and each of its IP addresses.
-async fn places(address: &Address) -> Vec<Config> {
-    let config = &address.config;
-    let mut places = Vec::new();
-    for server in &address.servers {
-        let found: Vec<IpAddr> = match (&server.host, server.address) {
-            (_, Some(address)) => vec![address],
-            (Some(Host::Tcp(name)), None) => {
-                match timeout(NEXT_AFTER, lookup_host((name.as_str(), server.port))).await {
-                    Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
-                    // The driver asks again, and says what is wrong.
-                    _ => Vec::new(),
-                }
-            }
-            _ => Vec::new(),
-        };
-        if found.is_empty() {
-            places.push(server.config(config, None));
-        }
-        places.extend(found.into_iter().map(|address| server.config(config, Some(address))));
-    }
-    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
-        fastrand::shuffle(&mut places);
-    }
-    places
-}
-
 /// A connection to this place.
-async fn open(address: &Address, place: Config) -> Result<Session, Error> {
-    let session = match address.tls.clone() {
-        Some(tls) => {
-            let (client, connection) = place.connect(tls).await?;
-            Session { client, reader: tokio::spawn(read(connection)) }
+async fn open(address: &Address, server: &Server, place: Place<'_>) -> Result<Session, Error> {
+    let mut config = address.config.clone();
+    let session = match place {
+        Place::Folder(folder) => {
+            let socket = or_driver_error(unix(folder, server.port, &config)).await?;
+            Session::by(config.ssl_mode(SslMode::Disable).connect_raw(socket, NoTls).await?)
         }
-        None => {
-            let (client, connection) = place.connect(NoTls).await?;
-            Session { client, reader: tokio::spawn(read(connection)) }
+        Place::Ip(ip) => {
+            let mut socket = or_driver_error(tcp(ip, server.port, &config)).await?;
+            match address.tls.clone() {
+                Some(mut tls) if or_driver_error(speaks_tls(&mut socket, &config)).await? => {
+                    let name = match &server.host {
+                        Some(Host::Tcp(name)) => name.as_str(),
+                        _ => "",
+                    };
+                    let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, name);
+                    // What is asked for has been granted already.
+                    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+                    Session::by(config.connect_raw(socket, tls).await?)
+                }
+                _ => Session::by(config.ssl_mode(SslMode::Disable).connect_raw(socket, NoTls).await?),
+            }
         }
     };
-    if address.primary {
-        // What a standby refuses, whatever its transactions do by default.
-        session.client.batch_execute("BEGIN READ WRITE; ROLLBACK").await?;
+    if let Some(refusal) = misfit(address, &session.client).await? {
+        return Err(driver_error(io::Error::other(refusal)).await);
     }
     if address.set_by == SetBy::Connection {
         set_for_session(&session.client).await?;
     }
     Ok(session)
+}
+
+/// Whether TLS begins now; an error where it is asked for and not to be had.
+async fn speaks_tls(socket: &mut TcpStream, config: &Config) -> io::Result<bool> {
+    if config.get_ssl_negotiation() == SslNegotiation::Direct || offers_tls(socket).await? {
+        return Ok(true);
+    }
+    match config.get_ssl_mode() {
+        SslMode::Require => Err(io::Error::other(Refusal::NoTls)),
+        _ => Ok(false),
+    }
+}
+
+/// What `target_session_attrs` does not want.
+async fn misfit(address: &Address, client: &Client) -> Result<Option<Refusal>, Error> {
+    let one = async |sql| Ok::<_, Error>(client.query_typed(sql, &[]).await?.remove(0));
+    if address.primary && one("SELECT pg_catalog.pg_is_in_recovery()").await?.get(0) {
+        return Ok(Some(Refusal::Standby));
+    }
+    let read_only = address.config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly;
+    if read_only && one("SHOW transaction_read_only").await?.get::<_, &str>(0) == "off" {
+        return Ok(Some(Refusal::TakesWrites));
+    }
+    Ok(None)
+}
+
+async fn or_driver_error<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Error> {
+    match doing.await {
+        Ok(done) => Ok(done),
+        Err(cause) => Err(driver_error(cause).await),
+    }
+}
+
+/// As an error of the driver's, which a pool of connections expects, and which only the driver makes: of what it cannot read.
+async fn driver_error(cause: io::Error) -> Error {
+    let unreadable = tokio::io::join(Unreadable(Some(cause)), tokio::io::sink());
+    match Config::new().user("-").ssl_mode(SslMode::Disable).connect_raw(unreadable, NoTls).await {
+        Err(error) => error,
+        Ok(_) => unreachable!("nothing answers there"),
+    }
+}
+
+struct Unreadable(Option<io::Error>);
+
+impl AsyncRead for Unreadable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.take().map_or(Ok(()), Err))
+    }
 }
 
 /// Its end is known to what asks by it.

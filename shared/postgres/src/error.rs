@@ -82,6 +82,11 @@ impl PostgresError {
         PostgresError::Unreachable { advice, retryable, source }
     }
 
+    /// Whether a connection that was there is at its end; another one is to be had.
+    pub fn is_ended(&self) -> bool {
+        matches!(self, PostgresError::Unreachable { source, retryable: true, .. } if is_ended(source))
+    }
+
     /// Whether waiting helps: Postgres is away, starting or full, as opposed to an address that leads nowhere.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -95,39 +100,78 @@ impl PostgresError {
     }
 }
 
+/// Why a server is not taken, beside what Postgres answers and what the network says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// And a primary is asked for.
+    #[error("it is a standby")]
+    Standby,
+    /// And what only reads is asked for.
+    #[error("its transactions write")]
+    TakesWrites,
+    /// And `sslmode` asks for it.
+    #[error("it offers none")]
+    NoTls,
+    /// It answers a request for TLS with an error. No certificate vouches for what that says.
+    #[error("\"{0}\"")]
+    InsteadOfTls(String),
+    /// It answers a request for TLS with something else.
+    #[error("the answer is not Postgres's")]
+    NotPostgres,
+}
+
+pub(crate) fn refusal(error: &Error) -> Option<&Refusal> {
+    error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
+}
+
+/// Whether the session is at its end: by an administrator, or by another process that gives the account new settings. A new one is to be had.
+pub fn is_ended(error: &Error) -> bool {
+    // PgBouncer's class for it is 08.
+    error.is_closed()
+        || error.code().is_some_and(|code| *code == SqlState::ADMIN_SHUTDOWN || code.code().starts_with("08"))
+}
+
 /// What is wrong and what would help, and whether another try may go better.
 pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     let servers = address.servers();
     if let Some(answer) = error.as_db_error() {
         let (code, said) = (answer.code(), answer.message());
         let (user, database) = (address.user(), address.database());
-        if *code == SqlState::INVALID_CATALOG_NAME || said.contains("no such database") {
+        // A pooler's own texts are in one language and their codes say little; Postgres's are in that of lc_messages.
+        let pooler_says =
+            |words: &[&str]| answer.routine().is_none() && words.iter().any(|words| said.contains(words));
+        if *code == SqlState::INVALID_CATALOG_NAME || pooler_says(&["no such database"]) {
             let advice = format!(
                 "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
                  DATABASE_URL"
             );
             return (advice, false);
         }
-        if said.contains("no encryption") {
-            return (format!("Postgres at {servers} wants TLS: add sslmode=require to DATABASE_URL"), false);
+        if answer.routine() == Some("ClientAuthentication")
+            && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+            && address.is_plain()
+        {
+            let advice = format!(
+                "Postgres at {servers} has no entry in pg_hba.conf that lets the account \"{user}\" in without TLS: add sslmode=require \
+                 to DATABASE_URL, or such an entry there"
+            );
+            return (advice, false);
         }
         // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
-        if code.code().starts_with("28")
-            || ["password", "no such user", "auth"].iter().any(|word| said.contains(word))
-        {
+        if code.code().starts_with("28") || pooler_says(&["password", "no such user", "auth"]) {
             let advice = format!(
                 "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
             );
             return (advice, false);
         }
-        if said.contains("unsupported startup parameter") {
+        if pooler_says(&["unsupported startup parameter"]) {
             let advice = format!(
                 "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
                  settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
             );
             return (advice, false);
         }
-        if said.contains("statement pooling mode") {
+        if pooler_says(&["statement pooling mode"]) {
             let advice = format!(
                 "the pooler at {servers} is in statement mode, which has no transactions: set pool_mode = transaction or session there"
             );
@@ -140,19 +184,15 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
             );
             return (advice, true);
         }
-        if address.primary && *code == SqlState::FEATURE_NOT_SUPPORTED {
-            let advice = format!(
-                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
-                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
-            );
-            return (advice, true);
-        }
         // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
         let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
         return (format!("Postgres at {servers} refuses"), passing);
     }
     if let Some(certificate) = certificate_error(error) {
         return (untrusted(address, certificate), false);
+    }
+    if let Some(refusal) = refusal(error) {
+        return unsuitable(&servers, refusal);
     }
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     if cause.contains("password missing") {
@@ -162,19 +202,39 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         );
         return (advice, false);
     }
-    if cause.contains("does not support TLS") {
-        let advice = format!(
-            "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
-        );
-        return (advice, false);
-    }
-    if cause.contains("is not read only") {
-        let advice = format!(
-            "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
-        );
-        return (advice, true);
-    }
     (format!("Postgres at {servers} cannot be reached (DATABASE_URL)"), true)
+}
+
+fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {
+    match refusal {
+        Refusal::Standby => {
+            let advice = format!(
+                "each server at {servers} that answers is a standby, and target_session_attrs=read-write (the default of several \
+                 hosts) asks for a primary: name the primary in DATABASE_URL as well"
+            );
+            (advice, true)
+        }
+        Refusal::TakesWrites => {
+            let advice = format!(
+                "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
+            );
+            (advice, true)
+        }
+        Refusal::NoTls => {
+            let advice = format!(
+                "Postgres at {servers} has no TLS, which sslmode in DATABASE_URL asks for: set ssl = on there, or sslmode=disable here"
+            );
+            (advice, false)
+        }
+        // It may have been out of memory or of processes.
+        Refusal::InsteadOfTls(_) => {
+            (format!("Postgres at {servers} answers a request for TLS with an error"), true)
+        }
+        Refusal::NotPostgres => (
+            format!("what answers at {servers} is no Postgres: look at host and port in DATABASE_URL"),
+            false,
+        ),
+    }
 }
 
 fn certificate_error(error: &Error) -> Option<&CertificateError> {

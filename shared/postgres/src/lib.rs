@@ -12,12 +12,15 @@ mod parameters;
 mod tls;
 mod address;
 mod settings;
+mod socket;
 mod connect;
 mod error;
 mod look;
+mod role;
 
 pub use address::Address;
 pub use connect::{Session, connect};
-pub use error::PostgresError;
+pub use error::{PostgresError, is_ended};
 pub use look::{Pooling, look, look_at_settings, ready};
-pub use settings::{SetBy, set_for_role};
+pub use role::set_for_role;
+pub use settings::SetBy;

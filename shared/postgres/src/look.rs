@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::join;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Row};
 
@@ -23,13 +26,15 @@ pub enum Pooling {
 
 /// The longest time that it takes, connections included.
 const BOUND: Duration = Duration::from_secs(10);
-/// How long a question waits for a session while another connection holds the only one.
+/// How long a question waits for a session while another connection holds the only one, and how long a connection that has
+/// been slower than the others is waited for.
 const WAIT: Duration = Duration::from_secs(1);
 /// The account may end sessions sooner than an answer comes.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
 /// How many connections are compared with the first: others may be at work meanwhile, and of several poolers behind one address
-/// each has sessions of its own.
-const ROUNDS: usize = 4;
+/// each has sessions of its own. They are opened side by side: one after another they would take longer than a start has over a
+/// link of a tenth of a second.
+const OTHERS: usize = 4;
 
 /// Looks whether our statements can work here. Returns a connection to go on with.
 pub async fn look(address: &Address) -> Result<(Session, Pooling), PostgresError> {
@@ -99,27 +104,60 @@ async fn pooling(address: &Address, client: &Client) -> Result<Pooling, Postgres
         (Statements::Lost, _) => return Err(PostgresError::StatementsLost { servers }),
         (Statements::AsWritten, _) => {}
     }
-    for _ in 0..ROUNDS {
-        let other = connect(address).await.map_err(wrong)?;
-        let shared = share(client, &other.client).await;
-        other.close().await;
-        if shared.map_err(wrong)? {
-            return Err(PostgresError::StatementsLost { servers });
-        }
+    let others = others(address).await?;
+    let shared = share(client, &others).await;
+    join_all(others.into_iter().map(Session::close)).await;
+    match shared.map_err(wrong)? {
+        true => Err(PostgresError::StatementsLost { servers }),
+        false => Ok(Pooling::Own),
     }
-    Ok(Pooling::Own)
 }
 
-/// Whether what one connection has just used is used by the other, or is not there any more when the other is busy.
-async fn share(one: &Client, other: &Client) -> Result<bool, Error> {
+/// Connections to compare the first one with. Where Postgres (or a pooler) has no place for all of them, fewer will do.
+async fn others(address: &Address) -> Result<Vec<Session>, PostgresError> {
+    let (mut others, mut refused) = (Vec::new(), None);
+    for opened in in_time((0..OTHERS).map(|_| connect(address))).await {
+        match opened.map_err(|error| PostgresError::new(address, error)) {
+            Ok(other) => others.push(other),
+            Err(error) if error.is_retryable() => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match refused {
+        Some(refused) if others.is_empty() => Err(refused),
+        _ => Ok(others),
+    }
+}
+
+/// The answers that come in time: the first one whenever it comes, the others while they may be waited for.
+async fn in_time<T>(asking: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut asking: FuturesUnordered<_> = asking.collect();
+    let mut answers = Vec::from_iter(asking.next().await);
+    let bound = Instant::now() + WAIT;
+    while let Ok(Some(answer)) = timeout_at(bound, asking.next()).await {
+        answers.push(answer);
+    }
+    answers
+}
+
+/// Whether what one connection has just used is used by one of the others, or is not there any more when they are busy.
+async fn share(one: &Client, others: &[Session]) -> Result<bool, Error> {
     // Twice, because a pooler may hand its sessions out in turn.
     let (first, second) = (session(one).await?, session(one).await?);
-    other.batch_execute(BEGIN).await?;
-    let others = session(other).await;
+    let begun = in_time(others.iter().map(|other| begin(&other.client))).await;
     let third = timeout(WAIT, session(one)).await;
-    other.batch_execute("ROLLBACK").await?;
-    let (others, third) = (others?, third.unwrap_or(Ok(first))?);
-    Ok(first != second || first != third || first == others)
+    let ended = in_time(others.iter().map(|other| other.client.batch_execute("ROLLBACK"))).await;
+    let begun = begun.into_iter().collect::<Result<Vec<i32>, Error>>()?;
+    ended.into_iter().collect::<Result<(), Error>>()?;
+    let third = third.unwrap_or(Ok(first))?;
+    Ok(first != second || first != third || begun.contains(&first))
+}
+
+/// Begins a transaction, and says in which session.
+async fn begin(client: &Client) -> Result<i32, Error> {
+    let (begun, session) = join!(client.batch_execute(BEGIN), session(client));
+    begun?;
+    session
 }
 
 async fn session(client: &Client) -> Result<i32, Error> {
@@ -137,14 +175,13 @@ enum Statements {
 }
 
 async fn statements(client: &Client) -> Result<Statements, Error> {
-    client.batch_execute(BEGIN).await?;
-    let names = async {
-        let sql = "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%ours of this look%'";
-        let statement = client.prepare(sql).await?;
-        client.query(&statement, &[]).await
-    };
-    let names = names.await;
-    client.batch_execute("ROLLBACK").await?;
+    // Each pair is one way there and back.
+    let sql = "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%ours of this look%'";
+    let (begun, prepared) = join!(client.batch_execute(BEGIN), client.prepare(sql));
+    begun?;
+    let asking = async { client.query(&prepared?, &[]).await };
+    let (names, ended) = join!(asking, client.batch_execute("ROLLBACK"));
+    ended?;
     let ours = |name: &str| {
         name.strip_prefix('s').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
     };

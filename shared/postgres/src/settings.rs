@@ -55,11 +55,11 @@ const SETTINGS: [(&str, &str); 17] = [
 
 /// How far a commit must have come before it is confirmed is the operator's choice, as long as a crash (or a failover to a
 /// synchronous standby) loses none.
-const UNLESS_CHOSEN: &str =
+pub(crate) const UNLESS_CHOSEN: &str =
     "(name <> 'synchronous_commit' OR current_setting(name, true) IN ('off', 'local'))";
 
 /// `('name', 'value'), …`
-fn list() -> String {
+pub(crate) fn list() -> String {
     SETTINGS.map(|(name, value)| format!("('{name}', '{value}')")).join(", ")
 }
 
@@ -81,43 +81,6 @@ pub(crate) fn differing() -> String {
         "SELECT name FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
           WHERE current_setting(name, true) <> value AND source <> 'client' AND {UNLESS_CHOSEN} ORDER BY name"
     )
-}
-
-/// Gives the account its settings in this database, and ends the account's other sessions, which have the old ones: a pooler
-/// would go on handing them out, also those that are busy now. Whether there was anything to change; then this session is at its end, too.
-pub async fn set_for_role(client: &Client) -> Result<bool, Error> {
-    let list = list();
-    let missing = client
-        .query_typed(
-            &format!(
-                "SELECT format('ALTER ROLE SESSION_USER IN DATABASE %I SET %I = %L', current_database(), name, value)
-                   FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
-                  WHERE {UNLESS_CHOSEN} AND NOT EXISTS (
-                        SELECT FROM pg_catalog.pg_db_role_setting s
-                         WHERE s.setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-                           AND s.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
-                           AND format('%s=%s', name, value) = ANY(s.setconfig))"
-            ),
-            &[],
-        )
-        .await?;
-    if missing.is_empty() {
-        return Ok(false);
-    }
-    let statements: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
-    // The account may have it that its transactions only read.
-    let statements = statements.join("; ");
-    client.batch_execute(&format!("BEGIN READ WRITE; {statements}; COMMIT")).await?;
-    client
-        .batch_execute(
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-              WHERE datname = current_database() AND usename = session_user
-                AND pid <> pg_catalog.pg_backend_pid()",
-        )
-        .await?;
-    // Its answer is the end of the session.
-    let _ = client.batch_execute("SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())").await;
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 //! One address, one reader: every command and every connection takes the same `DATABASE_URL`, or refuses it by the name of what is
 //! wrong, and TLS is verified by all of them.
 
+use std::process::Command;
+
+use postgres::{Address, PostgresError};
 use serde_json::json;
-use tests::{Authority, Database, Fleet, GuardedPostgres, Ran, job};
+use tests::{Authority, Database, Fleet, GuardedPostgres, Ran, is_root, job};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// From an empty database to a job's end, by this address.
@@ -71,6 +75,70 @@ async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
     let (authority, database) = parts(&fleet.database.url);
     let (account, place) = authority.rsplit_once('@').expect("an account");
     works_by(&fleet, &format!("postgres://{account}@{silent},{place}/{database}")).await;
+}
+
+/// Nothing but an end comes out of `/etc/hosts`, and that only with the process's own.
+#[tokio::test]
+async fn a_name_is_looked_up_when_its_turn_has_come() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (authority, database) = parts(&fleet.database.url);
+    let hosts = fleet.folder.path().join("hosts");
+    assert!(Command::new("mkfifo").arg(&hosts).status().expect("mkfifo").success());
+    let (account, place) = authority.rsplit_once('@').expect("an account");
+    let silent: String = (0..40).map(|number| format!(",silent-{number}.example:5432")).collect();
+    for servers in [format!("{place}{silent}"), format!("silent.example:5432,{place}")] {
+        let ours = fleet.producer_command(&["migrate"]);
+        let mut command = Command::new("unshare");
+        command.args(if is_root() { &["--mount"][..] } else { &["--user", "--map-root-user", "--mount"] });
+        command.args(["sh", "-c", r#"mount --bind "$0" /etc/hosts && exec "$@""#]).arg(&hosts);
+        command.arg(ours.get_program()).args(ours.get_args());
+        command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("DATABASE_URL", format!("postgres://{account}@{servers}/{database}"));
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_in_answer_to_a_request_for_tls_is_said_and_not_taken_for_no() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let place = server.local_addr().expect("its address");
+    let answering = tokio::spawn(async move {
+        let said = "could not fork new process for connection: no\u{1b}memory";
+        let fields = format!("SFATAL\0C53200\0M{said}\0\0");
+        let length = (fields.len() as u32 + 4).to_be_bytes();
+        let with_fields = [b"E", &length[..], fields.as_bytes()].concat();
+        for answer in [with_fields, format!("E{said}\n\0").into_bytes()].iter().cycle() {
+            let (mut client, _) = server.accept().await.expect("a connection");
+            let mut request = [0; 8];
+            // Its end is what follows.
+            let _ = client.read_exact(&mut request).await;
+            let _ = client.write_all(answer).await;
+        }
+    });
+    let fleet = Fleet::on(Database::empty().await);
+    let (_, database) = parts(&fleet.database.url);
+    for mode in ["prefer", "prefer", "require", "require"] {
+        let url = format!("postgres://harness@{place}/{database}?sslmode={mode}");
+        let ran = producer(&fleet, &["migrate"], &[("DATABASE_URL", &url)]).await;
+        let told =
+            ["answers a request for TLS with an error", "could not fork new process", "no\\u{1b}memory"];
+        assert!(ran.code == 1 && told.iter().all(|part| ran.err.contains(part)), "{mode}: {ran:?}");
+    }
+    answering.abort();
+}
+
+#[tokio::test]
+async fn what_a_server_has_not_got_makes_no_standby_of_it() {
+    let database = Database::empty().await;
+    let url = format!("{}?target_session_attrs=read-write", database.url);
+    let address = Address::new(&url, database.set_by).expect("an address");
+    let session = postgres::connect(&address).await.expect("a primary");
+    let error =
+        session.client.batch_execute("SELECT 1 UNION SELECT 2 FOR UPDATE").await.expect_err("no such");
+    assert_eq!(error.code().map(|code| code.code()), Some("0A000"));
+    let told = PostgresError::new(&address, error).to_string();
+    assert!(!told.contains("standby"), "{told}");
 }
 
 #[tokio::test]

@@ -187,6 +187,53 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
 }
 
 #[tokio::test]
+async fn a_restore_that_fails_on_the_way_leaves_the_database_as_it_was() {
+    let fleet = Fleet::new().await;
+    let kept = Kept::at(fleet.folder.path()).with("BACKUP_ENCRYPTION", "none".into());
+    let _worker = fleet.worker("worker").start().await;
+    let first = steps("first", 3, 0);
+    fleet.enqueue(std::slice::from_ref(&first)).await;
+    fleet.ended(first.job_id).await;
+    let took = kept.run(&fleet, "backup", &[]).await;
+    assert_eq!(took.code, 0, "{took:?}");
+    let later = steps("later", 3, 0);
+    fleet.enqueue(std::slice::from_ref(&later)).await;
+    fleet.ended(later.job_id).await;
+
+    let fails = fleet.program("no-revive", "#!/bin/sh\n[ \"$1\" != revive ] || exit 1\n");
+    let cannot_revive = kept.clone().with("PRODUCER", fails);
+    let refused = cannot_revive.run(&fleet, "restore", &["--replace"]).await;
+    assert!(refused.code == 1 && refused.err.contains("is as it was"), "{refused:?}");
+
+    // Its table of contents can be read, and its checksum is that of the damage.
+    let folder = fleet.folder.path().join("backups");
+    let file = folder.join(format!("{}.dump", took.out.trim()));
+    let mut bytes = std::fs::read(&file).expect("a backup");
+    bytes.truncate(bytes.len() - 64);
+    std::fs::write(&file, bytes).expect("written");
+    let sum = Command::new("sha256sum").arg(&file).output().expect("a checksum");
+    let sum = String::from_utf8(sum.stdout).expect("hexadecimal");
+    let facts = folder.join(format!("{}.facts", took.out.trim()));
+    let noted = std::fs::read_to_string(&facts).expect("facts");
+    let noted = noted.lines().map(|line| match line.starts_with("sha256=") {
+        true => format!("sha256={}\n", &sum[..64]),
+        false => format!("{line}\n"),
+    });
+    std::fs::write(&facts, noted.collect::<String>()).expect("written");
+    let refused = kept.run(&fleet, "restore", &["--replace"]).await;
+    assert!(refused.code == 1 && refused.err.contains("is as it was"), "{refused:?}");
+
+    for spec in [&first, &later] {
+        let view = fleet.view(spec.job_id).await.expect("it is still there");
+        assert_eq!(view.state, JobState::Succeeded);
+    }
+    fleet.database.audited().await;
+    let name = fleet.database.url.rsplit('/').next().expect("a name");
+    let beside = format!("SELECT count(*) FROM pg_database WHERE datname LIKE '{name}\\_%'");
+    assert_eq!(fleet.database.count(&beside).await, 0, "nothing is left beside it");
+}
+
+#[tokio::test]
 async fn a_backup_that_is_ended_leaves_nothing_and_one_that_is_killed_nothing_for_long() {
     let fleet = Fleet::new().await;
     let rooms = fleet.folder.path().join("rooms");

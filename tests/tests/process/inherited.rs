@@ -1,8 +1,9 @@
 //! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
 
+use futures::future::join_all;
 use postgres::{Address, SetBy};
 use serde_json::json;
-use tests::{Database, Fleet, Ran, job, steps};
+use tests::{Database, Fleet, GuardedPostgres, Ran, job, steps, until};
 
 /// The database may have it that transactions only read.
 async fn writing(fleet: &Fleet, sql: &str) {
@@ -95,15 +96,85 @@ async fn what_is_confirmed_is_on_disk_whatever_the_role_has() {
 }
 
 #[tokio::test]
-async fn no_session_with_old_settings_outlives_a_migration_that_gives_the_account_new_ones() {
+async fn a_session_with_older_settings_ends_when_it_lies_idle_and_never_at_work() {
     let fleet = Fleet::on(Database::empty().await);
     let (role, url) = fleet.database.role(30).await;
     let by = |set_by| Address::new(&url, set_by).expect("an address");
-    let busy = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    let connect = async || postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    let (idle, busy) = (connect().await, connect().await);
     busy.client.batch_execute("BEGIN; SELECT 1").await.expect("a transaction");
-    migrations::migrate(&by(SetBy::Role)).await.expect("the schema");
-    assert!(busy.client.batch_execute("COMMIT").await.is_err(), "it is at its end");
+    let address = by(SetBy::Role);
+    let meanwhile = async {
+        until("the idle one is ended", async || idle.client.is_closed().then_some(())).await;
+        busy.client.batch_execute("COMMIT").await.expect("what is at work goes on");
+    };
+    let (migrated, ()) = tokio::join!(migrations::migrate(&address), meanwhile);
+    assert_eq!(migrated.expect("the schema").older_sessions, 0, "it was looked at again");
+    until("it is ended as well", async || busy.client.is_closed().then_some(())).await;
+    let newer = connect().await;
+    migrations::migrate(&by(SetBy::Role)).await.expect("nothing to do");
+    newer.client.batch_execute("SELECT 1").await.expect("it has what the account has");
     fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn sessions_that_keep_older_settings_are_counted_and_ended_by_the_next_migration() {
+    let fleet = Fleet::on(Database::empty().await);
+    let (role, url) = fleet.database.role(30).await;
+    let address = Address::new(&url, SetBy::Connection).expect("an address");
+    let busy = postgres::connect(&address).await.expect("a connection");
+    busy.client
+        .batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .expect("begun");
+    let migrate = async || {
+        let mut command = fleet.producer_command(&["migrate"]);
+        command.env("DATABASE_URL", &url).env("DATABASE_SETTINGS", "role");
+        let ran = Ran::of(command, "").await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    };
+    let told = migrate().await;
+    assert!(told.contains("until they end: 1;") && told.contains("RECONNECT"), "{told}");
+    busy.client.batch_execute("COMMIT").await.expect("it goes on");
+    assert!(!migrate().await.contains("older settings"));
+    until("it is ended", async || busy.client.is_closed().then_some(())).await;
+    fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn two_migrations_that_give_an_account_its_settings_at_once_are_one() {
+    let database = Database::empty().await;
+    let (role, url) = database.role(30).await;
+    let address = Address::new(&url, SetBy::Role).expect("an address");
+    let all = join_all((0..4).map(|_| migrations::migrate(&address))).await;
+    for migrated in all {
+        migrated.expect("the schema");
+    }
+    migrations::check(&address).await.expect("all of it");
+    database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_standby_that_is_away_keeps_no_older_session_alive() {
+    let postgres = GuardedPostgres::start().await;
+    let database = postgres.database().await;
+    let by = |set_by| Address::new(&database.url, set_by).expect("an address");
+    migrations::migrate(&by(SetBy::Connection)).await.expect("the schema");
+    let older = postgres::connect(&by(SetBy::Connection)).await.expect("a connection");
+    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'away'", "SELECT pg_reload_conf()"] {
+        database.execute(sql).await;
+    }
+    let waits =
+        "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = 'away'";
+    until("commits wait", async || (database.count(waits).await == 1).then_some(())).await;
+    let migrated = migrations::migrate(&by(SetBy::Role)).await;
+    // Else its end would wait for the standby.
+    for sql in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
+        database.execute(sql).await;
+    }
+    migrated.expect("nothing of it waits for the standby");
+    until("it is ended", async || older.client.is_closed().then_some(())).await;
 }
 
 #[tokio::test]
@@ -124,6 +195,53 @@ async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_star
     assert_eq!(worker.exit().await, 1);
     assert!(worker.log().contains(told), "{}", worker.log());
     assert_eq!(fleet.database.count("SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'").await, 0);
+}
+
+#[tokio::test]
+async fn a_fleet_works_whatever_the_locale_of_its_database_and_of_its_processes() {
+    let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+    for locale in [
+        "LOCALE 'C.UTF-8'",
+        "LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'tr-TR'",
+        "LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'de-u-kf-upper-ka-shifted'",
+    ] {
+        let options = format!("TEMPLATE template0 ENCODING 'UTF8' {locale}");
+        let fleet = Fleet::on(Database::made_on(&server, &options).await);
+        let name = fleet.database.texts("SELECT current_database()::text").await.remove(0);
+        for kind in ["messages", "numeric", "time", "monetary"] {
+            let sql = format!("ALTER DATABASE {name} SET lc_{kind} = 'de_DE.UTF-8'");
+            // Refused where the server has no such locale.
+            let _ =
+                sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut fleet.database.connect().await).await;
+        }
+        let abroad = [("LANG", "tr_TR.UTF-8"), ("LC_ALL", "tr_TR.UTF-8"), ("LC_NUMERIC", "de_DE.UTF-8")];
+        let producer = async |arguments: &[&str]| {
+            let mut command = fleet.producer_command(arguments);
+            command.envs(abroad);
+            let ran = Ran::of(command, "").await;
+            assert_eq!(ran.code, 0, "{locale}: {ran:?}");
+            ran.out
+        };
+        for command in ["migrate", "doctor"] {
+            producer(&[command]).await;
+        }
+        let launch = |name: &str| {
+            abroad.iter().fold(fleet.worker(name), |launch, (name, value)| launch.set(name, value))
+        };
+        let _workers = [launch("first").start().await, launch("second").start().await];
+        // Names that other locales put in another order, or take for the same in capitals.
+        let sessions = ["I", "i", "ISPARTA", "isparta", "a-b", "ab", "A.B", "a_c", "Z", "z", "10", "9"];
+        let job = |number: usize| {
+            job(sessions[number % sessions.len()], "scripted", json!({"count": 3, "delay_ms": 5}))
+        };
+        let specs: Vec<_> = (0..48).map(job).collect();
+        fleet.enqueue(&specs).await;
+        fleet.undisturbed(&specs).await;
+        producer(&["status", &specs[0].job_id.to_string()]).await;
+        producer(&["audit", "--strict"]).await;
+        let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        assert_eq!(fleet.database.count(deadlocks).await, 0);
+    }
 }
 
 #[tokio::test]

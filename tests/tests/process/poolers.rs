@@ -1,8 +1,10 @@
 //! A fleet works behind a pooler, or is refused by the name of what is missing, before it takes a job.
 
+use std::time::Duration;
+
 use job::JobState;
-use postgres::SetBy;
-use tests::{Database, Fleet, Pooler, Ran, steps};
+use postgres::{Address, Pooling, SetBy, look};
+use tests::{Database, Fleet, Pooler, Proxy, Ran, steps};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -91,6 +93,39 @@ async fn several_poolers_behind_one_address_are_found_as_well() {
         is_refused(&mut fleet, set_by, &["transaction mode", "PgBouncer 1.21"]).await;
     }
     balancing.abort();
+}
+
+#[tokio::test]
+async fn a_start_looks_for_a_pooler_also_over_a_long_link() {
+    let fleet = Fleet::new().await;
+    let spec = steps(1, 1, 0);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let far = Proxy::far_from(&fleet.database.url, Duration::from_millis(150)).await;
+    let url = far.through(&fleet.database.url);
+    let mut command = fleet.producer_command(&["status", &spec.job_id.to_string()]);
+    command.env("DATABASE_URL", &url);
+    let ran = Ran::of(command, "").await;
+    // It has not ended.
+    assert!(ran.code == 3 && ran.out.contains("queued"), "{ran:?}");
+    let _worker = fleet.worker("worker").set("DATABASE_URL", &url).start().await;
+    fleet.undisturbed(&[spec]).await;
+}
+
+#[tokio::test]
+async fn a_look_takes_no_more_connections_than_there_is_place_for() {
+    let database = Database::new().await;
+    let (role, url) = database.role(2).await;
+    let limited = Address::new(&url, database.set_by).expect("an address");
+    let (session, pooling) = look(&limited).await.expect("two connections are enough");
+    assert_eq!(pooling, Pooling::Own);
+    session.close().await;
+    database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    let pooler = Pooler::start("--release 1.24 --mode session --set default_pool_size=2").await;
+    let (session, pooling) = look(&Database::behind(&pooler, SetBy::Connection).await.address())
+        .await
+        .expect("two sessions are enough");
+    assert_eq!(pooling, Pooling::Own);
+    session.close().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,156 @@
+//! The account's own settings: giving them, and what becomes of the sessions that have older ones.
+//!
+//! A session gets the account's settings when it begins, and a pooler would go on handing out those that began earlier. So these
+//! are ended, but only while they lie idle outside of any transaction: what is at work is looked at again, for a bounded time.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error};
+
+use crate::address::Address;
+use crate::connect::{Session, connect};
+use crate::error::PostgresError;
+use crate::settings::{UNLESS_CHOSEN, list};
+
+/// How long older sessions are looked at again while they are at work, and after which time.
+const LOOKS: Duration = Duration::from_secs(10);
+const NEXT_LOOK: Duration = Duration::from_millis(200);
+/// The longest time that a question takes.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// One of the settings, written in another way: as long as the account has it so, there may be older sessions. What was interrupted
+/// is done by the next call.
+const UNFINISHED: &str = "ALTER ROLE SESSION_USER IN DATABASE %I SET statement_timeout = ''10000ms''";
+
+/// Older sessions of this account in this database.
+const OLDER: &str =
+    "datname = current_database() AND usename = session_user AND backend_type = 'client backend'
+    AND (extract(epoch FROM backend_start) * 1000000)::bigint < $1";
+
+/// Gives the account its settings in this database, and ends its older sessions. Returns how many are left: they were at work at
+/// each look, and keep what they have.
+pub async fn set_for_role(address: &Address, session: Session) -> Result<usize, PostgresError> {
+    let given = within(address, give(&session.client)).await;
+    session.close().await;
+    if !given? {
+        return Ok(0);
+    }
+    let left = end_older(address).await?;
+    if left == 0 {
+        let session = within(address, connect(address)).await?;
+        let finished = within(address, finish(&session.client)).await;
+        session.close().await;
+        finished?;
+    }
+    Ok(left)
+}
+
+/// Whether there was anything to give.
+async fn give(client: &Client) -> Result<bool, Error> {
+    let mut statements = missing(client).await?;
+    if statements.is_empty() {
+        return Ok(false);
+    }
+    let unfinished = format!("SELECT format('{UNFINISHED}', current_database())");
+    statements.extend(texts(client, &unfinished).await?);
+    alter(client, &statements).await?;
+    Ok(true)
+}
+
+async fn finish(client: &Client) -> Result<(), Error> {
+    alter(client, &missing(client).await?).await
+}
+
+/// The statements that give the account what it does not have.
+async fn missing(client: &Client) -> Result<Vec<String>, Error> {
+    let list = list();
+    let statements = format!(
+        "SELECT format('ALTER ROLE SESSION_USER IN DATABASE %I SET %I = %L', current_database(), name, value)
+           FROM (VALUES {list}) AS ours (name, value) JOIN pg_catalog.pg_settings USING (name)
+          WHERE {UNLESS_CHOSEN} AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_db_role_setting s
+                 WHERE s.setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                   AND s.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
+                   AND format('%s=%s', name, value) = ANY(s.setconfig))"
+    );
+    texts(client, &statements).await
+}
+
+async fn texts(client: &Client, sql: &str) -> Result<Vec<String>, Error> {
+    Ok(client.query_typed(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// One after another where several processes are at it, whatever the account has: it may have it that its transactions only read.
+///
+/// The commit waits for no standby. While one is away nothing else would be done, and the next commit that is waited for has this
+/// one before it.
+async fn alter(client: &Client, statements: &[String]) -> Result<(), Error> {
+    let statements = statements.join("; ");
+    client
+        .batch_execute(&format!(
+            "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = 0;
+             SELECT pg_catalog.pg_advisory_xact_lock(7310577365291021); {statements}; COMMIT"
+        ))
+        .await
+}
+
+/// Ends the sessions that are older than this moment. Returns how many are left.
+async fn end_older(address: &Address) -> Result<usize, PostgresError> {
+    let until = Instant::now() + LOOKS;
+    let mut now_us = None;
+    loop {
+        let left = end_idle(address, &mut now_us).await;
+        let last = Instant::now() >= until;
+        match left {
+            Ok(0) => return Ok(0),
+            Ok(left) if last => return Ok(left),
+            // A pooler may hand out a session that has just been ended.
+            Err(error) if last || !error.is_retryable() => return Err(error),
+            Ok(_) | Err(_) => sleep(NEXT_LOOK).await,
+        }
+    }
+}
+
+/// One look, by a connection of its own: it may be given one of the older sessions, which is then ended as well, and counts as
+/// left until another look has not found it any more.
+async fn end_idle(address: &Address, now_us: &mut Option<i64>) -> Result<usize, PostgresError> {
+    let session = within(address, connect(address)).await?;
+    let client = &session.client;
+    let looking = async {
+        let since = match *now_us {
+            Some(since) => since,
+            None => {
+                let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+                *now_us.insert(client.query_typed(sql, &[]).await?[0].get(0))
+            }
+        };
+        let older = [(&since as &(dyn tokio_postgres::types::ToSql + Sync), Type::INT8)];
+        let sql = format!(
+            "SELECT count(*), count(CASE WHEN state = 'idle' AND pid <> pg_backend_pid() THEN pg_terminate_backend(pid) END),
+                    coalesce(bool_or(pid = pg_backend_pid()), false)
+               FROM pg_catalog.pg_stat_activity WHERE {OLDER}"
+        );
+        let row = client.query_typed(&sql, &older).await?.remove(0);
+        if row.get(2) {
+            // Its answer is the end of the session.
+            let sql = format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = pg_backend_pid() AND {OLDER}"
+            );
+            let _ = client.query_typed(&sql, &older).await;
+        }
+        Ok(row.get::<_, i64>(0) as usize)
+    };
+    let left = within(address, looking).await;
+    session.close().await;
+    left
+}
+
+async fn within<T>(
+    address: &Address,
+    asking: impl Future<Output = Result<T, Error>>,
+) -> Result<T, PostgresError> {
+    let silent = PostgresError::Silent { servers: address.servers(), seconds: BOUND.as_secs() };
+    timeout(BOUND, asking).await.map_err(|_| silent)?.map_err(|error| PostgresError::new(address, error))
+}
