@@ -46,18 +46,7 @@ impl Runner {
 
     /// Claims a job, which it does not run, as a delivery of its message would.
     pub async fn claim(&self, spec: &JobSpec) -> Result<Answer, StoreError> {
-        let request = ClaimRequest {
-            worker: self.worker,
-            job_id: spec.job_id,
-            session_id: spec.session_id.clone(),
-            agent_id: spec.agent_id.clone(),
-            user_id: spec.user_id.clone(),
-            pool: spec.pool.clone(),
-            deadline_unix_ms: spec.deadline_unix_ms(),
-            trace_id: spec.trace_id(),
-            message: job::encode(spec),
-        };
-        self.store.claim(request).await
+        self.store.claim(ClaimRequest { worker: self.worker, spec: spec.clone() }).await
     }
 
     /// Appends one iteration.

@@ -24,22 +24,10 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
         StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < worker.lease.duration(),
         StoreError::Unavailable(_) | StoreError::Broken { .. } | StoreError::Closed => true,
     };
-    let message = job::encode(spec);
     let about = || relay::job_span(spec, None);
     loop {
-        let request = || {
-            worker.store.claim(ClaimRequest {
-                worker: worker.lease.worker(),
-                job_id: spec.job_id,
-                session_id: spec.session_id.clone(),
-                agent_id: spec.agent_id.clone(),
-                user_id: spec.user_id.clone(),
-                pool: spec.pool.clone(),
-                deadline_unix_ms: spec.deadline_unix_ms(),
-                trace_id: spec.trace_id(),
-                message: message.clone(),
-            })
-        };
+        let request =
+            || worker.store.claim(ClaimRequest { worker: worker.lease.worker(), spec: spec.clone() });
         let answer = tokio::select! {
             biased;
             answer = retry_about(about, "claiming a job", &worker.stop_waiting, is_retryable, request) => answer,

@@ -43,9 +43,13 @@ pub(crate) const LOCK_WORKER: &str = "
 
 /// The same for the statements behind it: whether it may take jobs.
 macro_rules! may_take {
-    () => {
-        "EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
+    ($worker:literal) => {
+        concat!(
+            "EXISTS (SELECT FROM harness_workers WHERE worker_id = ",
+            $worker,
+            " AND state IN ('alive', 'draining')
                     AND (drained_at IS NULL OR drain_until <= now()))"
+        )
     };
 }
 pub(crate) use may_take;

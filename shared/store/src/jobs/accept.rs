@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use job::JobSpec;
 use uuid::Uuid;
 
-use super::columns::Columns;
+use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::database::Tx;
 use crate::{Store, StoreError};
 
@@ -20,15 +20,21 @@ pub enum Accepted {
     Refused(String),
 }
 
-const ACCEPT: &str = "
-    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, due_at)
-    SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
-           'publishing', now()
-      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[])
-      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
+const ACCEPT: &str = concat!(
+    "
+    INSERT INTO harness_jobs (",
+    job_columns!(),
+    ", state, due_at)
+    SELECT ",
+    job_values!(),
+    ", 'publishing', now()
+      FROM ",
+    new_jobs!(),
+    "
      ORDER BY turn
     ON CONFLICT DO NOTHING
-    RETURNING job_id";
+    RETURNING job_id"
+);
 
 /// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,
 /// and only a fresh snapshot sees that end.

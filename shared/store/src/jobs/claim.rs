@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use deadpool_postgres::Pool;
-use job::{JobId, JobState, Name, TraceId, WorkerId};
+use job::{JobSpec, JobState, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed};
-use super::columns::foreign;
+use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
 
@@ -19,21 +19,7 @@ pub struct ClaimRequest {
     /// Who asks.
     pub worker: WorkerId,
     /// The job, from the message.
-    pub job_id: JobId,
-    /// Its session.
-    pub session_id: Name,
-    /// Its agent.
-    pub agent_id: Name,
-    /// On whose behalf.
-    pub user_id: Option<String>,
-    /// The pool whose queue it came from.
-    pub pool: Name,
-    /// When the job must have ended, as Unix time in milliseconds.
-    pub deadline_unix_ms: Option<u64>,
-    /// The trace it is in.
-    pub trace_id: TraceId,
-    /// The `harness.job.v1` envelope, kept in the ledger.
-    pub message: String,
+    pub spec: JobSpec,
 }
 
 /// The answer to a claim. All but the first are acked at once.
@@ -70,26 +56,28 @@ const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
         SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
-          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[],
-                      $9::uuid[])
-          WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
+          FROM ",
+    new_jobs!(),
+    "
          WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
            AND ",
-    may_take!(),
+    may_take!("$9"),
     "
     ), decided AS MATERIALIZED (
         SELECT i.*, first AND (SELECT j.job_id FROM harness_jobs j
                                 WHERE j.session_id = i.session_id LIMIT 1) IS NULL AS free
           FROM incoming i
     ), c AS (
-        INSERT INTO harness_jobs
-               (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, epoch, worker_id,
-                started_at)
-        SELECT job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
+        INSERT INTO harness_jobs (",
+    job_columns!(),
+    ", state, epoch, worker_id, started_at)
+        SELECT ",
+    job_values!(),
+    ",
                CASE WHEN free THEN 'running' ELSE 'blocked' END,
                CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
-               CASE WHEN free THEN $1 END,
+               CASE WHEN free THEN $9 END,
                CASE WHEN free THEN now() END
           FROM decided ORDER BY turn
         ON CONFLICT DO NOTHING
@@ -118,7 +106,7 @@ const CLAIM_KNOWN: &str = concat!(
                ELSE false END
            AND j.asked IS DISTINCT FROM 'cancel'
            AND ",
-    may_take!(),
+    may_take!("$1"),
     "
          ORDER BY j.job_id
            FOR UPDATE OF j
@@ -157,76 +145,70 @@ impl Batched for ClaimRequest {
     type Answer = Answer;
 
     fn bytes(&self) -> usize {
-        self.message.len() + 200
+        self.spec.input.as_str().len() + 400
     }
 
     fn key(&self) -> u128 {
-        Uuid::from(self.job_id).as_u128()
+        Uuid::from(self.spec.job_id).as_u128()
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Answer>, StoreError> {
-        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
-        let tx = Tx::prepare(pool, "claim", statements).await?;
         // A process changes its id only after it was declared dead, so of two ids in a batch the last one lives.
         let worker = batch.last().expect("a batch is never empty").worker;
         let worker_id = Uuid::from(worker);
-        let mine: Vec<&ClaimRequest> = batch.iter().filter(|call| call.worker == worker).collect();
-        let jobs: Vec<Uuid> = mine.iter().map(|call| call.job_id.into()).collect();
-        let sessions: Vec<&str> = mine.iter().map(|call| call.session_id.as_str()).collect();
-        let agents: Vec<&str> = mine.iter().map(|call| call.agent_id.as_str()).collect();
-        let users: Vec<Option<&str>> = mine.iter().map(|call| call.user_id.as_deref()).collect();
-        let pools: Vec<&str> = mine.iter().map(|call| call.pool.as_str()).collect();
-        let messages: Vec<&str> = mine.iter().map(|call| call.message.as_str()).collect();
-        let deadlines: Vec<Option<f64>> =
-            mine.iter().map(|call| call.deadline_unix_ms.map(|ms| ms as f64)).collect();
-        let traces: Vec<Option<Uuid>> = mine.iter().map(|call| foreign(call.job_id, call.trace_id)).collect();
+        let mine = batch.iter().filter(|call| call.worker == worker);
+        let mine: Vec<&JobSpec> = mine.map(|call| &call.spec).collect();
+        let columns = Columns::of(mine.iter().copied());
+        let Columns { jobs, sessions, agents, users, .. } = &columns;
+        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
+        let tx = Tx::prepare(pool, "claim", statements).await?;
         let [alive, _, _, fresh, known] = tx
             .run([
                 &[&worker_id],
-                &[&sessions, &agents, &users],
-                &[&sessions],
-                &[&worker_id, &jobs, &sessions, &agents, &users, &pools, &messages, &deadlines, &traces],
-                &[&worker_id, &jobs, &sessions],
+                &[sessions, agents, users],
+                &[sessions],
+                &columns.params_and(&worker_id),
+                &[&worker_id, jobs, sessions],
             ])
             .await?;
 
         let mut claimed: HashMap<Uuid, Claimed> =
             fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
         let drained = alive.first().is_some_and(|row| row.get(0));
-        let mut others = jobs;
-        others.retain(|id| !claimed.contains_key(id));
+        let others: Vec<Uuid> = jobs.iter().copied().filter(|id| !claimed.contains_key(id)).collect();
         let standing = match alive.is_empty() || drained || others.is_empty() {
             true => Vec::new(),
             false => query(pool, "read_answers", READ_ANSWERS, &[&others]).await?,
         };
         let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
         let answer = |call: &ClaimRequest| {
-            let id = Uuid::from(call.job_id);
+            let id = Uuid::from(call.spec.job_id);
             if call.worker != worker || alive.is_empty() {
                 return Answer::LeaseLost;
             }
             if drained {
                 return Answer::Drained;
             }
-            if let Some(claimed) = claimed.remove(&id) {
-                return Answer::Claimed(Box::new(claimed));
-            }
-            let row = standing.get(&id);
-            let session = row.and_then(|row| row.get::<_, Option<String>>(2));
-            let state =
-                row.and_then(|row| row.get::<_, Option<&str>>(1)).and_then(|state| state.parse().ok());
-            match (state, session) {
-                (Some(_), Some(session)) if session != call.session_id.as_str() => {
-                    Answer::OtherSession(session)
-                }
-                (Some(JobState::Running), _) => Answer::Held,
-                (Some(JobState::Blocked), _) => Answer::Blocked,
-                (Some(end), _) if end.is_end() => Answer::Finished(end),
-                // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the
-                // relay publishes it; or about to be cancelled.
-                _ => Answer::NotDue,
+            match claimed.remove(&id) {
+                Some(claimed) => Answer::Claimed(Box::new(claimed)),
+                None => standing.get(&id).map_or(Answer::NotDue, |row| not_claimed(row, &call.spec)),
             }
         };
         Ok(batch.iter().map(answer).collect())
+    }
+}
+
+/// Why a job was not claimed, from where it stands: reads [`READ_ANSWERS`].
+fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
+    let session: Option<String> = row.get(2);
+    let state = row.get::<_, Option<&str>>(1).and_then(|state| state.parse().ok());
+    match (state, session) {
+        (Some(_), Some(session)) if session != spec.session_id.as_str() => Answer::OtherSession(session),
+        (Some(JobState::Running), _) => Answer::Held,
+        (Some(JobState::Blocked), _) => Answer::Blocked,
+        (Some(end), _) if end.is_end() => Answer::Finished(end),
+        // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the relay
+        // publishes it; or about to be cancelled.
+        _ => Answer::NotDue,
     }
 }

@@ -1,20 +1,51 @@
-//! New jobs as the statements take them that insert them.
+//! New jobs as the statements take them that insert them: accept, redrive, and the claim of a job that the ledger has not seen.
 
-use job::{JobId, JobSpec, TraceId};
+use job::JobSpec;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-/// A column each.
+/// A column each: the first parameters of a statement, which reads them as [`new_jobs`].
 pub(crate) struct Columns<'a> {
     pub(crate) jobs: Vec<Uuid>,
-    sessions: Vec<&'a str>,
-    agents: Vec<&'a str>,
-    users: Vec<Option<&'a str>>,
+    pub(crate) sessions: Vec<&'a str>,
+    pub(crate) agents: Vec<&'a str>,
+    pub(crate) users: Vec<Option<&'a str>>,
     pools: Vec<&'a str>,
     messages: Vec<String>,
     deadlines: Vec<Option<f64>>,
     traces: Vec<Option<Uuid>>,
 }
+
+/// The rows, in their order (`turn`); and where a further parameter comes with them, that as a column more.
+macro_rules! new_jobs {
+    ($($more:literal as $name:literal)?) => {
+        concat!(
+            "unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[]",
+            $(", ", $more,)?
+            ")
+      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id",
+            $(", ", $name,)?
+            ", turn)"
+        )
+    };
+}
+pub(crate) use new_jobs;
+
+/// The columns of `harness_jobs` that they fill.
+macro_rules! job_columns {
+    () => {
+        "job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id"
+    };
+}
+pub(crate) use job_columns;
+
+/// What goes there.
+macro_rules! job_values {
+    () => {
+        "job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id"
+    };
+}
+pub(crate) use job_values;
 
 impl<'a> Columns<'a> {
     pub(crate) fn of(specs: impl Iterator<Item = &'a JobSpec> + Clone) -> Columns<'a> {
@@ -34,14 +65,16 @@ impl<'a> Columns<'a> {
         let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces } = self;
         [jobs, sessions, agents, users, pools, messages, deadlines, traces]
     }
+
+    /// With one more behind them.
+    pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 9] {
+        let [jobs, sessions, agents, users, pools, messages, deadlines, traces] = self.params();
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces, more]
+    }
 }
 
 /// What is kept of a job's trace: nothing, where it is the job's own.
 fn foreign_trace(spec: &JobSpec) -> Option<Uuid> {
-    foreign(spec.job_id, spec.trace_id())
-}
-
-/// The trace, unless it is the job's own.
-pub(crate) fn foreign(job_id: JobId, trace_id: TraceId) -> Option<Uuid> {
-    (trace_id != job_id.into()).then(|| trace_id.into())
+    let trace_id = spec.trace_id();
+    (trace_id != spec.job_id.into()).then(|| trace_id.into())
 }

@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::columns::Columns;
+use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::database::{millis, query, read_job_id, read_state, rfc3339};
 use crate::{Store, StoreError};
 
@@ -137,33 +137,39 @@ const STANDING: &str = "
 
 /// Whoever waits here for another redrive of the same job sees its mark, and passes it by.
 macro_rules! lock_open {
-    () => {
-        "SELECT r.job_id FROM unnest($1::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id
+    ($jobs:literal) => {
+        concat!(
+            "SELECT r.job_id FROM unnest(",
+            $jobs,
+            "::uuid[]) AS t(job_id) JOIN harness_results r ON r.job_id = t.job_id
           WHERE r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL
           ORDER BY r.job_id FOR UPDATE OF r"
+        )
     };
 }
 
 const REDRIVE: &str = concat!(
     "
     WITH open AS (",
-    lock_open!(),
+    lock_open!("$9"),
     "
     ), incoming AS (
-        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::float8[],
-                             $9::uuid[])
-          WITH ORDINALITY
-            AS t(job_id, new_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, turn)
+        SELECT * FROM ",
+    new_jobs!("$9::uuid[]" as "failed"),
+    "
     ), marked AS (
-        UPDATE harness_results r SET redriven_as = i.new_id
-          FROM open o JOIN incoming i ON i.job_id = o.job_id
+        UPDATE harness_results r SET redriven_as = i.job_id
+          FROM open o JOIN incoming i ON i.failed = o.job_id
          WHERE r.job_id = o.job_id
         RETURNING r.redriven_as AS new_id
     )
-    INSERT INTO harness_jobs (job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, state, due_at)
-    SELECT i.new_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
-           'publishing', now()
-      FROM marked m JOIN incoming i ON i.new_id = m.new_id
+    INSERT INTO harness_jobs (",
+    job_columns!(),
+    ", state, due_at)
+    SELECT ",
+    job_values!(),
+    ", 'publishing', now()
+      FROM marked m JOIN incoming i ON i.job_id = m.new_id
      ORDER BY turn
     RETURNING job_id"
 );
@@ -172,7 +178,7 @@ const DISMISS: &str = concat!(
     "
     UPDATE harness_results r SET dismissed_at = now()
       FROM (",
-    lock_open!(),
+    lock_open!("$1"),
     ") o
      WHERE r.job_id = o.job_id
     RETURNING r.job_id"
@@ -233,9 +239,7 @@ impl Store {
     pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&failed];
-        params.extend(columns.params());
-        let rows = query(&self.pool, "redrive", REDRIVE, &params).await?;
+        let rows = query(&self.pool, "redrive", REDRIVE, &columns.params_and(&failed)).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 
