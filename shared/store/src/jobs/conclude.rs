@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use job::{Failure, JobId, Json, Name, Usd, WorkerId};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::claimed::Claimed;
@@ -47,10 +48,28 @@ impl End {
         }
     }
 
-    fn failure(&self) -> Option<&Failure> {
+    fn output(&self) -> Option<&str> {
         match self {
-            End::Failed(failure) | End::Cancelled(failure) | End::Retry { failure, .. } => Some(failure),
+            End::Succeeded(output) => Some(output.as_str()),
+            End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => None,
+        }
+    }
+
+    /// As JSON.
+    fn failure(&self) -> Option<String> {
+        match self {
+            End::Failed(failure) | End::Cancelled(failure) | End::Retry { failure, .. } => {
+                Some(serde_json::to_string(failure).expect("a failure is plain text"))
+            }
             End::Succeeded(_) | End::HandBack { .. } => None,
+        }
+    }
+
+    /// How long a job that goes on waits.
+    fn delay(&self) -> Duration {
+        match self {
+            End::Retry { delay, .. } | End::HandBack { delay } => *delay,
+            End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => Duration::ZERO,
         }
     }
 }
@@ -165,15 +184,86 @@ const READ_RECORDED: &str = "
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
+/// Jobs that end, as [`END`] takes them: a column each.
+struct Ends<'a> {
+    jobs: Vec<Uuid>,
+    epochs: Vec<i64>,
+    states: Vec<Option<&'static str>>,
+    attempts: Vec<i32>,
+    outputs: Vec<Option<&'a str>>,
+    failures: Vec<Option<String>>,
+    /// Memory, context and progress.
+    folded: [Vec<Option<&'a str>>; 3],
+    /// Iterations, cost, tokens read and written, of the session so far.
+    totals: [Vec<Option<i64>>; 4],
+}
+
+impl<'a> Ends<'a> {
+    fn of(calls: &[&'a Conclusion]) -> Ends<'a> {
+        let fold = |call: &&'a Conclusion| call.fold.as_ref();
+        let part =
+            |at: usize| calls.iter().map(|call| fold(call).map(|fold| fold.state[at].as_str())).collect();
+        let total =
+            |of: fn(&Fold) -> u64| calls.iter().map(|call| fold(call).map(|fold| of(fold) as i64)).collect();
+        Ends {
+            jobs: calls.iter().map(|call| call.job_id.into()).collect(),
+            epochs: calls.iter().map(|call| call.epoch).collect(),
+            states: calls.iter().map(|call| call.end.state()).collect(),
+            attempts: calls.iter().map(|call| call.attempts as i32).collect(),
+            outputs: calls.iter().map(|call| call.end.output()).collect(),
+            failures: calls.iter().map(|call| call.end.failure()).collect(),
+            folded: [part(0), part(1), part(2)],
+            totals: [
+                total(|fold| fold.iteration_count),
+                total(|fold| fold.cost.micros()),
+                total(|fold| fold.input_tokens),
+                total(|fold| fold.output_tokens),
+            ],
+        }
+    }
+
+    fn params<'b>(&'b self, worker: &'b Uuid) -> [&'b (dyn ToSql + Sync); 14] {
+        let Ends { jobs, epochs, states, attempts, outputs, failures, folded, totals } = self;
+        let ([memory, context, progress], [iterations, cost, read, written]) = (folded, totals);
+        [
+            worker, jobs, epochs, states, attempts, outputs, failures, memory, context, progress, iterations,
+            cost, read, written,
+        ]
+    }
+}
+
+/// Jobs that go on, as [`RESCHEDULE`] takes them: a column each.
+struct Retries {
+    jobs: Vec<Uuid>,
+    epochs: Vec<i64>,
+    attempts: Vec<i32>,
+    failures: Vec<Option<String>>,
+    delays: Vec<i64>,
+}
+
+impl Retries {
+    fn of(calls: &[&Conclusion]) -> Retries {
+        Retries {
+            jobs: calls.iter().map(|call| call.job_id.into()).collect(),
+            epochs: calls.iter().map(|call| call.epoch).collect(),
+            attempts: calls.iter().map(|call| call.attempts as i32).collect(),
+            failures: calls.iter().map(|call| call.end.failure()).collect(),
+            delays: calls.iter().map(|call| call.end.delay().as_millis() as i64).collect(),
+        }
+    }
+
+    fn params<'b>(&'b self, worker: &'b Uuid) -> [&'b (dyn ToSql + Sync); 6] {
+        let Retries { jobs, epochs, attempts, failures, delays } = self;
+        [worker, jobs, epochs, attempts, failures, delays]
+    }
+}
+
 impl Batched for Conclusion {
     type Answer = Concluded;
 
     fn bytes(&self) -> usize {
-        let output = match &self.end {
-            End::Succeeded(output) => output.as_str().len(),
-            End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => 0,
-        };
-        output + self.fold.as_ref().map_or(0, |fold| fold.state.iter().map(String::len).sum()) + 200
+        let folded = self.fold.as_ref().map_or(0, |fold| fold.state.iter().map(String::len).sum());
+        self.end.output().map_or(0, str::len) + folded + 200
     }
 
     fn key(&self) -> u128 {
@@ -186,75 +276,14 @@ impl Batched for Conclusion {
         let last = batch.last().expect("a batch is never empty");
         let (worker_id, take_next) = (Uuid::from(last.worker), last.take_next);
         let sessions: Vec<&str> = batch.iter().map(|call| call.session_id.as_str()).collect();
-
-        let failures: HashMap<Uuid, String> = batch
-            .iter()
-            .filter_map(|call| {
-                let failure = serde_json::to_string(call.end.failure()?).expect("a failure is plain text");
-                Some((call.job_id.into(), failure))
-            })
-            .collect();
-        let failure = |call: &&Conclusion| failures.get(&call.job_id.into()).map(String::as_str);
-
-        let ends: Vec<&Conclusion> = batch.iter().filter(|call| call.end.state().is_some()).collect();
-        let end_jobs: Vec<Uuid> = ends.iter().map(|call| call.job_id.into()).collect();
-        let end_epochs: Vec<i64> = ends.iter().map(|call| call.epoch).collect();
-        let end_states: Vec<Option<&str>> = ends.iter().map(|call| call.end.state()).collect();
-        let end_attempts: Vec<i32> = ends.iter().map(|call| call.attempts as i32).collect();
-        let outputs: Vec<Option<&str>> = ends
-            .iter()
-            .map(|call| match &call.end {
-                End::Succeeded(output) => Some(output.as_str()),
-                End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => None,
-            })
-            .collect();
-        let end_failures: Vec<Option<&str>> = ends.iter().map(failure).collect();
-        let part =
-            |at: usize| ends.iter().map(move |call| call.fold.as_ref().map(|fold| fold.state[at].as_str()));
-        let (memories, contexts, progresses): (Vec<_>, Vec<_>, Vec<_>) =
-            (part(0).collect(), part(1).collect(), part(2).collect());
-        let total = |pick: fn(&Fold) -> u64| -> Vec<Option<i64>> {
-            ends.iter().map(|call| call.fold.as_ref().map(|fold| pick(fold) as i64)).collect()
-        };
-        let s_iterations = total(|fold| fold.iteration_count);
-        let s_costs = total(|fold| fold.cost.micros());
-        let s_input = total(|fold| fold.input_tokens);
-        let s_output = total(|fold| fold.output_tokens);
-
-        let again: Vec<&Conclusion> = batch.iter().filter(|call| call.end.state().is_none()).collect();
-        let again_jobs: Vec<Uuid> = again.iter().map(|call| call.job_id.into()).collect();
-        let again_epochs: Vec<i64> = again.iter().map(|call| call.epoch).collect();
-        let again_attempts: Vec<i32> = again.iter().map(|call| call.attempts as i32).collect();
-        let again_failures: Vec<Option<&str>> = again.iter().map(failure).collect();
-        let delays: Vec<i64> = again
-            .iter()
-            .map(|call| match &call.end {
-                End::Retry { delay, .. } | End::HandBack { delay } => delay.as_millis() as i64,
-                End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => 0,
-            })
-            .collect();
-
+        let (ends, retries): (Vec<_>, Vec<_>) = batch.iter().partition(|call| call.end.state().is_some());
+        let (ends, retries) = (Ends::of(&ends), Retries::of(&retries));
         let [_, _, ended, rescheduled, next] = tx
             .run([
                 &[&worker_id],
                 &[&sessions],
-                &[
-                    &worker_id,
-                    &end_jobs,
-                    &end_epochs,
-                    &end_states,
-                    &end_attempts,
-                    &outputs,
-                    &end_failures,
-                    &memories,
-                    &contexts,
-                    &progresses,
-                    &s_iterations,
-                    &s_costs,
-                    &s_input,
-                    &s_output,
-                ],
-                &[&worker_id, &again_jobs, &again_epochs, &again_attempts, &again_failures, &delays],
+                &ends.params(&worker_id),
+                &retries.params(&worker_id),
                 &[&worker_id, &sessions, &take_next],
             ])
             .await?;
