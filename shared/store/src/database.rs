@@ -20,5 +20,5 @@ pub(crate) use locks::{
 };
 pub(crate) use pool::BEAT_BOUND;
 pub use pool::StoreConfig;
-pub(crate) use row::{millis, read_job_id, read_state, read_usd, rfc3339};
+pub(crate) use row::{millis, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids};
 pub(crate) use tx::{Params, Tx, query, query_within};

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobState, Usd};
+use job::{JobId, JobState, Name, Usd};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// As a parameter for `$n * interval '1 millisecond'`.
 pub(crate) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+/// Ids as a parameter.
+pub(crate) fn uuids<T: Copy + Into<Uuid>>(ids: &[T]) -> Vec<Uuid> {
+    ids.iter().map(|id| (*id).into()).collect()
 }
 
 /// RFC 3339 in UTC, with milliseconds.
@@ -23,8 +28,18 @@ pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
     JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
 }
 
+/// `None` where somebody has written by hand what is no name.
+pub(crate) fn read_name(row: &Row, column: usize) -> Option<Name> {
+    row.get::<_, String>(column).try_into().ok()
+}
+
 pub(crate) fn read_state(row: &Row, column: usize) -> JobState {
     row.get::<_, &str>(column).parse().expect("the tables check their states")
+}
+
+/// Milliseconds, which may be null; a time that is over is none at all.
+pub(crate) fn read_millis(row: &Row, column: usize) -> Option<Duration> {
+    row.get::<_, Option<i64>>(column).map(|ms| Duration::from_millis(ms.max(0).unsigned_abs()))
 }
 
 pub(crate) fn read_usd(row: &Row, column: usize) -> Usd {

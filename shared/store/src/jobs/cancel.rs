@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::accept::DROP_ENDED;
 use super::claim::READ_ANSWERS;
 use super::next::NEXT;
-use crate::database::{LOCK_SESSIONS, Tx, query, read_job_id};
+use crate::database::{LOCK_SESSIONS, Tx, query, read_job_id, uuids};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.
@@ -208,7 +208,7 @@ impl Store {
     ///
     /// The ids must lie within the retention ([`JobId::check_window`]), or there is no place for their ends.
     pub async fn cancel(&self, jobs: &[JobId]) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
-        let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        let ids = uuids(jobs);
         let forestall = Tx::prepare(&self.pool, "forestall", [FORESTALL, DROP_ENDED]).await?;
         let [made, had_ended] = forestall.run([&[&ids], &[&ids]]).await?;
         let had_ended: HashSet<Uuid> = had_ended.iter().map(|row| row.get(0)).collect();
@@ -237,7 +237,7 @@ impl Store {
         jobs: &[JobId],
         why: Unwanted<'_>,
     ) -> Result<Vec<EndedWaiting>, StoreError> {
-        let ids: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
+        let ids = uuids(jobs);
         // A job never changes its session, and one that comes into the ledger from now on is none of these.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();

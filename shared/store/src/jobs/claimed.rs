@@ -5,7 +5,7 @@ use std::time::Duration;
 use job::{JobId, POISON_DEATHS, Usd};
 use tokio_postgres::Row;
 
-use crate::database::{read_job_id, read_usd};
+use crate::database::{read_job_id, read_millis, read_usd};
 
 /// A job in a worker's hands.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ pub(crate) fn read_claimed(row: &Row) -> Claimed {
         attempts: row.get::<_, i32>(3) as u32,
         deaths,
         suspicion: read_suspicion(row, deaths),
-        remaining: row.get::<_, Option<i64>>(13).map(|ms| Duration::from_millis(ms.max(0) as u64)),
+        remaining: read_millis(row, 13),
         message: None,
         session: SessionState {
             folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),
@@ -99,10 +99,9 @@ pub(crate) fn read_claimed(row: &Row) -> Claimed {
 }
 
 fn read_suspicion(row: &Row, deaths: u32) -> Option<Suspicion> {
-    let millis = |ms: i64| Duration::from_millis(ms.max(0).unsigned_abs());
     (deaths + 1 >= POISON_DEATHS).then(|| Suspicion {
-        killed_after: row.get::<_, Option<i64>>(14).map(millis),
-        waited: row.get::<_, Option<i64>>(15).map(millis).unwrap_or_default(),
+        killed_after: read_millis(row, 14),
+        waited: read_millis(row, 15).unwrap_or_default(),
         shared: row.get(16),
     })
 }

@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::columns::{Columns, job_columns, job_values, new_jobs};
-use crate::database::{millis, query, read_job_id, read_state, rfc3339};
+use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// Which failed jobs; what is `None` lets all pass.
@@ -218,8 +218,7 @@ impl Store {
 
     /// The failed ones among these jobs, open or not, in the order of their ids.
     pub async fn failed_among(&self, jobs: &[JobId]) -> Result<Vec<FailedJob>, StoreError> {
-        let ids = uuids(jobs);
-        Ok(query(&self.pool, "failed_among", AMONG, &[&ids]).await?.iter().map(read).collect())
+        Ok(query(&self.pool, "failed_among", AMONG, &[&uuids(jobs)]).await?.iter().map(read).collect())
     }
 
     /// Where those of these jobs stand that the ledger knows.
@@ -273,10 +272,6 @@ impl Values<'_> {
         let texts = self.texts.iter().map(|text| text as &(dyn ToSql + Sync));
         texts.chain(self.ages.iter().map(|age| age as &(dyn ToSql + Sync))).collect()
     }
-}
-
-fn uuids(jobs: &[JobId]) -> Vec<Uuid> {
-    jobs.iter().map(|id| (*id).into()).collect()
 }
 
 fn read(row: &Row) -> FailedJob {

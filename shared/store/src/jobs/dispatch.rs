@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use job::{JobId, Name};
-use uuid::Uuid;
 
-use crate::database::{millis, query, read_job_id};
+use crate::database::{millis, query, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
 
 /// A job whose message is to be published.
@@ -42,7 +41,7 @@ impl Store {
         let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
         let due = |row: &tokio_postgres::Row| DueJob {
             job_id: read_job_id(row, 0),
-            pool: row.get::<_, String>(1).try_into().expect("only valid pool names are written"),
+            pool: read_name(row, 1).expect("only valid pool names are written"),
             message: row.get(2),
         };
         Ok(rows.iter().map(due).collect())
@@ -50,15 +49,13 @@ impl Store {
 
     /// Notes the broker's confirm, for those that are still being published.
     pub async fn confirm(&self, jobs: &[JobId]) -> Result<(), StoreError> {
-        let jobs: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
-        query(&self.pool, "confirm", CONFIRM, &[&jobs]).await?;
+        query(&self.pool, "confirm", CONFIRM, &[&uuids(jobs)]).await?;
         Ok(())
     }
 
     /// Makes jobs due again, after a while, that the broker did not take.
     pub async fn unconfirmed(&self, jobs: &[JobId], again_in: Duration) -> Result<(), StoreError> {
-        let jobs: Vec<Uuid> = jobs.iter().map(|id| (*id).into()).collect();
-        query(&self.pool, "unconfirmed", UNCONFIRMED, &[&jobs, &millis(again_in)]).await?;
+        query(&self.pool, "unconfirmed", UNCONFIRMED, &[&uuids(jobs), &millis(again_in)]).await?;
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use job::Name;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
-use crate::database::{Params, millis, query};
+use crate::database::{Params, millis, query, read_name};
 use crate::{Store, StoreError};
 
 /// A CTE of a WITH RECURSIVE, by the name of a waiting state: the pools that have jobs in it, and a last row without one. It
@@ -101,7 +101,7 @@ impl Store {
     /// Pools that have jobs queued for longer than this.
     pub async fn pools_queued_longer_than(&self, age: Duration) -> Result<Vec<Name>, StoreError> {
         let rows = query(&self.pool, "queued_pools", QUEUED_POOLS, &[&millis(age)]).await?;
-        Ok(rows.iter().filter_map(|row| row.get::<_, String>(0).try_into().ok()).collect())
+        Ok(rows.iter().filter_map(|row| read_name(row, 0)).collect())
     }
 
     /// Makes jobs due again that were queued for longer than this, when the caller has seen their queue empty:

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{query, read_job_id, read_state, read_usd, rfc3339};
+use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// A job as its caller sees it.
@@ -137,7 +137,7 @@ const SESSION_PROGRESS: &str = "
 impl Store {
     /// The jobs among these that the ledger knows, in the order asked for.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
-        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
+        let uuids = uuids(ids);
         // Live ones first: a job that ends in between is then found among the ended.
         let live = query(&self.pool, "jobs_live", READ_LIVE, &[&uuids]).await?;
         let ended = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids]).await?;
@@ -148,8 +148,7 @@ impl Store {
 
     /// Those among these jobs that have ended, with their ends.
     pub async fn ended_among(&self, ids: &[JobId]) -> Result<Vec<(JobId, JobState)>, StoreError> {
-        let uuids: Vec<Uuid> = ids.iter().map(|id| (*id).into()).collect();
-        let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids]).await?;
+        let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids(ids)]).await?;
         Ok(rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1))).collect())
     }
 

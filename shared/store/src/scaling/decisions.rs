@@ -7,7 +7,7 @@ use job::Name;
 use tokio_postgres::Row;
 
 use super::leader::Leadership;
-use crate::database::{LOCK_LEADERSHIP, Tx, leads, millis, query};
+use crate::database::{LOCK_LEADERSHIP, Tx, leads, millis, query, read_name};
 use crate::{Fenced, Store, StoreError};
 
 /// A decision that is about to be carried out.
@@ -194,11 +194,11 @@ impl Store {
     }
 }
 
-/// Reads [`decision_columns`]. A pool's name that somebody has written by hand may be none.
+/// Reads [`decision_columns`].
 fn read_decision(row: &Row) -> Option<DecisionView> {
     let unsigned = |column: usize| row.get::<_, i32>(column).unsigned_abs();
     let made = NewDecision {
-        pool: row.get::<_, String>(1).try_into().ok()?,
+        pool: read_name(row, 1)?,
         at_ms: row.get::<_, i64>(2).unsigned_abs(),
         from: unsigned(4),
         recommended: row.get::<_, Option<i32>>(5).map(i32::unsigned_abs),

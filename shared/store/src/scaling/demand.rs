@@ -11,7 +11,7 @@ use job::{Name, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{Tx, millis, query};
+use crate::database::{Tx, millis, query, read_name};
 use crate::{Durations, Store, StoreError};
 
 /// A pool's jobs and workers at one moment.
@@ -208,7 +208,7 @@ fn read_worker(row: &Row, busy: &HashMap<Uuid, u64>) -> Option<WorkerView> {
     });
     Some(WorkerView {
         worker: id.into(),
-        pool: row.get::<_, String>(1).try_into().ok()?,
+        pool: read_name(row, 1)?,
         host: row.get(9),
         pod_name: row.get(10),
         slots: row.get::<_, i32>(2).unsigned_abs(),

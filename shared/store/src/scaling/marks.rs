@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::leader::Leadership;
 use crate::database::{
     BEAT_BOUND, LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, Tx, leads, millis, query_within,
-    read_job_id,
+    read_job_id, read_millis, uuids,
 };
 use crate::jobs::Ask;
 use crate::{Fenced, Store, StoreError};
@@ -91,7 +91,7 @@ impl Store {
         workers: &[WorkerId],
         valid_for: Duration,
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
-        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let ids = uuids(workers);
         let Leadership { name, holder, epoch, .. } = leadership;
         let tx = Tx::prepare(&self.pool, "mark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, MARK]).await?;
         let valid_ms = millis(valid_for);
@@ -107,7 +107,7 @@ impl Store {
         leadership: &Leadership,
         workers: &[WorkerId],
     ) -> Result<Fenced<Vec<WorkerId>>, StoreError> {
-        let ids: Vec<Uuid> = workers.iter().map(|worker| (*worker).into()).collect();
+        let ids = uuids(workers);
         let Leadership { name, holder, epoch, .. } = leadership;
         let tx =
             Tx::prepare(&self.pool, "unmark_drains", [LOCK_LEADERSHIP, LOCK_OUT_WORKERS, UNMARK]).await?;
@@ -134,7 +134,7 @@ impl Store {
             epoch: row.get(0),
             drained: row.get(1),
             until: row.get(5),
-            left: Duration::from_millis(row.get::<_, i64>(6).max(0).unsigned_abs()),
+            left: read_millis(row, 6).unwrap_or_default(),
         };
         let job = |row: &&Row| Some((read_job_id(row, 2), row.get(3), Ask::parse(row.get(4))?));
         Ok(Asked { drain: marks.first().map(mark), jobs: jobs.iter().filter_map(job).collect() })

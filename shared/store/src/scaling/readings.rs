@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use job::Name;
 
-use crate::database::{Tx, query};
+use crate::database::{Tx, query, read_name};
 use crate::jobs::pools_in;
 use crate::{Store, StoreError};
 
@@ -62,7 +62,7 @@ impl Store {
         let rows = query(&self.pool, "pool_readings", READ_POOLS, &[]).await?;
         let reading = |row: &tokio_postgres::Row| {
             Some(PoolReading {
-                pool: row.get::<_, String>(0).try_into().ok()?,
+                pool: read_name(row, 0)?,
                 oldest_queued: seconds(row.get(1)),
                 alive: row.get(2),
                 draining: row.get(3),
