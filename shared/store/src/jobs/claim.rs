@@ -158,7 +158,7 @@ impl Batched for ClaimRequest {
         let worker_id = Uuid::from(worker);
         let mine = batch.iter().filter(|call| call.worker == worker);
         let mine: Vec<&JobSpec> = mine.map(|call| &call.spec).collect();
-        let columns = Columns::of(mine.into_iter());
+        let columns = Columns::of(mine.iter().copied());
         let Columns { jobs, sessions, agents, users, .. } = &columns;
         let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
         let tx = Tx::prepare(pool, "claim", statements).await?;
