@@ -1,5 +1,7 @@
 //! The scripted harness plays its input, and goes on where it was stopped.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, like the test itself")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
