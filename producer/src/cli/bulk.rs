@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use job::{JobSpec, Limits};
 use relay::Relay;
-use service::{note, out};
+use service::{note, printed};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +98,8 @@ impl Bulk<'_> {
             let read = come.len() as u64;
             let (batch, room) = self.decode(come, progress, sums);
             self.accept(batch, room, progress, sums, &mut publishing).await?;
+            // A reader that stalls holds up what follows alone.
+            printed(stop).await;
             sums.unconfirmed += publishing.settle(PUBLISHING).await?;
             refused_one = sums.refused > before;
             progress.advance(read);
@@ -153,7 +155,8 @@ impl Bulk<'_> {
         for (job_id, reason) in &refused {
             progress.say(&format!("job {job_id}: {reason}"));
         }
-        let ids: Vec<_> = due.iter().filter(|_| self.print_ids).map(|job| job.job_id).collect();
+        let ids: Vec<String> =
+            due.iter().filter(|_| self.print_ids).map(|job| job.job_id.to_string()).collect();
         let (relay, count) = (self.relay.clone(), due.len());
         publishing.jobs += count;
         publishing.batches.spawn(async move {
@@ -162,8 +165,9 @@ impl Bulk<'_> {
             let confirmed = submit::publish(&relay, due).await?;
             Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
-        // A reader that stalls holds up what follows alone.
-        ids.iter().for_each(|job_id| out!("{job_id}"));
+        if !ids.is_empty() {
+            progress.print(&ids.join("\n"));
+        }
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use futures::stream::FuturesUnordered;
 use job::{FailureCode, Glimpse, JobId, JobSpec, Name};
 use queue::{DeadWalk, HeldLetter};
 use relay::Relay;
-use service::note;
+use service::{note, printed};
 use store::FailedJob;
 use tokio_util::sync::CancellationToken;
 
@@ -152,7 +152,9 @@ impl Work<'_> {
         self.tell_missing().await
     }
 
-    fn check_stop(&self) -> anyhow::Result<()> {
+    /// Waits for who reads what became of those before.
+    async fn check_stop(&self) -> anyhow::Result<()> {
+        printed(self.stop).await;
         if self.stop.is_cancelled() {
             bail!("interrupted; what was done stays done");
         }
@@ -164,7 +166,7 @@ impl Work<'_> {
         let by = store.clock().await.context("asking Postgres for the time")?.now();
         let mut after = None;
         loop {
-            self.check_stop()?;
+            self.check_stop().await?;
             let chunk = store.failed_after(&filter, after, by, JOBS).await.context("reading failed jobs")?;
             let (Some(last), count) = (chunk.last(), chunk.len()) else { return Ok(()) };
             after = Some(last.job_id);
@@ -178,7 +180,7 @@ impl Work<'_> {
         ids.sort();
         ids.dedup();
         for chunk in ids.chunks(JOBS as usize) {
-            self.check_stop()?;
+            self.check_stop().await?;
             let jobs = failed(&self.relay.store, chunk).await?;
             self.jobs.extend(jobs.iter().map(|job| job.job_id));
             self.settle(jobs).await?;
@@ -255,7 +257,7 @@ impl Work<'_> {
         let now = SystemTime::now();
         let mut more = true;
         while more {
-            self.check_stop()?;
+            self.check_stop().await?;
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
                 let Some(held) = walk.next().await.context("reading harness.dead")? else {
