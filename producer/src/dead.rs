@@ -13,4 +13,4 @@ pub use json::rfc3339;
 pub use plan::Act;
 pub use read::{Dead, find, id_of, list};
 pub use selection::{Filter, Kind, Selection};
-pub use settle::{Event, Fate, Order, count, settle};
+pub use settle::{Event, Fate, Listener, Order, count, settle};

@@ -28,6 +28,7 @@ mod worker;
 mod fleet;
 mod processes;
 mod runs;
+mod started;
 mod collector;
 mod cluster;
 mod node;
@@ -54,6 +55,7 @@ pub use pooler::Pooler;
 pub use processes::Processes;
 pub use proxy::{Link, Proxy};
 pub use runs::{Runner, claimed, declare_dead, done, folded, leading};
+pub use started::{ended, terminate};
 pub use vhost::{Guest, Monitor, Vhost};
 pub use worker::{Launch, Worker};
 

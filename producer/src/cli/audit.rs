@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use job::{one_line, shown};
-use service::{note, out, prints_in_vain, with_causes};
+use service::{note, out, printed, with_causes};
 use store::{AuditScope, Checked, Kind, StoreError};
 
 use super::age::parse_age;
@@ -66,9 +66,10 @@ impl Audit {
                 Err(error) if self.watch.is_some() && error.is_retryable() => complain(&error),
                 Err(error) => return Err(error).context("auditing the ledger"),
             }
-            let Some(seconds) = self.watch.filter(|_| !prints_in_vain()) else {
+            let Some(seconds) = self.watch else { return Ok(ExitCode::SUCCESS) };
+            if !printed(&context.stop).await {
                 return Ok(ExitCode::SUCCESS);
-            };
+            }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
                 () = context.stop.cancelled() => return self.stopped(),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use dispatch::Dispatch;
 use job::{JobSpec, Limits};
-use service::{note, out};
+use service::{note, printed};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +97,8 @@ impl Bulk<'_> {
             let read = come.len() as u64;
             let (batch, room) = self.decode(come, progress, sums);
             self.accept(batch, room, progress, sums, &mut publishing).await?;
+            // A reader that stalls holds up what follows alone.
+            printed(stop).await;
             sums.unconfirmed += publishing.settle(PUBLISHING).await?;
             refused_one = sums.refused > before;
             progress.advance(read);
@@ -151,15 +153,17 @@ impl Bulk<'_> {
         for (job_id, reason) in &submitted.refused {
             progress.say(&format!("job {job_id}: {reason}"));
         }
-        let ids = if self.print_ids { submitted.new.clone() } else { Vec::new() };
+        let ids: Vec<String> =
+            submitted.new.iter().filter(|_| self.print_ids).map(ToString::to_string).collect();
         publishing.jobs += count;
         publishing.batches.spawn(async move {
             let confirmed = submitted.publish().await?;
             drop(room);
             Ok(Published { jobs: count, unconfirmed: count - confirmed })
         });
-        // A reader that stalls holds up what follows alone.
-        ids.iter().for_each(|job_id| out!("{job_id}"));
+        if !ids.is_empty() {
+            progress.print(&ids.join("\n"));
+        }
         Ok(())
     }
 }

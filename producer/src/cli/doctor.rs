@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use job::Name;
 use queue::{Broker, BrokerConfig, Message, PublishError};
-use service::{out, unless_stopped};
+use service::{out, unless_stopped, with_causes};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -64,7 +64,7 @@ impl Checklist {
 }
 
 fn chain(error: impl Into<anyhow::Error>) -> String {
-    format!("{:#}", error.into())
+    with_causes(error.into().as_ref())
 }
 
 async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checklist) {

@@ -23,7 +23,8 @@ use crate::yardstick::Yardstick;
 ///
 /// Lines are sent as they come: a pipe may stay open, and SIGTERM ends it. What was read until then is sent; the summary on
 /// stderr says after which line it ended. A line that is no job (no JSON, not UTF-8, longer than MAX_MESSAGE_BYTES) is refused by its
-/// number, and the next one is read. A reader of the ids that goes away (| head) ends nothing.
+/// number, and the next one is read. A reader of the ids that goes away (| head) ends nothing; one that stalls holds up
+/// the next lines, and after SIGTERM the end for two seconds.
 ///
 /// Exit codes: 0 all jobs are accepted, 1 something failed (also: the ids could not be written), 2 wrong arguments, 3 some
 /// lines were refused, 130 a signal ended it.

@@ -1,24 +1,32 @@
 //! The lines of a file, a pipe or a terminal, as they come.
 //!
-//! A thread reads, because reading waits and may never end. What waits to be taken has a bound, in lines and in bytes, and so has a line: what is
+//! A thread reads, because reading waits and may never end. It takes nothing before there is something, so that a stop leaves in a pipe what it does
+//! not hand over. What waits to be taken has a bound, in lines and in bytes, and so has a line: what is
 //! longer is skipped without being kept. A line ends with LF alone (CR before it is space); JSON has no other line ends.
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, stdin};
+use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, PipeWriter, Read, Seek, stdin};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use service::note;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 /// Bytes of lines that were read and are not dealt with yet, at most; or one line.
 const ROOM: usize = 8 << 20;
 /// What editors of some systems put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// How long a stop waits for the outside, where what was there to read has gone to another reader.
+const LAST_READ: Duration = Duration::from_secs(1);
 /// What is around the longest line and none of it: that, and CR.
 const AROUND: usize = BYTE_ORDER_MARK.len() + 1;
 
@@ -61,17 +69,18 @@ pub struct Lines {
     total: oneshot::Receiver<u64>,
     /// Why no more can be read.
     failed: Option<io::Error>,
+    /// Until the stop: its end is how the thread hears of it.
+    going_on: Option<PipeWriter>,
     state: Arc<State>,
 }
 
 /// How far the reading is.
 #[derive(Default)]
 struct State {
-    stopped: AtomicBool,
     /// Nothing follows what was read.
     at_end: AtomicBool,
-    /// Held while what was read is handed over, and not while there is nothing to read.
-    busy: Arc<Mutex<()>>,
+    /// Something was read and is not handed over yet.
+    holds: AtomicBool,
 }
 
 impl Lines {
@@ -81,21 +90,22 @@ impl Lines {
         let (lines, receiver) = mpsc::channel(ahead);
         let (total, counted) = oneshot::channel();
         let state = Arc::new(State::default());
-        let reading = Reading {
-            lines,
-            most,
-            room: Arc::new(Semaphore::new(ROOM)),
-            runtime: Handle::current(),
-            state: state.clone(),
+        let room = Arc::new(Semaphore::new(ROOM));
+        let reading = Reading { lines, most, room, runtime: Handle::current(), state: state.clone() };
+        let (failed, going_on) = match io::pipe() {
+            Ok((stop, going_on)) => {
+                std::thread::spawn(move || {
+                    // Nobody takes an error when the command has been stopped.
+                    let _ = match open(&file, total) {
+                        Ok(file) => reading.all(file, stop),
+                        Err(error) => reading.send(Err(error)),
+                    };
+                });
+                (None, Some(going_on))
+            }
+            Err(error) => (Some(error), None),
         };
-        std::thread::spawn(move || {
-            // Nobody takes an error when the command has been stopped.
-            let _ = match open(&file, total) {
-                Ok(reader) => reading.all(reader),
-                Err(error) => reading.send(Err(error)),
-            };
-        });
-        Lines { name, lines: receiver, total: counted, failed: None, state }
+        Lines { name, lines: receiver, total: counted, failed, going_on, state }
     }
 
     /// How many lines there are, as soon as that is known; it never is of a pipe.
@@ -107,18 +117,12 @@ impl Lines {
     pub async fn next(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
         let mut come = Vec::new();
         if self.failed.is_none() {
-            let is_stopped = self.state.stopped.load(Ordering::SeqCst);
-            tokio::select! {
-                biased;
-                _ = self.lines.recv_many(&mut come, most) => {}
-                // It waits for more to read, which may never come.
-                _ = self.state.busy.lock(), if is_stopped => {}
-            }
-            if come.is_empty() && is_stopped {
-                while come.len() < most
-                    && let Ok(line) = self.lines.try_recv()
-                {
-                    come.push(line);
+            match self.going_on {
+                Some(_) => drop(self.lines.recv_many(&mut come, most).await),
+                None => {
+                    while timeout(LAST_READ, self.lines.recv_many(&mut come, most)).await.is_err()
+                        && self.state.holds.load(Ordering::SeqCst)
+                    {}
                 }
             }
         }
@@ -132,7 +136,7 @@ impl Lines {
 
     /// Reads no further; what was read is there still, but for a line that has not come to its end.
     pub fn stop(&mut self) {
-        self.state.stopped.store(true, Ordering::SeqCst);
+        self.going_on = None;
     }
 
     /// Whether nothing follows what was read.
@@ -142,12 +146,13 @@ impl Lines {
 }
 
 /// Opens it once: who opens a pipe twice loses what was in it. The lines of a file can be counted before they are read.
-fn open(file: &Path, total: oneshot::Sender<u64>) -> io::Result<Box<dyn Read>> {
+fn open(file: &Path, total: oneshot::Sender<u64>) -> io::Result<File> {
     if file.as_os_str() == "-" {
         if stdin().is_terminal() {
             note!("reading JSON lines from the terminal; end with Ctrl-D");
         }
-        return Ok(Box::new(stdin()));
+        // Without the buffer of `Stdin`, which would hide what is there.
+        return stdin().as_fd().try_clone_to_owned().map(File::from);
     }
     let mut file = File::open(file)?;
     if file.metadata()?.is_file() {
@@ -155,7 +160,7 @@ fn open(file: &Path, total: oneshot::Sender<u64>) -> io::Result<Box<dyn Read>> {
         let _ = total.send(count(&file)?);
         file.rewind()?;
     }
-    Ok(Box::new(file))
+    Ok(file)
 }
 
 fn count(file: &File) -> io::Result<u64> {
@@ -181,35 +186,61 @@ struct Reading {
 }
 
 /// What is read, until the stop.
-struct Input<'a, R> {
-    reader: R,
+struct Input<'a> {
+    file: File,
+    stop: PipeReader,
+    is_stopped: bool,
     state: &'a State,
-    busy: Option<OwnedMutexGuard<()>>,
 }
 
-impl<R: Read> Read for Input<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.state.stopped.load(Ordering::SeqCst) {
-            return Err(io::Error::other("stopped"));
+impl Input<'_> {
+    /// Waits until there is something to read, or the end of it; an error after the stop, unless the end has come.
+    fn wait(&mut self) -> io::Result<()> {
+        let mut ready = [(self.file.as_fd(), PollFlags::POLLIN), (self.stop.as_fd(), PollFlags::empty())]
+            .map(|(file, events)| PollFd::new(file, events));
+        while let Err(error) = poll(&mut ready, PollTimeout::NONE) {
+            if error != Errno::EINTR {
+                return Err(error.into());
+            }
         }
-        self.busy = None;
-        let read = self.reader.read(buffer);
-        self.busy = Some(self.state.busy.clone().blocking_lock_owned());
+        let [file, stop] = ready.map(|ready| ready.revents().unwrap_or(PollFlags::empty()));
+        self.is_stopped = !stop.is_empty();
+        // Nobody writes to the pipe any more, and it is empty.
+        let is_over = file.contains(PollFlags::POLLHUP) && !file.contains(PollFlags::POLLIN);
+        match self.is_stopped && !is_over && !self.is_read()? {
+            true => Err(io::Error::other("stopped")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it is a file, and all of it was read.
+    fn is_read(&mut self) -> io::Result<bool> {
+        let metadata = self.file.metadata()?;
+        Ok(metadata.is_file() && self.file.stream_position()? >= metadata.len())
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.state.holds.store(false, Ordering::SeqCst);
+        self.wait()?;
+        let read = self.file.read(buffer);
+        self.state.holds.store(true, Ordering::SeqCst);
         read
     }
 }
 
 impl Reading {
     /// Ends at the end or after the stop, or with an error when nobody takes lines any more.
-    fn all(&self, reader: impl Read) -> Result<(), Closed> {
-        let input = Input { reader, state: &self.state, busy: None };
+    fn all(&self, file: File, stop: PipeReader) -> Result<(), Closed> {
+        let input = Input { file, stop, is_stopped: false, state: &self.state };
         let mut reader = BufReader::with_capacity(1 << 16, input);
         let mut bytes = Vec::new();
         for number in 1.. {
             let found = match read_line(&mut reader, &mut bytes, self.most + AROUND) {
                 Ok(Found::End) => break,
                 Ok(found) => found,
-                Err(_) if self.state.stopped.load(Ordering::SeqCst) => return Ok(()),
+                Err(_) if reader.get_ref().is_stopped => return Ok(()),
                 Err(error) => return self.send(Err(error)),
             };
             let mark: &[u8] = if number == 1 { BYTE_ORDER_MARK } else { b"" };
@@ -273,7 +304,57 @@ fn trim(mut line: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
     use super::*;
+
+    /// What can be read of it, line by line, until it is stopped.
+    async fn rest(lines: &mut Lines) -> Vec<String> {
+        let mut all = Vec::new();
+        loop {
+            let come = lines.next(3).await.unwrap();
+            if come.is_empty() {
+                return all;
+            }
+            all.extend(come.into_iter().map(|line| line.text.unwrap()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_behind_the_last_line_is_none() {
+        for text in ["1\n2\n3\n", "1\n2\n3"] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            // All is in one block. The last line has no room before the first two are taken, and so the end is not read.
+            let mut lines = Lines::read(file.path().to_owned(), 1, 20);
+            assert_eq!(lines.next(1).await.unwrap()[0].number, 1);
+            lines.stop();
+            assert_eq!(rest(&mut lines).await, ["2", "3"]);
+            assert!(lines.at_end(), "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_before_the_last_line_takes_nothing_more_from_a_pipe() {
+        // As often as it takes the thread to be at each of its steps.
+        for round in 0..200 {
+            let (mut left, mut writer) = io::pipe().unwrap();
+            let path = format!("/proc/self/fd/{}", left.as_raw_fd());
+            let mut lines = Lines::read(path.into(), 4, 20);
+            writer.write_all(b"1\n2").unwrap();
+            assert_eq!(lines.next(3).await.unwrap()[0].number, 1);
+            (0..round).for_each(|_| std::thread::yield_now());
+            lines.stop();
+            assert_eq!(rest(&mut lines).await, Vec::<String>::new());
+            assert!(!lines.at_end());
+            writer.write_all(b"late\n").unwrap();
+            drop(writer);
+            let mut late = String::new();
+            left.read_to_string(&mut late).unwrap();
+            assert_eq!(late, "late\n");
+        }
+    }
 
     /// The lines of a text, none longer than 20 bytes.
     async fn lines(text: &[u8]) -> Vec<(u64, Result<String, BadLine>)> {

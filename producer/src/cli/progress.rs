@@ -1,9 +1,14 @@
 //! A progress bar with a rate on a terminal; nothing elsewhere but what has to be said.
 
+use std::io::stdin;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use service::{note, out};
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use service::{Notes, note, out};
+
+/// How often it is drawn at most, per second.
+const FRAMES: u8 = 20;
 
 /// Progress over a known or unknown number of things.
 pub struct Progress(ProgressBar);
@@ -17,6 +22,8 @@ impl Progress {
             }
             None => (ProgressBar::new_spinner(), "{spinner} {human_pos}  {per_sec}"),
         };
+        // With all else that is printed: the order stays, and a terminal that stalls holds up nothing.
+        bar.set_draw_target(ProgressDrawTarget::term(Term::read_write_pair(stdin(), Notes), FRAMES));
         bar.set_style(ProgressStyle::with_template(template).expect("the templates are right"));
         Progress(bar)
     }

@@ -36,7 +36,16 @@ pub struct Order {
     pub dry_run: bool,
 }
 
-/// What a door hears while it is done.
+/// A door that listens while it is done.
+pub trait Listener {
+    /// Something has happened.
+    fn hear(&mut self, event: Event<'_>);
+
+    /// Waits until all that was heard is dealt with: nothing goes on meanwhile.
+    fn keep_up(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What it hears.
 pub enum Event<'a> {
     /// Something has become of one.
     Fate { kind: Kind, id: &'a str, fate: &'a Fate },
@@ -75,29 +84,28 @@ pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result
 }
 
 /// Does it to all that is meant. After an error, or the stop, what was done stays done.
-pub async fn settle(
+pub async fn settle<L: Listener>(
     dispatch: &Dispatch,
     yardstick: &Yardstick,
     order: &Order,
     stop: &CancellationToken,
-    heard: &mut dyn FnMut(Event<'_>),
+    listener: &mut L,
 ) -> anyhow::Result<()> {
     // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.
     if !order.dry_run {
         dispatch.sweep_dead().await.context("ending jobs whose message is dead")?;
     }
     let (jobs, found) = (HashSet::new(), HashSet::new());
-    let mut work = Work { dispatch, yardstick, stop, order, heard, jobs, found, letters_left: false };
+    let mut work = Work { dispatch, yardstick, stop, order, listener, jobs, found, letters_left: false };
     work.run().await
 }
 
-struct Work<'a> {
+struct Work<'a, L> {
     dispatch: &'a Dispatch,
     yardstick: &'a Yardstick,
     stop: &'a CancellationToken,
     order: &'a Order,
-    /// Hears of each.
-    heard: &'a mut dyn FnMut(Event<'_>),
+    listener: &'a mut L,
     /// Jobs that were asked for by their ids and looked at.
     jobs: HashSet<JobId>,
     /// Ids that were asked for and found.
@@ -106,7 +114,7 @@ struct Work<'a> {
     letters_left: bool,
 }
 
-impl Work<'_> {
+impl<L: Listener> Work<'_, L> {
     async fn run(&mut self) -> anyhow::Result<()> {
         match &self.order.selection {
             Selection::All(filter) => {
@@ -128,7 +136,9 @@ impl Work<'_> {
         }
     }
 
-    fn check_stop(&self) -> anyhow::Result<()> {
+    /// Not before the listener has kept up.
+    async fn check_stop(&mut self) -> anyhow::Result<()> {
+        self.listener.keep_up().await;
         if self.stop.is_cancelled() {
             bail!("interrupted; what was done stays done");
         }
@@ -140,12 +150,12 @@ impl Work<'_> {
         let by = store.clock().await.context("asking Postgres for the time")?.now();
         let mut after = None;
         loop {
-            self.check_stop()?;
+            self.check_stop().await?;
             let chunk = store.failed_after(&filter, after, by, JOBS).await.context("reading failed jobs")?;
             let (Some(last), count) = (chunk.last(), chunk.len()) else { return Ok(()) };
             after = Some(last.job_id);
             self.settle(chunk).await?;
-            (self.heard)(Event::Looked(count as u64));
+            self.listener.hear(Event::Looked(count as u64));
         }
     }
 
@@ -154,7 +164,7 @@ impl Work<'_> {
         jobs.sort();
         jobs.dedup();
         for chunk in jobs.chunks(JOBS as usize) {
-            self.check_stop()?;
+            self.check_stop().await?;
             let jobs = failed(&self.dispatch.store, chunk).await?;
             self.jobs.extend(jobs.iter().map(|job| job.job_id));
             self.settle(jobs).await?;
@@ -221,7 +231,7 @@ impl Work<'_> {
     }
 
     fn note_job(&mut self, job_id: JobId, fate: Fate) {
-        (self.heard)(Event::Fate { kind: Kind::Job, id: &job_id.to_string(), fate: &fate });
+        self.listener.hear(Event::Fate { kind: Kind::Job, id: &job_id.to_string(), fate: &fate });
     }
 
     async fn messages(&mut self) -> anyhow::Result<()> {
@@ -236,7 +246,7 @@ impl Work<'_> {
         let now = SystemTime::now();
         let mut more = true;
         while more {
-            self.check_stop()?;
+            self.check_stop().await?;
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
                 let Some(held) = walk.next().await.context("reading harness.dead")? else {
@@ -250,7 +260,7 @@ impl Work<'_> {
                     chunk.push(seen);
                 }
                 if self.order.selection.takes_messages() {
-                    (self.heard)(Event::Looked(1));
+                    self.listener.hear(Event::Looked(1));
                 }
             }
             self.settle_letters(walk, chunk).await?;
@@ -310,7 +320,7 @@ impl Work<'_> {
     }
 
     fn note(&mut self, seen: &Seen, fate: Fate) {
-        (self.heard)(Event::Fate { kind: Kind::Message, id: &id_of(&seen.held.letter), fate: &fate });
+        self.listener.hear(Event::Fate { kind: Kind::Message, id: &id_of(&seen.held.letter), fate: &fate });
     }
 
     fn clear(&mut self, walk: &mut DeadWalk, seen: Seen) {
@@ -335,7 +345,7 @@ impl Work<'_> {
                 Some(view) => format!("it has not failed: {}", view.state),
                 None => "no such dead letter".to_owned(),
             };
-            (self.heard)(Event::Missing { id, why: &why });
+            self.listener.hear(Event::Missing { id, why: &why });
         }
         Ok(())
     }

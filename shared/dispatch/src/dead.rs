@@ -7,6 +7,7 @@
 //! ledger, or the broker, has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
 //! tells the ledger itself, by [`Dispatch::fail_its_job`] as well.
 
+use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -43,7 +44,8 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         failures += 1;
         // Told once, not at every try.
         if failures == 1 {
-            warn!(cause = %format_args!("{error:#}"), "messages that the broker gave up cannot be dealt with, trying on");
+            let cause: &(dyn Error + 'static) = error.as_ref();
+            warn!(cause, "messages that the broker gave up cannot be dealt with, trying on");
         }
         // Without a consumer first, so that it does not come back here at once.
         slot.pause().await;

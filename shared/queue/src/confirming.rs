@@ -20,11 +20,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
 
 use crate::QueueError;
-use crate::error::{REPLY_SUCCESS, explain};
+use crate::error::{REPLY_SUCCESS, failed};
 use crate::headers;
 use crate::link::{Link, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
 use crate::shared::Shared;
+
+const PUBLISHING: &str = "publish";
 
 /// A message whose fate is known.
 struct Done {
@@ -176,7 +178,7 @@ async fn serve(
             bytes -= done.bytes;
             overdue.done(done.period);
         }
-        settle(&mut resolved, &mut returned);
+        settle(shared, &mut resolved, &mut returned);
         if !channel.status().connected() {
             // Futures that still wait are dropped: their callers learn that nothing is known.
             return if link.is_usable() { End::Channel } else { End::Link };
@@ -212,9 +214,11 @@ fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
 }
 
 /// Answers everybody whose fate is known.
-fn settle(resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
+fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
     let mut answers = Vec::with_capacity(resolved.len());
     for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
+        let fate = fate.map_err(|error| failed(PUBLISHING, &error));
+        shared.refusals.heard(PUBLISHING, &fate);
         let fate = match fate {
             Ok(Confirmation::Ack(message)) => {
                 returned.extend(message);
@@ -225,7 +229,8 @@ fn settle(resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
                 Answer::Nacked
             }
             Ok(Confirmation::NotRequested) => Answer::Lost("confirms are off".to_owned()),
-            Err(error) => Answer::Lost(explain(&error)),
+            Err(QueueError::Failed { reason, .. }) => Answer::Lost(reason),
+            Err(error) => Answer::Lost(error.to_string()),
         };
         answers.push((fingerprint, answer, fate));
     }

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::link::Link;
+use crate::refusals::Refusals;
 use crate::{BrokerConfig, QueueError, topology};
 
 /// What the supervisor is at.
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<BrokerStatus>,
     pub(crate) blocked: watch::Sender<Option<String>>,
     pub(crate) link: watch::Sender<Option<Arc<Link>>>,
+    pub(crate) refusals: Refusals,
     /// Slots that want to consume and do not yet.
     pub(crate) seeking: AtomicUsize,
 }
@@ -117,7 +119,10 @@ impl Shared {
             BrokerStatus::Connecting { reason: None } => "not connected yet".to_owned(),
             BrokerStatus::Ready { .. } => match &*self.blocked.borrow() {
                 Some(reason) => format!("the broker blocks this connection ({reason})"),
-                None => "connected, but the broker does not answer".to_owned(),
+                None => {
+                    let refused = self.refusals.any();
+                    refused.unwrap_or_else(|| "connected, but the broker does not answer".to_owned())
+                }
             },
         }
     }

@@ -4,6 +4,7 @@
 //! cannot: it must not reap its own programs before it has signalled their groups for the last time.
 
 use std::env;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 
@@ -12,15 +13,14 @@ use nix::sys::signalfd::{SignalFd, siginfo};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use crate::note;
-
 /// Does not return in process 1, but ends as its child does. Where that cannot be, the process goes on by itself.
 pub(crate) fn reap_if_first() {
     if getpid() == Pid::from_raw(1)
         && let Err(error) = run()
     {
         let _ = SigSet::all().thread_unblock();
-        note!("what programs leave behind is not reaped: {error}");
+        // Printing would take a second thread, before this process may have one.
+        let _ = writeln!(std::io::stderr(), "what programs leave behind is not reaped: {error}");
     }
 }
 

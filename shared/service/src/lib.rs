@@ -28,7 +28,7 @@ pub use authorities::{Authorities, explain_http};
 pub use causes::with_causes;
 pub use health::Health;
 pub use http_url::HttpUrl;
-pub use output::{print_note, print_out, prints_in_vain};
+pub use output::{Notes, print_note, print_out, printed};
 pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Essential, Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};

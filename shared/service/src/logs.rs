@@ -1,4 +1,5 @@
-//! Logs as JSON: one flat object per line, with what the spans around an event know of it.
+//! Logs as JSON: one flat object per line, with what the spans around an event know of it. As text they are tracing's own, but that an
+//! error is shown with its causes, each once, in both.
 //!
 //! `ops/telemetry.md` says which fields there are. First come those of every line, then the others by name; of a name that
 //! stands in several places, the innermost counts.
@@ -10,8 +11,8 @@ use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::span::Record;
 use tracing::{Event, Subscriber};
-use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::field::{RecordFields, VisitOutput};
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -100,6 +101,33 @@ impl<'w> FormatFields<'w> for Fields {
     }
 }
 
+/// Fields as text.
+pub struct Text;
+
+impl<'w> FormatFields<'w> for Text {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = WithCauses(DefaultVisitor::new(writer, true));
+        fields.record(&mut visitor);
+        visitor.0.finish()
+    }
+}
+
+struct WithCauses<'a>(DefaultVisitor<'a>);
+
+impl Visit for WithCauses<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.record_str(field, value);
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.0.record_debug(field, &format_args!("{}", with_causes(value)));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.record_debug(field, value);
+    }
+}
+
 /// Gives each field away as a member of an object.
 struct Members<F>(F);
 
@@ -146,6 +174,7 @@ mod tests {
     use super::*;
     use std::io;
     use std::sync::{Arc, Mutex};
+    use tracing::Dispatch;
     use tracing_subscriber::layer::SubscriberExt;
 
     #[derive(Clone, Default)]
@@ -162,22 +191,25 @@ mod tests {
         }
     }
 
-    /// The lines that are logged meanwhile.
-    fn logged(act: impl FnOnce()) -> Vec<String> {
+    /// The lines that are logged meanwhile, as JSON or as text.
+    fn logged(json: bool, act: impl FnOnce()) -> Vec<String> {
         let kept = Kept::default();
         let writer = kept.clone();
-        let logs = tracing_subscriber::fmt::layer()
-            .with_writer(move || writer.clone())
-            .fmt_fields(Fields)
-            .event_format(Flat::new("harness-test".to_owned()));
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), act);
+        let logs = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let registry = tracing_subscriber::registry();
+        let flat = Flat::new("harness-test".to_owned());
+        let dispatch = match json {
+            true => Dispatch::new(registry.with(logs.fmt_fields(Fields).event_format(flat))),
+            false => Dispatch::new(registry.with(logs.fmt_fields(Text).with_ansi(false))),
+        };
+        tracing::dispatcher::with_default(&dispatch, act);
         let bytes = kept.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_line_is_one_flat_object_with_what_the_spans_know() {
-        let lines = logged(|| {
+        let lines = logged(true, || {
             let job = tracing::error_span!("job", job_id = %"j \"1\"", attempt = tracing::field::Empty);
             let _in = job.enter();
             job.record("attempt", 2);
@@ -199,5 +231,20 @@ mod tests {
         let line: Value = serde_json::from_str(&lines[1]).unwrap();
         assert_eq!((&line["job_id"], &line["message"]), (&json!("j \"1\""), &json!("only this")));
         assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn an_error_is_shown_with_its_causes_each_once() {
+        for json in [true, false] {
+            let lines = logged(json, || {
+                let inner = io::Error::other("inner");
+                let cause = anyhow::Error::from(inner).context("outer: inner").context("first");
+                let cause: &(dyn Error + 'static) = cause.as_ref();
+                tracing::warn!(cause, ratio = 0.5, name = "x", "said");
+            });
+            assert!(lines[0].contains("first: outer: inner"), "{}", lines[0]);
+            assert!(lines[0].contains("said") && lines[0].contains("0.5"), "{}", lines[0]);
+            assert_eq!(lines[0].matches("inner").count(), 1, "{}", lines[0]);
+        }
     }
 }

@@ -47,7 +47,7 @@ where
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
+    let (result, printed) = runtime.block_on(async {
         let stop = CancellationToken::new();
         let on_signal = stop.clone();
         let signals = tokio::spawn(async move {
@@ -59,9 +59,11 @@ where
             #[expect(unreachable_code, reason = "names the task's type")]
             std::io::Result::Ok(())
         });
-        let result = main(stop).await;
+        let result = main(stop.clone()).await;
+        // Its reader may stall, and a signal is heard meanwhile.
+        let printed = output::finish(&stop).await;
         signals.abort();
-        result
+        (result, printed)
     });
     // What still runs on the blocking pool must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -69,9 +71,9 @@ where
         error!("{}", with_causes(error.as_ref()));
         exit_code(&error)
     });
-    if let Err(error) = output::finish() {
+    if let Err(error) = printed {
         error!("not all results could be written to stdout: {error}");
-        code = ExitCode::FAILURE;
+        code = exit_code(&error);
     }
     trace::finish(LAST_SPANS);
     stderr::flush(LAST_LINES);

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use uuid::Uuid;
 
-use crate::logs::{Fields, Flat};
+use crate::logs::{Fields, Flat, Text};
 use crate::stderr;
 use crate::trace::{self, TraceSettings};
 
@@ -79,7 +79,7 @@ impl Telemetry {
         // It fails only when a subscriber is installed already, as under a test.
         let _ = match self.json {
             true => subscriber.with(logs.fmt_fields(Fields).event_format(Flat::new(self.service))).try_init(),
-            false => subscriber.with(logs.with_ansi(may_colour())).try_init(),
+            false => subscriber.with(logs.fmt_fields(Text).with_ansi(may_colour())).try_init(),
         };
         panic::set_hook(Box::new(tell_panic));
         if let Some(traces) = self.traces {

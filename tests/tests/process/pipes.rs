@@ -9,11 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use job::{JobId, JobState};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
-use tests::{Fleet, autoscaler_command, job, until};
+use tests::{Fleet, autoscaler_command, ended, job, terminate, until};
 
 /// A pipe that nobody reads.
 fn closed() -> Stdio {
@@ -153,20 +151,6 @@ async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
     let _stdin = writing.await.unwrap().expect("written");
     terminate(&child);
     assert_eq!(ended(child).await.0, 130);
-}
-
-fn terminate(child: &Child) {
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("a process of ours");
-}
-
-/// Its exit code, and the rest of what it wrote to stderr.
-async fn ended(mut child: Child) -> (i32, String) {
-    let mut said = String::new();
-    if let Some(stderr) = &mut child.stderr {
-        stderr.read_to_string(&mut said).expect("UTF-8");
-    }
-    let status = until("it has ended", async || child.try_wait().expect("a status")).await;
-    (status.code().unwrap_or_else(|| panic!("{status}: {said}")), said)
 }
 
 #[tokio::test]

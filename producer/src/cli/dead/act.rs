@@ -66,8 +66,8 @@ impl Which {
         let selection = if self.all { Selection::All(filter) } else { Selection::Ids(self.ids) };
         let order = Order { act, selection, dry_run: self.dry_run };
         let progress = Progress::new(count(dispatch, &order.selection).await?);
-        let mut report = Report::new(progress, self.json, self.dry_run, !self.all);
-        let done = settle(dispatch, yardstick, &order, stop, &mut |event| report.hear(event)).await;
+        let mut report = Report::new(progress, stop.clone(), self.json, self.dry_run, !self.all);
+        let done = settle(dispatch, yardstick, &order, stop, &mut report).await;
         let code = report.finish();
         done.map(|()| code)
     }

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use job::{one_line, shown};
 use serde_json::json;
 
-use service::note;
+use service::{note, printed};
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::progress::Progress;
-use crate::dead::{Event, Fate, Kind};
+use crate::dead::{Event, Fate, Kind, Listener};
 
 /// Reasons that are printed of a bulk; the rest is only counted.
 const REASONS: u64 = 20;
@@ -16,6 +17,7 @@ const REASONS: u64 = 20;
 /// Tells and counts.
 pub struct Report {
     progress: Progress,
+    stop: CancellationToken,
     json: bool,
     /// Nothing really happens.
     dry_run: bool,
@@ -30,21 +32,9 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(progress: Progress, json: bool, dry_run: bool, each: bool) -> Report {
+    pub fn new(progress: Progress, stop: CancellationToken, json: bool, dry_run: bool, each: bool) -> Report {
         let (redriven, returned, dropped, cleared, kept, missing) = (0, 0, 0, 0, 0, 0);
-        Report { progress, json, dry_run, each, redriven, returned, dropped, cleared, kept, missing }
-    }
-
-    /// Something has happened.
-    pub fn hear(&mut self, event: Event<'_>) {
-        match event {
-            Event::Fate { kind, id, fate } => self.note(kind, id, fate),
-            Event::Missing { id, why } => {
-                self.missing += 1;
-                self.progress.say(&format!("{id}: {why}"));
-            }
-            Event::Looked(count) => self.progress.advance(count),
-        }
+        Report { progress, stop, json, dry_run, each, redriven, returned, dropped, cleared, kept, missing }
     }
 
     fn note(&mut self, kind: Kind, id: &str, fate: &Fate) {
@@ -117,5 +107,22 @@ impl Report {
             (0, _) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }
+    }
+}
+
+impl Listener for Report {
+    fn hear(&mut self, event: Event<'_>) {
+        match event {
+            Event::Fate { kind, id, fate } => self.note(kind, id, fate),
+            Event::Missing { id, why } => {
+                self.missing += 1;
+                self.progress.say(&format!("{id}: {why}"));
+            }
+            Event::Looked(count) => self.progress.advance(count),
+        }
+    }
+
+    async fn keep_up(&mut self) {
+        printed(&self.stop).await;
     }
 }

@@ -1,0 +1,149 @@
+//! A reader that stalls holds up neither a signal nor the end; one that is slow loses nothing.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, PipeReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Stdio};
+
+use job::JobId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::json;
+use tests::{Fleet, ended, job, terminate, until};
+
+/// A pipe without any room; its reader stalls as long as this is kept.
+fn full() -> (PipeReader, Stdio) {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let has_room = |writer: &std::io::PipeWriter| {
+        let mut ready = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut ready, PollTimeout::ZERO).expect("an answer") > 0
+    };
+    while has_room(&writer) {
+        writer.write_all(&[b'\n'; 4_096]).expect("written");
+    }
+    (reader, OwnedFd::from(writer).into())
+}
+
+/// Waits until a command has printed something.
+async fn prints(child: &Child) {
+    let tasks = format!("/proc/{}/task", child.id());
+    let names =
+        || std::fs::read_dir(&tasks).expect("a process").flatten().map(|task| task.path().join("comm"));
+    let prints = async || {
+        names().any(|name| std::fs::read_to_string(name).is_ok_and(|name| name == "print\n")).then_some(())
+    };
+    until("it prints", prints).await;
+}
+
+/// A file of so many lines like this one.
+fn lines(fleet: &Fleet, line: &str, count: usize) -> String {
+    let path = fleet.folder.path().join("lines");
+    std::fs::write(&path, format!("{line}\n").repeat(count)).expect("written");
+    path.to_string_lossy().into_owned()
+}
+
+const GOOD: &str = "{\"session_id\":\"s\",\"agent_id\":\"echo\"}";
+
+#[tokio::test]
+async fn every_command_hears_a_signal_while_its_reader_stalls() {
+    let fleet = Fleet::new().await;
+    let mut worker = fleet.worker("worker").start().await;
+    let (good, bad) = (job("s", "echo", json!("said")), job("s", "nobody", json!(1)));
+    fleet.enqueue(&[good.clone(), bad.clone()]).await;
+    fleet.ended(good.job_id).await;
+    fleet.ended(bad.job_id).await;
+    worker.terminate();
+    worker.exit().await;
+    let (good, bad) = (good.job_id.to_string(), bad.job_id.to_string());
+    let file = lines(&fleet, GOOD, 3);
+    let producer: [&[&str]; 13] = [
+        &["migrate"],
+        &["doctor"],
+        &["status", &good],
+        &["wait", &bad, "--json"],
+        &["cancel", &good],
+        &["sessions", "show", "s"],
+        &["dead", "list", "--json"],
+        &["dead", "show", &bad],
+        &["dead", "redrive", &bad, "--dry-run"],
+        &["audit"],
+        &["audit", "--watch", "1", "--json"],
+        &["enqueue", "--session", "s", "--agent", "echo"],
+        &["enqueue", "--file", &file, "--print-ids"],
+    ];
+    let process = fleet.processes().to_string_lossy().into_owned();
+    let autoscaler: [&[&str]; 2] =
+        [&["observe"], &["once", "--dry-run", "--target", "process", "--process-dir", &process]];
+    let producer = producer.map(|words| (words, fleet.producer_command(words)));
+    let autoscaler = autoscaler.map(|words| (words, fleet.autoscaler_command(words)));
+    let started = producer.into_iter().chain(autoscaler).map(|(words, mut command)| {
+        let (reader, stdout) = full();
+        let child = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("a process");
+        (words, reader, child)
+    });
+    let started: Vec<_> = started.collect();
+    for (_, _, child) in &started {
+        prints(child).await;
+        terminate(child);
+    }
+    for (words, _reader, child) in started {
+        let (code, said) = ended(child).await;
+        let told = "not all results could be written to stdout: stopped by a signal";
+        assert!(code == 130 && said.contains(told), "{words:?}: {code}: {said}");
+    }
+}
+
+/// `enqueue --print-ids` of these lines, whose ids are not read; it has accepted as many as the pipe takes.
+async fn holding_up(fleet: &Fleet, count: usize) -> Child {
+    let file = lines(fleet, GOOD, count);
+    let mut command = fleet.producer_command(&["enqueue", "--print-ids", "--file", &file]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("producer");
+    let accepted = async || {
+        let jobs = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
+        // A pipe holds 64 KiB.
+        (jobs * (JobId::now().to_string().len() as i64 + 1) > 64 << 10).then_some(())
+    };
+    until("more are accepted than the pipe holds", accepted).await;
+    child
+}
+
+#[tokio::test]
+async fn a_bulk_whose_reader_stalls_ends_after_a_signal_with_its_summary() {
+    let fleet = Fleet::new().await;
+    let mut child = holding_up(&fleet, 8_000).await;
+    let ids = child.stdout.take().expect("stdout");
+    terminate(&child);
+    let (code, said) = ended(child).await;
+    let accepted = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
+    assert_eq!(code, 130, "{said}");
+    assert!(accepted < 8_000 && said.contains(&format!("{accepted} jobs accepted")), "{accepted}: {said}");
+    assert!(said.contains(&format!("stopped by a signal after line {accepted};")), "{accepted}: {said}");
+    assert!(said.contains("not all results could be written to stdout: stopped by a signal"), "{said}");
+    let first = BufReader::new(ids).lines().next().expect("an id").expect("UTF-8");
+    first.parse::<JobId>().expect("an id");
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_ids_slows_a_bulk_and_loses_none() {
+    let fleet = Fleet::new().await;
+    let mut child = holding_up(&fleet, 4_000).await;
+    let ids = BufReader::new(child.stdout.take().expect("stdout"));
+    let read =
+        move || ids.lines().map(|id| id.expect("UTF-8").parse().expect("an id")).collect::<HashSet<JobId>>();
+    let ids = tokio::task::spawn_blocking(read).await.expect("a thread");
+    let (code, said) = ended(child).await;
+    assert!(code == 0 && said.contains("4000 jobs accepted"), "{code}: {said}");
+    assert_eq!(ids.len(), 4_000);
+}
+
+#[tokio::test]
+async fn a_reader_of_errors_that_stalls_holds_up_no_signal() {
+    let fleet = Fleet::new().await;
+    // Far more than is read ahead.
+    let file = lines(&fleet, "{", 100_000);
+    let mut command = fleet.producer_command(&["enqueue", "--file", &file]);
+    let (_reader, stderr) = full();
+    let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("producer");
+    prints(&child).await;
+    terminate(&child);
+    assert_eq!(ended(child).await.0, 130);
+}
