@@ -64,7 +64,7 @@ async fn a_relay_that_may_not_publish_says_so_once_and_publishes_when_it_may() {
     let ran = Ran::of(enqueue, "").await;
     assert!(ran.code == 0 && ran.err.contains("its message follows"), "{ran:?}");
     assert!(ran.err.contains("'amq.default'") && ran.err.contains(NEEDED), "{ran:?}");
-    let job_id = ran.out.trim().parse().expect("an id");
+    let job_id = ran.out.trim().to_owned();
 
     let relay = fleet.relay("relay").set("AMQP_URL", &guest.url).launch();
     let said = relay.said("the broker refuses this").await;
@@ -75,15 +75,21 @@ async fn a_relay_that_may_not_publish_says_so_once_and_publishes_when_it_may() {
     };
     until_ok("/ready says what is refused", unready).await;
     let refused = "harness_relay_refused_total";
-    until("it was tried again and again", async || (relay.metric(refused).await > 2.0).then_some(())).await;
+    until("it was tried again and again", async || (relay.metric(refused).await > 1.0).then_some(())).await;
     assert_eq!(refusals(&relay.log()).len(), 1, "{}", relay.log());
     assert!(!relay.log().contains("did not take all due jobs"), "{}", relay.log());
 
+    // It finds out also when there is nothing to publish any more.
+    assert_eq!(fleet.producer(&["cancel", &job_id]).await.code, 0);
     guest.may(OURS, OURS, OURS);
-    let _worker = fleet.worker("worker").start().await;
-    assert_eq!(fleet.ended(job_id).await.state, JobState::Succeeded);
     relay.said("the broker does not refuse this any more").await;
     until("it is ready", async || (relay.get("/ready").await.0 == 200).then_some(())).await;
+    let _worker = fleet.worker("worker").start().await;
+    let spec = job("s", "echo", json!(1));
+    let mut enqueue = fleet.producer_command(&["enqueue", "--file", "-"]);
+    enqueue.env("AMQP_URL", &guest.url);
+    assert_eq!(Ran::of(enqueue, &job::encode(&spec)).await.code, 0);
+    fleet.undisturbed(&[spec]).await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
@@ -26,7 +26,10 @@ use crate::link::{Link, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
 use crate::shared::Shared;
 
+/// What a refusal to publish is about.
 const PUBLISHING: &str = "publish";
+/// No queue is called so.
+const NOWHERE: &str = "harness.nowhere";
 
 /// A message whose fate is known.
 struct Done {
@@ -102,7 +105,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Err(error) => link.suspect(&error),
         }
         // What closes one channel may close the next one: not in a tight loop.
-        let _ = timeout(Duration::from_millis(200), link.failure()).await;
+        let pause = match shared.refusals.has(PUBLISHING) {
+            true => shared.config.max_backoff,
+            false => Duration::from_millis(200),
+        };
+        let _ = timeout(pause, link.failure()).await;
     }
 }
 
@@ -132,6 +139,10 @@ async fn serve(
     let mut returned = Vec::new();
     let config = &shared.config;
     let room = |count, bytes| count < config.max_in_flight && bytes < config.max_in_flight_bytes;
+    // Else a refusal would stand until there is something to publish.
+    if shared.refusals.has(PUBLISHING) {
+        in_flight.push(send(channel.clone(), question(), link.frame_max(), overdue.sent()));
+    }
     loop {
         // First all that waits, so that many are written at once.
         while room(in_flight.len(), bytes)
@@ -184,6 +195,13 @@ async fn serve(
             return if link.is_usable() { End::Channel } else { End::Link };
         }
     }
+}
+
+/// Whether we may publish: a message for nobody, which the broker confirms and drops.
+fn question() -> Request {
+    let (answer, _) = oneshot::channel();
+    let properties = BasicProperties::default();
+    Request { queue: NOWHERE.into(), mandatory: false, body: Vec::new(), properties, answer }
 }
 
 /// Polled first in the order of `push`, by one task: so numbers and frames stay in step.

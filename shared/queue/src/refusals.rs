@@ -41,6 +41,11 @@ impl Refusals {
         self.standing().values().next().cloned()
     }
 
+    /// Whether this is refused, as far as was heard.
+    pub(crate) fn has(&self, about: &str) -> bool {
+        self.standing().contains_key(about)
+    }
+
     fn standing(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
