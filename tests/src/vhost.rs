@@ -59,7 +59,8 @@ impl Vhost {
         let (scheme, rest) = self.url.split_once("://").expect("an address");
         let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
         let url = format!("{scheme}://{name}:{password}@{host}");
-        Guest { url, address: format!("{}/api/users/{name}", self.management) }
+        let permissions = format!("{}/api/permissions/{}/{name}", self.management, self.name);
+        Guest { url, address: format!("{}/api/users/{name}", self.management), permissions }
     }
 
     /// A user of the broker who may look at everything, with this in its name and this password.
@@ -188,6 +189,15 @@ pub struct Guest {
     /// The vhost's address with this user in it.
     pub url: String,
     address: String,
+    permissions: String,
+}
+
+impl Guest {
+    /// From now on it may do this to what these patterns of names tell. A channel that is open may go on doing what it could.
+    pub fn may(&self, configure: &str, write: &str, read: &str) {
+        let permissions = serde_json::json!({"configure": configure, "write": write, "read": read});
+        http::put(&self.permissions, &permissions.to_string()).expect("a RabbitMQ that takes permissions");
+    }
 }
 
 /// A user of the broker's who only looks; deleted with this.

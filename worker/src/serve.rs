@@ -253,9 +253,14 @@ fn readiness(
                 Some("drained for scale-in".to_owned())
             }
             BrokerStatus::Ready { .. } if worker.is_none() => Some("starting".to_owned()),
-            BrokerStatus::Ready { .. } if !broker.is_consuming() => Some("subscribing".to_owned()),
+            BrokerStatus::Ready { .. } if !broker.is_consuming() => {
+                Some(broker.refused().unwrap_or_else(|| "subscribing".to_owned()))
+            }
             BrokerStatus::Ready { .. } => None,
-            BrokerStatus::Connecting { reason } => Some(reason.clone().unwrap_or("connecting".to_owned())),
+            BrokerStatus::Connecting { reason } => {
+                let reason = broker.refused().or_else(|| reason.clone());
+                Some(reason.unwrap_or_else(|| "connecting".to_owned()))
+            }
             BrokerStatus::Closed { reason } => Some(reason.clone()),
         };
         let no_lease = (!database).then(|| "no heartbeat within the lease".to_owned());

@@ -14,17 +14,22 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
 
 use crate::QueueError;
 use crate::connection::Shared;
-use crate::error::explain;
+use crate::error::failed;
 use crate::headers;
 use crate::link::{Link, REPLY_SUCCESS, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
+
+/// What a refusal to publish is about.
+const PUBLISHING: &str = "publish";
+/// No queue is called so.
+const NOWHERE: &str = "harness.nowhere";
 
 /// A message whose fate is known.
 struct Done {
@@ -100,7 +105,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Err(error) => link.suspect(&error),
         }
         // What closes one channel may close the next one: not in a tight loop.
-        let _ = timeout(Duration::from_millis(200), link.failure()).await;
+        let pause = match shared.refusals.has(PUBLISHING) {
+            true => shared.config.max_backoff,
+            false => Duration::from_millis(200),
+        };
+        let _ = timeout(pause, link.failure()).await;
     }
 }
 
@@ -130,6 +139,10 @@ async fn serve(
     let mut returned = Vec::new();
     let config = &shared.config;
     let room = |count, bytes| count < config.max_in_flight && bytes < config.max_in_flight_bytes;
+    // Else a refusal would stand until there is something to publish.
+    if shared.refusals.has(PUBLISHING) {
+        in_flight.push(send(channel.clone(), question(), link.frame_max(), overdue.sent()));
+    }
     loop {
         // First all that waits, so that many are written at once.
         while room(in_flight.len(), bytes)
@@ -176,12 +189,19 @@ async fn serve(
             bytes -= done.bytes;
             overdue.done(done.period);
         }
-        settle(&mut resolved, &mut returned);
+        settle(shared, &mut resolved, &mut returned);
         if !channel.status().connected() {
             // Futures that still wait are dropped: their callers learn that nothing is known.
             return if link.is_usable() { End::Channel } else { End::Link };
         }
     }
+}
+
+/// Whether we may publish: a message for nobody, which the broker confirms and drops.
+fn question() -> Request {
+    let (answer, _) = oneshot::channel();
+    let properties = BasicProperties::default();
+    Request { queue: NOWHERE.into(), mandatory: false, body: Vec::new(), properties, answer }
 }
 
 /// Polled first in the order of `push`, by one task: so numbers and frames stay in step.
@@ -212,9 +232,11 @@ fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
 }
 
 /// Answers everybody whose fate is known.
-fn settle(resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
+fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
     let mut answers = Vec::with_capacity(resolved.len());
     for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
+        let fate = fate.map_err(|error| failed(PUBLISHING, &error));
+        shared.refusals.heard(PUBLISHING, &fate);
         let fate = match fate {
             Ok(Confirmation::Ack(message)) => {
                 returned.extend(message);
@@ -225,7 +247,8 @@ fn settle(resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
                 Answer::Nacked
             }
             Ok(Confirmation::NotRequested) => Answer::Lost("confirms are off".to_owned()),
-            Err(error) => Answer::Lost(explain(&error)),
+            Err(QueueError::Failed { reason, .. }) => Answer::Lost(reason),
+            Err(error) => Answer::Lost(error.to_string()),
         };
         answers.push((fingerprint, answer, fate));
     }

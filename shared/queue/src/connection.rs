@@ -18,8 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::address::Address;
 use crate::declaring::{DELETION_TIME, is_settled};
-use crate::error::explain;
+use crate::error::{explain, is_refusal};
 use crate::link::Link;
+use crate::refusals::Refusals;
 use crate::{BrokerConfig, Depth, Publisher, QueueError, Slot, confirming, topology};
 
 /// What the supervisor is at.
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     status: watch::Sender<BrokerStatus>,
     blocked: watch::Sender<Option<String>>,
     link: watch::Sender<Option<Arc<Link>>>,
+    pub(crate) refusals: Refusals,
     /// Slots that want to consume and do not yet.
     pub(crate) seeking: AtomicUsize,
 }
@@ -84,6 +86,7 @@ impl Broker {
             blocked: watch::Sender::new(None),
             link: watch::Sender::new(None),
             config,
+            refusals: Refusals::default(),
             seeking: AtomicUsize::new(0),
         });
         let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
@@ -114,10 +117,15 @@ impl Broker {
         self.shared.blocked.subscribe()
     }
 
-    /// Why nothing can be published now, if so: there is no connection, or the broker holds it back.
+    /// Why nothing can be published now, if so: there is no connection, or the broker holds it back or refuses something.
     pub fn held_up(&self) -> Option<String> {
         let held_up = !self.shared.is_connected() || self.shared.is_blocked();
-        held_up.then(|| self.shared.reason())
+        self.refused().or_else(|| held_up.then(|| self.shared.reason()))
+    }
+
+    /// What the broker refuses to our user, if anything, until it is granted.
+    pub fn refused(&self) -> Option<String> {
+        self.shared.refusals.any()
     }
 
     /// Waits for a connection; returns its generation.
@@ -249,7 +257,10 @@ impl Shared {
             BrokerStatus::Connecting { reason: None } => "not connected yet".to_owned(),
             BrokerStatus::Ready { .. } => match &*self.blocked.borrow() {
                 Some(reason) => format!("the broker blocks this connection ({reason})"),
-                None => "connected, but the broker does not answer".to_owned(),
+                None => {
+                    let refused = self.refusals.any();
+                    refused.unwrap_or_else(|| "connected, but the broker does not answer".to_owned())
+                }
             },
         }
     }
@@ -297,6 +308,8 @@ async fn keep_connected(shared: &Shared, address: &Address) {
     let config = &shared.config;
     let broker = address.shown();
     let (mut generation, mut failures) = (0, 0);
+    // Whether the last connection has ended because something is refused.
+    let mut is_refused = false;
     let (mut deleted, mut redeclared) = (BTreeMap::<String, Instant>::new(), BTreeMap::new());
     while !shared.stop.is_cancelled() {
         let pools = shared.pools().clone();
@@ -306,11 +319,15 @@ async fn keep_connected(shared: &Shared, address: &Address) {
             opened = opening => opened,
             () = shared.stop.cancelled() => break,
         };
+        shared.refusals.heard("connect", &opened);
         let reason = match opened {
             Ok(link) => {
                 generation += 1;
                 let (link, since) = (Arc::new(link), Instant::now());
-                info!(broker, generation, "connected to the broker");
+                match is_refused {
+                    false => info!(broker, generation, "connected to the broker"),
+                    true => debug!(broker, generation, "connected to the broker again"),
+                }
                 // Another may have declared it, but not before it was missing for so long.
                 let missing = |pool: &job::Name| deleted.get(&topology::jobs_queue(pool)).copied();
                 let heard =
@@ -329,7 +346,12 @@ async fn keep_connected(shared: &Shared, address: &Address) {
                     link.close(config.close_timeout).await;
                     return;
                 };
-                warn!(broker, generation, reason, "lost the connection to the broker");
+                // That ends a connection at each try, and was said once, or is about to be.
+                is_refused = is_refusal(&reason) || shared.refusals.any().is_some();
+                match is_refused {
+                    false => warn!(broker, generation, reason, "lost the connection to the broker"),
+                    true => debug!(broker, generation, reason, "gave up a connection"),
+                }
                 shared.link.send_replace(None);
                 shared.blocked.send_replace(None);
                 deleted = link.deleted_queues();
@@ -345,7 +367,8 @@ async fn keep_connected(shared: &Shared, address: &Address) {
             Err(error) => {
                 let reason = error.to_string();
                 let before = shared.status.borrow().clone();
-                if before != (BrokerStatus::Connecting { reason: Some(reason.clone()) }) {
+                let is_news = before != (BrokerStatus::Connecting { reason: Some(reason.clone()) });
+                if is_news && !matches!(error, QueueError::Refused { .. }) {
                     warn!(broker, reason, "cannot connect to the broker; trying again until it works");
                 } else {
                     debug!(broker, reason, failures, "still cannot connect to the broker");

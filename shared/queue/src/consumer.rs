@@ -99,13 +99,17 @@ impl Slot {
                     let link = self.shared.next_link().await?;
                     self.state = State::Starting(Box::pin(self.start(link)));
                 }
-                State::Starting(starting) => match starting.await {
-                    Ok(subscription) => self.state = State::Consuming(subscription),
-                    Err(error) => {
-                        self.state = State::Idle;
-                        self.rest(error).await;
+                State::Starting(starting) => {
+                    let started = starting.await;
+                    self.shared.refusals.heard(&self.queue, &started);
+                    match started {
+                        Ok(subscription) => self.state = State::Consuming(subscription),
+                        Err(error) => {
+                            self.state = State::Idle;
+                            self.rest(error).await;
+                        }
                     }
-                },
+                }
                 State::Stopping(stopping) => {
                     stopping.await;
                     self.state = State::Idle;
@@ -172,7 +176,8 @@ impl Slot {
     async fn rest(&mut self, error: QueueError) {
         self.failures += 1;
         // When the connection has ended, its supervisor says so.
-        if self.failures == 1 && self.shared.is_connected() {
+        let is_said = matches!(error, QueueError::Refused { .. }) || !self.shared.is_connected();
+        if self.failures == 1 && !is_said {
             warn!(queue = &*self.queue, cause = %error, "cannot consume; trying again until it works");
         }
         let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };

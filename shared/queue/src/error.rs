@@ -42,7 +42,17 @@ pub enum QueueError {
         /// The bound.
         after: Duration,
     },
-    /// The broker refused, or the connection ended meanwhile.
+    /// The broker refuses this to our user.
+    #[error("{doing}: {reason}; {remedy}")]
+    Refused {
+        /// What we were doing, to which queue.
+        doing: String,
+        /// The broker's words, which name the user, the vhost and what it was refused.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The broker's answer was an error, or the connection ended meanwhile.
     #[error("{doing}: {reason}")]
     Failed {
         /// What we were doing, to which queue.
@@ -56,7 +66,10 @@ impl QueueError {
     /// Whether the same call may succeed later without anybody changing a setting.
     pub fn is_retryable(&self) -> bool {
         match self {
-            QueueError::Unavailable { .. } | QueueError::Timeout { .. } | QueueError::Failed { .. } => true,
+            QueueError::Unavailable { .. }
+            | QueueError::Timeout { .. }
+            | QueueError::Refused { .. }
+            | QueueError::Failed { .. } => true,
             QueueError::Config(_) | QueueError::Closed { .. } | QueueError::Mismatch { .. } => false,
         }
     }
@@ -108,6 +121,35 @@ impl PublishError {
             PublishError::Returned { .. } | PublishError::TooLong { .. } | PublishError::Closed => false,
         }
     }
+}
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
+
+/// What an account of ours needs, as the fleet's default names are.
+const PERMISSIONS: &str = "the user needs the permissions configure, write and read on harness.* in this vhost, and write on \
+                           amq.default (rabbitmqctl set_permissions)";
+const LOGIN: &str = "look at user, password and vhost in AMQP_URL";
+
+/// The error of something that was answered with one.
+pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
+    let (doing, reason) = (doing.to_owned(), explain(error));
+    match reply_code(error) {
+        Some(ACCESS_REFUSED) if reason.contains("Login was refused") => {
+            QueueError::Refused { doing, reason, remedy: LOGIN }
+        }
+        Some(ACCESS_REFUSED) => QueueError::Refused { doing, reason, remedy: PERMISSIONS },
+        // Also the answer where there are too many connections, which passes.
+        Some(NOT_ALLOWED) if !reason.contains("limit") => {
+            QueueError::Refused { doing, reason, remedy: LOGIN }
+        }
+        _ => QueueError::Failed { doing, reason },
+    }
+}
+
+/// Whether these are the broker's words for something that it refuses.
+pub(crate) fn is_refusal(words: &str) -> bool {
+    words.starts_with("ACCESS_REFUSED")
 }
 
 /// lapin's error in the broker's own words where it has any. Credentials are never part of them.

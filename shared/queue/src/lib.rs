@@ -33,6 +33,7 @@
 mod address;
 mod config;
 mod error;
+mod refusals;
 mod topology;
 mod repair;
 mod screen;

@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::Address;
 use crate::declaring::Declarations;
-use crate::error::{explain, reply_code};
+use crate::error::{failed, reply_code};
 use crate::{BrokerConfig, QueueError, socket};
 
 pub(crate) const NOT_FOUND: u16 = 404;
@@ -128,7 +128,7 @@ impl Link {
             match channel.queue_declare(name, options, FieldTable::default()).await {
                 Ok(found) => Ok(Some(Depth { ready: u64::from(found.message_count()) })),
                 Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
-                Err(error) => Err(QueueError::Failed { doing: doing.clone(), reason: explain(&error) }),
+                Err(error) => Err(failed(&doing, &error)),
             }
         });
         let depth = depth.await?;
@@ -260,7 +260,7 @@ pub(crate) async fn bounded<T>(
 ) -> Result<T, QueueError> {
     match timeout(after, asking).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(QueueError::Failed { doing: doing.to_owned(), reason: explain(&error) }),
+        Ok(Err(error)) => Err(failed(doing, &error)),
         Err(_) => Err(QueueError::Timeout { doing: doing.to_owned(), after }),
     }
 }

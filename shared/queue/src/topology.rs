@@ -22,7 +22,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use crate::QueueError;
-use crate::error::{explain, reply_code};
+use crate::error::{explain, failed, reply_code};
 use crate::link::NOT_FOUND;
 
 /// The exchange for other clients: direct, with the pool's name as routing key.
@@ -132,10 +132,7 @@ async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Resu
     let options = QueueBindOptions::default();
     let bound =
         channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await;
-    bound.map_err(|error| QueueError::Failed {
-        doing: format!("bind queue {queue} to exchange {exchange}"),
-        reason: explain(&error),
-    })
+    bound.map_err(|error| failed(&format!("bind queue {queue} to exchange {exchange}"), &error))
 }
 
 fn refused(kind: &str, name: &str, remedy: String, error: &lapin::Error) -> QueueError {
@@ -143,7 +140,7 @@ fn refused(kind: &str, name: &str, remedy: String, error: &lapin::Error) -> Queu
     if reply_code(error) == Some(PRECONDITION_FAILED) {
         return QueueError::Mismatch { name: format!("{kind} {name}"), detail: explain(error), remedy };
     }
-    QueueError::Failed { doing: format!("declare {kind} {name}"), reason: explain(error) }
+    failed(&format!("declare {kind} {name}"), error)
 }
 
 #[cfg(test)]

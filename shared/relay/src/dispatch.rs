@@ -83,7 +83,10 @@ pub async fn publish(relay: &Relay, due: Vec<DueJob>) -> Result<usize, StoreErro
     }
     if let Some(reason) = reason {
         METRICS.refused.inc_by(refused.len() as u64);
-        warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
+        // What the broker refuses to us was said once, as an error.
+        if relay.broker.refused().is_none() {
+            warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
+        }
         relay.store.unconfirmed(&refused, REFUSED_FOR).await?;
     }
     Ok(confirmed.len())
