@@ -11,6 +11,9 @@ fn with_tls(plain: &str, host: &str, port: u16) -> String {
     format!("{}@{host}:{port}/{path}", user.replacen("amqp:", "amqps:", 1).replacen("http:", "https:", 1))
 }
 
+/// What looks like a certificate.
+const DAMAGED: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
 async fn doctor(fleet: &Fleet, amqp_url: &str, more: &[(&str, &str)]) -> Ran {
     let mut command = fleet.producer_command(&["doctor"]);
     command.env("AMQP_URL", amqp_url).envs(more.iter().copied());
@@ -40,6 +43,13 @@ async fn a_broker_with_an_authority_of_ones_own_is_verified_by_it_and_by_nothing
     let elsewhere = with_tls(&broker.url, "127.0.0.1", port);
     let ran = doctor(&fleet, &elsewhere, &[("TLS_CA_FILE", &file)]).await;
     assert!(ran.code != 0 && ran.out.contains("not valid for name"), "{ran:?}");
+
+    let damaged = fleet.folder.path().join("damaged.pem");
+    let good = std::fs::read_to_string(&file).expect("a certificate");
+    std::fs::write(&damaged, format!("{good}{DAMAGED}")).expect("written");
+    let ran = doctor(&fleet, &format!("{url}?cacertfile={}", damaged.display()), &[]).await;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("damaged.pem, whose certificate 2 cannot be used: "), "{ran:?}");
 
     assert_eq!(doctor(&fleet, &url, &[("TLS_CA_FILE", &file)]).await.code, 0);
     let by_url = format!("{url}?cacertfile={file}");
@@ -113,8 +123,7 @@ async fn addresses_that_cannot_be_used_are_refused_together_with_what_would_be_r
     let (fleet, authority) = (Fleet::new().await, Authority::new());
     let damaged = fleet.folder.path().join("damaged.pem");
     let good = std::fs::read_to_string(authority.file()).expect("a certificate");
-    let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    std::fs::write(&damaged, format!("{good}{bad}")).expect("written");
+    std::fs::write(&damaged, format!("{good}{DAMAGED}")).expect("written");
     let mut command = fleet.autoscaler_command(&["observe"]);
     command
         .env("OTEL_EXPORTER_OTLP_CERTIFICATE", &damaged)

@@ -1,6 +1,9 @@
 //! The broker's address: reads `AMQP_URL`, says what is wrong with it, and never shows the password.
 
 use lapin::uri::AMQPUri;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use url::{Url, form_urlencoded};
 
 /// The parameters that a URL may have. The first five are lapin's; the last names a file, as in RabbitMQ's own clients.
@@ -111,13 +114,26 @@ fn read_parameters(url: &str) -> Result<Option<String>, String> {
         if name == "cacertfile" {
             let pem = std::fs::read_to_string(value.as_ref())
                 .map_err(|error| format!("names the cacertfile {value}, which cannot be read: {error}"))?;
-            if !pem.contains("-----BEGIN CERTIFICATE-----") {
-                return Err(format!("names the cacertfile {value}, which has no certificate (PEM) in it"));
-            }
+            check_authorities(&pem).map_err(|problem| format!("names the cacertfile {value}, {problem}"))?;
             own_authorities = Some(pem);
         }
     }
     Ok(own_authorities)
+}
+
+/// Whether each certificate can be an authority: lapin leaves out without a word what cannot.
+fn check_authorities(pem: &str) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for (certificate, nth) in CertificateDer::pem_slice_iter(pem.as_bytes()).zip(1..) {
+        let added = certificate
+            .map_err(|error| error.to_string())
+            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
+        added.map_err(|problem| format!("whose certificate {nth} cannot be used: {problem}"))?;
+    }
+    match roots.is_empty() {
+        true => Err("which has no certificate (PEM) in it".to_owned()),
+        false => Ok(()),
+    }
 }
 
 /// The parser of lapin takes an IPv6 address for none at all and would quietly connect to localhost.
