@@ -125,7 +125,7 @@ impl Fleet {
     /// A command of the producer's, to be started.
     pub fn producer_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("producer"));
-        command.args(arguments).env_clear().envs(self.environment());
+        command.args(arguments).env_clear().envs(self.environment()).current_dir(self.folder.path());
         command
     }
 
@@ -152,7 +152,7 @@ impl Fleet {
     /// A command of the autoscaler's, to be started.
     pub fn autoscaler_command(&self, arguments: &[&str]) -> Command {
         let mut command = autoscaler_command(arguments);
-        command.envs(self.environment());
+        command.envs(self.environment()).current_dir(self.folder.path());
         command
     }
 
