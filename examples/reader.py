@@ -29,7 +29,7 @@ to stdout (say), and exits after its result or error. Three things make it safe 
   3. On SIGTERM finish the step, checkpoint, exit without a result: the job goes on elsewhere.
 
 Replace count() and the loop in main(). Print nothing else to stdout; stderr goes to the worker's log. The whole
-contract is documented in worker/harness/src/command.rs.
+contract is documented in worker/command/src/lib.rs.
 """
 
 import json

@@ -104,7 +104,7 @@ fn what_is_secret_is_marked_and_stands_in_no_file() {
     assert!(secrets.contains("DATABASE_URL") && secrets.contains("AMQP_URL"), "{secrets:?}");
     let of_workers = all.iter().filter(|(setting, readers)| setting.secret && readers.contains("`worker`"));
     for (Setting { name, .. }, _) in of_workers {
-        assert!(harness::WITHHELD.contains(&name.as_str()), "an agent's env_allow may name {name}");
+        assert!(command::WITHHELD.contains(&name.as_str()), "an agent's env_allow may name {name}");
     }
     for setting in all.keys() {
         let sounds_secret =

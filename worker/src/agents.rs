@@ -1,15 +1,19 @@
 //! `agents.toml`: which agents there are, and how each one's harness is set up.
 
+mod kinds;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use harness::{Harness, HarnessConfig};
+use harness::Harness;
 use job::Name;
 use service::{TomlFile, TomlValue};
 use toml::Spanned;
 use toml::de::DeValue;
+
+use kinds::HarnessConfig;
 
 /// The agents of this worker, by name.
 pub struct Agents(HashMap<Name, Arc<dyn Harness>>);

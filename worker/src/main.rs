@@ -7,7 +7,7 @@ fn main() -> ExitCode {
     if let Some(health) = args.health() {
         return health.run();
     }
-    harness::command::limit_open_files(service::open_files().given);
+    command::limit_open_files(service::open_files().given);
     let (telemetry, settings) = args.check();
     service::run(telemetry, service::Threads::Cores, |stop| async { worker::serve(settings?, stop).await })
 }

@@ -12,7 +12,7 @@ use crate::{Harness, Run, RunError};
 pub struct EchoConfig {}
 
 /// Returns the input at once, without a checkpoint.
-pub(crate) struct Echo;
+pub struct Echo;
 
 #[async_trait]
 impl Harness for Echo {

@@ -340,13 +340,13 @@ impl Run {
     }
 
     /// The stop signal, for what goes on beside a checkpoint.
-    pub(crate) fn stop_signal(&self) -> watch::Receiver<Option<Stop>> {
+    pub fn stop_signal(&self) -> watch::Receiver<Option<Stop>> {
         self.stop.clone()
     }
 }
 
 /// [`Run::stopped`] for a signal of one's own.
-pub(crate) async fn stopped(mut signal: watch::Receiver<Option<Stop>>) -> Stop {
+pub async fn stopped(mut signal: watch::Receiver<Option<Stop>>) -> Stop {
     let stop = signal
         .wait_for(|stop| stop.as_ref().is_some_and(Stop::is_immediate))
         .await

@@ -1,30 +1,29 @@
-//! What does a job's work: the [`Harness`] trait, the state it works on, and the harnesses that come with the fleet.
+//! The contract of what does a job's work: the [`Harness`] trait, the state it works on, and the two harnesses that need
+//! nothing but their input.
 //!
 //! A harness gets a [`Run`]: the [`Task`], the [`Session`] as its last checkpoint left it, a [`Journal`] for what it
 //! has done and a signal that tells it to stop. It never learns where any of these live: this crate has never heard
-//! of RabbitMQ, SQL, leases or queues, and depends on nothing of ours but `job`.
+//! of RabbitMQ, SQL, leases, queues or processes, and depends on nothing of ours but `job`.
 //!
 //! | harness | does |
 //! |---|---|
 //! | `echo` | gives its input back |
 //! | `scripted` | plays the iterations its input declares: the stand-in for a model that needs no key |
-//! | `command` | runs a program of the user's, in any language, over JSON lines ([the contract](command)) |
 //!
-//! Linux only: `command` stands on process groups, `waitid` and parent-death signals.
+//! Others have crates of their own beside this one, with what they need to do their work. Which there are is the worker's to know.
 
 mod harness;
 mod session;
 mod event;
-mod settings;
-mod storable;
+mod config;
+pub mod storable;
 mod echo;
 mod scripted;
-pub mod command;
+pub mod testing;
 
-pub use command::{CommandConfig, WITHHELD};
-pub use echo::EchoConfig;
+pub use config::ConfigError;
+pub use echo::{Echo, EchoConfig};
 pub use event::Event;
-pub use harness::{Appended, Harness, Journal, Run, RunError, Shortage, Stop, Task};
-pub use scripted::ScriptedConfig;
+pub use harness::{Appended, Harness, Journal, Run, RunError, Shortage, Stop, Task, stopped};
+pub use scripted::{Scripted, ScriptedConfig};
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
-pub use settings::{ConfigError, HarnessConfig};

@@ -80,7 +80,7 @@ struct Progress {
 }
 
 /// Plays scripts.
-pub(crate) struct Scripted;
+pub struct Scripted;
 
 #[async_trait]
 impl Harness for Scripted {

@@ -10,7 +10,7 @@ use job::{Json, JsonError};
 use serde_json::value::RawValue;
 
 /// The first place that cannot be held and why, such as `memory.notes[3]: a string contains \u0000 …`.
-pub(crate) fn describe(text: &str) -> String {
+pub fn describe(text: &str) -> String {
     let refused = |text: &str| Json::parse(text).err();
     match refused(text) {
         None => "nothing is wrong with it".to_owned(),
@@ -21,7 +21,7 @@ pub(crate) fn describe(text: &str) -> String {
 /// The first number in these fields of an object that would not come back as it went, such as `memory.wei: …`. State is
 /// kept as doubles where it is not whole numbers of 64 bits; `digits` says whether one that a double would round is refused
 /// as well, or only one that it cannot hold at all.
-pub(crate) fn lost_number(text: &str, fields: &[&str], digits: bool) -> Option<String> {
+pub fn lost_number(text: &str, fields: &[&str], digits: bool) -> Option<String> {
     let lost =
         |text: &str| numbers(text).find_map(|number| lost(number).filter(|lost| digits || !lost.rounded));
     let given = children(text).into_iter().filter(|(step, _)| fields.contains(&&step[1..]));

@@ -1,9 +1,11 @@
 //! Every way to go wrong ends as a failure that says what happened, and whether another attempt could help.
 
-use harness::{CommandConfig, RunError, Shortage};
+use command::CommandConfig;
+use harness::testing::{MemoryJournal, assert_failure};
+use harness::{RunError, Shortage};
 use job::FailureCode;
 
-use crate::support::{Bench, Ledger, assert_failure};
+use crate::support::Bench;
 
 #[tokio::test]
 async fn garbage_on_stdout_is_quoted_with_its_line() {
@@ -27,11 +29,11 @@ async fn an_unknown_type_and_a_wrong_field_are_named() {
 #[tokio::test]
 async fn what_postgres_cannot_hold_is_refused_by_its_field() {
     let bench = Bench::new();
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let program = bench.python("say('checkpoint', memory={'note': 'a\\0b'})\ntime.sleep(60)");
-    let failure = crate::support::failure(bench.end(program, &ledger).await);
+    let failure = harness::testing::failure(bench.end(program, &journal).await);
     assert_failure(&failure, FailureCode::Unstorable, false, "stdout line 1: memory.note: a string contains");
-    assert_eq!(ledger.deltas(), []);
+    assert_eq!(journal.deltas(), []);
     let failure = bench.failure(bench.python("say('result', output=['\\ud800'])")).await;
     assert_failure(&failure, FailureCode::Unstorable, false, "output[0]: ");
 }
@@ -72,10 +74,10 @@ async fn a_checkpoint_over_four_mebibytes_is_refused() {
 #[tokio::test]
 async fn a_crash_tells_the_exit_code_and_the_last_of_stderr() {
     let bench = Bench::new();
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let program =
         bench.python("say('checkpoint')\nprint('x' * 9000, file=sys.stderr)\nraise ValueError('odd')");
-    let failure = crate::support::failure(bench.end(program, &ledger).await);
+    let failure = harness::testing::failure(bench.end(program, &journal).await);
     assert_failure(
         &failure,
         FailureCode::Crashed,
@@ -83,7 +85,7 @@ async fn a_crash_tells_the_exit_code_and_the_last_of_stderr() {
         "the program ended with exit code 1 before a result",
     );
     assert!(failure.message.ends_with("ValueError: odd"), "{failure}");
-    assert_eq!(ledger.deltas().len(), 1);
+    assert_eq!(journal.deltas().len(), 1);
 }
 
 #[tokio::test]
@@ -144,12 +146,12 @@ async fn silence_and_the_wall_clock_have_limits() {
 #[tokio::test]
 async fn a_limit_of_time_leaves_the_grace_for_a_checkpoint() {
     let bench = Bench::new();
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let program = r#"trap 'echo "{\"type\":\"checkpoint\"}"; exit 0' TERM; sleep 60 & wait"#;
     let config = CommandConfig { idle_timeout_ms: 1_000, ..bench.sh(program) };
-    let failure = crate::support::failure(bench.end(config, &ledger).await);
+    let failure = harness::testing::failure(bench.end(config, &journal).await);
     assert_failure(&failure, FailureCode::IdleTimeout, true, "idle_timeout_ms");
-    assert_eq!(ledger.deltas().len(), 1);
+    assert_eq!(journal.deltas().len(), 1);
 }
 
 #[tokio::test]
@@ -161,8 +163,8 @@ async fn a_program_that_cannot_be_started_is_named() {
     let harness = bench.build(bench.sh("true"));
     std::fs::remove_dir_all(bench.workspaces()).unwrap();
     std::fs::write(bench.workspaces(), "a file where the folder was").unwrap();
-    let task = crate::support::task(serde_json::Value::Null);
-    let ended = harness.run(&mut crate::support::run(&task, &Ledger::new())).await;
+    let task = harness::testing::task(serde_json::Value::Null);
+    let ended = harness.run(&mut harness::testing::run(&task, &MemoryJournal::new())).await;
     let Err(RunError::Short(Shortage::Workspace(problem))) = ended else { panic!("{ended:?}") };
     assert!(problem.starts_with("the workspace of session session-1, "), "{problem}");
 }
@@ -171,7 +173,7 @@ async fn a_program_that_cannot_be_started_is_named() {
 async fn memory_has_a_limit() {
     let bench = Bench::new();
     let program = "block = bytearray(600 * 1024 * 1024)\nsay('result')";
-    assert!(bench.end(bench.python(program), &Ledger::new()).await.is_ok());
+    assert!(bench.end(bench.python(program), &MemoryJournal::new()).await.is_ok());
     let config = CommandConfig { memory_limit_mb: Some(256), ..bench.python(program) };
     let failure = bench.failure(config).await;
     assert_failure(&failure, FailureCode::Crashed, true, "limited to memory_limit_mb = 256");
@@ -182,5 +184,5 @@ async fn memory_has_a_limit() {
 async fn stderr_without_end_neither_blocks_nor_grows() {
     let bench = Bench::new();
     let program = "for _ in range(300):\n    sys.stderr.write('x' * 10_000)\nsay('result')";
-    assert!(bench.end(bench.python(program), &Ledger::new()).await.is_ok());
+    assert!(bench.end(bench.python(program), &MemoryJournal::new()).await.is_ok());
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use harness::{CommandConfig, RunError, Session, Stop};
+use command::CommandConfig;
+use harness::testing::{MemoryJournal, task};
+use harness::{RunError, Session, Stop};
 use job::{JobId, Json};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::support::{Bench, Ledger, nothing_is_left_of, processes_of, task};
+use crate::support::{Bench, nothing_is_left_of, processes_of};
 
 /// Says when it is ready, waits for SIGTERM, saves and exits.
 const POLITE: &str = "say('event', name='ready')\nwait()\nsay('checkpoint', memory={'saved': True})";
@@ -21,14 +23,14 @@ async fn stopped_at_once(
     bench: &Bench,
     config: CommandConfig,
     stop: Stop,
-    ledger: &Arc<Ledger>,
+    journal: &Arc<MemoryJournal>,
 ) -> (Result<Json, RunError>, Session) {
     let (order, signal) = watch::channel(None);
     let task = task(Value::Null);
-    let mut run = harness::Run::new(task.clone(), Session::default(), ledger.clone(), signal);
+    let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), signal);
     let harness = bench.build(config);
     let (ended, ()) = tokio::join!(harness.run(&mut run), async {
-        ledger.reached(1).await;
+        journal.reached(1).await;
         order.send(Some(stop)).unwrap();
     });
     nothing_is_left_of(task.job_id).await;
@@ -40,7 +42,7 @@ async fn a_stopped_program_can_still_checkpoint() {
     for stop in [Stop::Drain, Stop::Cancelled, Stop::Timeout] {
         let bench = Bench::new();
         let (ended, session) =
-            stopped_at_once(&bench, bench.python(POLITE), stop.clone(), &Ledger::new()).await;
+            stopped_at_once(&bench, bench.python(POLITE), stop.clone(), &MemoryJournal::new()).await;
         assert_eq!(ended, Err(RunError::Stopped(stop)));
         assert_eq!(session.memory["saved"], json!(true));
     }
@@ -51,7 +53,7 @@ async fn a_program_that_ignores_sigterm_is_killed_after_the_grace() {
     let bench = Bench::new();
     let config = CommandConfig { stop_grace_ms: 200, ..bench.python(STUBBORN) };
     let start = Instant::now();
-    let (ended, _) = stopped_at_once(&bench, config, Stop::Drain, &Ledger::new()).await;
+    let (ended, _) = stopped_at_once(&bench, config, Stop::Drain, &MemoryJournal::new()).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&start.elapsed()));
 }
@@ -59,10 +61,10 @@ async fn a_program_that_ignores_sigterm_is_killed_after_the_grace() {
 #[tokio::test]
 async fn a_lost_lease_kills_at_once_and_takes_nothing() {
     let bench = Bench::new();
-    let ledger = Ledger::new();
-    let (ended, session) = stopped_at_once(&bench, bench.python(POLITE), Stop::LeaseLost, &ledger).await;
+    let journal = MemoryJournal::new();
+    let (ended, session) = stopped_at_once(&bench, bench.python(POLITE), Stop::LeaseLost, &journal).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::LeaseLost)));
-    assert_eq!((ledger.deltas(), session), (vec![], Session::default()));
+    assert_eq!((journal.deltas(), session), (vec![], Session::default()));
 }
 
 #[tokio::test]
@@ -70,14 +72,14 @@ async fn a_lease_lost_during_the_grace_or_during_a_commit_ends_it() {
     let bench = Bench::new();
     let saving = "say('event', name='ready')\nsay('checkpoint')\ntime.sleep(60)";
     for (program, slow) in [(STUBBORN, Duration::ZERO), (saving, Duration::from_secs(60))] {
-        let ledger = Ledger::with(slow, |_| Ok(()));
+        let journal = MemoryJournal::with(slow, |_| Ok(()));
         let (order, signal) = watch::channel(None);
         let task = task(Value::Null);
-        let mut run = harness::Run::new(task.clone(), Session::default(), ledger.clone(), signal);
+        let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), signal);
         let harness = bench.build(CommandConfig { stop_grace_ms: 60_000, ..bench.python(program) });
         let start = Instant::now();
         let (ended, ()) = tokio::join!(harness.run(&mut run), async {
-            ledger.reached(1).await;
+            journal.reached(1).await;
             order.send(Some(Stop::Drain)).unwrap();
             tokio::task::yield_now().await;
             order.send(Some(Stop::LeaseLost)).unwrap();
@@ -92,9 +94,11 @@ async fn a_lease_lost_during_the_grace_or_during_a_commit_ends_it() {
 async fn work_finished_in_the_grace_counts_for_a_drain_but_not_for_a_cancellation() {
     let finishing = "say('event', name='ready')\nwait()\nsay('result', output='finished')";
     let bench = Bench::new();
-    let (ended, _) = stopped_at_once(&bench, bench.python(finishing), Stop::Drain, &Ledger::new()).await;
+    let (ended, _) =
+        stopped_at_once(&bench, bench.python(finishing), Stop::Drain, &MemoryJournal::new()).await;
     assert_eq!(ended.unwrap().as_str(), "\"finished\"");
-    let (ended, _) = stopped_at_once(&bench, bench.python(finishing), Stop::Cancelled, &Ledger::new()).await;
+    let (ended, _) =
+        stopped_at_once(&bench, bench.python(finishing), Stop::Cancelled, &MemoryJournal::new()).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::Cancelled)));
 }
 
@@ -103,7 +107,8 @@ async fn what_a_program_says_of_its_stop_is_no_failure() {
     for words in ["say('error', message='terminated')", "print('Terminated')", "sys.exit(143)"] {
         let bench = Bench::new();
         let program = format!("say('event', name='ready')\nwait()\n{words}\nsys.exit(1)");
-        let (ended, _) = stopped_at_once(&bench, bench.python(&program), Stop::Drain, &Ledger::new()).await;
+        let (ended, _) =
+            stopped_at_once(&bench, bench.python(&program), Stop::Drain, &MemoryJournal::new()).await;
         assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)), "{words}");
     }
 }
@@ -112,7 +117,7 @@ async fn what_a_program_says_of_its_stop_is_no_failure() {
 async fn a_stop_that_was_there_before_starts_nothing() {
     let bench = Bench::new();
     let (_order, signal) = watch::channel(Some(Stop::Drain));
-    let mut run = harness::Run::new(task(Value::Null), Session::default(), Ledger::new(), signal);
+    let mut run = harness::Run::new(task(Value::Null), Session::default(), MemoryJournal::new(), signal);
     let ended = bench.build(bench.sh("touch started")).run(&mut run).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     assert!(!bench.workspaces().join("session-1").exists());
@@ -124,10 +129,10 @@ async fn a_grandchild_dies_with_the_program_and_cannot_hold_up_its_end() {
     // It inherits stdout and stderr, so without the kill both pipes would stay open for a minute.
     let program = "subprocess.Popen(['sleep', '60'])\nsay('result', output=1)";
     let start = Instant::now();
-    assert_eq!(bench.end(bench.python(program), &Ledger::new()).await.unwrap().as_str(), "1");
+    assert_eq!(bench.end(bench.python(program), &MemoryJournal::new()).await.unwrap().as_str(), "1");
     let stubborn = format!("subprocess.Popen(['sleep', '60'])\n{STUBBORN}");
     let config = CommandConfig { stop_grace_ms: 50, ..bench.python(&stubborn) };
-    let (ended, _) = stopped_at_once(&bench, config, Stop::Cancelled, &Ledger::new()).await;
+    let (ended, _) = stopped_at_once(&bench, config, Stop::Cancelled, &MemoryJournal::new()).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::Cancelled)));
     assert!(start.elapsed() < Duration::from_secs(10));
 }
@@ -139,7 +144,7 @@ async fn a_process_that_left_the_group_cannot_hold_up_the_end() {
     let start = Instant::now();
     let task = task(Value::Null);
     let harness = bench.build(bench.python(program));
-    let ended = harness.run(&mut crate::support::run(&task, &Ledger::new())).await;
+    let ended = harness.run(&mut harness::testing::run(&task, &MemoryJournal::new())).await;
     assert_eq!(ended.unwrap().as_str(), "1");
     assert!(start.elapsed() < Duration::from_secs(5));
     crate::support::kill_all_of(task.job_id);
@@ -150,11 +155,11 @@ async fn dropping_the_run_kills_the_group() {
     let bench = Bench::new();
     let program = format!("subprocess.Popen(['sleep', '60'])\n{STUBBORN}");
     let harness = bench.build(bench.python(&program));
-    let (ledger, task) = (Ledger::new(), task(Value::Null));
-    let mut run = crate::support::run(&task, &ledger);
+    let (journal, task) = (MemoryJournal::new(), task(Value::Null));
+    let mut run = harness::testing::run(&task, &journal);
     tokio::select! {
         ended = harness.run(&mut run) => panic!("ended: {ended:?}"),
-        () = ledger.reached(1) => {}
+        () = journal.reached(1) => {}
     }
     nothing_is_left_of(task.job_id).await;
 }
@@ -166,7 +171,7 @@ async fn programs_do_not_disturb_each_other() {
     let jobs = (0..24).map(|number| {
         let (task, harness) = (task(json!(number)), harness.clone());
         tokio::spawn(async move {
-            let ended = harness.run(&mut crate::support::run(&task, &Ledger::new())).await;
+            let ended = harness.run(&mut harness::testing::run(&task, &MemoryJournal::new())).await;
             (number, ended.unwrap().as_str().parse::<i32>().unwrap())
         })
     });

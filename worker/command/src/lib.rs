@@ -1,7 +1,7 @@
 //! A program of the user's, one process for each attempt at a job: the contract `harness.command.v1`.
 //!
-//! Any language will do; `examples/reader.py` is a template. This module and its parts know processes, pipes and
-//! JSON lines, and nothing of what a program does.
+//! Any language will do; `examples/reader.py` is a template. This crate knows processes, pipes and JSON lines, and nothing of
+//! what a program does.
 //!
 //! # What the program is told
 //!
@@ -108,6 +108,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
+use harness::{Harness, Run, RunError, Shortage, Stop, Task};
 use job::{Failure, FailureCode, Json, Name};
 use nix::errno::Errno;
 use tokio::io::AsyncWriteExt;
@@ -118,13 +119,12 @@ use tokio_util::task::AbortOnDropHandle;
 pub use config::{CommandConfig, WITHHELD};
 pub use spawn::limit_open_files;
 
-use crate::{Harness, Run, RunError, Shortage, Stop, Task};
 use attempt::Attempt;
 use config::Settings;
 use stderr::Stderr;
 
 /// Runs one program for each attempt.
-pub(crate) struct Command {
+pub struct Command {
     settings: Settings,
 }
 

@@ -1,4 +1,4 @@
-//! The harnesses against real processes: one file for each promise of the contract.
+//! The harness against real processes: one file for each promise of the contract.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, like the test itself")]
 
@@ -9,5 +9,4 @@ mod failures;
 mod stopping;
 mod surroundings;
 mod worker_death;
-mod scripted;
 mod reader;

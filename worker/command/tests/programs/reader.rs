@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{CommandConfig, Run, RunError, Session, Stop, Task};
+use command::CommandConfig;
+use harness::testing::{MemoryJournal, assert_failure, failure, task};
+use harness::{Run, RunError, Session, Stop, Task};
 use job::{FailureCode, Json};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::support::{
-    Bench, Ledger, assert_failure, failure, kill_all_of, nothing_is_left_of, quick_path, task,
-};
+use crate::support::{Bench, kill_all_of, nothing_is_left_of, quick_path};
 
 fn reader(root: &Bench) -> CommandConfig {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/reader.py");
@@ -38,9 +38,9 @@ async fn read(
     bench: &Bench,
     task: &Task,
     session: Session,
-    ledger: &Arc<Ledger>,
+    journal: &Arc<MemoryJournal>,
 ) -> (Result<Json, RunError>, Session) {
-    let mut run = Run::new(task.clone(), session, ledger.clone(), watch::channel(None).1);
+    let mut run = Run::new(task.clone(), session, journal.clone(), watch::channel(None).1);
     let ended = bench.build(reader(bench)).run(&mut run).await;
     nothing_is_left_of(task.job_id).await;
     (ended, run.into_session())
@@ -59,21 +59,21 @@ fn parsed(ended: Result<Json, RunError>) -> Value {
 #[tokio::test]
 async fn files_are_counted_and_summed_up() {
     let bench = library();
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let task = task(json!({"folder": "docs"}));
-    let (ended, session) = read(&bench, &task, Session::default(), &ledger).await;
+    let (ended, session) = read(&bench, &task, Session::default(), &journal).await;
     let output = parsed(ended);
     assert_eq!(
         (&output["files"], &output["headings"], &output["resumed_at"]),
         (&json!(6), &json!(6), &json!(0))
     );
     assert_eq!(output["top_words"][0], json!({"word": "sea", "count": 21}));
-    assert_eq!((ledger.deltas().len(), session.iteration_count), (6, 6));
+    assert_eq!((journal.deltas().len(), session.iteration_count), (6, 6));
     assert_eq!(session.memory["reader"]["files"], 6);
 
     // The session's next job adds to the totals, and counts for itself.
-    let task = crate::support::task(json!({"paths": ["docs/notes.txt"]}));
-    let (ended, session) = read(&bench, &task, session, &Ledger::new()).await;
+    let task = harness::testing::task(json!({"paths": ["docs/notes.txt"]}));
+    let (ended, session) = read(&bench, &task, session, &MemoryJournal::new()).await;
     assert_eq!((&parsed(ended)["files"], &session.memory["reader"]["files"]), (&json!(1), &json!(7)));
 }
 
@@ -84,32 +84,32 @@ async fn a_killed_reader_goes_on_with_the_next_file() {
     // Slow enough to be killed on the way.
     let slow = with_delay(&task, 250);
     let job_id = task.job_id;
-    let ledger = Ledger::with(Duration::ZERO, move |before| {
+    let journal = MemoryJournal::with(Duration::ZERO, move |before| {
         if before == 2 {
             kill_all_of(job_id);
         }
         Ok(())
     });
-    let (ended, session) = read(&bench, &slow, Session::default(), &ledger).await;
+    let (ended, session) = read(&bench, &slow, Session::default(), &journal).await;
     assert_failure(&failure(ended), FailureCode::Crashed, true, "SIGKILL");
     let done = session.iteration_count;
     assert!((3..6).contains(&done), "{done}");
 
-    let rest = Ledger::new();
+    let rest = MemoryJournal::new();
     let (ended, session) = read(&bench, &task, session, &rest).await;
     let output = parsed(ended);
     assert_eq!(output["resumed_at"], done);
     assert_eq!((rest.deltas().len() as u64, session.iteration_count), (6 - done, 6));
 
     // As if nothing had happened.
-    let (undisturbed, _) = read(&bench, &task, Session::default(), &Ledger::new()).await;
+    let (undisturbed, _) = read(&bench, &task, Session::default(), &MemoryJournal::new()).await;
     let mut undisturbed = parsed(undisturbed);
     undisturbed["resumed_at"] = json!(done);
     assert_eq!(output, undisturbed);
     assert_eq!(session.memory["reader"]["words"], output["words"]);
 
     // The end was not recorded, so the job starts once more: no file is read again.
-    let again = Ledger::new();
+    let again = MemoryJournal::new();
     let (ended, _) = read(&bench, &task, session, &again).await;
     assert_eq!((parsed(ended)["resumed_at"].clone(), again.deltas().len()), (json!(6), 0));
 }
@@ -118,18 +118,18 @@ async fn a_killed_reader_goes_on_with_the_next_file() {
 async fn a_drained_reader_stops_after_its_file_and_hands_back() {
     let bench = library();
     let task = task(json!({"folder": "docs"}));
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let (order, signal) = watch::channel(None);
-    let mut run = Run::new(with_delay(&task, 250), Session::default(), ledger.clone(), signal);
+    let mut run = Run::new(with_delay(&task, 250), Session::default(), journal.clone(), signal);
     let harness = bench.build(reader(&bench));
     let (ended, ()) = tokio::join!(harness.run(&mut run), async {
-        ledger.reached(2).await;
+        journal.reached(2).await;
         order.send(Some(Stop::Drain)).unwrap();
     });
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     let session = run.into_session();
     assert!((1..6).contains(&session.iteration_count), "{}", session.iteration_count);
-    let (ended, session) = read(&bench, &task, session, &Ledger::new()).await;
+    let (ended, session) = read(&bench, &task, session, &MemoryJournal::new()).await;
     assert_eq!((parsed(ended)["files"].clone(), session.iteration_count), (json!(6), 6));
 }
 
@@ -156,9 +156,9 @@ async fn a_wrong_input_is_answered_by_its_field() {
         (json!({"folder": "docs", "delay_ms": -1}), "input.delay_ms: got -1"),
         (json!({"paths": ["x".repeat(5_000)]}), "File name too long"),
     ] {
-        let ledger = Ledger::new();
-        let (ended, _) = read(&bench, &task(input), Session::default(), &ledger).await;
+        let journal = MemoryJournal::new();
+        let (ended, _) = read(&bench, &task(input), Session::default(), &journal).await;
         assert_failure(&failure(ended), FailureCode::HarnessError, false, expected);
-        assert_eq!(ledger.deltas(), []);
+        assert_eq!(journal.deltas(), []);
     }
 }

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
+use harness::{Delta, Event, Session, Task, Usage, storable};
 use job::{Failure, FailureCode, JobId, Json, JsonError, Name, Usd};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::lines::Line;
-use crate::{Delta, Event, Session, Task, Usage, storable};
 
 /// The version, in the field `protocol`.
 const PROTOCOL: &str = "harness.command.v1";

@@ -3,10 +3,11 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use harness::testing::{MemoryJournal, run, task};
 use job::JobId;
 use serde_json::Value;
 
-use crate::support::{Bench, Ledger, nothing_is_left_of, processes_of, run, task};
+use crate::support::{Bench, nothing_is_left_of, processes_of};
 
 /// Not a test but the worker of the one below: run only when that one asks, and never to an end.
 #[tokio::test]
@@ -17,7 +18,7 @@ async fn worker_to_be_killed() {
     let mut task = task(Value::Null);
     task.job_id = job_id.parse().unwrap();
     let program = bench.python("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)");
-    let ended = bench.build(program).run(&mut run(&task, &Ledger::new())).await;
+    let ended = bench.build(program).run(&mut run(&task, &MemoryJournal::new())).await;
     panic!("ended: {ended:?}");
 }
 
@@ -46,9 +47,9 @@ fn a_program_outlives_the_thread_that_asked_for_it() {
     let bench = Bench::new();
     let harness =
         bench.build(bench.python("say('event', name='ready')\ntime.sleep(0.3)\nsay('result', output=1)"));
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let task = task(Value::Null);
-    let mut run = run(&task, &ledger);
+    let mut run = run(&task, &journal);
     // The first polls, with the start, happen on a thread that then ends; the rest on this one.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut running = Box::pin(harness.run(&mut run));
@@ -58,7 +59,7 @@ fn a_program_outlives_the_thread_that_asked_for_it() {
                 runtime.block_on(async {
                     tokio::select! {
                         ended = &mut running => panic!("ended: {ended:?}"),
-                        () = ledger.reached(1) => {}
+                        () = journal.reached(1) => {}
                     }
                 });
             })

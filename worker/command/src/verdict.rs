@@ -4,12 +4,12 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use harness::{RunError, Stop};
 use job::{Failure, FailureCode, Json};
 use nix::sys::signal::Signal;
 
 use super::config::Settings;
 use super::group::Exit;
-use crate::{RunError, Stop};
 
 /// Why we asked the program to stop.
 #[derive(Clone, Debug, PartialEq)]

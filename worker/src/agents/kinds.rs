@@ -1,15 +1,13 @@
-//! An agent's settings, and the harness they make. Reading `agents.toml` is the worker's business; which keys an
-//! agent's table may have, and what they mean, is said here and in each harness's own `…Config`.
+//! The kinds of harnesses there are, and how an agent's settings become one: the one list of them. Which keys an agent's table
+//! may have, and what they mean, is said in each harness's own `…Config`.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use command::CommandConfig;
+use harness::{ConfigError, Echo, EchoConfig, Harness, Scripted, ScriptedConfig};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-
-use crate::echo::Echo;
-use crate::scripted::Scripted;
-use crate::{CommandConfig, EchoConfig, Harness, ScriptedConfig};
 
 /// Which harness an agent uses (`harness = "…"`), and its settings. Keys a harness does not have are refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,22 +41,6 @@ impl HarnessConfig {
             HarnessConfig::Scripted(ScriptedConfig {}) => Ok(Arc::new(Scripted)),
             HarnessConfig::Command(config) => Ok(Arc::new(config.build(workspace_dir)?)),
         }
-    }
-}
-
-/// A setting that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{setting}: {problem}")]
-pub struct ConfigError {
-    /// Its name, such as `command[0]`.
-    pub setting: String,
-    /// What was given and what would be right.
-    pub problem: String,
-}
-
-impl ConfigError {
-    pub(crate) fn new(setting: impl Into<String>, problem: impl Into<String>) -> ConfigError {
-        ConfigError { setting: setting.into(), problem: problem.into() }
     }
 }
 

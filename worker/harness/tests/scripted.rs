@@ -1,23 +1,23 @@
 //! The scripted harness plays its input, and goes on where it was stopped.
 
-use std::path::Path;
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, like the test itself")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{EchoConfig, Harness, HarnessConfig, Run, RunError, ScriptedConfig, Session, Stop, Task};
+use harness::testing::{MemoryJournal, assert_failure, failure, run, task};
+use harness::{Echo, Harness, Run, RunError, Scripted, Session, Stop, Task};
 use job::{FailureCode, Json, Usd};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::support::{Ledger, assert_failure, failure, run, task};
-
-fn scripted() -> Arc<dyn Harness> {
-    HarnessConfig::Scripted(ScriptedConfig {}).build(Path::new("/")).unwrap()
-}
-
-async fn play(task: &Task, session: Session, ledger: &Arc<Ledger>) -> (Result<Json, RunError>, Session) {
-    let mut run = Run::new(task.clone(), session, ledger.clone(), watch::channel(None).1);
-    let ended = scripted().run(&mut run).await;
+async fn play(
+    task: &Task,
+    session: Session,
+    journal: &Arc<MemoryJournal>,
+) -> (Result<Json, RunError>, Session) {
+    let mut run = Run::new(task.clone(), session, journal.clone(), watch::channel(None).1);
+    let ended = Scripted.run(&mut run).await;
     (ended, run.into_session())
 }
 
@@ -29,10 +29,9 @@ fn read(ended: Result<Json, RunError>) -> Value {
 async fn echo_returns_its_input_to_the_letter() {
     let mut task = task(Value::Null);
     task.input = Json::parse(r#"{ "b":1.0, "a":12345678901234567890123 }"#).unwrap();
-    let echo = HarnessConfig::Echo(EchoConfig {}).build(Path::new("/")).unwrap();
-    let ledger = Ledger::new();
-    assert_eq!(echo.run(&mut run(&task, &ledger)).await.unwrap(), task.input);
-    assert_eq!(ledger.deltas(), []);
+    let journal = MemoryJournal::new();
+    assert_eq!(Echo.run(&mut run(&task, &journal)).await.unwrap(), task.input);
+    assert_eq!(journal.deltas(), []);
 }
 
 #[tokio::test]
@@ -44,10 +43,10 @@ async fn every_iteration_is_one_checkpoint_with_what_it_declares() {
         ],
         "output": {"answer": 42},
     }));
-    let ledger = Ledger::new();
-    let (ended, session) = play(&task, Session::default(), &ledger).await;
+    let journal = MemoryJournal::new();
+    let (ended, session) = play(&task, Session::default(), &journal).await;
     assert_eq!(read(ended), json!({"answer": 42}));
-    assert_eq!((ledger.deltas().len(), ledger.events().len()), (2, 2));
+    assert_eq!((journal.deltas().len(), journal.events().len()), (2, 2));
     assert_eq!(session.iteration_count, 2);
     assert_eq!(session.context_window[0], json!({"role": "assistant", "content": "hello"}));
     assert_eq!(session.context_window[1], json!({"role": "assistant", "content": "iteration 2 of 2"}));
@@ -63,40 +62,43 @@ async fn a_job_goes_on_at_the_iteration_it_had_reached_whoever_takes_it_over() {
     let mut session = Session::default();
     let mut checkpoints = 0;
     for resumed_at in [0, 2] {
-        let ledger =
-            Ledger::with(Duration::ZERO, |before| if before == 2 { Err(Stop::LeaseLost) } else { Ok(()) });
-        let (ended, reached) = play(&task, session, &ledger).await;
+        let journal =
+            MemoryJournal::with(
+                Duration::ZERO,
+                |before| if before == 2 { Err(Stop::LeaseLost) } else { Ok(()) },
+            );
+        let (ended, reached) = play(&task, session, &journal).await;
         assert_eq!(ended, Err(RunError::Stopped(Stop::LeaseLost)));
         assert_eq!(reached.feature_progress[&task.job_id.to_string()]["done"], resumed_at + 2);
-        checkpoints += ledger.deltas().len();
+        checkpoints += journal.deltas().len();
         session = reached;
     }
-    let ledger = Ledger::new();
-    let (ended, session) = play(&task, session, &ledger).await;
+    let journal = MemoryJournal::new();
+    let (ended, session) = play(&task, session, &journal).await;
     assert_eq!(read(ended), json!({"iterations": 6, "resumed_at": 4, "attempt": 1}));
-    assert_eq!((checkpoints + ledger.deltas().len(), session.iteration_count), (6, 6));
+    assert_eq!((checkpoints + journal.deltas().len(), session.iteration_count), (6, 6));
 
     // The worker dies before the end is recorded: nothing is done again.
-    let ledger = Ledger::new();
-    let (ended, session) = play(&task, session, &ledger).await;
+    let journal = MemoryJournal::new();
+    let (ended, session) = play(&task, session, &journal).await;
     assert_eq!(read(ended)["resumed_at"], 6);
-    assert_eq!((ledger.deltas().len(), session.iteration_count), (0, 6));
+    assert_eq!((journal.deltas().len(), session.iteration_count), (0, 6));
 
     // Another job of the session starts at its own beginning.
-    let (ended, session) = play(&crate::support::task(json!({"count": 2})), session, &Ledger::new()).await;
+    let (ended, session) =
+        play(&harness::testing::task(json!({"count": 2})), session, &MemoryJournal::new()).await;
     assert_eq!(read(ended)["resumed_at"], 0);
     assert_eq!(session.iteration_count, 8);
 }
 
 #[tokio::test]
 async fn a_stop_ends_the_wait_and_keeps_what_is_committed() {
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let (order, signal) = watch::channel(None);
     let task = task(json!({"iterations": [{}, {"delay_ms": 3_600_000}]}));
-    let mut run = Run::new(task.clone(), Session::default(), ledger.clone(), signal);
-    let scripted = scripted();
-    let (ended, ()) = tokio::join!(scripted.run(&mut run), async {
-        ledger.reached(1).await;
+    let mut run = Run::new(task.clone(), Session::default(), journal.clone(), signal);
+    let (ended, ()) = tokio::join!(Scripted.run(&mut run), async {
+        journal.reached(1).await;
         order.send(Some(Stop::Drain)).unwrap();
     });
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
@@ -108,22 +110,22 @@ async fn an_iteration_fails_for_as_many_attempts_as_it_is_told() {
     let input =
         json!({"iterations": [{}, {"fail": {"message": "busy", "retryable": true, "attempts": 1}}, {}]});
     let mut task = task(input);
-    let (ended, session) = play(&task, Session::default(), &Ledger::new()).await;
+    let (ended, session) = play(&task, Session::default(), &MemoryJournal::new()).await;
     assert_failure(&failure(ended), FailureCode::HarnessError, true, "busy");
     assert_eq!(session.iteration_count, 1);
     task.attempt = 2;
-    let (ended, session) = play(&task, session, &Ledger::new()).await;
+    let (ended, session) = play(&task, session, &MemoryJournal::new()).await;
     assert_eq!(read(ended), json!({"iterations": 3, "resumed_at": 1, "attempt": 2}));
     assert_eq!(session.iteration_count, 3);
 }
 
 #[tokio::test]
 async fn a_wrong_script_fails_before_its_first_iteration() {
-    let ledger = Ledger::new();
+    let journal = MemoryJournal::new();
     let task = task(json!({"iterations": [{}, {"dely_ms": 1}]}));
-    let (ended, _) = play(&task, Session::default(), &ledger).await;
+    let (ended, _) = play(&task, Session::default(), &journal).await;
     assert_failure(&failure(ended), FailureCode::BadInput, false, "input.iterations[1]");
-    assert_eq!(ledger.deltas(), []);
+    assert_eq!(journal.deltas(), []);
 }
 
 #[tokio::test]
@@ -131,6 +133,6 @@ async fn a_note_that_cannot_be_read_fails_instead_of_paying_twice() {
     let task = task(json!({"count": 1}));
     let mut session = Session::default();
     session.feature_progress.insert(task.job_id.to_string(), json!("half"));
-    let (ended, _) = play(&task, session, &Ledger::new()).await;
+    let (ended, _) = play(&task, session, &MemoryJournal::new()).await;
     assert_failure(&failure(ended), FailureCode::HarnessError, false, "feature_progress.");
 }

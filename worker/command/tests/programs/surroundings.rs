@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::CommandConfig;
+use command::CommandConfig;
+use harness::testing::{MemoryJournal, run, task};
 use serde_json::Value;
 
-use crate::support::{Bench, Ledger, run, task};
+use crate::support::Bench;
 
 /// The environment a program is started with, before its interpreter adds to it, and where it is.
 async fn seen(
@@ -18,7 +19,7 @@ async fn seen(
     change(&mut config);
     let mut task = task(Value::Null);
     task.traceparent = traceparent.map(|text| text.parse().unwrap());
-    bench.build(config).run(&mut run(&task, &Ledger::new())).await.unwrap();
+    bench.build(config).run(&mut run(&task, &MemoryJournal::new())).await.unwrap();
     let read = |name| std::fs::read_to_string(bench.workspaces().join("session-1").join(name)).unwrap();
     let variables = read("environ");
     let variables = variables.split_terminator('\0').map(|entry| entry.split_once('=').unwrap());
@@ -89,7 +90,7 @@ async fn files_stay_for_the_sessions_next_job() {
     let bench = Bench::new();
     let program = bench.sh(r#"echo x >>seen; printf '{"type":"result","output":%s}' $(wc -l <seen)"#);
     for count in ["1", "2"] {
-        assert_eq!(bench.end(program.clone(), &Ledger::new()).await.unwrap().as_str(), count);
+        assert_eq!(bench.end(program.clone(), &MemoryJournal::new()).await.unwrap().as_str(), count);
     }
 }
 
@@ -99,7 +100,7 @@ async fn a_workspace_is_never_a_link_to_another() {
     let config = bench.sh("true");
     let harness = bench.build(config);
     std::os::unix::fs::symlink("/", bench.workspaces().join("session-1")).unwrap();
-    let ended = harness.run(&mut run(&task(Value::Null), &Ledger::new())).await;
-    let failure = crate::support::failure(ended);
+    let ended = harness.run(&mut run(&task(Value::Null), &MemoryJournal::new())).await;
+    let failure = harness::testing::failure(ended);
     assert_eq!(failure.code, job::FailureCode::StartFailed, "{failure}");
 }

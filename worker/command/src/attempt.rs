@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use harness::{Delta, Run, RunError, Stop, Usage, stopped};
 use job::{Failure, FailureCode, Json};
 use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
@@ -21,8 +22,6 @@ use super::group::{Exit, Group};
 use super::lines::{LineError, Lines};
 use super::stderr::Stderr;
 use super::verdict::{Asked, LastWord, verdict};
-use crate::harness::stopped;
-use crate::{Delta, Run, RunError, Stop, Usage};
 
 /// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -141,7 +140,7 @@ impl Listener<'_> {
             match message {
                 Message::Checkpoint(delta) => {
                     if let Err(stop) = self.checkpoint(delta).await {
-                        return LastWord::Refused(stop.at_line(line.number));
+                        return LastWord::Refused(at_line(stop, line.number));
                     }
                 }
                 Message::Event(event) => self.run.event(event),
@@ -183,14 +182,12 @@ impl Listener<'_> {
     }
 }
 
-impl Stop {
-    /// A checkpoint that is the program's fault is named by its line.
-    fn at_line(self, number: u64) -> Stop {
-        match self {
-            Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
-            Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
-            _ => self,
-        }
+/// A checkpoint that is the program's fault is named by its line.
+fn at_line(stop: Stop, number: u64) -> Stop {
+    match stop {
+        Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
+        Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
+        _ => stop,
     }
 }
 

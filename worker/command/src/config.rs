@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fmt, fs};
 
+use harness::ConfigError;
 use serde::Deserialize;
 
 use super::Command;
-use crate::ConfigError;
 
 /// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
 /// `AMQP_URL`, keys) and passes only by name.
@@ -21,7 +21,7 @@ pub const WITHHELD: [&str; 4] =
 const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
 
-/// The settings of `harness = "command"`. What the program is told and may say is [the contract](super).
+/// The settings of `harness = "command"`. What the program is told and may say is [the contract](crate).
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommandConfig {
@@ -100,7 +100,8 @@ impl CommandConfig {
         CommandConfig { command: command.into_iter().map(Into::into).collect(), ..CommandConfig::default() }
     }
 
-    pub(crate) fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
+    /// Checks the settings against this machine. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
+    pub fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
         let mut problems = self.out_of_range();
         let env = noted(self.environment(), &mut problems);
         let program = noted(self.program(env.as_ref()), &mut problems);

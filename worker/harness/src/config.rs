@@ -1,0 +1,18 @@
+//! What is wrong with an agent's settings. Each harness has a `…Config` of its own, which says what its keys are and mean.
+
+/// A setting that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct ConfigError {
+    /// Its name, such as `command[0]`.
+    pub setting: String,
+    /// What was given and what would be right.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// This setting has this problem.
+    pub fn new(setting: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+        ConfigError { setting: setting.into(), problem: problem.into() }
+    }
+}

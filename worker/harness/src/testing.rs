@@ -1,0 +1,115 @@
+//! What the tests of every harness need: a journal that remembers, a task, and a run that nobody stops.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use job::{Failure, FailureCode, JobId, Json};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{Delta, Event, Journal, Run, RunError, Session, Stop, Task};
+
+/// What happens at a checkpoint, given how many there were before.
+type Hook = Box<dyn Fn(usize) -> Result<(), Stop> + Send + Sync>;
+
+/// A journal that keeps everything in memory.
+pub struct MemoryJournal {
+    deltas: Mutex<Vec<Delta>>,
+    events: Mutex<Vec<Event>>,
+    count: watch::Sender<usize>,
+    hook: Hook,
+    slow: Duration,
+}
+
+impl MemoryJournal {
+    /// One that takes every checkpoint at once.
+    pub fn new() -> Arc<MemoryJournal> {
+        MemoryJournal::with(Duration::ZERO, |_| Ok(()))
+    }
+
+    /// One that takes so long for each checkpoint, and then asks `hook` whether it is taken.
+    pub fn with(
+        slow: Duration,
+        hook: impl Fn(usize) -> Result<(), Stop> + Send + Sync + 'static,
+    ) -> Arc<MemoryJournal> {
+        let (deltas, events) = (Mutex::default(), Mutex::default());
+        Arc::new(MemoryJournal { deltas, events, count: watch::Sender::new(0), hook: Box::new(hook), slow })
+    }
+
+    /// The checkpoints so far.
+    pub fn deltas(&self) -> Vec<Delta> {
+        locked(&self.deltas).clone()
+    }
+
+    /// The events so far.
+    pub fn events(&self) -> Vec<Event> {
+        locked(&self.events).clone()
+    }
+
+    /// Resolves with the n-th checkpoint or event, whichever are counted together.
+    pub async fn reached(&self, count: usize) {
+        let mut seen = self.count.subscribe();
+        let reached = tokio::time::timeout(Duration::from_secs(10), seen.wait_for(|seen| *seen >= count));
+        assert!(reached.await.is_ok(), "no {count} checkpoints and events after 10 s");
+    }
+}
+
+#[async_trait]
+impl Journal for MemoryJournal {
+    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let before = locked(&self.deltas).len();
+        if !self.slow.is_zero() {
+            tokio::time::sleep(self.slow).await;
+        }
+        (self.hook)(before)?;
+        locked(&self.deltas).push(delta.clone());
+        self.count.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    fn event(&self, event: Event) {
+        locked(&self.events).push(event);
+        self.count.send_modify(|count| *count += 1);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A first attempt at a job with this input.
+pub fn task(input: Value) -> Task {
+    Task {
+        job_id: JobId::now(),
+        session_id: "session-1".parse().expect("a valid name"),
+        agent_id: "agent-1".parse().expect("a valid name"),
+        user_id: Some("somebody".to_owned()),
+        input: Json::from_value(&input).expect("input that can be kept"),
+        attempt: 1,
+        epoch: 7,
+        traceparent: None,
+        max_stalled_iterations: None,
+    }
+}
+
+/// A run that nobody stops, from an empty session.
+pub fn run(task: &Task, journal: &Arc<MemoryJournal>) -> Run {
+    Run::new(task.clone(), Session::default(), journal.clone(), watch::channel(None).1)
+}
+
+/// The failure of a run that must not succeed.
+#[track_caller]
+pub fn failure(ended: Result<Json, RunError>) -> Failure {
+    match ended {
+        Err(RunError::Failed(failure)) => failure,
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+/// Checks a failure and a part of its message.
+#[track_caller]
+pub fn assert_failure(failure: &Failure, code: FailureCode, retryable: bool, text: &str) {
+    assert_eq!((failure.code, failure.retryable), (code, retryable), "{failure}");
+    assert!(failure.message.contains(text), "expected {text:?} in: {failure}");
+}
