@@ -11,17 +11,16 @@ use std::time::Duration;
 
 use harness::{Delta, Run, RunError, Stop, Usage, stopped};
 use job::{Failure, FailureCode, Json};
+use process::{Exit, Group, Stderr};
 use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::config::Settings;
-use super::contract::{self, Message};
-use super::group::{Exit, Group};
-use super::lines::{LineError, Lines};
-use super::stderr::Stderr;
-use super::verdict::{Asked, LastWord, verdict};
+use crate::config::Settings;
+use crate::contract::{self, Message};
+use crate::lines::{LineError, Lines};
+use crate::verdict::{Asked, LastWord, verdict};
 
 /// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);

@@ -10,7 +10,7 @@ use std::{env, fmt, fs};
 use harness::ConfigError;
 use serde::Deserialize;
 
-use super::Command;
+use crate::Command;
 
 /// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
 /// `AMQP_URL`, keys) and passes only by name.

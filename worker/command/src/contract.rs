@@ -9,7 +9,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::lines::Line;
+use crate::lines::Line;
 
 /// The version, in the field `protocol`.
 const PROTOCOL: &str = "harness.command.v1";

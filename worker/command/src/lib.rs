@@ -95,9 +95,6 @@
 mod config;
 mod contract;
 mod lines;
-mod spawn;
-mod group;
-mod stderr;
 mod attempt;
 mod verdict;
 
@@ -111,17 +108,17 @@ use async_trait::async_trait;
 use harness::{Harness, Run, RunError, Shortage, Stop, Task};
 use job::{Failure, FailureCode, Json, Name};
 use nix::errno::Errno;
+use process::Stderr;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{CommandConfig, WITHHELD};
-pub use spawn::limit_open_files;
+pub use process::limit_open_files;
 
 use attempt::Attempt;
 use config::Settings;
-use stderr::Stderr;
 
 /// Runs one program for each attempt.
 pub struct Command {
@@ -154,7 +151,7 @@ impl Command {
         let order = contract::order(run.task(), run.session(), &workspace)
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&workspace, &run.task().session_id).await?;
-        let mut group = spawn::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
+        let mut group = process::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
             .await
             .map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();

@@ -7,9 +7,9 @@ use std::process::ExitStatus;
 use harness::{RunError, Stop};
 use job::{Failure, FailureCode, Json};
 use nix::sys::signal::Signal;
+use process::Exit;
 
-use super::config::Settings;
-use super::group::Exit;
+use crate::config::Settings;
 
 /// Why we asked the program to stop.
 #[derive(Clone, Debug, PartialEq)]

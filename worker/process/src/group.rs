@@ -18,7 +18,7 @@ const REAP: Duration = Duration::from_secs(5);
 ///
 /// The leader's number stays taken, and with it the group's, until the leader is reaped. So it is only reaped after the
 /// last signal: no signal can ever reach a stranger who got the number next.
-pub(super) struct Group {
+pub struct Group {
     child: Child,
     id: Pid,
     reaped: bool,
@@ -26,7 +26,7 @@ pub(super) struct Group {
 
 /// How the leader ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exit {
+pub struct Exit {
     /// `None` if it could not be reaped in time.
     pub status: Option<ExitStatus>,
     /// False if it was still running when it was killed for good.

@@ -19,7 +19,7 @@ const LOG_LINES: u64 = 2_000;
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// The reader of one program's stderr.
-pub(super) struct Stderr {
+pub struct Stderr {
     tail: Arc<Mutex<VecDeque<String>>>,
     reader: AbortOnDropHandle<()>,
 }

@@ -19,7 +19,7 @@ use tokio::process::Command;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::group::Group;
+use crate::group::Group;
 
 /// The soft limit of open files that programs get; see [`limit_open_files`].
 static OPEN_FILES: OnceLock<u64> = OnceLock::new();
@@ -30,8 +30,8 @@ pub fn limit_open_files(soft: u64) {
     let _ = OPEN_FILES.set(soft);
 }
 
-/// Starts `command` as the leader of a process group of its own.
-pub(super) async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
+/// Starts `command` as the leader of a process group of its own; no process of it may have a larger address space.
+pub async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
     let worker = getpid();
     let open_files = OPEN_FILES.get().copied();
