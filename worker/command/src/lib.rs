@@ -158,7 +158,8 @@ impl Command {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(start_failed("the program has no pipes".to_owned()).into());
         };
-        let stderr = Stderr::follow(stderr);
+        let stderr =
+            Stderr::follow(stderr, |line| tracing::info!(target: "harness::command::stderr", "{line}"));
         let _order = give(stdin, order);
         Attempt { settings: &self.settings, run, group, stderr }.run(stdout).await
     }

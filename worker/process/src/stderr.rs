@@ -25,8 +25,11 @@ pub struct Stderr {
 }
 
 impl Stderr {
-    /// Starts to read.
-    pub fn follow(pipe: impl AsyncRead + Unpin + Send + 'static) -> Stderr {
+    /// Starts to read. The first lines are handed to `log` as they come, clipped and cleaned.
+    pub fn follow(
+        pipe: impl AsyncRead + Unpin + Send + 'static,
+        log: impl Fn(&str) + Send + 'static,
+    ) -> Stderr {
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let kept = tail.clone();
         let reading = async move {
@@ -35,11 +38,12 @@ impl Stderr {
             while let Some(line) = next_line(&mut pipe).await {
                 count += 1;
                 if count <= LOG_LINES {
-                    tracing::info!(target: "harness::command::stderr", "{line}");
+                    log(&line);
                 }
                 if count == LOG_LINES {
-                    tracing::warn!(target: "harness::command::stderr",
-                        "the program has written {LOG_LINES} lines to stderr; further ones are not logged");
+                    tracing::warn!(
+                        "the program has written {LOG_LINES} lines to stderr; further ones are not logged"
+                    );
                 }
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line);
