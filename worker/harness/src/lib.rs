@@ -13,6 +13,8 @@
 //! Others have crates of their own beside this one, with what they need to do their work. Which there are is the worker's to know.
 
 mod harness;
+mod stop;
+mod run;
 mod session;
 mod event;
 mod config;
@@ -24,6 +26,8 @@ pub mod testing;
 pub use config::ConfigError;
 pub use echo::{Echo, EchoConfig};
 pub use event::Event;
-pub use harness::{Appended, Harness, Journal, Run, RunError, Shortage, Stop, Task, stopped};
+pub use harness::{Harness, Journal, RunError, Shortage, Task};
+pub use run::{Appended, Run};
 pub use scripted::{Scripted, ScriptedConfig};
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
+pub use stop::{Stop, stopped};

@@ -1,0 +1,178 @@
+//! A run: what a harness works with, and what keeps it within its bounds. How a checkpoint becomes durable is the journal's to know.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::stop::stopped;
+use crate::{Delta, Event, Journal, Session, Stop, Task, Usage};
+
+/// One attempt at a job, seen from the inside.
+pub struct Run {
+    task: Task,
+    session: Session,
+    journal: Arc<dyn Journal>,
+    stop: watch::Receiver<Option<Stop>>,
+    /// Iterations since memory or progress last changed.
+    stalled: u64,
+    room: Room,
+}
+
+/// How much a session may hold.
+struct Room {
+    /// The most bytes of its state, as JSON.
+    most: usize,
+    /// Its state is not larger than this.
+    held: usize,
+    /// What was appended since the state was last written whole.
+    appended: Appended,
+}
+
+/// What was appended to a session since its state was last written whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Checkpoints.
+    pub rows: usize,
+    /// Their size as JSON.
+    pub bytes: usize,
+}
+
+/// So many times the most bytes of a session's state may be appended to it before it is written whole.
+const MOST_APPENDED: usize = 4;
+
+impl Run {
+    /// A run that starts from `session` and ends when `stop` holds a reason.
+    pub fn new(
+        task: Task,
+        session: Session,
+        journal: Arc<dyn Journal>,
+        stop: watch::Receiver<Option<Stop>>,
+    ) -> Run {
+        let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
+        Run { task, session, journal, stop, stalled: 0, room }
+    }
+
+    /// The same with a bound to the session's size in bytes; so much was appended to it already.
+    pub fn within(self, most: usize, appended: Appended) -> Run {
+        let room = Room { most, held: self.session.bytes(), appended };
+        Run { room, ..self }
+    }
+
+    /// What was appended since the session was last written whole, this run's checkpoints included.
+    pub fn appended(&self) -> Appended {
+        self.room.appended
+    }
+
+    /// What is to be done.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The state as of the last checkpoint.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Makes `delta` durable, then applies it to [`Run::session`]. An empty delta costs nothing.
+    ///
+    /// What Postgres cannot hold, or is too large, is refused before anything is written; but what it has cost is recorded.
+    /// After an error the run must end; the session here holds the delta if it stands.
+    pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
+        if delta.is_empty() {
+            return Ok(());
+        }
+        let room = match self.room_for(&delta) {
+            Ok(room) => room,
+            Err(refused) => {
+                self.pay(delta.usage).await?;
+                return Err(refused);
+            }
+        };
+        self.journal.checkpoint(&delta).await?;
+        self.room = room;
+        let before = self.task.max_stalled_iterations.map(|_| self.session.progress());
+        self.session.apply(&delta);
+        match before {
+            Some(before) if before == self.session.progress() => self.stalled += delta.iterations,
+            _ => self.stalled = 0,
+        }
+        match self.task.max_stalled_iterations {
+            _ if *self.stop.borrow() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
+            Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The room that is left after a delta; an error if it cannot be kept.
+    fn room_for(&self, delta: &Delta) -> Result<Room, Stop> {
+        let bytes = delta.check()?;
+        let Room { most, held, appended } = self.room;
+        let appended = Appended { rows: appended.rows + 1, bytes: appended.bytes + bytes };
+        let most_appended = most.saturating_mul(MOST_APPENDED);
+        if appended.bytes > most_appended {
+            return Err(Stop::OutputLimit(format!(
+                "{} bytes were appended since the session was last written whole, expected at most {most_appended} \
+                 ({MOST_APPENDED} times MAX_SESSION_BYTES); checkpoint less",
+                appended.bytes
+            )));
+        }
+        // Measured only where the sum of all parts is too large: much may have been replaced.
+        let mut held = held + bytes;
+        if held > most {
+            let mut after = self.session.clone();
+            after.apply(delta);
+            held = after.bytes();
+            // One that is too large already may still be made smaller.
+            if held > most && held > self.session.bytes() {
+                return Err(Stop::OutputLimit(format!(
+                    "the session would have {held} bytes, expected at most {most} (MAX_SESSION_BYTES); \
+                     replace its context by less, or remember less"
+                )));
+            }
+        }
+        Ok(Room { most, held, appended })
+    }
+
+    /// Records what was used, and nothing else.
+    async fn pay(&mut self, usage: Usage) -> Result<(), Stop> {
+        let delta = Delta { usage, ..Delta::default() };
+        if !delta.is_empty() && delta.check().is_ok() {
+            self.journal.checkpoint(&delta).await?;
+            self.session.apply(&delta);
+        }
+        Ok(())
+    }
+
+    /// Takes a delta that became durable although nobody here has heard of it.
+    pub fn catch_up(&mut self, delta: &Delta) {
+        if let Ok(room) = self.room_for(delta) {
+            self.room = room;
+        }
+        self.session.apply(delta);
+    }
+
+    /// Shows progress.
+    pub fn event(&self, event: Event) {
+        self.journal.event(event);
+    }
+
+    /// Resolves when the run must stop at once; never, if nobody is left who could say so.
+    pub async fn stopped(&self) -> Stop {
+        stopped(self.stop.clone()).await
+    }
+
+    /// Why the run must stop, if it must.
+    pub fn stop_requested(&self) -> Option<Stop> {
+        self.stop.borrow().clone()
+    }
+
+    /// The state with every checkpoint of this run applied.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
+    /// The stop signal, for what goes on beside a checkpoint.
+    pub fn stop_signal(&self) -> watch::Receiver<Option<Stop>> {
+        self.stop.clone()
+    }
+}
