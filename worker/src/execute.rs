@@ -1,5 +1,6 @@
 //! Execute: runs the harness on the session, and keeps its checkpoints in the ledger.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -8,12 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use harness::{Appended, Delta, Event, Harness, Journal, Run, RunError, Session, Stop, Task};
+use harness::{
+    Appended, Delta, Event, Harness, Journal, Run, RunError, Session, Stop, StopSignal, Stopper, Task,
+};
 use job::{Failure, FailureCode, JobId, JobSpec, Outcome, WorkerId};
 use serde::Deserialize;
 use service::{Place, RetryError, retry};
 use store::{CheckpointRow, Claimed, Fenced, SessionState, Store, StoreError};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -40,7 +42,7 @@ pub struct Execution<'a> {
     pub worker: WorkerId,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
-    pub stop: watch::Receiver<Option<Stop>>,
+    pub stop: Stopper,
     /// The most that its session may hold.
     pub max_session_bytes: usize,
     /// For how long a checkpoint that was too much for Postgres is tried again.
@@ -61,9 +63,7 @@ impl Execution<'_> {
             }
         };
         let journal = Arc::new(Ledger::new(&self));
-        // The run's stop signal: what it is asked from outside, and its own limits.
-        let (stop, mut asked) = (watch::Sender::new(self.stop.borrow().clone()), self.stop.clone());
-        let mut run = Run::new(self.task(), session, journal.clone(), stop.subscribe())
+        let mut run = Run::new(self.task(), session, journal.clone(), self.stop.signal())
             .within(self.max_session_bytes, before);
 
         let result = {
@@ -71,34 +71,13 @@ impl Execution<'_> {
                 self.answer_open_calls(&mut run).await?;
                 harness.run(&mut run).await
             });
-            let running = running.catch_unwind();
-            tokio::pin!(running);
-            let (limit, over) = self.limit();
-            let limit = tokio::time::sleep(limit);
-            tokio::pin!(limit);
-            loop {
-                let ask = |reason: Stop| {
-                    stop.send_if_modified(|asked| {
-                        let replaces = reason.replaces(asked.as_ref());
-                        if replaces {
-                            *asked = Some(reason);
-                        }
-                        replaces
-                    })
-                };
-                let news = |asked: &Option<Stop>| {
-                    asked.as_ref().is_some_and(|reason| reason.replaces(stop.borrow().as_ref()))
-                };
-                let stopping = stop.borrow().as_ref().is_some_and(Stop::is_immediate);
-                tokio::select! {
-                    result = &mut running => break Some(result),
-                    () = &mut limit, if !stopping => drop(ask(over.clone())),
-                    Ok(reason) = asked.wait_for(news) => drop(reason.clone().map(ask)),
-                    () = grace(stop.subscribe()) => break None,
-                }
+            tokio::select! {
+                result = running.catch_unwind() => Some(result),
+                never = self.mind_the_time() => match never {},
+                () = grace(self.stop.signal()) => None,
             }
         };
-        let stopped = stop.borrow().clone();
+        let stopped = self.stop.asked();
         let outcome = match result {
             Some(Ok(Ok(output))) => Some(Outcome::Succeeded(output)),
             Some(Ok(Err(RunError::Failed(failure)))) => Some(Outcome::Failed(failure)),
@@ -133,6 +112,14 @@ impl Execution<'_> {
             _ => fold_is_due(&self.claimed.session, run.appended()).then(|| run.into_session()),
         };
         Ended { outcome, session }
+    }
+
+    /// Stops the run when its time is over. Never ends.
+    async fn mind_the_time(&self) -> Infallible {
+        let (limit, over) = self.limit();
+        tokio::time::sleep(limit).await;
+        self.stop.ask(over);
+        std::future::pending().await
     }
 
     /// The attempt's longest time, and what is over then.
@@ -213,10 +200,8 @@ pub fn overdue() -> Failure {
 }
 
 /// Resolves a while after the stop was asked for.
-async fn grace(mut stop: watch::Receiver<Option<Stop>>) {
-    if stop.wait_for(|stop| stop.as_ref().is_some_and(Stop::is_immediate)).await.is_err() {
-        std::future::pending::<()>().await;
-    }
+async fn grace(stop: StopSignal) {
+    stop.stopped().await;
     tokio::time::sleep(STOP_GRACE).await;
 }
 

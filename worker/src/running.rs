@@ -5,9 +5,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use harness::Stop;
+use harness::{Stop, Stopper};
 use job::JobId;
-use tokio::sync::watch;
 
 use crate::metrics::METRICS;
 
@@ -29,7 +28,7 @@ struct Entry {
     epoch: i64,
     /// Whether one more death would prove it to be poison, and in what company it may run.
     suspect: Option<Company>,
-    stop: watch::Sender<Option<Stop>>,
+    stop: Stopper,
 }
 
 impl Running {
@@ -40,7 +39,7 @@ impl Running {
             Some(entry) if entry.epoch == 0 => Reserved::Claiming,
             Some(_) => Reserved::Runs,
             None => {
-                table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: watch::channel(None).0 });
+                table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: Stopper::default() });
                 Reserved::Seat(Seat { running: self.clone(), job_id })
             }
         }
@@ -80,14 +79,14 @@ impl Running {
     /// Tells one run to stop; nothing when it is over or a later one is under way.
     pub fn stop(&self, job_id: JobId, epoch: i64, stop: Stop) {
         if let Some(entry) = self.lock().jobs.get(&job_id).filter(|entry| entry.epoch == epoch) {
-            entry.ask(stop);
+            entry.stop.ask(stop);
         }
     }
 
     /// Tells every run to stop, once.
     pub fn stop_present(&self, stop: &Stop) {
         for entry in self.lock().jobs.values() {
-            entry.ask(stop.clone());
+            entry.stop.ask(stop.clone());
         }
     }
 
@@ -100,18 +99,6 @@ impl Running {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No invariant spans two operations, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Entry {
-    fn ask(&self, stop: Stop) {
-        self.stop.send_if_modified(|asked| {
-            let replaces = stop.replaces(asked.as_ref());
-            if replaces {
-                *asked = Some(stop);
-            }
-            replaces
-        });
     }
 }
 
@@ -143,14 +130,14 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// The claim was granted: from now on the job runs. Returns its stop signal.
-    pub fn begin(&self, epoch: i64) -> watch::Receiver<Option<Stop>> {
+    /// The claim was granted: from now on the job runs. Returns what stops it.
+    pub fn begin(&self, epoch: i64) -> Stopper {
         let mut table = self.running.lock();
-        let signal = watch::Sender::new(table.stop_all.clone());
-        let receiver = signal.subscribe();
-        table.jobs.insert(self.job_id, Entry { epoch, suspect: None, stop: signal });
+        let stop = Stopper::default();
+        table.stop_all.iter().for_each(|reason| stop.ask(reason.clone()));
+        table.jobs.insert(self.job_id, Entry { epoch, suspect: None, stop: stop.clone() });
         METRICS.running.set(table.jobs.len() as i64);
-        receiver
+        stop
     }
 
     /// Enters the job as a suspect, unless others run here in whose company it may not be: should this worker die too, it
@@ -204,7 +191,7 @@ mod tests {
         let seat = running.seat(id);
         assert!(matches!(running.reserve(id), Reserved::Claiming));
         assert!(running.epochs().is_empty(), "not yet claimed");
-        let _signal = seat.begin(7);
+        let _stop = seat.begin(7);
         assert!(matches!(running.reserve(id), Reserved::Runs));
         assert_eq!(running.epochs(), [(id, 7)]);
         drop(seat);
@@ -215,21 +202,21 @@ mod tests {
     fn a_stop_reaches_the_run_it_is_meant_for() {
         let running = Running::default();
         let seat = running.seat(JobId::now());
-        let signal = seat.begin(7);
+        let stop = seat.begin(7);
         running.stop(seat.job_id, 6, Stop::LeaseLost);
-        assert_eq!(*signal.borrow(), None);
+        assert_eq!(stop.asked(), None);
         running.stop(seat.job_id, 7, Stop::Timeout);
         running.stop(seat.job_id, 7, Stop::Drain);
-        assert_eq!(*signal.borrow(), Some(Stop::Timeout), "the first reason stands");
+        assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason stands");
         running.stop(seat.job_id, 7, Stop::LeaseLost);
-        assert_eq!(*signal.borrow(), Some(Stop::LeaseLost));
+        assert_eq!(stop.asked(), Some(Stop::LeaseLost));
     }
 
     #[test]
     fn only_one_suspect_runs_here() {
         let running = Running::default();
         let (first, second) = (running.seat(JobId::now()), running.seat(JobId::now()));
-        let _signals = (first.begin(1), second.begin(2));
+        let _stops = (first.begin(1), second.begin(2));
         assert!(first.may_run_as_suspect(Company::First));
         assert!(!second.may_run_as_suspect(Company::First));
         drop(first);
@@ -260,6 +247,6 @@ mod tests {
         let running = Running::default();
         running.stop_all(Stop::Drain);
         let seat = running.seat(JobId::now());
-        assert_eq!(*seat.begin(1).borrow(), Some(Stop::Drain));
+        assert_eq!(seat.begin(1).asked(), Some(Stop::Drain));
     }
 }

@@ -9,12 +9,11 @@ use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use harness::{Delta, Run, RunError, Stop, Usage, stopped};
+use harness::{Delta, Run, RunError, Stop, StopSignal, Usage};
 use job::{Failure, FailureCode, Json};
 use process::{Exit, Group, Stderr};
 use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::Settings;
@@ -69,14 +68,14 @@ impl Attempt<'_> {
 /// Asks the program to stop when there is a reason. Ends when the leader has ended, or its time to do so is over.
 async fn mind(
     group: &Group,
-    signal: watch::Receiver<Option<Stop>>,
+    signal: StopSignal,
     silence: &Silence,
     asked: &OnceLock<Asked>,
     settings: &Settings,
 ) {
     let reason = tokio::select! {
         () = group.exited() => return,
-        stop = stopped(signal) => Asked::Stop(stop),
+        stop = signal.stopped() => Asked::Stop(stop),
         () = sleep(settings.timeout) => Asked::Timeout,
         () = silence.lasts(settings.idle_timeout, Instant::now()) => Asked::Idle,
     };

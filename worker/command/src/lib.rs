@@ -111,7 +111,6 @@ use nix::errno::Errno;
 use process::Stderr;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
-use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{CommandConfig, WITHHELD};
@@ -132,7 +131,7 @@ impl Harness for Command {
         tokio::select! {
             biased;
             // Dropping the rest kills the process group, and abandons a checkpoint that is on its way.
-            () = lease_lost(signal) => Err(RunError::Stopped(Stop::LeaseLost)),
+            () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
             ended = self.attempt(run) => ended,
         }
     }
@@ -232,11 +231,4 @@ async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Ru
 
 fn start_failed(problem: String) -> Failure {
     Failure::retryable(FailureCode::StartFailed, problem)
-}
-
-async fn lease_lost(mut signal: watch::Receiver<Option<Stop>>) {
-    // An error means that nobody is left who could say so.
-    if signal.wait_for(|stop| *stop == Some(Stop::LeaseLost)).await.is_err() {
-        std::future::pending().await
-    }
 }

@@ -1,7 +1,7 @@
 //! The contract between a harness and whoever runs it: what it is given, where it writes, when it must stop.
 //!
 //! It knows neither how checkpoints become durable nor why a run is stopped; both are the runner's business, behind
-//! [`Journal`] and a `watch` channel.
+//! [`Journal`] and a [`StopSignal`](crate::StopSignal).
 
 use async_trait::async_trait;
 use job::{Failure, FailureCode, JobId, Json, Name, TraceParent};

@@ -30,4 +30,4 @@ pub use harness::{Harness, Journal, RunError, Shortage, Task};
 pub use run::{Appended, Run};
 pub use scripted::{Scripted, ScriptedConfig};
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
-pub use stop::{Stop, stopped};
+pub use stop::{Stop, StopSignal, Stopper};

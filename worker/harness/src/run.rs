@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
-use crate::stop::stopped;
-use crate::{Delta, Event, Journal, Session, Stop, Task, Usage};
+use crate::{Delta, Event, Journal, Session, Stop, StopSignal, Task, Usage};
 
 /// One attempt at a job, seen from the inside.
 pub struct Run {
     task: Task,
     session: Session,
     journal: Arc<dyn Journal>,
-    stop: watch::Receiver<Option<Stop>>,
+    stop: StopSignal,
     /// Iterations since memory or progress last changed.
     stalled: u64,
     room: Room,
@@ -41,13 +38,8 @@ pub struct Appended {
 const MOST_APPENDED: usize = 4;
 
 impl Run {
-    /// A run that starts from `session` and ends when `stop` holds a reason.
-    pub fn new(
-        task: Task,
-        session: Session,
-        journal: Arc<dyn Journal>,
-        stop: watch::Receiver<Option<Stop>>,
-    ) -> Run {
+    /// A run that starts from `session` and ends when `stop` says so.
+    pub fn new(task: Task, session: Session, journal: Arc<dyn Journal>, stop: StopSignal) -> Run {
         let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
         Run { task, session, journal, stop, stalled: 0, room }
     }
@@ -97,7 +89,7 @@ impl Run {
             _ => self.stalled = 0,
         }
         match self.task.max_stalled_iterations {
-            _ if *self.stop.borrow() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
+            _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
             _ => Ok(()),
         }
@@ -158,12 +150,12 @@ impl Run {
 
     /// Resolves when the run must stop at once; never, if nobody is left who could say so.
     pub async fn stopped(&self) -> Stop {
-        stopped(self.stop.clone()).await
+        self.stop.stopped().await
     }
 
     /// Why the run must stop, if it must.
     pub fn stop_requested(&self) -> Option<Stop> {
-        self.stop.borrow().clone()
+        self.stop.asked()
     }
 
     /// The state with every checkpoint of this run applied.
@@ -172,7 +164,7 @@ impl Run {
     }
 
     /// The stop signal, for what goes on beside a checkpoint.
-    pub fn stop_signal(&self) -> watch::Receiver<Option<Stop>> {
+    pub fn stop_signal(&self) -> StopSignal {
         self.stop.clone()
     }
 }

@@ -42,7 +42,7 @@ pub enum Stop {
 impl Stop {
     /// Whether this reason takes the place of an earlier one. The first one stands, but everything is more urgent than
     /// to stop at the next checkpoint, and after a lost lease nothing may be written at all.
-    pub fn replaces(&self, earlier: Option<&Stop>) -> bool {
+    fn replaces(&self, earlier: Option<&Stop>) -> bool {
         let urgency = |stop: &Stop| match stop {
             Stop::Interrupted => 1,
             Stop::LeaseLost => 3,
@@ -52,7 +52,7 @@ impl Stop {
     }
 
     /// Whether the run must stop at once, and not only at its next checkpoint.
-    pub fn is_immediate(&self) -> bool {
+    fn is_immediate(&self) -> bool {
         *self != Stop::Interrupted
     }
 }
@@ -66,16 +66,64 @@ impl From<DeltaError> for Stop {
     }
 }
 
-/// [`Run::stopped`] for a signal of one's own.
-pub async fn stopped(mut signal: watch::Receiver<Option<Stop>>) -> Stop {
-    let stop = signal
-        .wait_for(|stop| stop.as_ref().is_some_and(Stop::is_immediate))
-        .await
-        .ok()
-        .and_then(|stop| stop.clone());
-    match stop {
-        Some(stop) => stop,
-        None => std::future::pending().await,
+/// Asks one run to stop; clones ask the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Stopper(watch::Sender<Option<Stop>>);
+
+impl Stopper {
+    /// Asks for a stop, unless the reason of an earlier one stands.
+    pub fn ask(&self, stop: Stop) {
+        self.0.send_if_modified(|asked| {
+            let replaces = stop.replaces(asked.as_ref());
+            if replaces {
+                *asked = Some(stop);
+            }
+            replaces
+        });
+    }
+
+    /// What is asked for by now.
+    pub fn asked(&self) -> Option<Stop> {
+        self.0.borrow().clone()
+    }
+
+    /// What the run hears it by.
+    pub fn signal(&self) -> StopSignal {
+        StopSignal(self.0.subscribe())
+    }
+}
+
+/// Tells a run to stop.
+#[derive(Clone, Debug)]
+pub struct StopSignal(watch::Receiver<Option<Stop>>);
+
+impl StopSignal {
+    /// Why the run must stop, if it must.
+    pub fn asked(&self) -> Option<Stop> {
+        self.0.borrow().clone()
+    }
+
+    /// Resolves when the run must stop at once; never, if nobody is left who could say so.
+    pub async fn stopped(&self) -> Stop {
+        self.asked_for(Stop::is_immediate).await
+    }
+
+    /// Resolves when nothing that the run does counts any more.
+    pub async fn lease_lost(&self) {
+        self.asked_for(|stop| *stop == Stop::LeaseLost).await;
+    }
+
+    async fn asked_for(&self, which: impl Fn(&Stop) -> bool) -> Stop {
+        let mut signal = self.0.clone();
+        let stop = signal
+            .wait_for(|stop| stop.as_ref().is_some_and(&which))
+            .await
+            .ok()
+            .and_then(|stop| stop.clone());
+        match stop {
+            Some(stop) => stop,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -95,9 +143,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_signal_whose_sender_is_gone_still_tells_its_last_word() {
-        let (sender, signal) = watch::channel(None);
-        sender.send(Some(Stop::Drain)).unwrap();
-        drop(sender);
-        assert_eq!(stopped(signal).await, Stop::Drain);
+        let stopper = Stopper::default();
+        let signal = stopper.signal();
+        stopper.ask(Stop::Drain);
+        drop(stopper);
+        assert_eq!(signal.stopped().await, Stop::Drain);
     }
 }

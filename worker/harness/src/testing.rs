@@ -8,7 +8,7 @@ use job::{Failure, FailureCode, JobId, Json};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::{Delta, Event, Journal, Run, RunError, Session, Stop, Task};
+use crate::{Delta, Event, Journal, Run, RunError, Session, Stop, Stopper, Task};
 
 /// What happens at a checkpoint, given how many there were before.
 type Hook = Box<dyn Fn(usize) -> Result<(), Stop> + Send + Sync>;
@@ -95,7 +95,7 @@ pub fn task(input: Value) -> Task {
 
 /// A run that nobody stops, from an empty session.
 pub fn run(task: &Task, journal: &Arc<MemoryJournal>) -> Run {
-    Run::new(task.clone(), Session::default(), journal.clone(), watch::channel(None).1)
+    Run::new(task.clone(), Session::default(), journal.clone(), Stopper::default().signal())
 }
 
 /// The failure of a run that must not succeed.

@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::testing::{MemoryJournal, assert_failure, failure, run, task};
-use harness::{Echo, Harness, Run, RunError, Scripted, Session, Stop, Task};
+use harness::{Echo, Harness, Run, RunError, Scripted, Session, Stop, Stopper, Task};
 use job::{FailureCode, Json, Usd};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 async fn play(
     task: &Task,
     session: Session,
     journal: &Arc<MemoryJournal>,
 ) -> (Result<Json, RunError>, Session) {
-    let mut run = Run::new(task.clone(), session, journal.clone(), watch::channel(None).1);
+    let mut run = Run::new(task.clone(), session, journal.clone(), Stopper::default().signal());
     let ended = Scripted.run(&mut run).await;
     (ended, run.into_session())
 }
@@ -94,12 +93,12 @@ async fn a_job_goes_on_at_the_iteration_it_had_reached_whoever_takes_it_over() {
 #[tokio::test]
 async fn a_stop_ends_the_wait_and_keeps_what_is_committed() {
     let journal = MemoryJournal::new();
-    let (order, signal) = watch::channel(None);
+    let stopper = Stopper::default();
     let task = task(json!({"iterations": [{}, {"delay_ms": 3_600_000}]}));
-    let mut run = Run::new(task.clone(), Session::default(), journal.clone(), signal);
+    let mut run = Run::new(task.clone(), Session::default(), journal.clone(), stopper.signal());
     let (ended, ()) = tokio::join!(Scripted.run(&mut run), async {
         journal.reached(1).await;
-        order.send(Some(Stop::Drain)).unwrap();
+        stopper.ask(Stop::Drain);
     });
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     assert_eq!(run.into_session().iteration_count, 1);

@@ -4,10 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use harness::testing::{MemoryJournal, assert_failure, failure, run, task};
-use harness::{Delta, Event, Run, Session, Stop, Usage};
+use harness::{Delta, Event, Run, Session, Stop, Stopper, Usage};
 use job::{FailureCode, Usd};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::support::Bench;
 
@@ -48,7 +47,7 @@ async fn the_program_is_told_everything_about_its_job() {
     let task = task(json!({"question": "6 × 7\nor so"}));
     let mut session = Session { iteration_count: 9, usage: usage(1.25, 3, 4), ..Session::default() };
     session.memory.insert("name".to_owned(), json!("Ada"));
-    let mut run = Run::new(task.clone(), session, MemoryJournal::new(), watch::channel(None).1);
+    let mut run = Run::new(task.clone(), session, MemoryJournal::new(), Stopper::default().signal());
     let output = bench.build(program).run(&mut run).await.unwrap();
     assert_eq!(
         serde_json::from_str::<Value>(output.as_str()).unwrap(),

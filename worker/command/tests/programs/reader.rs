@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use command::CommandConfig;
 use harness::testing::{MemoryJournal, assert_failure, failure, task};
-use harness::{Run, RunError, Session, Stop, Task};
+use harness::{Run, RunError, Session, Stop, Stopper, Task};
 use job::{FailureCode, Json};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::support::{Bench, kill_all_of, nothing_is_left_of, quick_path};
 
@@ -40,7 +39,7 @@ async fn read(
     session: Session,
     journal: &Arc<MemoryJournal>,
 ) -> (Result<Json, RunError>, Session) {
-    let mut run = Run::new(task.clone(), session, journal.clone(), watch::channel(None).1);
+    let mut run = Run::new(task.clone(), session, journal.clone(), Stopper::default().signal());
     let ended = bench.build(reader(bench)).run(&mut run).await;
     nothing_is_left_of(task.job_id).await;
     (ended, run.into_session())
@@ -119,12 +118,12 @@ async fn a_drained_reader_stops_after_its_file_and_hands_back() {
     let bench = library();
     let task = task(json!({"folder": "docs"}));
     let journal = MemoryJournal::new();
-    let (order, signal) = watch::channel(None);
-    let mut run = Run::new(with_delay(&task, 250), Session::default(), journal.clone(), signal);
+    let stopper = Stopper::default();
+    let mut run = Run::new(with_delay(&task, 250), Session::default(), journal.clone(), stopper.signal());
     let harness = bench.build(reader(&bench));
     let (ended, ()) = tokio::join!(harness.run(&mut run), async {
         journal.reached(2).await;
-        order.send(Some(Stop::Drain)).unwrap();
+        stopper.ask(Stop::Drain);
     });
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     let session = run.into_session();

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use command::CommandConfig;
 use harness::testing::{MemoryJournal, task};
-use harness::{RunError, Session, Stop};
+use harness::{RunError, Session, Stop, Stopper};
 use job::{JobId, Json};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::support::{Bench, nothing_is_left_of, processes_of};
 
@@ -25,13 +24,13 @@ async fn stopped_at_once(
     stop: Stop,
     journal: &Arc<MemoryJournal>,
 ) -> (Result<Json, RunError>, Session) {
-    let (order, signal) = watch::channel(None);
+    let stopper = Stopper::default();
     let task = task(Value::Null);
-    let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), signal);
+    let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), stopper.signal());
     let harness = bench.build(config);
     let (ended, ()) = tokio::join!(harness.run(&mut run), async {
         journal.reached(1).await;
-        order.send(Some(stop)).unwrap();
+        stopper.ask(stop);
     });
     nothing_is_left_of(task.job_id).await;
     (ended, run.into_session())
@@ -73,16 +72,16 @@ async fn a_lease_lost_during_the_grace_or_during_a_commit_ends_it() {
     let saving = "say('event', name='ready')\nsay('checkpoint')\ntime.sleep(60)";
     for (program, slow) in [(STUBBORN, Duration::ZERO), (saving, Duration::from_secs(60))] {
         let journal = MemoryJournal::with(slow, |_| Ok(()));
-        let (order, signal) = watch::channel(None);
+        let stopper = Stopper::default();
         let task = task(Value::Null);
-        let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), signal);
+        let mut run = harness::Run::new(task.clone(), Session::default(), journal.clone(), stopper.signal());
         let harness = bench.build(CommandConfig { stop_grace_ms: 60_000, ..bench.python(program) });
         let start = Instant::now();
         let (ended, ()) = tokio::join!(harness.run(&mut run), async {
             journal.reached(1).await;
-            order.send(Some(Stop::Drain)).unwrap();
+            stopper.ask(Stop::Drain);
             tokio::task::yield_now().await;
-            order.send(Some(Stop::LeaseLost)).unwrap();
+            stopper.ask(Stop::LeaseLost);
         });
         assert_eq!(ended, Err(RunError::Stopped(Stop::LeaseLost)));
         assert!(start.elapsed() < Duration::from_secs(10));
@@ -116,8 +115,10 @@ async fn what_a_program_says_of_its_stop_is_no_failure() {
 #[tokio::test]
 async fn a_stop_that_was_there_before_starts_nothing() {
     let bench = Bench::new();
-    let (_order, signal) = watch::channel(Some(Stop::Drain));
-    let mut run = harness::Run::new(task(Value::Null), Session::default(), MemoryJournal::new(), signal);
+    let stopper = Stopper::default();
+    stopper.ask(Stop::Drain);
+    let mut run =
+        harness::Run::new(task(Value::Null), Session::default(), MemoryJournal::new(), stopper.signal());
     let ended = bench.build(bench.sh("touch started")).run(&mut run).await;
     assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
     assert!(!bench.workspaces().join("session-1").exists());
