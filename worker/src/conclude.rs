@@ -6,11 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 use harness::Session;
 use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy};
 use service::{RetryError, retry};
-use store::{Claimed, Concluded, Conclusion, End, Fenced, Fold, StoreError};
+use store::{Claimed, Concluded, Conclusion, End, Fenced, StoreError};
 use tracing::{error, info, warn};
 
 use crate::attempt::Attempt;
-use crate::execute::{Ended, fold_is_due, overdue, read_session};
+use crate::execute::{Ended, overdue};
+use crate::fold::{fold, fold_is_due, read_session};
 use crate::metrics::METRICS;
 
 /// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
@@ -171,24 +172,6 @@ fn unstorable(cause: &StoreError) -> Failure {
     let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
     let message = format!("Postgres refused what the harness delivered {cause}");
     Failure::permanent(FailureCode::Unstorable, message.chars().map(plain).collect::<String>())
-}
-
-/// The session as a job leaves it: nobody will answer its open tool calls any more.
-fn fold(mut session: Session) -> Fold {
-    session.context_window.extend(session.answers_for_open_calls());
-    let text =
-        |value: Result<String, serde_json::Error>| value.expect("JSON values are written without errors");
-    Fold {
-        state: [
-            text(serde_json::to_string(&session.memory)),
-            text(serde_json::to_string(&session.context_window)),
-            text(serde_json::to_string(&session.feature_progress)),
-        ],
-        iteration_count: session.iteration_count,
-        cost: session.usage.cost,
-        input_tokens: session.usage.input_tokens,
-        output_tokens: session.usage.output_tokens,
-    }
 }
 
 /// What makes the attempt a failed one.

@@ -21,6 +21,8 @@ mod worker;
 mod intake;
 mod claim;
 mod attempt;
+mod fold;
+mod journal;
 mod execute;
 mod conclude;
 mod slot;

@@ -1,0 +1,142 @@
+//! Journal: a run's checkpoints on their way into the ledger.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use harness::{Delta, Event, Stop};
+use job::{JobId, Name, WorkerId};
+use service::{Place, RetryError, retry};
+use store::{CheckpointRow, Fenced, Store, StoreError};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::attempt::note_iteration;
+use crate::execute::Execution;
+use crate::metrics::METRICS;
+
+/// The journal of one run, kept in the ledger.
+pub struct Journal {
+    store: Store,
+    worker: WorkerId,
+    spec: (JobId, Name),
+    epoch: i64,
+    ordinal: AtomicI32,
+    /// A checkpoint that was sent and whose answer has not come.
+    unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
+    last: Mutex<(Instant, SystemTime)>,
+    patience: Duration,
+    place: Option<Place>,
+}
+
+impl Journal {
+    /// An empty one, whose first checkpoint is due from now on.
+    pub fn new(execution: &Execution<'_>) -> Journal {
+        Journal {
+            store: execution.store.clone(),
+            worker: execution.worker,
+            spec: (execution.spec.job_id, execution.spec.session_id.clone()),
+            epoch: execution.claimed.epoch,
+            ordinal: AtomicI32::new(0),
+            unanswered: Mutex::new(None),
+            last: Mutex::new((Instant::now(), SystemTime::now())),
+            patience: execution.patience,
+            place: execution.place,
+        }
+    }
+
+    /// Repeats the same row until Postgres has answered: whether it landed before is told by its ordinal.
+    async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
+        let (never, too_much) = (CancellationToken::new(), OnceLock::new());
+        let try_again = |error: &StoreError| match error {
+            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.patience,
+            _ => error.is_retryable(),
+        };
+        let append = || self.store.checkpoint(row.clone());
+        retry("writing a checkpoint", &never, try_again, append).await
+    }
+
+    /// Asks again about a checkpoint whose answer nobody has waited for.
+    pub async fn settle(&self) -> Settled {
+        let unanswered = self.unanswered().take();
+        let Some((row, delta)) = unanswered else { return Settled::Nothing };
+        match self.append(&row).await {
+            Ok(Fenced::Done(())) => {
+                self.count(&delta, row.ordinal);
+                Settled::Stands(Box::new(delta))
+            }
+            Ok(Fenced::Lost) => Settled::LeaseLost,
+            // It was refused, then: the run ends for another reason.
+            Err(_) => Settled::Nothing,
+        }
+    }
+
+    /// Whether the run has checkpointed anything, or tried to.
+    pub fn has_begun(&self) -> bool {
+        self.ordinal.load(Ordering::Relaxed) > 0
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, Option<(CheckpointRow, Delta)>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, delta: &Delta, ordinal: i32) {
+        let now = (Instant::now(), SystemTime::now());
+        let last = std::mem::replace(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner), now);
+        METRICS.step_latency.observe((now.0 - last.0).as_secs_f64() * 1e3);
+        note_iteration(self.place, (last.1, now.1), delta, ordinal);
+        METRICS.iterations.inc_by(delta.iterations);
+        METRICS.cost_total.inc_by(delta.usage.cost.dollars());
+        METRICS.cost.observe(delta.usage.cost.dollars());
+        METRICS.tokens.with_label_values(&["input"]).inc_by(delta.usage.input_tokens);
+        METRICS.tokens.with_label_values(&["output"]).inc_by(delta.usage.output_tokens);
+    }
+}
+
+/// What is known of a checkpoint in the end.
+pub enum Settled {
+    /// There is none to ask about.
+    Nothing,
+    /// It is in the ledger.
+    Stands(Box<Delta>),
+    /// The job is no longer ours.
+    LeaseLost,
+}
+
+#[async_trait]
+impl harness::Journal for Journal {
+    /// When the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
+    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let row = CheckpointRow {
+            worker: self.worker,
+            job_id: self.spec.0,
+            session_id: self.spec.1.clone(),
+            epoch: self.epoch,
+            ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
+            delta: serde_json::to_string(delta).map_err(|error| Stop::Unstorable(error.to_string()))?,
+            iterations: delta.iterations,
+            cost: delta.usage.cost,
+            input_tokens: delta.usage.input_tokens,
+            output_tokens: delta.usage.output_tokens,
+        };
+        *self.unanswered() = Some((row.clone(), delta.clone()));
+        let result = self.append(&row).await;
+        *self.unanswered() = None;
+        match result {
+            Ok(Fenced::Done(())) => {
+                self.count(delta, row.ordinal);
+                Ok(())
+            }
+            Ok(Fenced::Lost) | Err(RetryError::Stopped) => Err(Stop::LeaseLost),
+            Err(RetryError::Permanent(error)) => {
+                Err(Stop::Unstorable(format!("the checkpoint was refused: {error}")))
+            }
+        }
+    }
+
+    fn event(&self, event: Event) {
+        debug!(name = event.name, "event");
+    }
+}
