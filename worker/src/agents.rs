@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use harness::Harness;
-use job::Name;
+use job::{Failure, FailureCode, Name};
 use service::{TomlFile, TomlValue};
 use toml::Spanned;
 use toml::de::DeValue;
@@ -51,9 +51,12 @@ impl Agents {
         file.finish(Agents(agents))
     }
 
-    /// The harness of an agent.
-    pub fn get(&self, name: &Name) -> Option<Arc<dyn Harness>> {
-        self.0.get(name).cloned()
+    /// The harness of an agent; else why its job fails.
+    pub fn get(&self, name: &Name) -> Result<&Arc<dyn Harness>, Failure> {
+        self.0.get(name).ok_or_else(|| {
+            let problem = format!("agent_id: got \"{name}\", expected an agent of this pool's workers");
+            Failure::permanent(FailureCode::UnknownAgent, problem)
+        })
     }
 }
 
@@ -175,9 +178,9 @@ mod tests {
     #[test]
     fn without_a_file_there_are_echo_and_scripted() {
         let agents = Agents::load(None, Path::new("/nonexistent")).unwrap();
-        assert!(agents.get(&"echo".parse().unwrap()).is_some());
-        assert!(agents.get(&"scripted".parse().unwrap()).is_some());
-        assert!(agents.get(&"other".parse().unwrap()).is_none());
+        assert!(agents.get(&"echo".parse().unwrap()).is_ok());
+        assert!(agents.get(&"scripted".parse().unwrap()).is_ok());
+        assert!(agents.get(&"other".parse().unwrap()).is_err());
     }
 
     #[test]

@@ -3,14 +3,16 @@
 //! Its span goes from the delivery to the recorded end. Below it are the claim, the harness's run, each iteration when it
 //! is known (with its checkpoint), and the conclusion. All attempts at a job, wherever, are in one trace.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
-use harness::Delta;
-use job::{FailureCode, JobSpec, TraceParent, WorkerId};
+use harness::{Delta, Session, Stopper};
+use job::{Failure, FailureCode, JobId, JobSpec, Name, Outcome, TraceParent, WorkerId};
 use queue::jobs_queue;
 use service::{Origin, Place, Role, Span};
 use store::Claimed;
 
+use crate::metrics::METRICS;
+use crate::running::Seat;
 use crate::worker::Worker;
 
 /// Since when a job is here.
@@ -22,46 +24,64 @@ pub struct Arrival {
     pub claimed_from: Option<SystemTime>,
 }
 
+/// What each write of an attempt is fenced by.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The id under which the job was claimed.
+    pub worker: WorkerId,
+    pub job_id: JobId,
+    pub session_id: Name,
+    pub epoch: i64,
+}
+
 /// A claimed job in the hands of a worker.
 pub struct Attempt<'a> {
     pub worker: &'a Worker,
-    /// The id under which it was claimed.
-    pub worker_id: WorkerId,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
+    pub claim: Claim,
+    pub seat: &'a Seat,
+    /// What stops its run.
+    pub stop: Stopper,
+    pub begun: Instant,
     span: Span,
 }
 
+/// How an attempt has ended, as far as this worker knows.
+pub enum Ended {
+    /// Its run has come to this; with the session's new state, where that is to be written whole.
+    Ran(Outcome, Option<Session>),
+    /// It was not run, and never will be.
+    Refused(Failure, Option<Session>),
+    /// It was not run, and comes again after so long.
+    Postponed(Duration),
+    /// The lease is lost, and nothing may be recorded.
+    Lost,
+}
+
 impl<'a> Attempt<'a> {
-    /// Begins with the claim's answer.
+    /// Begins with the claim's answer: from now on the job runs here.
     pub fn begin(
         worker: &'a Worker,
         spec: &'a JobSpec,
         claimed: &'a Claimed,
+        seat: &'a Seat,
         arrival: Arrival,
     ) -> Attempt<'a> {
-        let worker_id = worker.lease.worker();
-        let caller = spec.traceparent.map(|place| place.parts().into());
-        let origin = Origin::below(caller, spec.trace_id().get());
-        let name = || format!("process {}", jobs_queue(&spec.pool));
-        let mut span = Span::begin(Role::Consumer, origin, arrival.at, name);
-        span.describe(|span| {
-            span.set("messaging.system", "rabbitmq")
-                .set("messaging.operation.name", "process")
-                .set("messaging.operation.type", "process")
-                .set("messaging.destination.name", jobs_queue(&spec.pool))
-                .set("messaging.message.id", spec.job_id.to_string())
-                .set("harness.job.id", spec.job_id.to_string())
-                .set("harness.session.id", spec.session_id.to_string())
-                .set("harness.agent.id", spec.agent_id.to_string())
-                .set("harness.attempt", i64::from(claimed.attempts) + 1)
-                .set("harness.epoch", claimed.epoch)
-                .set("harness.worker.id", worker_id.to_string());
-        });
-        if let Some(since) = arrival.claimed_from {
-            Span::part_of(span.place(), since, || "claim".to_owned()).end();
+        let begun = Instant::now();
+        let claim = Claim {
+            worker: worker.lease.worker(),
+            job_id: spec.job_id,
+            session_id: spec.session_id.clone(),
+            epoch: claimed.epoch,
+        };
+        let span = begin_span(spec, claimed, claim.worker, arrival);
+        let stop = seat.begin(claimed.epoch);
+        if claimed.attempts == 0 {
+            let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
+            METRICS.start_wait.observe(waited_ms as f64 / 1e3);
         }
-        Attempt { worker, worker_id, spec, claimed, span }
+        Attempt { worker, spec, claimed, claim, seat, stop, begun, span }
     }
 
     /// The harness's run begins.
@@ -101,6 +121,31 @@ impl<'a> Attempt<'a> {
     pub fn place(&self) -> Option<TraceParent> {
         self.span.place().and_then(traceparent).or(self.spec.traceparent)
     }
+}
+
+/// The span of the whole attempt, with the claim below it.
+fn begin_span(spec: &JobSpec, claimed: &Claimed, worker_id: WorkerId, arrival: Arrival) -> Span {
+    let caller = spec.traceparent.map(|place| place.parts().into());
+    let origin = Origin::below(caller, spec.trace_id().get());
+    let name = || format!("process {}", jobs_queue(&spec.pool));
+    let mut span = Span::begin(Role::Consumer, origin, arrival.at, name);
+    span.describe(|span| {
+        span.set("messaging.system", "rabbitmq")
+            .set("messaging.operation.name", "process")
+            .set("messaging.operation.type", "process")
+            .set("messaging.destination.name", jobs_queue(&spec.pool))
+            .set("messaging.message.id", spec.job_id.to_string())
+            .set("harness.job.id", spec.job_id.to_string())
+            .set("harness.session.id", spec.session_id.to_string())
+            .set("harness.agent.id", spec.agent_id.to_string())
+            .set("harness.attempt", i64::from(claimed.attempts) + 1)
+            .set("harness.epoch", claimed.epoch)
+            .set("harness.worker.id", worker_id.to_string());
+    });
+    if let Some(since) = arrival.claimed_from {
+        Span::part_of(span.place(), since, || "claim".to_owned()).end();
+    }
+    span
 }
 
 /// What a harness is given to put its own spans below: its run's, or where none is made, what the caller gave, or the root of

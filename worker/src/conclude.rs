@@ -4,14 +4,13 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::Session;
-use job::{Failure, FailureCode, JobSpec, Outcome, POISON_DEATHS, RetryPolicy};
+use job::{Failure, FailureCode, Outcome, RetryPolicy};
 use service::{RetryError, retry};
-use store::{Claimed, Concluded, Conclusion, End, Fenced, StoreError};
+use store::{Concluded, Conclusion, End, Fenced, StoreError};
 use tracing::{error, info, warn};
 
-use crate::attempt::Attempt;
-use crate::execute::{Ended, overdue};
-use crate::fold::{fold, fold_is_due, read_session};
+use crate::attempt::{Attempt, Claim, Ended};
+use crate::fold::fold;
 use crate::metrics::METRICS;
 
 /// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
@@ -28,52 +27,32 @@ fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: 
     }
 }
 
-/// Records a run's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were told to
+/// Records an attempt's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were told to
 /// stop waiting for Postgres: then the lease runs out and the job is rescued.
 pub async fn conclude(attempt: &mut Attempt<'_>, ended: Ended) -> Option<Concluded> {
-    let Some(outcome) = ended.outcome else {
-        METRICS.requests.with_label_values(&["lost"]).inc();
-        attempt.lost();
-        warn!(worker_id = %attempt.worker_id, "the lease on a job is lost; its run was stopped");
-        return None;
+    let before = attempt.claimed.attempts;
+    let (end, attempts, session) = match ended {
+        Ended::Ran(outcome, session) => {
+            if let Outcome::Failed(failure) | Outcome::Cancelled(failure) = &outcome {
+                METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+                info!(code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
+            }
+            let (end, attempts) = decide(outcome, before, &attempt.spec.retry, fastrand::f64());
+            (end, attempts, session)
+        }
+        Ended::Refused(failure, session) => {
+            METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+            (End::Failed(failure), before, session)
+        }
+        Ended::Postponed(delay) => (End::HandBack { delay }, before, None),
+        Ended::Lost => {
+            METRICS.requests.with_label_values(&["lost"]).inc();
+            attempt.lost();
+            warn!(worker_id = %attempt.claim.worker, "the lease on a job is lost; its run was stopped");
+            return None;
+        }
     };
-    if let Outcome::Failed(failure) | Outcome::Cancelled(failure) = &outcome {
-        METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
-        info!(code = %failure.code, reason = failure.message, retryable = failure.retryable, "an attempt failed");
-    }
-    let (end, attempts) = decide(outcome, attempt.claimed.attempts, &attempt.spec.retry, fastrand::f64());
-    record(attempt, end, attempts, ended.session).await
-}
-
-/// Why a claimed job is not to be run any more, if it is not.
-pub fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
-    let (attempts, deaths) = (claimed.attempts, claimed.deaths);
-    if deaths >= POISON_DEATHS {
-        let message = format!("{deaths} workers died while they ran it");
-        return Some(Failure::permanent(FailureCode::Poison, message));
-    }
-    if attempts >= spec.retry.max_attempts {
-        let most = spec.retry.max_attempts;
-        let message =
-            format!("no attempt is left: {attempts} of {most} failed, {deaths} by the death of the worker");
-        return Some(Failure::permanent(FailureCode::WorkerLost, message));
-    }
-    claimed.remaining.is_some_and(|left| left.is_zero()).then(overdue)
-}
-
-/// Ends a claimed job without running it.
-pub async fn give_up(attempt: &mut Attempt<'_>, failure: Failure) -> Option<Concluded> {
-    METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
-    let claimed = attempt.claimed;
-    let session = read_session(&claimed.session, |_| true).ok();
-    let session =
-        session.and_then(|(session, appended)| fold_is_due(&claimed.session, appended).then_some(session));
-    record(attempt, End::Failed(failure), claimed.attempts, session).await
-}
-
-/// Gives a claimed job back for a while, without spending an attempt.
-pub async fn postpone(attempt: &mut Attempt<'_>, delay: Duration) -> Option<Concluded> {
-    record(attempt, End::HandBack { delay }, attempt.claimed.attempts, None).await
+    record(attempt, end, attempts, session).await
 }
 
 /// Records an end; the outcome is kept until the ledger has taken it. What the ledger does not take in the time of a lease
@@ -85,7 +64,7 @@ async fn record(
     attempts: u32,
     session: Option<Session>,
 ) -> Option<Concluded> {
-    let (since, spec) = (SystemTime::now(), attempt.spec);
+    let since = SystemTime::now();
     let fold = match &end {
         End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => session.map(fold),
         End::Retry { .. } | End::HandBack { .. } => None,
@@ -93,16 +72,9 @@ async fn record(
     // A state that undoes something stands only when it is written whole.
     let stays_in_parts = !matches!(end, End::Cancelled(_));
     let mut last_resort = false;
-    let mut conclusion = Conclusion {
-        worker: attempt.worker_id,
-        job_id: spec.job_id,
-        session_id: spec.session_id.clone(),
-        epoch: attempt.claimed.epoch,
-        end,
-        attempts,
-        fold,
-        take_next: true,
-    };
+    let Claim { worker, job_id, session_id, epoch } = attempt.claim.clone();
+    let mut conclusion =
+        Conclusion { worker, job_id, session_id, epoch, end, attempts, fold, take_next: true };
     loop {
         let (outcome, failure) = (label(&conclusion.end), failure_of(&conclusion.end));
         let cause = match commit(attempt, &mut conclusion).await {
@@ -130,7 +102,7 @@ async fn record(
                 cause = cause.as_dyn(),
                 "a job's end cannot be recorded; the job is handed back, its attempt spent"
             );
-            attempt.worker.running.unrecorded(spec.job_id, conclusion.epoch);
+            attempt.worker.running.unrecorded(job_id, epoch);
             return None;
         }
     }

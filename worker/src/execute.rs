@@ -1,4 +1,4 @@
-//! Execute: runs the harness on the session, up to its end or its stop.
+//! Execute: runs an attempt's harness on the session, up to its end or its stop.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -6,120 +6,99 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use harness::{Delta, Harness, Run, RunError, Session, Stop, StopSignal, Stopper, Task};
-use job::{Failure, FailureCode, JobSpec, Outcome, WorkerId};
-use service::Place;
-use store::{Claimed, Store};
+use harness::{Delta, Harness, Run, RunError, Session, Stop, StopSignal, Task};
+use job::{Failure, FailureCode, Json, Outcome};
+use service::Span;
 use tracing::warn;
 
-use crate::attempt::handed_on;
+use crate::attempt::{Attempt, Ended, handed_on};
 use crate::fold::{fold_is_due, read_session};
 use crate::journal::{Journal, Settled};
-use crate::machine::Machine;
+use crate::refusal::{clear, overdue};
 
 /// How long a harness gets to return after it was told to stop; the command harness needs its own grace within it.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
-/// How a run ended.
-pub struct Ended {
-    /// What to record; `None` when the lease is lost and nothing may be recorded.
-    pub outcome: Option<Outcome>,
-    /// The session's new state, where it is to be written whole.
-    pub session: Option<Session>,
+/// Runs a claimed job.
+pub async fn execute(attempt: &Attempt<'_>) -> Ended {
+    let worker = attempt.worker;
+    worker.pace.started();
+    let ended = match worker.settings.agents.get(&attempt.spec.agent_id) {
+        Ok(harness) => Execution { attempt, span: attempt.run() }.run(harness.as_ref()).await,
+        Err(unknown) => Ended::Ran(Outcome::Failed(unknown), None),
+    };
+    worker.pace.ended(attempt.begun.elapsed());
+    ended
 }
 
-/// A claimed job on its way through the harness.
-pub struct Execution<'a> {
-    pub store: &'a Store,
-    pub machine: &'a Machine,
-    pub worker: WorkerId,
-    pub spec: &'a JobSpec,
-    pub claimed: &'a Claimed,
-    pub stop: Stopper,
-    /// The most that its session may hold.
-    pub max_session_bytes: usize,
-    /// For how long a checkpoint that was too much for Postgres is tried again.
-    pub patience: Duration,
-    /// The run's place in its trace.
-    pub place: Option<Place>,
+/// An attempt on its way through the harness.
+struct Execution<'a> {
+    attempt: &'a Attempt<'a>,
+    /// Of the run.
+    span: Span,
 }
 
 impl Execution<'_> {
-    /// Runs the harness to its end, its time limit or its stop.
-    pub async fn run(self, harness: &dyn Harness) -> Ended {
-        let (session, before) = match read_session(&self.claimed.session, |_| true) {
+    async fn run(mut self, harness: &dyn Harness) -> Ended {
+        let Attempt { worker, claimed, stop, .. } = self.attempt;
+        let (session, before) = match read_session(&claimed.session, |_| true) {
             Ok(read) => read,
             Err(error) => {
                 let problem = format!("the session's state cannot be read: {error}");
                 let failure = Failure::permanent(FailureCode::Unstorable, problem);
-                return Ended { outcome: Some(Outcome::Failed(failure)), session: None };
+                return self.ended(Outcome::Failed(failure), None);
             }
         };
-        let journal = Arc::new(Journal::new(&self));
-        let mut run = Run::new(self.task(), session, journal.clone(), self.stop.signal())
-            .within(self.max_session_bytes, before);
-
-        let result = {
-            let running = AssertUnwindSafe(async {
-                self.answer_open_calls(&mut run).await?;
-                harness.run(&mut run).await
-            });
-            tokio::select! {
-                result = running.catch_unwind() => Some(result),
-                never = self.mind_the_time() => match never {},
-                () = grace(self.stop.signal()) => None,
-            }
-        };
-        let stopped = self.stop.asked();
-        let outcome = match result {
-            Some(Ok(Ok(output))) => Some(Outcome::Succeeded(output)),
-            Some(Ok(Err(RunError::Failed(failure)))) => Some(Outcome::Failed(failure)),
-            Some(Ok(Err(RunError::Stopped(stop)))) => self.outcome_of_stop(stop),
-            Some(Ok(Err(RunError::Short(shortage)))) => {
-                self.machine.ran_short(&shortage);
-                Some(Outcome::Interrupted)
-            }
-            Some(Err(_panic)) => {
-                Some(Outcome::Failed(Failure::permanent(FailureCode::Crashed, "the harness panicked")))
-            }
-            None => {
-                warn!("the harness did not stop in time and was dropped");
-                stopped.clone().and_then(|stop| self.outcome_of_stop(stop))
-            }
-        };
-        let lost = Ended { outcome: None, session: None };
-        if outcome.is_none() {
-            return lost;
-        }
+        let journal = Arc::new(Journal::new(self.attempt, self.span.place()));
+        let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
+            .within(worker.settings.max_session_bytes, before);
+        let result = self.result(harness, &mut run).await;
+        let stopped = stop.asked();
+        let Some(outcome) = self.outcome(result, stopped.as_ref()) else { return Ended::Lost };
         // A harness that was dropped in the middle of a checkpoint does not know whether it stands.
         match journal.settle().await {
             Settled::Nothing => {}
             Settled::Stands(delta) => run.catch_up(&delta),
-            Settled::LeaseLost => return lost,
+            Settled::LeaseLost => return Ended::Lost,
         }
-        let session = match stopped {
-            Some(Stop::RolledBack) if matches!(outcome, Some(Outcome::Cancelled(_))) => (journal.has_begun()
-                || before.rows > 0)
-                .then(|| self.rolled_back(run.into_session()))
-                .flatten(),
-            _ => fold_is_due(&self.claimed.session, run.appended()).then(|| run.into_session()),
+        let session = match (stopped, &outcome) {
+            (Some(Stop::RolledBack), Outcome::Cancelled(_)) => {
+                let changed = journal.has_begun() || before.rows > 0;
+                changed.then(|| self.rolled_back(run.into_session())).flatten()
+            }
+            _ => fold_is_due(&claimed.session, run.appended()).then(|| run.into_session()),
         };
-        Ended { outcome, session }
+        self.ended(outcome, session)
+    }
+
+    /// What the harness returns; `None` when it did not in time after it was stopped.
+    async fn result(&self, harness: &dyn Harness, run: &mut Run) -> Option<Result<Json, RunError>> {
+        let running = AssertUnwindSafe(async {
+            self.answer_open_calls(run).await?;
+            harness.run(run).await
+        });
+        let panicked = |_| Err(Failure::permanent(FailureCode::Crashed, "the harness panicked").into());
+        tokio::select! {
+            result = running.catch_unwind() => Some(result.unwrap_or_else(panicked)),
+            never = self.mind_the_time() => match never {},
+            never = clear(self.attempt) => match never {},
+            () = grace(self.attempt.stop.signal()) => None,
+        }
     }
 
     /// Stops the run when its time is over. Never ends.
     async fn mind_the_time(&self) -> Infallible {
         let (limit, over) = self.limit();
         tokio::time::sleep(limit).await;
-        self.stop.ask(over);
+        self.attempt.stop.ask(over);
         std::future::pending().await
     }
 
     /// The attempt's longest time, and what is over then.
     fn limit(&self) -> (Duration, Stop) {
         const WEEK_MS: u64 = 7 * 86_400_000;
-        let timeout = Duration::from_millis(self.spec.timeout_ms.unwrap_or(WEEK_MS));
-        match self.claimed.remaining {
+        let timeout = Duration::from_millis(self.attempt.spec.timeout_ms.unwrap_or(WEEK_MS));
+        match self.attempt.claimed.remaining {
             Some(remaining) if remaining < timeout => (remaining, Stop::Deadline),
             _ => (timeout, Stop::Timeout),
         }
@@ -127,9 +106,9 @@ impl Execution<'_> {
 
     /// An earlier job of the session may have ended in the middle of a tool call, when nobody was there to close it.
     async fn answer_open_calls(&self, run: &mut Run) -> Result<(), Stop> {
-        let begun = self.claimed.session.deltas.as_ref().is_some_and(|deltas| {
+        let begun = self.attempt.claimed.session.deltas.as_ref().is_some_and(|deltas| {
             // Its own calls it answers itself.
-            deltas.contains(&self.spec.job_id.to_string())
+            deltas.contains(&self.attempt.spec.job_id.to_string())
         });
         if begun {
             return Ok(());
@@ -138,11 +117,21 @@ impl Execution<'_> {
         run.checkpoint(Delta { context_window, ..Delta::default() }).await
     }
 
-    /// The session as if this job had never been, but for what it used.
-    fn rolled_back(&self, whole: Session) -> Option<Session> {
-        // It could be read with this job's part in it.
-        let (before, _) = read_session(&self.claimed.session, |job_id| job_id != self.spec.job_id).ok()?;
-        Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
+    /// What the run has come to; `None` when nothing may be recorded any more.
+    fn outcome(&self, result: Option<Result<Json, RunError>>, stopped: Option<&Stop>) -> Option<Outcome> {
+        match result {
+            Some(Ok(output)) => Some(Outcome::Succeeded(output)),
+            Some(Err(RunError::Failed(failure))) => Some(Outcome::Failed(failure)),
+            Some(Err(RunError::Stopped(stop))) => self.outcome_of_stop(stop),
+            Some(Err(RunError::Short(shortage))) => {
+                self.attempt.worker.machine.ran_short(&shortage);
+                Some(Outcome::Interrupted)
+            }
+            None => {
+                warn!("the harness did not stop in time and was dropped");
+                self.outcome_of_stop(stopped?.clone())
+            }
+        }
     }
 
     fn outcome_of_stop(&self, stop: Stop) -> Option<Outcome> {
@@ -172,24 +161,35 @@ impl Execution<'_> {
         }
     }
 
+    /// The session as if this job had never been, but for what it used.
+    fn rolled_back(&self, whole: Session) -> Option<Session> {
+        let job_id = self.attempt.spec.job_id;
+        // It could be read with this job's part in it.
+        let (before, _) = read_session(&self.attempt.claimed.session, |other| other != job_id).ok()?;
+        Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
+    }
+
+    fn ended(&mut self, outcome: Outcome, session: Option<Session>) -> Ended {
+        if let Outcome::Failed(failure) = &outcome {
+            self.span.fail(failure.code.as_str());
+        }
+        Ended::Ran(outcome, session)
+    }
+
     fn task(&self) -> Task {
+        let Attempt { spec, claimed, .. } = self.attempt;
         Task {
-            job_id: self.spec.job_id,
-            session_id: self.spec.session_id.clone(),
-            agent_id: self.spec.agent_id.clone(),
-            user_id: self.spec.user_id.clone(),
-            input: self.spec.input.clone(),
-            attempt: self.claimed.attempts + 1,
-            epoch: self.claimed.epoch,
-            traceparent: Some(handed_on(self.place, self.spec)),
-            max_stalled_iterations: self.spec.max_stalled_iterations,
+            job_id: spec.job_id,
+            session_id: spec.session_id.clone(),
+            agent_id: spec.agent_id.clone(),
+            user_id: spec.user_id.clone(),
+            input: spec.input.clone(),
+            attempt: claimed.attempts + 1,
+            epoch: claimed.epoch,
+            traceparent: Some(handed_on(self.span.place(), spec)),
+            max_stalled_iterations: spec.max_stalled_iterations,
         }
     }
-}
-
-/// What ends a job whose deadline has passed.
-pub fn overdue() -> Failure {
-    Failure::permanent(FailureCode::DeadlineExceeded, "its deadline_ms was over before it was done")
 }
 
 /// Resolves a while after the stop was asked for.

@@ -6,44 +6,40 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use harness::{Delta, Event, Stop};
-use job::{JobId, Name, WorkerId};
 use service::{Place, RetryError, retry};
 use store::{CheckpointRow, Fenced, Store, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::attempt::note_iteration;
-use crate::execute::Execution;
+use crate::attempt::{Attempt, Claim, note_iteration};
 use crate::metrics::METRICS;
 
 /// The journal of one run, kept in the ledger.
 pub struct Journal {
     store: Store,
-    worker: WorkerId,
-    spec: (JobId, Name),
-    epoch: i64,
+    claim: Claim,
     ordinal: AtomicI32,
     /// A checkpoint that was sent and whose answer has not come.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<(Instant, SystemTime)>,
+    /// For how long a checkpoint that was too much for Postgres is tried again.
     patience: Duration,
+    /// The run's place in its trace.
     place: Option<Place>,
 }
 
 impl Journal {
     /// An empty one, whose first checkpoint is due from now on.
-    pub fn new(execution: &Execution<'_>) -> Journal {
+    pub fn new(attempt: &Attempt<'_>, place: Option<Place>) -> Journal {
         Journal {
-            store: execution.store.clone(),
-            worker: execution.worker,
-            spec: (execution.spec.job_id, execution.spec.session_id.clone()),
-            epoch: execution.claimed.epoch,
+            store: attempt.worker.store.clone(),
+            claim: attempt.claim.clone(),
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
-            patience: execution.patience,
-            place: execution.place,
+            patience: attempt.worker.lease.duration(),
+            place,
         }
     }
 
@@ -109,11 +105,12 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// When the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let Claim { worker, job_id, session_id, epoch } = self.claim.clone();
         let row = CheckpointRow {
-            worker: self.worker,
-            job_id: self.spec.0,
-            session_id: self.spec.1.clone(),
-            epoch: self.epoch,
+            worker,
+            job_id,
+            session_id,
+            epoch,
             ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
             delta: serde_json::to_string(delta).map_err(|error| Stop::Unstorable(error.to_string()))?,
             iterations: delta.iterations,

@@ -23,8 +23,10 @@ mod claim;
 mod attempt;
 mod fold;
 mod journal;
+mod refusal;
 mod execute;
 mod conclude;
+mod turn;
 mod slot;
 mod serve;
 

@@ -1,34 +1,25 @@
 //! A slot: one job at a time, from delivery to ack.
 
-use std::convert::Infallible;
-use std::time::{Duration, Instant, SystemTime};
+use std::future::Future;
+use std::time::{Duration, SystemTime};
 
-use harness::Stop;
-use job::{Failure, FailureCode, JobSpec, Outcome};
+use job::JobSpec;
 use queue::{Delivery, Slot};
 use relay::Sending;
-use service::retry;
-use store::{Answer, Claimed, Fenced, StoreError, Suspicion};
-use tokio::time::{timeout, timeout_at};
-use tracing::{Instrument, debug, info, warn};
+use store::Answer;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tracing::{Instrument, Span, debug, info};
 
-use crate::attempt::{Arrival, Attempt};
-use crate::execute::{Ended, Execution};
-use crate::metrics::METRICS;
-use crate::running::{Company, Reserved, Seat};
+use crate::attempt::Arrival;
+use crate::running::{Reserved, Seat};
 use crate::worker::Worker;
-use crate::{claim, conclude, intake};
+use crate::{claim, intake, turn};
 
 /// How often a second delivery looks whether the first one's claim is through.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
 
 /// How long a slot waits for its reply; a broker that is well confirms it in a few milliseconds.
 const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
-
-/// When a suspect is looked at again that found another one here.
-const SUSPECT_WAIT: Duration = Duration::from_secs(1);
-/// How long a suspect waits to be alone; then it runs beside others.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
@@ -69,22 +60,39 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
     slot.pause().await;
 }
 
+/// Deals with a delivery: what it holds is a job of an agent that is known here, and that no other slot has.
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
         Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
-    // What is usual says nothing before the claim: a span for it would cost each job.
-    let about = |spec: &JobSpec| relay::job_span(spec, None);
-    if worker.settings.agents.get(&spec.agent_id).is_none() {
-        let reason = unknown_agent(&spec).message;
-        let burying = intake::bury(worker, &delivery, &reason, "unknown_agent");
+    if let Err(unknown) = worker.settings.agents.get(&spec.agent_id) {
+        let burying = intake::bury(worker, &delivery, &unknown.message, "unknown_agent");
         if !burying.instrument(about(&spec)).await {
             return;
         }
     }
-    let Some(seat) = take_seat(worker, &spec).await else { return delivery.settle().await };
+    match take_seat(worker, &spec).await {
+        Some(seat) => claim_and_work(worker, slot, delivery, delivered, spec, seat).await,
+        None => delivery.settle().await,
+    }
+}
+
+/// What is usual says nothing before the claim: a span for it would cost each job.
+fn about(spec: &JobSpec) -> Span {
+    relay::job_span(spec, None)
+}
+
+/// Does what the ledger answers to the claim.
+async fn claim_and_work(
+    worker: &Worker,
+    slot: &mut Slot,
+    delivery: Delivery,
+    delivered: SystemTime,
+    spec: JobSpec,
+    seat: Seat,
+) {
     let claiming = SystemTime::now();
     let answer = match claim::claim(worker, &spec).await {
         Ok(Some(answer)) => answer,
@@ -95,30 +103,18 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             return refusing.instrument(about(&spec)).await;
         }
     };
+    let ack_by = Instant::now() + worker.settings.ack_after;
     match answer {
         Answer::Claimed(claimed) => {
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
-            let work = run_session(worker, spec, *claimed, seat, arrival);
-            tokio::pin!(work);
-            let ack_by = tokio::time::Instant::now() + worker.settings.ack_after;
-            let early = tokio::time::sleep_until(ack_by);
-            tokio::select! {
-                replying = &mut work => settle_when_replied(slot, delivery, replying, ack_by).await,
-                () = early => {
-                    // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
-                    // nothing to close the channel for; without a consumer it sends this busy slot no other.
-                    slot.pause().await;
-                    delivery.settle().await;
-                    drop(work.await);
-                }
-            }
+            let working = turn::take(worker, spec, *claimed, seat, arrival);
+            settle_when_done(slot, delivery, working, ack_by).await;
         }
         Answer::Finished(state) => {
             let replying = about(&spec).in_scope(|| {
                 debug!(%state, "delivered again after its end");
                 worker.replies.send(&spec, spec.traceparent)
             });
-            let ack_by = tokio::time::Instant::now() + worker.settings.ack_after;
             settle_when_replied(slot, delivery, replying, ack_by).await;
         }
         Answer::OtherSession(session) => {
@@ -139,13 +135,33 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     }
 }
 
+/// Acks the delivery when its job is done and replied to; before that, when it takes too long.
+async fn settle_when_done(
+    slot: &mut Slot,
+    delivery: Delivery,
+    working: impl Future<Output = Option<Sending>>,
+    ack_by: Instant,
+) {
+    tokio::pin!(working);
+    tokio::select! {
+        replying = &mut working => settle_when_replied(slot, delivery, replying, ack_by).await,
+        () = sleep_until(ack_by) => {
+            // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
+            // nothing to close the channel for; without a consumer it sends this busy slot no other.
+            slot.pause().await;
+            delivery.settle().await;
+            drop(working.await);
+        }
+    }
+}
+
 /// Acks the delivery of an ended job when its reply is out, or after `ACK_AFTER_S` like one of a job that runs; were we to die
 /// before, the message would bring the reply again. A reply that takes its time does not take the slot's.
 async fn settle_when_replied(
     slot: &mut Slot,
     mut delivery: Delivery,
     replying: Option<Sending>,
-    ack_by: tokio::time::Instant,
+    ack_by: Instant,
 ) {
     let Some(mut replying) = replying.filter(|replying| replying.prompt) else {
         return delivery.settle().await;
@@ -176,138 +192,7 @@ async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
         match worker.running.reserve(spec.job_id) {
             Reserved::Seat(seat) => return Some(seat),
             Reserved::Runs => return None,
-            Reserved::Claiming => tokio::time::sleep(CLAIM_POLL).await,
+            Reserved::Claiming => sleep(CLAIM_POLL).await,
         }
     }
-}
-
-/// Runs a claimed job, and after it the session's next ones that the ledger hands us, each in this slot. Returns the first
-/// reply: the others' messages are acked already.
-async fn run_session(
-    worker: &Worker,
-    mut spec: JobSpec,
-    mut claimed: Claimed,
-    mut seat: Seat,
-    mut arrival: Arrival,
-) -> Option<Sending> {
-    let mut replying = None;
-    loop {
-        let about = relay::job_span(&spec, Some(claimed.attempts + 1));
-        let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
-        drop(seat);
-        replying = replying.or(reply);
-        let Some(next) = next else { return replying };
-        let message = next.message.as_deref().unwrap_or_default();
-        let reserved = worker.running.reserve(next.job_id);
-        (spec, seat) = match (job::restore(message), reserved) {
-            (Ok(next), Reserved::Seat(seat)) => (next, seat),
-            // The heartbeat finds it a stranger and hands it back.
-            (result, _) => {
-                let trace_id = result.as_ref().map_or(next.job_id.into(), JobSpec::trace_id);
-                let (job_id, session_id, error) = (next.job_id, next.session_id, result.err());
-                warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
-                return replying;
-            }
-        };
-        claimed = *next;
-        arrival = Arrival { at: SystemTime::now(), claimed_from: None };
-    }
-}
-
-/// One attempt at one job. Returns the session's next job, and the reply to this one's caller.
-async fn run_job(
-    worker: &Worker,
-    spec: &JobSpec,
-    claimed: &Claimed,
-    seat: &Seat,
-    arrival: Arrival,
-) -> (Option<Box<Claimed>>, Option<Sending>) {
-    let started = Instant::now();
-    let mut attempt = Attempt::begin(worker, spec, claimed, arrival);
-    let stop = seat.begin(claimed.epoch);
-    if claimed.attempts == 0 {
-        let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
-        METRICS.start_wait.observe(waited_ms as f64 / 1e3);
-    }
-    let concluded = if let Some(failure) = conclude::hopeless(spec, claimed) {
-        conclude::give_up(&mut attempt, failure).await
-    } else if claimed.suspicion.is_some_and(|suspicion| !seat.may_run_as_suspect(company(suspicion))) {
-        conclude::postpone(&mut attempt, SUSPECT_WAIT).await
-    } else {
-        worker.pace.started();
-        let ended = match worker.settings.agents.get(&spec.agent_id) {
-            Some(harness) => {
-                let mut run = attempt.run();
-                let (store, worker_id, place) = (&worker.store, attempt.worker_id, run.place());
-                let (max_session_bytes, patience) =
-                    (worker.settings.max_session_bytes, worker.lease.duration());
-                let execution = Execution {
-                    store,
-                    machine: &worker.machine,
-                    worker: worker_id,
-                    spec,
-                    claimed,
-                    stop,
-                    max_session_bytes,
-                    patience,
-                    place,
-                };
-                let ended = tokio::select! {
-                    ended = execution.run(harness.as_ref()) => ended,
-                    never = clear(&attempt, seat) => match never {},
-                };
-                if let Some(Outcome::Failed(failure)) = &ended.outcome {
-                    run.fail(failure.code.as_str());
-                }
-                ended
-            }
-            None => Ended { outcome: Some(Outcome::Failed(unknown_agent(spec))), session: None },
-        };
-        worker.pace.ended(started.elapsed());
-        conclude::conclude(&mut attempt, ended).await
-    };
-    let Some(concluded) = concluded else { return (None, None) };
-    METRICS.request_latency.observe(started.elapsed().as_secs_f64());
-    let replying = match concluded.recorded {
-        Fenced::Done(()) => worker.replies.send(spec, attempt.place()),
-        Fenced::Lost => {
-            worker.running.stop(spec.job_id, claimed.epoch, Stop::LeaseLost);
-            warn!(epoch = claimed.epoch, "a stale end was refused: the job has another runner, or has ended");
-            None
-        }
-    };
-    (concluded.next, replying)
-}
-
-/// Beside which other suspects one may run.
-fn company(suspicion: Suspicion) -> Company {
-    match suspicion {
-        Suspicion { shared: true, .. } => Company::Alone,
-        Suspicion { waited, .. } if waited < SUSPECT_PATIENCE => Company::First,
-        Suspicion { .. } => Company::Any,
-    }
-}
-
-/// Clears a suspect when it has outlived the time after which it killed: first in the ledger, then here. Never ends.
-async fn clear(attempt: &Attempt<'_>, seat: &Seat) -> Infallible {
-    let (worker, claimed) = (attempt.worker, attempt.claimed);
-    if let Some(killed_after) = claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
-        tokio::time::sleep(killed_after).await;
-        let clear = || worker.store.clear_suspicion(attempt.worker_id, claimed.job_id, claimed.epoch);
-        let cleared =
-            retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
-        if let Ok(Fenced::Done(())) = cleared {
-            seat.is_cleared();
-            info!(
-                ran_s = killed_after.as_secs(),
-                "no suspect any more: it has outlived the deaths of its workers"
-            );
-        }
-    }
-    std::future::pending().await
-}
-
-fn unknown_agent(spec: &JobSpec) -> Failure {
-    let problem = format!("agent_id: got \"{}\", expected an agent of this pool's workers", spec.agent_id);
-    Failure::permanent(FailureCode::UnknownAgent, problem)
 }

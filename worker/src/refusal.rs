@@ -1,0 +1,84 @@
+//! Refusal: which claimed jobs are not run, or not yet; and in what company one may run that is suspected to kill workers.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use harness::Session;
+use job::{Failure, FailureCode, JobSpec, POISON_DEATHS};
+use service::retry;
+use store::{Claimed, Fenced, SessionState, StoreError, Suspicion};
+use tracing::info;
+
+use crate::attempt::{Attempt, Ended};
+use crate::fold::{fold_is_due, read_session};
+use crate::running::Company;
+
+/// When a suspect is looked at again that found another one here.
+const SUSPECT_WAIT: Duration = Duration::from_secs(1);
+/// How long a suspect waits to be alone; then it runs beside others.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The end of an attempt that is not to be run.
+pub fn refused(attempt: &Attempt<'_>) -> Option<Ended> {
+    let claimed = attempt.claimed;
+    if let Some(failure) = hopeless(attempt.spec, claimed) {
+        return Some(Ended::Refused(failure, to_be_folded(&claimed.session)));
+    }
+    let suspicion = claimed.suspicion?;
+    (!attempt.seat.may_run_as_suspect(company(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
+}
+
+/// Why a claimed job is not to be run any more, if it is not.
+fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
+    let (attempts, deaths) = (claimed.attempts, claimed.deaths);
+    if deaths >= POISON_DEATHS {
+        let message = format!("{deaths} workers died while they ran it");
+        return Some(Failure::permanent(FailureCode::Poison, message));
+    }
+    if attempts >= spec.retry.max_attempts {
+        let most = spec.retry.max_attempts;
+        let message =
+            format!("no attempt is left: {attempts} of {most} failed, {deaths} by the death of the worker");
+        return Some(Failure::permanent(FailureCode::WorkerLost, message));
+    }
+    claimed.remaining.is_some_and(|left| left.is_zero()).then(overdue)
+}
+
+/// What ends a job whose deadline has passed.
+pub fn overdue() -> Failure {
+    Failure::permanent(FailureCode::DeadlineExceeded, "its deadline_ms was over before it was done")
+}
+
+/// The session as it stands, where a job's end writes it whole.
+fn to_be_folded(state: &SessionState) -> Option<Session> {
+    let (session, appended) = read_session(state, |_| true).ok()?;
+    fold_is_due(state, appended).then_some(session)
+}
+
+/// Beside which other suspects one may run.
+fn company(suspicion: Suspicion) -> Company {
+    match suspicion {
+        Suspicion { shared: true, .. } => Company::Alone,
+        Suspicion { waited, .. } if waited < SUSPECT_PATIENCE => Company::First,
+        Suspicion { .. } => Company::Any,
+    }
+}
+
+/// Clears a suspect when it has outlived the time after which it killed: first in the ledger, then here. Never ends.
+pub async fn clear(attempt: &Attempt<'_>) -> Infallible {
+    let (worker, claim) = (attempt.worker, &attempt.claim);
+    if let Some(killed_after) = attempt.claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
+        tokio::time::sleep(killed_after).await;
+        let clear = || worker.store.clear_suspicion(claim.worker, claim.job_id, claim.epoch);
+        let cleared =
+            retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
+        if let Ok(Fenced::Done(())) = cleared {
+            attempt.seat.is_cleared();
+            info!(
+                ran_s = killed_after.as_secs(),
+                "no suspect any more: it has outlived the deaths of its workers"
+            );
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,80 @@
+//! A session's turn in a slot: its claimed job, and after that the next ones that the ledger hands on, each as one attempt.
+
+use std::time::SystemTime;
+
+use job::JobSpec;
+use relay::Sending;
+use store::{Claimed, Fenced};
+use tracing::{Instrument, warn};
+
+use crate::attempt::{Arrival, Attempt};
+use crate::conclude::conclude;
+use crate::execute::execute;
+use crate::metrics::METRICS;
+use crate::refusal::refused;
+use crate::running::{Reserved, Seat};
+use crate::worker::Worker;
+
+/// Runs a claimed job, and after it the session's next ones. Returns the first reply: the others' messages are acked already.
+pub async fn take(
+    worker: &Worker,
+    mut spec: JobSpec,
+    mut claimed: Claimed,
+    mut seat: Seat,
+    mut arrival: Arrival,
+) -> Option<Sending> {
+    let mut replying = None;
+    loop {
+        let about = relay::job_span(&spec, Some(claimed.attempts + 1));
+        let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
+        drop(seat);
+        replying = replying.or(reply);
+        let Some(next) = next else { return replying };
+        let message = next.message.as_deref().unwrap_or_default();
+        let reserved = worker.running.reserve(next.job_id);
+        (spec, seat) = match (job::restore(message), reserved) {
+            (Ok(next), Reserved::Seat(seat)) => (next, seat),
+            // The heartbeat finds it a stranger and hands it back.
+            (result, _) => {
+                let trace_id = result.as_ref().map_or(next.job_id.into(), JobSpec::trace_id);
+                let (job_id, session_id, error) = (next.job_id, next.session_id, result.err());
+                warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
+                return replying;
+            }
+        };
+        claimed = *next;
+        arrival = Arrival { at: SystemTime::now(), claimed_from: None };
+    }
+}
+
+/// One attempt at one job. Returns the session's next job, and the reply to this one's caller.
+async fn run_job(
+    worker: &Worker,
+    spec: &JobSpec,
+    claimed: &Claimed,
+    seat: &Seat,
+    arrival: Arrival,
+) -> (Option<Box<Claimed>>, Option<Sending>) {
+    let mut attempt = Attempt::begin(worker, spec, claimed, seat, arrival);
+    let ended = match refused(&attempt) {
+        Some(refused) => refused,
+        None => execute(&attempt).await,
+    };
+    match conclude(&mut attempt, ended).await {
+        Some(concluded) => (concluded.next, reply(&attempt, concluded.recorded)),
+        None => (None, None),
+    }
+}
+
+/// Sends the recorded end to the caller.
+fn reply(attempt: &Attempt<'_>, recorded: Fenced<()>) -> Option<Sending> {
+    METRICS.request_latency.observe(attempt.begun.elapsed().as_secs_f64());
+    match recorded {
+        Fenced::Done(()) => attempt.worker.replies.send(attempt.spec, attempt.place()),
+        Fenced::Lost => {
+            let epoch = attempt.claim.epoch;
+            warn!(epoch, "a stale end was refused: the job has another runner, or has ended");
+            None
+        }
+    }
+}
