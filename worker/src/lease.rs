@@ -10,18 +10,13 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{Failure, FailureCode, JobId, WorkerId};
-use store::{Ask, Asked, Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use store::{Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::mark::Mark;
 use crate::metrics::METRICS;
 use crate::pace::PaceWindow;
 use crate::running::Running;
-
-/// How often cancelled and interrupted jobs, and drain marks, are looked for: each gets its signal within a second.
-const LOOK_FOR_ASKED: Duration = Duration::from_millis(500);
 
 /// When a job is due again whose end could not be recorded.
 const UNRECORDED_WAIT: Duration = Duration::from_secs(5);
@@ -31,7 +26,6 @@ pub struct Lease {
     store: Store,
     running: Running,
     pace: PaceWindow,
-    mark: Mark,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
     clock: Mutex<Clock>,
@@ -50,19 +44,13 @@ impl Lease {
         store.register_worker(&registration).await?;
         let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
-        let mark = Mark::none(registration.slots);
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
-        Ok(Lease { store, running, pace, mark, registration, renewed, clock, duration })
+        Ok(Lease { store, running, pace, registration, renewed, clock, duration })
     }
 
     /// The id under which jobs are claimed now.
     pub fn worker(&self) -> WorkerId {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
-    }
-
-    /// Whether jobs are taken under that id: an autoscaler may have marked it to drain.
-    pub fn mark(&self) -> &Mark {
-        &self.mark
     }
 
     /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
@@ -96,112 +84,13 @@ impl Lease {
         tokio::time::sleep(self.duration / 5).await;
     }
 
-    /// Keeps the lease until told to stop, and stops what runs when it could not be kept.
-    pub async fn keep(&self, stop: CancellationToken) {
-        tokio::join!(self.renew(&stop), self.watch(&stop), self.confirm_drains(&stop));
-    }
-
-    /// Beats five times a lease, and looks more often for what is asked of the jobs.
-    async fn renew(&self, stop: &CancellationToken) {
-        let (mut beat, mut look) = (interval(self.duration / 5), interval(LOOK_FOR_ASKED));
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut strangers = HashMap::new();
-        let (mut failing, mut looks) = (false, 0);
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                _ = beat.tick() => {}
-                _ = look.tick() => {
-                    self.look_for_asked(looks).await;
-                    looks += 1;
-                    continue;
-                }
-            }
-            match self.beat(&mut strangers).await {
-                Ok(()) => {
-                    if std::mem::take(&mut failing) {
-                        info!("heartbeats reach Postgres again");
-                    }
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(
-                            cause = error.as_dyn(),
-                            "the heartbeat does not reach Postgres; running jobs go on until the lease is over"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
     /// Stops what runs at the moment when the lease is over, whatever a heartbeat still waits for; and after that, as
-    /// long as it stays so, what has begun meanwhile.
-    async fn watch(&self, stop: &CancellationToken) {
-        let over = async {
-            loop {
-                self.over().await;
-                self.stop_when_over();
-                self.renewed_within_a_beat().await;
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = over => {}
-        }
-    }
-
-    /// Cancelled and interrupted jobs, and the drain mark. Failures are the heartbeat's to tell.
-    async fn look_for_asked(&self, look: u64) {
-        // Half as often while there is nothing here but the news of a mark to wait for.
-        if look % 2 == 1 && self.running.epochs().is_empty() && !self.mark.stands() {
-            return;
-        }
-        let Ok(Asked { drain, jobs }) = self.store.asked(self.worker()).await else { return };
-        if self.mark.set(drain) {
-            // One that is over by our clock Postgres may still know.
-            match drain.filter(|_| self.mark.stands()) {
-                Some(mark) => {
-                    info!(worker_id = %self.worker(), epoch = mark.epoch, "marked to be scaled away: takes no more jobs")
-                }
-                None => info!(worker_id = %self.worker(), "the mark is gone: takes jobs again"),
-            }
-        }
-        if let Some(until) = self.mark.over() {
-            // A failure is the heartbeat's to tell, too: the next look tries again.
-            let _ = self.store.drop_mark(self.worker(), until).await;
-        }
-        for (job_id, epoch, ask) in jobs {
-            let stop = match ask {
-                Ask::Cancel => Stop::Cancelled,
-                Ask::Interrupt => Stop::Interrupted,
-                Ask::Rollback => Stop::RolledBack,
-            };
-            self.running.stop(job_id, epoch, stop);
-        }
-    }
-
-    /// Tells the ledger when a marked worker holds nothing any more; `/ready` fails by then. Again under each mark, and
-    /// until the ledger believes it: that may know of a job whose claim's reply was lost.
-    async fn confirm_drains(&self, stop: &CancellationToken) {
-        let confirming = async {
-            loop {
-                let epoch = self.mark.unconfirmed().await;
-                let worker_id = self.worker();
-                match self.store.confirm_drained(worker_id, epoch).await {
-                    Ok(true) => {
-                        info!(%worker_id, epoch, "drained for scale-in: holds nothing");
-                        self.mark.confirmed(epoch);
-                    }
-                    Ok(false) | Err(_) => tokio::time::sleep(LOOK_FOR_ASKED).await,
-                }
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = confirming => {}
+    /// long as it stays so, what has begun meanwhile. Never ends.
+    pub async fn watch(&self) {
+        loop {
+            self.over().await;
+            self.stop_when_over();
+            self.renewed_within_a_beat().await;
         }
     }
 
@@ -216,7 +105,8 @@ impl Lease {
         }
     }
 
-    async fn beat(&self, strangers: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
+    /// Renews the lease. `strangers` are those that the last beat has met.
+    pub async fn beat(&self, strangers: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
         let worker_id = self.worker();
         // Taken before the ledger's list is read: a job that begins in between is in the list only.
         let mine = self.running.epochs();

@@ -18,6 +18,8 @@ mod pace;
 mod mark;
 mod lease;
 mod worker;
+mod asked;
+mod heartbeat;
 mod intake;
 mod claim;
 mod attempt;

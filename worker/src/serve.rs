@@ -20,12 +20,13 @@ use tracing::{info, warn};
 
 use crate::lease::Lease;
 use crate::machine::{Lacks, Machine};
+use crate::mark::Mark;
 use crate::metrics::METRICS;
 use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
-use crate::slot;
 use crate::worker::Worker;
+use crate::{heartbeat, slot};
 
 /// After the drain's grace: how long stopped harnesses get to hand back, and the broker to take the last acks.
 const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
@@ -114,6 +115,7 @@ impl Boot {
             publisher: self.publishing.publisher(),
             replies: Replies::new(self.store.clone(), &settings.replying, settings.replies.clone()),
             lease,
+            mark: Mark::none(settings.slots),
             running,
             pace,
             machine: Machine::new(&settings.workspace_dir),
@@ -129,7 +131,7 @@ impl Boot {
         let worker_id = worker.lease.worker();
         let (beating, end) = (worker.clone(), self.end.clone());
         self.essential.spawn("heartbeat", async move {
-            beating.lease.keep(end).await;
+            heartbeat::keep(&beating, end).await;
             Ok(())
         });
         let (looking, end) = (worker.clone(), self.end.clone());
@@ -249,7 +251,7 @@ fn readiness(
         let database = worker.is_some_and(|worker| worker.lease.is_fresh());
         let consuming = match &*broker.status().borrow() {
             _ if draining.is_cancelled() => Some("draining".to_owned()),
-            _ if worker.is_some_and(|worker| worker.lease.mark().is_drained()) => {
+            _ if worker.is_some_and(|worker| worker.mark.is_drained()) => {
                 Some("drained for scale-in".to_owned())
             }
             BrokerStatus::Ready { .. } if worker.is_none() => Some("starting".to_owned()),

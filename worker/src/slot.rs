@@ -24,7 +24,7 @@ const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
 /// never hands us more than we can run.
 pub async fn run(worker: &Worker, mut slot: Slot) {
-    let (mark, machine) = (worker.lease.mark(), &worker.machine);
+    let (mark, machine) = (&worker.mark, &worker.machine);
     loop {
         // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere; nor on a machine that lacks
         // what a run needs.

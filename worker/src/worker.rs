@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lease::Lease;
 use crate::machine::Machine;
+use crate::mark::Mark;
 use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
@@ -18,6 +19,8 @@ pub struct Worker {
     pub publisher: Publisher,
     pub replies: Replies,
     pub lease: Lease,
+    /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
+    pub mark: Mark,
     pub running: Running,
     pub pace: PaceWindow,
     pub machine: Machine,

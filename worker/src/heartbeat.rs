@@ -1,0 +1,54 @@
+//! The heartbeat: keeps the lease for as long as the process lives, and looks in between for what is asked of its jobs.
+
+use std::collections::HashMap;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::asked;
+use crate::worker::Worker;
+
+/// Keeps the lease until told to stop, and stops what runs when it could not be kept.
+pub async fn keep(worker: &Worker, stop: CancellationToken) {
+    let watching = async {
+        tokio::join!(worker.lease.watch(), asked::confirm_drains(worker));
+    };
+    tokio::join!(renew(worker, &stop), stop.run_until_cancelled(watching));
+}
+
+/// Beats five times a lease, and looks more often for what is asked of the jobs: they have one connection, and a turn each.
+async fn renew(worker: &Worker, stop: &CancellationToken) {
+    let (mut beat, mut look) = (interval(worker.lease.duration() / 5), interval(asked::EVERY));
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut strangers = HashMap::new();
+    let (mut failing, mut looks) = (false, 0);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {}
+            _ = look.tick() => {
+                asked::look(worker, looks).await;
+                looks += 1;
+                continue;
+            }
+        }
+        match worker.lease.beat(&mut strangers).await {
+            Ok(()) => {
+                if std::mem::take(&mut failing) {
+                    info!("heartbeats reach Postgres again");
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(
+                        cause = error.as_dyn(),
+                        "the heartbeat does not reach Postgres; running jobs go on until the lease is over"
+                    );
+                }
+            }
+        }
+    }
+}
