@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
-use queue::{Broker, BrokerStatus};
+use queue::{Broker, BrokerStatus, jobs_queue};
 use relay::{Relay, Replies};
 use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
 use store::{Store, StoreError, WorkerRegistration};
@@ -129,6 +129,30 @@ impl Boot {
     /// Serves until told to drain, then drains.
     async fn run(mut self, worker: Arc<Worker>, drain: CancellationToken) -> anyhow::Result<ExitCode> {
         let worker_id = worker.lease.worker();
+        self.spawn_keepers(&worker);
+        let slots = self.open_slots(&worker);
+        // Set once, here.
+        let _ = self.serving.set(worker.clone());
+        info!(%worker_id, queue = jobs_queue(&worker.settings.pool), slots = worker.settings.slots, "takes jobs");
+
+        let result = tokio::select! {
+            biased;
+            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
+            error = self.essential.first_end() => Err(error),
+            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
+        };
+        drain.cancel();
+        tokio::select! {
+            () = mark_draining(&worker) => {}
+            () = drain_slots(&worker, slots) => {}
+        }
+        self.sign_off(&worker).await;
+        info!(%worker_id, "stopped");
+        result
+    }
+
+    /// Begins what goes on beside the slots.
+    fn spawn_keepers(&mut self, worker: &Arc<Worker>) {
         let (beating, end) = (worker.clone(), self.end.clone());
         self.essential.spawn("heartbeat", async move {
             heartbeat::keep(&beating, end).await;
@@ -156,28 +180,21 @@ impl Boot {
             relay::return_lost(&store, &consuming, &end).await;
             Ok(())
         });
+    }
+
+    fn open_slots(&self, worker: &Arc<Worker>) -> JoinSet<()> {
         let mut slots = JoinSet::new();
-        let queue = queue::jobs_queue(&worker.settings.pool);
+        let (worker_id, queue) = (worker.lease.worker(), jobs_queue(&worker.settings.pool));
         for number in 0..worker.settings.slots {
             let (worker, slot) =
                 (worker.clone(), self.consuming.slot(&queue, &format!("{worker_id}.{number}")));
             slots.spawn(async move { slot::run(&worker, slot).await });
         }
-        // Set once, here.
-        let _ = self.serving.set(worker.clone());
-        info!(%worker_id, queue, slots = worker.settings.slots, "takes jobs");
+        slots
+    }
 
-        let result = tokio::select! {
-            biased;
-            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
-            error = self.essential.first_end() => Err(error),
-            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
-        };
-        drain.cancel();
-        tokio::select! {
-            () = mark_draining(&worker) => {}
-            () = drain_slots(&worker, slots) => {}
-        }
+    /// Ends what has outlasted the drain.
+    async fn sign_off(&mut self, worker: &Worker) {
         let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
         // What they hold is acked with them.
         worker.replies.close(worker.settings.replying.close_timeout).await;
@@ -190,8 +207,6 @@ impl Boot {
         if let Err(error) = self.essential.all_ended().await {
             warn!("while stopping: {}", with_causes(error.as_ref()));
         }
-        info!(%worker_id, "stopped");
-        result
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use job::{Name, ReplyRule};
 use postgres::Address;
 use queue::BrokerConfig;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use service::{Common, Health, ListenAddress, OpenFiles, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
@@ -132,23 +132,9 @@ impl Args {
         let replies = problems.check("REPLY_TO_ALLOW", self.common.reply_to_allow.parse());
         let pool_size = problems.within("DATABASE_POOL_SIZE", self.common.database_pool_size, 2..=1_000);
 
-        let expected = "postgres://user:password@host:5432/database";
-        let database_url = problems.required("DATABASE_URL", self.common.database_url, expected);
-        let set_by = problems.check("DATABASE_SETTINGS", self.common.database_settings.parse());
-        let address = database_url.and_then(|url| {
-            let address = Address::trusting(url.expose_secret(), set_by.unwrap_or_default(), own_authorities);
-            problems.check("DATABASE_URL", address)
-        });
-        let store = address.and_then(|address| {
-            problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, pool_size.unwrap_or(10)))
-        });
-        let amqp_url =
-            problems.required("AMQP_URL", self.common.amqp_url, "amqp://user:password@host:5672/vhost");
-        let consuming = amqp_url.and_then(|url| {
-            let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool.clone());
-            let config = config.trusting(own_authorities);
-            problems.check("AMQP_URL", config.check().map(|()| config))
-        });
+        let (url, settings) = (self.common.database_url, &self.common.database_settings);
+        let store = store_config(url, settings, own_authorities, pool_size, problems);
+        let consuming = broker_config(self.common.amqp_url, pool.clone(), own_authorities, problems);
         if let (Some(slots), Some(pool_size)) = (slots, pool_size) {
             fit_files(slots, pool_size, service::open_files(), problems);
         }
@@ -184,6 +170,33 @@ impl Args {
             consuming,
         })
     }
+}
+
+fn store_config(
+    url: Option<SecretString>,
+    set_by: &str,
+    authorities: Option<&str>,
+    pool_size: Option<usize>,
+    problems: &mut Problems,
+) -> Option<StoreConfig> {
+    let expected = "postgres://user:password@host:5432/database";
+    let url = problems.required("DATABASE_URL", url, expected);
+    let set_by = problems.check("DATABASE_SETTINGS", set_by.parse());
+    let address = Address::trusting(url?.expose_secret(), set_by.unwrap_or_default(), authorities);
+    let address = problems.check("DATABASE_URL", address)?;
+    problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, pool_size.unwrap_or(10)))
+}
+
+fn broker_config(
+    url: Option<SecretString>,
+    pool: Option<Name>,
+    authorities: Option<&str>,
+    problems: &mut Problems,
+) -> Option<BrokerConfig> {
+    let url = problems.required("AMQP_URL", url, "amqp://user:password@host:5672/vhost")?;
+    let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool);
+    let config = config.trusting(authorities);
+    problems.check("AMQP_URL", config.check().map(|()| config))
 }
 
 /// Files that each slot needs while a program runs in it: three pipes, its process, and as many again while it is started.
