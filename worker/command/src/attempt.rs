@@ -25,7 +25,7 @@ use crate::verdict::{Asked, LastWord, verdict};
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// A running program and all that belongs to it.
-pub(super) struct Attempt<'a> {
+pub(crate) struct Attempt<'a> {
     pub settings: &'a Settings,
     pub run: &'a mut Run,
     pub group: Group,

@@ -10,8 +10,6 @@ use std::{env, fmt, fs};
 use harness::ConfigError;
 use serde::Deserialize;
 
-use crate::Command;
-
 /// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
 /// `AMQP_URL`, keys) and passes only by name.
 const ALWAYS_PASSED: [&str; 4] = ["PATH", "LANG", "LC_ALL", "TZ"];
@@ -81,7 +79,7 @@ impl fmt::Debug for CommandConfig {
 }
 
 /// Settings that were found to be right, in the form the run needs.
-pub(super) struct Settings {
+pub(crate) struct Settings {
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: BTreeMap<OsString, OsString>,
@@ -100,8 +98,7 @@ impl CommandConfig {
         CommandConfig { command: command.into_iter().map(Into::into).collect(), ..CommandConfig::default() }
     }
 
-    /// Checks the settings against this machine. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
-    pub fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
+    pub(crate) fn check(self, workspace_dir: &Path) -> Result<Settings, Vec<ConfigError>> {
         let mut problems = self.out_of_range();
         let env = noted(self.environment(), &mut problems);
         let program = noted(self.program(env.as_ref()), &mut problems);
@@ -112,7 +109,7 @@ impl CommandConfig {
         else {
             return Err(problems);
         };
-        Ok(Command::new(Settings {
+        Ok(Settings {
             program,
             args,
             env,
@@ -123,7 +120,7 @@ impl CommandConfig {
             memory_limit_mb: self.memory_limit_mb,
             max_line_bytes: self.max_line_bytes,
             max_output_bytes: self.max_output_bytes,
-        }))
+        })
     }
 
     fn out_of_range(&self) -> Vec<ConfigError> {
@@ -280,7 +277,7 @@ mod tests {
 
     fn refused(config: CommandConfig) -> ConfigError {
         let dir = tempfile::tempdir().unwrap();
-        match config.build(dir.path()) {
+        match config.check(dir.path()) {
             Ok(_) => panic!("accepted"),
             Err(mut errors) => {
                 assert_eq!(errors.len(), 1, "{errors:?}");
@@ -296,7 +293,7 @@ mod tests {
         config.env_allow = vec!["A".to_owned(), "DATABASE_URL".to_owned(), "B=C".to_owned()];
         let told = |config: &CommandConfig| {
             let dir = tempfile::tempdir().unwrap();
-            let errors = config.clone().build(dir.path()).err().expect("refused");
+            let errors = config.clone().check(dir.path()).err().expect("refused");
             errors.into_iter().map(|error| error.setting).collect::<Vec<_>>()
         };
         let others =

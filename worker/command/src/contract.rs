@@ -35,7 +35,7 @@ struct OrderedJob<'a> {
 }
 
 /// The line for the program's stdin.
-pub(super) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
+pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
     let job = OrderedJob {
         job_id: task.job_id,
         session_id: &task.session_id,
@@ -54,7 +54,7 @@ pub(super) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
 
 /// What the program says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Message {
+pub(crate) enum Message {
     Checkpoint(Delta),
     Event(Event),
     Cost(Usage),
@@ -136,7 +136,7 @@ struct ErrorLine {
 }
 
 /// Reads one line. `None` for a blank one.
-pub(super) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
+pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     let protocol = |problem: String| {
         let text = String::from_utf8_lossy(&line.bytes);
         let message = format!("stdout line {}: {problem}; the line begins: {}", line.number, quote(&text));

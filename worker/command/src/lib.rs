@@ -105,7 +105,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
-use harness::{Harness, Run, RunError, Shortage, Stop, Task};
+use harness::{ConfigError, Harness, Run, RunError, Shortage, Stop, Task};
 use job::{Failure, FailureCode, Json, Name};
 use nix::errno::Errno;
 use process::Stderr;
@@ -137,11 +137,14 @@ impl Harness for Command {
     }
 }
 
-impl Command {
-    fn new(settings: Settings) -> Command {
-        Command { settings }
+impl CommandConfig {
+    /// Checks the settings against this machine. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
+    pub fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
+        Ok(Command { settings: self.check(workspace_dir)? })
     }
+}
 
+impl Command {
     async fn attempt(&self, run: &mut Run) -> Result<Json, RunError> {
         if let Some(stop) = run.stop_requested() {
             return Err(stop.into());

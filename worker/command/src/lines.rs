@@ -3,7 +3,7 @@
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// Reads lines of at most `max_line` bytes, and `max_total` bytes in all.
-pub(super) struct Lines<R> {
+pub(crate) struct Lines<R> {
     pipe: BufReader<R>,
     max_line: usize,
     max_total: u64,
@@ -15,7 +15,7 @@ pub(super) struct Lines<R> {
 
 /// One line, without its end.
 #[derive(Debug, PartialEq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// 1 for the first.
     pub number: u64,
     /// Its bytes, as they came.
@@ -26,7 +26,7 @@ pub(super) struct Line {
 
 /// Why no further line can be had.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LineError {
+pub(crate) enum LineError {
     #[error("stdout line {number} is longer than max_line_bytes = {limit}")]
     TooLong { number: u64, limit: usize },
     #[error("stdout is longer than max_output_bytes = {limit} (reached in line {number})")]

@@ -13,7 +13,7 @@ use crate::config::Settings;
 
 /// Why we asked the program to stop.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// The worker told us to.
     Stop(Stop),
     /// `timeout_ms` is over.
@@ -24,7 +24,7 @@ pub(super) enum Asked {
 
 /// The last that was heard from the program.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum LastWord {
+pub(crate) enum LastWord {
     /// `result`.
     Result(Json),
     /// `error`.
@@ -38,7 +38,7 @@ pub(super) enum LastWord {
 }
 
 /// Decides.
-pub(super) fn verdict(
+pub(crate) fn verdict(
     asked: Option<Asked>,
     word: LastWord,
     exit: Exit,

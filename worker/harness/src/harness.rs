@@ -1,12 +1,9 @@
-//! The contract between a harness and whoever runs it: what it is given, where it writes, when it must stop.
-//!
-//! It knows neither how checkpoints become durable nor why a run is stopped; both are the runner's business, behind
-//! [`Journal`] and a [`StopSignal`](crate::StopSignal).
+//! The contract between a harness and whoever runs it: what a harness is given, and how it may end.
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, JobId, Json, Name, TraceParent};
+use job::{Failure, FailureCode, Json};
 
-use crate::{Delta, Event, Run, Stop};
+use crate::{Run, Stop};
 
 /// One way of doing jobs. One value serves every job of its agent, many at a time.
 #[async_trait]
@@ -16,39 +13,6 @@ pub trait Harness: Send + Sync {
     /// It checkpoints what it must not lose, and returns soon after [`Run::stopped`] resolves. Dropping the future
     /// must end all work at once.
     async fn run(&self, run: &mut Run) -> Result<Json, RunError>;
-}
-
-/// What a harness is asked to do: read-only.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Task {
-    /// The job.
-    pub job_id: JobId,
-    /// The session it continues.
-    pub session_id: Name,
-    /// The agent that was asked for.
-    pub agent_id: Name,
-    /// On whose behalf.
-    pub user_id: Option<String>,
-    /// What the caller gave; the harness alone knows its shape.
-    pub input: Json,
-    /// 1 for the first attempt.
-    pub attempt: u32,
-    /// The fencing token of this run: it rises with every claim, so that of two runs the later one is known.
-    pub epoch: i64,
-    /// The place of this run in its trace (W3C Trace Context), for what it does itself.
-    pub traceparent: Option<TraceParent>,
-    /// How many iterations in a row may leave memory and progress as they are; any number without.
-    pub max_stalled_iterations: Option<u32>,
-}
-
-/// Where checkpoints and events go.
-#[async_trait]
-pub trait Journal: Send + Sync {
-    /// Returns once the delta is durable. An error means that the run must stop, and that the delta may be lost.
-    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop>;
-
-    /// Shows progress. Never blocks; an event may be dropped.
-    fn event(&self, event: Event);
 }
 
 /// Why a run has no output.

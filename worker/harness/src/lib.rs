@@ -12,13 +12,13 @@
 //!
 //! Others have crates of their own beside this one, with what they need to do their work. Which there are is the worker's to know.
 
-mod harness;
-mod stop;
-mod run;
+pub mod storable;
 mod session;
 mod event;
+mod stop;
+mod run;
+mod harness;
 mod config;
-pub mod storable;
 mod echo;
 mod scripted;
 pub mod testing;
@@ -26,8 +26,8 @@ pub mod testing;
 pub use config::ConfigError;
 pub use echo::{Echo, EchoConfig};
 pub use event::Event;
-pub use harness::{Harness, Journal, RunError, Shortage, Task};
-pub use run::{Appended, Run};
+pub use harness::{Harness, RunError, Shortage};
+pub use run::{Appended, Journal, Run, Task};
 pub use scripted::{Scripted, ScriptedConfig};
 pub use session::{Delta, DeltaError, MAX_COUNT, MAX_DELTA_BYTES, Session, Usage};
 pub use stop::{Stop, StopSignal, Stopper};

@@ -1,8 +1,47 @@
-//! A run: what a harness works with, and what keeps it within its bounds. How a checkpoint becomes durable is the journal's to know.
+//! A run: what a harness is given, where it writes, when it must stop, and what keeps it within its bounds.
+//!
+//! How checkpoints become durable and why a run is stopped is not known here; both are the runner's business, behind [`Journal`]
+//! and [`StopSignal`].
 
 use std::sync::Arc;
 
-use crate::{Delta, Event, Journal, Session, Stop, StopSignal, Task, Usage};
+use async_trait::async_trait;
+use job::{JobId, Json, Name, TraceParent};
+
+use crate::{Delta, Event, Session, Stop, StopSignal, Usage};
+
+/// What a harness is asked to do: read-only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// The job.
+    pub job_id: JobId,
+    /// The session it continues.
+    pub session_id: Name,
+    /// The agent that was asked for.
+    pub agent_id: Name,
+    /// On whose behalf.
+    pub user_id: Option<String>,
+    /// What the caller gave; the harness alone knows its shape.
+    pub input: Json,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The fencing token of this run: it rises with every claim, so that of two runs the later one is known.
+    pub epoch: i64,
+    /// The place of this run in its trace (W3C Trace Context), for what it does itself.
+    pub traceparent: Option<TraceParent>,
+    /// How many iterations in a row may leave memory and progress as they are; any number without.
+    pub max_stalled_iterations: Option<u32>,
+}
+
+/// Where checkpoints and events go.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Returns once the delta is durable. An error means that the run must stop, and that the delta may be lost.
+    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop>;
+
+    /// Shows progress. Never blocks; an event may be dropped.
+    fn event(&self, event: Event);
+}
 
 /// One attempt at a job, seen from the inside.
 pub struct Run {
