@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::decide::{Demand, Observation, Reading, ServiceTime};
-use ledger::Ledger;
+use ledger::WatchedPools;
 use source::{Answer, Source};
 
 pub use account::Account;
@@ -207,7 +207,7 @@ impl Observer {
 
 impl Sources {
     fn new(broker: &Broker, store: Store, pools: &[Watched], management: Option<Management>) -> Sources {
-        let ledger = Arc::new(Ledger::new(store, pools));
+        let ledger = Arc::new(WatchedPools::new(store, pools));
         let queues = pools.iter().map(|watched| jobs_queue(&watched.pool));
         let depths = Arc::new(tokio::sync::Mutex::new(Depths::new(broker.clone(), queues)));
         let ask_demand = {

@@ -17,8 +17,8 @@ pub struct Watched {
     pub due_horizon: Duration,
 }
 
-/// Where the pools are asked about.
-pub(super) struct Ledger {
+/// The pools, as the ledger is asked about them.
+pub(super) struct WatchedPools {
     store: Store,
     names: Vec<Name>,
     groups: Vec<Group>,
@@ -32,8 +32,8 @@ struct Group {
     names: Vec<Name>,
 }
 
-impl Ledger {
-    pub(super) fn new(store: Store, pools: &[Watched]) -> Ledger {
+impl WatchedPools {
+    pub(super) fn new(store: Store, pools: &[Watched]) -> WatchedPools {
         let mut groups: Vec<Group> = Vec::new();
         for (place, Watched { pool, due_horizon }) in pools.iter().enumerate() {
             let known = groups.iter().position(|group| group.due_horizon == *due_horizon);
@@ -44,7 +44,7 @@ impl Ledger {
             groups[at].places.push(place);
             groups[at].names.push(pool.clone());
         }
-        Ledger { store, names: pools.iter().map(|watched| watched.pool.clone()).collect(), groups }
+        WatchedPools { store, names: pools.iter().map(|watched| watched.pool.clone()).collect(), groups }
     }
 
     /// Postgres's clock, and the demand of all pools in their order, without service times.
