@@ -1,10 +1,10 @@
 //! The worker: takes a job when a slot is free, claims it in the ledger, runs its harness, records its end.
 //!
 //! ```text
-//! slot:  intake ──▶ claim ──▶ execute ──▶ conclude ──▶ ack, and the slot is free
-//!                     ▲                      │
-//!                     └── the session's next ┘
-//! lease: one heartbeat for all jobs that run here; what the ledger no longer gives us is stopped
+//! slot:  intake ──▶ claim ──▶ execute, or refuse ──▶ conclude ──▶ reply, ack, and the slot is free
+//!                     ▲                                 │
+//!                     └─────── the session's next ──────┘
+//! heartbeat: one lease for all jobs that run here; what the ledger no longer gives us is stopped, and what it is asked to
 //! ```
 //!
 //! Nothing here outlives the process but what is in the ledger: a worker may be killed at any moment.

@@ -60,7 +60,7 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
     slot.pause().await;
 }
 
-/// Deals with a delivery: what it holds is a job of an agent that is known here, and that no other slot has.
+/// Reads a delivery and goes on with its job, unless another slot has that. One of an unknown agent leaves a copy for who looks, and fails.
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
