@@ -143,7 +143,9 @@ async fn a_first_connection_that_never_answers_is_tried_again() {
 #[tokio::test]
 async fn a_closed_terminal_drains_a_worker_unless_it_was_to_outlive_it() {
     let fleet = Fleet::new().await;
-    let mut worker = fleet.worker("in a terminal").start().await;
+    // Also where these tests are to outlive a terminal.
+    let in_a_terminal = fleet.worker("in a terminal").through(&["env", "--default-signal=HUP"]);
+    let mut worker = in_a_terminal.start().await;
     worker.hang_up();
     worker.said("draining").await;
     assert_eq!(worker.exit().await, 0);
