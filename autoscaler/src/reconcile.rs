@@ -272,9 +272,10 @@ impl Reconciler {
             return;
         }
         let Some(why) = wait else { return };
-        match why.is_usual() {
-            true => info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
-            false => warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
+        if why.is_usual() {
+            info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
+        } else {
+            warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
         }
         let (why, usual) = (why.to_string(), why.is_usual());
         self.target.tell(&Event::Waits { from: replicas, to: desired, why, usual }).await;

@@ -63,10 +63,7 @@ impl Overdue {
     }
 
     fn done(&mut self, period: u64) {
-        match period == self.period {
-            true => self.now -= 1,
-            false => self.before -= 1,
-        }
+        if period == self.period { self.now -= 1 } else { self.before -= 1 }
     }
 
     /// Waits for the period's end. Whether some message has waited for a whole period.

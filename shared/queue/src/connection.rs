@@ -237,9 +237,10 @@ async fn keep_connected(shared: &Shared, address: &Address) {
             Ok(link) => {
                 generation += 1;
                 let (link, since) = (Arc::new(link), Instant::now());
-                match is_refused {
-                    false => info!(broker, generation, "connected to the broker"),
-                    true => debug!(broker, generation, "connected to the broker again"),
+                if is_refused {
+                    debug!(broker, generation, "connected to the broker again");
+                } else {
+                    info!(broker, generation, "connected to the broker");
                 }
                 // Another may have declared it, but not before it was missing for so long.
                 let missing = |pool: &job::Name| deleted.get(&topology::jobs_queue(pool)).copied();
@@ -261,9 +262,10 @@ async fn keep_connected(shared: &Shared, address: &Address) {
                 };
                 // That ends a connection at each try, and was said once, or is about to be.
                 is_refused = is_refusal(&reason) || shared.refusals.any().is_some();
-                match is_refused {
-                    false => warn!(broker, generation, reason, "lost the connection to the broker"),
-                    true => debug!(broker, generation, reason, "gave up a connection"),
+                if is_refused {
+                    debug!(broker, generation, reason, "gave up a connection");
+                } else {
+                    warn!(broker, generation, reason, "lost the connection to the broker");
                 }
                 shared.link.send_replace(None);
                 shared.blocked.send_replace(None);

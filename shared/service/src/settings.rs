@@ -37,9 +37,8 @@ impl Problems {
     /// Takes a setting's value, or notes that it does not parse.
     pub fn take<T>(&mut self, name: &str, setting: Setting<T>) -> Option<T> {
         let Setting { given, value } = setting;
-        let told = |problem: String| match problem.starts_with("got ") {
-            true => problem,
-            false => format!("got \"{given}\": {problem}"),
+        let told = |problem: String| {
+            if problem.starts_with("got ") { problem } else { format!("got \"{given}\": {problem}") }
         };
         value.map_err(|problem| self.add(name, told(problem))).ok()
     }
