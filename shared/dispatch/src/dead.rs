@@ -11,8 +11,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Context;
-use job::{Name, RetryPolicy};
-
+use job::{Backoff, Name};
 use queue::{DEAD_SWEEP_QUEUE, Delivery, PublishError, Slot, jobs_queue, pool_of_queue};
 use store::{StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
@@ -22,7 +21,7 @@ use tracing::{Span, error, warn};
 use crate::{Dispatch, job_span};
 
 /// The waits after Postgres or the broker has not answered.
-const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
+const REST: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(30) };
 /// How long [`Dispatch::sweep_dead`] waits for a copy that somebody else may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
 
@@ -52,7 +51,7 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         drop(delivery);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(REST.next_delay(failures, 1.0).unwrap_or_default()) => {}
+            () = sleep(REST.next_delay(failures, 1.0)) => {}
         }
     }
 }

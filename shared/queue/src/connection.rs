@@ -338,7 +338,7 @@ impl<'a> Supervision<'a> {
 
     /// How long to wait before the next try.
     fn pause(&self) -> Duration {
-        let pause = self.shared.config.backoff(self.failures, jitter());
+        let pause = self.shared.config.backoff().next_delay(self.failures, jitter());
         if self.deleted.is_empty() { pause } else { pause.max(DELETION_TIME) }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use job::RetryPolicy;
+use job::Backoff;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use tokio::time::timeout;
@@ -26,6 +26,9 @@ use crate::error::explain;
 use crate::link::{Link, Settlement, bounded, short};
 use crate::shared::{Alive, Shared, jitter};
 use crate::{Delivery, QueueError};
+
+/// The waits between attempts to consume.
+const REST: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5) };
 
 /// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.
 static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
@@ -180,9 +183,7 @@ impl Slot {
         if self.failures == 1 && !is_said {
             warn!(queue = &*self.queue, cause = %error, "cannot consume; trying again until it works");
         }
-        let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };
-        let pause = policy.next_delay(self.failures, 0.5 + jitter() / 2.0).unwrap_or(Duration::from_secs(5));
-        let _ = timeout(pause, self.shared.stop.cancelled()).await;
+        let _ = timeout(REST.next_delay(self.failures, jitter()), self.shared.stop.cancelled()).await;
     }
 }
 
