@@ -11,7 +11,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Context;
-use job::{Backoff, Name};
+use job::{Backoff, Name, Trouble};
 use queue::{DEAD_SWEEP_QUEUE, Delivery, PublishError, Slot, jobs_queue, pool_of_queue};
 use store::{StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
@@ -27,7 +27,7 @@ const TAKEN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     let mut slot = slot(dispatch);
-    let mut failures = 0;
+    let mut trouble = Trouble::default();
     loop {
         let delivery = tokio::select! {
             biased;
@@ -36,13 +36,11 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         };
         let Some(delivery) = delivery else { return };
         let Err(error) = dispatch.bury(&delivery).await else {
-            failures = 0;
+            trouble.ends();
             delivery.settle().await;
             continue;
         };
-        failures += 1;
-        // Told once, not at every try.
-        if failures == 1 {
+        if trouble.begins() {
             let cause: &(dyn Error + 'static) = error.as_ref();
             warn!(cause, "messages that the broker gave up cannot be dealt with, trying on");
         }
@@ -51,7 +49,7 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         drop(delivery);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(REST.next_delay(failures, 1.0)) => {}
+            () = sleep(REST.next_delay(trouble.failures(), 1.0)) => {}
         }
     }
 }
