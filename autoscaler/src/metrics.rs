@@ -7,6 +7,8 @@ use prometheus::{
     register_int_gauge, register_int_gauge_vec,
 };
 
+use crate::decide::{Decision, Observation};
+
 /// The metrics of this process.
 pub struct Metrics {
     /// Messages ready in a pool's queue; not set while that is unknown.
@@ -50,6 +52,32 @@ impl Metrics {
         }
         for direction in ["up", "down"] {
             self.resizes.with_label_values(&[pool, direction]);
+        }
+    }
+
+    /// What a tick has seen and decided, under a leadership that began then.
+    pub fn show_tick(&self, pool: &str, observation: &Observation, decision: &Decision, began_ms: u64) {
+        for (gauge, workers) in [(&self.desired, decision.desired), (&self.current, decision.current)] {
+            if let Some(workers) = workers {
+                gauge.with_label_values(&[pool]).set(workers.into());
+            }
+        }
+        self.decisions.with_label_values(&[pool, decision.reason.as_str()]).inc();
+        let mut ages = vec![
+            ("queue", observation.ready.as_ref().map(|it| it.at_ms)),
+            ("ledger", observation.demand.as_ref().map(|it| it.at_ms)),
+            ("workload", observation.replicas.as_ref().map(|it| it.at_ms)),
+        ];
+        // The only one that need not be watched at all.
+        ages.extend(observation.managed_ready.as_ref().map(|it| ("management", Some(it.at_ms))));
+        for (source, at_ms) in ages {
+            // One without a reading has been sought in vain since we lead.
+            let age_ms = decision.at_ms.saturating_sub(at_ms.unwrap_or(began_ms));
+            self.observation_age.with_label_values(&[pool, source]).set(age_ms as f64 / 1e3);
+        }
+        match &observation.ready {
+            Some(ready) => self.queue_depth.with_label_values(&[pool]).set(ready.value as i64),
+            None => drop(self.queue_depth.remove_label_values(&[pool])),
         }
     }
 }

@@ -33,10 +33,7 @@ pub async fn once(
             code = ExitCode::from(130);
             break;
         }
-        let result = match dry_run {
-            true => reconciler.rehearse().await.map(Some),
-            false => reconciler.tick().await,
-        };
+        let result = if dry_run { reconciler.rehearse().await.map(Some) } else { reconciler.tick().await };
         match result {
             Ok(Some(decision)) => {
                 if decision.recommended.is_none() {
@@ -65,9 +62,10 @@ pub async fn once(
 }
 
 fn tell(pool: &str, decision: &Decision, json: bool) -> anyhow::Result<()> {
-    match json {
-        true => out!("{}", one_line(serde_json::to_string(&json!({"pool": pool, "decision": decision}))?)),
-        false => out!("{pool}: {decision}"),
+    if json {
+        out!("{}", one_line(serde_json::to_string(&json!({"pool": pool, "decision": decision}))?));
+    } else {
+        out!("{pool}: {decision}");
     }
     Ok(())
 }

@@ -1,5 +1,4 @@
 //! Reconcile: one pool, once a second: look, decide, write it down, act.
-
 //!
 //! Every tick starts from what is seen, not from what the last one did. Only the leader ticks; with each new term the
 //! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart. A step of Postgres's clock
@@ -159,7 +158,7 @@ impl Reconciler {
         let observation = self.observe(term).await?;
         let decision = decide(&term.history, &observation, &self.pool.policy, self.shared.observer.now_ms());
         term.history.record(&decision);
-        self.count(&observation, &decision, term.began_ms);
+        METRICS.show_tick(self.pool.name.as_str(), &observation, &decision, term.began_ms);
         self.carry_out(term, &observation, &decision).await?;
         Ok(decision)
     }
@@ -272,9 +271,10 @@ impl Reconciler {
             return;
         }
         let Some(why) = wait else { return };
-        match why.is_usual() {
-            true => info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
-            false => warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}"),
+        if why.is_usual() {
+            info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
+        } else {
+            warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
         }
         let (why, usual) = (why.to_string(), why.is_usual());
         self.target.tell(&Event::Waits { from: replicas, to: desired, why, usual }).await;
@@ -370,32 +370,6 @@ impl Reconciler {
                 self.shared.leader.depose(term.leadership.epoch);
                 Err(at(stage)(anyhow::anyhow!("another autoscaler decides for this pool")))
             }
-        }
-    }
-
-    fn count(&self, observation: &Observation, decision: &Decision, began_ms: u64) {
-        let pool = self.pool.name.as_str();
-        for (gauge, workers) in [(&METRICS.desired, decision.desired), (&METRICS.current, decision.current)] {
-            if let Some(workers) = workers {
-                gauge.with_label_values(&[pool]).set(workers.into());
-            }
-        }
-        METRICS.decisions.with_label_values(&[pool, decision.reason.as_str()]).inc();
-        let mut ages = vec![
-            ("queue", observation.ready.as_ref().map(|it| it.at_ms)),
-            ("ledger", observation.demand.as_ref().map(|it| it.at_ms)),
-            ("workload", observation.replicas.as_ref().map(|it| it.at_ms)),
-        ];
-        // The only one that need not be watched at all.
-        ages.extend(observation.managed_ready.as_ref().map(|it| ("management", Some(it.at_ms))));
-        for (source, at_ms) in ages {
-            // One without a reading has been sought in vain since we lead.
-            let age_ms = decision.at_ms.saturating_sub(at_ms.unwrap_or(began_ms));
-            METRICS.observation_age.with_label_values(&[pool, source]).set(age_ms as f64 / 1e3);
-        }
-        match &observation.ready {
-            Some(ready) => METRICS.queue_depth.with_label_values(&[pool]).set(ready.value as i64),
-            None => drop(METRICS.queue_depth.remove_label_values(&[pool])),
         }
     }
 }

@@ -62,9 +62,10 @@ impl Fleet {
         let shared = Shared { store, observer, leader, begins };
         let (mut reconcilers, mut processes) = (Vec::new(), Vec::new());
         let in_cluster = |pool: &Pool| pool.target != TargetName::Process;
-        let cluster = match settings.pools.iter().any(in_cluster) {
-            true => Some(Cluster::find(settings.kube_context.as_deref()).await.context("KUBE_CONTEXT")?),
-            false => None,
+        let cluster = if settings.pools.iter().any(in_cluster) {
+            Some(Cluster::find(settings.kube_context.as_deref()).await.context("KUBE_CONTEXT")?)
+        } else {
+            None
         };
         for pool in &settings.pools {
             let target: Arc<dyn Target> = match (&pool.target, &cluster) {

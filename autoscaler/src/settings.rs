@@ -149,8 +149,7 @@ impl Services {
         let authorities = common.authorities(problems);
         let own = authorities.as_ref().and_then(Authorities::own_pem);
         let store = ledger(&common, connections, problems);
-        let amqp_url = problems.required("AMQP_URL", common.amqp_url, "amqp://user:password@host:5672/vhost");
-        let broker = amqp_url.and_then(|url| {
+        let broker = common.amqp_url(problems).and_then(|url| {
             // The queues are their owners' to declare.
             let config = BrokerConfig::new(url.expose_secret(), who).only_looking().trusting(own);
             problems.check("AMQP_URL", config.check().map(|()| config))
@@ -172,9 +171,8 @@ pub fn check_management(url: &SecretString, problems: &mut Problems) -> Option<M
 
 /// Where Postgres is; what is wrong goes to `problems`.
 pub fn ledger(common: &Common, connections: usize, problems: &mut Problems) -> Option<StoreConfig> {
-    let expected = "postgres://user:password@host:5432/database";
     let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
-    let url = problems.required("DATABASE_URL", common.database_url.as_ref(), expected)?;
+    let url = common.database_url(problems)?;
     let authorities = common.authorities(problems)?;
     let address = Address::trusting(url.expose_secret(), set_by.unwrap_or_default(), authorities.own_pem());
     let address = problems.check("DATABASE_URL", address)?;

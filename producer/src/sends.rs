@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use job::{JobId, JobSpec, Limits, TraceParent};
 use queue::jobs_queue;
-use service::{Origin, Role, Span};
+use service::{JobIds, Origin, Role, Span};
 use store::DueJob;
 
 /// Jobs on their way to the broker; empty where no traces are made.
@@ -40,17 +40,14 @@ impl Sends {
 fn send(spec: &mut JobSpec, now: SystemTime, limits: &Limits) -> Option<Span> {
     let caller = spec.traceparent.map(|place| place.parts().into());
     let origin = Origin::below(caller, spec.trace_id().get());
-    let mut span = Span::begin(Role::Producer, origin, now, || format!("send {}", jobs_queue(&spec.pool)));
+    let mut span = Span::begin(Role::Producer, origin, now, || jobs_queue(&spec.pool));
     let place = span.place()?;
     span.describe(|span| {
-        span.set("messaging.system", "rabbitmq")
-            .set("messaging.operation.name", "send")
-            .set("messaging.operation.type", "send")
-            .set("messaging.destination.name", jobs_queue(&spec.pool))
-            .set("messaging.message.id", spec.job_id.to_string())
-            .set("harness.job.id", spec.job_id.to_string())
-            .set("harness.session.id", spec.session_id.to_string())
-            .set("harness.agent.id", spec.agent_id.to_string());
+        span.job(JobIds {
+            job_id: spec.job_id.to_string(),
+            session_id: spec.session_id.to_string(),
+            agent_id: spec.agent_id.to_string(),
+        });
     });
     let given = spec.traceparent;
     spec.traceparent = TraceParent::of_parts(place.into());

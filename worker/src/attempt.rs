@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use harness::{Delta, Session, Stopper};
 use job::{Failure, FailureCode, JobId, JobSpec, Name, Outcome, TraceParent, WorkerId};
 use queue::jobs_queue;
-use service::{Origin, Place, Role, Span};
+use service::{JobIds, Origin, Place, Role, Span};
 use store::Claimed;
 
 use crate::metrics::METRICS;
@@ -127,20 +127,16 @@ impl<'a> Attempt<'a> {
 fn begin_span(spec: &JobSpec, claimed: &Claimed, worker_id: WorkerId, arrival: Arrival) -> Span {
     let caller = spec.traceparent.map(|place| place.parts().into());
     let origin = Origin::below(caller, spec.trace_id().get());
-    let name = || format!("process {}", jobs_queue(&spec.pool));
-    let mut span = Span::begin(Role::Consumer, origin, arrival.at, name);
+    let mut span = Span::begin(Role::Consumer, origin, arrival.at, || jobs_queue(&spec.pool));
     span.describe(|span| {
-        span.set("messaging.system", "rabbitmq")
-            .set("messaging.operation.name", "process")
-            .set("messaging.operation.type", "process")
-            .set("messaging.destination.name", jobs_queue(&spec.pool))
-            .set("messaging.message.id", spec.job_id.to_string())
-            .set("harness.job.id", spec.job_id.to_string())
-            .set("harness.session.id", spec.session_id.to_string())
-            .set("harness.agent.id", spec.agent_id.to_string())
-            .set("harness.attempt", i64::from(claimed.attempts) + 1)
-            .set("harness.epoch", claimed.epoch)
-            .set("harness.worker.id", worker_id.to_string());
+        span.job(JobIds {
+            job_id: spec.job_id.to_string(),
+            session_id: spec.session_id.to_string(),
+            agent_id: spec.agent_id.to_string(),
+        })
+        .set("harness.attempt", i64::from(claimed.attempts) + 1)
+        .set("harness.epoch", claimed.epoch)
+        .set("harness.worker.id", worker_id.to_string());
     });
     if let Some(since) = arrival.claimed_from {
         Span::part_of(span.place(), since, || "claim".to_owned()).end();

@@ -81,9 +81,10 @@ async fn record(
             Ok(concluded) => {
                 let lost = concluded.recorded == Fenced::Lost;
                 METRICS.requests.with_label_values(&[if lost { "lost" } else { outcome }]).inc();
-                match lost {
-                    true => attempt.lost(),
-                    false => attempt.recorded(since, outcome, failure),
+                if lost {
+                    attempt.lost();
+                } else {
+                    attempt.recorded(since, outcome, failure);
                 }
                 return Some(concluded);
             }
@@ -126,9 +127,10 @@ async fn commit(
         conclusion.take_next = !worker.draining.is_cancelled();
         let (conclusion, alone) = (conclusion.clone(), refused.get().is_some());
         async move {
-            match alone {
-                true => worker.store.conclude_alone(&conclusion).await,
-                false => worker.store.conclude(conclusion).await,
+            if alone {
+                worker.store.conclude_alone(&conclusion).await
+            } else {
+                worker.store.conclude(conclusion).await
             }
         }
     };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use job::Trouble;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -23,7 +24,7 @@ async fn renew(worker: &Worker, stop: &CancellationToken) {
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut strangers = HashMap::new();
-    let (mut failing, mut looks) = (false, 0);
+    let (mut trouble, mut looks) = (Trouble::default(), 0);
     loop {
         tokio::select! {
             biased;
@@ -37,12 +38,12 @@ async fn renew(worker: &Worker, stop: &CancellationToken) {
         }
         match worker.lease.beat(&mut strangers).await {
             Ok(()) => {
-                if std::mem::take(&mut failing) {
+                if trouble.ends() {
                     info!("heartbeats reach Postgres again");
                 }
             }
             Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
+                if trouble.begins() {
                     warn!(
                         cause = error.as_dyn(),
                         "the heartbeat does not reach Postgres; running jobs go on until the lease is over"

@@ -192,9 +192,10 @@ async fn hand_back(
     let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
     let attempts = view.attempts.unsigned_abs() + u32::from(was_run);
     let delay = if was_run { UNRECORDED_WAIT } else { Duration::ZERO };
-    let end = match was_run {
-        true => End::Retry { failure: Failure::retryable(FailureCode::Unstorable, why), delay },
-        false => End::HandBack { delay },
+    let end = if was_run {
+        End::Retry { failure: Failure::retryable(FailureCode::Unstorable, why), delay }
+    } else {
+        End::HandBack { delay }
     };
     store
         .conclude(Conclusion {

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use job::{Name, ReplyRule};
 use postgres::Address;
 use queue::BrokerConfig;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use service::{Common, Health, ListenAddress, OpenFiles, Problems, Setting, SettingsError, Telemetry};
 use store::StoreConfig;
 
@@ -126,15 +126,13 @@ impl Args {
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
         let max_session_bytes =
             problems.within("MAX_SESSION_BYTES", self.max_session_bytes, 65_536..=64 << 20);
-        let retention = problems.within("RETENTION_DAYS", self.common.retention_days, 1..=3_650);
-        let max_message_bytes =
-            problems.within("MAX_MESSAGE_BYTES", self.common.max_message_bytes, 1_024..=64 << 20);
+        let retention = self.common.retention(problems);
+        let max_message_bytes = self.common.max_message_bytes(problems);
         let replies = problems.check("REPLY_TO_ALLOW", self.common.reply_to_allow.parse());
-        let pool_size = problems.within("DATABASE_POOL_SIZE", self.common.database_pool_size, 2..=1_000);
+        let pool_size = self.common.database_pool_size(problems);
 
-        let (url, settings) = (self.common.database_url, &self.common.database_settings);
-        let store = store_config(url, settings, own_authorities, pool_size, problems);
-        let consuming = broker_config(self.common.amqp_url, pool.clone(), own_authorities, problems);
+        let store = store_config(&self.common, own_authorities, pool_size, problems);
+        let consuming = broker_config(&self.common, pool.clone(), own_authorities, problems);
         if let (Some(slots), Some(pool_size)) = (slots, pool_size) {
             fit_files(slots, pool_size, service::open_files(), problems);
         }
@@ -161,7 +159,7 @@ impl Args {
             ack_after: Duration::from_secs(ack_after?),
             max_session_bytes: max_session_bytes?,
             pod_name: self.pod_name,
-            retention: Duration::from_secs(retention? * 86_400),
+            retention: retention?,
             max_message_bytes: max_message_bytes?,
             replies: replies?,
             store: store?,
@@ -173,27 +171,25 @@ impl Args {
 }
 
 fn store_config(
-    url: Option<SecretString>,
-    set_by: &str,
+    common: &Common,
     authorities: Option<&str>,
     pool_size: Option<usize>,
     problems: &mut Problems,
 ) -> Option<StoreConfig> {
-    let expected = "postgres://user:password@host:5432/database";
-    let url = problems.required("DATABASE_URL", url, expected);
-    let set_by = problems.check("DATABASE_SETTINGS", set_by.parse());
+    let url = common.database_url(problems);
+    let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
     let address = Address::trusting(url?.expose_secret(), set_by.unwrap_or_default(), authorities);
     let address = problems.check("DATABASE_URL", address)?;
     problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, pool_size.unwrap_or(10)))
 }
 
 fn broker_config(
-    url: Option<SecretString>,
+    common: &Common,
     pool: Option<Name>,
     authorities: Option<&str>,
     problems: &mut Problems,
 ) -> Option<BrokerConfig> {
-    let url = problems.required("AMQP_URL", url, "amqp://user:password@host:5672/vhost")?;
+    let url = common.amqp_url(problems)?;
     let config = BrokerConfig::new(url.expose_secret(), "worker, consuming").with_pools(pool);
     let config = config.trusting(authorities);
     problems.check("AMQP_URL", config.check().map(|()| config))

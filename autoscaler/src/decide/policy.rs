@@ -142,6 +142,14 @@ pub enum RateUnit {
     Percent,
 }
 
+impl Policy {
+    /// The fewest workers at a moment: `min_replicas` or that of an open window, if it is higher.
+    pub fn minimum_at(&self, now_ms: u64) -> u32 {
+        let open = self.schedule.iter().filter(|window| window.is_open(now_ms));
+        open.map(Window::min_replicas).fold(self.min_replicas, u32::max).min(self.max_replicas)
+    }
+}
+
 impl Default for Policy {
     fn default() -> Policy {
         Policy {

@@ -8,11 +8,9 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use serde::{Deserialize, Serialize};
 
-use super::Policy;
-
 /// A time window with a minimum of its own, as KEDA's cron scaler has it: open when its end comes before its next start.
 ///
-/// Its texts are read once, when it is made. What is wrong with them [`Policy::check`] tells; such a window is never open.
+/// Its texts are read once, when it is made. What is wrong with them [`super::Policy::check`] tells; such a window is never open.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(from = "Text", into = "Text")]
 pub struct Window {
@@ -141,13 +139,5 @@ impl Clone for Window {
 impl PartialEq for Window {
     fn eq(&self, other: &Window) -> bool {
         self.text == other.text
-    }
-}
-
-impl Policy {
-    /// The fewest workers at a moment: `min_replicas` or that of an open window, if it is higher.
-    pub fn minimum_at(&self, now_ms: u64) -> u32 {
-        let open = self.schedule.iter().filter(|window| window.is_open(now_ms));
-        open.map(Window::min_replicas).fold(self.min_replicas, u32::max).min(self.max_replicas)
     }
 }

@@ -209,9 +209,10 @@ impl Fleet {
     /// At most so many workers of this kind, the oldest or the newest first.
     fn pick(&self, count: u32, oldest: bool, kind: impl Fn(&Worker) -> bool) -> Vec<u32> {
         let of_kind = |(number, worker): (&u32, &Worker)| kind(worker).then_some(*number);
-        match oldest {
-            true => self.workers.iter().filter_map(of_kind).take(count as usize).collect(),
-            false => self.workers.iter().rev().filter_map(of_kind).take(count as usize).collect(),
+        if oldest {
+            self.workers.iter().filter_map(of_kind).take(count as usize).collect()
+        } else {
+            self.workers.iter().rev().filter_map(of_kind).take(count as usize).collect()
         }
     }
 

@@ -143,12 +143,11 @@ impl<'a> Simulation<'a> {
     /// Whether all jobs have ended and `tail_ms` has gone by since, or those that wait will never run.
     pub fn is_over(&self, tail_ms: u64) -> bool {
         let rest_ms = self.now_ms - self.moved_ms;
-        match self.ended == self.trace.jobs().len() {
-            true => rest_ms >= tail_ms,
-            false => {
-                let idle = self.fleet.running() == 0 && self.fleet.next_ready_ms().is_none();
-                idle && self.arrived == self.trace.jobs().len() && rest_ms >= STUCK_MS
-            }
+        if self.ended == self.trace.jobs().len() {
+            rest_ms >= tail_ms
+        } else {
+            let idle = self.fleet.running() == 0 && self.fleet.next_ready_ms().is_none();
+            idle && self.arrived == self.trace.jobs().len() && rest_ms >= STUCK_MS
         }
     }
 

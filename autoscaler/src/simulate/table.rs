@@ -57,10 +57,7 @@ fn difference(before: f64, after: f64, decimals: usize) -> String {
     if by.trim_matches(['+', '-', '0', '.']).is_empty() {
         return "=".to_owned();
     }
-    match before > 0.0 {
-        true => format!("{by} ({:+.0} %)", 100.0 * (after - before) / before),
-        false => by,
-    }
+    if before > 0.0 { format!("{by} ({:+.0} %)", 100.0 * (after - before) / before) } else { by }
 }
 
 #[cfg(test)]

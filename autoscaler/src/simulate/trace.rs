@@ -182,10 +182,7 @@ impl Reader {
     }
 
     fn problem(&mut self, problem: String) {
-        match self.problems.len() < TOLD {
-            true => self.problems.push(problem),
-            false => self.further += 1,
-        }
+        if self.problems.len() < TOLD { self.problems.push(problem) } else { self.further += 1 }
     }
 
     fn finish(self) -> Result<Trace, TraceError> {

@@ -185,10 +185,8 @@ impl Publishing {
     async fn settle(&mut self, most: usize) -> anyhow::Result<usize> {
         let mut unconfirmed = 0;
         loop {
-            let over = match self.jobs > most {
-                true => self.batches.join_next().await,
-                false => self.batches.try_join_next(),
-            };
+            let over =
+                if self.jobs > most { self.batches.join_next().await } else { self.batches.try_join_next() };
             let Some(published) = over else { return Ok(unconfirmed) };
             let published = published.context("publishing has panicked")??;
             self.jobs -= published.jobs;

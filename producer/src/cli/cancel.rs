@@ -45,10 +45,7 @@ impl Cancel {
             }
         };
         for (job_id, answer) in &answers {
-            match self.json {
-                true => out!("{}", json(*job_id, *answer)),
-                false => out!("{job_id} {}", words(*answer)),
-            }
+            if self.json { out!("{}", json(*job_id, *answer)) } else { out!("{job_id} {}", words(*answer)) }
         }
         let stopped =
             |(_, answer): &(JobId, Cancelled)| matches!(answer, Cancelled::Now | Cancelled::Stopping);

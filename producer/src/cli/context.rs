@@ -7,7 +7,7 @@ use dispatch::Dispatch;
 use job::ReplyRule;
 use postgres::Address;
 use queue::{Broker, BrokerConfig};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use service::{Common, Problems, unless_stopped};
 use store::{Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
@@ -79,13 +79,11 @@ impl Context {
 
     fn read_ledger(&mut self) -> Option<Ledger> {
         let (common, problems) = (&self.common, &mut self.problems);
-        let retention = problems.within("RETENTION_DAYS", common.retention_days.clone(), 1..=3_650);
-        let max_message_bytes =
-            problems.within("MAX_MESSAGE_BYTES", common.max_message_bytes.clone(), 1_024..=64 << 20);
+        let retention = common.retention(problems);
+        let max_message_bytes = common.max_message_bytes(problems);
         let replies = problems.check("REPLY_TO_ALLOW", common.reply_to_allow.parse());
-        let pool_size = problems.within("DATABASE_POOL_SIZE", common.database_pool_size.clone(), 2..=1_000);
-        let expected = "postgres://user:password@host:5432/database";
-        let url: SecretString = problems.required("DATABASE_URL", common.database_url.clone(), expected)?;
+        let pool_size = common.database_pool_size(problems);
+        let url = common.database_url(problems)?;
         let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
         let authorities = common.authorities(problems)?;
         let address =
@@ -97,15 +95,14 @@ impl Context {
             store: Store::new(&config),
             address,
             pool_size: pool_size?,
-            retention: Duration::from_secs(retention? * 86_400),
+            retention: retention?,
             max_message_bytes: max_message_bytes?,
             replies: replies?,
         })
     }
 
     fn read_broker(&mut self, name: &str) -> Option<BrokerConfig> {
-        let expected = "amqp://user:password@host:5672/vhost";
-        let url = self.problems.required("AMQP_URL", self.common.amqp_url.clone(), expected)?;
+        let url = self.common.amqp_url(&mut self.problems)?;
         let authorities = self.common.authorities(&mut self.problems)?;
         let config = BrokerConfig::new(url.expose_secret(), name).trusting(authorities.own_pem());
         self.problems.check("AMQP_URL", config.check().map(|()| config))

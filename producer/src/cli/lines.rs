@@ -207,9 +207,10 @@ impl Input<'_> {
         self.is_stopped = !stop.is_empty();
         // Nobody writes to the pipe any more, and it is empty.
         let is_over = file.contains(PollFlags::POLLHUP) && !file.contains(PollFlags::POLLIN);
-        match self.is_stopped && !is_over && !self.is_read()? {
-            true => Err(io::Error::other("stopped")),
-            false => Ok(()),
+        if self.is_stopped && !is_over && !self.is_read()? {
+            Err(io::Error::other("stopped"))
+        } else {
+            Ok(())
         }
     }
 

@@ -192,12 +192,11 @@ impl<L: Listener> Work<'_, L> {
     }
 
     async fn dismiss(&mut self, jobs: Vec<JobId>) -> anyhow::Result<()> {
-        let dropped: HashSet<JobId> = match self.order.dry_run || jobs.is_empty() {
-            true => jobs.iter().copied().collect(),
-            false => {
-                let dismissed = self.dispatch.store.dismiss(&jobs).await.context("dismissing jobs")?;
-                dismissed.into_iter().collect()
-            }
+        let dropped: HashSet<JobId> = if self.order.dry_run || jobs.is_empty() {
+            jobs.iter().copied().collect()
+        } else {
+            let dismissed = self.dispatch.store.dismiss(&jobs).await.context("dismissing jobs")?;
+            dismissed.into_iter().collect()
         };
         for job_id in jobs {
             self.note_job(job_id, if dropped.contains(&job_id) { Fate::Dropped } else { lost() });

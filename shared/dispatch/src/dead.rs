@@ -11,8 +11,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Context;
-use job::{Name, RetryPolicy};
-
+use job::{Backoff, Name, Trouble};
 use queue::{DEAD_SWEEP_QUEUE, Delivery, PublishError, Slot, jobs_queue, pool_of_queue};
 use store::{StoreError, Unwanted};
 use tokio::time::{sleep, timeout};
@@ -22,13 +21,13 @@ use tracing::{Span, error, warn};
 use crate::{Dispatch, job_span};
 
 /// The waits after Postgres or the broker has not answered.
-const REST: RetryPolicy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 1_000, max_delay_ms: 30_000 };
+const REST: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(30) };
 /// How long [`Dispatch::sweep_dead`] waits for a copy that somebody else may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     let mut slot = slot(dispatch);
-    let mut failures = 0;
+    let mut trouble = Trouble::default();
     loop {
         let delivery = tokio::select! {
             biased;
@@ -37,13 +36,11 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         };
         let Some(delivery) = delivery else { return };
         let Err(error) = dispatch.bury(&delivery).await else {
-            failures = 0;
+            trouble.ends();
             delivery.settle().await;
             continue;
         };
-        failures += 1;
-        // Told once, not at every try.
-        if failures == 1 {
+        if trouble.begins() {
             let cause: &(dyn Error + 'static) = error.as_ref();
             warn!(cause, "messages that the broker gave up cannot be dealt with, trying on");
         }
@@ -52,7 +49,7 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         drop(delivery);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(REST.next_delay(failures, 1.0).unwrap_or_default()) => {}
+            () = sleep(REST.next_delay(trouble.failures(), 1.0)) => {}
         }
     }
 }

@@ -100,10 +100,8 @@ impl JsonError {
     pub(crate) fn malformed(text: &str, error: &serde_json::Error) -> JsonError {
         let said = error.to_string();
         let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-        let line = match text.trim_end().contains('\n') {
-            true => format!("line {}, ", error.line()),
-            false => String::new(),
-        };
+        let line =
+            if text.trim_end().contains('\n') { format!("line {}, ", error.line()) } else { String::new() };
         JsonError::Malformed(format!("{said} at {line}byte {}", error.column()))
     }
 }

@@ -25,7 +25,7 @@ pub use message::{
 };
 pub use outcome::{Failure, FailureCode, Outcome};
 pub use reply::{ReplyRule, ReplyTo};
-pub use retry::{POISON_DEATHS, RetryPolicy};
+pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};

@@ -1,4 +1,4 @@
-//! When a failed job runs again.
+//! When what has failed is tried again: a job by its own policy, and what must work by waits without end.
 
 use std::time::Duration;
 
@@ -56,10 +56,33 @@ impl RetryPolicy {
         if attempts >= self.max_attempts {
             return None;
         }
-        let doublings = attempts.saturating_sub(1).min(62);
-        let ceiling = self.base_delay_ms.saturating_mul(1 << doublings).min(self.max_delay_ms);
+        let ceiling = ceiling(self.base_delay_ms, self.max_delay_ms, attempts);
         Some(Duration::from_millis((ceiling as f64 * jitter.clamp(0.0, 1.0)) as u64))
     }
+}
+
+/// The waits between tries of what has to work again at some time, without end. They are drawn evenly from half the ceiling
+/// to all of it: with no wait at all, a try would follow at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    /// The ceiling of the first wait.
+    pub base: Duration,
+    /// The ceiling of every wait.
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// The wait after `failures` in a row (at least one); `jitter` is drawn evenly from 0 to 1.
+    pub fn next_delay(&self, failures: u32, jitter: f64) -> Duration {
+        let ceiling = ceiling(self.base.as_millis() as u64, self.max.as_millis() as u64, failures);
+        Duration::from_millis((ceiling as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)) as u64)
+    }
+}
+
+/// The longest wait after so many tries: it doubles with each, from `base` to `max`.
+fn ceiling(base_ms: u64, max_ms: u64, tries: u32) -> u64 {
+    let doublings = tries.saturating_sub(1).min(62);
+    base_ms.saturating_mul(1 << doublings).min(max_ms)
 }
 
 #[cfg(test)]
@@ -72,6 +95,15 @@ mod tests {
         let policy = RetryPolicy { max_attempts: 5, base_delay_ms: 100, max_delay_ms: 300 };
         let waits: Vec<_> = (1..=5).map(|n| policy.next_delay(n, 1.0).map(|d| d.as_millis())).collect();
         assert_eq!(waits, [Some(100), Some(200), Some(300), Some(300), None]);
+    }
+
+    #[test]
+    fn waits_without_end_grow_to_the_cap_and_never_vanish() {
+        let backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(3) };
+        assert_eq!(backoff.next_delay(1, 1.0), Duration::from_millis(250));
+        assert_eq!(backoff.next_delay(1, 0.0), Duration::from_millis(125));
+        assert_eq!(backoff.next_delay(2, 1.0), Duration::from_millis(500));
+        assert_eq!(backoff.next_delay(100, 1.0), Duration::from_secs(3));
     }
 
     proptest! {

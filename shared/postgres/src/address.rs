@@ -81,74 +81,20 @@ impl Address {
 
     /// The same, where these authorities (PEM) are trusted beside those of the system. `sslrootcert` wins over both.
     pub fn trusting(text: &str, set_by: SetBy, own: Option<&str>) -> Result<Address, String> {
-        let (mut given, mut authorities) = (None, None);
-        // Parameters that mean nothing without a verified connection.
-        let mut wanting_tls = None;
-        let mut others = Vec::new();
-        // What follows a password with a space or an & in it may be the rest of it.
-        let may_be_secret = text.split_whitespace().collect::<String>().contains("password=");
-        for (name, value) in read(text)? {
-            if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
-                wanting_tls = Some(name.clone());
-            }
-            match name.as_str() {
-                "sslmode" => given = Some(Mode::read(&value)?),
-                // What libpq calls so is the default here.
-                "sslrootcert" if value == "system" => authorities = None,
-                "sslrootcert" => authorities = Some(PathBuf::from(value)),
-                _ => others.push(checked(&name, &value, may_be_secret)?),
-            }
-        }
-        let mut mode = match (given, &wanting_tls) {
-            (Some(Mode::Disable), Some(name)) => {
-                return Err(format!("{name}: sslmode is disable, expected verify-full with it"));
-            }
-            (given, None) => given.unwrap_or(Mode::Disable),
-            (given, Some(_)) => given.unwrap_or(Mode::Verified),
-        };
-        let (places, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|other: &String| {
-            ["host=", "hostaddr=", "port="].iter().any(|it| other.starts_with(it))
-        });
-        let config = |parameters: &[String]| {
-            Config::from_str(&parameters.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))
-        };
-        let servers = servers(&config(&places)?)?;
-        let mut config = config(&others)?;
+        let given = Given::read(text)?;
+        let servers = servers(&config(&given.places)?)?;
+        let mut config = config(&given.others)?;
         if servers.is_empty() || config.get_dbname().is_none() {
             return Err(format!("no host or no database in it, {EXPECTED}"));
         }
-        // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
-        if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
-            mode = Mode::Disable;
-        }
-        if mode == Mode::Prefer && config.get_ssl_negotiation() == SslNegotiation::Direct {
-            return Err("sslnegotiation: direct asks nothing first, so sslmode is not prefer, expected verify-full with it".to_owned());
-        }
-        if mode != Mode::Disable && servers.iter().any(|server| server.host.is_none()) {
-            return Err("hostaddr: TLS verifies the name of a host, expected host=… beside it".to_owned());
-        }
-        let tls =
-            (mode != Mode::Disable).then(|| tls::connector(mode, authorities.as_deref(), own)).transpose()?;
-        let given = |name: &str| others.iter().any(|other| other.starts_with(&format!("{name}=")));
-        if !given("connect_timeout") {
-            config.connect_timeout(Duration::from_secs(5));
-        }
-        if !given("keepalives_idle") {
-            config.keepalives_idle(Duration::from_secs(10));
-        }
-        if !given("keepalives_interval") {
-            config.keepalives_interval(Duration::from_secs(5));
-        }
-        if !given("tcp_user_timeout") {
-            config.tcp_user_timeout(Duration::from_secs(15));
-        }
-        if !given("application_name") {
-            config.application_name("harness-fleet");
-        }
+        let mode = mode_for(given.mode, &servers, &config)?;
+        let authorities = given.authorities.as_deref();
+        let tls = (mode != Mode::Disable).then(|| tls::connector(mode, authorities, own)).transpose()?;
+        given.fill_up(&mut config);
         // The driver would take a primary whose transactions only read by default for a standby.
         let primary = match config.get_target_session_attrs() {
             TargetSessionAttrs::ReadWrite => true,
-            _ => servers.len() > 1 && !given("target_session_attrs"),
+            _ => servers.len() > 1 && !given.has("target_session_attrs"),
         };
         if primary {
             config.target_session_attrs(TargetSessionAttrs::Any);
@@ -196,6 +142,92 @@ impl fmt::Debug for Address {
             .field("set_by", &self.set_by)
             .finish_non_exhaustive()
     }
+}
+
+/// The parameters of an address, each checked by itself.
+struct Given {
+    mode: Mode,
+    /// `sslrootcert`.
+    authorities: Option<PathBuf>,
+    /// Where the servers are.
+    places: Vec<String>,
+    /// What else the driver is given.
+    others: Vec<String>,
+}
+
+impl Given {
+    fn read(text: &str) -> Result<Given, String> {
+        let (mut given, mut authorities) = (None, None);
+        // Parameters that mean nothing without a verified connection.
+        let mut wanting_tls = None;
+        let (mut places, mut others) = (Vec::new(), Vec::new());
+        // What follows a password with a space or an & in it may be the rest of it.
+        let may_be_secret = text.split_whitespace().collect::<String>().contains("password=");
+        for (name, value) in read(text)? {
+            if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
+                wanting_tls = Some(name.clone());
+            }
+            match name.as_str() {
+                "sslmode" => given = Some(Mode::read(&value)?),
+                // What libpq calls so is the default here.
+                "sslrootcert" if value == "system" => authorities = None,
+                "sslrootcert" => authorities = Some(PathBuf::from(value)),
+                "host" | "hostaddr" | "port" => places.push(checked(&name, &value, may_be_secret)?),
+                _ => others.push(checked(&name, &value, may_be_secret)?),
+            }
+        }
+        let mode = match (given, wanting_tls) {
+            (Some(Mode::Disable), Some(name)) => {
+                return Err(format!("{name}: sslmode is disable, expected verify-full with it"));
+            }
+            (given, None) => given.unwrap_or(Mode::Disable),
+            (given, Some(_)) => given.unwrap_or(Mode::Verified),
+        };
+        Ok(Given { mode, authorities, places, others })
+    }
+
+    /// Whether one of the `others` has this name.
+    fn has(&self, name: &str) -> bool {
+        self.others.iter().any(|other| other.starts_with(&format!("{name}=")))
+    }
+
+    /// Sets our defaults where nothing was given.
+    fn fill_up(&self, config: &mut Config) {
+        if !self.has("connect_timeout") {
+            config.connect_timeout(Duration::from_secs(5));
+        }
+        if !self.has("keepalives_idle") {
+            config.keepalives_idle(Duration::from_secs(10));
+        }
+        if !self.has("keepalives_interval") {
+            config.keepalives_interval(Duration::from_secs(5));
+        }
+        if !self.has("tcp_user_timeout") {
+            config.tcp_user_timeout(Duration::from_secs(15));
+        }
+        if !self.has("application_name") {
+            config.application_name("harness-fleet");
+        }
+    }
+}
+
+fn config(parameters: &[String]) -> Result<Config, String> {
+    Config::from_str(&parameters.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))
+}
+
+/// The mode that holds for these servers, unless they rule out the one that is asked for.
+fn mode_for(mode: Mode, servers: &[Server], config: &Config) -> Result<Mode, String> {
+    // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
+    if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
+        return Ok(Mode::Disable);
+    }
+    if mode == Mode::Prefer && config.get_ssl_negotiation() == SslNegotiation::Direct {
+        return Err("sslnegotiation: direct asks nothing first, so sslmode is not prefer, expected verify-full with it".to_owned());
+    }
+    if mode != Mode::Disable && servers.iter().any(|server| server.host.is_none()) {
+        return Err("hostaddr: TLS verifies the name of a host, expected host=… beside it".to_owned());
+    }
+    Ok(mode)
 }
 
 /// The servers that these parameters name.

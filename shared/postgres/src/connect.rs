@@ -137,9 +137,10 @@ async fn look_up<'a>(address: &Address, server: &'a Server) -> io::Result<Vec<Tu
         (Some(Host::Unix(folder)), None) => vec![Place::Folder(folder)],
         (None, None) => Vec::new(),
     };
-    match places.is_empty() {
-        true => Err(io::ErrorKind::NotFound.into()),
-        false => Ok(places.into_iter().map(|place| Turn::Open(server, place)).collect()),
+    if places.is_empty() {
+        Err(io::ErrorKind::NotFound.into())
+    } else {
+        Ok(places.into_iter().map(|place| Turn::Open(server, place)).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use rustls::CertificateError;
 use tokio_postgres::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use crate::address::Address;
 
@@ -135,58 +135,7 @@ pub fn is_ended(error: &Error) -> bool {
 pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     let servers = address.servers();
     if let Some(answer) = error.as_db_error() {
-        let (code, said) = (answer.code(), answer.message());
-        let (user, database) = (address.user(), address.database());
-        // A pooler's own texts are in one language and their codes say little; Postgres's are in that of lc_messages.
-        let pooler_says =
-            |words: &[&str]| answer.routine().is_none() && words.iter().any(|words| said.contains(words));
-        if *code == SqlState::INVALID_CATALOG_NAME || pooler_says(&["no such database"]) {
-            let advice = format!(
-                "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
-                 DATABASE_URL"
-            );
-            return (advice, false);
-        }
-        if answer.routine() == Some("ClientAuthentication")
-            && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
-            && address.is_plain()
-        {
-            let advice = format!(
-                "Postgres at {servers} has no entry in pg_hba.conf that lets the account \"{user}\" in without TLS: add sslmode=require \
-                 to DATABASE_URL, or such an entry there"
-            );
-            return (advice, false);
-        }
-        // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
-        if code.code().starts_with("28") || pooler_says(&["password", "no such user", "auth"]) {
-            let advice = format!(
-                "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
-            );
-            return (advice, false);
-        }
-        if pooler_says(&["unsupported startup parameter"]) {
-            let advice = format!(
-                "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
-                 settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
-            );
-            return (advice, false);
-        }
-        if pooler_says(&["statement pooling mode"]) {
-            let advice = format!(
-                "the pooler at {servers} is in statement mode, which has no transactions: set pool_mode = transaction or session there"
-            );
-            return (advice, false);
-        }
-        if *code == SqlState::TOO_MANY_CONNECTIONS {
-            let advice = format!(
-                "Postgres at {servers} has no connection left for the account \"{user}\": lower DATABASE_POOL_SIZE, or raise \
-                 max_connections or the account's CONNECTION LIMIT"
-            );
-            return (advice, true);
-        }
-        // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
-        let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
-        return (format!("Postgres at {servers} refuses"), passing);
+        return refused(address, answer);
     }
     if let Some(certificate) = certificate_error(error) {
         return (untrusted(address, certificate), false);
@@ -203,6 +152,60 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
         return (advice, false);
     }
     (format!("Postgres at {servers} cannot be reached (DATABASE_URL)"), true)
+}
+
+/// By what Postgres, or a pooler before it, has answered.
+fn refused(address: &Address, answer: &DbError) -> (String, bool) {
+    let (servers, user, database) = (address.servers(), address.user(), address.database());
+    let (code, said) = (answer.code(), answer.message());
+    // A pooler's own texts are in one language and their codes say little; Postgres's are in that of lc_messages.
+    let pooler_says =
+        |words: &[&str]| answer.routine().is_none() && words.iter().any(|words| said.contains(words));
+    let no_entry = answer.routine() == Some("ClientAuthentication")
+        && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+        && address.is_plain();
+    let advice = if *code == SqlState::INVALID_CATALOG_NAME || pooler_says(&["no such database"]) {
+        format!(
+            "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
+             DATABASE_URL"
+        )
+    } else if no_entry {
+        format!(
+            "Postgres at {servers} has no entry in pg_hba.conf that lets the account \"{user}\" in without TLS: add sslmode=require \
+             to DATABASE_URL, or such an entry there"
+        )
+    // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
+    } else if code.code().starts_with("28") || pooler_says(&["password", "no such user", "auth"]) {
+        format!(
+            "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
+        )
+    } else if pooler_says(&["unsupported startup parameter"]) {
+        format!(
+            "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
+             settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
+        )
+    } else if pooler_says(&["statement pooling mode"]) {
+        format!(
+            "the pooler at {servers} is in statement mode, which has no transactions: set pool_mode = transaction or session there"
+        )
+    } else {
+        return refused_for_now(&servers, user, code);
+    };
+    (advice, false)
+}
+
+/// What may pass: no connection is left, or Postgres starts or stops.
+fn refused_for_now(servers: &str, user: &str, code: &SqlState) -> (String, bool) {
+    if *code == SqlState::TOO_MANY_CONNECTIONS {
+        let advice = format!(
+            "Postgres at {servers} has no connection left for the account \"{user}\": lower DATABASE_POOL_SIZE, or raise \
+             max_connections or the account's CONNECTION LIMIT"
+        );
+        return (advice, true);
+    }
+    // 08 connection, 53 resources, 57P shutdown and restart, 40 rollback.
+    let passing = ["08", "53", "57P", "40"].iter().any(|class| code.code().starts_with(class));
+    (format!("Postgres at {servers} refuses"), passing)
 }
 
 fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {

@@ -107,10 +107,7 @@ async fn pooling(address: &Address, client: &Client) -> Result<Pooling, Postgres
     let others = others(address).await?;
     let shared = share(client, &others).await;
     join_all(others.into_iter().map(Session::close)).await;
-    match shared.map_err(wrong)? {
-        true => Err(PostgresError::StatementsLost { servers }),
-        false => Ok(Pooling::Own),
-    }
+    if shared.map_err(wrong)? { Err(PostgresError::StatementsLost { servers }) } else { Ok(Pooling::Own) }
 }
 
 /// Connections to compare the first one with. Where Postgres (or a pooler) has no place for all of them, fewer will do.

@@ -130,10 +130,7 @@ fn check_authorities(pem: &str) -> Result<(), String> {
             .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
         added.map_err(|problem| format!("whose certificate {nth} cannot be used: {problem}"))?;
     }
-    match roots.is_empty() {
-        true => Err("which has no certificate (PEM) in it".to_owned()),
-        false => Ok(()),
-    }
+    if roots.is_empty() { Err("which has no certificate (PEM) in it".to_owned()) } else { Ok(()) }
 }
 
 /// The parser of lapin takes an IPv6 address for none at all and would quietly connect to localhost.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use job::RetryPolicy;
+use job::Backoff;
 
 use crate::ConfigError;
 use crate::address::Address;
@@ -98,14 +98,9 @@ impl BrokerConfig {
         Address::parse(&self.url, self.heartbeat_s, self.frame_max, self.own_authorities.as_deref())
     }
 
-    /// The wait before the next attempt, after `failures` in a row.
-    pub(crate) fn backoff(&self, failures: u32, jitter: f64) -> Duration {
-        let policy = RetryPolicy {
-            max_attempts: u32::MAX,
-            base_delay_ms: self.min_backoff.as_millis() as u64,
-            max_delay_ms: self.max_backoff.as_millis() as u64,
-        };
-        policy.next_delay(failures, 0.5 + jitter / 2.0).unwrap_or(self.max_backoff)
+    /// The waits between attempts to connect.
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff { base: self.min_backoff, max: self.max_backoff }
     }
 }
 
@@ -120,14 +115,6 @@ impl fmt::Debug for BrokerConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_between_attempts_grow_to_the_cap_and_never_vanish() {
-        let config = BrokerConfig::new("amqp://x", "test");
-        assert_eq!(config.backoff(1, 1.0), Duration::from_millis(250));
-        assert_eq!(config.backoff(1, 0.0), Duration::from_millis(125));
-        assert_eq!(config.backoff(100, 1.0), Duration::from_secs(3));
-    }
 
     #[test]
     fn a_configuration_prints_without_its_password() {

@@ -19,12 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
 
-use crate::QueueError;
 use crate::error::{REPLY_SUCCESS, failed};
 use crate::headers;
 use crate::link::{Link, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
 use crate::shared::Shared;
+use crate::{BrokerConfig, QueueError};
 
 /// What a refusal to publish is about.
 const PUBLISHING: &str = "publish";
@@ -66,10 +66,7 @@ impl Overdue {
     }
 
     fn done(&mut self, period: u64) {
-        match period == self.period {
-            true => self.now -= 1,
-            false => self.before -= 1,
-        }
+        if period == self.period { self.now -= 1 } else { self.before -= 1 }
     }
 
     /// Waits for the period's end. Whether some message has waited for a whole period.
@@ -79,6 +76,40 @@ impl Overdue {
         self.before += std::mem::take(&mut self.now);
         self.period += 1;
         missed
+    }
+}
+
+/// Messages whose fate is not known yet; `F` is what waits for one's.
+struct InFlight<F> {
+    sends: FuturesUnordered<F>,
+    bytes: usize,
+    overdue: Overdue,
+}
+
+impl<F: Future<Output = Done>> InFlight<F> {
+    fn new(confirm_timeout: Duration) -> InFlight<F> {
+        InFlight { sends: FuturesUnordered::new(), bytes: 0, overdue: Overdue::new(confirm_timeout) }
+    }
+
+    fn has_room(&self, config: &BrokerConfig) -> bool {
+        self.sends.len() < config.max_in_flight && self.bytes < config.max_in_flight_bytes
+    }
+
+    /// One more; `begin` is given the period in which it is sent.
+    fn add(&mut self, request: Request, begin: impl Fn(Request, u64) -> F) {
+        self.bytes += request.body.len();
+        self.sends.push(begin(request, self.overdue.sent()));
+    }
+
+    /// Also takes what resolves together with these, and forgets them all.
+    fn take_resolved(&mut self, resolved: &mut Vec<Done>) {
+        while let Some(Some(done)) = self.sends.next().now_or_never() {
+            resolved.push(done);
+        }
+        for done in resolved.iter() {
+            self.bytes -= done.bytes;
+            self.overdue.done(done.period);
+        }
     }
 }
 
@@ -109,7 +140,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             true => shared.config.max_backoff,
             false => Duration::from_millis(200),
         };
-        let _ = timeout(pause, link.failure()).await;
+        let _ = shared.stop.run_until_cancelled(timeout(pause, link.failure())).await;
     }
 }
 
@@ -132,49 +163,41 @@ async fn serve(
     channel: Arc<Channel>,
     requests: &mut mpsc::Receiver<Request>,
 ) -> End {
-    let mut in_flight = FuturesUnordered::new();
-    let mut bytes = 0;
-    let mut overdue = Overdue::new(shared.config.confirm_timeout);
+    let config = &shared.config;
+    let mut in_flight = InFlight::new(config.confirm_timeout);
+    let begin = |request, period| send(channel.clone(), request, link.frame_max(), period);
     let mut resolved = Vec::new();
     let mut returned = Vec::new();
-    let config = &shared.config;
-    let room = |count, bytes| count < config.max_in_flight && bytes < config.max_in_flight_bytes;
-    // Else a refusal would stand until there is something to publish.
-    if shared.refusals.has(PUBLISHING) {
-        in_flight.push(send(channel.clone(), question(), link.frame_max(), overdue.sent()));
+    if shared.refusals.has(PUBLISHING) && !shared.stop.is_cancelled() {
+        in_flight.add(question(), &begin);
     }
     loop {
         // First all that waits, so that many are written at once.
-        while room(in_flight.len(), bytes)
+        while in_flight.has_room(config)
             && let Ok(request) = requests.try_recv()
         {
             // Whoever has given up meanwhile publishes again, or does not want it any more.
             if !request.answer.is_closed() {
-                bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request, link.frame_max(), overdue.sent()));
+                in_flight.add(request, &begin);
             }
         }
         // No more will come once it is closed; what had come before is still sent.
-        if requests.is_closed() && requests.is_empty() && in_flight.is_empty() {
+        if requests.is_closed() && requests.is_empty() && in_flight.sends.is_empty() {
             return End::Stopped;
         }
         tokio::select! {
             biased;
-            Some(done) = in_flight.next() => resolved.push(done),
-            Some(request) = requests.recv(), if room(in_flight.len(), bytes) => {
-                bytes += request.body.len();
-                in_flight.push(send(channel.clone(), request, link.frame_max(), overdue.sent()));
+            Some(done) = in_flight.sends.next() => resolved.push(done),
+            Some(request) = requests.recv(), if in_flight.has_room(config) => {
+                in_flight.add(request, &begin);
                 continue;
             }
             _ = link.failure() => return End::Link,
-            missed = overdue.period_ends() => {
-                // While the broker blocks us it reads nothing, on no channel.
-                if missed && !shared.is_blocked() {
-                    warn!("a message was not confirmed in time, although others may be; opening another channel");
-                    return End::Channel;
-                }
-                continue;
-            }
+            // While the broker blocks us it reads nothing, on no channel.
+            missed = in_flight.overdue.period_ends() => match missed && !shared.is_blocked() {
+                true => return unconfirmed_in_time(),
+                false => continue,
+            },
             () = shared.stop.cancelled(), if !requests.is_closed() => {
                 requests.close();
                 continue;
@@ -182,13 +205,7 @@ async fn serve(
         }
         // The rest of what the broker confirmed along with it.
         returned.extend(barrier(&channel));
-        while let Some(Some(done)) = in_flight.next().now_or_never() {
-            resolved.push(done);
-        }
-        for done in &resolved {
-            bytes -= done.bytes;
-            overdue.done(done.period);
-        }
+        in_flight.take_resolved(&mut resolved);
         settle(shared, &mut resolved, &mut returned);
         if !channel.status().connected() {
             // Futures that still wait are dropped: their callers learn that nothing is known.
@@ -197,7 +214,13 @@ async fn serve(
     }
 }
 
-/// Whether we may publish: a message for nobody, which the broker confirms and drops.
+fn unconfirmed_in_time() -> End {
+    warn!("a message was not confirmed in time, although others may be; opening another channel");
+    End::Channel
+}
+
+/// Whether we may publish: a message for nobody, which the broker confirms and drops. Else a refusal would stand until there is
+/// something to publish.
 fn question() -> Request {
     let (answer, _) = oneshot::channel();
     let properties = BasicProperties::default();

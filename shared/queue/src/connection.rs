@@ -12,7 +12,7 @@ use futures::StreamExt;
 use lapin::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -208,7 +208,7 @@ async fn see_to_the_end(
 async fn supervise(shared: Arc<Shared>) -> String {
     match shared.config.address() {
         Ok(address) => {
-            keep_connected(&shared, &address).await;
+            Supervision::new(&shared, &address).keep_connected().await;
             info!(broker = address.shown(), "connection to the broker closed");
             "closed by this process".to_owned()
         }
@@ -216,90 +216,130 @@ async fn supervise(shared: Arc<Shared>) -> String {
     }
 }
 
-async fn keep_connected(shared: &Shared, address: &Address) {
-    let config = &shared.config;
-    let broker = address.shown();
-    let (mut generation, mut failures) = (0, 0);
-    // Whether the last connection has ended because something is refused.
-    let mut is_refused = false;
-    let (mut deleted, mut redeclared) = (BTreeMap::<String, Instant>::new(), BTreeMap::new());
-    while !shared.stop.is_cancelled() {
-        let pools = shared.pools().clone();
-        let settled = is_settled(deleted.values().max());
-        let opening =
-            Link::open_and_declare(address, config, &pools, settled, &mut redeclared, generation + 1);
-        let opened = tokio::select! {
-            opened = opening => opened,
-            () = shared.stop.cancelled() => break,
-        };
-        shared.refusals.heard("connect", &opened);
-        let reason = match opened {
-            Ok(link) => {
-                generation += 1;
-                let (link, since) = (Arc::new(link), Instant::now());
-                match is_refused {
-                    false => info!(broker, generation, "connected to the broker"),
-                    true => debug!(broker, generation, "connected to the broker again"),
-                }
-                // Another may have declared it, but not before it was missing for so long.
-                let missing = |pool: &job::Name| deleted.get(&topology::jobs_queue(pool)).copied();
-                let heard =
-                    pools.into_iter().filter_map(|pool| Some((missing(&pool)? + DELETION_TIME, pool)));
-                for (until, pool) in heard {
-                    redeclared.entry(pool).or_insert(until);
-                }
-                shared.note_redeclared(std::mem::take(&mut redeclared));
-                shared.link.send_replace(Some(link.clone()));
-                shared.status.send_replace(BrokerStatus::Ready { generation });
-                let ended = watch_over(shared, &link).await;
-                let Some(reason) = ended else {
-                    // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
-                    let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
-                    shared.link.send_replace(None);
-                    link.close(config.close_timeout).await;
-                    return;
-                };
-                // That ends a connection at each try, and was said once, or is about to be.
-                is_refused = is_refusal(&reason) || shared.refusals.any().is_some();
-                match is_refused {
-                    false => warn!(broker, generation, reason, "lost the connection to the broker"),
-                    true => debug!(broker, generation, reason, "gave up a connection"),
-                }
-                shared.link.send_replace(None);
-                shared.blocked.send_replace(None);
-                deleted = link.deleted_queues();
-                let last = link.clone();
-                let goodbye = config.close_timeout;
-                tokio::spawn(async move { last.close(goodbye).await });
-                // A connection that lasted was no failure; one that ends at once is another.
-                if since.elapsed() > config.max_backoff {
-                    failures = 0;
-                }
-                reason
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                let before = shared.status.borrow().clone();
-                let is_news = before != (BrokerStatus::Connecting { reason: Some(reason.clone()) });
-                if is_news && !matches!(error, QueueError::Refused { .. }) {
-                    warn!(broker, reason, "cannot connect to the broker; trying again until it works");
-                } else {
-                    debug!(broker, reason, failures, "still cannot connect to the broker");
-                }
-                reason
-            }
-        };
-        shared.status.send_replace(BrokerStatus::Connecting { reason: Some(reason) });
-        failures += 1;
-        let mut pause = config.backoff(failures, jitter());
-        if !deleted.is_empty() {
-            pause = pause.max(DELETION_TIME);
+/// What outlives a connection.
+struct Supervision<'a> {
+    shared: &'a Shared,
+    address: &'a Address,
+    generation: u64,
+    /// In a row.
+    failures: u32,
+    /// Whether the last connection has ended because something is refused.
+    is_refused: bool,
+    /// Queues that the last connection has seen deleted, and when.
+    deleted: BTreeMap<String, Instant>,
+    /// Pools whose queue was missing at a connect, and until when.
+    redeclared: BTreeMap<job::Name, Instant>,
+}
+
+impl<'a> Supervision<'a> {
+    fn new(shared: &'a Shared, address: &'a Address) -> Supervision<'a> {
+        Supervision {
+            shared,
+            address,
+            generation: 0,
+            failures: 0,
+            is_refused: false,
+            deleted: BTreeMap::new(),
+            redeclared: BTreeMap::new(),
         }
-        let pause = tokio::time::sleep(pause);
-        tokio::select! {
-            () = pause => {}
-            () = shared.stop.cancelled() => break,
+    }
+
+    async fn keep_connected(&mut self) {
+        let shared = self.shared;
+        while !shared.stop.is_cancelled() {
+            let pools = shared.pools().clone();
+            let opened = tokio::select! {
+                opened = self.open(&pools) => opened,
+                () = shared.stop.cancelled() => return,
+            };
+            shared.refusals.heard("connect", &opened);
+            let reason = match opened {
+                Ok(link) => match self.live(Arc::new(link), pools).await {
+                    Some(reason) => reason,
+                    None => return,
+                },
+                Err(error) => self.failed(&error),
+            };
+            shared.status.send_replace(BrokerStatus::Connecting { reason: Some(reason) });
+            self.failures += 1;
+            if shared.stop.run_until_cancelled(sleep(self.pause())).await.is_none() {
+                return;
+            }
         }
+    }
+
+    async fn open(&mut self, pools: &[job::Name]) -> Result<Link, QueueError> {
+        let settled = is_settled(self.deleted.values().max());
+        let (config, redeclared) = (&self.shared.config, &mut self.redeclared);
+        Link::open_and_declare(self.address, config, pools, settled, redeclared, self.generation + 1).await
+    }
+
+    /// From the first to the last moment of a connection; why it has ended, or `None` when we are to stop.
+    async fn live(&mut self, link: Arc<Link>, pools: Vec<job::Name>) -> Option<String> {
+        self.generation += 1;
+        let (shared, config, since) = (self.shared, &self.shared.config, Instant::now());
+        let (broker, generation) = (self.address.shown(), self.generation);
+        if self.is_refused {
+            debug!(broker, generation, "connected to the broker again");
+        } else {
+            info!(broker, generation, "connected to the broker");
+        }
+        self.note_redeclared(pools);
+        shared.link.send_replace(Some(link.clone()));
+        shared.status.send_replace(BrokerStatus::Ready { generation });
+        let Some(reason) = watch_over(shared, &link).await else {
+            // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
+            let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
+            shared.link.send_replace(None);
+            link.close(config.close_timeout).await;
+            return None;
+        };
+        // That ends a connection at each try, and was said once, or is about to be.
+        self.is_refused = is_refusal(&reason) || shared.refusals.any().is_some();
+        if self.is_refused {
+            debug!(broker, generation, reason, "gave up a connection");
+        } else {
+            warn!(broker, generation, reason, "lost the connection to the broker");
+        }
+        shared.link.send_replace(None);
+        shared.blocked.send_replace(None);
+        self.deleted = link.deleted_queues();
+        let goodbye = config.close_timeout;
+        tokio::spawn(async move { link.close(goodbye).await });
+        // A connection that lasted was no failure; one that ends at once is another.
+        if since.elapsed() > config.max_backoff {
+            self.failures = 0;
+        }
+        Some(reason)
+    }
+
+    /// Another may have declared the queue of a pool, but not before it was missing for so long.
+    fn note_redeclared(&mut self, pools: Vec<job::Name>) {
+        for pool in pools {
+            if let Some(deleted) = self.deleted.get(&topology::jobs_queue(&pool)) {
+                self.redeclared.entry(pool).or_insert(*deleted + DELETION_TIME);
+            }
+        }
+        self.shared.note_redeclared(std::mem::take(&mut self.redeclared));
+    }
+
+    /// There is no connection; why.
+    fn failed(&self, error: &QueueError) -> String {
+        let (broker, failures, reason) = (self.address.shown(), self.failures, error.to_string());
+        let before = self.shared.status.borrow().clone();
+        let is_news = before != (BrokerStatus::Connecting { reason: Some(reason.clone()) });
+        if is_news && !matches!(error, QueueError::Refused { .. }) {
+            warn!(broker, reason, "cannot connect to the broker; trying again until it works");
+        } else {
+            debug!(broker, reason, failures, "still cannot connect to the broker");
+        }
+        reason
+    }
+
+    /// How long to wait before the next try.
+    fn pause(&self) -> Duration {
+        let pause = self.shared.config.backoff().next_delay(self.failures, jitter());
+        if self.deleted.is_empty() { pause } else { pause.max(DELETION_TIME) }
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use job::RetryPolicy;
+use job::{Backoff, Trouble};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use tokio::time::timeout;
@@ -27,6 +27,9 @@ use crate::link::{Link, Settlement, bounded, short};
 use crate::shared::{Alive, Shared, jitter};
 use crate::{Delivery, QueueError};
 
+/// The waits between attempts to consume.
+const REST: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5) };
+
 /// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.
 static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
 
@@ -36,7 +39,7 @@ pub struct Slot {
     queue: Arc<str>,
     prefix: String,
     state: State,
-    failures: u32,
+    trouble: Trouble,
     /// Whether it wants to consume and does not yet.
     seeking: bool,
     _alive: Alive,
@@ -58,8 +61,8 @@ struct Subscription {
 impl Slot {
     pub(crate) fn new(shared: Arc<Shared>, alive: Alive, queue: &str, prefix: &str) -> Slot {
         let (queue, prefix) = (queue.into(), prefix.to_owned());
-        let mut slot =
-            Slot { shared, queue, prefix, state: State::Idle, failures: 0, seeking: false, _alive: alive };
+        let (state, trouble) = (State::Idle, Trouble::default());
+        let mut slot = Slot { shared, queue, prefix, state, trouble, seeking: false, _alive: alive };
         slot.seek(true);
         slot
     }
@@ -74,7 +77,7 @@ impl Slot {
             match &mut self.state {
                 State::Consuming(subscription) => match subscription.consumer.next().await {
                     Some(Ok(delivered)) => {
-                        self.failures = 0;
+                        self.trouble.ends();
                         let delivery =
                             Delivery::new(delivered, self.queue.clone(), subscription.link.clone());
                         // Came before the connection ended, looked at after: the broker has given it away.
@@ -174,14 +177,12 @@ impl Slot {
 
     /// After a failure: not again at once.
     async fn rest(&mut self, error: QueueError) {
-        self.failures += 1;
         // When the connection has ended, its supervisor says so.
         let is_said = matches!(error, QueueError::Refused { .. }) || !self.shared.is_connected();
-        if self.failures == 1 && !is_said {
+        if self.trouble.begins() && !is_said {
             warn!(queue = &*self.queue, cause = %error, "cannot consume; trying again until it works");
         }
-        let policy = RetryPolicy { max_attempts: u32::MAX, base_delay_ms: 100, max_delay_ms: 5_000 };
-        let pause = policy.next_delay(self.failures, 0.5 + jitter() / 2.0).unwrap_or(Duration::from_secs(5));
+        let pause = REST.next_delay(self.trouble.failures(), jitter());
         let _ = timeout(pause, self.shared.stop.cancelled()).await;
     }
 }

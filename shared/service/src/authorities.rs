@@ -40,9 +40,10 @@ impl Authorities {
                 certificate.map_err(|problem| format!("{shown}: certificate {nth} cannot be used: {problem}"))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        match certificates.is_empty() {
-            true => Err(format!("{shown} has no certificate in it, expected -----BEGIN CERTIFICATE-----")),
-            false => Ok(Authorities { own: Some(Own { pem, certificates }) }),
+        if certificates.is_empty() {
+            Err(format!("{shown} has no certificate in it, expected -----BEGIN CERTIFICATE-----"))
+        } else {
+            Ok(Authorities { own: Some(Own { pem, certificates }) })
         }
     }
 
@@ -80,8 +81,9 @@ fn usable(certificate: Certificate<'static>) -> Result<Certificate<'static>, Str
 pub fn explain_http(error: &ureq::Error) -> String {
     let text = error.to_string();
     // The second where another authority has the same name, such as an older one.
-    match ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) {
-        true => format!("{text}: expected {TLS_CA_FILE} to name the file of its authority"),
-        false => text,
+    if ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) {
+        format!("{text}: expected {TLS_CA_FILE} to name the file of its authority")
+    } else {
+        text
     }
 }

@@ -36,4 +36,4 @@ pub use shutdown::{Stopped, unless_stopped, until_signalled};
 pub use start::{OpenFiles, open_files, parse, taken_secrets};
 pub use telemetry::Telemetry;
 pub use toml_file::{TomlFile, TomlValue, unsaid};
-pub use trace::{Description, Origin, Place, Role, Span};
+pub use trace::{Description, JobIds, Origin, Place, Role, Span};

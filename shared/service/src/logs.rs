@@ -68,9 +68,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
             // JSON leaves characters as they are that some readers take for an end of line, or a terminal for an order.
             for character in value.to_string().chars() {
                 let acts = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-                match acts || character.is_control() {
-                    true => write!(writer, "\\u{:04x}", u32::from(character))?,
-                    false => writer.write_char(character)?,
+                if acts || character.is_control() {
+                    write!(writer, "\\u{:04x}", u32::from(character))?;
+                } else {
+                    writer.write_char(character)?;
                 }
             }
         }
@@ -198,9 +199,10 @@ mod tests {
         let logs = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
         let registry = tracing_subscriber::registry();
         let flat = Flat::new("harness-test".to_owned());
-        let dispatch = match json {
-            true => Dispatch::new(registry.with(logs.fmt_fields(Fields).event_format(flat))),
-            false => Dispatch::new(registry.with(logs.fmt_fields(Text).with_ansi(false))),
+        let dispatch = if json {
+            Dispatch::new(registry.with(logs.fmt_fields(Fields).event_format(flat)))
+        } else {
+            Dispatch::new(registry.with(logs.fmt_fields(Text).with_ansi(false)))
         };
         tracing::dispatcher::with_default(&dispatch, act);
         let bytes = kept.0.lock().unwrap().clone();

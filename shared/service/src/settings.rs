@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
@@ -37,9 +38,8 @@ impl Problems {
     /// Takes a setting's value, or notes that it does not parse.
     pub fn take<T>(&mut self, name: &str, setting: Setting<T>) -> Option<T> {
         let Setting { given, value } = setting;
-        let told = |problem: String| match problem.starts_with("got ") {
-            true => problem,
-            false => format!("got \"{given}\": {problem}"),
+        let told = |problem: String| {
+            if problem.starts_with("got ") { problem } else { format!("got \"{given}\": {problem}") }
         };
         value.map_err(|problem| self.add(name, told(problem))).ok()
     }
@@ -117,7 +117,7 @@ pub struct Common {
     /// Postgres, such as postgres://user:password@host:5432/database, or host=… dbname=…; several hosts and sslmode are
     /// described in docs/supported-environments.md
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = "Common")]
-    pub database_url: Option<SecretString>,
+    database_url: Option<SecretString>,
     /// By what sessions in Postgres get the settings they rely on: connection, or role, which works through a pooler in
     /// transaction mode (`producer migrate` gives them to the account)
     #[arg(
@@ -130,13 +130,13 @@ pub struct Common {
     pub database_settings: String,
     /// Connections to Postgres, at most; one of them is for the heartbeat or the lease
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "10", global = true, help_heading = "Common")]
-    pub database_pool_size: Setting<usize>,
+    database_pool_size: Setting<usize>,
     /// RabbitMQ, such as amqp://user:password@host:5672/vhost (%2f is the vhost "/")
     #[arg(long, env = "AMQP_URL", hide_env_values = true, global = true, help_heading = "Common")]
-    pub amqp_url: Option<SecretString>,
+    amqp_url: Option<SecretString>,
     /// Days that results are kept; a job id must not be older
     #[arg(long, env = "RETENTION_DAYS", default_value = "30", global = true, help_heading = "Common")]
-    pub retention_days: Setting<u64>,
+    retention_days: Setting<u64>,
     /// The largest message that is accepted, in bytes
     #[arg(
         long,
@@ -145,7 +145,7 @@ pub struct Common {
         global = true,
         help_heading = "Common"
     )]
-    pub max_message_bytes: Setting<usize>,
+    max_message_bytes: Setting<usize>,
     /// The queues that callers may name for their results (reply_to), with * for any text, separated by commas. What
     /// belongs to the broker or to the fleet (amq.*, harness.*) is never among them
     #[arg(long, env = "REPLY_TO_ALLOW", default_value = "*", global = true, help_heading = "Common")]
@@ -189,6 +189,34 @@ impl Common {
     /// Whose certificates count.
     pub fn authorities(&self, problems: &mut Problems) -> Option<Authorities> {
         problems.check(TLS_CA_FILE, Authorities::read(self.tls_ca_file.as_ref()))
+    }
+
+    /// Where Postgres is, which must be said.
+    pub fn database_url(&self, problems: &mut Problems) -> Option<&SecretString> {
+        let expected = "postgres://user:password@host:5432/database";
+        problems.required("DATABASE_URL", self.database_url.as_ref(), expected)
+    }
+
+    /// Connections to Postgres, at most.
+    pub fn database_pool_size(&self, problems: &mut Problems) -> Option<usize> {
+        problems.within("DATABASE_POOL_SIZE", self.database_pool_size.clone(), 2..=1_000)
+    }
+
+    /// Where RabbitMQ is, which must be said.
+    pub fn amqp_url(&self, problems: &mut Problems) -> Option<&SecretString> {
+        let expected = "amqp://user:password@host:5672/vhost";
+        problems.required("AMQP_URL", self.amqp_url.as_ref(), expected)
+    }
+
+    /// How long results are kept.
+    pub fn retention(&self, problems: &mut Problems) -> Option<Duration> {
+        let days = problems.within("RETENTION_DAYS", self.retention_days.clone(), 1..=3_650);
+        days.map(|days| Duration::from_secs(days * 86_400))
+    }
+
+    /// The largest message that is accepted, in bytes.
+    pub fn max_message_bytes(&self, problems: &mut Problems) -> Option<usize> {
+        problems.within("MAX_MESSAGE_BYTES", self.max_message_bytes.clone(), 1_024..=64 << 20)
     }
 
     /// How to log and to make traces, for the process that is usually called `service`; `quiet` are directives for

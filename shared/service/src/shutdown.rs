@@ -12,9 +12,10 @@ pub async fn until_signalled() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangs_up = async {
-        match crate::start::outlives_its_terminal() {
-            true => pending().await,
-            false => signal(SignalKind::hangup())?.recv().await,
+        if crate::start::outlives_its_terminal() {
+            pending::<()>().await;
+        } else {
+            signal(SignalKind::hangup())?.recv().await;
         };
         std::io::Result::Ok(())
     };

@@ -77,9 +77,10 @@ impl Telemetry {
         let logs = tracing_subscriber::fmt::layer().with_writer(stderr::stderr());
         let subscriber = tracing_subscriber::registry().with(level);
         // It fails only when a subscriber is installed already, as under a test.
-        let _ = match self.json {
-            true => subscriber.with(logs.fmt_fields(Fields).event_format(Flat::new(self.service))).try_init(),
-            false => subscriber.with(logs.fmt_fields(Text).with_ansi(may_colour())).try_init(),
+        let _ = if self.json {
+            subscriber.with(logs.fmt_fields(Fields).event_format(Flat::new(self.service))).try_init()
+        } else {
+            subscriber.with(logs.fmt_fields(Text).with_ansi(may_colour())).try_init()
         };
         panic::set_hook(Box::new(tell_panic));
         if let Some(traces) = self.traces {

@@ -48,10 +48,7 @@ impl<'i> TomlFile<'i> {
         for error in errors {
             file.add(&error.span().unwrap_or(0..0), error.message());
         }
-        match file.wrong.is_empty() {
-            true => Ok(file),
-            false => Err(file.complaint()),
-        }
+        if file.wrong.is_empty() { Ok(file) } else { Err(file.complaint()) }
     }
 
     /// Shows no value of settings of this name, nor below them.
@@ -66,9 +63,10 @@ impl<'i> TomlFile<'i> {
 
     /// The tables below the table of this name, such as `[agents.NAME]`, with their names. What is no table is noted.
     pub fn tables(&mut self, name: &str) -> Vec<(String, TomlValue<'i>)> {
-        let value = match self.root.get(name).is_some() {
-            true => self.table(name),
-            false => Some(Spanned::new(0..0, DeValue::Table(DeTable::new()))),
+        let value = if self.root.get(name).is_some() {
+            self.table(name)
+        } else {
+            Some(Spanned::new(0..0, DeValue::Table(DeTable::new())))
         };
         let Some((span, DeValue::Table(table))) = value.map(|value| (value.span(), value.into_inner()))
         else {

@@ -82,12 +82,12 @@ impl Span {
     /// No span at all.
     pub const NONE: Span = Span(None);
 
-    /// Begins what another process, or nobody, has asked for. `name` is one of few.
-    pub fn begin(role: Role, origin: Origin, at: SystemTime, name: impl FnOnce() -> String) -> Span {
+    /// Begins what another process, or nobody, has asked for: what is done with a message of this queue, which is one of few.
+    pub fn begin(role: Role, origin: Origin, at: SystemTime, queue: impl FnOnce() -> String) -> Span {
         let Some(tracing) = TRACING.get() else { return Span::NONE };
-        let kind = match role {
-            Role::Producer => SpanKind::Producer,
-            Role::Consumer => SpanKind::Consumer,
+        let (kind, operation) = match role {
+            Role::Producer => (SpanKind::Producer, "send"),
+            Role::Consumer => (SpanKind::Consumer, "process"),
         };
         let parent = match origin {
             Origin::Remote(place) => context(place, true),
@@ -96,7 +96,15 @@ impl Span {
                 Context::new()
             }
         };
-        tracing.span(kind, &parent, at, name())
+        let queue = queue();
+        let mut span = tracing.span(kind, &parent, at, format!("{operation} {queue}"));
+        span.describe(|span| {
+            span.set("messaging.system", "rabbitmq")
+                .set("messaging.operation.name", operation)
+                .set("messaging.operation.type", operation)
+                .set("messaging.destination.name", queue);
+        });
+        span
     }
 
     /// Begins a part of this span. Below no span, it is none.
@@ -156,6 +164,24 @@ impl Description<'_> {
         self.0.set_attribute(KeyValue::new(name, value));
         self
     }
+
+    /// Sets the ids of the job whose message it is.
+    pub fn job(&mut self, JobIds { job_id, session_id, agent_id }: JobIds) -> &mut Self {
+        self.set("messaging.message.id", job_id.clone())
+            .set("harness.job.id", job_id)
+            .set("harness.session.id", session_id)
+            .set("harness.agent.id", agent_id)
+    }
+}
+
+/// Of which job a message is.
+pub struct JobIds {
+    /// The job's own id, which is also its message's.
+    pub job_id: String,
+    /// Its session's.
+    pub session_id: String,
+    /// Its agent's.
+    pub agent_id: String,
 }
 
 /// Set once, by a process that makes traces.

@@ -204,9 +204,10 @@ fn noted<T>(result: Result<T, Vec<ConfigError>>, problems: &mut Vec<ConfigError>
 }
 
 fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<(), ConfigError> {
-    match texts.into_iter().any(|text| text.contains('\0')) {
-        true => Err(ConfigError::new(setting, "got a NUL character, expected text without")),
-        false => Ok(()),
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        Err(ConfigError::new(setting, "got a NUL character, expected text without"))
+    } else {
+        Ok(())
     }
 }
 

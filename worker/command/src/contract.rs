@@ -218,9 +218,10 @@ impl CostLine {
 
 impl ErrorLine {
     fn message(self) -> Message {
-        Message::Error(match self.retryable {
-            true => Failure::retryable(FailureCode::HarnessError, self.message),
-            false => Failure::permanent(FailureCode::HarnessError, self.message),
+        Message::Error(if self.retryable {
+            Failure::retryable(FailureCode::HarnessError, self.message)
+        } else {
+            Failure::permanent(FailureCode::HarnessError, self.message)
         })
     }
 }

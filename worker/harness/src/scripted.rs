@@ -183,9 +183,10 @@ impl Iteration {
             return None;
         }
         let message = fail.message.clone();
-        Some(match fail.retryable {
-            true => Failure::retryable(FailureCode::HarnessError, message),
-            false => Failure::permanent(FailureCode::HarnessError, message),
+        Some(if fail.retryable {
+            Failure::retryable(FailureCode::HarnessError, message)
+        } else {
+            Failure::permanent(FailureCode::HarnessError, message)
         })
     }
 

@@ -78,12 +78,10 @@ impl Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number: String = self.number.chars().take(60).collect();
         let more = if number.len() < self.number.len() { "…" } else { "" };
-        match self.rounded {
-            true => write!(
-                f,
-                "{number}{more} has more digits than the {DIGITS} that are kept; write it as a string"
-            ),
-            false => write!(f, "{number}{more} is past the numbers that are kept (about 1e-308 to 1e308)"),
+        if self.rounded {
+            write!(f, "{number}{more} has more digits than the {DIGITS} that are kept; write it as a string")
+        } else {
+            write!(f, "{number}{more} is past the numbers that are kept (about 1e-308 to 1e308)")
         }
     }
 }

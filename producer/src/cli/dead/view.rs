@@ -73,9 +73,10 @@ impl Show {
             return Ok(ExitCode::FAILURE);
         };
         let found = found.json()?;
-        let text = match self.json {
-            true => one_line(serde_json::to_string(&found)?),
-            false => pretty_lines(serde_json::to_string_pretty(&found)?),
+        let text = if self.json {
+            one_line(serde_json::to_string(&found)?)
+        } else {
+            pretty_lines(serde_json::to_string_pretty(&found)?)
         };
         out!("{text}");
         Ok(ExitCode::SUCCESS)

@@ -60,9 +60,10 @@ pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
 }
 
 fn answers(address: &Address) -> String {
-    let way = match address.is_plain() {
-        true => "in plain (sslmode=require encrypts)",
-        false => "its certificate is verified where it has TLS",
+    let way = if address.is_plain() {
+        "in plain (sslmode=require encrypts)"
+    } else {
+        "its certificate is verified where it has TLS"
     };
     format!("Postgres answers at {}, {way}", address.servers())
 }
@@ -78,24 +79,26 @@ fn settings(set_by: SetBy, pooling: Pooling) -> String {
 }
 
 fn writable(server: &Server) -> Result<String, String> {
-    match server.is_standby {
-        false => Ok("it takes writes".to_owned()),
-        true => Err("Postgres is a standby, which takes no writes: name the primary in DATABASE_URL, or all servers and \
+    if server.is_standby {
+        Err("Postgres is a standby, which takes no writes: name the primary in DATABASE_URL, or all servers and \
                      target_session_attrs=read-write"
-            .to_owned()),
+            .to_owned())
+    } else {
+        Ok("it takes writes".to_owned())
     }
 }
 
 fn room(server: &Server, pool_size: usize) -> Result<String, String> {
     let account = server.account_connections.map(|limit| (limit, "its CONNECTION LIMIT"));
     let (limit, name) = account.unwrap_or((server.connections, "max_connections"));
-    match pool_size <= limit as usize {
-        true => Ok(format!("the account \"{}\" may have {limit} connections", server.account)),
-        false => Err(format!(
+    if pool_size <= limit as usize {
+        Ok(format!("the account \"{}\" may have {limit} connections", server.account))
+    } else {
+        Err(format!(
             "the account \"{}\" may have {limit} connections, and a process opens up to {pool_size}: lower DATABASE_POOL_SIZE, or \
              raise {name}",
             server.account
-        )),
+        ))
     }
 }
 
@@ -103,12 +106,13 @@ async fn clock(store: &Store) -> Result<String, String> {
     let clock = store.clock().await.map_err(chain)?;
     let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let skew = ours.abs_diff(Duration::from_millis(clock.now_unix_ms()));
-    match skew <= CLOCK_SKEW {
-        true => Ok(format!("within {} ms of Postgres's", skew.as_millis())),
-        false => Err(format!(
+    if skew <= CLOCK_SKEW {
+        Ok(format!("within {} ms of Postgres's", skew.as_millis()))
+    } else {
+        Err(format!(
             "{} s away from Postgres's, expected at most {}: set this host's clock",
             skew.as_secs(),
             CLOCK_SKEW.as_secs()
-        )),
+        ))
     }
 }

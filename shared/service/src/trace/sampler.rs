@@ -37,10 +37,8 @@ impl ShouldSample for Share {
         _: &[KeyValue],
         _: &[Link],
     ) -> SamplingResult {
-        let decision = match self.has(trace_id) {
-            true => SamplingDecision::RecordAndSample,
-            false => SamplingDecision::Drop,
-        };
+        let decision =
+            if self.has(trace_id) { SamplingDecision::RecordAndSample } else { SamplingDecision::Drop };
         let trace_state = parent
             .map_or_else(TraceState::default, |parent| parent.span().span_context().trace_state().clone());
         SamplingResult { decision, attributes: Vec::new(), trace_state }

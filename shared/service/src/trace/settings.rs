@@ -18,6 +18,9 @@ use crate::{Authorities, HttpUrl, Problems};
 const EXPECTED: &str = "expected the address of an OTLP receiver by HTTP, such as http://collector:4318";
 const EXPECTED_HEADERS: &str = "expected KEY=VALUE, separated by commas, values written as in URLs";
 
+/// Where traces go, the path included.
+const WHOLE_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+
 /// Spans that wait at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise.
 const QUEUE_SIZE: usize = 2_048;
 /// For a batch, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
@@ -32,6 +35,8 @@ const UNSUPPORTED: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_CLIENT_KEY",
     "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
 ];
+
+type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// How traces are made.
 #[derive(Debug)]
@@ -59,6 +64,77 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         names.into_iter().find_map(|name| Some((name, self.get(name)?)))
     }
 
+    /// A number that is set by the first of these, or why it is ignored.
+    fn number(&self, names: [&'static str; 2], warnings: &mut Vec<String>) -> Option<u64> {
+        let (name, given) = self.first(names)?;
+        let number = given.parse().ok().filter(|number| *number > 0);
+        if number.is_none() {
+            warnings.push(format!("{name}: got \"{given}\", expected a number above 0; it is passed over"));
+        }
+        number
+    }
+
+    /// Where traces go, and which variable says so; `base` is that of the flag.
+    fn endpoint(&self, base: Option<&str>) -> Option<(&'static str, String)> {
+        let base = base.filter(|base| !base.is_empty());
+        let whole = self.get(WHOLE_ENDPOINT).map(|whole| (WHOLE_ENDPOINT, whole));
+        whole.or_else(|| Some(("OTEL_EXPORTER_OTLP_ENDPOINT", base?.to_owned())))
+    }
+
+    /// The headers of each request; `given` are those of the flag.
+    fn headers(&self, given: Option<&str>, problems: &mut Problems) -> Option<Headers> {
+        const OWN: &str = "OTEL_EXPORTER_OTLP_TRACES_HEADERS";
+        match self.get(OWN) {
+            Some(own) => problems.check(OWN, read_headers(&own)),
+            None => problems.check("OTEL_EXPORTER_OTLP_HEADERS", read_headers(given.unwrap_or_default())),
+        }
+    }
+
+    /// Whose certificates count: the file's that is named for traces alone, or the `usual` ones.
+    fn authorities(&self, usual: &Authorities, problems: &mut Problems) -> Option<Authorities> {
+        let names = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
+        match self.first(names) {
+            Some((name, path)) => problems.check(name, Authorities::with(Path::new(&path))),
+            None => Some(usual.clone()),
+        }
+    }
+
+    /// Whether they say that no traces are made.
+    fn switched_off(&self) -> bool {
+        self.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+            || self.get("OTEL_TRACES_EXPORTER").as_deref() == Some("none")
+    }
+
+    /// Warnings of what is asked for and not done.
+    fn unheeded(&self) -> Vec<String> {
+        let exporter =
+            self.get("OTEL_TRACES_EXPORTER").filter(|other| !["none", "otlp"].contains(&other.as_str()));
+        let exporter = exporter.map(|other| {
+            format!("OTEL_TRACES_EXPORTER: got \"{other}\", there are otlp and none; otlp is taken")
+        });
+        let protocol = self.first(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
+        let protocol = protocol.filter(|(_, value)| value != "http/protobuf").map(|(name, other)| {
+            format!("{name}: got \"{other}\", there is http/protobuf alone, which is taken")
+        });
+        let unsupported = UNSUPPORTED.into_iter().filter(|name| self.get(name).is_some());
+        let unsupported = unsupported.map(|name| format!("{name} is set, and nothing here listens to it"));
+        exporter.into_iter().chain(protocol).chain(unsupported).collect()
+    }
+
+    /// Which traces are recorded, or why another is taken than the one that is asked for.
+    fn sampler(&self, warnings: &mut Vec<String>) -> Option<Box<dyn ShouldSample>> {
+        const USUAL: &str = "parentbased_always_on";
+        let argument = self.get("OTEL_TRACES_SAMPLER_ARG");
+        let name = self.get("OTEL_TRACES_SAMPLER");
+        match sampler(name.as_deref().unwrap_or(USUAL), argument.as_deref()) {
+            Ok(sampler) => Some(sampler),
+            Err(problem) => {
+                warnings.push(format!("{problem}; every trace is recorded whose caller records it"));
+                sampler(USUAL, None).ok()
+            }
+        }
+    }
+
     /// What this process is called: `OTEL_SERVICE_NAME`, or its usual name.
     pub(crate) fn service(&self, usual: &str) -> String {
         self.get("OTEL_SERVICE_NAME").unwrap_or_else(|| usual.to_owned())
@@ -75,63 +151,19 @@ impl TraceSettings {
         variables: &Variables<F>,
         problems: &mut Problems,
     ) -> Option<TraceSettings> {
-        let mut warnings = Vec::new();
-        let whole = variables.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-        let (name, given) = match (whole, endpoint.filter(|given| !given.is_empty())) {
-            (Some(whole), _) => ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole),
-            (None, Some(base)) => ("OTEL_EXPORTER_OTLP_ENDPOINT", base.to_owned()),
-            (None, None) => return None,
-        };
-        let is_whole = name != "OTEL_EXPORTER_OTLP_ENDPOINT";
+        let (name, given) = variables.endpoint(endpoint)?;
+        let is_whole = name == WHOLE_ENDPOINT;
         let url = problems.check(name, read_endpoint(&given, is_whole));
-        let own = variables.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS");
-        let (name, text) = match (&own, headers) {
-            (Some(own), _) => ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", own.as_str()),
-            (None, headers) => ("OTEL_EXPORTER_OTLP_HEADERS", headers.unwrap_or_default()),
-        };
-        let headers = problems.check(name, read_headers(text));
-        let certificate = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
-        let authorities = match variables.first(certificate) {
-            Some((name, path)) => problems.check(name, Authorities::with(Path::new(&path))),
-            None => Some(authorities.clone()),
-        };
-        if variables.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        let headers = variables.headers(headers, problems);
+        let authorities = variables.authorities(authorities, problems);
+        if variables.switched_off() {
             return None;
         }
-        match variables.get("OTEL_TRACES_EXPORTER").as_deref() {
-            Some("none") => return None,
-            None | Some("otlp") => {}
-            Some(other) => warnings.push(format!(
-                "OTEL_TRACES_EXPORTER: got \"{other}\", there are otlp and none; otlp is taken"
-            )),
-        }
-        let protocol = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
-        if let Some((name, other)) = variables.first(protocol).filter(|(_, value)| value != "http/protobuf") {
-            warnings.push(format!("{name}: got \"{other}\", there is http/protobuf alone, which is taken"));
-        }
-        warnings.extend(
-            UNSUPPORTED
-                .into_iter()
-                .filter(|name| variables.get(name).is_some())
-                .map(|name| format!("{name} is set, and nothing here listens to it")),
-        );
-        let mut number = |names: [&'static str; 2]| {
-            let (name, given) = variables.first(names)?;
-            match given.parse::<u64>() {
-                Ok(number) if number > 0 => Some(number),
-                _ => {
-                    warnings.push(format!(
-                        "{name}: got \"{given}\", expected a number above 0; it is passed over"
-                    ));
-                    None
-                }
-            }
-        };
-        let timeout = number(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"]);
-        let queue_size = number(["OTEL_BSP_MAX_QUEUE_SIZE"; 2]);
-        let argument = variables.get("OTEL_TRACES_SAMPLER_ARG");
-        let sampler = variables.get("OTEL_TRACES_SAMPLER").unwrap_or("parentbased_always_on".to_owned());
-        let sampler = sampler_or_warn(&sampler, argument.as_deref(), &mut warnings);
+        let mut warnings = variables.unheeded();
+        let timeout = variables
+            .number(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"], &mut warnings);
+        let queue_size = variables.number(["OTEL_BSP_MAX_QUEUE_SIZE"; 2], &mut warnings);
+        let sampler = variables.sampler(&mut warnings);
         Some(TraceSettings {
             receiver: Receiver {
                 headers: with_credentials(headers?, url.as_ref()?),
@@ -153,20 +185,6 @@ impl TraceSettings {
     }
 }
 
-fn sampler_or_warn(
-    name: &str,
-    argument: Option<&str>,
-    warnings: &mut Vec<String>,
-) -> Option<Box<dyn ShouldSample>> {
-    match sampler(name, argument) {
-        Ok(sampler) => Some(sampler),
-        Err(problem) => {
-            warnings.push(format!("{problem}; every trace is recorded whose caller records it"));
-            sampler("parentbased_always_on", None).ok()
-        }
-    }
-}
-
 /// The receiver's address, or the base to which the path is appended.
 fn read_endpoint(given: &str, is_whole: bool) -> Result<HttpUrl, String> {
     let url = HttpUrl::parse(given).map_err(|problem| format!("{problem}, {EXPECTED}"))?;
@@ -177,10 +195,7 @@ fn read_endpoint(given: &str, is_whole: bool) -> Result<HttpUrl, String> {
 }
 
 /// The headers, and the address's credentials; a header `authorization` counts more.
-fn with_credentials(
-    mut headers: Vec<(HeaderName, HeaderValue)>,
-    url: &HttpUrl,
-) -> Vec<(HeaderName, HeaderValue)> {
+fn with_credentials(mut headers: Headers, url: &HttpUrl) -> Headers {
     if !headers.iter().any(|(name, _)| name == AUTHORIZATION) {
         headers.extend(url.authorization().map(|value| (AUTHORIZATION, value)));
     }
@@ -188,7 +203,7 @@ fn with_credentials(
 }
 
 /// Reads `key=value,key=value`, values percent-encoded (W3C Baggage, as the specification wants). No error shows a value.
-fn read_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+fn read_headers(text: &str) -> Result<Headers, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .enumerate()

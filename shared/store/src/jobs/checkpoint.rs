@@ -94,9 +94,8 @@ impl Batched for CheckpointRow {
             ]])
             .await?;
         let held: HashSet<Uuid> = held.iter().map(|row| row.get(0)).collect();
-        let answer = |row: &CheckpointRow| match held.contains(&row.job_id.into()) {
-            true => Fenced::Done(()),
-            false => Fenced::Lost,
+        let answer = |row: &CheckpointRow| {
+            if held.contains(&row.job_id.into()) { Fenced::Done(()) } else { Fenced::Lost }
         };
         Ok(batch.iter().map(answer).collect())
     }

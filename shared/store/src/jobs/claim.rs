@@ -176,9 +176,10 @@ impl Batched for ClaimRequest {
             fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
         let drained = alive.first().is_some_and(|row| row.get(0));
         let others: Vec<Uuid> = jobs.iter().copied().filter(|id| !claimed.contains_key(id)).collect();
-        let standing = match alive.is_empty() || drained || others.is_empty() {
-            true => Vec::new(),
-            false => query(pool, "read_answers", READ_ANSWERS, &[&others]).await?,
+        let standing = if alive.is_empty() || drained || others.is_empty() {
+            Vec::new()
+        } else {
+            query(pool, "read_answers", READ_ANSWERS, &[&others]).await?
         };
         let standing: HashMap<Uuid, &Row> = standing.iter().map(|row| (row.get(0), row)).collect();
         let answer = |call: &ClaimRequest| {

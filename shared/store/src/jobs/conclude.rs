@@ -301,10 +301,7 @@ impl Batched for Conclusion {
         let mut next: HashMap<String, Claimed> =
             next.iter().map(|row| (row.get(1), read_next(row))).collect();
         let answer = |call: &Conclusion| Concluded {
-            recorded: match recorded.contains(&call.job_id.into()) {
-                true => Fenced::Done(()),
-                false => Fenced::Lost,
-            },
+            recorded: if recorded.contains(&call.job_id.into()) { Fenced::Done(()) } else { Fenced::Lost },
             next: next.remove(call.session_id.as_str()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())

@@ -148,8 +148,9 @@ impl Store {
 }
 
 fn fenced(leads: &[Row], workers: &[Row]) -> Fenced<Vec<WorkerId>> {
-    match leads.is_empty() {
-        true => Fenced::Lost,
-        false => Fenced::Done(workers.iter().map(|row| row.get::<_, Uuid>(0).into()).collect()),
+    if leads.is_empty() {
+        Fenced::Lost
+    } else {
+        Fenced::Done(workers.iter().map(|row| row.get::<_, Uuid>(0).into()).collect())
     }
 }
