@@ -7,6 +7,7 @@ use anyhow::Context;
 use dispatch::Dispatch;
 use job::{JobId, JobSpec, Limits, OnBusy};
 use store::{Accepted, Ask, DueJob};
+use tracing::warn;
 
 use crate::sends::Sends;
 
@@ -20,6 +21,8 @@ pub struct Submitted {
     /// How many had been accepted before.
     pub accepted_before: usize,
     due: Vec<DueJob>,
+    /// Those that want room made in their sessions.
+    asking: Vec<(JobId, Ask)>,
     /// They end with the broker's confirms.
     sends: Sends,
     dispatch: Dispatch,
@@ -42,7 +45,7 @@ pub async fn submit(
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Submitted::accepted(dispatch, new, refused, accepted_before, sends).await
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, sends))
 }
 
 /// Takes in the jobs that do failed ones' work again, each with the failed one's id. Those whose failed job somebody else has
@@ -60,47 +63,47 @@ pub async fn redrive(
     let new: Vec<&JobSpec> =
         pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
     let before = pairs.len() - new.len();
-    Submitted::accepted(dispatch, new, Vec::new(), before, sends).await
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, sends))
 }
 
 impl Submitted {
-    async fn accepted(
+    fn accepted(
         dispatch: &Dispatch,
         new: Vec<&JobSpec>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
         mut sends: Sends,
-    ) -> anyhow::Result<Submitted> {
-        make_room(dispatch, &new).await?;
+    ) -> Submitted {
+        let asking = new.iter().filter_map(|spec| ask(spec)).collect();
         let due: Vec<DueJob> = new.into_iter().map(due).collect();
         sends.accepted(&due, &refused);
         let new = due.iter().map(|job| job.job_id).collect();
-        Ok(Submitted { new, refused, accepted_before, due, sends, dispatch: dispatch.clone() })
+        Submitted { new, refused, accepted_before, due, asking, sends, dispatch: dispatch.clone() }
     }
 
-    /// Publishes the new ones. One whose publish is not confirmed stays accepted: a relay publishes it later. Returns how many were
+    /// Makes room for the new ones, where they want that, and publishes them. One whose publish is not confirmed stays accepted: a relay publishes it later. Returns how many were
     /// confirmed.
     pub async fn publish(self) -> anyhow::Result<usize> {
-        let Submitted { due, sends, dispatch, .. } = self;
+        let Submitted { due, asking, sends, dispatch, .. } = self;
+        // A worker asks as well when it claims such a job, but all of them may be busy until then.
+        if !asking.is_empty()
+            && let Err(cause) = dispatch.store.make_room(&asking).await
+        {
+            warn!(cause = cause.as_dyn(), "no room was made in sessions yet: workers ask again");
+        }
         let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
         drop(sends);
         confirmed
     }
 }
 
-/// Asks the jobs that run in the sessions of new ones to make room, where the new ones want that. A worker does this too
-/// when it claims such a job, but all of them may be busy until then.
-async fn make_room(dispatch: &Dispatch, new: &[&JobSpec]) -> anyhow::Result<()> {
-    let ask = |spec: &&JobSpec| match spec.on_busy {
+/// What it wants of the job that runs in its session.
+fn ask(spec: &JobSpec) -> Option<(JobId, Ask)> {
+    match spec.on_busy {
         OnBusy::Interrupt => Some((spec.job_id, Ask::Interrupt)),
         OnBusy::Rollback => Some((spec.job_id, Ask::Rollback)),
         OnBusy::Enqueue | OnBusy::Reject => None,
-    };
-    let asking: Vec<_> = new.iter().filter_map(ask).collect();
-    if asking.is_empty() {
-        return Ok(());
     }
-    dispatch.store.make_room(&asking).await.context("making room in sessions")
 }
 
 fn due(spec: &JobSpec) -> DueJob {

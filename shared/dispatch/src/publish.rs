@@ -83,8 +83,8 @@ impl Dispatch {
         }
         if let Some(reason) = reason {
             METRICS.refused.inc_by(refused.len() as u64);
-            // What the broker refuses to us was said once, as an error.
-            if self.broker.refused().is_none() {
+            // That was said once, as an error.
+            if !self.broker.refuses_publishing() {
                 warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
             }
             self.store.unconfirmed(&refused, REFUSED_FOR).await?;

@@ -113,7 +113,7 @@ async fn pooling(address: &Address, client: &Client) -> Result<Pooling, Postgres
 /// Connections to compare the first one with. Where Postgres (or a pooler) has no place for all of them, fewer will do.
 async fn others(address: &Address) -> Result<Vec<Session>, PostgresError> {
     let (mut others, mut refused) = (Vec::new(), None);
-    for opened in in_time((0..OTHERS).map(|_| connect(address))).await {
+    for opened in in_time((0..OTHERS).map(|_| connect(address)), Result::is_ok).await {
         match opened.map_err(|error| PostgresError::new(address, error)) {
             Ok(other) => others.push(other),
             Err(error) if error.is_retryable() => refused = Some(error),
@@ -126,10 +126,19 @@ async fn others(address: &Address) -> Result<Vec<Session>, PostgresError> {
     }
 }
 
-/// The answers that come in time: the first one whenever it comes, the others while they may be waited for.
-async fn in_time<T>(asking: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+/// The answers that come in time: the first that will do whenever it comes, and others while they may be waited for.
+async fn in_time<T>(
+    asking: impl Iterator<Item = impl Future<Output = T>>,
+    will_do: impl Fn(&T) -> bool,
+) -> Vec<T> {
     let mut asking: FuturesUnordered<_> = asking.collect();
-    let mut answers = Vec::from_iter(asking.next().await);
+    let mut answers = Vec::new();
+    while !answers.iter().any(&will_do) {
+        match asking.next().await {
+            Some(answer) => answers.push(answer),
+            None => return answers,
+        }
+    }
     let bound = Instant::now() + WAIT;
     while let Ok(Some(answer)) = timeout_at(bound, asking.next()).await {
         answers.push(answer);
@@ -141,9 +150,9 @@ async fn in_time<T>(asking: impl Iterator<Item = impl Future<Output = T>>) -> Ve
 async fn share(one: &Client, others: &[Session]) -> Result<bool, Error> {
     // Twice, because a pooler may hand its sessions out in turn.
     let (first, second) = (session(one).await?, session(one).await?);
-    let begun = in_time(others.iter().map(|other| begin(&other.client))).await;
+    let begun = in_time(others.iter().map(|other| begin(&other.client)), |_| true).await;
     let third = timeout(WAIT, session(one)).await;
-    let ended = in_time(others.iter().map(|other| other.client.batch_execute("ROLLBACK"))).await;
+    let ended = in_time(others.iter().map(|other| other.client.batch_execute("ROLLBACK")), |_| true).await;
     let begun = begun.into_iter().collect::<Result<Vec<i32>, Error>>()?;
     ended.into_iter().collect::<Result<(), Error>>()?;
     let third = third.unwrap_or(Ok(first))?;

@@ -23,11 +23,10 @@ use crate::error::{REPLY_SUCCESS, failed};
 use crate::headers;
 use crate::link::{Link, bounded};
 use crate::publisher::{Answer, Request, fingerprint};
+use crate::refusals::PUBLISHING;
 use crate::shared::Shared;
 use crate::{BrokerConfig, QueueError};
 
-/// What a refusal to publish is about.
-const PUBLISHING: &str = "publish";
 /// No queue is called so.
 const NOWHERE: &str = "harness.nowhere";
 

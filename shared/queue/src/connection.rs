@@ -18,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::address::Address;
 use crate::declarations::DELETION_TIME;
-use crate::declaring::is_settled;
 use crate::error::{explain, is_refusal};
 use crate::link::Link;
+use crate::refusals::PUBLISHING;
 use crate::refusals::Refusals;
 use crate::shared::{BrokerStatus, Shared, jitter};
 use crate::{
@@ -90,12 +90,12 @@ impl Broker {
     /// Why nothing can be published now, if so: there is no connection, or the broker holds it back or refuses something.
     pub fn held_up(&self) -> Option<String> {
         let held_up = !self.shared.is_connected() || self.shared.is_blocked();
-        self.refused().or_else(|| held_up.then(|| self.shared.reason()))
+        self.shared.refusals.any().or_else(|| held_up.then(|| self.shared.reason()))
     }
 
-    /// What the broker refuses to our user, if anything, until it is granted.
-    pub fn refused(&self) -> Option<String> {
-        self.shared.refusals.any()
+    /// Whether the broker refuses to let our user publish, as far as is known. That was logged.
+    pub fn refuses_publishing(&self) -> bool {
+        self.shared.refusals.has(PUBLISHING)
     }
 
     /// Waits for a connection; returns its generation.
@@ -269,9 +269,9 @@ impl<'a> Supervision<'a> {
     }
 
     async fn open(&mut self, pools: &[job::Name]) -> Result<Link, QueueError> {
-        let settled = is_settled(self.deleted.values().max());
+        let deleted = self.deleted.values().max().copied();
         let (config, redeclared) = (&self.shared.config, &mut self.redeclared);
-        Link::open_and_declare(self.address, config, pools, settled, redeclared, self.generation + 1).await
+        Link::open_and_declare(self.address, config, pools, deleted, redeclared, self.generation + 1).await
     }
 
     /// From the first to the last moment of a connection; why it has ended, or `None` when we are to stop.
@@ -295,7 +295,7 @@ impl<'a> Supervision<'a> {
             return None;
         };
         // That ends a connection at each try, and was said once, or is about to be.
-        self.is_refused = is_refusal(&reason) || shared.refusals.any().is_some();
+        self.is_refused = is_refusal(&reason);
         if self.is_refused {
             debug!(broker, generation, reason, "gave up a connection");
         } else {

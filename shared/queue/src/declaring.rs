@@ -19,24 +19,24 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// Whether a queue that was deleted then has been missing for long enough now, and not for much longer: who looks
 /// late may look when it has just been deleted once more.
-pub(crate) fn is_settled(deleted: Option<&std::time::Instant>) -> bool {
+fn is_settled(deleted: Option<std::time::Instant>) -> bool {
     deleted.is_some_and(|at| (DELETION_TIME..DELETION_TIME + 2 * LOOK).contains(&at.elapsed()))
 }
 
 impl Link {
-    /// Connects, and declares the topology where the configuration says so. `settled`: what is missing has been missing for
-    /// [`DELETION_TIME`]. `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
+    /// Connects, and declares the topology where the configuration says so. `deleted`: when a queue was last seen to be deleted.
+    /// `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
     pub(crate) async fn open_and_declare(
         address: &Address,
         config: &BrokerConfig,
         pools: &[job::Name],
-        settled: bool,
+        deleted: Option<std::time::Instant>,
         redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
         generation: u64,
     ) -> Result<Link, QueueError> {
         let link = Link::open(address, config, generation).await?;
         if config.declares
-            && let Err(error) = link.declare(pools, settled, redeclared).await
+            && let Err(error) = link.declare(pools, deleted, redeclared).await
         {
             link.close(config.close_timeout).await;
             return Err(error);
@@ -48,7 +48,7 @@ impl Link {
     async fn declare(
         &self,
         pools: &[job::Name],
-        settled: bool,
+        deleted: Option<std::time::Instant>,
         redeclared: &mut BTreeMap<job::Name, std::time::Instant>,
     ) -> Result<(), QueueError> {
         let ours = pools.iter().map(topology::jobs_queue);
@@ -60,7 +60,7 @@ impl Link {
         let at_first = self.missing_of(queues).await?;
         let mut missing = at_first.clone();
         // Where there was no fleet before, nothing was deleted.
-        if !missing.is_empty() && !settled && self.has_exchange().await? {
+        if !missing.is_empty() && !is_settled(deleted) && self.has_exchange().await? {
             missing = self.still_missing(missing).await?;
         }
         let is_first = self.generation == 1;

@@ -149,7 +149,7 @@ pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
 
 /// Whether these are the broker's words for something that it refuses.
 pub(crate) fn is_refusal(words: &str) -> bool {
-    words.starts_with("ACCESS_REFUSED")
+    words.contains("ACCESS_REFUSED")
 }
 
 /// lapin's error in the broker's own words where it has any. Credentials are never part of them.

@@ -2,8 +2,8 @@
 //!
 //! A call resolves when the broker has taken the message over, or when it is known that it has not, or when the
 //! bound is reached. Many calls run at once; one task ([`crate::confirming`]) sends them in the order of arrival.
-//! It does not retry, with one exception: a pool's queue that is missing is declared, and the message goes there again. So a pool may
-//! be new, and its queue may be deleted.
+//! It does not retry, with one exception: a pool's queue that is missing is declared, and the message goes there again. So a job's pool
+//! may be new, and its queue may be deleted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -77,6 +77,17 @@ pub struct Publisher {
     alive: Alive,
 }
 
+/// What happens where the queue is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// It is declared, where it is a pool's, and the message goes there again.
+    Declared,
+    /// The same for the pools that we know: a stranger may have written the name.
+    Known,
+    /// The message is dropped.
+    Ignored,
+}
+
 /// One message on its way to the task that sends.
 pub(crate) struct Request {
     pub(crate) queue: ShortString,
@@ -109,13 +120,13 @@ impl Publisher {
     /// Dropping the future leaves open whether the message arrives.
     pub async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
         let (body, properties) = message.properties()?;
-        self.send(queue, true, body, properties).await
+        self.send(queue, Missing::Declared, body, properties).await
     }
 
     /// Puts a message into somebody else's queue. When it is gone, so is the message, and that is no error.
     pub async fn reply(&self, queue: &str, message: Message) -> Result<(), PublishError> {
         let (body, properties) = message.properties()?;
-        self.send(queue, false, body, properties).await
+        self.send(queue, Missing::Ignored, body, properties).await
     }
 
     /// Puts a copy of a delivery into `harness.dead`: body and properties as they came, and headers that say why
@@ -129,28 +140,29 @@ impl Publisher {
     ) -> Result<(), PublishError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let properties = headers::bury(delivery.properties(), reason, code, delivery.queue(), now);
-        self.send(DEAD_QUEUE, true, delivery.body.clone(), properties).await
+        self.send(DEAD_QUEUE, Missing::Known, delivery.body.clone(), properties).await
     }
 
     /// Puts a copy of a dead letter into a queue, as it was when it was published first. Remove the letter after this,
     /// not before.
     pub async fn revive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
-        self.send(queue, true, held.letter.body.clone(), headers::revive(&held.properties)).await
+        self.send(queue, Missing::Known, held.letter.body.clone(), headers::revive(&held.properties)).await
     }
 
     /// Puts a message that the broker gave up back into its queue, marked so that it happens once. Ack the delivery of its copy
     /// after this, not before.
     pub async fn return_once(&self, copy: &Delivery, queue: &str) -> Result<(), PublishError> {
-        self.send(queue, true, copy.body.clone(), headers::returned(copy.properties())).await
+        self.send(queue, Missing::Known, copy.body.clone(), headers::returned(copy.properties())).await
     }
 
     async fn send(
         &self,
         queue: &str,
-        mandatory: bool,
+        missing: Missing,
         body: Vec<u8>,
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
+        let mandatory = missing != Missing::Ignored;
         let name = short("queue", queue)?;
         let properties = if mandatory { identified(properties) } else { properties };
         let deadline = Instant::now() + self.shared.config.confirm_timeout;
@@ -176,7 +188,7 @@ impl Publisher {
                 Err(_) => return Err(unconfirmed(self.shared.reason())),
             };
             let reason = returned.reply_text.to_string();
-            if !std::mem::take(&mut may_declare) || !self.declare_missing(queue, deadline).await {
+            if !std::mem::take(&mut may_declare) || !self.declare_missing(queue, missing, deadline).await {
                 return Err(PublishError::Returned { queue: queue.to_owned(), reason });
             }
             let delivery = returned.delivery;
@@ -185,8 +197,13 @@ impl Publisher {
     }
 
     /// A queue is missing. Whether it is a pool's, and there now.
-    async fn declare_missing(&self, queue: &str, deadline: Instant) -> bool {
-        let Some(pool) = pool_of_queue(queue).filter(|_| self.shared.config.declares) else { return false };
+    async fn declare_missing(&self, queue: &str, missing: Missing, deadline: Instant) -> bool {
+        let pool = match missing {
+            Missing::Declared => pool_of_queue(queue).filter(|_| self.shared.config.declares),
+            Missing::Known => self.shared.pool_of(queue),
+            Missing::Ignored => None,
+        };
+        let Some(pool) = pool else { return false };
         let declaring = async {
             while let Some(link) = self.shared.next_link().await {
                 match self.shared.declare_missing(&link, &pool).await {

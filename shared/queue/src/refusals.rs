@@ -11,6 +11,9 @@ use tracing::{error, info};
 
 use crate::QueueError;
 
+/// What a refusal to publish is about.
+pub(crate) const PUBLISHING: &str = "publish";
+
 /// What stands refused, by what it is about.
 #[derive(Default)]
 pub(crate) struct Refusals(Mutex<BTreeMap<String, String>>);

@@ -1,7 +1,8 @@
 //! `health`: a process asks the one on the admin port whether it is well. A container without a shell or an HTTP client
 //! checks itself this way.
 
-use std::io::{Read, Write};
+use std::fmt::Display;
+use std::io::{Read, Write, stderr};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::{ListenAddress, Problems, Setting, note, with_causes};
+use crate::{ListenAddress, Problems, Setting, with_causes};
 
 /// For the whole question. `/health` itself answers within 100 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,17 +39,23 @@ impl Health {
             problems.add("ADMIN_ADDR", "got port 0, expected the port that the process serves");
         }
         let Some(address) = address.filter(|_| problems.count() == 0) else {
-            note!("{}", problems.into_error());
+            say(problems.into_error());
             return ExitCode::from(2);
         };
         match ask(reachable(address), if self.ready { "/ready" } else { "/health" }) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                note!("{}", with_causes(error.as_ref()));
+                say(with_causes(error.as_ref()));
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+/// At once: no loop of a process goes on that would print it later.
+fn say(problem: impl Display) {
+    // Nobody is left to be told that it cannot be said.
+    let _ = writeln!(stderr(), "{problem}");
 }
 
 /// A port that is open on all addresses is asked on this host's own.

@@ -115,13 +115,27 @@ impl<'w> FormatFields<'w> for Text {
 
 struct WithCauses<'a>(DefaultVisitor<'a>);
 
+/// Control characters as escapes, but for the ends of lines.
+fn escaped(text: &str) -> String {
+    let is_harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().fold(String::with_capacity(text.len()), |mut kept, c| {
+        if is_harmless(c) {
+            kept.push(c)
+        } else {
+            kept.extend(c.escape_default())
+        }
+        kept
+    })
+}
+
 impl Visit for WithCauses<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.0.record_str(field, value);
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.0.record_debug(field, &format_args!("{}", with_causes(value)));
+        // What others wrote is part of it: a control character must not reach a terminal.
+        self.0.record_debug(field, &format_args!("{}", escaped(&with_causes(value))));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

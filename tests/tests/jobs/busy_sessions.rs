@@ -85,6 +85,45 @@ async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
     assert_eq!((session.iteration_count, session.cost_usd.micros()), (1 + 3 + 1, 4 * 500_000));
 }
 
+#[tokio::test]
+async fn many_jobs_ask_at_once_those_that_run_before_them_and_one_that_is_locked_holds_up_no_other() {
+    let fleet = Fleet::new().await;
+    // No slot is free for those who ask: only who submits them can.
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 3).start().await;
+    let running = ["a", "b", "c"].map(|session| remembering(session, 5_000, 10));
+    fleet.enqueue(&running).await;
+    for spec in &running {
+        fleet.iterated(spec.job_id, 1).await;
+    }
+    let [a, b, c] = running.each_ref().map(|spec| spec.job_id);
+    let mut somebody = fleet.database.connect().await;
+    let mut holding = somebody.begin().await.unwrap();
+    let lock = format!("SELECT FROM harness_jobs WHERE job_id = '{b}' FOR UPDATE");
+    sqlx::query(&lock).execute(&mut *holding).await.unwrap();
+
+    let echo = |session, on_busy| with(on_busy, job(session, "echo", json!(1)));
+    let asking = [
+        echo("a", OnBusy::Rollback),
+        echo("a", OnBusy::Interrupt),
+        echo("b", OnBusy::Interrupt),
+        echo("c", OnBusy::Enqueue),
+    ];
+    let ended_while_b_is_locked = async {
+        let view = fleet.ended(a).await;
+        holding.rollback().await.unwrap();
+        view
+    };
+    let (view, ()) = tokio::join!(ended_while_b_is_locked, fleet.enqueue(&asking));
+    assert_eq!(view.state, JobState::Cancelled);
+    assert_eq!(fleet.session("a").await.memory.get("step"), None, "the rollback outweighs the interrupt");
+    let view = fleet.ended(b).await;
+    assert_eq!((view.state, view.failure.unwrap().code), (JobState::Cancelled, FailureCode::Interrupted));
+    for spec in &asking[..3] {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+    assert!(!fleet.view(c).await.unwrap().state.is_end(), "nobody asked this one");
+}
+
 /// Opens a tool call in the conversation, and waits to be stopped.
 const CALLING: &str = r#"#!/usr/bin/env python3
 import json, sys, time

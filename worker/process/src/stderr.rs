@@ -41,9 +41,7 @@ impl Stderr {
                     log(&line);
                 }
                 if count == LOG_LINES {
-                    tracing::warn!(
-                        "the program has written {LOG_LINES} lines to stderr; further ones are not logged"
-                    );
+                    log(&format!("(that were {LOG_LINES} lines; further ones are not logged)"));
                 }
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line);

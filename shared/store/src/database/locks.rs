@@ -7,13 +7,14 @@
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way are over, and those to come see it |
 //! | sessions' rows | `session_id` | claim, conclude, cancel, rescue | one of them decides over a session at a time |
 //! | jobs' rows | `job_id` | claim, cancel, rescue; checkpoint (`SHARE`), the return of what a deleted queue has lost | the row stays as it was read |
+//! | the same, under their sessions' locks | by statement | conclude (ends, then further attempts), cancel (those that run, then those that wait) | the row changes once |
 //! | results' rows | `job_id` | redrive, dismissal | of the two one happens, and once |
 //!
 //! The last two are taken by the statements that choose the rows. The order of jobs counts for those that may wait for each other
 //! without a session's lock.
 //!
 //! **Nothing waits** for what is only swept up (`SKIP LOCKED`): the relay's jobs (due, published, stuck, vanished), dates from
-//! the future, and workers whose lease has run out. A worker whose own claim holds its row lives.
+//! the future, workers whose lease has run out, and running jobs that many others ask to make room; one alone waits, and holds nothing. A worker whose own claim holds its row lives.
 //!
 //! **A heartbeat waits for no claim**: it changes no key, and so goes together with `KEY SHARE`.
 //!

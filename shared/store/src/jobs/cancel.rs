@@ -189,26 +189,34 @@ const END_WAITING: &str = "
     )
     SELECT job_id, message::text FROM ended";
 
-/// A rollback outweighs an interrupt, in whatever order they come.
 const MAKE_ROOM: &str = "
+    UPDATE harness_jobs j SET asked = $2
+     WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
+       AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
+       AND j.epoch > 0 AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+
+/// The same for many. It waits for no row, because it holds others meanwhile: those who ask a job that is locked just now come back. A
+/// rollback outweighs an interrupt, in whatever order they come.
+const MAKE_ROOM_FOR_MANY: &str = "
     WITH asking AS MATERIALIZED (
-        SELECT n.session_id, n.seq, a.ask
+        SELECT a.job_id, a.ask, r.job_id AS runner
           FROM unnest($1::uuid[], $2::text[]) a (job_id, ask)
          CROSS JOIN LATERAL (SELECT session_id, seq FROM harness_jobs WHERE job_id = a.job_id OFFSET 0) n
-    ), asked AS MATERIALIZED (
-        SELECT r.job_id, bool_or(a.ask = 'rollback') AS rollback
-          FROM asking a
-         CROSS JOIN LATERAL (SELECT job_id, seq FROM harness_jobs
-                              WHERE session_id = a.session_id AND epoch > 0 OFFSET 0) r
-         WHERE r.seq < a.seq GROUP BY r.job_id
+         CROSS JOIN LATERAL (SELECT job_id, seq, state, asked FROM harness_jobs
+                              WHERE session_id = n.session_id AND epoch > 0 OFFSET 0) r
+         WHERE r.seq < n.seq AND r.state = 'running' AND (r.asked IS NULL OR r.asked = 'interrupt')
+    ), locked AS MATERIALIZED (
+        SELECT job_id FROM harness_jobs
+         WHERE job_id = ANY(ARRAY(SELECT runner FROM asking))
+           AND state = 'running' AND (asked IS NULL OR asked = 'interrupt')
+         ORDER BY job_id FOR UPDATE SKIP LOCKED
+    ), told AS (
+        UPDATE harness_jobs j
+           SET asked = (SELECT CASE WHEN bool_or(a.ask = 'rollback') THEN 'rollback' ELSE 'interrupt' END
+                          FROM asking a WHERE a.runner = j.job_id)
+         WHERE j.job_id = ANY(ARRAY(SELECT job_id FROM locked))
     )
-    UPDATE harness_jobs j
-       SET asked = CASE WHEN (SELECT rollback FROM asked a WHERE a.job_id = j.job_id) THEN 'rollback'
-                        ELSE 'interrupt' END
-     WHERE j.job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM asked))
-            ORDER BY job_id FOR UPDATE))
-       AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+    SELECT job_id, ask FROM asking WHERE runner <> ALL(ARRAY(SELECT job_id FROM locked))";
 
 const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
@@ -311,7 +319,15 @@ impl Store {
     pub async fn make_room(&self, asking: &[(JobId, Ask)]) -> Result<(), StoreError> {
         let (jobs, asks): (Vec<Uuid>, Vec<&str>) =
             asking.iter().map(|(job, ask)| (Uuid::from(*job), ask.as_str())).unzip();
-        query(&self.pool, "make_room", MAKE_ROOM, &[&jobs, &asks]).await?;
+        let mut left: Vec<(Uuid, String)> =
+            jobs.iter().copied().zip(asks.iter().map(ToString::to_string)).collect();
+        if asking.len() > 1 {
+            let rows = query(&self.pool, "make_room_for_many", MAKE_ROOM_FOR_MANY, &[&jobs, &asks]).await?;
+            left = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        }
+        for (job, ask) in left {
+            query(&self.pool, "make_room", MAKE_ROOM, &[&job, &ask]).await?;
+        }
         Ok(())
     }
 
