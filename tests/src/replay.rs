@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claimed, Fenced, Pace, Store, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Pace, Store, Unwanted};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
@@ -24,6 +24,8 @@ pub struct Real {
     jobs: [JobSpec; JOBS],
     /// By session: the epochs that were given, in order; the model's are their places, from 1.
     epochs: [Vec<i64>; SESSIONS],
+    /// What was granted, by worker, job and the model's epoch.
+    claims: HashMap<(u8, u8, u8), Claim>,
 }
 
 impl Real {
@@ -31,7 +33,7 @@ impl Real {
     pub async fn new(database: &Database) -> Real {
         let (store, sql) = (database.store(), database.connect().await);
         let jobs = std::array::from_fn(|at| job(&format!("s-{}", SESSION_OF[at]), "echo", json!(at)));
-        Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default() }
+        Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default(), claims: HashMap::new() }
     }
 
     /// Nothing has happened yet, to other jobs.
@@ -42,6 +44,7 @@ impl Real {
         self.workers.clear();
         self.jobs.iter_mut().for_each(|spec| spec.job_id = JobId::now());
         self.epochs = Default::default();
+        self.claims.clear();
     }
 
     /// One transaction, as the model calls it.
@@ -71,10 +74,7 @@ impl Real {
             }
             Call::Checkpoint { worker, job, epoch, ordinal } => {
                 let row = CheckpointRow {
-                    worker: self.workers[&worker].worker,
-                    job_id: spec(job).job_id,
-                    session_id: spec(job).session_id,
-                    epoch: self.epoch(job, epoch),
+                    claim: self.claims[&(worker, job, epoch)].clone(),
                     ordinal: ordinal.into(),
                     delta: "{}".to_owned(),
                     iterations: 1,
@@ -105,8 +105,7 @@ impl Real {
                 as_many(returned.expect("an answer"), expected)
             }
             Call::Clear { worker, job, epoch } => {
-                let (worker, epoch) = (self.workers[&worker].worker, self.epoch(job, epoch));
-                let cleared = store.clear_suspicion(worker, spec(job).job_id, epoch).await;
+                let cleared = store.clear_suspicion(&self.claims[&(worker, job, epoch)]).await;
                 Reply::Stands(cleared.expect("an answer") == Fenced::Done(()))
             }
             Call::Notice(id) => {
@@ -118,9 +117,9 @@ impl Real {
                     Beat::Dead => None,
                     Beat::Alive { held, .. } => {
                         let mut listed = [None; JOBS];
-                        for (job_id, epoch) in held {
-                            let job = self.job(job_id);
-                            listed[job] = Some(self.given(SESSION_OF[job], epoch));
+                        for claim in held {
+                            let job = self.job(claim.job_id());
+                            listed[job] = Some(self.given(SESSION_OF[job], claim.epoch()));
                         }
                         Some(listed)
                     }
@@ -173,12 +172,8 @@ impl Real {
     fn conclusion(&self, conclusion: Conclusion) -> store::Conclusion {
         let Conclusion { worker, job, epoch, end, attempts, fold, take_next } = conclusion;
         let failure = || Failure::retryable(FailureCode::HarnessError, "weather");
-        let spec = &self.jobs[usize::from(job)];
         store::Conclusion {
-            worker: self.workers[&worker].worker,
-            job_id: spec.job_id,
-            session_id: spec.session_id.clone(),
-            epoch: self.epoch(job, epoch),
+            claim: self.claims[&(worker, job, epoch)].clone(),
             end: match end {
                 End::Succeeded => store::End::Succeeded(Json::null()),
                 End::Failed => store::End::Failed(failure()),
@@ -195,11 +190,13 @@ impl Real {
     fn run(&mut self, worker: u8, run: &Claimed) -> Run {
         let deltas = run.session.deltas.as_deref().unwrap_or("[]");
         let deltas: Vec<serde_json::Value> = serde_json::from_str(deltas).expect("an array");
-        let job = self.job(run.job_id);
+        let job = self.job(run.claim.job_id());
+        let epoch = self.given(SESSION_OF[job], run.claim.epoch());
+        self.claims.insert((worker, job as u8, epoch), run.claim.clone());
         Run {
             job: job as u8,
             worker,
-            epoch: self.given(SESSION_OF[job], run.epoch),
+            epoch,
             attempts: run.attempts as u8,
             deaths: run.deaths as u8,
             before: run.session.iteration_count as u8 + deltas.len() as u8,
@@ -218,10 +215,6 @@ impl Real {
 
     fn id(&self, worker: WorkerId) -> u8 {
         *self.workers.iter().find(|(_, runner)| runner.worker == worker).expect("one of ours").0
-    }
-
-    fn epoch(&self, job: u8, epoch: u8) -> i64 {
-        self.epochs[SESSION_OF[usize::from(job)]][usize::from(epoch) - 1]
     }
 
     /// An epoch in the model's count. One that was never seen is the newest, and greater than all before.

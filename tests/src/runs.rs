@@ -52,10 +52,7 @@ impl Runner {
     /// Appends one iteration.
     pub async fn checkpoint(&self, run: &Claimed, ordinal: i32) -> Result<Fenced<()>, StoreError> {
         let row = CheckpointRow {
-            worker: self.worker,
-            job_id: run.job_id,
-            session_id: run.session_id.parse().expect("a name"),
-            epoch: run.epoch,
+            claim: run.claim.clone(),
             ordinal,
             delta: "{}".to_owned(),
             iterations: 1,
@@ -72,16 +69,7 @@ impl Runner {
             End::HandBack { .. } => run.attempts,
             End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) | End::Retry { .. } => run.attempts + 1,
         };
-        Conclusion {
-            worker: self.worker,
-            job_id: run.job_id,
-            session_id: run.session_id.parse().expect("a name"),
-            epoch: run.epoch,
-            end,
-            attempts: spent,
-            fold: None,
-            take_next: true,
-        }
+        Conclusion { claim: run.claim.clone(), end, attempts: spent, fold: None, take_next: true }
     }
 
     /// Ends a run with success, and continues with the session's next job if there is one.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::{Delta, Session, Stopper};
-use job::{Failure, FailureCode, JobId, JobSpec, Name, Outcome, TraceParent, WorkerId};
+use job::{Failure, FailureCode, JobSpec, Outcome, TraceParent};
 use queue::jobs_queue;
 use service::{JobIds, Origin, Place, Role, Span};
 use store::Claimed;
@@ -24,22 +24,11 @@ pub struct Arrival {
     pub claimed_from: Option<SystemTime>,
 }
 
-/// What each write of an attempt is fenced by.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// The id under which the job was claimed.
-    pub worker: WorkerId,
-    pub job_id: JobId,
-    pub session_id: Name,
-    pub epoch: i64,
-}
-
 /// A claimed job in the hands of a worker.
 pub struct Attempt<'a> {
     pub worker: &'a Worker,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
-    pub claim: Claim,
     pub seat: &'a Seat,
     /// What stops its run.
     pub stop: Stopper,
@@ -69,19 +58,13 @@ impl<'a> Attempt<'a> {
         arrival: Arrival,
     ) -> Attempt<'a> {
         let begun = Instant::now();
-        let claim = Claim {
-            worker: worker.lease.worker(),
-            job_id: spec.job_id,
-            session_id: spec.session_id.clone(),
-            epoch: claimed.epoch,
-        };
-        let span = begin_span(spec, claimed, claim.worker, arrival);
-        let stop = seat.begin(claimed.epoch);
+        let span = begin_span(spec, claimed, arrival);
+        let stop = seat.begin(claimed.claim.epoch());
         if claimed.attempts == 0 {
             let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
             METRICS.start_wait.observe(waited_ms as f64 / 1e3);
         }
-        Attempt { worker, spec, claimed, claim, seat, stop, begun, span }
+        Attempt { worker, spec, claimed, seat, stop, begun, span }
     }
 
     /// The harness's run begins.
@@ -124,7 +107,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// The span of the whole attempt, with the claim below it.
-fn begin_span(spec: &JobSpec, claimed: &Claimed, worker_id: WorkerId, arrival: Arrival) -> Span {
+fn begin_span(spec: &JobSpec, claimed: &Claimed, arrival: Arrival) -> Span {
     let caller = spec.traceparent.map(|place| place.parts().into());
     let origin = Origin::below(caller, spec.trace_id().get());
     let mut span = Span::begin(Role::Consumer, origin, arrival.at, || jobs_queue(&spec.pool));
@@ -135,8 +118,8 @@ fn begin_span(spec: &JobSpec, claimed: &Claimed, worker_id: WorkerId, arrival: A
             agent_id: spec.agent_id.to_string(),
         })
         .set("harness.attempt", i64::from(claimed.attempts) + 1)
-        .set("harness.epoch", claimed.epoch)
-        .set("harness.worker.id", worker_id.to_string());
+        .set("harness.epoch", claimed.claim.epoch())
+        .set("harness.worker.id", claimed.claim.worker().to_string());
     });
     if let Some(since) = arrival.claimed_from {
         Span::part_of(span.place(), since, || "claim".to_owned()).end();

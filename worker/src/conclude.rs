@@ -9,7 +9,7 @@ use service::{RetryError, retry};
 use store::{Concluded, Conclusion, End, Fenced, StoreError};
 use tracing::{error, info, warn};
 
-use crate::attempt::{Attempt, Claim, Ended};
+use crate::attempt::{Attempt, Ended};
 use crate::fold::fold;
 use crate::metrics::METRICS;
 
@@ -48,7 +48,7 @@ pub async fn conclude(attempt: &mut Attempt<'_>, ended: Ended) -> Option<Conclud
         Ended::Lost => {
             METRICS.requests.with_label_values(&["lost"]).inc();
             attempt.lost();
-            warn!(worker_id = %attempt.claim.worker, "the lease on a job is lost; its run was stopped");
+            warn!(worker_id = %attempt.claimed.claim.worker(), "the lease on a job is lost; its run was stopped");
             return None;
         }
     };
@@ -72,9 +72,8 @@ async fn record(
     // A state that undoes something stands only when it is written whole.
     let stays_in_parts = !matches!(end, End::Cancelled(_));
     let mut last_resort = false;
-    let Claim { worker, job_id, session_id, epoch } = attempt.claim.clone();
-    let mut conclusion =
-        Conclusion { worker, job_id, session_id, epoch, end, attempts, fold, take_next: true };
+    let claim = &attempt.claimed.claim;
+    let mut conclusion = Conclusion { claim: claim.clone(), end, attempts, fold, take_next: true };
     loop {
         let (outcome, failure) = (label(&conclusion.end), failure_of(&conclusion.end));
         let cause = match commit(attempt, &mut conclusion).await {
@@ -103,7 +102,7 @@ async fn record(
                 cause = cause.as_dyn(),
                 "a job's end cannot be recorded; the job is handed back, its attempt spent"
             );
-            attempt.worker.running.unrecorded(job_id, epoch);
+            attempt.worker.running.unrecorded(claim.job_id(), claim.epoch());
             return None;
         }
     }

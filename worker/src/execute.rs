@@ -185,7 +185,7 @@ impl Execution<'_> {
             user_id: spec.user_id.clone(),
             input: spec.input.clone(),
             attempt: claimed.attempts + 1,
-            epoch: claimed.epoch,
+            epoch: claimed.claim.epoch(),
             traceparent: Some(handed_on(self.span.place(), spec)),
             max_stalled_iterations: spec.max_stalled_iterations,
         }

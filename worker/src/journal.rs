@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use harness::{Delta, Event, Stop};
 use service::{Place, RetryError, retry};
-use store::{CheckpointRow, Fenced, Store, StoreError};
+use store::{CheckpointRow, Claim, Fenced, Store, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::attempt::{Attempt, Claim, note_iteration};
+use crate::attempt::{Attempt, note_iteration};
 use crate::metrics::METRICS;
 
 /// The journal of one run, kept in the ledger.
@@ -34,7 +34,7 @@ impl Journal {
     pub fn new(attempt: &Attempt<'_>, place: Option<Place>) -> Journal {
         Journal {
             store: attempt.worker.store.clone(),
-            claim: attempt.claim.clone(),
+            claim: attempt.claimed.claim.clone(),
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
@@ -105,12 +105,8 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// When the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
-        let Claim { worker, job_id, session_id, epoch } = self.claim.clone();
         let row = CheckpointRow {
-            worker,
-            job_id,
-            session_id,
-            epoch,
+            claim: self.claim.clone(),
             ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
             delta: serde_json::to_string(delta).map_err(|error| Stop::Unstorable(error.to_string()))?,
             iterations: delta.iterations,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use harness::Stop;
 use job::{Failure, FailureCode, JobId, WorkerId};
-use store::{Beat, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
+use store::{Beat, Claim, Clock, Conclusion, End, Store, StoreError, WorkerRegistration};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -113,11 +113,13 @@ impl Lease {
         // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
         let sent = Instant::now();
         match self.store.beat(worker_id, &self.pace.pace()).await? {
-            Beat::Alive { held: listed, clock } => {
+            Beat::Alive { held, clock } => {
                 *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
                 *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                let listed: Vec<_> = held.iter().map(|claim| (claim.job_id(), claim.epoch())).collect();
                 self.stop_lost(&mine, &listed);
-                self.return_strangers(worker_id, listed, strangers).await;
+                self.running.keep_unrecorded(&listed);
+                self.return_strangers(held, strangers).await;
                 Ok(())
             }
             Beat::Dead => self.be_reborn(worker_id).await,
@@ -135,24 +137,20 @@ impl Lease {
 
     /// Jobs that the ledger gave us, but whose reply never came: seen in two beats in a row under the same epoch,
     /// while nothing here runs or claims them, they are handed back.
-    async fn return_strangers(
-        &self,
-        worker_id: WorkerId,
-        listed: Vec<(JobId, i64)>,
-        strangers: &mut HashMap<JobId, i64>,
-    ) {
-        self.running.keep_unrecorded(&listed);
-        let unknown: HashMap<JobId, i64> =
-            listed.into_iter().filter(|(job_id, _)| !self.running.contains(*job_id)).collect();
-        for (job_id, epoch) in &unknown {
-            let was_run = self.running.was_run(*job_id, *epoch);
-            if strangers.get(job_id) == Some(epoch)
-                && let Err(cause) = hand_back(&self.store, worker_id, *job_id, *epoch, was_run).await
+    async fn return_strangers(&self, held: Vec<Claim>, strangers: &mut HashMap<JobId, i64>) {
+        let unknown = held.into_iter().filter(|claim| !self.running.contains(claim.job_id()));
+        let mut met = HashMap::new();
+        for claim in unknown {
+            let (job_id, epoch) = (claim.job_id(), claim.epoch());
+            met.insert(job_id, epoch);
+            let was_run = self.running.was_run(job_id, epoch);
+            if strangers.get(&job_id) == Some(&epoch)
+                && let Err(cause) = hand_back(&self.store, claim, was_run).await
             {
                 warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
             }
         }
-        *strangers = unknown;
+        *strangers = met;
     }
 
     async fn be_reborn(&self, dead: WorkerId) -> Result<(), StoreError> {
@@ -178,18 +176,11 @@ impl Lease {
 
 /// Hands back a job that the ledger gave to this worker without the worker's knowing; or that was run, but whose end it does
 /// not take: then the attempt is spent.
-async fn hand_back(
-    store: &Store,
-    worker: WorkerId,
-    job_id: JobId,
-    epoch: i64,
-    was_run: bool,
-) -> Result<(), StoreError> {
-    let Some(view) = store.jobs(&[job_id]).await?.into_iter().next() else { return Ok(()) };
+async fn hand_back(store: &Store, claim: Claim, was_run: bool) -> Result<(), StoreError> {
+    let Some(view) = store.jobs(&[claim.job_id()]).await?.into_iter().next() else { return Ok(()) };
     let why = if was_run { "the end of a job was refused" } else { "the reply to a claim was lost" };
-    warn!(%job_id, session_id = view.session_id, trace_id = %view.trace_id, attempt = view.attempts + 1, worker_id = %worker,
-          "{why}; the job is handed back");
-    let Ok(session_id) = view.session_id.try_into() else { return Ok(()) };
+    warn!(job_id = %claim.job_id(), session_id = claim.session_id(), trace_id = %view.trace_id, attempt = view.attempts + 1,
+          worker_id = %claim.worker(), "{why}; the job is handed back");
     let attempts = view.attempts.unsigned_abs() + u32::from(was_run);
     let delay = if was_run { UNRECORDED_WAIT } else { Duration::ZERO };
     let end = if was_run {
@@ -197,17 +188,6 @@ async fn hand_back(
     } else {
         End::HandBack { delay }
     };
-    store
-        .conclude(Conclusion {
-            worker,
-            job_id,
-            session_id,
-            epoch,
-            end,
-            attempts,
-            fold: None,
-            take_next: false,
-        })
-        .await?;
+    store.conclude(Conclusion { claim, end, attempts, fold: None, take_next: false }).await?;
     Ok(())
 }

@@ -66,10 +66,10 @@ fn company(suspicion: Suspicion) -> Company {
 
 /// Clears a suspect when it has outlived the time after which it killed: first in the ledger, then here. Never ends.
 pub async fn clear(attempt: &Attempt<'_>) -> Infallible {
-    let (worker, claim) = (attempt.worker, &attempt.claim);
-    if let Some(killed_after) = attempt.claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
+    let (worker, claimed) = (attempt.worker, attempt.claimed);
+    if let Some(killed_after) = claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
         tokio::time::sleep(killed_after).await;
-        let clear = || worker.store.clear_suspicion(claim.worker, claim.job_id, claim.epoch);
+        let clear = || worker.store.clear_suspicion(&claimed.claim);
         let cleared =
             retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
         if let Ok(Fenced::Done(())) = cleared {

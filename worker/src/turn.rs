@@ -31,13 +31,14 @@ pub async fn take(
         replying = replying.or(reply);
         let Some(next) = next else { return replying };
         let message = next.message.as_deref().unwrap_or_default();
-        let reserved = worker.running.reserve(next.job_id);
+        let reserved = worker.running.reserve(next.claim.job_id());
         (spec, seat) = match (job::restore(message), reserved) {
             (Ok(next), Reserved::Seat(seat)) => (next, seat),
             // The heartbeat finds it a stranger and hands it back.
             (result, _) => {
-                let trace_id = result.as_ref().map_or(next.job_id.into(), JobSpec::trace_id);
-                let (job_id, session_id, error) = (next.job_id, next.session_id, result.err());
+                let (job_id, session_id) = (next.claim.job_id(), next.claim.session_id());
+                let trace_id = result.as_ref().map_or(job_id.into(), JobSpec::trace_id);
+                let error = result.err();
                 warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
                 return replying;
             }
@@ -72,7 +73,7 @@ fn reply(attempt: &Attempt<'_>, recorded: Fenced<()>) -> Option<Sending> {
     match recorded {
         Fenced::Done(()) => attempt.worker.dispatch.reply(attempt.spec, attempt.place()),
         Fenced::Lost => {
-            let epoch = attempt.claim.epoch;
+            let epoch = attempt.claimed.claim.epoch();
             warn!(epoch, "a stale end was refused: the job has another runner, or has ended");
             None
         }

@@ -12,8 +12,8 @@
 //! * **Job rows are locked in `job_id` order** by those who may wait for each other without holding a session
 //!   (rescue, checkpoint). The relay never waits for a row: it skips what is locked. `database/locks.rs` lists every lock and
 //!   the order of all.
-//! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. A write
-//!   under a stale epoch changes nothing and is answered with [`Fenced::Lost`].
+//! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`: by a [`Claim`], which
+//!   only the ledger makes. A write under a stale one changes nothing and is answered with [`Fenced::Lost`].
 //! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.
 //! * **Lookups are lookups.** `harness_jobs` is often empty, and a planner that has seen it so joins through all of it,
 //!   dead entries included. So a row is looked up where no join can be made of it: in a scalar subquery or a `LATERAL …
@@ -34,7 +34,7 @@ mod audit;
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
-    Accepted, Answer, Ask, Cancelled, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion,
+    Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded, Conclusion,
     DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, SessionProgress,
     SessionState, Standing, Suspicion, Unwanted,
 };

@@ -166,14 +166,14 @@ impl Sailor {
 
     /// Sometimes the reply is lost on its way.
     fn begin(&mut self, run: Claimed) {
-        if let Some(unheard) = self.unheard.remove(&run.job_id) {
-            assert!(run.epoch > unheard.epoch, "granted again under an epoch of its own");
+        if let Some(unheard) = self.unheard.remove(&run.claim.job_id()) {
+            assert!(run.claim.epoch() > unheard.claim.epoch(), "granted again under an epoch of its own");
             self.past.push((self.runner.clone(), unheard));
         }
         if self.rng.u32(..6) > 0 {
-            self.running.insert(run.job_id, (run, 0));
+            self.running.insert(run.claim.job_id(), (run, 0));
         } else {
-            self.unheard.insert(run.job_id, run);
+            self.unheard.insert(run.claim.job_id(), run);
         }
     }
 
@@ -201,8 +201,8 @@ impl Sailor {
                 stands |= answer == Fenced::Done(());
             }
             if stands {
-                *self.checkpoints.entry(run.session_id.clone()).or_default() += 1;
-                self.running.insert(run.job_id, (run, ordinal + 1));
+                *self.checkpoints.entry(run.claim.session_id().to_owned()).or_default() += 1;
+                self.running.insert(run.claim.job_id(), (run, ordinal + 1));
             }
         }
     }
@@ -237,7 +237,7 @@ impl Sailor {
         for (conclusion, concluded) in conclusions.iter().zip(self.record(&conclusions).await) {
             let ends = matches!(conclusion.end, End::Failed(_) | End::Succeeded(_));
             if ends && concluded.recorded == Fenced::Done(()) {
-                self.ended.push(conclusion.job_id);
+                self.ended.push(conclusion.claim.job_id());
             }
             if let Some(next) = concluded.next {
                 self.begin(*next);

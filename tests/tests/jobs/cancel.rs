@@ -180,7 +180,7 @@ async fn of_a_cancel_and_an_end_that_meet_one_counts() {
                 let asks = store.asked(runner.worker).await.unwrap().jobs;
                 assert_eq!(
                     asks.iter().map(|ask| (ask.0, ask.1)).collect::<Vec<_>>(),
-                    [(spec.job_id, run.epoch)]
+                    [(spec.job_id, run.claim.epoch())]
                 );
                 let ended = runner.succeed(&run).await.unwrap();
                 assert_eq!(ended.recorded, Fenced::Done(()));

@@ -12,7 +12,7 @@ use tests::model::action::Action;
 use tests::model::broken::Broken;
 use tests::model::call::{Answer, Call, Conclusion, End, Reply};
 use tests::model::fleet::Fleet;
-use tests::model::row::{JOBS, Lease, SESSION_OF, WORKERS};
+use tests::model::row::{JOBS, Lease, WORKERS};
 use tests::model::scope::Scope;
 use tests::replay::{Real, View};
 
@@ -62,6 +62,8 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
 struct Walk {
     rng: Rng,
     fleet: Fleet,
+    /// What the ledger has granted, by worker, job and epoch.
+    granted: Vec<(u8, u8, u8)>,
     /// For whoever reads of a difference.
     way: String,
 }
@@ -69,11 +71,24 @@ struct Walk {
 impl Walk {
     fn new(seed: u64) -> Walk {
         let (rng, fleet) = (Rng::with_seed(seed), Fleet::new(&Scope::WHOLE));
-        Walk { rng, fleet, way: format!("WALK_SEED={seed}") }
+        Walk { rng, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
     }
 
     /// Something happens. Returns what it says to the ledger, and what that answers.
     fn step(&mut self) -> Vec<(Call, Reply)> {
+        let calls = self.happen();
+        for (_, reply) in &calls {
+            let run = match reply {
+                Reply::Answer(Answer::Claimed(run)) => Some(run),
+                Reply::Concluded { next, .. } => next.as_ref(),
+                _ => None,
+            };
+            self.granted.extend(run.map(|run| (run.worker, run.job, run.epoch)));
+        }
+        calls
+    }
+
+    fn happen(&mut self) -> Vec<(Call, Reply)> {
         let mut possible = Vec::new();
         self.fleet.possible(Broken::None, &Scope::WHOLE, &mut possible);
         if possible.is_empty() || self.rng.u32(..4) == 0 {
@@ -100,17 +115,18 @@ impl Walk {
         let worker = self.rng.choice(ids).expect("two have registered");
         let job = self.rng.u8(..JOBS as u8);
         let row = self.fleet.ledger.rows[usize::from(job)];
-        let newest = self.fleet.ledger.sessions[SESSION_OF[usize::from(job)]].epoch;
-        // Often that of a run that is under way, or one that it has replaced.
-        let epoch = match row.filter(|_| self.rng.bool()) {
-            Some(row) => row.epoch,
-            None => self.rng.u8(..=newest),
-        };
         let worker = row.and_then(|row| row.worker).filter(|_| self.rng.bool()).unwrap_or(worker);
-        match self.rng.u32(..8) {
-            0..3 => Call::Claim { worker, job, seen: None },
-            3..5 if epoch > 0 => Call::Checkpoint { worker, job, epoch, ordinal: self.rng.u8(..2) },
-            5..7 if epoch > 0 => {
+        // Often that of a run that is under way, else one that it may have replaced.
+        let granted = match self.rng.bool() {
+            true => self.granted.last(),
+            false => self.rng.choice(&self.granted),
+        };
+        match (self.rng.u32(..8), granted.copied()) {
+            (0..3, _) => Call::Claim { worker, job, seen: None },
+            (3..5, Some((worker, job, epoch))) => {
+                Call::Checkpoint { worker, job, epoch, ordinal: self.rng.u8(..2) }
+            }
+            (5..7, Some((worker, job, epoch))) => {
                 let ends = [End::Succeeded, End::Failed, End::Cancelled, End::Retry, End::HandBack];
                 let (end, attempts) = (self.rng.choice(ends).expect("one of them"), self.rng.u8(..3));
                 let fold = (end.is_end() && self.rng.bool()).then(|| self.rng.u8(..5));

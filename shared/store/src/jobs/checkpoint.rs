@@ -3,23 +3,18 @@
 use std::collections::HashSet;
 
 use deadpool_postgres::Pool;
-use job::{JobId, Name, Usd, WorkerId};
+use job::Usd;
 use uuid::Uuid;
 
+use super::claimed::Claim;
 use crate::database::{Batched, Tx};
 use crate::{Fenced, StoreError};
 
 /// One delta of one run.
 #[derive(Clone, Debug)]
 pub struct CheckpointRow {
-    /// Who runs the job.
-    pub worker: WorkerId,
-    /// The job.
-    pub job_id: JobId,
-    /// Its session.
-    pub session_id: Name,
-    /// The run's fencing token.
-    pub epoch: i64,
+    /// The run.
+    pub claim: Claim,
     /// Counts the deltas of a run from 0, so that a repeated call recognises itself.
     pub ordinal: i32,
     /// The delta as JSON.
@@ -63,16 +58,15 @@ impl Batched for CheckpointRow {
     }
 
     fn key(&self) -> u128 {
-        Uuid::from(self.job_id).as_u128()
+        Uuid::from(self.claim.job_id()).as_u128()
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Fenced<()>>, StoreError> {
         let tx = Tx::prepare(pool, "checkpoint", [APPEND]).await?;
-        let worker = batch.last().expect("a batch is never empty").worker;
-        let worker_id = Uuid::from(worker);
-        let jobs: Vec<Uuid> = batch.iter().map(|row| row.job_id.into()).collect();
-        let sessions: Vec<&str> = batch.iter().map(|row| row.session_id.as_str()).collect();
-        let epochs: Vec<i64> = batch.iter().map(|row| row.epoch).collect();
+        let worker_id = Uuid::from(batch.last().expect("a batch is never empty").claim.worker());
+        let jobs: Vec<Uuid> = batch.iter().map(|row| row.claim.job_id().into()).collect();
+        let sessions: Vec<&str> = batch.iter().map(|row| row.claim.session_id()).collect();
+        let epochs: Vec<i64> = batch.iter().map(|row| row.claim.epoch()).collect();
         let ordinals: Vec<i32> = batch.iter().map(|row| row.ordinal).collect();
         let deltas: Vec<&str> = batch.iter().map(|row| row.delta.as_str()).collect();
         let iterations: Vec<i64> = batch.iter().map(|row| row.iterations as i64).collect();
@@ -95,7 +89,7 @@ impl Batched for CheckpointRow {
             .await?;
         let held: HashSet<Uuid> = held.iter().map(|row| row.get(0)).collect();
         let answer = |row: &CheckpointRow| {
-            if held.contains(&row.job_id.into()) { Fenced::Done(()) } else { Fenced::Lost }
+            if held.contains(&row.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost }
         };
         Ok(batch.iter().map(answer).collect())
     }

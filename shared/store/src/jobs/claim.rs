@@ -173,7 +173,7 @@ impl Batched for ClaimRequest {
             .await?;
 
         let mut claimed: HashMap<Uuid, Claimed> =
-            fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row))).collect();
+            fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row, worker))).collect();
         let drained = alive.first().is_some_and(|row| row.get(0));
         let others: Vec<Uuid> = jobs.iter().copied().filter(|id| !claimed.contains_key(id)).collect();
         let standing = if alive.is_empty() || drained || others.is_empty() {

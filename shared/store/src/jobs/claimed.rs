@@ -2,20 +2,48 @@
 
 use std::time::Duration;
 
-use job::{JobId, POISON_DEATHS, Usd};
+use job::{JobId, POISON_DEATHS, Usd, WorkerId};
 use tokio_postgres::Row;
 
 use crate::database::{read_job_id, read_millis, read_usd};
 
+/// A worker's right to write for a job, for one run. The ledger grants it, and nothing else makes one: what was not claimed can be
+/// neither checkpointed nor concluded. It may be over by the time that it is used, which the write finds out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    worker: WorkerId,
+    job_id: JobId,
+    session_id: String,
+    epoch: i64,
+}
+
+impl Claim {
+    /// The worker, by the id under which it has claimed.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// The job.
+    pub fn job_id(&self) -> JobId {
+        self.job_id
+    }
+
+    /// Its session.
+    pub fn session_id(&self) -> &str {
+        &self.session_id
+    }
+
+    /// The fencing token of this run: greater than that of every earlier run of the session.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+}
+
 /// A job in a worker's hands.
 #[derive(Clone, Debug)]
 pub struct Claimed {
-    /// The job.
-    pub job_id: JobId,
-    /// Its session.
-    pub session_id: String,
-    /// The fencing token of this run: greater than that of every earlier run of the session.
-    pub epoch: i64,
+    /// The right to run it.
+    pub claim: Claim,
     /// Attempts spent before this one.
     pub attempts: u32,
     /// Workers that died while they ran it.
@@ -74,14 +102,17 @@ macro_rules! claimed_columns {
 }
 pub(crate) use claimed_columns;
 
+/// Reads a job, its session and its epoch from the first columns of a row, which says that this worker runs it.
+pub(crate) fn read_claim(row: &Row, worker: WorkerId) -> Claim {
+    Claim { worker, job_id: read_job_id(row, 0), session_id: row.get(1), epoch: row.get(2) }
+}
+
 /// Reads [`claimed_columns`].
-pub(crate) fn read_claimed(row: &Row) -> Claimed {
+pub(crate) fn read_claimed(row: &Row, worker: WorkerId) -> Claimed {
     let memory: Option<String> = row.get(4);
     let deaths = row.get::<_, i32>(12) as u32;
     Claimed {
-        job_id: read_job_id(row, 0),
-        session_id: row.get(1),
-        epoch: row.get(2),
+        claim: read_claim(row, worker),
         attempts: row.get::<_, i32>(3) as u32,
         deaths,
         suspicion: read_suspicion(row, deaths),

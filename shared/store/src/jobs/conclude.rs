@@ -5,11 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{Failure, JobId, Json, Name, Usd, WorkerId};
+use job::{Failure, Json, Usd};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::claimed::Claimed;
+use super::claimed::{Claim, Claimed};
 use super::next::{NEXT, read_next};
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
 use crate::{Fenced, StoreError};
@@ -92,14 +92,8 @@ pub struct Fold {
 /// The end of one attempt.
 #[derive(Clone, Debug)]
 pub struct Conclusion {
-    /// Who ran it.
-    pub worker: WorkerId,
-    /// The job.
-    pub job_id: JobId,
-    /// Its session.
-    pub session_id: Name,
-    /// The run's fencing token.
-    pub epoch: i64,
+    /// The run.
+    pub claim: Claim,
     /// How it ended.
     pub end: End,
     /// Attempts spent, this one included if it is.
@@ -206,8 +200,8 @@ impl<'a> Ends<'a> {
         let total =
             |of: fn(&Fold) -> u64| calls.iter().map(|call| fold(call).map(|fold| of(fold) as i64)).collect();
         Ends {
-            jobs: calls.iter().map(|call| call.job_id.into()).collect(),
-            epochs: calls.iter().map(|call| call.epoch).collect(),
+            jobs: calls.iter().map(|call| call.claim.job_id().into()).collect(),
+            epochs: calls.iter().map(|call| call.claim.epoch()).collect(),
             states: calls.iter().map(|call| call.end.state()).collect(),
             attempts: calls.iter().map(|call| call.attempts as i32).collect(),
             outputs: calls.iter().map(|call| call.end.output()).collect(),
@@ -244,8 +238,8 @@ struct Retries {
 impl Retries {
     fn of(calls: &[&Conclusion]) -> Retries {
         Retries {
-            jobs: calls.iter().map(|call| call.job_id.into()).collect(),
-            epochs: calls.iter().map(|call| call.epoch).collect(),
+            jobs: calls.iter().map(|call| call.claim.job_id().into()).collect(),
+            epochs: calls.iter().map(|call| call.claim.epoch()).collect(),
             attempts: calls.iter().map(|call| call.attempts as i32).collect(),
             failures: calls.iter().map(|call| call.end.failure()).collect(),
             delays: calls.iter().map(|call| call.end.delay().as_millis() as i64).collect(),
@@ -267,15 +261,16 @@ impl Batched for Conclusion {
     }
 
     fn key(&self) -> u128 {
-        Uuid::from(self.job_id).as_u128()
+        Uuid::from(self.claim.job_id()).as_u128()
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Concluded>, StoreError> {
         let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, NEXT];
         let tx = Tx::prepare(pool, "conclude", statements).await?;
         let last = batch.last().expect("a batch is never empty");
-        let (worker_id, take_next) = (Uuid::from(last.worker), last.take_next);
-        let sessions: Vec<&str> = batch.iter().map(|call| call.session_id.as_str()).collect();
+        let (worker, take_next) = (last.claim.worker(), last.take_next);
+        let worker_id = Uuid::from(worker);
+        let sessions: Vec<&str> = batch.iter().map(|call| call.claim.session_id()).collect();
         let (ends, retries): (Vec<_>, Vec<_>) = batch.iter().partition(|call| call.end.state().is_some());
         let (ends, retries) = (Ends::of(&ends), Retries::of(&retries));
         let [_, _, ended, rescheduled, next] = tx
@@ -291,7 +286,7 @@ impl Batched for Conclusion {
         let mut recorded: HashSet<Uuid> = ended.iter().chain(&rescheduled).map(|row| row.get(0)).collect();
         let (jobs, epochs): (Vec<Uuid>, Vec<i64>) = batch
             .iter()
-            .map(|call| (Uuid::from(call.job_id), call.epoch))
+            .map(|call| (Uuid::from(call.claim.job_id()), call.claim.epoch()))
             .filter(|(job, _)| !recorded.contains(job))
             .unzip();
         if !jobs.is_empty() {
@@ -299,10 +294,10 @@ impl Batched for Conclusion {
             recorded.extend(before.iter().map(|row| row.get::<_, Uuid>(0)));
         }
         let mut next: HashMap<String, Claimed> =
-            next.iter().map(|row| (row.get(1), read_next(row))).collect();
+            next.iter().map(|row| (row.get(1), read_next(row, worker))).collect();
         let answer = |call: &Conclusion| Concluded {
-            recorded: if recorded.contains(&call.job_id.into()) { Fenced::Done(()) } else { Fenced::Lost },
-            next: next.remove(call.session_id.as_str()).map(Box::new),
+            recorded: if recorded.contains(&call.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost },
+            next: next.remove(call.claim.session_id()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())
     }

@@ -1,5 +1,6 @@
 //! A session's next job: the one whose turn it is when no other has begun.
 
+use job::WorkerId;
 use tokio_postgres::Row;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed};
@@ -51,6 +52,6 @@ pub(crate) const NEXT: &str = concat!(
 );
 
 /// Reads a job of [`NEXT`] that runs here.
-pub(crate) fn read_next(row: &Row) -> Claimed {
-    Claimed { message: row.get(17), ..read_claimed(row) }
+pub(crate) fn read_next(row: &Row, worker: WorkerId) -> Claimed {
+    Claimed { message: row.get(17), ..read_claimed(row, worker) }
 }

@@ -5,9 +5,9 @@
 //! cleared. One that has waited long enough runs beside others: should their worker die, none of them is charged
 //! (`TAKE_LOST`), and from then on each of them has to be alone until it is cleared.
 
-use job::{JobId, WorkerId};
 use uuid::Uuid;
 
+use super::claimed::Claim;
 use crate::database::query;
 use crate::{Fenced, Store, StoreError};
 
@@ -19,14 +19,9 @@ const CLEAR: &str = "
 
 impl Store {
     /// A suspect has outlived the time after which it killed: nothing is held against it any more.
-    pub async fn clear_suspicion(
-        &self,
-        worker: WorkerId,
-        job: JobId,
-        epoch: i64,
-    ) -> Result<Fenced<()>, StoreError> {
-        let (job, worker) = (Uuid::from(job), Uuid::from(worker));
-        let cleared = query(&self.pool, "clear_suspicion", CLEAR, &[&job, &epoch, &worker]).await?;
+    pub async fn clear_suspicion(&self, claim: &Claim) -> Result<Fenced<()>, StoreError> {
+        let (job, worker) = (Uuid::from(claim.job_id()), Uuid::from(claim.worker()));
+        let cleared = query(&self.pool, "clear_suspicion", CLEAR, &[&job, &claim.epoch(), &worker]).await?;
         Ok(if cleared.is_empty() { Fenced::Lost } else { Fenced::Done(()) })
     }
 }

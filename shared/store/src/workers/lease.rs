@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use job::{JobId, Name, WorkerId};
+use job::{Name, WorkerId};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within, read_job_id};
-use crate::{Clock, Pace, Store, StoreError};
+use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within};
+use crate::jobs::read_claim;
+use crate::{Claim, Clock, Pace, Store, StoreError};
 
 /// What a worker says of itself when it starts.
 #[derive(Clone, Debug)]
@@ -32,8 +33,8 @@ pub struct WorkerRegistration {
 pub enum Beat {
     /// The lease is renewed.
     Alive {
-        /// The jobs that the ledger believes to run here, with their epochs.
-        held: Vec<(JobId, i64)>,
+        /// The runs that the ledger believes to be under way here.
+        held: Vec<Claim>,
         /// Postgres's clock, which may have been set since the last beat.
         clock: Clock,
     },
@@ -56,7 +57,7 @@ const BEAT: &str = "
            SET heartbeat_at = clock_timestamp(), starts_per_s = $2, durations = $3::text::json
          WHERE worker_id = $1 AND state <> 'dead' RETURNING worker_id
     )
-    SELECT j.job_id, j.epoch, clock_timestamp() FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
+    SELECT j.job_id, j.session_id, j.epoch, clock_timestamp() FROM beat b LEFT JOIN harness_jobs j ON j.worker_id = b.worker_id";
 
 const SET_DRAINING: &str = "
     UPDATE harness_workers SET state = 'draining', noticed_at = now() WHERE worker_id = $1 AND state = 'alive'";
@@ -106,9 +107,9 @@ impl Store {
         let asked = Instant::now();
         let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &params).await?;
         let Some(first) = rows.first() else { return Ok(Beat::Dead) };
-        let clock = Clock::new(first.get(2), asked, Instant::now());
+        let clock = Clock::new(first.get(3), asked, Instant::now());
         let held = rows.iter().filter(|row| row.get::<_, Option<Uuid>>(0).is_some());
-        Ok(Beat::Alive { held: held.map(|row| (read_job_id(row, 0), row.get(1))).collect(), clock })
+        Ok(Beat::Alive { held: held.map(|row| read_claim(row, worker)).collect(), clock })
     }
 
     /// Marks a worker that was told to end: it takes no more jobs but still runs some, and should it die now, that is
