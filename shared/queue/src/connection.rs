@@ -90,7 +90,12 @@ impl Broker {
     /// Why nothing can be published now, if so: there is no connection, or the broker holds it back or refuses something.
     pub fn held_up(&self) -> Option<String> {
         let held_up = !self.shared.is_connected() || self.shared.is_blocked();
-        self.shared.refusals.any().or_else(|| held_up.then(|| self.shared.reason()))
+        self.refused().or_else(|| held_up.then(|| self.shared.reason()))
+    }
+
+    /// What the broker refuses to our user, if anything, until it is granted.
+    pub fn refused(&self) -> Option<String> {
+        self.shared.refusals.any()
     }
 
     /// Whether the broker refuses to let our user publish, as far as is known. That was logged.

@@ -2,6 +2,7 @@
 
 use job::{FailureCode, JobSpec, JobState, OnBusy};
 use serde_json::{Value, json};
+use sqlx::Connection;
 use tests::{Fleet, job, until};
 
 fn with(on_busy: OnBusy, spec: JobSpec) -> JobSpec {
@@ -98,8 +99,8 @@ async fn many_jobs_ask_at_once_those_that_run_before_them_and_one_that_is_locked
     let [a, b, c] = running.each_ref().map(|spec| spec.job_id);
     let mut somebody = fleet.database.connect().await;
     let mut holding = somebody.begin().await.unwrap();
-    let lock = format!("SELECT FROM harness_jobs WHERE job_id = '{b}' FOR UPDATE");
-    sqlx::query(&lock).execute(&mut *holding).await.unwrap();
+    let lock = sqlx::query("SELECT FROM harness_jobs WHERE job_id = $1::uuid FOR UPDATE").bind(b.to_string());
+    lock.execute(&mut *holding).await.unwrap();
 
     let echo = |session, on_busy| with(on_busy, job(session, "echo", json!(1)));
     let asking = [

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 use store::{Answer, Cancelled, End, Fenced};
 use tests::{Database, Fleet, Ran, Runner, claimed, job, until};
-use tokio::time::Instant;
 
 async fn cancel(fleet: &Fleet, jobs: &[JobId]) -> Ran {
     let ids: Vec<String> = jobs.iter().map(JobId::to_string).collect();

@@ -296,7 +296,11 @@ impl Batched for Conclusion {
         let mut next: HashMap<String, Claimed> =
             next.iter().map(|row| (row.get(1), read_next(row, worker))).collect();
         let answer = |call: &Conclusion| Concluded {
-            recorded: if recorded.contains(&call.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost },
+            recorded: if recorded.contains(&call.claim.job_id().into()) {
+                Fenced::Done(())
+            } else {
+                Fenced::Lost
+            },
             next: next.remove(call.claim.session_id()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())
