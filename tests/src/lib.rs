@@ -1,6 +1,6 @@
 //! What the tests share: a database, a vhost and real processes of one's own, and a clean desk afterwards.
 //!
-//! A test under `tests/` keeps one promise of DESIGN.md's and is named as the sentence it proves. It starts from a
+//! A test under `tests/` keeps one promise and is named as the sentence it proves. It starts from a
 //! [`Fleet`] (or from a [`Database`] alone, where the promise is one of SQL), which belongs to it and to nobody else:
 //! tests run side by side, and what one breaks no other sees. All of it is gone when the test ends, also by a panic;
 //! then every process's log is printed first.
