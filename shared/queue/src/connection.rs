@@ -299,8 +299,10 @@ impl<'a> Supervision<'a> {
             link.close(config.close_timeout).await;
             return None;
         };
-        // That ends a connection at each try, and was said once, or is about to be.
-        self.is_refused = is_refusal(&reason);
+        // A connection that lasted was no failure; one that ends at once is another.
+        let has_lasted = since.elapsed() > config.max_backoff;
+        // That ends a connection at each try, with or without the broker's words, and was said once, or is about to be.
+        self.is_refused = is_refusal(&reason) || (!has_lasted && shared.refusals.any().is_some());
         if self.is_refused {
             debug!(broker, generation, reason, "gave up a connection");
         } else {
@@ -311,8 +313,7 @@ impl<'a> Supervision<'a> {
         self.deleted = link.deleted_queues();
         let goodbye = config.close_timeout;
         tokio::spawn(async move { link.close(goodbye).await });
-        // A connection that lasted was no failure; one that ends at once is another.
-        if since.elapsed() > config.max_backoff {
+        if has_lasted {
             self.failures = 0;
         }
         Some(reason)
