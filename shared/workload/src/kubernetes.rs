@@ -4,7 +4,7 @@
 //! connection of its own. Every request is bounded here and, by its `timeout` parameter, at the API server as well, so
 //! that a change which we have given up on is not made later.
 //!
-//! The rights it needs are those in `ops/k8s/autoscaler/role.yaml`, and no test runs with more.
+//! The rights it needs are those in `ops/k8s/autoscaler/rights.yaml`, and no test runs with more.
 
 mod reference;
 mod object;
