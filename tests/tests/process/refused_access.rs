@@ -103,7 +103,7 @@ async fn who_may_not_declare_or_not_log_in_is_told_what_to_look_at() {
     let login = "look at user, password and vhost in AMQP_URL";
     for (url, told) in [
         (guest.url.clone(), ["ACCESS_REFUSED", NEEDED]),
-        (format!("amqp://{name}:wr0ng@{host}"), ["Login was refused", login]),
+        (format!("amqp://{name}:hush-hush@{host}"), ["Login was refused", login]),
         (vhostless, ["nowhere", login]),
     ] {
         let worker = fleet.worker("worker").set("AMQP_URL", &url).launch();
