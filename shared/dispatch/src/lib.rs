@@ -8,9 +8,9 @@
 //! or nothing can start any more.
 
 mod about;
-mod tick;
 mod dispatch;
 mod reply;
+mod tick;
 mod publish;
 mod unwanted;
 mod dead;

@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use job::{JobId, SCHEMA, Trouble};
-use queue::{BrokerStatus, Message, PublishError, jobs_queue};
+use job::{JobId, SCHEMA};
+use queue::{Message, PublishError, jobs_queue};
 use store::{DueJob, StoreError};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::Dispatch;
 use crate::metrics::METRICS;
-use crate::tick::tick;
+use crate::tick::while_connected;
 
 /// How often due rows are looked for, while there are none.
 const POLL: Duration = Duration::from_millis(200);
@@ -27,22 +26,8 @@ const BATCH: i64 = 512;
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
-    let mut poll = interval(POLL);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut trouble = Trouble::default();
-    while tick(&mut poll, stop).await {
-        // Without a broker rows had better stay due.
-        if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
-            continue;
-        }
-        match publish_due(dispatch, stop).await {
-            Ok(()) => drop(trouble.ends()),
-            Err(error) if trouble.begins() => {
-                warn!(cause = error.as_dyn(), "due jobs cannot be read from Postgres, trying on");
-            }
-            Err(_) => {}
-        }
-    }
+    let cannot = "due jobs cannot be read from Postgres";
+    while_connected(dispatch, stop, POLL, cannot, || publish_due(dispatch, stop)).await;
 }
 
 async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<(), StoreError> {

@@ -7,15 +7,14 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use job::{Name, Trouble};
-use queue::{BrokerStatus, jobs_queue};
+use job::Name;
+use queue::jobs_queue;
 use store::StoreError;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Dispatch;
-use crate::tick::tick;
+use crate::tick::while_connected;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(2);
@@ -27,36 +26,27 @@ const VANISHED_AFTER: Duration = Duration::from_secs(60);
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     let behind = Mutex::new(None);
     tokio::join!(
-        every(dispatch, stop, "publishes that were never confirmed", || return_stuck(dispatch)),
-        every(dispatch, stop, "messages that have vanished", || return_vanished(dispatch)),
-        every(dispatch, stop, "jobs that nobody wants", || dispatch.end_unwanted()),
-        every(dispatch, stop, "blocked jobs with nothing before them", || release_stranded(
-            dispatch, &behind
-        )),
+        while_connected(
+            dispatch,
+            stop,
+            EVERY,
+            "publishes that were never confirmed cannot be looked for",
+            || { return_stuck(dispatch) }
+        ),
+        while_connected(dispatch, stop, EVERY, "messages that have vanished cannot be looked for", || {
+            return_vanished(dispatch)
+        }),
+        while_connected(dispatch, stop, EVERY, "jobs that nobody wants cannot be looked for", || {
+            dispatch.end_unwanted()
+        }),
+        while_connected(
+            dispatch,
+            stop,
+            EVERY,
+            "blocked jobs with nothing before them cannot be looked for",
+            || { release_stranded(dispatch, &behind) }
+        ),
     );
-}
-
-/// Sweeps until told to stop. A failure that lasts is logged once.
-async fn every<F>(dispatch: &Dispatch, stop: &CancellationToken, what: &str, sweep: impl Fn() -> F)
-where
-    F: Future<Output = Result<(), StoreError>>,
-{
-    let mut clock = interval(EVERY);
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut trouble = Trouble::default();
-    while tick(&mut clock, stop).await {
-        // Without a broker rows had better stay as they are.
-        if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
-            continue;
-        }
-        match sweep().await {
-            Ok(()) => drop(trouble.ends()),
-            Err(error) if trouble.begins() => {
-                warn!(cause = error.as_dyn(), "{what} cannot be looked for, trying on");
-            }
-            Err(_) => {}
-        }
-    }
 }
 
 async fn return_stuck(dispatch: &Dispatch) -> Result<(), StoreError> {

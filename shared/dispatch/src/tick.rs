@@ -1,7 +1,15 @@
 //! The beat of a loop.
 
-use tokio::time::Interval;
+use std::time::Duration;
+
+use job::Trouble;
+use queue::BrokerStatus;
+use store::StoreError;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::Dispatch;
 
 /// Ticks until told to stop.
 pub(crate) async fn tick(interval: &mut Interval, stop: &CancellationToken) -> bool {
@@ -9,5 +17,32 @@ pub(crate) async fn tick(interval: &mut Interval, stop: &CancellationToken) -> b
         biased;
         () = stop.cancelled() => false,
         _ = interval.tick() => true,
+    }
+}
+
+/// Works again and again while there is a connection to the broker, until told to stop. A failure that lasts is logged once;
+/// `cannot` says what does not work meanwhile.
+pub(crate) async fn while_connected<F>(
+    dispatch: &Dispatch,
+    stop: &CancellationToken,
+    every: Duration,
+    cannot: &str,
+    work: impl Fn() -> F,
+) where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    let mut clock = interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut trouble = Trouble::default();
+    while tick(&mut clock, stop).await {
+        // Without a broker rows had better stay as they are.
+        if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
+            continue;
+        }
+        match work().await {
+            Ok(()) => drop(trouble.ends()),
+            Err(error) if trouble.begins() => warn!(cause = error.as_dyn(), "{cannot}, trying on"),
+            Err(_) => {}
+        }
     }
 }
