@@ -57,10 +57,9 @@ impl Dead {
 pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<List> {
     let (mut letters, mut known, mut unseen) = (Vec::new(), 0, 0);
     if filter.takes(Kind::Job) {
-        let of_jobs = filter.of_jobs();
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let jobs = dispatch.store.failed_jobs(&of_jobs, most).await.context("reading failed jobs")?;
-        known = dispatch.store.count_failed(&of_jobs).await.context("counting failed jobs")?;
+        let jobs = dispatch.store.failed_jobs(&filter.of, most).await.context("reading failed jobs")?;
+        known = dispatch.store.count_failed(&filter.of).await.context("counting failed jobs")?;
         letters.extend(jobs.into_iter().map(Dead::Job));
     }
     if filter.takes(Kind::Message) {

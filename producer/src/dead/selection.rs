@@ -45,30 +45,18 @@ impl Selection {
 }
 
 /// Each one given must be true; a message that does not say what is asked for does not pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only jobs, or only messages.
     pub kind: Option<Kind>,
-    /// Only with this code.
-    pub code: Option<String>,
-    /// Only of this session.
-    pub session: Option<Name>,
-    /// Only of this agent.
-    pub agent: Option<Name>,
-    /// Only of this pool.
-    pub pool: Option<Name>,
-    /// Only what died within so long.
-    pub since: Option<Duration>,
-    /// Only what died longer ago than this.
-    pub before: Option<Duration>,
+    /// What the ledger takes for jobs.
+    pub of: DeadFilter,
 }
 
 impl Filter {
     /// Whether everything passes.
     pub fn is_empty(&self) -> bool {
-        let Filter { kind, code, session, agent, pool, since, before } = self;
-        let names = [session, agent, pool].iter().all(|name| name.is_none());
-        names && kind.is_none() && code.is_none() && since.is_none() && before.is_none()
+        *self == Filter::default()
     }
 
     /// Whether this kind can pass.
@@ -76,20 +64,9 @@ impl Filter {
         self.kind.is_none_or(|wanted| wanted == kind)
     }
 
-    /// The same for the ledger.
-    pub fn of_jobs(&self) -> DeadFilter {
-        DeadFilter {
-            code: self.code.clone(),
-            session: self.session.clone(),
-            agent: self.agent.clone(),
-            pool: self.pool.clone(),
-            since: self.since,
-            before: self.before,
-        }
-    }
-
     /// Whether a message passes.
     pub fn passes(&self, letter: &DeadLetter, glimpse: &Glimpse, now: SystemTime) -> bool {
+        let DeadFilter { code, session, agent, pool: of_pool, since, before } = &self.of;
         let is = |wanted: &Option<Name>, got: &Option<Name>| wanted.is_none() || wanted == got;
         let age = letter.dead_at_unix_ms.map(|at| {
             let died = UNIX_EPOCH + Duration::from_millis(at);
@@ -97,12 +74,12 @@ impl Filter {
         });
         let pool = letter.source_queue.as_deref().and_then(pool_of_queue);
         self.takes(Kind::Message)
-            && self.code.as_ref().is_none_or(|code| *code == letter.code)
-            && is(&self.session, &glimpse.session_id)
-            && is(&self.agent, &glimpse.agent_id)
-            && is(&self.pool, &pool)
-            && self.since.is_none_or(|since| age.is_some_and(|age| age <= since))
-            && self.before.is_none_or(|before| age.is_some_and(|age| age > before))
+            && code.as_ref().is_none_or(|code| *code == letter.code)
+            && is(session, &glimpse.session_id)
+            && is(agent, &glimpse.agent_id)
+            && is(of_pool, &pool)
+            && since.is_none_or(|since| age.is_some_and(|age| age <= since))
+            && before.is_none_or(|before| age.is_some_and(|age| age > before))
     }
 }
 
@@ -130,39 +107,40 @@ mod tests {
         let name = |name: &str| Some(name.parse::<Name>().unwrap());
         let minutes = |minutes: u64| Some(Duration::from_secs(minutes * 60));
         let code = |code: &str| Some(code.to_owned());
-        let any = Filter::default;
+        let any = DeadFilter::default;
+        let of = |of| Filter { kind: None, of };
         let good = [
-            any(),
-            Filter { kind: Some(Kind::Message), code: code("undecodable"), ..any() },
-            Filter { session: name("s"), agent: name("a"), pool: name("p"), ..any() },
-            Filter { since: minutes(120), before: minutes(30), ..any() },
-            Filter { since: minutes(60), ..any() },
+            Filter::default(),
+            Filter { kind: Some(Kind::Message), of: DeadFilter { code: code("undecodable"), ..any() } },
+            of(DeadFilter { session: name("s"), agent: name("a"), pool: name("p"), ..any() }),
+            of(DeadFilter { since: minutes(120), before: minutes(30), ..any() }),
+            of(DeadFilter { since: minutes(60), ..any() }),
         ];
         for filter in good {
             assert!(passes(&filter, &letter), "{filter:?}");
         }
         let bad = [
-            Filter { kind: Some(Kind::Job), ..any() },
-            Filter { code: code("unroutable"), ..any() },
-            Filter { session: name("t"), ..any() },
-            Filter { agent: name("s"), ..any() },
-            Filter { pool: name("default"), ..any() },
-            Filter { since: minutes(59), ..any() },
-            Filter { before: minutes(60), ..any() },
-            Filter { session: name("s"), code: code("unroutable"), ..any() },
+            Filter { kind: Some(Kind::Job), of: any() },
+            of(DeadFilter { code: code("unroutable"), ..any() }),
+            of(DeadFilter { session: name("t"), ..any() }),
+            of(DeadFilter { agent: name("s"), ..any() }),
+            of(DeadFilter { pool: name("default"), ..any() }),
+            of(DeadFilter { since: minutes(59), ..any() }),
+            of(DeadFilter { before: minutes(60), ..any() }),
+            of(DeadFilter { session: name("s"), code: code("unroutable"), ..any() }),
         ];
         for filter in bad {
             assert!(!passes(&filter, &letter), "{filter:?}");
         }
         let silent = DeadLetter { body: b"{".to_vec(), source_queue: None, dead_at_unix_ms: None, ..letter };
         for filter in [
-            Filter { session: name("s"), ..any() },
-            Filter { pool: name("p"), ..any() },
-            Filter { since: minutes(10_000), ..any() },
-            Filter { before: minutes(1), ..any() },
+            of(DeadFilter { session: name("s"), ..any() }),
+            of(DeadFilter { pool: name("p"), ..any() }),
+            of(DeadFilter { since: minutes(10_000), ..any() }),
+            of(DeadFilter { before: minutes(1), ..any() }),
         ] {
             assert!(!passes(&filter, &silent), "{filter:?}");
         }
-        assert!(passes(&any(), &silent));
+        assert!(passes(&Filter::default(), &silent));
     }
 }

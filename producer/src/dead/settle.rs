@@ -75,7 +75,7 @@ pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result
     let Selection::All(filter) = selection else { return Ok(None) };
     let mut count = 0;
     if filter.takes(Kind::Job) {
-        count += dispatch.store.count_failed(&filter.of_jobs()).await.context("counting failed jobs")?;
+        count += dispatch.store.count_failed(&filter.of).await.context("counting failed jobs")?;
     }
     if filter.takes(Kind::Message) {
         count += dispatch.broker.dead_letter_count().await.context("counting harness.dead")?;
@@ -146,12 +146,13 @@ impl<L: Listener> Work<'_, L> {
     }
 
     async fn all_jobs(&mut self, filter: &Filter) -> anyhow::Result<()> {
-        let (store, filter) = (&self.dispatch.store, filter.of_jobs());
+        let store = &self.dispatch.store;
         let by = store.clock().await.context("asking Postgres for the time")?.now();
         let mut after = None;
         loop {
             self.check_stop().await?;
-            let chunk = store.failed_after(&filter, after, by, JOBS).await.context("reading failed jobs")?;
+            let chunk =
+                store.failed_after(&filter.of, after, by, JOBS).await.context("reading failed jobs")?;
             let (Some(last), count) = (chunk.last(), chunk.len()) else { return Ok(()) };
             after = Some(last.job_id);
             self.settle(chunk).await?;

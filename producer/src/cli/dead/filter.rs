@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use job::Name;
+use store::DeadFilter;
 
 use crate::cli::age::parse_age;
 use crate::dead::{Filter, Kind};
@@ -49,15 +50,15 @@ impl Flags {
             KindFlag::Job => Kind::Job,
             KindFlag::Message => Kind::Message,
         });
-        Filter {
-            kind,
+        let of = DeadFilter {
             code: self.code.clone(),
             session: self.session.clone(),
             agent: self.agent.clone(),
             pool: self.pool.clone(),
             since: self.since,
             before: self.before,
-        }
+        };
+        Filter { kind, of }
     }
 }
 
@@ -80,7 +81,7 @@ mod tests {
     fn durations_are_words_that_people_write() {
         let ages = filter(&["--kind", "job", "--since", "3d", "--before", "90s"]);
         assert_eq!(
-            (ages.kind, ages.since, ages.before),
+            (ages.kind, ages.of.since, ages.of.before),
             (Some(Kind::Job), Some(Duration::from_secs(3 * 86_400)), Some(Duration::from_secs(90)))
         );
         assert!(Line::try_parse_from(["x", "--since", "soon"]).is_err());

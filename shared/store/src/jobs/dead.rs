@@ -15,7 +15,7 @@ use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// Which failed jobs; what is `None` lets all pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeadFilter {
     /// The failure's code.
     pub code: Option<String>,
