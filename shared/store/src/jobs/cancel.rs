@@ -317,18 +317,19 @@ impl Store {
 
     /// Asks the jobs that run in the sessions of these, where they came earlier, to make room. Safe to repeat.
     pub async fn make_room(&self, asking: &[(JobId, Ask)]) -> Result<(), StoreError> {
-        let (jobs, asks): (Vec<Uuid>, Vec<&str>) =
-            asking.iter().map(|(job, ask)| (Uuid::from(*job), ask.as_str())).unzip();
-        let mut left: Vec<(Uuid, String)> =
-            jobs.iter().copied().zip(asks.iter().map(ToString::to_string)).collect();
-        if asking.len() > 1 {
-            let rows = query(&self.pool, "make_room_for_many", MAKE_ROOM_FOR_MANY, &[&jobs, &asks]).await?;
-            left = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        }
+        let left = if asking.len() > 1 { self.make_room_for_many(asking).await? } else { asking.to_vec() };
         for (job, ask) in left {
-            query(&self.pool, "make_room", MAKE_ROOM, &[&job, &ask]).await?;
+            query(&self.pool, "make_room", MAKE_ROOM, &[&Uuid::from(job), &ask.as_str()]).await?;
         }
         Ok(())
+    }
+
+    /// Returns those who ask a job that is locked just now.
+    async fn make_room_for_many(&self, asking: &[(JobId, Ask)]) -> Result<Vec<(JobId, Ask)>, StoreError> {
+        let (jobs, asks): (Vec<Uuid>, Vec<&str>) =
+            asking.iter().map(|(job, ask)| (Uuid::from(*job), ask.as_str())).unzip();
+        let rows = query(&self.pool, "make_room_for_many", MAKE_ROOM_FOR_MANY, &[&jobs, &asks]).await?;
+        Ok(rows.iter().filter_map(|row| Some((read_job_id(row, 0), Ask::parse(row.get(1))?))).collect())
     }
 
     /// The live jobs of a session, in their order.
