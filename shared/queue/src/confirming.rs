@@ -135,10 +135,8 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Err(error) => link.suspect(&error),
         }
         // What closes one channel may close the next one: not in a tight loop.
-        let pause = match shared.refusals.has(PUBLISHING) {
-            true => shared.config.max_backoff,
-            false => Duration::from_millis(200),
-        };
+        let is_refused = shared.refusals.has(PUBLISHING);
+        let pause = if is_refused { shared.config.max_backoff } else { Duration::from_millis(200) };
         let _ = shared.stop.run_until_cancelled(timeout(pause, link.failure())).await;
     }
 }
@@ -193,10 +191,12 @@ async fn serve(
             }
             _ = link.failure() => return End::Link,
             // While the broker blocks us it reads nothing, on no channel.
-            missed = in_flight.overdue.period_ends() => match missed && !shared.is_blocked() {
-                true => return unconfirmed_in_time(),
-                false => continue,
-            },
+            missed = in_flight.overdue.period_ends() => {
+                if missed && !shared.is_blocked() {
+                    return unconfirmed_in_time();
+                }
+                continue;
+            }
             () = shared.stop.cancelled(), if !requests.is_closed() => {
                 requests.close();
                 continue;
