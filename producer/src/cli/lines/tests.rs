@@ -1,3 +1,5 @@
+//! Lines as they come, and as they end.
+
 use std::io::Write;
 use std::os::fd::AsRawFd;
 

@@ -1,3 +1,5 @@
+//! What is taken for a message, and what is refused by the name of its field.
+
 use super::*;
 use crate::{Json, RetryPolicy};
 use proptest::prelude::*;
