@@ -209,6 +209,19 @@ impl Fleet {
         until_ok(&format!("{job_id} ends"), look).await
     }
 
+    /// The ids of a job that has succeeded and of one, in the same session `s`, whose agent nobody has. The worker that ran them is gone.
+    pub async fn after_one_success_and_one_failure(&self) -> [String; 2] {
+        let mut worker = self.worker("worker").start().await;
+        let jobs = [crate::job("s", "echo", "said".into()), crate::job("s", "nobody", 1.into())];
+        self.enqueue(&jobs).await;
+        for spec in &jobs {
+            self.ended(spec.job_id).await;
+        }
+        worker.terminate();
+        worker.exit().await;
+        jobs.map(|spec| spec.job_id.to_string())
+    }
+
     /// A session that is there.
     pub async fn session(&self, name: &str) -> SessionView {
         let found = self.store.session(&name.parse().expect("a name")).await.expect("the ledger");

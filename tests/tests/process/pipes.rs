@@ -35,14 +35,7 @@ async fn printing(mut command: Command, out: Stdio, err: Stdio) -> (i32, String)
 #[tokio::test]
 async fn every_command_ends_as_ever_when_nobody_reads_it_and_fails_when_it_cannot_be_written() {
     let fleet = Fleet::new().await;
-    let mut worker = fleet.worker("worker").start().await;
-    let (good, bad) = (job("s", "echo", json!("said")), job("s", "nobody", json!(1)));
-    fleet.enqueue(&[good.clone(), bad.clone()]).await;
-    fleet.ended(good.job_id).await;
-    fleet.ended(bad.job_id).await;
-    worker.terminate();
-    worker.exit().await;
-    let (good, bad) = (good.job_id.to_string(), bad.job_id.to_string());
+    let [good, bad] = fleet.after_one_success_and_one_failure().await;
     let lines = fleet.folder.path().join("lines");
     std::fs::write(&lines, "{\"session_id\":\"t\",\"agent_id\":\"echo\"}\n".repeat(3)).expect("written");
     let lines = lines.to_string_lossy();

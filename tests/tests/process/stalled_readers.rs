@@ -7,8 +7,7 @@ use std::process::{Child, Stdio};
 
 use job::JobId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde_json::json;
-use tests::{Fleet, ended, job, terminate, until};
+use tests::{Fleet, ended, terminate, until};
 
 /// A pipe without any room; its reader stalls as long as this is kept.
 fn full() -> (PipeReader, Stdio) {
@@ -46,14 +45,7 @@ const GOOD: &str = "{\"session_id\":\"s\",\"agent_id\":\"echo\"}";
 #[tokio::test]
 async fn every_command_hears_a_signal_while_its_reader_stalls() {
     let fleet = Fleet::new().await;
-    let mut worker = fleet.worker("worker").start().await;
-    let (good, bad) = (job("s", "echo", json!("said")), job("s", "nobody", json!(1)));
-    fleet.enqueue(&[good.clone(), bad.clone()]).await;
-    fleet.ended(good.job_id).await;
-    fleet.ended(bad.job_id).await;
-    worker.terminate();
-    worker.exit().await;
-    let (good, bad) = (good.job_id.to_string(), bad.job_id.to_string());
+    let [good, bad] = fleet.after_one_success_and_one_failure().await;
     let file = lines(&fleet, GOOD, 3);
     let producer: [&[&str]; 13] = [
         &["migrate"],
