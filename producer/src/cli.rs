@@ -15,6 +15,7 @@ mod cancel;
 mod sessions;
 mod dead;
 mod relay;
+mod serve;
 mod audit;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ enum Command {
     ///
     /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
+    Serve(serve::Serve),
     Health(Health),
     /// Prove that nothing was lost, doubled or paid twice
     Audit(audit::Audit),
@@ -77,8 +79,12 @@ impl Args {
     pub fn run(self) -> ExitCode {
         let Args { command, common } = self;
         let mut problems = Problems::default();
-        // A short command's connecting and closing is no news; a relay's is.
-        let connections = if matches!(command, Command::Relay(_)) { "queue=info" } else { "queue=warn" };
+        // A short command's connecting and closing is no news; that of a process that serves is.
+        let connections = if matches!(command, Command::Relay(_) | Command::Serve(_)) {
+            "queue=info"
+        } else {
+            "queue=warn"
+        };
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
         let telemetry = common.telemetry("harness-producer", &quiet, &mut problems);
         service::run(telemetry, Threads::Cores, |stop| async move {
@@ -95,6 +101,7 @@ impl Args {
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Relay(args) => args.run(context).await,
+                Command::Serve(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,
                 Command::Health(health) => Ok(health.run()),
             }

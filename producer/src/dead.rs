@@ -8,9 +8,11 @@ mod plan;
 mod read;
 mod json;
 mod settle;
+mod renew;
 
 pub use json::rfc3339;
 pub use plan::Act;
 pub use read::{Dead, find, id_of, list};
+pub use renew::{Renewal, redrive_one};
 pub use selection::{Filter, Kind, Selection};
 pub use settle::{Event, Fate, Listener, Order, count, settle};

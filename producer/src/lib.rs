@@ -9,8 +9,14 @@
 mod yardstick;
 mod sends;
 mod submit;
+mod pulse;
+mod publishing;
+mod served;
+mod same;
 mod wait;
+mod following;
 mod cancel;
 mod dead;
 mod readings;
+mod http;
 pub mod cli;

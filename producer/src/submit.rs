@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use anyhow::Context;
 use dispatch::Dispatch;
 use job::{JobId, JobSpec, Limits, OnBusy};
-use store::{Accepted, Ask, DueJob};
+use store::{Acceptance, Accepted, Ask, DueJob, StoreError, Taken};
 use tracing::warn;
 
 use crate::sends::Sends;
@@ -48,6 +48,45 @@ pub async fn submit(
     Ok(Submitted::accepted(dispatch, new, refused, accepted_before, sends))
 }
 
+/// What became of one job that was submitted together with those of other callers.
+#[must_use = "what is not published here is published by a relay, later"]
+pub enum Submission {
+    /// It is in the ledger since then (RFC 3339), and still to be published.
+    New(String, Submitted),
+    /// Its id was accepted before.
+    Known,
+    /// Postgres cannot hold it, for this reason.
+    Refused(String),
+}
+
+/// Takes one job in, in one transaction with those that arrive meanwhile.
+pub async fn submit_one(
+    dispatch: &Dispatch,
+    spec: JobSpec,
+    bytes: usize,
+    limits: &Limits,
+) -> Result<Submission, StoreError> {
+    let mut specs = [spec];
+    let mut sends = Sends::begin(&mut specs, limits);
+    let [spec] = specs;
+    match dispatch.store.take(Acceptance::new(spec.clone(), bytes)).await {
+        Ok(Taken::New { accepted_at }) => {
+            let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, sends);
+            Ok(Submission::New(accepted_at, submitted))
+        }
+        Ok(Taken::Known) => {
+            sends.accepted(&[], &[]);
+            Ok(Submission::Known)
+        }
+        Err(refused @ StoreError::Refused { .. }) => {
+            let refused = refused.to_string();
+            sends.accepted(&[], &[(spec.job_id, refused.clone())]);
+            Ok(Submission::Refused(refused))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes in the jobs that do failed ones' work again, each with the failed one's id. Those whose failed job somebody else has
 /// settled meanwhile are none of the new ones.
 pub async fn redrive(
@@ -84,17 +123,28 @@ impl Submitted {
     /// Makes room for the new ones, where they want that, and publishes them. One whose publish is not confirmed stays accepted: a relay publishes it later. Returns how many were
     /// confirmed.
     pub async fn publish(self) -> anyhow::Result<usize> {
-        let Submitted { due, asking, sends, dispatch, .. } = self;
-        // A worker asks as well when it claims such a job, but all of them may be busy until then.
-        if !asking.is_empty()
-            && let Err(cause) = dispatch.store.make_room(&asking).await
-        {
-            warn!(cause = cause.as_dyn(), "no room was made in sessions yet: workers ask again");
-        }
-        let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
-        drop(sends);
-        confirmed
+        let dispatch = self.dispatch.clone();
+        publish(&dispatch, vec![self]).await
     }
+}
+
+/// Publishes the new ones of several submissions, as [`Submitted::publish`] does those of one.
+pub async fn publish(dispatch: &Dispatch, submitted: Vec<Submitted>) -> anyhow::Result<usize> {
+    let (mut due, mut asking, mut sends) = (Vec::new(), Vec::new(), Vec::new());
+    for one in submitted {
+        due.extend(one.due);
+        asking.extend(one.asking);
+        sends.push(one.sends);
+    }
+    // A worker asks as well when it claims such a job, but all of them may be busy until then.
+    if !asking.is_empty()
+        && let Err(cause) = dispatch.store.make_room(&asking).await
+    {
+        warn!(cause = cause.as_dyn(), "no room was made in sessions yet: workers ask again");
+    }
+    let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
+    drop(sends);
+    confirmed
 }
 
 /// What it wants of the job that runs in its session.

@@ -371,7 +371,7 @@ impl Seen {
 }
 
 /// What has been done about a failed job already.
-fn settled(job: &FailedJob) -> Option<String> {
+pub(super) fn settled(job: &FailedJob) -> Option<String> {
     match (job.redriven_as, &job.dismissed_at) {
         (Some(new), _) => Some(format!("was redriven before, as {new}")),
         (None, Some(at)) => Some(format!("was dropped before, at {at}")),

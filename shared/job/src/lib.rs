@@ -15,6 +15,7 @@ mod trace;
 mod reply;
 mod spec;
 mod message;
+mod strict;
 mod state;
 mod outcome;
 
@@ -29,6 +30,7 @@ pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
+pub use strict::decode_strict;
 pub use trace::{BadTraceParent, TraceId, TraceParent};
 pub use trouble::Trouble;
 pub use usd::Usd;

@@ -120,7 +120,11 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
     let given: Given<'_> = parse(text)?;
     let members =
         [("schema", given.schema, SCHEMA.to_owned()), ("job_id", given.job_id, JobId::now().to_string())];
-    // As text, so that the rest stays to the letter.
+    decode(complete(text, members).as_bytes(), None, limits)
+}
+
+/// Writes members into an object that lacks them, or has them as `null`. As text, so that the rest stays to the letter.
+pub(crate) fn complete<const N: usize>(text: &str, members: [(&str, Loose<'_>, String); N]) -> String {
     let (mut added, mut nulls) = (String::new(), Vec::new());
     for (name, given, value) in members {
         match given {
@@ -138,12 +142,12 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
     if fields.trim_start().starts_with('}') {
         added.pop();
     }
-    decode(format!("{{{added}{fields}").as_bytes(), None, limits)
+    format!("{{{added}{fields}")
 }
 
 /// A member that may be left out.
 #[derive(Default)]
-enum Loose<'a> {
+pub(crate) enum Loose<'a> {
     #[default]
     Absent,
     /// Where it stands.
@@ -197,7 +201,7 @@ pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
 }
 
 /// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
-fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
     check_object(text)?;
     serde_json::from_str(text).map_err(|plain| {
         let mut walk = serde_json::Deserializer::from_str(text);

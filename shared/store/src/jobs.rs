@@ -3,6 +3,7 @@
 
 mod columns;
 mod accept;
+mod acceptance;
 mod dispatch;
 mod lost;
 mod claimed;
@@ -16,6 +17,7 @@ mod status;
 mod dead;
 
 pub use accept::Accepted;
+pub use acceptance::{Acceptance, KnownJob, Taken};
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest};

@@ -34,9 +34,9 @@ mod audit;
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
-    Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded, Conclusion,
-    DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, SessionProgress,
-    SessionState, Standing, Suspicion, Unwanted,
+    Acceptance, Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded,
+    Conclusion, DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, KnownJob,
+    SessionProgress, SessionState, Standing, Suspicion, Taken, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::Fenced;
 use crate::database::{Batcher, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query};
-use crate::jobs::{Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion};
+use crate::jobs::{Acceptance, Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
 
 /// A handle on the ledger; clones share its connections and batches.
 #[derive(Clone)]
@@ -16,6 +16,7 @@ pub struct Store {
     pub(crate) beats: Pool,
     /// What a connection is set to is kept only where this says so.
     pub(crate) set_by: SetBy,
+    acceptances: Batcher<Acceptance>,
     claims: Batcher<ClaimRequest>,
     checkpoints: Batcher<CheckpointRow>,
     conclusions: Batcher<Conclusion>,
@@ -28,6 +29,7 @@ impl Store {
     pub fn new(config: &StoreConfig) -> Store {
         let (pool, beats) = config.pools();
         Store {
+            acceptances: Batcher::start(pool.clone()),
             claims: Batcher::start(pool.clone()),
             checkpoints: Batcher::start(pool.clone()),
             conclusions: Batcher::start(pool.clone()),
@@ -49,6 +51,12 @@ impl Store {
         let asked = Instant::now();
         let rows = query(&self.pool, "clock", NOW, &[]).await?;
         Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
+    }
+
+    /// Takes one job into the ledger, as already being published, together with those that arrive meanwhile. Safe to repeat
+    /// after a lost reply.
+    pub async fn take(&self, job: Acceptance) -> Result<Taken, StoreError> {
+        self.acceptances.call(job).await
     }
 
     /// Asks for a job. Safe to repeat after a lost reply.

@@ -6,7 +6,7 @@ use job::JobSpec;
 use uuid::Uuid;
 
 use super::columns::{Columns, job_columns, job_values, new_jobs};
-use crate::database::Tx;
+use crate::database::{Tx, rfc3339};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
@@ -20,7 +20,7 @@ pub enum Accepted {
     Refused(String),
 }
 
-const ACCEPT: &str = concat!(
+pub(super) const ACCEPT: &str = concat!(
     "
     INSERT INTO harness_jobs (",
     job_columns!(),
@@ -33,7 +33,8 @@ const ACCEPT: &str = concat!(
     "
      ORDER BY turn
     ON CONFLICT DO NOTHING
-    RETURNING job_id"
+    RETURNING job_id, ",
+    rfc3339!("accepted_at")
 );
 
 /// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,

@@ -1,0 +1,58 @@
+//! The HTTP API: routes that parse, call one operation, and answer. Every failure is a problem document.
+//!
+//! It decides nothing about jobs: what is one, `shared/job` says, and the operations at this crate's root do the rest. A 202
+//! means that a job is in the ledger. While Postgres is away or silent a caller has its 503 within two seconds; that RabbitMQ is
+//! away is no error.
+
+mod problem;
+mod auth;
+mod body;
+mod prefer;
+mod view;
+mod ledger;
+mod jobs;
+mod router;
+mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispatch::Dispatch;
+use job::{Limits, ReplyRule};
+use tokio_util::sync::CancellationToken;
+
+pub use auth::Auth;
+pub use router::router;
+pub use server::{Server, Tls};
+
+use self::problem::Problem;
+use crate::following::Following;
+use crate::publishing::Publishing;
+use crate::pulse::Pulse;
+use crate::served::Served;
+use crate::yardstick::Yardstick;
+
+/// What the routes need.
+pub struct Door {
+    pub dispatch: Dispatch,
+    pub auth: Auth,
+    pub max_bytes: usize,
+    pub retention: Duration,
+    pub replies: ReplyRule,
+    pub pulse: Pulse,
+    pub publishing: Publishing,
+    pub following: Following,
+    pub served: Served,
+    /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
+    pub stop: CancellationToken,
+}
+
+type Shared = axum::extract::State<Arc<Door>>;
+
+impl Door {
+    /// What jobs are measured by at this moment.
+    fn limits(&self) -> Result<Limits, Problem> {
+        let clock = self.pulse.clock().ok_or_else(Problem::unavailable)?;
+        Ok(Yardstick::new(clock, self.max_bytes, self.retention, self.replies.clone()).limits())
+    }
+}

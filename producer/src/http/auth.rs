@@ -1,0 +1,112 @@
+//! Who asks, and what they may.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+
+use super::Door;
+use super::problem::{Kind, Problem};
+
+/// What a key allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// To submit jobs.
+    Submit,
+    /// To see jobs and sessions, without what was said.
+    Read,
+    /// To see what was said: inputs, outputs, states.
+    Content,
+    /// To cancel and to redrive.
+    Operate,
+    /// All else, such as naming the queue of a reply.
+    Admin,
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Scope::Submit => "submit",
+            Scope::Read => "read",
+            Scope::Content => "content",
+            Scope::Operate => "operate",
+            Scope::Admin => "admin",
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    scopes: Vec<Scope>,
+}
+
+impl Principal {
+    /// Whether this is allowed.
+    pub fn may(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope)
+    }
+
+    /// The same as an answer.
+    pub fn needs(&self, scope: Scope) -> Result<(), Problem> {
+        if self.may(scope) {
+            return Ok(());
+        }
+        Err(Problem::new(Kind::Forbidden, format!("the key lacks the scope \"{}\"", scope.as_str())))
+    }
+}
+
+/// How callers are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// Every caller may do everything: on this machine, in development.
+    Open,
+    /// Every caller needs a key.
+    Keys,
+}
+
+impl Auth {
+    /// Without keys the API is open on loopback in development, and to no one elsewhere.
+    pub fn of(environment: &str, address: IpAddr) -> Auth {
+        if environment == "development" && address.is_loopback() { Auth::Open } else { Auth::Keys }
+    }
+
+    fn principal(self, _headers: &HeaderMap) -> Result<Principal, Problem> {
+        match self {
+            Auth::Open => {
+                let scopes = [Scope::Submit, Scope::Read, Scope::Content, Scope::Operate, Scope::Admin];
+                Ok(Principal { scopes: scopes.to_vec() })
+            }
+            Auth::Keys => {
+                let detail = "expected a key of this fleet in the header Authorization, as \"Bearer KEY\"";
+                Err(Problem::new(Kind::Unauthenticated, detail).at("authorization"))
+            }
+        }
+    }
+}
+
+impl FromRequestParts<Arc<Door>> for Principal {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, door: &Arc<Door>) -> Result<Principal, Problem> {
+        door.auth.principal(&parts.headers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_keys_it_is_open_on_loopback_in_development_alone() {
+        let (here, everywhere) = ("127.0.0.1".parse().unwrap(), "0.0.0.0".parse().unwrap());
+        assert_eq!(Auth::of("development", here), Auth::Open);
+        assert_eq!(Auth::of("development", "::1".parse().unwrap()), Auth::Open);
+        for (environment, address) in [("development", everywhere), ("production", here)] {
+            let auth = Auth::of(environment, address);
+            assert_eq!(auth.principal(&HeaderMap::new()).unwrap_err().status(), 401);
+        }
+    }
+}

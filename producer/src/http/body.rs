@@ -1,0 +1,64 @@
+//! Reading what a caller sends: of the right media type, within a size, within a time.
+
+use std::error::Error;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::LengthLimitError;
+use job::shown;
+use tokio::time::timeout;
+
+use super::problem::{Kind, Problem};
+
+/// How long a body may take to arrive.
+pub const ARRIVES_WITHIN: Duration = Duration::from_secs(30);
+
+/// The media type of a body, without its parameters, in lower case.
+pub fn media_type(headers: &HeaderMap) -> String {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Refuses a body of another media type.
+pub fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
+    match media_type(headers).as_str() {
+        "application/json" => Ok(()),
+        given => Err(other_media_type(given, "application/json")),
+    }
+}
+
+/// The answer to another media type than these.
+pub fn other_media_type(given: &str, expected: &str) -> Problem {
+    let got = if given.is_empty() { "none".to_owned() } else { format!("\"{}\"", shown(given)) };
+    let detail = format!("got {got}, expected {expected}");
+    Problem::new(Kind::UnsupportedMediaType, detail).at("content-type")
+}
+
+/// A whole body of at most so many bytes.
+pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > most as u64) {
+        return Err(too_large(most));
+    }
+    match timeout(ARRIVES_WITHIN, to_bytes(body, most)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
+            Err(too_large(most))
+        }
+        Ok(Err(_)) => Err(Problem::new(Kind::Malformed, "the body did not arrive whole").at("body")),
+        Err(_) => Err(too_slow()),
+    }
+}
+
+/// The answer to a body that is larger than this.
+pub fn too_large(most: usize) -> Problem {
+    Problem::new(Kind::TooLarge, format!("expected at most {most} bytes")).at("body")
+}
+
+/// The answer to a body that takes too long.
+pub fn too_slow() -> Problem {
+    let detail = format!("the body did not arrive within {} s", ARRIVES_WITHIN.as_secs());
+    Problem::new(Kind::TooSlow, detail).at("body")
+}

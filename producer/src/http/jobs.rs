@@ -1,0 +1,279 @@
+//! `/v1/jobs`: one job at a time.
+
+use axum::Json;
+use axum::extract::{Path, Request};
+use axum::http::header::LOCATION;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use job::{JobId, JobSpec, Limits, decode_strict};
+use store::{Cancelled, JobView};
+use tokio::time::Instant;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::{Principal, Scope};
+use super::body::{self, expect_json};
+use super::ledger::Patience;
+use super::problem::{Kind, Problem};
+use super::view::Job;
+use super::{Door, Shared, prefer};
+use crate::cancel::{Answer, cancel};
+use crate::dead::{Renewal, redrive_one};
+use crate::same::is_same;
+use crate::submit::{Submission, submit_one};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
+    OpenApiRouter::new()
+        .routes(routes!(submit))
+        .routes(routes!(read))
+        .routes(routes!(cancel_job))
+        .routes(routes!(redrive))
+}
+
+/// Submit a job
+///
+/// 202 means that the job is in the ledger: it has exactly one recorded end, whatever happens from now on. A `job_id` of the
+/// caller's own makes the request safe to repeat: the same job again is answered with 200 and what became of the first one,
+/// another job under the same id with 409. With `Prefer: wait=N` (at most 60 seconds) the answer is 200 with the end, if that
+/// comes in time.
+#[utoipa::path(
+    post,
+    path = "/v1/jobs",
+    tag = "jobs",
+    params(("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds for the job's end")),
+    request_body(content = super::view::NewJob),
+    responses(
+        (status = 202, description = "It is accepted", body = Job, headers(("Location" = String, description = "Where the job is"))),
+        (status = 200, description = "It has ended, or was accepted before", body = Job, headers(("Location" = String, description = "Where the job is"))),
+        (status = 400, description = "No JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `submit`, or `admin` for `reply_to`", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another job has this id", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "It is larger than MAX_MESSAGE_BYTES", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "It is not `application/json`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A field is unknown or wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent: whether the job was accepted is not known", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+async fn submit(door: Shared, principal: Principal, request: Request) -> Result<Response, Problem> {
+    principal.needs(Scope::Submit)?;
+    let (parts, body) = request.into_parts();
+    expect_json(&parts.headers)?;
+    let body = body::read(&parts.headers, body, door.max_bytes).await?;
+    let limits = door.limits()?;
+    let spec = decode(&body, &limits)?;
+    let job_id = spec.job_id;
+    let begun = Instant::now();
+    let accepted = accept(&door, &principal, spec, body.len(), &limits).await;
+    let (status, job) = accepted.map_err(|problem| problem.of_job(job_id))?;
+    if !job.state.is_end()
+        && let Some(wait) = prefer::wait(&parts.headers)
+        && let Some(ended) = end_of(&door, job_id, begun + wait).await
+    {
+        return Ok(at(StatusCode::OK, Job::of(ended, &principal)));
+    }
+    Ok(at(status, job))
+}
+
+/// Read a job
+///
+/// With `Prefer: wait=N` (at most 60 seconds) the answer is 200 with the end, if that comes in time, else 202.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}",
+    tag = "jobs",
+    params(
+        ("id" = uuid::Uuid, Path, description = "The job's id"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds for the job's end"),
+    ),
+    responses(
+        (status = 200, description = "The job", body = Job),
+        (status = 202, description = "The job, which has not ended in the time that the caller waited", body = Job),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+async fn read(
+    door: Shared,
+    principal: Principal,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    principal.needs(Scope::Read)?;
+    let (job_id, begun) = (job_id(&id)?, Instant::now());
+    let view = seen(&door, job_id, Patience::begin()).await?;
+    let Some(wait) = prefer::wait(&headers).filter(|_| !view.state.is_end()) else {
+        return Ok(Json(Job::of(view, &principal)).into_response());
+    };
+    if let Some(ended) = end_of(&door, job_id, begun + wait).await {
+        return Ok(Json(Job::of(ended, &principal)).into_response());
+    }
+    let view = seen(&door, job_id, Patience::begin()).await?;
+    let status = if view.state.is_end() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(Job::of(view, &principal))).into_response())
+}
+
+/// Cancel a job
+///
+/// A job that waits has ended when this is answered (200). A running one is asked to stop and ends soon (202).
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{id}/cancel",
+    tag = "jobs",
+    params(("id" = uuid::Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 200, description = "It is cancelled", body = Job),
+        (status = 202, description = "Its worker was asked to stop it", body = Job),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `operate`", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It had ended before", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+async fn cancel_job(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
+    principal.needs(Scope::Operate)?;
+    let (job_id, patience) = (job_id(&id)?, Patience::begin());
+    let limits = door.limits()?;
+    // An id that the ledger does not know is not cancelled ahead: it may become another tenant's.
+    seen(&door, job_id, patience).await?;
+    let cancelling = cancel(&door.dispatch, vec![job_id], None, &limits);
+    let answered = patience.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
+    let answer = match answered {
+        Answer::Done(answers) => answers.first().map(|(_, answer)| *answer),
+        // The ledger has it, so that it is as old as its results are.
+        Answer::Refused(_) => None,
+    };
+    let status = match answer {
+        Some(Cancelled::Now | Cancelled::Unseen) => StatusCode::OK,
+        Some(Cancelled::Stopping) => StatusCode::ACCEPTED,
+        Some(Cancelled::Before(state)) if state != job::JobState::Cancelled => {
+            let detail = format!("it had ended before: {state}");
+            return Err(Problem::new(Kind::Conflict, detail).of_job(job_id));
+        }
+        Some(Cancelled::Before(_)) => StatusCode::OK,
+        None => return Err(Problem::no_job()),
+    };
+    let view = seen(&door, job_id, patience).await?;
+    Ok((status, Json(Job::of(view, &principal))).into_response())
+}
+
+/// Run a failed job again
+///
+/// A new job does its work, under a new id. That happens once for each failed job.
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{id}/redrive",
+    tag = "jobs",
+    params(("id" = uuid::Uuid, Path, description = "The failed job's id")),
+    responses(
+        (status = 202, description = "The new job", body = Job, headers(("Location" = String, description = "Where the new job is"))),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `operate`", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has not failed, or was dealt with before", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+async fn redrive(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
+    principal.needs(Scope::Operate)?;
+    let (job_id, patience) = (job_id(&id)?, Patience::begin());
+    let limits = door.limits()?;
+    seen(&door, job_id, patience).await?;
+    let renewing = redrive_one(&door.dispatch, job_id, &limits);
+    match patience.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
+        Renewal::Redriven(new, submitted) => {
+            door.publishing.hand_over(*submitted);
+            let view = seen(&door, new, patience).await.map_err(|problem| problem.of_job(new))?;
+            Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal)))
+        }
+        Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
+    }
+}
+
+/// A job from a body.
+pub fn decode(body: &[u8], limits: &Limits) -> Result<JobSpec, Problem> {
+    let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
+    let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
+    serde_json::from_str::<&serde_json::value::RawValue>(text)
+        .map_err(|error| malformed(format!("not JSON: {error}")))?;
+    // What counts is the message that is made of it, which has more members.
+    let unbounded = Limits { max_bytes: usize::MAX, ..limits.clone() };
+    let spec = decode_strict(text, &unbounded)?;
+    if text.len() + 1_024 > limits.max_bytes && job::encode(&spec).len() > limits.max_bytes {
+        return Err(body::too_large(limits.max_bytes).of_job(spec.job_id));
+    }
+    Ok(spec)
+}
+
+/// Takes a job into the ledger, or finds the one that was accepted under its id.
+async fn accept(
+    door: &Door,
+    principal: &Principal,
+    spec: JobSpec,
+    bytes: usize,
+    limits: &Limits,
+) -> Result<(StatusCode, Job), Problem> {
+    if spec.reply_to.is_some() {
+        principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to"))?;
+    }
+    let (store, patience) = (&door.dispatch.store, Patience::begin());
+    if !patience.ask(door.served.has(store, &spec.pool)).await? {
+        return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
+    }
+    match patience.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
+        Submission::New(accepted_at, submitted) => {
+            door.publishing.hand_over(submitted);
+            Ok((StatusCode::ACCEPTED, Job::accepted(&spec, accepted_at)))
+        }
+        Submission::Refused(why) => Err(Problem::invalid("body", why)),
+        Submission::Known => {
+            let known = patience.ask(store.known_job(spec.job_id)).await?;
+            if !known.is_some_and(|known| is_same(&spec, &known)) {
+                let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
+                return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
+            }
+            let view = seen(door, spec.job_id, patience).await?;
+            Ok((StatusCode::OK, Job::of(view, principal)))
+        }
+    }
+}
+
+/// The job, or a 404.
+async fn seen(door: &Door, job_id: JobId, patience: Patience) -> Result<JobView, Problem> {
+    let views = patience.ask(door.dispatch.store.jobs(&[job_id])).await?;
+    views.into_iter().next().ok_or_else(Problem::no_job)
+}
+
+/// The job at its end, if that comes by then and while this process serves.
+async fn end_of(door: &Door, job_id: JobId, until: Instant) -> Option<JobView> {
+    door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await??;
+    seen(door, job_id, Patience::begin()).await.ok()
+}
+
+/// What is no id is no job's.
+fn job_id(given: &str) -> Result<JobId, Problem> {
+    given.parse().map_err(|_| Problem::no_job())
+}
+
+/// The job, with the place where it can be read.
+fn at(status: StatusCode, job: Job) -> Response {
+    let location: Option<HeaderValue> = format!("/v1/jobs/{}", job.job_id).parse().ok();
+    let mut response = (status, Json(job)).into_response();
+    if let Some(location) = location {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}

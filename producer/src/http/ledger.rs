@@ -1,0 +1,51 @@
+//! Asking the ledger on behalf of a caller, who was promised an answer within two seconds.
+
+use std::future::Future;
+use std::time::Duration;
+
+use store::StoreError;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use super::problem::Problem;
+
+/// Some of the two seconds is for the way of the answer.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
+
+/// All that one request asks the ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience(Instant);
+
+impl Patience {
+    /// From now on.
+    pub fn begin() -> Patience {
+        Patience(Instant::now() + ANSWER_WITHIN)
+    }
+
+    /// The ledger's answer, or a 503.
+    pub async fn ask<T, E>(self, asking: impl Future<Output = Result<T, E>>) -> Result<T, Problem>
+    where
+        Problem: From<E>,
+    {
+        match timeout_at(self.0, asking).await {
+            Ok(answer) => answer.map_err(Problem::from),
+            Err(_) => {
+                warn!("a request was answered with 503: Postgres is silent");
+                Err(Problem::unavailable())
+            }
+        }
+    }
+}
+
+impl From<anyhow::Error> for Problem {
+    /// Operations wrap what the ledger says.
+    fn from(error: anyhow::Error) -> Problem {
+        match error.downcast::<StoreError>() {
+            Ok(error) => error.into(),
+            Err(error) => {
+                tracing::error!("a request failed: {}", service::with_causes(error.as_ref()));
+                Problem::new(super::problem::Kind::Internal, "the log of the API says why")
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What a request is answered with when it fails: a problem document (RFC 9457), which names the field.
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use job::{DecodeError, JobId};
+use serde::Serialize;
+use store::StoreError;
+use tracing::{error, warn};
+use utoipa::ToSchema;
+
+/// The media type.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+/// When a caller is asked to come back.
+const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+
+/// Why a request failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// The kind of problem, from a fixed set: `urn:harness:` and a word such as `invalid`.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:harness:invalid")]
+    kind: String,
+    /// The kind in words.
+    #[schema(example = "The request is not valid")]
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 422)]
+    status: u16,
+    /// What was given, and what would be right.
+    #[schema(
+        example = "got \"a b\", expected 1 to 128 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot"
+    )]
+    detail: String,
+    /// The field, header or parameter that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "agent_id")]
+    field: Option<String>,
+    /// The job that was tried. After a 503 it may have been accepted: the same request with this id is the same job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    job_id: Option<JobId>,
+}
+
+/// The kinds of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Malformed,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    TooSlow,
+    Conflict,
+    TooLarge,
+    UnsupportedMediaType,
+    Invalid,
+    Internal,
+    Unavailable,
+}
+
+impl Kind {
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Kind::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
+            Kind::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A key is needed"),
+            Kind::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The key does not allow this"),
+            Kind::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is no such thing"),
+            Kind::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The method is not allowed here")
+            }
+            Kind::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow", "The request took too long to arrive"),
+            Kind::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),
+            Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The request is too large"),
+            Kind::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "The body has another media type than is read here",
+            ),
+            Kind::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid"),
+            Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The request failed here"),
+            Kind::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The ledger does not answer")
+            }
+        }
+    }
+}
+
+impl Problem {
+    /// A problem of this kind.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        let (status, word, title) = kind.parts();
+        Problem {
+            kind: format!("urn:harness:{word}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            field: None,
+            job_id: None,
+        }
+    }
+
+    /// A field that is wrong.
+    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Problem {
+        Problem::new(Kind::Invalid, detail).at(field)
+    }
+
+    /// What is not there, or is another tenant's.
+    pub fn no_job() -> Problem {
+        Problem::new(Kind::NotFound, "there is no job of this id")
+    }
+
+    /// Postgres is away or silent.
+    pub fn unavailable() -> Problem {
+        Problem::new(
+            Kind::Unavailable,
+            "Postgres does not answer in time; the same request may be sent again",
+        )
+    }
+
+    /// It is about this field, header or parameter.
+    pub fn at(self, field: impl Into<String>) -> Problem {
+        Problem { field: Some(field.into()), ..self }
+    }
+
+    /// It is about this job.
+    pub fn of_job(self, job_id: JobId) -> Problem {
+        Problem { job_id: Some(job_id), ..self }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+}
+
+impl From<DecodeError> for Problem {
+    fn from(error: DecodeError) -> Problem {
+        Problem::invalid(error.field, error.problem)
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        match error {
+            StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Closed => {
+                warn!(cause = error.as_dyn(), "a request was answered with 503");
+                Problem::unavailable()
+            }
+            StoreError::Refused { .. } => Problem::invalid("body", error.to_string()),
+            StoreError::Broken { .. } => {
+                error!(cause = error.as_dyn(), "a request failed in the ledger");
+                Problem::new(Kind::Internal, "the ledger failed; the log of the API says why")
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        // Every status is one of `Kind::parts`.
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                drop(response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_S))
+            }
+            StatusCode::UNAUTHORIZED => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,127 @@
+//! The port of the API: TCP, TLS where a certificate is named, bounds in time, and an end in good order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow};
+use axum::Router;
+use axum_server::Handle;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long a request's head may take to arrive, and how long a connection may lie idle.
+const HEAD_WITHIN: Duration = Duration::from_secs(15);
+/// How long requests may take when the process is asked to stop.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(10);
+/// How often the certificate's files are looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The files of a certificate (PEM): the chain, and its key.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Tls {
+    async fn read(&self) -> anyhow::Result<RustlsConfig> {
+        let Tls { certificate, key } = self;
+        RustlsConfig::from_pem_file(certificate, key).await.with_context(|| {
+            format!("reading API_TLS_CERT {} and API_TLS_KEY {}", certificate.display(), key.display())
+        })
+    }
+
+    /// When the files were changed; nothing where one is missing.
+    fn changed_at(&self) -> Option<[SystemTime; 2]> {
+        let at = |path: &PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        Some([at(&self.certificate)?, at(&self.key)?])
+    }
+
+    /// Takes changed files, such as a renewed certificate; connections that are open keep theirs.
+    async fn renew(&self, config: &RustlsConfig) {
+        let (mut looks, mut read_at) = (interval(LOOK_AGAIN), self.changed_at());
+        loop {
+            looks.tick().await;
+            let changed = self.changed_at();
+            if changed.is_none() || changed == read_at {
+                continue;
+            }
+            match config.reload_from_pem_file(&self.certificate, &self.key).await {
+                Ok(()) => info!("the certificate of the API was changed and is in use"),
+                // A chain and a key that do not belong together yet: one of them is about to be written.
+                Err(cause) => {
+                    warn!(%cause, "the changed certificate of the API cannot be used, the one before stays")
+                }
+            }
+            read_at = changed;
+        }
+    }
+}
+
+/// A bound port.
+pub struct Server {
+    listener: std::net::TcpListener,
+    tls: Option<(Tls, RustlsConfig)>,
+}
+
+impl Server {
+    /// Binds the port; callers wait until it is served.
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> anyhow::Result<Server> {
+        let tls = match tls {
+            Some(tls) => {
+                let config = tls.read().await?;
+                Some((tls, config))
+            }
+            None => None,
+        };
+        let listener = std::net::TcpListener::bind(address)
+            .with_context(|| format!("binding the API's port {address} (set API_ADDR to another one)"))?;
+        Ok(Server { listener, tls })
+    }
+
+    /// Where it is bound, with the port that was taken.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is cancelled. From then on no connection is taken, and requests under way have some seconds.
+    pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
+        let Server { listener, tls } = self;
+        let handle = Handle::new();
+        let stopping = {
+            let handle = handle.clone();
+            async move {
+                stop.cancelled().await;
+                handle.graceful_shutdown(Some(LAST_ANSWERS));
+            }
+        };
+        let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(HEAD_WITHIN);
+        server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
+        server.http_builder().http2().keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(256);
+        let service = routes.into_make_service();
+        let serving = async {
+            match &tls {
+                Some((files, config)) => {
+                    let server = server.acceptor(RustlsAcceptor::new(config.clone()));
+                    tokio::select! {
+                        served = server.serve(service) => served,
+                        () = files.renew(config) => Ok(()),
+                    }
+                }
+                None => server.serve(service).await,
+            }
+        };
+        let stopping = async {
+            stopping.await;
+            // Connections that are still open then are closed by the server itself.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            served = serving => served.map_err(|error| anyhow!(error).context("serving the API")),
+            () = stopping => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A job as the API shows it.
+
+use std::fmt::Write;
+
+use job::{Failure, JobId, JobSpec, JobState, Json, TraceId, Usd};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use store::JobView;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::auth::{Principal, Scope};
+
+/// A job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Job {
+    /// A UUID of version 7.
+    #[schema(value_type = Uuid)]
+    pub job_id: JobId,
+    /// The trace in which its attempts are: 32 hexadecimal digits.
+    #[schema(value_type = String, example = "0af7651916cd43dd8448eb211c80319c")]
+    trace_id: TraceId,
+    /// Its session.
+    session_id: String,
+    /// Its agent.
+    agent_id: String,
+    /// Its pool.
+    pool: String,
+    /// Where it is: scheduled, publishing, queued, blocked or running; succeeded, failed or cancelled when it has ended.
+    #[schema(value_type = String, example = "queued")]
+    pub state: JobState,
+    /// Attempts spent.
+    attempts: i32,
+    /// Iterations that are safe in the ledger.
+    iterations: i64,
+    /// Spend so far, in US dollars.
+    #[schema(value_type = f64)]
+    cost_usd: Usd,
+    /// Tokens read so far.
+    input_tokens: i64,
+    /// Tokens written so far.
+    output_tokens: i64,
+    /// The worker that runs it or ended it.
+    worker_id: Option<Uuid>,
+    /// When it was accepted: RFC 3339, UTC.
+    accepted_at: String,
+    /// When its first attempt began: RFC 3339, UTC.
+    started_at: Option<String>,
+    /// When it ended: RFC 3339, UTC.
+    finished_at: Option<String>,
+    /// Why the last attempt failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<FailureView>)]
+    failure: Option<Failure>,
+    /// What it delivered; for keys with the scope `content`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    output: Option<Json>,
+    /// The size of what it delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_bytes: Option<usize>,
+    /// The SHA-256 of what it delivered, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_sha256: Option<String>,
+}
+
+/// A job to be submitted. Any other field is refused.
+#[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes `job::JobSpec`, which knows no OpenAPI")]
+#[serde(deny_unknown_fields)]
+pub struct NewJob {
+    /// A UUID of version 7 of the caller's own, which makes the request safe to repeat; a fresh one when absent.
+    job_id: Option<Uuid>,
+    /// The session whose state the job continues; one of its own, named by its id, when absent.
+    #[schema(pattern = "^[A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,127}$")]
+    session_id: Option<String>,
+    /// The agent that does the work.
+    #[schema(pattern = "^[A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,127}$", example = "echo")]
+    agent_id: String,
+    /// On whose behalf.
+    #[schema(min_length = 1, max_length = 255)]
+    user_id: Option<String>,
+    /// The pool of workers, which must be served.
+    #[schema(default = "default")]
+    pool: Option<String>,
+    /// What the agent is given; any JSON.
+    input: Option<serde_json::Value>,
+    /// How often and when it is tried again.
+    retry: Option<NewRetry>,
+    /// Wall-clock limit of one attempt, in milliseconds; the agent's own when absent.
+    #[schema(minimum = 1, maximum = 604_800_000)]
+    timeout_ms: Option<u64>,
+    /// Milliseconds from the time inside `job_id` until the job must have ended; no limit when absent.
+    #[schema(minimum = 1, maximum = 31_536_000_000_u64)]
+    deadline_ms: Option<u64>,
+    /// How many iterations in a row may leave memory and progress as they are; no limit when absent.
+    #[schema(minimum = 1)]
+    max_stalled_iterations: Option<u32>,
+    /// What to do when the session is busy: enqueue, reject, interrupt or rollback.
+    #[schema(default = "enqueue")]
+    on_busy: Option<String>,
+    /// The queue that gets the result; for keys with the scope `admin`.
+    #[schema(min_length = 1, max_length = 255)]
+    reply_to: Option<String>,
+    /// Handed back in the reply.
+    #[schema(min_length = 1, max_length = 255)]
+    correlation_id: Option<String>,
+    /// The caller's trace (W3C Trace Context).
+    traceparent: Option<String>,
+}
+
+/// How often and when a job is tried again.
+#[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes `job::RetryPolicy`, which knows no OpenAPI")]
+#[serde(deny_unknown_fields)]
+pub struct NewRetry {
+    /// Attempts in all, the first included.
+    #[schema(minimum = 1, maximum = 100, default = 3)]
+    max_attempts: Option<u32>,
+    /// The ceiling of the first wait, in milliseconds.
+    #[schema(default = 1000)]
+    base_delay_ms: Option<u64>,
+    /// The ceiling of every wait, in milliseconds.
+    #[schema(maximum = 604_800_000, default = 60000)]
+    max_delay_ms: Option<u64>,
+}
+
+/// Why an attempt failed.
+#[derive(ToSchema)]
+#[schema(as = Failure)]
+#[expect(dead_code, reason = "describes `job::Failure`, which knows no OpenAPI")]
+pub struct FailureView {
+    /// The kind, from a fixed set.
+    #[schema(example = "timeout")]
+    code: String,
+    /// For people.
+    message: String,
+    /// Whether another attempt could help.
+    retryable: bool,
+}
+
+impl Job {
+    /// As the ledger has it. What was said is shown to those who may see it.
+    pub fn of(view: JobView, principal: &Principal) -> Job {
+        let said = view.output.as_ref().map(Json::as_str);
+        let (output_bytes, output_sha256) = said.map(|text| (text.len(), sha256(text))).unzip();
+        Job {
+            job_id: view.job_id,
+            trace_id: view.trace_id,
+            session_id: view.session_id,
+            agent_id: view.agent_id,
+            pool: view.pool,
+            state: view.state,
+            attempts: view.attempts,
+            iterations: view.iterations,
+            cost_usd: view.cost_usd,
+            input_tokens: view.input_tokens,
+            output_tokens: view.output_tokens,
+            worker_id: view.worker_id,
+            accepted_at: view.accepted_at,
+            started_at: view.started_at,
+            finished_at: view.finished_at,
+            failure: view.failure,
+            output: view.output.filter(|_| principal.may(Scope::Content)),
+            output_bytes,
+            output_sha256,
+        }
+    }
+
+    /// As it was accepted at this time.
+    pub fn accepted(spec: &JobSpec, accepted_at: String) -> Job {
+        Job {
+            job_id: spec.job_id,
+            trace_id: spec.trace_id(),
+            session_id: spec.session_id.to_string(),
+            agent_id: spec.agent_id.to_string(),
+            pool: spec.pool.to_string(),
+            state: JobState::Publishing,
+            attempts: 0,
+            iterations: 0,
+            cost_usd: Usd::ZERO,
+            input_tokens: 0,
+            output_tokens: 0,
+            worker_id: None,
+            accepted_at,
+            started_at: None,
+            finished_at: None,
+            failure: None,
+            output: None,
+            output_bytes: None,
+            output_sha256: None,
+        }
+    }
+}
+
+fn sha256(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_hexadecimal() {
+        assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

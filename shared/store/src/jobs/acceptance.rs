@@ -1,0 +1,122 @@
+//! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same moment share
+//! a transaction.
+
+use std::collections::{HashMap, HashSet};
+
+use deadpool_postgres::Pool;
+use job::{JobId, JobSpec, JobState, Name};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::accept::{ACCEPT, DROP_ENDED};
+use super::columns::Columns;
+use crate::database::{Batched, Tx, query, read_state};
+use crate::{Store, StoreError};
+
+/// A job to be taken in.
+#[derive(Clone, Debug)]
+pub struct Acceptance {
+    spec: JobSpec,
+    bytes: usize,
+}
+
+impl Acceptance {
+    /// This job, whose body had so many bytes.
+    pub fn new(spec: JobSpec, bytes: usize) -> Acceptance {
+        Acceptance { spec, bytes }
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is in the ledger now.
+    New {
+        /// RFC 3339, UTC.
+        accepted_at: String,
+    },
+    /// The id was accepted before: nothing changed.
+    Known,
+}
+
+/// A job that the ledger has, as far as it can be compared with another one of the same id.
+#[derive(Clone, Debug)]
+pub struct KnownJob {
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// On whose behalf.
+    pub user_id: Option<String>,
+    /// Its pool.
+    pub pool: String,
+    /// Its state.
+    pub state: JobState,
+    /// The envelope; it is not kept of a job that has succeeded.
+    pub message: Option<String>,
+}
+
+/// A row that another transaction holds (a claim of the same id) must not hold up all callers; alone, its own caller waits for
+/// less than it was promised an answer in.
+const TOGETHER: &str = "100ms";
+const ALONE: &str = "1s";
+
+const SET_LOCK_TIMEOUT: &str = "SELECT set_config('lock_timeout', $1, true)";
+
+impl Batched for Acceptance {
+    type Answer = Taken;
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn key(&self) -> u128 {
+        Uuid::from(self.spec.job_id).as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Taken>, StoreError> {
+        let columns = Columns::of(batch.iter().map(|acceptance| &acceptance.spec));
+        let lock_timeout = if batch.len() > 1 { TOGETHER } else { ALONE };
+        let tx = Tx::prepare(pool, "take", [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED]).await?;
+        let [_, inserted, ended] = tx.run([&[&lock_timeout], &columns.params(), &[&columns.jobs]]).await?;
+        let ended: HashSet<Uuid> = ended.iter().map(|row| row.get(0)).collect();
+        let mut new: HashMap<Uuid, String> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+        new.retain(|id, _| !ended.contains(id));
+        let taken = |id: &Uuid| match new.remove(id) {
+            Some(accepted_at) => Taken::New { accepted_at },
+            None => Taken::Known,
+        };
+        Ok(columns.jobs.iter().map(taken).collect())
+    }
+}
+
+const READ_KNOWN: &str = "
+    SELECT session_id, agent_id, user_id, pool, state, message::text FROM harness_jobs WHERE job_id = $1
+    UNION ALL
+    SELECT session_id, agent_id, user_id, pool, state, message::text FROM harness_results WHERE job_id = $1
+    LIMIT 1";
+
+/// A pool is known from the first worker that served it until the last one has been forgotten.
+const POOL_IS_SERVED: &str = "SELECT EXISTS (SELECT FROM harness_workers WHERE pool = $1)";
+
+impl Store {
+    /// What the ledger has of this id.
+    pub async fn known_job(&self, job_id: JobId) -> Result<Option<KnownJob>, StoreError> {
+        let rows = query(&self.pool, "known_job", READ_KNOWN, &[&Uuid::from(job_id)]).await?;
+        let known = |row: &Row| KnownJob {
+            session_id: row.get(0),
+            agent_id: row.get(1),
+            user_id: row.get(2),
+            pool: row.get(3),
+            state: read_state(row, 4),
+            message: row.get(5),
+        };
+        Ok(rows.first().map(known))
+    }
+
+    /// Whether a worker serves this pool, or has served it lately.
+    pub async fn pool_is_served(&self, pool: &Name) -> Result<bool, StoreError> {
+        let rows = query(&self.pool, "pool_is_served", POOL_IS_SERVED, &[&pool.as_str()]).await?;
+        Ok(rows.iter().any(|row| row.get(0)))
+    }
+}
