@@ -15,7 +15,7 @@ pub struct Told {
     pub inputs: Observation,
     /// What was decided.
     pub decision: Decision,
-    /// What came of it, in a word; `None` while that is not known.
+    /// What came of it, in one word; `None` while that is unknown.
     pub outcome: Option<String>,
     /// More of the outcome, for people.
     pub detail: Option<String>,
@@ -38,7 +38,7 @@ impl Told {
         Ok(Told { decided_at_ms, epoch, inputs, decision, outcome, detail })
     }
 
-    /// Whether there were more replicas than wanted, and none could go.
+    /// Whether there were more replicas than wanted, and none could be removed.
     pub(super) fn waits(&self) -> bool {
         self.outcome.as_deref() == Some("waiting")
     }

@@ -1,4 +1,4 @@
-//! A new process decides as the old one would have.
+//! A new process makes the decisions that the old one would have made.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn a_restart_without_any_past_drops_nothing_for_a_whole_window() {
     pool.history = History::default();
     pool.history.resumed(NOW_MS, 10);
     assert_eq!(pool.tick(0, 1).desired, Some(10));
-    // The first decision ends what stood before; the window counts from there.
+    // The first decision ends the earlier recommendation; the window counts from there.
     assert_eq!(pool.tick(299, 1).desired, Some(10));
     assert_eq!(pool.tick(1, 1).desired, Some(7));
 }

@@ -186,7 +186,8 @@ async fn a_pod_that_never_starts_drains_no_worker_and_scale_in_goes_on_when_it_r
         world.namespace.set_pod(&broken, state).await;
         wants_one(&autoscaler).await;
         assert_eq!((world.replicas().await, world.marked().await), (3, 0), "{state:?}");
-        let reason = format!("no worker goes yet: pod {broken} is not Ready ({why}) and not drained");
+        let reason =
+            format!("no worker can be removed yet: pod {broken} is not Ready ({why}) and not drained");
         if state == PodState::CrashLooping {
             let explained = world.explained().await;
             assert!(explained.contains(&reason), "{explained}");
