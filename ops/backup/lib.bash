@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # What the backup commands share: their settings, and the stores of backups.
 #
-# A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. A dump without its facts is
-# incomplete, and does not count as a backup.
+# A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. A dump without its
+# facts is incomplete, and does not count as a backup.
 
 # Ranges of letters, sort order and number formats are then the same on every machine.
 export LC_ALL=C
@@ -28,8 +28,8 @@ needs() {
 
 # --- what a killed process leaves ---
 
-# work_folder: makes a folder in TMPDIR, as $work, that is removed when this process ends. The folder of a process that was killed
-# (SIGKILL) is no longer locked, and is removed by the next process.
+# work_folder: makes a folder in TMPDIR, as $work, that is removed when this process ends. The folder of a process that
+# was killed (SIGKILL) is no longer locked, and is removed by the next process.
 work_folder() {
     local left
     umask 077
@@ -50,8 +50,8 @@ work_folder() {
 
 running=
 
-# interruptible COMMAND…: runs it so that a signal interrupts it. A shell handles a signal only after a foreground command has
-# ended, but at once while it waits for a background one.
+# interruptible COMMAND…: runs it so that a signal interrupts it. A shell handles a signal only after a foreground
+# command has ended, but at once while it waits for a background one.
 interruptible() {
     set -m
     "$@" &
@@ -70,9 +70,9 @@ stop() {
     exit "$1"
 }
 
-# Rewrites DATABASE_URL so that it means to pg_dump and psql what it means to the programs (docs/supported-environments.md). Those
-# two read more than the programs do, and verify less. So only one form is accepted, without anything that would have to be
-# decoded. A wrong address is refused, and is not shown.
+# Rewrites DATABASE_URL so that it means to pg_dump and psql what it means to the programs
+# (docs/supported-environments.md). Those two read more than the programs do, and verify less. So only one form is
+# accepted, without anything that would have to be decoded. A wrong address is refused, and is not shown.
 check_database() {
     local expected='expected postgres://user:password@host:5432/database'
     local form='^(postgres(ql)?://[^?#/[:space:]]*)/([A-Za-z0-9_.-]+)(\?([^[:space:]]*))?$'

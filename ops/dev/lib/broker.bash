@@ -98,7 +98,8 @@ SETTINGS
 }
 
 # A node looks for each of its modules in every folder of its code path, and the package has sixty plugins. With only
-# what the management plugin needs (as the .app files declare it), a start takes half as long. The tools keep all of them.
+# what the management plugin needs (as the .app files declare it), a start takes half as long. The tools keep all of
+# them.
 broker_select_code() {
     local plugins app folder todo=(rabbit rabbitmq_prelaunch rabbitmq_management)
     plugins=$(readlink -f "$BROKER_BIN/rabbitmq-server")

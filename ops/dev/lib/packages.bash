@@ -91,13 +91,14 @@ apt_get() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 "$@" </dev/null 7>&-
 }
 
-# The output is read to its end. `grep -q` would leave early, apt-cache would fail because of that, and pipefail would make
-# the failure the result.
+# The output is read to its end. `grep -q` would leave early, apt-cache would fail because of that, and pipefail would
+# make the failure the result.
 apt_offers() {
     [[ $(apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
-# Debian's packages start their daemons when installed, unless this policy forbids it. An existing policy is left as it is.
+# Debian's packages start their daemons when installed, unless this policy forbids it. An existing policy is left as it
+# is.
 forbid_daemons() {
     if [[ -e $POLICY ]] && grep -qsF "$POLICY_MARK" "$POLICY"; then as_root rm -f "$POLICY"; fi
     # shellcheck disable=SC2016 # expanded by the inner shell

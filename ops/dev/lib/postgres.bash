@@ -165,7 +165,8 @@ postgres_initialize() {
     postgres_configure "$folder"
 }
 
-# Settings for a machine with other work to do. ALTER SYSTEM still overrides them, because they are not on the command line.
+# Settings for a machine with other work to do. ALTER SYSTEM still overrides them, because they are not on the command
+# line.
 postgres_configure() {
     cat >"$1/harness.conf" <<SETTINGS
 # Written by ops/dev/services at each start.

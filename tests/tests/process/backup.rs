@@ -181,7 +181,7 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
     std::fs::write(&file, damaged).expect("written");
     for (program, arguments) in [("verify", &[][..]), ("restore", &["--replace"][..])] {
         let refused = kept.run(&fleet, program, arguments).await;
-        assert!(refused.code == 1 && refused.err.contains("is not what was written"), "{refused:?}");
+        assert!(refused.code == 1 && refused.err.contains("has changed since it was written"), "{refused:?}");
     }
     assert!(fleet.store.ping().await.is_ok(), "the database is still there");
 }
