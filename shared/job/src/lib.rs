@@ -1,8 +1,8 @@
-//! The fleet's vocabulary: what a job is, how it is written on the wire, which states it passes and what its
-//! end may be.
+//! The fleet's vocabulary: what a job is, how it is written on the wire, which states it passes through and how it
+//! can end.
 //!
-//! Pure: no I/O, no clock (`now` is always an argument), no async runtime. It has never heard of RabbitMQ,
-//! Postgres or a harness; every other room speaks in its words.
+//! Pure: no I/O, no clock (`now` is always an argument), no async runtime. This crate has never heard of RabbitMQ,
+//! Postgres or a harness. Every other crate uses its types.
 
 mod id;
 mod json;

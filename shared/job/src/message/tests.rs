@@ -1,4 +1,4 @@
-//! What is taken for a message, and what is refused by the name of its field.
+//! What is accepted as a message, and what is refused with the name of its field.
 
 use super::*;
 use crate::{Json, RetryPolicy};
@@ -18,7 +18,7 @@ fn spec() -> JobSpec {
     JobSpec::new("s-1".parse().unwrap(), "echo".parse().unwrap(), input)
 }
 
-/// A good body with one field set to something else.
+/// Returns a valid body with one field replaced.
 fn with(field: &str, value: serde_json::Value) -> String {
     let mut body: serde_json::Value = serde_json::from_str(&encode(&spec())).unwrap();
     body[field] = value;
