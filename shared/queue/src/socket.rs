@@ -1,7 +1,7 @@
-//! The byte stream under lapin: TCP or TLS, what comes from the broker passing the [`Screen`].
+//! The byte stream under lapin: TCP or TLS. What comes from the broker passes the [`FrameRepair`].
 //!
-//! lapin runs each connection on a thread of its own that waits for the broker without a bound while they shake
-//! hands. So a stream can be cut: its next read or write fails, and the thread ends.
+//! lapin runs each connection on a thread of its own, which waits for the broker without a timeout during the
+//! handshake. So a stream can be cut: its next read or write fails, and the thread ends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ use crate::screen::{FrameMax, Screen};
 
 type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// Connects and shakes hands; trusts the system's authorities and these (PEM). Cancel `cut` to end the connection at once, at any stage.
+/// Connects and completes the handshake. Trusts the system's authorities and the given ones (PEM). Cancelling `cut`
+/// ends the connection at once, at any stage.
 pub(crate) async fn connect(
     uri: AMQPUri,
     own_authorities: Option<String>,
@@ -41,7 +42,7 @@ pub(crate) async fn connect(
         Ok(AsyncTcpStream::Plain(Screened::new(stream, cut.clone(), frame_max.clone())))
     };
     let connection = Connection::connector(uri, runtime, open, properties).await?;
-    // Before the first channel, and so before the first message.
+    // This happens before the first channel, and therefore before the first message.
     negotiated.negotiated(connection.configuration().frame_max());
     Ok(connection)
 }
@@ -50,7 +51,7 @@ fn was_cut() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "cut by this process")
 }
 
-/// A connection whose incoming bytes are screened.
+/// A connection whose incoming bytes are inspected.
 pub(crate) struct Screened {
     stream: Transport,
     screen: Screen,
@@ -62,7 +63,7 @@ impl Screened {
         Screened { stream, screen: Screen::new(frame_max), cut: Box::pin(cut.cancelled_owned()) }
     }
 
-    /// Registers for being woken by the cut, too.
+    /// Passes the poll on unless the stream is cut. Also registers to be woken by the cut.
     fn unless_cut<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match poll {
             Poll::Pending if self.cut.as_mut().poll(cx).is_ready() => Poll::Ready(Err(was_cut())),
@@ -114,7 +115,8 @@ impl AsyncWrite for Screened {
     }
 }
 
-/// tokio, with another type of stream. lapin takes its stream from the closure above and only needs the type.
+/// The tokio reactor with another type of stream. lapin takes its stream from the closure above and needs only the
+/// type.
 #[derive(Clone, Debug)]
 struct Screening(Tokio);
 

@@ -1,4 +1,4 @@
-//! Messages that no client library should send do not stop anybody.
+//! Messages that no client library should send do not stop any consumer.
 
 mod support;
 
@@ -43,7 +43,7 @@ async fn headers_nested_ten_thousand_levels_deep_are_delivered_all_the_same() {
         let mut slot = desk.broker.slot(&desk.queue, "test");
         let delivery = within(slot.next()).await.unwrap();
         assert_eq!(delivery.body, b"body");
-        // Too large for a frame with our own headers on top, so the copy goes without them.
+        // With our headers added it would be too large for a frame, so the copy goes without the original's.
         within(desk.broker.publisher().dead_letter(&delivery, "body: hostile", "hostile")).await.unwrap();
         delivery.ack().await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().message_id(), Some("next"));

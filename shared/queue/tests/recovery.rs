@@ -1,4 +1,4 @@
-//! Whatever ends a connection or a consumer, the next one stands by itself.
+//! Whatever ends a connection or a consumer, the next one is set up without help.
 
 mod support;
 
@@ -24,7 +24,7 @@ async fn a_slot_consumes_again_after_its_queue_was_deleted() {
         within(slot.next()).await.unwrap().ack().await.unwrap();
         for round in ["once", "twice"] {
             delete_queue(&desk.queue).await;
-            // The slot declares it again; publishing would, too.
+            // The slot declares it again. Publishing would, too.
             let (delivery, ()) = within(futures::future::join(slot.next(), async {
                 until(async || matches!(desk.broker.depth(&desk.queue).await, Ok(Some(_)))).await;
                 desk.publish(round).await;
@@ -40,8 +40,8 @@ async fn a_slot_consumes_again_after_its_queue_was_deleted() {
     .await;
 }
 
-/// Whoever is quick to declare a deleted queue again makes RabbitMQ forget the consumers of the others, or take what they
-/// publish for duplicates.
+/// A client that declares a deleted queue again too early makes RabbitMQ forget the other clients' consumers, or take
+/// what they publish for duplicates.
 #[tokio::test]
 async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_connections() {
     at_desk(async |desk| {
@@ -63,15 +63,15 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
             }
         }
         for round in 0..6 {
-            // Until all consume, so that the next round begins like the first.
+            // Wait until all consume, so that the next round begins like the first.
             within(async { until(async || brokers.iter().all(Broker::is_consuming)).await }).await;
             delete_queue(&desk.queue).await;
-            // Publishers have seen it before, and are as quick as can be.
+            // The publishers have used this queue before, and publish as early as they can.
             let mut expected = BTreeSet::new();
             for (number, broker) in brokers.iter().cycle().take(64).enumerate() {
                 let id = format!("{round}.{number}");
                 let message = Message { message_id: Some(id.clone()), ..Message::new("test.v1", "{}") };
-                // The queue that goes may still say no: then it is published again, as by every publisher.
+                // The queue being deleted may still nack. Then the message is published again, as every publisher does.
                 while let Err(error) = within(broker.publisher().publish(&desk.queue, message.clone())).await
                 {
                     assert!(matches!(error, PublishError::Nacked { .. }), "{error}");
@@ -91,7 +91,8 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
     .await;
 }
 
-/// Somebody else declares the queue, and it is deleted once more, while others wait to see whether it stays away.
+/// Another client declares the queue, and it is deleted once more, while a broker waits to see whether it stays
+/// missing.
 #[tokio::test]
 async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_time() {
     at_desk(async |desk| {
@@ -101,7 +102,7 @@ async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_ti
         let publisher = desk.broker.publisher();
         let publishing = async {
             let message = Message { message_id: Some("m".to_owned()), ..Message::new("test.v1", "{}") };
-            // It may come back a second time.
+            // The message may be returned a second time.
             let published = publisher.publish(&desk.queue, message).await;
             published.is_ok().then(Instant::now)
         };
@@ -210,7 +211,7 @@ async fn a_host_that_accepts_and_says_nothing_is_given_up_at_the_bound() {
     for _ in 0..5 {
         sockets.push(within(silent.accept()).await.unwrap().0);
     }
-    // The first attempts' threads have hung up, or there would be more and more of them.
+    // The threads of the first attempts have hung up. Otherwise they would pile up.
     let mut seen = [0; 64];
     let goodbye = async {
         while sockets[0].try_read(&mut seen).is_ok_and(|bytes| bytes > 0)
