@@ -186,15 +186,15 @@ mod tests {
 
     #[test]
     fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
-        let told = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
-        assert!(told.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{told}");
+        let refused = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
+        assert!(refused.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{refused}");
     }
 
     #[test]
     fn a_file_is_named_as_urls_name_it() {
         let url = "amqps://me:x@rabbit/x?cacertfile=/nowhere/a+b%20c%40d.pem";
-        let told = Address::parse(url, 15, 0, None).err().unwrap().to_string();
-        assert!(told.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{told}");
+        let refused = Address::parse(url, 15, 0, None).err().unwrap().to_string();
+        assert!(refused.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{refused}");
     }
 
     #[test]

@@ -100,7 +100,7 @@ async fn who_may_not_declare_or_not_log_in_is_told_what_to_look_at() {
     let (user, host) = guest.url.split_once("://").expect("a scheme").1.split_once('@').expect("a user");
     let name = user.split_once(':').expect("a password").0;
     let vhostless = format!("{}/nowhere", guest.url.rsplit_once('/').expect("a vhost").0);
-    let login = "look at user, password and vhost in AMQP_URL";
+    let login = "check user, password and vhost in AMQP_URL";
     for (url, told) in [
         (guest.url.clone(), ["ACCESS_REFUSED", NEEDED]),
         (format!("amqp://{name}:hush-hush@{host}"), ["Login was refused", login]),
