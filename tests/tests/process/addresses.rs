@@ -310,7 +310,7 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
     let in_a_list = postgres.by(&format!("locked2:x@127.0.0.1:{port},127.0.0.1:1"), &fleet.database);
     let without = postgres.by(&format!("locked@127.0.0.1:{port}"), &fleet.database);
     for (url, told) in [
-        (&locked, "refuses the account \"locked\": look at user and password in DATABASE_URL"),
+        (&locked, "refuses the account \"locked\": check user and password in DATABASE_URL"),
         (&unknown, "refuses the account \"locked2\""),
         (&in_a_list, "refuses the account \"locked2\""),
         (&without, "wants a password of the account \"locked\""),
