@@ -236,10 +236,9 @@ fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {
         Refusal::InsteadOfTls(_) => {
             (format!("Postgres at {servers} answers a request for TLS with an error"), true)
         }
-        Refusal::NotPostgres => (
-            format!("what answers at {servers} is not Postgres: check host and port in DATABASE_URL"),
-            false,
-        ),
+        Refusal::NotPostgres => {
+            (format!("what answers at {servers} is not Postgres: check host and port in DATABASE_URL"), false)
+        }
     }
 }
 

@@ -186,8 +186,12 @@ mod tests {
 
     #[test]
     fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
-        let refused = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
-        assert!(refused.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{refused}");
+        let refused =
+            Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
+        assert!(
+            refused.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"),
+            "{refused}"
+        );
     }
 
     #[test]

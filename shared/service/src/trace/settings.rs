@@ -113,9 +113,9 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
             format!("OTEL_TRACES_EXPORTER: got \"{other}\", expected otlp or none; otlp is used")
         });
         let protocol = self.first(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
-        let protocol = protocol.filter(|(_, value)| value != "http/protobuf").map(|(name, other)| {
-            format!("{name}: got \"{other}\", expected http/protobuf, which is used")
-        });
+        let protocol = protocol
+            .filter(|(_, value)| value != "http/protobuf")
+            .map(|(name, other)| format!("{name}: got \"{other}\", expected http/protobuf, which is used"));
         let unsupported = UNSUPPORTED.into_iter().filter(|name| self.get(name).is_some());
         let unsupported = unsupported.map(|name| format!("{name} is set, but has no effect here"));
         exporter.into_iter().chain(protocol).chain(unsupported).collect()
@@ -272,7 +272,10 @@ mod tests {
     fn an_address_that_is_none_is_told_by_the_settings_name_and_without_passwords() {
         for wrong in ["collector:4318", "grpc://c:4317", "http://", "s3cret", "ftp://me:s3cret@c"] {
             let refused = read(wrong, "", &[]).unwrap_err();
-            assert!(refused.contains("OTEL_EXPORTER_OTLP_ENDPOINT: ") && refused.contains(EXPECTED), "{refused}");
+            assert!(
+                refused.contains("OTEL_EXPORTER_OTLP_ENDPOINT: ") && refused.contains(EXPECTED),
+                "{refused}"
+            );
             assert!(!refused.contains("s3cret"), "{refused}");
         }
     }
