@@ -130,8 +130,8 @@ impl From<TraceParent> for String {
     }
 }
 
-/// Reads a text that is not a position in a trace as none. Trace Context requires the trace to start anew, and no job
-/// is refused because of its tracing data.
+/// Reads a `traceparent`, or `None` if the text is not a valid one. Trace Context then requires a new trace, and no
+/// job is refused because of its tracing data.
 pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceParent>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }

@@ -151,7 +151,7 @@ async fn open(link: &Link) -> Result<Channel, QueueError> {
 
 /// Closes the channel and waits for the broker's answer. lapin closes a dropped channel by itself, a moment later. The
 /// connection is closed next, and if the two closes overlap, lapin 4.12 ends the connection with an error and never
-/// answers the broker's close.
+/// completes its close.
 async fn say_goodbye(channel: &Channel, within: Duration) {
     let _ = timeout(within, channel.close(REPLY_SUCCESS, "done".into())).await;
 }

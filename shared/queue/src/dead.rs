@@ -51,7 +51,7 @@ pub struct Death {
     pub code: String,
     /// The queue it was in.
     pub queue: Option<String>,
-    /// When, in milliseconds of Unix time, rounded to whole seconds.
+    /// When, in milliseconds of Unix time. RabbitMQ gives whole seconds.
     pub at_unix_ms: Option<u64>,
 }
 

@@ -108,8 +108,8 @@ impl Delivery {
         &self.properties
     }
 
-    /// Asks the broker to delete the message. Does not wait, because AMQP has no answer to an ack. If the connection
-    /// ends before the ack is written, the message is delivered again.
+    /// Acks the message, so that the broker deletes it. Does not wait, because AMQP has no answer to an ack. If the
+    /// connection ends before the ack is written, the message is delivered again.
     pub async fn ack(self) -> Result<(), StaleDelivery> {
         self.receipt.settle(Settlement::Ack)
     }

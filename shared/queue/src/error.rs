@@ -139,7 +139,7 @@ pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
             QueueError::Refused { doing, reason, remedy: LOGIN }
         }
         Some(ACCESS_REFUSED) => QueueError::Refused { doing, reason, remedy: PERMISSIONS },
-        // The broker also answers this when there are too many connections, which passes.
+        // The broker also answers this when there are too many connections, which is temporary.
         Some(NOT_ALLOWED) if !reason.contains("limit") => {
             QueueError::Refused { doing, reason, remedy: LOGIN }
         }

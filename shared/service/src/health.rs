@@ -14,10 +14,10 @@ use crate::{ListenAddress, Problems, Setting, with_causes};
 
 /// The timeout of the whole request. `/health` itself answers within 100 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// In bytes. This is far more than `/ready` with all its reasons.
+/// The longest answer that is read, in bytes. It is far more than `/ready` with all its reasons.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
-/// Ask the process on the admin port whether it is well
+/// Ask the process on the admin port whether it is healthy
 ///
 /// Exit codes: 0 it is, 1 it is not or nothing answers (stderr says why), 2 wrong settings.
 #[derive(Args, Clone, Debug)]
@@ -52,7 +52,7 @@ impl Health {
     }
 }
 
-/// Prints at once. No loop runs here that would print it later.
+/// Prints directly to stderr. [`crate::note`] would leave it to a thread that nothing waits for here.
 fn say(problem: impl Display) {
     // If stderr fails, there is no other place to report it.
     let _ = writeln!(stderr(), "{problem}");

@@ -23,7 +23,7 @@ pub(crate) fn reap_if_first() {
     {
         let _ = SigSet::all().thread_unblock();
         // The log would start a second thread, which this process must not have yet.
-        let _ = writeln!(std::io::stderr(), "what programs leave behind is not reaped: {error}");
+        let _ = writeln!(std::io::stderr(), "orphaned processes are not reaped: {error}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a command prints: results to stdout ([`out!`](crate::out)), messages for people to stderr
-//! ([`note!`](crate::note)). Only the log writes to either besides.
+//! ([`note!`](crate::note)). Apart from these, only the log writes to either.
 //!
 //! Printing never stops a command. If a reader goes away (`| head -1`), nothing more is printed, and the command
 //! completes what it was asked to do. If output cannot be written for another reason, such as a full disk, the command

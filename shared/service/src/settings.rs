@@ -192,7 +192,7 @@ impl Common {
         problems.check(TLS_CA_FILE, Authorities::read(self.tls_ca_file.as_ref()))
     }
 
-    /// Returns where Postgres is. The setting is required.
+    /// Returns the address of Postgres. The setting is required.
     pub fn database_url(&self, problems: &mut Problems) -> Option<&SecretString> {
         let expected = "postgres://user:password@host:5432/database";
         problems.required("DATABASE_URL", self.database_url.as_ref(), expected)
@@ -203,7 +203,7 @@ impl Common {
         problems.within("DATABASE_POOL_SIZE", self.database_pool_size.clone(), 2..=1_000)
     }
 
-    /// Returns where RabbitMQ is. The setting is required.
+    /// Returns the address of RabbitMQ. The setting is required.
     pub fn amqp_url(&self, problems: &mut Problems) -> Option<&SecretString> {
         let expected = "amqp://user:password@host:5672/vhost";
         problems.required("AMQP_URL", self.amqp_url.as_ref(), expected)

@@ -37,7 +37,7 @@ struct Secret {
 pub struct OpenFiles {
     /// The limit that it was started with, and that its programs get.
     pub given: u64,
-    /// The limit that it has raised this to.
+    /// The limit to which it has raised that.
     pub now: u64,
 }
 
@@ -153,7 +153,8 @@ pub fn open_files() -> OpenFiles {
     })
 }
 
-/// Whether the process was started with SIGHUP ignored. Must be called first before a handler for that signal is set.
+/// Whether the process was started with SIGHUP ignored. The first call must come before a handler for that signal is
+/// set.
 pub(crate) fn outlives_its_terminal() -> bool {
     *OUTLIVES_ITS_TERMINAL.get_or_init(|| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -108,7 +108,7 @@ impl Span {
         span
     }
 
-    /// Begins a part of the span at `whole`. If there is no such span, the part is none either.
+    /// Begins a part of the span at `whole`. Returns [`Span::NONE`] if there is no such span.
     pub fn part_of(whole: Option<Place>, at: SystemTime, name: impl FnOnce() -> String) -> Span {
         let (Some(tracing), Some(place)) = (TRACING.get(), whole) else { return Span::NONE };
         tracing.span(SpanKind::Internal, &context(place, false), at, name())

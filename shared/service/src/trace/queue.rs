@@ -14,7 +14,7 @@ use prometheus::{IntCounterVec, register_int_counter_vec};
 use tracing::{info, warn};
 
 static SPANS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let help = "Spans that ended, by what became of them: exported, failed (the receiver did not take them), dropped (the queue was full)";
+    let help = "Ended spans, by outcome: exported, failed (the receiver did not take them), dropped (the queue was full)";
     let spans = register_int_counter_vec!("harness_spans_total", help, &["outcome"]);
     spans.expect("no other metric has this name")
 });
