@@ -1,6 +1,6 @@
-//! Dead letters: one view over failed jobs and messages that no worker could use, and what is done about them.
+//! Dead letters: one view over failed jobs and messages that no worker could use, and the actions on them.
 //!
-//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed is shown once,
+//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed appears once,
 //! as that job.
 
 mod selection;

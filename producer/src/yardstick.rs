@@ -1,11 +1,11 @@
-//! What jobs are measured by when they are taken in: the same as at the other end of the queue.
+//! The limits that jobs must keep when they are accepted: the same that workers check.
 
 use std::time::Duration;
 
 use job::{Limits, ReplyRule};
 use store::Clock;
 
-/// The window of jobs' ids is that of the workers, by Postgres's clock.
+/// The limits for jobs' ids, sizes and replies. The window of ids follows Postgres's clock, as it does in workers.
 pub struct Yardstick {
     clock: Clock,
     max_bytes: usize,
@@ -14,12 +14,12 @@ pub struct Yardstick {
 }
 
 impl Yardstick {
-    /// By this look at Postgres's clock.
+    /// `clock` is a reading of Postgres's clock.
     pub fn new(clock: Clock, max_bytes: usize, retention: Duration, replies: ReplyRule) -> Yardstick {
         Yardstick { clock, max_bytes, retention, replies }
     }
 
-    /// The limits at this moment.
+    /// Returns the limits at this moment.
     pub fn limits(&self) -> Limits {
         let Yardstick { clock, max_bytes, retention, ref replies } = *self;
         Limits { max_bytes, retention, now_unix_ms: clock.now_unix_ms(), replies: replies.clone() }

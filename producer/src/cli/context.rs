@@ -1,4 +1,4 @@
-//! What a command needs of the outside: settings, Postgres, RabbitMQ. Each takes only what it uses.
+//! What a command needs from outside: settings, Postgres, RabbitMQ. Each command takes only what it uses.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Context {
     pub stop: CancellationToken,
 }
 
-/// Checked settings of a command that needs the ledger.
+/// The checked settings of a command that needs the ledger.
 pub struct Ledger {
     pub store: Store,
     pub address: Address,
@@ -37,7 +37,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// This ledger beside the broker of this configuration, which is being connected to.
+    /// Joins this ledger with the broker of this configuration, and begins to connect to the broker.
     pub fn beside(&self, config: &BrokerConfig) -> Dispatch {
         let broker = Broker::start(config.clone(), CancellationToken::new());
         Dispatch::new(self.store.clone(), broker, config, self.replies.clone())
@@ -45,26 +45,26 @@ impl Ledger {
 }
 
 impl Context {
-    /// Settings for Postgres only; the schema is not looked at.
+    /// Reads the settings for Postgres; does not check the schema.
     pub fn ledger(&mut self) -> anyhow::Result<Ledger> {
         let ledger = self.read_ledger();
         self.finish(ledger)
     }
 
-    /// Postgres with the schema of this binary.
+    /// Reads the settings for Postgres and checks that its schema is that of this binary.
     pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
         let ledger = self.ledger()?;
         unless_stopped(&self.stop, migrations::check(&ledger.address)).await?;
         Ok(ledger)
     }
 
-    /// Settings for Postgres and RabbitMQ; neither is asked anything.
+    /// Reads the settings for Postgres and RabbitMQ; connects to neither.
     pub fn ledger_and_broker(&mut self, name: &str) -> anyhow::Result<(Ledger, BrokerConfig)> {
         let (ledger, config) = (self.read_ledger(), self.read_broker(name));
         self.finish(ledger.zip(config))
     }
 
-    /// Postgres with the schema of this binary, and RabbitMQ, connected.
+    /// Returns Postgres, with its schema checked, and RabbitMQ, connected.
     pub async fn dispatch(&mut self, name: &str) -> anyhow::Result<(Yardstick, Dispatch)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
         let stop = &self.stop;

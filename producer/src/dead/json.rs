@@ -1,4 +1,4 @@
-//! The shapes in which doors give dead letters away.
+//! Dead letters as JSON.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use store::FailedJob;
 use super::read::{Dead, Whole, id_of};
 
 impl Dead {
-    /// One of a list.
+    /// An entry of a list.
     pub fn json(&self) -> Value {
         match self {
             Dead::Job(job) => job_json(job),
@@ -21,7 +21,7 @@ impl Dead {
 }
 
 impl Whole {
-    /// A job with its result and its envelope; a message with its headers and its body.
+    /// A job with its result and envelope, or a message with its headers and body.
     pub fn json(&self) -> serde_json::Result<Value> {
         match self {
             Whole::Job(failed, view) => {
@@ -54,7 +54,7 @@ fn job_json(job: &FailedJob) -> Value {
     })
 }
 
-/// The body as JSON where it is JSON, else as text.
+/// The body is JSON if it parses, otherwise a string.
 fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
     let body = serde_json::from_slice(&letter.body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&letter.body).into_owned()));
@@ -78,7 +78,7 @@ fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
     })
 }
 
-/// The latest time that it knows for all that is later: a header can hold any number.
+/// Times after the year 9999 become its last second, because a header can hold any number.
 pub fn rfc3339(unix_ms: u64) -> String {
     let latest = Duration::from_secs(253_402_300_799);
     let at = UNIX_EPOCH + Duration::from_millis(unix_ms).min(latest);

@@ -1,4 +1,4 @@
-//! Reading: failed jobs and messages side by side. It takes nothing away.
+//! Reads failed jobs and messages together. It removes nothing.
 
 use std::time::SystemTime;
 
@@ -11,34 +11,35 @@ use store::{FailedJob, JobView, Standing, Store};
 use super::plan::is_of_failed;
 use super::selection::{Filter, Kind};
 
-/// Letters that are asked for in the ledger at once.
+/// Letters per query to the ledger.
 pub(super) const CHUNK: usize = 256;
-/// No more than this is kept of letters for one list.
+/// The most bytes of letters that one list keeps.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// The longest message id that is shown as it is.
+/// The longest message id that is shown unchanged.
 const MAX_ID: usize = 64;
 
 /// A dead letter.
 pub enum Dead {
     /// A job that has failed.
     Job(FailedJob),
-    /// A message, with what can be read of its job, and when it died, or when the one before it did: in milliseconds of Unix time.
+    /// A message, the peek at its job, and when it died in milliseconds of Unix time. If its own time is unknown, that
+    /// of the letter before it is used.
     Message(Box<DeadLetter>, Glimpse, u64),
 }
 
 /// Dead letters, the oldest first.
 pub struct List {
-    /// As many as were asked for.
+    /// At most as many as were asked for.
     pub letters: Vec<Dead>,
-    /// How many there are, as far as that is known without looking at all.
+    /// How many there are, as far as is known without reading all.
     pub known: u64,
     /// How many more there may be.
     pub unseen: u64,
 }
 
-/// One dead letter with all that is known of it.
+/// One dead letter with all its details.
 pub enum Whole {
-    /// A job that has failed, and where it stands.
+    /// A job that has failed, with its record.
     Job(FailedJob, Option<Box<JobView>>),
     /// A message.
     Message(Box<DeadLetter>, Glimpse),
@@ -53,7 +54,7 @@ impl Dead {
     }
 }
 
-/// The oldest that pass.
+/// Lists the oldest letters that pass the filter.
 pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<List> {
     let (mut letters, mut known, mut unseen) = (Vec::new(), 0, 0);
     if filter.takes(Kind::Job) {
@@ -73,7 +74,7 @@ pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow:
     Ok(List { letters, known, unseen })
 }
 
-/// One: by a job's id, a message's id, or its number in the list without filters.
+/// Finds one letter by a job's id, by a message's id, or by its number in the unfiltered list.
 pub async fn find(dispatch: &Dispatch, id: &str) -> anyhow::Result<Option<Whole>> {
     if let Ok(job_id) = id.parse::<JobId>()
         && let Some(failed) = failed(&dispatch.store, &[job_id]).await?.pop()
@@ -110,7 +111,7 @@ async fn whole(store: &Store, failed: FailedJob) -> anyhow::Result<Whole> {
     Ok(Whole::Job(failed, view.map(Box::new)))
 }
 
-/// Those that pass, and how many letters lie behind the last one that was looked at.
+/// Returns the messages that pass, and how many letters follow the last one that was read.
 async fn read_messages(
     dispatch: &Dispatch,
     filter: &Filter,
@@ -137,7 +138,7 @@ async fn read_messages(
         }
         let standing = standing(&dispatch.store, chunk.iter().map(|(_, glimpse, _)| glimpse)).await?;
         for (letter, glimpse, died) in chunk {
-            // Shown as the job.
+            // It is listed as the job instead.
             let hidden = of(&standing, &glimpse)
                 .is_some_and(|standing| standing.open && is_of_failed(&glimpse, Some(standing)));
             if !hidden {
@@ -150,23 +151,23 @@ async fn read_messages(
     Ok((letters, unseen))
 }
 
-/// What can be read of a letter's job.
+/// Returns what can be read of a letter's job.
 pub(super) fn glimpse(letter: &DeadLetter) -> Glimpse {
     job::glimpse(&letter.body, letter.message_id.as_deref())
 }
 
-/// What a letter is called in lists: its message id, or its mark where that is missing or no word.
+/// The id of a letter in lists: its message id, or its mark if that is missing or not printable.
 pub fn id_of(letter: &DeadLetter) -> String {
     let is_word = |id: &&String| (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
     letter.message_id.as_ref().filter(is_word).unwrap_or(&letter.mark).clone()
 }
 
-/// Whether a letter answers to an id.
+/// Whether an id names this letter.
 pub(super) fn is_called(letter: &DeadLetter, id: &str) -> bool {
     letter.mark == id || letter.message_id.as_deref() == Some(id)
 }
 
-/// Where the ledger has the jobs of letters.
+/// Reads what the ledger says about the jobs of letters.
 pub(super) async fn standing(
     store: &Store,
     letters: impl Iterator<Item = &Glimpse>,
@@ -180,13 +181,13 @@ pub(super) async fn standing(
     store.standing(&jobs).await.context("asking the ledger for the jobs of letters")
 }
 
-/// The one that a letter's job has.
+/// Finds the standing of a letter's job.
 pub(super) fn of<'a>(standing: &'a [Standing], glimpse: &Glimpse) -> Option<&'a Standing> {
     let job_id = glimpse.job_id?;
     standing.iter().find(|standing| standing.job_id == job_id)
 }
 
-/// The failed ones among these jobs.
+/// Returns the failed ones among these jobs.
 pub(super) async fn failed(store: &Store, jobs: &[JobId]) -> anyhow::Result<Vec<FailedJob>> {
     store.failed_among(jobs).await.context("reading failed jobs")
 }

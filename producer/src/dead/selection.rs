@@ -1,4 +1,4 @@
-//! Which dead letters are meant: by their ids, or by what is true of them. For jobs the ledger selects by the same.
+//! Selects dead letters by their ids or by their properties. For jobs, the ledger applies the same filter.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,12 +7,12 @@ use job::{Glimpse, Name};
 use queue::{DeadLetter, pool_of_queue};
 use store::DeadFilter;
 
-/// What is dead.
+/// The kind of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A job that has failed.
     Job,
-    /// A message in `harness.dead` that is not that of a failed job.
+    /// A message in `harness.dead` that belongs to no failed job.
     Message,
 }
 
@@ -25,17 +25,17 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Some dead letters.
+/// A choice of dead letters.
 #[derive(Clone, Debug)]
 pub enum Selection {
-    /// All that pass.
+    /// All that pass the filter.
     All(Filter),
     /// Those with these ids: of jobs, or of messages as lists show them.
     Ids(Vec<String>),
 }
 
 impl Selection {
-    /// Whether letters are looked at for their own sake.
+    /// Whether messages are selected too, not only the letters of selected jobs.
     pub fn takes_messages(&self) -> bool {
         match self {
             Selection::All(filter) => filter.takes(Kind::Message),
@@ -44,12 +44,12 @@ impl Selection {
     }
 }
 
-/// Each one given must be true; a message that does not say what is asked for does not pass.
+/// Every given condition must hold. A message that lacks a property does not pass a condition on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only jobs, or only messages.
     pub kind: Option<Kind>,
-    /// What the ledger takes for jobs.
+    /// The conditions, which the ledger applies to jobs.
     pub of: DeadFilter,
 }
 
@@ -59,7 +59,7 @@ impl Filter {
         *self == Filter::default()
     }
 
-    /// Whether this kind can pass.
+    /// Whether letters of this kind can pass.
     pub fn takes(&self, kind: Kind) -> bool {
         self.kind.is_none_or(|wanted| wanted == kind)
     }

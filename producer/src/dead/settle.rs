@@ -1,8 +1,8 @@
-//! Settling: redrive or drop, first the jobs, then the messages.
+//! Settles dead letters: redrives or drops first the jobs, then the messages.
 //!
-//! In chunks, so that any number takes little memory. Both walks end where their list ended when they began: what dies
-//! again because it was redriven does not come again. A letter whose job has been settled, now or before, is removed by
-//! whoever comes across it.
+//! Works in chunks, so that memory stays bounded for any number. Both passes end where their list ended when they
+//! began, so a letter that dies again after its redrive is not seen twice. A letter whose job has been settled, now or
+//! before, is removed as soon as any pass finds it.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -22,55 +22,55 @@ use super::selection::{Filter, Kind, Selection};
 use crate::submit;
 use crate::yardstick::Yardstick;
 
-/// Jobs per transaction; each brings its whole envelope along.
+/// Jobs per transaction. Each brings its whole envelope.
 const JOBS: i64 = 64;
-/// Bodies per chunk of letters.
+/// Bytes of bodies per chunk of letters.
 const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 
-/// What is to be done.
+/// A request to settle dead letters.
 #[derive(Clone, Debug)]
 pub struct Order {
     pub act: Act,
     pub selection: Selection,
-    /// It only says what would be done.
+    /// Only report what would be done.
     pub dry_run: bool,
 }
 
-/// A door that listens while it is done.
+/// Receives the events of a run.
 pub trait Listener {
-    /// Something has happened.
+    /// Takes one event.
     fn hear(&mut self, event: Event<'_>);
 
-    /// Waits until all that was heard is dealt with: nothing goes on meanwhile.
+    /// Waits until all events so far are dealt with. No work is done meanwhile.
     fn keep_up(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// What it hears.
+/// An event of a run.
 pub enum Event<'a> {
-    /// Something has become of one.
+    /// One letter was settled or kept.
     Fate { kind: Kind, id: &'a str, fate: &'a Fate },
-    /// There is nothing of this id.
+    /// No dead letter has this id.
     Missing { id: &'a str, why: &'a str },
-    /// So many more were looked at.
+    /// This many more letters were read.
     Looked(u64),
 }
 
-/// What became of one.
+/// What became of a letter.
 #[derive(Clone, Debug)]
 pub enum Fate {
-    /// A new job does its work.
+    /// A new job redoes its work.
     Redriven(JobId),
-    /// It is in this queue again.
+    /// It was sent back to this queue.
     Returned(String),
-    /// It is seen no more.
+    /// It was removed from the list.
     Dropped,
-    /// Its job had been dealt with: only the message was left, and is gone.
+    /// Its job had been settled before; the leftover message was removed.
     Cleared,
-    /// Nothing, and why.
+    /// Nothing was done, for this reason.
     Kept(String),
 }
 
-/// How many there may be to look at; unknown for single ones.
+/// Returns how many letters there may be to read; `None` when they are selected by id.
 pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result<Option<u64>> {
     let Selection::All(filter) = selection else { return Ok(None) };
     let mut count = 0;
@@ -83,7 +83,7 @@ pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result
     Ok(Some(count))
 }
 
-/// Does it to all that is meant. After an error, or the stop, what was done stays done.
+/// Settles all selected letters. After an error or a stop, what was done stays done.
 pub async fn settle<L: Listener>(
     dispatch: &Dispatch,
     yardstick: &Yardstick,
@@ -91,7 +91,7 @@ pub async fn settle<L: Listener>(
     stop: &CancellationToken,
     listener: &mut L,
 ) -> anyhow::Result<()> {
-    // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.
+    // A copy of a letter that no sweep has seen yet would otherwise fail the job whose message goes back to its queue.
     if !order.dry_run {
         dispatch.sweep_dead().await.context("ending jobs whose message is dead")?;
     }
@@ -106,11 +106,11 @@ struct Work<'a, L> {
     stop: &'a CancellationToken,
     order: &'a Order,
     listener: &'a mut L,
-    /// Jobs that were asked for by their ids and looked at.
+    /// Jobs that were selected by id and have been read.
     jobs: HashSet<JobId>,
     /// Ids that were asked for and found.
     found: HashSet<String>,
-    /// Whether a job was settled that may have left a letter behind.
+    /// Whether a settled job may have left a letter behind.
     letters_left: bool,
 }
 
@@ -136,7 +136,7 @@ impl<L: Listener> Work<'_, L> {
         }
     }
 
-    /// Not before the listener has kept up.
+    /// Checks only after the listener has kept up.
     async fn check_stop(&mut self) -> anyhow::Result<()> {
         self.listener.keep_up().await;
         if self.stop.is_cancelled() {
@@ -237,7 +237,7 @@ impl<L: Listener> Work<'_, L> {
     async fn messages(&mut self) -> anyhow::Result<()> {
         let mut walk = self.dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
         let done = self.walk(&mut walk).await;
-        // Also after an error: what was published must be removed.
+        // Closed even after an error: what was published must be removed.
         let closed = walk.close().await.context("removing letters from harness.dead");
         done.and(closed)
     }
@@ -254,7 +254,7 @@ impl<L: Listener> Work<'_, L> {
                     break;
                 };
                 let seen = Seen::new(held, &self.order.selection, now);
-                // One that nobody asked for is looked at only because its job may have been settled.
+                // A letter that was not selected matters only if its job was settled.
                 if seen.is_wanted || seen.glimpse.job_id.is_some() {
                     bytes += seen.held.letter.body.len();
                     chunk.push(seen);
@@ -289,7 +289,7 @@ impl<L: Listener> Work<'_, L> {
                         self.clear(walk, seen);
                     }
                 }
-                // A job's letter, which goes when the job is settled.
+                // It belongs to a job, and goes when the job is settled.
                 Step::AsJob(_) => {}
                 _ if !seen.is_wanted => {}
                 Step::Keep(why) => self.note(&seen, Fate::Kept(why)),
@@ -334,7 +334,7 @@ impl<L: Listener> Work<'_, L> {
         }
     }
 
-    /// Says of ids that nothing was found for what they are instead.
+    /// Reports for each id that was not found what it is instead.
     async fn say_what_is_missing(&mut self, ids: &[String]) -> anyhow::Result<()> {
         for id in ids.iter().filter(|id| !self.found.contains(*id)) {
             let state = match id.parse::<JobId>() {
@@ -351,11 +351,11 @@ impl<L: Listener> Work<'_, L> {
     }
 }
 
-/// A letter in our hands, and what is known of it.
+/// A letter that this run holds, and what is known of it.
 struct Seen {
     held: HeldLetter,
     glimpse: Glimpse,
-    /// Whether it was asked for.
+    /// Whether it was selected.
     is_wanted: bool,
 }
 
@@ -370,7 +370,7 @@ impl Seen {
     }
 }
 
-/// What has been done about a failed job already.
+/// What was done about a failed job before.
 fn settled(job: &FailedJob) -> Option<String> {
     match (job.redriven_as, &job.dismissed_at) {
         (Some(new), _) => Some(format!("was redriven before, as {new}")),
@@ -380,5 +380,5 @@ fn settled(job: &FailedJob) -> Option<String> {
 }
 
 fn lost() -> Fate {
-    Fate::Kept("somebody else has just settled it".to_owned())
+    Fate::Kept("another caller has just settled it".to_owned())
 }

@@ -267,7 +267,7 @@ async fn a_ledger_whose_workers_live_is_not_revived() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
     let refused = fleet.producer(&["revive"]).await;
-    assert!(refused.code == 1 && refused.err.contains("lives: stop every worker first"), "{refused:?}");
+    assert!(refused.code == 1 && refused.err.contains("is alive: stop every worker first"), "{refused:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_workers WHERE state = 'alive'").await, 1);
 }
 

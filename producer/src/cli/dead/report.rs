@@ -1,4 +1,4 @@
-//! What became of dead letters: told as it happens, and summed up.
+//! Reports what becomes of dead letters: each as it happens, and a summary.
 
 use std::process::ExitCode;
 
@@ -11,17 +11,17 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::progress::Progress;
 use crate::dead::{Event, Fate, Kind, Listener};
 
-/// Reasons that are printed of a bulk; the rest is only counted.
+/// How many reasons are printed for a bulk; further ones are only counted.
 const REASONS: u64 = 20;
 
-/// Tells and counts.
+/// Prints and counts events.
 pub struct Report {
     progress: Progress,
     stop: CancellationToken,
     json: bool,
-    /// Nothing really happens.
+    /// Nothing is really done.
     dry_run: bool,
-    /// A line for each; else only for what was kept, and not for all of that.
+    /// Print a line for each letter; otherwise only for the first [`REASONS`] that were kept.
     each: bool,
     redriven: u64,
     returned: u64,
@@ -68,7 +68,7 @@ impl Report {
                 self.progress.say(&format!("{kind} {id} {would}kept: {}", shown(reason)));
             }
             Fate::Kept(_) if count == REASONS + 1 => {
-                self.progress.say("and others; --json tells the reason of each");
+                self.progress.say("and others; --json prints the reason for each");
             }
             Fate::Redriven(job_id) if self.each && !self.dry_run => {
                 self.progress.print(&format!("{id} redriven as {job_id}"));

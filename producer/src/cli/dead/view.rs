@@ -16,19 +16,19 @@ use crate::dead::{Dead, Kind, find, id_of, list, rfc3339};
 pub struct List {
     #[command(flatten)]
     flags: Flags,
-    /// At most so many
+    /// Show at most this many
     #[arg(long, default_value_t = 50)]
     limit: usize,
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Show {
-    /// A job's id, a message's id as the list shows it, or a number in the list without filters
+    /// A job's id, a message's id as the list shows it, or a number in the unfiltered list
     id: String,
-    /// One JSON object in one line
+    /// Print one JSON object on one line
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ impl List {
         for (number, letter) in (1..).zip(&found.letters) {
             table.add_row(cells(number, letter));
         }
-        // An id that is broken over lines cannot be copied.
+        // An id that is broken over two lines cannot be copied.
         for column in [2, 8] {
             if let Some(column) = table.column_mut(column) {
                 column.set_constraint(ColumnConstraint::ContentWidth);
