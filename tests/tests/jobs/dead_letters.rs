@@ -252,7 +252,7 @@ async fn a_dry_run_tells_all_and_changes_nothing() {
         let one = dead(&fleet, &[act, "--dry-run", &failed.job_id.to_string()]).await;
         assert_eq!(one.code, 0, "{one:?}");
         assert!(one.err.contains("would be"), "{one:?}");
-        // All letters cannot be chosen by mistake, and filters without effect are refused.
+        // A missing choice, everything without --yes, and filters without effect are refused.
         let id = unknown.job_id.to_string();
         for wrong in [&[act, "--all"][..], &[act], &[act, &id, "--all"], &[act, &id, "--kind", "job"]] {
             let ran = dead(&fleet, wrong).await;

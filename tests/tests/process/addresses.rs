@@ -77,7 +77,7 @@ async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
     works_by(&fleet, &format!("postgres://{account}@{silent},{place}/{database}")).await;
 }
 
-/// A lookup of this name in `/etc/hosts` never returns. Only the end of the process ends it.
+/// A lookup in this `/etc/hosts`, a pipe without a writer, never returns; it ends only with the process.
 #[tokio::test]
 async fn a_name_is_looked_up_when_its_turn_has_come() {
     let fleet = Fleet::on(Database::empty().await);

@@ -176,7 +176,7 @@ async fn a_signal_ends_a_bulk_after_every_line_that_left_the_pipe() {
     let text: String =
         (0..4_000).map(|n| format!("{}\n", job::encode(&job(&format!("s-{n}"), "echo", json!(n))))).collect();
     // Written page by page, so that the pipe is as full as possible, until far more lines were read than a batch and
-    // its successors hold.
+    // the lines that wait for the next one.
     let written = Arc::new(AtomicUsize::new(0));
     let (count, all) = (written.clone(), text.clone());
     let writing = tokio::task::spawn_blocking(move || {

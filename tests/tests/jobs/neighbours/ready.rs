@@ -112,8 +112,8 @@ async fn a_connection_that_has_gone_silent_in_its_sleep_is_replaced_before_it_is
     fleet.enqueue(&first).await;
     fleet.undisturbed(&first).await;
     proxy.forget();
-    // The heartbeat returns after three seconds. By then every call on a connection in use has given up; the other
-    // connections were idle.
+    // The heartbeat returns after three seconds. By then, calls on connections that were in use have timed out; the
+    // other connections were idle.
     let beat = "SELECT (extract(epoch FROM heartbeat_at) * 1000)::bigint FROM harness_workers";
     let last = fleet.database.count(beat).await;
     until("the heartbeat is back", async || (fleet.database.count(beat).await > last).then_some(())).await;
