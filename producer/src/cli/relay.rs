@@ -1,4 +1,4 @@
-//! `producer relay`: a relay of its own.
+//! `producer relay`: runs a relay and nothing else.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use tracing::info;
 use super::context::Context;
 use crate::readings::Readings;
 
-/// How long replies that are on their way may take after SIGTERM.
+/// How long outstanding replies may take after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Run a relay until SIGTERM.
@@ -29,7 +29,7 @@ impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let admin = self.admin.check(&mut context.problems);
         let (ledger, config) = context.ledger_and_broker("producer relay")?;
-        // What is wrong with it is among the problems that end this above.
+        // A problem with it has ended the command above.
         let admin = admin.context("reading ADMIN_ADDR")?;
         let dispatch = ledger.beside(&config);
         let publishing = dispatch.broker.clone();
@@ -43,7 +43,7 @@ impl RelayArgs {
         });
         let mut lifecycle = Lifecycle::default();
         lifecycle.open(&admin, readiness).await?;
-        // Neither has to be there first: a relay that gave up would have to be started again.
+        // Neither Postgres nor the broker needs to be up first: a relay that gave up would have to be started again.
         let schema = || migrations::check(&ledger.address);
         let what = "reading the schema from Postgres";
         if retry_or_stop(what, &context.stop, SchemaError::is_retryable, schema).await?.is_none() {
