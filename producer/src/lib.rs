@@ -6,11 +6,11 @@
 //!
 //! What lies here are operations: they know no command line. `cli` parses, calls one of them and prints.
 
-mod yardstick;
-mod sends;
+mod intake_limits;
+mod send_spans;
 mod submit;
 mod wait;
 mod cancel;
 mod dead;
-mod readings;
+mod fleet_gauges;
 pub mod cli;

@@ -9,7 +9,7 @@ use job::{JobId, JobSpec, Limits, OnBusy};
 use store::{Accepted, Ask, DueJob};
 use tracing::warn;
 
-use crate::sends::Sends;
+use crate::send_spans::SendSpans;
 
 /// Jobs that were submitted: what became of each. The new ones are still to be published.
 #[must_use = "what is not published here is published by a relay, later"]
@@ -24,7 +24,7 @@ pub struct Submitted {
     /// Those that want room made in their sessions.
     asking: Vec<(JobId, Ask)>,
     /// They end with the broker's confirms.
-    sends: Sends,
+    send_spans: SendSpans,
     dispatch: Dispatch,
 }
 
@@ -34,7 +34,7 @@ pub async fn submit(
     mut jobs: Vec<JobSpec>,
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
-    let sends = Sends::begin(&mut jobs, limits);
+    let send_spans = SendSpans::begin(&mut jobs, limits);
     let answers = dispatch.store.accept(&jobs).await.context("writing jobs to Postgres")?;
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in jobs.iter().zip(answers) {
@@ -45,7 +45,7 @@ pub async fn submit(
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, sends))
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans))
 }
 
 /// Takes in the jobs that do failed ones' work again, each with the failed one's id. Those whose failed job somebody else has
@@ -56,14 +56,14 @@ pub async fn redrive(
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
     let (failed, mut jobs): (Vec<JobId>, Vec<JobSpec>) = jobs.into_iter().unzip();
-    let sends = Sends::begin(&mut jobs, limits);
+    let send_spans = SendSpans::begin(&mut jobs, limits);
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
     let taken = dispatch.store.redrive(&pairs).await.context("redriving jobs")?;
     let taken: HashSet<JobId> = taken.into_iter().collect();
     let new: Vec<&JobSpec> =
         pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
     let before = pairs.len() - new.len();
-    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, sends))
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
 }
 
 impl Submitted {
@@ -72,19 +72,19 @@ impl Submitted {
         new: Vec<&JobSpec>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
-        mut sends: Sends,
+        mut send_spans: SendSpans,
     ) -> Submitted {
         let asking = new.iter().filter_map(|spec| ask(spec)).collect();
         let due: Vec<DueJob> = new.into_iter().map(due).collect();
-        sends.accepted(&due, &refused);
+        send_spans.accepted(&due, &refused);
         let new = due.iter().map(|job| job.job_id).collect();
-        Submitted { new, refused, accepted_before, due, asking, sends, dispatch: dispatch.clone() }
+        Submitted { new, refused, accepted_before, due, asking, send_spans, dispatch: dispatch.clone() }
     }
 
     /// Makes room for the new ones, where they want that, and publishes them. One whose publish is not confirmed stays accepted: a relay publishes it later. Returns how many were
     /// confirmed.
     pub async fn publish(self) -> anyhow::Result<usize> {
-        let Submitted { due, asking, sends, dispatch, .. } = self;
+        let Submitted { due, asking, send_spans, dispatch, .. } = self;
         // A worker asks as well when it claims such a job, but all of them may be busy until then.
         if !asking.is_empty()
             && let Err(cause) = dispatch.store.make_room(&asking).await
@@ -92,7 +92,7 @@ impl Submitted {
             warn!(cause = cause.as_dyn(), "no room was made in sessions yet: workers ask again");
         }
         let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
-        drop(sends);
+        drop(send_spans);
         confirmed
     }
 }

@@ -45,7 +45,7 @@ pub async fn wait(
 }
 
 /// Where these jobs stand, however many they are; those that the ledger does not know are missing.
-pub async fn stand(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+pub async fn job_views(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
     let mut views = Vec::with_capacity(jobs.len());
     for chunk in jobs.chunks(CHUNK) {
         views.extend(store.jobs(chunk).await?);

@@ -119,7 +119,7 @@ impl Fleet {
 
     /// Runs a command of the producer's.
     pub async fn producer(&self, arguments: &[&str]) -> Ran {
-        self.producer_reading("", arguments).await
+        self.producer_with_input("", arguments).await
     }
 
     /// A command of the producer's, to be started.
@@ -130,7 +130,7 @@ impl Fleet {
     }
 
     /// Runs a command of the producer's that reads this from stdin.
-    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+    pub async fn producer_with_input(&self, input: &str, arguments: &[&str]) -> Ran {
         let command = self.producer_command(arguments);
         Ran::of(command, input).await
     }
@@ -164,7 +164,7 @@ impl Fleet {
     /// Enqueues jobs, in order, and expects that all are accepted.
     pub async fn enqueue(&self, jobs: &[JobSpec]) {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();
-        let ran = self.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+        let ran = self.producer_with_input(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 

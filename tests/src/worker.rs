@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::{PATIENCE, http, until, usage};
+use crate::{TIMEOUT, http, until, usage};
 
 /// The path of one of our binaries: cargo puts them beside each other, tests and examples into folders there. `cargo test` does
 /// not build them for us, so an old one is refused.
@@ -225,14 +225,14 @@ impl Worker {
     pub async fn said(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let line = |log: &Log| log.lines.iter().find(|line| line.contains(text)).cloned();
-        let heard = timeout(PATIENCE, log.wait_for(|log| log.over || line(log).is_some())).await;
+        let heard = timeout(TIMEOUT, log.wait_for(|log| log.over || line(log).is_some())).await;
         match heard {
             Ok(Ok(log)) => match line(&log) {
                 Some(line) => line,
                 None => panic!("{} ended without saying \"{text}\"", self.name),
             },
             Ok(Err(_)) | Err(_) => {
-                panic!("{} has not said \"{text}\" within {} s", self.name, PATIENCE.as_secs())
+                panic!("{} has not said \"{text}\" within {} s", self.name, TIMEOUT.as_secs())
             }
         }
     }
@@ -328,8 +328,8 @@ impl Worker {
     /// Waits for its end, however that comes.
     pub async fn ended(&mut self) -> ExitStatus {
         let mut log = self.log.clone();
-        let over = timeout(PATIENCE, log.wait_for(|log| log.over)).await;
-        assert!(over.is_ok(), "{} has not ended within {} s", self.name, PATIENCE.as_secs());
+        let over = timeout(TIMEOUT, log.wait_for(|log| log.over)).await;
+        assert!(over.is_ok(), "{} has not ended within {} s", self.name, TIMEOUT.as_secs());
         self.child.wait().expect("an exit status")
     }
 

@@ -91,14 +91,14 @@ impl Lines {
         let (total, counted) = oneshot::channel();
         let state = Arc::new(State::default());
         let room = Arc::new(Semaphore::new(ROOM));
-        let reading = Reading { lines, most, room, runtime: Handle::current(), state: state.clone() };
+        let reader = LineReader { lines, most, room, runtime: Handle::current(), state: state.clone() };
         let (failed, going_on) = match io::pipe() {
             Ok((stop, going_on)) => {
                 std::thread::spawn(move || {
                     // Nobody takes an error when the command has been stopped.
                     let _ = match open(&file, total) {
-                        Ok(file) => reading.all(file, stop),
-                        Err(error) => reading.send(Err(error)),
+                        Ok(file) => reader.all(file, stop),
+                        Err(error) => reader.send(Err(error)),
                     };
                 });
                 (None, Some(going_on))
@@ -177,7 +177,7 @@ fn count(file: &File) -> io::Result<u64> {
     }
 }
 
-struct Reading {
+struct LineReader {
     lines: mpsc::Sender<io::Result<Line>>,
     most: usize,
     room: Arc<Semaphore>,
@@ -231,7 +231,7 @@ impl Read for Input<'_> {
     }
 }
 
-impl Reading {
+impl LineReader {
     /// Ends at the end or after the stop, or with an error when nobody takes lines any more.
     fn all(&self, file: File, stop: PipeReader) -> Result<(), Closed> {
         let input = Input { file, stop, is_stopped: false, state: &self.state };

@@ -9,14 +9,14 @@ use service::{JobIds, Origin, Role, Span};
 use store::DueJob;
 
 /// Jobs on their way to the broker; empty where no traces are made.
-pub struct Sends(HashMap<JobId, Span>);
+pub struct SendSpans(HashMap<JobId, Span>);
 
-impl Sends {
+impl SendSpans {
     /// They begin; each job gets its span's place as that which its attempts are below.
     /// A job that would become too large by it goes without.
-    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> Sends {
+    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> SendSpans {
         let now = SystemTime::now();
-        Sends(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
+        SendSpans(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
     }
 
     /// These alone are new. Those were refused; the others were sent before, and keep the trace that they had.
