@@ -59,7 +59,7 @@ enum Command {
     /// Look at sessions
     Sessions(sessions::Sessions),
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
-    Dead(dead::Dead),
+    Dead(dead::DeadArgs),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.

@@ -11,6 +11,6 @@ mod settle;
 
 pub use json::rfc3339;
 pub use plan::Act;
-pub use read::{Dead, find, id_of, list};
+pub use read::{DeadEntry, find, id_of, list};
 pub use selection::{Filter, Kind, Selection};
-pub use settle::{Event, Fate, Listener, Order, count, settle};
+pub use settle::{Disposition, Event, Listener, Order, count, settle};

@@ -7,11 +7,11 @@
 //! The modules here are operations, which know no command line. `cli` parses the arguments, calls one operation and
 //! prints the result.
 
-mod yardstick;
-mod sends;
+mod intake_limits;
+mod send_spans;
 mod submit;
 mod wait;
 mod cancel;
 mod dead;
-mod readings;
+mod fleet_gauges;
 pub mod cli;

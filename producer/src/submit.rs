@@ -9,7 +9,7 @@ use job::{JobId, JobSpec, Limits, OnBusy};
 use store::{Accepted, Ask, DueJob};
 use tracing::warn;
 
-use crate::sends::Sends;
+use crate::send_spans::SendSpans;
 
 /// Jobs that were submitted, and what became of each. The new ones still have to be published.
 #[must_use = "what is not published here waits until a relay publishes it"]
@@ -24,7 +24,7 @@ pub struct Submitted {
     /// Jobs that want their session's running job to give way.
     asking: Vec<(JobId, Ask)>,
     /// The spans end when the broker has confirmed.
-    sends: Sends,
+    send_spans: SendSpans,
     dispatch: Dispatch,
 }
 
@@ -34,7 +34,7 @@ pub async fn submit(
     mut jobs: Vec<JobSpec>,
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
-    let sends = Sends::begin(&mut jobs, limits);
+    let send_spans = SendSpans::begin(&mut jobs, limits);
     let answers = dispatch.store.accept(&jobs).await.context("writing jobs to Postgres")?;
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in jobs.iter().zip(answers) {
@@ -45,7 +45,7 @@ pub async fn submit(
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, sends))
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans))
 }
 
 /// Accepts jobs that redo the work of failed ones; each comes with the id of its failed job. If another caller has
@@ -56,14 +56,14 @@ pub async fn redrive(
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
     let (failed, mut jobs): (Vec<JobId>, Vec<JobSpec>) = jobs.into_iter().unzip();
-    let sends = Sends::begin(&mut jobs, limits);
+    let send_spans = SendSpans::begin(&mut jobs, limits);
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
     let taken = dispatch.store.redrive(&pairs).await.context("redriving jobs")?;
     let taken: HashSet<JobId> = taken.into_iter().collect();
     let new: Vec<&JobSpec> =
         pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
     let before = pairs.len() - new.len();
-    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, sends))
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
 }
 
 impl Submitted {
@@ -72,19 +72,19 @@ impl Submitted {
         new: Vec<&JobSpec>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
-        mut sends: Sends,
+        mut send_spans: SendSpans,
     ) -> Submitted {
         let asking = new.iter().filter_map(|spec| ask(spec)).collect();
         let due: Vec<DueJob> = new.into_iter().map(due).collect();
-        sends.accepted(&due, &refused);
+        send_spans.accepted(&due, &refused);
         let new = due.iter().map(|job| job.job_id).collect();
-        Submitted { new, refused, accepted_before, due, asking, sends, dispatch: dispatch.clone() }
+        Submitted { new, refused, accepted_before, due, asking, send_spans, dispatch: dispatch.clone() }
     }
 
     /// Asks running jobs to give way where the new ones want that, and publishes the new ones. A job whose publish is
     /// not confirmed stays accepted, and a relay publishes it later. Returns how many were confirmed.
     pub async fn publish(self) -> anyhow::Result<usize> {
-        let Submitted { due, asking, sends, dispatch, .. } = self;
+        let Submitted { due, asking, send_spans, dispatch, .. } = self;
         // A worker also asks when it claims such a job, but until then all workers may be busy.
         if !asking.is_empty()
             && let Err(cause) = dispatch.store.make_room(&asking).await
@@ -95,7 +95,7 @@ impl Submitted {
             );
         }
         let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
-        drop(sends);
+        drop(send_spans);
         confirmed
     }
 }

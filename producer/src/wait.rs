@@ -46,7 +46,7 @@ pub async fn wait(
 }
 
 /// Returns the state of these jobs, however many there are. Jobs that the ledger does not know are missing.
-pub async fn stand(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+pub async fn job_views(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
     let mut views = Vec::with_capacity(jobs.len());
     for chunk in jobs.chunks(CHUNK) {
         views.extend(store.jobs(chunk).await?);

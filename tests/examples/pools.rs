@@ -20,7 +20,7 @@ use serde_json::json;
 use tests::{Cluster, Fleet, Namespace, Worker, until};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Messages of a burst, and the number of workers that they need.
 const BURST: (usize, i32) = (40, 20);
 /// The interval between looks at a Deployment that is to change.
@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
         pools.iter().enumerate().filter(|(at, _)| !missing(*at)).map(|(_, pool)| pool).collect();
     let config = BrokerConfig::new(&fleet.vhost.url, "bursts").with_pools(there.iter().copied().cloned());
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await?;
+    broker.ready(TIMEOUT).await?;
     for pool in &pools {
         deployment(&namespace, pool).await;
     }
@@ -136,7 +136,7 @@ async fn burst(broker: &Broker, namespace: &Namespace, pool: &Name) -> anyhow::R
             let writes = generation(&deployment) - before;
             return Ok(Answer { seconds: began.elapsed().as_secs_f64(), writes });
         }
-        ensure!(began.elapsed() < PATIENCE, "{pool} did not grow within {PATIENCE:?}");
+        ensure!(began.elapsed() < TIMEOUT, "{pool} did not grow within {TIMEOUT:?}");
         tokio::time::sleep(LOOK).await;
     }
 }

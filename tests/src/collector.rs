@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A span as it was received.
 #[derive(Clone, Debug)]
@@ -110,10 +110,10 @@ impl Collector {
             seen.spans.iter().filter(|span| span.name == name && pass(span)).cloned().collect()
         };
         let mut seen = self.seen.clone();
-        match timeout(PATIENCE, seen.wait_for(|seen| passing(seen).len() >= count)).await {
+        match timeout(TIMEOUT, seen.wait_for(|seen| passing(seen).len() >= count)).await {
             Ok(seen) => passing(&seen.expect("a collector that serves")),
             Err(_) => {
-                panic!("not within {} s: {count} spans {name} in {:#?}", PATIENCE.as_secs(), self.all())
+                panic!("not within {} s: {count} spans {name} in {:#?}", TIMEOUT.as_secs(), self.all())
             }
         }
     }

@@ -120,7 +120,7 @@ impl Fleet {
 
     /// Runs a command of `producer`.
     pub async fn producer(&self, arguments: &[&str]) -> Ran {
-        self.producer_reading("", arguments).await
+        self.producer_with_input("", arguments).await
     }
 
     /// A command of `producer`, to be started.
@@ -131,7 +131,7 @@ impl Fleet {
     }
 
     /// Runs a command of `producer` with this input on stdin.
-    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+    pub async fn producer_with_input(&self, input: &str, arguments: &[&str]) -> Ran {
         let command = self.producer_command(arguments);
         Ran::of(command, input).await
     }
@@ -166,7 +166,7 @@ impl Fleet {
     /// Enqueues jobs, in order, and expects that all are accepted.
     pub async fn enqueue(&self, jobs: &[JobSpec]) {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();
-        let ran = self.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+        let ran = self.producer_with_input(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 

@@ -60,7 +60,7 @@ pub use vhost::{Guest, Monitor, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Polls until `look` returns something. Use it where there is no event to wait for.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -69,13 +69,13 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 
 /// As `until`, but an error says what was seen instead; the last one is reported if the deadline passes.
 pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let meanwhile = match look().await {
             Ok(seen) => return seen,
             Err(meanwhile) => meanwhile,
         };
-        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", PATIENCE.as_secs());
+        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", TIMEOUT.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

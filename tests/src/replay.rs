@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Pace, Store, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Store, Throughput, Unwanted};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
@@ -113,7 +113,7 @@ impl Real {
                 Reply::Done
             }
             Call::Beat(id) => Reply::Beat(
-                match store.beat(self.workers[&id].worker, &Pace::default()).await.expect("an answer") {
+                match store.beat(self.workers[&id].worker, &Throughput::default()).await.expect("an answer") {
                     Beat::Dead => None,
                     Beat::Alive { held, .. } => {
                         let mut listed = [None; JOBS];
@@ -130,8 +130,8 @@ impl Real {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let dead = declare_dead(&store).await;
-                let bits = dead.into_iter().map(|worker| 1 << self.id(worker));
+                let dead_workers = declare_dead(&store).await;
+                let bits = dead_workers.into_iter().map(|worker| 1 << self.id(worker));
                 Reply::Workers(bits.fold(0, |all, bit| all | bit))
             }
             Call::Rescue => {

@@ -7,7 +7,7 @@ use queue::{Broker, BrokerConfig, DeadLetter, jobs_queue};
 use tokio_util::sync::CancellationToken;
 
 use crate::services::{address, unique_name, with_path};
-use crate::{PATIENCE, http};
+use crate::{TIMEOUT, http};
 
 /// A vhost; it is deleted when this is dropped.
 pub struct Vhost {
@@ -89,7 +89,7 @@ impl Vhost {
     pub async fn broker(&self) -> Broker {
         let config = BrokerConfig::new(&self.url, "test").with_pools([job::Name::default()]);
         let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.expect("a broker that answers");
+        broker.ready(TIMEOUT).await.expect("a broker that answers");
         broker
     }
 

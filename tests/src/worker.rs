@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::{PATIENCE, http, until, usage};
+use crate::{TIMEOUT, http, until, usage};
 
 /// Returns the path of one of our binaries. Cargo puts them in one folder, and tests and examples in folders below it.
 /// `cargo test` does not build the binaries, so an outdated one is refused.
@@ -225,14 +225,14 @@ impl Worker {
     pub async fn said(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let line = |log: &Log| log.lines.iter().find(|line| line.contains(text)).cloned();
-        let heard = timeout(PATIENCE, log.wait_for(|log| log.over || line(log).is_some())).await;
+        let heard = timeout(TIMEOUT, log.wait_for(|log| log.over || line(log).is_some())).await;
         match heard {
             Ok(Ok(log)) => match line(&log) {
                 Some(line) => line,
                 None => panic!("{} ended without logging \"{text}\"", self.name),
             },
             Ok(Err(_)) | Err(_) => {
-                panic!("{} did not log \"{text}\" within {} s", self.name, PATIENCE.as_secs())
+                panic!("{} did not log \"{text}\" within {} s", self.name, TIMEOUT.as_secs())
             }
         }
     }
@@ -328,8 +328,8 @@ impl Worker {
     /// Waits for its end, by exit or by signal.
     pub async fn ended(&mut self) -> ExitStatus {
         let mut log = self.log.clone();
-        let over = timeout(PATIENCE, log.wait_for(|log| log.over)).await;
-        assert!(over.is_ok(), "{} did not end within {} s", self.name, PATIENCE.as_secs());
+        let over = timeout(TIMEOUT, log.wait_for(|log| log.over)).await;
+        assert!(over.is_ok(), "{} did not end within {} s", self.name, TIMEOUT.as_secs());
         self.child.wait().expect("an exit status")
     }
 

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::lines::{BadLine, Line, Lines, Room};
 use super::progress::Progress;
+use crate::intake_limits::IntakeLimits;
 use crate::submit::submit;
-use crate::yardstick::Yardstick;
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
@@ -22,7 +22,7 @@ const BATCH: usize = 500;
 const PUBLISHING: usize = 4 * BATCH;
 
 pub struct Bulk<'a> {
-    pub yardstick: &'a Yardstick,
+    pub intake_limits: &'a IntakeLimits,
     pub dispatch: &'a Dispatch,
     /// Stop at the first refused line.
     pub strict: bool,
@@ -44,7 +44,7 @@ struct Sums {
 impl Bulk<'_> {
     /// Accepts jobs in the order of the lines, which is the order within each session; publishes behind.
     pub async fn run(&self, file: PathBuf, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-        let mut lines = Lines::read(file, BATCH, self.yardstick.limits().max_bytes);
+        let mut lines = Lines::read(file, BATCH, self.intake_limits.current().max_bytes);
         // A pipe opens only once its other end is opened.
         let total = stop.run_until_cancelled(lines.total()).await.flatten();
         let progress = Progress::new(total);
@@ -113,7 +113,7 @@ impl Bulk<'_> {
 
     /// Returns the jobs of these lines and the room that they take. With `strict`, it ends at the first refused line.
     fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> (Vec<JobSpec>, Vec<Room>) {
-        let limits = self.yardstick.limits();
+        let limits = self.intake_limits.current();
         let mut batch = Vec::with_capacity(lines.len());
         let mut room = Vec::with_capacity(lines.len());
         for line in lines {
@@ -146,7 +146,7 @@ impl Bulk<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let submitted = submit(self.dispatch, batch, &self.yardstick.limits()).await?;
+        let submitted = submit(self.dispatch, batch, &self.intake_limits.current()).await?;
         let count = submitted.new.len();
         sums.accepted += count;
         sums.duplicates += submitted.accepted_before;

@@ -35,8 +35,8 @@ pub struct Cancel {
 
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, dispatch) = context.dispatch("producer cancel").await?;
-        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &yardstick.limits()).await?;
+        let (intake_limits, dispatch) = context.dispatch("producer cancel").await?;
+        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &intake_limits.current()).await?;
         dispatch.close(REPLIED_WITHIN).await;
         let answers = match answer {
             Answer::Done(answers) => answers,

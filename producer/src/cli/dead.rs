@@ -14,7 +14,7 @@ use super::context::{Context, REPLIED_WITHIN};
 use crate::dead::Act;
 
 #[derive(Debug, Args)]
-pub struct Dead {
+pub struct DeadArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -45,16 +45,16 @@ enum Command {
     Drop(act::Which),
 }
 
-impl Dead {
+impl DeadArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, dispatch) = context.dispatch("producer dead").await?;
+        let (intake_limits, dispatch) = context.dispatch("producer dead").await?;
         let result = match self.command {
             Command::List(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
             Command::Show(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,
             Command::Redrive(act::Redrive { which, to_pool }) => {
-                which.run(Act::Redrive { to_pool }, &yardstick, &dispatch, &context.stop).await
+                which.run(Act::Redrive { to_pool }, &intake_limits, &dispatch, &context.stop).await
             }
-            Command::Drop(which) => which.run(Act::Drop, &yardstick, &dispatch, &context.stop).await,
+            Command::Drop(which) => which.run(Act::Drop, &intake_limits, &dispatch, &context.stop).await,
         };
         dispatch.close(REPLIED_WITHIN).await;
         result

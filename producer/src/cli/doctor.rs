@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 
 /// How long the broker may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Check whether a process of the fleet could work here: a line per check, `ok` or `MISSING`
 ///
@@ -73,7 +73,7 @@ async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checkli
     let broker = Broker::start(config, CancellationToken::new());
     // Connecting declares what all pools share.
     let connected =
-        broker.ready(PATIENCE).await.map(|_| "RabbitMQ answers, exchanges are declared".to_owned());
+        broker.ready(TIMEOUT).await.map(|_| "RabbitMQ answers, exchanges are declared".to_owned());
     if list.tell("broker_connected", connected.map_err(chain)) {
         for pool in pools {
             let declared =

@@ -11,8 +11,8 @@ use service::{note, out};
 
 use super::bulk::Bulk;
 use super::context::Context;
+use crate::intake_limits::IntakeLimits;
 use crate::submit::submit;
-use crate::yardstick::Yardstick;
 
 /// Enqueue one job from flags, or many from JSON lines.
 ///
@@ -78,20 +78,20 @@ pub struct Enqueue {
 
 impl Enqueue {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, dispatch) = context.dispatch("producer enqueue").await?;
+        let (intake_limits, dispatch) = context.dispatch("producer enqueue").await?;
         let result = match &self.file {
             Some(file) => {
                 let (strict, print_ids) = (self.strict, self.print_ids);
-                let bulk = Bulk { yardstick: &yardstick, dispatch: &dispatch, strict, print_ids };
+                let bulk = Bulk { intake_limits: &intake_limits, dispatch: &dispatch, strict, print_ids };
                 bulk.run(file.clone(), &context.stop).await
             }
-            None => self.one(&yardstick, &dispatch).await,
+            None => self.one(&intake_limits, &dispatch).await,
         };
         dispatch.broker.close().await;
         result
     }
 
-    async fn one(&self, yardstick: &Yardstick, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
+    async fn one(&self, intake_limits: &IntakeLimits, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
         let (Some(session_id), Some(agent_id)) = (self.session.clone(), self.agent.clone()) else {
             bail!("--session and --agent are needed");
         };
@@ -109,11 +109,11 @@ impl Enqueue {
         spec.max_stalled_iterations = self.max_stalled_iterations;
         spec.on_busy = self.on_busy;
         // The same checks as in a worker, including the size.
-        if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &yardstick.limits()) {
+        if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &intake_limits.current()) {
             return Ok(refuse(&error.to_string()));
         }
         let job_id = spec.job_id;
-        let submitted = submit(dispatch, vec![spec], &yardstick.limits()).await?;
+        let submitted = submit(dispatch, vec![spec], &intake_limits.current()).await?;
         if let Some((_, reason)) = submitted.refused.first() {
             return Ok(refuse(reason));
         }

@@ -93,14 +93,14 @@ impl Lines {
         let (total, counted) = oneshot::channel();
         let state = Arc::new(State::default());
         let room = Arc::new(Semaphore::new(ROOM));
-        let reading = Reading { lines, most, room, runtime: Handle::current(), state: state.clone() };
+        let reader = LineReader { lines, most, room, runtime: Handle::current(), state: state.clone() };
         let (failed, going_on) = match io::pipe() {
             Ok((stop, going_on)) => {
                 std::thread::spawn(move || {
                     // After a stop, the receiver may be gone, and the error is of no use.
                     let _ = match open(&file, total) {
-                        Ok(file) => reading.all(file, stop),
-                        Err(error) => reading.send(Err(error)),
+                        Ok(file) => reader.all(file, stop),
+                        Err(error) => reader.send(Err(error)),
                     };
                 });
                 (None, Some(going_on))
@@ -181,7 +181,7 @@ fn count(file: &File) -> io::Result<u64> {
     }
 }
 
-struct Reading {
+struct LineReader {
     lines: mpsc::Sender<io::Result<Line>>,
     most: usize,
     room: Arc<Semaphore>,
@@ -236,7 +236,7 @@ impl Read for Input<'_> {
     }
 }
 
-impl Reading {
+impl LineReader {
     /// Returns at the end of the input or after the stop. Fails when the receiver is gone.
     fn all(&self, file: File, stop: PipeReader) -> Result<(), Closed> {
         let input = Input { file, stop, is_stopped: false, state: &self.state };

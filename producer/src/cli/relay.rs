@@ -13,7 +13,7 @@ use service::{AdminArgs, Check, Lifecycle, retry_or_stop};
 use tracing::info;
 
 use super::context::Context;
-use crate::readings::Readings;
+use crate::fleet_gauges::FleetGauges;
 
 /// How long outstanding replies may take after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -33,8 +33,8 @@ impl RelayArgs {
         let admin = admin.context("reading ADMIN_ADDR")?;
         let dispatch = ledger.beside(&config);
         let publishing = dispatch.broker.clone();
-        let readings = Readings::new();
-        let asked = readings.clone();
+        let gauges = FleetGauges::new();
+        let asked = gauges.clone();
         let readiness = Arc::new(move || {
             BTreeMap::from([
                 ("database_connected", Check::unless(asked.trouble("ledger"))),
@@ -53,7 +53,7 @@ impl RelayArgs {
         let relay = Relay::new(dispatch.clone(), ledger.retention);
         lifecycle.spawn("relay", |end| async move { relay.run(end).await });
         let (watched, retention) = (dispatch.clone(), ledger.retention);
-        lifecycle.spawn("readings", |end| async move { readings.keep(&watched, retention, &end).await });
+        lifecycle.spawn("readings", |end| async move { gauges.keep(&watched, retention, &end).await });
         info!("relays due jobs and rescues dead workers' jobs");
         let result = lifecycle.until(&context.stop).await;
         lifecycle.finish().await;

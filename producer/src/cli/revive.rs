@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.checked_ledger().await?;
-    nobody_lives(&ledger.store, &context.stop).await?;
+    wait_for_expired_leases(&ledger.store, &context.stop).await?;
     let revived = ledger.store.revive().await.context("reviving the ledger")?;
     out!(
         "{} jobs are due again, {} workers of the backup are marked as gone; workers may start",
@@ -27,7 +27,7 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
 }
 
 /// Waits until the leases in the backup have expired. Fails as soon as one is renewed.
-async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn wait_for_expired_leases(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
     let mut beats = HashMap::new();
     loop {
         let fresh = unless_stopped(stop, store.fresh_leases()).await.context("looking for workers")?;

@@ -14,7 +14,7 @@ use super::context::Context;
 use super::lines::{Line, Lines};
 use super::progress::Progress;
 use super::status;
-use crate::wait::{stand, wait};
+use crate::wait::{job_views, wait};
 
 /// Lines per batch.
 const LINES: usize = 5_000;
@@ -51,7 +51,7 @@ impl Wait {
         let open = wait(&ledger.store, &jobs, deadline, &context.stop, ended).await;
         progress.finish();
         let open = open?;
-        let views = stand(&ledger.store, &jobs).await?;
+        let views = job_views(&ledger.store, &jobs).await?;
         if !self.quiet {
             status::print(&views, self.json)?;
         }

@@ -2,29 +2,29 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use job::Glimpse;
+use job::Peek;
 use queue::{DeadLetter, pool_of_queue};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use store::FailedJob;
 
-use super::read::{Dead, Whole, id_of};
+use super::read::{DeadEntry, DeadEntryDetail, id_of};
 
-impl Dead {
+impl DeadEntry {
     /// An entry of a list.
     pub fn json(&self) -> Value {
         match self {
-            Dead::Job(job) => job_json(job),
-            Dead::Message(letter, glimpse, _) => letter_json(letter, glimpse),
+            DeadEntry::Job(job) => job_json(job),
+            DeadEntry::Message(letter, peek, _) => letter_json(letter, peek),
         }
     }
 }
 
-impl Whole {
+impl DeadEntryDetail {
     /// A job with its result and envelope, or a message with its headers and body.
     pub fn json(&self) -> serde_json::Result<Value> {
         match self {
-            Whole::Job(failed, view) => {
+            DeadEntryDetail::Job(failed, view) => {
                 let envelope =
                     failed.message.as_deref().map(serde_json::from_str::<Box<RawValue>>).transpose()?;
                 let mut whole = job_json(failed);
@@ -34,7 +34,7 @@ impl Whole {
                 whole["envelope"] = serde_json::to_value(envelope)?;
                 Ok(whole)
             }
-            Whole::Message(letter, glimpse) => Ok(letter_json(letter, glimpse)),
+            DeadEntryDetail::Message(letter, peek) => Ok(letter_json(letter, peek)),
         }
     }
 }
@@ -55,14 +55,14 @@ fn job_json(job: &FailedJob) -> Value {
 }
 
 /// The body is JSON if it parses, otherwise a string.
-fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
+fn letter_json(letter: &DeadLetter, peek: &Peek) -> Value {
     let body = serde_json::from_slice(&letter.body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&letter.body).into_owned()));
     json!({
         "kind": "message",
         "id": id_of(letter),
-        "session_id": glimpse.session_id,
-        "agent_id": glimpse.agent_id,
+        "session_id": peek.session_id,
+        "agent_id": peek.agent_id,
         "pool": letter.source_queue.as_deref().and_then(pool_of_queue),
         "code": letter.code,
         "reason": letter.reason,

@@ -3,7 +3,7 @@
 //! A letter whose job has failed in the ledger belongs to that job: the same id in the same session is the same job.
 //! Settling the job settles its letter too.
 
-use job::{Glimpse, JobId, JobSpec, JobState, Limits, Name};
+use job::{JobId, JobSpec, JobState, Limits, Name, Peek};
 use queue::{DeadLetter, jobs_queue, pool_of_queue};
 use store::{FailedJob, Standing};
 
@@ -32,11 +32,11 @@ pub enum Step {
 }
 
 /// Whether a letter belongs to a failed job.
-pub fn is_of_failed(glimpse: &Glimpse, standing: Option<&Standing>) -> bool {
+pub fn is_of_failed(peek: &Peek, standing: Option<&Standing>) -> bool {
     standing.is_some_and(|standing| {
         standing.state == JobState::Failed
-            && Some(standing.job_id) == glimpse.job_id
-            && standing.session_id.as_deref() == glimpse.session_id.as_ref().map(Name::as_str)
+            && Some(standing.job_id) == peek.job_id
+            && standing.session_id.as_deref() == peek.session_id.as_ref().map(Name::as_str)
             && standing.session_id.is_some()
     })
 }
@@ -45,11 +45,11 @@ pub fn is_of_failed(glimpse: &Glimpse, standing: Option<&Standing>) -> bool {
 pub fn step(
     act: &Act,
     letter: &DeadLetter,
-    glimpse: &Glimpse,
+    peek: &Peek,
     standing: Option<&Standing>,
     limits: &Limits,
 ) -> Step {
-    if let Some(standing) = standing.filter(|_| is_of_failed(glimpse, standing)) {
+    if let Some(standing) = standing.filter(|_| is_of_failed(peek, standing)) {
         return if standing.open { Step::AsJob(standing.job_id) } else { Step::Clear };
     }
     let to_pool = match act {
@@ -81,7 +81,8 @@ pub fn step(
 /// carries the old id as correlation id, unless the caller chose another.
 pub fn renewed(failed: &FailedJob, to_pool: Option<&Name>, limits: &Limits) -> Result<JobSpec, String> {
     let message = failed.message.as_deref().ok_or("its envelope was not kept")?;
-    let mut spec = job::restore(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
+    let mut spec =
+        job::decode_stored(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
     spec.correlation_id.get_or_insert_with(|| failed.job_id.to_string());
     spec.job_id = JobId::now();
     if let Some(pool) = to_pool {
@@ -126,8 +127,8 @@ mod tests {
     }
 
     fn decide(act: &Act, letter: &DeadLetter, standing: Option<Standing>) -> Step {
-        let glimpse = job::glimpse(&letter.body, letter.message_id.as_deref());
-        step(act, letter, &glimpse, standing.as_ref(), &limits())
+        let peek = job::peek(&letter.body, letter.message_id.as_deref());
+        step(act, letter, &peek, standing.as_ref(), &limits())
     }
 
     const REDRIVE: Act = Act::Redrive { to_pool: None };

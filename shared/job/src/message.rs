@@ -160,13 +160,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
 
 /// Reads back what [`decode`] or [`encode`] let through before, such as a message kept in the ledger: its limits
 /// were checked then, and the clock has moved on since.
-pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
+pub fn decode_stored(body: &str) -> Result<JobSpec, DecodeError> {
     parse(body)
 }
 
 /// Whose a message seems to be, as far as that can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Glimpse {
+pub struct Peek {
     /// The job, where body and property do not contradict each other.
     pub job_id: Option<JobId>,
     /// Its session.
@@ -176,7 +176,7 @@ pub struct Glimpse {
 }
 
 /// Looks at a message that may be no job. What it tells was not checked: it is for finding, not for running.
-pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
+pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Seen {
@@ -193,7 +193,7 @@ pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
         (None, Some(_)) => outside,
         (Some(_), Some(_)) => inside.filter(|id| outside == Some(*id)),
     };
-    Glimpse { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+    Peek { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
 }
 
 /// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.

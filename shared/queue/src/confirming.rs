@@ -30,14 +30,14 @@ use crate::{BrokerConfig, QueueError};
 /// No queue is called so.
 const NOWHERE: &str = "harness.nowhere";
 
-/// A message whose fate is known.
+/// A message whose outcome is known.
 struct Done {
     fingerprint: u64,
     bytes: usize,
     /// The period in which it was sent.
     period: u64,
     answer: oneshot::Sender<Answer>,
-    fate: lapin::Result<Confirmation>,
+    outcome: lapin::Result<Confirmation>,
 }
 
 /// Notices a message whose confirm never comes. RabbitMQ's channel numbers what it sends to a quorum queue; when the
@@ -78,7 +78,7 @@ impl Overdue {
     }
 }
 
-/// Messages whose fate is not known yet; `F` is what waits for one's.
+/// Messages whose outcome is not known yet; `F` is what waits for one's.
 struct InFlight<F> {
     sends: FuturesUnordered<F>,
     bytes: usize,
@@ -127,7 +127,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Ok(channel) => {
                 let channel = Arc::new(channel);
                 match serve(&shared, &link, channel.clone(), &mut requests).await {
-                    End::Stopped => return say_goodbye(&channel, shared.config.close_timeout).await,
+                    End::Stopped => return close_channel(&channel, shared.config.close_timeout).await,
                     End::Link => continue,
                     End::Channel => debug!("the publishing channel ended; opening another"),
                 }
@@ -150,7 +150,7 @@ async fn open(link: &Link) -> Result<Channel, QueueError> {
 
 /// lapin closes a dropped channel by itself, a moment later. The connection is closed next, and the two would meet:
 /// lapin 4.12 then ends the connection with an error and never answers to its close.
-async fn say_goodbye(channel: &Channel, within: Duration) {
+async fn close_channel(channel: &Channel, within: Duration) {
     let _ = timeout(within, channel.close(REPLY_SUCCESS, "done".into())).await;
 }
 
@@ -234,14 +234,14 @@ async fn send(channel: Arc<Channel>, request: Request, frame_max: usize, period:
     let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
     let bytes = body.len();
     let options = BasicPublishOptions { mandatory, immediate: false };
-    let fate = match channel.basic_publish("".into(), queue, options, &body, properties).await {
+    let outcome = match channel.basic_publish("".into(), queue, options, &body, properties).await {
         Ok(confirm) => {
             drop(body);
             confirm.await
         }
         Err(error) => Err(error),
     };
-    Done { fingerprint, bytes, period, answer, fate }
+    Done { fingerprint, bytes, period, answer, outcome }
 }
 
 /// Waits until lapin has handled all of the confirm frame it is at: asking it for the last confirm takes the lock
@@ -253,13 +253,13 @@ fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
     }
 }
 
-/// Answers everybody whose fate is known.
+/// Answers everybody whose outcome is known.
 fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
     let mut answers = Vec::with_capacity(resolved.len());
-    for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
-        let fate = fate.map_err(|error| failed(PUBLISHING, &error));
-        shared.refusals.heard(PUBLISHING, &fate);
-        let fate = match fate {
+    for Done { fingerprint, answer, outcome, .. } in resolved.drain(..) {
+        let outcome = outcome.map_err(|error| failed(PUBLISHING, &error));
+        shared.refusals.heard(PUBLISHING, &outcome);
+        let outcome = match outcome {
             Ok(Confirmation::Ack(message)) => {
                 returned.extend(message);
                 Answer::Confirmed
@@ -272,15 +272,15 @@ fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicRet
             Err(QueueError::Failed { reason, .. }) => Answer::Lost(reason),
             Err(error) => Answer::Lost(error.to_string()),
         };
-        answers.push((fingerprint, answer, fate));
+        answers.push((fingerprint, answer, outcome));
     }
-    for (own, answer, fate) in answers {
+    for (own, answer, outcome) in answers {
         let place = returned.iter().position(|m| fingerprint(&m.routing_key, &m.properties) == own);
-        let fate = match place {
+        let outcome = match place {
             Some(place) => Answer::Returned(Box::new(returned.swap_remove(place))),
-            None => fate,
+            None => outcome,
         };
         // Whoever has stopped waiting has been told that nothing is known.
-        let _ = answer.send(fate);
+        let _ = answer.send(outcome);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Messages come to `harness.dead` on three ways: from us with a reason ([`crate::Publisher::dead_letter`]), from
 //! the broker that gave a message up (header `x-death`), and from `harness.jobs` when no queue is bound for a pool.
-//! This module tells them apart; how they are looked at is in [`crate::DeadWalk`], and what is done about them is
+//! This module tells them apart; how they are looked at is in [`crate::DeadLetterCursor`], and what is done about them is
 //! decided elsewhere.
 
 use std::collections::BTreeMap;

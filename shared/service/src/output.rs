@@ -5,7 +5,7 @@
 //! was asked for. What cannot be written for another reason, such as a full disk, fails the command at its end ([`crate::run`]).
 //!
 //! Nor does it hold up what runs beside it: a reader may stall, so a thread writes, in the order in which things were printed. A command waits for
-//! that thread at its end, and before if it prints without end ([`printed`]): as long as it takes, but after a signal only for [`PATIENCE`]. Then
+//! that thread at its end, and before if it prints without end ([`printed`]): as long as it takes, but after a signal only for [`TIMEOUT`]. Then
 //! nothing more goes to stdout, and words go the way of the log, which waits for no reader.
 
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Stopped, stderr};
 
 /// How long a command that is to stop waits for its readers, in all.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 static PRINTER: LazyLock<Printer> = LazyLock::new(|| Printer::to(io::stdout(), io::stderr()));
 
@@ -108,8 +108,8 @@ struct Queue {
     stdout: Way,
     /// No reader is waited for any more.
     is_given_up: bool,
-    /// What is left of [`PATIENCE`].
-    patience: Duration,
+    /// What is left of [`TIMEOUT`].
+    flush_timeout: Duration,
 }
 
 /// Whether there is a way out.
@@ -163,7 +163,7 @@ impl Printer {
             writing: None,
             stdout: Way::Open,
             is_given_up: false,
-            patience: PATIENCE,
+            flush_timeout: TIMEOUT,
         };
         Printer(Arc::new(Shared { queue: Mutex::new(queue), more: Condvar::new(), less: Notify::new() }))
     }
@@ -216,10 +216,10 @@ impl Printer {
 
     async fn printed(&self, stop: &CancellationToken) -> bool {
         if stop.run_until_cancelled(self.emptied()).await.is_none() {
-            let (begun, patience) = (Instant::now(), self.queue().patience);
-            let emptied = timeout(patience, self.emptied()).await.is_ok();
+            let (begun, flush_timeout) = (Instant::now(), self.queue().flush_timeout);
+            let emptied = timeout(flush_timeout, self.emptied()).await.is_ok();
             let mut queue = self.queue();
-            queue.patience = patience.saturating_sub(begun.elapsed());
+            queue.flush_timeout = flush_timeout.saturating_sub(begun.elapsed());
             if !emptied {
                 queue.give_up();
             }
@@ -314,7 +314,7 @@ mod tests {
         printer.print(Stream::Out, "three".to_owned());
         let begun = Instant::now();
         assert!(printer.finish(&stop).await.unwrap_err().is::<Stopped>());
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < TIMEOUT);
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ pub enum Broken {
     /// A job that the ledger believes to run at this worker is treated as run by another worker.
     OwnLeaseReadAsForeign,
     /// Only the claim handles a job whose reply was lost; the heartbeat does not.
-    StrangersKept,
+    UnknownJobsKept,
     /// A claim does not look for jobs that were accepted earlier.
     ClaimOutOfTurn,
     /// A job that waits for its next attempt does not keep its turn in its session.
@@ -57,7 +57,7 @@ impl Broken {
         Broken::OneStatementClaim,
         Broken::DeathNotFinal,
         Broken::OwnLeaseReadAsForeign,
-        Broken::StrangersKept,
+        Broken::UnknownJobsKept,
         Broken::ClaimOutOfTurn,
         Broken::TurnGivenUp,
         Broken::EpochPerJob,
@@ -88,7 +88,7 @@ impl Broken {
             Broken::EpochPerJob => Promise::EpochsGrow,
             Broken::CheckpointAppendedAgain => Promise::CountedOnce,
             Broken::OwnLeaseReadAsForeign
-            | Broken::StrangersKept
+            | Broken::UnknownJobsKept
             | Broken::StoppedMayClaim
             | Broken::NextForgotten
             | Broken::PublishingKept => Promise::EveryJobEnds,

@@ -29,8 +29,8 @@ impl Fleet {
             if lost || matches!(lease, Lease::Overdue | Lease::Dead) && process.may_boot_again() {
                 return Some(Action::Beat(at));
             }
-            let stranger = |job: &usize| self.has_stranger(broken, process, *job as Job);
-            if let Some(job) = (0..JOBS).find(stranger) {
+            let unknown = |job: &usize| self.has_unknown_job(broken, process, *job as Job);
+            if let Some(job) = (0..JOBS).find(unknown) {
                 return Some(Action::HandBack(at, job as Job, Luck::Heard));
             }
             match process.work {

@@ -109,8 +109,8 @@ impl Fleet {
 
     /// Whether rescue finds anything.
     pub fn has_lost(&self) -> bool {
-        let dead = |id: WorkerId| self.ledger.leases[usize::from(id)] == Lease::Dead;
-        self.ledger.rows.iter().flatten().filter_map(|row| row.worker).any(dead)
+        let dead_workers = |id: WorkerId| self.ledger.leases[usize::from(id)] == Lease::Dead;
+        self.ledger.rows.iter().flatten().filter_map(|row| row.worker).any(dead_workers)
     }
 
     /// Whether a job that does not run is to be cancelled.
@@ -119,10 +119,10 @@ impl Fleet {
     }
 
     /// Whether a process's heartbeat finds a job in the ledger's list that is not in its own.
-    pub fn has_stranger(&self, broken: Broken, process: &Process, job: Job) -> bool {
-        broken != Broken::StrangersKept
+    pub fn has_unknown_job(&self, broken: Broken, process: &Process, job: Job) -> bool {
+        broken != Broken::UnknownJobsKept
             && self.ledger.leases[usize::from(process.id)] == Lease::Alive
             && !process.has(job)
-            && self.ledger.rows[usize::from(job)].is_some_and(|row| row.is_stranger(broken, process.id))
+            && self.ledger.rows[usize::from(job)].is_some_and(|row| row.is_unknown_to(broken, process.id))
     }
 }

@@ -90,14 +90,14 @@ impl Ledger {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let mut dead = 0;
+                let mut dead_workers = 0;
                 for (worker, lease) in self.leases.iter_mut().enumerate() {
                     if *lease == Lease::Overdue {
                         *lease = Lease::Dead;
-                        dead |= 1 << worker;
+                        dead_workers |= 1 << worker;
                     }
                 }
-                Reply::Workers(dead)
+                Reply::Workers(dead_workers)
             }
             Call::Rescue => self.rescue(broken),
             Call::Cancel(job) => Reply::Cancelled(self.cancel(broken, job)),

@@ -112,7 +112,7 @@ impl Fleet {
             actions.push(Action::Beat(at));
         }
         for &job in scope.jobs {
-            if self.has_stranger(broken, process, job) {
+            if self.has_unknown_job(broken, process, job) {
                 actions.extend(self.lucks().map(|luck| Action::HandBack(at, job, luck)));
             }
             if process.work == Work::Idle && !process.draining && self.queue[usize::from(job)] > 0 {

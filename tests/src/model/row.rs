@@ -109,14 +109,14 @@ impl Row {
         let waits = match self.state {
             JobState::Publishing | JobState::Queued => true,
             JobState::Scheduled => self.due,
-            JobState::Running => self.is_stranger(broken, worker),
+            JobState::Running => self.is_unknown_to(broken, worker),
             _ => false,
         };
         waits && !self.asked
     }
 
     /// Whether the ledger believes that the job runs at a worker that knows it does not.
-    pub fn is_stranger(&self, broken: Broken, worker: WorkerId) -> bool {
+    pub fn is_unknown_to(&self, broken: Broken, worker: WorkerId) -> bool {
         self.worker == Some(worker) && broken != Broken::OwnLeaseReadAsForeign
     }
 

@@ -57,12 +57,12 @@ async fn strict_stops_at_the_first_bad_line_and_keeps_what_came_before() {
     let line = |n: u32| format!(r#"{{"session_id":"s","agent_id":"echo","input":{n}}}"#);
     let input = [line(1), line(2), "{}".to_owned(), line(4)].join("\n");
     let enqueued =
-        fleet.producer_reading(&input, &["enqueue", "--file", "-", "--strict", "--print-ids"]).await;
+        fleet.producer_with_input(&input, &["enqueue", "--file", "-", "--strict", "--print-ids"]).await;
     assert_eq!(enqueued.code, 1, "{enqueued:?}");
     assert!(enqueued.err.contains("line 3: session_id: missing"), "{enqueued:?}");
     let ids = ids(&enqueued.out);
     assert_eq!(ids.len(), 2);
-    let waited = fleet.producer_reading(&enqueued.out, &["wait", "--json"]).await;
+    let waited = fleet.producer_with_input(&enqueued.out, &["wait", "--json"]).await;
     assert_eq!(waited.code, 0, "{waited:?}");
     let outputs: Vec<Value> = waited.json().iter().map(|view| view["output"].clone()).collect();
     assert_eq!(outputs, [json!(1), json!(2)]);
@@ -89,7 +89,7 @@ async fn the_same_id_is_the_same_job_before_and_after_its_end() {
     assert_eq!(fleet.ended(id.parse().unwrap()).await.state, JobState::Succeeded);
     let line = format!(r#"{{"job_id":"{id}","session_id":"s","agent_id":"echo","input":2}}"#);
     let twice = format!("{line}\n{line}\n");
-    let third = fleet.producer_reading(&twice, &["enqueue", "--file", "-"]).await;
+    let third = fleet.producer_with_input(&twice, &["enqueue", "--file", "-"]).await;
     assert_eq!(third.code, 0, "{third:?}");
     assert!(third.err.contains("0 jobs accepted, 2 accepted before"), "{third:?}");
     let status = fleet.producer(&["status", "--json", &id]).await;

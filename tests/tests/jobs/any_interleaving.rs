@@ -12,7 +12,7 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
-use tests::{Database, PATIENCE, Runner, declare_dead, folded, job};
+use tests::{Database, Runner, TIMEOUT, declare_dead, folded, job};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +48,7 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
             ended: Vec::new(),
             checkpoints: HashMap::new(),
         };
-        sailors.push(tokio::spawn(timeout(PATIENCE, sailor.sail())));
+        sailors.push(tokio::spawn(timeout(TIMEOUT, sailor.sail())));
     }
     let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
     for sailor in database.audited_while(join_all(sailors)).await {
@@ -195,12 +195,12 @@ impl Sailor {
     async fn checkpoint(&mut self) {
         for (run, ordinal) in self.some_runs() {
             // Repeated, as after a lost reply; it is recorded if either call recorded it.
-            let mut stands = false;
+            let mut committed = false;
             for _ in 0..self.rng.u32(1..3) {
                 let answer = self.runner.checkpoint(&run, ordinal).await.expect("an answer");
-                stands |= answer == Fenced::Done(());
+                committed |= answer == Fenced::Done(());
             }
-            if stands {
+            if committed {
                 *self.checkpoints.entry(run.claim.session_id().to_owned()).or_default() += 1;
                 self.running.insert(run.claim.job_id(), (run, ordinal + 1));
             }

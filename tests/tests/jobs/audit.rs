@@ -139,7 +139,7 @@ async fn sessions_outlive_their_results_and_their_spend_stays_right() {
 }
 
 /// A clean ledger with a job of every kind, to be damaged.
-struct Ledger {
+struct SampleLedger {
     database: Database,
     /// Succeeded and folded, in the session `done`.
     done: JobId,
@@ -157,8 +157,8 @@ struct Ledger {
     unseen: JobId,
 }
 
-impl Ledger {
-    async fn new() -> Ledger {
+impl SampleLedger {
+    async fn new() -> SampleLedger {
         let database = Database::new().await;
         let store = database.store();
         let runner = Runner::register(&store).await;
@@ -185,7 +185,7 @@ impl Ledger {
         assert_eq!(findings(&database.audit().await), []);
         let [done, left, bad, runs, waits, new, unseen] =
             [done, left, bad, runs, waits, new, unseen].map(|spec| spec.job_id);
-        Ledger { database, done, left, bad, runs, waits, new, unseen }
+        SampleLedger { database, done, left, bad, runs, waits, new, unseen }
     }
 
     /// Replaces names such as `{done}` in a text by ids.
@@ -208,7 +208,7 @@ type Case = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 async fn each_is_found(cases: &[Case]) {
     let cases = cases.iter().map(async |(damage, broken)| {
-        let ledger = Ledger::new().await;
+        let ledger = SampleLedger::new().await;
         ledger.database.execute(&ledger.fill(damage)).await;
         let audit = ledger.database.audit().await;
         let broken: Vec<(&str, Vec<String>)> = broken
@@ -428,7 +428,7 @@ async fn a_job_that_does_not_move_is_warned_about() {
 
 #[tokio::test]
 async fn the_command_names_the_job_and_tells_by_its_exit_code() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let (done, waits) = (ledger.done.to_string(), ledger.waits.to_string());
     let fleet = Fleet::on(ledger.database);
     let clean = fleet.producer(&["audit", "--strict"]).await;
@@ -467,7 +467,7 @@ async fn the_command_names_the_job_and_tells_by_its_exit_code() {
 
 #[tokio::test]
 async fn a_limit_bounds_what_is_named_and_since_what_is_looked_at() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let store = ledger.database.store();
     ledger.database.execute("UPDATE harness_results SET worker_id = NULL WHERE state = 'succeeded'").await;
     let scope = AuditScope {
@@ -492,7 +492,7 @@ async fn a_limit_bounds_what_is_named_and_since_what_is_looked_at() {
 
 #[tokio::test]
 async fn a_watch_goes_on_until_something_is_wrong() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let done = ledger.done.to_string();
     let fleet = Fleet::on(ledger.database);
     let damaging = async {

@@ -91,7 +91,7 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
         async || (worker.metric(r#"harness_claims_total{answer="finished"}"#).await == 1.0).then_some(());
     until("its message finds the end", found).await;
     assert_eq!(fleet.view(spec.job_id).await.unwrap().state, JobState::Cancelled);
-    let enqueued = fleet.producer_reading(&job::encode(&spec), &["enqueue", "--file", "-"]).await;
+    let enqueued = fleet.producer_with_input(&job::encode(&spec), &["enqueue", "--file", "-"]).await;
     assert_eq!(enqueued.code, 0, "{enqueued:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0, "it stays ended");
 

@@ -71,7 +71,7 @@ async fn reject(channel: &Channel, queue: &str) {
 }
 
 /// Sets up two failed jobs (one of an unknown agent, which leaves a letter) and two messages that are not jobs.
-async fn graveyard(fleet: &Fleet) -> (JobSpec, JobSpec) {
+async fn fleet_with_dead_letters(fleet: &Fleet) -> (JobSpec, JobSpec) {
     let (failed, unknown) = (failing("failing"), job("unknown", "nobody", json!(1)));
     let worker = fleet.worker("worker").start().await;
     fleet.enqueue(std::slice::from_ref(&failed)).await;
@@ -88,7 +88,7 @@ async fn graveyard(fleet: &Fleet) -> (JobSpec, JobSpec) {
 #[tokio::test]
 async fn failed_jobs_and_undecodable_messages_are_one_list_that_filters_cut() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
 
     let all = listed(&fleet, &[]).await;
     assert_eq!(each(&all, "kind"), ["job", "job", "message", "message"], "{all:?}");
@@ -241,13 +241,14 @@ async fn what_no_worker_could_use_runs_when_there_is_one_that_can() {
 #[tokio::test]
 async fn a_dry_run_tells_all_and_changes_nothing() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
     let before = each(&listed(&fleet, &[]).await, "id");
     for act in ["redrive", "drop"] {
         let ran = dead(&fleet, &[act, "--all", "--dry-run", "--json"]).await;
         let told = ran.json();
-        let fates = if act == "drop" { ["dropped"; 4] } else { ["kept", "kept", "redriven", "redriven"] };
-        assert_eq!(each(&told, "fate"), fates, "{told:?}");
+        let dispositions =
+            if act == "drop" { ["dropped"; 4] } else { ["kept", "kept", "redriven", "redriven"] };
+        assert_eq!(each(&told, "fate"), dispositions, "{told:?}");
         assert_eq!(ran.code, if act == "drop" { 0 } else { 3 }, "{ran:?}");
         let one = dead(&fleet, &[act, "--dry-run", &failed.job_id.to_string()]).await;
         assert_eq!(one.code, 0, "{one:?}");
@@ -267,7 +268,7 @@ async fn a_dry_run_tells_all_and_changes_nothing() {
 #[tokio::test]
 async fn what_is_dropped_leaves_the_list_and_a_job_keeps_its_result() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
     let message = listed(&fleet, &["--session", "unread"]).await[0]["id"].as_str().unwrap().to_owned();
     let ids = [unknown.job_id.to_string(), message];
     let ran = dead(&fleet, &["drop", &ids[0], &ids[1]]).await;

@@ -179,7 +179,7 @@ async fn an_id_outside_of_the_window_is_refused_by_the_name_of_its_field() {
         let ran = fleet.producer(&one).await;
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.err.contains("job_id: got ") && ran.err.contains(told), "{ran:?}");
-        let ran = fleet.producer_reading(&job::encode(spec), &["enqueue", "--file", "-"]).await;
+        let ran = fleet.producer_with_input(&job::encode(spec), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 3, "{ran:?}");
         assert!(ran.err.contains("line 1: job_id: got ") && ran.err.contains(told), "{ran:?}");
         let message = (job::encode(spec).into_bytes(), BasicProperties::default());

@@ -29,8 +29,8 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     // It continues in the middle of the job that it still believes it has.
     paused.resume();
     paused.said("declared dead").await;
-    let reborn = paused.said("goes on under a new id").await;
-    assert!(!reborn.contains(&old_id), "{reborn}");
+    let registered = paused.said("goes on under a new id").await;
+    assert!(!registered.contains(&old_id), "{registered}");
 
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 12), "{view:?}");
@@ -50,7 +50,7 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     fleet.enqueue(std::slice::from_ref(&next)).await;
     let view = fleet.ended(next.job_id).await;
     assert_eq!(view.state, JobState::Succeeded);
-    assert!(reborn.contains(&view.worker_id.unwrap().to_string()), "{reborn}");
+    assert!(registered.contains(&view.worker_id.unwrap().to_string()), "{registered}");
     let dead =
         format!("SELECT count(*) FROM harness_workers WHERE state = 'dead' AND worker_id = '{old_id}'");
     assert_eq!(fleet.database.count(&dead).await, 1);

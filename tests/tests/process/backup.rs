@@ -64,7 +64,7 @@ fn output(view: &store::JobView) -> Value {
 }
 
 /// Waits until the job is in this state.
-async fn stands(fleet: &Fleet, job_id: JobId, state: JobState) {
+async fn reaches(fleet: &Fleet, job_id: JobId, state: JobState) {
     let look = async || match fleet.view(job_id).await {
         Some(view) if view.state == state => Ok(()),
         other => Err(other),
@@ -112,7 +112,7 @@ async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
     let next = steps("r-1", 2, 0);
     fleet.enqueue(&waiting).await;
     fleet.enqueue(std::slice::from_ref(&next)).await;
-    stands(&fleet, waiting[0].job_id, JobState::Queued).await;
+    reaches(&fleet, waiting[0].job_id, JobState::Queued).await;
 
     let took = kept.run(&fleet, "backup", &[]).await;
     assert_eq!(took.code, 0, "{took:?}");

@@ -130,7 +130,7 @@ async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
     let fleet = Fleet::new().await;
     let spec = job("s", "echo", json!(1));
     let ids = format!("\u{feff}{}\r\n\n\tnone\n", spec.job_id);
-    let ran = fleet.producer_reading(&ids, &["wait"]).await;
+    let ran = fleet.producer_with_input(&ids, &["wait"]).await;
     let told = "stdin, line 3: job id: got \"none\", expected a UUID of version 7";
     assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
 

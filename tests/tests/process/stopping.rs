@@ -7,7 +7,7 @@ use job::JobId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{Fleet, Link, PATIENCE, Proxy, is_root, job, until, until_ok};
+use tests::{Fleet, Link, Proxy, TIMEOUT, is_root, job, until, until_ok};
 
 #[tokio::test]
 async fn why_a_process_ends_is_said_at_every_log_level() {
@@ -133,7 +133,7 @@ async fn a_first_connection_that_never_answers_is_tried_again() {
     let worker = fleet.worker("worker").set("DATABASE_URL", postgres.through(&fleet.database.url)).launch();
     worker.address().await;
     // The first connection stays silent; the next one works.
-    tokio::time::timeout(PATIENCE, postgres.connected()).await.expect("a connection");
+    tokio::time::timeout(TIMEOUT, postgres.connected()).await.expect("a connection");
     postgres.forget();
     postgres.set(Link::Pass);
     worker.ready().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job::{JobSpec, Name, WorkerId};
 use serde_json::json;
-use store::{Durations, End, Pace, PoolDemand, Store, WorkerRegistration};
+use store::{Durations, End, PoolDemand, Store, Throughput, WorkerRegistration};
 use tests::{Database, Runner, claimed, job, leading, until};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -148,7 +148,7 @@ async fn the_throughput_that_workers_report_is_that_of_their_pools() {
     for (runner, ms) in workers.iter().zip([1_000, 3_000, 50]) {
         let mut durations = Durations::default();
         (0..10).for_each(|_| durations.add(Duration::from_millis(ms)));
-        store.beat(runner.worker, &Pace { starts_per_s: 1.5, durations }).await.unwrap();
+        store.beat(runner.worker, &Throughput { starts_per_s: 1.5, durations }).await.unwrap();
     }
     assert_eq!(demand(&store, "a").await.starts_per_s, 3.0);
     let pools = [name("b"), name("none"), name("a")];

@@ -119,7 +119,7 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
     store.mark_drains(&leader, &[runner.worker], LONG).await.unwrap();
     assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
     let declared = async || declare_dead(&store).await.pop();
-    let dead = until("its lease is over", declared).await;
+    let dead_worker = until("its lease is over", declared).await;
     let successor = WorkerRegistration {
         worker: WorkerId::random(),
         host: "test".to_owned(),
@@ -128,7 +128,7 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
         slots: 1,
         lease: LONG,
     };
-    store.register_successor(&successor, dead).await.unwrap();
+    store.register_successor(&successor, dead_worker).await.unwrap();
     assert_eq!(mark_of(&runner).await, None, "a dead worker drains no more");
     runner.worker = successor.worker;
     assert_eq!(mark_of(&runner).await, Some((leader.epoch, false)));

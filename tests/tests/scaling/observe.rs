@@ -11,7 +11,7 @@ use queue::{Broker, BrokerConfig, Message, jobs_queue};
 use serde_json::json;
 use service::Authorities;
 use store::{End, Store, StoreConfig};
-use tests::{Database, Fleet, Link, OwnBroker, PATIENCE, Proxy, Runner, Vhost, claimed, job, until_ok};
+use tests::{Database, Fleet, Link, OwnBroker, Proxy, Runner, TIMEOUT, Vhost, claimed, job, until_ok};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ fn watched(pools: &[&str]) -> Vec<Watched> {
 async fn looking(url: &str) -> Broker {
     let config = BrokerConfig::new(url, "test").only_looking();
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await.expect("a broker that answers");
+    broker.ready(TIMEOUT).await.expect("a broker that answers");
     broker
 }
 
@@ -36,7 +36,7 @@ async fn looking(url: &str) -> Broker {
 async fn fill(url: &str, pool: &str, count: usize) {
     let config = BrokerConfig::new(url, "test").with_pools([name(pool)]);
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await.expect("a broker that answers");
+    broker.ready(TIMEOUT).await.expect("a broker that answers");
     for _ in 0..count {
         let message = Message::new("test.v1", "{}");
         broker.publisher().publish(&jobs_queue(&name(pool)), message).await.expect("published");
@@ -89,7 +89,7 @@ async fn a_user_without_any_right_sees_the_queues_and_a_missing_one_hides_no_oth
     deleting.queue_delete(channel.as_str().into(), Default::default()).await.expect("deleted");
     observer.look().await;
     assert_eq!((ready(&observer, "first"), ready(&observer, "last")), (None, Some(0)), "not zero");
-    assert_eq!(broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+    assert_eq!(broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     broker.close().await;
 }
 

@@ -12,7 +12,7 @@ use super::filter::Flags;
 use super::report::Report;
 use crate::cli::progress::Progress;
 use crate::dead::{Act, Order, Selection, count, settle};
-use crate::yardstick::Yardstick;
+use crate::intake_limits::IntakeLimits;
 
 #[derive(Debug, Args)]
 pub struct Redrive {
@@ -50,7 +50,7 @@ impl Which {
     pub async fn run(
         self,
         act: Act,
-        yardstick: &Yardstick,
+        intake_limits: &IntakeLimits,
         dispatch: &Dispatch,
         stop: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
@@ -67,7 +67,7 @@ impl Which {
         let order = Order { act, selection, dry_run: self.dry_run };
         let progress = Progress::new(count(dispatch, &order.selection).await?);
         let mut report = Report::new(progress, stop.clone(), self.json, self.dry_run, !self.all);
-        let done = settle(dispatch, yardstick, &order, stop, &mut report).await;
+        let done = settle(dispatch, intake_limits, &order, stop, &mut report).await;
         let code = report.finish();
         done.map(|()| code)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use job::Name;
-use store::DeadFilter;
+use store::FailureFilter;
 
 use crate::cli::age::parse_age;
 use crate::dead::{Filter, Kind};
@@ -50,7 +50,7 @@ impl Flags {
             KindFlag::Job => Kind::Job,
             KindFlag::Message => Kind::Message,
         });
-        let of = DeadFilter {
+        let of = FailureFilter {
             code: self.code.clone(),
             session: self.session.clone(),
             agent: self.agent.clone(),

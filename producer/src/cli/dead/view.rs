@@ -10,7 +10,7 @@ use service::{note, out};
 
 use super::filter::Flags;
 use crate::cli::status;
-use crate::dead::{Dead, Kind, find, id_of, list, rfc3339};
+use crate::dead::{DeadEntry, Kind, find, id_of, list, rfc3339};
 
 #[derive(Debug, Args)]
 pub struct List {
@@ -83,10 +83,10 @@ impl Show {
     }
 }
 
-fn cells(number: usize, letter: &Dead) -> Vec<String> {
+fn cells(number: usize, letter: &DeadEntry) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     match letter {
-        Dead::Job(job) => vec![
+        DeadEntry::Job(job) => vec![
             number.to_string(),
             Kind::Job.to_string(),
             job.job_id.to_string(),
@@ -97,12 +97,12 @@ fn cells(number: usize, letter: &Dead) -> Vec<String> {
             job.attempts.to_string(),
             job.finished_at.clone(),
         ],
-        Dead::Message(letter, glimpse, _) => vec![
+        DeadEntry::Message(letter, peek, _) => vec![
             number.to_string(),
             Kind::Message.to_string(),
             id_of(letter),
-            or_dash(glimpse.session_id.as_ref().map(ToString::to_string)),
-            or_dash(glimpse.agent_id.as_ref().map(ToString::to_string)),
+            or_dash(peek.session_id.as_ref().map(ToString::to_string)),
+            or_dash(peek.agent_id.as_ref().map(ToString::to_string)),
             shown(&letter.code).into_owned(),
             shown(&letter.reason).into_owned(),
             "-".to_owned(),

@@ -6,13 +6,13 @@ use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
 use super::{Checklist, chain};
-use crate::cli::context::Ledger;
+use crate::cli::context::LedgerAccess;
 
 /// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
 /// should look at the clocks.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
+pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     let (store, address) = (&ledger.store, &ledger.address);
     let (session, pooling) = match ::postgres::look(address).await {
         Ok(found) => found,

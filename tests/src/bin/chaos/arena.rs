@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::check;
-use crate::ledger::{Held, Ledger};
+use crate::ledger::{Held, LedgerProbe};
 use crate::publish;
 use crate::report::Figures;
 use crate::scenario::Settings;
@@ -35,7 +35,7 @@ const SIGN_OFF: Duration = Duration::from_secs(5);
 /// How soon after the end of its lease a dead worker's jobs must run again.
 pub const RESCUE: Duration = Duration::from_secs(2);
 /// Longer than any recovery takes, unless a scenario allows more.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// Long jobs that are published at once.
 const LONG: usize = 12;
@@ -50,7 +50,7 @@ pub struct Arena {
     publishing: Option<AbortOnDropHandle<anyhow::Result<()>>>,
     /// Proxies between the workers and the services, where a scenario uses them.
     pub proxies: Vec<Proxy>,
-    pub ledger: Ledger,
+    pub ledger: LedgerProbe,
     pub workload: Workload,
     pub fleet: Arc<Fleet>,
     pub services: Services,
@@ -74,7 +74,7 @@ pub struct Arena {
     pub runs_twice: bool,
     pub problems: Vec<String>,
     /// Longer than any wait of this scenario takes.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 struct Member {
@@ -104,7 +104,7 @@ impl Arena {
             workers: Vec::new(),
             publishing: None,
             proxies: Vec::new(),
-            ledger: Ledger::new(&fleet.database.url),
+            ledger: LedgerProbe::new(&fleet.database.url),
             workload: Workload::new(settings.size, &mut random),
             fleet,
             services: settings.services.clone(),
@@ -123,7 +123,7 @@ impl Arena {
             spends_attempts: false,
             runs_twice: false,
             problems: Vec::new(),
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         })
     }
 
@@ -252,7 +252,7 @@ impl Arena {
         what: &str,
         mut look: impl AsyncFnMut(&mut Arena) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         loop {
             let meanwhile = match look(self).await {
                 Ok(true) => {
@@ -263,7 +263,7 @@ impl Arena {
                 Err(error) => error,
             };
             if Instant::now() >= deadline {
-                return Err(meanwhile.context(format!("not within {} s: {what}", self.patience.as_secs())));
+                return Err(meanwhile.context(format!("not within {} s: {what}", self.timeout.as_secs())));
             }
             sleep(LOOK).await;
         }
@@ -373,7 +373,7 @@ impl Arena {
 
     async fn consumers_and_slots(&self) -> anyhow::Result<(usize, usize)> {
         let queue = queue::jobs_queue(&job::Name::default());
-        let (_, consumers) = timeout(PATIENCE, self.fleet.vhost.look_at(&queue)).await??;
+        let (_, consumers) = timeout(TIMEOUT, self.fleet.vhost.look_at(&queue)).await??;
         let living = self.workers.iter().filter(|member| !member.gone);
         Ok((consumers as usize, living.map(|member| member.slots).sum()))
     }
@@ -427,7 +427,7 @@ impl Arena {
             }
             // Longer than it takes until the slowest sweep finds a forgotten job.
             ensure!(
-                moved.elapsed() < 2 * PATIENCE,
+                moved.elapsed() < 2 * TIMEOUT,
                 "{ended} of {total} jobs have ended, and nothing has moved"
             );
             sleep(4 * LOOK).await;

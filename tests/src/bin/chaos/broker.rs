@@ -88,7 +88,7 @@ pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// Purges the queue and, a moment later, deletes it, with messages in it. They are missed after a minute.
 pub async fn queue_lost(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.patience = Duration::from_secs(180);
+    arena.timeout = Duration::from_secs(180);
     // With few slots, the queue is never empty.
     for _ in 0..2 {
         arena.start_slots(8, |launch| launch).await;

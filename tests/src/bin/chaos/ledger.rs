@@ -11,7 +11,7 @@ use tokio::time::timeout;
 const BOUND: Duration = Duration::from_secs(5);
 
 /// A separate connection to the ledger.
-pub struct Ledger {
+pub struct LedgerProbe {
     url: String,
     connection: Option<PgConnection>,
 }
@@ -52,9 +52,9 @@ const LEFT_OVER: &str = "
     UNION ALL
     SELECT count(*) || ' checkpoints were never folded' FROM harness_checkpoints HAVING count(*) > 0";
 
-impl Ledger {
-    pub fn new(url: &str) -> Ledger {
-        Ledger { url: url.to_owned(), connection: None }
+impl LedgerProbe {
+    pub fn new(url: &str) -> LedgerProbe {
+        LedgerProbe { url: url.to_owned(), connection: None }
     }
 
     /// How many jobs have ended.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::workload::Part;
 
 /// Longer than any outage here.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const ATTEMPT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
 /// The pause from one part to the next.
@@ -37,20 +37,20 @@ pub async fn parts(fleet: Arc<Fleet>, parts: Vec<Part>) -> anyhow::Result<()> {
 pub async fn enqueue(fleet: &Fleet, jobs: &[JobSpec]) -> anyhow::Result<()> {
     let lines: Vec<String> = jobs.iter().map(job::encode).collect();
     let lines = lines.join("\n");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        let ran = fleet.producer_reading(&lines, &["enqueue", "--file", "-"]).await;
+        let ran = fleet.producer_with_input(&lines, &["enqueue", "--file", "-"]).await;
         if ran.code == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "jobs were not accepted within {} s: {ran:?}", PATIENCE.as_secs());
+        ensure!(Instant::now() < deadline, "jobs were not accepted within {} s: {ran:?}", TIMEOUT.as_secs());
         sleep(PAUSE).await;
     }
 }
 
 /// Publishes as any other AMQP client would, until the broker has confirmed all jobs.
 pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut left = jobs;
     loop {
         // Errors of an attempt show in what is left.

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// Longer than both servers take to start.
-const PATIENCE: Duration = Duration::from_secs(150);
+const TIMEOUT: Duration = Duration::from_secs(150);
 
 /// The script.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ impl Services {
         let what = || format!("{} {}", self.script.display(), arguments.join(" "));
         let mut command = Command::new(&self.script);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = timeout(PATIENCE, command.output()).await.with_context(what)?.with_context(what)?;
+        let output = timeout(TIMEOUT, command.output()).await.with_context(what)?.with_context(what)?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} has failed ({}): {}", what(), output.status, said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

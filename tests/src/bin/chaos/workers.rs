@@ -92,18 +92,18 @@ pub async fn poison(arena: &mut Arena) -> anyhow::Result<()> {
     arena.publish();
     let mut deaths = 0;
     loop {
-        let mut dead = None;
+        let mut dead_worker = None;
         arena
             .until("a worker is killed by its job, or the job is identified as poison", async |arena| {
-                dead = arena.living().into_iter().find(|at| !arena.lives(*at));
-                Ok(dead.is_some() || arena.has_ended(id).await?)
+                dead_worker = arena.living().into_iter().find(|at| !arena.lives(*at));
+                Ok(dead_worker.is_some() || arena.has_ended(id).await?)
             })
             .await?;
-        let Some(dead) = dead else { return Ok(()) };
+        let Some(dead_worker) = dead_worker else { return Ok(()) };
         deaths += 1;
         ensure!(deaths <= MOST_DEATHS, "a job has killed {deaths} workers and is not identified as poison");
         let fault = Instant::now();
-        let held = arena.held(dead).await?;
+        let held = arena.held(dead_worker).await?;
         arena.start(1).await;
         // The next death may come before all of them run, and suspects wait for each other.
         arena.gone_on(&held, fault, None).await?;

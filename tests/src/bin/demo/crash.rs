@@ -2,7 +2,7 @@
 
 use job::JobId;
 
-use crate::ledger::{Held, Ledger, Resumed};
+use crate::ledger::{Held, LedgerReader, Resumed};
 use crate::workers::Worker;
 
 /// The kill of a worker, and what followed.
@@ -19,7 +19,11 @@ pub struct Crash {
 
 impl Crash {
     /// Kills the worker. What it held is known a moment later, from [`Crash::look`].
-    pub async fn cause(worker: &mut Worker, ledger: &mut Ledger, after_s: f64) -> anyhow::Result<Crash> {
+    pub async fn cause(
+        worker: &mut Worker,
+        ledger: &mut LedgerReader,
+        after_s: f64,
+    ) -> anyhow::Result<Crash> {
         let at_s = ledger.now_s().await?;
         worker.kill().await?;
         // What the worker had sent to Postgres is soon committed or gone; its lease lasts far longer than that.
@@ -29,7 +33,7 @@ impl Crash {
     }
 
     /// Looks for jobs that have resumed since the last look. Returns how many.
-    pub async fn look(&mut self, ledger: &mut Ledger) -> anyhow::Result<usize> {
+    pub async fn look(&mut self, ledger: &mut LedgerReader) -> anyhow::Result<usize> {
         let waiting: Vec<&Held> =
             self.held.iter().filter(|held| self.resumption(held.job_id).is_none()).collect();
         if waiting.is_empty() {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::workers::pod_name;
 
 /// The ledger, limited to this run's pool and sessions.
-pub struct Ledger {
+pub struct LedgerReader {
     store: Store,
     tables: PgConnection,
     pool: Name,
@@ -89,14 +89,14 @@ const RESUMED_AND_ENDED: &str = "
            coalesce((output->>'resumed_at')::bigint, -1)
       FROM harness_results WHERE session_id = ANY($1) AND job_id::text = ANY($2)";
 
-impl Ledger {
-    pub async fn connect(url: &str, pool: &Name, sessions: Vec<Name>) -> anyhow::Result<Ledger> {
+impl LedgerReader {
+    pub async fn connect(url: &str, pool: &Name, sessions: Vec<Name>) -> anyhow::Result<LedgerReader> {
         let address =
             Address::new(url, SetBy::Connection).map_err(anyhow::Error::msg).context("DATABASE_URL")?;
         let config = StoreConfig::new(address, 2).map_err(anyhow::Error::msg)?;
         let tables = PgConnection::connect(url).await.context("connecting to Postgres (DATABASE_URL)")?;
         let store = Store::new(&config);
-        Ok(Ledger { store, tables, pool: pool.clone(), sessions, workers: HashMap::new() })
+        Ok(LedgerReader { store, tables, pool: pool.clone(), sessions, workers: HashMap::new() })
     }
 
     /// Whether all these workers have registered.

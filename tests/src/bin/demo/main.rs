@@ -30,7 +30,7 @@ use tokio::time::{interval, timeout};
 
 use crash::Crash;
 use display::{Display, RED, bold};
-use ledger::{LOOK, Ledger};
+use ledger::{LOOK, LedgerReader};
 use programs::{Programs, python_is_there, short};
 use report::Report;
 use scaling::Scaling;
@@ -63,9 +63,9 @@ struct Args {
 
 /// The interval between reads of the ledger.
 const TICK: Duration = Duration::from_millis(200);
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// After this many seconds plus a lease without any change, the run is given up.
-const PATIENCE_S: u64 = 30;
+const STUCK_TIMEOUT_S: u64 = 30;
 /// A worker has a slot for each session up to this limit, so that the survivor can continue all of them at once.
 const MOST_SLOTS: u32 = 64;
 const RESUMPTIONS_TOLD: usize = 4;
@@ -152,7 +152,8 @@ impl Demo {
         let hint = "if an older build made the ledger, `ops/dev/services stop --wipe` removes it";
         self.programs.produce(&["migrate"]).await.context(hint)?;
         let sessions = self.workload.session_ids();
-        let mut ledger = Ledger::connect(&self.programs.database_url, &self.workload.pool, sessions).await?;
+        let mut ledger =
+            LedgerReader::connect(&self.programs.database_url, &self.workload.pool, sessions).await?;
         self.start_workers(&mut ledger).await?;
         let file = self.folder.join("jobs.jsonl");
         self.workload.write(&file)?;
@@ -194,7 +195,7 @@ impl Demo {
     }
 
     /// Starts both workers and waits until the ledger knows them.
-    async fn start_workers(&mut self, ledger: &mut Ledger) -> anyhow::Result<()> {
+    async fn start_workers(&mut self, ledger: &mut LedgerReader) -> anyhow::Result<()> {
         let setup = Setup {
             programs: &self.programs,
             pool: &self.workload.pool,
@@ -206,13 +207,13 @@ impl Demo {
         for name in names {
             self.workers.push(Worker::start(name, &setup)?);
         }
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !bounded(ledger.knows(&names)).await? {
             self.workers.iter_mut().try_for_each(Worker::check)?;
             ensure!(
                 Instant::now() < deadline,
                 "a worker did not start within {} s",
-                START_PATIENCE.as_secs()
+                START_TIMEOUT.as_secs()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -224,7 +225,7 @@ impl Demo {
     }
 
     /// Watches until all jobs have ended or nothing moves any more, and kills a worker half-way.
-    async fn watch(&mut self, ledger: &mut Ledger, started: Instant) -> anyhow::Result<Option<Crash>> {
+    async fn watch(&mut self, ledger: &mut LedgerReader, started: Instant) -> anyhow::Result<Option<Crash>> {
         let (total, half) = (self.workload.job_ids().len() as i64, self.workload.iterations() as i64 / 2);
         let mut display = Display::new(&self.workload, &self.workers, self.slots());
         let mut crash: Option<Crash> = None;
@@ -258,7 +259,7 @@ impl Demo {
                 (before, moved) = (sum, Instant::now());
             }
             let stuck_s = moved.elapsed().as_secs();
-            if stuck_s > PATIENCE_S + self.lease_s {
+            if stuck_s > STUCK_TIMEOUT_S + self.lease_s {
                 display.say(&format!("nothing has moved for {stuck_s} s"));
             } else if now.ended() < total {
                 continue;
@@ -271,7 +272,7 @@ impl Demo {
     /// Compares the ledger with the workload and prints the findings. Returns false if a promise was broken.
     async fn judge(
         &self,
-        ledger: &Ledger,
+        ledger: &LedgerReader,
         crash: Option<&Crash>,
         seconds: f64,
         mut problems: Vec<String>,
@@ -337,7 +338,7 @@ impl Demo {
         }
         let tidy = async {
             let url = &self.programs.database_url;
-            Ledger::connect(url, &self.workload.pool, Vec::new()).await?.forget_unfinished().await
+            LedgerReader::connect(url, &self.workload.pool, Vec::new()).await?.forget_unfinished().await
         };
         match timeout(Duration::from_secs(3), tidy).await {
             Ok(Ok(jobs)) => eprintln!("demo: its {jobs} unfinished jobs were removed from the ledger"),
@@ -354,7 +355,7 @@ async fn bounded<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
 }
 
 /// Looks for jobs of the killed worker that have resumed, and reports the first ones.
-async fn follow(crash: &mut Crash, ledger: &mut Ledger, display: &Display) -> anyhow::Result<()> {
+async fn follow(crash: &mut Crash, ledger: &mut LedgerReader, display: &Display) -> anyhow::Result<()> {
     let told = crash.resumed.len();
     if bounded(crash.look(ledger)).await? == 0 {
         return Ok(());

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::display::{GREEN, bold};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The paths of the programs and the addresses of the services.
 pub struct Programs {
@@ -50,9 +50,9 @@ impl Programs {
         let command = format!("{} {}", self.producer.display(), args.join(" "));
         show(&command);
         let mut producer = self.command(&self.producer);
-        let status = timeout(PATIENCE, producer.args(args).status())
+        let status = timeout(TIMEOUT, producer.args(args).status())
             .await
-            .with_context(|| format!("`{command}` took longer than {} s", PATIENCE.as_secs()))?
+            .with_context(|| format!("`{command}` took longer than {} s", TIMEOUT.as_secs()))?
             .with_context(|| format!("starting {}", self.producer.display()))?;
         ensure!(status.success(), "`{command}` failed ({status})");
         Ok(())
@@ -66,7 +66,7 @@ impl Programs {
             let mut list = self.command(&self.producer);
             list.args(["dead", "list", "--json", "--limit", "100000"]).stderr(Stdio::inherit());
             let list =
-                timeout(PATIENCE, list.output()).await.context("`producer dead list` did not end")??;
+                timeout(TIMEOUT, list.output()).await.context("`producer dead list` did not end")??;
             ensure!(list.status.success(), "`producer dead list` failed ({})", list.status);
             reasons = String::from_utf8_lossy(&list.stdout)
                 .lines()

@@ -22,7 +22,7 @@ const SLOTS: u32 = 2;
 const MIN: u32 = 1;
 const MAX: u32 = 5;
 /// The bound for the whole act.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 const TICK: Duration = Duration::from_millis(200);
 
 /// An autoscaler with its own pool.
@@ -137,9 +137,9 @@ impl<'a> Scaling<'a> {
                 return Ok(most);
             }
             ensure!(
-                since.elapsed() < PATIENCE,
+                since.elapsed() < TIMEOUT,
                 "the autoscaler's act took longer than {} s",
-                PATIENCE.as_secs()
+                TIMEOUT.as_secs()
             );
         }
     }
@@ -149,7 +149,7 @@ impl<'a> Scaling<'a> {
         show(&format!("{autoscaler} explain {} --limit 12", self.pool));
         let mut explain = self.programs.command(&self.programs.autoscaler);
         let status = explain.args(["explain", self.pool.as_str(), "--limit", "12"]).status();
-        let status = timeout(PATIENCE, status).await.context("`autoscaler explain` did not end")??;
+        let status = timeout(TIMEOUT, status).await.context("`autoscaler explain` did not end")??;
         ensure!(status.success(), "`autoscaler explain` failed ({status})");
         Ok(())
     }
@@ -176,7 +176,7 @@ impl<'a> Scaling<'a> {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let ended =
-            timeout(PATIENCE, self.autoscaler.wait()).await.context("the autoscaler did not end")??;
+            timeout(TIMEOUT, self.autoscaler.wait()).await.context("the autoscaler did not end")??;
         self.programs.delete_queue(&self.pool).await;
         Ok(if ended.success() { vec![] } else { vec![format!("the autoscaler ended with {ended}")] })
     }

@@ -88,7 +88,7 @@ impl Worker {
 
     /// Sends SIGTERM, and SIGKILL if the worker is not gone after a while. Returns whether it ended in good order.
     pub async fn stop(&mut self) -> anyhow::Result<bool> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(10);
         if self.ended {
             return Ok(true);
         }
@@ -96,7 +96,7 @@ impl Worker {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        if let Ok(status) = timeout(PATIENCE, self.child.wait()).await {
+        if let Ok(status) = timeout(TIMEOUT, self.child.wait()).await {
             self.ended = true;
             return Ok(status?.success());
         }

@@ -5,7 +5,7 @@ use job::{FailureCode, JobSpec, JobState};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Consumer};
 use serde_json::{Value, json};
-use tests::{Fleet, PATIENCE, job, until};
+use tests::{Fleet, TIMEOUT, job, until};
 use tokio::time::timeout;
 
 fn jobs(session: &str, count: usize) -> Vec<JobSpec> {
@@ -86,7 +86,7 @@ pub async fn call(channel: &Channel, replies: &mut Consumer, spec: &JobSpec) -> 
     let (body, properties) = (job::encode(spec), replying_to("amq.rabbitmq.reply-to"));
     let sent = channel.basic_publish("harness.jobs".into(), key.into(), options, body.as_bytes(), properties);
     assert!(sent.await.expect("published").await.expect("confirmed").is_ack());
-    let reply = timeout(PATIENCE, replies.next()).await.expect("a reply in time").expect("a consumer");
+    let reply = timeout(TIMEOUT, replies.next()).await.expect("a reply in time").expect("a consumer");
     serde_json::from_slice(&reply.expect("a reply").data).expect("JSON")
 }
 
@@ -142,7 +142,7 @@ async fn a_reply_goes_where_the_rule_allows_and_never_into_the_fleets_own_queues
     // The producer refuses them too. Where its rule is wider than the workers', the workers' rule decides.
     let mut at_the_door = job("door", "echo", json!(1));
     at_the_door.reply_to = Some("harness.dead".to_owned());
-    let ran = fleet.producer_reading(&job::encode(&at_the_door), &["enqueue", "--file", "-"]).await;
+    let ran = fleet.producer_with_input(&job::encode(&at_the_door), &["enqueue", "--file", "-"]).await;
     assert!(ran.code != 0 && ran.err.contains("reply_to: got \"harness.dead\""), "{ran:?}");
     at_the_door.reply_to = Some("elsewhere".to_owned());
     fleet.enqueue(std::slice::from_ref(&at_the_door)).await;

@@ -247,7 +247,7 @@ async fn one_job_that_the_ledger_cannot_hold_keeps_no_other_of_its_file_out() {
     let jobs =
         [job("good-1", "echo", json!(1)), job("bad", "echo", json!(2)), job("good-2", "echo", json!(3))];
     let lines: Vec<String> = jobs.iter().map(job::encode).collect();
-    let ran = fleet.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+    let ran = fleet.producer_with_input(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("2 jobs accepted, 0 accepted before, 1 lines refused"), "{ran:?}");
     assert!(ran.err.contains(&jobs[1].job_id.to_string()), "{ran:?}");

@@ -16,7 +16,7 @@ use prometheus::{
 };
 use queue::{Broker, DEAD_QUEUE, jobs_queue};
 use service::with_causes;
-use store::{PoolReading, Store};
+use store::{PoolGauges, Store};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -86,7 +86,7 @@ fn register() -> prometheus::Result<Metrics> {
 
 /// The figures, and the sources that could not be read. Clones share the latter.
 #[derive(Clone)]
-pub struct Readings {
+pub struct FleetGauges {
     /// The pools whose figures are exported.
     pools: BTreeSet<Name>,
     /// The sources that failed at the last reading, and why.
@@ -96,11 +96,11 @@ pub struct Readings {
 /// The problem of a source that has not been read yet.
 const NOT_YET: &str = "starting";
 
-impl Readings {
+impl FleetGauges {
     /// Starts with both sources not read yet.
-    pub fn new() -> Readings {
+    pub fn new() -> FleetGauges {
         let failing = ["ledger", "broker"].map(|source| (source, NOT_YET.to_owned()));
-        Readings { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
+        FleetGauges { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
     }
 
     /// Returns why a source could not be read last time.
@@ -139,12 +139,12 @@ impl Readings {
     async fn ledger(&mut self, store: &Store, retention: Duration) -> anyhow::Result<()> {
         let partitions = store.partitions_ahead(retention).await.context("looking at partitions")?;
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
-        let pools = store.pool_readings().await.context("reading the pools")?;
+        let pools = store.pool_gauges().await.context("reading the pools")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
         self.keep_only(&pools);
-        for PoolReading { pool, oldest_queued, alive, draining } in pools {
+        for PoolGauges { pool, oldest_queued, alive, draining } in pools {
             METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());
             METRICS.workers.with_label_values(&[pool.as_str(), "alive"]).set(alive);
             METRICS.workers.with_label_values(&[pool.as_str(), "draining"]).set(draining);
@@ -153,8 +153,11 @@ impl Readings {
     }
 
     async fn broker(&mut self, broker: &Broker) -> anyhow::Result<()> {
-        let dead = broker.depth(DEAD_QUEUE).await?;
-        METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
+        let dead_letters = broker.depth(DEAD_QUEUE).await?;
+        METRICS
+            .dead_letters
+            .with_label_values::<&str>(&[])
+            .set(dead_letters.map_or(0, |depth| depth.ready as i64));
         for pool in &self.pools {
             match broker.depth(&jobs_queue(pool)).await? {
                 Some(depth) => {
@@ -167,7 +170,7 @@ impl Readings {
     }
 
     /// Removes the figures of pools that no longer exist.
-    fn keep_only(&mut self, pools: &[PoolReading]) {
+    fn keep_only(&mut self, pools: &[PoolGauges]) {
         let present: BTreeSet<Name> = pools.iter().map(|reading| reading.pool.clone()).collect();
         for gone in self.pools.difference(&present) {
             // An error means that the member does not exist, which is fine.

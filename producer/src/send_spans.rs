@@ -9,14 +9,14 @@ use service::{JobIds, Origin, Role, Span};
 use store::DueJob;
 
 /// Spans of jobs on their way to the broker; empty when tracing is off.
-pub struct Sends(HashMap<JobId, Span>);
+pub struct SendSpans(HashMap<JobId, Span>);
 
-impl Sends {
+impl SendSpans {
     /// Begins a span for each job and makes it the parent of the job's attempts. A job that this would make too large
     /// gets no span.
-    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> Sends {
+    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> SendSpans {
         let now = SystemTime::now();
-        Sends(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
+        SendSpans(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
     }
 
     /// Marks the outcome of each span: only `new` jobs go on. The others were refused, or were accepted before and keep
