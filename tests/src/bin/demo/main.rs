@@ -210,11 +210,7 @@ impl Demo {
         let deadline = Instant::now() + START_TIMEOUT;
         while !bounded(ledger.knows(&names)).await? {
             self.workers.iter_mut().try_for_each(Worker::check)?;
-            ensure!(
-                Instant::now() < deadline,
-                "a worker did not start within {} s",
-                START_TIMEOUT.as_secs()
-            );
+            ensure!(Instant::now() < deadline, "a worker did not start within {} s", START_TIMEOUT.as_secs());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
