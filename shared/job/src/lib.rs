@@ -21,7 +21,7 @@ mod outcome;
 pub use id::{IdError, JobId, Name, WorkerId};
 pub use json::{Json, JsonError};
 pub use message::{
-    DEFAULT_MAX_BYTES, DecodeError, Glimpse, Limits, SCHEMA, decode, decode_loose, encode, glimpse, restore,
+    DEFAULT_MAX_BYTES, DecodeError, Limits, Peek, SCHEMA, decode, decode_loose, decode_stored, encode, peek,
 };
 pub use outcome::{Failure, FailureCode, Outcome};
 pub use reply::{ReplyRule, ReplyTo};

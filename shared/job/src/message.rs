@@ -160,13 +160,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
 
 /// Reads back what [`decode`] or [`encode`] accepted before, such as a message kept in the ledger. The limits are not
 /// checked again: they were checked then, and the clock has moved on since.
-pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
+pub fn decode_stored(body: &str) -> Result<JobSpec, DecodeError> {
     parse(body)
 }
 
 /// Which job a message seems to be, as far as that can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Glimpse {
+pub struct Peek {
     /// The job, unless body and property contradict each other.
     pub job_id: Option<JobId>,
     /// Its session.
@@ -177,7 +177,7 @@ pub struct Glimpse {
 
 /// Reads what it can of a message that may not be a job. The result is unchecked: it helps to find the job, and must
 /// not be used to run it.
-pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
+pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Seen {
@@ -194,7 +194,7 @@ pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
         (None, Some(_)) => outside,
         (Some(_), Some(_)) => inside.filter(|id| outside == Some(*id)),
     };
-    Glimpse { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+    Peek { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
 }
 
 /// Parses fast. Only if that fails, parses again while keeping track of the path, to name the field at fault.

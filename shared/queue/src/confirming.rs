@@ -38,7 +38,7 @@ struct Done {
     /// The period in which it was sent.
     period: u64,
     answer: oneshot::Sender<Answer>,
-    fate: lapin::Result<Confirmation>,
+    outcome: lapin::Result<Confirmation>,
 }
 
 /// Notices a message whose confirm never comes. RabbitMQ's channel numbers what it sends to a quorum queue. If that
@@ -128,7 +128,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Ok(channel) => {
                 let channel = Arc::new(channel);
                 match serve(&shared, &link, channel.clone(), &mut requests).await {
-                    End::Stopped => return say_goodbye(&channel, shared.config.close_timeout).await,
+                    End::Stopped => return close_channel(&channel, shared.config.close_timeout).await,
                     End::Link => continue,
                     End::Channel => debug!("the publishing channel ended; opening another"),
                 }
@@ -152,7 +152,7 @@ async fn open(link: &Link) -> Result<Channel, QueueError> {
 /// Closes the channel and waits for the broker's answer. lapin closes a dropped channel by itself, a moment later. The
 /// connection is closed next, and if the two closes overlap, lapin 4.12 ends the connection with an error and never
 /// completes its close.
-async fn say_goodbye(channel: &Channel, within: Duration) {
+async fn close_channel(channel: &Channel, within: Duration) {
     let _ = timeout(within, channel.close(REPLY_SUCCESS, "done".into())).await;
 }
 
@@ -237,14 +237,14 @@ async fn send(channel: Arc<Channel>, request: Request, frame_max: usize, period:
     let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
     let bytes = body.len();
     let options = BasicPublishOptions { mandatory, immediate: false };
-    let fate = match channel.basic_publish("".into(), queue, options, &body, properties).await {
+    let outcome = match channel.basic_publish("".into(), queue, options, &body, properties).await {
         Ok(confirm) => {
             drop(body);
             confirm.await
         }
         Err(error) => Err(error),
     };
-    Done { fingerprint, bytes, period, answer, fate }
+    Done { fingerprint, bytes, period, answer, outcome }
 }
 
 /// Waits until lapin has handled the whole of the present confirm frame. Asking for the last confirm takes the lock
@@ -259,10 +259,10 @@ fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
 /// Answers every request whose outcome is known.
 fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
     let mut answers = Vec::with_capacity(resolved.len());
-    for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
-        let fate = fate.map_err(|error| failed(PUBLISHING, &error));
-        shared.refusals.heard(PUBLISHING, &fate);
-        let fate = match fate {
+    for Done { fingerprint, answer, outcome, .. } in resolved.drain(..) {
+        let outcome = outcome.map_err(|error| failed(PUBLISHING, &error));
+        shared.refusals.heard(PUBLISHING, &outcome);
+        let outcome = match outcome {
             Ok(Confirmation::Ack(message)) => {
                 returned.extend(message);
                 Answer::Confirmed
@@ -275,15 +275,15 @@ fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicRet
             Err(QueueError::Failed { reason, .. }) => Answer::Lost(reason),
             Err(error) => Answer::Lost(error.to_string()),
         };
-        answers.push((fingerprint, answer, fate));
+        answers.push((fingerprint, answer, outcome));
     }
-    for (own, answer, fate) in answers {
+    for (own, answer, outcome) in answers {
         let place = returned.iter().position(|m| fingerprint(&m.routing_key, &m.properties) == own);
-        let fate = match place {
+        let outcome = match place {
             Some(place) => Answer::Returned(Box::new(returned.swap_remove(place))),
-            None => fate,
+            None => outcome,
         };
         // A caller that has stopped waiting already knows that the outcome is unknown.
-        let _ = answer.send(fate);
+        let _ = answer.send(outcome);
     }
 }

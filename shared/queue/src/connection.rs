@@ -24,7 +24,7 @@ use crate::refusals::PUBLISHING;
 use crate::refusals::Refusals;
 use crate::shared::{BrokerStatus, Shared, jitter};
 use crate::{
-    BrokerConfig, DEAD_QUEUE, DeadLetter, DeadWalk, Depth, HeldLetter, Publisher, QueueError, Slot,
+    BrokerConfig, DEAD_QUEUE, DeadLetter, DeadLetterCursor, Depth, HeldLetter, Publisher, QueueError, Slot,
     confirming, topology,
 };
 
@@ -61,7 +61,7 @@ impl Broker {
         });
         let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
         let supervising = tokio::spawn(supervise(shared.clone()));
-        tokio::spawn(see_to_the_end(shared.clone(), supervising, publishing));
+        tokio::spawn(close_on_task_end(shared.clone(), supervising, publishing));
         let alive = Arc::new(shared.stop.clone().drop_guard());
         let publisher = Publisher::new(shared.clone(), requests, alive);
         Broker { shared, publisher }
@@ -130,22 +130,22 @@ impl Broker {
 
     /// Opens a cursor over the dead letters, on a channel of its own. When that channel is closed, or dropped with the
     /// cursor, the letters return to the queue.
-    pub async fn walk_dead_letters(&self) -> Result<DeadWalk, QueueError> {
-        DeadWalk::begin(&self.shared).await
+    pub async fn dead_letter_cursor(&self) -> Result<DeadLetterCursor, QueueError> {
+        DeadLetterCursor::begin(&self.shared).await
     }
 
     /// Returns the oldest dead letters, at most `limit` and at most 64 MiB of them. They stay in the queue. While this
     /// runs, no other consumer sees them.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let mut walk = self.walk_dead_letters().await?;
+        let mut cursor = self.dead_letter_cursor().await?;
         let mut letters = Vec::new();
         let mut bytes = 0;
         while letters.len() < limit && bytes < MAX_BYTES {
-            let Some(HeldLetter { letter, .. }) = walk.next().await? else { break };
+            let Some(HeldLetter { letter, .. }) = cursor.next().await? else { break };
             bytes += letter.body.len();
             letters.push(letter);
         }
-        walk.close().await?;
+        cursor.close().await?;
         Ok(letters)
     }
 
@@ -191,7 +191,7 @@ impl Broker {
 }
 
 /// Announces the end when one of the tasks ends, whatever the cause, including a panic.
-async fn see_to_the_end(
+async fn close_on_task_end(
     shared: Arc<Shared>,
     mut supervising: JoinHandle<String>,
     publishing: JoinHandle<()>,

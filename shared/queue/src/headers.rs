@@ -87,20 +87,20 @@ fn without_actions(original: &BasicProperties) -> BasicProperties {
 
 /// Returns the properties of a dead letter that is published again: without what we and the broker added when it died,
 /// and without what would act again on its way. RabbitMQ drops a message whose `x-death` shows that it goes in circles.
-pub(crate) fn revive(dead: &BasicProperties) -> BasicProperties {
+pub(crate) fn redriven(letter: &BasicProperties) -> BasicProperties {
     let mut kept = BTreeMap::new();
-    if let Some(table) = dead.headers() {
+    if let Some(table) = letter.headers() {
         kept.extend(table.inner().clone());
         kept.retain(|name, _| {
             !was_added(name.as_str().as_bytes()) && !["CC", "BCC"].contains(&name.as_str())
         });
     }
-    without_actions(dead).with_headers(kept.into())
+    without_actions(letter).with_headers(kept.into())
 }
 
-/// As [`revive`], for a dead letter that is returned automatically. A header says so.
-pub(crate) fn returned(dead: &BasicProperties) -> BasicProperties {
-    let properties = revive(dead);
+/// As [`redriven`], for a dead letter that is returned automatically. A header says so.
+pub(crate) fn returned(letter: &BasicProperties) -> BasicProperties {
+    let properties = redriven(letter);
     let mut table = properties.headers().clone().unwrap_or_default();
     table.insert(RETURNED.into(), AMQPValue::Boolean(true));
     properties.with_headers(table)
@@ -296,17 +296,17 @@ mod tests {
             .with_message_id("m".into())
             .with_headers(table(&[("traceparent", long("kept")), ("CC", long("elsewhere"))]));
         let buried = bury(&original, "agent_id: got \"x\"", "unknown_agent", "q", Duration::ZERO);
-        let revived = revive(&buried);
-        assert_eq!(revived.message_id(), original.message_id());
-        assert_eq!(revived.headers().as_ref(), Some(&table(&[("traceparent", long("kept"))])));
+        let kept = redriven(&buried);
+        assert_eq!(kept.message_id(), original.message_id());
+        assert_eq!(kept.headers().as_ref(), Some(&table(&[("traceparent", long("kept"))])));
         let given_up = table(&[
             ("x-death", AMQPValue::Void),
             ("x-first-death-queue", long("q")),
             ("a", AMQPValue::Void),
         ]);
-        let revived = revive(&BasicProperties::default().with_headers(given_up).with_expiration("5".into()));
-        assert_eq!(revived.headers().as_ref(), Some(&table(&[("a", AMQPValue::Void)])));
-        assert!(revived.expiration().is_none());
+        let kept = redriven(&BasicProperties::default().with_headers(given_up).with_expiration("5".into()));
+        assert_eq!(kept.headers().as_ref(), Some(&table(&[("a", AMQPValue::Void)])));
+        assert!(kept.expiration().is_none());
     }
 
     #[test]

@@ -145,8 +145,8 @@ impl Publisher {
 
     /// Puts a copy of a dead letter into a queue, as it was when it was first published. Remove the letter after this,
     /// not before.
-    pub async fn revive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
-        self.send(queue, Missing::Known, held.letter.body.clone(), headers::revive(&held.properties)).await
+    pub async fn redrive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
+        self.send(queue, Missing::Known, held.letter.body.clone(), headers::redriven(&held.properties)).await
     }
 
     /// Puts a message that the broker dead-lettered back into its queue, marked so that this happens only once. Ack the

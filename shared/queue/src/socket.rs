@@ -19,7 +19,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::screen::{FrameMax, Screen};
+use crate::frame_repair::{FrameMax, FrameRepair};
 
 type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
@@ -33,13 +33,13 @@ pub(crate) async fn connect(
 ) -> lapin::Result<Connection> {
     let frame_max = FrameMax::unknown();
     let negotiated = frame_max.clone();
-    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Screening(Tokio::current())));
+    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), RepairingReactor(Tokio::current())));
     let open = async move |uri: AMQPUri, _: Runtime<_>| {
         let tokio = Runtime::new(Tokio::current());
         let tls = TLSConfig { cert_chain: own_authorities.as_deref(), ..TLSConfig::default() };
         let connecting = uri.connect_with_config_async(tls, &tokio);
         let stream = cut.run_until_cancelled(connecting).await.unwrap_or_else(|| Err(was_cut()))?;
-        Ok(AsyncTcpStream::Plain(Screened::new(stream, cut.clone(), frame_max.clone())))
+        Ok(AsyncTcpStream::Plain(RepairedStream::new(stream, cut.clone(), frame_max.clone())))
     };
     let connection = Connection::connector(uri, runtime, open, properties).await?;
     // This happens before the first channel, and therefore before the first message.
@@ -51,16 +51,20 @@ fn was_cut() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "cut by this process")
 }
 
-/// A connection whose incoming bytes are inspected.
-pub(crate) struct Screened {
+/// A connection whose incoming frames are inspected and repaired.
+pub(crate) struct RepairedStream {
     stream: Transport,
-    screen: Screen,
+    frame_repair: FrameRepair,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Screened {
-    fn new(stream: Transport, cut: CancellationToken, frame_max: FrameMax) -> Screened {
-        Screened { stream, screen: Screen::new(frame_max), cut: Box::pin(cut.cancelled_owned()) }
+impl RepairedStream {
+    fn new(stream: Transport, cut: CancellationToken, frame_max: FrameMax) -> RepairedStream {
+        RepairedStream {
+            stream,
+            frame_repair: FrameRepair::new(frame_max),
+            cut: Box::pin(cut.cancelled_owned()),
+        }
     }
 
     /// Passes the poll on unless the stream is cut. Also registers to be woken by the cut.
@@ -72,25 +76,27 @@ impl Screened {
     }
 }
 
-impl AsyncRead for Screened {
+impl AsyncRead for RepairedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
-            let taken = this.screen.take(into);
+            let taken = this.frame_repair.take(into);
             if taken > 0 || into.is_empty() {
                 return Poll::Ready(Ok(taken));
             }
-            let read = Pin::new(&mut this.stream).poll_read(cx, this.screen.space());
+            let read = Pin::new(&mut this.stream).poll_read(cx, this.frame_repair.space());
             let read = ready!(this.unless_cut(cx, read))?;
             if read == 0 {
                 return Poll::Ready(Ok(0));
             }
-            this.screen.filled(read).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            this.frame_repair
+                .filled(read)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
     }
 }
 
-impl AsyncWrite for Screened {
+impl AsyncWrite for RepairedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.unless_cut(cx, written)
@@ -118,10 +124,10 @@ impl AsyncWrite for Screened {
 /// The tokio reactor with another type of stream. lapin takes its stream from the closure above and needs only the
 /// type.
 #[derive(Clone, Debug)]
-struct Screening(Tokio);
+struct RepairingReactor(Tokio);
 
-impl Reactor for Screening {
-    type TcpStream = Screened;
+impl Reactor for RepairingReactor {
+    type TcpStream = RepairedStream;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: io::Read + io::Write + AsFd + AsRawFd + Send + 'static>(
@@ -142,11 +148,11 @@ impl Reactor for Screening {
     fn tcp_connect_addr(
         &self,
         address: SocketAddr,
-    ) -> impl Future<Output = io::Result<Screened>> + Send + 'static {
+    ) -> impl Future<Output = io::Result<RepairedStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
         async {
             let stream = AsyncTcpStream::Plain(connecting.await?);
-            Ok(Screened::new(stream, CancellationToken::new(), FrameMax::unknown()))
+            Ok(RepairedStream::new(stream, CancellationToken::new(), FrameMax::unknown()))
         }
     }
 }

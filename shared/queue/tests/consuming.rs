@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use queue::BrokerStatus;
-use support::{PATIENCE, at_desk, until, within};
+use support::{TIMEOUT, at_desk, until, within};
 use tokio::time::timeout;
 
 /// Long enough for an unwanted delivery to arrive.
@@ -148,7 +148,7 @@ async fn a_slot_ends_when_the_broker_is_closed_and_a_late_ack_is_refused() {
         assert!(delivery.is_stale());
         assert_eq!(delivery.ack().await.unwrap_err().generation, 1);
         assert!(matches!(&*desk.broker.status().borrow(), BrokerStatus::Closed { .. }));
-        assert!(desk.broker.ready(PATIENCE).await.is_err());
+        assert!(desk.broker.ready(TIMEOUT).await.is_err());
     })
     .await;
 }

@@ -8,12 +8,12 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use queue::{Broker, BrokerConfig, Depth, Depths, QueueError};
 use support::{
-    Desk, PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, within,
+    Desk, TIMEOUT, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, within,
 };
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for every look here. What is not answered by then never is.
-const LOOK: Duration = PATIENCE;
+const LOOK: Duration = TIMEOUT;
 
 /// Returns names that begin with the name of the desk's own queue, so that no other test has them.
 fn names(desk: &Desk, count: usize) -> Vec<String> {
@@ -56,7 +56,7 @@ async fn missing_queues_hide_no_others_and_are_found_when_they_come() {
         delete_queue(&names[30]).await;
         let seen = look(&mut depths).await;
         assert_eq!((seen[30], seen[27], seen[33]), (None, Some(0), Some(0)));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
         for name in &names {
             delete_queue(name).await;
         }

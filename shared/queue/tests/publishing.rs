@@ -13,7 +13,7 @@ use lapin::options::BasicConsumeOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use queue::{Broker, BrokerConfig, BrokerStatus, Message, PublishError};
 use support::{
-    PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, lapin_channel,
+    TIMEOUT, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, lapin_channel,
     until_status, within,
 };
 use tokio::time::timeout;
@@ -185,7 +185,7 @@ async fn closing_waits_for_the_confirms_of_what_was_published() {
     at_desk(async |desk| {
         let config = BrokerConfig::new(amqp_url(), "test");
         let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.unwrap();
+        broker.ready(TIMEOUT).await.unwrap();
         let publisher = broker.publisher();
         let all = join_all((0..500).map(|number| publisher.publish(&desk.queue, numbered(number))));
         let close = async {

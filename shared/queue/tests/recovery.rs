@@ -8,8 +8,8 @@ use std::time::Duration;
 use lapin::types::FieldTable;
 use queue::{Broker, BrokerConfig, BrokerStatus, Message, PublishError, QueueError, jobs_queue};
 use support::{
-    PATIENCE, amqp_url, as_ours, at_desk, close_by_force, declare_foreign_queue, delete_queue,
-    queue_is_there, until, until_status, within,
+    TIMEOUT, amqp_url, as_ours, at_desk, close_by_force, declare_foreign_queue, delete_queue, queue_is_there,
+    until, until_status, within,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -79,7 +79,7 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
                 expected.insert(id);
             }
             while !expected.is_empty() {
-                let next = timeout(PATIENCE, receiving.recv()).await;
+                let next = timeout(TIMEOUT, receiving.recv()).await;
                 let id = next.unwrap_or_else(|_| panic!("never delivered: {expected:?}")).unwrap();
                 expected.remove(&id);
             }
@@ -139,7 +139,7 @@ async fn a_slot_waits_for_a_queue_that_is_not_ours_to_declare() {
         let message = queue::Message::new("test.v1", "here");
         within(desk.broker.publisher().publish(&foreign, message)).await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().body, b"here");
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "other slots are not disturbed");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "other slots are not disturbed");
         delete_queue(&foreign).await;
     })
     .await;
@@ -193,7 +193,7 @@ async fn a_wrong_address_ends_at_once_and_names_its_setting() {
     let config = BrokerConfig::new("rabbit:s3cret@host", "test");
     assert!(config.check().unwrap_err().to_string().contains("AMQP_URL"));
     let broker = Broker::start(config, CancellationToken::new());
-    let error = within(broker.ready(PATIENCE)).await.unwrap_err();
+    let error = within(broker.ready(TIMEOUT)).await.unwrap_err();
     assert!(matches!(error, QueueError::Closed { .. }) && !error.is_retryable());
     assert!(error.to_string().contains("AMQP_URL") && !error.to_string().contains("s3cret"), "{error}");
 }
@@ -237,7 +237,7 @@ async fn a_queue_with_other_arguments_is_named_and_connecting_goes_on_once_it_is
     let refused = |status: &BrokerStatus| matches!(status, BrokerStatus::Connecting { reason: Some(_) });
     let status = until_status(&broker, refused).await;
     delete_queue(&queue).await;
-    let generation = broker.ready(PATIENCE).await;
+    let generation = broker.ready(TIMEOUT).await;
     broker.close().await;
     delete_queue(&queue).await;
     let BrokerStatus::Connecting { reason: Some(reason) } = status else {
@@ -257,7 +257,7 @@ async fn depth_counts_what_waits_and_knows_a_missing_queue() {
         desk.publish("two").await;
         assert_eq!(desk.ready().await, 2);
         assert_eq!(within(desk.broker.depth(&missing)).await, Ok(None));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     })
     .await;
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use crate::{ListenAddress, Problems, Setting, with_causes};
 
 /// The timeout of the whole request. `/health` itself answers within 100 ms.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes. It is far more than `/ready` with all its reasons.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
@@ -70,10 +70,10 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 /// Sends a GET request. Returns an error unless the answer is 200.
 fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
+    let deadline = Instant::now() + TIMEOUT;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("nothing answers on {address} (ADMIN_ADDR)"))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
         .with_context(|| format!("asking http://{address}{path}"))?;
     let answer = read(&mut stream, deadline).with_context(|| format!("asking http://{address}{path}"))?;
@@ -92,7 +92,7 @@ fn read(stream: &mut TcpStream, deadline: Instant) -> anyhow::Result<Vec<u8>> {
     let mut piece = [0; 4_096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        ensure!(!left.is_zero(), "no whole answer within {} s", PATIENCE.as_secs());
+        ensure!(!left.is_zero(), "no whole answer within {} s", TIMEOUT.as_secs());
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut piece)? {
             0 => return Ok(answer),

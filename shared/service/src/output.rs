@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Stopped, stderr};
 
 /// How long a command that was asked to stop waits for its readers, in all.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 static PRINTER: LazyLock<Printer> = LazyLock::new(|| Printer::to(io::stdout(), io::stderr()));
 
@@ -112,7 +112,7 @@ struct Queue {
     /// Whether readers are no longer waited for.
     is_given_up: bool,
     /// What is left of [`TIMEOUT`].
-    patience: Duration,
+    flush_timeout: Duration,
 }
 
 /// Whether stdout can still be written to.
@@ -166,7 +166,7 @@ impl Printer {
             writing: None,
             stdout: Way::Open,
             is_given_up: false,
-            patience: PATIENCE,
+            flush_timeout: TIMEOUT,
         };
         Printer(Arc::new(Shared { queue: Mutex::new(queue), more: Condvar::new(), less: Notify::new() }))
     }
@@ -219,10 +219,10 @@ impl Printer {
 
     async fn printed(&self, stop: &CancellationToken) -> bool {
         if stop.run_until_cancelled(self.emptied()).await.is_none() {
-            let (begun, patience) = (Instant::now(), self.queue().patience);
-            let emptied = timeout(patience, self.emptied()).await.is_ok();
+            let (begun, flush_timeout) = (Instant::now(), self.queue().flush_timeout);
+            let emptied = timeout(flush_timeout, self.emptied()).await.is_ok();
             let mut queue = self.queue();
-            queue.patience = patience.saturating_sub(begun.elapsed());
+            queue.flush_timeout = flush_timeout.saturating_sub(begun.elapsed());
             if !emptied {
                 queue.give_up();
             }
@@ -317,7 +317,7 @@ mod tests {
         printer.print(Stream::Out, "three".to_owned());
         let begun = Instant::now();
         assert!(printer.finish(&stop).await.unwrap_err().is::<Stopped>());
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < TIMEOUT);
     }
 
     #[tokio::test]

@@ -53,7 +53,8 @@ impl Telemetry {
         if let Some(word) = given.iter().find(is_wrong) {
             return Err(format!("got \"{text}\": \"{word}\" is no level, {expected}"));
         }
-        let directives = quiet.iter().copied().chain(given).chain([LAST_WORDS]).collect::<Vec<_>>().join(",");
+        let directives =
+            quiet.iter().copied().chain(given).chain([EXIT_LOG_DIRECTIVE]).collect::<Vec<_>>().join(",");
         EnvFilter::try_new(directives).map_err(|error| format!("got \"{text}\": {error}, {expected}"))
     }
 
@@ -92,7 +93,7 @@ impl Telemetry {
 }
 
 /// Logs why a process ends, whatever the level.
-const LAST_WORDS: &str = "service::run=error";
+const EXIT_LOG_DIRECTIVE: &str = "service::run=error";
 
 /// How long a thread that panics waits until its line is written, because the panic may end the process.
 const PANIC_FLUSH: Duration = Duration::from_millis(100);

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than anything takes here. A test that reaches it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn amqp_url() -> String {
     std::env::var("AMQP_URL").expect("AMQP_URL is not set: these tests need a RabbitMQ. Run `make test`")
@@ -38,7 +38,7 @@ pub async fn at_desk(test: impl AsyncFnOnce(&Desk)) {
     let queue = jobs_queue(&pool);
     let desk = Desk { broker, pool, queue, connection_name };
     let outcome = std::panic::AssertUnwindSafe(async {
-        desk.broker.ready(PATIENCE).await.expect("a broker that answers");
+        desk.broker.ready(TIMEOUT).await.expect("a broker that answers");
         test(&desk).await;
     });
     let outcome = outcome.catch_unwind().await;
@@ -69,12 +69,12 @@ impl Desk {
 
 /// Gives up after [`TIMEOUT`].
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, work).await.expect("an end within 30 s")
+    timeout(TIMEOUT, work).await.expect("an end within 30 s")
 }
 
 /// Polls a condition, if there is no event to wait for.
 pub async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within 30 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -137,7 +137,7 @@ pub async fn declare_foreign_queue(queue: &str, arguments: FieldTable) {
 pub async fn close_by_force(connection_name: &str) {
     let name = connection_name.to_owned();
     let closed = tokio::task::spawn_blocking(move || {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + TIMEOUT;
         loop {
             // The management database learns of a connection a little later than we do.
             let connections = management("GET", "/api/connections");

@@ -106,7 +106,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
     }
 
     /// Returns warnings about requested settings that have no effect.
-    fn unheeded(&self) -> Vec<String> {
+    fn ignored_settings(&self) -> Vec<String> {
         let exporter =
             self.get("OTEL_TRACES_EXPORTER").filter(|other| !["none", "otlp"].contains(&other.as_str()));
         let exporter = exporter.map(|other| {
@@ -159,7 +159,7 @@ impl TraceSettings {
         if variables.switched_off() {
             return None;
         }
-        let mut warnings = variables.unheeded();
+        let mut warnings = variables.ignored_settings();
         let timeout = variables
             .number(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"], &mut warnings);
         let queue_size = variables.number(["OTEL_BSP_MAX_QUEUE_SIZE"; 2], &mut warnings);

@@ -32,7 +32,7 @@ pub struct HeldLetter {
 }
 
 /// A cursor over `harness.dead`, from its oldest letter to what was its newest when the cursor was opened.
-pub struct DeadWalk {
+pub struct DeadLetterCursor {
     channel: Channel,
     within: Duration,
     /// The number of letters when it was opened.
@@ -42,9 +42,9 @@ pub struct DeadWalk {
     removed: Vec<u64>,
 }
 
-impl DeadWalk {
+impl DeadLetterCursor {
     /// Opens one on a channel of its own.
-    pub(crate) async fn begin(shared: &Shared) -> Result<DeadWalk, QueueError> {
+    pub(crate) async fn begin(shared: &Shared) -> Result<DeadLetterCursor, QueueError> {
         let within = shared.config.operation_timeout;
         let link = shared.live_link(within).await?;
         let channel = link.channel().await?;
@@ -52,7 +52,7 @@ impl DeadWalk {
         let declaring = channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default());
         let queue = bounded(within, "look at queue harness.dead", declaring).await?;
         let total = u64::from(queue.message_count());
-        Ok(DeadWalk { channel, within, total, left: total, removed: Vec::new() })
+        Ok(DeadLetterCursor { channel, within, total, left: total, removed: Vec::new() })
     }
 
     /// Returns how many letters there were when it was opened.

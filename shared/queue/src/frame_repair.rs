@@ -34,7 +34,7 @@ impl FrameMax {
 }
 
 /// Bytes on their way from the broker to lapin.
-pub(crate) struct Screen {
+pub(crate) struct FrameRepair {
     buffer: Vec<u8>,
     /// `buffer[start..passed]` may be taken, `buffer[passed..end]` has been read but not inspected.
     start: usize,
@@ -52,9 +52,9 @@ pub(crate) struct FrameTooLarge {
     bytes: usize,
 }
 
-impl Screen {
-    pub(crate) fn new(frame_max: FrameMax) -> Screen {
-        Screen { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0, frame_max }
+impl FrameRepair {
+    pub(crate) fn new(frame_max: FrameMax) -> FrameRepair {
+        FrameRepair { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0, frame_max }
     }
 
     /// Returns the space for the next bytes. It is never empty.
@@ -165,18 +165,18 @@ mod tests {
     }
 
     fn pass_to(frame_max: FrameMax, bytes: &[u8], piece: usize) -> Vec<u8> {
-        let mut screen = Screen::new(frame_max);
+        let mut frame_repair = FrameRepair::new(frame_max);
         let mut out = Vec::new();
         for piece in bytes.chunks(piece) {
             let mut piece = piece;
             while !piece.is_empty() {
-                let space = screen.space();
+                let space = frame_repair.space();
                 let count = piece.len().min(space.len());
                 space[..count].copy_from_slice(&piece[..count]);
                 piece = &piece[count..];
-                screen.filled(count).unwrap();
+                frame_repair.filled(count).unwrap();
                 let mut some = [0; 1000];
-                while let taken @ 1.. = screen.take(&mut some) {
+                while let taken @ 1.. = frame_repair.take(&mut some) {
                     out.extend_from_slice(&some[..taken]);
                 }
             }
@@ -256,9 +256,9 @@ mod tests {
 
     #[test]
     fn a_frame_that_cannot_be_is_an_error() {
-        let mut screen = Screen::new(FrameMax::unknown());
-        screen.space()[..7].copy_from_slice(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff]);
-        assert!(screen.filled(7).is_err());
+        let mut frame_repair = FrameRepair::new(FrameMax::unknown());
+        frame_repair.space()[..7].copy_from_slice(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff]);
+        assert!(frame_repair.filled(7).is_err());
     }
 
     #[test]
