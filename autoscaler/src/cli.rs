@@ -11,7 +11,7 @@ use job::{Name, one_line};
 use service::{AdminArgs, Common, Health, Problems, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
-use crate::explain::Told;
+use crate::explain::DecisionRow;
 use crate::settings::{self, ControlArgs};
 use crate::{explain, once, serve};
 use workload::kubernetes;
@@ -169,21 +169,21 @@ async fn run_explain(
         note!("no autoscaler has decided for the pool {pool} yet");
         return Ok(ExitCode::from(3));
     }
-    let mut told = Vec::with_capacity(decisions.len());
+    let mut rows = Vec::with_capacity(decisions.len());
     for DecisionView { epoch, made, outcome, id } in decisions {
         let (outcome, detail) = outcome.map_or((None, None), |it| (Some(it.outcome), it.detail));
-        let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
-        told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
+        let read = DecisionRow::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
+        rows.push(read.with_context(|| format!("decision {id} was written by another version"))?);
     }
     if !json {
-        out!("{}", explain::explain(&told).trim_end());
-        if let Some(silence) = told.last().and_then(|last| explain::silence(last, now_ms)) {
+        out!("{}", explain::explain(&rows).trim_end());
+        if let Some(silence) = rows.last().and_then(|last| explain::silence(last, now_ms)) {
             out!("{}", silence.trim_end());
         }
         return Ok(ExitCode::SUCCESS);
     }
-    for told in &told {
-        out!("{}", one_line(serde_json::to_string(told)?));
+    for row in &rows {
+        out!("{}", one_line(serde_json::to_string(row)?));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,17 +5,17 @@
 //! entry, so that it is never hidden in another. The newest entry comes last, where a terminal leaves it in sight.
 
 mod story;
-mod told;
+mod decision_row;
 #[cfg(test)]
 mod tests;
 
+pub use decision_row::DecisionRow;
 pub use story::Story;
-pub use told::Told;
 
 /// Returns the story of these decisions, oldest first. Times are UTC.
-pub fn explain<'a>(decisions: impl IntoIterator<Item = &'a Told>) -> String {
+pub fn explain<'a>(decisions: impl IntoIterator<Item = &'a DecisionRow>) -> String {
     let mut story = Story::default();
-    decisions.into_iter().for_each(|told| story.add(told));
+    decisions.into_iter().for_each(|row| story.add(row));
     story.finish()
 }
 
@@ -24,7 +24,7 @@ pub fn explain<'a>(decisions: impl IntoIterator<Item = &'a Told>) -> String {
 const SILENT_AFTER_MS: u64 = 150_000;
 
 /// Returns a warning if nothing has been decided for a long time.
-pub fn silence(last: &Told, now_ms: u64) -> Option<String> {
+pub fn silence(last: &DecisionRow, now_ms: u64) -> Option<String> {
     let silent_ms = now_ms.saturating_sub(last.decided_at_ms);
     (silent_ms > SILENT_AFTER_MS).then(|| {
         format!(

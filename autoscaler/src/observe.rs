@@ -45,7 +45,7 @@ pub use management::Management;
 /// How often rounds begin.
 const ROUND: Duration = Duration::from_secs(1);
 /// How long a round waits for its sources. A later answer counts in the next round.
-const PATIENCE: Duration = Duration::from_millis(800);
+const TIMEOUT: Duration = Duration::from_millis(800);
 /// How long the broker has for all queues together: less than a round waits, so that its answer still counts in it.
 const LOOK: Duration = Duration::from_millis(700);
 const DURATIONS_EVERY: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ impl Observer {
     pub async fn look(&self) {
         let mut sources = self.sources.lock().await;
         let Sources { ledger, queue, durations, management } = &mut *sources;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let managed = async {
             match management.as_mut() {
                 Some(management) => management.read(deadline).await,

@@ -371,7 +371,7 @@ impl Reconciler {
         match answer {
             Fenced::Done(value) => Ok(value),
             Fenced::Lost => {
-                self.shared.leader.depose(term.leadership.epoch);
+                self.shared.leader.step_down(term.leadership.epoch);
                 Err(at(stage)(anyhow::anyhow!("another autoscaler decides for this pool")))
             }
         }

@@ -17,7 +17,7 @@ use crate::observe::{Observer, Watched};
 use crate::settings::{Services, check_management};
 
 /// How long to wait for the connection to RabbitMQ.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Observe each pool once and print what is known, one JSON object per pool
 ///
@@ -50,7 +50,7 @@ impl Observe {
         };
         unless_stopped(stop, migrations::check(services.store.address())).await?;
         let broker = Broker::start(services.broker, CancellationToken::new());
-        let connecting = unless_stopped(stop, broker.ready(PATIENCE)).await;
+        let connecting = unless_stopped(stop, broker.ready(TIMEOUT)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let due_horizon = Duration::from_secs(Policy::default().due_horizon_s);
         let watched = self.pools.iter().map(|pool| Watched { pool: pool.clone(), due_horizon });

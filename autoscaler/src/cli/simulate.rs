@@ -18,7 +18,7 @@ use self::model::ModelArgs;
 use self::policy::{Named, PolicyArgs};
 use self::trace::TraceArgs;
 use crate::decide::{Decision, Observation};
-use crate::explain::{Story, Told};
+use crate::explain::{DecisionRow, Story};
 use crate::simulate::{Comparison, Drawn, Setup, Simulation, TICK_MS, Trace, plot, table};
 
 /// Ticks between two looks at the progress bar and the stop signal.
@@ -193,7 +193,7 @@ fn go_on(
             }
             let (inputs, decision) = run.tick();
             if let Some(story) = story {
-                story.add(&told(run, inputs, decision));
+                story.add(&decision_row(run, inputs, decision));
             }
         }
         bar.inc(STRIDE * TICK_MS);
@@ -203,12 +203,12 @@ fn go_on(
 }
 
 /// Returns the decision as a leader would have recorded it.
-fn told(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> Told {
+fn decision_row(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> DecisionRow {
     let written = run.resizes().last().filter(|resize| resize.at_ms == decision.at_ms);
     let outcome = match written {
         Some(resize) => Some(format!("replicas are {}", resize.to)),
         None if decision.desired < decision.current => Some("idle workers drain".to_owned()),
         None => None,
     };
-    Told { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
+    DecisionRow { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
 }

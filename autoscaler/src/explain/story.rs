@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use chrono::DateTime;
 
-use super::told::Told;
+use super::decision_row::DecisionRow;
 use crate::decide::{Reading, Reason};
 
 /// The indent of an entry's further lines, which puts them below its text: the width of two times and what is around
@@ -28,7 +28,7 @@ pub struct Story {
 /// Consecutive decisions with the same subject.
 #[derive(Debug)]
 struct Entry {
-    first: Told,
+    first: DecisionRow,
     last_ms: u64,
     /// What the last of them waits for.
     waits: Option<String>,
@@ -46,16 +46,16 @@ struct Range(Option<(u64, u64)>);
 
 impl Story {
     /// Adds the next decision. Decisions must come in the order of their time.
-    pub fn add(&mut self, told: &Told) {
+    pub fn add(&mut self, row: &DecisionRow) {
         match &mut self.entry {
             Some(entry)
-                if entry.first.epoch == told.epoch && Subject::of(&entry.first) == Subject::of(told) =>
+                if entry.first.epoch == row.epoch && Subject::of(&entry.first) == Subject::of(row) =>
             {
-                entry.add(told);
+                entry.add(row);
             }
             _ => {
                 self.close();
-                self.entry = Some(Entry::new(told));
+                self.entry = Some(Entry::new(row));
             }
         }
     }
@@ -107,14 +107,14 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    fn of(told: &Told) -> Subject<'_> {
-        let decision = &told.decision;
+    fn of(row: &DecisionRow) -> Subject<'_> {
+        let decision = &row.decision;
         let stays = decision.current == decision.desired;
         Subject {
             size: (decision.current, decision.desired),
             reason: (!stays || is_remarkable(decision.reason)).then_some(decision.reason),
             // Waiting for another pod, or for another number of jobs, is not a new subject.
-            outcome: (told.outcome.as_deref(), told.detail.as_deref().filter(|_| !told.waits())),
+            outcome: (row.outcome.as_deref(), row.detail.as_deref().filter(|_| !row.waits())),
         }
     }
 }
@@ -152,10 +152,10 @@ fn is_remarkable(reason: Reason) -> bool {
 }
 
 impl Entry {
-    fn new(told: &Told) -> Entry {
+    fn new(row: &DecisionRow) -> Entry {
         let mut entry = Entry {
-            first: told.clone(),
-            last_ms: told.decided_at_ms,
+            first: row.clone(),
+            last_ms: row.decided_at_ms,
             waits: None,
             decisions: 0,
             reasons: Vec::new(),
@@ -164,24 +164,24 @@ impl Entry {
             waited_ms: Range::default(),
             asked: Range::default(),
         };
-        entry.add(told);
+        entry.add(row);
         entry
     }
 
-    fn add(&mut self, told: &Told) {
-        self.last_ms = told.decided_at_ms;
-        self.waits = told.detail.clone().filter(|_| told.waits());
+    fn add(&mut self, row: &DecisionRow) {
+        self.last_ms = row.decided_at_ms;
+        self.waits = row.detail.clone().filter(|_| row.waits());
         self.decisions += 1;
-        let reason = told.decision.reason;
+        let reason = row.decision.reason;
         match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, times)) => *times += 1,
             None => self.reasons.push((reason, 1)),
         }
-        self.ready.add(told.inputs.ready.as_ref().map(|ready| ready.value));
-        let demand = told.inputs.demand.as_ref().map(|demand| &demand.value);
+        self.ready.add(row.inputs.ready.as_ref().map(|ready| ready.value));
+        let demand = row.inputs.demand.as_ref().map(|demand| &demand.value);
         self.running.add(demand.map(|demand| demand.running));
         self.waited_ms.add(demand.and_then(|demand| demand.oldest_waiting_ms));
-        let asked = told.decision.steps.first().filter(|step| step.rule == Reason::Demand);
+        let asked = row.decision.steps.first().filter(|step| step.rule == Reason::Demand);
         self.asked.add(asked.map(|step| u64::from(step.to)));
     }
 
@@ -262,7 +262,7 @@ impl Entry {
     }
 
     fn outcome(&self) -> Option<String> {
-        let Told { decision, outcome, detail, .. } = &self.first;
+        let DecisionRow { decision, outcome, detail, .. } = &self.first;
         if let Some(why) = &self.waits {
             return Some(format!("no worker can be removed yet: {why}"));
         }

@@ -13,7 +13,7 @@ struct Pool {
     wanted: u32,
     now_s: u64,
     epoch: i64,
-    rows: Vec<Told>,
+    rows: Vec<DecisionRow>,
 }
 
 /// Ready, running and how long the oldest has waited; `None` if nothing could be read.
@@ -61,7 +61,14 @@ impl Pool {
     }
 
     fn row(&mut self, decided_at_ms: u64, inputs: Observation, decision: Decision, outcome: Option<String>) {
-        self.rows.push(Told { decided_at_ms, epoch: self.epoch, inputs, decision, outcome, detail: None });
+        self.rows.push(DecisionRow {
+            decided_at_ms,
+            epoch: self.epoch,
+            inputs,
+            decision,
+            outcome,
+            detail: None,
+        });
     }
 }
 
@@ -230,7 +237,7 @@ fn a_row_read_from_its_columns_is_what_was_written() {
     let json = |value: &dyn Fn() -> serde_json::Result<String>| value().expect("JSON");
     let inputs = json(&|| serde_json::to_string(&row.inputs));
     let decision = json(&|| serde_json::to_string(&row.decision));
-    let read = Told::read(row.decided_at_ms, row.epoch, &inputs, &decision, row.outcome.clone(), None);
+    let read = DecisionRow::read(row.decided_at_ms, row.epoch, &inputs, &decision, row.outcome.clone(), None);
     assert_eq!(&read.expect("this version's JSON"), row);
-    assert!(Told::read(0, 1, "{}", "{}", None, None).is_err(), "a decision without its parts");
+    assert!(DecisionRow::read(0, 1, "{}", "{}", None, None).is_err(), "a decision without its parts");
 }

@@ -197,11 +197,11 @@ proptest! {
     ) {
         let (pool, log) = live(&policy, &past, current);
         let now_ms = pool.now_ms + 1000;
-        let mut restored = if lost { History::default() } else { replayed(&log) };
-        restored.resumed(pool.now_ms, pool.current);
+        let mut reloaded = if lost { History::default() } else { replayed(&log) };
+        reloaded.resumed(pool.now_ms, pool.current);
         let look = at(look, now_ms, pool.current);
         let would = decide(&pool.history, &look, &policy, now_ms);
-        let does = decide(&restored, &look, &policy, now_ms);
+        let does = decide(&reloaded, &look, &policy, now_ms);
         if !lost {
             prop_assert!(does.desired >= would.desired.min(Some(pool.current)), "{does} / {would}");
         }

@@ -25,9 +25,9 @@ fn rate_limits_go_on_across_a_restart() {
     let mut pool = Pool::new(slow_to_shrink(), 10);
     pool.policy.scale_down.stabilization_window_s = 0;
     assert_eq!(pool.tick(0, 1).desired, Some(7));
-    let mut restored: History = serde_json::from_str(&serde_json::to_string(&pool.history).unwrap()).unwrap();
-    restored.resumed(pool.now_ms + 1000, 7);
-    pool.history = restored;
+    let mut reloaded: History = serde_json::from_str(&serde_json::to_string(&pool.history).unwrap()).unwrap();
+    reloaded.resumed(pool.now_ms + 1000, 7);
+    pool.history = reloaded;
     let limited = pool.tick(30, 1);
     assert_eq!((limited.desired, limited.reason), (Some(7), Reason::ScaleDownLimit));
     assert_eq!(pool.tick(30, 1).desired, Some(4));

@@ -6,7 +6,7 @@ use crate::decide::{Decision, Observation};
 
 /// A row of `harness_scale_decisions`, read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Told {
+pub struct DecisionRow {
     /// When it was decided, as Unix time in milliseconds.
     pub decided_at_ms: u64,
     /// The leader's epoch.
@@ -21,7 +21,7 @@ pub struct Told {
     pub detail: Option<String>,
 }
 
-impl Told {
+impl DecisionRow {
     /// Reads the columns of a row.
     ///
     /// # Errors
@@ -33,9 +33,9 @@ impl Told {
         decision: &str,
         outcome: Option<String>,
         detail: Option<String>,
-    ) -> serde_json::Result<Told> {
+    ) -> serde_json::Result<DecisionRow> {
         let (inputs, decision) = (serde_json::from_str(inputs)?, serde_json::from_str(decision)?);
-        Ok(Told { decided_at_ms, epoch, inputs, decision, outcome, detail })
+        Ok(DecisionRow { decided_at_ms, epoch, inputs, decision, outcome, detail })
     }
 
     /// Whether there were more replicas than wanted, and none could be removed.
