@@ -27,10 +27,10 @@ pub use server::{Server, Tls};
 
 use self::problem::Problem;
 use crate::following::Following;
+use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
-use crate::yardstick::Yardstick;
 
 /// What the routes need.
 pub struct Door {
@@ -53,6 +53,6 @@ impl Door {
     /// What jobs are measured by at this moment.
     fn limits(&self) -> Result<Limits, Problem> {
         let clock = self.pulse.clock().ok_or_else(Problem::unavailable)?;
-        Ok(Yardstick::new(clock, self.max_bytes, self.retention, self.replies.clone()).limits())
+        Ok(IntakeLimits::new(clock, self.max_bytes, self.retention, self.replies.clone()).current())
     }
 }

@@ -9,7 +9,7 @@ pub fn is_same(spec: &JobSpec, known: &KnownJob) -> bool {
     if known.session_id.is_empty() {
         return true;
     }
-    let envelope = known.message.as_deref().and_then(|message| job::restore(message).ok());
+    let envelope = known.message.as_deref().and_then(|message| job::decode_stored(message).ok());
     match envelope {
         Some(before) => {
             JobSpec { traceparent: None, ..before } == JobSpec { traceparent: None, ..spec.clone() }

@@ -25,7 +25,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A disk that has not answered by then is away.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes to write: what a nearly full disk does not take any more.
 const PROBE_BYTES: usize = 64 << 10;
 /// Pipes to open: those of a program's, with both ends, and some more.
@@ -113,7 +113,7 @@ impl Machine {
         loop {
             // One that hangs is waited for, not joined by another.
             let look = looking.get_or_insert_with(|| self.look());
-            match timeout(PATIENCE, look).await {
+            match timeout(TIMEOUT, look).await {
                 Ok(found) => {
                     looking = None;
                     self.note(found.unwrap_or_else(|error| Lacks::workspace(&error)));

@@ -1,5 +1,5 @@
-//! A job's way through the ledger: accepted and published, claimed by a worker, checkpointed and concluded; or ended while it
-//! waits. And where jobs stand, for those who ask.
+//! A job's way through the ledger: it is accepted and published, claimed by a worker, checkpointed and
+//! concluded, or ended while it waits. Also the state of jobs, for callers that ask.
 
 mod columns;
 mod accept;
@@ -14,7 +14,7 @@ mod conclude;
 mod suspects;
 mod cancel;
 mod status;
-mod dead;
+mod failed;
 
 pub use accept::Accepted;
 pub use acceptance::{Acceptance, KnownJob, Taken};
@@ -24,8 +24,8 @@ pub use claim::{Answer, ClaimRequest};
 pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};
 pub use conclude::{Concluded, Conclusion, End, Fold};
-pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::DueJob;
+pub use failed::{FailedJob, FailureFilter, Standing};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
 pub use status::{FleetCounts, JobView, SessionProgress};
