@@ -1,0 +1,5 @@
+//! `producer serve`: what an upstream service is promised over HTTP.
+
+mod jobs;
+mod bad_input;
+mod outages;
