@@ -100,7 +100,7 @@ async fn a_killed_reader_goes_on_with_the_next_file() {
     assert_eq!(output["resumed_at"], done);
     assert_eq!((rest.deltas().len() as u64, session.iteration_count), (6 - done, 6));
 
-    // As if nothing had happened.
+    // The output is the same as without the kill.
     let (undisturbed, _) = read(&bench, &task, Session::default(), &MemoryJournal::new()).await;
     let mut undisturbed = parsed(undisturbed);
     undisturbed["resumed_at"] = json!(done);

@@ -31,7 +31,7 @@ async fn seen(
 
 #[tokio::test]
 async fn the_workers_environment_stays_with_the_worker() {
-    // Cargo gives this test a variable that nobody named, as a worker has DATABASE_URL.
+    // Cargo gives this test a variable that no setting names, as a worker has DATABASE_URL.
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
     let bench = Bench::new();
     let seen = seen(&bench, |_| {}, None).await;
