@@ -173,7 +173,7 @@ mod tests {
         let back = by(7).map(|mark| DrainMark { left: HOUR, ..mark });
         assert!(!mark.set_at(back, soon) && mark.stands() && mark.over().is_none(), "an hour back");
         assert!(mark.set_at(back, late) && !mark.stands());
-        assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres has to hear of it");
+        assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres must be asked to drop it");
         assert!(!mark.set_at(back, late) && !mark.stands(), "it is the same one");
 
         let until = |later| SystemTime::UNIX_EPOCH + later * MARK_FOR;

@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(stop.asked(), None);
         running.stop(seat.job_id, 7, Stop::Timeout);
         running.stop(seat.job_id, 7, Stop::Drain);
-        assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason stands");
+        assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason is kept");
         running.stop(seat.job_id, 7, Stop::LeaseLost);
         assert_eq!(stop.asked(), Some(Stop::LeaseLost));
     }
@@ -238,7 +238,7 @@ mod tests {
         assert!(second.may_run_as_suspect(Company::Any));
         assert!(!third.may_run_as_suspect(Company::Alone));
         first.is_cleared();
-        assert!(!third.may_run_as_suspect(Company::Alone), "the second is there still");
+        assert!(!third.may_run_as_suspect(Company::Alone), "the second is still there");
         second.is_cleared();
         assert!(third.may_run_as_suspect(Company::Alone));
         assert!(!first.may_run_as_suspect(Company::Any));

@@ -171,7 +171,7 @@ impl Listener<'_> {
         }
     }
 
-    /// Records what was spent, however the attempt ended, unless the ledger accepts nothing more from it.
+    /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
     async fn settle(&mut self, word: &LastWord) -> Result<(), Stop> {
         match word {
             LastWord::Refused(_) => Ok(()),

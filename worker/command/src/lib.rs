@@ -247,7 +247,7 @@ async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Ru
     match made.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
         Ok(true) => Ok(()),
         Ok(false) => Err(start_failed(named(&io::Error::from(io::ErrorKind::NotADirectory))).into()),
-        // A name that is too long is so on every machine; this is not a shortage.
+        // A name that is too long for a file is no shortage: it would not fit on another machine either.
         Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
             Err(start_failed(named(&error)).into())
         }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::Bench;
 
-/// The environment a program is started with, before its interpreter adds to it, and where it is.
+/// Returns the environment a program is started with, before its interpreter adds to it, and its working directory.
 async fn seen(
     bench: &Bench,
     change: impl FnOnce(&mut CommandConfig),

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{Bench, nothing_is_left_of, processes_of};
 
-/// Is not a test but the worker in the test below: it runs only when that test starts it, and never to its end.
+/// The worker of the test below, and not a test itself: it runs only when that test starts it, and never to its end.
 #[tokio::test]
 #[ignore = "the process that the next test kills"]
 async fn worker_to_be_killed() {
