@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job::{Name, one_line};
-use service::{Common, Health, ListenAddress, Problems, Setting, Threads, note, out, unless_stopped};
+use service::{AdminArgs, Common, Health, Problems, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
 use crate::explain::Told;
@@ -40,9 +40,8 @@ enum Command {
     Run {
         #[command(flatten)]
         control: Box<ControlArgs>,
-        /// Where /health, /ready and /metrics are served; port 0 takes a free one
-        #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-        admin_addr: Setting<ListenAddress>,
+        #[command(flatten)]
+        admin: AdminArgs,
     },
     /// Look, decide and act once for each pool, and print why
     ///
@@ -122,14 +121,13 @@ impl Args {
         let telemetry = self.common.telemetry("harness-autoscaler", quiet, &mut problems);
         service::run(telemetry, Threads::One, |stop| async move {
             match self.command {
-                Command::Run { control, admin_addr } => {
-                    let admin_addr = problems.take("ADMIN_ADDR", admin_addr);
+                Command::Run { control, admin } => {
+                    let admin = admin.check(&mut problems);
                     let settings = control.check(self.common, &mut problems);
-                    let (Some(settings), Some(admin_addr), 0) = (settings, admin_addr, problems.count())
-                    else {
+                    let (Some(settings), Some(admin), 0) = (settings, admin, problems.count()) else {
                         return Err(problems.into_error().into());
                     };
-                    serve::serve(settings, admin_addr, stop).await
+                    serve::serve(settings, admin, stop).await
                 }
                 Command::Once { control, dry_run, json } => {
                     let settings = control.check(self.common, &mut problems);

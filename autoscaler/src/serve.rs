@@ -9,12 +9,12 @@ use dispatch::Leader;
 use migrations::SchemaError;
 use queue::Broker;
 use serde_json::json;
-use service::{Admin, Check, Essential, ListenAddress, Readiness, retry_or_stop, with_causes};
+use service::{AdminAddress, Check, Lifecycle, Readiness, retry_or_stop};
 use store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 use workload::kubernetes::{Cluster, Kubernetes};
 use workload::{Processes, Target};
 
@@ -109,30 +109,24 @@ impl Fleet {
 /// Decides until told to stop, then hands over.
 pub async fn serve(
     settings: Settings,
-    admin_addr: ListenAddress,
+    admin: AdminAddress,
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let end = CancellationToken::new();
-    let mut essential = Essential::default();
+    let mut lifecycle = Lifecycle::default();
     let booted = Arc::new(OnceLock::new());
-    let admin = Admin::bind(admin_addr, readiness(booted.clone())).await?;
-    essential.spawn("admin port", admin.serve(end.clone()));
-    let Some(mut fleet) = Fleet::boot(&settings, &stop, &end).await? else {
+    lifecycle.open(&admin, readiness(booted.clone())).await?;
+    let Some(mut fleet) = Fleet::boot(&settings, &stop, &lifecycle.end()).await? else {
         info!("stopped before it was ready");
         return Ok(ExitCode::SUCCESS);
     };
     // Set once, here.
     let _ = booted.set(fleet.shared.clone());
     let Shared { store, observer, leader, .. } = fleet.shared.clone();
-    let until = end.clone();
-    essential.spawn("leader's lease", async move {
-        leader.keep(&store, &until).await;
-        Ok(())
-    });
-    let until = end.clone();
-    essential.spawn("observer", async move {
-        observer.run(until).await;
-        Ok(())
+    lifecycle.spawn("leader's lease", |end| async move { leader.keep(&store, &end).await });
+    lifecycle.spawn("observer", |end| async move { observer.run(end).await });
+    let broker = fleet.broker.clone();
+    lifecycle.fail_by("connection to RabbitMQ", async move {
+        anyhow!("ended for good: {}", broker.closed().await)
     });
     let mut pools = JoinSet::new();
     for reconciler in fleet.reconcilers.drain(..) {
@@ -142,18 +136,13 @@ pub async fn serve(
 
     let result = tokio::select! {
         biased;
-        () = stop.cancelled() => Ok(ExitCode::SUCCESS),
-        error = essential.first_end() => Err(error),
+        result = lifecycle.until(&stop) => result,
         ended = pools.join_next() => Err(anyhow!("a pool's loop has ended: {ended:?}")),
-        reason = fleet.broker.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
     };
     // A tick under way ends; then the lease goes to another autoscaler, if there is one.
     stop.cancel();
     while pools.join_next().await.is_some() {}
-    end.cancel();
-    if let Err(error) = essential.all_ended().await {
-        warn!("while stopping: {}", with_causes(error.as_ref()));
-    }
+    lifecycle.finish().await;
     if !settings.keep_workers {
         fleet.stop_processes().await?;
     }

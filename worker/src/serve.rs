@@ -12,7 +12,7 @@ use harness::Stop;
 use job::WorkerId;
 use migrations::SchemaError;
 use queue::{Broker, BrokerStatus, jobs_queue};
-use service::{Admin, Check, Essential, Readiness, RetryError, retry, retry_or_stop, with_causes};
+use service::{Check, Lifecycle, Readiness, RetryError, retry, retry_or_stop};
 use store::{Store, StoreError, WorkerRegistration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,46 +33,59 @@ const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
 
 /// Runs a worker until `drain` is cancelled and all is handed over, or until it cannot go on.
 pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Result<ExitCode> {
-    let boot = Boot::start(&settings, &drain).await?;
-    let Some(worker) = boot.worker(settings, &drain).await? else {
+    let mut lifecycle = Lifecycle::default();
+    let services = Services::start(&settings, lifecycle.end());
+    lifecycle.open(&settings.admin, services.readiness(drain.clone())).await?;
+    let Some(worker) = services.register(settings, &drain).await? else {
         info!("stopped before it was ready");
         return Ok(ExitCode::SUCCESS);
     };
-    boot.run(worker, drain).await
+    services.spawn_keepers(&mut lifecycle, &worker);
+    let slots = services.open_slots(&worker);
+    // Set once, here.
+    let _ = services.serving.set(worker.clone());
+    let worker_id = worker.lease.worker();
+    info!(%worker_id, queue = jobs_queue(&worker.settings.pool), slots = worker.settings.slots, "takes jobs");
+
+    let result = lifecycle.until(&drain).await;
+    tokio::select! {
+        () = mark_draining(&worker) => {}
+        () = drain_slots(&worker, slots) => {}
+    }
+    sign_off(&worker).await;
+    lifecycle.finish().await;
+    services.close().await;
+    info!(%worker_id, "stopped");
+    result
 }
 
-/// What is there before the services are: the admin port and the handles on Postgres and RabbitMQ.
-struct Boot {
-    essential: Essential,
+/// Handles on Postgres and RabbitMQ, which may not be there yet.
+struct Services {
     store: Store,
     consuming: Broker,
     publishing: Broker,
     /// For `/ready`, which answers from the first moment on.
     serving: Arc<OnceLock<Arc<Worker>>>,
-    /// Ends what must outlast the drain: heartbeat, admin port, connections.
-    end: CancellationToken,
 }
 
-impl Boot {
-    async fn start(settings: &Settings, drain: &CancellationToken) -> anyhow::Result<Boot> {
-        let end = CancellationToken::new();
-        let store = Store::new(&settings.store);
-        let consuming = Broker::start(settings.consuming.clone(), end.clone());
-        let publishing = Broker::start(settings.publishing.clone(), end.clone());
-        let serving = Arc::new(OnceLock::new());
+impl Services {
+    /// The connections last until `end`.
+    fn start(settings: &Settings, end: CancellationToken) -> Services {
         METRICS.slots.set(i64::from(settings.slots));
-        let readiness = readiness(serving.clone(), consuming.clone(), publishing.clone(), drain.clone());
-        let admin = Admin::bind(settings.admin_addr, readiness).await?;
-        if let Some(path) = &settings.admin_addr_to {
-            admin.write_address(path)?;
+        Services {
+            store: Store::new(&settings.store),
+            consuming: Broker::start(settings.consuming.clone(), end.clone()),
+            publishing: Broker::start(settings.publishing.clone(), end),
+            serving: Arc::default(),
         }
-        let mut essential = Essential::default();
-        essential.spawn("admin port", admin.serve(end.clone()));
-        Ok(Boot { essential, store, consuming, publishing, serving, end })
     }
 
-    /// Waits for Postgres, then registers. `None` when we are told to stop before.
-    async fn worker(
+    fn readiness(&self, drain: CancellationToken) -> Readiness {
+        readiness(self.serving.clone(), self.consuming.clone(), self.publishing.clone(), drain)
+    }
+
+    /// Waits for Postgres, then registers this worker. `None` if the process is asked to stop before.
+    async fn register(
         &self,
         settings: Settings,
         drain: &CancellationToken,
@@ -130,53 +143,21 @@ impl Boot {
         Ok(Some(worker))
     }
 
-    /// Serves until told to drain, then drains.
-    async fn run(mut self, worker: Arc<Worker>, drain: CancellationToken) -> anyhow::Result<ExitCode> {
-        let worker_id = worker.lease.worker();
-        self.spawn_keepers(&worker);
-        let slots = self.open_slots(&worker);
-        // Set once, here.
-        let _ = self.serving.set(worker.clone());
-        info!(%worker_id, queue = jobs_queue(&worker.settings.pool), slots = worker.settings.slots, "takes jobs");
-
-        let result = tokio::select! {
-            biased;
-            () = drain.cancelled() => Ok(ExitCode::SUCCESS),
-            error = self.essential.first_end() => Err(error),
-            reason = self.consuming.closed() => Err(anyhow!("the broker connection ended for good: {reason}")),
-        };
-        drain.cancel();
-        tokio::select! {
-            () = mark_draining(&worker) => {}
-            () = drain_slots(&worker, slots) => {}
-        }
-        self.sign_off(&worker).await;
-        info!(%worker_id, "stopped");
-        result
-    }
-
-    /// Begins what goes on beside the slots.
-    fn spawn_keepers(&mut self, worker: &Arc<Worker>) {
-        let (beating, end) = (worker.clone(), self.end.clone());
-        self.essential.spawn("heartbeat", async move {
-            heartbeat::keep(&beating, end).await;
-            Ok(())
-        });
-        let (looking, end) = (worker.clone(), self.end.clone());
-        self.essential.spawn("look at the machine", async move {
-            looking.machine.keep(end).await;
-            Ok(())
-        });
+    /// Starts what runs beside the slots.
+    fn spawn_keepers(&self, lifecycle: &mut Lifecycle, worker: &Arc<Worker>) {
+        let beating = worker.clone();
+        lifecycle.spawn("heartbeat", |end| async move { heartbeat::keep(&beating, end).await });
+        let looking = worker.clone();
+        lifecycle.spawn("look at the machine", |end| async move { looking.machine.keep(end).await });
         let relay = Relay::new(worker.dispatch.clone(), worker.settings.retention);
-        let end = self.end.clone();
-        self.essential.spawn("relay", async move {
-            relay.run(end).await;
-            Ok(())
+        lifecycle.spawn("relay", |end| async move { relay.run(end).await });
+        let (store, broker) = (self.store.clone(), self.consuming.clone());
+        lifecycle.spawn("watch over the queue", |end| async move {
+            dispatch::return_lost(&store, &broker, &end).await;
         });
-        let (store, consuming, end) = (self.store.clone(), self.consuming.clone(), self.end.clone());
-        self.essential.spawn("watch over the queue", async move {
-            dispatch::return_lost(&store, &consuming, &end).await;
-            Ok(())
+        let broker = self.consuming.clone();
+        lifecycle.fail_by("connection to RabbitMQ", async move {
+            anyhow!("ended for good: {}", broker.closed().await)
         });
     }
 
@@ -191,20 +172,19 @@ impl Boot {
         slots
     }
 
-    /// Ends what has outlasted the drain.
-    async fn sign_off(&mut self, worker: &Worker) {
-        let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
-        // What they hold is acked with them.
-        worker.dispatch.close_replies(worker.settings.replying.close_timeout).await;
-        self.end.cancel();
+    async fn close(&self) {
         tokio::join!(self.consuming.close(), self.publishing.close());
         self.store.close();
-        if let Err(cause) = stopped {
-            warn!(cause = cause.as_dyn(), "could not sign off; the lease runs out by itself");
-        }
-        if let Err(error) = self.essential.all_ended().await {
-            warn!("while stopping: {}", with_causes(error.as_ref()));
-        }
+    }
+}
+
+/// Says in the ledger that this worker has ended, and sends the last replies.
+async fn sign_off(worker: &Worker) {
+    let stopped = worker.store.mark_stopped(worker.lease.worker()).await;
+    // A message whose reply is still being sent is acked with it.
+    worker.dispatch.close_replies(worker.settings.replying.close_timeout).await;
+    if let Err(cause) = stopped {
+        warn!(cause = cause.as_dyn(), "could not sign off; the lease runs out by itself");
     }
 }
 

@@ -8,7 +8,9 @@ use job::{Name, ReplyRule};
 use postgres::Address;
 use queue::BrokerConfig;
 use secrecy::ExposeSecret;
-use service::{Common, Health, ListenAddress, OpenFiles, Problems, Setting, SettingsError, Telemetry};
+use service::{
+    AdminAddress, AdminArgs, Common, Health, OpenFiles, Problems, Setting, SettingsError, Telemetry,
+};
 use store::StoreConfig;
 
 use crate::agents::Agents;
@@ -34,12 +36,8 @@ pub struct Args {
     /// Where sessions have their folders
     #[arg(long, env = "WORKSPACE_DIR", default_value = "./workspaces")]
     workspace_dir: PathBuf,
-    /// Where /health, /ready and /metrics are served; port 0 takes a free one
-    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    admin_addr: Setting<ListenAddress>,
-    /// A file to write that address to once it is open, for callers that start this with port 0
-    #[arg(long, env = "ADMIN_ADDR_TO")]
-    admin_addr_to: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
     #[arg(long, env = "DRAIN_GRACE_S", default_value = "25")]
     drain_grace_s: Setting<u64>,
@@ -74,8 +72,7 @@ pub struct Settings {
     pub(crate) pool: Name,
     pub(crate) slots: u32,
     pub(crate) workspace_dir: PathBuf,
-    pub(crate) admin_addr: ListenAddress,
-    pub(crate) admin_addr_to: Option<PathBuf>,
+    pub(crate) admin: AdminAddress,
     pub(crate) drain_grace: Duration,
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,
@@ -118,7 +115,7 @@ impl Args {
         let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
-        let admin_addr = problems.take("ADMIN_ADDR", self.admin_addr);
+        let admin = self.admin.check(problems);
         let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
         let authorities = self.common.authorities(problems);
         let own_authorities = authorities.as_ref().and_then(service::Authorities::own_pem);
@@ -152,8 +149,7 @@ impl Args {
             pool: pool?,
             slots: slots?,
             workspace_dir: self.workspace_dir,
-            admin_addr: admin_addr?,
-            admin_addr_to: self.admin_addr_to,
+            admin: admin?,
             drain_grace: Duration::from_secs(drain_grace?),
             lease: Duration::from_secs(lease?),
             ack_after: Duration::from_secs(ack_after?),

@@ -9,8 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use dispatch::Relay;
 use migrations::SchemaError;
-use service::{Admin, Check, Essential, ListenAddress, Setting, retry_or_stop};
-use tokio_util::sync::CancellationToken;
+use service::{AdminArgs, Check, Lifecycle, retry_or_stop};
 use tracing::info;
 
 use super::context::Context;
@@ -22,17 +21,16 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Run a relay until SIGTERM.
 #[derive(Debug, Args)]
 pub struct RelayArgs {
-    /// Where /health, /ready and /metrics are served; port 0 takes a free one
-    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
-    admin_addr: Setting<ListenAddress>,
+    #[command(flatten)]
+    admin: AdminArgs,
 }
 
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let admin_addr = context.problems.take("ADMIN_ADDR", self.admin_addr);
+        let admin = self.admin.check(&mut context.problems);
         let (ledger, config) = context.ledger_and_broker("producer relay")?;
         // What is wrong with it is among the problems that end this above.
-        let admin_addr = admin_addr.context("reading ADMIN_ADDR")?;
+        let admin = admin.context("reading ADMIN_ADDR")?;
         let dispatch = ledger.beside(&config);
         let publishing = dispatch.broker.clone();
         let readings = Readings::new();
@@ -43,10 +41,8 @@ impl RelayArgs {
                 ("queue_publishing", Check::unless(publishing.held_up())),
             ])
         });
-        let admin = Admin::bind(admin_addr, readiness).await?;
-        let end = CancellationToken::new();
-        let mut essential = Essential::default();
-        essential.spawn("admin port", admin.serve(end.clone()));
+        let mut lifecycle = Lifecycle::default();
+        lifecycle.open(&admin, readiness).await?;
         // Neither has to be there first: a relay that gave up would have to be started again.
         let schema = || migrations::check(&ledger.address);
         let what = "reading the schema from Postgres";
@@ -54,24 +50,13 @@ impl RelayArgs {
             info!("stopped before it was ready");
             return Ok(ExitCode::SUCCESS);
         }
-        let (relay, running) = (Relay::new(dispatch.clone(), ledger.retention), end.clone());
-        essential.spawn("relay", async move {
-            relay.run(running).await;
-            Ok(())
-        });
-        let (watched, retention, reading) = (dispatch.clone(), ledger.retention, end.clone());
-        essential.spawn("readings", async move {
-            readings.keep(&watched, retention, &reading).await;
-            Ok(())
-        });
+        let relay = Relay::new(dispatch.clone(), ledger.retention);
+        lifecycle.spawn("relay", |end| async move { relay.run(end).await });
+        let (watched, retention) = (dispatch.clone(), ledger.retention);
+        lifecycle.spawn("readings", |end| async move { readings.keep(&watched, retention, &end).await });
         info!("relays due jobs and rescues dead workers' jobs");
-        let result = tokio::select! {
-            biased;
-            () = context.stop.cancelled() => Ok(ExitCode::SUCCESS),
-            error = essential.first_end() => Err(error),
-        };
-        end.cancel();
-        essential.all_ended().await?;
+        let result = lifecycle.until(&context.stop).await;
+        lifecycle.finish().await;
         dispatch.close(SHUTDOWN).await;
         result
     }

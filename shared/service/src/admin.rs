@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use clap::Args;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -30,7 +31,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::ListenAddress;
+use crate::{ListenAddress, Problems, Setting};
 
 /// Connections at a time.
 pub(crate) const CONNECTIONS: usize = 64;
@@ -40,6 +41,38 @@ const WHOLE: Duration = Duration::from_secs(10);
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// How long to wait where no connection can be taken: this process has too many files open.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the admin port is: the flags of every process that serves.
+#[derive(Args, Clone, Debug)]
+pub struct AdminArgs {
+    /// Where /health, /ready and /metrics are served; port 0 takes a free one
+    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:8000")]
+    admin_addr: Setting<ListenAddress>,
+    /// A file to write that address to once the port is open, for a caller that chose port 0
+    #[arg(long, env = "ADMIN_ADDR_TO")]
+    admin_addr_to: Option<PathBuf>,
+}
+
+impl AdminArgs {
+    /// Takes the address, or notes what is wrong with it.
+    pub fn check(self, problems: &mut Problems) -> Option<AdminAddress> {
+        let ListenAddress(address) = problems.take("ADMIN_ADDR", self.admin_addr)?;
+        Some(AdminAddress { address, written_to: self.admin_addr_to })
+    }
+}
+
+/// Where the admin port is to be.
+#[derive(Clone, Debug)]
+pub struct AdminAddress {
+    address: SocketAddr,
+    written_to: Option<PathBuf>,
+}
+
+impl From<SocketAddr> for AdminAddress {
+    fn from(address: SocketAddr) -> Self {
+        AdminAddress { address, written_to: None }
+    }
+}
 
 /// One line of `/ready`.
 #[derive(Clone, Debug)]
@@ -61,37 +94,37 @@ impl Check {
 pub type Readiness = Arc<dyn Fn() -> BTreeMap<&'static str, Check> + Send + Sync>;
 
 /// A bound admin port.
-pub struct Admin {
+pub(crate) struct Admin {
     listener: TcpListener,
     readiness: Readiness,
 }
 
 impl Admin {
-    /// Binds, so that an address in use is told before anything starts. Port 0 takes a free one.
-    pub async fn bind(ListenAddress(address): ListenAddress, readiness: Readiness) -> anyhow::Result<Admin> {
+    /// Binds the port, and writes the address that it got into the file that was asked for, as a whole.
+    pub async fn bind(address: &AdminAddress, readiness: Readiness) -> anyhow::Result<Admin> {
+        let AdminAddress { address, written_to } = address;
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("binding the admin port {address} (set ADMIN_ADDR to another one)"))?;
-        tracing::info!(address = %listener.local_addr()?, "the admin port is open: /health /ready /metrics");
+        let bound = listener.local_addr()?;
+        tracing::info!(address = %bound, "the admin port is open: /health /ready /metrics");
+        if let Some(path) = written_to {
+            let fresh = path.with_added_extension("new");
+            std::fs::write(&fresh, format!("{bound}\n"))
+                .and_then(|()| std::fs::rename(&fresh, path))
+                .with_context(|| format!("writing the admin port's address to {}", path.display()))?;
+        }
         Ok(Admin { listener, readiness })
     }
 
-    /// Writes where it is bound into a file, as a whole, for whoever has started this with port 0.
-    pub fn write_address(&self, path: &Path) -> anyhow::Result<()> {
-        let fresh = path.with_added_extension("new");
-        let written = std::fs::write(&fresh, format!("{}\n", self.address()?));
-        written
-            .and_then(|()| std::fs::rename(&fresh, path))
-            .with_context(|| format!("writing the admin port's address to {}", path.display()))
-    }
-
     /// Where it is bound, with the port that was taken.
+    #[cfg(test)]
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until told to stop.
-    pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+    /// Serves until `stop` is cancelled.
+    pub async fn serve(self, stop: CancellationToken) {
         let routes = Router::new()
             .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
             .route("/ready", get(ready))
@@ -116,7 +149,6 @@ impl Admin {
         }
         let answering = async { while connections.tasks.join_next().await.is_some() {} };
         let _ = timeout(LAST_ANSWERS, answering).await;
-        Ok(())
     }
 }
 

@@ -110,17 +110,20 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{Admin, Check};
+    use crate::Check;
+    use crate::admin::{Admin, AdminAddress};
+
+    const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     /// Asks an admin port whose process is or is not ready.
     async fn asked(ready: bool, path: &'static str) -> Result<(), String> {
         let check = move || BTreeMap::from([("broken", Check::Must(ready, Some("the reason".to_owned())))]);
-        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), Arc::new(check)).await.unwrap();
+        let admin = Admin::bind(&AdminAddress::from(ANY_PORT), Arc::new(check)).await.unwrap();
         let (address, end) = (admin.address().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(admin.serve(end.clone()));
         let answer = tokio::task::spawn_blocking(move || ask(address, path)).await.unwrap();
         end.cancel();
-        serving.await.unwrap().unwrap();
+        serving.await.unwrap();
         answer.map_err(|error| format!("{error:#}"))
     }
 

@@ -1,13 +1,11 @@
-//! A process's whole life: boot, serve, drain; and how it ends.
+//! How a program runs and how it ends: runtime, signals, last words, exit code.
 
 use std::future::Future;
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -107,46 +105,6 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         ExitCode::from(130)
     } else {
         ExitCode::FAILURE
-    }
-}
-
-/// Tasks without which the process is of no use.
-#[derive(Default)]
-pub struct Essential(JoinSet<(&'static str, anyhow::Result<()>)>);
-
-impl Essential {
-    /// Starts one.
-    pub fn spawn(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-    ) {
-        self.0.spawn(async move { (name, task.await) });
-    }
-
-    /// Resolves when any of them ends, which is an error unless all were told to stop.
-    pub async fn first_end(&mut self) -> anyhow::Error {
-        match self.0.join_next().await {
-            Some(Ok((name, Ok(())))) => {
-                anyhow!("`{name}` has ended, without which this process is of no use")
-            }
-            Some(Ok((name, Err(error)))) => error.context(format!("`{name}` has failed")),
-            Some(Err(error)) => anyhow!(error).context("an essential task has panicked"),
-            None => anyhow!("no essential task is left"),
-        }
-    }
-
-    /// Waits until all have ended; returns the first error.
-    pub async fn all_ended(&mut self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        while let Some(ended) = self.0.join_next().await {
-            let ended = match ended {
-                Ok((name, ended)) => ended.map_err(|error| error.context(format!("`{name}` has failed"))),
-                Err(error) => Err(anyhow!(error).context("an essential task has panicked")),
-            };
-            result = result.and(ended);
-        }
-        result
     }
 }
 
