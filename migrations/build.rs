@@ -1,4 +1,5 @@
-//! A new SQL file is embedded by the next build, too: the macro that embeds them sees only changes of those it knows.
+//! Makes the next build embed a new SQL file. The macro that embeds the files sees only changes of those that
+//! it knows.
 
 #[expect(clippy::disallowed_macros, reason = "this is how a build script speaks to cargo")]
 fn main() {

@@ -1,7 +1,8 @@
 //! sqlx's journal, and how a migration gets into it.
 //!
-//! A migration, its entry and its lock are one transaction, so that it works through a pooler that gives each transaction
-//! another session. The lock is the one that sqlx's own migrator takes, so that an older release's waits for it.
+//! A migration, its entry and its lock are one transaction, so that it works through a pooler that gives each
+//! transaction a different session. The lock is the one that sqlx's own migrator takes, so that the migrator
+//! of an older release waits for it.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,7 +18,7 @@ pub(crate) struct Applied {
     pub(crate) checksum: Vec<u8>,
 }
 
-/// What the database has; nothing when there is no journal yet.
+/// Returns the migrations that the database has: none if there is no journal yet.
 pub(crate) async fn applied(client: &Client) -> Result<BTreeMap<i64, Applied>, Error> {
     let journal = client.query_typed("SELECT to_regclass('_sqlx_migrations') IS NOT NULL", &[]).await?;
     if !journal.iter().any(|row| row.get(0)) {
@@ -29,7 +30,7 @@ pub(crate) async fn applied(client: &Client) -> Result<BTreeMap<i64, Applied>, E
     Ok(rows.iter().map(entry).collect())
 }
 
-/// As sqlx makes it.
+/// Makes the journal as sqlx makes it.
 const JOURNAL: &str = "
     CREATE TABLE IF NOT EXISTS _sqlx_migrations (
         version BIGINT PRIMARY KEY,
@@ -40,7 +41,7 @@ const JOURNAL: &str = "
         execution_time BIGINT NOT NULL
     )";
 
-/// A migration takes its time, and is planned like anything else.
+/// Lifts the time limits, because a migration takes its time, and lets Postgres plan it like anything else.
 const SET: &str = "
     SET LOCAL statement_timeout = 0;
     SET LOCAL lock_timeout = 0;
@@ -79,7 +80,7 @@ pub(crate) async fn apply(client: &mut Client, migration: &Migration) -> Result<
     transaction.commit().await
 }
 
-/// The key is made of the database's name, as sqlx makes it.
+/// Takes sqlx's lock. The key is made of the database's name, as sqlx makes it.
 async fn lock(transaction: &Transaction<'_>) -> Result<(), Error> {
     const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
     let rows = transaction.query_typed("SELECT current_database()::text", &[]).await?;

@@ -5,7 +5,7 @@ use postgres::{PostgresError, is_ended};
 /// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// Postgres did not answer, or not as it should.
+    /// Postgres did not answer, or not as expected.
     #[error(transparent)]
     Database(#[from] PostgresError),
     /// A migration failed; it was rolled back.
@@ -17,9 +17,9 @@ pub enum SchemaError {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// A migration was applied that is another one here.
+    /// An applied migration differs from the one in this binary.
     #[error(
-        "the database has another migration {version} than this binary: it was changed after it had been applied"
+        "migration {version} of the database differs from this binary's: it was changed after it had been applied"
     )]
     Changed {
         /// Which one.
@@ -31,27 +31,27 @@ pub enum SchemaError {
         /// The first one missing.
         version: i64,
     },
-    /// The database has what we do not know, and what does not say that it works with us.
+    /// The database has a migration that we do not know, and that does not say that it works with us.
     #[error("the database has migration {version}, which this binary does not know: run a newer release")]
     Ahead {
         /// The first one unknown.
         version: i64,
     },
-    /// There is a ledger where our statements would not look for it.
+    /// There is a ledger, but our statements would not find it.
     #[error(
         "the ledger of this database is in the schema \"{schema}\", and search_path is {search_path}: add \
          options=-c%20search_path={schema} to DATABASE_URL, or set it for the account (ALTER ROLE … IN DATABASE … SET search_path)"
     )]
     Elsewhere {
-        /// Where it is.
+        /// The schema that it is in.
         schema: String,
-        /// Where is looked.
+        /// The schemas in which our statements look.
         search_path: String,
     },
 }
 
 impl SchemaError {
-    /// Whether the connection came to its end in between, and another one may do the rest.
+    /// Returns whether the connection was ended in between, so that another one may do the rest.
     pub(crate) fn is_ended(&self) -> bool {
         match self {
             SchemaError::Database(error) => error.is_ended(),
@@ -63,7 +63,7 @@ impl SchemaError {
         }
     }
 
-    /// Whether waiting helps: Postgres is away or starting, as opposed to a schema that does not fit.
+    /// Returns whether waiting helps: Postgres is away or starting, as opposed to a schema that does not fit.
     pub fn is_retryable(&self) -> bool {
         match self {
             SchemaError::Database(error) => error.is_retryable(),

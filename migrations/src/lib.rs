@@ -1,11 +1,12 @@
-//! The schema: SQL files, embedded into every binary, and the question whether a database has them all.
+//! The schema: SQL files that are embedded into every binary, and the check that a database has them all.
 //!
-//! sqlx embeds the files, and its journal (`_sqlx_migrations`) and its lock are the ones used. The connection is the fleet's own
-//! (`postgres`): what may migrate a database and what may work in it are one rule. At run time `store` speaks to Postgres,
-//! and knows nothing of versions.
+//! sqlx embeds the files, and we use its journal (`_sqlx_migrations`) and its lock. The connection is the
+//! fleet's own (`postgres`), so that one rule says what can migrate a database and what can work in it. At
+//! run time `store` speaks to Postgres, and knows nothing of versions.
 //!
-//! A file `0042_what_it_does_works_with_0041.sql` says that binaries of schema 41 work with its changes as well, so that a release can be
-//! taken back without its migration. The database keeps the name, by which such a binary knows. Others are refused.
+//! A file `0042_what_it_does_works_with_0041.sql` says that binaries of schema 41 work with its changes as
+//! well, so that a release can be taken back without its migration. The database keeps the name, and an older
+//! binary reads it there. A migration that a binary does not know is refused unless its name says so.
 
 mod apply;
 mod error;
@@ -20,12 +21,13 @@ use tokio::time::{sleep, timeout};
 use crate::apply::{Applied, applied, apply};
 pub use crate::error::SchemaError;
 
-/// For the log filter (`EnvFilter` syntax): the driver repeats each notice of Postgres as a line of its own.
+/// A directive for the log filter (`EnvFilter` syntax). Without it, the driver logs each notice of Postgres
+/// as a line of its own.
 pub const LOG_DIRECTIVE: &str = "tokio_postgres=warn";
 
-/// The longest time that a look at the journal takes, once there is a connection.
+/// The time limit for reading the journal, once there is a connection.
 const CHECK_BOUND: Duration = Duration::from_secs(10);
-/// How often, and after which time, another connection is tried where one has been ended.
+/// How many times, and after how long, another connection is tried if one was ended.
 const RENEWALS: u32 = 10;
 const RENEW_AFTER: Duration = Duration::from_millis(200);
 
@@ -36,13 +38,14 @@ static MIGRATOR: Migrator = sqlx::migrate!("./sql");
 pub struct Migrated {
     /// The versions that were applied now.
     pub versions: Vec<i64>,
-    /// How many sessions of the account were at work all the time, and go on with settings that it had before.
+    /// How many sessions of the account were at work all the time, and go on with the settings that the
+    /// account had before.
     pub older_sessions: usize,
 }
 
 /// Brings a database to this binary's schema, or leaves a newer one that works with this binary.
 ///
-/// Where connections do not set what they rely on, the account gets these settings first.
+/// If connections do not set what they rely on, the account gets these settings first.
 pub async fn migrate(address: &Address) -> Result<Migrated, SchemaError> {
     let mut older_sessions = 0;
     if address.set_by() == SetBy::Role {
@@ -59,7 +62,8 @@ pub async fn migrate(address: &Address) -> Result<Migrated, SchemaError> {
     Ok(Migrated { versions, older_sessions })
 }
 
-/// What another process ends, which gives the account its settings, is done once more.
+/// Does something once more if its connection was ended, for instance by another process that gives the
+/// account its settings.
 async fn unless_ended<T>(mut doing: impl AsyncFnMut() -> Result<T, SchemaError>) -> Result<T, SchemaError> {
     for _ in 1..RENEWALS {
         match doing().await {
@@ -70,7 +74,8 @@ async fn unless_ended<T>(mut doing: impl AsyncFnMut() -> Result<T, SchemaError>)
     doing().await
 }
 
-/// Applies what is missing. Returns what there is then; what there was is noted at the first time.
+/// Applies the missing migrations. Returns those that the database has afterwards. `first` notes those that
+/// it had at the first try.
 async fn bring(
     address: &Address,
     first: &mut Option<BTreeMap<i64, Applied>>,
@@ -103,8 +108,9 @@ async fn bring(
     Ok(after)
 }
 
-/// Refuses what no process of the fleet can work in: a database whose schema is neither the one this binary was built for nor a
-/// newer one that works with it, and what [`ready`] refuses. Says what stands between us and Postgres.
+/// Refuses a database that no process of the fleet can work in. Its schema must be the one that this binary
+/// was built for, or a newer one that works with this binary, and [`ready`] must accept it. Returns what is
+/// between us and Postgres.
 pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
     let (session, pooling) = ready(address).await?;
     check_schema(address, &session).await?;
@@ -112,7 +118,7 @@ pub async fn check(address: &Address) -> Result<Pooling, SchemaError> {
     Ok(pooling)
 }
 
-/// The schema alone, by a connection that is there.
+/// Checks the schema alone, on a connection that is open.
 pub async fn check_schema(address: &Address, session: &Session) -> Result<(), SchemaError> {
     let looking = async {
         let applied = applied(&session.client).await.map_err(|error| PostgresError::new(address, error))?;
@@ -129,7 +135,7 @@ pub async fn check_schema(address: &Address, session: &Session) -> Result<(), Sc
     refuse_unknown(&within(address, looking).await?)
 }
 
-/// The network, or a pooler, may swallow an answer.
+/// Waits for an answer with a time limit, because the network, or a pooler, may lose it.
 async fn within<T>(
     address: &Address,
     asking: impl Future<Output = Result<T, SchemaError>>,
@@ -138,8 +144,8 @@ async fn within<T>(
     timeout(CHECK_BOUND, asking).await.map_err(|_| silent)?
 }
 
-/// A ledger of this account that its `search_path` does not lead to is there nevertheless; a second one beside it would be empty.
-/// One of another account, in a schema of its own, is another fleet's.
+/// Refuses a database that has a ledger of this account to which its `search_path` does not lead: a second
+/// one beside it would be empty. A ledger of another account, in a schema of its own, is another fleet's.
 async fn refuse_elsewhere(client: &tokio_postgres::Client, address: &Address) -> Result<(), SchemaError> {
     let sql = "SELECT quote_ident(s.nspname), current_setting('search_path')
                  FROM pg_catalog.pg_class journal JOIN pg_catalog.pg_namespace s ON s.oid = journal.relnamespace
@@ -157,7 +163,8 @@ fn known() -> BTreeSet<i64> {
     MIGRATOR.iter().map(|migration| migration.version).collect()
 }
 
-/// Each migration that this binary does not know must say that it works with this binary's schema.
+/// Refuses each migration that this binary does not know, unless its name says that it works with this
+/// binary's schema.
 fn refuse_unknown(applied: &BTreeMap<i64, Applied>) -> Result<(), SchemaError> {
     let known = known();
     let ours = known.last().copied().unwrap_or_default();
@@ -167,7 +174,8 @@ fn refuse_unknown(applied: &BTreeMap<i64, Applied>) -> Result<(), SchemaError> {
     refused.map_or(Ok(()), |(version, _)| Err(SchemaError::Ahead { version: *version }))
 }
 
-/// The oldest schema whose binaries work with a migration, by the end of its name; `None` if it names none.
+/// Returns the oldest schema whose binaries work with a migration, from the end of its name, or `None` if it
+/// names none.
 fn works_with(description: &str) -> Option<i64> {
     description.rsplit_once(" works with ")?.1.parse().ok()
 }

@@ -1,11 +1,12 @@
-//! Jobs whose message was given up: they fail, instead of waiting for what will not come.
+//! Jobs whose message was given up: they fail, instead of waiting for a message that will not come.
 //!
-//! One that the broker gave up after many deliveries gets a second chance first: nobody knows whether a worker ever saw it.
+//! A message that the broker gave up after many deliveries gets a second chance first, because it is not
+//! known whether a worker ever saw it.
 //!
-//! Every relay takes from `harness.dead.sweep`, to which the broker sends a copy of each message that it gives up; the
-//! letter itself stays in `harness.dead`. A consumer costs nothing while nothing dies. The copy is acked when the
-//! ledger, or the broker, has answered, so each is looked at, by whoever lives; looking twice is harmless. What a worker gives up it
-//! tells the ledger itself, by [`Dispatch::fail_its_job`] as well.
+//! Every relay consumes from `harness.dead.sweep`, to which the broker sends a copy of each message that it
+//! gives up. The letter itself stays in `harness.dead`. A consumer costs nothing while no message dies. A
+//! copy is acked only when the ledger, or the broker, has answered, so a relay that is alive looks at each
+//! copy. Looking twice is harmless. A worker that gives a message up calls [`Dispatch::fail_its_job`] itself.
 
 use std::error::Error;
 use std::time::Duration;
@@ -20,9 +21,9 @@ use tracing::{Span, error, warn};
 
 use crate::{Dispatch, job_span};
 
-/// The waits after Postgres or the broker has not answered.
+/// How long to wait after Postgres or the broker has not answered.
 const REST: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(30) };
-/// How long [`Dispatch::sweep_dead`] waits for a copy that somebody else may have taken.
+/// How long [`Dispatch::sweep_dead`] waits for a copy that another relay may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
@@ -42,9 +43,9 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         };
         if trouble.begins() {
             let cause: &(dyn Error + 'static) = error.as_ref();
-            warn!(cause, "messages that the broker gave up cannot be dealt with, trying on");
+            warn!(cause, "messages that the broker gave up cannot be dealt with, retrying");
         }
-        // Without a consumer first, so that it does not come back here at once.
+        // The consumer is cancelled first, so that the delivery does not come back here at once.
         slot.pause().await;
         drop(delivery);
         tokio::select! {
@@ -59,7 +60,8 @@ fn slot(dispatch: &Dispatch) -> Slot {
 }
 
 impl Dispatch {
-    /// Looks at the copies that wait now, so that the ledger knows of every death before somebody decides about letters.
+    /// Deals with the copies that wait now, so that the ledger knows of every dead message before a user
+    /// decides about letters.
     pub async fn sweep_dead(&self) -> anyhow::Result<()> {
         let waiting = self.broker.depth(DEAD_SWEEP_QUEUE).await.ok().flatten().map_or(0, |depth| depth.ready);
         if waiting == 0 {
@@ -75,9 +77,10 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Looks at one copy. What is no message of ours stays a dead letter and no more.
+    /// Deals with one copy. A message that is not ours stays a dead letter and no more.
     async fn bury(&self, delivery: &Delivery) -> anyhow::Result<()> {
-        // What could not be routed was in no queue: if its job is known, then by another message.
+        // A message that could not be routed was in no queue. If its job is known, that is by another
+        // message.
         let Some(death) = delivery.death() else { return Ok(()) };
         let Some(pool) = death.queue.as_deref().and_then(pool_of_queue) else { return Ok(()) };
         if death.is_second_chance {
@@ -88,7 +91,8 @@ impl Dispatch {
                     warn!(queue, message_id, "a message was delivered too often; published again once");
                     return Ok(());
                 }
-                // Where nothing is known, once more: nothing behind it is looked at until then.
+                // What became of it is unknown, so it is tried once more. No later copy is looked at until
+                // then.
                 Err(error @ (PublishError::Unconfirmed { .. } | PublishError::Closed)) => {
                     return Err(error).context("publishing it again");
                 }
@@ -105,8 +109,8 @@ impl Dispatch {
         Ok(self.fail_its_job(delivery, &pool, &death.reason).await?)
     }
 
-    /// Ends the job of a message that was given up in a pool's queue, if the ledger knows it and it waits for just this
-    /// message; its caller is told. Safe to repeat.
+    /// Ends the job of a message that was given up in a pool's queue, if the ledger knows the job and it
+    /// waits for just this message. Its caller gets a reply. Safe to repeat.
     pub async fn fail_its_job(
         &self,
         delivery: &Delivery,
@@ -116,7 +120,7 @@ impl Dispatch {
         let body = &delivery.body;
         let Some(job_id) = job::glimpse(body, delivery.message_id()).job_id else { return Ok(()) };
         let why = Unwanted::DeadLettered { pool, body, reason };
-        // Where it is not the job's own message to the letter, nothing ends.
+        // Nothing ends unless this is the job's own message, byte for byte.
         let spec = str::from_utf8(body).ok().and_then(|body| job::restore(body).ok());
         let about = spec.as_ref().map_or_else(Span::none, |spec| job_span(spec, None));
         match self.end_waiting(&[job_id], why).await {
@@ -125,7 +129,7 @@ impl Dispatch {
                 about.in_scope(|| warn!(reason, "a job has failed: its message is a dead letter"));
                 Ok(())
             }
-            // Would be refused for ever, and nothing behind it would be looked at.
+            // It would be refused forever, and no later copy would be looked at.
             Err(cause @ StoreError::Refused { .. }) => {
                 about.in_scope(
                     || error!(%job_id, cause = cause.as_dyn(), "a job whose message is dead cannot be ended"),

@@ -10,7 +10,8 @@ use crate::reply::{Replies, Sending};
 
 /// A ledger, a broker, and the replies to callers. Clones share connections.
 ///
-/// Its methods lie in files by what they do: `publish`, `unwanted` ([`Dispatch::cancel`], [`Dispatch::end_waiting`]) and `dead`.
+/// Its methods are in files by what they do: `publish`, `unwanted` ([`Dispatch::cancel`],
+/// [`Dispatch::end_waiting`]) and `dead`.
 #[derive(Clone)]
 pub struct Dispatch {
     /// The ledger.
@@ -23,25 +24,26 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// Replies go within this rule, on connections of their own with this configuration, which are made when the first reply is
-    /// due.
+    /// Joins a ledger and a broker. Replies keep to this rule. They go on connections of their own with this
+    /// configuration, which are made when the first reply is due.
     pub fn new(store: Store, broker: Broker, replying: &BrokerConfig, rule: ReplyRule) -> Dispatch {
         let replies = Replies::new(store.clone(), replying, rule);
         Dispatch { store, publisher: broker.publisher(), broker, replies }
     }
 
-    /// Sends the reply to an ended job, from this place in its trace; `None` if its caller wants none or may have none. A
-    /// caller whose queue is gone reads the result from the ledger, or not at all: a reply never holds up anything.
+    /// Sends the reply to an ended job, from this place in its trace. Returns `None` if its caller wants no
+    /// reply or is not allowed one. A caller whose queue is gone can still read the result from the ledger: a
+    /// reply never holds up anything.
     pub fn reply(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
         self.replies.send(spec, place)
     }
 
-    /// Sends the replies that are still to be sent, within a bound; none is sent afterwards.
+    /// Waits within a bound for the replies that are still to be sent. None is sent afterwards.
     pub async fn close_replies(&self, within: Duration) {
         self.replies.close(within).await;
     }
 
-    /// The same, and closes the broker's connection.
+    /// As [`Dispatch::close_replies`], and closes the broker's connection.
     pub async fn close(&self, within: Duration) {
         self.close_replies(within).await;
         self.broker.close().await;

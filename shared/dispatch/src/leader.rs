@@ -1,7 +1,7 @@
-//! Leader: of several processes one does what must be done once, the one that has the lease row in Postgres.
+//! Leader: of several processes, the one that has the lease row in Postgres does what must be done once.
 //!
-//! Whose it is, Postgres's clock says. All that a leader writes into the ledger carries its epoch and is refused under a
-//! higher one, so a leader that was paused past its lease changes nothing.
+//! Postgres's clock decides whose lease it is. All that a leader writes into the ledger carries its epoch,
+//! and is refused when there is a higher one. So a leader that was paused past its lease changes nothing.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-/// Hears after each try whether this one leads; `None` where Postgres did not answer.
+/// Called after each try with whether this process leads, or with `None` if Postgres did not answer.
 pub type Heard = fn(Option<bool>);
 
 /// One contender for a lease.
@@ -27,17 +27,17 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// A contender for the lease of this name, under an id that is new with each start.
+    /// Makes a contender for the lease of this name, under an id that is new with each start.
     pub fn new(name: String, lease: Duration, heard: Heard) -> Leader {
         Leader { name, holder: Uuid::new_v4().to_string(), lease, heard, present: watch::Sender::new(None) }
     }
 
-    /// The leadership, as long as it holds.
+    /// Returns the leadership while it is valid.
     pub fn leadership(&self) -> Option<Leadership> {
         self.present.borrow().clone().filter(|leadership| !leadership.left().is_zero())
     }
 
-    /// Gives it up at once: the ledger has refused its epoch.
+    /// Gives the leadership up at once, because the ledger has refused its epoch.
     pub fn depose(&self, epoch: i64) {
         let ours = |present: &mut Option<Leadership>| {
             present.take_if(|leadership| leadership.epoch == epoch).is_some()
@@ -48,7 +48,7 @@ impl Leader {
         }
     }
 
-    /// Renews the lease, or tries to get it, until told to stop; then gives it back.
+    /// Renews the lease, or tries to get it, until asked to stop. Then it gives the lease back.
     pub async fn keep(&self, store: &Store, stop: &CancellationToken) {
         let mut beat = interval(self.lease / 5);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -61,7 +61,7 @@ impl Leader {
                     if trouble.begins() {
                         warn!(
                             cause = cause.as_dyn(),
-                            "the leader's lease cannot be renewed; when it is over, nothing is decided here"
+                            "the leader's lease cannot be renewed; when it has run out, nothing is decided here"
                         );
                     }
                 }
@@ -70,7 +70,7 @@ impl Leader {
         self.resign(store).await;
     }
 
-    /// One try to renew the lease or to get it.
+    /// Tries once to renew the lease or to get it.
     pub async fn contend(&self, store: &Store) -> Result<(), StoreError> {
         let present = store.lead(&self.name, &self.holder, self.lease).await?;
         (self.heard)(Some(present.is_some()));
@@ -88,7 +88,7 @@ impl Leader {
         Ok(())
     }
 
-    /// Gives the lease back, so that the next one need not wait for its end.
+    /// Gives the lease back, so that the next leader need not wait for its end.
     pub async fn resign(&self, store: &Store) {
         (self.heard)(Some(false));
         if let Some(leadership) = self.present.send_replace(None)

@@ -1,7 +1,8 @@
-//! Deleted queues: what was in them, or on the way there, is published again at once.
+//! Deleted queues: jobs whose message was in one, or on the way there, are published again at once.
 //!
-//! Who declares a pool's queue anew learns it from its broker. If this fails, or its process dies, jobs come back all the
-//! same: what has been queued for a minute although the queue is empty is published again by every relay.
+//! A process that declares a pool's queue anew learns that from its broker. If this fails, or the process
+//! dies, the jobs come back all the same: every relay publishes again what has been queued for a minute
+//! although the queue is empty.
 
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// The wait after Postgres has not answered.
+/// How long to wait after Postgres has not answered.
 const REST: Duration = Duration::from_secs(1);
 
-/// Makes the jobs of each queue due again that was declared anew on this broker's connection, until told to stop.
+/// Makes a pool's jobs due again whenever its queue was declared anew on this broker's connection, until
+/// asked to stop.
 pub async fn return_lost(store: &Store, broker: &Broker, stop: &CancellationToken) {
     while let Some(pools) = stop.run_until_cancelled(broker.redeclared_queues()).await {
         for (pool, lost_before) in pools {
@@ -28,7 +30,7 @@ pub async fn return_lost(store: &Store, broker: &Broker, stop: &CancellationToke
                         break;
                     }
                     Err(error) if trouble.begins() => {
-                        warn!(cause = error.as_dyn(), %pool, "jobs of a deleted queue cannot be made due, trying on");
+                        warn!(cause = error.as_dyn(), %pool, "jobs of a deleted queue cannot be made due, retrying");
                     }
                     Err(_) => {}
                 }

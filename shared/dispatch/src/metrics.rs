@@ -1,4 +1,5 @@
-//! What a relay counts, in whichever process it runs. Each event is counted once over all of them: by the relay that did it.
+//! What a relay counts, in any process. Across all processes each event is counted once, by the relay that
+//! caused it.
 
 use std::sync::LazyLock;
 

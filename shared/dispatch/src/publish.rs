@@ -1,8 +1,8 @@
-//! Due rows to the broker.
+//! Publishes due rows to the broker.
 //!
-//! `scheduled → publishing` is committed first, the publishing is done without a lock, and `publishing → queued` is
-//! noted for what the broker confirmed. A relay that dies in between leaves rows in `publishing`; they come due again
-//! and are published twice at worst, which the claim makes harmless.
+//! `scheduled → publishing` is committed first. The publishing holds no lock, and `publishing → queued` is
+//! noted for what the broker confirmed. A relay that dies in between leaves rows in `publishing`. They come
+//! due again and are published twice at worst, which the claim makes harmless.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::tick::while_connected;
 const POLL: Duration = Duration::from_millis(200);
 /// Rows per transaction.
 const BATCH: i64 = 512;
-/// When a job that the broker did not take comes due again.
+/// After how long a job that the broker did not take comes due again.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
@@ -47,7 +47,7 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
 impl Dispatch {
     /// Publishes jobs that are in the state `publishing`, and notes what the broker confirmed. Returns how many.
     ///
-    /// What was not confirmed comes due again soon; the reason is logged.
+    /// Jobs that were not confirmed come due again soon. The reason is logged.
     pub async fn publish(&self, due: Vec<DueJob>) -> Result<usize, StoreError> {
         let mut sending: FuturesUnordered<_> = due.into_iter().map(|job| self.send(job)).collect();
         let mut confirmed = Vec::with_capacity(sending.len());
@@ -68,9 +68,9 @@ impl Dispatch {
         }
         if let Some(reason) = reason {
             METRICS.refused.inc_by(refused.len() as u64);
-            // That was said once, as an error.
+            // That refusal was logged once, as an error.
             if !self.broker.refuses_publishing() {
-                warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs, they come due again");
+                warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs; they come due again");
             }
             self.store.unconfirmed(&refused, REFUSED_FOR).await?;
         }

@@ -1,7 +1,8 @@
 //! Dates from the future: what was written while Postgres's clock was ahead.
 //!
-//! They are looked for whenever a watch over the leases begins, also with a process's start: the clock may have been mended while
-//! no process ran. This has a loop of its own, so that it holds up no rescue.
+//! They are looked for whenever a watch over the leases begins, including when a process starts, because the
+//! clock may have been corrected while no process ran. This has a loop of its own, so that it holds up no
+//! rescue.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::tick::tick;
 /// How often a part of the rows is looked at.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Looks for them each time when a watch has begun.
+/// Looks for them each time a watch has begun.
 pub(crate) async fn run(store: &Store, begun: &Notify, stop: &CancellationToken) {
     while stop.run_until_cancelled(begun.notified()).await.is_some() {
         redate(store, stop).await;
@@ -33,7 +34,7 @@ async fn redate(store: &Store, stop: &CancellationToken) {
             Ok(true) => drop(trouble.ends()),
             Ok(false) => break,
             Err(error) if trouble.begins() => {
-                warn!(cause = error.as_dyn(), "dates from the future cannot be looked for, trying on");
+                warn!(cause = error.as_dyn(), "dates from the future cannot be looked for, retrying");
             }
             Err(_) => {}
         }
@@ -43,7 +44,7 @@ async fn redate(store: &Store, stop: &CancellationToken) {
     }
 }
 
-/// Whether there may be more.
+/// Redates a part of the rows. Returns whether there may be more.
 async fn redate_part(store: &Store, walk: &mut Redating) -> Result<bool, StoreError> {
     let workers = store.redate_workers().await?;
     Ok(store.redate_jobs(walk).await? || workers)

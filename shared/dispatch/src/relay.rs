@@ -1,4 +1,4 @@
-//! The loops that keep jobs moving: all of them side by side, until told to stop.
+//! The loops that keep jobs moving. They run side by side until asked to stop.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,22 +8,24 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::METRICS;
 use crate::{Dispatch, dead, lost, publish, rescue, sweep, upkeep};
 
-/// Publishes what is due, rescues dead workers' jobs, and looks after what is forgotten.
+/// Publishes what is due, rescues dead workers' jobs, and sweeps up what was forgotten.
 pub struct Relay {
     dispatch: Dispatch,
     retention: Duration,
 }
 
 impl Relay {
-    /// A relay that has not begun. Results are kept for the retention.
+    /// Makes a relay that has not begun. Results are kept for the retention.
     pub fn new(dispatch: Dispatch, retention: Duration) -> Relay {
         Relay { dispatch, retention }
     }
 
-    /// Works until told to stop. Failures of Postgres or the broker are logged and outlived.
+    /// Works until asked to stop. Failures of Postgres or the broker are logged, and the work goes on after
+    /// them.
     pub async fn run(self, stop: CancellationToken) {
         let Relay { dispatch, retention } = &self;
-        // Shown as 0 before anything happens: a counter that appears at 1 has no rate.
+        // The counters are shown as 0 before anything happens, because a counter that appears at 1 has no
+        // rate.
         LazyLock::force(&METRICS);
         tokio::join!(
             publish::run(dispatch, &stop),

@@ -1,12 +1,14 @@
 //! The reply: a `harness.result.v1` message for a caller that named a queue.
 //!
-//! The name is a stranger's, so it is used where it can hurt nobody else: on a connection of its own, by tasks of their own,
-//! bounded in number. RabbitMQ up to 4.1 closes the connection of who writes to a client at a node that is not there (see
-//! [`job::ReplyRule`]), and then nobody can say which of the messages under way it was. Clients at a node that no reply has
-//! reached yet therefore get theirs one by one, on a second connection.
+//! The name comes from a stranger, so it is used where it can hurt nothing else: on connections and in tasks
+//! of their own, which are bounded in number. RabbitMQ up to 4.1 closes a connection that writes to a client
+//! at a node that does not exist (see [`job::ReplyRule`]), and then it is not known which of the messages
+//! under way caused that. So clients at a node that no reply has reached yet get their replies one by one, on
+//! a second connection.
 //!
-//! A worker sends it after the end is in the ledger, and acks the delivery when it is out: if it dies in between, the message
-//! stays with the broker, and whoever gets it next finds the job ended and replies (again).
+//! A worker sends the reply after the end is in the ledger, and acks the delivery when the reply is out. If
+//! it dies in between, the message stays with the broker, and the worker that gets it next finds the job
+//! ended and replies (again).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -23,15 +25,15 @@ use tracing::{Instrument, Span, debug, warn};
 
 /// The version of the reply, in its field `schema` and in the AMQP property `type`.
 const SCHEMA: &str = "harness.result.v1";
-/// Replies on their way at once, to queues and to clients at nodes that were reached before.
+/// How many replies are on their way at once, to queues and to clients at nodes that were reached before.
 const AT_ONCE: usize = 256;
-/// Those that may wait for that, without their results; what comes then is not sent.
+/// How many more can wait for that, without their results. Any beyond that are not sent.
 const WAITING: usize = 20_000;
-/// The same for clients at nodes that were not.
+/// How many can wait for clients at nodes that were not reached before.
 const STRANGERS_WAITING: usize = 64;
-/// How often one is sent whose connection ended before the broker had taken it.
+/// How many times a reply is tried if its connection ends before the broker has taken it.
 const TRIES: u32 = 3;
-/// Nodes that are remembered; a cluster has a few.
+/// How many nodes are remembered. A cluster has a few.
 const MAX_NODES: usize = 64;
 
 #[derive(Serialize)]
@@ -59,7 +61,7 @@ struct Shared {
     given_up: CancellationToken,
 }
 
-/// A connection, and who may use it when.
+/// A connection, and how many replies can use it or wait for it.
 struct Lane {
     config: BrokerConfig,
     broker: OnceLock<Broker>,
@@ -70,22 +72,23 @@ struct Lane {
 /// A reply on its way.
 pub struct Sending {
     task: tokio::task::JoinHandle<bool>,
-    /// Whether it is soon out if nothing is wrong. One that is not is a client's who can lose it in any case, by losing his
-    /// channel: nothing waits for it.
+    /// Whether it is out soon if nothing is wrong. If not, it is for a client that can lose it in any case,
+    /// by losing its channel, so nothing waits for it.
     pub prompt: bool,
 }
 
 impl Sending {
-    /// Resolves when it is out, or given up: false if only because [`crate::Dispatch::close_replies`] waits no longer, so that another process
-    /// may send it yet. May be dropped at any time.
+    /// Waits until the reply is out, or given up. Returns false if it was given up only because
+    /// [`crate::Dispatch::close_replies`] waits no longer, so that another process may still send it. Can be
+    /// dropped at any time.
     pub async fn done(&mut self) -> bool {
-        // That it panicked is in the log.
+        // If the task panicked, that is in the log.
         (&mut self.task).await.unwrap_or(true)
     }
 }
 
 impl Replies {
-    /// Replies within this rule, through the broker of this configuration.
+    /// Makes a sender of replies that keep to this rule, through the broker of this configuration.
     pub(crate) fn new(store: Store, config: &BrokerConfig, rule: ReplyRule) -> Replies {
         let lane = |name: &str, at_once, waiting| Lane {
             // Nothing is declared here, and results go in as many small frames as they need.
@@ -114,7 +117,8 @@ impl Replies {
     /// See [`crate::Dispatch::reply`].
     pub(crate) fn send(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
         let queue = spec.reply_to.clone()?;
-        // Again: the job may be older than the rule, or was taken in by a program with another one.
+        // The name is checked again, because the job may be older than the rule, or was accepted by a program
+        // with another rule.
         let to = match self.shared.rule.check(&queue) {
             Ok(to) => to,
             Err(problem) => {
@@ -124,7 +128,7 @@ impl Replies {
         };
         let lane = self.shared.lane(to);
         let Ok(place_in_line) = lane.waiting.clone().try_acquire_owned() else {
-            warn!(queue, "the reply was not sent: too many others wait to be");
+            warn!(queue, "the reply was not sent: too many others are waiting");
             return None;
         };
         let prompt = std::ptr::eq(lane, &self.shared.known);
@@ -151,8 +155,9 @@ impl Replies {
         sending.close();
         if tokio::time::timeout(within, sending.wait()).await.is_err() {
             given_up.cancel();
-            warn!(replies = sending.len(), "replies are given up: this process stops");
-            // They notice at once. Before the connections are closed, which would look like any other failure.
+            warn!(replies = sending.len(), "replies are given up because this process stops");
+            // The tasks notice at once. They end before the connections are closed, which would look like any
+            // other failure.
             sending.wait().await;
         }
         for lane in [known, strangers] {
@@ -184,7 +189,7 @@ impl Shared {
         let Addressed { job_id, queue, to, .. } = &addressed;
         for attempt in 1..=TRIES {
             let lane = self.lane(*to);
-            // Never closed, so there will be a place.
+            // The semaphore is never closed, so there will be a place.
             let _place = lane.at_once.acquire().await;
             let view = match self.store.jobs(&[*job_id]).await {
                 Ok(views) => views.into_iter().next(),
@@ -213,7 +218,7 @@ impl Shared {
                     self.reached(*to);
                     return debug!(queue, "replied");
                 }
-                // Another's name may have ended the connection, or this one.
+                // The name of another reply may have ended the connection, or the name of this one.
                 Err(PublishError::Unconfirmed { .. })
                     if attempt < TRIES && std::ptr::eq(lane, &self.known) =>
                 {
@@ -232,7 +237,7 @@ impl Shared {
         }
     }
 
-    /// Its node may have left the cluster.
+    /// Forgets a client's node, because it may have left the cluster.
     fn lost(&self, to: ReplyTo) {
         if let ReplyTo::Client { node } = to {
             self.nodes().remove(&node);

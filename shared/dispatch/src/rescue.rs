@@ -1,7 +1,8 @@
-//! Dead workers' jobs to due.
+//! Makes dead workers' jobs due again.
 //!
-//! Who is dead, Postgres's clock says; how long somebody has watched, our own monotonic one. Where the two disagree, Postgres's
-//! clock was set (or this host has slept): leases only seem to be old, and the watch begins anew.
+//! Postgres's clock says which worker is dead. Our own monotonic clock says how long we have watched. If the
+//! two disagree, Postgres's clock was set (or this host has slept). Then leases only seem to be old, and the
+//! watch begins anew.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ async fn watch(store: &Store, begun: &Notify, stop: &CancellationToken) {
         {
             warn!(
                 cause = error.as_dyn(),
-                "leases cannot be watched: no worker is declared dead until its own lease was watched again"
+                "leases cannot be watched: no worker is declared dead until its own lease has been watched again"
             );
         }
     }
@@ -46,15 +47,15 @@ async fn look(store: &Store, watch: &mut Watch, begun: &Notify) -> Result<(), St
             warn!(
                 ahead_s = by.as_secs(),
                 "Postgres's clock was set ahead, or this host has slept: \
-                no worker is declared dead until its own lease was watched again; \
-                deadlines that have passed by it are over"
+                no worker is declared dead until its own lease has been watched again; \
+                deadlines that it has passed are over"
             );
         }
         Some(ClockStep::Back(by)) => {
             warn!(
                 back_s = by.as_secs(),
                 "Postgres's clock was set back: \
-                no worker is declared dead until its own lease was watched again"
+                no worker is declared dead until its own lease has been watched again"
             );
         }
         None => {}
@@ -68,7 +69,7 @@ async fn look(store: &Store, watch: &mut Watch, begun: &Notify) -> Result<(), St
             warn!(%worker_id, "worker declared dead: its lease has run out");
         }
     }
-    // Also jobs of workers that another rescuer declared dead and did not live to rescue.
+    // This includes jobs of workers that another rescuer declared dead and did not live to rescue.
     let rescued = store.rescue().await?;
     if !rescued.is_empty() {
         METRICS.rescued.inc_by(rescued.len() as u64);
@@ -77,13 +78,14 @@ async fn look(store: &Store, watch: &mut Watch, begun: &Notify) -> Result<(), St
     Ok(())
 }
 
-/// How long this process has reached Postgres without a gap. After an outage, a pause of the process, a step of Postgres's
-/// clock or its start, all leases may look old although everybody lives: the others could not renew them either.
+/// How long this process has reached Postgres without a gap. After an outage, a pause or start of this
+/// process, or a step of Postgres's clock, all leases may look old although every worker is alive: the others
+/// could not renew them either.
 #[derive(Debug, Default)]
 struct Watch {
     since: Option<Instant>,
     last: Option<Clock>,
-    /// It has just begun.
+    /// Whether the watch has just begun.
     is_new: bool,
 }
 
@@ -106,8 +108,8 @@ impl Watch {
         self.since.take().is_some()
     }
 
-    /// For how long, up to now. Each worker has a lease of its own, and only one that is no longer than this may be said to
-    /// have run out.
+    /// Returns how long the watch has had no gap, up to now. Each worker has its own lease, and only a lease
+    /// that is no longer than this can be said to have run out.
     fn unbroken(&self, now: Instant) -> Option<Duration> {
         self.last.filter(|last| now - last.read_at() <= 3 * BEAT)?;
         Some(now - self.since?)
@@ -122,11 +124,11 @@ mod tests {
 
     const HOUR_S: i64 = 3_600;
 
-    /// Looks at Postgres's clock.
+    /// Makes readings of Postgres's clock.
     struct Looks(Instant, SystemTime);
 
     impl Looks {
-        /// After so many seconds here, when the clock is so far ahead.
+        /// Reads the clock after this many seconds here, when it is this far ahead.
         fn at(&self, second: u64, ahead_s: i64) -> Clock {
             let here = self.0 + Duration::from_secs(second);
             let there = self.1 + Duration::from_secs((HOUR_S + ahead_s).unsigned_abs() + second);
@@ -134,7 +136,7 @@ mod tests {
         }
     }
 
-    /// A watch that looked once a second.
+    /// Makes a watch that has looked once a second.
     fn watched_for(seconds: u64) -> (Watch, Looks) {
         let (mut watch, looks) = (Watch::default(), Looks(Instant::now(), SystemTime::now()));
         for second in 0..=seconds {

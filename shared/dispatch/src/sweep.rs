@@ -1,8 +1,8 @@
-//! What is looked for now and then: rows that were forgotten between two states, rows whose message has vanished from
-//! its queue, jobs that nobody wants, and blocked jobs that nothing else would release.
+//! What is looked for now and then: rows that were forgotten between two states, rows whose message has
+//! vanished from its queue, jobs that are no longer wanted, and blocked jobs that nothing else would release.
 //!
-//! Each sweep has a loop of its own: none holds up another one, or what is due. A round looks at a bounded number of
-//! rows, however many there are.
+//! Each sweep has a loop of its own, so that it holds up neither another sweep nor what is due. A round looks
+//! at a bounded number of rows, however many there are.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,11 +16,12 @@ use tracing::{info, warn};
 use crate::Dispatch;
 use crate::tick::while_connected;
 
-/// How often.
+/// How often each of them runs.
 const EVERY: Duration = Duration::from_secs(2);
-/// When a job whose publisher died in the middle comes due again; a slow confirm at worst doubles the message.
+/// After how long a job whose publisher died in the middle comes due again. A slow confirm at worst doubles
+/// the message.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
-/// When a queued job is looked for, whose queue is empty.
+/// How long a job must have been queued before its message is looked for.
 const VANISHED_AFTER: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
@@ -36,7 +37,7 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
         while_connected(dispatch, stop, EVERY, "messages that have vanished cannot be looked for", || {
             return_vanished(dispatch)
         }),
-        while_connected(dispatch, stop, EVERY, "jobs that nobody wants cannot be looked for", || {
+        while_connected(dispatch, stop, EVERY, "jobs that are no longer wanted cannot be looked for", || {
             dispatch.end_unwanted()
         }),
         while_connected(
@@ -67,7 +68,8 @@ async fn return_vanished(dispatch: &Dispatch) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Seen empty twice: a message on its way to a worker is in no queue, but its job is claimed a moment later.
+/// Returns whether the queue was seen empty twice. Once is not enough: a message on its way to a worker is in
+/// no queue, but its job is claimed a moment later.
 async fn queue_is_empty(dispatch: &Dispatch, pool: &Name) -> bool {
     let queue = jobs_queue(pool);
     for pause in [Duration::from_secs(2), Duration::ZERO] {
@@ -81,7 +83,7 @@ async fn queue_is_empty(dispatch: &Dispatch, pool: &Name) -> bool {
     true
 }
 
-/// Goes on behind the session at which the round before has stopped.
+/// Continues after the session at which the previous round stopped.
 async fn release_stranded(dispatch: &Dispatch, behind: &Mutex<Option<String>>) -> Result<(), StoreError> {
     let begin = behind.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (released, rest) = dispatch.store.release_stranded(begin.as_deref(), VANISHED_AFTER).await?;

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::Dispatch;
 
-/// Ticks until told to stop.
+/// Waits for the next tick. Returns false when asked to stop.
 pub(crate) async fn tick(interval: &mut Interval, stop: &CancellationToken) -> bool {
     tokio::select! {
         biased;
@@ -20,8 +20,8 @@ pub(crate) async fn tick(interval: &mut Interval, stop: &CancellationToken) -> b
     }
 }
 
-/// Works again and again while there is a connection to the broker, until told to stop. A failure that lasts is logged once;
-/// `cannot` says what does not work meanwhile.
+/// Repeats the work while there is a connection to the broker, until asked to stop. A failure that lasts is
+/// logged once; `cannot` says what does not work meanwhile.
 pub(crate) async fn while_connected<F>(
     dispatch: &Dispatch,
     stop: &CancellationToken,
@@ -35,13 +35,13 @@ pub(crate) async fn while_connected<F>(
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut trouble = Trouble::default();
     while tick(&mut clock, stop).await {
-        // Without a broker rows had better stay as they are.
+        // Without a broker, rows are better left as they are.
         if !matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. }) {
             continue;
         }
         match work().await {
             Ok(()) => drop(trouble.ends()),
-            Err(error) if trouble.begins() => warn!(cause = error.as_dyn(), "{cannot}, trying on"),
+            Err(error) if trouble.begins() => warn!(cause = error.as_dyn(), "{cannot}, retrying"),
             Err(_) => {}
         }
     }

@@ -1,4 +1,5 @@
-//! Jobs that end without a worker: cancelled, overdue or rejected while they wait. Their callers get a reply, too.
+//! Jobs that end without a worker: cancelled, overdue or rejected while they wait. Their callers get a reply
+//! as well.
 
 use job::JobId;
 use store::{Cancelled, EndedWaiting, StoreError, Unwanted};
@@ -7,9 +8,10 @@ use tracing::info;
 use crate::{Dispatch, job_span};
 
 impl Dispatch {
-    /// Cancels jobs, in whatever state they are; a running one gets its stop signal within a second. Answers in their order.
+    /// Cancels jobs, whatever their state. A running job gets its stop signal within a second. Returns the
+    /// answers in the order of the jobs.
     ///
-    /// The ids must lie within the retention, or there is no place for their ends.
+    /// The ids must lie within the retention. For older ones there is no partition to record the end in.
     pub async fn cancel(&self, jobs: &[JobId]) -> Result<Vec<Cancelled>, StoreError> {
         let (answers, ended) = self.store.cancel(jobs).await?;
         self.reply_to(ended);
@@ -24,7 +26,7 @@ impl Dispatch {
         Ok(count)
     }
 
-    /// Ends what nobody wants and nobody has ended yet.
+    /// Ends the jobs that are no longer wanted and have not ended yet.
     pub(crate) async fn end_unwanted(&self) -> Result<(), StoreError> {
         let unwanted = self.store.unwanted().await?;
         for why in [Unwanted::Cancelled, Unwanted::Overdue] {
@@ -36,13 +38,13 @@ impl Dispatch {
                 Err(error) if error.may_lie_in_one_call() => self.end_one_by_one(&jobs, why).await?,
                 ended => ended?,
             };
-            info!(jobs = ended, ?why, "jobs that nobody runs have ended");
+            info!(jobs = ended, ?why, "jobs that no worker runs have ended");
         }
         Ok(())
     }
 
-    /// A job that cannot be ended keeps no other from its end. Returns how many have ended; the error of the last one that has
-    /// not.
+    /// Ends jobs one by one, so that one that cannot be ended does not keep the others from their end.
+    /// Returns how many have ended, or the error of the last one that has not.
     async fn end_one_by_one(&self, jobs: &[JobId], why: Unwanted<'_>) -> Result<usize, StoreError> {
         let (mut ended, mut failed) = (0, None);
         for job in jobs {
@@ -57,7 +59,7 @@ impl Dispatch {
 
     fn reply_to(&self, ended: Vec<EndedWaiting>) {
         for job in ended {
-            // One that was cancelled before it was ever seen has no envelope yet.
+            // A job that was cancelled before it was seen has no envelope yet.
             if let Ok(spec) = job::restore(&job.message) {
                 job_span(&spec, None).in_scope(|| self.reply(&spec, spec.traceparent));
             }

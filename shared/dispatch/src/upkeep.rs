@@ -1,4 +1,4 @@
-//! What the ledger needs done once in a while.
+//! What the ledger needs done from time to time.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
     if let Some((made, dropped)) = store.maintain_partitions(retention).await?
         && made + dropped > 0
     {
-        info!(made, dropped, "partitions of harness_results");
+        info!(made, dropped, "partitions of harness_results were made or dropped");
     }
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await

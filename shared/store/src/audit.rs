@@ -1,35 +1,38 @@
 //! Audit: proves on a live system that nothing was lost, doubled or paid twice. It reads, and changes nothing.
 //!
-//! All checks of a run see one snapshot (REPEATABLE READ, read only). A transaction of the ledger's tells one whole fact,
-//! so a snapshot never shows half of one, and a fleet at work gives no false alarm. [`Kind::Conservation`] is what every
-//! snapshot must show; a finding means a bug, or a hand in the tables. [`Kind::Liveness`] is what a healthy fleet moves
-//! on sooner or later; a finding means that nobody does.
+//! All checks of a run see one snapshot (REPEATABLE READ, read only). Each transaction of the ledger writes
+//! one whole fact, so a snapshot never shows half of one, and a fleet at work gives no false alarm.
+//! [`Kind::Conservation`] is what every snapshot must show; a finding means a bug, or rows changed by hand.
+//! [`Kind::Liveness`] is what a healthy fleet moves on sooner or later; a finding means that no process does.
 //!
 //! # What needs no check
-//! Two live rows or two results of one job (primary keys; a result's partition follows from its id), a state outside of
-//! its set, a running job without a worker's id or an id without a run (CHECK constraints), a result in the wrong
-//! partition (Postgres routes it). What needs one is that those constraints still stand: `guards`. The order in which a
-//! session's results were written is none either: `finished_at` is the start of a transaction that may have waited.
+//! These need no check: two live rows or two results of one job (primary keys; a result's partition follows
+//! from its id), a state outside of its set, a running job without a worker's id or an id without a run
+//! (CHECK constraints), and a result in the wrong partition (Postgres routes it). That those constraints
+//! still exist is checked: `guards`. The order in which a session's results were written is not, because
+//! `finished_at` is the start of a transaction that may have waited.
 //!
 //! # What spend equals
-//! A checkpoint is counted at two places: in the result of its job, when that ends, and in its session, when some job of
-//! the session folds it. Until the second, the row stays, also beyond its job's end: a job that ends without a fold
-//! leaves its rows to the next one that folds. No other job of the session ends while a begun one lives, so a fold takes
-//! whole jobs. Therefore, for iterations, cost and both kinds of tokens, at every moment:
+//! A checkpoint is counted in two places: in the result of its job, when that ends, and in its session, when
+//! some job of the session folds it. Until it is folded, its row stays, even beyond its job's end: a job that
+//! ends without a fold leaves its rows to the next one that folds. No other job of the session ends while one
+//! that has begun is live, so a fold takes whole jobs. Therefore, for iterations, cost and both kinds of
+//! tokens, at every moment:
 //!
 //! > session + checkpoints whose job has ended = sum of all results of the session
 //!
-//! Results go by retention and sessions do not. A session counts its ends in `version`: where as many results are left,
-//! the equation is exact; where fewer are, the left side is the greater one. That they are fewer is a finding where
-//! retention cannot have taken one: in sessions made no sooner than one retention after the first id of the oldest
-//! partition, because no job id is older than a retention when its session is made. (So for as long as a
-//! lowered retention is new, ids that were older than it at their first claim are missed here.)
+//! Retention removes results, but not sessions. A session counts its ends in `version`. If as many results
+//! are left, the equation is exact. If fewer are left, the left side is the greater one. Missing results are
+//! a finding only where retention cannot have taken one: in sessions made no sooner than one retention after
+//! the first id of the oldest partition, because no job id is older than a retention when its session is
+//! made. (So while a lowered retention is new, the results of ids that were older than it at their first
+//! claim are wrongly reported as missing.)
 //!
 //! # What it costs
-//! Seven of the checks read all results, the others follow the live jobs and the checkpoints. That was 4 s for a million
-//! results of 200 000 sessions on a small machine, one core of Postgres's, and the snapshot keeps vacuum for as long from
-//! the rows that die meanwhile. Sorts and hashes beyond some hundred MB go to disk. [`AuditScope::since`] looks at fewer; a
-//! hot standby serves as well.
+//! Seven of the checks read all results. The others follow the live jobs and the checkpoints. That took 4 s
+//! for a million results of 200 000 sessions on a small machine, with one core for Postgres. For as long, the
+//! snapshot keeps vacuum from removing the rows that die meanwhile. Sorts and hashes beyond some hundred MB
+//! go to disk. [`AuditScope::since`] looks at fewer rows, and a hot standby serves as well.
 
 mod checks;
 
@@ -48,12 +51,13 @@ use crate::{Store, StoreError};
 
 pub use self::checks::Kind;
 
-/// What is looked at, and how closely.
+/// What an audit looks at, and how closely.
 #[derive(Clone, Debug)]
 pub struct AuditScope {
-    /// Only results whose id is not older, and only sessions that changed since. Live jobs are looked at in any case.
+    /// Limits the audit to results whose id is no older than this, and to sessions that changed since. Live
+    /// jobs are looked at in any case.
     pub since: Option<Duration>,
-    /// The most offenders that are named per check; the others are counted.
+    /// The maximum number of offenders that are named per check. The others are only counted.
     pub limit: u32,
     /// How long a job may wait for its next step before the liveness checks name it.
     pub stuck_after: Duration,
@@ -97,23 +101,24 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// How many checks of this kind found something.
+    /// Counts the checks of this kind that found something.
     pub fn findings(&self, kind: Kind) -> usize {
         self.checks.iter().filter(|checked| checked.kind == kind && checked.found > 0).count()
     }
 }
 
-/// How long a rescue may take before a lease in dead hands is a finding.
+/// How long a rescue may take before a job in a dead worker's hands is a finding.
 const GRACE: Duration = Duration::from_secs(60);
-/// How far ahead of the present a partition must be there; upkeep makes them earlier.
+/// How far ahead of the present there must be partitions. Upkeep makes them earlier.
 const AHEAD_MS: u64 = 2 * 86_400_000;
-/// The longest time for one check. Postgres ends it (`statement_timeout` below); past this the network has swallowed the
-/// answer.
+/// The time limit of one check. Postgres ends it sooner (`statement_timeout` below), so an answer that takes
+/// this long was lost in the network.
 const BOUND: Duration = Duration::from_secs(610);
 
-/// The lock comes before the snapshot, so that no partition that the snapshot shows is dropped under our eyes. It holds up
-/// neither writers nor new partitions, and a removal no more than any long reader does. The pool's planner settings are for
-/// short statements by index; these read tables. A process that goes away ends its statement.
+/// The lock is taken before the snapshot, so that no partition that the snapshot shows is dropped while the
+/// audit reads. It holds up neither writers nor new partitions, and holds up a removal no more than any long
+/// reader does. The pool's planner settings are for short statements by index; these read tables. If this
+/// process goes away, its statement ends.
 const OPEN: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;
     LOCK TABLE harness_results IN ACCESS SHARE MODE;
@@ -140,19 +145,19 @@ const READ_MOMENT: &str = concat!(
 
 /// The parameters that every check is given, whether or not it uses them.
 struct Bounds {
-    /// $1: results are looked at from this id on.
+    /// $1: results are checked from this id on.
     first: Uuid,
-    /// $2: sessions are looked at that changed since then, in Unix seconds.
+    /// $2: sessions that changed since then are checked; in Unix seconds.
     since_s: f64,
     /// $3: results of smaller ids may have been dropped.
     kept_from: Uuid,
-    /// $4: of sessions made since then no result has been dropped, in Unix seconds.
+    /// $4: sessions made since then have lost no result to retention; in Unix seconds.
     whole_from_s: f64,
     /// $5
     grace_ms: f64,
     /// $6
     stuck_ms: f64,
-    /// $7 and $8: partitions must be there from the one week to the other.
+    /// $7 and $8: there must be partitions from the one week to the other.
     weeks: (i64, i64),
     /// $9: the most rows.
     limit: i64,
@@ -194,11 +199,12 @@ impl Bounds {
 }
 
 impl Store {
-    /// Looks at the whole ledger, in one snapshot. Bounded in memory on both sides by [`AuditScope::limit`] and
-    /// `work_mem`.
+    /// Checks the whole ledger in one snapshot. Memory is bounded on both sides: by [`AuditScope::limit`]
+    /// here and by `work_mem` in Postgres.
     pub async fn audit(&self, scope: &AuditScope) -> Result<Audit, StoreError> {
         let started = Instant::now();
-        // A connection of its own, which ends with it: one that is given up in the middle is still in its transaction.
+        // The audit takes a connection out of the pool and closes it at its end, because one that is given up
+        // in the middle is still in its transaction.
         let client = Object::take(self.pool.get().await?);
         let opening = client.batch_execute(OPEN);
         bounded("audit", opening).await?;
@@ -212,10 +218,11 @@ impl Store {
     }
 }
 
-/// A check's statement selects an id and a detail for each row that breaks the rule.
+/// Runs one check. Its statement selects an id and a detail for each row that breaks the rule.
 async fn look(client: &ClientWrapper, check: &Check, bounds: &Bounds) -> Result<Checked, StoreError> {
     let Check { name, kind, rule, sql } = *check;
-    // Materialized, the rule is planned for all its rows; under a LIMIT alone, for the first few, which may never come.
+    // MATERIALIZED makes Postgres plan the rule for all its rows. With a LIMIT alone, it would plan for the
+    // first few, which may never come.
     let sql = format!(
         "/* audit: {name} */ WITH found(id, detail) AS MATERIALIZED ({sql})
          SELECT (SELECT count(*) FROM found), id, detail FROM found ORDER BY id LIMIT $9"
@@ -260,7 +267,7 @@ mod tests {
         assert_eq!(oldest_id_s, 2_896.0 * WEEK_MS as f64 / 1e3);
         assert_eq!(bounds.weeks, (2_896, 2_900));
         assert_eq!((bounds.first, bounds.since_s), (Uuid::nil(), f64::NEG_INFINITY));
-        // Without any partition nothing can be said of what is not there.
+        // Without any partition, nothing can be said about missing results.
         let bounds = Bounds::new(&scope(None), now_s, None);
         assert_eq!((bounds.kept_from, bounds.whole_from_s), (Uuid::max(), f64::INFINITY));
     }

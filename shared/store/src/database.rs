@@ -1,5 +1,5 @@
-//! How Postgres is asked: connections, transactions of one round trip, batches, its clock, what can go wrong, how values
-//! are read and written, and every lock.
+//! How Postgres is asked: connections, transactions of one round trip, batches, its clock, what can go wrong,
+//! how values are read and written, and every lock.
 
 mod error;
 mod connect;

@@ -1,5 +1,5 @@
-//! A job's way through the ledger: accepted and published, claimed by a worker, checkpointed and concluded; or ended while it
-//! waits. And where jobs stand, for those who ask.
+//! A job's way through the ledger: it is accepted and published, claimed by a worker, checkpointed and
+//! concluded, or ended while it waits. Also the state of jobs, for callers that ask.
 
 mod columns;
 mod accept;

@@ -1,4 +1,5 @@
-//! How many workers there are to be: who leads, what the pools want, what was decided, and which workers shall go.
+//! How many workers there are to be: which process leads, what the pools want, what was decided, and which
+//! workers are to go.
 
 mod leader;
 mod marks;

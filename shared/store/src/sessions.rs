@@ -1,4 +1,4 @@
-//! Sessions as people look at them.
+//! Sessions, as people view them.
 
 use job::{JobId, Name, Usd};
 use serde::Serialize;
@@ -13,7 +13,7 @@ pub struct SessionView {
     pub session_id: String,
     /// The agent of its first job.
     pub agent_id: String,
-    /// On whose behalf its first job came.
+    /// The user on whose behalf its first job came.
     pub user_id: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
@@ -21,13 +21,13 @@ pub struct SessionView {
     pub last_updated: String,
     /// Jobs folded so far.
     pub version: i64,
-    /// Iterations, those since the last fold included.
+    /// Iterations, including those since the last fold.
     pub iteration_count: i64,
-    /// Spend, that since the last fold included.
+    /// Spend, including that since the last fold.
     pub cost_usd: Usd,
-    /// Tokens read, those since the last fold included.
+    /// Tokens read, including those since the last fold.
     pub input_tokens: i64,
-    /// Tokens written, those since the last fold included.
+    /// Tokens written, including those since the last fold.
     pub output_tokens: i64,
     /// At the last fold.
     pub memory: serde_json::Value,
@@ -75,7 +75,7 @@ const READ_CHECKPOINTS: &str = concat!(
 );
 
 impl Store {
-    /// A session, or `None` when there is none of that name.
+    /// Returns a session, or `None` if there is none of that name.
     pub async fn session(&self, id: &Name) -> Result<Option<SessionView>, StoreError> {
         let rows = query(&self.pool, "session", READ, &[&id.as_str()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };

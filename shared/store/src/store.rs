@@ -1,4 +1,5 @@
-//! A handle on the ledger: its connections, and the calls that share transactions. All other calls lie with what they are about.
+//! A handle on the ledger: its connections, and the calls that share transactions. All other calls are in the
+//! module of their subject.
 
 use deadpool_postgres::Pool;
 use postgres::SetBy;
@@ -12,9 +13,9 @@ use crate::jobs::{Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion};
 #[derive(Clone)]
 pub struct Store {
     pub(crate) pool: Pool,
-    /// Heartbeats must not wait behind work, nor go without a connection because work has them all.
+    /// A pool for heartbeats alone: they must not wait behind work, or find every connection taken by work.
     pub(crate) beats: Pool,
-    /// What a connection is set to is kept only where this says so.
+    /// How our sessions get their settings, and so whether a setting made on a connection is kept.
     pub(crate) set_by: SetBy,
     claims: Batcher<ClaimRequest>,
     checkpoints: Batcher<CheckpointRow>,
@@ -22,7 +23,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens nothing yet: connections are made when they are needed, and made anew when they break.
+    /// Makes a handle and opens nothing yet: connections are made when they are needed, and replaced when
+    /// they break.
     ///
     /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
     pub fn new(config: &StoreConfig) -> Store {
@@ -37,21 +39,21 @@ impl Store {
         }
     }
 
-    /// Whether Postgres answers.
+    /// Checks that Postgres answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let client = self.pool.get().await?;
         client.simple_query("SELECT 1").await.map_err(|error| StoreError::from_pg("ping", error))?;
         Ok(())
     }
 
-    /// Reads Postgres's clock. A machine that sleeps afterwards has to read it again.
+    /// Reads Postgres's clock. After this machine has slept, the clock has to be read again.
     pub async fn clock(&self) -> Result<Clock, StoreError> {
         let asked = Instant::now();
         let rows = query(&self.pool, "clock", NOW, &[]).await?;
         Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
     }
 
-    /// Asks for a job. Safe to repeat after a lost reply.
+    /// Claims a job. Safe to repeat after a lost reply.
     pub async fn claim(&self, request: ClaimRequest) -> Result<Answer, StoreError> {
         self.claims.call(request).await
     }
@@ -61,13 +63,14 @@ impl Store {
         self.checkpoints.call(row).await
     }
 
-    /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply (but a
-    /// `next` that was claimed in the lost reply is found by the heartbeat's comparison, not here).
+    /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply, but
+    /// a `next` that the lost reply had claimed is not returned again: the heartbeat's comparison finds it.
     pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
         self.conclusions.call(conclusion).await
     }
 
-    /// The same in a transaction of its own: for one that has been too much, so that it holds up no others.
+    /// As [`Store::conclude`], but in a transaction of its own: for a conclusion that was too much for
+    /// Postgres, so that it does not hold up others.
     pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
         alone_in_its_batch(&self.pool, conclusion).await
     }

@@ -1,5 +1,5 @@
-//! What keeps the ledger itself in order: partitions, dates from the future, a restored backup, and what the server and the
-//! account grant.
+//! What keeps the ledger itself in order: partitions, dates from the future, a restored backup, and what the
+//! server and the account grant.
 
 mod partitions;
 mod redate;

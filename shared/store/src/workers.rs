@@ -1,4 +1,4 @@
-//! Workers: their leases, how fast they work, and what becomes of a dead one's jobs.
+//! Workers: their leases, how fast they work, and the rescue of a dead one's jobs.
 
 mod pace;
 mod lease;

@@ -1,9 +1,9 @@
-//! What can go wrong with a target, as far as a caller acts on it.
+//! The errors of a target, as far as a caller acts on them.
 
 use std::error::Error;
 use std::sync::Arc;
 
-/// Why a target did not do what it was asked for.
+/// Why a target did not do what it was asked to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TargetError {
     /// The workload has changed since it was looked at. Look again, and decide again.
@@ -19,7 +19,7 @@ pub enum TargetError {
         target: String,
         /// What must be granted, such as `patch deployments/scale of apps named workers in the namespace fleet`.
         right: String,
-        /// The API server's own words.
+        /// The API server's message.
         message: String,
     },
     /// The workload, or its kind, does not exist.
@@ -30,7 +30,8 @@ pub enum TargetError {
         /// What was not found.
         message: String,
     },
-    /// Another autoscaler resizes the same workload. Two would undo each other's work, so this one stands back.
+    /// Another autoscaler resizes the same workload. Two would undo each other's work, so this one leaves it
+    /// alone.
     #[error("{target} is also scaled by {by}: remove that one, or give this pool another workload")]
     Contested {
         /// The workload.
@@ -43,7 +44,7 @@ pub enum TargetError {
     Refused {
         /// The workload.
         target: String,
-        /// Why, in the words of who refused.
+        /// The reason, as it was given.
         message: String,
     },
     /// No answer in time, or one that says "later". Whether a change was made is unknown: look again.
@@ -60,7 +61,8 @@ pub enum TargetError {
 }
 
 impl TargetError {
-    /// Whether it may pass by itself, after another look. The rest waits for somebody to change something.
+    /// Returns whether it may pass by itself, after another look. The rest lasts until a person changes
+    /// something.
     pub fn is_retryable(&self) -> bool {
         match self {
             TargetError::Conflict { .. } | TargetError::Unreachable { .. } => true,
@@ -71,7 +73,7 @@ impl TargetError {
         }
     }
 
-    /// Its kind in one word, for a metric's label.
+    /// Returns its kind in one word, for a metric's label.
     pub fn kind(&self) -> &'static str {
         match self {
             TargetError::Conflict { .. } => "conflict",

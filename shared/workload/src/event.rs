@@ -1,6 +1,6 @@
-//! What is told to those who watch a workload.
+//! What is reported to people who watch a workload.
 
-/// Something that happened to a workload, or did not and should have.
+/// Something that happened to a workload, or that should have happened and did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It was resized.
@@ -17,7 +17,7 @@ pub enum Event {
         /// Why, in a short sentence.
         why: String,
     },
-    /// It has more replicas than wanted, and for a while now none can go.
+    /// It has more replicas than are wanted, and for a while now none can go.
     Waits {
         /// Replicas that there are.
         from: u32,
@@ -25,7 +25,7 @@ pub enum Event {
         to: u32,
         /// Why, in a short sentence.
         why: String,
-        /// Whether it ends by itself: workers end what they hold.
+        /// Whether the wait ends by itself, when workers finish what they hold.
         usual: bool,
     },
     /// Drained workers take jobs again: demand returned, or none of them may go now.

@@ -1,26 +1,27 @@
-//! The rule of shrinking: to which number a workload may be lowered now, so that none but drained pods go.
+//! The rule of shrinking: how far a workload may be lowered now, so that only drained pods go.
 //!
-//! Pure. It holds what the ledger says (who is drained) against what the target says (who is Ready), and lowers only
-//! where both agree about every single pod.
+//! Pure. It compares what the ledger says (which workers are drained) with what the target says (which pods
+//! are Ready), and lowers only where both agree about every single pod.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Order, Pod, Unsettled, Workload};
 
-/// A workload may be lowered now.
+/// How far a workload may be lowered now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lowering {
-    /// To so many replicas.
+    /// The number of replicas that it may be lowered to.
     pub to: u32,
-    /// The pods of which those go, all of them drained. None when there is no pod yet for the replicas that go.
+    /// The pods from which those that go are taken, all of them drained. Empty if the replicas that go have
+    /// no pods yet.
     pub leaving: Vec<String>,
 }
 
 /// Why a workload is not lowered yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// No pod of it is drained, or as few replicas as wanted are there already.
+    /// None of its pods is drained, or it has no more replicas than are wanted.
     NothingToLower,
     /// It must not be shrunk at all.
     Never(String),
@@ -28,35 +29,35 @@ pub enum Wait {
     Unsettled(Unsettled),
     /// There are more or fewer pods than it is meant to have.
     Pods {
-        /// So many are there.
+        /// How many there are.
         found: usize,
-        /// So many are meant to be.
+        /// How many there should be.
         wanted: u32,
     },
-    /// A pod that is not drained is not Ready, so it might go in place of one that is.
+    /// A pod that is not drained is not Ready, so it might go instead of a drained one.
     NotReady {
         /// The pod.
         pod: String,
-        /// What is wrong with it, when that is known.
+        /// What is wrong with it, if that is known.
         trouble: Option<String>,
     },
-    /// A pod is Ready, and the ledger knows no worker in it.
+    /// A pod is Ready, but the ledger knows no worker in it.
     NoWorker {
         /// The pod.
         pod: String,
     },
     /// No more workers are Ready than are wanted, whatever the number of replicas.
     TooFewReady {
-        /// So many are.
+        /// How many are Ready.
         ready: u32,
-        /// So many are wanted.
+        /// How many are wanted.
         wanted: u32,
     },
     /// All workers that might go hold jobs.
     Busy,
-    /// Marked workers have not ended yet what they hold, or not confirmed that they hold nothing.
+    /// Marked workers have not finished yet what they hold, or have not confirmed yet that they hold nothing.
     Draining {
-        /// So many.
+        /// How many of them.
         workers: usize,
         /// Jobs that they hold together.
         jobs: u64,
@@ -90,7 +91,7 @@ impl Wait {
         }
     }
 
-    /// Whether it ends by itself, when jobs end: there is nothing to mend.
+    /// Returns whether the wait ends by itself, when jobs end, so that there is nothing to mend.
     pub fn is_usual(&self) -> bool {
         matches!(self, Wait::Busy | Wait::Draining { .. })
     }
@@ -102,7 +103,7 @@ impl fmt::Display for Wait {
             Wait::NothingToLower => write!(f, "there is nothing to lower"),
             Wait::Never(why) => write!(f, "{why}"),
             Wait::Unsettled(why) => write!(f, "{why}"),
-            Wait::Pods { found, wanted } => write!(f, "{found} pods are there, {wanted} are meant to be"),
+            Wait::Pods { found, wanted } => write!(f, "{found} pods are there, expected {wanted}"),
             Wait::NotReady { pod, trouble: None } => write!(f, "pod {pod} is not Ready and not drained"),
             Wait::NotReady { pod, trouble: Some(trouble) } => {
                 write!(f, "pod {pod} is not Ready ({trouble}) and not drained")
@@ -121,12 +122,13 @@ impl fmt::Display for Wait {
     }
 }
 
-/// How far the workload may be lowered now, and never below `at_least`. `drained` names the pods whose workers hold
-/// nothing and take nothing.
+/// Returns how far the workload may be lowered now, but never below `at_least`. `drained` names the pods
+/// whose workers hold nothing and take nothing.
 ///
-/// Replicas for which there is no pod, such as those that a quota refuses, may go at once: no worker goes with them. Beyond
-/// those, whatever order the target has, it is lowered by at most the number of pods that go first under that order, are
-/// drained and are seen as not Ready; and not at all while any other pod is not Ready.
+/// Replicas without a pod, such as those that a quota refuses, may go at once: no worker goes with them.
+/// Beyond those, whatever order the target has, the workload is lowered by at most the number of pods that go
+/// first in that order, are drained and are seen as not Ready. It is not lowered at all while any other pod
+/// is not Ready.
 pub fn lowered(
     seen: &Workload,
     pods: &[Pod],
@@ -159,7 +161,7 @@ pub fn lowered(
     if let Some(pod) = pods.iter().find(|pod| !pod.ready && !is_drained(pod)) {
         return Err(Wait::NotReady { pod: pod.name.clone(), trouble: pod.trouble.clone() });
     }
-    // Where they are named, nobody else can go in their place, whatever is to be seen of them.
+    // If pods are named, no other pod can go instead of them, whatever their readiness.
     let may_leave = |pod: &&Pod| is_drained(pod) && (!pod.ready || seen.order == Order::AsNamed);
     let leaving: Vec<&Pod> = match seen.order {
         Order::HighestOrdinalFirst => {
@@ -181,7 +183,7 @@ pub fn lowered(
     Ok(Lowering { to: seen.replicas - by as u32, leaving })
 }
 
-/// The smallest number of replicas under which none of the pods goes.
+/// Returns the smallest number of replicas with which none of the pods goes.
 fn with_pods(order: &Order, pods: &[Pod]) -> u32 {
     match order {
         Order::HighestOrdinalFirst => {
@@ -208,7 +210,7 @@ mod tests {
         }
     }
 
-    /// One pod for each sign: `r` Ready, `n` not Ready; names are w-0, w-1, …
+    /// Makes one pod for each sign: `r` Ready, `n` not Ready. Their names are w-0, w-1, …
     fn pods(signs: &str) -> Vec<Pod> {
         let pod = |(at, sign): (usize, char)| Pod {
             name: format!("w-{at}"),
@@ -287,7 +289,8 @@ mod tests {
         assert_eq!(lower(3, Order::HighestOrdinalFirst, &hole, 0), Err(Wait::Unsettled(quota.clone())));
     }
 
-    /// Which pods the controllers take when there are to be so many, as far as readiness and ordinals decide; else any.
+    /// Returns the pods that the controllers remove when only `to` replicas may be left. Where readiness and
+    /// ordinals do not decide, chance does.
     fn victims(order: &Order, pods: &[Pod], to: u32, chance: &[u8], named: &[String]) -> Vec<String> {
         let mut pods: Vec<_> = pods.iter().zip(chance).collect();
         match order {
@@ -304,7 +307,7 @@ mod tests {
     proptest! {
         #[test]
         fn whoever_goes_was_drained(
-            // Of some replicas there is no pod.
+            // Some replicas have no pod.
             ready in prop::collection::vec(prop::option::weighted(0.9, any::<bool>()), 0..9),
             gone in prop::collection::btree_set(0u32..9, 0..9),
             chance in prop::array::uniform9(any::<u8>()),

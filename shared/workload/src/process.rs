@@ -1,9 +1,10 @@
 //! The target `process`: workers as processes of this machine, for development and small installations.
 //!
-//! All it knows lies in a folder per pool, so that an autoscaler that was killed finds its workers again: `size` holds
-//! the wanted number and its version, and each worker has a `NAME.pid` (its pid and when that process began, so that a
-//! pid used again is not taken for it), a `NAME.addr` with the address of its admin port, and a `NAME.log`. `targets.json` lists
-//! those addresses as Prometheus reads them (`file_sd_configs`). A worker that ends unasked is started again, later each time.
+//! All it knows is kept in a folder per pool, so that an autoscaler that was killed finds its workers again.
+//! `size` holds the wanted number and its version. Each worker has a `NAME.pid` (its pid and when that
+//! process began, so that a reused pid is not mistaken for it), a `NAME.addr` with the address of its admin
+//! port, and a `NAME.log`. `targets.json` lists those addresses as Prometheus reads them (`file_sd_configs`).
+//! A worker that ends unasked is started again, after a longer wait each time.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -24,16 +25,16 @@ use tracing::{info, warn};
 
 use super::{Event, Order, Pod, Target, TargetError, Unsettled, Workload};
 
-/// A worker that ended sooner than this after its start crashes in a loop.
+/// A worker that ended sooner than this after its start counts as crashing in a loop.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// The longest wait before such a worker is started again.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether told workers have ended.
+/// How often to check whether workers that were asked to stop have ended.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Variables for a process that is started. A function, so that secrets among them are shown by nothing that holds it.
+/// Variables for a process that is started. It is a function, so that printing its holder shows no secrets.
 pub type Environment = fn() -> Vec<(&'static str, &'static str)>;
 
 /// Worker processes of one pool.
@@ -42,15 +43,15 @@ pub struct Processes {
     name: String,
     pool: Name,
     program: PathBuf,
-    /// What workers are started with beside our own environment.
+    /// Variables that workers are started with beside our own environment.
     environment: Environment,
     folder: PathBuf,
     starts: Mutex<Starts>,
-    /// Whether the list for Prometheus could not be written lately.
+    /// Whether the last attempt to write the list for Prometheus failed.
     is_unlisted: AtomicBool,
 }
 
-/// How starting went lately.
+/// How the latest starts went.
 #[derive(Debug, Default)]
 struct Starts {
     last: Option<Instant>,
@@ -64,17 +65,18 @@ struct Size {
     workers: u32,
 }
 
-/// A worker that lives.
+/// A worker that is alive.
 #[derive(Debug)]
 struct Living {
     name: String,
     pid: Pid,
-    /// It was told to stop.
+    /// Whether it was asked to stop.
     leaving: bool,
 }
 
 impl Processes {
-    /// Workers of a pool that run this program, with these variables beside our own environment; what is known of them lies in `folder`/`pool`.
+    /// Makes the target of a pool whose workers run this program, with these variables beside our own
+    /// environment. What is known of them is kept in `folder`/`pool`.
     pub fn new(
         pool: Name,
         program: PathBuf,
@@ -120,7 +122,7 @@ impl Processes {
         fs::rename(fresh, self.folder.join("size"))
     }
 
-    /// Those that live. What is left of the others is removed.
+    /// Returns the workers that are alive, and removes what is left of the others.
     fn living(&self) -> io::Result<Vec<Living>> {
         let mut living = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -146,7 +148,7 @@ impl Processes {
         Ok(living)
     }
 
-    /// Those that live and were not told to leave.
+    /// Returns the workers that are alive and were not asked to stop.
     fn staying(&self) -> io::Result<Vec<Living>> {
         Ok(self.living()?.into_iter().filter(|worker| !worker.leaving).collect())
     }
@@ -168,7 +170,7 @@ impl Processes {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // A Ctrl-C in our terminal is for us; we tell the workers.
+            // A Ctrl-C in our terminal is for us; we stop the workers ourselves.
             .process_group(0)
             .spawn()
             .map_err(|error| {
@@ -180,11 +182,12 @@ impl Processes {
         };
         fs::write(self.folder.join(format!("{name}.pid")), format!("{pid} {began}\n"))?;
         info!(pool = %self.pool, pod = name, pid, "started a worker");
-        // The runtime reaps it.
+        // The runtime reaps the child.
         Ok(())
     }
 
-    /// Writes down where Prometheus finds those that live. The pool scales on where that fails.
+    /// Writes down where Prometheus finds the workers that are alive. If that fails, the pool is scaled all
+    /// the same.
     fn list_targets(&self) {
         let written = self.write_targets();
         let was_unlisted = self.is_unlisted.swap(written.is_err(), Ordering::Relaxed);
@@ -198,7 +201,7 @@ impl Processes {
     fn write_targets(&self) -> io::Result<()> {
         let mut targets = Vec::new();
         for worker in self.living()? {
-            // One that has just been started has no port yet.
+            // A worker that has just been started has no port yet.
             if let Ok(address) = fs::read_to_string(self.folder.join(format!("{}.addr", worker.name))) {
                 targets.push(address.trim().to_owned());
             }
@@ -216,13 +219,14 @@ impl Processes {
 
     fn tell_to_leave(&self, worker: &Living) -> io::Result<()> {
         fs::write(self.folder.join(format!("{}.leaving", worker.name)), "")?;
-        info!(pool = %self.pool, pod = worker.name, pid = worker.pid.as_raw(), "told a worker to stop");
-        // One that has just ended needs no telling.
+        info!(pool = %self.pool, pod = worker.name, pid = worker.pid.as_raw(), "asked a worker to stop");
+        // A worker that has just ended needs no signal.
         let _ = kill(worker.pid, Signal::SIGTERM);
         Ok(())
     }
 
-    /// Starts what is missing, unless workers end as soon as they start: then later each time. Returns why it waits.
+    /// Starts the missing workers. If workers end as soon as they start, it waits longer each time. Returns
+    /// why it waits.
     async fn fill(&self, wanted: u32) -> io::Result<Option<String>> {
         let present = self.staying()?.len();
         let missing = (wanted as usize).saturating_sub(present);
@@ -309,18 +313,19 @@ impl Target for Processes {
         touch().map_err(self.failed("changing its version"))
     }
 
-    /// Nobody watches but who reads our log, where it stands already.
+    /// Does nothing: the only people who watch read our log, which has the event already.
     async fn tell(&self, _event: &Event) {}
 }
 
-/// The pid in a pid file, if that very process still runs.
+/// Returns the pid in a pid file, if that very process still runs.
 fn alive(text: &str) -> Option<Pid> {
     let (pid, since) = text.trim().split_once(' ')?;
     let pid: u32 = pid.parse().ok()?;
     (began(pid)? == since.parse::<u64>().ok()?).then(|| Pid::from_raw(pid as i32))
 }
 
-/// When a process began, in clock ticks after boot, by proc(5); `None` when there is none or it is a zombie.
+/// Returns when a process began, in clock ticks after boot, by proc(5); `None` if there is none or it is a
+/// zombie.
 fn began(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses and may hold anything.

@@ -5,17 +5,17 @@ use std::fmt;
 /// A workload at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// How many it is meant to have (`spec.replicas`): where every decision starts from.
+    /// How many replicas it is meant to have (`spec.replicas`). Every decision starts from this.
     pub replicas: u32,
     /// How many are Ready.
     pub ready: u32,
     /// Changes with every change of the workload (Kubernetes: `metadata.resourceVersion`).
     pub version: String,
-    /// Why it is not at rest; `None` when it is.
+    /// Why it is not at rest; `None` if it is.
     pub unsettled: Option<Unsettled>,
     /// Which pods go when it shrinks.
     pub order: Order,
-    /// How its pods are found, in the target's own words (Kubernetes: a label selector).
+    /// How its pods are found, in the target's own terms (Kubernetes: a label selector).
     pub selector: String,
 }
 
@@ -29,17 +29,17 @@ pub enum Unsettled {
     Changing(String),
     /// It has fewer pods than it is meant to have: they are being made.
     Missing(String),
-    /// The same, and the cluster refuses to make them.
+    /// It has fewer pods than it is meant to have, and the cluster refuses to make them.
     Refused {
-        /// Whether it is a quota that does.
+        /// Whether a quota refuses them.
         quota: bool,
-        /// Why, in the cluster's words.
+        /// The cluster's reason.
         why: String,
     },
 }
 
 impl Unsettled {
-    /// Its kind in one word, for a metric's label.
+    /// Returns its kind in one word, for a metric's label.
     pub fn kind(&self) -> &'static str {
         match self {
             Unsettled::Rollout(_) => "rollout",
@@ -71,15 +71,15 @@ pub enum Order {
     HighestOrdinalFirst,
     /// Those that the caller names (`process`).
     AsNamed,
-    /// It must not be shrunk: nobody can tell which would go, or they would not go one by one. Says why, and what
-    /// would be right.
+    /// It must not be shrunk, because it is not known which pods would go, or because they would not go one
+    /// by one. Says why, and what would be right.
     Never(String),
 }
 
 /// A pod that belongs to a workload and is not about to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its name; a worker knows its own as `POD_NAME`.
+    /// Its name. A worker knows the name of its own pod from `POD_NAME`.
     pub name: String,
     /// Whether it is Ready.
     pub ready: bool,

@@ -12,7 +12,7 @@ use self::Kind::{Conservation, Liveness};
 pub enum Kind {
     /// The ledger contradicts itself.
     Conservation,
-    /// The ledger is right, but somebody does not do his part.
+    /// The ledger is right, but some process does not do its part.
     Liveness,
 }
 
@@ -30,28 +30,33 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
 
 pub(super) const CHECKS: [Check; 24] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
-    check(Conservation, "leases", "a running job's worker is there, neither dead nor stopped", LEASES),
-    check(Conservation, "drained", "a worker that has said that it is drained runs nothing", DRAINED),
-    check(Conservation, "one_runner", "a session has begun one job at most", ONE_RUNNER),
+    check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
+    check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
+    check(Conservation, "one_runner", "at most one job of a session has begun", ONE_RUNNER),
     check(Conservation, "begun", "a running job has an epoch, a blocked one has none", BEGUN),
-    check(Conservation, "turns", "a blocked job has another of its session before it", TURNS),
-    check(Conservation, "sessions", "a job that was claimed, and every end, has its session", SESSIONS),
+    check(Conservation, "turns", "a blocked job waits for another job of its session", TURNS),
+    check(Conservation, "sessions", "every job that was claimed or has ended has its session", SESSIONS),
     check(Conservation, "ends", "a session has as many results as it counts ends", ENDS),
-    check(Conservation, "spend", "a session and its unfolded checkpoints are the sum of its results", SPEND),
-    check(Conservation, "unfolded", "checkpoints left by an ended job are what its result counts", UNFOLDED),
-    check(Conservation, "runs", "a success has a run, and what was used was used in one", RUNS),
+    check(
+        Conservation,
+        "spend",
+        "a session and its unfolded checkpoints equal the sum of its results",
+        SPEND,
+    ),
+    check(Conservation, "unfolded", "the checkpoints that an ended job left add up to its result", UNFOLDED),
+    check(Conservation, "runs", "a success has a run, and only a run uses anything", RUNS),
     check(Conservation, "envelopes", "an envelope names its own job and session", ENVELOPES),
     check(Conservation, "checkpoints", "a checkpoint has its job and its session", CHECKPOINTS),
     check(Conservation, "deltas", "the checkpoints of a run are numbered without a gap", DELTAS),
     check(Conservation, "fencing", "no checkpoint is newer than its job's last run", FENCING),
     check(Conservation, "epochs", "an epoch belongs to one job", EPOCHS),
-    check(Conservation, "sequence", "no epoch is ahead of the sequence that gives them", SEQUENCE),
-    check(Conservation, "guards", "the constraints and unique indexes of the schema stand", GUARDS),
+    check(Conservation, "sequence", "no epoch is ahead of the sequence that gives epochs out", SEQUENCE),
+    check(Conservation, "guards", "the schema's constraints and unique indexes are valid", GUARDS),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
     check(Liveness, "queued", "a queued job is claimed", QUEUED),
-    check(Liveness, "unwanted", "a waiting job that nobody wants is ended", UNWANTED),
+    check(Liveness, "unwanted", "a waiting job that is cancelled or overdue is ended", UNWANTED),
     check(Liveness, "partitions", "results have a partition to go to", PARTITIONS),
 ];
 
@@ -59,8 +64,8 @@ const ONE_PLACE: &str = "
     SELECT j.job_id::text, format('session %s: %s and %s', j.session_id, j.state, r.state)
       FROM harness_jobs j JOIN harness_results r ON r.job_id = j.job_id";
 
-/// A row that is gone is never right: a worker's row outlives its jobs. A worker may end with a job in its hands, and
-/// rescue takes it from there a moment later.
+/// A missing row is always wrong: a worker's row outlives its jobs. A worker may end while it holds a job,
+/// and rescue takes the job a moment later.
 const LEASES: &str = "
     SELECT j.job_id::text,
            CASE WHEN w.worker_id IS NULL THEN format('session %s: worker %s is unknown', j.session_id, j.worker_id)
@@ -71,7 +76,7 @@ const LEASES: &str = "
             OR (w.state IN ('dead', 'stopped')
                 AND greatest(w.ended_at, j.state_since) < now() - $5 * interval '1 millisecond'))";
 
-/// Whoever is drained may be scaled away. Without a valid mark it is not drained any more.
+/// A drained worker may be scaled away. Without a valid mark it is no longer drained.
 const DRAINED: &str = "
     SELECT j.job_id::text, format('session %s: worker %s is drained since %s', j.session_id, w.worker_id, w.drained_at)
       FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
@@ -88,7 +93,8 @@ const BEGUN: &str = "
     SELECT job_id::text, format('session %s: %s under epoch %s', session_id, state, epoch) FROM harness_jobs
      WHERE (state = 'running' AND epoch <= 0) OR (state = 'blocked' AND epoch <> 0) OR epoch < 0";
 
-/// Every transaction that takes away what a job waits for releases it, so this holds at every moment.
+/// Every transaction that takes away what a job waits for also releases the job, so this holds at every
+/// moment.
 const TURNS: &str = "
     SELECT b.job_id::text, format('session %s: blocked since %s, by nothing', b.session_id, b.state_since)
       FROM harness_jobs b
@@ -96,7 +102,8 @@ const TURNS: &str = "
        AND NOT EXISTS (SELECT FROM harness_jobs o
                         WHERE o.session_id = b.session_id AND (o.seq < b.seq OR o.epoch > 0))";
 
-/// Accepted jobs need none before their first claim. One that was cancelled before it was ever seen has no session's name.
+/// Accepted jobs need no session before their first claim. A job that was cancelled before it was seen names
+/// no session.
 const SESSIONS: &str = "
     SELECT job_id::text, format('session %s: %s, and no such session', session_id, state) FROM harness_jobs j
      WHERE session_id <> '' AND (epoch > 0 OR state IN ('blocked', 'running'))
@@ -112,7 +119,7 @@ const SESSIONS: &str = "
     SELECT job_id::text, format('%s, without a session', state) FROM harness_results
      WHERE job_id >= $1 AND session_id = '' AND state <> 'cancelled'";
 
-/// Sessions, with what the results of each sum up to (`r`), and the checkpoints of its ended jobs (`c`).
+/// Sessions, with the sums of their results (`r`) and of the checkpoints of their ended jobs (`c`).
 macro_rules! sums {
     ($select:literal) => {
         concat!(
@@ -135,7 +142,7 @@ macro_rules! sums {
     };
 }
 
-/// A session that was made by the end of jobs that nobody ever claimed tells nothing of their age.
+/// A session that was made by the end of jobs that were never claimed says nothing about their age.
 const ENDS: &str = concat!(
     sums!("SELECT s.session_id, format('%s ends counted, %s results there', s.version, coalesce(r.ends, 0))"),
     " AND (s.version < coalesce(r.ends, 0)
@@ -172,7 +179,8 @@ const UNFOLDED: &str = "
      WHERE (r.iterations, r.cost_microusd, r.input_tokens, r.output_tokens)
            IS DISTINCT FROM (c.iterations, c.cost, c.tokens_in, c.tokens_out)";
 
-/// What ends without a worker has no worker's id; what was never claimed has no epoch, no start and used nothing.
+/// A job that ends without a worker has no worker's id. A job that was never claimed has no epoch and no
+/// start, and has used nothing.
 const RUNS: &str = "
     SELECT job_id::text, format('session %s: %s under epoch %s by worker %s, started %s, %s iterations, %s microdollars',
                                 session_id, state, epoch, coalesce(worker_id::text, 'none'),
@@ -184,7 +192,7 @@ const RUNS: &str = "
             OR (epoch > 0) <> (started_at IS NOT NULL)
             OR (epoch <= 0 AND (iterations <> 0 OR cost_microusd <> 0 OR input_tokens <> 0 OR output_tokens <> 0)))";
 
-/// A success keeps none.
+/// A success keeps no envelope.
 const ENVELOPES: &str = "
     SELECT job_id::text, format('session %s: its envelope names job %s of session %s',
                                 session_id, message->>'job_id', message->>'session_id')
@@ -194,7 +202,7 @@ const ENVELOPES: &str = "
              WHERE job_id >= $1 AND session_id <> '' AND message IS NOT NULL) m
      WHERE message->>'job_id' IS DISTINCT FROM job_id::text OR message->>'session_id' IS DISTINCT FROM session_id";
 
-/// A checkpoint that nobody folds any more outlives its job's result.
+/// A checkpoint that is never folded outlives its job's result.
 const CHECKPOINTS: &str = "
     SELECT c.job_id::text,
            format('session %s: %s checkpoints under epoch %s, and no such %s', c.session_id, c.rows, c.epoch,
@@ -221,7 +229,8 @@ const FENCING: &str = "
       LEFT JOIN harness_results r ON r.job_id = c.job_id
      WHERE c.epoch <= 0 OR c.epoch > coalesce(j.epoch, r.epoch)";
 
-/// The epochs of earlier runs are known from what they checkpointed. One job in both places is another check's.
+/// The epochs of earlier runs are known from what they checkpointed. A job in both places is left to
+/// `one_place`.
 const EPOCHS: &str = "
     WITH given AS NOT MATERIALIZED (
         SELECT epoch, job_id, session_id FROM harness_jobs WHERE epoch > 0
@@ -236,7 +245,7 @@ const EPOCHS: &str = "
     SELECT g.job_id::text, format('session %s: epoch %s is not its alone', g.session_id, g.epoch)
       FROM (SELECT epoch FROM given GROUP BY epoch HAVING count(*) > 1) twice JOIN given g ON g.epoch = twice.epoch";
 
-/// The sequence is read as it is now, which is not before the snapshot.
+/// The sequence is read as it is now, which is never earlier than the snapshot.
 const SEQUENCE: &str = "
     SELECT job_id::text, format('session %s: epoch %s, the sequence is at %s', session_id, epoch, last_value)
       FROM (SELECT epoch, job_id, session_id FROM harness_jobs
@@ -246,7 +255,7 @@ const SEQUENCE: &str = "
             SELECT DISTINCT epoch, job_id, session_id FROM harness_checkpoints) given, harness_epoch
      WHERE epoch > last_value";
 
-/// By name; an index of the partitioned table is valid when it is on every partition.
+/// Constraints are found by name. An index of the partitioned table is valid when it is on every partition.
 const GUARDS: &str = "
     SELECT wanted.name, format('on %s: %s', wanted.tab,
                                CASE WHEN c.oid IS NULL AND i.indexrelid IS NULL THEN 'is not there'
@@ -264,14 +273,14 @@ const GUARDS: &str = "
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE
         OR (i.indisvalid AND i.indisready AND i.indisunique) IS FALSE";
 
-/// Three leases: a rescuer must have watched for one before it declares anybody dead.
+/// Allows three leases, because a rescuer must have watched for one before it declares a worker dead.
 const RESCUE: &str = "
     SELECT j.job_id::text, format('session %s: worker %s was last heard of at %s', j.session_id, w.worker_id, w.heartbeat_at)
       FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
      WHERE j.state = 'running' AND w.state IN ('alive', 'draining')
        AND w.heartbeat_at < now() - 3 * w.lease_ms * interval '1 millisecond'";
 
-/// A row on its way; $state, and since when.
+/// Selects jobs that have been in `$state` for too long, by the time in `$since`.
 macro_rules! waits {
     ($state:literal, $since:literal) => {
         concat!(

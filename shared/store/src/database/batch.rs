@@ -1,8 +1,9 @@
-//! Group commit: what arrives while a transaction is under way goes into the next one together.
+//! Group commit: calls that arrive while a transaction is under way share the next one.
 //!
-//! Under light load a call is a transaction of its own. Under heavy load, which shows by the size of
-//! the batch before, a batch waits a few milliseconds for more: a transaction costs as much for one call as for many. For
-//! the same reason a batch waits for the transaction before it, but not for long: one that is stuck holds up no others.
+//! Under light load each call is a transaction of its own. Under heavy load, recognised by the size of the
+//! previous batch, a batch waits a few milliseconds for more calls, because a transaction costs as much for
+//! one call as for many. For the same reason a batch waits for the transaction before it, but only briefly,
+//! so that one that is stuck does not hold up the others.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,31 +15,31 @@ use tokio::time::{sleep, timeout};
 
 use crate::StoreError;
 
-/// How long a batch waits for more calls, while there are many.
+/// How long a batch waits for more calls under heavy load.
 const LINGER: Duration = Duration::from_millis(3);
 /// How long a batch waits for the transaction under way. About as long as a full one takes.
 const PATIENCE: Duration = Duration::from_millis(25);
-/// A batch of so many calls shows that there are many.
+/// A batch of at least this many calls counts as heavy load.
 const MANY: usize = 8;
 
 /// A call that can share a transaction with others of its kind.
 pub(crate) trait Batched: Send + Sync + Sized + 'static {
     /// What each caller gets.
     type Answer: Send + 'static;
-    /// The greatest number of calls in one transaction.
+    /// The maximum number of calls in one transaction.
     const MAX_ROWS: usize = 256;
-    /// The greatest size of one transaction; a single greater call goes alone.
+    /// The maximum size of one transaction in bytes. A single call that is larger goes alone.
     const MAX_BYTES: usize = 8 * 1024 * 1024;
-    /// How many transactions run side by side, when one takes long.
+    /// How many transactions can run side by side, so that a slow one does not block the next.
     const LANES: usize = 2;
 
-    /// About how many bytes it adds to a transaction.
+    /// Estimates how many bytes the call adds to a transaction.
     fn bytes(&self) -> usize;
 
-    /// Calls that must not stand in one batch with another of the same key.
+    /// Returns the call's key. Two calls of the same key must not share a batch.
     fn key(&self) -> u128;
 
-    /// The transaction; answers in the order of the calls.
+    /// Runs the transaction. The answers are in the order of the calls.
     fn commit(
         pool: &Pool,
         batch: &[Self],
@@ -88,9 +89,9 @@ impl<T: Batched> Batcher<T> {
 
 struct Queue<T: Batched> {
     calls: mpsc::Receiver<Call<T>>,
-    /// Taken from the channel, but one too many for the batch before.
+    /// A call that was taken from the channel but did not fit into the previous batch.
     held: Option<Call<T>>,
-    /// Whether the batch before had many.
+    /// Whether the previous batch showed heavy load.
     many: bool,
 }
 
@@ -103,7 +104,7 @@ impl<T: Batched> Queue<T> {
         }
     }
 
-    /// Takes what else is there and fits.
+    /// Adds the calls that have already arrived, as far as they fit.
     async fn gather(&mut self, first: Call<T>) -> Vec<Call<T>> {
         let mut bytes = first.0.bytes();
         let mut keys = std::collections::HashSet::from([first.0.key()]);
@@ -125,8 +126,9 @@ impl<T: Batched> Queue<T> {
     }
 }
 
-/// Commits a batch. When it fails for a reason that may lie in one of its calls, every call is tried alone, so that only the
-/// culprit fails. The smallest come first: a great one may be the culprit, and take its time.
+/// Commits a batch. If it fails for a reason that may lie in one of its calls, every call is tried alone, so
+/// that only the culprit fails. The smallest come first, because a large one may be the culprit and take its
+/// time.
 async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
     let (calls, replies): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
     match T::commit(pool, &calls).await {
@@ -151,7 +153,7 @@ async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
     }
 }
 
-/// A call in a transaction of its own.
+/// Runs a call in a transaction of its own.
 pub(crate) async fn alone_in_its_batch<T: Batched>(pool: &Pool, call: &T) -> Result<T::Answer, StoreError> {
     let mut answers = T::commit(pool, std::slice::from_ref(call)).await?;
     Ok(answers.remove(0))

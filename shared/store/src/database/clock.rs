@@ -1,7 +1,8 @@
-//! What time it is, by the one clock that counts: Postgres's. A host's may be wrong by weeks.
+//! The time by the only clock that counts: Postgres's. A host's clock may be wrong by weeks.
 //!
-//! That clock may be set, too: by hand, by NTP after a boot, by a failover to a server whose clock differs. How much time has
-//! passed between two looks at it is then what this host has measured; its monotonic clock is set by nobody.
+//! Postgres's clock can be set as well: by hand, by NTP after a boot, or by a failover to a server whose
+//! clock differs. How much time really passed between two readings of it is then what this host's monotonic
+//! clock measured, because nothing sets that one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,10 +10,11 @@ use tokio::time::Instant;
 
 pub(crate) const NOW: &str = "SELECT clock_timestamp()";
 
-/// Between two looks a clock may gain or lose so much and still go on: a second is slewed by a twelfth at most (chrony).
+/// How much a clock may gain or lose between two readings without counting as set. Slewing changes a second
+/// by a twelfth at most (chrony).
 const TOLERANCE: Duration = Duration::from_millis(500);
 
-/// Postgres's clock as it was read once, and the time since, which every host can measure.
+/// One reading of Postgres's clock. Any host can measure the time since.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     then: SystemTime,
@@ -20,36 +22,38 @@ pub struct Clock {
     read: Instant,
 }
 
-/// How Postgres's clock was set between two looks at it, and by how much at least.
+/// How Postgres's clock was set between two readings, and by how much at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClockStep {
-    /// More time has passed there than here; this host may have slept, too.
+    /// More time has passed there than here. This host may also have slept.
     Ahead(Duration),
-    /// Less has, or it went back.
+    /// Less time has passed there than here, or the clock went back.
     Back(Duration),
 }
 
 impl Clock {
-    /// What an answer said that was asked for and came at these moments.
+    /// Makes a reading from an answer: the time in it, and the moments at which it was asked for and arrived.
     pub fn new(then: SystemTime, asked: Instant, read: Instant) -> Clock {
         Clock { then, asked, read }
     }
 
-    /// The most that it can have shown at this moment of ours.
+    /// Returns the latest time that the clock can have shown at this moment on our side.
     pub fn at(&self, moment: Instant) -> SystemTime {
-        // It was read at some moment between question and answer: if at once, it has gone on for the longest since.
+        // The clock was read at some moment between question and answer. If it was read at once, the most
+        // time has passed since.
         match moment.checked_duration_since(self.asked) {
             Some(after) => self.then + after,
             None => self.then - (self.asked - moment),
         }
     }
 
-    /// When the answer came.
+    /// Returns when the answer arrived.
     pub fn read_at(&self) -> Instant {
         self.read
     }
 
-    /// How the clock was set since an earlier look; `None` where it went on as this host's own did.
+    /// Returns how the clock was set since an earlier reading, or `None` if it advanced as this host's own
+    /// clock did.
     pub fn step_since(&self, earlier: &Clock) -> Option<ClockStep> {
         // The clock was read at some moment between the question and its answer.
         let (least, most) = (self.asked - earlier.read, self.read - earlier.asked);
@@ -64,12 +68,12 @@ impl Clock {
         (lost > TOLERANCE).then_some(ClockStep::Back(lost))
     }
 
-    /// The present.
+    /// Returns the present time.
     pub fn now(&self) -> SystemTime {
         self.then + self.read.elapsed()
     }
 
-    /// The same as Unix time in milliseconds.
+    /// Returns the present time as Unix time in milliseconds.
     pub fn now_unix_ms(&self) -> u64 {
         unix_ms(self.now())
     }
@@ -85,7 +89,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    /// Looks a second apart, each of which takes 100 ms, at a clock that is moved in between.
+    /// Reads a clock twice, a second apart. Each reading takes 100 ms, and the clock is moved in between.
     fn second_look(moved: impl Fn(SystemTime) -> SystemTime) -> Option<ClockStep> {
         let (start, then) = (Instant::now(), SystemTime::now());
         let look = |from_ms: u64, then| {

@@ -1,9 +1,10 @@
-//! How connections are opened, which come first where Postgres has too few, and which are not trusted any more.
+//! How connections are opened, which of them have priority when Postgres has too few, and which are no longer
+//! trusted.
 //!
-//! The heartbeat's connection is one of those that a store was given, and comes before all others: where Postgres has no place
-//! left for it (SQLSTATE 53300), those that lie idle are closed, the next one that comes back is given up, and no other is
-//! opened until the heartbeat has its own. A connection that has slept is asked before it is used: a firewall that has
-//! forgotten it tells nobody.
+//! The heartbeat's connection counts as one of the store's, and has priority over all others. If Postgres has
+//! no place left for it (SQLSTATE 53300), idle connections are closed, the next one that work gives back is
+//! given up, and no other is opened until the heartbeat has its own. A connection that was idle is probed
+//! before it is used, because a firewall that has forgotten it sends no sign of that.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,16 +21,16 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error};
 use tracing::debug;
 
-/// A connection that was not used for so long may be one that nothing comes back by.
+/// A connection that was idle for this long may have been cut off without a sign.
 const SLEPT: Duration = Duration::from_secs(2);
-/// How long it has for an answer.
+/// How long such a connection has for its answer to a probe.
 const ASK_BOUND: Duration = Duration::from_secs(1);
-/// How often a heartbeat without a connection looks whether there is a place for it by now.
+/// How often a heartbeat without a connection checks whether there is a place for one.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
-/// What the two pools of a store know of each other.
+/// What the two pools of a store share.
 #[derive(Clone, Default)]
 pub(crate) struct Places(Arc<Inner>);
 
@@ -37,13 +38,13 @@ pub(crate) struct Places(Arc<Inner>);
 struct Inner {
     /// Whether the heartbeat waits for a connection.
     wanted: watch::Sender<bool>,
-    /// Whether the next one that comes back from work is given up for it.
+    /// Whether the next connection that work gives back is given up for it.
     gives_up_one: AtomicBool,
     work: OnceLock<WeakPool>,
 }
 
 impl Places {
-    /// This is the pool that makes room.
+    /// Sets the pool that makes room.
     pub(crate) fn made_by(&self, work: &Pool) {
         // Set once, when the store is made.
         let _ = self.0.work.set(work.weak());
@@ -55,7 +56,7 @@ impl Places {
         }
     }
 
-    /// Looks at each of work's connections before it is used again.
+    /// Returns a hook that probes each of work's connections before it is used again.
     pub(crate) fn look_before_use(&self) -> Hook {
         let places = self.clone();
         Hook::async_fn(move |client: &mut ClientWrapper, metrics: &Metrics| {
@@ -67,28 +68,28 @@ impl Places {
                 if !slept || matches!(timeout(ASK_BOUND, client.simple_query("")).await, Ok(Ok(_))) {
                     return Ok(());
                 }
-                // Those that have slept as well lead to the same place.
+                // The others that were idle for as long lead to the same place.
                 places.drop_idle(|metrics| metrics.last_used() >= SLEPT);
-                Err(HookError::message("silent"))
+                Err(HookError::message("no answer to a probe"))
             })
         })
     }
 }
 
-/// Opens connections for work, while the heartbeat waits for none. The pool bounds the wait.
+/// Opens connections for work, but not while the heartbeat waits for one. The pool bounds this wait.
 pub(crate) struct ForWork(pub Address, pub Places);
 
 impl Connect for ForWork {
     fn connect(&self, _: &Config) -> Connecting<'_> {
         Box::pin(async move {
-            // It fails only without a sender, which is ours.
+            // This fails only when the sender is gone, and we hold the sender.
             let _ = self.1.0.wanted.subscribe().wait_for(|wanted| !wanted).await;
             Ok(connect(&self.0).await?.into_parts())
         })
     }
 }
 
-/// Opens the heartbeat's connection, and makes room for it. The pool bounds that, too.
+/// Opens the heartbeat's connection, and makes room for it. The pool bounds this as well.
 pub(crate) struct ForBeats(pub Address, pub Places);
 
 impl Connect for ForBeats {
@@ -109,7 +110,7 @@ impl Connect for ForBeats {
     }
 }
 
-/// Work opens nothing as long as this lives.
+/// Keeps work from opening connections while it lives.
 struct Wanting<'a>(&'a Places);
 
 impl Wanting<'_> {

@@ -1,17 +1,17 @@
-//! What can go wrong with the ledger, as far as a caller acts on it.
+//! The errors of the ledger, as far as a caller acts on them.
 
 use std::sync::Arc;
 
 use tokio_postgres::error::SqlState;
 
-/// Why a transaction did not do its work. Cheap to clone: a batch tells every member.
+/// Why a transaction failed. Cheap to clone, because every call of a batch gets it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Postgres cannot be reached, is starting, or went away in the middle: the transaction may have committed.
     #[error("Postgres is not available")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// More than Postgres does for one call: it took too long, waited too long for a lock, or needed too much memory. The
-    /// transaction was rolled back.
+    /// The call was more than Postgres does for one: it took too long, waited too long for a lock, or needed
+    /// too much memory. The transaction was rolled back.
     #[error("it was too much for Postgres")]
     TooMuch(#[source] Arc<tokio_postgres::Error>),
     /// A value that Postgres cannot hold (SQLSTATE class 22, 23 or 54). The same call fails again.
@@ -19,7 +19,7 @@ pub enum StoreError {
     Refused {
         /// The five characters of the SQLSTATE.
         sqlstate: String,
-        /// Postgres's own words.
+        /// Postgres's message.
         message: String,
     },
     /// Anything else, such as a missing table or right.
@@ -37,8 +37,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may succeed a little later. Claim, checkpoint and conclude recognise their own
-    /// earlier commit, so for them a retry is safe even when the first reply was lost.
+    /// Returns whether the same call may succeed a little later. Claim, checkpoint and conclude recognise
+    /// their own earlier commit, so they are safe to retry even if the first reply was lost.
     pub fn is_retryable(&self) -> bool {
         match self {
             StoreError::Unavailable(_) | StoreError::TooMuch(_) => true,
@@ -46,7 +46,7 @@ impl StoreError {
         }
     }
 
-    /// Whether one call of a batch may be the cause, so that the others do better without it.
+    /// Returns whether one call of a batch may be the cause, so that the others may succeed without it.
     pub fn may_lie_in_one_call(&self) -> bool {
         match self {
             StoreError::TooMuch(_) | StoreError::Refused { .. } | StoreError::Broken { .. } => true,
@@ -54,12 +54,12 @@ impl StoreError {
         }
     }
 
-    /// Something else than Postgres has to happen first.
+    /// Makes a retryable error for a case where Postgres answers, but something else has to happen first.
     pub fn unavailable(why: &str) -> StoreError {
         StoreError::Unavailable(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(why)))
     }
 
-    /// For a log field, which then shows the sources too.
+    /// Returns the error as a log field takes it, so that its sources are shown too.
     pub fn as_dyn(&self) -> &(dyn std::error::Error + 'static) {
         self
     }
@@ -69,7 +69,7 @@ impl StoreError {
             return StoreError::Unavailable(Arc::new(error));
         };
         let code = db.code();
-        // 55P03 and 57014 a timeout of ours, 53200 out of memory.
+        // 55P03 and 57014 are our own timeouts, 53200 is out of memory.
         if [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED, SqlState::OUT_OF_MEMORY].contains(code) {
             return StoreError::TooMuch(Arc::new(error));
         }

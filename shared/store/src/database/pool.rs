@@ -9,7 +9,8 @@ use postgres::Address;
 
 use super::connect::{ForBeats, ForWork, Places};
 
-/// A heartbeat that the network has swallowed must not keep the next ones from arriving within the lease.
+/// The time limit of a heartbeat. One that is lost in the network must not keep the next ones from arriving
+/// within the lease.
 pub(crate) const BEAT_BOUND: Duration = Duration::from_secs(3);
 
 /// How to reach the ledger.
@@ -20,7 +21,7 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// At most `pool_size` connections are opened, one of them for heartbeats and leases alone.
+    /// Allows at most `pool_size` connections, one of them for heartbeats and leases alone.
     pub fn new(address: Address, pool_size: usize) -> Result<StoreConfig, String> {
         if pool_size < 2 {
             return Err(format!("a pool of {pool_size} connections is too small, expected at least 2"));
@@ -28,12 +29,12 @@ impl StoreConfig {
         Ok(StoreConfig { address, pool_size })
     }
 
-    /// Where Postgres is.
+    /// Returns where Postgres is.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// The connections for work, and the one for heartbeats.
+    /// Returns the pool for work and the pool for heartbeats.
     pub(crate) fn pools(&self) -> (Pool, Pool) {
         let places = Places::default();
         let work = ForWork(self.address.clone(), places.clone());

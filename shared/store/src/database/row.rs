@@ -6,12 +6,12 @@ use job::{JobId, JobState, Name, Usd};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-/// As a parameter for `$n * interval '1 millisecond'`.
+/// Converts a duration to a parameter for `$n * interval '1 millisecond'`.
 pub(crate) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Ids as a parameter.
+/// Converts ids to a parameter.
 pub(crate) fn uuids<T: Copy + Into<Uuid>>(ids: &[T]) -> Vec<Uuid> {
     ids.iter().map(|id| (*id).into()).collect()
 }
@@ -28,7 +28,7 @@ pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
     JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
 }
 
-/// `None` where somebody has written by hand what is no name.
+/// Reads a name, or `None` if the row was edited by hand and holds an invalid one.
 pub(crate) fn read_name(row: &Row, column: usize) -> Option<Name> {
     row.get::<_, String>(column).try_into().ok()
 }
@@ -37,7 +37,7 @@ pub(crate) fn read_state(row: &Row, column: usize) -> JobState {
     row.get::<_, &str>(column).parse().expect("the tables check their states")
 }
 
-/// Milliseconds, which may be null; a time that is over is none at all.
+/// Reads milliseconds, which may be null. A negative number, for a time that is over, reads as zero.
 pub(crate) fn read_millis(row: &Row, column: usize) -> Option<Duration> {
     row.get::<_, Option<i64>>(column).map(|ms| Duration::from_millis(ms.max(0).unsigned_abs()))
 }

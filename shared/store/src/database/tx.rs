@@ -15,7 +15,7 @@ use crate::StoreError;
 
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
 
-/// Stated, because a role or a database may have another one for its sessions.
+/// The isolation level is stated, because a role or a database may have another default.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// A connection with the statements of one transaction prepared on it.
@@ -44,8 +44,8 @@ impl<const N: usize> Tx<N> {
     /// Sends BEGIN, every statement with its parameters, and COMMIT at once; then reads the answers.
     ///
     /// tokio-postgres sends a request when its future is first polled, and joined futures are first polled in
-    /// order. After a failed statement Postgres refuses the ones behind it and turns COMMIT into ROLLBACK, so the
-    /// first error is the one that tells.
+    /// order. After a failed statement Postgres refuses the later ones and turns COMMIT into ROLLBACK, so the
+    /// first error is the one that explains the failure.
     pub(crate) async fn run(self, params: [&Params<'_>; N]) -> Result<[Vec<Row>; N], StoreError> {
         let queries = self
             .statements
@@ -69,16 +69,17 @@ impl<const N: usize> Tx<N> {
     }
 }
 
-/// The longest time for one transaction. Postgres ends a statement sooner (`statement_timeout`), so an answer
-/// that stays away for so long is one that the network has swallowed.
+/// The time limit of one transaction. Postgres ends a statement sooner (`statement_timeout`), so an answer
+/// that takes this long was lost in the network.
 const BOUND: Duration = Duration::from_secs(12);
 
-/// A bounded answer of Postgres's.
+/// An answer from Postgres that was awaited with a time limit.
 struct Bounded<T>(Result<T, StoreError>);
 
 impl<T> Bounded<T> {
-    /// The answer with the connection it came by. One that nothing came by, or that leads to a server which takes no
-    /// writes any more, is not used again, nor are those that lie idle in the pool: they lead to the same place.
+    /// Returns the answer with its connection. A connection is not used again if no answer came, or if it
+    /// leads to a server that no longer takes writes. The idle ones in the pool are closed as well, because
+    /// they lead to the same place.
     fn keep(self, client: Client) -> Result<(Client, T), StoreError> {
         match self.0 {
             Ok(answer) => Ok((client, answer)),
@@ -95,7 +96,8 @@ impl<T> Bounded<T> {
     }
 }
 
-/// Nothing came back in time, or the server is a standby: the primary is elsewhere now.
+/// Returns whether nothing came back in time, or the server is a standby because the primary is elsewhere
+/// now.
 fn leads_nowhere(error: &StoreError) -> bool {
     let StoreError::Unavailable(cause) = error else { return false };
     let refused = cause.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.code());
@@ -113,7 +115,7 @@ async fn bounded<T>(
     })
 }
 
-/// One statement, which is its own transaction.
+/// Runs one statement, which is its own transaction.
 pub(crate) async fn query(
     pool: &Pool,
     name: &'static str,
@@ -123,7 +125,7 @@ pub(crate) async fn query(
     query_within(BOUND, pool, name, sql, params).await
 }
 
-/// The same with a bound of the caller's own.
+/// As [`query`], with a bound that the caller chooses.
 pub(crate) async fn query_within(
     bound: Duration,
     pool: &Pool,

@@ -1,4 +1,4 @@
-//! Accept: the door that a producer takes.
+//! Accept: how a producer puts jobs into the ledger.
 
 use std::collections::HashSet;
 
@@ -36,8 +36,8 @@ const ACCEPT: &str = concat!(
     RETURNING job_id"
 );
 
-/// The second statement behind an insert of jobs that may have ended: the insert has waited for whoever was ending one,
-/// and only a fresh snapshot sees that end.
+/// Follows an insert of jobs that may have ended already. The insert has waited for any transaction that was
+/// ending one, and only a later statement, with a fresh snapshot, sees that end.
 pub(crate) const DROP_ENDED: &str = "
     DELETE FROM harness_jobs
      WHERE job_id = ANY(ARRAY(
@@ -46,8 +46,9 @@ pub(crate) const DROP_ENDED: &str = "
     RETURNING job_id";
 
 impl Store {
-    /// Takes jobs into the ledger, in order, as already being published: the caller publishes them next, and if
-    /// it dies first, they come due by [`Store::return_stuck`]. One that is refused keeps no other out.
+    /// Takes jobs into the ledger, in order, in the state `publishing`: the caller publishes them next. If it
+    /// dies first, [`Store::return_stuck`] makes them due. A job that is refused does not keep the others
+    /// out.
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         match self.accept_together(specs).await {
             Err(error) if error.may_lie_in_one_call() => {}
@@ -73,7 +74,7 @@ impl Store {
         for row in &ended {
             new.remove(&row.get(0));
         }
-        // An id that stands twice in one call is new once.
+        // An id that occurs twice in one call is new once.
         let accepted = |id: &Uuid| if new.remove(id) { Accepted::New } else { Accepted::Duplicate };
         Ok(jobs.iter().map(accepted).collect())
     }

@@ -1,8 +1,9 @@
-//! What is asked of jobs from outside: their end, or their place. Nobody has to be running them.
+//! What is asked of jobs from outside: to end, or to make room. They need not be running.
 //!
-//! A job that waits is ended here, in one transaction under its session's lock. A running one is only asked: its worker
-//! sees that within a second ([`Store::asked`]), stops it and concludes it. A cancelled job whose worker dies before
-//! that, or that goes into another attempt, is found among the [`Store::unwanted`] and ended by whoever looks.
+//! A waiting job is ended here, in one transaction under its session's lock. A running job is only asked to
+//! stop: its worker sees that within a second ([`Store::asked`]), stops the job and concludes it. If the
+//! worker dies first, or the job goes into another attempt, [`Store::unwanted`] returns the cancelled job,
+//! and the caller ends it.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -24,24 +25,24 @@ pub enum Ask {
     Cancel,
     /// To end at its next checkpoint: a later job of its session wants its place.
     Interrupt,
-    /// To end now, without leaving anything in its session: a later job of it wants its place.
+    /// To end now and leave nothing in its session: a later job of the session wants its place.
     Rollback,
 }
 
-/// Why jobs end that nobody runs. Each applies only to the jobs that it is true of.
+/// Why a job that no worker runs ends. A reason applies only to the jobs of which it is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unwanted<'a> {
-    /// Somebody cancels it.
+    /// It was cancelled.
     Cancelled,
-    /// Its deadline is over.
+    /// Its deadline has passed.
     Overdue,
     /// Its session is busy, and it does not want to wait.
     Rejected,
     /// Its message was given up before a worker took it.
     DeadLettered {
-        /// The pool in whose queue the message was: a copy in another one is nothing to the job.
+        /// The pool in whose queue the message was. A message in another pool's queue is not the job's.
         pool: &'a Name,
-        /// The message's body: one that only carries the job's id is nothing to it, either.
+        /// The message's body. A message that only carries the job's id is not the job's, either.
         body: &'a [u8],
         /// Why, for people.
         reason: &'a str,
@@ -51,11 +52,12 @@ pub enum Unwanted<'a> {
 /// What became of a job that was to be cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancelled {
-    /// It has ended by this.
+    /// This call ended it.
     Now,
     /// A worker runs it, and has been asked to stop it.
     Stopping,
-    /// The ledger did not know it. Its end is recorded, so that its message finds it; or it never was a job.
+    /// The ledger did not know it. Its end is recorded, so that its message finds it. It may never have been
+    /// a job.
     Unseen,
     /// It had ended before.
     Before(JobState),
@@ -71,7 +73,7 @@ pub struct EndedWaiting {
 }
 
 impl Ask {
-    /// What the table calls it.
+    /// Parses the word that the table uses.
     pub(crate) fn parse(text: &str) -> Option<Ask> {
         [Ask::Cancel, Ask::Interrupt, Ask::Rollback].into_iter().find(|ask| ask.as_str() == text)
     }
@@ -86,7 +88,7 @@ impl Ask {
 }
 
 impl<'a> Unwanted<'a> {
-    /// As the statements know it.
+    /// Returns the word that the statements use.
     fn as_str(self) -> &'static str {
         match self {
             Unwanted::Cancelled => "cancelled",
@@ -96,7 +98,7 @@ impl<'a> Unwanted<'a> {
         }
     }
 
-    /// The message that was given up: its pool and its body.
+    /// Returns the pool and the body of the message that was given up.
     fn dead(self) -> Option<(String, &'a [u8])> {
         match self {
             Unwanted::DeadLettered { pool, body, .. } => Some((pool.to_string(), body)),
@@ -121,7 +123,7 @@ impl<'a> Unwanted<'a> {
     }
 }
 
-/// Jobs that were never seen get a row to be ended in, so that their message finds an end when it comes.
+/// Gives jobs that were never seen a row to end in, so that their message finds an end when it comes.
 const FORESTALL: &str = "
     INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, message, state, due_at, asked)
     SELECT job_id, '', '', '', '{}', 'scheduled', 'infinity', 'cancel' FROM unnest($1::uuid[]) AS t(job_id)
@@ -129,20 +131,20 @@ const FORESTALL: &str = "
     ON CONFLICT DO NOTHING
     RETURNING job_id";
 
-/// The transactions that write jobs at this moment.
+/// Selects the transactions that are writing jobs at this moment.
 const WRITERS: &str = "
     SELECT DISTINCT virtualtransaction FROM pg_locks
      WHERE locktype = 'relation' AND relation = 'harness_jobs'::regclass AND mode = 'RowExclusiveLock' AND granted
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
        AND ($1::text[] IS NULL OR virtualtransaction = ANY($1))";
 
-/// Longer than any transaction of ours.
+/// Longer than any of our transactions takes.
 const WRITERS_BOUND: Duration = Duration::from_secs(30);
 const WRITERS_POLL: Duration = Duration::from_millis(5);
 
 const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
 
-/// So that there is a row to lock, and to count the end in.
+/// Creates sessions, so that there is a row to lock and to count the end in.
 const CREATE_SESSIONS: &str = "
     INSERT INTO harness_sessions (session_id, agent_id, user_id)
     SELECT session_id, min(agent_id), min(user_id) FROM harness_jobs
@@ -156,9 +158,10 @@ const ASK_RUNNING: &str = "
            SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
             ORDER BY job_id FOR UPDATE))";
 
-/// A job counts on its message from its publish to its claim. A scheduled one waits for a message that is yet to come;
-/// only if it has never begun may that be the second one, because the first was believed lost. What is published is the
-/// row's message to the letter, so another body is somebody else's.
+/// A job depends on its message from its publish to its claim. A scheduled job waits for a message that is
+/// yet to be published. If it has never begun, that message may be its second one, published because the
+/// first was believed lost. What is published is the row's message, byte for byte, so a message with another
+/// body is not the job's.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
@@ -195,8 +198,9 @@ const MAKE_ROOM: &str = "
        AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
        AND j.epoch > 0 AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
 
-/// The same for many. It waits for no row, because it holds others meanwhile: those who ask a job that is locked just now come back. A
-/// rollback outweighs an interrupt, in whatever order they come.
+/// As [`MAKE_ROOM`], for many requests. It waits for no row, because it holds locks on others meanwhile:
+/// requests to a job that is locked at that moment are returned. A rollback outweighs an interrupt, in
+/// whatever order they come.
 const MAKE_ROOM_FOR_MANY: &str = "
     WITH asking AS MATERIALIZED (
         SELECT a.job_id, a.ask, r.job_id AS runner
@@ -227,9 +231,11 @@ const FIND_UNWANTED: &str = "
 const LIVE_JOBS: &str = "SELECT job_id FROM harness_jobs WHERE session_id = $1 ORDER BY seq";
 
 impl Store {
-    /// Cancels jobs, whether or not the ledger has seen them yet. Answers in their order, and with those that ended.
+    /// Cancels jobs, whether or not the ledger has seen them yet. Returns an answer for each, in their order,
+    /// and the jobs that ended.
     ///
-    /// The ids must lie within the retention ([`JobId::check_window`]), or there is no place for their ends.
+    /// The ids must lie within the retention ([`JobId::check_window`]). For older ones there is no partition
+    /// to record the end in.
     pub async fn cancel(&self, jobs: &[JobId]) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
         let ids = uuids(jobs);
         let forestall = Tx::prepare(&self.pool, "forestall", [FORESTALL, DROP_ENDED]).await?;
@@ -244,7 +250,7 @@ impl Store {
             .filter_map(|row| Some((row.get(0), row.get::<_, Option<&str>>(1)?.parse().ok()?)))
             .collect();
         let answer = |id: &JobId| match standing.get(&Uuid::from(*id)) {
-            // Also when a sweep has come across its row, and ended it, before this did.
+            // Even if a sweep found its row first and ended it.
             Some(JobState::Cancelled) if unseen.contains(&Uuid::from(*id)) => Cancelled::Unseen,
             _ if ended.iter().any(|job| job.job_id == *id) => Cancelled::Now,
             Some(end) if end.is_end() => Cancelled::Before(*end),
@@ -253,15 +259,16 @@ impl Store {
         Ok((jobs.iter().map(answer).collect(), ended))
     }
 
-    /// Ends those of these jobs that wait and of which the reason is true; running ones that are to be cancelled are
-    /// asked to stop. Returns what ended. Safe to repeat.
+    /// Ends those of these jobs that wait and of which the reason is true. Running jobs that are to be
+    /// cancelled are asked to stop. Returns the jobs that ended. Safe to repeat.
     pub async fn end_waiting(
         &self,
         jobs: &[JobId],
         why: Unwanted<'_>,
     ) -> Result<Vec<EndedWaiting>, StoreError> {
         let ids = uuids(jobs);
-        // A job never changes its session, and one that comes into the ledger from now on is none of these.
+        // A job never changes its session. A job that enters the ledger from now on is not among those to
+        // end.
         let sessions = query(&self.pool, "read_sessions", READ_SESSIONS, &[&ids]).await?;
         let sessions: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
         if sessions.is_empty() {
@@ -289,9 +296,12 @@ impl Store {
         Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(1) }).collect())
     }
 
-    /// A job that was forestalled has no session whose lock would keep claims away while it ends. A claim that saw the
-    /// ledger before its row came sees neither that nor, when it is held up in the middle, its end: it would run the job
-    /// as well. So its end waits until the transactions are over that wrote when its row was there.
+    /// Waits until the transactions that are writing jobs now are over.
+    ///
+    /// A job that was cancelled before the ledger saw it has no session, so no lock keeps claims away while
+    /// it ends. A claim with a snapshot from before the job's row was made does not see the row. If it is
+    /// held up in the middle, it does not see the job's end either, and would run the job as well. So the end
+    /// waits until every transaction that was writing by then is over.
     async fn outlast_writers(&self) -> Result<(), StoreError> {
         let mut writers: Option<Vec<String>> = None;
         let deadline = Instant::now() + WRITERS_BOUND;
@@ -308,14 +318,16 @@ impl Store {
         }
     }
 
-    /// Jobs that nobody runs and nobody wants: cancelled while they went from one attempt to the next, or overdue.
+    /// Returns jobs that are no longer wanted and that no worker runs: cancelled between two attempts, or
+    /// overdue.
     pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted<'static>)>, StoreError> {
         let rows = query(&self.pool, "find_unwanted", FIND_UNWANTED, &[]).await?;
         let why = |text: &str| if text == "overdue" { Unwanted::Overdue } else { Unwanted::Cancelled };
         Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())
     }
 
-    /// Asks the jobs that run in the sessions of these, where they came earlier, to make room. Safe to repeat.
+    /// Asks the jobs that run in the same sessions as these to make room, if they came earlier. Safe to
+    /// repeat.
     pub async fn make_room(&self, asking: &[(JobId, Ask)]) -> Result<(), StoreError> {
         let left = if asking.len() > 1 { self.make_room_for_many(asking).await? } else { asking.to_vec() };
         for (job, ask) in left {
@@ -324,7 +336,7 @@ impl Store {
         Ok(())
     }
 
-    /// Returns those who ask a job that is locked just now.
+    /// As [`Store::make_room`], but returns the requests to jobs that are locked at that moment.
     async fn make_room_for_many(&self, asking: &[(JobId, Ask)]) -> Result<Vec<(JobId, Ask)>, StoreError> {
         let (jobs, asks): (Vec<Uuid>, Vec<&str>) =
             asking.iter().map(|(job, ask)| (Uuid::from(*job), ask.as_str())).unzip();
@@ -332,7 +344,7 @@ impl Store {
         Ok(rows.iter().filter_map(|row| Some((read_job_id(row, 0), Ask::parse(row.get(1))?))).collect())
     }
 
-    /// The live jobs of a session, in their order.
+    /// Returns the live jobs of a session, in their order.
     pub async fn jobs_of(&self, session: &Name) -> Result<Vec<JobId>, StoreError> {
         let rows = query(&self.pool, "jobs_of", LIVE_JOBS, &[&session.as_str()]).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())

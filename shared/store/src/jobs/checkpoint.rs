@@ -15,7 +15,7 @@ use crate::{Fenced, StoreError};
 pub struct CheckpointRow {
     /// The run.
     pub claim: Claim,
-    /// Counts the deltas of a run from 0, so that a repeated call recognises itself.
+    /// Numbers the deltas of a run from 0, so that a repeated call is recognised.
     pub ordinal: i32,
     /// The delta as JSON.
     pub delta: String,
@@ -29,8 +29,9 @@ pub struct CheckpointRow {
     pub output_tokens: u64,
 }
 
-/// The job rows are locked against rescue (which takes them in the same order) until the delta stands. (No index serves
-/// IS NOT DISTINCT FROM: the jobs are found by their ids.)
+/// Locks the job rows against rescue, which takes them in the same order, until the delta is written. (The
+/// worker is compared by IS NOT DISTINCT FROM, which no index serves, so that the jobs are found by their
+/// ids.)
 const APPEND: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::bigint[],

@@ -1,4 +1,4 @@
-//! Claim: who runs this job? The transaction that makes a message's job durable and gives it to one worker.
+//! Claim: the transaction that makes a message's job durable and gives it to one worker.
 
 use std::collections::HashMap;
 
@@ -12,17 +12,17 @@ use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
 
-/// A delivery that asks to be run. The worker does not run the job at present: where the ledger says it does, the reply
-/// to an earlier claim was lost.
+/// A request to run the job of a delivery. The worker does not run the job at present: if the ledger says
+/// that it does, the reply to an earlier claim was lost.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// Who asks.
+    /// The worker that asks.
     pub worker: WorkerId,
     /// The job, from the message.
     pub spec: JobSpec,
 }
 
-/// The answer to a claim. All but the first are acked at once.
+/// The answer to a claim. The delivery is acked at once for all but the first.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// The job is the worker's, under a new epoch.
@@ -39,7 +39,8 @@ pub enum Answer {
     OtherSession(String),
     /// The worker has been declared dead: it must stop what it runs and take a new id.
     LeaseLost,
-    /// The worker has confirmed that it is drained, and may be gone at any moment: the job is somebody else's.
+    /// The worker has confirmed that it is drained, and may be gone at any moment: another worker must run
+    /// the job.
     Drained,
 }
 
@@ -51,7 +52,8 @@ const CREATE_SESSIONS: &str = "
      GROUP BY session_id ORDER BY session_id COLLATE \"C\"
     ON CONFLICT DO NOTHING";
 
-/// Jobs the ledger has not seen (any AMQP client may publish): run if their session has no other job, else wait.
+/// Claims jobs that the ledger has not seen: any AMQP client can publish one. They run if their session has
+/// no other job; otherwise they wait.
 const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
@@ -89,9 +91,10 @@ const CLAIM_FRESH: &str = concat!(
     " FROM c JOIN harness_sessions s ON s.session_id = c.session_id WHERE c.state = 'running'"
 );
 
-/// Jobs the ledger knows and that wait for a worker: run if they have begun before, or no other job of their session has
-/// and none was accepted earlier, else wait. One that is to be cancelled is left to whoever cancels it. A job that the ledger believes to run here, but does not, runs again;
-/// unless the statement before, of the same moment, has just given it to us.
+/// Claims jobs that the ledger knows and that wait for a worker. They run if they have begun before, or if no
+/// other job of their session has begun and none was accepted earlier; otherwise they wait. A job that is to
+/// be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
+/// it does not, runs again, unless the previous statement, at the same moment, has just given it to us.
 const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
@@ -131,9 +134,9 @@ const CLAIM_KNOWN: &str = concat!(
     " FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
-/// Where each job stands now. One that was cancelled before it was ever seen has no session. (Each lateral part ends in
-/// OFFSET 0, so that it stays a look-up by id. Beside few jobs, Postgres would read all of them once for the whole batch,
-/// and go on so when there are many.)
+/// Reads the state of each job. A job that was cancelled before it was seen has no session. (Each lateral
+/// part ends in OFFSET 0, so that it stays a look-up by id. While there are few jobs, Postgres would
+/// otherwise read all of them once for the whole batch, and would keep doing so when there are many.)
 pub(crate) const READ_ANSWERS: &str = "
     SELECT t.job_id, coalesce(j.state, r.state), nullif(coalesce(j.session_id, r.session_id), '')
       FROM unnest($1::uuid[]) AS t(job_id)
@@ -153,7 +156,8 @@ impl Batched for ClaimRequest {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Answer>, StoreError> {
-        // A process changes its id only after it was declared dead, so of two ids in a batch the last one lives.
+        // A process changes its id only after it was declared dead, so of two ids in a batch only the last is
+        // alive.
         let worker = batch.last().expect("a batch is never empty").worker;
         let worker_id = Uuid::from(worker);
         let mine = batch.iter().filter(|call| call.worker == worker);
@@ -199,7 +203,7 @@ impl Batched for ClaimRequest {
     }
 }
 
-/// Why a job was not claimed, from where it stands: reads [`READ_ANSWERS`].
+/// Returns why a job was not claimed, from a row of [`READ_ANSWERS`].
 fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
     let session: Option<String> = row.get(2);
     let state = row.get::<_, Option<&str>>(1).and_then(|state| state.parse().ok());
@@ -208,8 +212,8 @@ fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
         (Some(JobState::Running), _) => Answer::Held,
         (Some(JobState::Blocked), _) => Answer::Blocked,
         (Some(end), _) if end.is_end() => Answer::Finished(end),
-        // Waiting for its time; or inserted by its producer just behind our snapshot, in which case the relay
-        // publishes it; or about to be cancelled.
+        // It waits for its time, or is about to be cancelled, or its producer inserted it just after our
+        // snapshot. In the last case the relay publishes it.
         _ => Answer::NotDue,
     }
 }

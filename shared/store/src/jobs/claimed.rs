@@ -1,4 +1,4 @@
-//! A job as a claim hands it to a worker, with what it needs to know of its past and its session.
+//! A job as a claim hands it to a worker, with what the worker needs to know of its past and its session.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use tokio_postgres::Row;
 
 use crate::database::{read_job_id, read_millis, read_usd};
 
-/// A worker's right to write for a job, for one run. The ledger grants it, and nothing else makes one: what was not claimed can be
-/// neither checkpointed nor concluded. It may be over by the time that it is used, which the write finds out.
+/// A worker's right to write for a job, for one run. Only the ledger grants it, so a job that was not claimed
+/// can be neither checkpointed nor concluded. The right may be lost by the time it is used; the write itself
+/// finds that out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     worker: WorkerId,
@@ -18,28 +19,28 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The worker, by the id under which it has claimed.
+    /// Returns the id under which the worker has claimed.
     pub fn worker(&self) -> WorkerId {
         self.worker
     }
 
-    /// The job.
+    /// Returns the job's id.
     pub fn job_id(&self) -> JobId {
         self.job_id
     }
 
-    /// Its session.
+    /// Returns the id of its session.
     pub fn session_id(&self) -> &str {
         &self.session_id
     }
 
-    /// The fencing token of this run: greater than that of every earlier run of the session.
+    /// Returns the fencing token of this run. It is greater than that of every earlier run of the session.
     pub fn epoch(&self) -> i64 {
         self.epoch
     }
 }
 
-/// A job in a worker's hands.
+/// A job that a worker has claimed.
 #[derive(Clone, Debug)]
 pub struct Claimed {
     /// The right to run it.
@@ -48,13 +49,13 @@ pub struct Claimed {
     pub attempts: u32,
     /// Workers that died while they ran it.
     pub deaths: u32,
-    /// What is held against it, where one more death would prove it to be the cause.
+    /// Why it is suspected. Set if one more death would prove it to be the cause.
     pub suspicion: Option<Suspicion>,
     /// How long until its deadline, by Postgres's clock.
     pub remaining: Option<Duration>,
-    /// The envelope, where the worker does not have it: when a blocked job is continued with.
+    /// The envelope, if the worker does not have it: when it continues with a blocked job.
     pub message: Option<String>,
-    /// Where the session stands.
+    /// The state of its session.
     pub session: SessionState,
 }
 
@@ -75,12 +76,12 @@ pub struct SessionState {
     pub deltas: Option<String>,
 }
 
-/// What is held against a job.
+/// Why a job is suspected of killing its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspicion {
     /// How long it has been suspected.
     pub waited: Duration,
-    /// The longest time that it ran before a worker died; `None` where nobody has measured it.
+    /// The longest time that it ran before a worker died; `None` if that was not measured.
     pub killed_after: Option<Duration>,
     /// Whether a worker has died while it ran beside another suspect.
     pub shared: bool,
@@ -102,7 +103,7 @@ macro_rules! claimed_columns {
 }
 pub(crate) use claimed_columns;
 
-/// Reads a job, its session and its epoch from the first columns of a row, which says that this worker runs it.
+/// Reads a job, its session and its epoch from the first columns of a row that says that this worker runs it.
 pub(crate) fn read_claim(row: &Row, worker: WorkerId) -> Claim {
     Claim { worker, job_id: read_job_id(row, 0), session_id: row.get(1), epoch: row.get(2) }
 }

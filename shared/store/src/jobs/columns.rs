@@ -1,10 +1,11 @@
-//! New jobs as the statements take them that insert them: accept, redrive, and the claim of a job that the ledger has not seen.
+//! New jobs, as the statements that insert them take them: accept, redrive, and the claim of a job that the
+//! ledger has not seen.
 
 use job::JobSpec;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-/// A column each: the first parameters of a statement, which reads them as [`new_jobs`].
+/// One vector per column. They are the first parameters of a statement, which reads them as [`new_jobs`].
 pub(crate) struct Columns<'a> {
     pub(crate) jobs: Vec<Uuid>,
     pub(crate) sessions: Vec<&'a str>,
@@ -16,7 +17,7 @@ pub(crate) struct Columns<'a> {
     traces: Vec<Option<Uuid>>,
 }
 
-/// The rows, in their order (`turn`); and where a further parameter comes with them, that as a column more.
+/// The rows, in their order (`turn`), with one more column if a further parameter comes with them.
 macro_rules! new_jobs {
     ($($more:literal as $name:literal)?) => {
         concat!(
@@ -31,7 +32,7 @@ macro_rules! new_jobs {
 }
 pub(crate) use new_jobs;
 
-/// The columns of `harness_jobs` that they fill.
+/// The columns of `harness_jobs` that new jobs fill.
 macro_rules! job_columns {
     () => {
         "job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id"
@@ -39,7 +40,7 @@ macro_rules! job_columns {
 }
 pub(crate) use job_columns;
 
-/// What goes there.
+/// The values of [`job_columns`].
 macro_rules! job_values {
     () => {
         "job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id"
@@ -66,14 +67,14 @@ impl<'a> Columns<'a> {
         [jobs, sessions, agents, users, pools, messages, deadlines, traces]
     }
 
-    /// With one more behind them.
+    /// Returns the parameters with one more at the end.
     pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 9] {
         let [jobs, sessions, agents, users, pools, messages, deadlines, traces] = self.params();
         [jobs, sessions, agents, users, pools, messages, deadlines, traces, more]
     }
 }
 
-/// What is kept of a job's trace: nothing, where it is the job's own.
+/// Returns the trace id to keep: none if the trace is the job's own.
 fn foreign_trace(spec: &JobSpec) -> Option<Uuid> {
     let trace_id = spec.trace_id();
     (trace_id != spec.job_id.into()).then(|| trace_id.into())

@@ -21,7 +21,7 @@ pub enum End {
     Succeeded(Json),
     /// For good.
     Failed(Failure),
-    /// On request: whose.
+    /// On request. The failure says whose.
     Cancelled(Failure),
     /// The attempt failed, is spent, and another one is due after the delay.
     Retry {
@@ -38,7 +38,7 @@ pub enum End {
 }
 
 impl End {
-    /// The state of a job that has ended; `None` for one that goes on.
+    /// Returns the state of a job that has ended, or `None` for one that goes on.
     fn state(&self) -> Option<&'static str> {
         match self {
             End::Succeeded(_) => Some("succeeded"),
@@ -55,7 +55,7 @@ impl End {
         }
     }
 
-    /// As JSON.
+    /// Returns the failure as JSON.
     fn failure(&self) -> Option<String> {
         match self {
             End::Failed(failure) | End::Cancelled(failure) | End::Retry { failure, .. } => {
@@ -65,7 +65,7 @@ impl End {
         }
     }
 
-    /// How long a job that goes on waits.
+    /// Returns how long a job that goes on waits.
     fn delay(&self) -> Duration {
         match self {
             End::Retry { delay, .. } | End::HandBack { delay } => *delay,
@@ -96,16 +96,16 @@ pub struct Conclusion {
     pub claim: Claim,
     /// How it ended.
     pub end: End,
-    /// Attempts spent, this one included if it is.
+    /// Attempts spent, including this one if it counts.
     pub attempts: u32,
-    /// The session's new state. `None` leaves the state and the deltas on top of it as they are: when nothing was
-    /// checkpointed, or when the worker does not know whether its last checkpoint stands.
+    /// The session's new state. `None` leaves the state and the deltas on top of it as they are: when nothing
+    /// was checkpointed, or when the worker does not know whether its last checkpoint was written.
     pub fold: Option<Fold>,
     /// Whether the worker continues with the session's next job at once. A draining one does not.
     pub take_next: bool,
 }
 
-/// What follows from a conclusion.
+/// The answer to a conclusion.
 #[derive(Clone, Debug)]
 pub struct Concluded {
     /// Whether the end is in the ledger, now or since an earlier call whose reply was lost.
@@ -114,10 +114,11 @@ pub struct Concluded {
     pub next: Option<Box<Claimed>>,
 }
 
-/// Ends jobs. Only the holder of the epoch finds its row; that a row with a worker is running is a constraint of the
-/// table, and that neither changes while its session is locked. What a job did and cost is the sum of its checkpoints, over
-/// all its attempts. (What a worker runs has an index, too. By it, each job of the batch would cost as many pages as the
-/// worker has jobs, which Postgres does not foresee: so the job is found by its id, before the worker is compared.)
+/// Ends jobs. Only the holder of the epoch finds its row. A constraint of the table says that a row with a
+/// worker is running, and neither changes while its session is locked. What a job did and cost is the sum of
+/// its checkpoints, over all its attempts. (There is also an index by worker. With it, each job of the batch
+/// would cost as many pages as the worker has jobs, which Postgres does not foresee. So the job is found by
+/// its id, before the worker is compared.)
 const END: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
@@ -159,8 +160,9 @@ const END: &str = "
       FROM ended e WHERE s.session_id = e.session_id
     RETURNING e.job_id";
 
-/// Gives jobs another attempt. The epoch stays until the next claim, by which a repeated call recognises itself. (No index
-/// serves IS NOT DISTINCT FROM: the jobs are found by their ids.)
+/// Gives jobs another attempt. The epoch stays until the next claim, so that a repeated call is recognised.
+/// (The worker is compared by IS NOT DISTINCT FROM, which no index serves, so that the jobs are found by
+/// their ids.)
 const RESCHEDULE: &str = "
     UPDATE harness_jobs j
        SET state = 'scheduled', worker_id = NULL, state_since = now(),
@@ -172,13 +174,13 @@ const RESCHEDULE: &str = "
        AND worker_id IS NOT DISTINCT FROM $1
     RETURNING job_id";
 
-/// What an earlier call, whose reply was lost, has recorded.
+/// Selects what an earlier call, whose reply was lost, has recorded.
 const READ_RECORDED: &str = "
     SELECT i.job_id FROM unnest($2::uuid[], $3::bigint[]) AS i(job_id, epoch)
      WHERE EXISTS (SELECT FROM harness_results r WHERE r.job_id = i.job_id AND r.epoch = i.epoch AND r.worker_id = $1)
         OR EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = i.job_id AND j.epoch = i.epoch AND j.state <> 'running')";
 
-/// Jobs that end, as [`END`] takes them: a column each.
+/// Jobs that end, as [`END`] takes them: one vector per column.
 struct Ends<'a> {
     jobs: Vec<Uuid>,
     epochs: Vec<i64>,
@@ -226,7 +228,7 @@ impl<'a> Ends<'a> {
     }
 }
 
-/// Jobs that go on, as [`RESCHEDULE`] takes them: a column each.
+/// Jobs that go on, as [`RESCHEDULE`] takes them: one vector per column.
 struct Retries {
     jobs: Vec<Uuid>,
     epochs: Vec<i64>,

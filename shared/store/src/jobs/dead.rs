@@ -1,7 +1,7 @@
-//! Failed jobs as dead letters: which are open, and what somebody does about them.
+//! Failed jobs as dead letters: which of them are open, and how they are redriven or dismissed.
 //!
-//! A failed job stays where it ended, in `harness_results`, until retention takes it. It is open until somebody
-//! redrives it (a new job does its work again) or dismisses it; of the two one happens, and once.
+//! A failed job stays in `harness_results`, where it ended, until retention removes it. It is open until it
+//! is redriven (a new job does its work again) or dismissed. Only one of the two happens, and only once.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
-/// Which failed jobs; what is `None` lets all pass.
+/// Selects failed jobs. A field that is `None` lets all of them pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeadFilter {
     /// The failure's code.
@@ -25,7 +25,7 @@ pub struct DeadFilter {
     pub agent: Option<Name>,
     /// The pool.
     pub pool: Option<Name>,
-    /// Failed within so long.
+    /// Failed no longer ago than this.
     pub since: Option<Duration>,
     /// Failed longer ago than this.
     pub before: Option<Duration>,
@@ -54,25 +54,25 @@ pub struct FailedJob {
     pub finished_unix_ms: i64,
     /// The job that does its work again.
     pub redriven_as: Option<JobId>,
-    /// When somebody dismissed it; RFC 3339, UTC.
+    /// When it was dismissed; RFC 3339, UTC.
     pub dismissed_at: Option<String>,
     /// The envelope, where it was kept and asked for.
     pub message: Option<String>,
 }
 
 impl FailedJob {
-    /// Whether nobody has done anything about it.
+    /// Returns whether it was neither redriven nor dismissed.
     pub fn is_open(&self) -> bool {
         self.redriven_as.is_none() && self.dismissed_at.is_none()
     }
 }
 
-/// Where a job stands, for somebody who holds a letter of its.
+/// The state of a job, for a caller that holds a dead letter of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The job.
     pub job_id: JobId,
-    /// Its session; none for one that was cancelled before it was seen.
+    /// Its session; `None` if it was cancelled before it was seen.
     pub session_id: Option<String>,
     /// Its state.
     pub state: JobState,
@@ -95,7 +95,8 @@ macro_rules! columns {
     };
 }
 
-/// The condition of harness_results_failed comes first; the filter looks at no more rows than that index has.
+/// The condition of the index harness_results_failed comes first, so that the filter reads only rows of that
+/// index.
 macro_rules! open {
     () => {
         "harness_results r
@@ -135,7 +136,7 @@ const STANDING: &str = "
                            FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r ON true
      WHERE coalesce(j.state, r.state) IS NOT NULL";
 
-/// Whoever waits here for another redrive of the same job sees its mark, and passes it by.
+/// A statement that waits here for a redrive of the same job then sees its mark, and skips the job.
 macro_rules! lock_open {
     ($jobs:literal) => {
         concat!(
@@ -185,7 +186,7 @@ const DISMISS: &str = concat!(
 );
 
 impl Store {
-    /// The open failed jobs, those that failed first first, without their envelopes.
+    /// Returns the open failed jobs without their envelopes, earliest failure first.
     pub async fn failed_jobs(&self, filter: &DeadFilter, limit: i64) -> Result<Vec<FailedJob>, StoreError> {
         let values = Values::of(filter);
         let mut params = values.params();
@@ -193,15 +194,15 @@ impl Store {
         Ok(query(&self.pool, "failed_jobs", OLDEST, &params).await?.iter().map(read).collect())
     }
 
-    /// How many open failed jobs there are.
+    /// Counts the open failed jobs.
     pub async fn count_failed(&self, filter: &DeadFilter) -> Result<u64, StoreError> {
         let values = Values::of(filter);
         let rows = query(&self.pool, "count_failed", COUNT, &values.params()).await?;
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0) as u64))
     }
 
-    /// The next open failed jobs behind this one, in the order of their ids, which had failed by then: one that failed
-    /// because it was redriven does not come again.
+    /// Returns the next open failed jobs after this one that had failed by then, in the order of their ids.
+    /// So a redrive that fails again does not come up again.
     pub async fn failed_after(
         &self,
         filter: &DeadFilter,
@@ -216,12 +217,12 @@ impl Store {
         Ok(query(&self.pool, "failed_after", AFTER, &params).await?.iter().map(read).collect())
     }
 
-    /// The failed ones among these jobs, open or not, in the order of their ids.
+    /// Returns those of these jobs that have failed, open or not, in the order of their ids.
     pub async fn failed_among(&self, jobs: &[JobId]) -> Result<Vec<FailedJob>, StoreError> {
         Ok(query(&self.pool, "failed_among", AMONG, &[&uuids(jobs)]).await?.iter().map(read).collect())
     }
 
-    /// Where those of these jobs stand that the ledger knows.
+    /// Returns the state of those of these jobs that the ledger knows.
     pub async fn standing(&self, jobs: &[JobId]) -> Result<Vec<Standing>, StoreError> {
         let rows = query(&self.pool, "standing", STANDING, &[&uuids(jobs)]).await?;
         let standing = |row: &Row| Standing {
@@ -233,8 +234,9 @@ impl Store {
         Ok(rows.iter().map(standing).collect())
     }
 
-    /// Takes new jobs into the ledger that do the work of failed ones again, as already being published: the caller
-    /// publishes them next. Returns those new ones whose job was still open; nothing happens to the others.
+    /// Takes new jobs into the ledger to do the work of failed ones again, in the state `publishing`: the
+    /// caller publishes them next. Returns the new jobs whose failed job was still open. Nothing happens to
+    /// the others.
     pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
@@ -242,14 +244,14 @@ impl Store {
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 
-    /// Takes failed jobs out of sight; their results stay. Returns those that were still open.
+    /// Dismisses failed jobs; their results stay. Returns those that were still open.
     pub async fn dismiss(&self, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
         let rows = query(&self.pool, "dismiss", DISMISS, &[&uuids(jobs)]).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 }
 
-/// A filter as the statements take it.
+/// A filter as the parameters of a statement.
 struct Values<'a> {
     texts: [Option<&'a str>; 4],
     ages: [Option<f64>; 2],

@@ -1,4 +1,4 @@
-//! Dispatch: what is due goes to the broker, and whether it got there is noted.
+//! Dispatch: gives out the jobs that are due for publishing, and notes whether the broker took them.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes jobs due again, after a while, that the broker did not take.
+    /// Makes jobs that the broker did not take due again, after a while.
     pub async fn unconfirmed(&self, jobs: &[JobId], again_in: Duration) -> Result<(), StoreError> {
         query(&self.pool, "unconfirmed", UNCONFIRMED, &[&uuids(jobs), &millis(again_in)]).await?;
         Ok(())

@@ -1,4 +1,5 @@
-//! Jobs whose message is lost, or may be: due again, so that it is published once more. A second message is met by the claim.
+//! Jobs whose message is lost, or may be. They are made due again, so that their message is published once
+//! more. The claim makes a second message harmless.
 
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use tokio_postgres::types::ToSql;
 use crate::database::{Params, millis, query, read_name};
 use crate::{Store, StoreError};
 
-/// A CTE of a WITH RECURSIVE, by the name of a waiting state: the pools that have jobs in it, and a last row without one. It
-/// goes from one pool to the next, without a look at what lies between: a pool may have a million.
+/// A CTE for WITH RECURSIVE, named after a waiting state: the pools that have jobs in that state, and a last
+/// row without a pool. It goes from one pool to the next by an index and reads none of the jobs between them:
+/// a pool may have a million.
 macro_rules! pools_in {
     ($state:literal) => {
         concat!(
@@ -56,8 +58,9 @@ const RETURN_VANISHED: &str = "
             LIMIT 1000 FOR UPDATE SKIP LOCKED))
     RETURNING job_id";
 
-/// For one state each: a plan for any state could use no index. Waits for locks instead of skipping them: a confirm that is
-/// being noted just now may be false. In the order of job ids, as everybody who locks jobs.
+/// One statement per state, because a plan for any state could use no index. It waits for locks instead of
+/// skipping them, because a confirm that is being noted at this moment may be false. It locks in the order of
+/// job ids, as all statements that lock jobs do.
 macro_rules! return_lost {
     ($state:literal) => {
         concat!(
@@ -93,40 +96,45 @@ const QUEUED_POOLS: &str = concat!(
 );
 
 impl Store {
-    /// Makes jobs due again whose publisher noted neither a confirm nor a failure: it died. Returns how many.
+    /// Makes jobs due again if their publisher has noted neither a confirm nor a failure, because it died.
+    /// Returns how many.
     pub async fn return_stuck(&self, older_than: Duration) -> Result<u64, StoreError> {
         self.count("return_stuck", RETURN_STUCK, &[&millis(older_than)]).await
     }
 
-    /// Pools that have jobs queued for longer than this.
+    /// Returns the pools that have jobs queued for longer than this.
     pub async fn pools_queued_longer_than(&self, age: Duration) -> Result<Vec<Name>, StoreError> {
         let rows = query(&self.pool, "queued_pools", QUEUED_POOLS, &[&millis(age)]).await?;
         Ok(rows.iter().filter_map(|row| read_name(row, 0)).collect())
     }
 
-    /// Makes jobs due again that were queued for longer than this, when the caller has seen their queue empty:
-    /// a queue that was purged or deleted loses nothing. Returns how many.
+    /// Makes jobs due again if they have been queued for longer than this. The caller must have seen their
+    /// queue empty. Because of this, a queue that is purged or deleted loses no job. Returns how many.
     pub async fn return_vanished(&self, pool: &Name, older_than: Duration) -> Result<u64, StoreError> {
         self.count("return_vanished", RETURN_VANISHED, &[&pool.as_str(), &millis(older_than)]).await
     }
 
-    /// Makes all jobs of a pool due again whose message was in its queue, or on the way there, when the queue was deleted.
-    /// Called when the queue stands again, so that what is published from now on goes to the new one. Also what the broker
-    /// has confirmed: RabbitMQ confirms what was under way to a quorum queue that is deleted. Returns how many; a job whose
-    /// message a worker just has is published once too often, which its claim makes harmless.
+    /// Makes all jobs of a pool due again if their message was in its queue, or on the way there, when the
+    /// queue was deleted. Call this when the queue exists again, so that later messages go to the new one. It
+    /// includes jobs whose message the broker has confirmed, because RabbitMQ confirms messages that are on
+    /// the way to a quorum queue when it is deleted. Returns how many. A job whose message a worker has at
+    /// that moment is published once too often, which its claim makes harmless.
     ///
-    /// Only what was due before `lost_before`, a moment before which nothing was published to the new queue: what another process has
-    /// returned is due later, and is not published by each process that hears of the deletion.
+    /// It takes only jobs that were due before `lost_before`, a moment before which nothing was published to
+    /// the new queue. Jobs that another process has returned are due later. So a job is not published by each
+    /// process that learns of the deletion.
     pub async fn return_lost(&self, pool: &Name, lost_before: std::time::Instant) -> Result<u64, StoreError> {
         let mut returned = 0;
         for statement in RETURN_LOST {
-            // Read anew: what was confirmed falsely while the first pass went on is `queued` since then.
+            // The clock is read again: jobs that were falsely confirmed during the first pass are `queued`
+            // since then.
             let clock = self.clock().await?;
             let (now, lost_before) = (clock.now(), clock.at(Instant::from_std(lost_before)));
             loop {
                 let params: [&(dyn ToSql + Sync); 3] = [&pool.as_str(), &now, &lost_before];
                 let rows = query(&self.pool, "return_lost", statement, &params).await?;
-                // One row: how many were found, which others may have changed meanwhile, and how many were returned.
+                // One row: how many jobs were found, which others may have changed meanwhile, and how many
+                // were returned.
                 let (found, some) =
                     rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
                 returned += some.unsigned_abs();

@@ -5,9 +5,9 @@ use tokio_postgres::Row;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed};
 
-/// The CTE `heads`: the head of each of these sessions in which no job has begun, if it waits for nothing but its turn.
-/// (Asked as a subquery, whether one has begun is looked up for the few blocked heads. NOT EXISTS becomes a join instead, of
-/// every session of the batch with every job that has begun.)
+/// The CTE `heads`: the first job of each of these sessions in which no job has begun, if it waits only for
+/// its turn. (The subquery looks up whether a job has begun for the few blocked heads alone. NOT EXISTS would
+/// become a join of every session of the batch with every job that has begun.)
 macro_rules! heads {
     ($sessions:literal) => {
         concat!(
@@ -26,8 +26,8 @@ macro_rules! heads {
 }
 pub(crate) use heads;
 
-/// The heads of these sessions that wait for their turn: run here (with $3), or published by the relay. A worker that is
-/// marked to drain takes no more.
+/// Takes the heads of these sessions that wait for their turn: they run here (with $3), or the relay
+/// publishes them. A worker that is marked to drain takes no more.
 pub(crate) const NEXT: &str = concat!(
     "WITH ",
     heads!("$2"),
@@ -51,7 +51,7 @@ pub(crate) const NEXT: &str = concat!(
     ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
-/// Reads a job of [`NEXT`] that runs here.
+/// Reads a job that [`NEXT`] lets run here.
 pub(crate) fn read_next(row: &Row, worker: WorkerId) -> Claimed {
     Claimed { message: row.get(17), ..read_claimed(row, worker) }
 }

@@ -1,4 +1,4 @@
-//! Where jobs stand, live or ended, and how the fleet does as a whole.
+//! The state of jobs, live or ended, and of the fleet as a whole.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::{Store, StoreError};
 pub struct JobView {
     /// The job.
     pub job_id: JobId,
-    /// The trace in which its attempts are.
+    /// The trace that holds its attempts.
     pub trace_id: TraceId,
     /// Its session.
     pub session_id: String,
@@ -23,7 +23,7 @@ pub struct JobView {
     pub agent_id: String,
     /// Its pool.
     pub pool: String,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
     /// Attempts spent.
     pub attempts: i32,
@@ -135,7 +135,7 @@ const SESSION_PROGRESS: &str = "
      ORDER BY s.session_id";
 
 impl Store {
-    /// The jobs among these that the ledger knows, in the order asked for.
+    /// Returns those of these jobs that the ledger knows, in the order asked for.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
         let uuids = uuids(ids);
         // Live ones first: a job that ends in between is then found among the ended.
@@ -146,13 +146,13 @@ impl Store {
         Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
     }
 
-    /// Those among these jobs that have ended, with their ends.
+    /// Returns those of these jobs that have ended, with their final states.
     pub async fn ended_among(&self, ids: &[JobId]) -> Result<Vec<(JobId, JobState)>, StoreError> {
         let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids(ids)]).await?;
         Ok(rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1))).collect())
     }
 
-    /// Live jobs by state, workers, and the age of the backlog: of one pool, or of all.
+    /// Counts live jobs by state and workers, and finds the age of the backlog: of one pool, or of all.
     pub async fn fleet_counts(&self, pool: Option<&Name>) -> Result<FleetCounts, StoreError> {
         let pool = pool.map(Name::as_str);
         let states = query(&self.pool, "count_states", COUNT_STATES, &[&pool]).await?;
@@ -167,7 +167,7 @@ impl Store {
         Ok(counts)
     }
 
-    /// How far these sessions are.
+    /// Returns how far these sessions are.
     pub async fn session_progress(&self, sessions: &[Name]) -> Result<Vec<SessionProgress>, StoreError> {
         let names: Vec<&str> = sessions.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "session_progress", SESSION_PROGRESS, &[&names]).await?;

@@ -1,4 +1,5 @@
-//! What autoscalers decided: written before it is done, under the leader's epoch, and read back after a restart.
+//! What autoscalers decided. A decision is written under the leader's epoch before it is carried out, and
+//! read back after a restart.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -17,13 +18,13 @@ pub struct NewDecision {
     pub pool: Name,
     /// When it was made, by Postgres's clock: Unix time in milliseconds.
     pub at_ms: u64,
-    /// Workers that the workload's specification has.
+    /// The number of workers in the workload's specification.
     pub from: u32,
     /// What the demand asks for, before any behaviour was applied; `None` when it is unknown.
     pub recommended: Option<u32>,
-    /// Workers that it shall have.
+    /// The number of workers that it is to have.
     pub desired: u32,
-    /// What binds.
+    /// The rule that changed the number last.
     pub reason: String,
     /// JSON: what was seen.
     pub inputs: String,
@@ -34,28 +35,29 @@ pub struct NewDecision {
 /// A decision in the ledger.
 #[derive(Clone, Debug)]
 pub struct DecisionView {
-    /// Grows with every decision, over all pools.
+    /// Grows with every decision, across all pools.
     pub id: i64,
     /// The leader that made it.
     pub epoch: i64,
     /// As it was written.
     pub made: NewDecision,
-    /// What came of it; `None` when that is not known (yet).
+    /// What came of it; `None` while that is not known.
     pub outcome: Option<DecisionOutcome>,
 }
 
 /// What came of a decision.
 #[derive(Clone, Debug)]
 pub struct DecisionOutcome {
-    /// In a word.
+    /// One word.
     pub outcome: String,
-    /// More of it, for people.
+    /// Details, for people.
     pub detail: Option<String>,
     /// Unix time in milliseconds.
     pub at_ms: u64,
 }
 
-/// A pool's last decision has its highest epoch: this is what keeps it so.
+/// Refuses a decision under a lower epoch than the pool's last one, so that a pool's last decision always has
+/// its highest epoch.
 const INSERT: &str = concat!(
     "
     INSERT INTO harness_scale_decisions
@@ -99,15 +101,15 @@ const READ_LAST: &str = concat!(
     " FROM harness_scale_decisions WHERE pool = $1 ORDER BY id DESC LIMIT $2"
 );
 
-/// So many at a time; the next round takes the others.
+/// Deletes a limited number at a time. The next round takes the others.
 const FORGET: &str = "
     DELETE FROM harness_scale_decisions WHERE id = ANY(ARRAY(
         SELECT id FROM harness_scale_decisions
          WHERE decided_at < clock_timestamp() - $1 * interval '1 millisecond' ORDER BY decided_at LIMIT 50000))";
 
 impl Store {
-    /// Writes decisions down before they are carried out; answers in their order: the row's id, or that this leader has no
-    /// say any more, in general or in this pool, where a later one has decided.
+    /// Writes decisions down before they are carried out. Returns for each, in their order, the row's id, or
+    /// `Lost` if this leader was replaced: altogether, or in this pool, where a later leader has decided.
     pub async fn decide(
         &self,
         leadership: &Leadership,
@@ -155,7 +157,7 @@ impl Store {
         Ok(answers)
     }
 
-    /// Notes what came of a decision, once. Whether this was the first to say so.
+    /// Notes what came of a decision, once. Returns whether this call was the first.
     pub async fn finish_decision(
         &self,
         id: i64,
@@ -166,7 +168,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// The decisions of these pools that are not older than this, oldest first; of more than `limit` the latest.
+    /// Returns the decisions of these pools that are not older than this, oldest first. If there are more
+    /// than `limit`, it returns the latest.
     pub async fn decisions_since(
         &self,
         pools: &[Name],
@@ -180,7 +183,7 @@ impl Store {
         Ok(rows.iter().rev().filter_map(read_decision).collect())
     }
 
-    /// The last decisions of a pool, oldest first.
+    /// Returns the last decisions of a pool, oldest first.
     pub async fn last_decisions(&self, pool: &Name, limit: u32) -> Result<Vec<DecisionView>, StoreError> {
         let rows =
             query(&self.pool, "last_decisions", READ_LAST, &[&pool.as_str(), &i64::from(limit)]).await?;

@@ -1,8 +1,8 @@
-//! What a pool's jobs want and its workers can do, for hundreds of pools in one round trip, each second.
+//! What a pool's jobs want and what its workers can do, for hundreds of pools in one round trip, each second.
 //!
-//! So nothing here costs more with a longer queue: what waits is looked up by the ends of an index or counted up to a
-//! bound, and running jobs are as many as there are slots. How many are queued the broker knows. Jobs that other AMQP
-//! clients publish are not in the ledger before their first claim.
+//! So nothing here costs more with a longer queue. Waiting jobs are looked up at the ends of an index or
+//! counted up to a bound, and there are no more running jobs than slots. How many jobs are queued is known to
+//! the broker. Jobs that other AMQP clients publish are not in the ledger before their first claim.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use crate::{Durations, Store, StoreError};
 pub struct PoolDemand {
     /// The moment, by Postgres's clock: Unix time in milliseconds.
     pub at_ms: u64,
-    /// Jobs that run, on whichever worker.
+    /// Jobs that run, on any worker.
     pub running: u64,
     /// Jobs whose turn in their session has not come; counted up to 10,000.
     pub blocked: u64,
     /// Jobs that are being published, or scheduled and due within the horizon or overdue; each counted up to 10,000.
     pub due_soon: u64,
-    /// How long the oldest job has waited that could run (queued, being published, or due), in milliseconds.
+    /// How long the oldest job that could run (queued, being published, or due) has waited, in milliseconds.
     pub oldest_waiting_ms: Option<u64>,
     /// Workers that take jobs: their lease is fresh, and they do not drain.
     pub workers: u32,
@@ -35,7 +35,7 @@ pub struct PoolDemand {
     pub busy_workers: u32,
     /// Workers that drain, by a mark or a signal, with a fresh lease.
     pub draining_workers: u32,
-    /// Runs begun per second over the last minute, by what workers tell.
+    /// Runs begun per second over the last minute, as the workers report.
     pub starts_per_s: f64,
 }
 
@@ -52,7 +52,7 @@ pub struct WorkerView {
     pub pod_name: Option<String>,
     /// How many jobs it runs at a time.
     pub slots: u32,
-    /// How many the ledger knows to run there.
+    /// How many jobs run there, according to the ledger.
     pub held: u64,
     /// Whether it drains on a signal.
     pub draining: bool,
@@ -75,8 +75,8 @@ pub struct MarkView {
     pub drained: bool,
 }
 
-/// Whether a row's pool is among $1. (IS TRUE makes a hash table of the pools; as a plain condition each row would be held
-/// against hundreds of names, or joined.)
+/// Whether a row's pool is among $1. (IS TRUE makes Postgres build a hash table of the pools. As a plain
+/// condition, each row would be compared with hundreds of names, or joined.)
 macro_rules! in_pools {
     () => {
         "(pool IN (SELECT unnest($1::text[]))) IS TRUE"
@@ -94,7 +94,7 @@ const READ_WORKERS: &str = concat!(
     " ORDER BY started_at, worker_id"
 );
 
-/// By the index of running jobs, as a heartbeat does.
+/// Reads the index of running jobs, as a heartbeat does.
 const READ_HELD: &str = "
     SELECT worker_id, pool, count(*) FROM harness_jobs WHERE worker_id IS NOT NULL GROUP BY worker_id, pool";
 
@@ -115,7 +115,8 @@ const READ_WAITING: &str = "
            (extract(epoch FROM clock_timestamp()) * 1000)::bigint
       FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn) ORDER BY turn";
 
-/// A worker's last word counts for a while after its end: a rollout does not forget how long jobs take.
+/// A worker's last report counts for a while after its end, so that a rollout does not forget how long jobs
+/// take.
 const READ_DURATIONS: &str = concat!(
     "SELECT pool, durations::text FROM (
             SELECT pool, durations, heartbeat_at FROM harness_workers WHERE state IN ('alive', 'draining')
@@ -127,7 +128,7 @@ const READ_DURATIONS: &str = concat!(
 );
 
 impl Store {
-    /// The demand of these pools, in their order. `due_horizon`: jobs due within it count as due soon.
+    /// Returns the demand of these pools, in their order. Jobs due within `due_horizon` count as due soon.
     pub async fn demand(&self, pools: &[Name], due_horizon: Duration) -> Result<Vec<PoolDemand>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let tx = Tx::prepare(&self.pool, "demand", [READ_WORKERS, READ_HELD, READ_WAITING]).await?;
@@ -172,11 +173,12 @@ impl Store {
         Ok(names.iter().map(|name| demands.get(name).cloned().unwrap_or_default()).collect())
     }
 
-    /// The workers of these pools that have not ended, oldest first.
+    /// Returns the workers of these pools that have not ended, oldest first.
     pub async fn pool_workers(&self, pools: &[Name]) -> Result<Vec<WorkerView>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let tx = Tx::prepare(&self.pool, "pool_workers", [READ_WORKERS, READ_HELD]).await?;
-        // Marks first: what a worker holds is then not older than what is known of its draining.
+        // Marks are read first, so that what is known of a worker's jobs is no older than what is known of
+        // its draining.
         let [workers, held] = tx.run([&[&names], &[]]).await?;
         let mut busy = HashMap::<Uuid, u64>::new();
         for row in &held {
@@ -185,8 +187,8 @@ impl Store {
         Ok(workers.iter().filter_map(|row| read_worker(row, &busy)).collect())
     }
 
-    /// How long runs took lately in each of these pools, in their order: those that ended within the last five minutes of
-    /// their worker.
+    /// Returns how long runs took lately in each of these pools, in their order. It counts the runs that
+    /// ended within the last five minutes of their worker.
     pub async fn service_times(&self, pools: &[Name]) -> Result<Vec<Durations>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "service_times", READ_DURATIONS, &[&names]).await?;

@@ -1,7 +1,8 @@
-//! Leadership: of several autoscalers one acts. A row per name, with an epoch that every change of the leader raises.
+//! Leadership: of several processes, only one acts. There is one row per name, with an epoch that rises with
+//! every change of the leader.
 //!
-//! What a leader writes is fenced by the same row, which it locks meanwhile: a successor waits for it, and after that
-//! nothing of the predecessor's is taken any more.
+//! A leader's writes are fenced by the same row, which they lock. A successor waits for the writes under way,
+//! and after that none of its predecessor's writes is accepted.
 
 use std::time::Duration;
 
@@ -13,26 +14,27 @@ use crate::{Store, StoreError};
 /// The right to act, for a while.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    /// What is led.
+    /// The name of what is led.
     pub name: String,
-    /// Who leads.
+    /// The process that leads.
     pub holder: String,
     /// The fencing token: greater than that of every leader before.
     pub epoch: i64,
-    /// Until when, by this host's monotonic clock; Postgres's idea of it is never earlier.
+    /// When it ends, by this host's monotonic clock. By Postgres's clock it never ends earlier.
     pub until: Instant,
 }
 
 impl Leadership {
-    /// How much longer it lasts.
+    /// Returns how much longer it lasts.
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 }
 
-/// Renews, or takes what is free. A leadership that has lapsed is another one afterwards, also in the same hands. One that was
-/// renewed in the future was renewed before Postgres's clock went back: a leader that lives renews it soon, and one that died then
-/// would have it for as long as the clock was ahead. (A clock that is only put right by a little takes the lead from nobody.)
+/// Renews a leadership, or takes one that is free. A leadership that has lapsed gets a new epoch, even in the
+/// same hands. If its renewal lies in the future, Postgres's clock has gone back since, and it is free for
+/// others: a leader that is alive renews it soon, and a dead one would keep it for as long as the clock was
+/// ahead. (A small correction of the clock takes the leadership from no process.)
 const LEAD: &str = "
     WITH kept AS (
         UPDATE harness_leases
@@ -55,15 +57,15 @@ const RESIGN: &str = "
     UPDATE harness_leases SET expires_at = clock_timestamp() WHERE name = $1 AND holder = $2 AND epoch = $3";
 
 impl Store {
-    /// Takes or renews the leadership of a name; `None` while somebody else has it. `holder` is one boot of one
-    /// process, never a host. To be called a few times per `lease`.
+    /// Takes or renews the leadership of a name. Returns `None` while another process has it. `holder` is one
+    /// boot of one process, never a host. Call this a few times per `lease`.
     pub async fn lead(
         &self,
         name: &str,
         holder: &str,
         lease: Duration,
     ) -> Result<Option<Leadership>, StoreError> {
-        // Counted from before it was sent, it is over here first.
+        // It is counted from before the request is sent, so that it ends here first.
         let until = Instant::now() + lease;
         let rows =
             query_within(BEAT_BOUND, &self.beats, "lead", LEAD, &[&name, &holder, &millis(lease)]).await?;
@@ -72,7 +74,7 @@ impl Store {
         Ok(rows.first().map(|row| leadership(row.get(0))))
     }
 
-    /// Gives the leadership up, so that the next one need not wait for it to lapse.
+    /// Gives the leadership up, so that the next leader need not wait for it to lapse.
     pub async fn resign(&self, leadership: &Leadership) -> Result<(), StoreError> {
         let Leadership { name, holder, epoch, .. } = leadership;
         query(&self.pool, "resign", RESIGN, &[name, holder, epoch]).await?;

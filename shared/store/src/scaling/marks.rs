@@ -1,10 +1,11 @@
-//! Drain marks: the workers that shall take no more jobs, so that they can be scaled away.
+//! Drain marks: which workers are to take no more jobs, so that they can be scaled away.
 //!
-//! A mark carries its leader's epoch and an expiry by Postgres's clock; the worker itself goes by how much of that was left when it
-//! saw the mark, so that a step of the clock neither ends a mark nor prolongs it. A marked worker takes no new job; once it holds none
-//! it confirms that it is drained, and from then on no claim of its is granted for as long as the mark is valid. Both are one
-//! lock away from each other: whoever marks or confirms locks the worker's row against the claims under way, as a claim
-//! locks it against them. So a drained worker holds nothing, whatever the network delivers late.
+//! A mark carries its leader's epoch and an expiry by Postgres's clock. The worker itself goes by how much
+//! time was left when it saw the mark, so that a step of the clock neither ends a mark nor prolongs it. A
+//! marked worker takes no new job. When it holds none, it confirms that it is drained, and from then on none
+//! of its claims is granted while the mark is valid. One lock keeps confirmations and claims apart: a
+//! transaction that marks or confirms locks the worker's row against the claims under way, as a claim locks
+//! it against them. So a drained worker holds nothing, whatever the network delivers late.
 
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,7 @@ pub const MARK_FOR: Duration = Duration::from_secs(30);
 /// What is asked of a worker and of its jobs.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// The mark by which the worker is to drain; or was, where it has lapsed.
+    /// The mark by which the worker is to drain, or by which it drained if the mark has lapsed.
     pub drain: Option<DrainMark>,
     /// Its jobs that are to stop, with their epochs.
     pub jobs: Vec<(JobId, i64, Ask)>,
@@ -37,15 +38,16 @@ pub struct Asked {
 pub struct DrainMark {
     /// The leader that marked or renewed it last.
     pub epoch: i64,
-    /// Whether the ledger has it that the worker is drained.
+    /// Whether the worker is drained, according to the ledger.
     pub drained: bool,
-    /// Its end, by Postgres's clock. Another one means that it was renewed.
+    /// Its end, by Postgres's clock. A different end means that the mark was renewed.
     pub until: SystemTime,
-    /// How far that is away; zero where the mark has lapsed.
+    /// How far away that is; zero if the mark has lapsed.
     pub left: Duration,
 }
 
-/// What was drained stays so if its mark never lapsed. Else it may hold jobs again, and has to say so anew.
+/// A drained worker stays drained if its mark never lapsed. Otherwise it may hold jobs again, and has to
+/// confirm anew.
 const MARK: &str = concat!(
     "
     UPDATE harness_workers
@@ -56,7 +58,7 @@ const MARK: &str = concat!(
     " RETURNING worker_id"
 );
 
-/// The epoch stays, against marks of an older one.
+/// The epoch stays, so that marks of an older one are refused.
 const UNMARK: &str = concat!(
     "
     UPDATE harness_workers SET drain_epoch = $3, drain_until = NULL, drained_at = NULL
@@ -83,8 +85,9 @@ const DROP_MARK: &str = "
     RETURNING worker_id";
 
 impl Store {
-    /// Marks workers to drain, or renews their marks, for so long from now. Returns those that are marked: not one that has
-    /// ended, drains on a signal, or was last marked under a higher epoch. `Lost` when the leadership is over.
+    /// Marks workers to drain, or renews their marks, for this long from now. Returns those that are marked.
+    /// A worker is not marked if it has ended, drains on a signal, or was last marked under a higher epoch.
+    /// Returns `Lost` if the leadership is over.
     pub async fn mark_drains(
         &self,
         leadership: &Leadership,
@@ -100,8 +103,8 @@ impl Store {
         Ok(fenced(&leads, &marked))
     }
 
-    /// Takes marks back: the workers take jobs again within about a second. Returns those that were marked and are not any
-    /// more. `Lost` when the leadership is over.
+    /// Takes marks back: the workers take jobs again within about a second. Returns those that were marked
+    /// and no longer are. Returns `Lost` if the leadership is over.
     pub async fn unmark_drains(
         &self,
         leadership: &Leadership,
@@ -116,8 +119,9 @@ impl Store {
         Ok(fenced(&leads, &unmarked))
     }
 
-    /// For a worker that was told to drain by the mark of this epoch, and takes and holds nothing any more. Whether it is
-    /// drained now: not without a valid mark of that epoch, nor while the ledger knows a job that runs there.
+    /// Confirms that a worker is drained. It was asked to drain by the mark of this epoch, and takes and
+    /// holds nothing any more. Returns whether the ledger agrees: not without a valid mark of that epoch, nor
+    /// while it knows of a job that runs there.
     pub async fn confirm_drained(&self, worker: WorkerId, epoch: i64) -> Result<bool, StoreError> {
         let id = Uuid::from(worker);
         let tx = Tx::prepare(&self.pool, "confirm_drained", [LOCK_OUT_WORKER, CONFIRM]).await?;
@@ -125,7 +129,7 @@ impl Store {
         Ok(!confirmed.is_empty())
     }
 
-    /// What is asked of a worker, and of the jobs that it runs.
+    /// Returns what is asked of a worker, and of the jobs that it runs.
     pub async fn asked(&self, worker: WorkerId) -> Result<Asked, StoreError> {
         let rows = query_within(BEAT_BOUND, &self.beats, "asked", READ_ASKED, &[&Uuid::from(worker)]).await?;
         let (marks, jobs): (Vec<_>, Vec<_>) =
@@ -140,7 +144,8 @@ impl Store {
         Ok(Asked { drain: marks.first().map(mark), jobs: jobs.iter().filter_map(job).collect() })
     }
 
-    /// Takes back a mark with this end that is over by the worker's own clock: Postgres's went back, and nobody renews it.
+    /// Takes back the mark with this end, which is over by the worker's own clock: Postgres's clock went
+    /// back, and no leader renews the mark.
     pub async fn drop_mark(&self, worker: WorkerId, until: SystemTime) -> Result<(), StoreError> {
         query_within(BEAT_BOUND, &self.beats, "drop_mark", DROP_MARK, &[&Uuid::from(worker), &until]).await?;
         Ok(())

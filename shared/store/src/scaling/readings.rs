@@ -1,5 +1,5 @@
-//! What the ledger tells of the fleet's health, for whoever exports it: read by the ends of indexes, so that a long backlog costs
-//! no more than a short one.
+//! What the ledger shows of the fleet's health, for export as metrics. It is read from the ends of indexes,
+//! so that a long backlog costs no more than a short one.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{Store, StoreError};
 pub struct PoolReading {
     /// The pool.
     pub pool: Name,
-    /// How long the job has waited that is queued the longest; zero when none is.
+    /// How long the job that was queued first has waited; zero if none is queued.
     pub oldest_queued: Duration,
     /// Workers that take jobs.
     pub alive: i64,
@@ -22,7 +22,7 @@ pub struct PoolReading {
     pub draining: i64,
 }
 
-/// Pools that have jobs queued or have had a worker within the last day. More than a thousand are not told.
+/// Pools that have jobs queued or have had a worker within the last day, but no more than a thousand.
 const READ_POOLS: &str = concat!(
     "WITH RECURSIVE ",
     pools_in!("queued"),
@@ -57,7 +57,7 @@ const OLDEST_PUBLISHING: &str = concat!(
 );
 
 impl Store {
-    /// The pools that there are.
+    /// Returns a reading of each pool.
     pub async fn pool_readings(&self) -> Result<Vec<PoolReading>, StoreError> {
         let rows = query(&self.pool, "pool_readings", READ_POOLS, &[]).await?;
         let reading = |row: &tokio_postgres::Row| {
@@ -71,7 +71,8 @@ impl Store {
         Ok(rows.iter().filter_map(reading).collect())
     }
 
-    /// How long the job has waited that waits the longest for a relay: due and not published, or published and not noted.
+    /// Returns the longest time that a job has waited for a relay: due but not published, or published but
+    /// not noted.
     pub async fn relay_lag(&self) -> Result<Duration, StoreError> {
         let tx = Tx::prepare(&self.pool, "relay_lag", [OLDEST_DUE, OLDEST_PUBLISHING]).await?;
         let oldest = tx.run([&[], &[]]).await?;
@@ -80,7 +81,7 @@ impl Store {
     }
 }
 
-/// Postgres's own clock may step back.
+/// Converts an age, which is negative if Postgres's clock has stepped back. That reads as zero.
 fn seconds(age: f64) -> Duration {
     Duration::try_from_secs_f64(age).unwrap_or_default()
 }

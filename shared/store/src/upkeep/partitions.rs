@@ -1,12 +1,12 @@
 //! Partitions of `harness_results`: one per week of the job ids' own time, made ahead and dropped by retention.
 //!
-//! A week, not a day: every transaction that looks for a result opens all partitions, which at a day each cost more
-//! than the rest of the transaction.
+//! A partition holds a week, not a day, because every transaction that looks for a result opens all
+//! partitions. With one per day, that cost more than the rest of the transaction.
 //!
-//! A partition is made by CREATE then ATTACH and removed by DETACH CONCURRENTLY: both leave reads and writes of the
-//! other partitions alone, and both give up after a short wait for a lock and try again next time. A removal that is
-//! cut short leaves a partition that is neither in nor out; it is finished first, because until then Postgres removes no
-//! other.
+//! A partition is made by CREATE and then ATTACH, and removed by DETACH CONCURRENTLY. Both leave reads and
+//! writes of the other partitions alone. Both give up after a short wait for a lock and try again next time.
+//! A removal that is cut short leaves a partition half detached. It is finished first, because until then
+//! Postgres removes no other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,12 +21,13 @@ use crate::database::{NOW, PARTITIONS_KEY, unix_ms};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
-/// Job ids may lie a day ahead; made this early, a partition is there in time even if its upkeep fails for days.
+/// How far ahead partitions are made. Job ids may lie a day ahead; the other days are there so that a
+/// partition exists in time even if upkeep fails for days.
 const AHEAD_MS: u64 = 4 * 86_400_000;
 /// How far ahead of now a job id may lie.
 const ID_AHEAD_MS: u64 = 86_400_000;
 
-/// The first id of a week: its milliseconds in the first 48 bits, and nothing behind.
+/// Returns the first id of a week: its milliseconds in the first 48 bits, and zeros after them.
 pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
@@ -36,9 +37,9 @@ fn table(week: u64) -> String {
 }
 
 impl Store {
-    /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead, and
-    /// drops those past the retention, except where a live job's id lies in or before them. Returns how many were
-    /// made and dropped; `None` when another process is at it.
+    /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead.
+    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many
+    /// were made and dropped, or `None` if another process is doing this.
     pub async fn maintain_partitions(
         &self,
         retention: Duration,
@@ -52,14 +53,14 @@ impl Store {
 /// Whether results have a partition to go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionsAhead {
-    /// Weeks into which an accepted job id can fall now, and that have no partition.
+    /// Weeks that have no partition although an accepted job id can fall into them now.
     pub missing: u64,
     /// From now until the first moment without a partition; zero when this week has none.
     pub ahead: Duration,
 }
 
 impl Store {
-    /// Looks which partitions there are, and makes none.
+    /// Reads which partitions there are, and makes none.
     pub async fn partitions_ahead(&self, retention: Duration) -> Result<PartitionsAhead, StoreError> {
         let fail = |error| StoreError::from_pg("partitions_ahead", error);
         let client = self.pool.get().await?;
@@ -83,7 +84,7 @@ async fn maintain(
     retention: Duration,
     set_by: SetBy,
 ) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
-    // A host whose clock is ahead would drop results that are still wanted.
+    // By Postgres's clock: a host whose clock is ahead would drop results that are still wanted.
     let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
@@ -108,7 +109,8 @@ async fn maintain(
     expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
     for (dropped, (week, standing)) in expired.iter().enumerate() {
         if let Err(cause) = remove(client, *week, *standing, set_by).await {
-            // A long reader is in the way. Nobody needs the space so badly, least of all a worker that starts.
+            // A long reader is in the way. The space is not needed so badly, least of all by a worker that
+            // starts.
             let cause: &dyn std::error::Error = &cause;
             warn!(cause, table = table(*week), "old results cannot be removed now, trying again later");
             return Ok(Some((missing.len(), dropped)));
@@ -117,7 +119,7 @@ async fn maintain(
     Ok(Some((missing.len(), expired.len())))
 }
 
-/// How a partition's table stands to `harness_results`.
+/// How a partition's table belongs to `harness_results`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// A part of it.
@@ -147,7 +149,8 @@ async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres
     Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
 }
 
-/// Makes a partition, unless it is there by now. Whether that was possible: not while another process is at it.
+/// Makes a partition, unless it exists by now. Returns whether that was possible: not while another process
+/// makes one.
 async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Error> {
     let (table, from, to) = (table(week), first_id(week), first_id(week + 1));
     let transaction =
@@ -188,15 +191,17 @@ async fn remove(
     transaction.commit().await
 }
 
-/// Not within a transaction block: CONCURRENTLY makes its own, one to announce and one to remove. Two processes may be at it;
-/// one of them fails, and finds it done the next time.
+/// Detaches a partition, outside of a transaction block, because CONCURRENTLY makes transactions of its own:
+/// one to announce and one to remove. If two processes do this at once, one of them fails and finds it done
+/// the next time.
 async fn detach(client: &Client, table: &str, how: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
     let statement = format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}");
     if set_by == SetBy::Role {
-        // Where sessions are shared, a setting would hold for others, and `statement_timeout` is the bound.
+        // Where a pooler shares sessions, a setting would apply to others as well. There, `statement_timeout`
+        // is the bound.
         return client.batch_execute(&statement).await;
     }
-    // The address may have given it.
+    // The address may have set one.
     let before: String = client.query_one("SHOW lock_timeout", &[]).await?.get(0);
     client.batch_execute("SET lock_timeout = '3s'").await?;
     let detached = client.batch_execute(&statement).await;

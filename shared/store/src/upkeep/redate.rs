@@ -1,10 +1,11 @@
 //! Dates from the future: what was written before Postgres's clock went back.
 //!
-//! Nothing dates a heartbeat or a job's state ahead, so a row whose date is yet to come was written by a clock that was ahead
-//! then. Left alone, a dead worker would keep its jobs and a job would stay due later for as long as that clock was wrong. A
-//! heartbeat is set to the present, which gives its worker a whole lease from now and can kill no worker; a job's times are
-//! moved back as far as its state's date was ahead, so that it waits for as long as it was meant to. A job's date that is ahead by
-//! less than a second is left: a transaction that has begun a moment after ours may have written it.
+//! Nothing dates a heartbeat or a job's state ahead, so a date that is yet to come was written by a clock
+//! that was ahead then. If such rows were left alone, a dead worker would keep its jobs, and a job would stay
+//! due later, for as long as that clock was wrong. A heartbeat is set to the present, which gives its worker
+//! a whole lease from now and can kill no worker. A job's times are moved back as far as its state's date was
+//! ahead, so that it waits for as long as it was meant to. A job's date that is ahead by less than a second
+//! is left alone, because a transaction that began a moment after ours may have written it.
 
 use std::time::SystemTime;
 
@@ -14,7 +15,8 @@ use crate::database::query;
 use crate::jobs::pools_in;
 use crate::{Store, StoreError};
 
-/// The answer is about what was there before, and counts those as well that are locked: it is false only once none is left.
+/// The answer is about the rows before the update, and counts locked ones as well, so it is false only when
+/// none is left.
 const REDATE_WORKERS: &str = "
     WITH redated AS (
         UPDATE harness_workers SET heartbeat_at = clock_timestamp()
@@ -25,7 +27,8 @@ const REDATE_WORKERS: &str = "
     SELECT EXISTS (SELECT FROM harness_workers
                     WHERE state IN ('alive', 'draining') AND heartbeat_at > clock_timestamp())";
 
-/// Jobs that wait for their publish or their worker. For one state each: a plan for any state could use no index.
+/// Redates jobs that wait to be published or claimed. One statement per state, because a plan for any state
+/// could use no index.
 macro_rules! redate_waiting {
     ($state:literal) => {
         concat!(
@@ -50,7 +53,8 @@ macro_rules! redate_waiting {
 }
 const REDATE_WAITING: [&str; 2] = [redate_waiting!("publishing"), redate_waiting!("queued")];
 
-/// The next jobs that are due later, in the order of their time: which of them have such a date is in no index.
+/// Redates the next jobs that are due later, in the order of their due time. No index shows which of them
+/// have a date in the future, so all of them are read.
 const REDATE_SCHEDULED: &str = "
     WITH page AS MATERIALIZED (
         SELECT max(due_at) AS last, count(*) AS found
@@ -67,23 +71,23 @@ const REDATE_SCHEDULED: &str = "
     )
     SELECT (SELECT count(*) FROM redated), CASE WHEN found = 1000 THEN last END FROM page";
 
-/// A walk over the jobs, a part at a time.
+/// The cursor of a walk over the jobs, a part at a time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Redating {
-    /// Behind which time the walk over the scheduled ones goes on.
+    /// The due time after which the walk over the scheduled jobs continues.
     behind: Option<SystemTime>,
-    /// How many were found.
+    /// How many jobs were redated.
     pub jobs: u64,
 }
 
 impl Store {
-    /// Sets heartbeats from the future to the present. Whether there may be more.
+    /// Sets heartbeats from the future to the present. Returns whether there may be more.
     pub async fn redate_workers(&self) -> Result<bool, StoreError> {
         let rows = query(&self.pool, "redate_workers", REDATE_WORKERS, &[]).await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// Moves the times of some jobs back that are dated in the future. Whether there may be more.
+    /// Moves back the times of some jobs that are dated in the future. Returns whether there may be more.
     pub async fn redate_jobs(&self, walk: &mut Redating) -> Result<bool, StoreError> {
         let mut more = false;
         for statement in REDATE_WAITING {

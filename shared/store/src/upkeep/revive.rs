@@ -1,15 +1,15 @@
-//! A ledger that was restored from a backup: who worked then is gone, and the world has gone on.
+//! A ledger that was restored from a backup: the workers of that time are gone, and the world has gone on.
 //!
-//! Fencing tokens were given out after the backup was taken, to programs that may still compare them. So all tokens to come
-//! are far above them. What ran or was on its way is due again: whether its message is still at the broker does not matter,
-//! as a second one is met by the claim.
+//! After the backup was taken, fencing tokens were given out to programs that may still compare them. So all
+//! later tokens are far above them. Jobs that ran or were on their way are due again. It does not matter
+//! whether their message is still at the broker, because their claim makes a second one harmless.
 
 use uuid::Uuid;
 
 use crate::database::{LOCK_WORKERS_AND_JOBS, Tx, query};
 use crate::{Store, StoreError};
 
-/// A worker that the ledger believes to live.
+/// A worker that the ledger believes to be alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FreshLease {
     /// Its id.
@@ -34,12 +34,14 @@ const FRESH: &str = "
      WHERE state IN ('alive', 'draining') AND heartbeat_at >= clock_timestamp() - lease_ms * interval '1 millisecond'
      ORDER BY started_at";
 
-/// More than will ever be given out between a backup and its restore, and little of what a bigint holds.
+/// Skips more epochs than are ever given out between a backup and its restore, but few of those that a bigint
+/// holds.
 const SKIP_EPOCHS: &str = "
     SELECT setval('harness_epoch', (SELECT last_value FROM harness_epoch) + 4294967296),
            setval('harness_leader_epoch', (SELECT last_value FROM harness_leader_epoch) + 4294967296)";
 
-/// Interrupted by us, so that it spends no attempt. A dead worker's jobs are left to rescue, which charges them.
+/// Spends no attempt, because we interrupted the jobs. A dead worker's jobs are left to rescue, which charges
+/// them.
 const MAKE_DUE: &str = "
     UPDATE harness_jobs j
        SET state = 'scheduled', due_at = now(), state_since = now(), worker_id = NULL,
@@ -53,7 +55,8 @@ const SIGN_OFF: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now() WHERE state IN ('alive', 'draining') RETURNING worker_id";
 
 impl Store {
-    /// The workers whose lease has not run out. After a restore they are those of the backup, unless somebody lives.
+    /// Returns the workers whose lease has not run out. After a restore they are those of the backup, unless
+    /// one is still alive.
     pub async fn fresh_leases(&self) -> Result<Vec<FreshLease>, StoreError> {
         let rows = query(&self.pool, "fresh_leases", FRESH, &[]).await?;
         let lease = |row: &tokio_postgres::Row| FreshLease {
@@ -64,7 +67,8 @@ impl Store {
         Ok(rows.iter().map(lease).collect())
     }
 
-    /// Makes a restored ledger ready. Only when no worker lives ([`Store::fresh_leases`]): one that does loses its jobs.
+    /// Makes a restored ledger ready. Call this only when no worker is alive ([`Store::fresh_leases`]): a
+    /// live one would lose its jobs.
     pub async fn revive(&self) -> Result<Revived, StoreError> {
         let tx = Tx::prepare(&self.pool, "revive", [LOCK_WORKERS_AND_JOBS, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF])
             .await?;

@@ -1,10 +1,10 @@
-//! What this account may do with the ledger.
+//! What this account can do with the ledger.
 
 use crate::database::query;
 use crate::{Store, StoreError};
 
-/// `CASE`, because Postgres may ask in any order, and fails when it asks a table about the rights on a sequence.
-/// Making and removing partitions is for the owner of the table they belong to.
+/// `CASE` is needed because Postgres may evaluate conditions in any order, and fails if it asks for a table's
+/// rights as a sequence. Only the owner of a table can make and remove its partitions.
 const MISSING: &str = r"
     WITH ours AS (
         SELECT c.oid, c.relname, c.relkind, c.relowner, c.relnamespace FROM pg_class c
@@ -25,7 +25,7 @@ const MISSING: &str = r"
      WHERE NOT has_schema_privilege(relnamespace, 'CREATE')";
 
 impl Store {
-    /// The rights that a process of the fleet needs and this account lacks, for people.
+    /// Returns the rights that a process of the fleet needs and this account lacks, worded for people.
     pub async fn missing_rights(&self) -> Result<Vec<String>, StoreError> {
         let rows = query(&self.pool, "missing_rights", MISSING, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())

@@ -6,13 +6,13 @@ use crate::{Store, StoreError};
 /// What the server grants.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// A standby, which takes no writes.
+    /// Whether it is a standby, which takes no writes.
     pub is_standby: bool,
     /// The account by which Postgres knows us.
     pub account: String,
     /// How many connections that account may have; `None` is any number.
     pub account_connections: Option<u32>,
-    /// How many connections the server has for accounts that are no superuser's.
+    /// How many connections the server has for accounts that are not superusers.
     pub connections: u32,
 }
 
@@ -22,7 +22,7 @@ const SERVER: &str = "
            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int";
 
 impl Store {
-    /// Asks what the server grants.
+    /// Reads what the server grants.
     pub async fn server(&self) -> Result<Server, StoreError> {
         let rows = query(&self.pool, "server", SERVER, &[]).await?;
         let row = rows.first().expect("one row");

@@ -1,4 +1,4 @@
-//! Workers and their leases. Time is Postgres's alone: no host's clock takes part.
+//! Workers and their leases. All times are Postgres's; no host's clock takes part.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_with
 use crate::jobs::read_claim;
 use crate::{Claim, Clock, Pace, Store, StoreError};
 
-/// What a worker says of itself when it starts.
+/// What a worker says about itself when it starts.
 #[derive(Clone, Debug)]
 pub struct WorkerRegistration {
     /// A fresh id: one per boot, and a new one after a death.
     pub worker: WorkerId,
-    /// For people.
+    /// The host's name, for people.
     pub host: String,
     /// The pod, for the autoscaler.
     pub pod_name: Option<String>,
@@ -38,11 +38,12 @@ pub enum Beat {
         /// Postgres's clock, which may have been set since the last beat.
         clock: Clock,
     },
-    /// Somebody has declared this worker dead, for good.
+    /// This worker was declared dead, for good.
     Dead,
 }
 
-/// A process that goes on under a new id is in the same pod: who has marked the old id may be about to scale it away.
+/// A process that goes on under a new id is in the same pod, and the autoscaler that marked the old id may be
+/// about to scale that pod away. So the new id inherits the mark.
 const REGISTER: &str = "
     INSERT INTO harness_workers
            (worker_id, host, pod_name, pool, slots, state, lease_ms, drain_epoch, drain_until)
@@ -67,19 +68,19 @@ const STOP: &str = "
      WHERE worker_id = $1 AND state <> 'dead'
        AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)";
 
-/// Rows of workers that ended this long ago are of no use to anybody.
+/// Deletes the rows of workers that ended so long ago that nothing needs them.
 const FORGET: &str = "
     DELETE FROM harness_workers w
      WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
        AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)";
 
 impl Store {
-    /// Enters a worker; its lease starts now.
+    /// Registers a worker. Its lease starts now.
     pub async fn register_worker(&self, worker: &WorkerRegistration) -> Result<(), StoreError> {
         self.register(worker, None).await
     }
 
-    /// Enters a worker in place of one that was declared dead; it inherits that one's drain mark.
+    /// Registers a worker that replaces one that was declared dead. It inherits the dead one's drain mark.
     pub async fn register_successor(
         &self,
         worker: &WorkerRegistration,
@@ -95,12 +96,12 @@ impl Store {
         let pool = worker.pool.as_str();
         let params: [&(dyn ToSql + Sync); 7] =
             [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead];
-        // By the heartbeat's connection, which is there from now on.
+        // On the heartbeat's connection, which is open from now on.
         query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
         Ok(())
     }
 
-    /// Renews the lease, on a connection of its own, and tells how fast the worker works.
+    /// Renews the lease, on a connection of its own, and reports how fast the worker works.
     pub async fn beat(&self, worker: WorkerId, pace: &Pace) -> Result<Beat, StoreError> {
         let durations = (!pace.durations.is_empty()).then(|| pace.durations.to_json());
         let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &pace.starts_per_s, &durations];
@@ -112,15 +113,15 @@ impl Store {
         Ok(Beat::Alive { held: held.map(|row| read_claim(row, worker)).collect(), clock })
     }
 
-    /// Marks a worker that was told to end: it takes no more jobs but still runs some, and should it die now, that is
-    /// nobody's fault.
+    /// Marks a worker that was asked to stop. It takes no more jobs but still runs some. If it dies now, no
+    /// job is charged with its death.
     pub async fn mark_draining(&self, worker: WorkerId) -> Result<(), StoreError> {
         query(&self.pool, "mark_draining", SET_DRAINING, &[&Uuid::from(worker)]).await?;
         Ok(())
     }
 
-    /// Ends a worker's registration in good order. It stays when the worker still holds jobs: then its lease runs
-    /// out and they are rescued.
+    /// Ends a worker's registration in good order. It stays if the worker still holds jobs: then its lease
+    /// runs out and they are rescued.
     pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
         let id = Uuid::from(worker);
         Tx::prepare(&self.pool, "mark_stopped", [LOCK_OUT_WORKER, STOP]).await?.run([&[&id], &[&id]]).await?;

@@ -1,24 +1,24 @@
-//! How fast a worker works, as it tells with its heartbeats: results are too many to be asked how long they took, and a
-//! long job's id says nothing of when it ended.
+//! How fast a worker works, as it reports with its heartbeats. Service times are not read from results,
+//! because there are too many of them, and because a long job's id does not say when the job ended.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a worker has done lately.
+/// What a worker has done lately: the runs that it has begun and ended.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     /// Runs begun per second.
     pub starts_per_s: f32,
-    /// How long runs took that ended lately.
+    /// How long recently ended runs took.
     pub durations: Durations,
 }
 
-/// How long runs took: a count per bucket. Four buckets double the time, so a quantile is off by a fifth at most.
+/// A histogram of how long runs took. Four buckets double the time, so a quantile is off by a fifth at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durations {
-    /// Their sum in milliseconds.
+    /// The sum of all runs in milliseconds.
     sum_ms: u64,
     /// Runs by bucket; bucket n holds those of 2^((n-1)/4) to 2^(n/4) milliseconds, bucket 0 those of at most one.
     counts: BTreeMap<u16, u32>,
@@ -35,7 +35,7 @@ impl Durations {
         self.sum_ms += ms.round() as u64;
     }
 
-    /// Adds what others counted.
+    /// Adds the counts of others.
     pub fn merge(&mut self, others: &Durations) {
         self.sum_ms += others.sum_ms;
         for (bucket, count) in &others.counts {
@@ -43,29 +43,30 @@ impl Durations {
         }
     }
 
-    /// Whether no run was counted.
+    /// Returns whether no run was counted.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
 
-    /// How many runs were counted.
+    /// Returns how many runs were counted.
     pub fn runs(&self) -> u64 {
         self.counts.values().map(|count| u64::from(*count)).sum()
     }
 
-    /// In milliseconds; 0 when there are none.
+    /// Returns the mean in milliseconds, or 0 if there are no runs.
     pub fn mean_ms(&self) -> f64 {
         self.sum_ms as f64 / self.runs().max(1) as f64
     }
 
-    /// The time in milliseconds within which this part of the runs ended (0.5: the median); 0 when there are none.
+    /// Returns the time in milliseconds within which this part of the runs ended (0.5: the median), or 0 if
+    /// there are no runs.
     pub fn quantile_ms(&self, part: f64) -> f64 {
         let wanted = part.clamp(0.0, 1.0) * self.runs() as f64;
         let mut before = 0.0;
         for (bucket, count) in &self.counts {
             let count = f64::from(*count);
             if before + count >= wanted {
-                // Evenly spread over the bucket, on the scale of the buckets.
+                // The runs are taken as evenly spread over the bucket, on the scale of the buckets.
                 let within = f64::from(*bucket) - 1.0 + (wanted - before) / count;
                 return (within.max(0.0) / BUCKETS_PER_DOUBLING).exp2();
             }
@@ -78,7 +79,7 @@ impl Durations {
         serde_json::to_string(self).expect("numbers are written without errors")
     }
 
-    /// What an other release has written in a shape of its own counts as nothing.
+    /// Parses what a worker has written. The format of another release counts as no runs.
     pub(crate) fn from_json(text: &str) -> Durations {
         serde_json::from_str(text).unwrap_or_default()
     }

@@ -1,11 +1,12 @@
-//! Rescue: a dead worker's jobs come due again.
+//! Rescue: makes a dead worker's jobs due again.
 //!
-//! Two transactions. The first declares death, which is final: the row lock it takes conflicts with the one that
-//! every claim holds on its worker, so no claim of the dead can commit afterwards. The second takes the jobs under
-//! their sessions' locks, with a new epoch, so that whatever the dead still sends finds no row.
+//! It takes two transactions. The first declares the death, which is final: its row lock conflicts with the
+//! one that every claim holds on its worker, so none of the dead worker's claims can commit afterwards. The
+//! second takes the jobs under their sessions' locks and gives them a new epoch, so that whatever the dead
+//! worker still sends finds no row.
 //!
-//! Rescue never ends a job. It spends the attempt; the worker that claims the job next sees whether any is left.
-//! So every end is told in one place, by a worker, with its reply to the caller.
+//! Rescue never ends a job. It spends the attempt; the worker that claims the job next sees whether any is
+//! left. So every end is recorded in one place, by a worker, which also sends the reply to the caller.
 
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_job_id};
 use crate::jobs::heads;
 use crate::{Clock, Store, StoreError};
 
-/// A worker whose own claim holds its row is skipped: it lives. `$2` is what Postgres's clock shows unless it was set since the
-/// caller has read it: no lease runs out by a step.
+/// Skips a worker whose row is locked by its own claim, because it is alive. `$2` is what Postgres's clock
+/// shows now, unless it was set since the caller has read it. So a step of the clock ends no lease.
 const DECLARE_DEAD: &str = "
     UPDATE harness_workers SET state = 'dead', ended_at = now()
      WHERE worker_id = ANY(ARRAY(
@@ -33,12 +34,13 @@ const NOT_RESCUED: &str = "SELECT worker_id FROM harness_workers WHERE state = '
 const FIND_LOST: &str = "
     SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) LIMIT $2";
 
-/// One death before it is taken for poison, a job is a suspect. Where a worker dies that was given several, the ledger cannot
-/// tell which of them did it: none is charged, and they come apart from each other. A worker that was told to end, and
-/// died before it could hand back, died of that: nothing is charged at all. `$2`: all that the dead workers ran is looked at
-/// in this transaction. Otherwise a suspect may only seem to be alone, and none is charged.
+/// A job is a suspect if one more death would make it poison. If a worker dies that was given several
+/// suspects, the ledger cannot know which of them did it: none is charged, and they come due apart from each
+/// other. A worker that was asked to stop, and died before it could hand its jobs back, died of that: no job
+/// is charged. `$2` says that this transaction looks at all that the dead workers ran. Otherwise a suspect
+/// may only seem to be alone, and none is charged.
 ///
-/// How long a job ran is counted up to the latest moment at which its worker may have died.
+/// A job's run is counted up to the latest moment at which its worker may have died.
 const TAKE_LOST: &str = "
     WITH lost AS (
         SELECT j.job_id, j.worker_id, w.noticed, j.deaths >= 2 AND NOT w.noticed AS suspect,
@@ -74,15 +76,15 @@ const TAKE_LOST: &str = "
 
 const RESCUED: &str = "UPDATE harness_workers SET rescued_at = now() WHERE worker_id = ANY($1)";
 
-/// Sessions in one transaction.
+/// How many sessions one transaction takes.
 const SESSIONS: i64 = 1_000;
 
 const _: () = assert!(job::POISON_DEATHS == 3, "a suspect in TAKE_LOST has one death less");
 
-/// The next sessions that have blocked jobs, in their order, and whether the head of each is blocked although nothing has
-/// begun and nothing is on its way. The two transactions that end a run release it, so this finds nothing, unless
-/// somebody has changed rows by hand. It goes from one session to the next, without a look at what lies between: a
-/// session may have a million.
+/// Selects the next sessions that have blocked jobs, in their order, and whether the first job of each is
+/// blocked although no job has begun and none is on its way. The two transactions that end a run release such
+/// a job, so this finds one only if rows were changed by hand. It goes from one session to the next by an
+/// index and reads none of the jobs between them: a session may have a million.
 const LOOK_FOR_STRANDED: &str = "
     WITH RECURSIVE sessions AS (
         SELECT (SELECT session_id FROM harness_jobs
@@ -98,7 +100,7 @@ const LOOK_FOR_STRANDED: &str = "
            AND (SELECT b.job_id FROM harness_jobs b WHERE b.session_id = s.session_id AND b.epoch > 0) IS NULL
       FROM sessions s WHERE session_id IS NOT NULL ORDER BY turn";
 
-/// Sessions in one look.
+/// How many sessions one call looks at.
 const LOOKED_AT: i32 = 250;
 
 const RELEASE_STRANDED: &str = concat!(
@@ -110,16 +112,17 @@ const RELEASE_STRANDED: &str = concat!(
 );
 
 impl Store {
-    /// Declares workers dead whose lease has run out. The caller has reached Postgres without a gap for so long: a worker
-    /// with a longer lease may not have had the time to renew it after an outage, and is left alone. `clock` is the last look
-    /// of that watch at Postgres's clock, which was not set meanwhile.
+    /// Declares workers dead if their lease has run out. `watched` says for how long the caller has reached
+    /// Postgres without a gap. A worker with a longer lease is left alone, because it may not have had the
+    /// time to renew it after an outage. `clock` is the caller's last reading of Postgres's clock, which was
+    /// not set during that time.
     pub async fn declare_dead(&self, watched: Duration, clock: &Clock) -> Result<Vec<WorkerId>, StoreError> {
         let watched_ms = i64::try_from(watched.as_millis()).unwrap_or(i64::MAX);
         let rows = query(&self.pool, "declare_dead", DECLARE_DEAD, &[&watched_ms, &clock.now()]).await?;
         Ok(rows.iter().map(|row| row.get::<_, Uuid>(0).into()).collect())
     }
 
-    /// Makes the jobs of dead workers due again. Returns them.
+    /// Makes the jobs of dead workers due again, and returns them.
     pub async fn rescue(&self) -> Result<Vec<JobId>, StoreError> {
         let dead = query(&self.pool, "not_rescued", NOT_RESCUED, &[]).await?;
         let dead: Vec<Uuid> = dead.iter().map(|row| row.get(0)).collect();
@@ -133,12 +136,12 @@ impl Store {
         if all && left.is_none() {
             query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
         }
-        // Those that are left are looked for again.
+        // The next call looks for those that are left.
         left.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
     }
 
-    /// Releases blocked jobs that nothing else would release, in some of the sessions behind this one. Returns the jobs, and
-    /// the session to go on behind, if there may be more.
+    /// Releases blocked jobs that nothing else would release, in some of the sessions after this one. Returns
+    /// the jobs, and the session to continue after if there may be more.
     pub async fn release_stranded(
         &self,
         behind: Option<&str>,
@@ -155,9 +158,9 @@ impl Store {
         left.filter(|_| taken.is_empty()).map_or(Ok((taken, rest)), Err)
     }
 
-    /// Takes sessions together, or one by one where the fault may lie in one of them: one that somebody holds locked keeps no
-    /// other waiting. `together` and `alone` are the further parameters of `take` in each case. Returns also the fault of the
-    /// last one that is left.
+    /// Takes sessions together, or one by one if the fault may lie in one of them, so that a session that is
+    /// locked elsewhere does not hold up the others. `together` and `alone` are the further parameters of
+    /// `take` in each case. Also returns the fault of the last session that is left.
     async fn take_sessions(
         &self,
         name: &'static str,

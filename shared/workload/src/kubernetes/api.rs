@@ -15,8 +15,8 @@ use crate::TargetError;
 /// How long a call may take in all.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// Requests under way at once, and so connections to the API server (HTTP/1.1, kept alive). Further ones wait within
-/// their bound.
+/// How many requests are under way at once, and so how many connections to the API server there are
+/// (HTTP/1.1, kept alive). Further requests wait within their time limit.
 const CONNECTIONS: usize = 8;
 
 /// The API server of a cluster, and our credentials for it.
@@ -28,22 +28,22 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Connects later, when there is something to ask.
+    /// Makes the client, which connects when there is something to ask.
     pub fn new(mut config: Config) -> Result<Api, kube::Error> {
-        // Never with credentials, which a kubeconfig keeps elsewhere.
+        // The address is shown without credentials, which a kubeconfig keeps elsewhere.
         let authority = config.cluster_url.authority().map_or("", |authority| authority.as_str());
         let server = format!(
             "{}://{}",
             config.cluster_url.scheme_str().unwrap_or("https"),
             authority.rsplit('@').next().unwrap_or(authority)
         );
-        // Bounds and retries are ours, see `ask` and whoever calls a target.
+        // Time limits and retries are ours: see `ask`, and the callers of a target.
         config.default_retry = false;
         config.connect_timeout = Some(BOUND);
         Ok(Api { client: Client::try_from(config)?, server, slots: Semaphore::new(CONNECTIONS) })
     }
 
-    /// Asks the API server, and waits no longer than until the deadline.
+    /// Asks the API server, and waits until the deadline at most.
     pub async fn ask<T: DeserializeOwned>(
         &self,
         call: &Call<'_>,
@@ -58,7 +58,7 @@ impl Api {
         timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(call.timed_out(BOUND)))
     }
 
-    /// What a kind is called in paths, if it is there and can be scaled.
+    /// Returns what a kind is called in paths, if it exists and can be scaled.
     pub async fn plural_of(
         &self,
         call: &Call<'_>,
@@ -93,7 +93,7 @@ impl Api {
     }
 }
 
-/// Whether a kind, or its whole group, is not served.
+/// Returns whether a kind, or its whole group, is not served.
 fn is_unknown(error: &kube::Error) -> bool {
     match error {
         kube::Error::Discovery(_) => true,
@@ -102,7 +102,7 @@ fn is_unknown(error: &kube::Error) -> bool {
     }
 }
 
-/// The deadline of a call that begins now.
+/// Returns the deadline of a call that begins now.
 pub(super) fn deadline() -> Instant {
     Instant::now() + BOUND
 }

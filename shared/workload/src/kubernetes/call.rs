@@ -1,4 +1,4 @@
-//! One request to the API server: where it goes, which right it takes, and what its failure means.
+//! One request to the API server: where it goes, which right it needs, and what its failure means.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use serde_json::Value;
 
 use crate::TargetError;
 
-/// A request. The right that it needs is the same data in other words, so that a refusal can name it.
+/// A request. The right that it needs follows from the same data, so that a refusal can name it.
 #[derive(Clone, Debug)]
 pub(super) struct Call<'a> {
     /// The API server, for errors.
     pub server: &'a str,
-    /// On whose behalf, for errors.
+    /// The workload that the request is about, for errors.
     pub target: &'a str,
     pub verb: Verb,
     pub group: &'a str,
     pub version: &'a str,
     pub namespace: &'a str,
     pub plural: &'a str,
-    /// The object; none for the whole collection.
+    /// The object; `None` for the whole collection.
     pub name: Option<&'a str>,
     pub subresource: Option<&'a str>,
     pub query: Vec<(&'static str, &'a str)>,
@@ -49,7 +49,7 @@ impl Verb {
 }
 
 impl Call<'_> {
-    /// The HTTP request; the API server gives up on it when we do.
+    /// Makes the HTTP request. The API server gives up on it when we do.
     pub fn request(&self, bound: Duration) -> Result<Request<Vec<u8>>, TargetError> {
         let (method, content) = match self.verb {
             Verb::Get | Verb::List => (Method::GET, None),
@@ -78,7 +78,7 @@ impl Call<'_> {
         uri
     }
 
-    /// In the words of a Role.
+    /// Names the right in the words of a Role.
     fn right(&self) -> String {
         let slash = |subresource: &str| format!("/{subresource}");
         let named = |name: &str| format!(" named {name}");
@@ -97,13 +97,13 @@ impl Call<'_> {
         TargetError::Refused { target: self.target.to_owned(), message }
     }
 
-    /// No answer within the bound.
+    /// Makes the error for a request without an answer within the time limit.
     pub fn timed_out(&self, bound: Duration) -> TargetError {
         let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "the bound for requests has passed");
         self.unreachable(&format!("gave no answer within {} ms", bound.as_millis()), Arc::new(error))
     }
 
-    /// What an error of the client means to us.
+    /// Returns what an error of the client means to us.
     pub fn failed(&self, error: kube::Error) -> TargetError {
         let target = self.target.to_owned();
         match error {
@@ -122,7 +122,7 @@ impl Call<'_> {
 
     fn answered(&self, status: Status) -> TargetError {
         let target = self.target.to_owned();
-        // A quota and an admission webhook answer 403 too. RBAC's words are these, in every version.
+        // A quota and an admission webhook answer 403 too. These are RBAC's words, in every version.
         let lacks_right = |message: &str| message.contains(" cannot ") && message.contains("User ");
         match status.code {
             401 => TargetError::Forbidden { target, right: "authenticate".into(), message: status.message },
@@ -142,7 +142,7 @@ impl Call<'_> {
     }
 }
 
-/// Percent-encoding of a query's value: all but RFC 3986's unreserved characters.
+/// Percent-encodes a query's value: all but RFC 3986's unreserved characters.
 fn escaped(value: &str) -> String {
     let escape = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (byte as char).to_string(),

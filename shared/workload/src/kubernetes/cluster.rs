@@ -11,14 +11,14 @@ use super::rivals::Rivals;
 /// A cluster's API server and our credentials for it.
 pub struct Cluster {
     pub(super) api: Api,
-    /// That of the context, or of our own pod.
+    /// The namespace of the context, or of our own pod.
     pub(super) namespace: String,
     pub(super) rivals: Rivals,
-    /// Which of several autoscalers writes an event.
+    /// Names this autoscaler among several in events.
     pub(super) instance: String,
 }
 
-/// Why there is no way to a cluster: a matter of settings. Nothing has been asked of the cluster yet.
+/// Why a cluster cannot be used: a matter of settings. Nothing has been asked of the cluster yet.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The kubeconfig has no such context, or cannot be used.
@@ -30,21 +30,21 @@ pub enum ClusterError {
         #[source]
         source: kube::config::KubeconfigError,
     },
-    /// Neither a kubeconfig nor a service account is at hand.
+    /// There is neither a kubeconfig nor a service account.
     #[error("found no kubeconfig (KUBECONFIG, ~/.kube/config) and no service account of a pod")]
     Nowhere(#[source] kube::config::InferConfigError),
-    /// What was found there makes no client, such as a certificate that cannot be read.
+    /// What was found there cannot be used, for instance because a certificate cannot be read.
     #[error("the kubeconfig or service account cannot be used")]
     Unusable(#[source] kube::Error),
-    /// A namespace that cannot be.
+    /// The name of the namespace is not valid.
     #[error("got \"{0}\": not a namespace, expected lower case letters, digits and -")]
     Namespace(String),
 }
 
 impl Cluster {
-    /// Finds the credentials: the named context of the kubeconfig; or, without a name, the kubeconfig's current context
-    /// (`KUBECONFIG`, `~/.kube/config`), or the service account of the pod that this runs in. Connects later, when there
-    /// is something to ask.
+    /// Finds the credentials. With a name, they are those of that context of the kubeconfig. Without one,
+    /// they are those of the kubeconfig's current context (`KUBECONFIG`, `~/.kube/config`), or of the service
+    /// account of the pod that this runs in. The client connects when there is something to ask.
     pub async fn find(context: Option<&str>) -> Result<Arc<Cluster>, ClusterError> {
         let config = match context {
             None => Config::infer().await.map_err(ClusterError::Nowhere)?,
@@ -58,7 +58,7 @@ impl Cluster {
         Cluster::with(config)
     }
 
-    /// With a configuration that was made elsewhere.
+    /// Makes a cluster from a configuration that was made elsewhere.
     pub fn with(config: Config) -> Result<Arc<Cluster>, ClusterError> {
         let namespace = config.default_namespace.clone();
         let api = Api::new(config).map_err(ClusterError::Unusable)?;

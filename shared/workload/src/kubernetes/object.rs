@@ -1,7 +1,8 @@
-//! What a workload's object says of itself: how many, how to find them, and whether it is at rest.
+//! What a workload's object says about itself: how many pods it has, how to find them, and whether it is at
+//! rest.
 //!
-//! Pure. The three kinds of `apps/v1` are read in their own terms; of any other kind, the subresource `scale` says how
-//! many and the rest is read where it stands in the usual places.
+//! Pure. The three kinds of `apps/v1` are read in their own terms. For any other kind, the subresource
+//! `scale` says how many, and the rest is read if it is in the usual places.
 
 use std::cmp::Ordering;
 
@@ -55,11 +56,11 @@ struct UpdateStrategy {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RollingUpdate {
-    /// Pods with an ordinal below are left as they are.
+    /// Pods with an ordinal below this are left as they are.
     partition: u32,
 }
 
-/// Its status.
+/// The status of such an object.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct AppStatus {
@@ -104,7 +105,7 @@ impl AppKind {
         }
     }
 
-    /// What it is called in paths.
+    /// Returns what it is called in paths.
     pub fn plural(self) -> &'static str {
         match self {
             AppKind::Deployment => "deployments",
@@ -115,7 +116,7 @@ impl AppKind {
 }
 
 impl App {
-    /// How its pods are found.
+    /// Returns how its pods are found.
     pub fn selector(&self) -> Result<String, String> {
         let selector: Result<Selector, _> = self.spec.selector.clone().try_into();
         match selector {
@@ -125,7 +126,7 @@ impl App {
         }
     }
 
-    /// Which pods go first.
+    /// Returns which pods go first.
     pub fn order(&self, kind: AppKind) -> Order {
         match kind {
             AppKind::Deployment | AppKind::ReplicaSet => Order::NotReadyFirst,
@@ -133,14 +134,14 @@ impl App {
                 Order::HighestOrdinalFirst
             }
             AppKind::StatefulSet => Order::Never(format!(
-                "podManagementPolicy is {}: a StatefulSet then stands still while a drained pod is not Ready, expected \
+                "podManagementPolicy is {}: a StatefulSet then changes nothing while a drained pod is not Ready, expected \
                  Parallel (it cannot be changed: delete the StatefulSet with --cascade=orphan and create it anew)",
                 self.spec.pod_management_policy
             )),
         }
     }
 
-    /// Why it is not at rest.
+    /// Returns why it is not at rest.
     pub fn unsettled(&self, kind: AppKind) -> Option<Unsettled> {
         let (wanted, there) = (self.spec.replicas, self.status.replicas);
         if let Some(why) = self.metadata.in_change(Some(self.status.observed_generation)) {
@@ -154,8 +155,8 @@ impl App {
         }
     }
 
-    /// Whether pods of an older revision are to be replaced. That drained pods are not available is no rollout, and that
-    /// pods are missing is none either.
+    /// Returns, in words, how far the replacement of older pods has come, or `None` if no pod is to be
+    /// replaced. Drained pods that are not available are no rollout, and neither are missing pods.
     fn rollout(&self, kind: AppKind) -> Option<String> {
         let (wanted, status) = (self.spec.replicas, &self.status);
         let updated = status.updated_replicas;
@@ -179,7 +180,7 @@ impl App {
 }
 
 impl AppStatus {
-    /// Why the API server makes no more of its pods (a StatefulSet's status does not say).
+    /// Returns why the API server makes no more of its pods (a StatefulSet's status does not say).
     fn refusal(&self) -> Option<Unsettled> {
         let refused = |it: &&Condition| it.kind == "ReplicaFailure" && it.status == "True";
         let condition = self.conditions.iter().find(refused)?;
@@ -189,21 +190,19 @@ impl AppStatus {
     }
 }
 
-/// Whether there are as many pods as there are meant to be.
+/// Returns what is wrong with the number of pods.
 fn miscounted(there: u32, wanted: u32) -> Option<Unsettled> {
     match there.cmp(&wanted) {
-        Ordering::Less => {
-            Some(Unsettled::Missing(format!("{there} pods are there, {wanted} are meant to be")))
-        }
+        Ordering::Less => Some(Unsettled::Missing(format!("{there} pods are there, expected {wanted}"))),
         Ordering::Equal => None,
-        Ordering::Greater => Some(Unsettled::Changing(format!(
-            "pods are being removed: {there} are there, {wanted} are meant to be"
-        ))),
+        Ordering::Greater => {
+            Some(Unsettled::Changing(format!("pods are being removed: {there} are there, expected {wanted}")))
+        }
     }
 }
 
 impl Meta {
-    /// Whether the object is on its way to something else.
+    /// Returns why the object is still changing.
     fn in_change(&self, observed_generation: Option<u64>) -> Option<Unsettled> {
         if self.deletion_timestamp.is_some() {
             return Some(Unsettled::Changing("it is being deleted".into()));
@@ -214,7 +213,7 @@ impl Meta {
 }
 
 impl Object {
-    /// Why it is not at rest, for a kind of which we know no more than what is usual.
+    /// Returns why it is not at rest, for a kind of which we know only what is usual.
     pub fn unsettled(&self, scale: &Scale) -> Option<Unsettled> {
         let observed = self.status.get("observedGeneration").and_then(Value::as_u64);
         self.metadata.in_change(observed).or_else(|| miscounted(scale.status.replicas, scale.spec.replicas))

@@ -1,4 +1,4 @@
-//! What a pod says of itself.
+//! What a pod says about itself.
 
 use std::collections::BTreeMap;
 
@@ -70,7 +70,7 @@ struct Cause {
 }
 
 impl PodObject {
-    /// Whether its controller still counts it: it is not being deleted and has not ended.
+    /// Returns whether its controller still counts it: it is not being deleted and has not ended.
     fn is_active(&self) -> bool {
         self.metadata.meta.deletion_timestamp.is_none()
             && !matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
@@ -84,13 +84,15 @@ impl PodObject {
         self.metadata.owner_references.iter().find(|owner| owner.controller)
     }
 
-    /// Whether this workload has made it. A selector finds more than that: pods made by hand, or by another workload with the
-    /// same labels. Of kinds whose ways are not known, every pod that the selector finds is theirs.
+    /// Returns whether this workload has made it. A selector finds more than that: pods made by hand, or by
+    /// another workload with the same labels. For a kind that we do not know, every pod that the selector
+    /// finds counts.
     fn is_of(&self, workload: &Reference) -> bool {
         let Some(kind) = AppKind::of(&workload.group, &workload.kind) else { return true };
         let Some(owner) = self.controller() else { return false };
         match kind {
-            // The Deployment's controller calls a ReplicaSet after its Deployment and the template's hash, a label of its pods.
+            // The Deployment's controller names a ReplicaSet after its Deployment and the template's hash,
+            // which is a label of its pods.
             AppKind::Deployment => {
                 let hash = self.metadata.labels.get("pod-template-hash").map_or("", String::as_str);
                 owner.is_replica_set() && owner.name == format!("{}-{hash}", workload.name)
@@ -138,7 +140,7 @@ impl PodObject {
 }
 
 impl List<PodObject> {
-    /// The workload's pods that count, by ordinal and name.
+    /// Returns the workload's pods that count, by ordinal and name.
     pub fn seen(&self, workload: &Reference) -> Vec<Pod> {
         let active = self.items.iter().filter(|pod| pod.is_active() && pod.is_of(workload));
         let mut pods: Vec<Pod> = active.map(PodObject::seen).collect();
@@ -146,7 +148,7 @@ impl List<PodObject> {
         pods
     }
 
-    /// Which of them go first, by who owns them: for a kind of workload whose ways are not known.
+    /// Returns which of them go first, by their owners: for a kind of workload that we do not know.
     pub fn order(&self) -> Result<Order, Unsettled> {
         let mut owners: Vec<Option<&Owner>> =
             self.items.iter().filter(|pod| pod.is_active()).map(PodObject::controller).collect();
@@ -162,14 +164,14 @@ impl List<PodObject> {
                 Err(Unsettled::Rollout("its pods belong to several ReplicaSets".into()))
             }
             _ => Ok(Order::Never(
-                "nobody can tell which of its pods go first, expected pods of one ReplicaSet".into(),
+                "it is not known which of its pods go first, expected pods of one ReplicaSet".into(),
             )),
         }
     }
 }
 
 impl Owner {
-    /// These rank pods by readiness when they remove some.
+    /// Returns whether the owner ranks pods by readiness when it removes some.
     fn is_replica_set(&self) -> bool {
         (self.kind == "ReplicaSet" && self.api_version.starts_with("apps/"))
             || (self.kind == "ReplicationController" && self.api_version == "v1")

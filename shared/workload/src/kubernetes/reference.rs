@@ -1,9 +1,9 @@
-//! A workload's name, as it stands in a pool's settings.
+//! A workload's name, as it is written in a pool's settings.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Which object is scaled: `Deployment/workers`, or in full `apps/v1/Deployment/workers`.
+/// The object that is scaled: `Deployment/workers`, or in full `apps/v1/Deployment/workers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     /// The API group; empty for the core group.
@@ -27,7 +27,7 @@ pub struct ReferenceError {
     problem: &'static str,
 }
 
-/// The kinds whose group goes without saying.
+/// The kinds whose group can be left out.
 const WELL_KNOWN: [&str; 3] = ["Deployment", "StatefulSet", "ReplicaSet"];
 
 impl FromStr for Reference {
@@ -63,7 +63,7 @@ impl FromStr for Reference {
     }
 }
 
-/// A DNS subdomain by RFC 1123, which Kubernetes wants for names and groups.
+/// Returns whether a text is a DNS subdomain by RFC 1123, as Kubernetes wants for names and groups.
 pub(super) fn is_subdomain(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let label = |label: &str| {

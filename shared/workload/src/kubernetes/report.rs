@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 use super::{CONTROLLER, Reference};
 use crate::Event;
 
-/// The same refusal is not told again within this time.
+/// The same refusal is not reported again within this time.
 pub(super) const REPEAT_AFTER: Duration = Duration::from_secs(300);
 
 /// The longest note that the API takes, in bytes.
 const NOTE_BYTES: usize = 1024;
 
-/// Where an event belongs.
+/// What an event is about.
 pub(super) struct Regarding<'a> {
     pub namespace: &'a str,
     pub workload: &'a Reference,
     /// The workload's uid.
     pub uid: &'a str,
-    /// Which autoscaler tells it.
+    /// The autoscaler that reports it.
     pub instance: &'a str,
 }
 
-/// The manifest of an event.
+/// Makes the manifest of an event.
 pub(super) fn manifest(event: &Event, regarding: &Regarding<'_>) -> Value {
     let (kind, reason, action) = match event {
         Event::Resized { .. } => ("Normal", "Resized", "Resize"),
@@ -34,7 +34,7 @@ pub(super) fn manifest(event: &Event, regarding: &Regarding<'_>) -> Value {
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let Regarding { namespace, workload, uid, instance } = regarding;
-    // The convention of client-go: the object's name, and a number that no other event of it has.
+    // The convention of client-go: the object's name, and a number that none of its other events has.
     let id = uuid::Uuid::now_v7().simple();
     let group = if workload.group.is_empty() { String::new() } else { format!("{}/", workload.group) };
     json!({
@@ -75,7 +75,7 @@ fn shortened_to(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
-/// RFC 3339 with microseconds, as `MicroTime` wants it.
+/// Formats a time as RFC 3339 with microseconds, as `MicroTime` wants it.
 pub(super) fn timestamp(since_epoch: Duration) -> String {
     let micros = i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX);
     let time = k8s_openapi::jiff::Timestamp::from_microsecond(micros).unwrap_or_default();

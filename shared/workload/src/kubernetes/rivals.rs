@@ -1,7 +1,7 @@
 //! Other autoscalers of the same namespace: HorizontalPodAutoscalers, and the ScaledObjects of KEDA.
 //!
-//! Whoever may not list them is refused as well, rather than told that there are none: two autoscalers on one workload
-//! undo each other's work, and ours could then no longer promise that no busy worker is removed.
+//! Without the right to list them, scaling is refused as well: two autoscalers on one workload undo each
+//! other's work, and ours could then no longer promise that no busy worker is removed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,12 +27,12 @@ struct Found {
 
 /// Another autoscaler and what it scales.
 struct Rival {
-    /// Such as `HorizontalPodAutoscaler fleet/workers`.
+    /// Its kind and name, such as `HorizontalPodAutoscaler fleet/workers`.
     by: String,
     scaled: Scaled,
 }
 
-/// `scaleTargetRef`. KEDA leaves out what is usual.
+/// A `scaleTargetRef`. KEDA leaves out what is usual.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Scaled {
@@ -50,7 +50,7 @@ impl Scaled {
             None if self.kind.is_none() => "apps".into(),
             None => workload.group.clone(),
         };
-        // Deployments were served under this name too, and are the same objects.
+        // Deployments were served in this group too, and are the same objects.
         let group = if group == "extensions" { "apps".into() } else { group };
         self.name == workload.name && kind == workload.kind && group == workload.group
     }
@@ -70,7 +70,7 @@ struct ScalerSpec {
 }
 
 impl Rivals {
-    /// Who else scales this workload, by a list that is no older than `max_age`.
+    /// Returns what else scales this workload, by a list that is no older than `max_age`.
     pub(super) async fn of(
         &self,
         api: &Api,
@@ -98,7 +98,8 @@ impl Rivals {
     }
 }
 
-/// ScaledObjects come first: the HorizontalPodAutoscaler that KEDA makes of each is not the one to remove.
+/// Lists the other autoscalers of a namespace. ScaledObjects come first, because the HorizontalPodAutoscaler
+/// that KEDA makes of each is not the one to remove.
 async fn list(
     api: &Api,
     target: &str,

@@ -39,17 +39,17 @@ pub struct Kubernetes {
     deletion_cost: bool,
     name: String,
     plural: OnceCell<String>,
-    /// The object's uid when it was last seen. Events want it.
+    /// The object's uid when it was last seen. Events need it.
     uid: Mutex<String>,
-    /// The last refusal that was told, and when.
+    /// The last refusal that was reported, and when.
     refusal: Mutex<Option<(Event, Instant)>>,
     untold: AtomicU32,
 }
 
 impl Kubernetes {
-    /// A workload in this cluster; without a namespace, in that of the context or of our own pod. With `deletion_cost`,
-    /// pods that are to go are marked as cheap to delete before they go (`controller.kubernetes.io/pod-deletion-cost`),
-    /// which takes the right to patch pods.
+    /// Makes the target of a workload in this cluster. Without a namespace, it is in that of the context or
+    /// of our own pod. With `deletion_cost`, pods that are to go are first marked as cheap to delete
+    /// (`controller.kubernetes.io/pod-deletion-cost`), which needs the right to patch pods.
     pub fn new(
         cluster: &Arc<Cluster>,
         workload: Reference,
@@ -69,7 +69,7 @@ impl Kubernetes {
         Ok(Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, untold })
     }
 
-    /// A request about the workload itself.
+    /// Makes a request about the workload itself.
     fn call<'a>(&'a self, verb: Verb, plural: &'a str, subresource: Option<&'a str>) -> Call<'a> {
         Call {
             server: &self.cluster.api.server,
@@ -91,7 +91,7 @@ impl Kubernetes {
         Call { query, body: Some(body), ..self.call(Verb::Patch, plural, subresource) }
     }
 
-    /// What its kind is called in paths: known, or asked for once.
+    /// Returns what its kind is called in paths: known, or asked for once.
     async fn plural(&self, deadline: Instant) -> Result<&str, TargetError> {
         let Reference { group, version, kind, .. } = &self.workload;
         let plural = self.plural.get_or_try_init(|| async {
@@ -130,7 +130,7 @@ impl Kubernetes {
         })
     }
 
-    /// By its scale and its pods, as nothing else is known of its kind.
+    /// Looks at the scale and the pods, because nothing else is known of this kind.
     async fn look_at_other(&self, deadline: Instant) -> Result<Workload, TargetError> {
         let plural = self.plural(deadline).await?;
         let object: Object = self.cluster.api.ask(&self.call(Verb::Get, plural, None), deadline).await?;
@@ -138,7 +138,8 @@ impl Kubernetes {
             self.cluster.api.ask(&self.call(Verb::Get, plural, Some("scale")), deadline).await?;
         self.remember(&object.metadata.uid);
         let selector = scale.status.selector.clone();
-        // The older of the two, should it have changed in between: a resize by it conflicts.
+        // The older of the two versions: if the object has changed in between, a resize by this one
+        // conflicts.
         let version = object.metadata.resource_version.clone();
         let unsettled = object.unsettled(&scale);
         let (ready, order) = if selector.is_empty() {
@@ -176,13 +177,13 @@ impl Kubernetes {
         let query = vec![("fieldManager", CONTROLLER)];
         let call = Call { query, body: Some(body), ..self.of_core(Verb::Patch, "pods", pod) };
         match self.cluster.api.ask::<serde::de::IgnoredAny>(&call, deadline).await {
-            // It has gone already.
+            // The pod has gone already.
             Ok(_) | Err(TargetError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether it is a refusal that was told lately.
+    /// Returns whether it is a refusal that was reported lately.
     fn is_repeated(&self, event: &Event) -> bool {
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         let Event::NotResized { .. } = event else {
@@ -222,7 +223,7 @@ impl Target for Kubernetes {
     }
 
     async fn resize(&self, seen: &Workload, to: u32, leaving: &[String]) -> Result<(), TargetError> {
-        // One bound for all of it: whoever calls counts on it for how long a drain mark must last.
+        // One time limit for all of it, because the caller counts on it for how long a drain mark must last.
         let deadline = deadline();
         self.stand_back(RIVALS_AGE_ON_WRITE, deadline).await?;
         let plural = self.plural(deadline).await?;
@@ -244,8 +245,8 @@ impl Target for Kubernetes {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mark = format!("{} by {}: {why}", report::timestamp(now), self.cluster.instance);
         let body = json!({ "metadata": { "annotations": { TOUCHED: mark } } });
-        // The kinds of apps/v1 take annotations through their status, and the right to that changes no image and no
-        // command. Other kinds ignore metadata there.
+        // The kinds of apps/v1 take annotations through their status, and the right to do that cannot change
+        // an image or a command. Other kinds ignore metadata there.
         let subresource =
             AppKind::of(&self.workload.group, &self.workload.kind).is_some().then_some("status");
         let object: Object = self.cluster.api.ask(&self.patch(plural, subresource, body), deadline).await?;
