@@ -16,12 +16,12 @@ pub const EVERY: Duration = Duration::from_millis(500);
 /// Asks the ledger once, for the n-th time. Failures are not logged here, because the heartbeat reports them.
 pub async fn look(worker: &Worker, nth: u64) {
     // While nothing runs here, only a drain mark can come, and half as often is enough.
-    if nth % 2 == 1 && worker.running.epochs().is_empty() && !worker.mark.stands() {
+    if nth % 2 == 1 && worker.running.epochs().is_empty() && !worker.mark.is_set() {
         return;
     }
     let worker_id = worker.lease.worker();
     let Ok(Asked { drain, jobs }) = worker.store.asked(worker_id).await else { return };
-    heed_mark(worker, drain).await;
+    apply_mark(worker, drain).await;
     for (job_id, epoch, ask) in jobs {
         let stop = match ask {
             Ask::Cancel => Stop::Cancelled,
@@ -32,11 +32,11 @@ pub async fn look(worker: &Worker, nth: u64) {
     }
 }
 
-async fn heed_mark(worker: &Worker, drain: Option<DrainMark>) {
+async fn apply_mark(worker: &Worker, drain: Option<DrainMark>) {
     let (mark, worker_id) = (&worker.mark, worker.lease.worker());
     if mark.set(drain) {
         // Postgres may still have a mark that is over by our clock.
-        match drain.filter(|_| mark.stands()) {
+        match drain.filter(|_| mark.is_set()) {
             Some(mark) => {
                 info!(%worker_id, epoch = mark.epoch, "marked to be scaled away: takes no more jobs")
             }

@@ -12,7 +12,7 @@ use service::{JobIds, Origin, Place, Role, Span};
 use store::Claimed;
 
 use crate::metrics::METRICS;
-use crate::running::Seat;
+use crate::running::Reservation;
 use crate::worker::Worker;
 
 /// When a job arrived.
@@ -29,7 +29,7 @@ pub struct Attempt<'a> {
     pub worker: &'a Worker,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
-    pub seat: &'a Seat,
+    pub reservation: &'a Reservation,
     /// What stops its run.
     pub stop: Stopper,
     pub begun: Instant,
@@ -54,17 +54,17 @@ impl<'a> Attempt<'a> {
         worker: &'a Worker,
         spec: &'a JobSpec,
         claimed: &'a Claimed,
-        seat: &'a Seat,
+        reservation: &'a Reservation,
         arrival: Arrival,
     ) -> Attempt<'a> {
         let begun = Instant::now();
         let span = begin_span(spec, claimed, arrival);
-        let stop = seat.begin(claimed.claim.epoch());
+        let stop = reservation.begin(claimed.claim.epoch());
         if claimed.attempts == 0 {
             let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
             METRICS.start_wait.observe(waited_ms as f64 / 1e3);
         }
-        Attempt { worker, spec, claimed, seat, stop, begun, span }
+        Attempt { worker, spec, claimed, reservation, stop, begun, span }
     }
 
     /// Begins the span of the harness's run.

@@ -47,13 +47,13 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
         METRICS.claims.with_label_values(&[label(&answer)]).inc();
         if matches!(answer, Answer::Drained) {
             // The drain mark behind this has not reached us yet, or is already over by our clock.
-            worker.lease.renewed_within_a_beat().await;
+            worker.lease.sleep_one_beat().await;
         }
         if matches!(answer, Answer::LeaseLost) {
             // The next heartbeat notices this as well, and gives us a new id.
-            let renewed = worker.lease.renewed_within_a_beat();
+            let one_beat = worker.lease.sleep_one_beat();
             tokio::select! {
-                () = renewed => continue,
+                () = one_beat => continue,
                 () = worker.stop_waiting.cancelled() => return Ok(None),
             }
         }
@@ -63,7 +63,7 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
 
 /// Applies the `on_busy` of a job that found its session busy. Returns whether that is done; if not, the job's message
 /// must come again.
-pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
+pub async fn apply_on_busy(worker: &Worker, spec: &JobSpec) -> bool {
     let (store, job_id) = (&worker.store, spec.job_id);
     let act = || async {
         match spec.on_busy {

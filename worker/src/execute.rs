@@ -23,12 +23,12 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 /// Runs a claimed job.
 pub async fn execute(attempt: &Attempt<'_>) -> Ended {
     let worker = attempt.worker;
-    worker.pace.started();
+    worker.throughput.started();
     let ended = match worker.settings.agents.get(&attempt.spec.agent_id) {
         Ok(harness) => Execution { attempt, span: attempt.run() }.run(harness.as_ref()).await,
         Err(unknown) => Ended::Ran(Outcome::Failed(unknown), None),
     };
-    worker.pace.ended(attempt.begun.elapsed());
+    worker.throughput.ended(attempt.begun.elapsed());
     ended
 }
 
@@ -81,14 +81,14 @@ impl Execution<'_> {
         let panicked = |_| Err(Failure::permanent(FailureCode::Crashed, "the harness panicked").into());
         tokio::select! {
             result = running.catch_unwind() => Some(result.unwrap_or_else(panicked)),
-            never = self.mind_the_time() => match never {},
+            never = self.enforce_time_limit() => match never {},
             never = clear(self.attempt) => match never {},
             () = grace(self.attempt.stop.signal()) => None,
         }
     }
 
     /// Stops the run when its time is over. Never ends.
-    async fn mind_the_time(&self) -> Infallible {
+    async fn enforce_time_limit(&self) -> Infallible {
         let (limit, over) = self.limit();
         tokio::time::sleep(limit).await;
         self.attempt.stop.ask(over);

@@ -23,7 +23,7 @@ async fn renew(worker: &Worker, stop: &CancellationToken) {
     let (mut beat, mut look) = (interval(worker.lease.duration() / 5), interval(asked::EVERY));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut strangers = HashMap::new();
+    let mut unknown_jobs = HashMap::new();
     let (mut trouble, mut looks) = (Trouble::default(), 0);
     loop {
         tokio::select! {
@@ -36,7 +36,7 @@ async fn renew(worker: &Worker, stop: &CancellationToken) {
                 continue;
             }
         }
-        match worker.lease.beat(&mut strangers).await {
+        match worker.lease.beat(&mut unknown_jobs).await {
             Ok(()) => {
                 if trouble.ends() {
                     info!("heartbeats reach Postgres again");

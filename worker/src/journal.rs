@@ -24,7 +24,7 @@ pub struct Journal {
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<(Instant, SystemTime)>,
     /// How long a checkpoint that was too much for Postgres is retried.
-    patience: Duration,
+    timeout: Duration,
     /// The run's place in its trace.
     place: Option<Place>,
 }
@@ -38,7 +38,7 @@ impl Journal {
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
-            patience: attempt.worker.lease.duration(),
+            timeout: attempt.worker.lease.duration(),
             place,
         }
     }
@@ -47,7 +47,7 @@ impl Journal {
     async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
         let (never, too_much) = (CancellationToken::new(), OnceLock::new());
         let try_again = |error: &StoreError| match error {
-            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.patience,
+            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.timeout,
             _ => error.is_retryable(),
         };
         let append = || self.store.checkpoint(row.clone());

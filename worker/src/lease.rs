@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::metrics::METRICS;
-use crate::pace::PaceWindow;
 use crate::running::Running;
+use crate::throughput::ThroughputWindow;
 
 /// How long a job waits until it is due again if its end could not be recorded.
 const UNRECORDED_WAIT: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const UNRECORDED_WAIT: Duration = Duration::from_secs(5);
 pub struct Lease {
     store: Store,
     running: Running,
-    pace: PaceWindow,
+    throughput: ThroughputWindow,
     registration: Mutex<WorkerRegistration>,
     renewed: Mutex<Instant>,
     clock: Mutex<Clock>,
@@ -37,7 +37,7 @@ impl Lease {
     pub async fn register(
         store: Store,
         running: Running,
-        pace: PaceWindow,
+        throughput: ThroughputWindow,
         registration: WorkerRegistration,
     ) -> Result<Lease, StoreError> {
         let sent = Instant::now();
@@ -45,7 +45,7 @@ impl Lease {
         let clock = Mutex::new(store.clock().await?);
         let duration = registration.lease;
         let (registration, renewed) = (Mutex::new(registration), Mutex::new(sent));
-        Ok(Lease { store, running, pace, registration, renewed, clock, duration })
+        Ok(Lease { store, running, throughput, registration, renewed, clock, duration })
     }
 
     /// Returns the id under which jobs are claimed now.
@@ -80,7 +80,7 @@ impl Lease {
     }
 
     /// Sleeps long enough for a heartbeat to notice that this worker was declared dead.
-    pub async fn renewed_within_a_beat(&self) {
+    pub async fn sleep_one_beat(&self) {
         tokio::time::sleep(self.duration / 5).await;
     }
 
@@ -90,7 +90,7 @@ impl Lease {
         loop {
             self.over().await;
             self.stop_when_over();
-            self.renewed_within_a_beat().await;
+            self.sleep_one_beat().await;
         }
     }
 
@@ -106,24 +106,24 @@ impl Lease {
     }
 
     /// Renews the lease. `unknown_jobs` are those that the last beat found.
-    pub async fn beat(&self, strangers: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
+    pub async fn beat(&self, unknown_jobs: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
         let worker_id = self.worker();
         // Taken before the ledger's list is read: a job that begins in between is only in that list.
         let mine = self.running.epochs();
         // Postgres counts from when the heartbeat reaches it. We count from before that, so the lease is over here
         // first.
         let sent = Instant::now();
-        match self.store.beat(worker_id, &self.pace.pace()).await? {
+        match self.store.beat(worker_id, &self.throughput.measure()).await? {
             Beat::Alive { held, clock } => {
                 *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
                 *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 let listed: Vec<_> = held.iter().map(|claim| (claim.job_id(), claim.epoch())).collect();
                 self.stop_lost(&mine, &listed);
                 self.running.keep_unrecorded(&listed);
-                self.return_strangers(held, strangers).await;
+                self.return_unknown_jobs(held, unknown_jobs).await;
                 Ok(())
             }
-            Beat::Dead => self.be_reborn(worker_id).await,
+            Beat::Dead => self.register_anew(worker_id).await,
         }
     }
 
@@ -138,24 +138,24 @@ impl Lease {
 
     /// Hands back jobs that the ledger gave us in a reply that never came. A job is handed back when two beats in a row
     /// have found it under the same epoch while nothing here runs or claims it.
-    async fn return_strangers(&self, held: Vec<Claim>, strangers: &mut HashMap<JobId, i64>) {
+    async fn return_unknown_jobs(&self, held: Vec<Claim>, unknown_jobs: &mut HashMap<JobId, i64>) {
         let unknown = held.into_iter().filter(|claim| !self.running.contains(claim.job_id()));
         let mut met = HashMap::new();
         for claim in unknown {
             let (job_id, epoch) = (claim.job_id(), claim.epoch());
             met.insert(job_id, epoch);
             let was_run = self.running.was_run(job_id, epoch);
-            if strangers.get(&job_id) == Some(&epoch)
+            if unknown_jobs.get(&job_id) == Some(&epoch)
                 && let Err(cause) = hand_back(&self.store, claim, was_run).await
             {
                 warn!(%job_id, cause = cause.as_dyn(), "the job could not be handed back, trying again with the next beat");
             }
         }
-        *strangers = met;
+        *unknown_jobs = met;
     }
 
-    async fn be_reborn(&self, dead: WorkerId) -> Result<(), StoreError> {
-        error!(worker_id = %dead, "declared dead: no heartbeat arrived for longer than the lease; all runs are stopped");
+    async fn register_anew(&self, dead_worker: WorkerId) -> Result<(), StoreError> {
+        error!(worker_id = %dead_worker, "declared dead: no heartbeat arrived for longer than the lease; all runs are stopped");
         METRICS.leases_lost.inc();
         self.running.stop_present(&Stop::LeaseLost);
         let fresh = WorkerRegistration {
@@ -166,7 +166,7 @@ impl Lease {
         let clock = self.store.clock().await?;
         let sent = Instant::now();
         // The successor inherits a drain mark: it is in the same pod, which may be scaled away at any moment.
-        self.store.register_successor(&fresh, dead).await?;
+        self.store.register_successor(&fresh, dead_worker).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = fresh;

@@ -14,7 +14,7 @@ mod agents;
 mod metrics;
 mod running;
 mod machine;
-mod pace;
+mod throughput;
 mod mark;
 mod lease;
 mod worker;

@@ -28,7 +28,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A disk that has not answered after this time counts as missing.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes to write: more than a nearly full disk can take.
 const PROBE_BYTES: usize = 64 << 10;
 /// Pipes to open: as many as a program needs, with both ends, and some more.
@@ -116,7 +116,7 @@ impl Machine {
         loop {
             // If a check hangs, no second one is started beside it.
             let look = looking.get_or_insert_with(|| self.look());
-            match timeout(PATIENCE, look).await {
+            match timeout(TIMEOUT, look).await {
                 Ok(found) => {
                     looking = None;
                     self.note(found.unwrap_or_else(|error| Lacks::workspace(&error)));

@@ -72,17 +72,17 @@ impl Mark {
     }
 
     fn set_at(&self, mark: Option<DrainMark>, now: Instant) -> bool {
-        let (mut turned, mut stands) = (false, false);
+        let (mut turned, mut is_set) = (false, false);
         self.0.send_if_modified(|state| {
             let standing = mark.and_then(|mark| state.standing(mark, now));
             state.over =
                 mark.filter(|mark| standing.is_none() && !mark.left.is_zero()).map(|mark| mark.until);
-            (turned, stands) = (state.mark.is_some() != standing.is_some(), standing.is_some());
+            (turned, is_set) = (state.mark.is_some() != standing.is_some(), standing.is_some());
             let changed = state.mark != standing;
             state.mark = standing;
             changed
         });
-        METRICS.drain_marked.set(i64::from(stands));
+        METRICS.drain_marked.set(i64::from(is_set));
         turned
     }
 
@@ -101,7 +101,7 @@ impl Mark {
     }
 
     /// Returns whether a mark is set, so that no job is taken.
-    pub fn stands(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.borrow().mark.is_some()
     }
 
@@ -111,12 +111,12 @@ impl Mark {
     }
 
     /// Resolves when a mark is set.
-    pub async fn set_up(&self) {
+    pub async fn until_set(&self) {
         self.wait(|state| state.mark.is_some()).await;
     }
 
     /// Resolves when no mark is set.
-    pub async fn lifted(&self) {
+    pub async fn until_cleared(&self) {
         self.wait(|state| state.mark.is_none()).await;
     }
 
@@ -169,23 +169,23 @@ mod tests {
         let (soon, late) = (start + MARK_FOR / 2, start + MARK_FOR);
         mark.set_at(by(7), start);
         let ahead = by(7).map(|mark| DrainMark { left: Duration::ZERO, ..mark });
-        assert!(!mark.set_at(ahead, soon) && mark.stands(), "an hour ahead");
+        assert!(!mark.set_at(ahead, soon) && mark.is_set(), "an hour ahead");
         let back = by(7).map(|mark| DrainMark { left: HOUR, ..mark });
-        assert!(!mark.set_at(back, soon) && mark.stands() && mark.over().is_none(), "an hour back");
-        assert!(mark.set_at(back, late) && !mark.stands());
+        assert!(!mark.set_at(back, soon) && mark.is_set() && mark.over().is_none(), "an hour back");
+        assert!(mark.set_at(back, late) && !mark.is_set());
         assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres must be asked to drop it");
-        assert!(!mark.set_at(back, late) && !mark.stands(), "it is the same one");
+        assert!(!mark.set_at(back, late) && !mark.is_set(), "it is the same one");
 
         let until = |later| SystemTime::UNIX_EPOCH + later * MARK_FOR;
         let renewed = by(7).map(|mark| DrainMark { until: until(1), ..mark });
-        assert!(mark.set_at(renewed, late) && mark.stands() && mark.over().is_none());
-        assert!(mark.set_at(None, late) && !mark.stands(), "taken back");
+        assert!(mark.set_at(renewed, late) && mark.is_set() && mark.over().is_none());
+        assert!(mark.set_at(None, late) && !mark.is_set(), "taken back");
         let lapsed = ahead.map(|mark| DrainMark { until: until(2), ..mark });
         assert!(!mark.set_at(lapsed, late) && mark.over().is_none(), "never seen while it was valid");
 
         let mark = Mark::none(1);
-        assert!(mark.set_at(back, start) && mark.stands(), "first seen when the clock had gone back");
-        assert!(mark.set_at(back, late) && !mark.stands() && mark.over().is_some());
+        assert!(mark.set_at(back, start) && mark.is_set(), "first seen when the clock had gone back");
+        assert!(mark.set_at(back, late) && !mark.is_set() && mark.over().is_some());
     }
 
     fn unconfirmed(mark: &Mark) -> Option<i64> {
@@ -197,14 +197,14 @@ mod tests {
         let mark = Mark::none(2);
         let first = mark.park();
         assert!(mark.set(by(7)));
-        assert!(mark.stands() && !mark.is_drained(), "one slot still holds something");
+        assert!(mark.is_set() && !mark.is_drained(), "one slot still holds something");
         let second = mark.park();
         assert!(mark.is_drained());
         drop(second);
         assert!(!mark.is_drained());
         assert!(mark.set(None));
         drop(first);
-        assert!(!mark.stands());
+        assert!(!mark.is_set());
     }
 
     #[test]

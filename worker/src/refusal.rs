@@ -12,12 +12,12 @@ use tracing::info;
 
 use crate::attempt::{Attempt, Ended};
 use crate::fold::{fold_is_due, read_session};
-use crate::running::Company;
+use crate::running::Isolation;
 
 /// How long a suspect is postponed when it finds another one here.
 const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// How long a suspect waits to be alone before it runs beside others.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
+const SUSPECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the end of an attempt that is not to be run; `None` if it is to be run.
 pub fn refused(attempt: &Attempt<'_>) -> Option<Ended> {
@@ -26,7 +26,7 @@ pub fn refused(attempt: &Attempt<'_>) -> Option<Ended> {
         return Some(Ended::Refused(failure, to_be_folded(&claimed.session)));
     }
     let suspicion = claimed.suspicion?;
-    (!attempt.seat.may_run_as_suspect(company(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
+    (!attempt.reservation.may_run_as_suspect(isolation(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
 }
 
 /// Returns why a claimed job is never to be run again; `None` if it may be run.
@@ -57,11 +57,11 @@ fn to_be_folded(state: &SessionState) -> Option<Session> {
 }
 
 /// Returns beside which other suspects this one may run.
-fn company(suspicion: Suspicion) -> Company {
+fn isolation(suspicion: Suspicion) -> Isolation {
     match suspicion {
-        Suspicion { shared: true, .. } => Company::Alone,
-        Suspicion { waited, .. } if waited < SUSPECT_PATIENCE => Company::First,
-        Suspicion { .. } => Company::Any,
+        Suspicion { shared: true, .. } => Isolation::Alone,
+        Suspicion { waited, .. } if waited < SUSPECT_TIMEOUT => Isolation::First,
+        Suspicion { .. } => Isolation::Any,
     }
 }
 
@@ -75,7 +75,7 @@ pub async fn clear(attempt: &Attempt<'_>) -> Infallible {
         let cleared =
             retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
         if let Ok(Fenced::Done(())) = cleared {
-            attempt.seat.is_cleared();
+            attempt.reservation.clear_suspicion();
             info!(
                 ran_s = killed_after.as_secs(),
                 "no longer a suspect: it has run for longer than before any worker's death"

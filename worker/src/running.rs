@@ -27,7 +27,7 @@ struct Entry {
     /// 0 while the claim is under way.
     epoch: i64,
     /// For a suspect, which one more death would prove to be poison: beside which other suspects it may run.
-    suspect: Option<Company>,
+    suspect: Option<Isolation>,
     stop: Stopper,
 }
 
@@ -41,7 +41,7 @@ impl Running {
             Some(_) => Reserved::Runs,
             None => {
                 table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: Stopper::default() });
-                Reserved::Seat(Seat { running: self.clone(), job_id })
+                Reserved::Ours(Reservation { running: self.clone(), job_id })
             }
         }
     }
@@ -106,7 +106,7 @@ impl Running {
 
 /// Beside which other suspects a suspect may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
+pub enum Isolation {
     /// Not beside one that began before it; later ones may join it.
     First,
     /// Beside any that need not be alone, because it has waited long enough.
@@ -118,7 +118,7 @@ pub enum Company {
 /// The answer to a reservation.
 pub enum Reserved {
     /// The job is ours to claim.
-    Seat(Seat),
+    Ours(Reservation),
     /// Another slot is claiming it.
     Claiming,
     /// Another slot runs it: it is safe in the ledger.
@@ -126,12 +126,12 @@ pub enum Reserved {
 }
 
 /// A job's place in the table. Dropping it removes the job.
-pub struct Seat {
+pub struct Reservation {
     running: Running,
     job_id: JobId,
 }
 
-impl Seat {
+impl Reservation {
     /// Notes that the claim was granted: from now on the job runs. Returns what stops it.
     pub fn begin(&self, epoch: i64) -> Stopper {
         let mut table = self.running.lock();
@@ -144,28 +144,28 @@ impl Seat {
 
     /// Enters the job as a suspect and returns true, unless a suspect runs here beside which it must not run. If this
     /// worker dies too, it must be clear which suspect did it; otherwise none is charged.
-    pub fn may_run_as_suspect(&self, company: Company) -> bool {
+    pub fn may_run_as_suspect(&self, isolation: Isolation) -> bool {
         let mut table = self.running.lock();
         let may = table
             .jobs
             .values()
             .filter_map(|entry| entry.suspect)
-            .all(|other| company == Company::Any && other != Company::Alone);
+            .all(|other| isolation == Isolation::Any && other != Isolation::Alone);
         if let Some(entry) = table.jobs.get_mut(&self.job_id).filter(|_| may) {
-            entry.suspect = Some(company);
+            entry.suspect = Some(isolation);
         }
         may
     }
 
     /// Notes that the job is no longer a suspect.
-    pub fn is_cleared(&self) {
+    pub fn clear_suspicion(&self) {
         if let Some(entry) = self.running.lock().jobs.get_mut(&self.job_id) {
             entry.suspect = None;
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut table = self.running.lock();
         table.jobs.remove(&self.job_id);
@@ -178,10 +178,10 @@ mod tests {
     use super::*;
 
     impl Running {
-        fn seat(&self, job_id: JobId) -> Seat {
+        fn reservation(&self, job_id: JobId) -> Reservation {
             match self.reserve(job_id) {
-                Reserved::Seat(seat) => seat,
-                Reserved::Claiming | Reserved::Runs => panic!("{job_id} has a seat already"),
+                Reserved::Ours(reservation) => reservation,
+                Reserved::Claiming | Reserved::Runs => panic!("{job_id} is reserved already"),
             }
         }
     }
@@ -190,65 +190,65 @@ mod tests {
     fn a_job_has_one_seat_and_leaves_it() {
         let running = Running::default();
         let id = JobId::now();
-        let seat = running.seat(id);
+        let reservation = running.reservation(id);
         assert!(matches!(running.reserve(id), Reserved::Claiming));
         assert!(running.epochs().is_empty(), "not yet claimed");
-        let _stop = seat.begin(7);
+        let _stop = reservation.begin(7);
         assert!(matches!(running.reserve(id), Reserved::Runs));
         assert_eq!(running.epochs(), [(id, 7)]);
-        drop(seat);
+        drop(reservation);
         assert!(!running.contains(id));
     }
 
     #[test]
     fn a_stop_reaches_the_run_it_is_meant_for() {
         let running = Running::default();
-        let seat = running.seat(JobId::now());
-        let stop = seat.begin(7);
-        running.stop(seat.job_id, 6, Stop::LeaseLost);
+        let reservation = running.reservation(JobId::now());
+        let stop = reservation.begin(7);
+        running.stop(reservation.job_id, 6, Stop::LeaseLost);
         assert_eq!(stop.asked(), None);
-        running.stop(seat.job_id, 7, Stop::Timeout);
-        running.stop(seat.job_id, 7, Stop::Drain);
+        running.stop(reservation.job_id, 7, Stop::Timeout);
+        running.stop(reservation.job_id, 7, Stop::Drain);
         assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason is kept");
-        running.stop(seat.job_id, 7, Stop::LeaseLost);
+        running.stop(reservation.job_id, 7, Stop::LeaseLost);
         assert_eq!(stop.asked(), Some(Stop::LeaseLost));
     }
 
     #[test]
     fn only_one_suspect_runs_here() {
         let running = Running::default();
-        let (first, second) = (running.seat(JobId::now()), running.seat(JobId::now()));
+        let (first, second) = (running.reservation(JobId::now()), running.reservation(JobId::now()));
         let _stops = (first.begin(1), second.begin(2));
-        assert!(first.may_run_as_suspect(Company::First));
-        assert!(!second.may_run_as_suspect(Company::First));
+        assert!(first.may_run_as_suspect(Isolation::First));
+        assert!(!second.may_run_as_suspect(Isolation::First));
         drop(first);
-        assert!(second.may_run_as_suspect(Company::First));
+        assert!(second.may_run_as_suspect(Isolation::First));
     }
 
     #[test]
     fn a_suspect_that_has_waited_joins_others_but_for_those_that_must_be_alone() {
         let running = Running::default();
-        let seats = [1, 2, 3].map(|epoch| {
-            let seat = running.seat(JobId::now());
-            drop(seat.begin(epoch));
-            seat
+        let reservations = [1, 2, 3].map(|epoch| {
+            let reservation = running.reservation(JobId::now());
+            drop(reservation.begin(epoch));
+            reservation
         });
-        let [first, second, third] = &seats;
-        assert!(first.may_run_as_suspect(Company::First));
-        assert!(second.may_run_as_suspect(Company::Any));
-        assert!(!third.may_run_as_suspect(Company::Alone));
-        first.is_cleared();
-        assert!(!third.may_run_as_suspect(Company::Alone), "the second is still there");
-        second.is_cleared();
-        assert!(third.may_run_as_suspect(Company::Alone));
-        assert!(!first.may_run_as_suspect(Company::Any));
+        let [first, second, third] = &reservations;
+        assert!(first.may_run_as_suspect(Isolation::First));
+        assert!(second.may_run_as_suspect(Isolation::Any));
+        assert!(!third.may_run_as_suspect(Isolation::Alone));
+        first.clear_suspicion();
+        assert!(!third.may_run_as_suspect(Isolation::Alone), "the second is still there");
+        second.clear_suspicion();
+        assert!(third.may_run_as_suspect(Isolation::Alone));
+        assert!(!first.may_run_as_suspect(Isolation::Any));
     }
 
     #[test]
     fn a_run_that_begins_after_the_end_of_grace_stops_at_once() {
         let running = Running::default();
         running.stop_all(Stop::Drain);
-        let seat = running.seat(JobId::now());
-        assert_eq!(seat.begin(1).asked(), Some(Stop::Drain));
+        let reservation = running.reservation(JobId::now());
+        assert_eq!(reservation.begin(1).asked(), Some(Stop::Drain));
     }
 }

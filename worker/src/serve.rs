@@ -22,9 +22,9 @@ use crate::lease::Lease;
 use crate::machine::{Lacks, Machine};
 use crate::mark::Mark;
 use crate::metrics::METRICS;
-use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::throughput::ThroughputWindow;
 use crate::worker::Worker;
 use crate::{heartbeat, slot};
 
@@ -116,9 +116,9 @@ impl Services {
             slots: settings.slots,
             lease: settings.lease,
         };
-        let (running, pace) = (Running::default(), PaceWindow::new());
+        let (running, throughput) = (Running::default(), ThroughputWindow::new());
         let register =
-            || Lease::register(self.store.clone(), running.clone(), pace.clone(), registration.clone());
+            || Lease::register(self.store.clone(), running.clone(), throughput.clone(), registration.clone());
         let Some(lease) =
             retry_or_stop("registering the worker", drain, StoreError::is_retryable, register).await?
         else {
@@ -135,7 +135,7 @@ impl Services {
             lease,
             mark: Mark::none(settings.slots),
             running,
-            pace,
+            throughput,
             machine: Machine::new(&settings.workspace_dir),
             draining: drain.clone(),
             stop_waiting: CancellationToken::new(),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{Instrument, Span, debug, info};
 
 use crate::attempt::Arrival;
-use crate::running::{Reserved, Seat};
+use crate::running::{Reservation, Reserved};
 use crate::worker::Worker;
 use crate::{claim, intake, turn};
 
@@ -32,24 +32,24 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
         if !worker.lease.is_fresh() || !fit {
             slot.pause().await;
         }
-        if mark.stands() {
+        if mark.is_set() {
             slot.pause().await;
             let _parked = mark.park();
             tokio::select! {
                 biased;
                 () = worker.draining.cancelled() => break,
-                () = mark.lifted() => continue,
+                () = mark.until_cleared() => continue,
             }
         }
         let delivery = tokio::select! {
             biased;
             () = worker.draining.cancelled() => break,
-            () = mark.set_up() => continue,
+            () = mark.until_set() => continue,
             () = machine.unfit(), if fit => continue,
             () = machine.fit(), if !fit => continue,
             delivery = async {
                 while !worker.lease.is_fresh() {
-                    worker.lease.renewed_within_a_beat().await;
+                    worker.lease.sleep_one_beat().await;
                 }
                 slot.next().await
             }, if fit => delivery,
@@ -74,8 +74,8 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             return;
         }
     }
-    match take_seat(worker, &spec).await {
-        Some(seat) => claim_and_work(worker, slot, delivery, delivered, spec, seat).await,
+    match reserve_job(worker, &spec).await {
+        Some(reservation) => claim_and_work(worker, slot, delivery, delivered, spec, reservation).await,
         None => delivery.settle().await,
     }
 }
@@ -93,7 +93,7 @@ async fn claim_and_work(
     delivery: Delivery,
     delivered: SystemTime,
     spec: JobSpec,
-    seat: Seat,
+    reservation: Reservation,
 ) {
     let claiming = SystemTime::now();
     let answer = match claim::claim(worker, &spec).await {
@@ -109,7 +109,7 @@ async fn claim_and_work(
     match answer {
         Answer::Claimed(claimed) => {
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
-            let working = turn::take(worker, spec, *claimed, seat, arrival);
+            let working = turn::take(worker, spec, *claimed, reservation, arrival);
             settle_when_done(slot, delivery, working, ack_by).await;
         }
         Answer::Finished(state) => {
@@ -127,7 +127,7 @@ async fn claim_and_work(
             intake::refuse(worker, delivery, &reason, "job_id_taken").instrument(about(&spec)).await;
         }
         Answer::Blocked => {
-            if claim::mind_the_busy(worker, &spec).instrument(about(&spec)).await {
+            if claim::apply_on_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;
             }
         }
@@ -190,10 +190,10 @@ async fn settle_when_replied(
 /// Reserves the job. Returns `None` when another slot of this worker already runs it, so that this message is one too
 /// many. While another slot claims the job, this waits for the outcome: until the ledger has the job, every message
 /// counts.
-async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
+async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
     loop {
         match worker.running.reserve(spec.job_id) {
-            Reserved::Seat(seat) => return Some(seat),
+            Reserved::Ours(reservation) => return Some(reservation),
             Reserved::Runs => return None,
             Reserved::Claiming => sleep(CLAIM_POLL).await,
         }

@@ -13,7 +13,7 @@ use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
 use crate::refusal::refused;
-use crate::running::{Reserved, Seat};
+use crate::running::{Reservation, Reserved};
 use crate::worker::Worker;
 
 /// Runs a claimed job, and after it the session's next ones. Returns the first reply; the messages of the other jobs
@@ -22,20 +22,20 @@ pub async fn take(
     worker: &Worker,
     mut spec: JobSpec,
     mut claimed: Claimed,
-    mut seat: Seat,
+    mut reservation: Reservation,
     mut arrival: Arrival,
 ) -> Option<Sending> {
     let mut replying = None;
     loop {
         let about = dispatch::job_span(&spec, Some(claimed.attempts + 1));
-        let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
-        drop(seat);
+        let (next, reply) = run_job(worker, &spec, &claimed, &reservation, arrival).instrument(about).await;
+        drop(reservation);
         replying = replying.or(reply);
         let Some(next) = next else { return replying };
         let message = next.message.as_deref().unwrap_or_default();
         let reserved = worker.running.reserve(next.claim.job_id());
-        (spec, seat) = match (job::restore(message), reserved) {
-            (Ok(next), Reserved::Seat(seat)) => (next, seat),
+        (spec, reservation) = match (job::decode_stored(message), reserved) {
+            (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
             // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
                 let (job_id, session_id) = (next.claim.job_id(), next.claim.session_id());
@@ -55,10 +55,10 @@ async fn run_job(
     worker: &Worker,
     spec: &JobSpec,
     claimed: &Claimed,
-    seat: &Seat,
+    reservation: &Reservation,
     arrival: Arrival,
 ) -> (Option<Box<Claimed>>, Option<Sending>) {
-    let mut attempt = Attempt::begin(worker, spec, claimed, seat, arrival);
+    let mut attempt = Attempt::begin(worker, spec, claimed, reservation, arrival);
     let ended = match refused(&attempt) {
         Some(refused) => refused,
         None => execute(&attempt).await,

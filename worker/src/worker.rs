@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 use crate::lease::Lease;
 use crate::machine::Machine;
 use crate::mark::Mark;
-use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::throughput::ThroughputWindow;
 
 /// One worker process, as seen from a slot.
 pub struct Worker {
@@ -20,7 +20,7 @@ pub struct Worker {
     /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
     pub mark: Mark,
     pub running: Running,
-    pub pace: PaceWindow,
+    pub throughput: ThroughputWindow,
     pub machine: Machine,
     /// Cancelled when the worker drains: no more jobs are taken.
     pub draining: CancellationToken,

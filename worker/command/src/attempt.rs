@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::config::Settings;
 use crate::contract::{self, Message};
 use crate::lines::{LineError, Lines};
-use crate::verdict::{Asked, LastWord, verdict};
+use crate::verdict::{Asked, LastMessage, verdict};
 
 /// How long to wait for the rest of stdout once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -42,31 +42,31 @@ impl Attempt<'_> {
         let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
         let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
 
-        let word = {
+        let last_message = {
             let mut listening = pin!(listener.listen());
             tokio::select! {
-                word = &mut listening => word,
-                () = mind(&group, signal, &silence, &asked, settings) => {
+                last_message = &mut listening => last_message,
+                () = supervise(&group, signal, &silence, &asked, settings) => {
                     group.kill();
                     // Everything that it wrote while it lived still counts.
                     let over = silence.lasts(DRAIN, Instant::now());
                     tokio::select! {
-                        word = &mut listening => word,
-                        () = over => LastWord::Nothing { torn: None },
+                        last_message = &mut listening => last_message,
+                        () = over => LastMessage::Nothing { torn: None },
                     }
                 }
             }
         };
-        wait_for_exit(&group, &mut listener.lines, &word, settings.stop_grace).await;
+        wait_for_exit(&group, &mut listener.lines, &last_message, settings.stop_grace).await;
         let exit = group.end().await;
-        listener.note_bad_manners(&word, exit).await;
-        listener.settle(&word).await?;
-        verdict(asked.into_inner(), word, exit, &stderr.tail().await, settings)
+        listener.warn_of_program_mistakes(&last_message, exit).await;
+        listener.settle(&last_message).await?;
+        verdict(asked.into_inner(), last_message, exit, &stderr.tail().await, settings)
     }
 }
 
 /// Asks the program to stop when there is a reason. Returns when the leader has ended, or its time to do so is over.
-async fn mind(
+async fn supervise(
     group: &Group,
     signal: StopSignal,
     silence: &Silence,
@@ -89,7 +89,7 @@ async fn mind(
 async fn wait_for_exit<R: AsyncRead + Unpin>(
     group: &Group,
     lines: &mut Lines<R>,
-    word: &LastWord,
+    last_message: &LastMessage,
     grace: Duration,
 ) {
     let reading = async {
@@ -97,13 +97,13 @@ async fn wait_for_exit<R: AsyncRead + Unpin>(
         lines.discard().await;
         std::future::pending::<()>().await
     };
-    match word {
-        LastWord::Result(_) | LastWord::Error(_) | LastWord::Nothing { .. } => tokio::select! {
+    match last_message {
+        LastMessage::Result(_) | LastMessage::Error(_) | LastMessage::Nothing { .. } => tokio::select! {
             () = group.exited() => {}
             () = sleep(grace) => {}
             () = reading => {}
         },
-        LastWord::Broken(_) | LastWord::Refused(_) => {}
+        LastMessage::Broken(_) | LastMessage::Refused(_) => {}
     }
 }
 
@@ -119,32 +119,32 @@ struct Listener<'a> {
 impl Listener<'_> {
     /// Takes one line after the other, up to the last word. A checkpoint is durable before the next line is looked at:
     /// while we commit, the pipe fills and the program waits.
-    async fn listen(&mut self) -> LastWord {
+    async fn listen(&mut self) -> LastMessage {
         loop {
             self.silence.begin();
             let line = self.lines.next().await;
             self.silence.end();
             let line = match line {
                 Ok(Some(line)) => line,
-                Ok(None) => return LastWord::Nothing { torn: None },
-                Err(error) => return LastWord::Broken(cannot_read(error)),
+                Ok(None) => return LastMessage::Nothing { torn: None },
+                Err(error) => return LastMessage::Broken(cannot_read(error)),
             };
             let message = match contract::parse(&line) {
                 Ok(Some(message)) => message,
                 Ok(None) => continue,
-                Err(failure) if line.complete => return LastWord::Broken(failure),
-                Err(failure) => return LastWord::Nothing { torn: Some(failure) },
+                Err(failure) if line.complete => return LastMessage::Broken(failure),
+                Err(failure) => return LastMessage::Nothing { torn: Some(failure) },
             };
             match message {
                 Message::Checkpoint(delta) => {
                     if let Err(stop) = self.checkpoint(delta).await {
-                        return LastWord::Refused(at_line(stop, line.number));
+                        return LastMessage::Refused(at_line(stop, line.number));
                     }
                 }
                 Message::Event(event) => self.run.event(event),
                 Message::Cost(usage) => self.unpaid += usage,
-                Message::Result(output) => return LastWord::Result(output),
-                Message::Error(failure) => return LastWord::Error(failure),
+                Message::Result(output) => return LastMessage::Result(output),
+                Message::Error(failure) => return LastMessage::Error(failure),
             }
         }
     }
@@ -157,14 +157,14 @@ impl Listener<'_> {
     }
 
     /// Logs what does not change the outcome but is probably a mistake in the program.
-    async fn note_bad_manners(&mut self, word: &LastWord, exit: Exit) {
-        if !matches!(word, LastWord::Result(_) | LastWord::Error(_)) {
+    async fn warn_of_program_mistakes(&mut self, last_message: &LastMessage, exit: Exit) {
+        if !matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
             return;
         }
         let _ = timeout(DRAIN, self.lines.discard()).await;
         let ignored_bytes = self.lines.discarded();
         let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
-        let ended_well = exited_well || matches!(word, LastWord::Error(_));
+        let ended_well = exited_well || matches!(last_message, LastMessage::Error(_));
         if ignored_bytes > 0 || !ended_well {
             tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
                 "a program went on writing after its result, or did not exit with 0 in time; its result counts");
@@ -172,9 +172,9 @@ impl Listener<'_> {
     }
 
     /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
-    async fn settle(&mut self, word: &LastWord) -> Result<(), Stop> {
-        match word {
-            LastWord::Refused(_) => Ok(()),
+    async fn settle(&mut self, last_message: &LastMessage) -> Result<(), Stop> {
+        match last_message {
+            LastMessage::Refused(_) => Ok(()),
             _ => self.checkpoint(Delta::default()).await,
         }
     }

@@ -24,7 +24,7 @@ pub(crate) enum Asked {
 
 /// The last thing that the program said.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum LastWord {
+pub(crate) enum LastMessage {
     /// `result`.
     Result(Json),
     /// `error`.
@@ -40,14 +40,14 @@ pub(crate) enum LastWord {
 /// Returns the job's output, or why there is none.
 pub(crate) fn verdict(
     asked: Option<Asked>,
-    word: LastWord,
+    last_message: LastMessage,
     exit: Exit,
     stderr: &[String],
     settings: &Settings,
 ) -> Result<Json, RunError> {
-    match (asked, word) {
-        (_, LastWord::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
-        (None | Some(Asked::Stop(Stop::Drain)), LastWord::Result(output)) => Ok(output),
+    match (asked, last_message) {
+        (_, LastMessage::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
+        (None | Some(Asked::Stop(Stop::Drain)), LastMessage::Result(output)) => Ok(output),
         (Some(Asked::Stop(stop)), _) => Err(stop.into()),
         (Some(Asked::Timeout), _) => {
             let problem = format!("ran longer than timeout_ms = {}", settings.timeout.as_millis());
@@ -58,9 +58,9 @@ pub(crate) fn verdict(
             let problem = format!("no line on stdout for longer than idle_timeout_ms = {limit}");
             Err(Failure::retryable(FailureCode::IdleTimeout, with_stderr(problem, stderr)).into())
         }
-        (None, LastWord::Error(failure) | LastWord::Broken(failure)) => Err(failure.into()),
-        (None, LastWord::Refused(stop)) => Err(stop.into()),
-        (None, LastWord::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
+        (None, LastMessage::Error(failure) | LastMessage::Broken(failure)) => Err(failure.into()),
+        (None, LastMessage::Refused(stop)) => Err(stop.into()),
+        (None, LastMessage::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
     }
 }
 
