@@ -1,8 +1,8 @@
 //! The lease: one heartbeat for all jobs of this process.
 //!
-//! Every beat renews it and compares the ledger's list of our jobs with the running table. A run the ledger no longer
-//! knows is stopped; a job the ledger believes to run here, but does not, is handed back. A worker that was declared
-//! dead stops everything and goes on under a new id: death is final, and an id never comes back.
+//! Every beat renews it and compares the ledger's list of our jobs with the running table. A run that the ledger no
+//! longer lists is stopped. A job that the ledger believes to run here, but does not, is handed back. A worker that was
+//! declared dead stops everything and goes on under a new id: death is final, and an id is never used again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::metrics::METRICS;
 use crate::running::Running;
 use crate::throughput::ThroughputWindow;
 
-/// When a job is due again whose end could not be recorded.
+/// How long a job waits until it is due again if its end could not be recorded.
 const UNRECORDED_WAIT: Duration = Duration::from_secs(5);
 
 /// The process's present id, and when its lease was last renewed.
@@ -48,27 +48,27 @@ impl Lease {
         Ok(Lease { store, running, throughput, registration, renewed, clock, duration })
     }
 
-    /// The id under which jobs are claimed now.
+    /// Returns the id under which jobs are claimed now.
     pub fn worker(&self) -> WorkerId {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).worker
     }
 
-    /// The present time by Postgres's clock, as Unix time in milliseconds: this host's may be wrong.
+    /// Returns the present Unix time in milliseconds by Postgres's clock, because this host's clock may be wrong.
     pub fn now_unix_ms(&self) -> u64 {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).now_unix_ms()
     }
 
-    /// How long the lease is.
+    /// Returns how long the lease is.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// Whether the last renewal is younger than the lease.
+    /// Returns whether the last renewal is younger than the lease.
     pub fn is_fresh(&self) -> bool {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.duration
     }
 
-    /// Resolves when the lease is over: nothing has renewed it for so long.
+    /// Resolves when the lease is over, because nothing has renewed it for as long as it lasts.
     pub async fn over(&self) {
         loop {
             let since = self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
@@ -79,13 +79,13 @@ impl Lease {
         }
     }
 
-    /// Long enough for a heartbeat to notice that this worker was declared dead.
+    /// Sleeps long enough for a heartbeat to notice that this worker was declared dead.
     pub async fn sleep_one_beat(&self) {
         tokio::time::sleep(self.duration / 5).await;
     }
 
-    /// Stops what runs at the moment when the lease is over, whatever a heartbeat still waits for; and after that, as
-    /// long as it stays so, what has begun meanwhile. Never ends.
+    /// Stops what runs at the moment when the lease is over, even if a heartbeat still waits for its answer. As long as
+    /// the lease stays over, it also stops what has begun meanwhile. Never ends.
     pub async fn watch(&self) {
         loop {
             self.over().await;
@@ -94,23 +94,24 @@ impl Lease {
         }
     }
 
-    /// Nobody may be there to give our jobs to others, but somebody may: so nothing runs here without a lease. What was
-    /// stopped is handed back with the next heartbeats, and no attempt is spent.
+    /// Stops all runs if the lease is over. A rescuer may already be giving our jobs to other workers, so nothing runs
+    /// here without a lease. What was stopped is handed back with the next heartbeats, without spending an attempt.
     fn stop_when_over(&self) {
         if !self.is_fresh() && !self.running.epochs().is_empty() {
             error!(
-                "the lease is over: no heartbeat has reached Postgres for so long; running jobs are stopped"
+                "the lease is over: no heartbeat has reached Postgres for that long; running jobs are stopped"
             );
             self.running.stop_present(&Stop::LeaseLost);
         }
     }
 
-    /// Renews the lease. `unknown_jobs` are those that the last beat has met.
+    /// Renews the lease. `unknown_jobs` are those that the last beat found.
     pub async fn beat(&self, unknown_jobs: &mut HashMap<JobId, i64>) -> Result<(), StoreError> {
         let worker_id = self.worker();
-        // Taken before the ledger's list is read: a job that begins in between is in the list only.
+        // Taken before the ledger's list is read: a job that begins in between is only in that list.
         let mine = self.running.epochs();
-        // Postgres counts from when the heartbeat reaches it. Counted from before, the lease is over here first.
+        // Postgres counts from when the heartbeat reaches it. We count from before that, so the lease is over here
+        // first.
         let sent = Instant::now();
         match self.store.beat(worker_id, &self.throughput.measure()).await? {
             Beat::Alive { held, clock } => {
@@ -126,17 +127,17 @@ impl Lease {
         }
     }
 
-    /// Runs that the ledger has taken from us.
+    /// Stops the runs that the ledger has taken from us.
     fn stop_lost(&self, mine: &[(JobId, i64)], listed: &[(JobId, i64)]) {
         let listed: HashSet<_> = listed.iter().collect();
         for lost in mine.iter().filter(|run| !listed.contains(run)) {
-            // A run that has just ended is not listed either; then nobody is there to be stopped.
+            // A run that has just ended is not listed either; then there is nothing to stop.
             self.running.stop(lost.0, lost.1, Stop::LeaseLost);
         }
     }
 
-    /// Jobs that the ledger gave us, but whose reply never came: seen in two beats in a row under the same epoch,
-    /// while nothing here runs or claims them, they are handed back.
+    /// Hands back jobs that the ledger gave us in a reply that never came. A job is handed back when two beats in a row
+    /// have found it under the same epoch while nothing here runs or claims it.
     async fn return_unknown_jobs(&self, held: Vec<Claim>, unknown_jobs: &mut HashMap<JobId, i64>) {
         let unknown = held.into_iter().filter(|claim| !self.running.contains(claim.job_id()));
         let mut met = HashMap::new();
@@ -154,17 +155,17 @@ impl Lease {
     }
 
     async fn register_anew(&self, dead_worker: WorkerId) -> Result<(), StoreError> {
-        error!(worker_id = %dead_worker, "declared dead: the heartbeat stayed away for longer than the lease; all runs are stopped");
+        error!(worker_id = %dead_worker, "declared dead: no heartbeat arrived for longer than the lease; all runs are stopped");
         METRICS.leases_lost.inc();
         self.running.stop_present(&Stop::LeaseLost);
         let fresh = WorkerRegistration {
             worker: WorkerId::random(),
             ..self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
-        // A machine that slept has not counted the time.
+        // The clock is read anew, because a machine that slept has not counted the time.
         let clock = self.store.clock().await?;
         let sent = Instant::now();
-        // Marked, it stays so: in the same pod, it may be scaled away at any moment.
+        // The successor inherits a drain mark: it is in the same pod, which may be scaled away at any moment.
         self.store.register_successor(&fresh, dead_worker).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         info!(worker_id = %fresh.worker, "goes on under a new id");
@@ -174,8 +175,8 @@ impl Lease {
     }
 }
 
-/// Hands back a job that the ledger gave to this worker without the worker's knowing; or that was run, but whose end it does
-/// not take: then the attempt is spent.
+/// Hands back a job that the ledger gave to this worker without the worker's knowledge, or a job that was run but whose
+/// end the ledger does not take. In the second case the attempt is spent.
 async fn hand_back(store: &Store, claim: Claim, was_run: bool) -> Result<(), StoreError> {
     let Some(view) = store.jobs(&[claim.job_id()]).await?.into_iter().next() else { return Ok(()) };
     let why = if was_run { "the end of a job was refused" } else { "the reply to a claim was lost" };

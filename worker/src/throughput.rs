@@ -1,5 +1,5 @@
-//! Throughput: how many runs this process begins, and how long they take, over the last minutes. Told with each heartbeat; what
-//! the autoscaler knows of service times is the sum of these.
+//! Throughput: how many runs this process begins, and how long they take, over the last minutes. It is reported with
+//! each heartbeat. The sum of these reports is what the autoscaler knows of service times.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 /// The past is kept in slices of this length.
 const SLICE: Duration = Duration::from_secs(15);
-/// Slices for how long runs took: five minutes.
+/// Slices that count for how long runs took: five minutes.
 const SLICES: usize = 20;
-/// The latest of them count for the rate of starts: a minute.
+/// The latest slices, which count for the rate of starts: a minute.
 const LATE_SLICES: usize = 4;
 
 /// The counts; clones share them.
@@ -21,7 +21,7 @@ pub struct ThroughputWindow(Arc<Mutex<Window>>);
 
 struct Window {
     since: Instant,
-    /// The latest last.
+    /// Oldest first.
     slices: VecDeque<Slice>,
 }
 
@@ -32,34 +32,34 @@ struct Slice {
 }
 
 impl ThroughputWindow {
-    /// Begins now.
+    /// Makes an empty window that begins now.
     pub fn new() -> ThroughputWindow {
         ThroughputWindow(Arc::new(Mutex::new(Window { since: Instant::now(), slices: VecDeque::new() })))
     }
 
-    /// A run has begun.
+    /// Counts a run that has begun.
     pub fn started(&self) {
         self.lock().slice(Instant::now()).starts += 1;
     }
 
-    /// A run has ended.
+    /// Counts a run that has ended.
     pub fn ended(&self, took: Duration) {
         self.lock().slice(Instant::now()).durations.add(took);
     }
 
-    /// What is to be told.
+    /// Returns what is reported with the next heartbeat.
     pub fn measure(&self) -> Throughput {
         self.lock().measure(Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {
-        // Counts only: a panic elsewhere leaves nothing half done.
+        // These are only counts, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Window {
-    /// The present slice; those that are too old go.
+    /// Returns the present slice, and drops those that are too old.
     fn slice(&mut self, now: Instant) -> &mut Slice {
         self.forget(now);
         if self.slices.back().is_none_or(|last| now >= last.begins + SLICE) {
@@ -78,7 +78,7 @@ impl Window {
         self.forget(now);
         let mut throughput = Throughput::default();
         let mut starts = 0;
-        // Slices begin with an event, so the oldest that counts tells how far the minute reaches back.
+        // Slices begin with an event, so the oldest that counts shows how far back the minute reaches.
         let mut reach = (now - self.since).min(SLICE * LATE_SLICES as u32);
         for slice in &self.slices {
             throughput.durations.merge(&slice.durations);

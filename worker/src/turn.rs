@@ -1,4 +1,5 @@
-//! A session's turn in a slot: its claimed job, and after that the next ones that the ledger hands on, each as one attempt.
+//! A session's turn in a slot: its claimed job, and after that the next ones that the ledger hands over. Each is one
+//! attempt.
 
 use std::time::SystemTime;
 
@@ -15,7 +16,8 @@ use crate::refusal::refused;
 use crate::running::{Reservation, Reserved};
 use crate::worker::Worker;
 
-/// Runs a claimed job, and after it the session's next ones. Returns the first reply: the others' messages are acked already.
+/// Runs a claimed job, and after it the session's next ones. Returns the first reply; the messages of the other jobs
+/// are already acked.
 pub async fn take(
     worker: &Worker,
     mut spec: JobSpec,
@@ -34,7 +36,7 @@ pub async fn take(
         let reserved = worker.running.reserve(next.claim.job_id());
         (spec, reservation) = match (job::decode_stored(message), reserved) {
             (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
-            // The heartbeat finds it unknown and hands it back.
+            // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
                 let (job_id, session_id) = (next.claim.job_id(), next.claim.session_id());
                 let trace_id = result.as_ref().map_or(job_id.into(), JobSpec::trace_id);
@@ -48,7 +50,7 @@ pub async fn take(
     }
 }
 
-/// One attempt at one job. Returns the session's next job, and the reply to this one's caller.
+/// Makes one attempt at one job. Returns the session's next job, and the reply to this job's caller.
 async fn run_job(
     worker: &Worker,
     spec: &JobSpec,

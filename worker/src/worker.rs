@@ -22,8 +22,8 @@ pub struct Worker {
     pub running: Running,
     pub throughput: ThroughputWindow,
     pub machine: Machine,
-    /// No more jobs are taken.
+    /// Cancelled when the worker drains: no more jobs are taken.
     pub draining: CancellationToken,
-    /// The process ends: waits for Postgres or the broker are given up.
+    /// Cancelled when the process ends: waits for Postgres or the broker are given up.
     pub stop_waiting: CancellationToken,
 }

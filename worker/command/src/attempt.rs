@@ -1,9 +1,9 @@
-//! One attempt: listens to the program, minds its limits and the stop signal, and sees to its end.
+//! One attempt: reads what the program writes, supervises its limits and the stop signal, and ends it.
 //!
-//! Two futures run beside each other. [`Listener::listen`] takes line after line, each to its end before the next;
-//! [`supervise`] watches the clock, the stop signal and the process, and asks the program to stop. The first to end starts
-//! the end of the attempt; [`verdict`] then says what it comes to. A lost lease is none of this module's cases: the
-//! whole attempt is dropped.
+//! Two futures run side by side. [`Listener::listen`] takes one line after the other and finishes each before the next.
+//! [`supervise`] watches the clock, the stop signal and the process, and asks the program to stop. When one of the two
+//! ends, so does the attempt, and [`verdict`] decides its outcome. This module does not handle a lost lease: the whole
+//! attempt is dropped.
 
 use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -21,10 +21,10 @@ use crate::contract::{self, Message};
 use crate::lines::{LineError, Lines};
 use crate::verdict::{Asked, LastMessage, verdict};
 
-/// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
+/// How long to wait for the rest of stdout once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// A running program and all that belongs to it.
+/// A running program and everything that belongs to it.
 pub(crate) struct Attempt<'a> {
     pub settings: &'a Settings,
     pub run: &'a mut Run,
@@ -33,7 +33,7 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Goes on until the program is gone.
+    /// Runs until the program is gone.
     pub async fn run(self, stdout: ChildStdout) -> Result<Json, RunError> {
         let Attempt { settings, run, group, stderr } = self;
         let signal = run.stop_signal();
@@ -48,7 +48,7 @@ impl Attempt<'_> {
                 last_message = &mut listening => last_message,
                 () = supervise(&group, signal, &silence, &asked, settings) => {
                     group.kill();
-                    // Everything it said while it lived still counts.
+                    // Everything that it wrote while it lived still counts.
                     let over = silence.lasts(DRAIN, Instant::now());
                     tokio::select! {
                         last_message = &mut listening => last_message,
@@ -65,7 +65,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Asks the program to stop when there is a reason. Ends when the leader has ended, or its time to do so is over.
+/// Asks the program to stop when there is a reason. Returns when the leader has ended, or its time to do so is over.
 async fn supervise(
     group: &Group,
     signal: StopSignal,
@@ -81,11 +81,11 @@ async fn supervise(
     };
     asked.get_or_init(|| reason);
     group.terminate();
-    // Killing it is the caller's next step in either case.
+    // In either case the caller kills it next.
     let _ = timeout(settings.stop_grace, group.exited()).await;
 }
 
-/// Lets a program that has said its last word, or closed its stdout, exit by itself for a while.
+/// Gives a program that has said its last word, or closed its stdout, some time to exit by itself.
 async fn wait_for_exit<R: AsyncRead + Unpin>(
     group: &Group,
     lines: &mut Lines<R>,
@@ -93,7 +93,7 @@ async fn wait_for_exit<R: AsyncRead + Unpin>(
     grace: Duration,
 ) {
     let reading = async {
-        // A program must not hang on a full pipe instead of exiting.
+        // The pipe is emptied, so that the program does not hang on it instead of exiting.
         lines.discard().await;
         std::future::pending::<()>().await
     };
@@ -107,18 +107,18 @@ async fn wait_for_exit<R: AsyncRead + Unpin>(
     }
 }
 
-/// Takes what the program says.
+/// Reads what the program writes.
 struct Listener<'a> {
     run: &'a mut Run,
     lines: Lines<ChildStdout>,
     silence: &'a Silence,
-    /// Reported with `cost`, and in no checkpoint yet.
+    /// Usage that was reported with `cost` and is in no checkpoint yet.
     unpaid: Usage,
 }
 
 impl Listener<'_> {
-    /// Takes line after line up to the last word. A checkpoint is durable before the next line is looked at: while
-    /// we commit, the pipe fills and the program waits.
+    /// Takes one line after the other, up to the last word. A checkpoint is durable before the next line is looked at:
+    /// while we commit, the pipe fills and the program waits.
     async fn listen(&mut self) -> LastMessage {
         loop {
             self.silence.begin();
@@ -156,7 +156,7 @@ impl Listener<'_> {
         Ok(())
     }
 
-    /// What does not change the outcome, but is likely a mistake in the program.
+    /// Logs what does not change the outcome but is probably a mistake in the program.
     async fn warn_of_program_mistakes(&mut self, last_message: &LastMessage, exit: Exit) {
         if !matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
             return;
@@ -167,11 +167,11 @@ impl Listener<'_> {
         let ended_well = exited_well || matches!(last_message, LastMessage::Error(_));
         if ignored_bytes > 0 || !ended_well {
             tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
-                "a program wrote on after its result, or did not exit with 0 in time; its result counts");
+                "a program went on writing after its result, or did not exit with 0 in time; its result counts");
         }
     }
 
-    /// Money that was spent is recorded however the attempt ended, unless nothing of it is accepted any more.
+    /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
     async fn settle(&mut self, last_message: &LastMessage) -> Result<(), Stop> {
         match last_message {
             LastMessage::Refused(_) => Ok(()),
@@ -180,7 +180,7 @@ impl Listener<'_> {
     }
 }
 
-/// A checkpoint that is the program's fault is named by its line.
+/// Adds the line's number if the refused checkpoint is the program's fault.
 fn at_line(stop: Stop, number: u64) -> Stop {
     match stop {
         Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
@@ -200,7 +200,8 @@ fn cannot_read(error: LineError) -> Failure {
     }
 }
 
-/// Since when we have been waiting for a line. Stands still while one is dealt with: our slowness is not theirs.
+/// Since when we have been waiting for a line. The count pauses while a line is handled: our slowness is not the
+/// program's silence.
 #[derive(Default)]
 struct Silence {
     since: Mutex<Option<Instant>>,
@@ -219,7 +220,7 @@ impl Silence {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Resolves when a wait that counts from `from` at the earliest has lasted for `limit`.
+    /// Resolves when the silence has lasted for `limit`, counted from `from` at the earliest.
     async fn lasts(&self, limit: Duration, from: Instant) {
         loop {
             let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);

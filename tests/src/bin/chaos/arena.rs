@@ -184,6 +184,19 @@ impl Arena {
         self.held(at).await
     }
 
+    /// Stops a worker (SIGSTOP) at a moment when it runs no suspect. Its death then makes no job poison, as a third death would.
+    pub async fn stop_without_suspects(&mut self, at: usize) -> anyhow::Result<()> {
+        self.until("the worker to be killed runs no suspect", async |arena| {
+            arena.worker(at).pause();
+            let without = arena.held(at).await?.iter().all(|held| held.deaths < 2);
+            if !without {
+                arena.worker(at).resume();
+            }
+            Ok(without)
+        })
+        .await
+    }
+
     /// Sends SIGTERM and waits for the end. Returns how long that took.
     pub async fn drain(&mut self, at: usize) -> anyhow::Result<f64> {
         let begun = Instant::now();

@@ -21,18 +21,20 @@ pub struct LedgerProbe {
 pub struct Held {
     pub job_id: String,
     pub epoch: i64,
+    /// How many workers have died while they ran it.
+    pub deaths: i32,
 }
 
 const ENDED: &str = "SELECT count(*) FROM harness_results";
 
 const HELD: &str = "
-    SELECT j.job_id::text, j.epoch FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+    SELECT j.job_id::text, j.epoch, j.deaths FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
      WHERE w.pod_name = $1 AND j.state = 'running'";
 
 const RUNNING: &str = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
 
 /// Jobs that wait at the broker, according to the ledger.
-const QUEUED: &str = "SELECT job_id::text, epoch FROM harness_jobs WHERE state = 'queued'";
+const QUEUED: &str = "SELECT job_id::text, epoch, deaths FROM harness_jobs WHERE state = 'queued'";
 
 /// Jobs that have another run, or have ended.
 const GONE_ON: &str = "
@@ -124,5 +126,5 @@ impl LedgerProbe {
 }
 
 fn read_held(row: &PgRow) -> Held {
-    Held { job_id: row.get(0), epoch: row.get(1) }
+    Held { job_id: row.get(0), epoch: row.get(1), deaths: row.get(2) }
 }

@@ -37,13 +37,14 @@ pub async fn kills(arena: &mut Arena) -> anyhow::Result<()> {
             arena.warmed_up().await;
             victim = arena.busy().await?;
         }
+        arena.stop_without_suspects(victim).await?;
         let fault = Instant::now();
         let held = arena.kill(victim).await?;
         arena.start(1).await;
         if kill == KILLS {
             arena.gone_on(&held, fault, AGAIN).await?;
         }
-        // The kills are further apart than a rescue takes, so no two of them hit the same job.
+        // The kills are closer together than a rescue takes, so that two of them may hit the same job.
         sleep(Duration::from_millis(arena.random.u64(1_000..3_000))).await;
     }
     Ok(())
