@@ -11,6 +11,7 @@ mod progress;
 mod age;
 mod status;
 mod wait;
+mod why;
 mod cancel;
 mod sessions;
 mod dead;
@@ -55,6 +56,7 @@ enum Command {
     Status(status::Status),
     /// Wait until jobs have ended, and show their results
     Wait(wait::Wait),
+    Why(why::Why),
     /// Cancel jobs that are no longer wanted, whether or not they are running
     Cancel(cancel::Cancel),
     /// Look at sessions
@@ -100,6 +102,7 @@ impl Args {
                 Command::Enqueue(args) => args.run(context).await,
                 Command::Status(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Wait(args) => args.run(context).await,
+                Command::Why(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Cancel(args) => args.run(context).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,

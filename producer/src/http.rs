@@ -10,7 +10,12 @@ mod body;
 mod prefer;
 mod view;
 mod ledger;
+mod query;
+mod items;
+mod metrics;
 mod jobs;
+mod batch;
+mod lists;
 mod router;
 mod server;
 

@@ -16,6 +16,7 @@ mod served;
 mod same;
 mod wait;
 mod following;
+mod why;
 mod cancel;
 mod dead;
 mod fleet_gauges;

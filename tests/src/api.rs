@@ -1,10 +1,12 @@
 //! A caller of the HTTP API.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request};
 use serde_json::Value;
 use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::Worker;
 
@@ -36,7 +38,19 @@ impl Api {
 
     /// The API at this address.
     pub fn at(base: &str) -> Api {
+        Api::with(base, TlsConfig::default())
+    }
+
+    /// The API at this address, whose certificate is from this authority.
+    pub fn trusting(base: &str, authority: &Path) -> Api {
+        let pem = std::fs::read(authority).expect("an authority");
+        let authority = Certificate::from_pem(&pem).expect("a certificate");
+        Api::with(base, TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[authority])).build())
+    }
+
+    fn with(base: &str, tls: TlsConfig) -> Api {
         let config = Agent::config_builder()
+            .tls_config(tls)
             .timeout_global(Some(Duration::from_secs(90)))
             .http_status_as_error(false)
             .max_redirects(0)
@@ -52,6 +66,17 @@ impl Api {
 
     /// Sends a request. The test's runtime goes on meanwhile.
     pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Reply {
+        self.try_send(method, path, headers, body).await.expect("an answer")
+    }
+
+    /// The same; it may fail.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Reply, ureq::Error> {
         let mut request = Request::builder().method(&method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -67,7 +92,7 @@ impl Api {
             let body = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
             Ok::<_, ureq::Error>(Reply { status, headers, body })
         };
-        tokio::task::spawn_blocking(sending).await.expect("a thread").expect("an answer")
+        tokio::task::spawn_blocking(sending).await.expect("a thread")
     }
 
     /// Sends JSON.

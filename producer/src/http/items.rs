@@ -134,7 +134,9 @@ impl Items {
 
     fn end_element(&mut self, items: &mut Vec<Item>) -> Result<(), &'static str> {
         if self.is_empty() {
-            return Err("an element of the JSON array is empty, expected a value before each , and behind it");
+            return Err(
+                "an element of the JSON array is empty, expected a value before each , and behind it",
+            );
         }
         self.after_comma = false;
         items.push(self.take());
@@ -157,7 +159,8 @@ mod tests {
 
     fn cut(format: Format, text: &str, piece: usize) -> (Vec<String>, Result<(), &'static str>) {
         let (mut items, mut found) = (Items::new(format, 10), Vec::new());
-        let mut fed = text.as_bytes().chunks(piece.max(1)).try_for_each(|piece| items.feed(piece, &mut found));
+        let mut fed =
+            text.as_bytes().chunks(piece.max(1)).try_for_each(|piece| items.feed(piece, &mut found));
         if fed.is_ok() {
             fed = items.end(&mut found);
         }
@@ -196,7 +199,10 @@ mod tests {
     fn lines_are_items_and_a_long_one_is_skipped_whole() {
         let text = "1\r\n\n  \n{\"a\":1}\n0123456789abcdef\n2";
         let (items, ended) = cut(Format::Lines, text, 2);
-        assert_eq!(items.iter().map(|item| item.trim()).collect::<Vec<_>>(), ["1", "{\"a\":1}", "too large", "2"]);
+        assert_eq!(
+            items.iter().map(|item| item.trim()).collect::<Vec<_>>(),
+            ["1", "{\"a\":1}", "too large", "2"]
+        );
         assert_eq!(ended, Ok(()));
     }
 

@@ -219,7 +219,7 @@ pub fn decode(body: &[u8], limits: &Limits) -> Result<JobSpec, Problem> {
 }
 
 /// Takes a job into the ledger, or finds the one that was accepted under its id.
-async fn accept(
+pub async fn accept(
     door: &Door,
     principal: &Principal,
     spec: JobSpec,
@@ -264,7 +264,7 @@ async fn end_of(door: &Door, job_id: JobId, until: Instant) -> Option<JobView> {
 }
 
 /// What is no id is no job's.
-fn job_id(given: &str) -> Result<JobId, Problem> {
+pub fn job_id(given: &str) -> Result<JobId, Problem> {
     given.parse().map_err(|_| Problem::no_job())
 }
 

@@ -132,6 +132,11 @@ impl Problem {
     pub fn status(&self) -> u16 {
         self.status
     }
+
+    /// The job that was tried.
+    pub fn job_id(&self) -> Option<JobId> {
+        self.job_id
+    }
 }
 
 impl From<DecodeError> for Problem {

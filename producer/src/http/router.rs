@@ -10,7 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::problem::{Kind, Problem};
-use super::{Door, jobs};
+use super::{Door, batch, jobs, lists, metrics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,15 +18,21 @@ use super::{Door, jobs};
         title = "harness-fleet",
         description = "Submit jobs to a fleet of agent harnesses, follow them, and read their results. Errors are problem documents (RFC 9457)."
     ),
-    tags((name = "jobs", description = "Jobs: submit, read, wait, cancel, run again")),
+    tags(
+        (name = "jobs", description = "Submit, read, wait, cancel, run again"),
+        (name = "sessions", description = "What sessions have come to"),
+        (name = "fleet", description = "Pools and workers")
+    ),
     security(("key" = []))
 )]
 struct Document;
 
 /// The API of this door.
 pub fn router(door: Arc<Door>) -> Router {
-    let (routes, mut document) =
-        OpenApiRouter::with_openapi(Document::openapi()).merge(jobs::routes()).split_for_parts();
+    let (routes, mut document) = {
+        let document = OpenApiRouter::with_openapi(Document::openapi());
+        document.merge(jobs::routes()).merge(batch::routes()).merge(lists::routes()).split_for_parts()
+    };
     let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     document.components.get_or_insert_default().add_security_scheme("key", key);
     routes
@@ -39,5 +45,6 @@ pub fn router(door: Arc<Door>) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::MethodNotAllowed, "expected a method that the header Allow names")
         })
+        .layer(axum::middleware::from_fn(metrics::measure))
         .with_state(door)
 }

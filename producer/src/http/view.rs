@@ -21,7 +21,7 @@ pub struct Job {
     #[schema(value_type = String, example = "0af7651916cd43dd8448eb211c80319c")]
     trace_id: TraceId,
     /// Its session.
-    session_id: String,
+    pub session_id: String,
     /// Its agent.
     agent_id: String,
     /// Its pool.
@@ -43,7 +43,7 @@ pub struct Job {
     /// The worker that runs it or ended it.
     worker_id: Option<Uuid>,
     /// When it was accepted: RFC 3339, UTC.
-    accepted_at: String,
+    pub accepted_at: String,
     /// When its first attempt began: RFC 3339, UTC.
     started_at: Option<String>,
     /// When it ended: RFC 3339, UTC.

@@ -14,6 +14,8 @@ mod conclude;
 mod suspects;
 mod cancel;
 mod status;
+mod list;
+mod facts;
 mod failed;
 
 pub use accept::Accepted;
@@ -25,7 +27,9 @@ pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};
 pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dispatch::DueJob;
+pub use facts::{JobFacts, Turn};
 pub use failed::{FailedJob, FailureFilter, Standing};
+pub use list::{JobFilter, JobLine, Page};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
 pub use status::{FleetCounts, JobView, SessionProgress};

@@ -38,14 +38,15 @@ pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
     Acceptance, Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded,
-    Conclusion, DueJob, End, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobView, KnownJob,
-    SessionProgress, SessionState, Standing, Suspicion, Taken, Unwanted,
+    Conclusion, DueJob, End, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobFacts, JobFilter,
+    JobLine, JobView, KnownJob, Page, SessionProgress, SessionState, Standing, Suspicion, Taken, Turn,
+    Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
     PoolGauges, WorkerView,
 };
-pub use sessions::{CheckpointView, SessionView};
+pub use sessions::{CheckpointView, SessionLine, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use workers::{Beat, Durations, Throughput, WorkerRegistration};

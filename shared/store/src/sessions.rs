@@ -4,7 +4,7 @@ use job::{JobId, Name, Usd};
 use serde::Serialize;
 
 use crate::database::{query, read_job_id, read_usd, rfc3339};
-use crate::{Store, StoreError};
+use crate::{Page, Store, StoreError};
 
 /// A session: its folded state, and what has been checkpointed since.
 #[derive(Clone, Debug, Serialize)]
@@ -74,7 +74,51 @@ const READ_CHECKPOINTS: &str = concat!(
     ", delta FROM harness_checkpoints WHERE session_id = $1 ORDER BY epoch, ordinal"
 );
 
+/// A session in a list.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionLine {
+    /// Its name.
+    pub session_id: String,
+    /// The agent of its first job.
+    pub agent_id: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub last_updated: String,
+    /// Jobs folded so far.
+    pub jobs: i64,
+}
+
+const LIST: &str = concat!(
+    "SELECT session_id, agent_id, ",
+    rfc3339!("created_at"),
+    ", ",
+    rfc3339!("last_updated"),
+    ", version FROM harness_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2"
+);
+
 impl Store {
+    /// The sessions behind this one, by name.
+    pub async fn list_sessions(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Page<SessionLine, String>, StoreError> {
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let after = after.map_or("", Name::as_str);
+        let rows = query(&self.pool, "list_sessions", LIST, &[&after, &most]).await?;
+        let line = |row: &tokio_postgres::Row| SessionLine {
+            session_id: row.get(0),
+            agent_id: row.get(1),
+            created_at: row.get(2),
+            last_updated: row.get(3),
+            jobs: row.get(4),
+        };
+        let found: Vec<SessionLine> = rows.iter().map(line).collect();
+        let next = found.last().filter(|_| found.len() == limit).map(|last| last.session_id.clone());
+        Ok(Page { found, next })
+    }
+
     /// Returns a session, or `None` if there is none of that name.
     pub async fn session(&self, id: &Name) -> Result<Option<SessionView>, StoreError> {
         let rows = query(&self.pool, "session", READ, &[&id.as_str()]).await?;

@@ -2,4 +2,7 @@
 
 mod jobs;
 mod bad_input;
+mod batch;
+mod lists;
+mod port;
 mod outages;

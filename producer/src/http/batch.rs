@@ -1,0 +1,235 @@
+//! `/v1/jobs/batch`: many jobs in one request. Each is accepted or refused for itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
+use futures::StreamExt;
+use futures::future::join_all;
+use job::{JobId, JobSpec, JobState, Limits};
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::{Principal, Scope};
+use super::body::{self, media_type, other_media_type};
+use super::items::{Format, Item, Items};
+use super::jobs::{accept, decode};
+use super::ledger::Patience;
+use super::problem::{Kind, Problem};
+use super::{Door, Shared};
+
+/// The most jobs of a batch.
+const MOST_JOBS: usize = 10_000;
+/// The most bytes of a batch.
+const MOST_BYTES: usize = 32 << 20;
+/// Jobs that are accepted side by side; they share transactions.
+const GROUP: usize = 256;
+/// How long a batch may take to arrive.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(120);
+
+/// The route.
+pub fn routes() -> OpenApiRouter<Arc<Door>> {
+    OpenApiRouter::new().routes(routes!(submit_batch))
+}
+
+/// What became of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Batch {
+    /// How many jobs are accepted now, those that were accepted before included.
+    accepted: usize,
+    /// How many were not.
+    refused: usize,
+    /// Whether the whole batch was read. If not, the last answer says why, and what follows it was not looked at.
+    complete: bool,
+    /// An answer for each item, in their order.
+    items: Vec<Answer>,
+}
+
+/// What became of one item.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Answer {
+    /// The status that the job would have been answered with alone.
+    #[schema(example = 202)]
+    status: u16,
+    /// The job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    job_id: Option<JobId>,
+    /// Its session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<String>,
+    /// Its state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    state: Option<JobState>,
+    /// When it was accepted: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_at: Option<String>,
+    /// Why it was not accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Answer {
+        Answer {
+            status: problem.status(),
+            job_id: problem.job_id(),
+            session_id: None,
+            state: None,
+            accepted_at: None,
+            problem: Some(problem),
+        }
+    }
+}
+
+/// Submit many jobs
+///
+/// A JSON array, or one JSON object a line (NDJSON): up to 10,000 jobs and 32 MiB. Each job is accepted or refused for itself, while
+/// the rest still arrives, and has an answer of its own, in order. Jobs with ids of the caller's own make the batch safe to repeat.
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/batch",
+    tag = "jobs",
+    request_body(content(
+        (Vec<super::view::NewJob> = "application/json"),
+        (String = "application/x-ndjson"),
+    )),
+    responses(
+        (status = 200, description = "An answer for each job", body = Batch),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `submit`", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "It is larger than 32 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "It is neither `application/json` nor `application/x-ndjson`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres has not answered since the process started", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u32, description = "Seconds"))),
+    )
+)]
+async fn submit_batch(door: Shared, principal: Principal, request: Request) -> Result<Json<Batch>, Problem> {
+    principal.needs(Scope::Submit)?;
+    let format = match media_type(request.headers()).as_str() {
+        "application/json" => Format::Array,
+        "application/x-ndjson" | "application/jsonl" => Format::Lines,
+        given => return Err(other_media_type(given, "application/json or application/x-ndjson")),
+    };
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: usize| bytes > MOST_BYTES) {
+        return Err(body::too_large(MOST_BYTES));
+    }
+    let limits = door.limits()?;
+    let mut reading = Reading { door: &door, principal: &principal, limits, answers: Vec::new() };
+    let read = reading.read(request, format).await;
+    let complete = read.is_ok();
+    let mut items = reading.answers;
+    items.extend(read.err().map(Answer::from));
+    let accepted = items.iter().filter(|answer| answer.problem.is_none()).count();
+    Ok(Json(Batch { accepted, refused: items.len() - accepted, complete, items }))
+}
+
+struct Reading<'a> {
+    door: &'a Door,
+    principal: &'a Principal,
+    limits: Limits,
+    answers: Vec<Answer>,
+}
+
+impl Reading<'_> {
+    /// Accepts the items as they come. An error ends the batch where it is.
+    async fn read(&mut self, request: Request, format: Format) -> Result<(), Problem> {
+        let deadline = Instant::now() + ARRIVES_WITHIN;
+        let mut items = Items::new(format, self.limits.max_bytes);
+        let (mut pieces, mut found, mut bytes) = (request.into_body().into_data_stream(), Vec::new(), 0);
+        let malformed = |why: &str| Problem::new(Kind::Malformed, why).at("body");
+        loop {
+            let piece = match timeout_at(deadline, pieces.next()).await {
+                Ok(Some(Ok(piece))) => piece,
+                Ok(Some(Err(_))) => {
+                    self.accept(&mut found).await?;
+                    return Err(malformed("the batch did not arrive whole"));
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    self.accept(&mut found).await?;
+                    return Err(body::too_slow());
+                }
+            };
+            bytes += piece.len();
+            let fed = items.feed(&piece, &mut found);
+            let is_over = fed.is_err() || bytes > MOST_BYTES || self.answers.len() + found.len() > MOST_JOBS;
+            if found.len() >= GROUP || is_over {
+                self.accept(&mut found).await?;
+            }
+            fed.map_err(malformed)?;
+            if bytes > MOST_BYTES {
+                return Err(body::too_large(MOST_BYTES));
+            }
+        }
+        let ended = items.end(&mut found);
+        self.accept(&mut found).await?;
+        ended.map_err(malformed)
+    }
+
+    /// Accepts these in groups, and answers each.
+    async fn accept(&mut self, found: &mut Vec<Item>) -> Result<(), Problem> {
+        let mut found = std::mem::take(found).into_iter();
+        loop {
+            let room = GROUP.min(MOST_JOBS - self.answers.len());
+            let group: Vec<Item> = found.by_ref().take(room).collect();
+            if group.is_empty() {
+                break;
+            }
+            self.accept_group(group).await?;
+        }
+        if found.next().is_some() {
+            let detail = format!("expected at most {MOST_JOBS} jobs");
+            return Err(Problem::new(Kind::TooLarge, detail).at("body"));
+        }
+        Ok(())
+    }
+
+    async fn accept_group(&mut self, group: Vec<Item>) -> Result<(), Problem> {
+        let mut jobs: Vec<Result<(JobSpec, usize), Problem>> = Vec::with_capacity(group.len());
+        for item in group {
+            jobs.push(match item {
+                Item::TooLarge => Err(body::too_large(self.limits.max_bytes)),
+                Item::Text(text) => decode(&text, &self.limits).map(|spec| (spec, text.len())),
+            });
+        }
+        // Which pools are served is known before, so that all are handed over in their order.
+        let store = &self.door.dispatch.store;
+        for (spec, _) in jobs.iter().flatten() {
+            Patience::begin().ask(self.door.served.has(store, &spec.pool)).await?;
+        }
+        let accepting = jobs.into_iter().map(|job| async {
+            let (spec, bytes) = job?;
+            let job_id = spec.job_id;
+            let accepted = accept(self.door, self.principal, spec, bytes, &self.limits).await;
+            accepted.map_err(|problem| problem.of_job(job_id))
+        });
+        let accepted = join_all(accepting).await;
+        let mut is_away = false;
+        for accepted in accepted {
+            self.answers.push(match accepted {
+                Ok((status, job)) => Answer {
+                    status: status.as_u16(),
+                    job_id: Some(job.job_id),
+                    session_id: Some(job.session_id),
+                    state: Some(job.state),
+                    accepted_at: Some(job.accepted_at),
+                    problem: None,
+                },
+                Err(problem) => {
+                    is_away |= problem.status() == 503;
+                    problem.into()
+                }
+            });
+        }
+        // The rest would fare no better, and the caller waits.
+        if is_away { Err(Problem::unavailable()) } else { Ok(()) }
+    }
+}

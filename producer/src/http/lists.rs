@@ -1,0 +1,441 @@
+//! Lists: jobs, dead letters, sessions, pools and workers; and why a job is where it is.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery};
+use job::{JobId, JobState, Name};
+use serde::Serialize;
+use store::{JobFilter, JobLine, Page, SessionLine};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::auth::{Principal, Scope};
+use super::jobs::job_id;
+use super::ledger::Patience;
+use super::problem::{Kind, Problem};
+use super::query::Query;
+use super::{Door, Shared};
+use crate::why::why;
+
+/// Entries of a page where the caller names no number, and at most.
+const USUAL: usize = 50;
+const MOST: usize = 500;
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Door>> {
+    OpenApiRouter::new()
+        .routes(routes!(list_jobs))
+        .routes(routes!(list_dead))
+        .routes(routes!(list_sessions))
+        .routes(routes!(read_session))
+        .routes(routes!(list_pools))
+        .routes(routes!(list_workers))
+        .routes(routes!(explain))
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Listed<T> {
+    /// The entries.
+    items: Vec<T>,
+    /// To be given as `cursor` for the next page; absent where there is no more. A page may have fewer entries than were asked for,
+    /// or none, and a next page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// A job in a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobEntry {
+    /// Its id.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// Its session.
+    session_id: String,
+    /// Its agent.
+    agent_id: String,
+    /// Its pool.
+    pool: String,
+    /// Its state.
+    #[schema(value_type = String, example = "failed")]
+    state: JobState,
+    /// Attempts spent.
+    attempts: i32,
+    /// RFC 3339, UTC.
+    accepted_at: String,
+    /// RFC 3339, UTC.
+    finished_at: Option<String>,
+    /// The code of the last failure.
+    code: Option<String>,
+}
+
+/// A session in a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SessionEntry {
+    /// Its name.
+    session_id: String,
+    /// The agent of its first job.
+    agent_id: String,
+    /// RFC 3339, UTC.
+    created_at: String,
+    /// RFC 3339, UTC.
+    last_updated: String,
+    /// Jobs folded so far.
+    jobs: i64,
+}
+
+/// A session.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Session {
+    /// Its name.
+    session_id: String,
+    /// The agent of its first job.
+    agent_id: String,
+    /// RFC 3339, UTC.
+    created_at: String,
+    /// RFC 3339, UTC.
+    last_updated: String,
+    /// Jobs folded so far.
+    jobs: i64,
+    /// Iterations in all.
+    iterations: i64,
+    /// Spend in all, in US dollars.
+    #[schema(value_type = f64)]
+    cost_usd: job::Usd,
+    /// Tokens read in all.
+    input_tokens: i64,
+    /// Tokens written in all.
+    output_tokens: i64,
+    /// Its memory at the last fold; for keys with the scope `content`, like the next two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<serde_json::Value>,
+    /// Its context at the last fold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_window: Option<serde_json::Value>,
+    /// Its progress at the last fold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_progress: Option<serde_json::Value>,
+}
+
+/// A pool.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PoolEntry {
+    /// Its name.
+    pool: String,
+    /// Workers that take jobs.
+    workers: i64,
+    /// Workers that drain.
+    draining: i64,
+    /// For how long the job has waited that was queued first, in milliseconds.
+    oldest_queued_ms: u64,
+}
+
+/// A worker.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WorkerEntry {
+    /// Its id.
+    #[schema(value_type = Uuid)]
+    worker_id: job::WorkerId,
+    /// Its pool.
+    pool: String,
+    /// Its host.
+    host: String,
+    /// Its pod, in Kubernetes.
+    pod_name: Option<String>,
+    /// How many jobs it runs at a time.
+    slots: u32,
+    /// How many it runs.
+    busy: u64,
+    /// Whether it takes no more jobs.
+    draining: bool,
+    /// Whether its lease is fresh.
+    fresh: bool,
+    /// How long ago it started, in milliseconds.
+    age_ms: u64,
+}
+
+/// Why a job is where it is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Why {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// Its state.
+    #[schema(value_type = String, example = "queued")]
+    state: JobState,
+    /// One sentence.
+    #[schema(example = "queued for 40 s: no worker serves pool gpu")]
+    why: String,
+}
+
+/// List jobs, newest first
+#[utoipa::path(
+    get,
+    path = "/v1/jobs",
+    tag = "jobs",
+    params(
+        ("state" = Option<String>, Query, description = "States, separated by commas"),
+        ("agent" = Option<String>, Query, description = "The agent"),
+        ("session" = Option<String>, Query, description = "The session"),
+        ("pool" = Option<String>, Query, description = "The pool"),
+        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = Listed<JobEntry>),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list_jobs(
+    door: Shared,
+    principal: Principal,
+    RawQuery(given): RawQuery,
+) -> Result<Json<Listed<JobEntry>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let query = Query::parse(given.as_deref(), &["state", "agent", "session", "pool", "limit", "cursor"])?;
+    let states = query.all("state")?;
+    jobs_page(&door, query, JobFilter { states, ..JobFilter::default() }).await
+}
+
+/// List dead letters, newest first
+///
+/// Failed jobs that were neither redriven nor dismissed. Messages that no worker could read are listed by `producer dead list`.
+#[utoipa::path(
+    get,
+    path = "/v1/dead",
+    tag = "jobs",
+    params(
+        ("agent" = Option<String>, Query, description = "The agent"),
+        ("session" = Option<String>, Query, description = "The session"),
+        ("pool" = Option<String>, Query, description = "The pool"),
+        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = Listed<JobEntry>),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list_dead(
+    door: Shared,
+    principal: Principal,
+    RawQuery(given): RawQuery,
+) -> Result<Json<Listed<JobEntry>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let query = Query::parse(given.as_deref(), &["agent", "session", "pool", "limit", "cursor"])?;
+    jobs_page(&door, query, JobFilter { dead: true, ..JobFilter::default() }).await
+}
+
+async fn jobs_page(door: &Door, query: Query, filter: JobFilter) -> Result<Json<Listed<JobEntry>>, Problem> {
+    let filter = JobFilter {
+        agent: query.one("agent")?,
+        session: query.one("session")?,
+        pool: query.one("pool")?,
+        ..filter
+    };
+    let (before, limit) = (query.one("cursor")?, limit(&query)?);
+    let listing = door.dispatch.store.list_jobs(&filter, before, limit);
+    let Page { found, next } = Patience::begin().ask(listing).await?;
+    let items = found.into_iter().map(JobEntry::from).collect();
+    Ok(Json(Listed { items, next: next.map(|id| id.to_string()) }))
+}
+
+/// List sessions, by name
+#[utoipa::path(
+    get,
+    path = "/v1/sessions",
+    tag = "sessions",
+    params(
+        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page", body = Listed<SessionEntry>),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list_sessions(
+    door: Shared,
+    principal: Principal,
+    RawQuery(given): RawQuery,
+) -> Result<Json<Listed<SessionEntry>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
+    let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
+    let listing = door.dispatch.store.list_sessions(after.as_ref(), limit);
+    let Page { found, next } = Patience::begin().ask(listing).await?;
+    Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
+}
+
+/// Read a session
+#[utoipa::path(
+    get,
+    path = "/v1/sessions/{id}",
+    tag = "sessions",
+    params(("id" = String, Path, description = "The session's name")),
+    responses(
+        (status = 200, description = "The session", body = Session),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn read_session(
+    door: Shared,
+    principal: Principal,
+    Path(id): Path<String>,
+) -> Result<Json<Session>, Problem> {
+    principal.needs(Scope::Read)?;
+    let none = || Problem::new(Kind::NotFound, "there is no session of this name");
+    let name: Name = id.parse().map_err(|_| none())?;
+    let view = Patience::begin().ask(door.dispatch.store.session(&name)).await?.ok_or_else(none)?;
+    let shown = |value: serde_json::Value| principal.may(Scope::Content).then_some(value);
+    Ok(Json(Session {
+        session_id: view.session_id,
+        agent_id: view.agent_id,
+        created_at: view.created_at,
+        last_updated: view.last_updated,
+        jobs: view.version,
+        iterations: view.iteration_count,
+        cost_usd: view.cost_usd,
+        input_tokens: view.input_tokens,
+        output_tokens: view.output_tokens,
+        memory: shown(view.memory),
+        context_window: shown(view.context_window),
+        feature_progress: shown(view.feature_progress),
+    }))
+}
+
+/// List pools
+#[utoipa::path(
+    get,
+    path = "/v1/pools",
+    tag = "fleet",
+    responses(
+        (status = 200, description = "The pools", body = Listed<PoolEntry>),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<PoolEntry>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let pools = Patience::begin().ask(door.dispatch.store.pool_gauges()).await?;
+    let entry = |gauges: store::PoolGauges| PoolEntry {
+        pool: gauges.pool.to_string(),
+        workers: gauges.alive,
+        draining: gauges.draining,
+        oldest_queued_ms: u64::try_from(gauges.oldest_queued.as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok(Json(Listed { items: pools.into_iter().map(entry).collect(), next: None }))
+}
+
+/// List workers, oldest first
+#[utoipa::path(
+    get,
+    path = "/v1/workers",
+    tag = "fleet",
+    responses(
+        (status = 200, description = "The workers that have not ended", body = Listed<WorkerEntry>),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<WorkerEntry>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let (store, patience) = (&door.dispatch.store, Patience::begin());
+    let pools = patience.ask(store.pool_gauges()).await?;
+    let pools: Vec<Name> = pools.into_iter().map(|gauges| gauges.pool).collect();
+    let workers = patience.ask(store.pool_workers(&pools)).await?;
+    let entry = |worker: store::WorkerView| WorkerEntry {
+        worker_id: worker.worker,
+        pool: worker.pool.to_string(),
+        host: worker.host,
+        pod_name: worker.pod_name,
+        slots: worker.slots,
+        busy: worker.held,
+        draining: worker.draining || worker.mark.is_some(),
+        fresh: worker.fresh,
+        age_ms: worker.age_ms,
+    };
+    Ok(Json(Listed { items: workers.into_iter().map(entry).collect(), next: None }))
+}
+
+/// Explain where a job is
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/why",
+    tag = "jobs",
+    params(("id" = Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 200, description = "One sentence", body = Why),
+        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The key lacks the scope `read`", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The ledger refuses to work", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn explain(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Json<Why>, Problem> {
+    principal.needs(Scope::Read)?;
+    let job_id = job_id(&id)?;
+    let facts =
+        Patience::begin().ask(door.dispatch.store.facts(job_id)).await?.ok_or_else(Problem::no_job)?;
+    Ok(Json(Why { job_id, state: facts.state, why: why(&facts) }))
+}
+
+fn limit(query: &Query) -> Result<usize, Problem> {
+    match query.one("limit")? {
+        None => Ok(USUAL),
+        Some(limit @ 1..=MOST) => Ok(limit),
+        Some(other) => Err(Problem::invalid("limit", format!("got {other}, expected 1 to {MOST}"))),
+    }
+}
+
+impl From<JobLine> for JobEntry {
+    fn from(line: JobLine) -> JobEntry {
+        JobEntry {
+            job_id: line.job_id,
+            session_id: line.session_id,
+            agent_id: line.agent_id,
+            pool: line.pool,
+            state: line.state,
+            attempts: line.attempts,
+            accepted_at: line.accepted_at,
+            finished_at: line.finished_at,
+            code: line.code,
+        }
+    }
+}
+
+impl From<SessionLine> for SessionEntry {
+    fn from(line: SessionLine) -> SessionEntry {
+        SessionEntry {
+            session_id: line.session_id,
+            agent_id: line.agent_id,
+            created_at: line.created_at,
+            last_updated: line.last_updated,
+            jobs: line.jobs,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The parameters of a list: each known, given once, and of the right form.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use job::shown;
+
+use super::problem::Problem;
+
+/// Parameters by name.
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Reads what follows the `?`; refuses a name that is not among these, or comes twice.
+    pub fn parse(given: Option<&str>, known: &[&str]) -> Result<Query, Problem> {
+        let mut parameters: Vec<(String, String)> = Vec::new();
+        for (name, value) in url::form_urlencoded::parse(given.unwrap_or_default().as_bytes()) {
+            if !known.contains(&name.as_ref()) {
+                let detail = format!("an unknown parameter, expected one of {}", known.join(", "));
+                return Err(Problem::invalid(shown(&name), detail));
+            }
+            if parameters.iter().any(|(before, _)| *before == name) {
+                return Err(Problem::invalid(name, "given twice, expected once"));
+            }
+            parameters.push((name.into_owned(), value.into_owned()));
+        }
+        Ok(Query(parameters))
+    }
+
+    /// A parameter's value.
+    pub fn one<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
+        self.value(name).map(|value| read(name, value)).transpose()
+    }
+
+    /// The values of a parameter that are separated by commas.
+    pub fn all<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Vec<T>, Problem> {
+        let values = self.value(name).into_iter().flat_map(|value| value.split(','));
+        values.map(|value| read(name, value.trim())).collect()
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+}
+
+fn read<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, Problem> {
+    value.parse().map_err(|error: T::Err| {
+        let error = error.to_string();
+        let told = if error.starts_with("got ") { error } else { format!("got \"{value}\": {error}") };
+        Problem::invalid(name, shown(&told))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_known_given_once_and_well_formed() {
+        let query = Query::parse(Some("limit=7&agent=a%20b"), &["limit", "agent"]).unwrap();
+        assert_eq!(query.one::<usize>("limit").unwrap(), Some(7));
+        assert_eq!(query.one::<usize>("cursor").unwrap(), None);
+        assert_eq!(query.one::<job::Name>("agent").unwrap_err().status(), 422);
+        for wrong in ["limt=7", "limit=7&limit=8"] {
+            assert_eq!(
+                Query::parse(Some(wrong), &["limit"]).err().map(|problem| problem.status()),
+                Some(422)
+            );
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Why a job is where it is: one sentence from the ledger's facts. Pure.
+
+use std::time::Duration;
+
+use job::JobState;
+use store::JobFacts;
+
+/// The sentence.
+pub fn why(facts: &JobFacts) -> String {
+    let JobFacts { pool, session, since, .. } = facts;
+    let since = lasting(*since);
+    let state = facts.state;
+    if facts.asked.as_deref() == Some("cancel") && !state.is_end() {
+        return format!("{state}: it was cancelled, and ends soon");
+    }
+    match state {
+        JobState::Scheduled => match facts.due_in {
+            Some(due) => format!("scheduled: due in {}{}", lasting(due), attempt(facts)),
+            None => format!("scheduled: due, and about to be published{}{}", attempt(facts), served(facts)),
+        },
+        JobState::Publishing => format!(
+            "publishing: accepted {since} ago, its message is on its way to the queue of pool {pool}{}",
+            served(facts)
+        ),
+        JobState::Queued if facts.workers == 0 => format!("queued for {since}{}", served(facts)),
+        JobState::Queued if facts.busy >= facts.slots => format!(
+            "queued for {since}: all {} of pool {pool} are taken",
+            counted(facts.slots, "slot", "slots")
+        ),
+        JobState::Queued => format!(
+            "queued for {since}: {} of pool {pool} will take it in turn",
+            counted(facts.workers, "worker", "workers")
+        ),
+        JobState::Blocked => match &facts.turn {
+            Some(turn) if turn.state == JobState::Running => format!(
+                "blocked: session {session} works on job {} for {}, {}",
+                turn.job_id,
+                lasting(turn.since),
+                ahead(facts.ahead)
+            ),
+            Some(turn) => format!(
+                "blocked: job {} has its turn in session {session} and is {}, {}",
+                turn.job_id,
+                turn.state,
+                ahead(facts.ahead)
+            ),
+            None => format!("blocked: its turn in session {session} has come, and it is published soon"),
+        },
+        JobState::Running => {
+            let asked = match facts.asked.as_deref() {
+                Some("interrupt") => {
+                    ", and ends at its next checkpoint: a later job of its session wants its place"
+                }
+                Some("rollback") => ", and ends now: a later job of its session wants its place",
+                _ => "",
+            };
+            format!("running for {since}{}{asked}", attempt(facts))
+        }
+        JobState::Succeeded => format!("succeeded {since} ago{}", spent(facts)),
+        JobState::Failed | JobState::Cancelled => {
+            let reason = match (&facts.code, &facts.message) {
+                (Some(code), Some(message)) => format!(": {code}: {message}"),
+                _ => String::new(),
+            };
+            let again =
+                facts.redriven_as.map(|id| format!("; job {id} does its work again")).unwrap_or_default();
+            format!("{state} {since} ago{}{reason}{again}", spent(facts))
+        }
+    }
+}
+
+/// Nothing where workers take jobs.
+fn served(facts: &JobFacts) -> String {
+    match (facts.workers, facts.draining) {
+        (1.., _) => String::new(),
+        (_, 0) => format!(": no worker serves pool {}", facts.pool),
+        (_, draining) => {
+            let workers = counted(draining, "worker", "workers");
+            format!(": the {workers} of pool {} take no more jobs", facts.pool)
+        }
+    }
+}
+
+fn attempt(facts: &JobFacts) -> String {
+    let number = facts.attempts + 1;
+    let of = facts.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
+    let after = match &facts.code {
+        Some(code) if facts.attempts > 0 => format!(", after `{code}`"),
+        _ => String::new(),
+    };
+    if facts.attempts == 0 && facts.state == JobState::Scheduled && facts.code.is_none() {
+        return String::new();
+    }
+    format!(": attempt {number}{of}{after}")
+}
+
+fn spent(facts: &JobFacts) -> String {
+    match facts.attempts {
+        0 => String::new(),
+        attempts => format!(" at attempt {attempts}"),
+    }
+}
+
+fn ahead(jobs: i64) -> String {
+    match jobs {
+        1 => "1 job is ahead".to_owned(),
+        1_000.. => "1,000 jobs or more are ahead".to_owned(),
+        jobs => format!("{jobs} jobs are ahead"),
+    }
+}
+
+fn counted(count: i64, one: &str, many: &str) -> String {
+    if count == 1 { format!("{count} {one}") } else { format!("{count} {many}") }
+}
+
+/// To the greatest unit alone.
+fn lasting(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job::JobId;
+    use store::Turn;
+
+    use super::*;
+
+    fn facts(state: JobState) -> JobFacts {
+        JobFacts {
+            state,
+            since: Duration::from_secs(3),
+            attempts: 0,
+            max_attempts: Some(3),
+            code: None,
+            message: None,
+            due_in: None,
+            asked: None,
+            session: "s-1".to_owned(),
+            pool: "gpu".to_owned(),
+            ahead: 3,
+            turn: None,
+            workers: 1,
+            draining: 0,
+            slots: 4,
+            busy: 0,
+            redriven_as: None,
+        }
+    }
+
+    #[test]
+    fn what_a_job_waits_for_is_said_in_one_sentence() {
+        let id: JobId = "0198c0de-7a00-7000-8000-000000000001".parse().unwrap();
+        let turn = |state| Some(Turn { job_id: id, state, since: Duration::from_secs(130) });
+        let cases = [
+            (
+                JobFacts { turn: turn(JobState::Running), ..facts(JobState::Blocked) },
+                "blocked: session s-1 works on job 0198c0de-7a00-7000-8000-000000000001 for 2 min, 3 jobs are ahead",
+            ),
+            (
+                JobFacts { turn: turn(JobState::Scheduled), ahead: 1, ..facts(JobState::Blocked) },
+                "blocked: job 0198c0de-7a00-7000-8000-000000000001 has its turn in session s-1 and is scheduled, 1 job is ahead",
+            ),
+            (JobFacts { workers: 0, ..facts(JobState::Queued) }, "queued for 3 s: no worker serves pool gpu"),
+            (
+                JobFacts { workers: 0, draining: 2, ..facts(JobState::Queued) },
+                "queued for 3 s: the 2 workers of pool gpu take no more jobs",
+            ),
+            (
+                JobFacts { busy: 4, ..facts(JobState::Queued) },
+                "queued for 3 s: all 4 slots of pool gpu are taken",
+            ),
+            (
+                JobFacts {
+                    attempts: 1,
+                    code: Some("timeout".to_owned()),
+                    due_in: Some(Duration::from_secs(40)),
+                    ..facts(JobState::Scheduled)
+                },
+                "scheduled: due in 40 s: attempt 2 of 3, after `timeout`",
+            ),
+            (
+                JobFacts { due_in: Some(Duration::from_millis(500)), ..facts(JobState::Scheduled) },
+                "scheduled: due in 500 ms",
+            ),
+            (facts(JobState::Running), "running for 3 s: attempt 1 of 3"),
+            (
+                JobFacts { asked: Some("cancel".to_owned()), ..facts(JobState::Running) },
+                "running: it was cancelled, and ends soon",
+            ),
+            (JobFacts { attempts: 1, ..facts(JobState::Succeeded) }, "succeeded 3 s ago at attempt 1"),
+            (
+                JobFacts {
+                    attempts: 3,
+                    code: Some("timeout".to_owned()),
+                    message: Some("after 5 s".to_owned()),
+                    redriven_as: Some(id),
+                    ..facts(JobState::Failed)
+                },
+                "failed 3 s ago at attempt 3: timeout: after 5 s; job 0198c0de-7a00-7000-8000-000000000001 does its work again",
+            ),
+        ];
+        for (facts, sentence) in cases {
+            assert_eq!(why(&facts), sentence);
+        }
+    }
+
+    #[test]
+    fn every_state_has_a_sentence_that_begins_with_it() {
+        for state in JobState::ALL {
+            assert!(why(&facts(state)).starts_with(state.as_str()), "{state}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The facts by which a job's state is explained.
+
+use std::time::Duration;
+
+use job::{JobId, JobState};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::database::{query, read_job_id, read_millis, read_state};
+use crate::{Store, StoreError};
+
+/// What is known of a job and of what it waits for.
+#[derive(Clone, Debug)]
+pub struct JobFacts {
+    /// Its state.
+    pub state: JobState,
+    /// Since when, up to now; since its end, where it has ended.
+    pub since: Duration,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// Attempts that it has; unknown where its envelope is not kept.
+    pub max_attempts: Option<i64>,
+    /// The code of the last failure.
+    pub code: Option<String>,
+    /// The message of the last failure.
+    pub message: Option<String>,
+    /// How long until it is due; nothing where it is.
+    pub due_in: Option<Duration>,
+    /// Whether it is asked to end, or to give way: `cancel`, `interrupt` or `rollback`.
+    pub asked: Option<String>,
+    /// Its session.
+    pub session: String,
+    /// Its pool.
+    pub pool: String,
+    /// Jobs of its session that come before it; counted up to 1,000.
+    pub ahead: i64,
+    /// The job whose turn it is in the session, where that is another one.
+    pub turn: Option<Turn>,
+    /// Workers of the pool with a fresh lease that take jobs.
+    pub workers: i64,
+    /// Workers of the pool with a fresh lease that drain.
+    pub draining: i64,
+    /// Their slots together, of those that take jobs.
+    pub slots: i64,
+    /// Slots that are taken there; counted up to 1,000.
+    pub busy: i64,
+    /// The job that does its work again.
+    pub redriven_as: Option<JobId>,
+}
+
+/// The job that has its turn in a session.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// The job.
+    pub job_id: JobId,
+    /// Its state.
+    pub state: JobState,
+    /// Since when.
+    pub since: Duration,
+}
+
+const LIVE: &str = "
+    SELECT j.state, (extract(epoch FROM now() - j.state_since) * 1000)::bigint, j.attempts,
+           (j.message -> 'retry' ->> 'max_attempts')::bigint, j.failure ->> 'code', j.failure ->> 'message',
+           CASE WHEN j.due_at > now() AND j.due_at < 'infinity' THEN (extract(epoch FROM j.due_at - now()) * 1000)::bigint END,
+           j.asked, j.session_id, j.pool,
+           (SELECT count(*) FROM (SELECT FROM harness_jobs o
+                                   WHERE o.session_id = j.session_id AND o.seq < j.seq LIMIT 1000) ahead),
+           t.job_id, t.state, (extract(epoch FROM now() - t.state_since) * 1000)::bigint,
+           w.alive, w.draining, w.slots,
+           (SELECT count(*) FROM (SELECT FROM harness_jobs b WHERE b.worker_id IS NOT NULL AND b.pool = j.pool LIMIT 1000) busy),
+           NULL::uuid
+      FROM harness_jobs j
+      LEFT JOIN LATERAL (SELECT job_id, state, state_since FROM harness_jobs r
+                          WHERE r.session_id = j.session_id AND r.epoch > 0 AND r.job_id <> j.job_id LIMIT 1) t ON true
+     CROSS JOIN LATERAL (
+           SELECT count(*) FILTER (WHERE NOT drains) AS alive, count(*) FILTER (WHERE drains) AS draining,
+                  coalesce(sum(slots) FILTER (WHERE NOT drains), 0)::bigint AS slots
+             FROM (SELECT slots, state = 'draining' OR coalesce(drain_until > now(), false) AS drains FROM harness_workers
+                    WHERE pool = j.pool AND state IN ('alive', 'draining')
+                      AND heartbeat_at >= now() - lease_ms * interval '1 millisecond') of_pool) w
+     WHERE j.job_id = $1";
+
+const ENDED: &str = "
+    SELECT state, (extract(epoch FROM now() - finished_at) * 1000)::bigint, attempts,
+           (message -> 'retry' ->> 'max_attempts')::bigint, failure ->> 'code', failure ->> 'message',
+           NULL::bigint, NULL::text, session_id, pool, 0::bigint, NULL::uuid, NULL::text, NULL::bigint,
+           0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as
+      FROM harness_results WHERE job_id = $1";
+
+impl Store {
+    /// What explains where this job is; nothing where the ledger does not know it.
+    pub async fn facts(&self, job_id: JobId) -> Result<Option<JobFacts>, StoreError> {
+        let id = Uuid::from(job_id);
+        // Live ones first: a job that ends in between is then found among the ended.
+        for (name, sql) in [("facts_live", LIVE), ("facts_ended", ENDED)] {
+            if let Some(row) = query(&self.pool, name, sql, &[&id]).await?.first() {
+                return Ok(Some(read(row)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn read(row: &Row) -> JobFacts {
+    let turn = row.get::<_, Option<Uuid>>(11).map(|_| Turn {
+        job_id: read_job_id(row, 11),
+        state: read_state(row, 12),
+        since: read_millis(row, 13).unwrap_or_default(),
+    });
+    JobFacts {
+        state: read_state(row, 0),
+        since: read_millis(row, 1).unwrap_or_default(),
+        attempts: row.get(2),
+        max_attempts: row.get(3),
+        code: row.get(4),
+        message: row.get(5),
+        due_in: read_millis(row, 6),
+        asked: row.get(7),
+        session: row.get(8),
+        pool: row.get(9),
+        ahead: row.get(10),
+        turn,
+        workers: row.get(14),
+        draining: row.get(15),
+        slots: row.get(16),
+        busy: row.get(17),
+        redriven_as: row.get::<_, Option<Uuid>>(18).and_then(|id| id.try_into().ok()),
+    }
+}

@@ -1,0 +1,153 @@
+//! Lists of jobs, newest first, by the time in their ids: live ones and ended ones as one list.
+//!
+//! A look reads a bounded number of rows, whatever the filter lets pass, and answers where the next look goes on.
+
+use job::{JobId, JobState, Name};
+use serde::Serialize;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::database::{query, read_job_id, read_state, rfc3339};
+use crate::{Store, StoreError};
+
+/// Rows that one look reads of each table, at most.
+const LOOKED_AT: i64 = 10_000;
+
+/// Which jobs; what is `None` or empty lets all pass.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// The states.
+    pub states: Vec<JobState>,
+    /// The agent.
+    pub agent: Option<Name>,
+    /// The session.
+    pub session: Option<Name>,
+    /// The pool.
+    pub pool: Option<Name>,
+    /// Failed, and neither redriven nor dismissed.
+    pub dead: bool,
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobLine {
+    /// The job.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its state.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
+    /// RFC 3339, UTC.
+    pub finished_at: Option<String>,
+    /// The code of the last failure.
+    pub code: Option<String>,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T, K> {
+    /// What was found.
+    pub found: Vec<T>,
+    /// Where the next look begins; nothing where there is no more.
+    pub next: Option<K>,
+}
+
+/// The row behind which a look of one table ends.
+const LAST_LIVE: &str =
+    "SELECT job_id FROM harness_jobs WHERE job_id < $1 ORDER BY job_id DESC OFFSET $2 LIMIT 1";
+const LAST_ENDED: &str =
+    "SELECT job_id FROM harness_results WHERE job_id < $1 ORDER BY job_id DESC OFFSET $2 LIMIT 1";
+
+macro_rules! chosen {
+    () => {
+        "AND (cardinality($3::text[]) = 0 OR state = ANY($3))
+         AND ($4::text IS NULL OR agent_id = $4)
+         AND ($5::text IS NULL OR session_id = $5)
+         AND ($6::text IS NULL OR pool = $6)
+         ORDER BY job_id DESC LIMIT $7"
+    };
+}
+
+const LIVE: &str = concat!(
+    "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
+    rfc3339!("accepted_at"),
+    ", NULL::text, failure ->> 'code'
+       FROM harness_jobs WHERE job_id < $1 AND job_id >= $2 AND session_id <> '' ",
+    chosen!()
+);
+
+const ENDED: &str = concat!(
+    "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
+    rfc3339!("accepted_at"),
+    ", ",
+    rfc3339!("finished_at"),
+    ", failure ->> 'code'
+       FROM harness_results WHERE job_id < $1 AND job_id >= $2 AND session_id <> ''
+        AND (NOT $8 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) ",
+    chosen!()
+);
+
+impl Store {
+    /// The newest jobs that pass, older than `before` where that is given.
+    pub async fn list_jobs(
+        &self,
+        filter: &JobFilter,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Page<JobLine, JobId>, StoreError> {
+        let before = before.map_or(Uuid::max(), Uuid::from);
+        let skipped = LOOKED_AT - 1;
+        let mut lowest = None;
+        for (name, last) in [("last_live", LAST_LIVE), ("last_ended", LAST_ENDED)] {
+            let rows = query(&self.pool, name, last, &[&before, &skipped]).await?;
+            lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
+        }
+        let from = lowest.unwrap_or(Uuid::nil());
+        let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
+        let name = |name: &Option<Name>| name.as_ref().map(|name| name.as_str().to_owned());
+        let (agent, session, pool) = (name(&filter.agent), name(&filter.session), name(&filter.pool));
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut found = Vec::new();
+        if !filter.dead {
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+                [&before, &from, &states, &agent, &session, &pool, &most];
+            found.extend(query(&self.pool, "list_live", LIVE, &params).await?.iter().map(read_line));
+        }
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+            [&before, &from, &states, &agent, &session, &pool, &most, &filter.dead];
+        found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
+        // A job that has ended between the two questions is in both; its end comes last and counts.
+        found.reverse();
+        found.sort_by_key(|line| std::cmp::Reverse(line.job_id));
+        found.dedup_by_key(|line| line.job_id);
+        let more = found.len() > limit || found.len() == limit;
+        found.truncate(limit);
+        let next = match found.last() {
+            Some(last) if more => Some(last.job_id),
+            _ => lowest.and_then(|id| id.try_into().ok()),
+        };
+        Ok(Page { found, next })
+    }
+}
+
+fn read_line(row: &Row) -> JobLine {
+    JobLine {
+        job_id: read_job_id(row, 0),
+        session_id: row.get(1),
+        agent_id: row.get(2),
+        pool: row.get(3),
+        state: read_state(row, 4),
+        attempts: row.get(5),
+        accepted_at: row.get(6),
+        finished_at: row.get(7),
+        code: row.get(8),
+    }
+}

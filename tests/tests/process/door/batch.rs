@@ -1,0 +1,92 @@
+//! Many jobs in one request: each accepted or refused for itself, and answered in order.
+
+use http::Method;
+use job::JobId;
+use serde_json::{Value, json};
+use tests::{Api, Fleet, Reply};
+
+async fn send(api: &Api, kind: &str, body: String) -> Reply {
+    api.send(Method::POST, "/v1/jobs/batch", &[("content-type", kind)], body.into_bytes()).await
+}
+
+fn statuses(batch: &Value) -> Vec<u64> {
+    let items = batch["items"].as_array().expect("answers");
+    items.iter().map(|answer| answer["status"].as_u64().expect("a status")).collect()
+}
+
+#[tokio::test]
+async fn each_job_of_a_batch_has_its_own_answer_in_order() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").set("MAX_MESSAGE_BYTES", 2_048).start().await;
+    let api = Api::of(&door).await;
+    let id = JobId::now().to_string();
+    let jobs = [
+        json!({"agent_id": "echo", "input": 0, "session_id": "s"}),
+        json!({"agent_id": "echo", "input": "]},[{\"\\", "session_id": "s"}),
+        json!({"agent_id": 7}),
+        json!(7),
+        json!({"agent_id": "echo", "input": "x".repeat(3_000)}),
+        json!({"agent_id": "echo", "pool": "nowhere"}),
+        json!({"agent_id": "echo", "job_id": id}),
+        json!({"agent_id": "echo", "job_id": id}),
+        json!({"agent_id": "echo", "job_id": id, "input": 1}),
+    ];
+    let expected = [202, 202, 422, 422, 413, 422, 202, 200, 409];
+    let batch = send(&api, "application/json", json!(jobs).to_string()).await.is(200).json();
+    assert_eq!(statuses(&batch), expected, "{batch}");
+    assert_eq!(
+        (&batch["accepted"], &batch["refused"], &batch["complete"]),
+        (&json!(4), &json!(5), &json!(true))
+    );
+    assert_eq!(batch["items"][2]["problem"]["field"], "agent_id", "{batch}");
+    assert_eq!(batch["items"][5]["problem"]["field"], "pool", "{batch}");
+    for n in [0, 1, 6] {
+        let job_id = batch["items"][n]["job_id"].as_str().expect("an id");
+        assert_eq!(api.wait(job_id).await.is(200).text("state"), "succeeded");
+    }
+    // The same as lines: what has an id of its own is known.
+    let lines: String = jobs.iter().map(|job| format!("{job}\r\n\n")).collect();
+    let batch = send(&api, "application/x-ndjson", lines).await.is(200).json();
+    assert_eq!(statuses(&batch)[..6], expected[..6], "{batch}");
+    assert_eq!(statuses(&batch)[6..8], [200, 200], "{batch}");
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn what_came_before_a_mistake_is_accepted_and_the_answer_says_where_it_ended() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let job = r#"{"agent_id":"echo"}"#;
+    for (body, expected) in [
+        (format!("[{job},{job}"), vec![202, 400]),
+        (format!("[{job},,{job}]"), vec![202, 400]),
+        (format!("[{job}] {job}"), vec![202, 400]),
+        (format!("[{job},{{]"), vec![202, 400]),
+        (job.to_owned(), vec![400]),
+        (String::new(), vec![400]),
+    ] {
+        let batch = send(&api, "application/json", body.clone()).await.is(200).json();
+        assert_eq!((statuses(&batch), &batch["complete"]), (expected, &json!(false)), "{body}: {batch}");
+    }
+    for body in ["[]", " [ ] "] {
+        let batch = send(&api, "application/json", body.to_owned()).await.is(200).json();
+        assert_eq!((statuses(&batch), &batch["complete"]), (vec![], &json!(true)), "{batch}");
+    }
+    send(&api, "text/plain", "[]".to_owned()).await.problem(415, Some("content-type"));
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 4);
+}
+
+#[tokio::test]
+async fn ten_thousand_jobs_fit_into_a_batch_and_not_one_more() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let line = "{\"agent_id\":\"echo\"}\n";
+    let batch = send(&api, "application/x-ndjson", line.repeat(10_001)).await.is(200).json();
+    let statuses = statuses(&batch);
+    assert_eq!((statuses.len(), statuses[9_999], statuses[10_000]), (10_001, 202, 413));
+    assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(10_000), &json!(false)));
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 10_000);
+}

@@ -1,0 +1,140 @@
+//! What the API shows of the fleet.
+
+use std::collections::BTreeSet;
+
+use job::JobId;
+use serde_json::{Value, json};
+use tests::{Api, Fleet};
+
+/// All entries of a list, page by page.
+async fn all(api: &Api, path: &str, limit: usize) -> Vec<Value> {
+    let separator = if path.contains('?') { '&' } else { '?' };
+    let (mut items, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("{path}{separator}limit={limit}{cursor}")).await.is(200).json();
+        let found = page["items"].as_array().expect("entries");
+        assert!(found.len() <= limit, "{page}");
+        items.extend(found.iter().cloned());
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return items,
+        }
+    }
+}
+
+#[tokio::test]
+async fn lists_have_each_job_once_newest_first_and_pass_filters() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let mut worker = fleet.worker("worker").start().await;
+    let mut ids = Vec::new();
+    for n in 0..7 {
+        let agent = if n % 3 == 0 { "nobody" } else { "echo" };
+        let spec = json!({"agent_id": agent, "session_id": format!("s-{n}")});
+        ids.push(api.submit(&spec).await.is(202).text("job_id"));
+    }
+    for job_id in &ids {
+        api.wait(job_id).await.is(200);
+    }
+    worker.terminate();
+    worker.exit().await;
+    for n in 0..3 {
+        let spec = json!({"agent_id": "echo", "session_id": format!("t-{n}")});
+        ids.push(api.submit(&spec).await.is(202).text("job_id"));
+    }
+    ids.reverse();
+    for limit in [1, 4, 10, 100] {
+        let listed = all(&api, "/v1/jobs", limit).await;
+        let listed: Vec<&str> = listed.iter().filter_map(|line| line["job_id"].as_str()).collect();
+        assert_eq!(listed, ids, "{limit}");
+    }
+    let states =
+        |listed: Vec<Value>| listed.iter().map(|line| line["state"].to_string()).collect::<BTreeSet<_>>();
+    let failed = all(&api, "/v1/jobs?state=failed", 2).await;
+    assert_eq!((failed.len(), states(failed)), (3, ["\"failed\"".to_owned()].into()));
+    assert_eq!(all(&api, "/v1/jobs?state=succeeded,failed", 100).await.len(), 7);
+    assert_eq!(all(&api, "/v1/jobs?session=t-1", 100).await.len(), 1);
+    assert_eq!(all(&api, "/v1/jobs?agent=nobody&pool=default", 2).await.len(), 3);
+    assert_eq!(all(&api, "/v1/jobs?pool=gpu", 100).await.len(), 0);
+
+    let dead = all(&api, "/v1/dead", 2).await;
+    assert_eq!((dead.len(), &dead[0]["code"]), (3, &json!("unknown_agent")));
+    let again = dead[0]["job_id"].as_str().expect("an id");
+    api.post(&format!("/v1/jobs/{again}/redrive"), &json!(null)).await.is(202);
+    assert_eq!(all(&api, "/v1/dead", 2).await.len(), 2);
+
+    let sessions = all(&api, "/v1/sessions", 2).await;
+    assert_eq!(sessions.len(), 7, "{sessions:?}");
+    let session = api.get("/v1/sessions/s-1").await.is(200).json();
+    assert_eq!((&session["jobs"], session["context_window"].is_array()), (&json!(1), true), "{session}");
+    api.get("/v1/sessions/none").await.problem(404, None);
+    api.get("/v1/sessions/a%2fb").await.problem(404, None);
+    for (query, field) in [
+        ("state=lost", "state"),
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("limit=x", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("cursor=x", "cursor"),
+        ("agent=a%20b", "agent"),
+        ("agnet=echo", "agnet"),
+        ("state=%00", "state"),
+    ] {
+        api.get(&format!("/v1/jobs?{query}")).await.problem(422, Some(field));
+    }
+}
+
+#[tokio::test]
+async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let long = json!({"agent_id": "scripted", "session_id": "s", "input": {"count": 1000, "delay_ms": 20}});
+    let first = api.submit(&long).await.is(202).text("job_id");
+    let why = async |job_id: &str| api.get(&format!("/v1/jobs/{job_id}/why")).await.is(200).text("why");
+    let look = async || Some(why(&first).await).filter(|why| why.starts_with("queued"));
+    let waits = tests::until("it is queued", look).await;
+    assert!(waits.ends_with("no worker serves pool default"), "{waits}");
+
+    let _worker = fleet.worker("worker").start().await;
+    fleet.iterated(first.parse().expect("an id"), 1).await;
+    let next = api.submit(&json!({"agent_id": "echo", "session_id": "s"})).await.is(202).text("job_id");
+    let look = async || Some(why(&next).await).filter(|why| why.starts_with("blocked"));
+    let waits = tests::until("it is blocked", look).await;
+    assert!(waits.contains(&format!("works on job {first}")) && waits.ends_with("1 job is ahead"), "{waits}");
+    let ran = fleet.producer(&["why", &next]).await;
+    assert!(ran.code == 0 && ran.out.starts_with("blocked: session s works on job"), "{ran:?}");
+    api.get(&format!("/v1/jobs/{}/why", JobId::now())).await.problem(404, None);
+
+    let pools = api.get("/v1/pools").await.is(200).json();
+    assert_eq!((&pools["items"][0]["pool"], &pools["items"][0]["workers"]), (&json!("default"), &json!(1)));
+    let workers = api.get("/v1/workers").await.is(200).json();
+    assert_eq!(
+        (&workers["items"][0]["slots"], &workers["items"][0]["busy"]),
+        (&json!(4), &json!(1)),
+        "{workers}"
+    );
+
+    // Every route is described, and measured.
+    let document = api.get("/v1/openapi.json").await.is(200).json();
+    let paths: BTreeSet<&str> =
+        document["paths"].as_object().expect("paths").keys().map(String::as_str).collect();
+    let expected = [
+        "/v1/dead",
+        "/v1/jobs",
+        "/v1/jobs/batch",
+        "/v1/jobs/{id}",
+        "/v1/jobs/{id}/cancel",
+        "/v1/jobs/{id}/redrive",
+        "/v1/jobs/{id}/why",
+        "/v1/pools",
+        "/v1/sessions",
+        "/v1/sessions/{id}",
+        "/v1/workers",
+    ];
+    assert_eq!(paths, expected.into());
+    let (_, metrics) = door.get("/metrics").await;
+    let measured = r#"harness_http_request_seconds_count{route="/v1/jobs/{id}/why",status="4xx"} 1"#;
+    assert!(metrics.contains(measured), "{metrics}");
+}
