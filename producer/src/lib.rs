@@ -4,8 +4,8 @@
 //! job counts as accepted once it is in the ledger. Its message follows; if this process dies in between, any relay
 //! sends the message.
 //!
-//! The modules here are operations, which know no command line. `cli` parses the arguments, calls one operation and
-//! prints the result.
+//! The modules here are operations, which know neither a command line nor HTTP. `cli` parses the arguments, calls one
+//! operation and prints the result; `http` does the same with requests.
 
 mod intake_limits;
 mod send_spans;
