@@ -13,6 +13,8 @@ use tracing::warn;
 
 /// The pause between two questions, while someone waits.
 const EVERY: Duration = Duration::from_millis(100);
+/// The pause is at least so many times as long as the question took: where many wait, Postgres has other work as well.
+const REST: u32 = 5;
 /// Jobs that are asked for at once.
 const CHUNK: usize = 5_000;
 /// A question that takes longer is asked again.
@@ -47,6 +49,7 @@ impl Following {
                     self.begun.notified().await;
                     continue;
                 }
+                let begun = Instant::now();
                 for chunk in jobs.chunks(CHUNK) {
                     match timeout(ANSWER_WITHIN, store.ended_among(chunk)).await {
                         Ok(Ok(ended)) => {
@@ -65,7 +68,7 @@ impl Following {
                         Ok(Err(_)) | Err(_) => {}
                     }
                 }
-                sleep(EVERY).await;
+                sleep(EVERY.max(begun.elapsed() * REST)).await;
             }
         };
         end.run_until_cancelled(asking).await.unwrap_or(())

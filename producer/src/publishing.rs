@@ -70,13 +70,26 @@ impl Publisher {
             }
             let dispatch = self.dispatch.clone();
             groups.spawn(async move {
-                if let Err(error) = submit::publish(&dispatch, group).await {
-                    warn!("jobs are accepted and not noted as queued: {}", with_causes(error.as_ref()));
-                }
+                publish(&dispatch, group).await;
                 drop(slot);
             });
         }
+        self.waiting.close();
+        let mut rest = Vec::new();
+        while let Ok(submitted) = self.waiting.try_recv() {
+            rest.push(submitted);
+        }
+        if !rest.is_empty() && self.dispatch.broker.held_up().is_none() {
+            let dispatch = self.dispatch.clone();
+            groups.spawn(async move { publish(&dispatch, rest).await });
+        }
         groups.close();
         let _ = timeout(LAST_PUBLISHES, groups.wait()).await;
+    }
+}
+
+async fn publish(dispatch: &Dispatch, group: Vec<Submitted>) {
+    if let Err(error) = submit::publish(dispatch, group).await {
+        warn!("jobs are accepted and not noted as queued: {}", with_causes(error.as_ref()));
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
+use axum::http::header::HOST;
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 
 use super::Door;
 use super::problem::{Kind, Problem};
@@ -73,8 +75,12 @@ impl Auth {
         if environment == "development" && address.is_loopback() { Auth::Open } else { Auth::Keys }
     }
 
-    fn principal(self, _headers: &HeaderMap) -> Result<Principal, Problem> {
+    fn principal(self, headers: &HeaderMap) -> Result<Principal, Problem> {
         match self {
+            Auth::Open if !is_of_this_machine(headers) => {
+                let detail = "without keys only this machine may ask, by localhost or a loopback address";
+                Err(Problem::new(Kind::Forbidden, detail).at("host"))
+            }
             Auth::Open => {
                 let scopes = [Scope::Submit, Scope::Read, Scope::Content, Scope::Operate, Scope::Admin];
                 Ok(Principal { scopes: scopes.to_vec() })
@@ -85,6 +91,15 @@ impl Auth {
             }
         }
     }
+}
+
+/// A page of another site can make a browser ask here, under that site's name (DNS rebinding).
+fn is_of_this_machine(headers: &HeaderMap) -> bool {
+    // HTTP/2 has it in the request's address, which no browser sends without TLS.
+    let Some(host) = headers.get(HOST) else { return true };
+    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let name = host.host().trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl FromRequestParts<Arc<Door>> for Principal {
@@ -98,6 +113,20 @@ impl FromRequestParts<Arc<Door>> for Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_keys_another_name_than_this_machine_s_is_refused() {
+        let asked = |host: &'static str| {
+            let headers = HeaderMap::from_iter([(HOST, axum::http::HeaderValue::from_static(host))]);
+            Auth::Open.principal(&headers).map_err(|problem| problem.status()).err()
+        };
+        for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
+            assert_eq!(asked(host), None, "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:8080", "10.0.0.7", ""] {
+            assert_eq!(asked(host), Some(403), "{host}");
+        }
+    }
 
     #[test]
     fn without_keys_it_is_open_on_loopback_in_development_alone() {

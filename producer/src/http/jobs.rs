@@ -65,7 +65,11 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     expect_json(&parts.headers)?;
     let body = body::read(&parts.headers, body, door.max_bytes).await?;
     let limits = door.limits()?;
-    let spec = decode(&body, &limits)?;
+    let mut spec = decode(&body, &limits)?;
+    if spec.traceparent.is_none() {
+        spec.traceparent =
+            parts.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
+    }
     let job_id = spec.job_id;
     let begun = Instant::now();
     let accepted = accept(&door, &principal, spec, body.len(), &limits).await;

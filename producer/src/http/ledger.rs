@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use store::StoreError;
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::debug;
 
 use super::problem::Problem;
 
@@ -30,7 +30,7 @@ impl Patience {
         match timeout_at(self.0, asking).await {
             Ok(answer) => answer.map_err(Problem::from),
             Err(_) => {
-                warn!("a request was answered with 503: Postgres is silent");
+                debug!("a request was answered with 503: Postgres is silent");
                 Err(Problem::unavailable())
             }
         }

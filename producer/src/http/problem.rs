@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use job::{DecodeError, JobId};
 use serde::Serialize;
 use store::StoreError;
-use tracing::{error, warn};
+use tracing::{debug, error};
 use utoipa::ToSchema;
 
 /// The media type.
@@ -149,7 +149,8 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Unavailable(_) | StoreError::TooMuch(_) | StoreError::Closed => {
-                warn!(cause = error.as_dyn(), "a request was answered with 503");
+                // That Postgres is away was logged once, by `pulse`.
+                debug!(cause = error.as_dyn(), "a request was answered with 503");
                 Problem::unavailable()
             }
             StoreError::Refused { .. } => Problem::invalid("body", error.to_string()),
