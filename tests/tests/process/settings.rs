@@ -69,7 +69,7 @@ fn page() -> String {
     let mut page = "<!-- Made from the programs' command lines: `UPDATE=1 cargo test -p tests --test process settings` writes it anew. -->\n\n\
         # Settings\n\n\
         Every setting is an environment variable and a flag of the same meaning; the flag wins. A variable that is set and empty is not set. A process that \
-        cannot start tells all that is wrong at once and exits with 2. Secrets are never shown, and have no place in a file of ops/config. A secret `NAME` may \
+        cannot start reports all that is wrong at once and exits with 2. Secrets are never shown, and have no place in a file of ops/config. A secret `NAME` may \
         stand in a file instead, which `NAME_FILE` names; not as a flag, which every user of the machine can read.\n\n\
         | setting | flag | default | secret | read by | meaning |\n|---|---|---|---|---|---|\n"
         .to_owned();
