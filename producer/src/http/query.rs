@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(query.one::<usize>("limit").unwrap(), Some(7));
         assert_eq!(query.one::<usize>("cursor").unwrap(), None);
         assert_eq!(query.one::<job::Name>("agent").unwrap_err().status(), 422);
-        for wrong in ["limt=7", "limit=7&limit=8"] {
+        for wrong in ["memroy=7", "limit=7&limit=8"] {
             assert_eq!(
                 Query::parse(Some(wrong), &["limit"]).err().map(|problem| problem.status()),
                 Some(422)

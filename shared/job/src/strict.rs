@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_field_that_is_unknown_or_wrong_is_named() {
-        assert_eq!(refused(r#"{"agent_id":"echo","inptu":1}"#), "inptu");
+        assert_eq!(refused(r#"{"agent_id":"echo","sesion":1}"#), "sesion");
         assert_eq!(refused(r#"{"agent_id":"echo","schema":"harness.job.v1"}"#), "schema");
         assert_eq!(refused(r#"{"agent_id":"echo","retry":{"attempts":1}}"#), "retry.attempts");
         assert_eq!(refused(r#"{"agent_id":"echo","retry":[1]}"#), "retry");

@@ -78,7 +78,7 @@ async fn lists_have_each_job_once_newest_first_and_pass_filters() {
         ("limit=1&limit=2", "limit"),
         ("cursor=x", "cursor"),
         ("agent=a%20b", "agent"),
-        ("agnet=echo", "agnet"),
+        ("memroy=echo", "memroy"),
         ("state=%00", "state"),
     ] {
         api.get(&format!("/v1/jobs?{query}")).await.problem(422, Some(field));

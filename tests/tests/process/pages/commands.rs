@@ -33,7 +33,7 @@ pub const NOT_RUN: [(&str, &str); 17] = [
     ),
     ("systemctl", "it needs a systemd; ops/check reads the units"),
     ("tail", "it follows a log of `make up`"),
-    ("curl", "it asks a process that a unit of systemd starts"),
+    ("curl", "it asks a process that serves; the tests in process::door ask the HTTP API"),
     (
         "autoscaler run",
         "it scales a cluster, or starts workers that outlive it; the tests in scaling and kubernetes run it",
