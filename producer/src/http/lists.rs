@@ -10,7 +10,6 @@ use store::{JobFilter, JobLine, Page, SessionLine};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
