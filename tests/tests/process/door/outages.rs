@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use job::JobId;
 use serde_json::json;
+use sqlx::{AssertSqlSafe, raw_sql};
 use tests::{Api, Fleet, Link, OwnBroker, Proxy, until};
 use tokio::time::Instant;
 
@@ -76,4 +77,39 @@ async fn while_postgres_is_silent_a_submission_has_its_503_within_two_seconds_an
         let ready = async || (door.get("/ready").await.0 == 200).then_some(());
         until("the door is ready again", ready).await;
     }
+}
+
+#[tokio::test]
+async fn an_id_that_another_transaction_holds_keeps_no_other_caller_waiting() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let held = JobId::now().to_string();
+    let mut holder = fleet.database.connect().await;
+    let insert = format!(
+        "BEGIN; INSERT INTO harness_jobs (job_id, session_id, agent_id, pool, message, state)
+         VALUES ('{held}', 's', 'echo', 'default', '{{}}', 'scheduled')"
+    );
+    raw_sql(AssertSqlSafe(insert)).execute(&mut holder).await.expect("held");
+    let spec = json!({"agent_id": "echo", "job_id": held});
+    let waiting = async {
+        let asked = Instant::now();
+        let reply = api.submit(&spec).await.problem(503, None);
+        assert_eq!(reply.text("job_id"), held);
+        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    };
+    let others = async {
+        for _ in 0..10 {
+            let submitting = (0..8).map(|n| {
+                let api = api.clone();
+                async move { api.submit(&json!({"agent_id": "echo", "input": n})).await.is(202) }
+            });
+            futures::future::join_all(submitting).await;
+        }
+    };
+    tokio::join!(waiting, others);
+    raw_sql("ROLLBACK").execute(&mut holder).await.expect("released");
+    let look = async || matches!(api.submit(&spec).await.status, 200 | 202).then_some(());
+    until("the job is accepted", look).await;
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 81);
 }
