@@ -11,6 +11,7 @@ mod prefer;
 mod view;
 mod ledger;
 mod query;
+mod path;
 mod items;
 mod metrics;
 mod jobs;

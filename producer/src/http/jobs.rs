@@ -1,7 +1,7 @@
 //! `/v1/jobs`: one job at a time.
 
 use axum::Json;
-use axum::extract::{Path, Request};
+use axum::extract::Request;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::body::{self, expect_json};
 use super::ledger::Patience;
+use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared, prefer};
@@ -108,7 +109,7 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
 async fn read(
     door: Shared,
     principal: Principal,
-    Path(id): Path<String>,
+    Id(id): Id,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Read)?;
@@ -145,7 +146,7 @@ async fn read(
             headers(("Retry-After" = u32, description = "Seconds"))),
     )
 )]
-async fn cancel_job(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
     let (job_id, patience) = (job_id(&id)?, Patience::begin());
     let limits = door.limits()?;
@@ -191,7 +192,7 @@ async fn cancel_job(door: Shared, principal: Principal, Path(id): Path<String>) 
             headers(("Retry-After" = u32, description = "Seconds"))),
     )
 )]
-async fn redrive(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
     let (job_id, patience) = (job_id(&id)?, Patience::begin());
     let limits = door.limits()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, RawQuery};
+use axum::extract::RawQuery;
 use job::{JobId, JobState, Name};
 use serde::Serialize;
 use store::{JobFilter, JobLine, Page, SessionLine};
@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
 use super::ledger::Patience;
+use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::query::Query;
 use super::{Door, Shared};
@@ -296,11 +297,7 @@ async fn list_sessions(
         (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
     )
 )]
-async fn read_session(
-    door: Shared,
-    principal: Principal,
-    Path(id): Path<String>,
-) -> Result<Json<Session>, Problem> {
+async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Session>, Problem> {
     principal.needs(Scope::Read)?;
     let none = || Problem::new(Kind::NotFound, "there is no session of this name");
     let name: Name = id.parse().map_err(|_| none())?;
@@ -395,7 +392,7 @@ async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<
         (status = 503, description = "Postgres is away or silent", body = Problem, content_type = "application/problem+json"),
     )
 )]
-async fn explain(door: Shared, principal: Principal, Path(id): Path<String>) -> Result<Json<Why>, Problem> {
+async fn explain(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Why>, Problem> {
     principal.needs(Scope::Read)?;
     let job_id = job_id(&id)?;
     let facts =

@@ -78,7 +78,7 @@ async fn what_is_wrong_with_a_request_is_answered_with_a_problem() {
     let charset = [("content-type", "Application/JSON; charset=utf-8")];
     api.send(Method::POST, "/v1/jobs", &charset, body()).await.is(202);
     let unknown = JobId::now();
-    for id in ["x", "7", "%00", "..%2f..", &unknown.to_string()] {
+    for id in ["x", "7", "%00", "%ff", "..%2f..", &unknown.to_string()] {
         api.get(&format!("/v1/jobs/{id}")).await.problem(404, None);
         api.post(&format!("/v1/jobs/{id}/cancel"), &json!(null)).await.problem(404, None);
         api.post(&format!("/v1/jobs/{id}/redrive"), &json!(null)).await.problem(404, None);
