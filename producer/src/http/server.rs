@@ -12,8 +12,11 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a request's head may take to arrive, and how long a connection may lie idle.
-const HEAD_WITHIN: Duration = Duration::from_secs(15);
+/// How long the first request of a connection may take to arrive.
+const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(15);
+/// The same for those behind it, and so how long a connection may lie idle: longer than the proxies that keep theirs open for
+/// 60 s (nginx, load balancers), which would otherwise send a request into a connection that is being closed.
+const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// How long requests may take when the process is asked to stop.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// How often the certificate's files are looked at.
@@ -98,7 +101,8 @@ impl Server {
                 handle.graceful_shutdown(Some(LAST_ANSWERS));
             }
         };
-        let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(HEAD_WITHIN);
+        let mut server =
+            axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_HEAD_WITHIN);
         server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
         server.http_builder().http2().keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(256);
         let service = routes.into_make_service();

@@ -3,6 +3,7 @@
 mod jobs;
 mod bad_input;
 mod batch;
+mod guide;
 mod lists;
 mod port;
 mod outages;
