@@ -23,11 +23,16 @@ async fn the_walk_of_the_guide_works_as_it_is_written() {
     // The one that runs again.
     let failed = api.submit(&json!({"agent_id": "nobody"})).await.is(202).text("job_id");
     api.wait(&failed).await.is(200);
+    // Its session is there when it is looked at.
+    let first = api.submit(&json!({"agent_id": "echo", "session_id": "hello"})).await.is(202).text("job_id");
+    api.wait(&first).await.is(200);
     let lines = "{\"agent_id\":\"echo\"}\n".repeat(3);
     std::fs::write(fleet.folder.path().join("jobs.jsonl"), lines).expect("written");
     let address = api.base().strip_prefix("http://").expect("an address");
     let script = blocks.concat().replace("localhost:8080", address).replace(JOB, &failed);
-    let script = format!("set -eu\ncurl() {{ command curl -w '\\n%{{http_code}}\\n' \"$@\"; }}\n{script}");
+    let script = format!(
+        "set -eu\ncurl() {{ command curl --noproxy '*' -w '\\n%{{http_code}}\\n' \"$@\"; }}\n{script}"
+    );
     let mut command = Command::new("bash");
     command.args(["-c", &script]).current_dir(fleet.folder.path());
     let ran = Ran::of(command, "").await;
