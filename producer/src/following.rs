@@ -30,8 +30,8 @@ pub struct Following {
 }
 
 impl Following {
-    /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does not know
-    /// yet is waited for as well.
+    /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does
+    /// not know yet is waited for as well.
     pub async fn end_of(&self, job_id: JobId, until: Instant) -> Option<JobState> {
         let (sender, ended) = oneshot::channel();
         self.lock().entry(job_id).or_default().push(sender);

@@ -1,8 +1,8 @@
 //! The HTTP API: routes that parse, call one operation, and answer. Every failure is a problem document.
 //!
-//! It decides nothing about jobs: what is one, `shared/job` says, and the operations at this crate's root do the rest. A 202
-//! means that a job is in the ledger. While Postgres is away or silent a caller has its 503 within two seconds; that RabbitMQ is
-//! away is no error.
+//! It decides nothing about jobs: what is one, `shared/job` says, and the operations at this crate's root do the
+//! rest. A 202 means that a job is in the ledger. While Postgres is away or silent a caller has its 503 within two
+//! seconds; that RabbitMQ is away is no error.
 
 mod problem;
 mod auth;

@@ -1,7 +1,7 @@
 //! Publishing behind the answer: a caller that has its 202 waits for no broker.
 //!
-//! The row is what was promised. What is not published here, because the broker is away or too much waits already, stays
-//! `publishing` in the ledger, and a relay publishes it seconds later. So this has bounds and no retries.
+//! The row is what was promised. What is not published here, because the broker is away or too much waits already,
+//! stays `publishing` in the ledger, and a relay publishes it seconds later. So this has bounds and no retries.
 
 use std::sync::Arc;
 use std::time::Duration;

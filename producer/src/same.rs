@@ -3,8 +3,8 @@
 use job::JobSpec;
 use store::KnownJob;
 
-/// The same content, as far as the ledger has kept it. The trace is the request's, so it may differ; of a job that has succeeded
-/// the envelope is not kept; one that was cancelled before it came had no content.
+/// The same content, as far as the ledger has kept it. The trace is the request's, so it may differ; of a job that
+/// has succeeded the envelope is not kept; one that was cancelled before it came had no content.
 pub fn is_same(spec: &JobSpec, known: &KnownJob) -> bool {
     if known.session_id.is_empty() {
         return true;

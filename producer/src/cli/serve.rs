@@ -30,16 +30,18 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Serve the HTTP API until SIGTERM: submit jobs, follow them, cancel them, read their results
 ///
-/// The routes are listed at /docs, and at /v1/openapi.json for programs. A job is accepted when it is in Postgres; RabbitMQ may be
-/// away meanwhile.
+/// The routes are listed at /docs, and at /v1/openapi.json for programs. A job is accepted when it is in Postgres;
+/// RabbitMQ may be away meanwhile.
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
     admin: AdminArgs,
-    /// Where the API is served; 127.0.0.1:8080 in development and 0.0.0.0:8080 elsewhere when not set; port 0 takes a free one
+    /// Where the API is served; 127.0.0.1:8080 in development and 0.0.0.0:8080 elsewhere when not set; port 0 takes a
+    /// free one
     #[arg(long, env = "API_ADDR")]
     api_addr: Option<Setting<ListenAddress>>,
-    /// The certificate of the API with its chain (PEM); without one it is served without TLS. It is read again when it changes
+    /// The certificate of the API with its chain (PEM); without one it is served without TLS. It is read again when
+    /// it changes
     #[arg(long, env = "API_TLS_CERT")]
     api_tls_cert: Option<PathBuf>,
     /// The file of the certificate's key (PEM)

@@ -1,5 +1,5 @@
-//! One failed job again, for a caller that waits for the answer. It needs no broker: a letter of the job is removed by whichever walk
-//! meets it.
+//! One failed job again, for a caller that waits for the answer. It needs no broker: a letter of the job is removed
+//! by whichever walk meets it.
 
 use dispatch::Dispatch;
 use job::{JobId, Limits};

@@ -90,8 +90,9 @@ impl From<Problem> for Answer {
 
 /// Submit many jobs
 ///
-/// A JSON array, or one JSON object a line (NDJSON): up to 10,000 jobs and 32 MiB. Each job is accepted or refused for itself, while
-/// the rest still arrives, and has an answer of its own, in order. Jobs with ids of the caller's own make the batch safe to repeat.
+/// A JSON array, or one JSON object a line (NDJSON): up to 10,000 jobs and 32 MiB. Each job is accepted or refused
+/// for itself, while the rest still arrives, and has an answer of its own, in order. Jobs with ids of the caller's
+/// own make the batch safe to repeat.
 #[utoipa::path(
     post,
     path = "/v1/jobs/batch",
@@ -102,12 +103,8 @@ impl From<Problem> for Answer {
     )),
     responses(
         (status = 200, description = "An answer for each job", body = Batch),
-        (status = 401, description = "No key, or an unknown one", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "The key lacks the scope `submit`", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "It is larger than 32 MiB", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "It is neither `application/json` nor `application/x-ndjson`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Postgres has not answered since the process started", body = Problem, content_type = "application/problem+json",
-            headers(("Retry-After" = u32, description = "Seconds"))),
+        (status = 413, description = "It is larger than 32 MiB", body = Problem),
+        (status = 415, description = "It is neither `application/json` nor `application/x-ndjson`", body = Problem),
     )
 )]
 async fn submit_batch(door: Shared, principal: Principal, request: Request) -> Result<Json<Batch>, Problem> {

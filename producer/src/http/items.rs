@@ -1,5 +1,5 @@
-//! Cutting a batch into its items while it arrives: the elements of a JSON array, or the lines of NDJSON. Pure; whether an item is a
-//! job is for others to say.
+//! Cutting a batch into its items while it arrives: the elements of a JSON array, or the lines of NDJSON. Pure;
+//! whether an item is a job is for others to say.
 
 /// How the items are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,11 @@ use axum::Router;
 use axum::http::Uri;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::problem::{Kind, Problem};
+use super::problem::{Kind, PROBLEM_JSON, Problem};
 use super::{Door, batch, jobs, lists, metrics};
 
 #[derive(OpenApi)]
@@ -23,9 +24,42 @@ use super::{Door, batch, jobs, lists, metrics};
         (name = "sessions", description = "What sessions have come to"),
         (name = "fleet", description = "Pools and workers")
     ),
-    security(("key" = []))
+    security(("key" = [])),
+    components(schemas(Problem))
 )]
 struct Document;
+
+/// What any route may answer beside its own.
+const COMMON: [(&str, &str); 4] = [
+    ("401", "No key, or an unknown one"),
+    ("403", "The key lacks the scope"),
+    ("500", "The ledger refuses to work; the log of the API says why"),
+    (
+        "503",
+        "Postgres is away or silent: whether anything was done is not known. Try again after `Retry-After` seconds",
+    ),
+];
+
+/// Adds what all routes have in common, and the media type of problems.
+fn complete(document: &mut utoipa::openapi::OpenApi) {
+    let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    document.components.get_or_insert_default().add_security_scheme("key", key);
+    let problem = || ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    for path in document.paths.paths.values_mut() {
+        for operation in [&mut path.get, &mut path.post].into_iter().flatten() {
+            let responses = &mut operation.responses.responses;
+            for (status, description) in COMMON {
+                let response = ResponseBuilder::new().description(description).build();
+                responses.entry(status.to_owned()).or_insert_with(|| response.into());
+            }
+            for (status, response) in responses {
+                if let (false, RefOr::T(response)) = (status.starts_with('2'), response) {
+                    response.content = [(PROBLEM_JSON.to_owned(), problem().into())].into_iter().collect();
+                }
+            }
+        }
+    }
+}
 
 /// The API of this door.
 pub fn router(door: Arc<Door>) -> Router {
@@ -33,8 +67,7 @@ pub fn router(door: Arc<Door>) -> Router {
         let document = OpenApiRouter::with_openapi(Document::openapi());
         document.merge(jobs::routes()).merge(batch::routes()).merge(lists::routes()).split_for_parts()
     };
-    let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-    document.components.get_or_insert_default().add_security_scheme("key", key);
+    complete(&mut document);
     routes
         .merge(SwaggerUi::new("/docs").url("/v1/openapi.json", document))
         .fallback(|uri: Uri| async move {

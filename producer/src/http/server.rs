@@ -14,8 +14,9 @@ use tracing::{info, warn};
 
 /// How long the first request of a connection may take to arrive.
 const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(15);
-/// The same for those behind it, and so how long a connection may lie idle: longer than the proxies that keep theirs open for
-/// 60 s (nginx, load balancers), which would otherwise send a request into a connection that is being closed.
+/// The same for those behind it, and so how long a connection may lie idle: longer than the proxies that keep theirs
+/// open for 60 s (nginx, load balancers), which would otherwise send a request into a connection that is being
+/// closed.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// How long requests may take when the process is asked to stop.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(10);

@@ -26,7 +26,8 @@ pub struct Job {
     agent_id: String,
     /// Its pool.
     pool: String,
-    /// Where it is: scheduled, publishing, queued, blocked or running; succeeded, failed or cancelled when it has ended.
+    /// Where it is: scheduled, publishing, queued, blocked or running; succeeded, failed or cancelled when it has
+    /// ended.
     #[schema(value_type = String, example = "queued")]
     pub state: JobState,
     /// Attempts spent.

@@ -123,7 +123,8 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
     decode(complete(text, members).as_bytes(), None, limits)
 }
 
-/// Writes members into an object that lacks them, or has them as `null`. Edited as text, so that the rest stays exactly as it was written.
+/// Writes members into an object that lacks them, or has them as `null`. Edited as text, so that the rest stays
+/// exactly as it was written.
 pub(crate) fn complete<const N: usize>(text: &str, members: [(&str, Loose<'_>, String); N]) -> String {
     let (mut added, mut nulls) = (String::new(), Vec::new());
     for (name, given, value) in members {

@@ -33,8 +33,8 @@ const FIELDS: [&str; 14] = [
 /// The fields of `retry`.
 const RETRY_FIELDS: [&str; 3] = ["max_attempts", "base_delay_ms", "max_delay_ms"];
 
-/// Reads a job of which every field must be known. `job_id` may be left out or null and is then a fresh id; `session_id`
-/// as well, and is then the text of the job's id: a session of the job's own.
+/// Reads a job of which every field must be known. `job_id` may be left out or null and is then a fresh id;
+/// `session_id` as well, and is then the text of the job's id: a session of the job's own.
 pub fn decode_strict(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
     let Members(members) = parse(text)?;
     check_known(&members, "", &FIELDS)?;

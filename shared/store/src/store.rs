@@ -55,8 +55,8 @@ impl Store {
         Ok(Clock::new(rows.first().expect("one row").get(0), asked, Instant::now()))
     }
 
-    /// Takes one job into the ledger, as already being published, together with those that arrive meanwhile. Safe to repeat
-    /// after a lost reply.
+    /// Takes one job into the ledger, as already being published, together with those that arrive meanwhile. Safe to
+    /// repeat after a lost reply.
     pub async fn take(&self, job: Acceptance) -> Result<Taken, StoreError> {
         self.acceptances.call(job).await
     }

@@ -1,5 +1,5 @@
-//! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same moment share
-//! a transaction.
+//! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same
+//! moment share a transaction.
 
 use std::collections::{HashMap, HashSet};
 
@@ -56,8 +56,8 @@ pub struct KnownJob {
     pub message: Option<String>,
 }
 
-/// A row that another transaction holds (a claim of the same id) must not hold up all callers; alone, its own caller waits for
-/// less than it was promised an answer in.
+/// A row that another transaction holds (a claim of the same id) must not hold up all callers; alone, its own caller
+/// waits for less than it was promised an answer in.
 const TOGETHER: &str = "100ms";
 const ALONE: &str = "1s";
 

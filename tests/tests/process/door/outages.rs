@@ -1,4 +1,5 @@
-//! What was accepted has its end, whatever was away meanwhile; and what is not known to be accepted is answered so, in time.
+//! What was accepted has its end, whatever was away meanwhile; and what is not known to be accepted is answered so,
+//! in time.
 
 use std::time::Duration;
 
