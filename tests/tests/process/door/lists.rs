@@ -134,6 +134,15 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/workers",
     ];
     assert_eq!(paths, expected.into());
+    for (path, operation) in document["paths"].as_object().expect("paths") {
+        let (method, operation) = operation.as_object().expect("methods").iter().next().expect("one");
+        let responses = operation["responses"].as_object().expect("responses");
+        assert!(["401", "403", "500", "503"].iter().all(|status| responses.contains_key(*status)), "{path}");
+        for (status, response) in responses {
+            let kind = if status.starts_with('2') { "application/json" } else { "application/problem+json" };
+            assert!(response["content"][kind]["schema"].is_object(), "{method} {path} {status}: {response}");
+        }
+    }
     let (_, metrics) = door.get("/metrics").await;
     let measured = r#"harness_http_request_seconds_count{route="/v1/jobs/{id}/why",status="4xx"} 1"#;
     assert!(metrics.contains(measured), "{metrics}");
