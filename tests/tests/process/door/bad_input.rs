@@ -105,7 +105,7 @@ async fn a_body_that_never_ends_and_a_head_that_never_comes_hold_up_no_others() 
         stream.write_all(said.as_bytes()).expect("written");
         stream
     };
-    let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let _slow: Vec<_> = (0..50)
         .flat_map(|_| [open(&format!("{head}Content-Length: 100\r\n\r\n{{")), open("GET /v1/jo"), open("")])
         .collect();
