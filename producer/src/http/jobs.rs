@@ -107,7 +107,9 @@ async fn read(
     let (job_id, begun) = (job_id(&id)?, Instant::now());
     let view = seen(&door, job_id, Patience::begin()).await?;
     let Some(wait) = prefer::wait(&headers).filter(|_| !view.state.is_end()) else {
-        return Ok(Json(Job::of(view, &principal)).into_response());
+        let known = Patience::begin().ask(door.dispatch.store.known_job(job_id)).await?;
+        let envelope = known.and_then(|known| known.message);
+        return Ok(Json(Job::of(view, &principal).given(envelope.as_deref(), &principal)).into_response());
     };
     if let Some(ended) = end_of(&door, job_id, begun + wait).await {
         return Ok(Json(Job::of(ended, &principal)).into_response());

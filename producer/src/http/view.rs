@@ -53,6 +53,17 @@ pub struct Job {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<FailureView>)]
     failure: Option<Failure>,
+    /// What it was given; for keys with the scope `content`. It is not kept of a job that has succeeded, and it is
+    /// shown, like its size and digest, only where one job is asked for and not waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    input: Option<Json>,
+    /// The size of what it was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_bytes: Option<usize>,
+    /// The SHA-256 of what it was given, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_sha256: Option<String>,
     /// What it delivered; for keys with the scope `content`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
@@ -143,8 +154,7 @@ pub struct FailureView {
 impl Job {
     /// As the ledger has it. What was said is shown to those who may see it.
     pub fn of(view: JobView, principal: &Principal) -> Job {
-        let said = view.output.as_ref().map(Json::as_str);
-        let (output_bytes, output_sha256) = said.map(|text| (text.len(), sha256(text))).unzip();
+        let (output_bytes, output_sha256) = view.output.as_ref().map(size_and_digest).unzip();
         Job {
             job_id: view.job_id,
             trace_id: view.trace_id,
@@ -162,10 +172,21 @@ impl Job {
             started_at: view.started_at,
             finished_at: view.finished_at,
             failure: view.failure,
+            input: None,
+            input_bytes: None,
+            input_sha256: None,
             output: view.output.filter(|_| principal.may(Scope::Content)),
             output_bytes,
             output_sha256,
         }
+    }
+
+    /// With what it was given, as its envelope has it.
+    pub fn given(self, envelope: Option<&str>, principal: &Principal) -> Job {
+        let input = envelope.and_then(|envelope| job::decode_stored(envelope).ok()).map(|spec| spec.input);
+        let (input_bytes, input_sha256) = input.as_ref().map(size_and_digest).unzip();
+        let input = input.filter(|_| principal.may(Scope::Content));
+        Job { input, input_bytes, input_sha256, ..self }
     }
 
     /// As it was accepted at this time.
@@ -187,11 +208,18 @@ impl Job {
             started_at: None,
             finished_at: None,
             failure: None,
+            input: None,
+            input_bytes: None,
+            input_sha256: None,
             output: None,
             output_bytes: None,
             output_sha256: None,
         }
     }
+}
+
+fn size_and_digest(said: &Json) -> (usize, String) {
+    (said.as_str().len(), sha256(said.as_str()))
 }
 
 fn sha256(text: &str) -> String {

@@ -42,6 +42,8 @@ async fn the_same_id_is_the_same_job_and_another_job_under_it_is_refused() {
     let job_id = JobId::now().to_string();
     let spec = json!({"job_id": job_id, "agent_id": "echo", "input": {"n": 1}});
     let first = api.submit(&spec).await.is(202);
+    let waiting = api.get(&format!("/v1/jobs/{job_id}")).await.is(200).json();
+    assert_eq!((&waiting["input"], &waiting["input_bytes"]), (&json!({"n": 1}), &json!(7)), "{waiting}");
     let again = api.submit(&spec).await.is(200);
     assert_eq!(again.text("accepted_at"), first.text("accepted_at"));
     let other = json!({"job_id": job_id, "agent_id": "echo", "input": {"n": 2}});
