@@ -46,8 +46,8 @@ impl Query {
 fn read<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, Problem> {
     value.parse().map_err(|error: T::Err| {
         let error = error.to_string();
-        let told = if error.starts_with("got ") { error } else { format!("got \"{value}\": {error}") };
-        Problem::invalid(name, shown(&told))
+        let said = if error.starts_with("got ") { error } else { format!("got \"{value}\": {error}") };
+        Problem::invalid(name, shown(&said))
     })
 }
 
