@@ -52,7 +52,7 @@ pub async fn submit(
 #[must_use = "what is not published here waits until a relay publishes it"]
 pub enum Submission {
     /// The job was accepted at this time (RFC 3339) and still has to be published.
-    New(String, Submitted),
+    New(String, Box<Submitted>),
     /// A job of this id had been accepted before.
     Known,
     /// Postgres cannot hold the job, for this reason.
@@ -72,7 +72,7 @@ pub async fn submit_one(
     match dispatch.store.take(Acceptance::new(spec.clone(), bytes)).await {
         Ok(Taken::New { accepted_at }) => {
             let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans);
-            Ok(Submission::New(accepted_at, submitted))
+            Ok(Submission::New(accepted_at, Box::new(submitted)))
         }
         Ok(Taken::Known) => {
             send_spans.accepted(&[], &[]);

@@ -223,7 +223,7 @@ pub async fn accept(
     }
     match patience.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
         Submission::New(accepted_at, submitted) => {
-            door.publishing.hand_over(submitted);
+            door.publishing.hand_over(*submitted);
             Ok((StatusCode::ACCEPTED, Job::accepted(&spec, accepted_at)))
         }
         Submission::Refused(why) => Err(Problem::invalid("body", why)),
