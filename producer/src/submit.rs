@@ -87,6 +87,30 @@ pub async fn submit_one(
     }
 }
 
+/// Writes jobs of one caller to the ledger, in their order. Each has its own answer; what is new is in the second.
+pub async fn submit_in_order(
+    dispatch: &Dispatch,
+    jobs: Vec<(JobSpec, usize)>,
+    limits: &Limits,
+) -> (Vec<Result<Taken, StoreError>>, Submitted) {
+    let (mut specs, bytes): (Vec<JobSpec>, Vec<usize>) = jobs.into_iter().unzip();
+    let send_spans = SendSpans::begin(&mut specs, limits);
+    let jobs: Vec<Acceptance> =
+        specs.iter().zip(bytes).map(|(spec, bytes)| Acceptance::new(spec.clone(), bytes)).collect();
+    let answers = dispatch.store.take_in_order(&jobs).await;
+    let (mut new, mut refused) = (Vec::new(), Vec::new());
+    for (spec, answer) in specs.iter().zip(&answers) {
+        match answer {
+            Ok(Taken::New { .. }) => new.push(spec),
+            Ok(Taken::Known) => {}
+            Err(error) => refused.push((spec.job_id, error.to_string())),
+        }
+    }
+    let before = specs.len() - new.len() - refused.len();
+    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans);
+    (answers, submitted)
+}
+
 /// Accepts jobs that redo the work of failed ones; each comes with the id of its failed job. If another caller has
 /// settled the failed job meanwhile, its new job is not accepted.
 pub async fn redrive(

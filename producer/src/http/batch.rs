@@ -7,9 +7,9 @@ use axum::Json;
 use axum::extract::Request;
 use axum::http::header::CONTENT_LENGTH;
 use futures::StreamExt;
-use futures::future::join_all;
 use job::{JobId, JobSpec, JobState, Limits};
 use serde::Serialize;
+use store::Taken;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,16 +18,18 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
-use super::jobs::{accept, decode};
+use super::jobs::{check, decode, known};
 use super::ledger::Patience;
 use super::problem::{Kind, Problem};
+use super::view::Job;
 use super::{Door, Shared};
+use crate::submit::submit_in_order;
 
 /// The most jobs of a batch.
 const MOST_JOBS: usize = 10_000;
 /// The most bytes of a batch.
 const MOST_BYTES: usize = 32 << 20;
-/// Jobs that are accepted side by side; they share transactions.
+/// Jobs that are accepted in one transaction.
 const GROUP: usize = 256;
 /// How long a batch may take to arrive.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(120);
@@ -189,44 +191,72 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// One transaction, so that jobs of one session keep their order.
     async fn accept_group(&mut self, group: Vec<Item>) -> Result<(), Problem> {
-        let mut jobs: Vec<Result<(JobSpec, usize), Problem>> = Vec::with_capacity(group.len());
+        let (mut answers, mut jobs) = (Vec::with_capacity(group.len()), Vec::new());
         for item in group {
-            jobs.push(match item {
-                Item::TooLarge => Err(body::too_large(self.limits.max_bytes)),
-                Item::Text(text) => decode(&text, &self.limits).map(|spec| (spec, text.len())),
-            });
+            match self.checked(item).await {
+                Ok(job) => {
+                    answers.push(None);
+                    jobs.push(job);
+                }
+                Err(problem) => answers.push(Some(Answer::from(problem))),
+            }
         }
-        // Which pools are served is known before, so that all are handed over in their order.
-        let store = &self.door.dispatch.store;
-        for (spec, _) in jobs.iter().flatten() {
-            Patience::begin().ask(self.door.served.has(store, &spec.pool)).await?;
+        let mut accepted = self.submit(jobs).await.into_iter();
+        let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| accepted.next()));
+        let before = self.answers.len();
+        self.answers.extend(answers);
+        // The rest would fare no better, and the caller waits.
+        let is_away = self.answers[before..].iter().any(|answer| answer.status == 503);
+        if is_away { Err(Problem::unavailable()) } else { Ok(()) }
+    }
+
+    async fn checked(&self, item: Item) -> Result<(JobSpec, usize), Problem> {
+        let Item::Text(text) = item else { return Err(body::too_large(self.limits.max_bytes)) };
+        let spec = decode(&text, &self.limits)?;
+        let checked = check(self.door, self.principal, &spec, Patience::begin()).await;
+        checked.map_err(|problem| problem.of_job(spec.job_id))?;
+        Ok((spec, text.len()))
+    }
+
+    /// An answer for each job.
+    async fn submit(&self, jobs: Vec<(JobSpec, usize)>) -> Vec<Answer> {
+        if jobs.is_empty() {
+            return Vec::new();
         }
-        let accepting = jobs.into_iter().map(|job| async {
-            let (spec, bytes) = job?;
-            let job_id = spec.job_id;
-            let accepted = accept(self.door, self.principal, spec, bytes, &self.limits).await;
-            accepted.map_err(|problem| problem.of_job(job_id))
-        });
-        let accepted = join_all(accepting).await;
-        let mut is_away = false;
-        for accepted in accepted {
-            self.answers.push(match accepted {
+        let specs: Vec<JobSpec> = jobs.iter().map(|(spec, _)| spec.clone()).collect();
+        let submitting =
+            async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
+        let (taken, submitted) = match Patience::begin().ask(submitting).await {
+            Ok(submitted) => submitted,
+            Err(_) => {
+                let unknown = |spec: &JobSpec| Problem::unavailable().of_job(spec.job_id).into();
+                return specs.iter().map(unknown).collect();
+            }
+        };
+        self.door.publishing.hand_over(submitted);
+        let mut answers = Vec::with_capacity(specs.len());
+        for (spec, taken) in specs.iter().zip(taken) {
+            let accepted = match taken {
+                Ok(Taken::New { accepted_at }) => Ok((202, Job::accepted(spec, accepted_at))),
+                Ok(Taken::Known) => {
+                    known(self.door, self.principal, spec, Patience::begin()).await.map(|job| (200, job))
+                }
+                Err(error) => Err(error.into()),
+            };
+            answers.push(match accepted {
                 Ok((status, job)) => Answer {
-                    status: status.as_u16(),
+                    status,
                     job_id: Some(job.job_id),
                     session_id: Some(job.session_id),
                     state: Some(job.state),
                     accepted_at: Some(job.accepted_at),
                     problem: None,
                 },
-                Err(problem) => {
-                    is_away |= problem.status() == 503;
-                    problem.into()
-                }
+                Err(problem) => problem.of_job(spec.job_id).into(),
             });
         }
-        // The rest would fare no better, and the caller waits.
-        if is_away { Err(Problem::unavailable()) } else { Ok(()) }
+        answers
     }
 }

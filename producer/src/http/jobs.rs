@@ -207,36 +207,55 @@ pub fn decode(body: &[u8], limits: &Limits) -> Result<JobSpec, Problem> {
 }
 
 /// Takes a job into the ledger, or finds the one that was accepted under its id.
-pub async fn accept(
+async fn accept(
     door: &Door,
     principal: &Principal,
     spec: JobSpec,
     bytes: usize,
     limits: &Limits,
 ) -> Result<(StatusCode, Job), Problem> {
-    if spec.reply_to.is_some() {
-        principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to"))?;
-    }
-    let (store, patience) = (&door.dispatch.store, Patience::begin());
-    if !patience.ask(door.served.has(store, &spec.pool)).await? {
-        return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
-    }
+    let patience = Patience::begin();
+    check(door, principal, &spec, patience).await?;
     match patience.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
         Submission::New(accepted_at, submitted) => {
             door.publishing.hand_over(*submitted);
             Ok((StatusCode::ACCEPTED, Job::accepted(&spec, accepted_at)))
         }
         Submission::Refused(why) => Err(Problem::invalid("body", why)),
-        Submission::Known => {
-            let known = patience.ask(store.known_job(spec.job_id)).await?;
-            if !known.is_some_and(|known| is_same(&spec, &known)) {
-                let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
-                return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
-            }
-            let view = seen(door, spec.job_id, patience).await?;
-            Ok((StatusCode::OK, Job::of(view, principal)))
-        }
+        Submission::Known => Ok((StatusCode::OK, known(door, principal, &spec, patience).await?)),
     }
+}
+
+/// Refuses what the caller may not ask for, and a pool that would be a queue which no worker reads.
+pub async fn check(
+    door: &Door,
+    principal: &Principal,
+    spec: &JobSpec,
+    patience: Patience,
+) -> Result<(), Problem> {
+    if spec.reply_to.is_some() {
+        principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to"))?;
+    }
+    if !patience.ask(door.served.has(&door.dispatch.store, &spec.pool)).await? {
+        return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
+    }
+    Ok(())
+}
+
+/// The job that was accepted under this one's id before, if it is the same.
+pub async fn known(
+    door: &Door,
+    principal: &Principal,
+    spec: &JobSpec,
+    patience: Patience,
+) -> Result<Job, Problem> {
+    let known = patience.ask(door.dispatch.store.known_job(spec.job_id)).await?;
+    if !known.is_some_and(|known| is_same(spec, &known)) {
+        let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
+        return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
+    }
+    let view = seen(door, spec.job_id, patience).await?;
+    Ok(Job::of(view, principal))
 }
 
 /// The job, or a 404.

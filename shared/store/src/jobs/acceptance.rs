@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::accept::{ACCEPT, DROP_ENDED};
 use super::columns::Columns;
-use crate::database::{Batched, Tx, query, read_state};
+use crate::database::{Batched, Tx, alone_in_its_batch, query, read_state};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -100,6 +100,25 @@ const READ_KNOWN: &str = "
 const POOL_IS_SERVED: &str = "SELECT EXISTS (SELECT FROM harness_workers WHERE pool = $1)";
 
 impl Store {
+    /// Takes jobs of one caller into the ledger, in their order and in one transaction; where one of them makes that fail,
+    /// each alone. After an answer that Postgres is not available the rest has the same.
+    pub async fn take_in_order(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
+        match Acceptance::commit(&self.pool, jobs).await {
+            Ok(taken) => return taken.into_iter().map(Ok).collect(),
+            Err(error) if error.may_lie_in_one_call() => {}
+            Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
+        }
+        let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let answer = match answers.last() {
+                Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => Err(error.clone()),
+                _ => alone_in_its_batch(&self.pool, job).await,
+            };
+            answers.push(answer);
+        }
+        answers
+    }
+
     /// What the ledger has of this id.
     pub async fn known_job(&self, job_id: JobId) -> Result<Option<KnownJob>, StoreError> {
         let rows = query(&self.pool, "known_job", READ_KNOWN, &[&Uuid::from(job_id)]).await?;

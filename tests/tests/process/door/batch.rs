@@ -54,6 +54,21 @@ async fn each_job_of_a_batch_has_its_own_answer_in_order() {
 }
 
 #[tokio::test]
+async fn jobs_of_one_session_keep_their_order() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let lines: String = (0..2_000)
+        .map(|n| format!("{{\"agent_id\":\"echo\",\"session_id\":\"s-{}\",\"input\":{n}}}\n", n % 7))
+        .collect();
+    let batch = send(&api, "application/x-ndjson", lines).await.is(200).json();
+    assert_eq!(batch["accepted"], 2_000, "{batch}");
+    let inputs = fleet.database.texts("SELECT message ->> 'input' FROM harness_jobs ORDER BY seq").await;
+    let expected: Vec<String> = (0..2_000).map(|n| n.to_string()).collect();
+    assert_eq!(inputs, expected);
+}
+
+#[tokio::test]
 async fn what_came_before_a_mistake_is_accepted_and_the_answer_says_where_it_ended() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;
