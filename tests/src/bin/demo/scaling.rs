@@ -123,7 +123,7 @@ impl<'a> Scaling<'a> {
                 let bar: String = "■".repeat((seen.workers - seen.draining).max(0) as usize)
                     + &"□".repeat(seen.draining.max(0) as usize);
                 eprintln!(
-                    "    {:5.1} s  {} {bar:<5} {} workers, {} draining; {} jobs waiting, {} running, {} ended",
+                    "    {:5.1} s  {} {bar:<5} workers: {}, draining: {}; jobs: {} waiting, {} running, {} ended",
                     since.elapsed().as_secs_f64(),
                     bold(&stderr(), GREEN, "scale"),
                     seen.workers,
