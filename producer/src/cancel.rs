@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use dispatch::Dispatch;
-use job::{IdError, JobId, Limits, Name};
+use job::{IdError, JobId, Limits, SessionKey};
 use store::Cancelled;
 
 /// The result of a cancel.
@@ -17,7 +17,7 @@ pub enum Answer {
 pub async fn cancel(
     dispatch: &Dispatch,
     mut jobs: Vec<JobId>,
-    session: Option<&Name>,
+    session: Option<&SessionKey>,
     limits: &Limits,
 ) -> anyhow::Result<Answer> {
     if let Some(session) = session {

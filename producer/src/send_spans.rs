@@ -46,6 +46,7 @@ fn send(spec: &mut JobSpec, now: SystemTime, limits: &Limits) -> Option<Span> {
     span.describe(|span| {
         span.job(JobIds {
             job_id: spec.job_id.to_string(),
+            tenant: spec.tenant.unless_default().map(str::to_owned),
             session_id: spec.session_id.to_string(),
             agent_id: spec.agent_id.to_string(),
         });

@@ -232,7 +232,8 @@ impl Fleet {
 
     /// Returns a session, which must exist.
     pub async fn session(&self, name: &str) -> SessionView {
-        let found = self.store.session(&name.parse().expect("a name")).await.expect("the ledger");
+        let key: job::Name = name.parse().expect("a name");
+        let found = self.store.session(&key.into()).await.expect("the ledger");
         found.unwrap_or_else(|| panic!("no session {name}"))
     }
 

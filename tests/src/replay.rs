@@ -70,6 +70,7 @@ impl Real {
                     store::Answer::LeaseLost => Answer::LeaseLost,
                     store::Answer::Drained => panic!("no worker is marked to drain here"),
                     store::Answer::OtherSession(session) => panic!("{session} has this job"),
+                    store::Answer::NotAccepted => panic!("all jobs here are the tenant default's"),
                 })
             }
             Call::Checkpoint { worker, job, epoch, ordinal } => {

@@ -74,7 +74,7 @@ impl<'a> Attempt<'a> {
         run.describe(|run| {
             run.set("gen_ai.operation.name", "invoke_agent")
                 .set("gen_ai.agent.name", agent.to_string())
-                .set("gen_ai.conversation.id", self.spec.session_id.to_string());
+                .set("gen_ai.conversation.id", String::from(self.spec.session_key()));
         });
         run
     }
@@ -114,6 +114,7 @@ fn begin_span(spec: &JobSpec, claimed: &Claimed, arrival: Arrival) -> Span {
     span.describe(|span| {
         span.job(JobIds {
             job_id: spec.job_id.to_string(),
+            tenant: spec.tenant.unless_default().map(str::to_owned),
             session_id: spec.session_id.to_string(),
             agent_id: spec.agent_id.to_string(),
         })

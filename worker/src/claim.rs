@@ -96,6 +96,7 @@ fn label(answer: &Answer) -> &'static str {
         Answer::Blocked => "blocked",
         Answer::NotDue => "not_due",
         Answer::OtherSession(_) => "other_session",
+        Answer::NotAccepted => "not_accepted",
         Answer::LeaseLost => "lease_lost",
         Answer::Drained => "drained",
     }

@@ -182,6 +182,7 @@ impl Execution<'_> {
         let Attempt { spec, claimed, .. } = self.attempt;
         Task {
             job_id: spec.job_id,
+            tenant: spec.tenant.clone(),
             session_id: spec.session_id.clone(),
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),

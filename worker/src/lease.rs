@@ -180,7 +180,8 @@ impl Lease {
 async fn hand_back(store: &Store, claim: Claim, was_run: bool) -> Result<(), StoreError> {
     let Some(view) = store.jobs(&[claim.job_id()]).await?.into_iter().next() else { return Ok(()) };
     let why = if was_run { "the end of a job was refused" } else { "the reply to a claim was lost" };
-    warn!(job_id = %claim.job_id(), session_id = claim.session_id(), trace_id = %view.trace_id, attempt = view.attempts + 1,
+    let (tenant, session_id) = claim.session();
+    warn!(job_id = %claim.job_id(), %session_id, tenant = tenant.unless_default(), trace_id = %view.trace_id, attempt = view.attempts + 1,
           worker_id = %claim.worker(), "{why}; the job is handed back");
     let attempts = view.attempts.unsigned_abs() + u32::from(was_run);
     let delay = if was_run { UNRECORDED_WAIT } else { Duration::ZERO };

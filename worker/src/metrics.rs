@@ -61,7 +61,7 @@ impl Metrics {
         for code in FailureCode::ALL {
             self.errors.with_label_values(&[code.as_str()]);
         }
-        for code in ["undecodable", "unknown_agent", "unstorable", "job_id_taken"] {
+        for code in ["undecodable", "unknown_agent", "unstorable", "job_id_taken", "tenant_not_accepted"] {
             self.dead_letters.with_label_values(&[code]);
         }
         for kind in ["workspace", "resources"] {

@@ -126,6 +126,13 @@ async fn claim_and_work(
             );
             intake::refuse(worker, delivery, &reason, "job_id_taken").instrument(about(&spec)).await;
         }
+        Answer::NotAccepted => {
+            let reason = format!(
+                "tenant: got \"{}\", and the ledger does not know the job, expected \"default\"",
+                spec.tenant
+            );
+            intake::refuse(worker, delivery, &reason, "tenant_not_accepted").instrument(about(&spec)).await;
+        }
         Answer::Blocked => {
             if claim::apply_on_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;

@@ -38,10 +38,11 @@ pub async fn take(
             (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
             // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
-                let (job_id, session_id) = (next.claim.job_id(), next.claim.session_id());
+                let (job_id, (tenant, session_id)) = (next.claim.job_id(), next.claim.session());
+                let tenant = tenant.unless_default();
                 let trace_id = result.as_ref().map_or(job_id.into(), JobSpec::trace_id);
                 let error = result.err();
-                warn!(parent: None, %job_id, session_id, %trace_id, cause = ?error, "the session's next job cannot be taken here");
+                warn!(parent: None, %job_id, %session_id, tenant, %trace_id, cause = ?error, "the session's next job cannot be taken here");
                 return replying;
             }
         };

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use job::{JobId, Name};
+use job::{JobId, Name, SessionKey, Tenant};
 use serde_json::{Value, json};
 use service::{note, out};
 use store::Cancelled;
@@ -27,6 +27,9 @@ pub struct Cancel {
     /// All live jobs of this session
     #[arg(long)]
     session: Option<Name>,
+    /// The tenant of that session
+    #[arg(long, requires = "session", default_value_t)]
+    tenant: Tenant,
     /// Print one JSON object per line: job_id, answer (cancelled, stopping, not_known or ended_before) and, for a job
     /// that had ended before, its state
     #[arg(long)]
@@ -36,7 +39,8 @@ pub struct Cancel {
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let (intake_limits, dispatch) = context.dispatch("producer cancel").await?;
-        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &intake_limits.current()).await?;
+        let session = self.session.map(|session| SessionKey::new(&self.tenant, &session));
+        let answer = cancel(&dispatch, self.jobs, session.as_ref(), &intake_limits.current()).await?;
         dispatch.close(REPLIED_WITHIN).await;
         let answers = match answer {
             Answer::Done(answers) => answers,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use dispatch::Dispatch;
-use job::{JobId, JobSpec, Json, Name, OnBusy};
+use job::{JobId, JobSpec, Json, Name, OnBusy, Tenant};
 use service::{note, out};
 
 use super::bulk::Bulk;
@@ -17,8 +17,8 @@ use crate::submit::submit;
 /// Enqueue one job from flags, or many from JSON lines.
 ///
 /// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object such
-/// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, user_id, pool, retry
-/// {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, on_busy, reply_to,
+/// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant, user_id, pool,
+/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, on_busy, reply_to,
 /// correlation_id, traceparent. A job_id that was accepted before means the same job, which is not run again.
 ///
 /// Lines are sent as they arrive: a pipe may stay open, and SIGTERM ends the command. Lines read until then are sent;
@@ -36,6 +36,9 @@ pub struct Enqueue {
     /// The agent, as named in the workers' agents.toml
     #[arg(long, required_unless_present = "file")]
     agent: Option<Name>,
+    /// The tenant whose job it is
+    #[arg(long, default_value_t)]
+    tenant: Tenant,
     /// The agent's input, as JSON
     #[arg(long, default_value = "null")]
     input: String,
@@ -65,7 +68,7 @@ pub struct Enqueue {
     #[arg(long, default_value = "enqueue")]
     on_busy: OnBusy,
     /// A file of JSON lines; - reads stdin
-    #[arg(long, conflicts_with_all = ["session", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
+    #[arg(long, conflicts_with_all = ["session", "tenant", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
           "deadline_ms", "max_stalled_iterations", "on_busy"])]
     file: Option<PathBuf>,
     /// Stop at the first line that is refused; the lines before it stay accepted
@@ -101,6 +104,7 @@ impl Enqueue {
         };
         let mut spec = JobSpec::new(session_id, agent_id, input);
         spec.job_id = self.job_id.unwrap_or(spec.job_id);
+        spec.tenant = self.tenant.clone();
         spec.user_id = self.user.clone();
         spec.pool = self.pool.clone();
         spec.retry.max_attempts = self.max_attempts;

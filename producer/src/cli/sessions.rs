@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use job::{Name, one_line, pretty_lines, shown};
+use job::{Name, SessionKey, Tenant, one_line, pretty_lines, shown};
 use service::{note, out};
 use store::SessionView;
 
@@ -23,6 +23,9 @@ enum Command {
     Show {
         /// The session's name
         session: Name,
+        /// The tenant whose session it is
+        #[arg(long, default_value_t)]
+        tenant: Tenant,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -31,9 +34,9 @@ enum Command {
 
 impl Sessions {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let Command::Show { session, json } = self.command;
+        let Command::Show { session, tenant, json } = self.command;
         let ledger = context.checked_ledger().await?;
-        let Some(view) = ledger.store.session(&session).await? else {
+        let Some(view) = ledger.store.session(&SessionKey::new(&tenant, &session)).await? else {
             note!("{session}: no such session; a session is created when its first job is claimed");
             return Ok(ExitCode::FAILURE);
         };
@@ -47,6 +50,9 @@ impl Sessions {
 }
 
 fn print(view: &SessionView) -> anyhow::Result<()> {
+    if let Some(tenant) = view.tenant.unless_default() {
+        out!("tenant       {tenant}");
+    }
     out!("session      {}", view.session_id);
     out!("agent        {}", view.agent_id);
     if let Some(user) = &view.user_id {

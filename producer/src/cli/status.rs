@@ -53,6 +53,10 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     if traced {
         header.insert(1, "trace");
     }
+    let of_tenants = views.iter().any(|view| !view.tenant.is_default());
+    if of_tenants {
+        header.insert(1, "tenant");
+    }
     table.set_header(header);
     for view in views {
         let result = match (&view.output, &view.failure) {
@@ -73,6 +77,9 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
         ];
         if traced {
             row.insert(1, view.trace_id.to_string());
+        }
+        if of_tenants {
+            row.insert(1, view.tenant.to_string());
         }
         table.add_row(row);
     }

@@ -43,6 +43,7 @@ fn job_json(job: &FailedJob) -> Value {
     json!({
         "kind": "job",
         "id": job.job_id,
+        "tenant": job.tenant,
         "session_id": job.session_id,
         "agent_id": job.agent_id,
         "pool": job.pool,
@@ -61,6 +62,7 @@ fn letter_json(letter: &DeadLetter, peek: &Peek) -> Value {
     json!({
         "kind": "message",
         "id": id_of(letter),
+        "tenant": peek.tenant,
         "session_id": peek.session_id,
         "agent_id": peek.agent_id,
         "pool": letter.source_queue.as_deref().and_then(pool_of_queue),

@@ -3,7 +3,7 @@
 //! A letter whose job has failed in the ledger belongs to that job: the same id in the same session is the same job.
 //! Settling the job settles its letter too.
 
-use job::{JobId, JobSpec, JobState, Limits, Name, Peek};
+use job::{JobId, JobSpec, JobState, Limits, Name, Peek, SessionKey};
 use queue::{DeadLetter, jobs_queue, pool_of_queue};
 use store::{FailedJob, Standing};
 
@@ -36,8 +36,8 @@ pub fn is_of_failed(peek: &Peek, standing: Option<&Standing>) -> bool {
     standing.is_some_and(|standing| {
         standing.state == JobState::Failed
             && Some(standing.job_id) == peek.job_id
-            && standing.session_id.as_deref() == peek.session_id.as_ref().map(Name::as_str)
-            && standing.session_id.is_some()
+            && standing.session_key.as_deref() == peek.session_key().as_ref().map(SessionKey::as_str)
+            && standing.session_key.is_some()
     })
 }
 
@@ -63,13 +63,19 @@ pub fn step(
     };
     if let Some(standing) = standing {
         let (id, state) = (spec.job_id, standing.state);
-        return Step::Keep(match &standing.session_id {
-            Some(session) if *session != spec.session_id.as_str() => {
+        return Step::Keep(match &standing.session_key {
+            Some(session) if *session != spec.session_key().as_str() => {
                 format!("job_id: got {id}, which is taken by a job of session {session}, expected a new id")
             }
             _ if state.is_end() => format!("its job has ended: {state}"),
             _ => format!("its job is live: {state}"),
         });
+    }
+    if !spec.tenant.is_default() {
+        return Step::Keep(format!(
+            "tenant: got \"{}\", and the ledger does not know the job, expected \"default\"",
+            spec.tenant
+        ));
     }
     match to_pool.or_else(|| pool_of_queue(letter.source_queue.as_deref()?)) {
         Some(pool) => Step::Publish(jobs_queue(&pool)),
@@ -159,6 +165,10 @@ mod tests {
         let kept = decide(&REDRIVE, &garbage, None);
         assert!(matches!(&kept, Step::Keep(why) if why.starts_with("body: ")), "{kept:?}");
         assert_eq!(decide(&Act::Drop, &garbage, None), Step::Remove);
+        // A message alone proves no tenant.
+        let other = JobSpec { tenant: "acme".parse().unwrap(), ..spec() };
+        let kept = decide(&REDRIVE, &letter(&job::encode(&other), Some("harness.jobs.p")), None);
+        assert!(matches!(&kept, Step::Keep(why) if why.starts_with("tenant: got \"acme\"")), "{kept:?}");
     }
 
     #[test]
@@ -166,8 +176,8 @@ mod tests {
         let spec = spec();
         let letter = letter(&job::encode(&spec), Some("harness.jobs.p"));
         let standing = |state, session: &str, open| {
-            let session_id = Some(session.to_owned());
-            Some(Standing { job_id: spec.job_id, session_id, state, open })
+            let session_key = Some(session.to_owned());
+            Some(Standing { job_id: spec.job_id, session_key, state, open })
         };
         for act in [REDRIVE, Act::Drop] {
             let failed = |open| standing(JobState::Failed, "s", open);
@@ -178,6 +188,7 @@ mod tests {
             (standing(JobState::Succeeded, "s", false), "has ended: succeeded"),
             (standing(JobState::Queued, "s", false), "is live: queued"),
             (standing(JobState::Failed, "other", true), "taken by a job of session other"),
+            (standing(JobState::Failed, "~acme/s", true), "taken by a job of session ~acme/s"),
         ] {
             let kept = decide(&REDRIVE, &letter, standing.clone());
             assert!(matches!(&kept, Step::Keep(why) if why.contains(text)), "{kept:?}");
@@ -188,7 +199,8 @@ mod tests {
     fn failed(spec: &JobSpec) -> FailedJob {
         FailedJob {
             job_id: spec.job_id,
-            session_id: "s".to_owned(),
+            tenant: spec.tenant.clone(),
+            session_id: spec.session_id.clone(),
             agent_id: "echo".to_owned(),
             pool: "default".to_owned(),
             attempts: 3,

@@ -66,7 +66,8 @@ impl Filter {
 
     /// Whether a message passes.
     pub fn passes(&self, letter: &DeadLetter, peek: &Peek, now: SystemTime) -> bool {
-        let FailureFilter { code, session, agent, pool: of_pool, since, before } = &self.of;
+        let FailureFilter { code, tenant, session: _, agent, pool: of_pool, since, before } = &self.of;
+        let session = self.of.session_key();
         let is = |wanted: &Option<Name>, got: &Option<Name>| wanted.is_none() || wanted == got;
         let age = letter.dead_at_unix_ms.map(|at| {
             let died = UNIX_EPOCH + Duration::from_millis(at);
@@ -75,7 +76,8 @@ impl Filter {
         let pool = letter.source_queue.as_deref().and_then(pool_of_queue);
         self.takes(Kind::Message)
             && code.as_ref().is_none_or(|code| *code == letter.code)
-            && is(session, &peek.session_id)
+            && (tenant.is_none() || *tenant == peek.tenant)
+            && (session.is_none() || session == peek.session_key())
             && is(agent, &peek.agent_id)
             && is(of_pool, &pool)
             && since.is_none_or(|since| age.is_some_and(|age| age <= since))
@@ -86,6 +88,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use job::Tenant;
 
     #[test]
     fn a_message_passes_where_all_that_is_asked_is_said_and_true() {
@@ -108,10 +111,13 @@ mod tests {
         let code = |code: &str| Some(code.to_owned());
         let any = FailureFilter::default;
         let of = |of| Filter { kind: None, of };
+        let other = DeadLetter { body: br#"{"tenant":"acme","session_id":"s"}"#.to_vec(), ..letter.clone() };
+        assert!(!passes(&of(FailureFilter { session: name("s"), ..any() }), &other));
         let good = [
             Filter::default(),
             Filter { kind: Some(Kind::Message), of: FailureFilter { code: code("undecodable"), ..any() } },
             of(FailureFilter { session: name("s"), agent: name("a"), pool: name("p"), ..any() }),
+            of(FailureFilter { tenant: Some(Tenant::default()), session: name("s"), ..any() }),
             of(FailureFilter { since: minutes(120), before: minutes(30), ..any() }),
             of(FailureFilter { since: minutes(60), ..any() }),
         ];
@@ -122,6 +128,8 @@ mod tests {
             Filter { kind: Some(Kind::Job), of: any() },
             of(FailureFilter { code: code("unroutable"), ..any() }),
             of(FailureFilter { session: name("t"), ..any() }),
+            of(FailureFilter { tenant: Some("acme".parse().unwrap()), session: name("s"), ..any() }),
+            of(FailureFilter { tenant: Some("acme".parse().unwrap()), ..any() }),
             of(FailureFilter { agent: name("s"), ..any() }),
             of(FailureFilter { pool: name("default"), ..any() }),
             of(FailureFilter { since: minutes(59), ..any() }),

@@ -117,6 +117,11 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns a name that was checked before it was written to where it comes from.
+    pub(crate) fn unchecked(text: &str) -> Name {
+        Name(text.to_owned())
+    }
 }
 
 impl Default for Name {
@@ -184,6 +189,9 @@ pub enum IdError {
         "got \"{0}\", expected 1 to 128 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot"
     )]
     BadName(String),
+    /// Not the name of a tenant.
+    #[error("got \"{0}\", expected 1 to 64 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot")]
+    BadTenant(String),
 }
 
 /// Returns the beginning of a user's text, short enough for an error message.

@@ -5,6 +5,7 @@
 //! Postgres or a harness. Every other crate uses its types.
 
 mod id;
+mod tenant;
 mod json;
 mod usd;
 mod given;
@@ -31,6 +32,7 @@ pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
 pub use strict::decode_strict;
+pub use tenant::{SessionKey, Tenant};
 pub use trace::{BadTraceParent, TraceId, TraceParent};
 pub use trouble::Trouble;
 pub use usd::Usd;

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, JsonError, Name, ReplyRule, shown};
+use crate::{JobId, JobSpec, JsonError, Name, ReplyRule, SessionKey, Tenant, shown};
 
 /// The version that this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -174,6 +174,8 @@ pub fn decode_stored(body: &str) -> Result<JobSpec, DecodeError> {
 pub struct Peek {
     /// The job, unless body and property contradict each other.
     pub job_id: Option<JobId>,
+    /// Its tenant: `default` if the message names none, and `None` if what it names cannot be one.
+    pub tenant: Option<Tenant>,
     /// Its session.
     pub session_id: Option<Name>,
     /// Its agent.
@@ -187,6 +189,7 @@ pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
     #[serde(default)]
     struct Seen {
         job_id: Value,
+        tenant: Value,
         session_id: Value,
         agent_id: Value,
     }
@@ -199,7 +202,18 @@ pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
         (None, Some(_)) => outside,
         (Some(_), Some(_)) => inside.filter(|id| outside == Some(*id)),
     };
-    Peek { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+    let tenant = match seen.tenant {
+        Value::Null => Some(Tenant::default()),
+        tenant => tenant.as_str().and_then(|tenant| tenant.parse().ok()),
+    };
+    Peek { job_id, tenant, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+}
+
+impl Peek {
+    /// Returns the key of the session in the ledger, as far as that can be read.
+    pub fn session_key(&self) -> Option<SessionKey> {
+        Some(SessionKey::new(self.tenant.as_ref()?, self.session_id.as_ref()?))
+    }
 }
 
 /// Parses fast. Only if that fails, parses again while keeping track of the path, to name the field at fault.

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
-use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy, TraceId, TraceParent, given, trace};
+use crate::{
+    DecodeError, JobId, Json, Limits, Name, RetryPolicy, SessionKey, Tenant, TraceId, TraceParent, given,
+    trace,
+};
 
 /// What a job does when another job of its session runs, or an earlier one is unfinished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +60,10 @@ impl FromStr for OnBusy {
 pub struct JobSpec {
     /// A UUIDv7, made by the caller. Publishing the same id again is the same job.
     pub job_id: JobId,
-    /// The session whose state the job continues. It is created if it does not exist.
+    /// Whose work it is. A message may name another tenant than `default` only if the ledger knows its job already.
+    #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "Tenant::is_default")]
+    pub tenant: Tenant,
+    /// The session whose state the job continues. It is created if it does not exist. Each tenant has its own.
     pub session_id: Name,
     /// The agent that does the work, by its name in the workers' `agents.toml`.
     pub agent_id: Name,
@@ -105,6 +111,7 @@ impl JobSpec {
     pub fn new(session_id: Name, agent_id: Name, input: Json) -> JobSpec {
         JobSpec {
             job_id: JobId::now(),
+            tenant: Tenant::default(),
             session_id,
             agent_id,
             user_id: None,
@@ -144,6 +151,11 @@ impl JobSpec {
             return Err(DecodeError::new("max_stalled_iterations", "got 0, expected at least 1"));
         }
         Ok(())
+    }
+
+    /// Returns the key of its session in the ledger.
+    pub fn session_key(&self) -> SessionKey {
+        SessionKey::new(&self.tenant, &self.session_id)
     }
 
     /// Returns the trace that holds all attempts: the caller's, or the job's own.

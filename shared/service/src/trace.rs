@@ -167,7 +167,10 @@ impl Description<'_> {
     }
 
     /// Sets the ids of the job whose message it is.
-    pub fn job(&mut self, JobIds { job_id, session_id, agent_id }: JobIds) -> &mut Self {
+    pub fn job(&mut self, JobIds { job_id, tenant, session_id, agent_id }: JobIds) -> &mut Self {
+        if let Some(tenant) = tenant {
+            self.set("harness.tenant", tenant);
+        }
         self.set("messaging.message.id", job_id.clone())
             .set("harness.job.id", job_id)
             .set("harness.session.id", session_id)
@@ -179,6 +182,8 @@ impl Description<'_> {
 pub struct JobIds {
     /// The job's id, which is also the message's.
     pub job_id: String,
+    /// The tenant, unless it is `default`.
+    pub tenant: Option<String>,
     /// The session's id.
     pub session_id: String,
     /// The agent's id.

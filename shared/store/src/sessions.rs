@@ -1,6 +1,6 @@
 //! Sessions, as people view them.
 
-use job::{JobId, Name, Usd};
+use job::{JobId, SessionKey, Tenant, Usd};
 use serde::Serialize;
 
 use crate::database::{query, read_job_id, read_usd, rfc3339};
@@ -9,6 +9,9 @@ use crate::{Page, Store, StoreError};
 /// A session: its folded state, and what has been checkpointed since.
 #[derive(Clone, Debug, Serialize)]
 pub struct SessionView {
+    /// Its tenant.
+    #[serde(skip_serializing_if = "Tenant::is_default")]
+    pub tenant: Tenant,
     /// Its name.
     pub session_id: String,
     /// The agent of its first job.
@@ -119,19 +122,22 @@ impl Store {
         Ok(Page { found, next })
     }
 
-    /// Returns a session, or `None` if there is none of that name.
-    pub async fn session(&self, id: &Name) -> Result<Option<SessionView>, StoreError> {
-        let rows = query(&self.pool, "session", READ, &[&id.as_str()]).await?;
+    /// Returns a session, or `None` if there is none of that key.
+    pub async fn session(&self, key: &SessionKey) -> Result<Option<SessionView>, StoreError> {
+        let rows = query(&self.pool, "session", READ, &[&key.as_str()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let checkpoints = query(&self.pool, "session_checkpoints", READ_CHECKPOINTS, &[&id.as_str()]).await?;
+        let checkpoints =
+            query(&self.pool, "session_checkpoints", READ_CHECKPOINTS, &[&key.as_str()]).await?;
         let checkpoint = |row: &tokio_postgres::Row| CheckpointView {
             job_id: read_job_id(row, 0),
             epoch: row.get(1),
             created_at: row.get(2),
             delta: row.get(3),
         };
+        let (tenant, session) = SessionKey::split(row.get(0));
         Ok(Some(SessionView {
-            session_id: row.get(0),
+            tenant,
+            session_id: session.into(),
             agent_id: row.get(1),
             user_id: row.get(2),
             created_at: row.get(3),

@@ -11,7 +11,8 @@ use super::call::End;
 pub const JOBS: usize = 3;
 /// Sessions.
 pub const SESSIONS: usize = 2;
-/// The session of each job.
+/// The session of each job. A session is an opaque key here, as it is in the ledger: sessions of two tenants are two
+/// keys, so the model needs no tenants.
 pub const SESSION_OF: [usize; JOBS] = [0, 0, 1];
 /// Ids of workers: one per boot.
 pub const WORKERS: usize = 8;

@@ -72,7 +72,9 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     for session in 0..SESSIONS {
         let name = format!("s-{session}");
         // All of its jobs may have been cancelled before their messages arrived.
-        let Some(view) = store.session(&name.parse().unwrap()).await.unwrap() else { continue };
+        let Some(view) = store.session(&name.parse::<job::Name>().unwrap().into()).await.unwrap() else {
+            continue;
+        };
         let made = checkpoints.get(&name).copied().unwrap_or(0);
         assert_eq!(view.iteration_count as u64, made, "{name}: each checkpoint counts once");
         assert_eq!(view.cost_usd.micros(), 7 * made, "{name}");
@@ -201,7 +203,7 @@ impl Sailor {
                 committed |= answer == Fenced::Done(());
             }
             if committed {
-                *self.checkpoints.entry(run.claim.session_id().to_owned()).or_default() += 1;
+                *self.checkpoints.entry(run.claim.session_key().to_owned()).or_default() += 1;
                 self.running.insert(run.claim.job_id(), (run, ordinal + 1));
             }
         }

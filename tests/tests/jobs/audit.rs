@@ -292,6 +292,13 @@ async fn a_job_in_the_wrong_place_is_named() {
             "UPDATE harness_results SET message = jsonb_set(message::jsonb, '{session_id}', '\"other\"')::json WHERE job_id = '{bad}'",
             &[("envelopes", &["{bad}"])],
         ),
+        ("UPDATE harness_jobs SET tenant = 'acme' WHERE job_id = '{new}'", &[("tenants", &["{new}"])]),
+        ("UPDATE harness_results SET tenant = 'acme' WHERE job_id = '{done}'", &[("tenants", &["{done}"])]),
+        ("UPDATE harness_sessions SET tenant = 'acme' WHERE session_id = 'done'", &[("tenants", &["done"])]),
+        (
+            "UPDATE harness_results SET message = jsonb_set(message::jsonb, '{tenant}', '\"acme\"')::json WHERE job_id = '{bad}'",
+            &[("tenants", &["{bad}"])],
+        ),
     ])
     .await;
 }

@@ -45,6 +45,7 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
         (with("job_id", json!(id_off_by(DAY_MS + 600_000))), "job_id: got "),
         (with("session_id", json!(7)), "session_id: invalid type: integer `7`"),
         (with("session_id", json!("../x")), "session_id: got \"../x\""),
+        (with("tenant", json!("a/b")), "tenant: got \"a/b\""),
         (with("agent_id", json!(null)), "agent_id: "),
         (with("user_id", json!("a\u{0}b")), "user_id: "),
         (with("input", json!("a\u{0}b")), "input: a string contains \\u0000"),

@@ -17,4 +17,5 @@ mod protocol_model;
 mod protocol_conformance;
 mod schema;
 mod partitions;
+mod tenants;
 mod audit;

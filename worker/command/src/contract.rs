@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use harness::{Delta, Event, Session, Task, Usage, storable};
-use job::{Failure, FailureCode, JobId, Json, JsonError, Name, Usd};
+use job::{Failure, FailureCode, JobId, Json, JsonError, Name, Tenant, Usd};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -28,6 +28,7 @@ struct Order<'a> {
 #[derive(Serialize)]
 struct OrderedJob<'a> {
     job_id: JobId,
+    tenant: &'a Tenant,
     session_id: &'a Name,
     agent_id: &'a Name,
     user_id: Option<&'a str>,
@@ -40,6 +41,7 @@ struct OrderedJob<'a> {
 pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
     let job = OrderedJob {
         job_id: task.job_id,
+        tenant: &task.tenant,
         session_id: &task.session_id,
         agent_id: &task.agent_id,
         user_id: task.user_id.as_deref(),
@@ -358,6 +360,7 @@ mod tests {
     fn an_order_is_one_line_whatever_the_input_looks_like() {
         let task = Task {
             job_id: JobId::now(),
+            tenant: Tenant::default(),
             session_id: Name::default(),
             agent_id: Name::default(),
             user_id: None,

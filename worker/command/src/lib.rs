@@ -9,12 +9,15 @@
 //!
 //! ```json
 //! {"protocol": "harness.command.v1",
-//!  "job": {"job_id": "0198…", "session_id": "…", "agent_id": "…", "user_id": null, "input": …,
-//!          "attempt": 1, "epoch": 7},
+//!  "job": {"job_id": "0198…", "tenant": "default", "session_id": "…", "agent_id": "…", "user_id": null,
+//!          "input": …, "attempt": 1, "epoch": 7},
 //!  "session": {"memory": {}, "context_window": [], "feature_progress": {}, "iteration_count": 0,
 //!              "cost_usd": 0.0, "input_tokens": 0, "output_tokens": 0},
 //!  "workspace": "/var/lib/harness/<session_id>"}
 //! ```
+//!
+//! Each tenant has sessions of its own, and two tenants may use the same `session_id`. A program that keeps something
+//! by session outside of its workspace keeps it by `tenant` and `session_id`.
 //!
 //! `input` is the JSON value that the job's caller gave. `attempt` is 1 for the first attempt. `epoch` is a fencing
 //! token: it is higher in every later run of the session. Later versions may add fields; ignore those you do not know.
@@ -33,13 +36,14 @@
 //! The **environment** holds
 //! - `PATH`, `LANG`, `LC_ALL` and `TZ` as the worker has them;
 //! - the variables that the agent's settings name (`env_allow`, `env`);
-//! - `HARNESS_JOB_ID`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE` and `HARNESS_EPOCH`;
+//! - `HARNESS_JOB_ID`, `HARNESS_TENANT`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE` and `HARNESS_EPOCH`;
 //! - `TRACEPARENT` (W3C Trace Context). Spans that the program makes belong below it, so that they are found with the
 //!   job;
 //! - `HOME`, which is the workspace unless the settings name another, so that each session's tools have their own
 //!   dotfiles.
 //!
-//! The **working directory** is the workspace. Each session has one folder, with mode 0700. It is kept between jobs,
+//! The **working directory** is the workspace. Each session has one folder, with mode 0700: `<session_id>` for
+//! the tenant `default`, and `~<tenant>/<session_id>` for another. It is kept between jobs,
 //! but not between machines unless `WORKSPACE_DIR` is shared. A program may open as many files as the worker was
 //! allowed at its start (the soft limit), even if the worker has raised its own limit since.
 //!
@@ -127,7 +131,7 @@ use std::process::Stdio;
 
 use async_trait::async_trait;
 use harness::{ConfigError, Harness, Run, RunError, Shortage, Stop, Task};
-use job::{Failure, FailureCode, Json, Name};
+use job::{Failure, FailureCode, Json, SessionKey};
 use nix::errno::Errno;
 use process::Stderr;
 use tokio::io::AsyncWriteExt;
@@ -171,10 +175,11 @@ impl Command {
         if let Some(stop) = run.stop_requested() {
             return Err(stop.into());
         }
-        let workspace = self.settings.workspace_dir.join(run.task().session_id.as_str());
+        let session = SessionKey::new(&run.task().tenant, &run.task().session_id);
+        let workspace = self.settings.workspace_dir.join(session.as_str());
         let order = contract::order(run.task(), run.session(), &workspace)
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
-        prepare_workspace(&workspace, &run.task().session_id).await?;
+        prepare_workspace(&self.settings.workspace_dir, &session).await?;
         let mut group = process::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
             .await
             .map_err(|error| self.not_started(&error))?;
@@ -210,6 +215,7 @@ impl Command {
             .env("HOME", workspace)
             .envs(&self.settings.env)
             .env("HARNESS_JOB_ID", task.job_id.to_string())
+            .env("HARNESS_TENANT", task.tenant.as_str())
             .env("HARNESS_SESSION_ID", task.session_id.as_str())
             .env("HARNESS_WORKSPACE", workspace)
             .env("HARNESS_EPOCH", task.epoch.to_string())
@@ -231,18 +237,29 @@ fn give(mut stdin: ChildStdin, order: String) -> AbortOnDropHandle<()> {
     }))
 }
 
-async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), RunError> {
-    let path: PathBuf = workspace.to_owned();
-    let made = tokio::task::spawn_blocking(move || {
-        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+async fn prepare_workspace(dir: &Path, session: &SessionKey) -> Result<(), RunError> {
+    let folder = |path: &Path| -> io::Result<bool> {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
         // A link is refused, because it could lead into another session's folder.
-        Ok(std::fs::symlink_metadata(&path)?.is_dir())
+        Ok(std::fs::symlink_metadata(path)?.is_dir())
+    };
+    let (mut path, workspace) = (dir.to_owned(), PathBuf::from(session.as_str()));
+    let named_path = dir.join(&workspace);
+    let made = tokio::task::spawn_blocking(move || {
+        // Another tenant's folder is above those of its sessions.
+        for part in &workspace {
+            path.push(part);
+            if !folder(&path)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     });
     let named = |problem: &dyn Display| {
-        format!("the workspace of session {session_id}, {}: {problem}", workspace.display())
+        format!("the workspace of session {session}, {}: {problem}", named_path.display())
     };
     match made.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
         Ok(true) => Ok(()),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use job::{JobId, Json, Name, TraceParent};
+use job::{JobId, Json, Name, Tenant, TraceParent};
 
 use crate::{Delta, Event, Session, Stop, StopSignal, Usage};
 
@@ -15,7 +15,9 @@ use crate::{Delta, Event, Session, Stop, StopSignal, Usage};
 pub struct Task {
     /// The job.
     pub job_id: JobId,
-    /// The session it continues.
+    /// The tenant whose job it is.
+    pub tenant: Tenant,
+    /// The name of the session it continues. Each tenant has its own sessions, and their names may be equal.
     pub session_id: Name,
     /// The agent that the job asks for.
     pub agent_id: Name,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, JobId, Json};
+use job::{Failure, FailureCode, JobId, Json, Tenant};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -82,6 +82,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn task(input: Value) -> Task {
     Task {
         job_id: JobId::now(),
+        tenant: Tenant::default(),
         session_id: "session-1".parse().expect("a valid name"),
         agent_id: "agent-1".parse().expect("a valid name"),
         user_id: Some("somebody".to_owned()),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use job::Name;
+use job::{Name, Tenant};
 use store::FailureFilter;
 
 use crate::cli::age::parse_age;
@@ -27,7 +27,10 @@ pub struct Flags {
     /// Only with this code, such as timeout, unknown_agent, undecodable or unroutable
     #[arg(long)]
     code: Option<String>,
-    /// Only of this session
+    /// Only of this tenant; raw messages that name none are the tenant default's
+    #[arg(long)]
+    tenant: Option<Tenant>,
+    /// Only of this session: of the tenant default, unless --tenant names another
     #[arg(long)]
     session: Option<Name>,
     /// Only of this agent
@@ -52,6 +55,7 @@ impl Flags {
         });
         let of = FailureFilter {
             code: self.code.clone(),
+            tenant: self.tenant.clone(),
             session: self.session.clone(),
             agent: self.agent.clone(),
             pool: self.pool.clone(),

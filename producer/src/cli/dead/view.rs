@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::ColumnConstraint;
 use dispatch::Dispatch;
-use job::{one_line, pretty_lines, shown};
+use job::{SessionKey, one_line, pretty_lines, shown};
 use service::{note, out};
 
 use super::filter::Flags;
@@ -90,7 +90,7 @@ fn cells(number: usize, letter: &DeadEntry) -> Vec<String> {
             number.to_string(),
             Kind::Job.to_string(),
             job.job_id.to_string(),
-            job.session_id.clone(),
+            SessionKey::new(&job.tenant, &job.session_id).to_string(),
             job.agent_id.clone(),
             job.code.clone(),
             shown(&job.reason).into_owned(),
@@ -101,7 +101,7 @@ fn cells(number: usize, letter: &DeadEntry) -> Vec<String> {
             number.to_string(),
             Kind::Message.to_string(),
             id_of(letter),
-            or_dash(peek.session_id.as_ref().map(ToString::to_string)),
+            or_dash(peek.session_key().as_ref().map(ToString::to_string)),
             or_dash(peek.agent_id.as_ref().map(ToString::to_string)),
             shown(&letter.code).into_owned(),
             shown(&letter.reason).into_owned(),

@@ -28,6 +28,7 @@ fn with(field: &str, value: serde_json::Value) -> String {
 #[test]
 fn what_is_encoded_decodes_to_the_same() {
     let mut spec = spec();
+    spec.tenant = "acme".parse().unwrap();
     spec.user_id = Some("u".into());
     spec.retry = RetryPolicy { max_attempts: 7, base_delay_ms: 1, max_delay_ms: 2 };
     spec.timeout_ms = Some(5);
@@ -52,7 +53,7 @@ fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
 #[test]
 fn every_optional_field_may_be_null() {
     let all = format!(
-        r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","user_id":null,"pool":null,"input":null,
+        r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","tenant":null,"user_id":null,"pool":null,"input":null,
         "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"reply_to":null,
         "correlation_id":null,"traceparent":null}}"#,
         JobId::now()
@@ -72,6 +73,8 @@ fn an_error_names_the_field_and_what_would_be_right() {
         (with("job_id", json!("00000000-0000-7000-8000-000000000000")), "job_id", "1 days ago"),
         (with("session_id", json!("a/b")), "session_id", "a/b"),
         (with("session_id", json!(7)), "session_id", "integer `7`"),
+        (with("tenant", json!("a/b")), "tenant", "1 to 64 characters"),
+        (with("tenant", json!(7)), "tenant", "integer `7`"),
         (with("user_id", json!("a\u{0}b")), "user_id", "control"),
         (with("input", json!("a\u{0}b")), "input", "\\u0000"),
         (with("retry", json!({"max_attempts": 0})), "retry.max_attempts", "1 to 100"),
@@ -159,8 +162,12 @@ fn of_a_message_that_is_no_job_is_read_what_can_be_read() {
     assert_eq!(peek(b"{not json", Some(&id)).job_id, Some(spec.job_id));
     assert_eq!(peek(body.as_bytes(), Some(&other)).job_id, None, "body and property contradict each other");
     assert_eq!(peek(body.as_bytes(), Some("mine")).job_id, None);
-    assert_eq!(peek(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), Peek::default());
-    assert_eq!(peek(b"\xff", None), Peek::default());
+    let nothing = Peek { tenant: Some(Tenant::default()), ..Peek::default() };
+    assert_eq!(peek(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), nothing);
+    assert_eq!(peek(b"\xff", None), nothing);
+    let of = |tenant: &str| peek(with("tenant", serde_json::json!(tenant)).as_bytes(), None);
+    assert_eq!(of("acme").session_key().unwrap().as_str(), "~acme/s-1");
+    assert_eq!((of("a/b").tenant, of("a/b").session_key()), (None, None));
 }
 
 fn spec_id(body: &str) -> JobId {
@@ -175,6 +182,17 @@ fn size_encoding_and_message_id_are_checked() {
     assert_eq!(decode(b"\xff\xfe", None, &limits()).unwrap_err().field, "body");
     let other = JobId::now().to_string();
     assert_eq!(decode(body.as_bytes(), Some(&other), &limits()).unwrap_err().field, "message_id");
+}
+
+#[test]
+fn the_tenant_default_is_not_written() {
+    assert!(!encode(&spec()).contains("tenant"));
+    let other = JobSpec { tenant: "acme".parse().unwrap(), ..spec() };
+    assert!(encode(&other).contains(r#""tenant":"acme""#));
+    assert_eq!(
+        decode(with("tenant", "default".into()).as_bytes(), None, &limits()).unwrap().tenant,
+        spec().tenant
+    );
 }
 
 proptest! {

@@ -28,7 +28,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 24] = [
+pub(super) const CHECKS: [Check; 25] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -46,6 +46,7 @@ pub(super) const CHECKS: [Check; 24] = [
     check(Conservation, "unfolded", "the checkpoints that an ended job left add up to its result", UNFOLDED),
     check(Conservation, "runs", "a success has a run, and only a run uses anything", RUNS),
     check(Conservation, "envelopes", "an envelope names its own job and session", ENVELOPES),
+    check(Conservation, "tenants", "a row, its session's key and its envelope name the same tenant", TENANTS),
     check(Conservation, "checkpoints", "a checkpoint has its job and its session", CHECKPOINTS),
     check(Conservation, "deltas", "the checkpoints of a run are numbered without a gap", DELTAS),
     check(Conservation, "fencing", "no checkpoint is newer than its job's last run", FENCING),
@@ -192,7 +193,31 @@ const RUNS: &str = "
             OR (epoch > 0) <> (started_at IS NOT NULL)
             OR (epoch <= 0 AND (iterations <> 0 OR cost_microusd <> 0 OR input_tokens <> 0 OR output_tokens <> 0)))";
 
-/// A success keeps no envelope.
+/// The tenant in a session's key.
+macro_rules! tenant_in_key {
+    () => {
+        "CASE WHEN session_id LIKE '~%' THEN split_part(substr(session_id, 2), '/', 1) ELSE 'default' END"
+    };
+}
+
+/// A success keeps no envelope. The envelope of a job that was cancelled before it was seen is empty.
+const TENANTS: &str = concat!(
+    "
+    SELECT job_id::text, format('session %s: tenant %s, in its envelope %s', session_id, tenant,
+                                coalesce(message->>'tenant', 'default'))
+      FROM (SELECT job_id, session_id, tenant, message FROM harness_jobs
+            UNION ALL
+            SELECT job_id, session_id, tenant, message FROM harness_results WHERE job_id >= $1) j
+     WHERE tenant <> ",
+    tenant_in_key!(),
+    " OR (message IS NOT NULL AND tenant <> coalesce(message->>'tenant', 'default'))
+    UNION ALL
+    SELECT session_id, format('tenant %s', tenant) FROM harness_sessions
+     WHERE last_updated >= to_timestamp($2) AND tenant <> ",
+    tenant_in_key!()
+);
+
+/// A success keeps no envelope. The key of another tenant's session holds the tenant.
 const ENVELOPES: &str = "
     SELECT job_id::text, format('session %s: its envelope names job %s of session %s',
                                 session_id, message->>'job_id', message->>'session_id')
@@ -200,7 +225,8 @@ const ENVELOPES: &str = "
             UNION ALL
             SELECT job_id, session_id, message FROM harness_results
              WHERE job_id >= $1 AND session_id <> '' AND message IS NOT NULL) m
-     WHERE message->>'job_id' IS DISTINCT FROM job_id::text OR message->>'session_id' IS DISTINCT FROM session_id";
+     WHERE message->>'job_id' IS DISTINCT FROM job_id::text
+        OR message->>'session_id' IS DISTINCT FROM regexp_replace(session_id, '^~[^/]*/', '')";
 
 /// A checkpoint that is never folded outlives its job's result.
 const CHECKPOINTS: &str = "
@@ -267,7 +293,8 @@ const GUARDS: &str = "
                    ('harness_results', 'harness_results_pkey'), ('harness_results', 'harness_results_state_check'),
                    ('harness_sessions', 'harness_sessions_pkey'), ('harness_checkpoints', 'harness_checkpoints_pkey'),
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
-                   ('harness_workers', 'harness_workers_lease_ms_check')) wanted(tab, name)
+                   ('harness_workers', 'harness_workers_lease_ms_check'),
+                   ('harness_tenants', 'harness_tenants_pkey')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
       LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobId, JobState, Name};
+use job::{Failure, FailureCode, JobId, JobState, Name, SessionKey};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -146,8 +146,8 @@ const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE 
 
 /// Creates sessions, so that there is a row to lock and to count the end in.
 const CREATE_SESSIONS: &str = "
-    INSERT INTO harness_sessions (session_id, agent_id, user_id)
-    SELECT session_id, min(agent_id), min(user_id) FROM harness_jobs
+    INSERT INTO harness_sessions (session_id, tenant, agent_id, user_id)
+    SELECT session_id, min(tenant), min(agent_id), min(user_id) FROM harness_jobs
      WHERE job_id = ANY($1) AND session_id <> ''
      GROUP BY session_id ORDER BY session_id
     ON CONFLICT DO NOTHING";
@@ -177,9 +177,9 @@ const END_WAITING: &str = "
         DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM waiting)) RETURNING *
     ), results AS (
         INSERT INTO harness_results
-               (job_id, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
+               (job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
                 cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message, trace_id)
-        SELECT e.job_id, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
+        SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
                c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
@@ -345,7 +345,7 @@ impl Store {
     }
 
     /// Returns the live jobs of a session, in their order.
-    pub async fn jobs_of(&self, session: &Name) -> Result<Vec<JobId>, StoreError> {
+    pub async fn jobs_of(&self, session: &SessionKey) -> Result<Vec<JobId>, StoreError> {
         let rows = query(&self.pool, "jobs_of", LIVE_JOBS, &[&session.as_str()]).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }

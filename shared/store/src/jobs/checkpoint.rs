@@ -66,7 +66,7 @@ impl Batched for CheckpointRow {
         let tx = Tx::prepare(pool, "checkpoint", [APPEND]).await?;
         let worker_id = Uuid::from(batch.last().expect("a batch is never empty").claim.worker());
         let jobs: Vec<Uuid> = batch.iter().map(|row| row.claim.job_id().into()).collect();
-        let sessions: Vec<&str> = batch.iter().map(|row| row.claim.session_id()).collect();
+        let sessions: Vec<&str> = batch.iter().map(|row| row.claim.session_key()).collect();
         let epochs: Vec<i64> = batch.iter().map(|row| row.claim.epoch()).collect();
         let ordinals: Vec<i32> = batch.iter().map(|row| row.ordinal).collect();
         let deltas: Vec<&str> = batch.iter().map(|row| row.delta.as_str()).collect();

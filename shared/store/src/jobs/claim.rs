@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed};
-use super::columns::{Columns, job_columns, job_values, new_jobs};
+use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
 
@@ -35,8 +35,11 @@ pub enum Answer {
     Blocked,
     /// It waits for its next attempt.
     NotDue,
-    /// The id belongs to a job of another session.
+    /// The id belongs to a job of another session. This is its key, which says its tenant.
     OtherSession(String),
+    /// The message names another tenant than `default`, and the ledger does not know the job. Only a door takes in
+    /// another tenant's jobs, and it writes them into the ledger first.
+    NotAccepted,
     /// The worker has been declared dead: it must stop what it runs and take a new id.
     LeaseLost,
     /// The worker has confirmed that it is drained, and may be gone at any moment: another worker must run
@@ -44,16 +47,23 @@ pub enum Answer {
     Drained,
 }
 
-/// Creates sessions, in order, so that there is a row to lock.
-const CREATE_SESSIONS: &str = "
-    INSERT INTO harness_sessions (session_id, agent_id, user_id)
-    SELECT session_id, min(agent_id), min(user_id)
-      FROM unnest($1::text[], $2::text[], $3::text[]) AS t(session_id, agent_id, user_id)
+/// Creates sessions, in order, so that there is a row to lock. Another tenant's session is created only for a job
+/// that the ledger knows.
+const CREATE_SESSIONS: &str = concat!(
+    "
+    INSERT INTO harness_sessions (session_id, tenant, agent_id, user_id)
+    SELECT session_id, ",
+    tenant_of!("session_id"),
+    ", min(agent_id), min(user_id)
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[]) AS t(session_id, agent_id, user_id, job_id)
+     WHERE session_id NOT LIKE '~%'
+        OR (SELECT j.session_id FROM harness_jobs j WHERE j.job_id = t.job_id) = session_id
      GROUP BY session_id ORDER BY session_id COLLATE \"C\"
-    ON CONFLICT DO NOTHING";
+    ON CONFLICT DO NOTHING"
+);
 
 /// Claims jobs that the ledger has not seen: any AMQP client can publish one. They run if their session has
-/// no other job; otherwise they wait.
+/// no other job; otherwise they wait. They are jobs of the tenant `default`: a message alone proves no other one.
 const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
@@ -61,7 +71,8 @@ const CLAIM_FRESH: &str = concat!(
           FROM ",
     new_jobs!(),
     "
-         WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
+         WHERE session_id NOT LIKE '~%'
+           AND (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
            AND ",
     may_take!("$9"),
@@ -169,7 +180,7 @@ impl Batched for ClaimRequest {
         let [alive, _, _, fresh, known] = tx
             .run([
                 &[&worker_id],
-                &[sessions, agents, users],
+                &[sessions, agents, users, jobs],
                 &[sessions],
                 &columns.params_and(&worker_id),
                 &[&worker_id, jobs, sessions],
@@ -208,7 +219,9 @@ fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
     let session: Option<String> = row.get(2);
     let state = row.get::<_, Option<&str>>(1).and_then(|state| state.parse().ok());
     match (state, session) {
-        (Some(_), Some(session)) if session != spec.session_id.as_str() => Answer::OtherSession(session),
+        (Some(_), Some(session)) if session != spec.session_key().as_str() => Answer::OtherSession(session),
+        // A door commits a job before it publishes the message, so this is no race.
+        (None, _) if !spec.tenant.is_default() => Answer::NotAccepted,
         (Some(JobState::Running), _) => Answer::Held,
         (Some(JobState::Blocked), _) => Answer::Blocked,
         (Some(end), _) if end.is_end() => Answer::Finished(end),

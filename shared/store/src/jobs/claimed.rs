@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{JobId, POISON_DEATHS, Usd, WorkerId};
+use job::{JobId, Name, POISON_DEATHS, SessionKey, Tenant, Usd, WorkerId};
 use tokio_postgres::Row;
 
 use crate::database::{read_job_id, read_millis, read_usd};
@@ -14,7 +14,7 @@ use crate::database::{read_job_id, read_millis, read_usd};
 pub struct Claim {
     worker: WorkerId,
     job_id: JobId,
-    session_id: String,
+    session_key: String,
     epoch: i64,
 }
 
@@ -29,9 +29,14 @@ impl Claim {
         self.job_id
     }
 
-    /// Returns the id of its session.
-    pub fn session_id(&self) -> &str {
-        &self.session_id
+    /// Returns the key of its session in the ledger.
+    pub fn session_key(&self) -> &str {
+        &self.session_key
+    }
+
+    /// Returns its tenant and the name of its session.
+    pub fn session(&self) -> (Tenant, Name) {
+        SessionKey::split(&self.session_key)
     }
 
     /// Returns the fencing token of this run. It is greater than that of every earlier run of the session.
@@ -105,7 +110,7 @@ pub(crate) use claimed_columns;
 
 /// Reads a job, its session and its epoch from the first columns of a row that says that this worker runs it.
 pub(crate) fn read_claim(row: &Row, worker: WorkerId) -> Claim {
-    Claim { worker, job_id: read_job_id(row, 0), session_id: row.get(1), epoch: row.get(2) }
+    Claim { worker, job_id: read_job_id(row, 0), session_key: row.get(1), epoch: row.get(2) }
 }
 
 /// Reads [`claimed_columns`].

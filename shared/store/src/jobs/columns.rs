@@ -8,7 +8,8 @@ use uuid::Uuid;
 /// One vector per column. They are the first parameters of a statement, which reads them as [`new_jobs`].
 pub(crate) struct Columns<'a> {
     pub(crate) jobs: Vec<Uuid>,
-    pub(crate) sessions: Vec<&'a str>,
+    /// Keys, each of which says its tenant.
+    pub(crate) sessions: Vec<String>,
     pub(crate) agents: Vec<&'a str>,
     pub(crate) users: Vec<Option<&'a str>>,
     pools: Vec<&'a str>,
@@ -32,10 +33,24 @@ macro_rules! new_jobs {
 }
 pub(crate) use new_jobs;
 
+/// The tenant of a session's key. It is read from the key, so that the two always agree.
+macro_rules! tenant_of {
+    ($session:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $session,
+            " LIKE '~%' THEN split_part(substr(",
+            $session,
+            ", 2), '/', 1) ELSE 'default' END"
+        )
+    };
+}
+pub(crate) use tenant_of;
+
 /// The columns of `harness_jobs` that new jobs fill.
 macro_rules! job_columns {
     () => {
-        "job_id, session_id, agent_id, user_id, pool, message, deadline_at, trace_id"
+        "job_id, tenant, session_id, agent_id, user_id, pool, message, deadline_at, trace_id"
     };
 }
 pub(crate) use job_columns;
@@ -43,7 +58,11 @@ pub(crate) use job_columns;
 /// The values of [`job_columns`].
 macro_rules! job_values {
     () => {
-        "job_id, session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id"
+        concat!(
+            "job_id, ",
+            $crate::jobs::columns::tenant_of!("session_id"),
+            ", session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id"
+        )
     };
 }
 pub(crate) use job_values;
@@ -52,7 +71,7 @@ impl<'a> Columns<'a> {
     pub(crate) fn of(specs: impl Iterator<Item = &'a JobSpec> + Clone) -> Columns<'a> {
         Columns {
             jobs: specs.clone().map(|spec| spec.job_id.into()).collect(),
-            sessions: specs.clone().map(|spec| spec.session_id.as_str()).collect(),
+            sessions: specs.clone().map(|spec| spec.session_key().into()).collect(),
             agents: specs.clone().map(|spec| spec.agent_id.as_str()).collect(),
             users: specs.clone().map(|spec| spec.user_id.as_deref()).collect(),
             pools: specs.clone().map(|spec| spec.pool.as_str()).collect(),

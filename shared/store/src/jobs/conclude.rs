@@ -127,7 +127,7 @@ const END: &str = "
             AS t(job_id, epoch, state, attempts, output, failure,
                  memory, context, progress, s_iterations, s_cost, s_in, s_out)
     ), ended AS MATERIALIZED (
-        SELECT i.*, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
+        SELECT i.*, j.tenant, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
                CASE WHEN i.state <> 'succeeded' THEN j.message END AS message
           FROM incoming i
          CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = i.job_id OFFSET 0) j
@@ -136,9 +136,9 @@ const END: &str = "
         DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM ended))
     ), results AS (
         INSERT INTO harness_results
-               (job_id, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
+               (job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
                 cost_microusd, input_tokens, output_tokens, epoch, worker_id, accepted_at, started_at, message, trace_id)
-        SELECT e.job_id, session_id, agent_id, user_id, pool, state, attempts, output::json, failure::json,
+        SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, output::json, failure::json,
                c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, $1, accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
@@ -272,7 +272,7 @@ impl Batched for Conclusion {
         let last = batch.last().expect("a batch is never empty");
         let (worker, take_next) = (last.claim.worker(), last.take_next);
         let worker_id = Uuid::from(worker);
-        let sessions: Vec<&str> = batch.iter().map(|call| call.claim.session_id()).collect();
+        let sessions: Vec<&str> = batch.iter().map(|call| call.claim.session_key()).collect();
         let (ends, retries): (Vec<_>, Vec<_>) = batch.iter().partition(|call| call.end.state().is_some());
         let (ends, retries) = (Ends::of(&ends), Retries::of(&retries));
         let [_, _, ended, rescheduled, next] = tx
@@ -303,7 +303,7 @@ impl Batched for Conclusion {
             } else {
                 Fenced::Lost
             },
-            next: next.remove(call.claim.session_id()).map(Box::new),
+            next: next.remove(call.claim.session_key()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())
     }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use job::{JobId, JobSpec, JobState, Name};
+use job::{JobId, JobSpec, JobState, Name, SessionKey, Tenant};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -19,7 +19,9 @@ use crate::{Store, StoreError};
 pub struct FailureFilter {
     /// The failure's code.
     pub code: Option<String>,
-    /// The session.
+    /// The tenant.
+    pub tenant: Option<Tenant>,
+    /// The session: of that tenant, or of `default` if none is given.
     pub session: Option<Name>,
     /// The agent.
     pub agent: Option<Name>,
@@ -36,8 +38,10 @@ pub struct FailureFilter {
 pub struct FailedJob {
     /// The job.
     pub job_id: JobId,
+    /// Its tenant.
+    pub tenant: Tenant,
     /// Its session.
-    pub session_id: String,
+    pub session_id: Name,
     /// Its agent.
     pub agent_id: String,
     /// Its pool.
@@ -60,6 +64,14 @@ pub struct FailedJob {
     pub message: Option<String>,
 }
 
+impl FailureFilter {
+    /// Returns the key of the session that is selected.
+    pub fn session_key(&self) -> Option<SessionKey> {
+        let tenant = self.tenant.clone().unwrap_or_default();
+        self.session.as_ref().map(|session| SessionKey::new(&tenant, session))
+    }
+}
+
 impl FailedJob {
     /// Returns whether it was neither redriven nor dismissed.
     pub fn is_open(&self) -> bool {
@@ -72,8 +84,8 @@ impl FailedJob {
 pub struct Standing {
     /// The job.
     pub job_id: JobId,
-    /// Its session; `None` if it was cancelled before it was seen.
-    pub session_id: Option<String>,
+    /// The key of its session; `None` if it was cancelled before it was seen.
+    pub session_key: Option<String>,
     /// Its state.
     pub state: JobState,
     /// Failed, and neither redriven nor dismissed.
@@ -106,18 +118,19 @@ macro_rules! open {
             AND ($3::text IS NULL OR r.agent_id = $3)
             AND ($4::text IS NULL OR r.pool = $4)
             AND ($5::float8 IS NULL OR r.finished_at >= now() - $5 * interval '1 millisecond')
-            AND ($6::float8 IS NULL OR r.finished_at < now() - $6 * interval '1 millisecond')"
+            AND ($6::float8 IS NULL OR r.finished_at < now() - $6 * interval '1 millisecond')
+            AND ($7::text IS NULL OR r.tenant = $7)"
     };
 }
 
-const OLDEST: &str = concat!(columns!("NULL::text"), open!(), " ORDER BY r.finished_at, r.job_id LIMIT $7");
+const OLDEST: &str = concat!(columns!("NULL::text"), open!(), " ORDER BY r.finished_at, r.job_id LIMIT $8");
 
 const COUNT: &str = concat!("SELECT count(*) FROM ", open!());
 
 const AFTER: &str = concat!(
     columns!("r.message::text"),
     open!(),
-    " AND r.job_id > $7 AND r.finished_at <= $8 ORDER BY r.job_id LIMIT $9"
+    " AND r.job_id > $8 AND r.finished_at <= $9 ORDER BY r.job_id LIMIT $10"
 );
 
 const AMONG: &str = concat!(
@@ -231,7 +244,7 @@ impl Store {
         let rows = query(&self.pool, "standing", STANDING, &[&uuids(jobs)]).await?;
         let standing = |row: &Row| Standing {
             job_id: read_job_id(row, 0),
-            session_id: row.get(1),
+            session_key: row.get(1),
             state: read_state(row, 2),
             open: row.get(3),
         };
@@ -257,33 +270,38 @@ impl Store {
 
 /// A filter as the parameters of a statement.
 struct Values<'a> {
-    texts: [Option<&'a str>; 4],
+    code: Option<&'a str>,
+    session: Option<String>,
+    agent: Option<&'a str>,
+    pool: Option<&'a str>,
     ages: [Option<f64>; 2],
+    tenant: Option<&'a str>,
 }
 
 impl Values<'_> {
     fn of(filter: &FailureFilter) -> Values<'_> {
         Values {
-            texts: [
-                filter.code.as_deref(),
-                filter.session.as_ref().map(Name::as_str),
-                filter.agent.as_ref().map(Name::as_str),
-                filter.pool.as_ref().map(Name::as_str),
-            ],
+            code: filter.code.as_deref(),
+            session: filter.session_key().map(String::from),
+            agent: filter.agent.as_ref().map(Name::as_str),
+            pool: filter.pool.as_ref().map(Name::as_str),
             ages: [filter.since.map(millis), filter.before.map(millis)],
+            tenant: filter.tenant.as_ref().map(Tenant::as_str),
         }
     }
 
     fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
-        let texts = self.texts.iter().map(|text| text as &(dyn ToSql + Sync));
-        texts.chain(self.ages.iter().map(|age| age as &(dyn ToSql + Sync))).collect()
+        let Values { code, session, agent, pool, ages: [since, before], tenant } = self;
+        vec![code, session, agent, pool, since, before, tenant]
     }
 }
 
 fn read(row: &Row) -> FailedJob {
+    let (tenant, session_id) = SessionKey::split(row.get(1));
     FailedJob {
         job_id: read_job_id(row, 0),
-        session_id: row.get(1),
+        tenant,
+        session_id,
         agent_id: row.get(2),
         pool: row.get(3),
         attempts: row.get(4),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use job::{Failure, JobId, JobState, Json, Name, TraceId, Usd};
+use job::{Failure, JobId, JobState, Json, Name, SessionKey, Tenant, TraceId, Usd};
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -17,6 +17,9 @@ pub struct JobView {
     pub job_id: JobId,
     /// The trace that holds its attempts.
     pub trace_id: TraceId,
+    /// Its tenant.
+    #[serde(skip_serializing_if = "Tenant::is_default")]
+    pub tenant: Tenant,
     /// Its session.
     pub session_id: String,
     /// Its agent.
@@ -167,7 +170,7 @@ impl Store {
         Ok(counts)
     }
 
-    /// Returns how far these sessions are.
+    /// Returns how far these sessions of the tenant `default` are.
     pub async fn session_progress(&self, sessions: &[Name]) -> Result<Vec<SessionProgress>, StoreError> {
         let names: Vec<&str> = sessions.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "session_progress", SESSION_PROGRESS, &[&names]).await?;
@@ -185,11 +188,13 @@ impl Store {
 fn read_view(row: &Row) -> JobView {
     let failure: Option<String> = row.get(14);
     let output: Option<String> = row.get(15);
+    let (tenant, session) = SessionKey::split(row.get(1));
     let (job_id, trace) = (read_job_id(row, 0), row.get::<_, Option<Uuid>>(16));
     JobView {
         job_id,
         trace_id: trace.and_then(|trace| trace.try_into().ok()).unwrap_or(job_id.into()),
-        session_id: row.get(1),
+        tenant,
+        session_id: session.into(),
         agent_id: row.get(2),
         pool: row.get(3),
         state: read_state(row, 4),

@@ -457,7 +457,12 @@ impl Arena {
         let jobs = store.jobs(&self.workload.ids()).await.context("reading the jobs")?;
         let mut sessions = Vec::new();
         for (name, _) in self.workload.sessions() {
-            sessions.extend(store.session(&name).await.with_context(|| format!("reading session {name}"))?);
+            sessions.extend(
+                store
+                    .session(&name.clone().into())
+                    .await
+                    .with_context(|| format!("reading session {name}"))?,
+            );
         }
         let mut findings = check::check(&self.workload, &jobs, &sessions);
         findings.problems.extend(self.ledger.left_over().await?);

@@ -181,7 +181,7 @@ impl LedgerReader {
     }
 
     pub async fn session(&self, id: &Name) -> anyhow::Result<Option<SessionView>> {
-        self.store.session(id).await.with_context(|| format!("reading session {id}"))
+        self.store.session(&id.clone().into()).await.with_context(|| format!("reading session {id}"))
     }
 
     /// Removes this run's unfinished jobs from the ledger, so that no relay publishes them for ever. Their pool belongs

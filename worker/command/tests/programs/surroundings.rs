@@ -40,6 +40,7 @@ async fn the_workers_environment_stays_with_the_worker() {
         "HARNESS_EPOCH",
         "HARNESS_JOB_ID",
         "HARNESS_SESSION_ID",
+        "HARNESS_TENANT",
         "HARNESS_WORKSPACE",
         "HOME",
         "LANG",
@@ -86,6 +87,26 @@ async fn the_program_works_in_its_sessions_folder_which_is_its_home() {
 }
 
 #[tokio::test]
+async fn sessions_of_two_tenants_have_two_folders_even_if_their_names_are_equal() {
+    let bench = Bench::new();
+    let harness = bench.build(bench.sh(
+        r#"echo $HARNESS_TENANT >>seen; printf '{"type":"result","output":"%s %s"}' "$(cat seen)" $HARNESS_SESSION_ID"#,
+    ));
+    for (tenant, folder) in [("default", "session-1"), ("acme", "~acme/session-1")] {
+        let task = harness::Task { tenant: tenant.parse().unwrap(), ..task(Value::Null) };
+        let output = harness.run(&mut run(&task, &MemoryJournal::new())).await.unwrap();
+        assert_eq!(output.as_str(), format!("\"{tenant} session-1\""));
+        let folder = bench.workspaces().join(folder);
+        assert_eq!(std::fs::read_to_string(folder.join("seen")).unwrap().trim(), tenant);
+        assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    assert_eq!(
+        std::fs::metadata(bench.workspaces().join("~acme")).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+}
+
+#[tokio::test]
 async fn files_stay_for_the_sessions_next_job() {
     let bench = Bench::new();
     let program = bench.sh(r#"echo x >>seen; printf '{"type":"result","output":%s}' $(wc -l <seen)"#);
@@ -102,5 +123,9 @@ async fn a_workspace_is_never_a_link_to_another() {
     std::os::unix::fs::symlink("/", bench.workspaces().join("session-1")).unwrap();
     let ended = harness.run(&mut run(&task(Value::Null), &MemoryJournal::new())).await;
     let failure = harness::testing::failure(ended);
+    assert_eq!(failure.code, job::FailureCode::StartFailed, "{failure}");
+    std::os::unix::fs::symlink("/", bench.workspaces().join("~acme")).unwrap();
+    let other = harness::Task { tenant: "acme".parse().unwrap(), ..task(Value::Null) };
+    let failure = harness::testing::failure(harness.run(&mut run(&other, &MemoryJournal::new())).await);
     assert_eq!(failure.code, job::FailureCode::StartFailed, "{failure}");
 }
