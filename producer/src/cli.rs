@@ -1,6 +1,7 @@
 //! The command line. One file per command; each says what it prints and how it exits.
 
 mod context;
+mod operator;
 mod migrate;
 mod doctor;
 mod revive;
@@ -14,8 +15,11 @@ mod wait;
 mod cancel;
 mod sessions;
 mod dead;
+mod tenants;
+mod keys;
 mod relay;
 mod audit;
+mod log;
 
 use std::process::ExitCode;
 
@@ -57,6 +61,10 @@ enum Command {
     Sessions(sessions::Sessions),
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::Dead),
+    /// Create and change tenants: groups of callers that do not see each other's work
+    Tenants(tenants::Tenants),
+    /// Create and revoke keys of the HTTP API
+    Keys(keys::Keys),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
@@ -64,6 +72,7 @@ enum Command {
     Health(Health),
     /// Prove that nothing was lost, doubled or paid twice
     Audit(audit::Audit),
+    Log(log::Log),
 }
 
 impl AsMut<Common> for Args {
@@ -94,8 +103,11 @@ impl Args {
                 Command::Cancel(args) => args.run(context).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
+                Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,
+                Command::Log(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Health(health) => Ok(health.run()),
             }
         })

@@ -13,4 +13,5 @@ mod wait;
 mod cancel;
 mod dead;
 mod readings;
+pub mod access;
 pub mod cli;

@@ -184,6 +184,9 @@ pub enum IdError {
         "got \"{0}\", expected 1 to 128 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot"
     )]
     BadName(String),
+    /// Longer than a tenant's name may be.
+    #[error("got \"{0}\", expected a tenant's name of at most 64 characters")]
+    LongTenant(String),
 }
 
 /// The beginning of a user's text, fit for an error message.

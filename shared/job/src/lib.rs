@@ -5,6 +5,7 @@
 //! Postgres or a harness; every other room speaks in its words.
 
 mod id;
+mod tenant;
 mod json;
 mod usd;
 mod given;
@@ -29,6 +30,7 @@ pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
+pub use tenant::Tenant;
 pub use trace::{BadTraceParent, TraceId, TraceParent};
 pub use trouble::Trouble;
 pub use usd::Usd;

@@ -31,9 +31,14 @@ mod jobs;
 mod sessions;
 mod workers;
 mod scaling;
+mod access;
 mod upkeep;
 mod audit;
 
+pub use access::{
+    ChangedTenant, FoundKey, KeyUse, KeyView, LogRow, NewKey, Principal, RevokedKey, Scope, Scopes,
+    TenantChange, TenantView, UnknownScope,
+};
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
