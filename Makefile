@@ -5,7 +5,7 @@
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## See it work: services, a small fleet and a few jobs, from nothing to done
+demo: ## Show the fleet at work: services, two workers and some hundreds of jobs, one worker killed
 	ops/dev/demo
 
 test: ## Build and test everything against a real RabbitMQ, Postgres and Kubernetes API server
@@ -21,12 +21,12 @@ bench: ## Measure throughput and latency (release build)
 	cargo build --release --locked -p worker -p tests --bin worker --bin bench
 	ops/dev/services run -- target/release/bench
 
-# The debug build: with overflow checks and debug assertions, and `make test` has built it already.
+# It uses the debug build, which has overflow checks and debug assertions, and which `make test` has built already.
 chaos: ## Break a fleet in every way we know, and count what is lost or done twice (about 12 minutes)
 	cargo build --locked -p producer -p worker -p tests --bin producer --bin worker --bin chaos
 	ops/dev/services run -- target/debug/chaos
 
-check: ## Format, lints, licences: what CI looks at before it tests
+check: ## Check format, lints and licences, as CI does before it tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then \
@@ -36,16 +36,16 @@ check: ## Format, lints, licences: what CI looks at before it tests
 		echo 'cargo-deny is not installed: bans, licences and sources are left to CI (cargo install --locked cargo-deny)'; \
 	fi
 
-check-ops: ## Hold what is in ops/ against tools that others wrote, one line each
+check-ops: ## Check ops/ with established tools, one line of output each
 	ops/check
 
-image: ## Build harness-fleet:dev, the image with the three programs, by Docker or buildah
+image: ## Build harness-fleet:dev, the image with the three programs, with Docker or buildah
 	ops/image/build
 
 fmt: ## Format the code
 	cargo fmt --all
 
-clean: ## Stop fleet and services and remove their data and all build output
+clean: ## Stop the fleet and the services, and remove their data and all build output
 	ops/dev/fleet down
 	ops/dev/services stop --wipe
 	rm -rf .dev

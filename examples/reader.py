@@ -1,34 +1,35 @@
 #!/usr/bin/env python3
-"""Reads text files, one after the other: a harness in plain Python, and a template for your own.
+"""Reads text files, one after the other. This is a harness in plain Python and a template for your own.
 
 Agent (agents.toml):
 
     [agents.reader]
     harness = "command"
-    command = ["examples/reader.py"]        # found from the worker's current folder
+    command = ["examples/reader.py"]        # relative to the worker's current folder
     env = { READER_ROOT = "/srv/texts" }    # optional: where the files are
 
 Job input:
 
     {"paths": ["README.md", "docs/guide.md"]}              these files, or
-    {"folder": "docs", "pattern": "*.md"}                  all files below a folder whose name fits
+    {"folder": "docs", "pattern": "*.md"}                  all files below a folder whose names match the pattern
     "delay_ms": 200                                        with either: wait before each file (for trying out stops)
 
-Paths are relative to READER_ROOT, or else to the folder above the one this file lies in. Nothing outside of that root is
-read: the input comes from the job's caller, who is not you.
+Paths are relative to READER_ROOT. Without it they are relative to the parent of the folder that holds this file.
+Nothing outside of that root is read, because the input comes from the job's caller, who is not you.
 
-For each file: lines, words, headings (of Markdown) and its most frequent words. The output is a summary of the job.
+The program counts the lines, words and Markdown headings of each file, and its most frequent words. The output is a
+summary of the job.
 
-As a template. A harness for harness.command.v1 reads one line of JSON from stdin (read_order), writes lines of JSON
-to stdout (say), and exits after its result or error. Three things make it safe to kill at any moment:
+To use it as a template: a harness for harness.command.v1 reads one line of JSON from stdin (read_order), writes lines
+of JSON to stdout (say), and exits after its result or error. Three rules make it safe to kill at any moment:
 
-  1. Look first for what is done (Progress): the session holds the state as of the last checkpoint, of whichever
-     attempt on whichever machine.
-  2. One checkpoint per step (Progress.delta), which holds everything the step changed: the totals and the note that
-     the step is done are stored together or not at all.
-  3. On SIGTERM finish the step, checkpoint, exit without a result: the job goes on elsewhere.
+  1. Look first for what is done (Progress). The session holds the state as of the last checkpoint, whichever attempt
+     wrote it, on whichever machine.
+  2. Write one checkpoint per step (Progress.delta), with everything that the step changed. So the totals and the note
+     that the step is done are stored together or not at all.
+  3. On SIGTERM finish the step, write its checkpoint, and exit without a result. The job goes on elsewhere.
 
-Replace count() and the loop in main(). Print nothing else to stdout; stderr goes to the worker's log. The whole
+Replace count() and the loop in work(). Print nothing else to stdout; stderr goes to the worker's log. The whole
 contract is documented in worker/command/src/lib.rs.
 """
 
@@ -44,8 +45,8 @@ from pathlib import Path
 WORD = re.compile(r"[^\W\d_]{3,}")
 HEADING = re.compile(r"#{1,6}\s+\S")
 FENCE = re.compile(r"\s*(```|~~~)")
-KEEP_WORDS = 200  # of each file, the most frequent: a checkpoint should stay small
-KEEP_NOTES = 2  # progress of the session's earlier jobs
+KEEP_WORDS = 200  # the most frequent words of each file; a checkpoint should stay small
+KEEP_NOTES = 2  # how many of the session's earlier jobs keep their notes of progress
 TOP = 10
 
 
@@ -58,31 +59,31 @@ class Failed(Exception):
 
 
 def say(kind, **fields):
-    """Writes one line. The flush is what makes it heard."""
+    """Writes one line. Without the flush, the worker would not see it until the buffer is full."""
     sys.stdout.write(json.dumps({"type": kind, **fields}) + "\n")
     sys.stdout.flush()
 
 
 class Stopping:
-    """Becomes true with SIGTERM."""
+    """Records that SIGTERM has come, in `asked`."""
 
     def __init__(self):
         self.asked = False
         signal.signal(signal.SIGTERM, self.ask)
 
     def ask(self, _signal, _frame):
-        # Nothing more: a print in here could meet one that is under way, and Python raises.
+        # Do nothing more here: a print could interrupt one that is under way, and then Python raises an error.
         self.asked = True
 
     def wait(self, delay_ms):
-        """Waits, but not longer than until the stop."""
+        """Waits for this long, or until the stop if that comes first."""
         end = time.monotonic() + delay_ms / 1000
         while not self.asked and time.monotonic() < end:
             time.sleep(min(0.02, max(0.0, end - time.monotonic())))
 
 
 class Progress:
-    """What the session knows about this job: each file that is done, and the words of all of them."""
+    """What the session knows about this job: every file that is done, and the words of all of them."""
 
     def __init__(self, job, session):
         self.job_id = job["job_id"]
@@ -92,13 +93,13 @@ class Progress:
         self.words = Counter(mine.get("words", {}))
         self.totals = Counter(session["memory"].get("reader", {}))
         self.resumed_at = len(self.done)
-        # Job ids are UUIDv7, so they sort by time. This job's own note stays when it is finished: the worker may die
-        # before the end is recorded, and then the job starts again.
+        # Job ids are UUIDv7, so they sort by time. This job's own note is kept when the job is finished: the worker may
+        # die before it has recorded the end, and then the job starts again.
         jobs = sorted(key for key in notes if re.fullmatch(r"[0-9a-f-]{36}", key) and key != self.job_id)
         self.outdated = jobs[:-KEEP_NOTES]
 
     def delta(self, name, counts, words):
-        """The checkpoint of one more file, as merge patches: only what has changed."""
+        """Returns the checkpoint of one more file, as merge patches that hold only what has changed."""
         self.done[name] = counts
         self.words.update(words)
         self.totals.update({"files": 1, **counts})
@@ -135,7 +136,7 @@ def read_order():
 
 
 def checked_input(given):
-    """The input's fields, each of the right type."""
+    """Returns the input's fields, each checked to be of the right type."""
     if not isinstance(given, dict):
         raise Failed(f"input: got {json.dumps(given)[:60]}, expected an object with paths or folder")
     unknown = sorted(set(given) - {"paths", "folder", "pattern", "delay_ms"})
@@ -156,7 +157,7 @@ def checked_input(given):
 
 
 def inside(root, field, name):
-    """The path of a name from the input, if it does not leave the root, not even through a link."""
+    """Returns the path of a name from the input. A name that leaves the root, even through a link, is refused."""
     path = (root / name).resolve()
     if path != root and root not in path.parents:
         raise Failed(f"{field}: got {name!r}, which lies outside of {root}")
@@ -164,7 +165,7 @@ def inside(root, field, name):
 
 
 def find_files(root, paths, folder, pattern):
-    """Every file to read, by its name from the root, before the first is read."""
+    """Returns every file to read, by its path from the root, before the first one is read."""
     if folder is not None:
         top = inside(root, "input.folder", folder)
         if not top.is_dir():
@@ -173,7 +174,7 @@ def find_files(root, paths, folder, pattern):
             raise Failed("input.pattern: got '', expected something like *.md")
         try:
             fitting = sorted(path.resolve() for path in top.rglob(pattern) if path.is_file())
-        except (ValueError, NotImplementedError) as error:  # such as an absolute one
+        except (ValueError, NotImplementedError) as error:  # for instance, the pattern is an absolute path
             raise Failed(f"input.pattern: got {pattern!r}, expected something like *.md ({error})") from error
         files = [path for path in fitting if root in path.parents]
         if not files:
@@ -183,12 +184,12 @@ def find_files(root, paths, folder, pattern):
         for at, path in enumerate(files):
             if not path.is_file():
                 raise Failed(f"input.paths[{at}]: got {paths[at]!r}, expected a file in {root}")
-    # A name that is no UTF-8 could not be stored.
+    # A name that is not UTF-8 could not be stored.
     return {str(path.relative_to(root)).encode(errors="replace").decode(): path for path in files}
 
 
 def count(path):
-    """One step of the work."""
+    """Does one step of the work."""
     counts = {"lines": 0, "words": 0, "headings": 0}
     words = Counter()
     fenced = False

@@ -1,5 +1,5 @@
-//! How many decisions a core makes in a second, with the past of a restless pool: five minutes of windows to look back on, and
-//! another recommendation every second.
+//! How many decisions a core makes in a second, with the history of a restless pool: windows of five minutes, and a new
+//! recommendation every second.
 
 use autoscaler::decide::{
     Demand, History, Mode, Observation, Policy, Reading, Replicas, ServiceTime, Window, decide,
@@ -7,7 +7,7 @@ use autoscaler::decide::{
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// Looks at a pool, one a second.
+/// Observations of a pool, one a second.
 const LOOKS: usize = 4096;
 /// 2026-01-01 00:00 UTC.
 const START_MS: u64 = 1_767_225_600_000;
@@ -42,7 +42,7 @@ fn target_wait() -> Mode {
 
 fn look(second: usize, current: u32) -> (u64, Observation) {
     let at_ms = START_MS + second as u64 * 1000;
-    // A depth that waves over ten minutes, with noise that never repeats its neighbour.
+    // A depth that rises and falls over ten minutes, with noise so that no two neighbours are equal.
     let wave = (second as f64 / 600.0 * std::f64::consts::TAU).sin() * 150.0 + 200.0;
     let ready = wave as u64 + (second as u64).wrapping_mul(2_654_435_761) % 97;
     let service = ServiceTime { jobs: 500, mean_ms: 20_000.0, p50_ms: 15_000.0, p95_ms: 60_000.0 };
@@ -66,7 +66,7 @@ fn look(second: usize, current: u32) -> (u64, Observation) {
     (at_ms, observation)
 }
 
-/// A pool that has lived through the looks: its past, and where it stands.
+/// Runs a pool through the observations. Returns its history and its size.
 fn lived(policy: &Policy) -> (History, u32) {
     let (mut history, mut current) = (History::default(), 20);
     for second in 0..LOOKS {
@@ -85,7 +85,7 @@ fn step(history: &mut History, current: &mut u32, look: &Observation, policy: &P
     }
 }
 
-/// `decide` alone: one look after another, the past as it stands.
+/// `decide` alone: one observation after another, with a fixed history.
 fn decisions(bencher: Bencher, policy: &Policy) {
     let (history, current) = lived(policy);
     let looks: Vec<(u64, Observation)> = (LOOKS..LOOKS + 16).map(|second| look(second, current)).collect();
@@ -111,7 +111,7 @@ fn decide_scheduled(bencher: Bencher) {
     decisions(bencher, &policy(target_wait(), true));
 }
 
-/// A whole tick as a simulation makes it: look, decide, record, resize.
+/// A whole tick as in a simulation: observe, decide, record, resize.
 #[divan::bench]
 fn tick(bencher: Bencher) {
     let policy = policy(target_wait(), true);

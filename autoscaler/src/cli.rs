@@ -11,17 +11,17 @@ use job::{Name, one_line};
 use service::{AdminArgs, Common, Health, Problems, Threads, note, out, unless_stopped};
 use store::{DecisionView, Store};
 
-use crate::explain::Told;
+use crate::explain::DecisionRow;
 use crate::settings::{self, ControlArgs};
 use crate::{explain, once, serve};
 use workload::kubernetes;
 
-/// Resizes pools of workers by their backlog, and never takes a busy worker away.
+/// Resizes pools of workers by their backlog, and never removes a busy worker.
 ///
-/// Once a second it reads each pool's queue (RabbitMQ), jobs and workers (Postgres), decides how many workers there should be,
-/// writes that with its reasons into Postgres, and sets the size of the pool's workload: a Deployment, a StatefulSet or
-/// whatever has a scale subresource, or worker processes on this machine. Before it takes workers away it marks idle ones,
-/// waits until they hold nothing, and removes exactly those.
+/// Once a second it reads each pool's queue (RabbitMQ) and its jobs and workers (Postgres). It decides how many workers
+/// the pool should have, records that with its reasons in Postgres, and sets the size of the pool's workload: a
+/// Deployment, a StatefulSet, any other resource with a scale subresource, or worker processes on this machine. Before
+/// it shrinks a pool, it marks idle workers, waits until they hold nothing, and removes exactly those.
 #[derive(Debug, Parser)]
 #[command(name = "autoscaler", version)]
 pub struct Args {
@@ -35,7 +35,7 @@ pub struct Args {
 enum Command {
     /// Scale pools, once a second, until SIGTERM
     ///
-    /// Several may run: one decides, the others stand by and take over when its lease ends.
+    /// Several can run at once: one decides, the others stand by and take over when its lease ends.
     #[command(after_long_help = POOLS_HELP)]
     Run {
         #[command(flatten)]
@@ -43,29 +43,30 @@ enum Command {
         #[command(flatten)]
         admin: AdminArgs,
     },
-    /// Look, decide and act once for each pool, and print why
+    /// Observe, decide and act once for each pool, and print why
     ///
-    /// Exit codes: 0 done, 1 something failed, 2 wrong settings, 3 another autoscaler leads or something is unknown, 130 stopped by a signal.
+    /// Exit codes: 0 done, 1 something failed, 2 wrong settings, 3 another autoscaler leads or something is unknown,
+    /// 130 stopped by a signal.
     #[command(after_long_help = POOLS_HELP)]
     Once {
         #[command(flatten)]
         control: Box<ControlArgs>,
-        /// Only say what would be done
+        /// Only print what would be done
         #[arg(long)]
         dry_run: bool,
-        /// JSON, one object per pool
+        /// Print JSON, one object per pool
         #[arg(long)]
         json: bool,
     },
-    /// Tell a pool's last decisions as a person would
+    /// Explain a pool's last decisions in plain sentences
     Explain {
         /// The pool
         #[arg(default_value = "default")]
         pool: Name,
-        /// So many decisions at most
+        /// Show at most this many decisions
         #[arg(long, default_value_t = 50)]
         limit: u32,
-        /// JSON, one decision per line, with all that was seen
+        /// Print JSON, one decision per line, with everything that was observed
         #[arg(long)]
         json: bool,
     },
@@ -80,7 +81,7 @@ A file of pools (--pools, TOML):
   [policy]                       # what all pools have in common
   max_replicas = 50
 
-  [pools.default]                # a table for each pool, called as the pool is
+  [pools.default]                # one table per pool, named after it
   target = \"Deployment/worker\"
   namespace = \"agents\"
   policy.mode = { type = \"target_wait\", target_s = 30 }
@@ -88,13 +89,14 @@ A file of pools (--pools, TOML):
   [pools.batch]
   target = \"apps/v1/StatefulSet/batch-worker\"
   [pools.batch.policy]
-  min_replicas = 0               # to zero after cooldown_s (300) without anything to do
+  min_replicas = 0               # to zero after cooldown_s (300) with nothing to do
   mode = { type = \"backlog\", jobs_per_worker = 8 }
   scale_up = { stabilization_window_s = 0, policies = [{ type = \"Pods\", value = 10, period_s = 15 }] }
   schedule = [{ start = \"0 8 * * 1-5\", end = \"0 18 * * 1-5\", timezone = \"Europe/Berlin\", min_replicas = 4 }]
 
-scale_up and scale_down work as `behavior` of a HorizontalPodAutoscaler (v2) does. By default a pool grows at once, by 100 % or 5
-workers in 15 s, and shrinks to the highest recommendation of the last 300 s, by 50 % in 15 s.";
+scale_up and scale_down work like `behavior` of a HorizontalPodAutoscaler (v2). By default a pool grows at once, by up
+to 100 % or 5 workers in 15 s, whichever is more. It shrinks to the highest recommendation of the last 300 s, by up to
+50 % in 15 s.";
 
 impl AsMut<Common> for Args {
     fn as_mut(&mut self) -> &mut Common {
@@ -167,21 +169,21 @@ async fn run_explain(
         note!("no autoscaler has decided for the pool {pool} yet");
         return Ok(ExitCode::from(3));
     }
-    let mut told = Vec::with_capacity(decisions.len());
+    let mut rows = Vec::with_capacity(decisions.len());
     for DecisionView { epoch, made, outcome, id } in decisions {
         let (outcome, detail) = outcome.map_or((None, None), |it| (Some(it.outcome), it.detail));
-        let read = Told::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
-        told.push(read.with_context(|| format!("decision {id} was written by another version"))?);
+        let read = DecisionRow::read(made.at_ms, epoch, &made.inputs, &made.decision, outcome, detail);
+        rows.push(read.with_context(|| format!("decision {id} was written by another version"))?);
     }
     if !json {
-        out!("{}", explain::explain(&told).trim_end());
-        if let Some(silence) = told.last().and_then(|last| explain::silence(last, now_ms)) {
+        out!("{}", explain::explain(&rows).trim_end());
+        if let Some(silence) = rows.last().and_then(|last| explain::silence(last, now_ms)) {
             out!("{}", silence.trim_end());
         }
         return Ok(ExitCode::SUCCESS);
     }
-    for told in &told {
-        out!("{}", one_line(serde_json::to_string(told)?));
+    for row in &rows {
+        out!("{}", one_line(serde_json::to_string(row)?));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -30,7 +30,7 @@ pub struct Pool {
     pub name: Name,
     /// What is resized for it.
     pub target: TargetName,
-    /// How.
+    /// How it is resized.
     pub policy: Policy,
 }
 
@@ -41,15 +41,15 @@ pub enum TargetName {
     Process,
     /// A workload with a scale subresource.
     Kubernetes {
-        /// Which.
+        /// Its kind and name.
         workload: Reference,
-        /// Its namespace, where one is named.
+        /// Its namespace, if one is given.
         namespace: Option<String>,
     },
 }
 
 impl TargetName {
-    /// Reads `process` or a workload.
+    /// Parses `process` or the name of a workload.
     pub fn new(text: &str, namespace: Option<String>) -> Result<TargetName, String> {
         match text.parse() {
             _ if text == "process" => Ok(TargetName::Process),
@@ -67,16 +67,16 @@ struct PoolTable {
 }
 
 static USUAL: LazyLock<String> =
-    LazyLock::new(|| toml::to_string(&Policy::default()).expect("a policy has only what TOML can hold"));
+    LazyLock::new(|| toml::to_string(&Policy::default()).expect("TOML can hold every field of a policy"));
 
-/// Reads a pools file. The error tells everything that is wrong with it, line by line.
+/// Reads a pools file. The error lists everything that is wrong with it, line by line.
 pub fn read(path: &Path) -> Result<Vec<Pool>, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))?;
     parse(&text).map_err(|problems| format!("{}:{problems}", path.display()))
 }
 
-/// Reads a file with a policy alone. What is wrong with its numbers is for [`Policy::check`].
+/// Reads a file that holds one policy. [`Policy::check`] checks its numbers.
 pub fn read_policy(path: &Path) -> Result<Policy, String> {
     let named = |problem: String| format!("{}:{problem}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(format!(" {error}")))?;
@@ -97,7 +97,7 @@ fn parse(text: &str) -> Result<Vec<Pool>, String> {
     file.finish(pools)
 }
 
-/// A pool from its table, or what is wrong with it is noted.
+/// Reads a pool from its table, and notes what is wrong with it.
 fn pool<'i>(
     file: &mut TomlFile<'i>,
     name: &str,
@@ -114,7 +114,7 @@ fn pool<'i>(
     for said in common.cloned().into_iter().chain(own) {
         policy = overlay(policy, said);
     }
-    // What a policy lacks is the pool's mistake.
+    // A field that the merged policy lacks is reported at the pool.
     let policy_table = Spanned::new(span, policy.into_inner());
     let policy = file.read(&format!("{place}.policy"), policy_table.clone(), Policy::deserialize);
     for problem in policy.iter().flat_map(Policy::check) {
@@ -128,7 +128,7 @@ fn pool<'i>(
     Some(Pool { name: pool_name.ok()?, target: target.ok()?, policy: policy? })
 }
 
-/// The second over the first, table by table. A `mode` of another type replaces the common one whole.
+/// Merges the second over the first, table by table. A `mode` of another type replaces the common one as a whole.
 fn overlay<'i>(below: TomlValue<'i>, above: TomlValue<'i>) -> TomlValue<'i> {
     let span = above.span();
     match (below.into_inner(), above.into_inner()) {
@@ -205,7 +205,7 @@ mod tests {
             "line 14: pools.d e: missing `target`",
             "line 15: pools.d: missing `target`",
             "line 16: pools.d.policy.mode.jobs_per_worker: 0 is not from",
-            "line 18: pools.d.policy.scale_up.policies[1].value: 0 is no limit",
+            "line 18: pools.d.policy.scale_up.policies[1].value: 0 is not a valid limit",
             "line 19: pool: unknown, expected policy or pools",
         ];
         for (at, start) in expected.into_iter().enumerate() {

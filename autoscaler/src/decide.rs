@@ -1,9 +1,9 @@
-//! Decide: how many workers a pool should have, from what was seen, what was decided before, and the policy.
+//! Decide: how many workers a pool should have, from what was observed, what was decided before, and the policy.
 //!
 //! Pure: no I/O, no clock. `now_ms` and every other time here is Unix time in milliseconds by one clock, Postgres's.
 //!
-//! The rules speak one after another, each to the number that the one before it left: demand, tolerance, stabilization,
-//! rate limits, bounds, zero, safety. Whichever spoke last to change it is the decision's reason.
+//! The rules apply one after another, each to the number that the previous one left: demand, tolerance, stabilization,
+//! rate limits, bounds, zero, safety. The last rule that changed the number is the decision's reason.
 
 mod observation;
 mod history;
@@ -25,15 +25,15 @@ pub use observation::{Demand, Observation, Reading, Replicas, ServiceTime};
 pub use policy::{Behavior, Mode, Policy, RateLimit, RateUnit, SelectPolicy};
 pub use schedule::Window;
 
-/// The longest stabilization window, in seconds (Kubernetes allows no longer one either).
+/// The longest stabilization window, in seconds (as in Kubernetes).
 pub const MAX_WINDOW_S: u64 = 3600;
 /// The longest period of a rate limit, in seconds (as in Kubernetes).
 pub const MAX_PERIOD_S: u64 = 1800;
 
 /// Decides how many workers the pool should have at `now_ms`.
 ///
-/// The policy must have passed [`Policy::check`]. The caller records what it gets in its history, applied or not, and what it
-/// writes to the workload with [`History::resized`].
+/// The policy must have passed [`Policy::check`]. The caller records the decision in its history, applied or not. It
+/// records what it writes to the workload with [`History::resized`].
 pub fn decide(history: &History, observation: &Observation, policy: &Policy, now_ms: u64) -> Decision {
     let Some(replicas) = &observation.replicas else { return Decision::unknown(now_ms) };
     let current = replicas.value.wanted;
@@ -82,21 +82,21 @@ impl Proposal {
         Proposal { current, workers: current, reason: Reason::Demand, steps: Vec::with_capacity(4) }
     }
 
-    /// A rule speaks, even if it changes nothing.
+    /// Records what a rule says, even if it changes nothing.
     fn say(&mut self, rule: Reason, workers: u32) {
         self.steps.push(Step { rule, from: self.workers, to: workers });
         self.workers = workers;
         self.reason = rule;
     }
 
-    /// A rule speaks if it changes something.
+    /// Records what a rule says if it changes the number.
     fn change(&mut self, rule: Reason, workers: u32) {
         if workers != self.workers {
             self.say(rule, workers);
         }
     }
 
-    /// What demand asks for, which is what is there while that is within the tolerance.
+    /// Applies demand. While demand is within the tolerance, the current number stays.
     fn demand(&mut self, ready: u64, demand: &Demand, policy: &Policy) -> u32 {
         let Asked { workers, ratio } = demand::asked(&policy.mode, ready, demand, self.current);
         self.say(Reason::Demand, workers);
@@ -106,7 +106,7 @@ impl Proposal {
         self.workers
     }
 
-    /// Stabilization, then rate limits.
+    /// Applies stabilization, then the rate limits.
     fn behave(&mut self, history: &History, policy: &Policy, now_ms: u64) {
         let stabilized = behavior::stabilize(self.workers, self.current, history, policy, now_ms);
         if stabilized < self.workers {
@@ -131,7 +131,8 @@ impl Proposal {
         }
     }
 
-    /// From zero: only for enough messages, but then at once. Windows and limits are for pools that run (a percentage of nothing is nothing).
+    /// Starts the first worker: only for enough messages, but then at once. Windows and limits apply to pools that have
+    /// workers (a percentage of zero is zero).
     fn wake(&mut self, ready: u64, policy: &Policy) {
         if self.current > 0 {
             return;
@@ -143,7 +144,8 @@ impl Proposal {
         }
     }
 
-    /// The minimum, the schedule's if that is higher, and the maximum. As in Kubernetes, no window or limit slows these down.
+    /// Applies the minimum (the schedule's, if that is higher) and the maximum. As in Kubernetes, no window or limit
+    /// delays them.
     fn bound(&mut self, policy: &Policy, now_ms: u64) {
         let minimum = policy.minimum_at(now_ms);
         let rule = if minimum > policy.min_replicas { Reason::Schedule } else { Reason::Minimum };
@@ -151,7 +153,7 @@ impl Proposal {
         self.change(Reason::Maximum, self.workers.min(policy.max_replicas));
     }
 
-    /// To zero only after a whole cooldown of nothing to do.
+    /// Keeps the last worker until there was nothing to do for the whole cooldown.
     fn keep_last(&mut self, idle_since_ms: Option<u64>, policy: &Policy, now_ms: u64) {
         if self.workers == 0 && self.current > 0 {
             let cooldown_ms = policy.cooldown_s.saturating_mul(1000);

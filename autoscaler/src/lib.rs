@@ -1,8 +1,9 @@
-//! The autoscaler: how many workers a pool should have, and why.
+//! The autoscaler decides how many workers a pool should have, and records why.
 //!
-//! Once a second, for every pool: [`observe`] → [`decide`] → [`workload`]. It sees a pool through two windows, the broker's
-//! ready messages and the ledger's jobs and workers, and never talks to a worker: what it wants of one it writes into
-//! the ledger. [`reconcile`] is the loop, [`dispatch::Leader`] says who runs it, [`simulate`] runs the same decisions over a trace.
+//! Once a second, for every pool: [`observe`] → [`decide`] → [`workload`]. It knows a pool from two sources: the
+//! broker's count of ready messages, and the ledger's jobs and workers. It never talks to a worker: what it asks of
+//! one, it writes into the ledger. [`reconcile`] is the loop, [`dispatch::Leader`] decides which process runs it, and
+//! [`simulate`] makes the same decisions over a trace.
 
 mod config;
 pub mod observe;

@@ -1,4 +1,4 @@
-//! What the autoscaler counts. Labels: the pools of its settings, and fixed sets.
+//! What the autoscaler counts. The values of labels are the pools of its settings, and fixed sets.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use crate::decide::{Decision, Observation};
 
 /// The metrics of this process.
 pub struct Metrics {
-    /// Messages ready in a pool's queue; not set while that is unknown.
+    /// Messages ready in a pool's queue; absent while that is unknown.
     pub queue_depth: IntGaugeVec,
     /// Workers that the last decision wants.
     pub desired: IntGaugeVec,
@@ -19,33 +19,33 @@ pub struct Metrics {
     pub current: IntGaugeVec,
     /// Workers that are marked to drain.
     pub draining: IntGaugeVec,
-    /// Replicas that are too many and cannot go yet, by the kind of what they wait for.
+    /// Surplus replicas that cannot be removed yet, by the kind of what they wait for.
     pub waits: IntGaugeVec,
     /// Decisions by reason, one a tick.
     pub decisions: IntCounterVec,
     /// Changes written to the workload, by direction: up, down.
     pub resizes: IntCounterVec,
-    /// How old each source's last reading is; of one without a reading, how long this leader has sought it.
+    /// The age of each source's last reading; without a reading, how long this leader has tried to read it.
     pub observation_age: GaugeVec,
     /// Ticks that went wrong, by stage: recall, look, mark, lead, record, resize.
     pub errors: IntCounterVec,
-    /// What went wrong for all pools, by stage: lead.
+    /// Failures that concern all pools, by stage: lead.
     pub failures: IntCounterVec,
     /// 1 while this process decides, 0 while it stands by.
     pub leader: IntGauge,
 }
 
-/// The one set of them, registered at first use.
+/// The metrics, registered at first use.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let metrics = register().expect("every metric has a name of its own, so that registering cannot fail");
+    let metrics = register().expect("every metric has its own name, so registering cannot fail");
     metrics.failures.with_label_values(&["lead"]);
     metrics
 });
 
 impl Metrics {
-    /// Shows what this pool counts before it counts anything: a counter that appears at 1 has no rate.
+    /// Shows this pool's counters at zero, because a counter that first appears at 1 has no rate.
     pub fn show_zeros(&self, pool: &str) {
-        // The usual kind. The others are shown once they are met, as there are many.
+        // Only the usual kind. There are many others, which are shown once they occur.
         self.waits.with_label_values(&[pool, "draining"]);
         for stage in ["recall", "look", "mark", "lead", "record", "resize"] {
             self.errors.with_label_values(&[pool, stage]);
@@ -55,7 +55,7 @@ impl Metrics {
         }
     }
 
-    /// What a tick has seen and decided, under a leadership that began then.
+    /// Shows what a tick has observed and decided. `began_ms` is when the leadership began.
     pub fn show_tick(&self, pool: &str, observation: &Observation, decision: &Decision, began_ms: u64) {
         for (gauge, workers) in [(&self.desired, decision.desired), (&self.current, decision.current)] {
             if let Some(workers) = workers {
@@ -68,10 +68,10 @@ impl Metrics {
             ("ledger", observation.demand.as_ref().map(|it| it.at_ms)),
             ("workload", observation.replicas.as_ref().map(|it| it.at_ms)),
         ];
-        // The only one that need not be watched at all.
+        // The only source that is optional.
         ages.extend(observation.managed_ready.as_ref().map(|it| ("management", Some(it.at_ms))));
         for (source, at_ms) in ages {
-            // One without a reading has been sought in vain since we lead.
+            // A source without a reading could not be read since we lead.
             let age_ms = decision.at_ms.saturating_sub(at_ms.unwrap_or(began_ms));
             self.observation_age.with_label_values(&[pool, source]).set(age_ms as f64 / 1e3);
         }
@@ -106,12 +106,12 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         waits: register_int_gauge_vec!(
             "harness_scale_in_waits",
-            "Replicas that are too many and cannot go yet, by the kind of what they wait for",
+            "Surplus replicas that cannot be removed yet, by the kind of what they wait for",
             &["pool", "kind"]
         )?,
         decisions: register_int_counter_vec!(
             "harness_autoscaler_decisions_total",
-            "Decisions, one a tick, by the reason that bound",
+            "Decisions, one a tick, by the reason that decided",
             &["pool", "reason"]
         )?,
         resizes: register_int_counter_vec!(
@@ -121,7 +121,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         observation_age: register_gauge_vec!(
             "harness_autoscaler_observation_age_seconds",
-            "How old the last reading of a source is; where there is none, how long this leader has sought one",
+            "Age of a source's last reading; without a reading, how long this leader has tried to read it",
             &["pool", "source"]
         )?,
         errors: register_int_counter_vec!(
@@ -131,7 +131,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         failures: register_int_counter_vec!(
             "harness_autoscaler_failures_total",
-            "What went wrong for all pools at once, by stage",
+            "Failures that concern all pools at once, by stage",
             &["stage"]
         )?,
         leader: register_int_gauge!(

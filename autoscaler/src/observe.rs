@@ -1,21 +1,21 @@
-//! Observe: what is known of each pool, from each source on its own and with the age of its own reading.
+//! Observe: what is known of each pool. Each source is read independently, and each reading has its own age.
 //!
 //! | source | what | asked |
 //! |---|---|---|
 //! | queue | messages ready, by passive declares on one connection | each round |
 //! | ledger | jobs and workers; Postgres's clock | each round |
 //! | durations | how long jobs ran, from the ledger | every 10 s |
-//! | management | messages ready by RabbitMQ's management API, where an address is given | every 5 s |
+//! | management | messages ready by RabbitMQ's management API, if its address is set | every 5 s |
 //!
-//! What cannot be read is unknown, never zero: a queue that is not there has no reading, and a source that fails keeps its
-//! last one, which grows old. Every source is asked in a task of its own, and a round waits for none longer than its bound:
-//! one that hangs makes nothing else late.
+//! What cannot be read is unknown, never zero: a missing queue has no reading, and a source that fails keeps its last
+//! reading, which ages. Every source is asked in its own task, and a round waits for each no longer than its bound, so
+//! a source that hangs delays nothing else.
 //!
-//! A queue that claims to be empty while the ledger's jobs have been waiting in it for seconds is unknown, too: it has lost its
-//! leader, or its messages, and they will be there again.
+//! A queue that claims to be empty is unknown, too, if the ledger's jobs have been waiting in it for seconds: it has
+//! lost its leader, or its messages, and they will be there again.
 //!
-//! A reading is dated by when it was asked for. Between two looks at Postgres's clock its time goes on by our own monotonic
-//! one, so that ages are right whatever this machine believes the time to be.
+//! A reading is dated by when it was asked for. Between two readings of Postgres's clock, time advances by our own
+//! monotonic clock, so ages are right whatever time this machine's clock shows.
 
 mod account;
 mod ledger;
@@ -44,12 +44,12 @@ pub use management::Management;
 
 /// How often rounds begin.
 const ROUND: Duration = Duration::from_secs(1);
-/// How long a round waits for its sources. What comes later counts in the next.
-const PATIENCE: Duration = Duration::from_millis(800);
-/// How long the broker has for all queues together, so that the round still has the answer.
+/// How long a round waits for its sources. A later answer counts in the next round.
+const TIMEOUT: Duration = Duration::from_millis(800);
+/// How long the broker has for all queues together: less than a round waits, so that its answer still counts in it.
 const LOOK: Duration = Duration::from_millis(700);
 const DURATIONS_EVERY: Duration = Duration::from_secs(10);
-/// A job that has waited so long, and is waiting still, is in the queue or on its way into it.
+/// A job that has waited for this long, and still waits, is in the queue or on its way into it.
 const WAITING_MS: u64 = 5_000;
 /// RabbitMQ's statistics are up to 5 s old themselves.
 const MANAGEMENT_EVERY: Duration = Duration::from_secs(5);
@@ -61,30 +61,30 @@ pub struct Observer {
     rounds: watch::Sender<u64>,
 }
 
-/// How the sources do.
+/// The health of all sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// The broker.
     pub queue: SourceHealth,
     /// Postgres.
     pub ledger: SourceHealth,
-    /// RabbitMQ's management API; nothing is wrong with it where it is not watched.
+    /// RabbitMQ's management API; healthy if it is not read.
     pub management: SourceHealth,
 }
 
-/// How a source does.
+/// The health of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceHealth {
-    /// Why it could not be read in the last round, wholly or in part; `None` when it could.
+    /// Why it could not be read in the last round, as a whole or in part; `None` if it could.
     pub error: Option<String>,
     /// Questions that failed since the start.
     pub failures: u64,
 }
 
-/// The depths of all queues in their order; `None` where there is no queue.
+/// The depths of all queues in their order; `None` for a queue that does not exist.
 type Look = Vec<Result<Option<Depth>, QueueError>>;
 
-/// What is asked.
+/// The sources to read.
 struct Sources {
     ledger: Source<(Clock, Vec<Demand>)>,
     queue: Source<Look>,
@@ -92,12 +92,12 @@ struct Sources {
     management: Option<Source<HashMap<String, u64>>>,
 }
 
-/// What was answered.
+/// What the sources answered.
 struct Seen {
     clock: Option<Clock>,
-    /// How often that was set.
+    /// How often Postgres's clock was set.
     clock_steps: u64,
-    /// In the order in which they are asked about.
+    /// In the order in which the sources answer.
     pools: Vec<Pool>,
     places: HashMap<Name, usize>,
     health: Health,
@@ -107,7 +107,7 @@ struct Seen {
 struct Pool {
     queue: String,
     ready: Option<Answer<u64>>,
-    /// Why the last look at the queue brought no depth.
+    /// Why the last look at the queue found no depth.
     ready_unknown: Option<String>,
     demand: Option<Answer<Demand>>,
     service: Option<ServiceTime>,
@@ -115,7 +115,7 @@ struct Pool {
 }
 
 impl Observer {
-    /// Observes these pools. Asks nothing yet. The broker may be one that only looks
+    /// Makes an observer of these pools, which has asked nothing yet. The broker may be one that only looks
     /// ([`queue::BrokerConfig::only_looking`]).
     pub fn new(
         broker: Broker,
@@ -135,7 +135,7 @@ impl Observer {
         Observer { sources, seen: Mutex::new(seen), rounds: watch::Sender::new(0) }
     }
 
-    /// A round each second, until told to stop.
+    /// Runs a round each second, until asked to stop.
     pub async fn run(&self, stop: CancellationToken) {
         let mut rounds = interval(ROUND);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -146,11 +146,11 @@ impl Observer {
         }
     }
 
-    /// One round: asks every source whose turn it is, and waits for the answers, within a bound of 0.8 s.
+    /// Runs one round: asks every source that is due, and waits for the answers for at most 0.8 s.
     pub async fn look(&self) {
         let mut sources = self.sources.lock().await;
         let Sources { ledger, queue, durations, management } = &mut *sources;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let managed = async {
             match management.as_mut() {
                 Some(management) => management.read(deadline).await,
@@ -169,24 +169,25 @@ impl Observer {
         }
     }
 
-    /// Counts the rounds. None is told of before Postgres has said for the first time what time it is.
+    /// Counts the rounds. No round is announced until Postgres's clock has been read for the first time.
     pub fn rounds(&self) -> watch::Receiver<u64> {
         self.rounds.subscribe()
     }
 
-    /// The time, in Unix milliseconds: Postgres's, and this machine's before Postgres has answered for the first time.
+    /// Returns the time, in Unix milliseconds: Postgres's, or this machine's until Postgres has answered for the first
+    /// time.
     pub fn now_ms(&self) -> u64 {
         let here = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
         self.seen().clock.map_or_else(here, |clock| clock.now_unix_ms())
     }
 
-    /// How often Postgres's clock was set since this process has begun: what was dated before is dated by another clock.
+    /// Returns how often Postgres's clock was set since this process began. Earlier dates are then by another clock.
     pub fn clock_steps(&self) -> u64 {
         self.seen().clock_steps
     }
 
-    /// The last readings of a pool; none of one that is not observed, or before Postgres has told the time to date them
-    /// by. The workload and the budget are not looked at here.
+    /// Returns the last readings of a pool. There are none for a pool that is not observed, or until Postgres's clock,
+    /// which dates them, has been read. The workload and the budget are not observed here.
     pub fn latest(&self, pool: &Name) -> Observation {
         let seen = self.seen();
         match (seen.clock, seen.pool(pool)) {
@@ -195,7 +196,7 @@ impl Observer {
         }
     }
 
-    /// How the sources do.
+    /// Returns the health of all sources.
     pub fn health(&self) -> Health {
         self.seen().health.clone()
     }
@@ -218,7 +219,7 @@ impl Sources {
             let depths = depths.clone();
             async move { Ok(depths.lock().await.look(LOOK).await) }
         };
-        // A look at many queues can go wrong for some of them.
+        // A look at many queues can fail for some of them.
         let first_error =
             |depths: &Look| depths.iter().find_map(|depth| depth.as_ref().err()).map(QueueError::to_string);
         let ask_management = |management: Management| {
@@ -235,7 +236,7 @@ impl Sources {
     }
 }
 
-/// One round's answers; `None` of a source that was not asked or has not answered.
+/// One round's answers; `None` for a source that was not asked or has not answered.
 type Answers = (
     Option<Answer<(Clock, Vec<Demand>)>>,
     Option<Answer<Look>>,
@@ -244,7 +245,7 @@ type Answers = (
 );
 
 impl Seen {
-    /// Whether it is known by now what time it is.
+    /// Takes the answers of a round. Returns whether the time is known by now.
     fn take(&mut self, (ledger, queue, durations, managed): Answers, health: Health) -> bool {
         self.health = health;
         if let Some(Answer { value: (clock, demands), asked }) = ledger {
@@ -253,7 +254,7 @@ impl Seen {
                 self.clock_steps += 1;
                 warn!(
                     ?step,
-                    "Postgres's clock was set, or this host has slept: pools go on at the size that they have"
+                    "Postgres's clock was set, or this host has slept: pools continue at their current size"
                 );
             }
             for (pool, value) in self.pools.iter_mut().zip(demands) {
@@ -299,12 +300,12 @@ impl Pool {
         }
     }
 
-    /// The depth, unless the queue claims to be empty and the ledger knows better.
+    /// The depth, unless the queue claims to be empty although, by the ledger, jobs have been waiting in it.
     fn ready(&self) -> Option<&Answer<u64>> {
         self.ready.as_ref().filter(|ready| ready.value > 0 || self.waited_ms() < WAITING_MS)
     }
 
-    /// How long a job has waited that could run.
+    /// How long the oldest job that could run has waited.
     fn waited_ms(&self) -> u64 {
         self.demand.as_ref().and_then(|demand| demand.value.oldest_waiting_ms).unwrap_or_default()
     }
@@ -337,7 +338,7 @@ impl Pool {
 }
 
 impl SourceHealth {
-    /// Two questions to one place.
+    /// Combines the health of two questions to one place.
     fn and(self, other: SourceHealth) -> SourceHealth {
         SourceHealth { error: self.error.or(other.error), failures: self.failures + other.failures }
     }

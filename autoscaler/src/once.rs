@@ -1,4 +1,4 @@
-//! Once: one round for each pool, and an account of it.
+//! Once: one round for each pool, and its decision printed.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ use crate::reconcile::Failed;
 use crate::serve::Fleet;
 use crate::settings::Settings;
 
-/// Looks, decides and, unless it is a dry run, acts, once for each pool.
+/// Observes and decides once for each pool, and acts unless it is a dry run.
 pub async fn once(
     settings: Settings,
     dry_run: bool,
@@ -43,7 +43,7 @@ pub async fn once(
             }
             Ok(None) => {
                 note!(
-                    "{}: another autoscaler has the lease \"{}\", nothing was done",
+                    "{}: another autoscaler holds the lease \"{}\", so nothing was done",
                     pool.name,
                     settings.lease_name
                 );

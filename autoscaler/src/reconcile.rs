@@ -1,10 +1,10 @@
-//! Reconcile: one pool, once a second: look, decide, write it down, act.
+//! Reconcile: for one pool, once a second: observe, decide, record, act.
 //!
-//! Every tick starts from what is seen, not from what the last one did. Only the leader ticks; with each new term the
-//! history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart. A step of Postgres's clock
-//! begins a new term as well: what was decided before is dated by another clock.
+//! Every tick starts from what is observed, not from what the last tick did. Only the leader ticks. With each new term
+//! the history is read back from `harness_scale_decisions`, so that windows and limits outlive a restart. A step of
+//! Postgres's clock begins a new term as well, because earlier decisions are dated by another clock.
 //!
-//! The order within a tick keeps promises: marks are taken back before a workload grows, and a decision stands in the
+//! The order within a tick matters: marks are taken back before a workload grows, and a decision is recorded in the
 //! ledger, under the leader's epoch, before it is written to the workload.
 
 mod record;
@@ -30,25 +30,26 @@ use record::{Written, outcome};
 use waiting::Waiting;
 use workload::{Event, Lowering, Target, TargetError, Wait, Workload, lowered};
 
-/// A workload at rest is looked at this often.
+/// How often a workload at rest is read.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);
 
-/// No write to a workload is begun with less of the leadership left: it must be over before that is.
+/// No write to a workload begins with less of the lease left than this, because it must end before the lease does.
 const WRITE_MARGIN: Duration = Duration::from_secs(6);
 
-/// What was refused is tried again after so long.
+/// How long to wait before a refused request is tried again.
 const REFUSED_WAIT: Duration = Duration::from_secs(10);
 
-/// What all pools' loops work with.
+/// What the loops of all pools share.
 #[derive(Clone)]
 pub struct Shared {
     /// The ledger.
     pub store: Store,
-    /// What is seen of all pools.
+    /// The observer of all pools.
     pub observer: Arc<Observer>,
-    /// Whether we decide.
+    /// Knows whether this process decides.
     pub leader: Arc<Leader>,
-    /// Pools that begin a term at once: their memories are read back one after another, not all into ours together.
+    /// Bounds how many pools begin a term at once: histories are read back one after another, so that not all of them
+    /// are in memory together.
     pub begins: Arc<Semaphore>,
 }
 
@@ -60,18 +61,19 @@ pub struct Reconciler {
     term: Option<Term>,
 }
 
-/// What a leadership works with; nothing of it outlives that.
+/// The state of one leadership, which ends with it.
 struct Term {
     leadership: Leadership,
-    /// How often Postgres's clock had been set when it began.
+    /// How often Postgres's clock had been set when the term began.
     clock_steps: u64,
     began_ms: u64,
     history: History,
-    /// The workload as it was last read; `None` when it has to be read anew.
+    /// The workload as it was last read; `None` if it must be read again.
     seen: Option<Seen>,
-    /// Marks may be out.
+    /// Whether marks may be outstanding.
     draining: bool,
-    /// A write may still be on its way to the workload, by a leader before us or by a request without an answer.
+    /// Whether a write may still be on its way to the workload, from an earlier leader or from a request without an
+    /// answer.
     doubtful: bool,
     written: Option<Written>,
     waiting: Waiting,
@@ -86,9 +88,9 @@ struct Seen {
 /// A tick that ended early.
 #[derive(Debug)]
 pub struct Failed {
-    /// The stage, as the metric calls it.
+    /// The stage, as the metric names it.
     pub stage: &'static str,
-    /// Why.
+    /// Why it ended.
     pub cause: anyhow::Error,
 }
 
@@ -97,14 +99,15 @@ fn at<E: Into<anyhow::Error>>(stage: &'static str) -> impl FnOnce(E) -> Failed {
 }
 
 impl Reconciler {
-    /// A pool that has not been looked at yet.
+    /// Makes the reconciler of a pool that has not been observed yet.
     pub fn new(shared: Shared, pool: Pool, target: Arc<dyn Target>) -> Reconciler {
         METRICS.show_zeros(pool.name.as_str());
         Reconciler { shared, pool, target, term: None }
     }
 
-    /// Ticks with each round of observations, until told to stop. What only somebody else can mend (a missing right, a
-    /// workload that another autoscaler has) is told once, also to those who watch the workload, and tried less often.
+    /// Ticks with each round of observations, until asked to stop. A failure that this process cannot mend (a missing
+    /// right, a workload that another autoscaler scales) is reported once, also as an event of the workload, and tried
+    /// less often.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut rounds = self.shared.observer.rounds();
         let mut failing = None;
@@ -113,7 +116,8 @@ impl Reconciler {
             if Instant::now() < rests_until {
                 continue;
             }
-            // A tick is never torn; each of its waits has a bound. Boxed, because between ticks it is nothing.
+            // A tick is never interrupted: each of its waits has a bound. It is boxed, so that it takes no memory
+            // between ticks.
             let Failed { stage, cause } = match Box::pin(self.tick()).await {
                 Ok(_) => {
                     failing = None;
@@ -135,7 +139,7 @@ impl Reconciler {
         }
     }
 
-    /// One round: the decision, carried out. `None` when another autoscaler leads.
+    /// Runs one round, and returns its decision once it is carried out; `None` if another autoscaler leads.
     pub async fn tick(&mut self) -> Result<Option<Decision>, Failed> {
         let Some(leadership) = self.shared.leader.leadership() else {
             self.term = None;
@@ -163,7 +167,7 @@ impl Reconciler {
         Ok(decision)
     }
 
-    /// What would be decided now; nothing is marked, written or resized.
+    /// Returns what would be decided now. Nothing is marked, recorded or resized.
     pub async fn rehearse(&self) -> Result<Decision, Failed> {
         let mut history = self.recall().await?;
         let workload = self.target.look().await.map_err(at("look"))?;
@@ -202,7 +206,7 @@ impl Reconciler {
         Ok(term.seen.insert(Seen { workload, at_ms, read: Instant::now() }))
     }
 
-    /// All that is seen now. The workload is read anew when it is not at rest, or was not read for a while.
+    /// Returns what is known now. The workload is read again if it is not at rest, or was not read for a while.
     async fn observe(&self, term: &mut Term) -> Result<Observation, Failed> {
         let at_rest = !term.draining
             && term.written.is_some_and(|written| {
@@ -237,7 +241,7 @@ impl Reconciler {
         let (mut lowering, mut wait) = (None, None);
         if shrinks || term.draining {
             let pods = self.target.pods(&workload).await.map_err(at("look"))?;
-            // Who is busy must be known: without this answer nothing is scaled in.
+            // Nothing is scaled in without this answer, because it says which workers are busy.
             let pool = std::slice::from_ref(&self.pool.name);
             let workers = self.shared.store.pool_workers(pool).await.map_err(at("look"))?;
             let scale_in = plan(desired, &workload, &pods, &workers);
@@ -265,23 +269,23 @@ impl Reconciler {
         }
     }
 
-    /// Shows that a scale-in waits, and after a while says why.
+    /// Shows that a scale-in waits, and after a while reports why.
     async fn report_wait(&self, term: &mut Term, desired: u32, replicas: u32, wait: Option<&Wait>) {
         if !term.waiting.is_worth_a_report(wait, replicas.saturating_sub(desired), Instant::now()) {
             return;
         }
         let Some(why) = wait else { return };
         if why.is_usual() {
-            info!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
+            info!(pool = %self.pool.name, kind = why.kind(), "no worker can be removed yet: {why}");
         } else {
-            warn!(pool = %self.pool.name, kind = why.kind(), "no worker goes yet: {why}");
+            warn!(pool = %self.pool.name, kind = why.kind(), "no worker can be removed yet: {why}");
         }
         let (why, usual) = (why.to_string(), why.is_usual());
         self.target.tell(&Event::Waits { from: replicas, to: desired, why, usual }).await;
     }
 
-    /// Lets marked workers take jobs again. Before that, a write that would remove them and is still on its way is made
-    /// to fail: then it returns true, and the workload has to be looked at again.
+    /// Lets marked workers take jobs again. If a write that would remove them may still be on its way, it is made to
+    /// fail first. Then this returns true, and the workload must be read again.
     async fn take_back(&self, term: &mut Term, scale_in: &ScaleIn) -> Result<bool, Failed> {
         if scale_in.take_back.is_empty() {
             return Ok(false);
@@ -326,12 +330,12 @@ impl Reconciler {
         if term.leadership.left() < WRITE_MARGIN {
             let left = term.leadership.left();
             return Err(at("lead")(anyhow::anyhow!(
-                "only {left:?} of the leader's lease are left to write in"
+                "only {left:?} of the leader's lease is left, which is too little for a write"
             )));
         }
         let id = self.write(term, observation, decision, (workload.replicas, to)).await?;
         let result = self.target.resize(workload, to, leaving).await;
-        // Whatever came of it, it is read anew.
+        // Whatever came of it, the workload is read again.
         term.seen = None;
         let outcome = match &result {
             Ok(()) => outcome::RESIZED,
@@ -362,12 +366,12 @@ impl Reconciler {
         }
     }
 
-    /// What the ledger has allowed; under a lost leadership nothing is.
+    /// Returns what the ledger allowed. With a lost leadership it allows nothing.
     fn allowed<T>(&self, term: &Term, answer: Fenced<T>, stage: &'static str) -> Result<T, Failed> {
         match answer {
             Fenced::Done(value) => Ok(value),
             Fenced::Lost => {
-                self.shared.leader.depose(term.leadership.epoch);
+                self.shared.leader.step_down(term.leadership.epoch);
                 Err(at(stage)(anyhow::anyhow!("another autoscaler decides for this pool")))
             }
         }

@@ -1,16 +1,17 @@
-//! Scale-in without victims: which workers are to drain, and which take jobs again. Pure.
-
+//! Scale-in without victims: which workers drain, and which take jobs again. Pure.
 //!
-//! A worker goes in three steps. It is *marked* in the ledger and takes no further job; when it holds nothing it
-//! becomes unready and says that it is *drained*; only then is the workload lowered, by [`lowered`](workload::lowered).
+//! A worker is removed in three steps. It is *marked* in the ledger and takes no further job. When it holds nothing, it
+//! becomes unready and confirms that it is *drained*. Only then is the workload lowered, by
+//! [`lowered`](workload::lowered).
 //!
-//! Who may be marked is one rule, in two halves:
+//! One rule in two halves says which workers may be marked:
 //!
-//! 1. **At least `desired` stay that can work**: pods that are Ready, with a worker in them that beats and has no mark. A pod
-//!    that is pending, broken or missing is none of these. Where fewer are left, marks are taken back.
-//! 2. **No worker drains in vain.** While the workload may not be lowered whatever workers do, none is marked and marks are
-//!    taken back: a rollout is in progress, or a pod is not Ready that no mark can drain. Others wait for Ready pods as well
-//!    (a rollout, a node that is being emptied under a disruption budget), and would wait for ours for ever.
+//! 1. **At least `desired` workers that can work stay.** A worker counts if its pod is Ready, it sends heartbeats, and
+//!    it has no mark. A pod that is pending, broken or missing does not count. If fewer are left, marks are taken back.
+//! 2. **No worker drains in vain.** While nothing that workers do would let the workload be lowered, none is marked,
+//!    and marks are taken back. That is so while a rollout is in progress, or while a pod that no mark can drain is not
+//!    Ready. Others also wait for Ready pods (a rollout, or a node that is drained under a disruption budget), and
+//!    would wait for ours forever.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -23,31 +24,31 @@ use workload::{Order, Pod, Unsettled, Wait, Workload};
 #[cfg(test)]
 mod tests;
 
-/// A mark must hold for so much longer when the workload is lowered: no drained worker may take jobs again under it.
+/// How much longer a mark must hold when the workload is lowered, so that no drained worker takes jobs again meanwhile.
 pub const MARK_MARGIN_MS: u64 = 15_000;
 
-/// What is to be done about workers that are too many.
+/// What to do about surplus workers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ScaleIn {
-    /// Marks to take back: demand has returned, another worker goes instead, or none may go now. Not those of pods that
-    /// are going already: their marks run out by themselves.
+    /// Workers whose mark is taken back: demand has returned, another worker is removed instead, or none may be removed
+    /// now. Workers of pods that are being removed already are left out: their marks expire.
     pub take_back: Vec<WorkerId>,
-    /// Workers to mark, or whose mark is renewed.
+    /// Workers to mark, and workers whose mark is renewed.
     pub mark: Vec<WorkerId>,
-    /// Pods of those among them that are drained, and stay so for long enough.
+    /// The pods of those workers in `mark` that are drained, and stay drained for long enough.
     pub drained: BTreeSet<String>,
-    /// Why none is drained, although there are more replicas than wanted.
+    /// Why no worker is drained, although there are more replicas than wanted.
     pub wait: Option<Wait>,
 }
 
-/// A pod and the worker in it, if that can be marked: it beats, and does not drain on a signal. A pod has had other workers
-/// when its process was started again; the last one counts.
+/// A pod and its worker, if that can be marked: it sends heartbeats, and does not drain on a signal. If the pod's
+/// process was restarted, it has had several workers, and the last one counts.
 struct Member<'a> {
     pod: &'a Pod,
     worker: Option<&'a WorkerView>,
 }
 
-/// Plans for `desired` workers of a workload.
+/// Plans the scale-in of a workload to `desired` workers.
 pub fn plan(desired: u32, workload: &Workload, pods: &[Pod], workers: &[WorkerView]) -> ScaleIn {
     let crew: Vec<Member<'_>> = pods.iter().map(|pod| Member::new(pod, workers)).collect();
     let vain = in_vain(workload, &crew);
@@ -77,13 +78,13 @@ impl Member<'_> {
         Member { pod, worker: last.filter(can_be_marked) }
     }
 
-    /// Whether jobs can count on it, as soon as it has no mark.
+    /// Whether it can run jobs once it has no mark.
     fn is_ready(&self) -> bool {
         self.pod.ready && self.worker.is_some()
     }
 }
 
-/// Why draining would lead to nothing, whichever worker drains.
+/// Returns why draining would achieve nothing, whichever worker drains.
 fn in_vain(workload: &Workload, crew: &[Member<'_>]) -> Option<Wait> {
     if let Order::Never(why) = &workload.order {
         return Some(Wait::Never(why.clone()));
@@ -95,18 +96,18 @@ fn in_vain(workload: &Workload, crew: &[Member<'_>]) -> Option<Wait> {
     Some(Wait::NotReady { pod: broken.name.clone(), trouble: broken.trouble.clone() })
 }
 
-/// Those that are to go: as many as there are too many, as far as `desired` that are Ready stay.
+/// Returns the workers to remove: the surplus, as long as `desired` Ready ones stay.
 fn going<'a>(desired: u32, workload: &Workload, crew: &[Member<'a>]) -> Vec<&'a WorkerView> {
     let ready = crew.iter().filter(|member| member.is_ready()).count();
     let Some(mut spare) = ready.checked_sub(desired as usize) else { return Vec::new() };
     let surplus = match workload.unsettled {
-        // No further one: this may be the beginning of a rollout.
+        // No further worker is marked: this may be the beginning of a rollout.
         Some(Unsettled::Changing(_)) => 0,
         _ => workload.replicas.saturating_sub(desired) as usize,
     };
     let mut going = Vec::new();
     for (member, worker) in line(&workload.order, crew) {
-        // One that has a mark keeps it until its pod has gone, also when the workload has been lowered already.
+        // A marked worker keeps its mark until its pod is gone, even if the workload has been lowered already.
         if worker.mark.is_none() && going.len() >= surplus {
             break;
         }
@@ -121,19 +122,19 @@ fn going<'a>(desired: u32, workload: &Workload, crew: &[Member<'a>]) -> Vec<&'a 
     going
 }
 
-/// Those that may be told to go, in their order.
+/// Returns the workers that may be marked, in the order of removal.
 fn line<'m, 'a>(order: &Order, crew: &'m [Member<'a>]) -> Vec<(&'m Member<'a>, &'a WorkerView)> {
     let with_worker = |member: &'m Member<'a>| Some((member, member.worker?));
     match order {
         Order::Never(_) => Vec::new(),
-        // Only the highest can go, so even a busy one gets the mark; it ends what it holds.
+        // Only the highest ordinal can be removed, so it is marked even if it is busy; it ends the jobs it holds.
         Order::HighestOrdinalFirst => {
             let mut crew: Vec<_> = crew.iter().collect();
             crew.sort_by_key(|member| Reverse(member.pod.ordinal));
             crew.into_iter().map_while(with_worker).collect()
         }
-        // Drained ones, then those on their way, then idle ones: before all those that cannot work, then the youngest,
-        // whose caches are the coldest.
+        // First drained workers, then marked ones, then idle ones. Within each group, first those that cannot work,
+        // then the youngest, whose caches are the coldest.
         Order::NotReadyFirst | Order::AsNamed => {
             let may_go = |worker: &WorkerView| worker.held == 0 || worker.mark.is_some();
             let mut line: Vec<_> =
@@ -147,7 +148,7 @@ fn line<'m, 'a>(order: &Order, crew: &'m [Member<'a>]) -> Vec<(&'m Member<'a>, &
     }
 }
 
-/// Why none of them is drained.
+/// Returns why no worker is drained.
 fn why(desired: u32, workload: &Workload, crew: &[Member<'_>], going: &[&WorkerView]) -> Wait {
     if !going.is_empty() {
         return Wait::Draining { workers: going.len(), jobs: going.iter().map(|worker| worker.held).sum() };

@@ -1,4 +1,4 @@
-//! What the autoscaler is told at its start.
+//! The autoscaler's settings, read and checked at its start.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,37 +15,38 @@ use crate::config::{self, Pool, TargetName};
 use crate::decide::{Mode, Policy};
 use crate::observe::Management;
 
-/// Which pools, and how they are scaled: a file, or one pool by flags.
+/// Which pools are scaled, and how: from a file, or one pool by flags.
 #[derive(Args, Clone, Debug)]
 pub struct PoolArgs {
-    /// The pools, a TOML file (see --help); without one, the flags below describe one pool
+    /// A TOML file of pools (see --help); without one, the flags below describe one pool
     #[arg(long, env = "AUTOSCALER_POOLS", help_heading = "Pools")]
     pools: Option<PathBuf>,
     /// The pool: its backlog is the queue harness.jobs.<pool>
     #[arg(long, env = "POOL", default_value = "default", help_heading = "Pools")]
     pool: Setting<Name>,
-    /// What is resized: Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME, or `process` for workers on this machine
+    /// What is resized: Deployment/NAME, StatefulSet/NAME, GROUP/VERSION/KIND/NAME, or `process` for workers on this
+    /// machine
     #[arg(long, env = "AUTOSCALER_TARGET", help_heading = "Pools")]
     target: Option<String>,
-    /// The namespace of the workload; the one this runs in, or that of the kubeconfig's context, when not given
+    /// The workload's namespace; by default the one this runs in, or that of the kubeconfig's context
     #[arg(long, env = "AUTOSCALER_NAMESPACE", help_heading = "Pools")]
     namespace: Option<String>,
-    /// Never fewer workers; 0 lets a pool go to zero
+    /// The fewest workers; 0 lets the pool shrink to zero
     #[arg(long, env = "MIN_REPLICAS", default_value = "2", help_heading = "Pools")]
     min_replicas: Setting<u32>,
-    /// Never more workers
+    /// The most workers
     #[arg(long, env = "MAX_REPLICAS", default_value = "20", help_heading = "Pools")]
     max_replicas: Setting<u32>,
-    /// Jobs, ready or running, for each worker (mode backlog)
+    /// Ready and running jobs for each worker (mode backlog)
     #[arg(long, env = "JOBS_PER_WORKER", default_value = "1", help_heading = "Pools")]
     jobs_per_worker: Setting<f64>,
-    /// Seconds within which the oldest job is to start: sets the mode target_wait instead of backlog
+    /// Seconds within which the oldest job should start: selects the mode target_wait instead of backlog
     #[arg(long, env = "TARGET_WAIT_S", help_heading = "Pools")]
     target_wait_s: Option<Setting<f64>>,
 }
 
 impl PoolArgs {
-    /// The pools; all that is wrong goes to `problems`.
+    /// Returns the pools. Adds everything that is wrong to `problems`.
     pub fn check(self, problems: &mut Problems) -> Option<Vec<Pool>> {
         if let Some(path) = &self.pools {
             return problems.check("AUTOSCALER_POOLS", config::read(path));
@@ -76,7 +77,7 @@ impl PoolArgs {
         };
         let policy = Policy { mode, min_replicas, max_replicas, ..Policy::default() };
         for problem in policy.check() {
-            // A policy's fields are called as in the file; by flags they have their environment names.
+            // The check names a policy's fields as in the file; for flags, the environment's names are shown.
             let (field, told) = problem.split_once(": ").unwrap_or(("policy", &problem));
             let name = match field {
                 "mode.target_s" => "TARGET_WAIT_S".to_owned(),
@@ -88,34 +89,34 @@ impl PoolArgs {
     }
 }
 
-/// Whatever decides: `run` and `once`.
+/// The settings of the commands that decide: `run` and `once`.
 #[derive(Args, Clone, Debug)]
 pub struct ControlArgs {
     #[command(flatten)]
     pools: PoolArgs,
-    /// Of the autoscalers with the same lease name one decides, the others stand by
+    /// Of all autoscalers with the same lease name, one decides and the others stand by
     #[arg(long, env = "AUTOSCALER_LEASE", default_value = "autoscaler")]
     lease_name: String,
-    /// Seconds after which another autoscaler may take the lease of one that is silent
+    /// Seconds after which another autoscaler may take the lease of a silent one
     #[arg(long, env = "AUTOSCALER_LEASE_S", default_value = "15")]
     lease_s: Setting<u64>,
-    /// RabbitMQ's management API, such as http://user:password@host:15672: its queue depths are held against the broker's
-    /// own, and while they disagree nothing is scaled in
+    /// RabbitMQ's management API, such as http://user:password@host:15672: its queue depths are compared with the
+    /// broker's own, and nothing is scaled in while they disagree
     #[arg(long, env = "MANAGEMENT_URL", hide_env_values = true)]
     management_url: Option<SecretString>,
-    /// The kubeconfig's context; in a pod its service account is used
+    /// The kubeconfig's context; in a pod, its service account is used instead
     #[arg(long, env = "KUBE_CONTEXT")]
     kube_context: Option<String>,
     /// Also keep controller.kubernetes.io/pod-deletion-cost of drained pods low (needs the right to patch pods)
     #[arg(long, env = "POD_DELETION_COST")]
     pod_deletion_cost: bool,
-    /// The worker program of `process` targets; the one beside this program when not given
+    /// The worker program of `process` targets; by default the one beside this program
     #[arg(long, env = "WORKER_PROGRAM")]
     worker_program: Option<PathBuf>,
-    /// Where `process` targets keep their workers' pids and logs
+    /// The folder in which `process` targets keep their workers' pids and logs
     #[arg(long, env = "PROCESS_DIR", default_value = "./workers")]
     process_dir: PathBuf,
-    /// Leave the workers of `process` targets running when this ends; the next one finds them
+    /// Leave the workers of `process` targets running when this process ends; the next one finds them
     #[arg(long, env = "KEEP_WORKERS")]
     keep_workers: bool,
 }
@@ -135,7 +136,7 @@ pub struct Settings {
     pub(crate) services: Services,
 }
 
-/// Where RabbitMQ and Postgres are.
+/// The addresses of RabbitMQ and Postgres.
 #[derive(Debug)]
 pub struct Services {
     pub(crate) store: StoreConfig,
@@ -144,32 +145,32 @@ pub struct Services {
 }
 
 impl Services {
-    /// Reads their settings; all that is wrong goes to `problems`.
+    /// Reads their settings. Adds everything that is wrong to `problems`.
     pub fn check(common: Common, connections: usize, who: &str, problems: &mut Problems) -> Option<Services> {
         let authorities = common.authorities(problems);
         let own = authorities.as_ref().and_then(Authorities::own_pem);
         let store = ledger(&common, connections, problems);
         let broker = common.amqp_url(problems).and_then(|url| {
-            // The queues are their owners' to declare.
+            // Only the owners of queues declare them.
             let config = BrokerConfig::new(url.expose_secret(), who).only_looking().trusting(own);
             problems.check("AMQP_URL", config.check().map(|()| config))
         });
         Some(Services { store: store?, broker: broker?, authorities: authorities? })
     }
 
-    /// The management API at this address, for the vhost of the broker.
+    /// Returns the management API at this address, for the vhost of the broker.
     pub fn management(&self, url: &SecretString, problems: &mut Problems) -> Option<Management> {
         let vhost = self.broker.vhost().ok()?;
         problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), &vhost, &self.authorities))
     }
 }
 
-/// What is wrong with this address alone, where another one is wrong, too.
+/// Checks this address alone, because another one is wrong, too: both problems are then reported together.
 pub fn check_management(url: &SecretString, problems: &mut Problems) -> Option<Management> {
     problems.check("MANAGEMENT_URL", Management::new(url.expose_secret(), "/", &Authorities::default()))
 }
 
-/// Where Postgres is; what is wrong goes to `problems`.
+/// Returns the address of Postgres. Adds what is wrong to `problems`.
 pub fn ledger(common: &Common, connections: usize, problems: &mut Problems) -> Option<StoreConfig> {
     let set_by = problems.check("DATABASE_SETTINGS", common.database_settings.parse());
     let url = common.database_url(problems)?;
@@ -179,12 +180,12 @@ pub fn ledger(common: &Common, connections: usize, problems: &mut Problems) -> O
     problems.check("DATABASE_POOL_SIZE", StoreConfig::new(address, connections))
 }
 
-/// Connections to Postgres, however many pools: decisions are rare, and all pools are observed in one question. One of them is
-/// the lease's.
+/// Connections to Postgres, however many pools there are: decisions are rare, and one query observes all pools. The
+/// lease uses one of them.
 const CONNECTIONS: usize = 3;
 
 impl ControlArgs {
-    /// Checks all settings; what is wrong goes to `problems`.
+    /// Checks all settings. Adds what is wrong to `problems`.
     pub fn check(self, common: Common, problems: &mut Problems) -> Option<Settings> {
         let pools = self.pools.check(problems);
         let lease_s = problems.within("AUTOSCALER_LEASE_S", self.lease_s, 8..=3_600);

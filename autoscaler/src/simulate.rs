@@ -1,7 +1,7 @@
-//! Simulate: a trace of jobs played through the same `decide` under a policy, in modelled time.
+//! Simulate: plays a trace of jobs through the same `decide`, under a policy, in modelled time.
 //!
-//! It has never heard of RabbitMQ, Postgres or Kubernetes: it stands in for all three with a queue, a pool of workers and
-//! their delays. Deterministic: the same trace, policy and setup give the same report, to the letter.
+//! It does not know RabbitMQ, Postgres or Kubernetes: it models all three with a queue, a pool of workers and their
+//! delays. It is deterministic: the same trace, policy and setup give exactly the same report.
 
 mod trace;
 mod synthetic;

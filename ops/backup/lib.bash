@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the backup commands share: their settings, and where backups are kept.
+# What the backup commands share: their settings, and the stores of backups.
 #
-# A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. One without its facts was
-# cut short and is none.
+# A backup is two files: NAME.dump.age (NAME.dump without encryption) and, written last, NAME.facts. A dump without its
+# facts is incomplete, and does not count as a backup.
 
-# Ranges of letters, sorted names and numbers are the same wherever it runs.
+# Ranges of letters, sort order and number formats are then the same on every machine.
 export LC_ALL=C
 
 say() {
@@ -21,21 +21,21 @@ wrong() {
     exit 2
 }
 
-# needs PROGRAM PACKAGE…: what Debian calls it.
+# needs PROGRAM PACKAGE…: checks that the program is installed. PACKAGE is its package in Debian.
 needs() {
     command -v "$1" >/dev/null || wrong "$1 is not installed (Debian's package $2)"
 }
 
 # --- what a killed process leaves ---
 
-# work_folder: makes a folder in TMPDIR that goes with this process, as $work. One whose process was killed (SIGKILL) is not locked
-# any more, and goes with the next process.
+# work_folder: makes a folder in TMPDIR, as $work, that is removed when this process ends. The folder of a process that
+# was killed (SIGKILL) is no longer locked, and is removed by the next process.
 work_folder() {
     local left
     umask 077
     for left in "${TMPDIR:-/tmp}"/harness-backup.*; do
         [[ -d $left && -O $left && ! -L $left ]] || continue
-        # One without a lock is being made just now.
+        # A folder without a lock file is just being made.
         [[ -e $left/lock || -n $(find "$left" -maxdepth 0 -mmin +10) ]] || continue
         (flock --nonblock 9 && rm -rf -- "$left") 9>>"$left/lock" || true
     done
@@ -43,14 +43,15 @@ work_folder() {
     trap 'rm -rf -- "$work"' EXIT
     trap 'stop 130' INT
     trap 'stop 143' TERM HUP
-    # Its children have it as well: what they still write to is not taken away.
+    # Its children hold the lock as well, so a folder that they still write to is not removed.
     exec 9>"$work/lock"
     flock 9
 }
 
 running=
 
-# interruptible COMMAND…: a shell hears of a signal only when its command has ended, unless it waits for it.
+# interruptible COMMAND…: runs it so that a signal interrupts it. A shell handles a signal only after a foreground
+# command has ended, but at once while it waits for a background one.
 interruptible() {
     set -m
     "$@" &
@@ -69,9 +70,9 @@ stop() {
     exit "$1"
 }
 
-# Makes of DATABASE_URL what it means to the programs (docs/supported-environments.md), for pg_dump and psql. They read more than
-# the programs do, and verify less. So only one form is taken, and nothing in it that would have to be decoded; a wrong one is
-# refused without being shown.
+# Rewrites DATABASE_URL so that it means to pg_dump and psql what it means to the programs
+# (docs/supported-environments.md). Those two read more than the programs do, and verify less. So only one form is
+# accepted, without anything that would have to be decoded. A wrong address is refused, and is not shown.
 check_database() {
     local expected='expected postgres://user:password@host:5432/database'
     local form='^(postgres(ql)?://[^?#/[:space:]]*)/([A-Za-z0-9_.-]+)(\?([^[:space:]]*))?$'
@@ -79,7 +80,7 @@ check_database() {
     local -a parameters=()
     for name in "${!PG@}"; do unset "$name"; done
     export PGPASSFILE=/dev/null
-    # Only from libpq 16 on the authorities of the system have a name.
+    # Only libpq 16 and newer have a name for the system's authorities.
     local authorities=${TLS_CA_FILE:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 
     read -rd '' DATABASE_URL <<<"${DATABASE_URL:-}" || true
@@ -92,16 +93,16 @@ check_database() {
         case $name in
             sslmode)
                 case $value in
-                    # What these two mean to libpq lets any certificate pass.
+                    # To libpq, these two accept any certificate.
                     require | prefer) mode=verify-full ;;
                     disable | verify-ca | verify-full) mode=$value ;;
                     *) wrong 'DATABASE_URL: sslmode: expected disable, prefer, require, verify-ca or verify-full' ;;
                 esac
                 ;;
             sslrootcert) own=$value ;;
-            # What the programs mean by it.
+            # As the programs interpret it.
             target_session_attrs) attributes=${value/#read-write/primary} ;;
-            # Of a process that runs for long; libpq has other names or units.
+            # These are for long-running processes; libpq has other names or units for them.
             keepalives | keepalives_* | tcp_user_timeout) ;;
             application_name | channel_binding | connect_timeout | options) kept+="&$parameter" ;;
             *) wrong "DATABASE_URL: a backup takes no parameters but sslmode, sslrootcert, target_session_attrs, connect_timeout, options, application_name and channel_binding" ;;
@@ -113,13 +114,13 @@ check_database() {
     fi
     mode=${mode:-disable}
     if [[ -z $own || $own == system ]]; then export PGSSLROOTCERT=$authorities; else kept+="&sslrootcert=$own"; fi
-    # Of several servers the programs take the primary; a standby may lack what was accepted last.
+    # Of several servers the programs use the primary. A standby may lack what was accepted last.
     if [[ $server == *,* ]]; then attributes=${attributes:-primary}; fi
     kept+=${attributes:+&target_session_attrs=$attributes}
     DATABASE_URL="$server/$database?sslmode=$mode$kept"
 }
 
-# The server that DATABASE_URL names, with another database.
+# Prints the address of another database on the server that DATABASE_URL names.
 other_database() {
     local address=${DATABASE_URL%%\?*}
     printf '%s/%s?%s\n' "${address%/*}" "$1" "${DATABASE_URL#*\?}"
@@ -134,18 +135,18 @@ sql() {
     psql --quiet --no-psqlrc --tuples-only --no-align --set ON_ERROR_STOP=1 "$@"
 }
 
-# make_database NAME: on the server of DATABASE_URL, with nothing in it.
+# make_database NAME: creates an empty database on the server of DATABASE_URL.
 make_database() {
     sql "$(other_database postgres)" -c "CREATE DATABASE \"$1\" ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
 }
 
 drop_database() {
-    sql "$(other_database postgres)" -c "DROP DATABASE IF EXISTS \"$1\" WITH (FORCE)" || say "the database $1 stays behind"
+    sql "$(other_database postgres)" -c "DROP DATABASE IF EXISTS \"$1\" WITH (FORCE)" || say "the database $1 could not be dropped"
 }
 
 # --- encryption ---
 
-# To whom: the public keys in the file BACKUP_RECIPIENTS. Only a restore needs the other half.
+# Encrypts for the public keys in the file BACKUP_RECIPIENTS. Only a restore needs the secret half.
 check_encryption() {
     if [[ ${BACKUP_ENCRYPTION:-age} == none ]]; then return 0; fi
     [[ ${BACKUP_ENCRYPTION:-age} == age ]] ||
@@ -180,8 +181,8 @@ check_target() {
                 wrong "BACKUP_TARGET: $BACKUP_TARGET needs aws (Debian's package awscli) or rclone; neither is installed"
             fi
             ;;
-        # Nobody else's to read. Where the folder is there already, its rights are somebody's decision.
-        /*) (umask 077 && mkdir -p -- "$BACKUP_TARGET") || wrong "BACKUP_TARGET: $BACKUP_TARGET cannot be made" ;;
+        # A new folder is readable by this user only. The rights of an existing folder are left as they are.
+        /*) (umask 077 && mkdir -p -- "$BACKUP_TARGET") || wrong "BACKUP_TARGET: $BACKUP_TARGET cannot be created" ;;
         *) wrong "BACKUP_TARGET: got \"${BACKUP_TARGET:-}\", expected a folder (/…) or s3://bucket/prefix" ;;
     esac
 }
@@ -199,7 +200,7 @@ clone() {
     rclone --s3-provider Other --s3-env-auth ${BACKUP_S3_ENDPOINT:+--s3-endpoint "$BACKUP_S3_ENDPOINT"} "$@"
 }
 
-# keep NAME FILE: as a whole or not at all.
+# keep NAME FILE: stores the file as a whole or not at all.
 keep() {
     case $BACKUP_TARGET in
         s3://*)
@@ -210,7 +211,7 @@ keep() {
             fi
             ;;
         *)
-            # Of a process that was killed, a day ago or more.
+            # Left by a process that was killed a day ago or more.
             find "$BACKUP_TARGET" -maxdepth 1 -type f -name '.harness-*.partial' -mmin +1440 -delete
             install -m 600 -- "$2" "$BACKUP_TARGET/.$1.partial"
             sync -- "$BACKUP_TARGET/.$1.partial"
@@ -219,7 +220,7 @@ keep() {
     esac
 }
 
-# fetch NAME: to stdout.
+# fetch NAME: writes the file to stdout.
 fetch() {
     case $BACKUP_TARGET in
         s3://*)
@@ -250,7 +251,7 @@ files() {
     case $BACKUP_TARGET in
         s3://*)
             if command -v aws >/dev/null; then
-                # Its list is empty, and its exit code 1, where nothing is.
+                # If nothing is stored, the list is empty and the exit code is 1.
                 s3 ls "${BACKUP_TARGET%/}/" | awk '{ print $4 }' || true
             else
                 clone lsf ":s3:${BACKUP_TARGET#s3://}/"
@@ -260,12 +261,12 @@ files() {
     esac
 }
 
-# The names of whole backups, oldest first.
+# Prints the names of complete backups, oldest first.
 backups() {
     files | sed -nE 's/^(harness-[0-9]{8}T[0-9]{6}Z)\.facts$/\1/p' | sort
 }
 
-# which_backup [NAME|latest]: its name.
+# which_backup [NAME|latest]: prints the backup's name.
 which_backup() {
     local name=${1:-latest} all
     all=$(backups)
@@ -277,17 +278,17 @@ which_backup() {
     fi
 }
 
-# fact NAME KEY: what was written down of a backup.
+# fact NAME KEY: prints a value from the backup's facts.
 fact() {
     fetch "$1.facts" | sed -n "s/^$2=//p"
 }
 
-# fetch_whole NAME FOLDER: its dump, as it was written; prints the file's name.
+# fetch_whole NAME FOLDER: fetches the dump, checks its sha256, and prints the file's name.
 fetch_whole() {
     local file sum
     file=$(fact "$1" file)
     sum=$(fact "$1" sha256)
     fetch "$file" >"$2/$file" || die "$file cannot be read"
-    [[ $(sha256sum <"$2/$file") == "$sum  -" ]] || die "$file is not what was written: its sha256 differs from $1.facts"
+    [[ $(sha256sum <"$2/$file") == "$sum  -" ]] || die "$file has changed since it was written: its sha256 differs from $1.facts"
     printf '%s\n' "$file"
 }

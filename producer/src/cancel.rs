@@ -1,19 +1,19 @@
-//! Cancel: ends jobs that nobody wants any more.
+//! Cancels jobs that are no longer wanted.
 
 use anyhow::Context;
 use dispatch::Dispatch;
 use job::{IdError, JobId, Limits, Name};
 use store::Cancelled;
 
-/// What was answered.
+/// The result of a cancel.
 pub enum Answer {
-    /// What became of each, in order.
+    /// What became of each job, in the order given.
     Done(Vec<(JobId, Cancelled)>),
-    /// Nothing was cancelled: an id is none for which an end can be recorded.
+    /// Nothing was cancelled: the ledger cannot record an end for one of the ids.
     Refused(IdError),
 }
 
-/// Cancels these jobs, and all live ones of the session where one is given.
+/// Cancels these jobs, and all live jobs of `session` if one is given.
 pub async fn cancel(
     dispatch: &Dispatch,
     mut jobs: Vec<JobId>,
@@ -22,7 +22,7 @@ pub async fn cancel(
 ) -> anyhow::Result<Answer> {
     if let Some(session) = session {
         let live = dispatch.store.jobs_of(session).await.context("reading the session's jobs")?;
-        // The last ones first, so that none of them starts meanwhile.
+        // In reverse order, so that no blocked job starts when the one before it ends.
         jobs.extend(live.into_iter().rev());
     }
     for job_id in &jobs {

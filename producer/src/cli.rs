@@ -26,10 +26,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use service::{Common, Health, Problems, Threads, unless_stopped};
 
-/// Takes jobs in and shows what became of them.
+/// Accepts jobs and shows what became of them.
 ///
-/// Jobs go into Postgres and from there to RabbitMQ; workers run them. Exit codes: 0 all is well, 1 something
-/// failed, 2 wrong arguments or settings, 3 not finished, not complete or (of an audit) not true, 130 stopped by a signal.
+/// Jobs go into Postgres and from there to RabbitMQ; workers run them.
+///
+/// Exit codes: 0 success, 1 something failed, 2 wrong arguments or settings, 3 not finished, incomplete, or an audit
+/// check failed, 130 stopped by a signal.
 #[derive(Debug, Parser)]
 #[command(name = "producer", version)]
 pub struct Args {
@@ -44,33 +46,34 @@ enum Command {
     /// Create or update the schema in Postgres; run it before anything else, and with every release
     Migrate,
     Doctor(doctor::Doctor),
-    /// Make a ledger that was restored from a backup ready for workers; run it once, before any of them starts
+    /// Prepare a ledger that was restored from a backup for work; run it once, before any worker starts
     ///
-    /// What ran or was queued when the backup was taken is due again, without an attempt spent, and all fencing tokens to
-    /// come are above those that were given out since. Refuses while a worker lives.
+    /// Jobs that were running or queued when the backup was taken become due again, and this costs them no attempt. New
+    /// fencing tokens will be higher than all that were handed out since the backup. The command refuses to run while a
+    /// worker is alive.
     Revive,
     /// Enqueue one job from flags, or many from JSON lines
     Enqueue(enqueue::Enqueue),
-    /// Show where jobs stand
+    /// Show the state of jobs
     Status(status::Status),
     /// Wait until jobs have ended, and show their results
     Wait(wait::Wait),
-    /// End jobs that nobody wants any more, whether or not they run
+    /// Cancel jobs that are no longer wanted, whether or not they are running
     Cancel(cancel::Cancel),
     /// Look at sessions
     Sessions(sessions::Sessions),
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
-    Dead(dead::Dead),
+    Dead(dead::DeadArgs),
     /// Create and change tenants: groups of callers that do not see each other's work
     Tenants(tenants::Tenants),
     /// Create and revoke keys of the HTTP API
     Keys(keys::Keys),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
-    /// Every worker does this too; a relay of its own keeps retries and schedules moving while no worker runs.
+    /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
     Health(Health),
-    /// Prove that nothing was lost, doubled or paid twice
+    /// Check that no job was lost, duplicated or paid twice
     Audit(audit::Audit),
     Log(log::Log),
 }
@@ -82,18 +85,18 @@ impl AsMut<Common> for Args {
 }
 
 impl Args {
-    /// Runs the command. Its results go to stdout, all else to stderr.
+    /// Runs the command. Results go to stdout, everything else to stderr.
     pub fn run(self) -> ExitCode {
         let Args { command, common } = self;
         let mut problems = Problems::default();
-        // A short command's connecting and closing is no news; a relay's is.
+        // A short command does not log that it connects and disconnects; a relay does.
         let connections = if matches!(command, Command::Relay(_)) { "queue=info" } else { "queue=warn" };
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, connections];
         let telemetry = common.telemetry("harness-producer", &quiet, &mut problems);
         service::run(telemetry, Threads::Cores, |stop| async move {
             let context = context::Context { common, problems, stop: stop.clone() };
             match command {
-                // Each migration is one transaction.
+                // It can be interrupted, because each migration is one transaction.
                 Command::Migrate => unless_stopped(&stop, migrate::run(context)).await,
                 Command::Doctor(args) => args.run(context).await,
                 Command::Revive => revive::run(context).await,

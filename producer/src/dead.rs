@@ -1,6 +1,6 @@
-//! Dead letters: one view over failed jobs and messages that no worker could use, and what is done about them.
+//! Dead letters: one view over failed jobs and messages that no worker could use, and the actions on them.
 //!
-//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed is shown once,
+//! Messages stay in the queue `harness.dead`, failed jobs in the ledger. A message whose job has failed appears once,
 //! as that job.
 
 mod selection;
@@ -11,6 +11,6 @@ mod settle;
 
 pub use json::rfc3339;
 pub use plan::Act;
-pub use read::{Dead, find, id_of, list};
+pub use read::{DeadEntry, find, id_of, list};
 pub use selection::{Filter, Kind, Selection};
-pub use settle::{Event, Fate, Listener, Order, count, settle};
+pub use settle::{Disposition, Event, Listener, Order, count, settle};

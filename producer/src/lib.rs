@@ -1,17 +1,18 @@
-//! The producer: takes jobs in, and shows what became of them.
+//! The producer: accepts jobs and shows what became of them.
 //!
-//! It knows the ledger and the broker, but no worker and no harness: whether an agent exists is for the workers to
-//! say. A job counts as accepted once it stands in the ledger; its message follows, and if this process dies in
-//! between, any relay sends it.
+//! It knows the ledger and the broker, but no worker and no harness. Only the workers know whether an agent exists. A
+//! job counts as accepted once it is in the ledger. Its message follows; if this process dies in between, any relay
+//! sends the message.
 //!
-//! What lies here are operations: they know no command line. `cli` parses, calls one of them and prints.
+//! The modules here are operations, which know no command line. `cli` parses the arguments, calls one operation and
+//! prints the result.
 
-mod yardstick;
-mod sends;
+mod intake_limits;
+mod send_spans;
 mod submit;
 mod wait;
 mod cancel;
 mod dead;
-mod readings;
+mod fleet_gauges;
 pub mod access;
 pub mod cli;

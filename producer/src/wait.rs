@@ -1,4 +1,4 @@
-//! Wait: until jobs have ended.
+//! Waits until jobs have ended.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -7,14 +7,15 @@ use job::JobId;
 use store::{JobView, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
-/// Jobs that are asked for at once.
+/// Jobs per query.
 const CHUNK: usize = 5_000;
-/// The pauses between two looks.
+/// The shortest and the longest pause between two queries.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(500);
 
-/// Waits until these jobs have ended, the time is over or the stop comes; says each time how many more have ended. Returns those that have
-/// not. A job that the ledger does not know yet is waited for as well: its message may still be on its way.
+/// Waits until these jobs have ended, the deadline has passed or `stop` comes. Calls `ended` with the number of jobs
+/// that have ended since the last call. Returns the jobs that have not ended. A job that the ledger does not know yet
+/// counts as not ended: its message may still be on its way.
 pub async fn wait(
     store: &Store,
     jobs: &[JobId],
@@ -44,8 +45,8 @@ pub async fn wait(
     }
 }
 
-/// Where these jobs stand, however many they are; those that the ledger does not know are missing.
-pub async fn stand(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+/// Returns the state of these jobs, however many there are. Jobs that the ledger does not know are missing.
+pub async fn job_views(store: &Store, jobs: &[JobId]) -> Result<Vec<JobView>, StoreError> {
     let mut views = Vec::with_capacity(jobs.len());
     for chunk in jobs.chunks(CHUNK) {
         views.extend(store.jobs(chunk).await?);

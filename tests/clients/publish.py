@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A client of the fleet that knows its AMQP contract, and nothing else of it.
+"""A client of the fleet that knows only its AMQP contract.
 
-Publishes the jobs it reads from stdin, one JSON object a line, and prints what comes back, one line each:
+Publishes the jobs that it reads from stdin, one JSON object per line, and prints each reply on a line. The input:
 
     {"via": "exchange" | "queue", "pool": "default", "reply": true, "body": {...}, "properties": {...}}
-    {"raw": "...", ...}                              # instead of body: bytes as they are
+    {"raw": "...", ...}                              # instead of body: raw bytes
 
-The body's `schema` and `job_id` are added where they are missing, and so is the property `message_id`.
+The body's `schema` and `job_id` are added if they are missing, and so is the property `message_id`.
 
-    publish.py AMQP_URL REPLIES [SECONDS]            # ends after so many replies
+    publish.py AMQP_URL REPLIES [SECONDS]            # ends after this many replies
 """
 
 import json
@@ -20,7 +20,7 @@ import pika
 
 
 def job_id():
-    """A UUID of version 7 (RFC 9562, section 5.7), by hand: 48 bits of Unix time in milliseconds, the rest random."""
+    """Returns a UUID of version 7 (RFC 9562, section 5.7): 48 bits of Unix time in milliseconds, the rest random."""
     number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
     number = number & ~(0xF << 76) | 7 << 76  # version
     number = number & ~(0b11 << 62) | 0b10 << 62  # variant
@@ -44,7 +44,7 @@ def publish(channel, order, reply_queue):
     )
     pool = order.get("pool", "default")
     where = ("harness.jobs", pool) if order["via"] == "exchange" else ("", f"harness.jobs.{pool}")
-    # With confirms on, this raises unless the broker has taken the message over.
+    # With confirms on, this raises unless the broker has accepted the message.
     channel.basic_publish(*where, body, properties, mandatory=True)
     return message_id
 
@@ -62,7 +62,7 @@ def main():
         patience = float(seconds[0]) if seconds else 30
         for method, properties, body in channel.consume(reply_queue, inactivity_timeout=patience):
             if method is None:
-                sys.exit(f"{left} replies have not come within {patience} s")
+                sys.exit(f"{left} replies did not come within {patience} s")
             channel.basic_ack(method.delivery_tag)
             reply = {
                 "reply": json.loads(body),

@@ -1,10 +1,11 @@
-//! What an autoscaler of many pools costs, and how soon it answers a burst:
+//! The cost of an autoscaler with many pools, and how soon it answers a burst:
 //! `cargo build --release -p autoscaler && cargo run --release -p tests --example pools -- [POOLS] [SECONDS] [BURSTS]`.
 //!
-//! The real program, on a real broker, Postgres and API server, with a Deployment for each pool and no limit to the speed of
-//! growth. One queue in fifty is not there. First it is left alone: CPU and memory of its process. Then bursts come, each
-//! into the empty queue of another pool, at any moment of its second: from the first message until the Deployment has the
-//! whole wanted number, and in how many writes.
+//! The real program runs on a real broker, Postgres and API server, with a Deployment for each pool and no limit on the
+//! speed of growth. One queue in fifty does not exist. First the program is left alone, and its CPU time and memory are
+//! measured. Then bursts come, each into the empty queue of another pool, at a random moment within its second.
+//! Measured are the time from the first message until the Deployment has the whole wanted number, and the number of
+//! writes.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -19,10 +20,10 @@ use serde_json::json;
 use tests::{Cluster, Fleet, Namespace, Worker, until};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Messages of a burst, and the workers that they want.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Messages of a burst, and the number of workers that they need.
 const BURST: (usize, i32) = (40, 20);
-/// How often a Deployment is looked at that is to change.
+/// The interval between looks at a Deployment that is to change.
 const LOOK: Duration = Duration::from_millis(5);
 
 #[tokio::main]
@@ -42,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
         pools.iter().enumerate().filter(|(at, _)| !missing(*at)).map(|(_, pool)| pool).collect();
     let config = BrokerConfig::new(&fleet.vhost.url, "bursts").with_pools(there.iter().copied().cloned());
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await?;
+    broker.ready(TIMEOUT).await?;
     for pool in &pools {
         deployment(&namespace, pool).await;
     }
@@ -52,7 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let mut autoscaler = autoscaler.set("KUBECONFIG", kubeconfig.to_string_lossy()).launch();
     autoscaler.said("watches the backlog").await;
     let all = pools.len() as f64;
-    until("all pools are decided for", async || (decisions(&autoscaler).await >= all).then_some(())).await;
+    until("all pools have a decision", async || (decisions(&autoscaler).await >= all).then_some(())).await;
 
     let (cpu_s, decided, began) = (autoscaler.cpu_s(), decisions(&autoscaler).await, Instant::now());
     tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
@@ -70,7 +71,7 @@ async fn main() -> anyhow::Result<()> {
     }
     answers.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
     if let (Some(median), Some(last)) = (answers.get(answers.len() / 2), answers.last()) {
-        // A look at the queue that falls into the middle of a burst makes two of it.
+        // If the autoscaler looks at the queue in the middle of a burst, it answers in two steps.
         let in_one = answers.iter().filter(|answer| answer.writes == 1).count();
         println!("burst          {:>8.2} s until 0 → {} is written, at the median", median.seconds, BURST.1);
         println!("               {:>8.2} s at most", last.seconds);
@@ -82,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two jobs a worker; grows at once, by as much as is wanted.
+/// Two jobs per worker; grows at once by as much as is wanted.
 fn policies(pools: &[Name], namespace: &str) -> String {
     let mut toml = String::new();
     for pool in pools {
@@ -114,11 +115,11 @@ async fn decisions(autoscaler: &Worker) -> f64 {
     counts.filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok()).sum()
 }
 
-/// How a burst was answered.
+/// The answer to a burst.
 struct Answer {
-    /// From its first message until the whole number was written.
+    /// Seconds from its first message until the whole number was written.
     seconds: f64,
-    /// In how many writes.
+    /// The number of writes.
     writes: i64,
 }
 
@@ -135,7 +136,7 @@ async fn burst(broker: &Broker, namespace: &Namespace, pool: &Name) -> anyhow::R
             let writes = generation(&deployment) - before;
             return Ok(Answer { seconds: began.elapsed().as_secs_f64(), writes });
         }
-        ensure!(began.elapsed() < PATIENCE, "{pool} has not grown within {PATIENCE:?}");
+        ensure!(began.elapsed() < TIMEOUT, "{pool} did not grow within {TIMEOUT:?}");
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A certificate authority of one's own, and a server's TLS in front of one that has none.
+//! A private certificate authority, and a TLS front for a server that has no TLS.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,24 +17,24 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::services::unique_name;
 
-/// An authority that no system knows.
+/// An authority that no system trusts by default.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
 }
 
-/// Files of a server, in PEM.
+/// A server's certificate files, in PEM.
 pub struct ServerCertificate {
     /// The authority's certificate.
     pub authority: PathBuf,
-    /// The server's own.
+    /// The server's own certificate.
     pub chain: PathBuf,
-    /// Its key.
+    /// The server's private key.
     pub key: PathBuf,
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority.
     pub fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.distinguished_name.push(DnType::CommonName, format!("authority {}", unique_name()));
@@ -46,12 +46,12 @@ impl Authority {
         authority
     }
 
-    /// The file of its certificate.
+    /// Returns the file of the authority's certificate.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("authority.pem")
     }
 
-    /// A certificate for a server of this name.
+    /// Issues a certificate for a server of this name.
     pub fn certificate(&self, name: &str) -> ServerCertificate {
         let params = CertificateParams::new([name.to_owned()]).expect("a name");
         let key = KeyPair::generate().expect("a key");
@@ -70,15 +70,15 @@ impl Default for Authority {
     }
 }
 
-/// TLS in front of a service; it ends with this.
+/// TLS in front of a service; it stops when this is dropped.
 pub struct TlsFront {
-    /// Its port.
+    /// The port it listens on.
     pub port: u16,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl TlsFront {
-    /// In front of the service at this address (`host:port`).
+    /// Starts in front of the service at this address (`host:port`).
     pub async fn to(target: &str, certificate: &ServerCertificate) -> TlsFront {
         let chain = CertificateDer::from_pem_file(&certificate.chain).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(&certificate.key).expect("a key");
@@ -93,7 +93,7 @@ impl TlsFront {
             while let Ok((client, _)) = listener.accept().await {
                 let (acceptor, target) = (acceptor.clone(), target.clone());
                 tokio::spawn(async move {
-                    // Who does not trust the certificate ends the connection.
+                    // A client that does not trust the certificate ends the connection.
                     let mut client = acceptor.accept(client).await.ok()?;
                     let mut server = TcpStream::connect(target).await.ok()?;
                     copy_bidirectional(&mut client, &mut server).await.ok()

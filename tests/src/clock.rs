@@ -1,4 +1,4 @@
-//! Another clock for a process: its wall clock is ahead or behind, its monotonic one as ever.
+//! Another clock for a process: its wall clock is ahead or behind, its monotonic clock is not changed.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A library to preload. All processes that have the same file have the same clock.
+/// The source of a library to preload. All processes that use the same file have the same clock.
 const SHIFT: &str = "
     #define _GNU_SOURCE
     #include <fcntl.h>
@@ -46,14 +46,15 @@ const SHIFT: &str = "
     }
 ";
 
-/// A clock that can be set while processes look at it.
+/// A clock that can be set while processes read it.
 pub struct SetClock(TempDir);
 
 impl SetClock {
-    /// A clock that is ahead by so many seconds, or behind. Whoever builds Rust has a C compiler, which links the library.
+    /// Creates a clock that is this many seconds ahead, or behind if negative. A machine that builds Rust has a C
+    /// compiler, which builds the library.
     pub fn new(ahead_s: i64) -> SetClock {
         let clock = SetClock(TempDir::new().expect("a folder"));
-        // For servers that run as another user.
+        // Servers that run as another user must be able to read it.
         std::fs::set_permissions(clock.0.path(), PermissionsExt::from_mode(0o755)).expect("a folder of ours");
         let source = clock.0.path().join("shift.c");
         std::fs::write(&source, SHIFT).expect("written");
@@ -65,13 +66,13 @@ impl SetClock {
         clock
     }
 
-    /// What a process needs in its environment.
+    /// The environment variables that a process needs.
     pub fn environment(&self) -> [(&'static str, String); 2] {
         let path = |name| self.0.path().join(name).to_string_lossy().into_owned();
         [("LD_PRELOAD", path("shift.so")), ("CLOCK_AHEAD_FILE", path("ahead_s"))]
     }
 
-    /// Sets it, at once for all.
+    /// Sets the clock for all processes at once.
     pub fn set(&self, ahead_s: i64) {
         let file = File::options().write(true).open(self.0.path().join("ahead_s")).expect("a file of ours");
         file.write_all_at(&ahead_s.to_ne_bytes(), 0).expect("written");

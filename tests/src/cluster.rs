@@ -1,10 +1,10 @@
 //! A Kubernetes cluster without nodes: a real etcd, kube-apiserver and kube-controller-manager, with RBAC on.
 //!
-//! Deployments and StatefulSets make their pods and remove them; nothing runs these, so a test says by itself which
-//! are Ready ([`Namespace::set_pod`]). The programs come from the folder `KUBEBUILDER_ASSETS`.
+//! Controllers create and remove the pods of Deployments and StatefulSets, but nothing runs the pods. So a test decides
+//! which are Ready ([`Namespace::set_pod`]). The programs come from the folder `KUBEBUILDER_ASSETS`.
 //!
-//! The tests of one process share a cluster and have a namespace each. A test that breaks the API server takes a
-//! cluster of its own.
+//! The tests of one process share a cluster; each has its own namespace. A test that breaks the API server uses its own
+//! cluster.
 
 mod servers;
 mod folder;
@@ -24,17 +24,17 @@ use servers::{Programs, Server};
 
 pub use namespace::{Namespace, PodState};
 
-/// The API server signs its certificate by itself, and keeps it there.
+/// The API server makes its own certificate and stores it here.
 const CERTIFICATE: &str = "certificates/apiserver.crt";
 
-/// A cluster; its processes and its data are gone with this, and at the latest with the process of the tests.
+/// A cluster. Its processes and data are removed when it is dropped, at the latest with the test process.
 pub struct Cluster {
     programs: Programs,
     etcd: Server,
     api: Option<Server>,
     controllers: Server,
     ports: Ports,
-    // Last, so that nothing writes there any more when it is removed.
+    // The last field, so that nothing writes into the folder when it is removed.
     folder: Folder,
 }
 
@@ -50,7 +50,7 @@ impl Cluster {
         SHARED.get_or_init(Cluster::start).await
     }
 
-    /// One of one's own.
+    /// Starts a cluster for one test.
     pub async fn start() -> Cluster {
         let programs = Programs::find();
         let folder = Folder::new();
@@ -73,7 +73,7 @@ impl Cluster {
         cluster
     }
 
-    /// Until the API server answers that it is ready.
+    /// Waits until the API server answers that it is ready.
     async fn ready(&mut self) {
         let kubeconfig = self.kubeconfig();
         let (etcd, controllers) = (&mut self.etcd, &mut self.controllers);
@@ -89,23 +89,23 @@ impl Cluster {
         .await;
     }
 
-    /// A kubeconfig that may do everything.
+    /// A kubeconfig with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("admin.kubeconfig")
     }
 
-    /// A client that may do everything. It belongs to the test's own runtime.
+    /// A client with all rights. It belongs to the test's own runtime.
     pub async fn client(&self) -> Client {
         client(&self.kubeconfig()).await.expect("a client")
     }
 
-    /// Whether objects of custom kinds can be made, and not the kinds alone: built by a Go of today, an API server as old
-    /// as 1.20 dies of the first (its json-iterator iterates maps as Go did before 1.18).
+    /// Whether objects of custom kinds can be created, not only the kinds. An API server as old as 1.20, when built by
+    /// a current Go, crashes on the first object (its json-iterator iterates maps as Go did before 1.18).
     pub fn takes_custom_objects(&self) -> bool {
         self.programs.minor > 22
     }
 
-    /// A namespace of one's own.
+    /// Creates a namespace for one test.
     pub async fn namespace(&self) -> Namespace {
         Namespace::new(self).await
     }
@@ -115,13 +115,13 @@ impl Cluster {
         self.api = None;
     }
 
-    /// Starts it again at the same port, with the data that it had.
+    /// Starts the API server again on the same port, with its data.
     pub async fn start_api_server(&mut self) {
         self.api = Some(self.programs.api_server(&self.folder, self.ports.etcd, self.ports.api));
         self.ready().await;
     }
 
-    /// A kubeconfig of the same cluster for whoever has this token.
+    /// A kubeconfig of the same cluster for the holder of this token.
     pub(crate) fn kubeconfig_for(&self, token: &str, namespace: &str) -> PathBuf {
         let path = self.folder.join(&format!("{namespace}.{}.kubeconfig", uuid::Uuid::new_v4().simple()));
         write_kubeconfig(&path, &self.folder, self.ports.api, token, namespace);
@@ -137,7 +137,7 @@ impl Cluster {
     }
 }
 
-/// A client by a kubeconfig.
+/// Returns a client that uses a kubeconfig.
 pub(crate) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
     let mut config = config(kubeconfig).await?;
     config.read_timeout = Some(Duration::from_secs(20));

@@ -1,4 +1,4 @@
-//! A receiver of traces: OTLP by HTTP as its protocol says, decoded with the protocol's own types; and one that is dead.
+//! A receiver of traces: OTLP over HTTP, decoded with the protocol's own types. Also one that never answers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,16 +21,16 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
-/// A span as it came in.
+/// A span as it was received.
 #[derive(Clone, Debug)]
 pub struct SeenSpan {
     /// 32 hexadecimal digits.
     pub trace_id: String,
     /// 16 hexadecimal digits.
     pub span_id: String,
-    /// The same; empty for the first of its process in a trace that nobody else began.
+    /// 16 hexadecimal digits; empty for the first span of its process in a trace that the process began itself.
     pub parent: String,
     /// Its name.
     pub name: String,
@@ -40,21 +40,21 @@ pub struct SeenSpan {
     pub start: u64,
     /// Unix time in nanoseconds.
     pub end: u64,
-    /// What it is said to be.
+    /// The span's attributes.
     pub attributes: BTreeMap<String, Value>,
-    /// How it failed, if it did.
+    /// The error, if it failed.
     pub error: Option<String>,
-    /// What its process is said to be.
+    /// The resource attributes of its process.
     pub resource: BTreeMap<String, Value>,
 }
 
 impl SeenSpan {
-    /// Its place as a `traceparent`.
+    /// The span's place as a `traceparent`.
     pub fn traceparent(&self) -> String {
         format!("00-{}-{}-01", self.trace_id, self.span_id)
     }
 
-    /// Whether it lies within the time of another one.
+    /// Whether it lies within the time of another span.
     pub fn is_within(&self, other: &SeenSpan) -> bool {
         other.start <= self.start && self.start <= self.end && self.end <= other.end
     }
@@ -62,7 +62,7 @@ impl SeenSpan {
 
 /// A receiver that keeps what it gets.
 pub struct Collector {
-    /// Where it is: what `OTEL_EXPORTER_OTLP_ENDPOINT` is set to.
+    /// Its address, for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub url: String,
     seen: watch::Receiver<Seen>,
     _serving: AbortOnDropHandle<()>,
@@ -75,12 +75,12 @@ struct Seen {
 }
 
 impl Collector {
-    /// Takes everything.
+    /// Starts a receiver that accepts everything.
     pub async fn start() -> Collector {
         Collector::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    /// The same, at this address.
+    /// As `start`, but at this address.
     pub async fn start_at(address: SocketAddr) -> Collector {
         let listener = TcpListener::bind(address).await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -91,7 +91,7 @@ impl Collector {
         Collector { url, seen, _serving: AbortOnDropHandle::new(serving) }
     }
 
-    /// A port that takes connections and never says anything.
+    /// Opens a port that accepts connections and never answers.
     pub async fn dead() -> (String, AbortOnDropHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -104,26 +104,26 @@ impl Collector {
         (url, AbortOnDropHandle::new(holding))
     }
 
-    /// Waits for spans of this name that pass, as many as that, and returns all of them so far.
+    /// Waits for at least `count` spans of this name that pass, and returns all of them so far.
     pub async fn spans(&self, count: usize, name: &str, pass: impl Fn(&SeenSpan) -> bool) -> Vec<SeenSpan> {
         let passing = |seen: &Seen| -> Vec<SeenSpan> {
             seen.spans.iter().filter(|span| span.name == name && pass(span)).cloned().collect()
         };
         let mut seen = self.seen.clone();
-        match timeout(PATIENCE, seen.wait_for(|seen| passing(seen).len() >= count)).await {
+        match timeout(TIMEOUT, seen.wait_for(|seen| passing(seen).len() >= count)).await {
             Ok(seen) => passing(&seen.expect("a collector that serves")),
             Err(_) => {
-                panic!("not within {} s: {count} spans {name} in {:#?}", PATIENCE.as_secs(), self.all())
+                panic!("not within {} s: {count} spans {name} in {:#?}", TIMEOUT.as_secs(), self.all())
             }
         }
     }
 
-    /// Waits for one that passes.
+    /// Waits for one span that passes.
     pub async fn span(&self, name: &str, pass: impl Fn(&SeenSpan) -> bool) -> SeenSpan {
         self.spans(1, name, pass).await.swap_remove(0)
     }
 
-    /// All so far.
+    /// All spans so far.
     pub fn all(&self) -> Vec<SeenSpan> {
         self.seen.borrow().spans.clone()
     }
@@ -175,7 +175,7 @@ fn attributes(given: Vec<KeyValue>) -> BTreeMap<String, Value> {
         Some(Any::IntValue(number)) => json!(number),
         Some(Any::DoubleValue(number)) => json!(number),
         Some(Any::BoolValue(truth)) => json!(truth),
-        other => panic!("no attribute of ours: {other:?}"),
+        other => panic!("an attribute type that we do not use: {other:?}"),
     };
     given.into_iter().map(|pair| (pair.key, value(pair.value))).collect()
 }

@@ -1,4 +1,4 @@
-//! A database of one's own, on the server that `DATABASE_URL` names.
+//! A database for one test, on the server that `DATABASE_URL` names.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use store::{Audit, AuditScope, Kind, Store, StoreConfig};
 use crate::Pooler;
 use crate::services::{address, unique_name, with_path};
 
-/// How long results are kept in a test. Short, because every day is a partition to make.
+/// How long results are kept in a test. It is short, because every day needs a partition.
 pub(crate) const RETENTION: Duration = Duration::from_secs(2 * 86_400);
 
-/// A database; it is dropped with this.
+/// A database; it is dropped with this value.
 pub struct Database {
     /// Its address.
     pub url: String,
-    /// By what sessions there get their settings: what `DATABASE_SETTINGS` says to the tests, where they are run through a
-    /// pooler; or to the pooler of this database.
+    /// How sessions get their settings: the value of `DATABASE_SETTINGS` for the tests if they run through a pooler, or
+    /// the value for this database's pooler.
     pub set_by: SetBy,
     server: String,
     name: String,
 }
 
 impl Database {
-    /// A database with nothing in it.
+    /// Creates an empty database.
     pub async fn empty() -> Database {
         Database::made_on(&address("DATABASE_URL"), "").await
     }
 
-    /// The same on another server, and made with these options.
+    /// As `empty`, but on another server and with these options.
     pub async fn made_on(server: &str, options: &str) -> Database {
         let name = unique_name();
         let mut admin = PgConnection::connect(server).await.expect("a Postgres at DATABASE_URL");
@@ -41,7 +41,7 @@ impl Database {
         Database { url: with_path(server, &name), set_by, server: server.to_owned(), name }
     }
 
-    /// A database with nothing in it, to which the way leads through a pooler.
+    /// Creates an empty database that is reached through a pooler.
     pub async fn behind(pooler: &Pooler, set_by: SetBy) -> Database {
         let mut database = Database::empty().await;
         database.url = pooler.through(&database.url);
@@ -49,12 +49,12 @@ impl Database {
         database
     }
 
-    /// A database with today's schema and partitions.
+    /// Creates a database with the current schema and partitions.
     pub async fn new() -> Database {
         Database::new_on(&address("DATABASE_URL")).await
     }
 
-    /// The same on another server.
+    /// As `new`, but on another server.
     pub async fn new_on(server: &str) -> Database {
         let database = Database::made_on(server, "").await;
         database.migrate().await;
@@ -62,17 +62,17 @@ impl Database {
         database
     }
 
-    /// Its address, as a process reads it.
+    /// Its address as the programs parse it.
     pub fn address(&self) -> Address {
         Address::new(&self.url, self.set_by).expect("an address")
     }
 
-    /// Brings it to today's schema.
+    /// Brings it to the current schema.
     pub async fn migrate(&self) {
         migrations::migrate(&self.address()).await.expect("the schema");
     }
 
-    /// A handle on the ledger with connections of its own.
+    /// Returns a handle on the ledger with its own connections.
     pub fn store(&self) -> Store {
         Store::new(&StoreConfig::new(self.address(), 6).expect("a pool"))
     }
@@ -84,14 +84,14 @@ impl Database {
         self.store().audit(&scope).await.expect("an audit")
     }
 
-    /// Expects that nothing was lost, doubled or paid twice.
+    /// Audits the ledger and expects that nothing was lost, doubled or paid twice.
     pub async fn audited(&self) {
         let audit = self.audit().await;
         let broken: Vec<_> = audit.checks.iter().filter(|checked| checked.found > 0).collect();
         assert_eq!(audit.findings(Kind::Conservation), 0, "{broken:#?}");
     }
 
-    /// The same at every moment until something is done, and once more then. Returns what it was done with.
+    /// Audits all the time until `doing` is done, and once more then. Returns the result of `doing`.
     pub async fn audited_while<T>(&self, doing: impl Future<Output = T>) -> T {
         let auditing = async {
             loop {
@@ -106,8 +106,8 @@ impl Database {
         done
     }
 
-    /// A role with the rights of the owner that may have so many connections; a superuser may have any number. Returns its
-    /// name and the database's address with it.
+    /// Creates a role with the owner's rights that may have this many connections (a superuser may have any number).
+    /// Returns its name and the database's address with it.
     pub async fn role(&self, connections: u32) -> (String, String) {
         let (name, password) = (unique_name(), "guest");
         let owner = self.texts("SELECT current_user::text").await.remove(0);
@@ -118,19 +118,19 @@ impl Database {
         let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
         let url = format!("{scheme}://{name}:{password}@{host}");
         if self.set_by == SetBy::Role {
-            // It gets its settings, where there is a ledger.
+            // If there is a ledger, this gives the role its settings.
             let address = Address::new(&url, self.set_by).expect("an address");
             migrations::migrate(&address).await.expect("the schema");
         }
         (name, url)
     }
 
-    /// A connection for SQL of the test's own, past a pooler of this database.
+    /// Opens a connection for the test's own SQL that bypasses the database's pooler.
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect(&with_path(&self.server, &self.name)).await.expect("a connection")
     }
 
-    /// Runs one statement of the test's own.
+    /// Runs one statement of the test.
     pub async fn execute(&self, sql: &str) {
         run(&mut self.connect().await, sql.to_owned()).await;
     }
@@ -149,18 +149,18 @@ impl Database {
 }
 
 pub(crate) async fn run(connection: &mut PgConnection, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("a statement that Postgres takes");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("a statement that Postgres accepts");
 }
 
 impl Drop for Database {
-    /// On a thread of its own, because the test's runtime cannot wait here. A failure is told but does not panic: the
-    /// test may be panicking already.
+    /// Runs on its own thread, because the test's runtime cannot wait here. A failure is printed and does not panic,
+    /// because the test may already be panicking.
     fn drop(&mut self) {
         let (server, name) = (self.server.clone(), self.name.clone());
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                // Quietly: tests that break connections on purpose are loud enough.
+                // Quietly, because tests that break connections on purpose print enough.
                 let options = PgConnectOptions::from_str(&server)?.disable_statement_logging();
                 let mut admin = options.connect().await?;
                 let sql = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
@@ -170,8 +170,8 @@ impl Drop for Database {
         });
         match dropping.join() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => eprintln!("the database {} stays behind: {error:#}", self.name),
-            Err(_) => eprintln!("the database {} stays behind: dropping it panicked", self.name),
+            Ok(Err(error)) => eprintln!("the database {} was not dropped: {error:#}", self.name),
+            Err(_) => eprintln!("the database {} was not dropped: dropping it panicked", self.name),
         }
     }
 }

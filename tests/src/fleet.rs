@@ -1,4 +1,4 @@
-//! A fleet of one's own: a database, a vhost, a folder, and the ways in.
+//! A fleet for one test: a database, a vhost, a folder, and the commands.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -16,7 +16,8 @@ use crate::database::RETENTION;
 use crate::worker::binary;
 use crate::{Database, Launch, Vhost, until_ok};
 
-/// What a worker and a producer need; workers are started one by one. Declare it before them, so that it goes last.
+/// What a worker and a producer need; workers are started one by one. Declare it before them, so that it is dropped
+/// last.
 pub struct Fleet {
     /// A handle on the ledger.
     pub store: Store,
@@ -28,7 +29,7 @@ pub struct Fleet {
     pub folder: TempDir,
 }
 
-/// How a command went.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     /// Its exit code.
@@ -40,18 +41,18 @@ pub struct Ran {
 }
 
 impl Fleet {
-    /// A fleet without workers and without jobs.
+    /// Creates a fleet without workers and jobs.
     pub async fn new() -> Fleet {
         Fleet::on(Database::new().await)
     }
 
-    /// A fleet on this database.
+    /// Creates a fleet on this database.
     pub fn on(database: Database) -> Fleet {
         let folder = TempDir::new().expect("a folder");
         Fleet { store: database.store(), database, vhost: Vhost::new(), folder }
     }
 
-    /// A worker to be started, with four slots and agents `echo` and `scripted`.
+    /// A worker to be started, with four slots and the agents `echo` and `scripted`.
     pub fn worker(&self, name: &str) -> Launch {
         let mut environment = self.environment();
         let workspaces = self.folder.path().join("workspaces");
@@ -79,7 +80,7 @@ impl Fleet {
         self.worker(name).program("autoscaler", &["run", "--pools", &path, "--process-dir", &processes])
     }
 
-    /// Where autoscalers keep what they know of their worker processes, a folder for each pool.
+    /// The folder where autoscalers keep what they know of their worker processes, with a subfolder for each pool.
     pub fn processes(&self) -> PathBuf {
         self.folder.path().join("processes")
     }
@@ -105,8 +106,8 @@ impl Fleet {
         path.to_string_lossy().into_owned()
     }
 
-    /// Writes an `agents.toml` of programs, by name; without a path, the agent is the built-in harness of its name.
-    /// Returns its path.
+    /// Writes an `agents.toml` of programs, by name. An agent without a path is the built-in harness of that name.
+    /// Returns the file's path.
     pub fn agents(&self, agents: &[(&str, &str)]) -> String {
         let agent = |(name, program): &(&str, &str)| match *program {
             "" => format!("[agents.{name}]\nharness = {name:?}\n"),
@@ -117,25 +118,26 @@ impl Fleet {
         path.to_string_lossy().into_owned()
     }
 
-    /// Runs a command of the producer's.
+    /// Runs a command of `producer`.
     pub async fn producer(&self, arguments: &[&str]) -> Ran {
-        self.producer_reading("", arguments).await
+        self.producer_with_input("", arguments).await
     }
 
-    /// A command of the producer's, to be started.
+    /// A command of `producer`, to be started.
     pub fn producer_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("producer"));
         command.args(arguments).env_clear().envs(self.environment()).current_dir(self.folder.path());
         command
     }
 
-    /// Runs a command of the producer's that reads this from stdin.
-    pub async fn producer_reading(&self, input: &str, arguments: &[&str]) -> Ran {
+    /// Runs a command of `producer` with this input on stdin.
+    pub async fn producer_with_input(&self, input: &str, arguments: &[&str]) -> Ran {
         let command = self.producer_command(arguments);
         Ran::of(command, input).await
     }
 
-    /// Runs a program of ops/, such as `backup/backup`, in this fleet's environment and with these variables beside it.
+    /// Runs a program of ops/, such as `backup/backup`, in this fleet's environment and with these additional
+    /// variables.
     pub async fn ops(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
         let mut command = self.ops_command(program);
         command.args(arguments).envs(environment.iter().copied());
@@ -149,14 +151,14 @@ impl Fleet {
         command
     }
 
-    /// A command of the autoscaler's, to be started.
+    /// A command of `autoscaler`, to be started.
     pub fn autoscaler_command(&self, arguments: &[&str]) -> Command {
         let mut command = autoscaler_command(arguments);
         command.envs(self.environment()).current_dir(self.folder.path());
         command
     }
 
-    /// Runs a command of the autoscaler's.
+    /// Runs a command of `autoscaler`.
     pub async fn run_autoscaler(&self, arguments: &[&str]) -> Ran {
         Ran::of(self.autoscaler_command(arguments), "").await
     }
@@ -164,11 +166,11 @@ impl Fleet {
     /// Enqueues jobs, in order, and expects that all are accepted.
     pub async fn enqueue(&self, jobs: &[JobSpec]) {
         let lines: Vec<String> = jobs.iter().map(job::encode).collect();
-        let ran = self.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+        let ran = self.producer_with_input(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 
-    /// Waits until so many workers live.
+    /// Waits until this many workers are alive.
     pub async fn workers_alive(&self, count: i64) {
         let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
         let look = async || match self.database.count(alive).await {
@@ -178,7 +180,7 @@ impl Fleet {
         until_ok(&format!("{count} workers live"), look).await;
     }
 
-    /// Waits for the jobs' ends: all have succeeded, at their first attempt.
+    /// Waits for the jobs' ends. All must have succeeded at their first attempt.
     pub async fn undisturbed(&self, jobs: &[JobSpec]) {
         for spec in jobs {
             let view = self.ended(spec.job_id).await;
@@ -186,12 +188,12 @@ impl Fleet {
         }
     }
 
-    /// Where a job stands, once the ledger knows it.
+    /// A job's record, once the ledger knows it.
     pub async fn view(&self, job_id: JobId) -> Option<JobView> {
         self.store.jobs(&[job_id]).await.expect("the ledger").into_iter().next()
     }
 
-    /// Waits until a job has so many iterations in the ledger.
+    /// Waits until a job has this many iterations in the ledger.
     pub async fn iterated(&self, job_id: JobId, iterations: i64) -> JobView {
         let look = async || match self.view(job_id).await {
             Some(view) if view.iterations >= iterations => Ok(view),
@@ -209,7 +211,8 @@ impl Fleet {
         until_ok(&format!("{job_id} ends"), look).await
     }
 
-    /// The ids of a job that has succeeded and of one, in the same session `s`, whose agent nobody has. The worker that ran them is gone.
+    /// Returns the ids of two jobs of the session `s`: one has succeeded, the other has failed because no worker has
+    /// its agent. The worker that ran them is gone.
     pub async fn after_one_success_and_one_failure(&self) -> [String; 2] {
         let mut worker = self.worker("worker").start().await;
         let jobs = [crate::job("s", "echo", "said".into()), crate::job("s", "nobody", 1.into())];
@@ -222,13 +225,13 @@ impl Fleet {
         jobs.map(|spec| spec.job_id.to_string())
     }
 
-    /// A session that is there.
+    /// Returns a session, which must exist.
     pub async fn session(&self, name: &str) -> SessionView {
         let found = self.store.session(&name.parse().expect("a name")).await.expect("the ledger");
         found.unwrap_or_else(|| panic!("no session {name}"))
     }
 
-    /// Nothing of the caller's own environment but `PATH`: it could hold settings of ours.
+    /// Takes over only `PATH` from the caller's environment, which could hold settings of ours.
     fn environment(&self) -> BTreeMap<String, String> {
         let retention_days = RETENTION.as_secs() / 86_400;
         let set_by = match self.database.set_by {
@@ -248,7 +251,7 @@ impl Fleet {
     }
 }
 
-/// A command of the autoscaler's that needs no services, to be started.
+/// A command of `autoscaler` that needs no services, to be started.
 pub fn autoscaler_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("autoscaler"));
     command.args(arguments).env_clear();
@@ -256,16 +259,16 @@ pub fn autoscaler_command(arguments: &[&str]) -> Command {
 }
 
 impl Ran {
-    /// Runs a command that reads this from stdin.
+    /// Runs a command with this input on stdin.
     pub async fn of(mut command: Command, input: &str) -> Ran {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let input = input.to_owned();
-        // The test's runtime goes on meanwhile.
+        // On another thread, so that the test's runtime is not blocked.
         let run = tokio::task::spawn_blocking(move || -> std::io::Result<Output> {
             let mut child = command.spawn()?;
             let mut stdin = child.stdin.take().expect("its stdin");
             let writer = std::thread::spawn(move || {
-                // A command that does not read it closes the pipe.
+                // The pipe breaks if the command does not read it.
                 let _ = stdin.write_all(input.as_bytes());
             });
             let output = child.wait_with_output();

@@ -1,4 +1,4 @@
-//! A Postgres of one's own with all ways in: TLS, IPv6, a Unix socket and passwords.
+//! A private Postgres with all ways in: TLS, IPv6, a Unix socket and passwords.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,21 +10,21 @@ use crate::database::{Database, run};
 use crate::keeper::Keeper;
 use crate::services::with_path;
 
-/// The server; it goes with this.
+/// The server; it is stopped when this is dropped.
 pub struct GuardedPostgres {
     /// Its address.
     pub url: String,
     /// Its port.
     pub port: u16,
-    /// The folder of its Unix socket, and of its data.
+    /// The folder of its Unix socket and of its data.
     pub folder: PathBuf,
-    /// The authority that its own certificate is of, which is made for the name `localhost`.
+    /// The authority of its certificate, which is made for the name `localhost`.
     pub authority: Authority,
     keeper: Keeper,
 }
 
 impl GuardedPostgres {
-    /// Starts one, which takes some seconds. The account `locked` needs its password, `right`.
+    /// Starts a server, which takes some seconds. The account `locked` needs its password, `right`.
     pub async fn start() -> GuardedPostgres {
         let keeper = Keeper::start(&["DATABASE_URL"], &[]).await;
         let url = keeper.url.clone();
@@ -35,7 +35,7 @@ impl GuardedPostgres {
         let folder = PathBuf::from(folder);
         let authority = Authority::new();
         let certificate = authority.certificate("localhost");
-        // Its files must be the server's own.
+        // The files must belong to the server's user.
         let script = r#"cp "$1" "$3/server.crt" && cp "$2" "$3/server.key" && chmod 600 "$3/server.key" &&
             chown --reference="$3/PG_VERSION" "$3/server.crt" "$3/server.key""#;
         let copying = [&certificate.chain, &certificate.key, &folder];
@@ -56,25 +56,25 @@ impl GuardedPostgres {
         GuardedPostgres { url, port, folder, authority, keeper }
     }
 
-    /// A database on it.
+    /// Creates a database on it.
     pub async fn database(&self) -> Database {
         Database::made_on(&self.url, "").await
     }
 
-    /// The address of a database on it by another way in, such as `harness@localhost:5432`.
+    /// The address of one of its databases by another way in, such as `harness@localhost:5432`.
     pub fn by(&self, way: &str, database: &Database) -> String {
         let name = database.url.rsplit('/').next().expect("a name");
         with_path(&format!("postgres://{way}"), name)
     }
 
-    /// From now on it is a standby.
+    /// Makes it a standby.
     pub async fn become_standby(&self) {
         self.keeper.run(&["stop-postgres"]).await;
         std::fs::write(self.folder.join("standby.signal"), "").expect("written");
         self.keeper.run(&["start-postgres"]).await;
     }
 
-    /// It takes writes again.
+    /// Makes it accept writes again.
     pub async fn become_primary(&self) {
         self.keeper.run(&["stop-postgres"]).await;
         std::fs::remove_file(self.folder.join("standby.signal")).expect("removed");

@@ -1,15 +1,15 @@
-//! What the tests share: a database, a vhost and real processes of one's own, and a clean desk afterwards.
+//! What the tests share: a private database, vhost and real processes for each test, and their removal afterwards.
 //!
-//! A test under `tests/` keeps one promise and is named as the sentence it proves. It starts from a
-//! [`Fleet`] (or from a [`Database`] alone, where the promise is one of SQL), which belongs to it and to nobody else:
-//! tests run side by side, and what one breaks no other sees. All of it is gone when the test ends, also by a panic;
-//! then every process's log is printed first.
+//! A test under `tests/` keeps one promise and is named as the sentence that it proves. It starts from a [`Fleet`], or
+//! from a [`Database`] alone if the promise is about SQL only. These belong to one test: tests run side by side, and no
+//! test sees what another one breaks. Everything is removed when the test ends, even after a panic; in that case every
+//! process's log is printed first.
 //!
 //! A test waits for events: a line in a log ([`Worker::said`]), the end of a process ([`Worker::exit`]). The ledger
-//! tells nobody of its changes, so what stands in there is looked for again and again ([`until`]), with a deadline.
+//! does not announce its changes, so tests poll it ([`until`]), with a deadline.
 //!
 //! The services come from `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, Kubernetes' programs from
-//! `KUBEBUILDER_ASSETS`. A test that lacks one fails and says how to get it; none is ever skipped.
+//! `KUBEBUILDER_ASSETS`. A test that lacks one fails and says how to get it; no test is ever skipped.
 
 mod services;
 pub mod http;
@@ -60,22 +60,22 @@ pub use vhost::{Guest, Monitor, Vhost};
 pub use worker::{Launch, Worker};
 
 /// Longer than anything takes here; a test that reaches it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Looks again and again, for lack of an event, until there is something to see.
+/// Polls until `look` returns something. Use it where there is no event to wait for.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     until_ok(what, async || look().await.ok_or("not there")).await
 }
 
-/// The same; an error is what there is to see meanwhile, and is told if there is never anything else.
+/// As `until`, but an error says what was seen instead; the last one is reported if the deadline passes.
 pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let meanwhile = match look().await {
             Ok(seen) => return seen,
             Err(meanwhile) => meanwhile,
         };
-        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", PATIENCE.as_secs());
+        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", TIMEOUT.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -86,12 +86,12 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// A job of the session `s-N`, of so many iterations that take so long each.
+/// A job of the session `s-N` with this many iterations that take this long each.
 pub fn steps(session: usize, count: u32, delay_ms: u64) -> JobSpec {
     job(&format!("s-{session}"), "scripted", serde_json::json!({"count": count, "delay_ms": delay_ms}))
 }
 
-/// A job with a fresh id, and retries that do not keep a test waiting.
+/// A job with a new id, and with retries that do not delay a test.
 pub fn job(session: &str, agent: &str, input: serde_json::Value) -> JobSpec {
     let name = |text: &str| text.parse().expect("a name");
     let mut spec = JobSpec::new(name(session), name(agent), Json::from_value(&input).expect("storable JSON"));

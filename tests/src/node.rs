@@ -1,5 +1,6 @@
-//! A node: what a kubelet does, for the pods of workers in a namespace. Each pod is a real worker process that knows the
-//! pod's name, a pod is Ready as that process's `/ready` says, and a process whose pod was deleted gets SIGTERM.
+//! A node: it does what a kubelet does for the workers' pods of a namespace. Each pod is a real worker process that
+//! knows the pod's name. A pod is Ready when its process's `/ready` says so, and a process whose pod was deleted gets
+//! SIGTERM.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +11,10 @@ use tokio::task::JoinHandle;
 
 use crate::{Launch, Namespace, PodState, Worker};
 
-/// How often the pods are looked at.
+/// The interval between looks at the pods.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs the pods of a namespace as long as it is there.
+/// Runs the pods of a namespace until it is dropped.
 pub struct Node {
     running: JoinHandle<()>,
     room: Arc<AtomicUsize>,
@@ -21,8 +22,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Runs the workers' pods of this namespace, each by such a launch, as far as there is room for so many; the others
-    /// stay pending.
+    /// Runs the workers' pods of this namespace with this launch, as many as there is room for; the others stay
+    /// pending.
     pub fn run(
         namespace: Arc<Namespace>,
         room: usize,
@@ -66,7 +67,7 @@ impl Node {
         Node { running, room, exits }
     }
 
-    /// Changes for how many there is room. Those that run stay.
+    /// Changes how many pods there is room for. Running pods stay.
     pub fn set_room(&self, room: usize) {
         self.room.store(room, Ordering::Relaxed);
     }

@@ -1,9 +1,9 @@
-//! A RabbitMQ of one's own, to be stopped and started again.
+//! A private RabbitMQ that can be stopped and started again.
 
 use crate::authority::ServerCertificate;
 use crate::keeper::Keeper;
 
-/// The broker; it goes with this.
+/// The broker; it is stopped when this is dropped.
 pub struct OwnBroker {
     /// Its address.
     pub url: String,
@@ -11,14 +11,14 @@ pub struct OwnBroker {
 }
 
 impl OwnBroker {
-    /// Starts one, which takes some seconds.
+    /// Starts a broker, which takes some seconds.
     pub async fn start() -> OwnBroker {
         OwnBroker::configured("").await
     }
 
-    /// Starts one that listens with TLS as well, under this certificate. Returns also that port.
+    /// Starts a broker that also listens with TLS, with this certificate. Returns the TLS port too.
     pub async fn with_tls(certificate: &ServerCertificate) -> (OwnBroker, u16) {
-        // Somebody may take it meanwhile; then the broker does not start.
+        // Another process may take the port meanwhile; then the broker does not start.
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|taken| taken.local_addr());
         let port = port.expect("a free port").port();
         let ServerCertificate { authority, chain, key } = certificate;
@@ -36,8 +36,8 @@ impl OwnBroker {
         OwnBroker { url: keeper.url.clone(), keeper }
     }
 
-    /// Stops it in good order: RabbitMQ 3.10 does not always find the messages of a quorum queue again that was declared in
-    /// the second before a SIGKILL.
+    /// Stops it in good order. After a SIGKILL, RabbitMQ 3.10 sometimes loses the messages of a quorum queue that was
+    /// declared in the last second.
     pub async fn stop(&self) {
         self.keeper.run(&["stop-broker"]).await;
     }
@@ -47,7 +47,7 @@ impl OwnBroker {
         self.keeper.run(&["start-broker"]).await;
     }
 
-    /// Whether it has too little disk: it then holds back whoever publishes.
+    /// Sets whether its disk is too full; if so, it blocks publishers.
     pub async fn lacks_disk(&self, lacks: bool) {
         let limit = if lacks { "1000000GB" } else { "1MB" };
         self.keeper.run(&["rabbitmqctl", "set_disk_free_limit", limit]).await;

@@ -1,9 +1,9 @@
-//! A Postgres of one's own, whose clock can be set.
+//! A private Postgres whose clock can be set.
 
 use crate::clock::SetClock;
 use crate::keeper::Keeper;
 
-/// The server; it goes with this.
+/// The server; it is stopped when this is dropped.
 pub struct OwnPostgres {
     /// Its address.
     pub url: String,
@@ -13,7 +13,7 @@ pub struct OwnPostgres {
 }
 
 impl OwnPostgres {
-    /// Starts one whose clock is ahead by so many seconds.
+    /// Starts a server whose clock is this many seconds ahead.
     pub async fn with_clock(ahead_s: i64) -> OwnPostgres {
         let clock = SetClock::new(ahead_s);
         let environment = clock.environment().map(|(name, value)| format!("{name}={value}")).join(" ");

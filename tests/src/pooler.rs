@@ -1,4 +1,4 @@
-//! A PgBouncer before the Postgres that `DATABASE_URL` names, by `ops/dev/pgbouncer`.
+//! A PgBouncer in front of the Postgres that `DATABASE_URL` names, started by `ops/dev/pgbouncer`.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -6,18 +6,18 @@ use std::process::{Child, Command, Stdio};
 
 use crate::proxy::authority;
 
-/// The pooler; it ends with this, or with the process.
+/// The pooler; it is stopped when this is dropped, at the latest with the process.
 pub struct Pooler {
     url: String,
     child: Child,
 }
 
 impl Pooler {
-    /// Starts one with these options of the script's, such as `--release 1.18 --mode session`.
+    /// Starts one with these options of the script, such as `--release 1.18 --mode session`.
     pub async fn start(options: &str) -> Pooler {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/dev/pgbouncer"));
         command.args(options.split_whitespace());
-        // It runs as long as `cat` reads from us.
+        // The pooler runs until `cat` sees the end of its input.
         command.args(["run", "--", "sh", "-c", r#"echo "$DATABASE_URL"; exec cat"#]);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ops/dev/pgbouncer");
@@ -27,7 +27,7 @@ impl Pooler {
         Pooler { url: url.expect("a pooler, by ops/dev/pgbouncer"), child }
     }
 
-    /// The same address, leading through here.
+    /// Returns the same address, but through the pooler.
     pub fn through(&self, url: &str) -> String {
         url.replacen(authority(url), authority(&self.url), 1)
     }
@@ -37,7 +37,7 @@ impl Drop for Pooler {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         if let Err(error) = self.child.wait() {
-            eprintln!("a PgBouncer stays behind: {error}");
+            eprintln!("a PgBouncer was not stopped: {error}");
         }
     }
 }

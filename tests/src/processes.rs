@@ -7,11 +7,12 @@ use nix::unistd::Pid;
 
 use crate::Fleet;
 
-/// Those of the pool `default` of a fleet's autoscalers; they are gone with this, also when the test has failed.
+/// The processes of the pool `default` of a fleet's autoscalers. They are killed when this is dropped, even if the test
+/// has failed.
 pub struct Processes(PathBuf);
 
 impl Processes {
-    /// Of this fleet.
+    /// Returns those of this fleet.
     pub fn of(fleet: &Fleet) -> Processes {
         Processes(fleet.processes().join("default"))
     }
@@ -23,7 +24,7 @@ impl Drop for Processes {
         for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "pid")) {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
             if let Some(pid) = text.split(' ').next().and_then(|pid| pid.parse().ok()) {
-                // Only in a test that has failed does one still live.
+                // One still lives only if the test has failed.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }

@@ -1,9 +1,10 @@
 //! A network that fails on demand: a TCP proxy between a worker and a service.
 //!
-//! It passes bytes on, or cuts (every connection is reset, new ones are refused with a reset), or freezes one direction
-//! or both: bytes are taken and go nowhere, and no end is told, as behind a firewall that has forgotten a connection.
-//! What a connection has lost in a frozen time is gone for good, so it ends with the freeze, by a reset. It can also forget
-//! the connections that there are, while new ones work. And it can be a long way: all that passes arrives later.
+//! It can pass bytes on. It can cut: every connection is reset, and new ones are refused with a reset. It can freeze
+//! one direction or both: bytes are accepted and dropped, and no end is signalled, as behind a firewall that has
+//! forgotten a connection. What a connection loses during a freeze is gone for good, so the connection is reset at the
+//! end of the freeze. It can forget the existing connections while new ones work. And it can be a long link, on which
+//! everything arrives later.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,35 +17,36 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-/// What becomes of the bytes.
+/// The fate of bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Link {
-    /// All arrives.
+    /// Everything arrives.
     Pass,
-    /// Every connection is reset, and new ones are, too.
+    /// Every connection is reset, including new ones.
     Cut,
-    /// Nothing arrives anywhere.
+    /// Nothing arrives in either direction.
     Frozen,
-    /// What the worker says arrives; the answers do not.
+    /// What the worker sends arrives; the answers do not.
     RepliesLost,
 }
 
-/// A proxy; it ends with this.
+/// A proxy; it stops when this is dropped.
 pub struct Proxy {
     address: SocketAddr,
-    /// The last one counts for new connections; the others for those that were kept or forgotten, and stay as they are.
+    /// The last link applies to new connections; the others apply to connections that were kept or forgotten, and do
+    /// not change.
     links: Arc<Mutex<Vec<watch::Sender<Link>>>>,
     accepted: Arc<Notify>,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl Proxy {
-    /// A proxy for the service of this URL; everything passes.
+    /// Starts a proxy for the service of this URL; everything passes.
     pub async fn to(url: &str) -> Proxy {
         Proxy::far_from(url, Duration::ZERO).await
     }
 
-    /// The same at the end of a long link, which takes so long each way.
+    /// As `to`, but at the end of a long link that takes this long each way.
     pub async fn far_from(url: &str, way: Duration) -> Proxy {
         let target = authority(url).to_owned();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
@@ -63,43 +65,43 @@ impl Proxy {
         Proxy { address, links, accepted, _serving: AbortOnDropHandle::new(serving) }
     }
 
-    /// The same URL, leading through here.
+    /// Returns the same URL, but through the proxy.
     pub fn through(&self, url: &str) -> String {
         url.replacen(authority(url), &self.address.to_string(), 1)
     }
 
-    /// From now on the network is like this.
+    /// Sets the state of the network.
     pub fn set(&self, link: Link) {
         self.links.lock().expect("no panic").last().expect("a link").send_replace(link);
     }
 
-    /// Waits for a connection, if there was none since this was last asked.
+    /// Waits for a connection, unless there was one since the last call.
     pub async fn connected(&self) {
         self.accepted.notified().await;
     }
 
-    /// The present connections stay as they are, whatever becomes of new ones.
+    /// Keeps the present connections as they are, whatever becomes of new ones.
     pub fn keep(&self) {
         let mut links = self.links.lock().expect("no panic");
         let present = *links.last().expect("a link").borrow();
         links.push(watch::Sender::new(present));
     }
 
-    /// Forgets the present connections, as a firewall does: nothing of theirs arrives any more, and no end is told. New
-    /// ones are like before.
+    /// Forgets the present connections as a firewall does: none of their bytes arrive any more, and no end is
+    /// signalled. New connections are not affected.
     pub fn forget(&self) {
         let mut links = self.links.lock().expect("no panic");
         let mut before = Link::Frozen;
         links.last().expect("a link").send_if_modified(|link| {
             before = std::mem::replace(link, Link::Frozen);
-            // What is frozen already has no news.
+            // A frozen link must not see a change.
             before != Link::Frozen
         });
         links.push(watch::Sender::new(before));
     }
 }
 
-/// `host:port` of a URL.
+/// Returns the `host:port` of a URL.
 pub(crate) fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map(|(_, rest)| rest).expect("an address with a scheme");
     let authority = rest.split(['/', '?']).next().unwrap_or(rest);
@@ -110,16 +112,16 @@ async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Lin
     let link = *state.borrow_and_update();
     let server = match link {
         Link::Cut => return reset(&client),
-        // Accepted, and then nothing: an established connection is a reply, too.
+        // Does not connect to the service, because an established connection would be a reply too.
         Link::Frozen | Link::RepliesLost => {
             let _ = state.changed().await;
             return reset(&client);
         }
         Link::Pass => TcpStream::connect(&target).await,
     };
-    // The service is down: the worker sees as much.
+    // The service is down, and the worker sees that.
     let Ok(server) = server else { return reset(&client) };
-    // The handshake.
+    // The round trip of the handshake.
     sleep(2 * way).await;
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     for stream in [&client, &server] {
@@ -130,12 +132,12 @@ async fn serve(client: TcpStream, target: String, mut state: watch::Receiver<Lin
     tokio::select! {
         () = pump(from_client, to_server, &up, way, |link| link == Link::Frozen) => {}
         () = pump(from_server, to_client, &down, way, |link| link != Link::Pass) => {}
-        // Whatever ends the connection ends it for both; dropped halves reset.
+        // Whatever ends one direction ends both; dropped halves reset the connection.
         () = over(state) => {}
     }
 }
 
-/// Makes the end of this connection a reset.
+/// Makes this connection end with a reset.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
@@ -169,7 +171,7 @@ async fn pump(
         leaving.await;
         Ok(())
     };
-    // Both have ended, or nothing can be written any more.
+    // Both directions have ended, or nothing can be written any more.
     if tokio::try_join!(over, arriving).is_err() {
         return;
     }
@@ -179,7 +181,7 @@ async fn pump(
     }
 }
 
-/// Resolves when a connection cannot go on: at a cut, and at the end of a freeze.
+/// Resolves when a connection cannot continue: at a cut, and at the end of a freeze.
 async fn over(mut state: watch::Receiver<Link>) {
     let mut before = Link::Pass;
     loop {

@@ -1,4 +1,4 @@
-//! The model's transactions on a real ledger, with the model's numbers for what is there.
+//! Executes the model's transactions on a real ledger, and maps real ids to the model's numbers.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,37 +6,37 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Pace, Store, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Store, Throughput, Unwanted};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
 use crate::model::ledger::Ledger;
 use crate::model::row::{self, JOBS, Lease, Row, SESSION_OF, SESSIONS, WORKERS};
 use crate::{Database, Runner, declare_dead, folded, job};
 
-/// A lease that runs out, or a delay that is over, only when the walk says so.
+/// A lease or a delay that ends only when the walk says so.
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A real ledger, and what the model's numbers are there.
+/// A real ledger, with the real value of each of the model's numbers.
 pub struct Real {
     store: Store,
     sql: PgConnection,
     workers: HashMap<u8, Runner>,
     jobs: [JobSpec; JOBS],
-    /// By session: the epochs that were given, in order; the model's are their places, from 1.
+    /// The epochs given in each session, in order. The model's epochs are their positions, from 1.
     epochs: [Vec<i64>; SESSIONS],
-    /// What was granted, by worker, job and the model's epoch.
+    /// The claims granted, by worker, job and the model's epoch.
     claims: HashMap<(u8, u8, u8), Claim>,
 }
 
 impl Real {
-    /// On that database.
+    /// Uses this database.
     pub async fn new(database: &Database) -> Real {
         let (store, sql) = (database.store(), database.connect().await);
         let jobs = std::array::from_fn(|at| job(&format!("s-{}", SESSION_OF[at]), "echo", json!(at)));
         Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default(), claims: HashMap::new() }
     }
 
-    /// Nothing has happened yet, to other jobs.
+    /// Returns to the initial state, with other jobs.
     pub async fn begin_anew(&mut self) {
         let empty =
             "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_workers";
@@ -47,7 +47,7 @@ impl Real {
         self.claims.clear();
     }
 
-    /// One transaction, as the model calls it.
+    /// Executes one transaction of the model.
     pub async fn repeat(&mut self, call: Call, expected: Reply) -> Reply {
         let store = self.store.clone();
         let spec = |job: u8| self.jobs[usize::from(job)].clone();
@@ -68,7 +68,7 @@ impl Real {
                     store::Answer::Blocked => Answer::Blocked,
                     store::Answer::NotDue => Answer::NotDue,
                     store::Answer::LeaseLost => Answer::LeaseLost,
-                    store::Answer::Drained => panic!("nobody marks workers here"),
+                    store::Answer::Drained => panic!("no worker is marked to drain here"),
                     store::Answer::OtherSession(session) => panic!("{session} has this job"),
                 })
             }
@@ -113,7 +113,7 @@ impl Real {
                 Reply::Done
             }
             Call::Beat(id) => Reply::Beat(
-                match store.beat(self.workers[&id].worker, &Pace::default()).await.expect("an answer") {
+                match store.beat(self.workers[&id].worker, &Throughput::default()).await.expect("an answer") {
                     Beat::Dead => None,
                     Beat::Alive { held, .. } => {
                         let mut listed = [None; JOBS];
@@ -130,8 +130,8 @@ impl Real {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let dead = declare_dead(&store).await;
-                let bits = dead.into_iter().map(|worker| 1 << self.id(worker));
+                let dead_workers = declare_dead(&store).await;
+                let bits = dead_workers.into_iter().map(|worker| 1 << self.id(worker));
                 Reply::Workers(bits.fold(0, |all, bit| all | bit))
             }
             Call::Rescue => {
@@ -157,13 +157,13 @@ impl Real {
                 let worker = self.workers[&id].worker.to_string();
                 let past = "UPDATE harness_workers SET heartbeat_at = now() - interval '2 hours'
                              WHERE worker_id::text = $1";
-                sqlx::query(past).bind(worker).execute(&mut self.sql).await.expect("it is past");
+                sqlx::query(past).bind(worker).execute(&mut self.sql).await.expect("the time is set");
                 Reply::Done
             }
             Call::ComeDue(job) => {
                 let now = "UPDATE harness_jobs SET due_at = now() WHERE job_id::text = $1";
                 let job_id = spec(job).job_id.to_string();
-                sqlx::query(now).bind(job_id).execute(&mut self.sql).await.expect("it is due");
+                sqlx::query(now).bind(job_id).execute(&mut self.sql).await.expect("the job is due");
                 Reply::Done
             }
         }
@@ -217,7 +217,8 @@ impl Real {
         *self.workers.iter().find(|(_, runner)| runner.worker == worker).expect("one of ours").0
     }
 
-    /// An epoch in the model's count. One that was never seen is the newest, and greater than all before.
+    /// Converts an epoch to the model's count. An epoch that was never seen is the newest, and must be greater than all
+    /// before.
     fn given(&mut self, session: usize, epoch: i64) -> u8 {
         let epochs = &mut self.epochs[session];
         if epochs.last().is_none_or(|newest| *newest < epoch) {
@@ -227,7 +228,7 @@ impl Real {
         place.expect("the epochs of a session only grow") as u8 + 1
     }
 
-    /// The tables, in the model's terms.
+    /// Returns the tables in the model's terms.
     pub async fn view(&mut self) -> View {
         type Job = (String, String, i64, i32, i32, Option<String>, bool, bool);
         let live: Vec<Job> = sqlx::query_as(
@@ -297,7 +298,7 @@ impl Real {
     }
 }
 
-/// That many jobs; which ones, the tables show.
+/// Accepts the expected set of jobs if its size matches; the tables show which jobs they are.
 fn as_many(count: u64, expected: Reply) -> Reply {
     match expected {
         Reply::Jobs(jobs) if u64::from(jobs.count_ones()) == count => expected,
@@ -305,7 +306,7 @@ fn as_many(count: u64, expected: Reply) -> Reply {
     }
 }
 
-/// What can be compared of two ledgers.
+/// What can be compared between two ledgers.
 #[derive(Debug, Default, PartialEq)]
 pub struct View {
     live: [Option<Live>; JOBS],
@@ -338,7 +339,7 @@ struct Ended {
 }
 
 impl View {
-    /// Of the model's.
+    /// The view of the model's ledger.
     pub fn of(ledger: &Ledger) -> View {
         let live = |row: Row| Live {
             state: row.state,

@@ -8,28 +8,28 @@ use store::{
     Store, StoreError, WorkerRegistration,
 };
 
-/// Somebody who claims, checkpoints and concludes.
+/// A worker that claims, checkpoints and concludes.
 #[derive(Clone)]
 pub struct Runner {
     /// The ledger.
     pub store: Store,
-    /// Under which id.
+    /// The id under which it does so.
     pub worker: WorkerId,
 }
 
-/// Declares workers dead whose lease has run out, as one who has watched for ever.
+/// Declares workers dead whose lease has expired, as a worker that has watched them for ever.
 pub async fn declare_dead(store: &Store) -> Vec<WorkerId> {
     let clock = store.clock().await.expect("an answer");
     store.declare_dead(Duration::MAX, &clock).await.expect("an answer")
 }
 
 impl Runner {
-    /// Registers with a lease that no test outlives.
+    /// Registers with a lease that outlasts every test.
     pub async fn register(store: &Store) -> Runner {
         Runner::with_lease(store, Duration::from_secs(3_600)).await
     }
 
-    /// Registers with a lease.
+    /// Registers with this lease.
     pub async fn with_lease(store: &Store, lease: Duration) -> Runner {
         let worker = WorkerId::random();
         let registration = WorkerRegistration {
@@ -44,7 +44,7 @@ impl Runner {
         Runner { store: store.clone(), worker }
     }
 
-    /// Claims a job, which it does not run, as a delivery of its message would.
+    /// Claims a job that it does not run yet, as a delivery of the job's message would.
     pub async fn claim(&self, spec: &JobSpec) -> Result<Answer, StoreError> {
         self.store.claim(ClaimRequest { worker: self.worker, spec: spec.clone() }).await
     }
@@ -63,7 +63,7 @@ impl Runner {
         self.store.checkpoint(row).await
     }
 
-    /// A conclusion that leaves the session's deltas as they are.
+    /// Returns a conclusion that does not fold the session's deltas.
     pub fn conclusion(&self, run: &Claimed, end: End) -> Conclusion {
         let spent = match end {
             End::HandBack { .. } => run.attempts,
@@ -72,13 +72,13 @@ impl Runner {
         Conclusion { claim: run.claim.clone(), end, attempts: spent, fold: None, take_next: true }
     }
 
-    /// Ends a run with success, and continues with the session's next job if there is one.
+    /// Ends a run with success, and takes the session's next job if there is one.
     pub async fn succeed(&self, run: &Claimed) -> Result<Concluded, StoreError> {
         self.store.conclude(self.conclusion(run, End::Succeeded(Json::null()))).await
     }
 }
 
-/// The state of a session of which so many iterations have been checkpointed, as a worker folds it.
+/// Returns the state of a session with this many checkpointed iterations, as a worker folds it.
 pub fn folded(iterations: u64) -> Fold {
     Fold {
         state: ["{}".to_owned(), "[]".to_owned(), "{}".to_owned()],
@@ -89,13 +89,13 @@ pub fn folded(iterations: u64) -> Fold {
     }
 }
 
-/// A leadership that no test outlives, of pools that nobody else leads.
+/// Takes a leadership that outlasts every test, over pools that have no other leader.
 pub async fn leading(store: &Store) -> Leadership {
     let leads = store.lead("test", "leader", Duration::from_secs(3_600)).await.expect("an answer");
-    leads.expect("nobody else leads")
+    leads.expect("no other leader")
 }
 
-/// What a fenced write has done.
+/// Returns the result of a fenced write that must have succeeded.
 pub fn done<T>(answer: Fenced<T>) -> T {
     match answer {
         Fenced::Done(value) => value,
@@ -103,7 +103,7 @@ pub fn done<T>(answer: Fenced<T>) -> T {
     }
 }
 
-/// The job that an answer hands over.
+/// Returns the job that an answer hands over.
 pub fn claimed(answer: Answer) -> Claimed {
     match answer {
         Answer::Claimed(run) => *run,

@@ -1,13 +1,13 @@
-//! Where the services are, and addresses within them.
+//! The addresses of the services.
 
-/// An address from the environment. Fails the test when it is not there: a skipped test proves nothing.
+/// Returns an address from the environment. Fails the test if it is not set: a skipped test proves nothing.
 pub(crate) fn address(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: this test needs a real RabbitMQ and Postgres. Run `make test`")
     })
 }
 
-/// The same server with another path (a database, a vhost), its parameters kept.
+/// Returns the address of the same server with another path (a database, a vhost) and the same parameters.
 pub(crate) fn with_path(url: &str, path: &str) -> String {
     let (address, parameters) = url.split_once('?').map_or((url, None), |(a, p)| (a, Some(p)));
     let (scheme, rest) = address.split_once("://").expect("an address with a scheme");
@@ -16,7 +16,7 @@ pub(crate) fn with_path(url: &str, path: &str) -> String {
     format!("{scheme}://{host}/{path}{parameters}")
 }
 
-/// A name that nobody else has.
+/// Returns a unique name.
 pub(crate) fn unique_name() -> String {
     format!("test_{}", uuid::Uuid::new_v4().simple())
 }

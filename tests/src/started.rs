@@ -1,4 +1,4 @@
-//! A command that was started, and how it ends.
+//! A command that was started, and its end.
 
 use std::io::Read;
 use std::process::Child;
@@ -13,7 +13,7 @@ pub fn terminate(child: &Child) {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("a process of ours");
 }
 
-/// Its exit code, and the rest of what it wrote to stderr.
+/// Returns its exit code and the rest of what it wrote to stderr.
 pub async fn ended(mut child: Child) -> (i32, String) {
     let mut said = String::new();
     if let Some(stderr) = &mut child.stderr {

@@ -1,18 +1,18 @@
-//! What a process uses, by `/proc`.
+//! The resources that a process uses, from `/proc`.
 
 use std::fs::read_to_string;
 
-/// User and system time so far, in seconds.
+/// Returns user and system time so far, in seconds.
 pub fn cpu_s(pid: u32) -> f64 {
     let stat = read_to_string(format!("/proc/{pid}/stat")).expect("a process that runs");
-    // Behind the program's name, which is in brackets: utime and stime are fields 14 and 15, in ticks of 10 ms.
+    // After the program's name, which is in brackets: utime and stime are fields 14 and 15, in ticks of 10 ms.
     let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
     let ticks =
         fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
     ticks.sum::<u64>() as f64 / 100.0
 }
 
-/// Memory that it holds (VmRSS), in megabytes of 1024² bytes.
+/// Returns its resident memory (VmRSS), in megabytes of 1024² bytes.
 pub fn resident_mb(pid: u32) -> f64 {
     let status = read_to_string(format!("/proc/{pid}/status")).expect("a process that runs");
     let line =
@@ -21,8 +21,8 @@ pub fn resident_mb(pid: u32) -> f64 {
     kib / 1024.0
 }
 
-/// User and system time so far of a process and of all that it has started and still runs or has waited for, in seconds:
-/// a Postgres with its backends.
+/// Returns user and system time so far, in seconds, of a process and of all its descendants that still run or were
+/// waited for: a Postgres with its backends.
 pub fn family_cpu_s(pid: u32) -> f64 {
     let times = |pid: &str| -> Option<(u32, [f64; 4])> {
         let stat = read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -37,8 +37,8 @@ pub fn family_cpu_s(pid: u32) -> f64 {
     own + children.filter(|(parent, _)| *parent == pid).map(|(_, times)| times[0] + times[1]).sum::<f64>()
 }
 
-/// The process of this machine that listens on a port of 127.0.0.1 or of all addresses; `None` when there is none, or none
-/// that we may look into.
+/// Returns the process on this machine that listens on a port of 127.0.0.1 or of all addresses; `None` if there is none
+/// or we may not inspect it.
 pub fn listener(port: u16) -> Option<u32> {
     const LISTENING: &str = "0A";
     let address = format!(":{port:04X}");
@@ -60,6 +60,6 @@ pub fn listener(port: u16) -> Option<u32> {
         let name = entry.file_name().into_string().ok()?;
         name.parse::<u32>().ok()
     });
-    // The first that had it: Postgres's backends inherit the socket of their parent.
+    // The oldest process that has it, because Postgres's backends inherit the socket of their parent.
     pids.filter(|pid| holds(&pid.to_string())).min()
 }

@@ -1,4 +1,4 @@
-//! A vhost of one's own, on the broker that `AMQP_URL` names, made through its management API.
+//! A vhost for one test, on the broker that `AMQP_URL` names, created through its management API.
 
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::uri::AMQPUri;
@@ -7,9 +7,9 @@ use queue::{Broker, BrokerConfig, DeadLetter, jobs_queue};
 use tokio_util::sync::CancellationToken;
 
 use crate::services::{address, unique_name, with_path};
-use crate::{PATIENCE, http};
+use crate::{TIMEOUT, http};
 
-/// A vhost; it is deleted with this.
+/// A vhost; it is deleted when this is dropped.
 pub struct Vhost {
     /// Its address.
     pub url: String,
@@ -18,7 +18,7 @@ pub struct Vhost {
 }
 
 impl Vhost {
-    /// A vhost with nothing in it.
+    /// Creates an empty vhost.
     pub fn new() -> Vhost {
         let (server, management) = (address("AMQP_URL"), address("RABBITMQ_MANAGEMENT_URL"));
         let user = server.parse::<AMQPUri>().expect("AMQP_URL").authority.userinfo.username;
@@ -42,20 +42,20 @@ impl Vhost {
         &self.name
     }
 
-    /// Where the management API is, with a user who may do everything.
+    /// The address of the management API, with a user who has all rights.
     pub fn management_url(&self) -> &str {
         &self.management
     }
 
-    /// A user of the broker who may get into this vhost, and there do to what this pattern of names tells: configure, write
-    /// and read. Returns the vhost's address with this user in it.
+    /// Creates a user of the broker who may configure, write and read in this vhost whatever has a name that matches
+    /// this pattern. Returns the vhost's address with this user in it.
     pub fn user(&self, may: &str) -> Guest {
         let (name, password) = (unique_name(), "guest");
         let permissions = format!(r#"{{"configure":"{may}","write":"{may}","read":"{may}"}}"#);
         let user = format!(r#"{{"password":"{password}","tags":""}}"#);
         http::put(&format!("{}/api/users/{name}", self.management), &user)
             .and_then(|()| self.put("permissions", &format!("/{name}"), &permissions))
-            .expect("a RabbitMQ that takes users");
+            .expect("a RabbitMQ that accepts users");
         let (scheme, rest) = self.url.split_once("://").expect("an address");
         let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
         let url = format!("{scheme}://{name}:{password}@{host}");
@@ -63,7 +63,7 @@ impl Vhost {
         Guest { url, address: format!("{}/api/users/{name}", self.management), permissions }
     }
 
-    /// A user of the broker who may look at everything, with this in its name and this password.
+    /// Creates a user of the broker who may look at everything, with this part in its name and this password.
     pub fn monitor(&self, part: &str, password: &str) -> Monitor {
         let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
         let name = encoded(&format!("{}{part}", unique_name()));
@@ -73,11 +73,11 @@ impl Vhost {
             .and_then(|()| {
                 self.put("permissions", &format!("/{name}"), r#"{"configure":"","write":"","read":""}"#)
             })
-            .expect("a RabbitMQ that takes users");
+            .expect("a RabbitMQ that accepts users");
         Monitor { credentials: format!("{name}:{}", encoded(password)), address }
     }
 
-    /// The names of its queues, by the management API.
+    /// The names of its queues, from the management API.
     pub fn queues(&self) -> Vec<String> {
         let list = format!("{}/api/queues/{}?columns=name", self.management, self.name);
         let (_, body) = http::get(&list).expect("an answer");
@@ -85,20 +85,20 @@ impl Vhost {
         queues.iter().filter_map(|queue| Some(queue["name"].as_str()?.to_owned())).collect()
     }
 
-    /// A supervised connection of ours.
+    /// Opens a supervised connection, as the programs do.
     pub async fn broker(&self) -> Broker {
         let config = BrokerConfig::new(&self.url, "test").with_pools([job::Name::default()]);
         let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.expect("a broker that answers");
+        broker.ready(TIMEOUT).await.expect("a broker that answers");
         broker
     }
 
-    /// lapin without anything of ours around it.
+    /// Opens a plain lapin connection.
     pub async fn lapin(&self) -> Connection {
         Connection::connect(&self.url, Default::default()).await.expect("a broker that answers")
     }
 
-    /// Publishes bodies to the default pool as a stranger would, and waits for the confirms.
+    /// Publishes bodies to the default pool as a foreign client would, and waits for the confirms.
     pub async fn publish(&self, messages: Vec<(Vec<u8>, BasicProperties)>) {
         let connection = self.lapin().await;
         let channel = connection.create_channel().await.expect("a channel");
@@ -114,13 +114,13 @@ impl Vhost {
         connection.close(200, "done".into()).await.expect("closed");
     }
 
-    /// How many messages wait in the default pool's queue, and how many consumers it has.
+    /// Returns how many messages wait in the default pool's queue, and how many consumers it has.
     pub async fn waiting_and_consumers(&self) -> (u32, u32) {
         let queue = jobs_queue(&job::Name::default());
         self.look_at(&queue).await.expect("a queue")
     }
 
-    /// How many messages wait in a queue, and how many consumers it has.
+    /// Returns how many messages wait in a queue, and how many consumers it has.
     pub async fn look_at(&self, queue: &str) -> lapin::Result<(u32, u32)> {
         let connection = Connection::connect(&self.url, Default::default()).await?;
         let channel = connection.create_channel().await?;
@@ -130,7 +130,7 @@ impl Vhost {
         Ok((queue.message_count(), queue.consumer_count()))
     }
 
-    /// The connections to this vhost, as far as the management API knows: their names, and the broker's own.
+    /// The connections to this vhost that the management API knows: the client's name and the broker's name of each.
     pub fn connections(&self) -> Vec<(String, String)> {
         let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);
         let (_, body) = http::get(&list).expect("an answer");
@@ -142,10 +142,10 @@ impl Vhost {
         named.collect()
     }
 
-    /// From now on there may be so many connections; -1 is any number. Those that there are stay.
+    /// Limits the number of connections from now on; -1 removes the limit. Existing connections stay.
     pub fn limit_connections(&self, most: i32) {
         let value = format!(r#"{{"value":{most}}}"#);
-        self.put("vhost-limits", "/max-connections", &value).expect("a RabbitMQ that takes limits");
+        self.put("vhost-limits", "/max-connections", &value).expect("a RabbitMQ that accepts limits");
     }
 
     /// Closes every connection to this vhost from the broker's side, as an operator would. Returns how many.
@@ -153,7 +153,7 @@ impl Vhost {
         self.close_connections_called("")
     }
 
-    /// The same with those whose own name has this in it.
+    /// As `close_connections`, but only those whose client's name contains `part`.
     pub fn close_connections_called(&self, part: &str) -> Result<usize, String> {
         let list = format!("{}/api/vhosts/{}/connections", self.management, self.name);
         let (_, body) = http::get(&list).map_err(|error| error.to_string())?;
@@ -168,14 +168,14 @@ impl Vhost {
         let mut closed = 0;
         for name in names {
             let name: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
-            // One that has ended meanwhile is not found, which is as good.
+            // A connection that has ended meanwhile is not found, which is fine.
             closed +=
                 usize::from(http::delete(&format!("{}/api/connections/{name}", self.management)).is_ok());
         }
         Ok(closed)
     }
 
-    /// What is in `harness.dead`.
+    /// The messages in `harness.dead`.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
         let broker = self.broker().await;
         let letters = broker.dead_letters(1_000).await.expect("dead letters");
@@ -184,7 +184,7 @@ impl Vhost {
     }
 }
 
-/// A user of the broker's; deleted with this.
+/// A user of the broker; deleted when this is dropped.
 pub struct Guest {
     /// The vhost's address with this user in it.
     pub url: String,
@@ -193,21 +193,22 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// From now on it may do this to what these patterns of names tell. A channel that is open may go on doing what it could.
+    /// Sets what the user may do with names that match these patterns. A channel that is already open keeps its old
+    /// rights.
     pub fn may(&self, configure: &str, write: &str, read: &str) {
         let permissions = serde_json::json!({"configure": configure, "write": write, "read": read});
-        http::put(&self.permissions, &permissions.to_string()).expect("a RabbitMQ that takes permissions");
+        http::put(&self.permissions, &permissions.to_string()).expect("a RabbitMQ that accepts permissions");
     }
 }
 
-/// A user of the broker's who only looks; deleted with this.
+/// A read-only user of the broker; deleted when this is dropped.
 pub struct Monitor {
     credentials: String,
     address: String,
 }
 
 impl Monitor {
-    /// Name and password as they stand in an address.
+    /// The name and password in the form of an address.
     pub fn credentials(&self) -> &str {
         &self.credentials
     }
@@ -227,7 +228,7 @@ impl Drop for Monitor {
 
 fn remove_user(address: &str) {
     if let Err(error) = http::delete(address) {
-        eprintln!("the user {address} stays behind: {error}");
+        eprintln!("the user {address} was not deleted: {error}");
     }
 }
 
@@ -240,7 +241,7 @@ impl Default for Vhost {
 impl Drop for Vhost {
     fn drop(&mut self) {
         if let Err(error) = http::delete(&format!("{}/api/vhosts/{}", self.management, self.name)) {
-            eprintln!("the vhost {} stays behind: {error}", self.name);
+            eprintln!("the vhost {} was not deleted: {error}", self.name);
         }
     }
 }

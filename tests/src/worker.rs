@@ -21,24 +21,24 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::{PATIENCE, http, until, usage};
+use crate::{TIMEOUT, http, until, usage};
 
-/// The path of one of our binaries: cargo puts them beside each other, tests and examples into folders there. `cargo test` does
-/// not build them for us, so an old one is refused.
+/// Returns the path of one of our binaries. Cargo puts them in one folder, and tests and examples in folders below it.
+/// `cargo test` does not build the binaries, so an outdated one is refused.
 pub(crate) fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("our own path");
     let folder = own.parent().expect("a folder of cargo's");
     let inner = folder.ends_with("deps") || folder.ends_with("examples");
     let folder = if inner { folder.join("..") } else { folder.to_owned() };
     let path = folder.join(name);
-    assert!(path.is_file(), "{} is not there: run `cargo build` first (or `make test`)", path.display());
+    assert!(path.is_file(), "{} does not exist: run `cargo build` first (or `make test`)", path.display());
     if let Some(newer) = newer_source(&path) {
         panic!("{} is older than {newer}: run `cargo build` first (or `make test`)", path.display());
     }
     path
 }
 
-/// A source file that was changed after the binary was built, by the list that cargo keeps beside it.
+/// Returns a source file that was changed after the binary was built, from the list that cargo keeps beside it.
 fn newer_source(binary: &Path) -> Option<String> {
     let built = binary.metadata().and_then(|meta| meta.modified()).ok()?;
     let list = std::fs::read_to_string(binary.with_extension("d")).ok()?;
@@ -47,7 +47,7 @@ fn newer_source(binary: &Path) -> Option<String> {
     files.find(|file| changed(file).is_some_and(|changed| changed > built)).map(str::to_owned)
 }
 
-/// A worker that is about to be started; or an autoscaler, whose process is handled in the same way.
+/// A worker that is about to be started, or an autoscaler, whose process is handled in the same way.
 #[derive(Clone)]
 pub struct Launch {
     name: String,
@@ -67,7 +67,7 @@ impl Launch {
         Launch { name, program: "worker", arguments, environment, log, user, files, through }
     }
 
-    /// A worker with just these settings, see [`Launch::environment`].
+    /// A worker with exactly these settings, see [`Launch::environment`].
     pub fn of(name: &str, environment: BTreeMap<String, String>) -> Launch {
         Launch::new(name, environment)
     }
@@ -77,7 +77,7 @@ impl Launch {
         self.environment
     }
 
-    /// Another program of ours instead, with arguments.
+    /// Starts another program of ours instead, with arguments.
     pub(crate) fn program(self, program: &'static str, arguments: &[&str]) -> Launch {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         Launch { program, arguments, ..self }
@@ -89,45 +89,45 @@ impl Launch {
         self
     }
 
-    /// A lease of two seconds, so that a death is noticed soon. Only where somebody dies: a machine that is busy with
-    /// other things may keep a heartbeat back for as long.
+    /// Sets a lease of two seconds, so that a death is noticed soon. Use it only where a worker dies: a busy machine
+    /// may delay a heartbeat that long.
     pub fn short_lease(self) -> Launch {
         self.set("LEASE_S", 2)
     }
 
-    /// Traces to this address, and soon: a test does not wait for the usual five seconds.
+    /// Sends traces to this address, and soon: a test should not wait for the usual five seconds.
     pub fn traced(self, url: &str) -> Launch {
         self.set("OTEL_EXPORTER_OTLP_ENDPOINT", url).set("OTEL_BSP_SCHEDULE_DELAY", 100)
     }
 
-    /// Leaves one out.
+    /// Removes an environment variable.
     pub fn unset(mut self, name: &str) -> Launch {
         self.environment.remove(name);
         self
     }
 
-    /// Writes its log to a file as well, while it is written.
+    /// Also writes its log to a file, line by line.
     pub fn log_to(mut self, path: PathBuf) -> Launch {
         self.log = Some(path);
         self
     }
 
-    /// Runs as this user, where we may choose one.
+    /// Runs as this user, if we may choose one.
     pub fn user(self, user: u32) -> Launch {
         Launch { user: Some(user), ..self }
     }
 
-    /// How many files it may open: the soft limit and the hard one.
+    /// Sets how many files it may open: the soft limit and the hard limit.
     pub fn files(self, soft: u64, hard: u64) -> Launch {
         Launch { files: Some((soft, hard)), ..self }
     }
 
-    /// Starts it by another command, such as `nohup`.
+    /// Starts it through another command, such as `nohup`.
     pub fn through(self, command: &[&str]) -> Launch {
         Launch { through: command.iter().map(|word| (*word).to_owned()).collect(), ..self }
     }
 
-    /// Starts the process, and no more.
+    /// Starts the process and does not wait.
     pub fn launch(self) -> Worker {
         let program = binary(self.program);
         let mut words = self.through.iter().map(OsString::from).chain([program.into()]);
@@ -172,7 +172,7 @@ impl Launch {
                 }
                 sender.send_modify(|log| log.lines.push(line));
             }
-            // Its end of the pipe is closed: the process is over.
+            // The process has closed its end of the pipe, so it has ended.
             sender.send_modify(|log| log.over = true);
         });
         Worker { name: self.name, child, log, copy: self.log, reader: Some(reader), stalled }
@@ -192,7 +192,7 @@ struct Log {
     over: bool,
 }
 
-/// A worker process; it is killed with this, and its log printed when the test has failed.
+/// A worker process. It is killed when this is dropped, and its log is printed if the test has failed.
 pub struct Worker {
     name: String,
     child: Child,
@@ -203,12 +203,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// From now on nobody reads its log: the pipe fills.
+    /// Stops reading its log, so that the pipe fills.
     pub fn stall_log(&self) {
         self.stalled.store(true, Ordering::Relaxed);
     }
 
-    /// Its log is read again.
+    /// Reads its log again.
     pub fn read_log(&self) {
         self.stalled.store(false, Ordering::Relaxed);
         if let Some(reader) = &self.reader {
@@ -216,28 +216,28 @@ impl Worker {
         }
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for a line of its log, and returns it.
+    /// Waits for a line in its log that contains `text`, and returns the line.
     pub async fn said(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let line = |log: &Log| log.lines.iter().find(|line| line.contains(text)).cloned();
-        let heard = timeout(PATIENCE, log.wait_for(|log| log.over || line(log).is_some())).await;
+        let heard = timeout(TIMEOUT, log.wait_for(|log| log.over || line(log).is_some())).await;
         match heard {
             Ok(Ok(log)) => match line(&log) {
                 Some(line) => line,
-                None => panic!("{} ended without saying \"{text}\"", self.name),
+                None => panic!("{} ended without logging \"{text}\"", self.name),
             },
             Ok(Err(_)) | Err(_) => {
-                panic!("{} has not said \"{text}\" within {} s", self.name, PATIENCE.as_secs())
+                panic!("{} did not log \"{text}\" within {} s", self.name, TIMEOUT.as_secs())
             }
         }
     }
 
-    /// Whether the process is there still.
+    /// Whether the process still lives.
     pub fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -247,7 +247,7 @@ impl Worker {
         self.log.borrow().lines.join("\n")
     }
 
-    /// The id under which it takes jobs first.
+    /// The first id under which it takes jobs.
     pub async fn id(&self) -> String {
         field(&self.said("takes jobs").await, "worker_id")
     }
@@ -258,13 +258,13 @@ impl Worker {
         until("the worker is ready", async || (self.get("/ready").await.0 == 200).then_some(())).await;
     }
 
-    /// Where its admin port is.
+    /// The address of its admin port.
     pub async fn address(&self) -> SocketAddr {
         let said = self.said("the admin port is open").await;
         field(&said, "address").parse().expect("an address")
     }
 
-    /// Asks its admin port; a status of 0 is no answer.
+    /// Asks its admin port; a status of 0 means no answer.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let address = self.address().await;
         http::get(&format!("http://{address}{path}")).unwrap_or_default()
@@ -276,7 +276,7 @@ impl Worker {
         (status, serde_json::from_str(&body).unwrap_or_default())
     }
 
-    /// The value of a metric, named with its labels as `/metrics` shows them; 0 when it is not there.
+    /// The value of a metric, named with its labels as in `/metrics`; 0 if it is absent.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").await;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -293,55 +293,55 @@ impl Worker {
         usage::resident_mb(self.child.id())
     }
 
-    /// SIGKILL: it is gone when this returns.
+    /// Sends SIGKILL. The process is gone when this returns.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.reap();
     }
 
-    /// SIGTERM: it drains.
+    /// Sends SIGTERM, which makes it drain.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// SIGHUP: its terminal is closed.
+    /// Sends SIGHUP, as when its terminal closes.
     pub fn hang_up(&self) {
         self.signal(Signal::SIGHUP);
     }
 
-    /// SIGSTOP: it does nothing any more, like a machine that is suspended.
+    /// Sends SIGSTOP: the process stands still like a suspended machine.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// SIGCONT: it goes on as if no time had passed.
+    /// Sends SIGCONT: the process continues as if no time had passed.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Waits for its end, and returns its exit code.
+    /// Waits for its end and returns its exit code.
     pub async fn exit(&mut self) -> i32 {
         let status = self.ended().await;
         status.code().unwrap_or_else(|| panic!("{} ended by a signal: {status}", self.name))
     }
 
-    /// Waits for its end, however that comes.
+    /// Waits for its end, by exit or by signal.
     pub async fn ended(&mut self) -> ExitStatus {
         let mut log = self.log.clone();
-        let over = timeout(PATIENCE, log.wait_for(|log| log.over)).await;
-        assert!(over.is_ok(), "{} has not ended within {} s", self.name, PATIENCE.as_secs());
+        let over = timeout(TIMEOUT, log.wait_for(|log| log.over)).await;
+        assert!(over.is_ok(), "{} did not end within {} s", self.name, TIMEOUT.as_secs());
         self.child.wait().expect("an exit status")
     }
 
-    /// The same with a bound.
+    /// As `exit`, with a bound.
     pub async fn exit_within(&mut self, bound: Duration) -> i32 {
-        let late = format!("{} has not ended within {bound:?}", self.name);
+        let late = format!("{} did not end within {bound:?}", self.name);
         timeout(bound, self.exit()).await.expect(&late)
     }
 
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32);
-        // Until we have waited for it, its pid belongs to nobody else.
+        // Until we have waited for it, no other process can get its pid.
         let _ = kill(pid, signal);
     }
 
@@ -369,7 +369,7 @@ impl Drop for Worker {
     }
 }
 
-/// A field of a log line: `name=value`.
+/// Returns a field of a log line: `name=value`.
 fn field(line: &str, name: &str) -> String {
     let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     value.unwrap_or_else(|| panic!("no {name} in: {line}")).to_owned()

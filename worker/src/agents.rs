@@ -18,7 +18,7 @@ use kinds::HarnessConfig;
 /// The agents of this worker, by name.
 pub struct Agents(HashMap<Name, Arc<dyn Harness>>);
 
-/// What one has without a file.
+/// The agents of a worker that has no file.
 const BUILT_IN: &str = "
     [agents.echo]
     harness = \"echo\"
@@ -26,7 +26,7 @@ const BUILT_IN: &str = "
     harness = \"scripted\"";
 
 impl Agents {
-    /// Reads the file and makes every agent's harness. The error tells all that is wrong, line by line.
+    /// Reads the file and makes every agent's harness. The error lists everything that is wrong, line by line.
     pub fn load(file: Option<&Path>, workspace_dir: &Path) -> Result<Agents, String> {
         let Some(path) = file else { return Agents::parse(BUILT_IN, workspace_dir) };
         let text = std::fs::read_to_string(path)
@@ -36,7 +36,7 @@ impl Agents {
 
     fn parse(text: &str, workspace_dir: &Path) -> Result<Agents, String> {
         let mut file = TomlFile::parse(text)?;
-        // Its values may be secrets.
+        // The values of `env` may be secrets.
         file.hide("env");
         file.only(&["agents"]);
         let mut agents = HashMap::new();
@@ -51,7 +51,7 @@ impl Agents {
         file.finish(Agents(agents))
     }
 
-    /// The harness of an agent; else why its job fails.
+    /// Returns the agent's harness, or the failure of a job that asks for an unknown agent.
     pub fn get(&self, name: &Name) -> Result<&Arc<dyn Harness>, Failure> {
         self.0.get(name).ok_or_else(|| {
             let problem = format!("agent_id: got \"{name}\", expected an agent of this pool's workers");
@@ -60,7 +60,7 @@ impl Agents {
     }
 }
 
-/// The harness of an agent's table, or what is wrong with it is noted.
+/// Makes the harness of an agent's table, or notes what is wrong with the table.
 fn harness<'i>(
     file: &mut TomlFile<'i>,
     place: &str,

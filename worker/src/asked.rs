@@ -1,5 +1,5 @@
-//! What is asked of this worker and of the jobs that it runs: that one be cancelled or make room, and that the worker itself
-//! drain, because an autoscaler has marked it.
+//! What is asked of this worker and of the jobs that it runs: a job may be cancelled or have to make room, and the
+//! worker itself may have to drain because an autoscaler has marked it.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use tracing::info;
 
 use crate::worker::Worker;
 
-/// How often it is looked for: each job gets its signal within a second.
+/// How often the ledger is asked, so that each job gets its signal within a second.
 pub const EVERY: Duration = Duration::from_millis(500);
 
-/// Looks once, for the n-th time. Failures are the heartbeat's to report.
+/// Asks the ledger once, for the n-th time. Failures are not logged here, because the heartbeat reports them.
 pub async fn look(worker: &Worker, nth: u64) {
-    // Half as often while there is nothing here but the news of a mark to wait for.
-    if nth % 2 == 1 && worker.running.epochs().is_empty() && !worker.mark.stands() {
+    // While nothing runs here, only a drain mark can come, and half as often is enough.
+    if nth % 2 == 1 && worker.running.epochs().is_empty() && !worker.mark.is_set() {
         return;
     }
     let worker_id = worker.lease.worker();
     let Ok(Asked { drain, jobs }) = worker.store.asked(worker_id).await else { return };
-    heed_mark(worker, drain).await;
+    apply_mark(worker, drain).await;
     for (job_id, epoch, ask) in jobs {
         let stop = match ask {
             Ask::Cancel => Stop::Cancelled,
@@ -32,11 +32,11 @@ pub async fn look(worker: &Worker, nth: u64) {
     }
 }
 
-async fn heed_mark(worker: &Worker, drain: Option<DrainMark>) {
+async fn apply_mark(worker: &Worker, drain: Option<DrainMark>) {
     let (mark, worker_id) = (&worker.mark, worker.lease.worker());
     if mark.set(drain) {
-        // One that is over by our clock Postgres may still know.
-        match drain.filter(|_| mark.stands()) {
+        // Postgres may still have a mark that is over by our clock.
+        match drain.filter(|_| mark.is_set()) {
             Some(mark) => {
                 info!(%worker_id, epoch = mark.epoch, "marked to be scaled away: takes no more jobs")
             }
@@ -49,8 +49,9 @@ async fn heed_mark(worker: &Worker, drain: Option<DrainMark>) {
     }
 }
 
-/// Tells the ledger when a marked worker holds nothing any more; `/ready` fails by then. Again under each mark, and
-/// until the ledger believes it: that may know of a job whose claim's reply was lost. Never ends.
+/// Reports to the ledger when a marked worker holds nothing any more; `/ready` fails by then. It reports again under
+/// each mark, and repeats each report until the ledger accepts it: the ledger may know of a job whose claim's reply
+/// was lost. Never ends.
 pub async fn confirm_drains(worker: &Worker) {
     loop {
         let epoch = worker.mark.unconfirmed().await;

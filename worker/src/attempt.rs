@@ -1,7 +1,7 @@
-//! One attempt at a job: who runs what, and what a trace shows of it.
+//! One attempt at a job: which worker runs what, and what a trace shows of it.
 //!
-//! Its span goes from the delivery to the recorded end. Below it are the claim, the harness's run, each iteration when it
-//! is known (with its checkpoint), and the conclusion. All attempts at a job, wherever, are in one trace.
+//! Its span lasts from the delivery to the recorded end. Below it are the claim, the harness's run, each iteration once
+//! its checkpoint is durable, and the conclusion. All attempts at a job are in one trace, wherever they run.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,24 +12,24 @@ use service::{JobIds, Origin, Place, Role, Span};
 use store::Claimed;
 
 use crate::metrics::METRICS;
-use crate::running::Seat;
+use crate::running::Reservation;
 use crate::worker::Worker;
 
-/// Since when a job is here.
+/// When a job arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Its message was delivered, or the end of the job before it has brought it along.
+    /// When its message was delivered, or when the end of the job before it handed it over.
     pub at: SystemTime,
-    /// It was claimed for its message.
+    /// When its claim began; `None` for a job that was handed over.
     pub claimed_from: Option<SystemTime>,
 }
 
-/// A claimed job in the hands of a worker.
+/// A claimed job that a worker runs.
 pub struct Attempt<'a> {
     pub worker: &'a Worker,
     pub spec: &'a JobSpec,
     pub claimed: &'a Claimed,
-    pub seat: &'a Seat,
+    pub reservation: &'a Reservation,
     /// What stops its run.
     pub stop: Stopper,
     pub begun: Instant,
@@ -38,36 +38,36 @@ pub struct Attempt<'a> {
 
 /// How an attempt has ended, as far as this worker knows.
 pub enum Ended {
-    /// Its run has come to this; with the session's new state, where that is to be written whole.
+    /// The outcome of its run, with the session's new state if that is to be written whole.
     Ran(Outcome, Option<Session>),
-    /// It was not run, and never will be.
+    /// It was not run, and never will be. Holds the session's state as well if that is to be written whole.
     Refused(Failure, Option<Session>),
-    /// It was not run, and comes again after so long.
+    /// It was not run, and comes again after this time.
     Postponed(Duration),
     /// The lease is lost, and nothing may be recorded.
     Lost,
 }
 
 impl<'a> Attempt<'a> {
-    /// Begins with the claim's answer: from now on the job runs here.
+    /// Begins when the claim is granted: from now on the job runs here.
     pub fn begin(
         worker: &'a Worker,
         spec: &'a JobSpec,
         claimed: &'a Claimed,
-        seat: &'a Seat,
+        reservation: &'a Reservation,
         arrival: Arrival,
     ) -> Attempt<'a> {
         let begun = Instant::now();
         let span = begin_span(spec, claimed, arrival);
-        let stop = seat.begin(claimed.claim.epoch());
+        let stop = reservation.begin(claimed.claim.epoch());
         if claimed.attempts == 0 {
             let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
             METRICS.start_wait.observe(waited_ms as f64 / 1e3);
         }
-        Attempt { worker, spec, claimed, seat, stop, begun, span }
+        Attempt { worker, spec, claimed, reservation, stop, begun, span }
     }
 
-    /// The harness's run begins.
+    /// Begins the span of the harness's run.
     pub fn run(&self) -> Span {
         let agent = &self.spec.agent_id;
         let mut run = Span::part_of(self.span.place(), SystemTime::now(), || format!("invoke_agent {agent}"));
@@ -79,13 +79,13 @@ impl<'a> Attempt<'a> {
         run
     }
 
-    /// Its end is in the ledger, under this name, unless the lease was lost; it was being recorded since then.
+    /// Ends the span of an attempt whose end is in the ledger as `outcome`. Its recording began at `since`.
     pub fn recorded(&mut self, since: SystemTime, outcome: &'static str, failure: Option<FailureCode>) {
         Span::part_of(self.span.place(), since, || "conclude".to_owned()).end();
         self.ended(outcome, failure.map(FailureCode::as_str));
     }
 
-    /// It will have no end here.
+    /// Ends the span of an attempt whose lease was lost.
     pub fn lost(&mut self) {
         self.ended("lost", Some("lease_lost"));
     }
@@ -100,13 +100,13 @@ impl<'a> Attempt<'a> {
         self.span.end();
     }
 
-    /// Where it is in its trace, for who hears of its end.
+    /// Returns the trace context for the reply.
     pub fn place(&self) -> Option<TraceParent> {
         self.span.place().and_then(traceparent).or(self.spec.traceparent)
     }
 }
 
-/// The span of the whole attempt, with the claim below it.
+/// Begins the span of the whole attempt, with the claim below it.
 fn begin_span(spec: &JobSpec, claimed: &Claimed, arrival: Arrival) -> Span {
     let caller = spec.traceparent.map(|place| place.parts().into());
     let origin = Origin::below(caller, spec.trace_id().get());
@@ -127,8 +127,8 @@ fn begin_span(spec: &JobSpec, claimed: &Claimed, arrival: Arrival) -> Span {
     span
 }
 
-/// What a harness is given to put its own spans below: its run's, or where none is made, what the caller gave, or the root of
-/// the job's own trace.
+/// Returns the trace context below which a harness puts its own spans: its run's; without one, the caller's; without
+/// that, the root of the job's own trace.
 pub fn handed_on(run: Option<Place>, spec: &JobSpec) -> TraceParent {
     let place = run.and_then(traceparent).or(spec.traceparent);
     place.unwrap_or_else(|| TraceParent::root_of(spec.job_id))
@@ -138,7 +138,7 @@ fn traceparent(place: Place) -> Option<TraceParent> {
     TraceParent::of_parts(place.into())
 }
 
-/// Notes what a run has done in a span of time, once that is durable.
+/// Makes a span for what a run did between two times, once that is durable.
 pub fn note_iteration(
     run: Option<Place>,
     (since, until): (SystemTime, SystemTime),
@@ -148,7 +148,7 @@ pub fn note_iteration(
     let name = if delta.iterations > 0 { "iteration" } else { "checkpoint" };
     let mut span = Span::part_of(run, since, || name.to_owned());
     span.describe(|span| {
-        // Counts end far below that of i64.
+        // Counts stay far below the limit of i64.
         span.set("harness.iterations", delta.iterations as i64)
             .set("harness.checkpoint.ordinal", i64::from(ordinal))
             .set("harness.cost_usd", delta.usage.cost.dollars())

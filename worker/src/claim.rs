@@ -11,12 +11,12 @@ use tracing::{error, warn};
 use crate::metrics::METRICS;
 use crate::worker::Worker;
 
-/// The ledger's answer. Tries on through every trouble of Postgres's for as long as the lease lasts; the delivery stays
-/// with us meanwhile, so that this slot takes no other.
+/// Returns the ledger's answer. Whatever trouble Postgres has, the claim is retried for as long as the lease lasts. The
+/// delivery stays with us meanwhile, so that this slot takes no other.
 ///
-/// An error is the message's own fault: Postgres cannot hold what is in it. `None` when we were told to stop first, or
-/// the lease is over, or the claim was too much for Postgres in all the time of a lease: then the delivery goes back to
-/// the broker, for another worker, and the slot is free for others.
+/// An error is the message's own fault: Postgres cannot hold what is in it. `None` means that we were asked to stop,
+/// that the lease is over, or that the claim was too much for Postgres for as long as a lease. Then the delivery goes
+/// back to the broker for another worker, and the slot is free for other jobs.
 pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, StoreError> {
     let too_much = OnceLock::new();
     let is_retryable = |error: &StoreError| match error {
@@ -46,14 +46,14 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
         };
         METRICS.claims.with_label_values(&[label(&answer)]).inc();
         if matches!(answer, Answer::Drained) {
-            // The mark that says so has yet to reach us, or we have lost it from sight.
-            worker.lease.renewed_within_a_beat().await;
+            // The drain mark behind this has not reached us yet, or is already over by our clock.
+            worker.lease.sleep_one_beat().await;
         }
         if matches!(answer, Answer::LeaseLost) {
-            // The next heartbeat notices too, and gives us a new id.
-            let renewed = worker.lease.renewed_within_a_beat();
+            // The next heartbeat notices this as well, and gives us a new id.
+            let one_beat = worker.lease.sleep_one_beat();
             tokio::select! {
-                () = renewed => continue,
+                () = one_beat => continue,
                 () = worker.stop_waiting.cancelled() => return Ok(None),
             }
         }
@@ -61,8 +61,9 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
     }
 }
 
-/// Does what a job wants done that found its session busy. Whether it is done; else its message must come again.
-pub async fn mind_the_busy(worker: &Worker, spec: &JobSpec) -> bool {
+/// Applies the `on_busy` of a job that found its session busy. Returns whether that is done; if not, the job's message
+/// must come again.
+pub async fn apply_on_busy(worker: &Worker, spec: &JobSpec) -> bool {
     let (store, job_id) = (&worker.store, spec.job_id);
     let act = || async {
         match spec.on_busy {

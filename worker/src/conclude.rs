@@ -13,7 +13,7 @@ use crate::attempt::{Attempt, Ended};
 use crate::fold::fold;
 use crate::metrics::METRICS;
 
-/// What an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
+/// Returns what an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
 fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: f64) -> (End, u32) {
     let spent = attempts_before + 1;
     match outcome {
@@ -27,8 +27,8 @@ fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: 
     }
 }
 
-/// Records an attempt's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were told to
-/// stop waiting for Postgres: then the lease runs out and the job is rescued.
+/// Records an attempt's end. Returns what the ledger made of it; `None` when the lease is lost, or when we were asked
+/// to stop waiting for Postgres. In the second case the lease runs out and the job is rescued.
 pub async fn conclude(attempt: &mut Attempt<'_>, ended: Ended) -> Option<Concluded> {
     let before = attempt.claimed.attempts;
     let (end, attempts, session) = match ended {
@@ -55,9 +55,9 @@ pub async fn conclude(attempt: &mut Attempt<'_>, ended: Ended) -> Option<Conclud
     record(attempt, end, attempts, session).await
 }
 
-/// Records an end; the outcome is kept until the ledger has taken it. What the ledger does not take in the time of a lease
-/// is recorded as less: without the session's new state, whose parts are in the ledger already; then as a failure. `None`
-/// when nothing could be recorded.
+/// Records an end, and keeps the outcome until the ledger has taken it. If the ledger does not take it within the
+/// time of a lease, less is recorded: first the end without the session's new state, whose parts are already in the
+/// ledger, then only a failure. Returns `None` when nothing could be recorded.
 async fn record(
     attempt: &mut Attempt<'_>,
     end: End,
@@ -69,7 +69,7 @@ async fn record(
         End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => session.map(fold),
         End::Retry { .. } | End::HandBack { .. } => None,
     };
-    // A state that undoes something stands only when it is written whole.
+    // A state that undoes something takes effect only if it is written whole.
     let stays_in_parts = !matches!(end, End::Cancelled(_));
     let mut last_resort = false;
     let claim = &attempt.claimed.claim;
@@ -100,7 +100,7 @@ async fn record(
         } else {
             error!(
                 cause = cause.as_dyn(),
-                "a job's end cannot be recorded; the job is handed back, its attempt spent"
+                "a job's end cannot be recorded; the job is handed back with its attempt spent"
             );
             attempt.worker.running.unrecorded(claim.job_id(), claim.epoch());
             return None;
@@ -108,8 +108,8 @@ async fn record(
     }
 }
 
-/// Tries until Postgres has answered. What may lie in this end is tried again for as long as a lease, and alone; what Postgres
-/// cannot hold, it cannot hold a moment later.
+/// Tries until Postgres has answered. An error whose cause may lie in this end is retried for as long as a lease, and
+/// in a transaction of its own. What Postgres cannot hold is not retried: it could not hold it a moment later either.
 async fn commit(
     attempt: &Attempt<'_>,
     conclusion: &mut Conclusion,
@@ -136,7 +136,7 @@ async fn commit(
     retry("recording a job's end", &worker.stop_waiting, try_again, commit).await
 }
 
-/// Any database can hold this, whatever its encoding.
+/// Makes a failure that any database can hold, whatever its encoding.
 fn unstorable(cause: &StoreError) -> Failure {
     let cause = match cause {
         StoreError::Refused { sqlstate, message } => format!("({sqlstate}): {message}"),
@@ -147,7 +147,7 @@ fn unstorable(cause: &StoreError) -> Failure {
     Failure::permanent(FailureCode::Unstorable, message.chars().map(plain).collect::<String>())
 }
 
-/// What makes the attempt a failed one.
+/// Returns the code of the failure that this end records, if it records one.
 fn failure_of(end: &End) -> Option<FailureCode> {
     match end {
         End::Failed(failure) | End::Retry { failure, .. } => Some(failure.code),

@@ -16,25 +16,26 @@ use crate::fold::{fold_is_due, read_session};
 use crate::journal::{Journal, Settled};
 use crate::refusal::{clear, overdue};
 
-/// How long a harness gets to return after it was told to stop; the command harness needs its own grace within it.
+/// How long a harness may take to return after it was asked to stop. The command harness's own grace must fit into
+/// this.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// Runs a claimed job.
 pub async fn execute(attempt: &Attempt<'_>) -> Ended {
     let worker = attempt.worker;
-    worker.pace.started();
+    worker.throughput.started();
     let ended = match worker.settings.agents.get(&attempt.spec.agent_id) {
         Ok(harness) => Execution { attempt, span: attempt.run() }.run(harness.as_ref()).await,
         Err(unknown) => Ended::Ran(Outcome::Failed(unknown), None),
     };
-    worker.pace.ended(attempt.begun.elapsed());
+    worker.throughput.ended(attempt.begun.elapsed());
     ended
 }
 
 /// An attempt on its way through the harness.
 struct Execution<'a> {
     attempt: &'a Attempt<'a>,
-    /// Of the run.
+    /// The span of the run.
     span: Span,
 }
 
@@ -55,7 +56,7 @@ impl Execution<'_> {
         let result = self.result(harness, &mut run).await;
         let stopped = stop.asked();
         let Some(outcome) = self.outcome(result, stopped.as_ref()) else { return Ended::Lost };
-        // A harness that was dropped in the middle of a checkpoint does not know whether it stands.
+        // A harness that was dropped in the middle of a checkpoint does not know whether it became durable.
         match journal.settle().await {
             Settled::Nothing => {}
             Settled::Stands(delta) => run.catch_up(&delta),
@@ -71,7 +72,7 @@ impl Execution<'_> {
         self.ended(outcome, session)
     }
 
-    /// What the harness returns; `None` when it did not in time after it was stopped.
+    /// Returns what the harness returned; `None` if it was asked to stop and did not return in time.
     async fn result(&self, harness: &dyn Harness, run: &mut Run) -> Option<Result<Json, RunError>> {
         let running = AssertUnwindSafe(async {
             self.answer_open_calls(run).await?;
@@ -80,21 +81,21 @@ impl Execution<'_> {
         let panicked = |_| Err(Failure::permanent(FailureCode::Crashed, "the harness panicked").into());
         tokio::select! {
             result = running.catch_unwind() => Some(result.unwrap_or_else(panicked)),
-            never = self.mind_the_time() => match never {},
+            never = self.enforce_time_limit() => match never {},
             never = clear(self.attempt) => match never {},
             () = grace(self.attempt.stop.signal()) => None,
         }
     }
 
     /// Stops the run when its time is over. Never ends.
-    async fn mind_the_time(&self) -> Infallible {
+    async fn enforce_time_limit(&self) -> Infallible {
         let (limit, over) = self.limit();
         tokio::time::sleep(limit).await;
         self.attempt.stop.ask(over);
         std::future::pending().await
     }
 
-    /// The attempt's longest time, and what is over then.
+    /// Returns how long the attempt may take, and why it is stopped after that.
     fn limit(&self) -> (Duration, Stop) {
         const WEEK_MS: u64 = 7 * 86_400_000;
         let timeout = Duration::from_millis(self.attempt.spec.timeout_ms.unwrap_or(WEEK_MS));
@@ -104,10 +105,11 @@ impl Execution<'_> {
         }
     }
 
-    /// An earlier job of the session may have ended in the middle of a tool call, when nobody was there to close it.
+    /// Answers tool calls that an earlier job of the session left open. That job may have ended in the middle of a
+    /// call, with nothing left to answer it.
     async fn answer_open_calls(&self, run: &mut Run) -> Result<(), Stop> {
         let begun = self.attempt.claimed.session.deltas.as_ref().is_some_and(|deltas| {
-            // Its own calls it answers itself.
+            // A job answers its own calls itself.
             deltas.contains(&self.attempt.spec.job_id.to_string())
         });
         if begun {
@@ -117,7 +119,7 @@ impl Execution<'_> {
         run.checkpoint(Delta { context_window, ..Delta::default() }).await
     }
 
-    /// What the run has come to; `None` when nothing may be recorded any more.
+    /// Returns the outcome of the run; `None` when nothing may be recorded any more.
     fn outcome(&self, result: Option<Result<Json, RunError>>, stopped: Option<&Stop>) -> Option<Outcome> {
         match result {
             Some(Ok(output)) => Some(Outcome::Succeeded(output)),
@@ -161,10 +163,10 @@ impl Execution<'_> {
         }
     }
 
-    /// The session as if this job had never been, but for what it used.
+    /// Returns the session as it would be without this job, except for what the job used.
     fn rolled_back(&self, whole: Session) -> Option<Session> {
         let job_id = self.attempt.spec.job_id;
-        // It could be read with this job's part in it.
+        // This succeeds, since the session was read before with this job's deltas in it.
         let (before, _) = read_session(&self.attempt.claimed.session, |other| other != job_id).ok()?;
         Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
     }
@@ -192,7 +194,7 @@ impl Execution<'_> {
     }
 }
 
-/// Resolves a while after the stop was asked for.
+/// Resolves when [`STOP_GRACE`] has passed since a stop was asked for.
 async fn grace(stop: StopSignal) {
     stop.stopped().await;
     tokio::time::sleep(STOP_GRACE).await;

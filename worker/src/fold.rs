@@ -1,23 +1,25 @@
-//! Fold: a session between the ledger, which keeps its last fold and what was appended since, and a harness, which works on the
-//! whole. When a session is written whole again is decided here, too.
+//! Fold: takes a session from the ledger to a harness and back. The ledger keeps the last fold and what was appended
+//! since; a harness works on the whole state. This module also decides when a session is written whole again.
 
 use harness::{Appended, Delta, Session};
 use job::JobId;
 use serde::Deserialize;
 use store::{Fold, SessionState};
 
-/// A state of at most so many bytes is written whole at each end, for whoever looks.
+/// A state of at most this many bytes is written whole at every end, for those who look at it in the ledger.
 const SMALL_STATE: usize = 64 * 1024;
-/// More checkpoints than this are not left to the next claim.
+/// At most this many checkpoints are left for the next claim to fold.
 const MOST_ROWS: usize = 500;
 
-/// Whether a job's end writes the session's state whole: where that costs no more than what was added to it.
+/// Returns whether a job's end writes the session's state whole. It does if the state is small or no larger than what
+/// was appended to it, or if too many checkpoints were appended.
 pub fn fold_is_due(state: &SessionState, appended: Appended) -> bool {
     let folded = state.folded.as_ref().map_or(0, |texts| texts.iter().map(String::len).sum());
     appended.rows > 0 && (folded <= SMALL_STATE || appended.bytes >= folded || appended.rows > MOST_ROWS)
 }
 
-/// The state at the last fold, with the deltas that these jobs have added since; and how much was added by all.
+/// Returns the state at the last fold, with the deltas that jobs in `of` have appended since; and how much all jobs
+/// have appended since.
 pub fn read_session(
     state: &SessionState,
     of: impl Fn(JobId) -> bool,
@@ -47,7 +49,8 @@ pub fn read_session(
     Ok((session, appended))
 }
 
-/// The session as a job leaves it: nobody will answer its open tool calls any more.
+/// Folds the session as a job leaves it. Its open tool calls get their answers here, since nothing will answer them any
+/// more.
 pub fn fold(mut session: Session) -> Fold {
     session.context_window.extend(session.answers_for_open_calls());
     let text =

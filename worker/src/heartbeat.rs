@@ -1,4 +1,4 @@
-//! The heartbeat: keeps the lease for as long as the process lives, and looks in between for what is asked of its jobs.
+//! The heartbeat: keeps the lease for as long as the process lives, and checks in between what is asked of its jobs.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::asked;
 use crate::worker::Worker;
 
-/// Keeps the lease until told to stop, and stops what runs when it could not be kept.
+/// Keeps the lease until it is asked to stop, and stops what runs if the lease could not be kept.
 pub async fn keep(worker: &Worker, stop: CancellationToken) {
     let watching = async {
         tokio::join!(worker.lease.watch(), asked::confirm_drains(worker));
@@ -18,12 +18,12 @@ pub async fn keep(worker: &Worker, stop: CancellationToken) {
     tokio::join!(renew(worker, &stop), stop.run_until_cancelled(watching));
 }
 
-/// Beats five times a lease, and looks more often for what is asked of the jobs: they have one connection, and a turn each.
+/// Beats five times a lease, and checks more often what is asked of the jobs. The two take turns on one connection.
 async fn renew(worker: &Worker, stop: &CancellationToken) {
     let (mut beat, mut look) = (interval(worker.lease.duration() / 5), interval(asked::EVERY));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut strangers = HashMap::new();
+    let mut unknown_jobs = HashMap::new();
     let (mut trouble, mut looks) = (Trouble::default(), 0);
     loop {
         tokio::select! {
@@ -36,7 +36,7 @@ async fn renew(worker: &Worker, stop: &CancellationToken) {
                 continue;
             }
         }
-        match worker.lease.beat(&mut strangers).await {
+        match worker.lease.beat(&mut unknown_jobs).await {
             Ok(()) => {
                 if trouble.ends() {
                     info!("heartbeats reach Postgres again");

@@ -23,7 +23,7 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
         return Err(DecodeError { field: "headers".to_owned(), problem });
     }
     let mut spec = decode(&delivery.body, delivery.message_id(), &limits)?;
-    // The queue it came from is the pool it is in, whatever the body says.
+    // The job is in the pool whose queue it came from, whatever the body says.
     spec.pool = worker.settings.pool.clone();
     let fill = |field: &mut Option<String>, property: Option<&str>| {
         if field.is_none() {
@@ -33,20 +33,20 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
     fill(&mut spec.reply_to, delivery.reply_to());
     fill(&mut spec.correlation_id, delivery.correlation_id());
     spec.traceparent = spec.traceparent.or_else(|| delivery.traceparent()?.parse().ok());
-    // The properties are a stranger's too.
+    // The properties come from outside as well.
     spec.check(&limits)?;
     Ok(spec)
 }
 
-/// Gives up a message that cannot be used here: a job that waits for it fails, and a copy goes into `harness.dead`. Should
-/// we die in between, or be told to stop, the message comes again and finds the end.
+/// Gives up a message that cannot be used here: a job that waits for it fails, and a copy goes into `harness.dead`.
+/// If we die in between, or are asked to stop, the message comes again and finds the job's end.
 pub async fn refuse(worker: &Worker, delivery: Delivery, reason: &str, code: &'static str) {
     if fail_its_job(worker, &delivery, reason).await && bury(worker, &delivery, reason, code).await {
         delivery.settle().await;
     }
 }
 
-/// Whether the ledger has answered.
+/// Fails the job that waits for the message. Returns whether the ledger has answered.
 async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> bool {
     let pool = &worker.settings.pool;
     let fail = || worker.dispatch.fail_its_job(delivery, pool, reason);

@@ -20,17 +20,17 @@ pub struct Journal {
     store: Store,
     claim: Claim,
     ordinal: AtomicI32,
-    /// A checkpoint that was sent and whose answer has not come.
+    /// A checkpoint that was sent and has not been answered.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<(Instant, SystemTime)>,
-    /// For how long a checkpoint that was too much for Postgres is tried again.
-    patience: Duration,
+    /// How long a checkpoint that was too much for Postgres is retried.
+    timeout: Duration,
     /// The run's place in its trace.
     place: Option<Place>,
 }
 
 impl Journal {
-    /// An empty one, whose first checkpoint is due from now on.
+    /// Makes an empty journal. The time of its first step counts from now.
     pub fn new(attempt: &Attempt<'_>, place: Option<Place>) -> Journal {
         Journal {
             store: attempt.worker.store.clone(),
@@ -38,23 +38,23 @@ impl Journal {
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
-            patience: attempt.worker.lease.duration(),
+            timeout: attempt.worker.lease.duration(),
             place,
         }
     }
 
-    /// Repeats the same row until Postgres has answered: whether it landed before is told by its ordinal.
+    /// Repeats the same row until Postgres has answered. Its ordinal shows whether it was written before.
     async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
         let (never, too_much) = (CancellationToken::new(), OnceLock::new());
         let try_again = |error: &StoreError| match error {
-            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.patience,
+            StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.timeout,
             _ => error.is_retryable(),
         };
         let append = || self.store.checkpoint(row.clone());
         retry("writing a checkpoint", &never, try_again, append).await
     }
 
-    /// Asks again about a checkpoint whose answer nobody has waited for.
+    /// Asks again about a checkpoint whose answer was not waited for.
     pub async fn settle(&self) -> Settled {
         let unanswered = self.unanswered().take();
         let Some((row, delta)) = unanswered else { return Settled::Nothing };
@@ -64,12 +64,12 @@ impl Journal {
                 Settled::Stands(Box::new(delta))
             }
             Ok(Fenced::Lost) => Settled::LeaseLost,
-            // It was refused, then: the run ends for another reason.
+            // The checkpoint was refused. The run already ends for another reason.
             Err(_) => Settled::Nothing,
         }
     }
 
-    /// Whether the run has checkpointed anything, or tried to.
+    /// Returns whether the run has checkpointed anything, or tried to.
     pub fn has_begun(&self) -> bool {
         self.ordinal.load(Ordering::Relaxed) > 0
     }
@@ -91,9 +91,9 @@ impl Journal {
     }
 }
 
-/// What is known of a checkpoint in the end.
+/// What became of an unanswered checkpoint.
 pub enum Settled {
-    /// There is none to ask about.
+    /// There was none, or it was refused.
     Nothing,
     /// It is in the ledger.
     Stands(Box<Delta>),
@@ -103,7 +103,7 @@ pub enum Settled {
 
 #[async_trait]
 impl harness::Journal for Journal {
-    /// When the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
+    /// If the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
         let row = CheckpointRow {
             claim: self.claim.clone(),

@@ -4,17 +4,17 @@
 //! slot:  intake ──▶ claim ──▶ execute, or refuse ──▶ conclude ──▶ reply, ack, and the slot is free
 //!                     ▲                                 │
 //!                     └─────── the session's next ──────┘
-//! heartbeat: one lease for all jobs that run here; what the ledger no longer gives us is stopped, and what it is asked to
+//! heartbeat: one lease for all jobs that run here; stops the runs that the ledger has taken from us or wants stopped
 //! ```
 //!
-//! Nothing here outlives the process but what is in the ledger: a worker may be killed at any moment.
+//! Only what is in the ledger outlives the process, so a worker may be killed at any moment.
 
 mod settings;
 mod agents;
 mod metrics;
 mod running;
 mod machine;
-mod pace;
+mod throughput;
 mod mark;
 mod lease;
 mod worker;

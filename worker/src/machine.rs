@@ -1,7 +1,9 @@
-//! What this machine lacks, as far as jobs need it: a workspace that can be written, files and processes for a program.
+//! What this machine lacks of the things that jobs need: a workspace that can be written, and files and processes for a
+//! program.
 //!
-//! Nothing of it is a job's fault. As long as something is lacking no slot takes a job and `/ready` says what it is; a run that
-//! could not begin is handed back without an attempt spent. Where something is lacking, it is looked again and again.
+//! Such a lack is never the job's fault. While something is lacking, no slot takes a job and `/ready` says what it
+//! is. A run that could not begin is handed back without spending an attempt. The machine is checked again and again
+//! until nothing is lacking.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -19,19 +21,20 @@ use tracing::{error, info};
 
 use crate::metrics::METRICS;
 
-/// How often it is looked while nothing is lacking.
+/// How often the machine is checked while nothing is lacking.
 const EVERY: Duration = Duration::from_secs(5);
-/// How soon it is looked again while something is, and what that grows to as long as runs go on to fail.
+/// How soon the machine is checked again while something is lacking, and what this wait grows to while runs keep
+/// failing.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A disk that has not answered by then is away.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes to write: what a nearly full disk does not take any more.
+/// A disk that has not answered after this time counts as missing.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes to write: more than a nearly full disk can take.
 const PROBE_BYTES: usize = 64 << 10;
-/// Pipes to open: those of a program's, with both ends, and some more.
+/// Pipes to open: as many as a program needs, with both ends, and some more.
 const PROBE_PIPES: usize = 4;
 
-/// The machine as runs and looks have found it.
+/// The state of the machine, as runs and checks have found it.
 pub struct Machine {
     workspace_dir: PathBuf,
     lacks: watch::Sender<Lacks>,
@@ -61,33 +64,33 @@ impl Lacks {
 }
 
 impl Machine {
-    /// Nothing is known to be lacking yet.
+    /// Begins with nothing known to be lacking.
     pub fn new(workspace_dir: &Path) -> Machine {
         Machine { workspace_dir: workspace_dir.to_owned(), lacks: watch::Sender::default() }
     }
 
-    /// What is lacking now.
+    /// Returns what is lacking now.
     pub fn lacks(&self) -> Lacks {
         self.lacks.borrow().clone()
     }
 
-    /// Whether jobs can begin here.
+    /// Returns whether jobs can begin here.
     pub fn is_fit(&self) -> bool {
         self.lacks.borrow().nothing()
     }
 
-    /// Resolves when they cannot.
+    /// Resolves when jobs cannot begin here.
     pub async fn unfit(&self) {
-        // It fails only without a sender, which is ours.
+        // This fails only without a sender, and the sender is ours.
         let _ = self.lacks.subscribe().wait_for(|lacks| !lacks.nothing()).await;
     }
 
-    /// Resolves when they can.
+    /// Resolves when jobs can begin here.
     pub async fn fit(&self) {
         let _ = self.lacks.subscribe().wait_for(Lacks::nothing).await;
     }
 
-    /// A run could not begin.
+    /// Notes what was lacking when a run could not begin.
     pub fn ran_short(&self, shortage: &Shortage) {
         let kind = match shortage {
             Shortage::Workspace(_) => "workspace",
@@ -102,7 +105,7 @@ impl Machine {
         self.note(lacks);
     }
 
-    /// Looks until told to stop.
+    /// Checks the machine until it is asked to stop.
     pub async fn keep(&self, stop: CancellationToken) {
         stop.run_until_cancelled(self.look_again_and_again()).await;
     }
@@ -111,9 +114,9 @@ impl Machine {
         let mut looking = None;
         let mut waits = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            // One that hangs is waited for, not joined by another.
+            // If a check hangs, no second one is started beside it.
             let look = looking.get_or_insert_with(|| self.look());
-            match timeout(PATIENCE, look).await {
+            match timeout(TIMEOUT, look).await {
                 Ok(found) => {
                     looking = None;
                     self.note(found.unwrap_or_else(|error| Lacks::workspace(&error)));
@@ -163,7 +166,8 @@ fn open_pipes() -> io::Result<()> {
     (0..PROBE_PIPES).map(|_| io::pipe()).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
-/// Starts this program for a moment, as one that is certainly there. Only a lack of processes or memory counts.
+/// Starts this very program for a moment, because it certainly exists. Only a lack of processes or memory counts as a
+/// failure.
 fn start_process() -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -173,8 +177,8 @@ fn start_process() -> io::Result<()> {
     }
 }
 
-/// Whether files, processes or memory have run out, here or on the whole machine.
+/// Returns whether files, processes or memory have run out, in this process or on the whole machine.
 fn is_of_resources(error: &io::Error) -> bool {
-    // EMFILE, ENFILE, EAGAIN and ENOMEM; the first two have no kind of their own.
+    // EMFILE, ENFILE, EAGAIN and ENOMEM; the first two have no `ErrorKind` of their own.
     matches!(error.raw_os_error(), Some(24 | 23 | 11 | 12))
 }

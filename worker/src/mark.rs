@@ -1,8 +1,10 @@
-//! The drain mark, as this process knows it: while it stands, no slot takes a job, and once all have parked nothing is held.
+//! The drain mark, as this process knows it. While it is set, no slot takes a job; once all slots have parked,
+//! nothing is held.
 //!
-//! Postgres says that a mark is there, is renewed, or was taken back. When it is over, our own monotonic clock says: a mark
-//! stands for as long as was left of it when it was first seen, and for no longer than any can. Postgres's clock may be set
-//! meanwhile, and the pod of a drained worker may be about to go. A worker that cannot reach Postgres stays as it is, and could not claim anything either.
+//! Postgres says that a mark is set, is renewed, or was taken back. Our own monotonic clock says when it is over: a
+//! mark lasts for the time that it had left when it was first seen, and never longer than `MARK_FOR`. Postgres's
+//! clock does not decide this, since it may be set meanwhile, and the pod of a drained worker may be about to go. A
+//! worker that cannot reach Postgres stays as it is, and could not claim anything either.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,16 +20,16 @@ use crate::metrics::METRICS;
 pub struct Mark(Arc<watch::Sender<State>>);
 
 struct State {
-    /// As Postgres told it last, while it stands.
+    /// The mark as Postgres last reported it, while it is set.
     mark: Option<Standing>,
-    /// The end of a mark that was over by our clock, and that Postgres still knows.
+    /// The end of a mark that is over by our clock while Postgres still has it.
     over: Option<SystemTime>,
     /// Slots without a consumer and without a delivery.
     parked: u32,
     slots: u32,
 }
 
-/// A mark that stands.
+/// A mark that is set, and when it is over by our clock.
 #[derive(Clone, Copy, PartialEq)]
 struct Standing {
     mark: DrainMark,
@@ -35,7 +37,7 @@ struct Standing {
 }
 
 impl State {
-    /// What Postgres says, held against our clock.
+    /// Returns the mark that Postgres reports, unless it is over by our clock.
     fn standing(&self, mark: DrainMark, now: Instant) -> Option<Standing> {
         let known = self.mark.filter(|known| known.mark.until == mark.until);
         let until = match known {
@@ -46,49 +48,50 @@ impl State {
         (now < until).then_some(Standing { mark, until })
     }
 
-    /// The mark under which nothing is held and nothing taken.
+    /// Returns the mark under which nothing is held and nothing is taken.
     fn drained(&self) -> Option<DrainMark> {
         self.mark.filter(|_| self.parked == self.slots).map(|standing| standing.mark)
     }
 
-    /// The epoch of the mark under which we are drained and the ledger does not know it.
+    /// Returns the mark's epoch if we are drained under it and the ledger does not know that.
     fn unconfirmed(&self) -> Option<i64> {
         self.drained().filter(|mark| !mark.drained).map(|mark| mark.epoch)
     }
 }
 
 impl Mark {
-    /// No mark, for a worker with so many slots.
+    /// Begins without a mark, for a worker with this many slots.
     pub fn none(slots: u32) -> Mark {
         Mark(Arc::new(watch::Sender::new(State { mark: None, over: None, parked: 0, slots })))
     }
 
-    /// What Postgres says. Whether a mark has come or gone by this; another epoch of the same is neither.
+    /// Takes what Postgres reports. Returns whether a mark was set or cleared by it; a new epoch of the same mark is
+    /// neither.
     pub fn set(&self, mark: Option<DrainMark>) -> bool {
         self.set_at(mark, Instant::now())
     }
 
     fn set_at(&self, mark: Option<DrainMark>, now: Instant) -> bool {
-        let (mut turned, mut stands) = (false, false);
+        let (mut turned, mut is_set) = (false, false);
         self.0.send_if_modified(|state| {
             let standing = mark.and_then(|mark| state.standing(mark, now));
             state.over =
                 mark.filter(|mark| standing.is_none() && !mark.left.is_zero()).map(|mark| mark.until);
-            (turned, stands) = (state.mark.is_some() != standing.is_some(), standing.is_some());
+            (turned, is_set) = (state.mark.is_some() != standing.is_some(), standing.is_some());
             let changed = state.mark != standing;
             state.mark = standing;
             changed
         });
-        METRICS.drain_marked.set(i64::from(stands));
+        METRICS.drain_marked.set(i64::from(is_set));
         turned
     }
 
-    /// The end of a mark that is over here, and that Postgres takes for valid.
+    /// Returns the end of a mark that is over here while Postgres takes it for valid.
     pub fn over(&self) -> Option<SystemTime> {
         self.0.borrow().over
     }
 
-    /// Postgres has it now that we are drained, by the mark of this epoch.
+    /// Notes that Postgres knows that we are drained under the mark of this epoch.
     pub fn confirmed(&self, epoch: i64) {
         self.0.send_modify(|state| {
             if let Some(standing) = state.mark.as_mut().filter(|standing| standing.mark.epoch == epoch) {
@@ -97,27 +100,27 @@ impl Mark {
         });
     }
 
-    /// Whether no job is to be taken.
-    pub fn stands(&self) -> bool {
+    /// Returns whether a mark is set, so that no job is taken.
+    pub fn is_set(&self) -> bool {
         self.0.borrow().mark.is_some()
     }
 
-    /// Whether a mark stands and nothing is held here any more.
+    /// Returns whether a mark is set and nothing is held here any more.
     pub fn is_drained(&self) -> bool {
         self.0.borrow().drained().is_some()
     }
 
-    /// Resolves when a mark stands.
-    pub async fn set_up(&self) {
+    /// Resolves when a mark is set.
+    pub async fn until_set(&self) {
         self.wait(|state| state.mark.is_some()).await;
     }
 
-    /// Resolves when none stands.
-    pub async fn lifted(&self) {
+    /// Resolves when no mark is set.
+    pub async fn until_cleared(&self) {
         self.wait(|state| state.mark.is_none()).await;
     }
 
-    /// Resolves when we are drained and the ledger does not know it, with the mark's epoch.
+    /// Resolves with the mark's epoch when we are drained and the ledger does not know it.
     pub async fn unconfirmed(&self) -> i64 {
         loop {
             self.wait(|state| state.unconfirmed().is_some()).await;
@@ -127,14 +130,14 @@ impl Mark {
         }
     }
 
-    /// A slot that takes nothing and holds nothing, for as long as this lives.
+    /// Parks a slot: it takes nothing and holds nothing for as long as the returned value lives.
     pub fn park(&self) -> Parked {
         self.0.send_modify(|state| state.parked += 1);
         Parked(self.clone())
     }
 
     async fn wait(&self, until: impl Fn(&State) -> bool) {
-        // It fails only without a sender, which is ourselves.
+        // This fails only without a sender, and the sender is ours.
         let _ = self.0.subscribe().wait_for(until).await;
     }
 }
@@ -166,23 +169,23 @@ mod tests {
         let (soon, late) = (start + MARK_FOR / 2, start + MARK_FOR);
         mark.set_at(by(7), start);
         let ahead = by(7).map(|mark| DrainMark { left: Duration::ZERO, ..mark });
-        assert!(!mark.set_at(ahead, soon) && mark.stands(), "an hour ahead");
+        assert!(!mark.set_at(ahead, soon) && mark.is_set(), "an hour ahead");
         let back = by(7).map(|mark| DrainMark { left: HOUR, ..mark });
-        assert!(!mark.set_at(back, soon) && mark.stands() && mark.over().is_none(), "an hour back");
-        assert!(mark.set_at(back, late) && !mark.stands());
-        assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres has to hear of it");
-        assert!(!mark.set_at(back, late) && !mark.stands(), "it is the same one");
+        assert!(!mark.set_at(back, soon) && mark.is_set() && mark.over().is_none(), "an hour back");
+        assert!(mark.set_at(back, late) && !mark.is_set());
+        assert_eq!(mark.over(), back.map(|mark| mark.until), "Postgres must be asked to drop it");
+        assert!(!mark.set_at(back, late) && !mark.is_set(), "it is the same one");
 
         let until = |later| SystemTime::UNIX_EPOCH + later * MARK_FOR;
         let renewed = by(7).map(|mark| DrainMark { until: until(1), ..mark });
-        assert!(mark.set_at(renewed, late) && mark.stands() && mark.over().is_none());
-        assert!(mark.set_at(None, late) && !mark.stands(), "taken back");
+        assert!(mark.set_at(renewed, late) && mark.is_set() && mark.over().is_none());
+        assert!(mark.set_at(None, late) && !mark.is_set(), "taken back");
         let lapsed = ahead.map(|mark| DrainMark { until: until(2), ..mark });
         assert!(!mark.set_at(lapsed, late) && mark.over().is_none(), "never seen while it was valid");
 
         let mark = Mark::none(1);
-        assert!(mark.set_at(back, start) && mark.stands(), "first seen when the clock had gone back");
-        assert!(mark.set_at(back, late) && !mark.stands() && mark.over().is_some());
+        assert!(mark.set_at(back, start) && mark.is_set(), "first seen when the clock had gone back");
+        assert!(mark.set_at(back, late) && !mark.is_set() && mark.over().is_some());
     }
 
     fn unconfirmed(mark: &Mark) -> Option<i64> {
@@ -194,14 +197,14 @@ mod tests {
         let mark = Mark::none(2);
         let first = mark.park();
         assert!(mark.set(by(7)));
-        assert!(mark.stands() && !mark.is_drained(), "one slot still holds something");
+        assert!(mark.is_set() && !mark.is_drained(), "one slot still holds something");
         let second = mark.park();
         assert!(mark.is_drained());
         drop(second);
         assert!(!mark.is_drained());
         assert!(mark.set(None));
         drop(first);
-        assert!(!mark.stands());
+        assert!(!mark.is_set());
     }
 
     #[test]
@@ -216,7 +219,7 @@ mod tests {
         mark.confirmed(7);
         assert_eq!(unconfirmed(&mark), Some(8), "that was about another mark");
         mark.confirmed(8);
-        // Lapsed and set up anew, between two looks.
+        // The mark has lapsed and was set again, between two checks.
         mark.set(by(8).map(|mark| DrainMark { until: SystemTime::UNIX_EPOCH + MARK_FOR, ..mark }));
         assert_eq!(unconfirmed(&mark), Some(8));
     }

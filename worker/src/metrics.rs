@@ -18,7 +18,7 @@ pub struct Metrics {
     pub request_latency: Histogram,
     /// From one checkpoint to the next.
     pub step_latency: Histogram,
-    /// From the job's id being made to its harness's start, first attempts only.
+    /// From the making of the job's id to the start of its harness, for first attempts only.
     pub start_wait: Histogram,
     /// Spend.
     pub cost_total: Counter,
@@ -28,7 +28,7 @@ pub struct Metrics {
     pub tokens: IntCounterVec,
     /// Iterations that are safe in the ledger.
     pub iterations: IntCounter,
-    /// Jobs in this worker's hands.
+    /// Jobs that this worker holds.
     pub running: IntGauge,
     /// Slots of this worker.
     pub slots: IntGauge,
@@ -44,7 +44,7 @@ pub struct Metrics {
     pub shortages: IntCounterVec,
 }
 
-/// The one set of them, registered at first use.
+/// The metrics of this process, registered at first use.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let metrics = register().expect("every metric has a name of its own, so that registering cannot fail");
     metrics.show_zeros();
@@ -52,7 +52,8 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
 });
 
 impl Metrics {
-    /// A counter that appears at 1 has no rate: what happens first would not be seen.
+    /// Shows every label from the start. A counter that first appears at 1 has no rate, so the first event would not be
+    /// seen.
     fn show_zeros(&self) {
         for outcome in ["succeeded", "failed", "retried", "cancelled", "interrupted", "lost"] {
             self.requests.with_label_values(&[outcome]);

@@ -1,4 +1,5 @@
-//! Refusal: which claimed jobs are not run, or not yet; and in what company one may run that is suspected to kill workers.
+//! Refusal: which claimed jobs are not run, or not yet; and beside which others a job may run that is suspected of
+//! killing workers.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -11,24 +12,24 @@ use tracing::info;
 
 use crate::attempt::{Attempt, Ended};
 use crate::fold::{fold_is_due, read_session};
-use crate::running::Company;
+use crate::running::Isolation;
 
-/// When a suspect is looked at again that found another one here.
+/// How long a suspect is postponed when it finds another one here.
 const SUSPECT_WAIT: Duration = Duration::from_secs(1);
-/// How long a suspect waits to be alone; then it runs beside others.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a suspect waits to be alone before it runs beside others.
+const SUSPECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The end of an attempt that is not to be run.
+/// Returns the end of an attempt that is not to be run; `None` if it is to be run.
 pub fn refused(attempt: &Attempt<'_>) -> Option<Ended> {
     let claimed = attempt.claimed;
     if let Some(failure) = hopeless(attempt.spec, claimed) {
         return Some(Ended::Refused(failure, to_be_folded(&claimed.session)));
     }
     let suspicion = claimed.suspicion?;
-    (!attempt.seat.may_run_as_suspect(company(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
+    (!attempt.reservation.may_run_as_suspect(isolation(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
 }
 
-/// Why a claimed job is not to be run any more, if it is not.
+/// Returns why a claimed job is never to be run again; `None` if it may be run.
 fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
     let (attempts, deaths) = (claimed.attempts, claimed.deaths);
     if deaths >= POISON_DEATHS {
@@ -44,27 +45,28 @@ fn hopeless(spec: &JobSpec, claimed: &Claimed) -> Option<Failure> {
     claimed.remaining.is_some_and(|left| left.is_zero()).then(overdue)
 }
 
-/// What ends a job whose deadline has passed.
+/// Returns the failure of a job whose deadline has passed.
 pub fn overdue() -> Failure {
     Failure::permanent(FailureCode::DeadlineExceeded, "its deadline_ms was over before it was done")
 }
 
-/// The session as it stands, where a job's end writes it whole.
+/// Returns the session as it is now, if the job's end writes it whole.
 fn to_be_folded(state: &SessionState) -> Option<Session> {
     let (session, appended) = read_session(state, |_| true).ok()?;
     fold_is_due(state, appended).then_some(session)
 }
 
-/// Beside which other suspects one may run.
-fn company(suspicion: Suspicion) -> Company {
+/// Returns beside which other suspects this one may run.
+fn isolation(suspicion: Suspicion) -> Isolation {
     match suspicion {
-        Suspicion { shared: true, .. } => Company::Alone,
-        Suspicion { waited, .. } if waited < SUSPECT_PATIENCE => Company::First,
-        Suspicion { .. } => Company::Any,
+        Suspicion { shared: true, .. } => Isolation::Alone,
+        Suspicion { waited, .. } if waited < SUSPECT_TIMEOUT => Isolation::First,
+        Suspicion { .. } => Isolation::Any,
     }
 }
 
-/// Clears a suspect when it has outlived the time after which it killed: first in the ledger, then here. Never ends.
+/// Clears a suspect once it has run for longer than it ever did before a worker's death: first in the ledger, then
+/// here. Never ends.
 pub async fn clear(attempt: &Attempt<'_>) -> Infallible {
     let (worker, claimed) = (attempt.worker, attempt.claimed);
     if let Some(killed_after) = claimed.suspicion.and_then(|suspicion| suspicion.killed_after) {
@@ -73,10 +75,10 @@ pub async fn clear(attempt: &Attempt<'_>) -> Infallible {
         let cleared =
             retry("clearing a suspect", &worker.stop_waiting, StoreError::is_retryable, clear).await;
         if let Ok(Fenced::Done(())) = cleared {
-            attempt.seat.is_cleared();
+            attempt.reservation.clear_suspicion();
             info!(
                 ran_s = killed_after.as_secs(),
-                "no suspect any more: it has outlived the deaths of its workers"
+                "no longer a suspect: it has run for longer than before any worker's death"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The running table: which jobs this process has in its hands, and how to stop each.
+//! The running table: which jobs this process holds, and how to stop each.
 //!
 //! The ledger has its own view of the same; `lease` compares the two.
 
@@ -19,20 +19,21 @@ struct Table {
     jobs: HashMap<JobId, Entry>,
     /// Set once all runs are to stop: a run that begins later stops at once.
     stop_all: Option<Stop>,
-    /// Runs that have ended here and whose end the ledger has not taken, with their epochs.
+    /// Runs that have ended here but whose end the ledger did not take, with their epochs.
     unrecorded: HashMap<JobId, i64>,
 }
 
 struct Entry {
     /// 0 while the claim is under way.
     epoch: i64,
-    /// Whether one more death would prove it to be poison, and in what company it may run.
-    suspect: Option<Company>,
+    /// For a suspect, which one more death would prove to be poison: beside which other suspects it may run.
+    suspect: Option<Isolation>,
     stop: Stopper,
 }
 
 impl Running {
-    /// Enters a job before it is claimed, so that of two deliveries of it one claims and the other waits to see.
+    /// Reserves a job before it is claimed, so that of its two deliveries one claims it and the other waits for the
+    /// outcome.
     pub fn reserve(&self, job_id: JobId) -> Reserved {
         let mut table = self.lock();
         match table.jobs.get(&job_id) {
@@ -40,12 +41,12 @@ impl Running {
             Some(_) => Reserved::Runs,
             None => {
                 table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: Stopper::default() });
-                Reserved::Seat(Seat { running: self.clone(), job_id })
+                Reserved::Ours(Reservation { running: self.clone(), job_id })
             }
         }
     }
 
-    /// The jobs that run, with their epochs.
+    /// Returns the jobs that run, with their epochs.
     pub fn epochs(&self) -> Vec<(JobId, i64)> {
         let table = self.lock();
         table
@@ -56,41 +57,42 @@ impl Running {
             .collect()
     }
 
-    /// A run has ended, and the ledger does not take its end: the job will be handed back as a stranger.
+    /// Notes that a run has ended and the ledger does not take its end. The job will be handed back with the unknown
+    /// ones.
     pub fn unrecorded(&self, job_id: JobId, epoch: i64) {
         self.lock().unrecorded.insert(job_id, epoch);
     }
 
-    /// Whether a job that is about to be handed back has been run here under that epoch.
+    /// Returns whether a job that is about to be handed back has been run here under that epoch.
     pub fn was_run(&self, job_id: JobId, epoch: i64) -> bool {
         self.lock().unrecorded.get(&job_id) == Some(&epoch)
     }
 
-    /// The ledger believes only these to run here: the others have been handed back.
+    /// Keeps only the unrecorded runs that the ledger believes to run here. The others have been handed back.
     pub fn keep_unrecorded(&self, listed: &[(JobId, i64)]) {
         self.lock().unrecorded.retain(|job_id, epoch| listed.contains(&(*job_id, *epoch)));
     }
 
-    /// Whether the job is in the table, running or being claimed.
+    /// Returns whether the job is in the table, running or being claimed.
     pub fn contains(&self, job_id: JobId) -> bool {
         self.lock().jobs.contains_key(&job_id)
     }
 
-    /// Tells one run to stop; nothing when it is over or a later one is under way.
+    /// Asks one run to stop. Does nothing if it is over or a later run of the job is under way.
     pub fn stop(&self, job_id: JobId, epoch: i64, stop: Stop) {
         if let Some(entry) = self.lock().jobs.get(&job_id).filter(|entry| entry.epoch == epoch) {
             entry.stop.ask(stop);
         }
     }
 
-    /// Tells every run to stop, once.
+    /// Asks every present run to stop.
     pub fn stop_present(&self, stop: &Stop) {
         for entry in self.lock().jobs.values() {
             entry.stop.ask(stop.clone());
         }
     }
 
-    /// Tells every run to stop, also those that begin later.
+    /// Asks every run to stop, including those that begin later.
     pub fn stop_all(&self, stop: Stop) {
         self.lock().stop_all = Some(stop.clone());
         self.stop_present(&stop);
@@ -102,35 +104,35 @@ impl Running {
     }
 }
 
-/// Beside which other suspects one may run.
+/// Beside which other suspects a suspect may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
-    /// None that began before it, but those that join it.
+pub enum Isolation {
+    /// Not beside one that began before it; later ones may join it.
     First,
-    /// Any that puts up with it: it has waited for long enough.
+    /// Beside any that need not be alone, because it has waited long enough.
     Any,
-    /// None at all: a worker has died of it or of one that ran beside it.
+    /// Beside none: a worker has died of it, or of a suspect that ran beside it.
     Alone,
 }
 
 /// The answer to a reservation.
 pub enum Reserved {
     /// The job is ours to claim.
-    Seat(Seat),
+    Ours(Reservation),
     /// Another slot is claiming it.
     Claiming,
     /// Another slot runs it: it is safe in the ledger.
     Runs,
 }
 
-/// A job's place in the table; it leaves when this is dropped.
-pub struct Seat {
+/// A job's place in the table. Dropping it removes the job.
+pub struct Reservation {
     running: Running,
     job_id: JobId,
 }
 
-impl Seat {
-    /// The claim was granted: from now on the job runs. Returns what stops it.
+impl Reservation {
+    /// Notes that the claim was granted: from now on the job runs. Returns what stops it.
     pub fn begin(&self, epoch: i64) -> Stopper {
         let mut table = self.running.lock();
         let stop = Stopper::default();
@@ -140,30 +142,30 @@ impl Seat {
         stop
     }
 
-    /// Enters the job as a suspect, unless others run here in whose company it may not be: should this worker die too, it
-    /// must be clear which of them did it, or none is charged.
-    pub fn may_run_as_suspect(&self, company: Company) -> bool {
+    /// Enters the job as a suspect and returns true, unless a suspect runs here beside which it must not run. If this
+    /// worker dies too, it must be clear which suspect did it; otherwise none is charged.
+    pub fn may_run_as_suspect(&self, isolation: Isolation) -> bool {
         let mut table = self.running.lock();
         let may = table
             .jobs
             .values()
             .filter_map(|entry| entry.suspect)
-            .all(|other| company == Company::Any && other != Company::Alone);
+            .all(|other| isolation == Isolation::Any && other != Isolation::Alone);
         if let Some(entry) = table.jobs.get_mut(&self.job_id).filter(|_| may) {
-            entry.suspect = Some(company);
+            entry.suspect = Some(isolation);
         }
         may
     }
 
-    /// Nothing is held against the job any more.
-    pub fn is_cleared(&self) {
+    /// Notes that the job is no longer a suspect.
+    pub fn clear_suspicion(&self) {
         if let Some(entry) = self.running.lock().jobs.get_mut(&self.job_id) {
             entry.suspect = None;
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut table = self.running.lock();
         table.jobs.remove(&self.job_id);
@@ -176,10 +178,10 @@ mod tests {
     use super::*;
 
     impl Running {
-        fn seat(&self, job_id: JobId) -> Seat {
+        fn reservation(&self, job_id: JobId) -> Reservation {
             match self.reserve(job_id) {
-                Reserved::Seat(seat) => seat,
-                Reserved::Claiming | Reserved::Runs => panic!("{job_id} has a seat already"),
+                Reserved::Ours(reservation) => reservation,
+                Reserved::Claiming | Reserved::Runs => panic!("{job_id} is reserved already"),
             }
         }
     }
@@ -188,65 +190,65 @@ mod tests {
     fn a_job_has_one_seat_and_leaves_it() {
         let running = Running::default();
         let id = JobId::now();
-        let seat = running.seat(id);
+        let reservation = running.reservation(id);
         assert!(matches!(running.reserve(id), Reserved::Claiming));
         assert!(running.epochs().is_empty(), "not yet claimed");
-        let _stop = seat.begin(7);
+        let _stop = reservation.begin(7);
         assert!(matches!(running.reserve(id), Reserved::Runs));
         assert_eq!(running.epochs(), [(id, 7)]);
-        drop(seat);
+        drop(reservation);
         assert!(!running.contains(id));
     }
 
     #[test]
     fn a_stop_reaches_the_run_it_is_meant_for() {
         let running = Running::default();
-        let seat = running.seat(JobId::now());
-        let stop = seat.begin(7);
-        running.stop(seat.job_id, 6, Stop::LeaseLost);
+        let reservation = running.reservation(JobId::now());
+        let stop = reservation.begin(7);
+        running.stop(reservation.job_id, 6, Stop::LeaseLost);
         assert_eq!(stop.asked(), None);
-        running.stop(seat.job_id, 7, Stop::Timeout);
-        running.stop(seat.job_id, 7, Stop::Drain);
-        assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason stands");
-        running.stop(seat.job_id, 7, Stop::LeaseLost);
+        running.stop(reservation.job_id, 7, Stop::Timeout);
+        running.stop(reservation.job_id, 7, Stop::Drain);
+        assert_eq!(stop.asked(), Some(Stop::Timeout), "the first reason is kept");
+        running.stop(reservation.job_id, 7, Stop::LeaseLost);
         assert_eq!(stop.asked(), Some(Stop::LeaseLost));
     }
 
     #[test]
     fn only_one_suspect_runs_here() {
         let running = Running::default();
-        let (first, second) = (running.seat(JobId::now()), running.seat(JobId::now()));
+        let (first, second) = (running.reservation(JobId::now()), running.reservation(JobId::now()));
         let _stops = (first.begin(1), second.begin(2));
-        assert!(first.may_run_as_suspect(Company::First));
-        assert!(!second.may_run_as_suspect(Company::First));
+        assert!(first.may_run_as_suspect(Isolation::First));
+        assert!(!second.may_run_as_suspect(Isolation::First));
         drop(first);
-        assert!(second.may_run_as_suspect(Company::First));
+        assert!(second.may_run_as_suspect(Isolation::First));
     }
 
     #[test]
     fn a_suspect_that_has_waited_joins_others_but_for_those_that_must_be_alone() {
         let running = Running::default();
-        let seats = [1, 2, 3].map(|epoch| {
-            let seat = running.seat(JobId::now());
-            drop(seat.begin(epoch));
-            seat
+        let reservations = [1, 2, 3].map(|epoch| {
+            let reservation = running.reservation(JobId::now());
+            drop(reservation.begin(epoch));
+            reservation
         });
-        let [first, second, third] = &seats;
-        assert!(first.may_run_as_suspect(Company::First));
-        assert!(second.may_run_as_suspect(Company::Any));
-        assert!(!third.may_run_as_suspect(Company::Alone));
-        first.is_cleared();
-        assert!(!third.may_run_as_suspect(Company::Alone), "the second is there still");
-        second.is_cleared();
-        assert!(third.may_run_as_suspect(Company::Alone));
-        assert!(!first.may_run_as_suspect(Company::Any));
+        let [first, second, third] = &reservations;
+        assert!(first.may_run_as_suspect(Isolation::First));
+        assert!(second.may_run_as_suspect(Isolation::Any));
+        assert!(!third.may_run_as_suspect(Isolation::Alone));
+        first.clear_suspicion();
+        assert!(!third.may_run_as_suspect(Isolation::Alone), "the second is still there");
+        second.clear_suspicion();
+        assert!(third.may_run_as_suspect(Isolation::Alone));
+        assert!(!first.may_run_as_suspect(Isolation::Any));
     }
 
     #[test]
     fn a_run_that_begins_after_the_end_of_grace_stops_at_once() {
         let running = Running::default();
         running.stop_all(Stop::Drain);
-        let seat = running.seat(JobId::now());
-        assert_eq!(seat.begin(1).asked(), Some(Stop::Drain));
+        let reservation = running.reservation(JobId::now());
+        assert_eq!(reservation.begin(1).asked(), Some(Stop::Drain));
     }
 }

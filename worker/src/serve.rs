@@ -22,16 +22,17 @@ use crate::lease::Lease;
 use crate::machine::{Lacks, Machine};
 use crate::mark::Mark;
 use crate::metrics::METRICS;
-use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::throughput::ThroughputWindow;
 use crate::worker::Worker;
 use crate::{heartbeat, slot};
 
-/// After the drain's grace: how long stopped harnesses get to hand back, and the broker to take the last acks.
+/// How long, after the drain's grace, stopped harnesses have to hand back their jobs and the broker to take the last
+/// acks.
 const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
 
-/// Runs a worker until `drain` is cancelled and all is handed over, or until it cannot go on.
+/// Runs a worker until `drain` is cancelled and everything is handed over, or until the worker cannot go on.
 pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Result<ExitCode> {
     let mut lifecycle = Lifecycle::default();
     let services = Services::start(&settings, lifecycle.end());
@@ -42,7 +43,7 @@ pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Resu
     };
     services.spawn_keepers(&mut lifecycle, &worker);
     let slots = services.open_slots(&worker);
-    // Set once, here.
+    // It is set only here, so this cannot fail.
     let _ = services.serving.set(worker.clone());
     let worker_id = worker.lease.worker();
     info!(%worker_id, queue = jobs_queue(&worker.settings.pool), slots = worker.settings.slots, "takes jobs");
@@ -69,7 +70,7 @@ struct Services {
 }
 
 impl Services {
-    /// The connections last until `end`.
+    /// Starts the connections, which last until `end`.
     fn start(settings: &Settings, end: CancellationToken) -> Services {
         METRICS.slots.set(i64::from(settings.slots));
         Services {
@@ -84,7 +85,7 @@ impl Services {
         readiness(self.serving.clone(), self.consuming.clone(), self.publishing.clone(), drain)
     }
 
-    /// Waits for Postgres, then registers this worker. `None` if the process is asked to stop before.
+    /// Waits for Postgres, then registers this worker. Returns `None` if the process is asked to stop before that.
     async fn register(
         &self,
         settings: Settings,
@@ -100,7 +101,7 @@ impl Services {
         let partitions = || async {
             match self.store.maintain_partitions(settings.retention).await? {
                 Some(_) => Ok(()),
-                // Without them no end can be recorded.
+                // Without partitions no job's end can be recorded.
                 None => Err(StoreError::unavailable("another process makes the partitions")),
             }
         };
@@ -115,9 +116,9 @@ impl Services {
             slots: settings.slots,
             lease: settings.lease,
         };
-        let (running, pace) = (Running::default(), PaceWindow::new());
+        let (running, throughput) = (Running::default(), ThroughputWindow::new());
         let register =
-            || Lease::register(self.store.clone(), running.clone(), pace.clone(), registration.clone());
+            || Lease::register(self.store.clone(), running.clone(), throughput.clone(), registration.clone());
         let Some(lease) =
             retry_or_stop("registering the worker", drain, StoreError::is_retryable, register).await?
         else {
@@ -134,7 +135,7 @@ impl Services {
             lease,
             mark: Mark::none(settings.slots),
             running,
-            pace,
+            throughput,
             machine: Machine::new(&settings.workspace_dir),
             draining: drain.clone(),
             stop_waiting: CancellationToken::new(),
@@ -212,7 +213,7 @@ async fn drain_slots(worker: &Worker, mut slots: JoinSet<()>) {
     slots.shutdown().await;
 }
 
-/// So that its death counts for nothing, should it come before the end of the drain. Never ends.
+/// Records that this worker drains, so that its death before the end of the drain costs no job an attempt. Never ends.
 async fn mark_draining(worker: &Worker) {
     let mark = || worker.store.mark_draining(worker.lease.worker());
     let stop = &worker.stop_waiting;
@@ -231,7 +232,7 @@ async fn within(bound: Duration, future: impl Future<Output = ()>) -> bool {
     tokio::time::timeout(bound, future).await.is_ok()
 }
 
-/// `/ready`: what the process knows, without asking anybody.
+/// Answers `/ready` from what the process knows, without asking another service.
 fn readiness(
     serving: Arc<OnceLock<Arc<Worker>>>,
     consuming: Broker,

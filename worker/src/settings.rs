@@ -1,4 +1,4 @@
-//! What a worker is told at its start.
+//! The settings that a worker is started with.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use store::StoreConfig;
 
 use crate::agents::Agents;
 
-/// Runs jobs: takes them from RabbitMQ, runs each one's harness, keeps sessions and results in Postgres.
+/// Takes jobs from RabbitMQ, runs their harnesses, and keeps sessions and results in Postgres.
 ///
-/// Any number of workers may run; every one can continue every session. SIGTERM drains: no job is taken any more,
-/// running ones get `--drain-grace-s` to end, and the rest is handed back without spending an attempt.
+/// Any number of workers may run, and each can continue any session. On SIGTERM a worker drains: it takes no more jobs,
+/// gives running ones `--drain-grace-s` to end, and hands back the rest without spending an attempt.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "worker", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -48,8 +48,8 @@ pub struct Args {
     /// below RabbitMQ's consumer_timeout
     #[arg(long, env = "ACK_AFTER_S", default_value = "60")]
     ack_after_s: Setting<u64>,
-    /// The most bytes that a session's state may hold (memory, context and progress as JSON); a checkpoint beyond it fails
-    /// its job as output_limit
+    /// The most bytes that a session's state may hold (memory, context and progress as JSON); a checkpoint beyond it
+    /// fails its job as output_limit
     #[arg(long, env = "MAX_SESSION_BYTES", default_value = "16777216")]
     max_session_bytes: Setting<usize>,
     /// The pod's name, in Kubernetes
@@ -59,7 +59,7 @@ pub struct Args {
     common: Common,
 }
 
-/// What else the binary can do than work.
+/// What the binary can do besides running a worker.
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Health(Health),
@@ -94,12 +94,12 @@ impl AsMut<Common> for Args {
 }
 
 impl Args {
-    /// The question that was put instead of a start, if one was.
+    /// Returns the health check to make instead of starting a worker, if one was asked for.
     pub fn health(&self) -> Option<Health> {
         self.command.as_ref().map(|Command::Health(health)| health.clone())
     }
 
-    /// Checks all settings; the error tells everything that is wrong.
+    /// Checks all settings; the error lists everything that is wrong.
     pub fn check(self) -> (Telemetry, Result<Settings, SettingsError>) {
         let mut problems = Problems::default();
         let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE];
@@ -191,12 +191,13 @@ fn broker_config(
     problems.check("AMQP_URL", config.check().map(|()| config))
 }
 
-/// Files that each slot needs while a program runs in it: three pipes, its process, and as many again while it is started.
+/// Files that a slot needs while a program runs in it: three pipes, its process, and as many again while it is started.
 const FILES_OF_A_SLOT: u64 = 8;
-/// Those of the process itself, with its connections to the broker and who asks its admin port.
+/// Files of the process itself, including its connections to the broker and the clients of its admin port.
 const OWN_FILES: u64 = 128;
 
-/// Slots that could not start a program in the middle of the night are refused at the start.
+/// Refuses more slots than can each have a program within the limit of open files. Without this check the lack would
+/// show only once that many programs run.
 fn fit_files(slots: u32, pool_size: usize, files: OpenFiles, problems: &mut Problems) {
     let left = files.now.saturating_sub(OWN_FILES + pool_size as u64);
     let most = left / FILES_OF_A_SLOT;

@@ -11,14 +11,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{Instrument, Span, debug, info};
 
 use crate::attempt::Arrival;
-use crate::running::{Reserved, Seat};
+use crate::running::{Reservation, Reserved};
 use crate::worker::Worker;
 use crate::{claim, intake, turn};
 
-/// How often a second delivery looks whether the first one's claim is through.
+/// How often a second delivery checks whether the claim for the first one is done.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
 
-/// How long a slot waits for its reply; a broker that is well confirms it in a few milliseconds.
+/// How long a slot waits for its reply; a healthy broker confirms it in a few milliseconds.
 const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 
 /// Takes jobs until the worker drains. The slot's delivery is acked when the slot is free again, so that the broker
@@ -26,30 +26,30 @@ const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 pub async fn run(worker: &Worker, mut slot: Slot) {
     let (mark, machine) = (&worker.mark, &worker.machine);
     loop {
-        // Without Postgres there is nothing to be done with a message here, but perhaps elsewhere; nor on a machine that lacks
-        // what a run needs.
+        // Without Postgres, or on a machine that lacks what a run needs, nothing can be done with a message here, but
+        // perhaps elsewhere.
         let fit = machine.is_fit();
         if !worker.lease.is_fresh() || !fit {
             slot.pause().await;
         }
-        if mark.stands() {
+        if mark.is_set() {
             slot.pause().await;
             let _parked = mark.park();
             tokio::select! {
                 biased;
                 () = worker.draining.cancelled() => break,
-                () = mark.lifted() => continue,
+                () = mark.until_cleared() => continue,
             }
         }
         let delivery = tokio::select! {
             biased;
             () = worker.draining.cancelled() => break,
-            () = mark.set_up() => continue,
+            () = mark.until_set() => continue,
             () = machine.unfit(), if fit => continue,
             () = machine.fit(), if !fit => continue,
             delivery = async {
                 while !worker.lease.is_fresh() {
-                    worker.lease.renewed_within_a_beat().await;
+                    worker.lease.sleep_one_beat().await;
                 }
                 slot.next().await
             }, if fit => delivery,
@@ -60,7 +60,8 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
     slot.pause().await;
 }
 
-/// Reads a delivery and goes on with its job, unless another slot has that. One of an unknown agent leaves a copy for who looks, and fails.
+/// Reads a delivery and goes on with its job, unless another slot has it. A job of an unknown agent leaves a copy of
+/// its message in `harness.dead`, and fails.
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
@@ -73,25 +74,26 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             return;
         }
     }
-    match take_seat(worker, &spec).await {
-        Some(seat) => claim_and_work(worker, slot, delivery, delivered, spec, seat).await,
+    match reserve_job(worker, &spec).await {
+        Some(reservation) => claim_and_work(worker, slot, delivery, delivered, spec, reservation).await,
         None => delivery.settle().await,
     }
 }
 
-/// What is usual says nothing before the claim: a span for it would cost each job.
+/// Makes a log span for the job. Before the claim it is made only for what is unusual, because a span would slow down
+/// every job.
 fn about(spec: &JobSpec) -> Span {
     dispatch::job_span(spec, None)
 }
 
-/// Does what the ledger answers to the claim.
+/// Claims the job, and does what the ledger's answer asks for.
 async fn claim_and_work(
     worker: &Worker,
     slot: &mut Slot,
     delivery: Delivery,
     delivered: SystemTime,
     spec: JobSpec,
-    seat: Seat,
+    reservation: Reservation,
 ) {
     let claiming = SystemTime::now();
     let answer = match claim::claim(worker, &spec).await {
@@ -107,7 +109,7 @@ async fn claim_and_work(
     match answer {
         Answer::Claimed(claimed) => {
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
-            let working = turn::take(worker, spec, *claimed, seat, arrival);
+            let working = turn::take(worker, spec, *claimed, reservation, arrival);
             settle_when_done(slot, delivery, working, ack_by).await;
         }
         Answer::Finished(state) => {
@@ -125,17 +127,17 @@ async fn claim_and_work(
             intake::refuse(worker, delivery, &reason, "job_id_taken").instrument(about(&spec)).await;
         }
         Answer::Blocked => {
-            if claim::mind_the_busy(worker, &spec).instrument(about(&spec)).await {
+            if claim::apply_on_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;
             }
         }
         Answer::Held | Answer::NotDue | Answer::LeaseLost => delivery.settle().await,
-        // Back to the broker, for another worker.
+        // The delivery goes back to the broker, for another worker.
         Answer::Drained => {}
     }
 }
 
-/// Acks the delivery when its job is done and replied to; before that, when it takes too long.
+/// Acks the delivery when its job is done and the reply is out, or at `ack_by` if that comes first.
 async fn settle_when_done(
     slot: &mut Slot,
     delivery: Delivery,
@@ -146,8 +148,8 @@ async fn settle_when_done(
     tokio::select! {
         replying = &mut working => settle_when_replied(slot, delivery, replying, ack_by).await,
         () = sleep_until(ack_by) => {
-            // The job is safe in the ledger. Without its message the broker's delivery-ack timeout has
-            // nothing to close the channel for; without a consumer it sends this busy slot no other.
+            // The job is safe in the ledger. Once its message is acked, the broker's delivery-ack timeout has no
+            // reason to close the channel. Without a consumer, the broker sends this busy slot no other message.
             slot.pause().await;
             delivery.settle().await;
             drop(working.await);
@@ -155,8 +157,8 @@ async fn settle_when_done(
     }
 }
 
-/// Acks the delivery of an ended job when its reply is out, or after `ACK_AFTER_S` like one of a job that runs; were we to die
-/// before, the message would bring the reply again. A reply that takes its time does not take the slot's.
+/// Acks the delivery of an ended job when its reply is out, or after `ACK_AFTER_S`, as for a job that runs. If we die
+/// before that, the message comes again and the reply is sent again. A slow reply does not hold up the slot.
 async fn settle_when_replied(
     slot: &mut Slot,
     mut delivery: Delivery,
@@ -171,26 +173,27 @@ async fn settle_when_replied(
         Ok(false) => return,
         Err(_) => {}
     }
-    // Without its consumer, the slot may have another message beside this one.
+    // The slot gives up its consumer, so that its next one can get another message while this one is unacked.
     slot.pause().await;
     delivery.body = Vec::new();
     tokio::spawn(async move {
         match timeout_at(ack_by, replying.done()).await {
             Ok(true) => {}
-            // Back to the broker: who gets it next replies.
+            // The message goes back to the broker, and the worker that gets it next replies.
             Ok(false) => return,
-            Err(_) => info!("the message is acked before the reply is out, which is slow"),
+            Err(_) => info!("the message is acked before the reply is out, because the reply is slow"),
         }
         delivery.settle().await;
     });
 }
 
-/// A seat for the job; `None` when another slot of this worker runs it already, so that this message is one too many.
-/// While another slot claims it, what comes of that is waited for: until the ledger has the job, every message counts.
-async fn take_seat(worker: &Worker, spec: &JobSpec) -> Option<Seat> {
+/// Reserves the job. Returns `None` when another slot of this worker already runs it, so that this message is one too
+/// many. While another slot claims the job, this waits for the outcome: until the ledger has the job, every message
+/// counts.
+async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
     loop {
         match worker.running.reserve(spec.job_id) {
-            Reserved::Seat(seat) => return Some(seat),
+            Reserved::Ours(reservation) => return Some(reservation),
             Reserved::Runs => return None,
             Reserved::Claiming => sleep(CLAIM_POLL).await,
         }

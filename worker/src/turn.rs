@@ -1,4 +1,5 @@
-//! A session's turn in a slot: its claimed job, and after that the next ones that the ledger hands on, each as one attempt.
+//! A session's turn in a slot: its claimed job, and after that the next ones that the ledger hands over. Each is one
+//! attempt.
 
 use std::time::SystemTime;
 
@@ -12,29 +13,30 @@ use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
 use crate::refusal::refused;
-use crate::running::{Reserved, Seat};
+use crate::running::{Reservation, Reserved};
 use crate::worker::Worker;
 
-/// Runs a claimed job, and after it the session's next ones. Returns the first reply: the others' messages are acked already.
+/// Runs a claimed job, and after it the session's next ones. Returns the first reply; the messages of the other jobs
+/// are already acked.
 pub async fn take(
     worker: &Worker,
     mut spec: JobSpec,
     mut claimed: Claimed,
-    mut seat: Seat,
+    mut reservation: Reservation,
     mut arrival: Arrival,
 ) -> Option<Sending> {
     let mut replying = None;
     loop {
         let about = dispatch::job_span(&spec, Some(claimed.attempts + 1));
-        let (next, reply) = run_job(worker, &spec, &claimed, &seat, arrival).instrument(about).await;
-        drop(seat);
+        let (next, reply) = run_job(worker, &spec, &claimed, &reservation, arrival).instrument(about).await;
+        drop(reservation);
         replying = replying.or(reply);
         let Some(next) = next else { return replying };
         let message = next.message.as_deref().unwrap_or_default();
         let reserved = worker.running.reserve(next.claim.job_id());
-        (spec, seat) = match (job::restore(message), reserved) {
-            (Ok(next), Reserved::Seat(seat)) => (next, seat),
-            // The heartbeat finds it a stranger and hands it back.
+        (spec, reservation) = match (job::decode_stored(message), reserved) {
+            (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
+            // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
                 let (job_id, session_id) = (next.claim.job_id(), next.claim.session_id());
                 let trace_id = result.as_ref().map_or(job_id.into(), JobSpec::trace_id);
@@ -48,15 +50,15 @@ pub async fn take(
     }
 }
 
-/// One attempt at one job. Returns the session's next job, and the reply to this one's caller.
+/// Makes one attempt at one job. Returns the session's next job, and the reply to this job's caller.
 async fn run_job(
     worker: &Worker,
     spec: &JobSpec,
     claimed: &Claimed,
-    seat: &Seat,
+    reservation: &Reservation,
     arrival: Arrival,
 ) -> (Option<Box<Claimed>>, Option<Sending>) {
-    let mut attempt = Attempt::begin(worker, spec, claimed, seat, arrival);
+    let mut attempt = Attempt::begin(worker, spec, claimed, reservation, arrival);
     let ended = match refused(&attempt) {
         Some(refused) => refused,
         None => execute(&attempt).await,

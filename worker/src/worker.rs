@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 use crate::lease::Lease;
 use crate::machine::Machine;
 use crate::mark::Mark;
-use crate::pace::PaceWindow;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::throughput::ThroughputWindow;
 
 /// One worker process, as seen from a slot.
 pub struct Worker {
@@ -20,10 +20,10 @@ pub struct Worker {
     /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
     pub mark: Mark,
     pub running: Running,
-    pub pace: PaceWindow,
+    pub throughput: ThroughputWindow,
     pub machine: Machine,
-    /// No more jobs are taken.
+    /// Cancelled when the worker drains: no more jobs are taken.
     pub draining: CancellationToken,
-    /// The process ends: waits for Postgres or the broker are given up.
+    /// Cancelled when the process ends: waits for Postgres or the broker are given up.
     pub stop_waiting: CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! `autoscaler observe`: what is known of pools, and what is not.
+//! `autoscaler observe`: prints what is known of pools, and what is not.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::decide::Policy;
 use crate::observe::{Observer, Watched};
 use crate::settings::{Services, check_management};
 
-/// How long to wait for RabbitMQ.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long to wait for the connection to RabbitMQ.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Look once at each pool and print what is known, one JSON object per pool
+/// Observe each pool once and print what is known, one JSON object per pool
 ///
-/// Exit codes: 0 all is known, 2 wrong settings, 3 something is unknown; the output says what and why.
+/// Exit codes: 0 everything is known, 2 wrong settings, 3 something is unknown; the output says what and why.
 #[derive(Debug, Args)]
 pub struct Observe {
     /// The pools
     #[arg(default_value = "default")]
     pools: Vec<Name>,
-    /// RabbitMQ's management API, such as http://user:password@host:15672, to be asked as well
+    /// RabbitMQ's management API to ask as well, such as http://user:password@host:15672
     #[arg(long, env = "MANAGEMENT_URL", hide_env_values = true)]
     management_url: Option<SecretString>,
 }
@@ -50,7 +50,7 @@ impl Observe {
         };
         unless_stopped(stop, migrations::check(services.store.address())).await?;
         let broker = Broker::start(services.broker, CancellationToken::new());
-        let connecting = unless_stopped(stop, broker.ready(PATIENCE)).await;
+        let connecting = unless_stopped(stop, broker.ready(TIMEOUT)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
         let due_horizon = Duration::from_secs(Policy::default().due_horizon_s);
         let watched = self.pools.iter().map(|pool| Watched { pool: pool.clone(), due_horizon });

@@ -1,4 +1,4 @@
-//! `autoscaler simulate`: a trace through the decisions of a policy, or of two.
+//! `autoscaler simulate`: plays a trace through the decisions of one policy, or of two.
 
 mod model;
 mod policy;
@@ -18,32 +18,32 @@ use self::model::ModelArgs;
 use self::policy::{Named, PolicyArgs};
 use self::trace::TraceArgs;
 use crate::decide::{Decision, Observation};
-use crate::explain::{Story, Told};
+use crate::explain::{DecisionRow, Story};
 use crate::simulate::{Comparison, Drawn, Setup, Simulation, TICK_MS, Trace, plot, table};
 
 /// Ticks between two looks at the progress bar and the stop signal.
 const STRIDE: u64 = 4_096;
 
-/// Play a trace of jobs through the decisions of a policy: how long they wait, what the pool costs
+/// Play a trace of jobs through the decisions of a policy: how long jobs wait, what the pool costs
 ///
-/// The same decisions as in `autoscaler run`, one a second, on a modelled pool: workers take a
-/// while to start and to drain, readings are a second old, jobs are taken in order, and only a
-/// worker that holds nothing is ever taken away. Nothing is connected to. The same input gives the
-/// same output.
+/// It makes the same decisions as `autoscaler run`, one a second, for a modelled pool: workers take
+/// a while to start and to drain, readings are a second old, jobs are taken in order, and a worker
+/// is removed only when it holds nothing. It connects to nothing. The same input gives the same
+/// output.
 ///
 /// A trace is CSV with a header (ops/traces/burst.csv is one):
 ///
 ///   arrival_s,service_s,session
 ///   0.5,62.25,s-1
 ///
-/// or JSON lines of the same names:
+/// or JSON lines with the same names:
 ///
 ///   {"arrival_s": 0.5, "service_s": 62.25, "session": "s-1"}
 ///
 /// arrival_s: when the job came, in seconds from the beginning. service_s: how long it ran.
-/// session (may be left out): jobs of one session run one at a time.
+/// session (optional): jobs of one session run one at a time.
 ///
-/// The last day of a real pool, as a trace:
+/// To export the last day of a real pool as a trace:
 ///
 ///   psql "$DATABASE_URL" -c "COPY (
 ///     SELECT extract(epoch FROM accepted_at - min(accepted_at) OVER ()) AS arrival_s,
@@ -64,19 +64,19 @@ pub struct Simulate {
     policy: PolicyArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// A change that reverses the one before it within so many seconds is a flap
+    /// A change that reverses the previous one within this many seconds counts as a flap
     #[arg(long, value_name = "SECONDS", default_value = "600", help_heading = "Report")]
     flap_s: Setting<u64>,
-    /// Go on for so many seconds after the last job, to see the pool shrink
+    /// Continue for this many seconds after the last job, to see the pool shrink
     #[arg(long, value_name = "SECONDS", default_value = "900", help_heading = "Report")]
     tail_s: Setting<u64>,
     /// Draw messages ready, workers and waits over time into this SVG file
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     plot: Option<PathBuf>,
-    /// Tell the decisions first, as `autoscaler explain` does
+    /// Print the decisions first, as `autoscaler explain` does
     #[arg(long, conflicts_with = "json", help_heading = "Report")]
     explain: bool,
-    /// One JSON object instead of a table
+    /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Report")]
     json: bool,
 }
@@ -141,7 +141,7 @@ impl Simulate {
 }
 
 impl Plan {
-    /// What the picture is of.
+    /// The title of the plot.
     fn heading(&self) -> String {
         let Setup { slots, delays, .. } = self.setup;
         let startup_s = delays.startup_ms as f64 / 1e3;
@@ -153,7 +153,7 @@ impl Plan {
         )
     }
 
-    /// A run for each policy, all until the same end, so that their costs can be compared.
+    /// Runs each policy. All runs end at the same time, so that their costs can be compared.
     fn simulate(
         &self,
         stories: &mut [Option<Story>],
@@ -193,7 +193,7 @@ fn go_on(
             }
             let (inputs, decision) = run.tick();
             if let Some(story) = story {
-                story.add(&told(run, inputs, decision));
+                story.add(&decision_row(run, inputs, decision));
             }
         }
         bar.inc(STRIDE * TICK_MS);
@@ -202,13 +202,13 @@ fn go_on(
     Ok(())
 }
 
-/// The decision as a leader would have written it down.
-fn told(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> Told {
+/// Returns the decision as a leader would have recorded it.
+fn decision_row(run: &Simulation<'_>, inputs: Observation, decision: Decision) -> DecisionRow {
     let written = run.resizes().last().filter(|resize| resize.at_ms == decision.at_ms);
     let outcome = match written {
         Some(resize) => Some(format!("replicas are {}", resize.to)),
         None if decision.desired < decision.current => Some("idle workers drain".to_owned()),
         None => None,
     };
-    Told { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
+    DecisionRow { decided_at_ms: decision.at_ms, epoch: 1, inputs, decision, outcome, detail: None }
 }

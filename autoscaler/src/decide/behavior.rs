@@ -2,12 +2,13 @@
 //! `pkg/controller/podautoscaler/horizontal.go`: `stabilizeRecommendationWithBehaviors`,
 //! `calculateScaleUpLimitWithScalingRules`, `calculateScaleDownLimitWithBehaviors`, `getReplicasChangePerPeriod`.
 //!
-//! A limit counts from the workers at its period's beginning, and those follow from all changes since, in both directions. Percent
-//! rounds up when growing and down when shrinking, in the same floating point as there. Ours alone: no policies mean no limit.
+//! A limit counts from the number of workers at the beginning of its period. That number follows from all changes
+//! since, in both directions. Percentages round up when growing and down when shrinking, in the same floating point as
+//! in Kubernetes. One rule is ours: no policies mean no limit.
 
 use super::{Behavior, History, Policy, RateLimit, RateUnit, SelectPolicy};
 
-/// The recommendation held against those before it: growing takes the lowest of its window, shrinking the highest.
+/// Compares the recommendation with the earlier ones: growing takes the lowest of its window, shrinking the highest.
 pub(super) fn stabilize(
     recommended: u32,
     current: u32,
@@ -28,7 +29,7 @@ pub(super) fn stabilize(
     current.max(up).min(down)
 }
 
-/// The most workers that `scale_up` allows now; never fewer than `current`.
+/// Returns the most workers that `scale_up` allows now; never fewer than `current`.
 pub(super) fn most(current: u32, history: &History, behavior: &Behavior, now_ms: u64) -> u32 {
     let limits = behavior.policies.iter().map(|limit| {
         let start = period_start(current, history, limit, now_ms);
@@ -45,7 +46,7 @@ pub(super) fn most(current: u32, history: &History, behavior: &Behavior, now_ms:
     limit.map_or(u32::MAX, |limit| limit.clamp(i64::from(current), i64::from(u32::MAX)) as u32)
 }
 
-/// The fewest workers that `scale_down` allows now; never more than `current`.
+/// Returns the fewest workers that `scale_down` allows now; never more than `current`.
 pub(super) fn fewest(current: u32, history: &History, behavior: &Behavior, now_ms: u64) -> u32 {
     let limits = behavior.policies.iter().map(|limit| {
         let start = period_start(current, history, limit, now_ms);

@@ -1,12 +1,13 @@
-//! Check: what is wrong with a policy, by the name of its field.
+//! Check: lists what is wrong with a policy, by the name of the field.
 
 use super::{Behavior, MAX_PERIOD_S, MAX_WINDOW_S, Mode, Policy};
 
-/// The longest time that a policy may wait for anything else, in seconds: a week.
+/// The upper bound of a policy's other durations, in seconds: a week.
 const MAX_WAIT_S: u64 = 7 * 24 * 3600;
 
 impl Policy {
-    /// Everything that is wrong with it, each problem beginning with the field's name. A policy without problems can be decided by.
+    /// Lists everything that is wrong with the policy. Each problem begins with the field's name. A policy without
+    /// problems is fit for [`decide`](super::decide).
     pub fn check(&self) -> Vec<String> {
         let mut problems = Vec::new();
         self.check_bounds(&mut problems);
@@ -101,12 +102,12 @@ impl Behavior {
         if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
             let given = self.tolerance;
             problems.push(format!(
-                "{direction}.tolerance: {given} is no part of demand; 0 or more, such as 0.1, is right"
+                "{direction}.tolerance: {given} is not a part of demand; 0 or more, such as 0.1, is right"
             ));
         }
         for (index, limit) in self.policies.iter().enumerate() {
             if limit.value == 0 {
-                problems.push(format!("{direction}.policies[{index}].value: 0 is no limit to a change; at least 1 is right, or select_policy Disabled"));
+                problems.push(format!("{direction}.policies[{index}].value: 0 is not a valid limit; at least 1 is right, or select_policy Disabled"));
             }
             if !(1..=MAX_PERIOD_S).contains(&limit.period_s) {
                 let given = limit.period_s;

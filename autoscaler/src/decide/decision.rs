@@ -1,32 +1,33 @@
-//! A decision, told by the rules that made it.
+//! A decision, with the rules that made it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How many workers a pool should have, and why. It is kept as JSON in `harness_scale_decisions`.
+/// How many workers a pool should have, and why. It is stored as JSON in `harness_scale_decisions`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// When it was made, as Unix time in milliseconds.
     pub at_ms: u64,
-    /// Workers that the workload is meant to have so far; `None` when that was never read.
+    /// Workers that the workload is set to before this decision; `None` when that was never read.
     pub current: Option<u32>,
-    /// Workers that demand asks for, after the tolerance and before any limit: what the stabilization windows remember.
-    /// `None` is unknown.
+    /// Workers that demand asks for, after the tolerance and before any limit. The stabilization windows remember this
+    /// number. `None` when it is unknown.
     pub recommended: Option<u32>,
-    /// Workers that the workload should have. `None` when `current` is: then nothing may be changed.
+    /// Workers that the workload should have. `None` when `current` is `None`: then nothing may be changed.
     pub desired: Option<u32>,
-    /// What binds: the rule that spoke last.
+    /// The rule that binds: the last one that changed the number.
     pub reason: Reason,
-    /// What the rules made of demand, in their order: the first says what demand asks for, each other changes that.
+    /// What the rules made of demand, in their order: the first says what demand asks for, and each later one changes
+    /// that.
     pub steps: Vec<Step>,
-    /// Since when nothing is ready, running or due; `None` while something is, or unknown.
+    /// Since when nothing is ready, running or due; `None` while something is, or while that is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since_ms: Option<u64>,
 }
 
 impl Decision {
-    /// Nothing may be changed while the workload's size is unknown.
+    /// Returns the decision for a workload of unknown size: nothing may be changed.
     pub(super) fn unknown(at_ms: u64) -> Decision {
         let reason = Reason::WorkloadUnknown;
         Decision {
@@ -41,7 +42,7 @@ impl Decision {
     }
 }
 
-/// What one rule made of the number of workers before it.
+/// What one rule did to the number of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// The rule.
@@ -56,17 +57,17 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// As demand asks.
+    /// The number is what demand asks for.
     Demand,
-    /// Demand is close enough to what there is.
+    /// Demand is close enough to the current number.
     Tolerance,
-    /// Fewer were enough within the window for growing.
+    /// Fewer workers were enough within the window for growing.
     ScaleUpStabilized,
-    /// More were needed within the window for shrinking.
+    /// More workers were needed within the window for shrinking.
     ScaleDownStabilized,
-    /// The policies for growing allow no more yet.
+    /// The policies for growing do not allow more workers yet.
     ScaleUpLimit,
-    /// The policies for shrinking allow no fewer yet.
+    /// The policies for shrinking do not allow fewer workers yet.
     ScaleDownLimit,
     /// Growing is disabled by its `select_policy`.
     ScaleUpDisabled,
@@ -74,9 +75,9 @@ pub enum Reason {
     ScaleDownDisabled,
     /// There is something to do, so the first worker starts, whatever the limits say.
     Wake,
-    /// Too little waits to wake the pool.
+    /// Too few messages wait to wake the pool.
     Activation,
-    /// The pool has not been idle for long enough to lose its last worker.
+    /// The pool has not been idle for long enough to remove its last worker.
     Cooldown,
     /// `min_replicas`.
     Minimum,
@@ -106,12 +107,12 @@ pub enum Reason {
     PausedUp,
     /// Shrinking is paused.
     PausedDown,
-    /// That many workers hold jobs.
+    /// This many workers hold jobs, and a worker that holds a job is not removed.
     Busy,
 }
 
 impl Reason {
-    /// Every one, for metrics that begin at zero.
+    /// All reasons, for metrics that begin at zero.
     pub const ALL: [Reason; 26] = [
         Reason::Demand,
         Reason::Tolerance,
@@ -141,7 +142,7 @@ impl Reason {
         Reason::Busy,
     ];
 
-    /// Its name in metrics and JSON.
+    /// The reason's name in metrics and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Demand => "demand",
@@ -174,7 +175,7 @@ impl Reason {
     }
 }
 
-/// Why, as half a sentence: "shrinking waits until …".
+/// The reason as a clause, such as "growing is paused".
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -188,24 +189,24 @@ impl fmt::Display for Reason {
             Reason::ScaleDownLimit => "the scale_down policies allow no fewer yet",
             Reason::ScaleUpDisabled => "growing is disabled (scale_up.select_policy)",
             Reason::ScaleDownDisabled => "shrinking is disabled (scale_down.select_policy)",
-            Reason::Wake => "there is something to do, and the first worker starts at once",
+            Reason::Wake => "there is something to do, so the first worker starts at once",
             Reason::Activation => "too little waits to wake the pool (activation)",
             Reason::Cooldown => "the last worker stays until there was nothing to do for the whole cooldown",
             Reason::Minimum => "min_replicas asks for it",
             Reason::Schedule => "the schedule asks for it",
             Reason::Maximum => "max_replicas allows no more",
             Reason::QueueUnknown => "the queue's depth is unknown",
-            Reason::QueueStale => "the queue's depth is too old to go by",
+            Reason::QueueStale => "the queue's depth is too old to rely on",
             Reason::LedgerUnknown => "the ledger's numbers are unknown",
-            Reason::LedgerStale => "the ledger's numbers are too old to go by",
+            Reason::LedgerStale => "the ledger's numbers are too old to rely on",
             Reason::WorkloadUnknown => "the workload's size is unknown",
             Reason::WorkloadStale => "the workload's size is too old to shrink by",
             Reason::ManagementStale => "the management API's depth is too old to shrink by",
-            Reason::Disagreement => "the management API sees another depth, so nothing shrinks",
+            Reason::Disagreement => "the management API reports another depth, so nothing shrinks",
             Reason::BudgetExhausted => "the budget is spent, so nothing grows",
             Reason::PausedUp => "growing is paused",
             Reason::PausedDown => "shrinking is paused",
-            Reason::Busy => "no worker that holds a job goes",
+            Reason::Busy => "a worker that holds a job is not removed",
         })
     }
 }

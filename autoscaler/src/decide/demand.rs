@@ -1,45 +1,47 @@
 //! Demand: how many workers the jobs ask for, by the policy's mode.
 //!
 //! # `backlog`
-//! ceil((ready + running) / target), HPA's `AverageValue`: `GetExternalPerPodMetricReplicas` in Kubernetes'
-//! `pkg/controller/podautoscaler/replica_calculator.go`, with the target in thousandths as its quantities are, and in the same
-//! floating point: the ratio that the tolerance is about is *one* division, usage by (target · workers). Dividing twice gives
-//! 0.8999… where it gives 0.9, and another number of workers at the tolerance's edge.
+//! ceil((ready + running) / target), as HPA's `AverageValue`: `GetExternalPerPodMetricReplicas` in Kubernetes'
+//! `pkg/controller/podautoscaler/replica_calculator.go`. The target is in thousandths, as Kubernetes' quantities are,
+//! and the floating point is the same. The ratio that the tolerance applies to is *one* division, usage by (target ·
+//! workers). Two divisions give 0.8999… where one gives 0.9, and so another number of workers at the edge of the
+//! tolerance.
 //!
 //! # `target_wait`
-//! Slots c for R waiting and n running jobs of S seconds. When all slots are in use, one frees every S/c seconds, so the i-th in
-//! line starts within max(0, i + n − c)·S/c (Graham, "Bounds for certain multiprocessing anomalies", 1966: a list
-//! scheduler leaves no slot idle while a job waits). Ages in line fall evenly from the oldest's A to 0. Each is to start before it is T old:
+//! There are c slots for R waiting and n running jobs of S seconds each. When all slots are in use, one becomes free
+//! every S/c seconds, so the i-th job in line starts within max(0, i + n − c)·S/c (Graham, "Bounds for certain
+//! multiprocessing anomalies", 1966: a list scheduler leaves no slot idle while a job waits). We assume that ages in
+//! line fall evenly from the oldest's A to 0. Each job should start before it is T old:
 //! - the last in line: c ≥ (R + n)·S/(T + S);
 //! - the oldest: c ≥ (1 + n)·S/(T − A + S) while A < T;
-//! - those already older than T, R·(1 − T/A) of them, now: a slot each;
-//! - what runs is not taken its slot: c ≥ n.
+//! - the R·(1 − T/A) jobs that are older than T already, now: one slot each;
+//! - running jobs keep their slots: c ≥ n.
 //!
-//! If the slots there are do not suffice, new ones come a start-up time D later. Until then those there take f jobs with free slots and
-//! more as jobs end; the rest R′ has T − D left. Never more than R′ slots are added: the other jobs are taken
-//! sooner than a worker could start.
+//! If the existing slots do not suffice, new ones come a start-up time D later. Until then the existing ones take f
+//! jobs with free slots, and more as jobs end; the remaining R′ jobs have T − D left. At most R′ slots are added,
+//! because the other jobs are taken sooner than a worker could start.
 //!
-//! Below that lies a floor for a steady stream: λ·S jobs run on average (Little, "A proof for the queuing formula L = λW", 1961),
-//! and may take the part ρ of the slots.
+//! A steady stream sets a lower bound: λ·S jobs run on average (Little, "A proof for the queuing formula L = λW",
+//! 1961), and may use the part ρ of the slots.
 
 use super::{Demand, Mode};
 
-/// The shortest service time that is believed, in seconds: 1 ms.
+/// The shortest service time that the formulas use, in seconds: 1 ms.
 const LEAST_SERVICE_S: f64 = 0.001;
 
-/// Forgives the last bits of a quotient before it is rounded up.
+/// Subtracted from a quotient before it is rounded up, so that its last bits add no worker.
 const ROUNDING: f64 = 1e-9;
 
 /// What the jobs ask for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Asked {
-    /// So many workers.
+    /// The number of workers.
     pub workers: u32,
-    /// What they ask for, by what there is: 1 is just enough. Infinite or NaN where there is nothing.
+    /// The workers asked for, divided by those that exist: 1 is just enough. Infinite or NaN if there are none.
     pub ratio: f64,
 }
 
-/// What the jobs ask for, held against the workers there are.
+/// Returns what the jobs ask for, compared with the current workers.
 pub(super) fn asked(mode: &Mode, ready: u64, demand: &Demand, current: u32) -> Asked {
     let current = f64::from(current);
     match *mode {
@@ -79,7 +81,7 @@ struct Line {
 }
 
 impl Line {
-    /// The fewest slots, if they were there at once, for which each job starts before it is `target_s` old.
+    /// Returns the fewest slots with which each job starts before it is `target_s` old, if all of them existed now.
     fn slots(self, target_s: f64) -> f64 {
         let Line { waiting, running, service_s, oldest_s } = self;
         if waiting <= 0.0 {
@@ -94,7 +96,7 @@ impl Line {
         last.max(oldest).max(overdue).max(running).min(running + waiting)
     }
 
-    /// The same where only `there` slots are there at once, and others come `startup_s` later.
+    /// As `slots`, but only `there` slots exist now, and the others come `startup_s` later.
     fn slots_with_startup(self, target_s: f64, there: f64, startup_s: f64) -> f64 {
         let slots = self.slots(target_s);
         if slots <= there {

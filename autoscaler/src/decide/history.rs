@@ -1,8 +1,9 @@
-//! What was decided before: all that a decision remembers. It is read back from `harness_scale_decisions`.
+//! What was decided before: everything that later decisions depend on. It is read back from `harness_scale_decisions`.
 //!
-//! What counts of a recommendation is when it ended: it stands until one of another size, through ticks that repeat it and
-//! through those that know nothing. So it makes no difference whether every decision is recorded or only each that changes
-//! something. Kubernetes takes samples every 15 s instead; a window here ends when it would with a sample at every moment.
+//! What counts is when a recommendation ended. It holds until one of another size is made, through ticks that repeat it
+//! and ticks at which nothing is known. So it makes no difference whether every decision is recorded or only each that
+//! changes something. Kubernetes takes samples every 15 s instead; a window here ends when it would with a sample at
+//! every moment.
 
 use std::collections::VecDeque;
 
@@ -10,19 +11,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Decision, MAX_PERIOD_S, MAX_WINDOW_S};
 
-/// The past that the stabilization windows and rate limits look at. It forgets what no policy may look back on.
+/// The past that the stabilization windows and rate limits need. What is older than any policy's reach is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct History {
-    /// The last recommendation, which stands.
+    /// The last recommendation, which still holds.
     last: Option<u32>,
-    /// Those before it that no later one reaches: ever lower, so the first within a window is its highest.
+    /// Earlier ones that no later one reaches. They descend, so the first within a window is the window's highest.
     highs: VecDeque<Recommendation>,
-    /// Those before it that no later one undercuts: ever higher, so the first within a window is its lowest.
+    /// Earlier ones that no later one undercuts. They ascend, so the first within a window is the window's lowest.
     lows: VecDeque<Recommendation>,
     /// Changes that were written to the workload, in both directions, oldest first.
     resizes: VecDeque<Resize>,
-    /// Since when nothing is there to be done: nothing ready, running or due. `None` while something is, or unknown.
+    /// Since when nothing is ready, running or due; `None` while something is, or while that is unknown.
     idle_since_ms: Option<u64>,
     /// When the last decision was made.
     decided_at_ms: u64,
@@ -31,7 +32,7 @@ pub struct History {
 /// What the mode asked for, before any behaviour was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Recommendation {
-    /// Until when it stood, as Unix time in milliseconds.
+    /// When it ended, as Unix time in milliseconds.
     until_ms: u64,
     /// Workers.
     replicas: u32,
@@ -49,8 +50,8 @@ pub struct Resize {
 }
 
 impl History {
-    /// Takes in a decision, applied or not. They come in the order of their time. The first brings along the size that
-    /// it found as a recommendation, as Kubernetes has it.
+    /// Adds a decision, applied or not. Decisions must come in the order of their time. The first one also adds the
+    /// size that it found as a recommendation, as Kubernetes does.
     pub fn record(&mut self, decision: &Decision) {
         self.decided_at_ms = self.decided_at_ms.max(decision.at_ms);
         self.idle_since_ms = decision.idle_since_ms;
@@ -63,14 +64,14 @@ impl History {
         self.forget();
     }
 
-    /// Takes in a change that was written to the workload: it counts towards the rate limits.
+    /// Adds a change that was written to the workload: it counts towards the rate limits.
     pub fn resized(&mut self, at_ms: u64, from: u32, to: u32) {
         let at_ms = self.resizes.back().map_or(at_ms, |last| last.at_ms.max(at_ms));
         self.resizes.push_back(Resize { at_ms, from, to });
     }
 
-    /// A new process goes on from here, at the size that the workload has. That size counts as a recommendation, so that
-    /// no restart drops replicas; and nobody has looked since the last decision, so a pool's idle time begins anew.
+    /// Continues in a new process, at the workload's current size. That size counts as a recommendation, so that no
+    /// restart drops replicas. Nothing was observed since the last decision, so the pool's idle time begins anew.
     pub fn resumed(&mut self, at_ms: u64, current: u32) {
         self.decided_at_ms = self.decided_at_ms.max(at_ms);
         self.recommend(current);
@@ -78,18 +79,18 @@ impl History {
         self.forget();
     }
 
-    /// Changes that were written to the workload within the longest period, oldest first.
+    /// Returns the changes that were written to the workload within the longest period, oldest first.
     pub fn resizes(&self) -> impl DoubleEndedIterator<Item = &Resize> {
         self.resizes.iter()
     }
 
-    /// Workers added (positive) or taken away (negative) later than `after_ms`.
+    /// Returns the number of workers added (positive) or removed (negative) later than `after_ms`.
     pub(super) fn change_after(&self, after_ms: u64) -> i64 {
         let later = self.resizes.iter().rev().take_while(|resize| resize.at_ms > after_ms);
         later.map(|resize| i64::from(resize.to) - i64::from(resize.from)).sum()
     }
 
-    /// The lowest recommendation that stood later than `after_ms`; `current` where there was none at all.
+    /// Returns the lowest recommendation that held later than `after_ms`, or `current` if there was none at all.
     pub(super) fn lowest_after(&self, after_ms: u64, current: u32) -> u32 {
         first_after(&self.lows, after_ms)
             .into_iter()
@@ -97,12 +98,12 @@ impl History {
             .fold(u32::MAX, u32::min)
     }
 
-    /// The highest recommendation that stood later than `after_ms`; `current` where there was none at all.
+    /// Returns the highest recommendation that held later than `after_ms`, or `current` if there was none at all.
     pub(super) fn highest_after(&self, after_ms: u64, current: u32) -> u32 {
         first_after(&self.highs, after_ms).into_iter().chain([self.last.unwrap_or(current)]).fold(0, u32::max)
     }
 
-    /// Since when the pool is idle, if decisions have been made without a gap longer than `gap_ms`.
+    /// Returns since when the pool is idle, if no gap between decisions was longer than `gap_ms`.
     pub(super) fn idle_since_ms(&self, now_ms: u64, gap_ms: u64) -> Option<u64> {
         self.idle_since_ms.filter(|_| now_ms.saturating_sub(self.decided_at_ms) <= gap_ms)
     }

@@ -1,4 +1,4 @@
-//! What was seen of a pool, each source with the time of its own reading.
+//! What was observed of a pool. Each source has the time of its own reading.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,28 +11,28 @@ pub struct Reading<T> {
     pub at_ms: u64,
 }
 
-/// The last readings of a pool. `None` is never zero: it was never read, or what was read means unknown (a missing
-/// queue). A source that fails keeps its last reading, whose age then grows until the policy calls it stale.
+/// The last readings of a pool. `None` never means zero: the source was never read, or what was read means unknown
+/// (such as a missing queue). A source that fails keeps its last reading, which ages until the policy calls it stale.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// Messages ready in the pool's queue, by passive declare.
     pub ready: Option<Reading<u64>>,
     /// What the ledger knows.
     pub demand: Option<Reading<Demand>>,
-    /// The workload itself.
+    /// The workload's size.
     pub replicas: Option<Reading<Replicas>>,
-    /// Messages ready by the broker's management API, where that is watched as a cross-check.
+    /// Messages ready by the broker's management API, if that is read as a cross-check.
     pub managed_ready: Option<Reading<u64>>,
-    /// Whether the budget is spent, where one is kept.
+    /// Whether the budget is spent, if there is one.
     pub budget_exhausted: Option<Reading<bool>>,
 }
 
 /// A pool's jobs and workers in the ledger. Draining workers count neither as capacity nor as demand.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Demand {
-    /// Jobs that run, on whichever worker.
+    /// Jobs that run, on any worker.
     pub running: u64,
-    /// Jobs whose turn in their session has not come; no further worker could take them.
+    /// Jobs whose turn in their session has not come; another worker could not take them either.
     pub blocked: u64,
     /// Jobs due within the policy's horizon that are not in the queue yet.
     pub due_soon: u64,
@@ -46,9 +46,9 @@ pub struct Demand {
     pub busy_workers: u32,
     /// Workers that drain, by a mark or a signal.
     pub draining_workers: u32,
-    /// Jobs accepted per second lately.
+    /// Recently accepted jobs per second.
     pub arrivals_per_s: f64,
-    /// How long jobs ran lately; `None` when none ended.
+    /// How long recent jobs ran; `None` when none ended.
     pub service: Option<ServiceTime>,
 }
 
@@ -65,11 +65,11 @@ pub struct ServiceTime {
     pub p95_ms: f64,
 }
 
-/// How many workers the workload is meant to have, and has.
+/// How many workers the workload should have, and how many are Ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replicas {
-    /// What its specification says (`spec.replicas`): the number that a decision starts from.
+    /// The number in its specification (`spec.replicas`), which a decision starts from.
     pub wanted: u32,
-    /// Those that are Ready.
+    /// Workers that are Ready.
     pub ready: u32,
 }

@@ -1,4 +1,4 @@
-//! What the operator wants for a pool. `behavior` has the names, units and defaults' shape of HPA v2.
+//! What the operator wants for a pool. `behavior` has the names and units of HPA v2, and defaults of the same shape.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,27 +10,27 @@ use super::Window;
 pub struct Policy {
     /// How demand becomes workers.
     pub mode: Mode,
-    /// Never fewer workers; 0 allows scale to zero.
+    /// The fewest workers; 0 allows scale to zero.
     pub min_replicas: u32,
-    /// Never more.
+    /// The most workers.
     pub max_replicas: u32,
-    /// Growing.
+    /// How the pool grows.
     pub scale_up: Behavior,
-    /// Shrinking.
+    /// How the pool shrinks.
     pub scale_down: Behavior,
-    /// Messages that wake a pool from zero workers.
+    /// The fewest messages that wake a pool from zero workers.
     pub activation: u64,
-    /// How long there must have been nothing to do before the last worker goes, in seconds.
+    /// How long there must be nothing to do before the last worker is removed, in seconds.
     pub cooldown_s: u64,
-    /// Jobs due within this time count as demand that keeps a pool from zero, in seconds.
+    /// Jobs due within this time keep a pool from shrinking to zero, in seconds.
     pub due_horizon_s: u64,
     /// A reading older than this is stale: it never lowers replicas. In seconds.
     pub stale_after_s: u64,
-    /// Times with a higher minimum.
+    /// Time windows with a higher minimum.
     pub schedule: Vec<Window>,
-    /// No growing for now.
+    /// Pauses growing.
     pub pause_up: bool,
-    /// No shrinking for now.
+    /// Pauses shrinking.
     pub pause_down: bool,
 }
 
@@ -47,23 +47,23 @@ pub enum Mode {
     TargetWait {
         /// Jobs start within this time, in seconds.
         target_s: f64,
-        /// Slots of a worker, where none has registered yet to tell.
+        /// Slots of a worker, assumed until one has registered.
         #[serde(default = "usual::slots_per_worker")]
         slots_per_worker: u32,
         /// The part of all slots that may be busy on average (ρ).
         #[serde(default = "usual::utilization")]
         utilization: f64,
-        /// How long a new worker takes to its first job, in seconds.
+        /// How long a new worker needs until it takes its first job, in seconds.
         #[serde(default = "usual::startup_s")]
         startup_s: f64,
-        /// A job's service time before any was seen, in seconds.
+        /// A job's service time, assumed until one was measured, in seconds.
         #[serde(default = "usual::assumed_service_s")]
         assumed_service_s: f64,
     },
 }
 
 impl Mode {
-    /// Mode `target_wait` as it usually is.
+    /// Returns the mode `target_wait` with the usual values.
     pub fn target_wait(target_s: f64) -> Mode {
         Mode::TargetWait {
             target_s,
@@ -75,9 +75,9 @@ impl Mode {
     }
 }
 
-/// What mode `target_wait` assumes unless it is told.
+/// What mode `target_wait` assumes unless it is set.
 mod usual {
-    /// As a worker has them by default.
+    /// The default of WORKER_SLOTS.
     pub fn slots_per_worker() -> u32 {
         16
     }
@@ -99,13 +99,14 @@ mod usual {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Behavior {
-    /// Looks back this far over raw recommendations: growing takes the lowest, shrinking the highest. In seconds.
+    /// How far to look back over raw recommendations, in seconds: growing takes the lowest of them, shrinking the
+    /// highest.
     pub stabilization_window_s: u64,
     /// Which of the limits binds.
     pub select_policy: SelectPolicy,
-    /// Limits to the change; none means no limit.
+    /// Limits to the change. An empty list means no limit.
     pub policies: Vec<RateLimit>,
-    /// No change while demand per worker is within this part of its target.
+    /// Nothing changes while demand per worker differs from its target by no more than this part.
     pub tolerance: f64,
 }
 
@@ -120,16 +121,16 @@ pub enum SelectPolicy {
     Disabled,
 }
 
-/// At most so much change within a period.
+/// A limit to the change within a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
-    /// Of what.
+    /// What is counted.
     #[serde(rename = "type")]
     pub unit: RateUnit,
-    /// How much.
+    /// The largest change.
     pub value: u32,
-    /// In how long, in seconds (HPA's `periodSeconds`).
+    /// The period, in seconds (HPA's `periodSeconds`).
     pub period_s: u64,
 }
 
@@ -143,7 +144,7 @@ pub enum RateUnit {
 }
 
 impl Policy {
-    /// The fewest workers at a moment: `min_replicas` or that of an open window, if it is higher.
+    /// Returns the fewest workers at a moment: `min_replicas`, or that of an open window if it is higher.
     pub fn minimum_at(&self, now_ms: u64) -> u32 {
         let open = self.schedule.iter().filter(|window| window.is_open(now_ms));
         open.map(Window::min_replicas).fold(self.min_replicas, u32::max).min(self.max_replicas)

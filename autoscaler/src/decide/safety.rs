@@ -1,13 +1,14 @@
-//! Safety: what is not known lowers nothing, a worker that holds a job stays, and money and operators can say stop.
+//! Safety: unknown numbers never shrink a pool, a worker that holds a job stays, and the budget and operators can stop
+//! a change.
 
 use super::{Demand, Observation, Policy, Proposal, Reading, Reason};
 
-/// Two depths this far apart are still the same one, read at different moments…
+/// Two depths that differ by at most this many messages count as one depth, read at different moments.
 const DEPTH_NOISE: u64 = 10;
-/// …or this part of the larger one: a half.
+/// So do two depths that differ by at most the larger one divided by this: a half.
 const DEPTH_NOISE_PART: u64 = 2;
 
-/// The ready messages and what the ledger knows, or why there is no going by them.
+/// Returns the ready messages and the ledger's numbers, or why they cannot be used.
 pub(super) fn jobs<'a>(
     observation: &'a Observation,
     policy: &Policy,
@@ -24,7 +25,7 @@ pub(super) fn jobs<'a>(
     Ok((ready.value, &demand.value))
 }
 
-/// What can stop a pool from shrinking.
+/// Applies what can stop a pool from shrinking.
 pub(super) fn shrink(proposal: &mut Proposal, observation: &Observation, policy: &Policy, now_ms: u64) {
     let current = proposal.current;
     if proposal.workers >= current {
@@ -49,7 +50,7 @@ pub(super) fn shrink(proposal: &mut Proposal, observation: &Observation, policy:
     proposal.change(Reason::Busy, proposal.workers.max(busy.min(current)));
 }
 
-/// What can stop a pool from growing. The minimum is there without a budget, too.
+/// Applies what can stop a pool from growing. The minimum holds even if the budget is spent.
 pub(super) fn grow(proposal: &mut Proposal, observation: &Observation, policy: &Policy, now_ms: u64) {
     let current = proposal.current;
     if proposal.workers <= current {
@@ -69,8 +70,8 @@ fn is_stale<T>(reading: &Reading<T>, policy: &Policy, now_ms: u64) -> bool {
 }
 
 impl Observation {
-    /// Whether the management API's number of ready messages, where that is watched, is another one than the queue's own:
-    /// by more than ten messages and more than half of the larger number.
+    /// Whether the management API's number of ready messages, if it is read, differs from the queue's own by more than
+    /// ten messages and by more than half of the larger number.
     pub fn disagrees(&self) -> bool {
         let (Some(ready), Some(managed)) = (&self.ready, &self.managed_ready) else { return false };
         let apart = ready.value.abs_diff(managed.value);

@@ -1,4 +1,4 @@
-//! Schedule: times of the day, week or year with a minimum of their own.
+//! Schedule: times of the day, week or year that have their own minimum.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,29 +8,30 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use serde::{Deserialize, Serialize};
 
-/// A time window with a minimum of its own, as KEDA's cron scaler has it: open when its end comes before its next start.
+/// A time window with its own minimum, as in KEDA's cron scaler: it is open when its end comes before its next start.
 ///
-/// Its texts are read once, when it is made. What is wrong with them [`super::Policy::check`] tells; such a window is never open.
+/// Its texts are parsed once, when it is made. [`super::Policy::check`] reports what is wrong with them; such a window
+/// is never open.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(from = "Text", into = "Text")]
 pub struct Window {
     text: Text,
     hours: Result<Hours, Vec<String>>,
-    /// Until when the last answer holds.
+    /// The last answer, and until when it holds.
     answer: Mutex<Option<Answer>>,
 }
 
-/// A window as it is written.
+/// A window as it is written in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Text {
-    /// A cron expression of five fields: when it begins.
+    /// When it begins: a cron expression of five fields.
     start: String,
-    /// When it ends.
+    /// When it ends: another one.
     end: String,
     /// An IANA time zone, such as Europe/Berlin.
     timezone: String,
-    /// Never fewer workers within.
+    /// The fewest workers while it is open.
     min_replicas: u32,
 }
 
@@ -49,17 +50,18 @@ struct Answer {
 }
 
 impl Window {
-    /// A window from `start` to `end`, cron expressions of five fields in an IANA time zone, with at least `min_replicas` workers.
+    /// Makes a window from `start` to `end`, with at least `min_replicas` workers. Both are cron expressions of five
+    /// fields, in an IANA time zone.
     pub fn new(start: &str, end: &str, timezone: &str, min_replicas: u32) -> Window {
         Text { start: start.into(), end: end.into(), timezone: timezone.into(), min_replicas }.into()
     }
 
-    /// Never fewer workers within.
+    /// The fewest workers while it is open.
     pub fn min_replicas(&self) -> u32 {
         self.text.min_replicas
     }
 
-    /// Whether it is open at `now_ms`: from its start on, until its end.
+    /// Whether it is open at `now_ms`: from its start until its end.
     pub fn is_open(&self, now_ms: u64) -> bool {
         let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = answer.filter(|known| (known.from_ms..known.until_ms).contains(&now_ms)) {
@@ -70,7 +72,7 @@ impl Window {
         fresh.is_some_and(|fresh| fresh.open)
     }
 
-    /// What is wrong with its texts, each beginning with the field's name.
+    /// Lists what is wrong with its texts. Each problem begins with the field's name.
     pub(super) fn problems(&self) -> &[String] {
         self.hours.as_ref().err().map_or(&[], Vec::as_slice)
     }
@@ -83,7 +85,8 @@ impl Hours {
         let end = read_cron("end", &text.end).map_err(|problem| problems.push(problem));
         let timezone = text.timezone.parse::<Tz>().map_err(|_| {
             let given = &text.timezone;
-            problems.push(format!("timezone: {given:?} is no IANA time zone, such as Europe/Berlin or UTC"));
+            problems
+                .push(format!("timezone: {given:?} is not an IANA time zone, such as Europe/Berlin or UTC"));
         });
         match (start, end, timezone) {
             (Ok(start), Ok(end), Ok(timezone)) if start.pattern != end.pattern => {

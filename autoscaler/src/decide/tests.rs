@@ -12,10 +12,10 @@ mod zero;
 
 use super::*;
 
-/// Some moment: 2026-01-01 00:00 UTC, a Thursday.
+/// 2026-01-01 00:00 UTC, a Thursday.
 const NOW_MS: u64 = 1_767_225_600_000;
 
-/// One worker a job, no windows, limits, tolerances or waits, 0 to 1000 workers: demand alone decides.
+/// One worker per job, 0 to 1000 workers, and no windows, limits, tolerances or waits: demand alone decides.
 fn plain() -> Policy {
     let free = Behavior {
         stabilization_window_s: 0,
@@ -33,7 +33,7 @@ fn plain() -> Policy {
     }
 }
 
-/// All of a pool at a moment: `ready` messages, nothing that runs, `current` workers.
+/// A complete observation of a pool: `ready` messages, nothing running, `current` workers.
 fn seen(at_ms: u64, ready: u64, current: u32) -> Observation {
     let demand = Demand { workers: current, slots: u64::from(current), ..Demand::default() };
     Observation {
@@ -45,18 +45,18 @@ fn seen(at_ms: u64, ready: u64, current: u32) -> Observation {
     }
 }
 
-/// The ledger's part of what was seen.
+/// The ledger's part of an observation.
 fn ledger(seen: &mut Observation) -> &mut Demand {
     &mut seen.demand.as_mut().unwrap().value
 }
 
-/// Decides without a past.
+/// Decides without a history.
 fn once(observation: &Observation, policy: &Policy) -> (u32, Reason) {
     let decision = decide(&History::default(), observation, policy, NOW_MS);
     (decision.desired.unwrap(), decision.reason)
 }
 
-/// A pool that gets what is decided at once.
+/// A pool that gets at once what is decided.
 struct Pool {
     policy: Policy,
     history: History,
@@ -70,7 +70,7 @@ impl Pool {
         Pool { policy, history: History::default(), current, now_ms: NOW_MS }
     }
 
-    /// One look `after_s` seconds after the last, with so many messages ready.
+    /// Observes and decides `after_s` seconds after the last time, with `ready` messages ready.
     fn tick(&mut self, after_s: u64, ready: u64) -> Decision {
         self.look(after_s, |at_ms, current| seen(at_ms, ready, current))
     }

@@ -1,33 +1,34 @@
-//! The story: entries of a few lines each, made as decisions come.
+//! The story: entries of a few lines each, built from decisions one by one.
 
 use std::fmt::Write;
 
 use chrono::DateTime;
 
-use super::told::Told;
+use super::decision_row::DecisionRow;
 use crate::decide::{Reading, Reason};
 
-/// Lines below an entry's first are as far to the right as its text: two times and what is around them.
+/// The indent of an entry's further lines, which puts them below its text: the width of two times and what is around
+/// them.
 const INDENT: usize = 19;
-/// A reading is told with its age when it is older, in milliseconds.
+/// The age of a reading is shown if it is older than this, in milliseconds.
 const FRESH_MS: u64 = 5_000;
-/// So many reasons of an entry are told.
+/// The most reasons that an entry lists.
 const REASONS: usize = 3;
 
-/// A story that is being told.
+/// A story that is being built.
 #[derive(Debug, Default)]
 pub struct Story {
     text: String,
     entry: Option<Entry>,
-    /// Of the last entry's beginning.
+    /// The day on which the last entry began.
     day: Option<String>,
     epoch: Option<i64>,
 }
 
-/// Decisions that say the same, one after another.
+/// Consecutive decisions with the same subject.
 #[derive(Debug)]
 struct Entry {
-    first: Told,
+    first: DecisionRow,
     last_ms: u64,
     /// What the last of them waits for.
     waits: Option<String>,
@@ -44,22 +45,22 @@ struct Entry {
 struct Range(Option<(u64, u64)>);
 
 impl Story {
-    /// The next decision; they come in the order of their time.
-    pub fn add(&mut self, told: &Told) {
+    /// Adds the next decision. Decisions must come in the order of their time.
+    pub fn add(&mut self, row: &DecisionRow) {
         match &mut self.entry {
             Some(entry)
-                if entry.first.epoch == told.epoch && Subject::of(&entry.first) == Subject::of(told) =>
+                if entry.first.epoch == row.epoch && Subject::of(&entry.first) == Subject::of(row) =>
             {
-                entry.add(told);
+                entry.add(row);
             }
             _ => {
                 self.close();
-                self.entry = Some(Entry::new(told));
+                self.entry = Some(Entry::new(row));
             }
         }
     }
 
-    /// The whole text.
+    /// Returns the whole text.
     pub fn finish(mut self) -> String {
         self.close();
         if self.text.is_empty() {
@@ -96,29 +97,29 @@ impl Story {
     }
 }
 
-/// What an entry is about: decisions with the same subject are told together.
+/// What an entry is about: decisions with the same subject share one.
 #[derive(PartialEq)]
 struct Subject<'a> {
     size: (Option<u32>, Option<u32>),
-    /// Where it must not be lost among others.
+    /// The reason, if it must not be lost among others.
     reason: Option<Reason>,
     outcome: (Option<&'a str>, Option<&'a str>),
 }
 
 impl Subject<'_> {
-    fn of(told: &Told) -> Subject<'_> {
-        let decision = &told.decision;
+    fn of(row: &DecisionRow) -> Subject<'_> {
+        let decision = &row.decision;
         let stays = decision.current == decision.desired;
         Subject {
             size: (decision.current, decision.desired),
             reason: (!stays || is_remarkable(decision.reason)).then_some(decision.reason),
-            // Other pods, or as many other jobs, are no other story.
-            outcome: (told.outcome.as_deref(), told.detail.as_deref().filter(|_| !told.waits())),
+            // Waiting for another pod, or for another number of jobs, is not a new subject.
+            outcome: (row.outcome.as_deref(), row.detail.as_deref().filter(|_| !row.waits())),
         }
     }
 }
 
-/// Whether it is worth an entry of its own that a pool stays as it is.
+/// Whether a pool that stays as it is for this reason deserves its own entry.
 fn is_remarkable(reason: Reason) -> bool {
     match reason {
         Reason::Demand
@@ -151,10 +152,10 @@ fn is_remarkable(reason: Reason) -> bool {
 }
 
 impl Entry {
-    fn new(told: &Told) -> Entry {
+    fn new(row: &DecisionRow) -> Entry {
         let mut entry = Entry {
-            first: told.clone(),
-            last_ms: told.decided_at_ms,
+            first: row.clone(),
+            last_ms: row.decided_at_ms,
             waits: None,
             decisions: 0,
             reasons: Vec::new(),
@@ -163,24 +164,24 @@ impl Entry {
             waited_ms: Range::default(),
             asked: Range::default(),
         };
-        entry.add(told);
+        entry.add(row);
         entry
     }
 
-    fn add(&mut self, told: &Told) {
-        self.last_ms = told.decided_at_ms;
-        self.waits = told.detail.clone().filter(|_| told.waits());
+    fn add(&mut self, row: &DecisionRow) {
+        self.last_ms = row.decided_at_ms;
+        self.waits = row.detail.clone().filter(|_| row.waits());
         self.decisions += 1;
-        let reason = told.decision.reason;
+        let reason = row.decision.reason;
         match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, times)) => *times += 1,
             None => self.reasons.push((reason, 1)),
         }
-        self.ready.add(told.inputs.ready.as_ref().map(|ready| ready.value));
-        let demand = told.inputs.demand.as_ref().map(|demand| &demand.value);
+        self.ready.add(row.inputs.ready.as_ref().map(|ready| ready.value));
+        let demand = row.inputs.demand.as_ref().map(|demand| &demand.value);
         self.running.add(demand.map(|demand| demand.running));
         self.waited_ms.add(demand.and_then(|demand| demand.oldest_waiting_ms));
-        let asked = told.decision.steps.first().filter(|step| step.rule == Reason::Demand);
+        let asked = row.decision.steps.first().filter(|step| step.rule == Reason::Demand);
         self.asked.add(asked.map(|step| u64::from(step.to)));
     }
 
@@ -202,7 +203,7 @@ impl Entry {
         }
     }
 
-    /// What was seen: "40 to 42 messages ready, 8 jobs running, the oldest waited up to 7 s".
+    /// What was observed: "40 to 42 messages ready, 8 jobs running, the oldest waiting for up to 7 s".
     fn seen(&self) -> String {
         let inputs = &self.first.inputs;
         let now_ms = self.first.decided_at_ms;
@@ -225,7 +226,8 @@ impl Entry {
         parts.join(", ")
     }
 
-    /// Which rules made it so: one by one for a single decision, by how often each had the last word for several.
+    /// Which rules made the decision. For a single one, each rule in turn; for several, how often each rule was the
+    /// reason.
     fn why(&self) -> Option<String> {
         let mut parts: Vec<String> =
             self.asked.told_plain().map(|asked| format!("demand asks for {asked}")).into_iter().collect();
@@ -244,7 +246,7 @@ impl Entry {
         }
         let mut reasons: Vec<_> =
             self.reasons.iter().filter(|(reason, _)| *reason != Reason::Demand).collect();
-        // Stable: of two that were as often the one, the earlier comes first.
+        // The sort is stable: of two equally frequent reasons, the earlier comes first.
         reasons.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
         for (reason, times) in reasons.iter().take(REASONS) {
             parts.push(match *times {
@@ -260,9 +262,9 @@ impl Entry {
     }
 
     fn outcome(&self) -> Option<String> {
-        let Told { decision, outcome, detail, .. } = &self.first;
+        let DecisionRow { decision, outcome, detail, .. } = &self.first;
         if let Some(why) = &self.waits {
-            return Some(format!("no worker goes yet: {why}"));
+            return Some(format!("no worker can be removed yet: {why}"));
         }
         match (outcome, detail) {
             (Some(outcome), Some(detail)) => Some(format!("outcome: {outcome} ({detail})")),

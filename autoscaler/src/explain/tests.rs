@@ -1,4 +1,4 @@
-//! What a person reads, to the letter.
+//! The exact text that a person reads.
 
 use super::*;
 use crate::decide::{Decision, Demand, History, Observation, Policy, Reading, Reason, Replicas, decide};
@@ -6,17 +6,17 @@ use crate::decide::{Decision, Demand, History, Observation, Policy, Reading, Rea
 /// 2026-01-05 14:02:00 UTC.
 const START_MS: u64 = 1_767_621_720_000;
 
-/// A pool whose decisions are made and told, second by second.
+/// A pool whose decisions are made and explained, second by second.
 struct Pool {
     history: History,
     policy: Policy,
     wanted: u32,
     now_s: u64,
     epoch: i64,
-    rows: Vec<Told>,
+    rows: Vec<DecisionRow>,
 }
 
-/// Ready, running and how long the oldest has waited; `None` where nothing could be read.
+/// Ready, running and how long the oldest has waited; `None` if nothing could be read.
 type Look = Option<(u64, u64, Option<u64>)>;
 
 impl Pool {
@@ -25,12 +25,12 @@ impl Pool {
         Pool { history, policy, wanted, now_s: 0, epoch: 7, rows: Vec::new() }
     }
 
-    /// Looks, decides and writes, as the next second begins.
+    /// Observes, decides and records, as the next second begins.
     fn decide(&mut self, look: Look) {
         self.decide_from(look, 0);
     }
 
-    /// The same with queue and ledger as they were some time ago.
+    /// As `decide`, but with queue and ledger as they were `age_s` ago.
     fn decide_from(&mut self, look: Look, age_s: u64) {
         self.now_s += 1;
         let now_ms = START_MS + self.now_s * 1_000;
@@ -61,7 +61,14 @@ impl Pool {
     }
 
     fn row(&mut self, decided_at_ms: u64, inputs: Observation, decision: Decision, outcome: Option<String>) {
-        self.rows.push(Told { decided_at_ms, epoch: self.epoch, inputs, decision, outcome, detail: None });
+        self.rows.push(DecisionRow {
+            decided_at_ms,
+            epoch: self.epoch,
+            inputs,
+            decision,
+            outcome,
+            detail: None,
+        });
     }
 }
 
@@ -118,7 +125,7 @@ fn what_is_unknown_or_stale_has_an_entry_of_its_own() {
                    the queue's depth is unknown
 14:02:04           stayed at 4
                    1 message ready (20 s ago), 3 jobs running (20 s ago)
-                   the queue's depth is too old to go by
+                   the queue's depth is too old to rely on
 14:02:05           stayed at 4
                    2 messages ready (8 s ago), 2 jobs running (8 s ago), the oldest waiting for 2.5 min
                    demand asks for 4
@@ -133,7 +140,7 @@ fn a_new_day_a_new_leader_and_what_came_of_a_decision_are_told() {
     pool.decide(Some((9, 0, None)));
     let conflict = &mut pool.rows[0];
     (conflict.outcome, conflict.detail) =
-        (Some("conflict".to_owned()), Some("somebody else wrote".to_owned()));
+        (Some("conflict".to_owned()), Some("another writer was first".to_owned()));
     pool.now_s += 36_000;
     pool.epoch = 8;
     pool.decide(Some((9, 0, None)));
@@ -147,7 +154,7 @@ fn a_new_day_a_new_leader_and_what_came_of_a_decision_are_told() {
 14:02:01           decided to grow from 2 to 3
                    9 messages ready, 0 jobs running
                    demand asks for 9; the scale_up policies allow no more yet, so 7; max_replicas allows no more, so 3
-                   outcome: conflict (somebody else wrote)
+                   outcome: conflict (another writer was first)
 
 2026-01-06 (UTC)
 00:02:02           another leader decides from here on (epoch 8)
@@ -185,7 +192,7 @@ fn a_scale_in_that_waits_says_what_for() {
 14:02:01–14:02:03  decided to shrink from 6 to 2 (3 decisions)
                    0 messages ready, 1 job running
                    demand asks for 1; min_replicas asks for it
-                   no worker goes yet: pod w-3 is not Ready (Unschedulable) and not drained
+                   no worker can be removed yet: pod w-3 is not Ready (Unschedulable) and not drained
 14:02:04           decided to shrink from 6 to 2
                    0 messages ready, 1 job running
                    demand asks for 1; min_replicas asks for it, so 2
@@ -201,7 +208,7 @@ fn that_no_autoscaler_decides_is_said() {
     let last = &pool.rows[0];
     assert_eq!(silence(last, last.decided_at_ms + 150_000), None);
     let silence = silence(last, last.decided_at_ms + 420_000).expect("a silence");
-    assert!(silence.starts_with("Nothing has been decided for 7 min since"), "{silence}");
+    assert!(silence.starts_with("Nothing has been decided in the 7 min since then: "), "{silence}");
 }
 
 #[test]
@@ -230,7 +237,7 @@ fn a_row_read_from_its_columns_is_what_was_written() {
     let json = |value: &dyn Fn() -> serde_json::Result<String>| value().expect("JSON");
     let inputs = json(&|| serde_json::to_string(&row.inputs));
     let decision = json(&|| serde_json::to_string(&row.decision));
-    let read = Told::read(row.decided_at_ms, row.epoch, &inputs, &decision, row.outcome.clone(), None);
+    let read = DecisionRow::read(row.decided_at_ms, row.epoch, &inputs, &decision, row.outcome.clone(), None);
     assert_eq!(&read.expect("this version's JSON"), row);
-    assert!(Told::read(0, 1, "{}", "{}", None, None).is_err(), "a decision without its parts");
+    assert!(DecisionRow::read(0, 1, "{}", "{}", None, None).is_err(), "a decision without its parts");
 }

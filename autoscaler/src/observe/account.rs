@@ -1,4 +1,4 @@
-//! A pool's account for people: what is known, and why the rest is not.
+//! A pool's account for people: what is known, and why the rest is unknown.
 
 use job::Name;
 use serde::Serialize;
@@ -21,7 +21,7 @@ pub struct Account {
     /// Why that is not known, or not as of now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger_unknown: Option<String>,
-    /// Messages ready by the management API, where that is watched.
+    /// Messages ready by the management API, if that is read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub managed_ready: Option<u64>,
     /// Why that is not known, or not as of now.
@@ -30,14 +30,14 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether nothing is unknown.
+    /// Whether everything is known.
     pub fn is_complete(&self) -> bool {
         [&self.ready_unknown, &self.ledger_unknown, &self.managed_unknown].iter().all(|why| why.is_none())
     }
 }
 
 impl Observer {
-    /// The account of a pool after the last round; `None` of one that is not observed.
+    /// Returns the account of a pool after the last round; `None` for a pool that is not observed.
     pub fn account(&self, name: &Name) -> Option<Account> {
         let seen = self.seen();
         let pool = seen.pool(name)?;

@@ -1,4 +1,4 @@
-//! The ledger as a source: what pools' jobs want and their workers can do.
+//! The ledger as a source: the demand of each pool's jobs, and the capacity of its workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +17,17 @@ pub struct Watched {
     pub due_horizon: Duration,
 }
 
-/// The pools, as the ledger is asked about them.
+/// The pools, grouped as the ledger is asked about them.
 pub(super) struct WatchedPools {
     store: Store,
     names: Vec<Name>,
     groups: Vec<Group>,
 }
 
-/// Pools with the same horizon, which are asked about together: as a rule all.
+/// Pools with the same horizon, which share a query. As a rule these are all pools.
 struct Group {
     due_horizon: Duration,
-    /// Their places among all.
+    /// Their places among all pools.
     places: Vec<usize>,
     names: Vec<Name>,
 }
@@ -47,7 +47,7 @@ impl WatchedPools {
         WatchedPools { store, names: pools.iter().map(|watched| watched.pool.clone()).collect(), groups }
     }
 
-    /// Postgres's clock, and the demand of all pools in their order, without service times.
+    /// Reads Postgres's clock, and the demand of all pools in their order, without service times.
     pub(super) async fn demand(self: Arc<Self>) -> Result<(Clock, Vec<Demand>), String> {
         let clock = self.store.clock().await.map_err(told)?;
         let mut demands = vec![Demand::default(); self.names.len()];
@@ -60,7 +60,7 @@ impl WatchedPools {
         Ok((clock, demands))
     }
 
-    /// How long jobs ran lately, by pool, in their order; `None` where none ended.
+    /// Reads how long recent jobs ran, by pool, in their order; `None` if none ended.
     pub(super) async fn durations(self: Arc<Self>) -> Result<Vec<Option<ServiceTime>>, String> {
         let read = self.store.service_times(&self.names).await.map_err(told)?;
         Ok(read.iter().map(service_time).collect())
@@ -91,7 +91,7 @@ fn service_time(durations: &Durations) -> Option<ServiceTime> {
     })
 }
 
-/// With its causes, on one line.
+/// Formats an error with its causes, on one line.
 fn told(error: StoreError) -> String {
     service::with_causes(&error)
 }

@@ -1,7 +1,8 @@
 //! RabbitMQ's management API as a second opinion on the queues' depths.
 //!
-//! Its numbers are collected every 5 s (`collect_statistics_interval`) and so are older than those of a passive declare; but they
-//! come another way: a quorum queue whose leader does not answer declares itself to be empty, and has a number here still.
+//! Its numbers are collected every 5 s (`collect_statistics_interval`), so they are older than those of a passive
+//! declare. But they come another way: if a quorum queue's leader does not answer, a passive declare says that the
+//! queue is empty, while the management API still has its number.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,9 +14,9 @@ use ureq::Agent;
 use ureq::http::HeaderValue;
 use ureq::http::header::AUTHORIZATION;
 
-/// For one answer, however many queues there are.
+/// The time for one answer, however many queues there are.
 const BOUND: Duration = Duration::from_secs(4);
-/// Larger than that of a hundred thousand queues.
+/// The largest answer: more than a hundred thousand queues need.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 const EXPECTED: &str = "expected http://user:password@host:15672 or https://…";
 
@@ -25,7 +26,7 @@ pub struct Management {
     agent: Agent,
     url: String,
     authorization: HeaderValue,
-    /// For messages.
+    /// The address for messages, without the password.
     shown: String,
 }
 
@@ -45,7 +46,7 @@ impl Management {
         }
         let authorization = address.authorization().filter(|_| address.has_password());
         let authorization = authorization.ok_or(format!("names no user with a password, {EXPECTED}"))?;
-        // Only what the queues themselves count, not the sums and rates that the plugin makes of it.
+        // Only the queues' own counts, not the sums and rates that the plugin computes from them.
         let vhost: String = vhost.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let question = "columns=name,messages_ready&disable_stats=true&enable_queue_totals=true";
         let config = Agent::config_builder()
@@ -53,7 +54,7 @@ impl Management {
             .http_status_as_error(false)
             .max_redirects(0)
             .tls_config(authorities.tls())
-            // The broker is a neighbour, whatever `http_proxy` says.
+            // The broker is reached directly, whatever `http_proxy` says.
             .proxy(None);
         Ok(Management {
             agent: config.build().into(),
@@ -63,7 +64,7 @@ impl Management {
         })
     }
 
-    /// The messages ready in each queue of the vhost that it knows a number of.
+    /// Reads the messages ready in each queue of the vhost for which the API has a number.
     pub async fn ready(self) -> Result<HashMap<String, u64>, String> {
         let asking = tokio::task::spawn_blocking(move || {
             self.ask().map_err(|problem| format!("the management API at {}: {problem}", self.shown))

@@ -1,4 +1,4 @@
-//! A source of readings: a question that is asked again and again, each time in a task of its own.
+//! A source of readings: a question that is asked again and again, each time in its own task.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::SourceHealth;
 use crate::decide::Reading;
 
-/// An answer, dated by when the question was put: what it tells may be as old as that.
+/// An answer, dated by when the question was asked, because its content may be as old as that.
 pub(super) struct Answer<T> {
     pub(super) value: T,
     pub(super) asked: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Source<T> {
     name: &'static str,
     every: Duration,
     question: Box<dyn Fn() -> BoxFuture<'static, Result<T, String>> + Send + Sync>,
-    /// What is wrong with an answer.
+    /// Returns what is wrong with an answer, if anything is.
     complaint: fn(&T) -> Option<String>,
     /// When it was asked last.
     asked: Option<Instant>,
@@ -37,7 +37,7 @@ impl<T: Clone> Answer<T> {
 }
 
 impl<T: Send + 'static> Source<T> {
-    /// A source that is asked no more often than this. The question itself must have a bound.
+    /// Makes a source that is asked no more often than `every`. The question itself must have a bound.
     pub(super) fn new<F>(
         name: &'static str,
         every: Duration,
@@ -51,13 +51,13 @@ impl<T: Send + 'static> Source<T> {
         Source { name, every, question, complaint: |_| None, asked: None, asking: None, health }
     }
 
-    /// The same, with an eye on answers that are good only in part.
+    /// Also reports answers that are good only in part, as `complaint` judges them.
     pub(super) fn judged_by(self, complaint: fn(&T) -> Option<String>) -> Source<T> {
         Source { complaint, ..self }
     }
 
-    /// Asks, if it is time and no question is open; waits for the answer until the deadline. An open question stays
-    /// open, and its answer is found by a later call.
+    /// Asks if the source is due and no question is open, and waits for the answer until the deadline. A question
+    /// without an answer stays open, and a later call finds its answer.
     pub(super) async fn read(&mut self, deadline: Instant) -> Option<Answer<T>> {
         let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= self.every);
         if self.asking.is_none() && is_due {
@@ -90,13 +90,13 @@ impl<T: Send + 'static> Source<T> {
         self.health.clone()
     }
 
-    /// The question has failed, in part or as a whole.
+    /// Counts a question that has failed, in part or as a whole.
     fn failed(&mut self, error: String) {
         self.health.failures += 1;
         self.trouble(error);
     }
 
-    /// Told once, not in every round.
+    /// Records the error. It is logged when the trouble begins, not in every round.
     fn trouble(&mut self, error: String) {
         if self.health.error.is_none() {
             warn!(cause = error, "{} cannot be read", self.name);

@@ -1,4 +1,5 @@
-//! What the ledger has of a pool's decisions: written before they are carried out, and read back by the next leader.
+//! A pool's decisions in the ledger: they are recorded before they are carried out, and the next leader reads them
+//! back.
 use std::time::Duration;
 
 use store::{Fenced, NewDecision};
@@ -9,10 +10,10 @@ use super::{Failed, Reconciler, Term, at};
 use crate::decide::{Decision, History, MAX_WINDOW_S, Observation};
 use crate::metrics::METRICS;
 
-/// A decision that changes nothing is still written down this often, so that the windows find it.
+/// How often a decision that changes nothing is still recorded, so that the windows find it.
 const WRITE_AT_REST_MS: u64 = 60_000;
 
-/// So many decisions of the past are read back at most: one a second over the longest window is less.
+/// The most decisions that are read back: more than one a second over the longest window.
 const MEMORY: u32 = 10_000;
 
 /// What came of a decision, in the ledger.
@@ -21,15 +22,15 @@ pub mod outcome {
     pub const RESIZED: &str = "resized";
     /// Nothing had to be done.
     pub const KEPT: &str = "kept";
-    /// There are more replicas than wanted, and none can go yet; the detail says why.
+    /// There are more replicas than wanted, and none can be removed yet; the detail says why.
     pub const WAITING: &str = "waiting";
     /// The workload was not changed.
     pub const FAILED: &str = "failed";
-    /// Nobody knows whether it was.
+    /// It is unknown whether the workload was changed.
     pub const UNKNOWN: &str = "unknown";
 }
 
-/// What was last written into the ledger.
+/// The decision that was last recorded in the ledger.
 #[derive(Clone, Copy)]
 pub(super) struct Written {
     at_ms: u64,
@@ -40,8 +41,8 @@ pub(super) struct Written {
 }
 
 impl Reconciler {
-    /// What was decided before, by whichever autoscaler. What is dated in the future was decided before Postgres's clock went
-    /// back, and counts as decided now: for one window more, and no longer.
+    /// Reads back what was decided before, by any autoscaler. A decision dated in the future was made before Postgres's
+    /// clock was set back. It counts as made now: for one more window, and no longer.
     pub(super) async fn recall(&self) -> Result<History, Failed> {
         let (store, pool) = (&self.shared.store, std::slice::from_ref(&self.pool.name));
         let past = Duration::from_secs(MAX_WINDOW_S);
@@ -49,11 +50,11 @@ impl Reconciler {
         let now_ms = self.shared.observer.now_ms();
         let mut history = History::default();
         for row in rows {
-            // An older program may have written it: what cannot be read is not remembered.
+            // An older program may have written it. A decision that cannot be read is skipped.
             let Ok(mut decision) = serde_json::from_str::<Decision>(&row.made.decision) else { continue };
             decision.at_ms = decision.at_ms.min(now_ms);
             history.record(&decision);
-            // One without an outcome may have been carried out: then it counts against the limits.
+            // A decision without an outcome may have been carried out, so it counts towards the limits.
             let outcome = row.outcome.as_ref().map_or(outcome::UNKNOWN, |it| it.outcome.as_str());
             if matches!(outcome, outcome::RESIZED | outcome::UNKNOWN) {
                 history.resized(row.made.at_ms.min(now_ms), row.made.from, row.made.desired);
@@ -62,7 +63,7 @@ impl Reconciler {
         Ok(history)
     }
 
-    /// Writes a decision down before it is carried out; refused, this process decides nothing more.
+    /// Records a decision before it is carried out. If the ledger refuses it, this process decides nothing more.
     pub(super) async fn write(
         &self,
         term: &mut Term,
@@ -93,8 +94,8 @@ impl Reconciler {
         Ok(id)
     }
 
-    /// A decision that changes nothing is written down when it is another one than before, waits for something else, or that
-    /// was long ago.
+    /// Records a decision that changes nothing if it differs from the last one, if it waits for something else, or if
+    /// the last record is old.
     pub(super) async fn write_at_rest(
         &self,
         term: &mut Term,
@@ -120,11 +121,12 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Not worth a failed tick: a decision without an outcome counts as one that may have been carried out.
+    /// Records the outcome. A failure does not fail the tick, because a decision without an outcome counts as one that
+    /// may have been carried out.
     pub(super) async fn finish(&self, id: i64, outcome: &'static str, detail: Option<String>) {
         if let Err(cause) = self.shared.store.finish_decision(id, outcome, detail.as_deref()).await {
             METRICS.errors.with_label_values(&[self.pool.name.as_str(), "record"]).inc();
-            warn!(pool = %self.pool.name, cause = cause.as_dyn(), "what came of decision {id} could not be noted");
+            warn!(pool = %self.pool.name, cause = cause.as_dyn(), "the outcome of decision {id} could not be recorded");
         }
     }
 }

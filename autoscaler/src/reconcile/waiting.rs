@@ -1,4 +1,4 @@
-//! A scale-in that waits: since when, as which gauge, and when it is worth a report.
+//! A scale-in that waits: its gauge, and when it is reported.
 use std::time::Duration;
 
 use job::Name;
@@ -7,13 +7,13 @@ use workload::Wait;
 
 use crate::metrics::METRICS;
 
-/// A wait is reported after so long.
+/// How long a wait lasts before it is reported.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
 
-/// The same kind of wait is reported again after so long.
+/// How long the same kind of wait lasts before it is reported again.
 const REPORTED_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-/// What is shown of a pool's wait; nothing is any more when this is dropped.
+/// A pool's wait. When this is dropped, its gauge goes back to zero.
 #[derive(Debug)]
 pub struct Waiting {
     pool: Name,
@@ -22,13 +22,14 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// A pool that does not wait.
+    /// Makes the state of a pool that does not wait.
     pub fn new(pool: Name) -> Waiting {
         Waiting { pool, now: None, reported: None }
     }
 
-    /// What it waits for now, if it does, with so many replicas too many. Whether that should be reported: after a minute of waiting
-    /// for whatever it is, and again when it waits for something else for a minute, or for the same for ten.
+    /// Takes what the pool waits for now, if it does, and by how many replicas it is too large. Returns whether to
+    /// report that: after a minute of waiting for anything, then after a minute of waiting for something else, or after
+    /// ten for the same.
     pub fn is_worth_a_report(&mut self, wait: Option<&Wait>, surplus: u32, at: Instant) -> bool {
         let kind = wait.map(Wait::kind);
         if let Some((shown, _)) = self.now.filter(|(shown, _)| Some(*shown) != kind) {
@@ -81,7 +82,7 @@ mod tests {
         let other = Wait::NotReady { pod: "w-2".into(), trouble: None };
         assert!(!report(Some(&broken), 0));
         assert_eq!(shown("not_ready"), 3);
-        // It has waited since then, whatever for.
+        // The wait began then, whatever it is for.
         assert!(!report(Some(&Wait::Busy), 30));
         assert_eq!((shown("not_ready"), shown("draining")), (0, 3));
         assert!(report(Some(&broken), 60));
@@ -90,7 +91,7 @@ mod tests {
         assert!(report(Some(&Wait::Busy), 120), "another kind, a minute later");
         assert!(!report(Some(&Wait::Busy), 719));
         assert!(report(Some(&Wait::Busy), 720));
-        // Over; the next one has its own minute.
+        // The wait is over; the next one has its own minute.
         assert!(!report(None, 721));
         assert_eq!(shown("draining"), 0);
         assert!(!report(Some(&broken), 722));

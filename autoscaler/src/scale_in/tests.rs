@@ -1,4 +1,4 @@
-//! Which workers are marked, whatever is broken.
+//! Which workers are marked, whatever else is broken.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -39,7 +39,8 @@ fn id(at: usize) -> WorkerId {
     worker(at, 0, None).worker
 }
 
-/// One sign for each pod: `r` Ready, `b` busy, `m` marked and busy, `d` drained, `n` not Ready but with a worker, `p` pending.
+/// Each character is a pod: `r` Ready, `b` busy, `m` marked and busy, `d` drained, `n` not Ready but with a worker, `p`
+/// pending.
 fn fleet(signs: &str) -> (Vec<Pod>, Vec<WorkerView>) {
     let (mut pods, mut workers) = (Vec::new(), Vec::new());
     for (at, sign) in signs.chars().enumerate() {
@@ -57,7 +58,7 @@ fn fleet(signs: &str) -> (Vec<Pod>, Vec<WorkerView>) {
     (pods, workers)
 }
 
-/// The places of those that are marked and of those taken back.
+/// Returns the places of the marked workers, those of marks taken back, and the kind of wait.
 fn planned(replicas: u32, signs: &str, desired: u32) -> (Vec<usize>, Vec<usize>, Option<&'static str>) {
     let (pods, workers) = fleet(signs);
     let plan = plan(desired, &workload(replicas, Order::NotReadyFirst), &pods, &workers);
@@ -67,12 +68,12 @@ fn planned(replicas: u32, signs: &str, desired: u32) -> (Vec<usize>, Vec<usize>,
 
 #[test]
 fn pods_that_do_not_run_drain_none_that_does() {
-    // A node with room for three of six; the burst is over.
+    // A node has room for three of six pods, and the burst is over.
     assert_eq!(planned(6, "rrrppp", 1), (vec![], vec![], Some("not_ready")));
-    // A quota with room for three of six: the others are not waited for.
+    // A quota allows three of six pods: the missing ones do not delay the scale-in.
     assert_eq!(planned(6, "rrr", 1), (vec![1, 2], vec![], Some("draining")));
     assert_eq!(planned(6, "rrr", 3), (vec![], vec![], Some("too_few_ready")));
-    // One cannot work (its broker is away): it goes first, and does not count as one that stays.
+    // One cannot work (its broker is away). It is removed first, and does not count as one that stays.
     assert_eq!(planned(3, "nrr", 2), (vec![0], vec![], Some("draining")));
     assert_eq!(planned(4, "nrrb", 2), (vec![0, 2], vec![], Some("draining")));
 }
@@ -80,11 +81,11 @@ fn pods_that_do_not_run_drain_none_that_does() {
 #[test]
 fn marks_are_taken_back_when_too_few_others_can_work() {
     assert_eq!(planned(4, "rrdd", 2), (vec![2, 3], vec![], None));
-    // One of the two that should stay is not Ready any more.
+    // One of the two that should stay is no longer Ready.
     assert_eq!(planned(4, "rndd", 2), (vec![], vec![2, 3], Some("too_few_ready")));
     assert_eq!(planned(4, "rrmd", 3), (vec![3], vec![2], None));
     assert_eq!(planned(4, "rrdd", 4), (vec![], vec![2, 3], None));
-    // A pod turned up that cannot run, so none can go.
+    // A pod that cannot run appeared, so none can be removed.
     assert_eq!(planned(5, "rrddp", 2), (vec![], vec![2, 3], Some("not_ready")));
 }
 
@@ -106,11 +107,11 @@ fn while_a_rollout_is_in_progress_no_worker_is_marked_and_marks_are_taken_back()
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![], vec![id(2), id(3)]));
     assert_eq!(planned.wait.map(|wait| wait.kind()), Some("rollout"));
-    // What may be the beginning of one takes no mark back, and marks no further worker.
+    // What may be the beginning of a rollout takes no mark back, and marks no further worker.
     seen.unsettled = Some(Unsettled::Changing("later".into()));
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![id(2), id(3)], vec![]));
-    // Without a marked worker, it is what the scale-in waits for: all are idle.
+    // Without a marked worker, the scale-in waits for it, because all workers are idle.
     let (pods, workers) = fleet("rrr");
     let planned = plan(1, &seen, &pods, &workers);
     assert_eq!((planned.mark, planned.take_back), (vec![], vec![]));
@@ -119,7 +120,7 @@ fn while_a_rollout_is_in_progress_no_worker_is_marked_and_marks_are_taken_back()
 
 #[test]
 fn only_the_last_worker_of_a_pod_counts() {
-    // Its process has died after it was drained, and was started again; the lease of the first runs yet.
+    // Its process died after it was drained, and was started again. The lease of the first worker has not ended yet.
     let (mut pods, mut workers) = fleet("rd");
     pods[1].ready = true;
     let next =
@@ -127,7 +128,7 @@ fn only_the_last_worker_of_a_pod_counts() {
     workers.push(next);
     let planned = plan(1, &workload(2, Order::NotReadyFirst), &pods, &workers);
     assert_eq!((planned.mark, planned.drained.len()), (vec![id(0)], 0));
-    assert_eq!(planned.take_back, [id(1)], "the mark of a worker that is no more");
+    assert_eq!(planned.take_back, [id(1)], "the mark of a worker that no longer exists");
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn views() -> impl Strategy<Value = (Vec<Pod>, Vec<WorkerView>)> {
         for (at, (ready, trouble, its)) in members.into_iter().enumerate() {
             pods.push(pod(at, ready && trouble.is_none(), trouble));
             if let Some((held, mark, fresh, draining, away)) = its {
-                // Some workers are in pods that are not the workload's, or are going.
+                // Some workers are in pods that are not the workload's, or that are being removed.
                 let pod_name = (away > 0).then(|| format!("w-{at}")).or(Some("elsewhere".to_owned()));
                 workers.push(WorkerView { fresh, draining, pod_name, ..worker(at, held, mark) });
             }
@@ -204,7 +205,7 @@ proptest! {
         if matches!(seen.unsettled, Some(Unsettled::Rollout(_))) {
             prop_assert!(plan.mark.is_empty());
         }
-        // A mark of a pod that is there is renewed or taken back.
+        // The mark of a pod that exists is renewed or taken back.
         let here = |worker: &&WorkerView| worker.mark.is_some() && worker.pod_name.as_deref() != Some("elsewhere");
         prop_assert!(workers.iter().filter(here).all(|it| plan.mark.contains(&it.worker) || plan.take_back.contains(&it.worker)));
         let marked_pods: BTreeSet<_> = plan.mark.iter().map(view).filter_map(|it| it.pod_name.clone()).collect();
@@ -212,7 +213,7 @@ proptest! {
         prop_assert!(plan.wait.is_none() || plan.drained.is_empty() && seen.replicas > desired);
     }
 
-    /// Second by second: workers obey their marks late, pods fail and come back, and then all is well again.
+    /// Second by second, workers obey their marks late, and pods fail and recover. Then everything works again.
     #[test]
     fn when_all_is_well_again_the_pool_shrinks_to_what_is_wanted(
         count in 1_usize..9, desired in 0_u32..9, order in orders(),
@@ -226,7 +227,7 @@ proptest! {
             seen.unsettled = rollout.then(|| Unsettled::Rollout("r".into()));
             let plan = plan(desired, &seen, &pods, &workers);
             for (pod, worker) in pods.iter_mut().zip(&mut workers) {
-                // What was asked of a worker a second ago shows now.
+                // A worker shows now what was asked of it a second ago.
                 pod.ready = worker.mark.is_none();
                 if let Some(mark) = &mut worker.mark {
                     mark.drained = true;
@@ -241,7 +242,7 @@ proptest! {
                 (pod.ready, workers[hit].fresh) = (pod.ready && well, well);
             }
             if let Ok(lowering) = lowered(&seen, &pods, &plan.drained, desired) {
-                // Those that go are named here, whatever the order.
+                // Whatever the order, the pods to remove are named here.
                 let mut left = pods.len() - lowering.to as usize;
                 let leaving: Vec<_> = pods.iter().rev().filter(|pod| lowering.leaving.contains(&pod.name))
                     .take_while(|_| { let more = left > 0; left -= usize::from(more); more })

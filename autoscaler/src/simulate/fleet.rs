@@ -1,8 +1,8 @@
-//! The simulated pool: workers that start, take jobs, drain and go.
+//! The simulated pool: workers that start, take jobs, drain and are removed.
 //!
-//! As the real one does: a slot that has been free for longest gets the next job; only a worker that holds nothing is
-//! marked; a marked one takes no more jobs, and when it has drained, replicas are lowered by it, unless a worker is just
-//! starting. Marks are taken back before the pool grows.
+//! It behaves like the real one. The slot that has been free for longest gets the next job. Only a worker that holds
+//! nothing is marked. A marked worker takes no more jobs, and when it has drained, it is removed from the replicas,
+//! unless another worker is starting. Marks are taken back before the pool grows.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,7 +15,7 @@ pub struct Delays {
     pub startup_ms: u64,
     /// From the mark until a worker has drained.
     pub drain_ms: u64,
-    /// How old the readings are that a decision is made from.
+    /// The age of the readings that a decision uses.
     pub observation_ms: u64,
 }
 
@@ -28,11 +28,11 @@ enum State {
 struct Worker {
     state: State,
     held: u32,
-    /// Its free slots of an earlier mark count no more.
+    /// How often it was marked. Its free slots from before a mark no longer count.
     mark: u32,
 }
 
-/// A free slot, unless its worker has been marked since.
+/// A slot that is free unless its worker has been marked since.
 struct FreeSlot {
     worker: u32,
     mark: u32,
@@ -42,12 +42,12 @@ struct FreeSlot {
 pub struct Fleet {
     delays: Delays,
     slots: u32,
-    /// By number; a later worker has a higher one.
+    /// The workers by number; a later worker has a higher number.
     workers: BTreeMap<u32, Worker>,
     next: u32,
-    /// Starting ones and when they are ready, in order.
+    /// Starting workers and when they are ready, in order.
     starting: VecDeque<(u64, u32)>,
-    /// The one that has been free for longest first.
+    /// Free slots; the one that has been free for longest comes first.
     free: VecDeque<FreeSlot>,
     draining: u32,
     busy: u32,
@@ -56,7 +56,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// A pool of so many ready workers with so many slots each.
+    /// Makes a pool of ready workers with `slots` slots each.
     pub fn new(delays: Delays, slots: u32, workers: u32) -> Fleet {
         let mut fleet = Fleet {
             delays,
@@ -77,7 +77,7 @@ impl Fleet {
         fleet
     }
 
-    /// What the workload says and has.
+    /// The workers that the workload should have, and those that are Ready.
     pub fn replicas(&self) -> Replicas {
         let wanted = self.workers.len() as u32;
         Replicas { wanted, ready: wanted - self.starting.len() as u32 - self.draining }
@@ -108,7 +108,7 @@ impl Fleet {
         self.starting.front().map(|(at_ms, _)| *at_ms)
     }
 
-    /// The next starting worker is ready.
+    /// Makes the next starting worker ready.
     pub fn start(&mut self) {
         if let Some((_, number)) = self.starting.pop_front() {
             self.open(number);
@@ -140,7 +140,7 @@ impl Fleet {
         Some(number)
     }
 
-    /// A job of this worker's has ended, and its slot is free.
+    /// Ends one of this worker's jobs, and frees its slot.
     pub fn release(&mut self, number: u32) {
         let Some(worker) = self.workers.get_mut(&number) else { return };
         worker.held -= 1;
@@ -149,7 +149,7 @@ impl Fleet {
         self.free.push_back(FreeSlot { worker: number, mark: worker.mark });
     }
 
-    /// Brings the pool towards so many workers; returns the size before and after when replicas were written.
+    /// Brings the pool towards `desired` workers. Returns the size before and after, if replicas were written.
     pub fn resize(&mut self, desired: u32, now_ms: u64) -> Option<(u32, u32)> {
         let from = self.workers.len() as u32;
         self.mark(from.saturating_sub(desired), now_ms);
@@ -170,7 +170,7 @@ impl Fleet {
         self.next += by;
     }
 
-    /// Lets so many workers drain: takes back the marks that are too many, or marks idle workers, the newest first.
+    /// Lets `wanted` workers drain: takes back surplus marks, or marks idle workers, the newest first.
     fn mark(&mut self, wanted: u32, now_ms: u64) {
         if wanted < self.draining {
             let marked = |worker: &Worker| matches!(worker.state, State::Draining { .. });
@@ -189,7 +189,8 @@ impl Fleet {
         }
     }
 
-    /// Removes at most so many that have drained. While one starts, all wait: its pod is as little Ready as theirs.
+    /// Removes at most `by` drained workers. While a worker starts, all wait: its pod is not Ready either, so the
+    /// controller could remove that one instead.
     fn lower(&mut self, by: u32, now_ms: u64) {
         if self.draining == 0 || !self.starting.is_empty() {
             return;
@@ -206,7 +207,7 @@ impl Fleet {
         }
     }
 
-    /// At most so many workers of this kind, the oldest or the newest first.
+    /// Returns at most `count` workers of this kind, the oldest or the newest first.
     fn pick(&self, count: u32, oldest: bool, kind: impl Fn(&Worker) -> bool) -> Vec<u32> {
         let of_kind = |(number, worker): (&u32, &Worker)| kind(worker).then_some(*number);
         if oldest {
@@ -216,7 +217,7 @@ impl Fleet {
         }
     }
 
-    /// A worker takes jobs from now on.
+    /// Lets a worker take jobs from now on.
     fn open(&mut self, number: u32) {
         let Some(worker) = self.workers.get_mut(&number) else { return };
         worker.state = State::Ready;

@@ -1,6 +1,6 @@
-//! A picture of one run or two: messages ready, workers and waits over the same time, as SVG.
+//! A plot of one run or two, as SVG: messages ready, workers and waits over the same time.
 //!
-//! No font is read: an SVG names its fonts, and whoever shows it has them. So texts are placed with room to spare.
+//! No font is read: an SVG only names its fonts, and the viewer has them. So texts are placed with room to spare.
 
 use anyhow::anyhow;
 use plotters::chart::{ChartBuilder, ChartContext};
@@ -17,7 +17,7 @@ use super::run::{Sample, Simulation, TICK_MS};
 const WIDTH: u32 = 1_200;
 const TITLE: u32 = 64;
 const PANEL: u32 = 230;
-/// Points over the width; more would lie on each other.
+/// Points over the width; more would overlap.
 const COLUMNS: usize = 1_000;
 
 const INK: RGBColor = RGBColor(40, 40, 48);
@@ -30,13 +30,13 @@ type Points = Vec<(f64, f64)>;
 
 /// A run to draw, and the policy's name.
 pub struct Drawn<'a> {
-    /// As the legend says it.
+    /// The policy's name in the legend.
     pub name: &'a str,
     /// The run.
     pub simulation: &'a Simulation<'a>,
 }
 
-/// Draws one run, or two of the same trace, as the text of an SVG file.
+/// Draws one run, or two of the same trace, and returns the text of an SVG file.
 ///
 /// # Errors
 /// When the drawing library cannot draw.
@@ -70,7 +70,7 @@ fn draw(root: &Area<'_>, title: &str, runs: &[Drawn<'_>], panels: usize) -> Resu
     root.present().map_err(told)
 }
 
-/// The time, in the unit in which it reads well.
+/// The time axis, in a unit that suits its length.
 struct Axis {
     unit: &'static str,
     unit_s: f64,
@@ -95,13 +95,13 @@ impl Axis {
         ms / 1e3 / self.unit_s
     }
 
-    /// The highest of each few samples, each standing until the next, as points of a line with steps.
+    /// Returns the points of a stepped line: the highest of every few samples, which holds until the next.
     fn steps(&self, samples: &[Sample], read: impl Fn(&Sample) -> u32) -> Points {
         let mut points = Points::new();
         for (column, few) in samples.chunks(self.ticks_per_point).enumerate() {
             let highest = f64::from(few.iter().map(&read).max().unwrap_or(0));
             let from = column * self.ticks_per_point;
-            // A sample is what a tick left behind; the first tick comes after one second.
+            // A sample is the state after a tick; the first tick comes after one second.
             let at = |tick: usize| self.at(tick as f64 * TICK_MS as f64);
             points.push((at(from + 1), highest));
             points.push((at(from + few.len() + 1).min(self.end), highest));
@@ -109,7 +109,7 @@ impl Axis {
         points
     }
 
-    /// The longest wait of the jobs that came within each few seconds, where any came.
+    /// Returns the longest wait of the jobs that came within every few seconds, if any came.
     fn waits(&self, simulation: &Simulation<'_>) -> Points {
         let column_ms = self.ticks_per_point as u64 * TICK_MS;
         let mut points: Vec<(u64, u64)> = Vec::new();
@@ -200,10 +200,10 @@ fn panel<'a, 'b>(area: &Area<'b>, axis: &Axis, unit: &str, highest: f64) -> Resu
     Ok(chart)
 }
 
-/// What the panel shows, and its colours: a line of text above it.
+/// Draws the line of text above a panel: what it shows, and its colours.
 fn legend(area: &Area<'_>, title: &str, entries: &[(String, ShapeStyle)]) -> Result<(), String> {
     write(area, title, (76, 10), 18.0, INK)?;
-    // From the right, with room for a wide font.
+    // Entries are placed from the right, with room for a wide font.
     let mut right = WIDTH as i32 - 24;
     for (name, style) in entries.iter().rev() {
         right -= 9 * name.chars().count() as i32;
@@ -238,7 +238,7 @@ fn most_workers(runs: &[Drawn<'_>]) -> f64 {
     f64::from(wanted.max().unwrap_or(0))
 }
 
-/// With as many decimals as it has, up to two.
+/// Formats a number with as many decimals as it has, up to two.
 fn plain(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

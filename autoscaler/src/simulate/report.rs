@@ -1,4 +1,4 @@
-//! How a simulation went, in figures.
+//! The figures of a simulation.
 
 use serde::Serialize;
 
@@ -17,25 +17,25 @@ pub struct Report {
     pub wait: Waits,
     /// What was paid for: `spec.replicas` over time, in hours of one worker.
     pub worker_hours: f64,
-    /// The part of the paid slots' time that jobs ran in.
+    /// The part of the paid slots' time in which jobs ran.
     pub utilization: f64,
-    /// Writes of more workers.
+    /// Writes that grew the pool.
     pub scale_ups: usize,
-    /// Writes of fewer workers.
+    /// Writes that shrank the pool.
     pub scale_downs: usize,
-    /// Changes of direction: writes that shrink what the write before grew, or the other way round, within the flap time
-    /// of it.
+    /// Changes of direction: writes that shrink what the previous write grew, or the other way round, within the flap
+    /// time.
     pub flaps: usize,
     /// The most messages that were ready at once.
     pub peak_depth: usize,
     /// The largest `spec.replicas`.
     pub peak_workers: u32,
-    /// How long it went on, in modelled hours.
+    /// How long the simulation was, in modelled hours.
     pub hours: f64,
 }
 
 /// Waits in seconds, from when a job could have run (accepted, and its session free) to its start. Percentiles are
-/// nearest ranks: a wait that some job had.
+/// nearest ranks, so each is the wait of some job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Waits {
     /// The median.
@@ -49,7 +49,7 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// Of these waits, in milliseconds, in any order; zeros when there are none.
+    /// Computes the percentiles of these waits, in milliseconds, in any order; zeros if there are none.
     pub fn of(waits_ms: &mut [u64]) -> Waits {
         waits_ms.sort_unstable();
         let at = |percent: usize| match waits_ms.len() {
@@ -60,7 +60,7 @@ impl Waits {
     }
 }
 
-/// How many of these changes reverse the one before them within so much time.
+/// Counts the changes that reverse the previous one within `flap_ms`.
 pub fn flaps(resizes: &[Resize], flap_ms: u64) -> usize {
     let grows = |resize: &Resize| resize.to > resize.from;
     let reverses =
@@ -68,7 +68,7 @@ pub fn flaps(resizes: &[Resize], flap_ms: u64) -> usize {
     resizes.windows(2).filter(reverses).count()
 }
 
-/// Two runs of the same trace for the same time, and what the second has more of than the first.
+/// Two runs of the same trace for the same time, and the difference between them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     /// Under the first policy.
@@ -79,7 +79,7 @@ pub struct Comparison {
     pub difference: Difference,
 }
 
-/// Second minus first, of what a policy is chosen by.
+/// Second minus first, for the figures by which a policy is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// Of the median wait, in seconds.

@@ -1,9 +1,10 @@
-//! One run: the trace's jobs through queue and pool, and at every second a look, a decision and its consequence.
+//! One run: the trace's jobs pass through queue and pool, and every second has an observation, a decision and its
+//! consequence.
 //!
-//! Between two ticks things happen at their own millisecond: jobs end, workers get ready, jobs come, in this order where
-//! it is the same one. A message of a busy session is taken from the queue and put aside as `blocked`; the end of the
-//! session's job goes on with it on the same slot. Nothing is skipped: a second in which nothing happens is decided about
-//! like any other.
+//! Between two ticks, each event has its own millisecond: jobs end, workers become ready, jobs arrive, in this order if
+//! the millisecond is the same. A message of a busy session is taken from the queue and set aside as `blocked`. When
+//! the session's job ends, the message runs next on the same slot. No second is skipped: one in which nothing happens
+//! has a decision, too.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,13 +15,13 @@ use super::service_times::ServiceTimes;
 use super::trace::Trace;
 use crate::decide::{self, Decision, Demand, History, Observation, Policy, Reading, Replicas, Resize};
 
-/// From one decision to the next.
+/// The time from one decision to the next.
 pub const TICK_MS: u64 = 1_000;
-/// Arrivals per second are those of this time.
+/// The window over which arrivals per second are counted.
 const ARRIVALS_MS: u64 = 60_000;
-/// Service times are those of the jobs that ended within this time.
+/// The window of service times: they are those of the jobs that ended within it.
 const SERVICE_MS: u64 = 600_000;
-/// A pool that runs nothing and changes nothing for so long will not run the jobs that wait.
+/// A pool that runs nothing and changes nothing for this long will never run the jobs that wait.
 const STUCK_MS: u64 = 2 * 86_400_000;
 
 /// What is modelled around the decision.
@@ -32,7 +33,7 @@ pub struct Setup {
     pub slots: u32,
     /// Workers that are ready at the beginning.
     pub workers: u32,
-    /// Unix time in milliseconds at which the trace begins: what the schedule's windows see.
+    /// When the trace begins, as Unix time in milliseconds. The schedule's windows use it.
     pub start_ms: u64,
 }
 
@@ -58,7 +59,7 @@ pub struct Run {
     pub ends: u32,
     /// When it started, in milliseconds from the trace's beginning.
     pub started_ms: u64,
-    /// From when it could have run (accepted, and its session free) to its start, in milliseconds.
+    /// The time from when it could have run (accepted, and its session free) to its start, in milliseconds.
     pub wait_ms: u64,
 }
 
@@ -67,30 +68,30 @@ struct Session {
     busy: bool,
     /// When its last job ended.
     free_ms: u64,
-    /// Jobs put aside until their turn, in order.
+    /// Jobs set aside until their turn, in order.
     blocked: VecDeque<u32>,
 }
 
-/// What a tick's look saw; a decision gets it when it is as old as the setup says.
+/// What was observed at a tick. A decision uses it when it is as old as the setup says.
 struct Seen {
     ready: Reading<u64>,
     demand: Reading<Demand>,
 }
 
-/// A job's end to come: when, which job, on which worker.
+/// A future end of a job: when, which job, on which worker.
 type End = Reverse<(u64, u32, u32)>;
 
-/// A trace under way through a pool.
+/// A trace on its way through a pool.
 pub struct Simulation<'a> {
     trace: &'a Trace,
     policy: &'a Policy,
     setup: Setup,
     /// The last tick, in milliseconds from the trace's beginning.
     now_ms: u64,
-    /// When a job came or ended or a worker got ready, last.
+    /// When a job last came or ended, or a worker last became ready.
     moved_ms: u64,
     arrived: usize,
-    /// The first of the arrivals that count as lately.
+    /// The first arrival that counts as recent.
     lately: usize,
     queue: VecDeque<u32>,
     sessions: Vec<Session>,
@@ -111,7 +112,7 @@ pub struct Simulation<'a> {
 }
 
 impl<'a> Simulation<'a> {
-    /// A run that stands at its beginning.
+    /// Makes a run at its beginning.
     pub fn new(trace: &'a Trace, policy: &'a Policy, setup: Setup) -> Simulation<'a> {
         Simulation {
             trace,
@@ -140,7 +141,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Whether all jobs have ended and `tail_ms` has gone by since, or those that wait will never run.
+    /// Whether all jobs ended at least `tail_ms` ago, or those that wait will never run.
     pub fn is_over(&self, tail_ms: u64) -> bool {
         let rest_ms = self.now_ms - self.moved_ms;
         if self.ended == self.trace.jobs().len() {
@@ -151,7 +152,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// How far it is, in milliseconds from the trace's beginning.
+    /// The current time, in milliseconds from the trace's beginning.
     pub fn now_ms(&self) -> u64 {
         self.now_ms
     }
@@ -176,7 +177,7 @@ impl<'a> Simulation<'a> {
         &self.resizes
     }
 
-    /// One second: what happens in it, then a look, a decision and its consequence.
+    /// Simulates one second: its events, then an observation, a decision and its consequence.
     pub fn tick(&mut self) -> (Observation, Decision) {
         let tick_ms = self.now_ms + TICK_MS;
         self.replica_ms += u64::from(self.fleet.replicas().wanted) * TICK_MS;
@@ -196,7 +197,7 @@ impl<'a> Simulation<'a> {
         self.setup.start_ms + ms
     }
 
-    /// All that happens until this tick, in order.
+    /// Applies all events until this tick, in order.
     fn advance(&mut self, tick_ms: u64) {
         loop {
             let end = self.ends.peek().map_or(u64::MAX, |Reverse((at_ms, ..))| *at_ms);
@@ -220,7 +221,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Free slots take messages.
+    /// Lets free slots take messages.
     fn take(&mut self, at_ms: u64) {
         while let Some(&job) = self.queue.front() {
             if !self.fleet.has_free_slot() {
@@ -253,7 +254,7 @@ impl<'a> Simulation<'a> {
         self.ends.push(Reverse((at_ms + self.trace.jobs()[job as usize].service_ms, job, worker)));
     }
 
-    /// The next job ends; its session's next one takes the slot.
+    /// Ends the next job. Its session's next job takes the slot.
     fn end(&mut self) {
         let Some(Reverse((at_ms, job, worker))) = self.ends.pop() else { return };
         let arrival = self.trace.jobs()[job as usize];
@@ -299,7 +300,7 @@ impl<'a> Simulation<'a> {
         });
     }
 
-    /// What a decision sees now: queue and ledger as they were a while ago, the workload as it is.
+    /// Returns what a decision observes now: queue and ledger as they were a while ago, the workload as it is.
     fn observation(&mut self) -> Observation {
         let at_ms = self.unix_ms(self.now_ms);
         let mut observation = Observation {
@@ -330,7 +331,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// How it went so far; what a flap is, [`Report::flaps`] tells.
+    /// Returns the figures so far. [`Report::flaps`] says what a flap is.
     pub fn report(&self, flap_ms: u64) -> Report {
         let ups = self.resizes.iter().filter(|resize| resize.to > resize.from).count();
         let mut waits: Vec<u64> =

@@ -1,7 +1,7 @@
-//! How long jobs ran lately: the distribution over a sliding window, exact and cheap at every tick.
+//! How long recent jobs ran: the distribution over a sliding window, exact and cheap at every tick.
 //!
-//! A trace tells all service times beforehand. So each job has a rank among them, and the window is a count per rank in a
-//! Fenwick tree: a job comes, goes, or is the n-th of the window in O(log jobs).
+//! All service times of a trace are known beforehand, so each job has a rank among them. The window is a count per rank
+//! in a Fenwick tree: to add a job, to remove one, or to find the n-th of the window takes O(log jobs).
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ impl ServiceTimes {
         }
     }
 
-    /// A job has ended. Times must not go back.
+    /// Adds a job that has ended. Times must not go back.
     pub fn add(&mut self, job: u32, ended_ms: u64) {
         let rank = self.rank[job as usize];
         self.ended.push_back((ended_ms, rank));
@@ -48,7 +48,7 @@ impl ServiceTimes {
         self.count(rank, 1);
     }
 
-    /// The window that ends now; `None` when no job ended within.
+    /// Returns the distribution over the window that ends now; `None` if no job ended within it.
     pub fn at(&mut self, now_ms: u64) -> Option<ServiceTime> {
         while let Some(&(ended_ms, rank)) = self.ended.front()
             && ended_ms + self.window_ms <= now_ms
@@ -74,7 +74,7 @@ impl ServiceTimes {
         }
     }
 
-    /// The n-th smallest of the window, from 1.
+    /// Returns the n-th smallest service time of the window, counted from 1.
     fn nth_ms(&self, n: u64) -> u64 {
         let (mut place, mut left) = (0, n);
         let mut step = self.tree.len().next_power_of_two();

@@ -1,4 +1,4 @@
-//! Made-up traces: from a shape and a seed, the same each time.
+//! Synthetic traces: the same shape and seed always give the same trace.
 
 use std::f64::consts::TAU;
 
@@ -7,7 +7,7 @@ use super::trace::{Arrival, Trace};
 /// Spread of the service times: they are lognormal, so that few jobs run much longer than most.
 const SIGMA: f64 = 0.8;
 const DAY_S: f64 = 86_400.0;
-/// From one burst to the next.
+/// The time from one burst to the next.
 const BETWEEN_BURSTS_S: f64 = 1_800.0;
 /// All jobs of a burst come within this time.
 const BURST_S: f64 = 5.0;
@@ -17,7 +17,7 @@ const IN_BURSTS: f64 = 0.8;
 /// How jobs come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shape {
-    /// At random, as often at any time
+    /// At random, at a constant rate
     Poisson,
     /// At random, from a tenth of the rate at midnight to nearly twice the rate at noon
     Diurnal,
@@ -25,25 +25,25 @@ pub enum Shape {
     Burst,
 }
 
-/// What to make up.
+/// What to generate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Synthetic {
     /// How jobs come.
     pub shape: Shape,
-    /// Another seed, another trace.
+    /// The seed: another one gives another trace.
     pub seed: u64,
-    /// For how long, in seconds.
+    /// For how long jobs come, in seconds.
     pub duration_s: f64,
     /// Jobs per second, on average.
     pub rate_per_s: f64,
     /// How long a job runs on average, in seconds.
     pub service_s: f64,
-    /// Jobs belong to one of so many sessions at random; 0 gives each its own.
+    /// The number of sessions, to which jobs are assigned at random; 0 gives each job its own.
     pub sessions: u32,
 }
 
 impl Synthetic {
-    /// The trace. It may be empty, where rate × duration is small.
+    /// Generates the trace. It can be empty if rate × duration is small.
     pub fn make(&self) -> Trace {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let arrivals = match self.shape {
@@ -58,8 +58,8 @@ impl Synthetic {
         Trace::new(jobs)
     }
 
-    /// A Poisson process of the highest rate, of which each arrival is kept with a probability of its time (thinning,
-    /// Lewis and Shedler 1979).
+    /// Returns the arrivals of a Poisson process of the highest rate. Each is kept with a probability that depends on
+    /// its time (thinning, Lewis and Shedler 1979).
     fn thinned(&self, random: &mut fastrand::Rng, rate_per_s: f64, kept: impl Fn(f64) -> f64) -> Vec<f64> {
         let mut arrivals = Vec::new();
         let mut at_s = 0.0;
@@ -86,7 +86,7 @@ impl Synthetic {
     }
 
     fn job(&self, random: &mut fastrand::Rng, at_s: f64) -> Arrival {
-        // Box and Muller's way to a normal deviate; the mean of a lognormal is exp(μ + σ²/2).
+        // A normal deviate by the Box–Muller transform; the mean of a lognormal is exp(μ + σ²/2).
         let normal = (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (TAU * random.f64()).cos();
         let service_s = self.service_s * (SIGMA * normal - SIGMA * SIGMA / 2.0).exp();
         let session = (self.sessions > 0).then(|| random.u32(0..self.sessions));

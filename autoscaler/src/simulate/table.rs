@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::report::Report;
 
-/// A figure: its name, how it is read off a report, and its unit's decimals.
+/// A figure: its name, how it is read from a report, and its number of decimals.
 struct Row {
     name: &'static str,
     read: fn(&Report) -> f64,
@@ -30,7 +30,7 @@ const ROWS: [Row; 15] = [
     Row { name: "hours simulated", read: |report| report.hours, decimals: 2 },
 ];
 
-/// One run's figures, or two side by side with the second's difference to the first.
+/// Formats one run's figures, or those of two runs side by side, with the second's difference from the first.
 pub fn table(first: (&str, &Report), second: Option<(&str, &Report)>) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY);
@@ -51,7 +51,7 @@ pub fn table(first: (&str, &Report), second: Option<(&str, &Report)>) -> String 
     table.to_string()
 }
 
-/// Such as `+12.5 (+40 %)`; `=` when the table shows the same for both.
+/// Formats a difference, such as `+12.5 (+40 %)`; `=` if the table shows the same for both.
 fn difference(before: f64, after: f64, decimals: usize) -> String {
     let by = format!("{:+.*}", decimals, after - before);
     if by.trim_matches(['+', '-', '0', '.']).is_empty() {

@@ -1,4 +1,4 @@
-//! What every run keeps, whatever the trace and the policy.
+//! What holds for every run, whatever the trace and the policy.
 
 use proptest::prelude::*;
 
@@ -219,7 +219,7 @@ proptest! {
             prop_assert_eq!((run.starts, run.ends), (1, 1));
             prop_assert!(run.started_ms >= job.arrival_ms + run.wait_ms);
         }
-        // In the order of their starts, no session's job starts before the one before it has ended.
+        // In the order of their starts, no job of a session starts before the previous one has ended.
         order.sort_by_key(|(_, run)| run.started_ms);
         for (job, run) in &order {
             if let Some(session) = job.session {

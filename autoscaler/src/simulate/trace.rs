@@ -1,4 +1,4 @@
-//! A trace: when jobs came and how long each ran, recorded or made up.
+//! A trace, recorded or synthetic: when jobs came, and how long each ran.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,15 +6,15 @@ use std::io::{self, BufRead};
 
 use serde_json::Value;
 
-/// The names of what a line tells.
+/// The names of a line's fields.
 const FIELDS: [&str; 3] = ["arrival_s", "service_s", "session"];
-/// A year: what is later is a Unix time by mistake.
+/// The latest arrival: a year. A later one is a Unix time by mistake.
 const MAX_ARRIVAL_S: f64 = 366.0 * 86_400.0;
-/// A month.
+/// The longest service time: a month.
 const MAX_SERVICE_S: f64 = 31.0 * 86_400.0;
-/// As long as a session's name may be.
+/// The longest name of a session.
 const MAX_SESSION_BYTES: usize = 128;
-/// Problems that are told; the others are counted.
+/// The most problems that are listed; the others are counted.
 const TOLD: usize = 10;
 
 /// A job that comes.
@@ -28,7 +28,7 @@ pub struct Arrival {
     pub session: Option<u32>,
 }
 
-/// Jobs in the order in which they come.
+/// Jobs in the order of their arrival.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     jobs: Vec<Arrival>,
@@ -61,19 +61,19 @@ impl fmt::Display for TraceError {
 impl std::error::Error for TraceError {}
 
 impl Trace {
-    /// A trace of these jobs, put in order; those that come at once keep theirs.
+    /// Makes a trace of these jobs, sorted by arrival. Jobs that arrive at the same time keep their order.
     pub fn new(mut jobs: Vec<Arrival>) -> Trace {
         jobs.sort_by_key(|job| job.arrival_ms);
         let sessions = jobs.iter().filter_map(|job| job.session).max().map_or(0, |last| last as usize + 1);
         Trace { jobs, sessions }
     }
 
-    /// The jobs, in the order in which they come.
+    /// The jobs, in the order of their arrival.
     pub fn jobs(&self) -> &[Arrival] {
         &self.jobs
     }
 
-    /// How many sessions there are; every job's is below it.
+    /// The number of sessions; every job's session is below it.
     pub fn sessions(&self) -> usize {
         self.sessions
     }
@@ -83,10 +83,10 @@ impl Trace {
         self.jobs.last().map_or(0, |job| job.arrival_ms)
     }
 
-    /// Reads CSV with a header, or JSON lines, whichever the first line is. Empty lines are passed over.
+    /// Reads CSV with a header, or JSON lines, as the first line shows. Empty lines are ignored.
     ///
     /// # Errors
-    /// What is wrong, with line and field: up to ten problems, and the count of the others.
+    /// Lists what is wrong, with line and field: up to ten problems, and the number of the others.
     pub fn read(mut input: impl BufRead) -> Result<Trace, TraceError> {
         let mut reader = Reader::default();
         let mut line = Vec::new();
@@ -231,7 +231,7 @@ fn read_csv(columns: &[usize], text: &str) -> Result<[Option<Value>; 3], String>
     Ok(given)
 }
 
-/// Names and numbers hold no commas, so that quotes are never needed; some programs write them all the same.
+/// Removes quotes. Names and numbers hold no commas, so quotes are never needed, but some programs write them.
 fn unquote(cell: &str) -> &str {
     let cell = cell.trim();
     cell.strip_prefix('"').and_then(|cell| cell.strip_suffix('"')).unwrap_or(cell)
@@ -239,7 +239,7 @@ fn unquote(cell: &str) -> &str {
 
 fn read_json(text: &str) -> Result<[Option<Value>; 3], String> {
     let object: serde_json::Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
+        serde_json::from_str(text).map_err(|error| format!("is not a JSON object: {error}"))?;
     let mut given = [None, None, None];
     for (name, value) in object {
         match FIELDS.iter().position(|field| *field == name) {
@@ -265,7 +265,7 @@ fn read_ms(field: &str, given: Option<Value>, max_s: f64) -> Result<u64, String>
     }
 }
 
-/// At most as much of what was given as helps to find it.
+/// Shortens what was given to as much as helps to find it.
 fn shorten(given: &str) -> String {
     match given.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &given[..end]),
@@ -342,7 +342,7 @@ mod tests {
             ),
             (
                 "{\"arrival_s\":1,\"service_s\":1}\n[]\n".to_owned(),
-                "line 2: is no JSON object: invalid type: sequence, expected a map at line 1 column 0",
+                "line 2: is not a JSON object: invalid type: sequence, expected a map at line 1 column 0",
             ),
             ("".to_owned(), "there are no jobs in it, expected a line for each"),
             (head.to_owned(), "there are no jobs in it, expected a line for each"),

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The private RabbitMQ: one node and its own epmd, loopback only, with the management plugin.
+# The private RabbitMQ: one node and its own epmd, on loopback only, with the management plugin.
 
 readonly BROKER_DIR=$DEV_DIR/broker
 readonly BROKER_BIN=/usr/lib/rabbitmq/bin
@@ -38,7 +38,7 @@ broker_pid() {
     recorded_process "$BROKER_PID"
 }
 
-# Nothing of the caller's environment or of /etc/rabbitmq reaches the node; the node's tools get the same.
+# The node gets nothing from the caller's environment or from /etc/rabbitmq. The node's tools get the same environment.
 broker_environment() {
     printf '%s\n' PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME="$BROKER_DIR" ERL_CRASH_DUMP_SECONDS=0 \
         ERL_EPMD_PORT="$(broker_port epmd)" ERL_EPMD_ADDRESS=127.0.0.1 \
@@ -58,13 +58,13 @@ broker_environment() {
         RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false'
 }
 
-# broker_exec MARK PROGRAM…: becomes the program.
+# broker_exec MARK PROGRAM…: replaces this shell with the program.
 broker_exec() {
     local mark=$1 environment
     shift
     mapfile -t environment < <(broker_environment)
     cd "$BROKER_DIR" || exit
-    # A node takes the limit for the size of its tables, so "unlimited" costs gigabytes.
+    # A node sizes its tables by this limit, so "unlimited" costs gigabytes.
     ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"
     exec 8>&- 9>&-
     exec env -i "${environment[@]}" "HARNESS_DEV_PROCESS=$mark" "$@"
@@ -97,8 +97,9 @@ ${HARNESS_DEV_BROKER_CONF:-}
 SETTINGS
 }
 
-# A node looks for each of its modules in every folder of its code path, and the package brings sixty plugins: with only
-# what the management plugin needs (as the .app files declare it) a start takes half as long. The tools keep them all.
+# A node looks for each of its modules in every folder of its code path, and the package has sixty plugins. With only
+# what the management plugin needs (as the .app files declare it), a start takes half as long. The tools keep all of
+# them.
 broker_select_code() {
     local plugins app folder todo=(rabbit rabbitmq_prelaunch rabbitmq_management)
     plugins=$(readlink -f "$BROKER_BIN/rabbitmq-server")
@@ -112,7 +113,7 @@ broker_select_code() {
         todo=("${todo[@]:1}")
         for folder in "$plugins/$app"-[0-9]*/; do
             folder=${folder%/}
-            # Erlang's own applications are not in there.
+            # Erlang's own applications are not in that folder.
             [[ -f $folder/ebin/$app.app && ! -e $BROKER_CODE/plugins/${folder##*/} ]] || continue
             ln -s "$folder" "$BROKER_CODE/plugins/"
             mapfile -t -O "${#todo[@]}" todo < <(
@@ -148,19 +149,19 @@ broker_start() {
         if broker_launch; then return 0; fi
         epmd_stop
     done
-    fail_with_log "$BROKER_OUT" "RabbitMQ found a port of its own taken $attempt times in a row"
+    fail_with_log "$BROKER_OUT" "one of RabbitMQ's ports was taken by another program $attempt times in a row"
 }
 
-# Same ports as before, for restarts; epmd has stayed.
+# Starts it on the same ports as before, for restarts. Its epmd has kept running.
 broker_start_again() {
     local what
-    [[ -s $BROKER_PORTS ]] || die "there is no RabbitMQ of ours to start again: run 'start' first"
+    [[ -s $BROKER_PORTS ]] || die "there is no private RabbitMQ to start again: run 'start' first"
     broker_sweep
     for what in amqp management distribution; do
         wait_until 10 port_free "$(broker_port "$what")" ||
-            die "somebody else has taken RabbitMQ's $what port $(broker_port "$what") meanwhile"
+            die "another program has taken RabbitMQ's $what port $(broker_port "$what") meanwhile"
     done
-    broker_launch || fail_with_log "$BROKER_OUT" "somebody else has taken a port of RabbitMQ's meanwhile: $(<"$BROKER_PORTS")"
+    broker_launch || fail_with_log "$BROKER_OUT" "another program has taken one of RabbitMQ's ports meanwhile: $(<"$BROKER_PORTS")"
 }
 
 # Fails (with 1) only when a port was taken; every other failure ends the program.
@@ -170,8 +171,8 @@ broker_launch() {
     broker_select_code
     epmd_start || return 1
     if [[ -e $BROKER_LOG ]]; then mv -f "$BROKER_LOG" "$BROKER_LOG.1"; fi
-    # `detached` makes the script become the node (no shell above it that would wait and call rabbitmqctl).
-    # The script's folder is relative, as the script does not quote it.
+    # With `detached` the script becomes the node, so that no shell above it waits and calls rabbitmqctl.
+    # The script's folder is relative, because the script does not quote it.
     (broker_exec "$BROKER_MARK" setsid env detached=true \
         RABBITMQ_SCRIPTS_DIR=code/bin RABBITMQ_PLUGINS_DIR="$BROKER_CODE/plugins" "$BROKER_BIN/rabbitmq-server") \
         </dev/null >"$BROKER_OUT" 2>&1 &
@@ -192,7 +193,7 @@ broker_settled() {
     ! process_alive "$1" || broker_answers "$1"
 }
 
-# The ports are ours, the management API answers, and it knows of the AMQP listener (which opens last).
+# Whether the node listens on its ports, the management API answers, and it lists the AMQP listener (which opens last).
 broker_answers() {
     local amqp management
     amqp=$(broker_port amqp) && management=$(broker_port management) || return 1
@@ -205,7 +206,7 @@ broker_version() {
         grep -o '"rabbitmq_version":"[^"]*"' | cut -d'"' -f4
 }
 
-# Ends the node in its own time; epmd stays, so that the node comes back under its name and port.
+# Stops the node cleanly. Its epmd stays, so that the node comes back under its name and port.
 broker_stop() {
     local pid
     if pid=$(broker_pid); then end_processes "${1:-TERM:30 KILL:10}" "$pid"; fi
@@ -214,7 +215,7 @@ broker_stop() {
 }
 
 # 3.10 with the management plugin closes connections and stores at once, and then waits 5 s for itself
-# (rabbit_mgmt_db_handler calls its own event manager). When all is to end, nobody needs to wait with it.
+# (rabbit_mgmt_db_handler calls its own event manager). If everything is to end, there is no need to wait for that.
 broker_end() {
     broker_stop "TERM:2 KILL:10"
     epmd_stop
@@ -227,7 +228,7 @@ broker_kill() {
     rm -f "$BROKER_PID"
 }
 
-# erl_child_setup and inet_gethost leave by themselves once the node is gone; what does not is made to.
+# erl_child_setup and inet_gethost end by themselves once the node is gone. Those that do not are killed.
 broker_sweep() {
     local left
     mapfile -t left < <(marked_processes "$BROKER_MARK")
@@ -240,13 +241,13 @@ broker_wipe() {
     rm -f -- "$BROKER_PID" "$BROKER_PORTS" "$EPMD_PID"
 }
 
-# broker_tool PROGRAM…: becomes rabbitmqctl or one of its kind, talking to this node.
+# broker_tool PROGRAM…: replaces this shell with rabbitmqctl or a similar tool, talking to this node.
 broker_tool() {
     [[ -s $BROKER_PORTS ]] || die "RabbitMQ has never been started here: run 'start' first"
     broker_exec tool "$BROKER_BIN/$1" "${@:2}"
 }
 
-# Erlang's name service. Fails when it does not get its port.
+# Starts Erlang's name service. Fails if it does not get its port.
 epmd_start() {
     local pid port
     port=$(broker_port epmd)

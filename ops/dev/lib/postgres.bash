@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The private Postgres: one data folder, loopback only, no Unix socket.
+# The private Postgres: one data folder, on loopback only, without a Unix socket.
 
 readonly POSTGRES_LOG=$DEV_DIR/postgres.log
 readonly POSTGRES_PID=$DEV_DIR/postgres.pid
@@ -16,7 +16,7 @@ postgres_pid() {
     recorded_process "$POSTGRES_PID"
 }
 
-# Postgres refuses to run as root; its user must then be able to reach the data.
+# Postgres refuses to run as root. Its user must then be able to reach the data.
 as_postgres() {
     if ((EUID == 0)); then
         setpriv --reuid postgres --regid postgres --init-groups -- "$@"
@@ -25,12 +25,12 @@ as_postgres() {
     fi
 }
 
-# Prints the data folder: in $DEV_DIR, or, where the user `postgres` cannot get to that, a recorded one in /var/tmp.
+# Prints the data folder: in $DEV_DIR, or, if the user `postgres` cannot reach that, a recorded one in /var/tmp.
 postgres_folder() {
     local place
     if [[ -s $POSTGRES_PLACE ]]; then
         place=$(<"$POSTGRES_PLACE")
-        # A copy of somebody's .dev names a folder that is not ours.
+        # A copied .dev names a folder that is not ours.
         if [[ -r $place/owner && $(<"$place/owner") == "$DEV_DIR" ]]; then
             printf '%s/data\n' "$place"
             return 0
@@ -48,7 +48,7 @@ postgres_make_folder() {
     fi
     # shellcheck disable=SC2016 # expanded by the inner shell
     if ! (cd / && as_postgres sh -c 'cd "$1" 2>/dev/null && [ -w . ]' _ "$folder"); then
-        [[ -z $(ls -A "$folder") ]] || die "the user 'postgres' cannot get to $folder any more: give it the right, or run 'stop --wipe'"
+        [[ -z $(ls -A "$folder") ]] || die "the user 'postgres' can no longer reach $folder: give it the right, or run 'stop --wipe'"
         rmdir "$folder"
         postgres_remove_orphans
         place=$(mktemp -d /var/tmp/harness-dev.XXXXXXXX)
@@ -58,11 +58,11 @@ postgres_make_folder() {
         mkdir -m 700 "$folder"
         if ((EUID == 0)); then chown postgres:postgres "$folder"; fi
         printf '%s\n' "$place" >"$POSTGRES_PLACE"
-        say "Postgres keeps its data in $folder (its user cannot get to $DEV_DIR)"
+        say "Postgres keeps its data in $folder (its user cannot reach $DEV_DIR)"
     fi
 }
 
-# Folders in /var/tmp whose repository is gone, and in which nothing runs.
+# Removes folders in /var/tmp whose repository is gone, and in which nothing runs.
 postgres_remove_orphans() {
     local place
     for place in /var/tmp/harness-dev.*/; do
@@ -73,7 +73,7 @@ postgres_remove_orphans() {
     done
 }
 
-# The server writes its title over its environment, but it lives in its data folder.
+# The server overwrites its environment with its title, but its current folder is its data folder.
 postgres_processes_in() {
     local link at
     for link in /proc/[0-9]*/cwd; do
@@ -93,7 +93,7 @@ postgres_processes() {
     } | sort -nu
 }
 
-# All that Postgres's own processes get to see of our environment.
+# The part of our environment that Postgres's own processes can see.
 postgres_exec() {
     local folder=$1
     shift
@@ -116,11 +116,11 @@ postgres_start() {
     if [[ -s $folder/PG_VERSION ]]; then
         programs=/usr/lib/postgresql/$(<"$folder/PG_VERSION")/bin
         [[ -x $programs/postgres ]] ||
-            die "the data in $folder is of Postgres $(<"$folder/PG_VERSION"), which is not installed: install it, or run 'stop --wipe'"
+            die "the data in $folder belongs to Postgres $(<"$folder/PG_VERSION"), which is not installed: install it, or run 'stop --wipe'"
     fi
     postgres_sweep
     if [[ ! -s $folder/harness.conf ]]; then postgres_initialize "$programs" "$folder"; fi
-    # The sweep found no server in this folder: a pid left in there is a stranger's by now.
+    # The sweep found no server in this folder, so a pid that is left in it belongs to another process by now.
     rm -f "$folder/postmaster.pid"
     for attempt in {1..5}; do
         if ((attempt > 1)) || [[ ! -s $POSTGRES_PORT ]] || ! port_free "$(<"$POSTGRES_PORT")"; then
@@ -128,19 +128,19 @@ postgres_start() {
         fi
         if postgres_launch "$programs" "$folder"; then return 0; fi
     done
-    fail_with_log "$POSTGRES_LOG" "Postgres found its port taken $attempt times in a row"
+    fail_with_log "$POSTGRES_LOG" "Postgres's port was taken by another program $attempt times in a row"
 }
 
-# Same port as before, for restarts.
+# Starts it on the same port as before, for restarts.
 postgres_start_again() {
     local programs folder
     folder=$(postgres_folder)
-    [[ -s $POSTGRES_PORT && -s $folder/harness.conf ]] || die "there is no Postgres of ours to start again: run 'start' first"
+    [[ -s $POSTGRES_PORT && -s $folder/harness.conf ]] || die "there is no private Postgres to start again: run 'start' first"
     programs=/usr/lib/postgresql/$(<"$folder/PG_VERSION")/bin
     postgres_sweep
     rm -f "$folder/postmaster.pid"
-    wait_until 10 port_free "$(<"$POSTGRES_PORT")" || die "somebody else has taken Postgres's port $(<"$POSTGRES_PORT") meanwhile"
-    postgres_launch "$programs" "$folder" || fail_with_log "$POSTGRES_LOG" "somebody else has taken Postgres's port $(<"$POSTGRES_PORT") meanwhile"
+    wait_until 10 port_free "$(<"$POSTGRES_PORT")" || die "another program has taken Postgres's port $(<"$POSTGRES_PORT") meanwhile"
+    postgres_launch "$programs" "$folder" || fail_with_log "$POSTGRES_LOG" "another program has taken Postgres's port $(<"$POSTGRES_PORT") meanwhile"
 }
 
 postgres_choose_port() {
@@ -148,12 +148,12 @@ postgres_choose_port() {
     mv "$POSTGRES_PORT.new" "$POSTGRES_PORT"
 }
 
-# A folder without harness.conf is one whose making was interrupted.
+# A folder without harness.conf is one whose creation was interrupted.
 postgres_initialize() {
     local programs=$1 folder=$2 log=$DEV_DIR/postgres.init.log
     find "$folder" -mindepth 1 -delete
     (
-        # Nothing is in it yet that a crash could lose; the running server does sync.
+        # It contains nothing yet that a crash could lose. The running server does sync.
         postgres_exec "$folder" "$programs/initdb" --pgdata="$folder" --username=harness --auth=trust \
             --encoding=UTF8 --locale=C.UTF-8 --no-sync --no-instructions
     ) </dev/null >"$log" 2>&1 || fail_with_log "$log" "initdb failed"
@@ -165,7 +165,8 @@ postgres_initialize() {
     postgres_configure "$folder"
 }
 
-# For a box with other work to do. ALTER SYSTEM still wins, as these are not on the command line.
+# Settings for a machine with other work to do. ALTER SYSTEM still overrides them, because they are not on the command
+# line.
 postgres_configure() {
     cat >"$1/harness.conf" <<SETTINGS
 # Written by ops/dev/services at each start.
@@ -204,7 +205,7 @@ postgres_settled() {
     ! process_alive "$1" || postgres_answers "$1"
 }
 
-# The port is ours and a query returns.
+# Whether the server listens on its port and answers a query.
 postgres_answers() {
     local pid=$1 programs
     [[ $(sed -n 8p "$(postgres_folder)/postmaster.pid" 2>/dev/null) == ready* ]] || return 1
@@ -220,7 +221,7 @@ postgres_version() {
 
 postgres_stop() {
     local pid
-    # INT: roll back and disconnect. QUIT: leave at once, the log is replayed at the next start.
+    # INT: roll back and disconnect. QUIT: end at once; the log is replayed at the next start.
     if pid=$(postgres_pid); then end_processes "INT:20 QUIT:10 KILL:10" "$pid"; fi
     postgres_sweep
     rm -f "$POSTGRES_PID"
@@ -237,7 +238,7 @@ postgres_kill() {
     rm -f "$POSTGRES_PID"
 }
 
-# Children leave by themselves once the server is gone; what does not is made to.
+# Children end by themselves once the server is gone. Those that do not are killed.
 postgres_sweep() {
     local left
     mapfile -t left < <(postgres_processes)

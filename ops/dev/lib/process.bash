@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Processes and ports: what is alive, whose it is, who listens, and how to end it.
-# Knows /proc; knows nothing of Postgres or RabbitMQ.
+# Processes and ports: which processes are alive, whose they are, which one listens, and how to end them.
+# It reads /proc, and does not know Postgres or RabbitMQ.
 
 boot_id() {
     cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown
 }
 
-# The kernel's start time of a living process; fails for a dead one and for a zombie.
+# Prints the kernel's start time of a living process. Fails for a dead one and for a zombie.
 process_start_ticks() {
     local stat fields
     { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
-    # The command name is in brackets and may hold blanks: what follows the last bracket is fields 3, 4, …
+    # The command name is in brackets and may contain blanks. After the last bracket come the fields 3, 4, …
     read -ra fields <<<"${stat##*) }"
     [[ ${fields[0]} != Z ]] || return 1
     printf '%s\n' "${fields[19]}"
@@ -20,13 +20,13 @@ process_alive() {
     process_start_ticks "$1" >/dev/null
 }
 
-# A pid alone may be another process tomorrow: (pid, start time, boot) names one process for ever.
+# A pid alone can be reused by another process. (pid, start time, boot) identifies one process permanently.
 record_process() {
     local file=$1 pid=$2
     printf '%s %s %s\n' "$pid" "$(process_start_ticks "$pid" || echo gone)" "$(boot_id)" >"$file"
 }
 
-# Prints the recorded pid if that very process still lives.
+# Prints the recorded pid if that same process is still alive.
 recorded_process() {
     local pid ticks boot
     [[ -s $1 ]] || return 1
@@ -44,7 +44,7 @@ marked_processes() {
     done || true
 }
 
-# The process and all its descendants.
+# Prints the pids of the process and all its descendants.
 process_tree() {
     local -A children=()
     local file stat fields pid queue=("$1")
@@ -96,7 +96,7 @@ end_processes() {
     return 1
 }
 
-# The sockets (inode numbers) that listen on a TCP port, whoever has them.
+# Prints the sockets (inode numbers) that listen on a TCP port, in any process.
 listening_sockets() {
     local hex
     printf -v hex '%04X' "$1"
@@ -109,7 +109,7 @@ port_free() {
     [[ -z $(listening_sockets "$1") ]]
 }
 
-# Whether this process, and not some stranger, listens on the port.
+# Whether this process, and not another one, listens on the port.
 listens_on() {
     local socket
     for socket in $(listening_sockets "$2"); do
@@ -119,8 +119,8 @@ listens_on() {
     return 1
 }
 
-# A free port below the range from which the kernel takes ports for outgoing connections.
-# Somebody may still take it before we bind it: the caller starts again with others then.
+# Prints a free port below the range from which the kernel takes ports for outgoing connections.
+# Another program may still take it before we bind it. The caller then starts again with other ports.
 pick_port() {
     local port
     for _ in {1..200}; do
@@ -140,7 +140,7 @@ answers_tcp() {
 }
 
 # http_get PORT PATH CREDENTIALS: prints the body of a loopback GET, and fails unless it answers 200.
-# Spoken by hand, so that a fresh machine needs no HTTP client.
+# The request is written by hand, so that a fresh machine needs no HTTP client.
 http_get() {
     # shellcheck disable=SC2016 # expanded by the inner shell, which `timeout` can end
     timeout 5 bash -c '

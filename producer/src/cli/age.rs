@@ -1,8 +1,8 @@
-//! An age, as people write it.
+//! An age as people write it.
 
 use std::time::Duration;
 
-/// Such as `90s`, `15m`, `36h` or `3d`.
+/// Parses an age such as `90s`, `15m`, `36h` or `3d`.
 pub fn parse_age(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}, expected a number with a unit, such as 90s, 15m, 36h or 3d"))

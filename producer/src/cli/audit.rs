@@ -1,4 +1,4 @@
-//! `producer audit`: whether the ledger keeps its promises, at this moment and on a fleet at work.
+//! `producer audit`: checks whether the ledger keeps its promises, now and while the fleet works.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,32 +12,33 @@ use store::{AuditScope, Checked, Kind, StoreError};
 use super::age::parse_age;
 use super::context::Context;
 
-/// Prove that nothing was lost, doubled or paid twice: a line per check, and below it the ids that break it.
+/// Check that no job was lost, duplicated or paid twice: a line per check, and below it the ids that break it.
 ///
-/// It only reads, in one snapshot of Postgres's, so it may run beside a fleet at work. Conservation checks fail when the
-/// ledger contradicts itself. Liveness checks warn when nobody moves what is in order. Exit codes: 0 all is well, 3 a
-/// check has failed, or with --strict has warned.
+/// The audit only reads, in one Postgres snapshot, so it can run while the fleet works. A conservation check fails when
+/// the ledger contradicts itself. A liveness check warns when the ledger is in order but a job does not move.
+///
+/// Exit codes: 0 all is well, 3 a check has failed or, with --strict, has warned.
 #[derive(Debug, Args)]
 pub struct Audit {
-    /// Repeat every so many seconds, until SIGTERM or until a check has failed: what is wrong does not heal, and the end
-    /// of the process tells whoever runs it. A Postgres that is away meanwhile is waited for
+    /// Repeat every so many seconds, until SIGTERM or until a check fails. A failed check does not heal, so the process
+    /// ends and its supervisor notices. While Postgres is away, the watch waits for it
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60",
           value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
-    /// Only results with ids not older than this and sessions that changed since, such as 90m, 36h or 7d; live jobs in
-    /// any case
+    /// Only results whose ids are not older than this and sessions that changed since, such as 90m, 36h or 7d; live
+    /// jobs are always included
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     since: Option<Duration>,
-    /// Warn of jobs that wait longer than this for their next step, such as 90s, 15m or 2h
+    /// Warn about jobs that wait longer than this for their next step, such as 90s, 15m or 2h
     #[arg(long, value_name = "AGE", value_parser = parse_age, default_value = "15m")]
     stuck_after: Duration,
-    /// Let a warning fail it
+    /// Treat a warning as a failure
     #[arg(long)]
     strict: bool,
-    /// Name at most so many ids per check
+    /// Name at most this many ids per check
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// One JSON object per audit
+    /// Print one JSON object per audit
     #[arg(long)]
     json: bool,
 }
@@ -77,7 +78,7 @@ impl Audit {
         }
     }
 
-    /// A watch that found nothing has done what it was asked; an audit that did not end proves nothing.
+    /// A stopped watch without a finding has done its work. An audit that was stopped before its end proves nothing.
     fn stopped(&self) -> anyhow::Result<ExitCode> {
         match self.watch {
             Some(_) => Ok(ExitCode::SUCCESS),
@@ -96,7 +97,7 @@ impl Audit {
             return Ok(());
         }
         let (failed, warned) = (audit.findings(Kind::Conservation), audit.findings(Kind::Liveness));
-        // A watch with nothing to tell tells only that.
+        // A watch without a finding prints only the summary.
         if self.watch.is_none() || failed + warned > 0 {
             audit.checks.iter().for_each(tell);
         }
@@ -111,10 +112,10 @@ impl Audit {
 }
 
 fn complain(error: &StoreError) {
-    note!("no audit this time: {}", with_causes(error));
+    note!("this audit could not be made: {}", with_causes(error));
 }
 
-/// A line for the check, and one below it for each row that it names.
+/// Prints a line for the check, and below it one for each offending row.
 fn tell(checked: &Checked) {
     let holds = match (checked.found, checked.kind) {
         (0, _) => "ok",
@@ -128,6 +129,6 @@ fn tell(checked: &Checked) {
     }
     let others = checked.found - checked.offenders.len() as i64;
     if others > 0 {
-        out!("          and {others} others; --limit names more");
+        out!("          and {others} more; --limit raises how many are named");
     }
 }

@@ -1,4 +1,4 @@
-//! `producer enqueue --file`: jobs from JSON lines, in batches of what has come.
+//! `producer enqueue --file`: jobs from JSON lines, in batches as lines arrive.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,20 +12,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::lines::{BadLine, Line, Lines, Room};
 use super::progress::Progress;
+use crate::intake_limits::IntakeLimits;
 use crate::submit::submit;
-use crate::yardstick::Yardstick;
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
-/// Jobs that are being published while more are accepted: a line that comes alone does not wait for the confirms of those before it.
+/// Jobs that may be in publishing while more are accepted, so that a line that arrives alone need not wait for the
+/// confirms of earlier lines.
 const PUBLISHING: usize = 4 * BATCH;
 
 pub struct Bulk<'a> {
-    pub yardstick: &'a Yardstick,
+    pub intake_limits: &'a IntakeLimits,
     pub dispatch: &'a Dispatch,
-    /// The first line that is refused is the last.
+    /// Stop at the first refused line.
     pub strict: bool,
-    /// Of all that are accepted.
+    /// Print the ids of all accepted jobs.
     pub print_ids: bool,
 }
 
@@ -36,15 +37,15 @@ struct Sums {
     duplicates: usize,
     refused: usize,
     unconfirmed: usize,
-    /// The number of the last line that was dealt with.
+    /// The number of the last line that was handled.
     last_line: u64,
 }
 
 impl Bulk<'_> {
-    /// Accepts in the order of the lines, which is the order within each session; publishes behind.
+    /// Accepts jobs in the order of the lines, which is the order within each session; publishes behind.
     pub async fn run(&self, file: PathBuf, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-        let mut lines = Lines::read(file, BATCH, self.yardstick.limits().max_bytes);
-        // A pipe is open when somebody has opened its other end.
+        let mut lines = Lines::read(file, BATCH, self.intake_limits.current().max_bytes);
+        // A pipe opens only once its other end is opened.
         let total = stop.run_until_cancelled(lines.total()).await.flatten();
         let progress = Progress::new(total);
         let mut sums = Sums::default();
@@ -60,13 +61,13 @@ impl Bulk<'_> {
         );
         if sums.unconfirmed > 0 {
             note!(
-                "{} of them were not confirmed by the broker yet; a relay sends them again",
+                "{} of them are not yet confirmed by the broker; a relay sends them again",
                 sums.unconfirmed
             );
         }
         result?;
         if stop.is_cancelled() && !lines.at_end() {
-            note!("stopped by a signal after line {}; what follows it was not sent", sums.last_line);
+            note!("stopped by a signal after line {}; later lines were not sent", sums.last_line);
             return Ok(ExitCode::from(130));
         }
         Ok(if sums.refused > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
@@ -84,7 +85,7 @@ impl Bulk<'_> {
         while !(refused_one && self.strict) {
             let come = match stop.run_until_cancelled(lines.next(BATCH)).await {
                 Some(come) => come?,
-                // What was read is sent.
+                // What was already read is still sent.
                 None => {
                     lines.stop();
                     lines.next(BATCH).await?
@@ -97,7 +98,7 @@ impl Bulk<'_> {
             let read = come.len() as u64;
             let (batch, room) = self.decode(come, progress, sums);
             self.accept(batch, room, progress, sums, &mut publishing).await?;
-            // A reader that stalls holds up what follows alone.
+            // If the reader of stdout stalls, only later lines wait.
             printed(stop).await;
             sums.unconfirmed += publishing.settle(PUBLISHING).await?;
             refused_one = sums.refused > before;
@@ -110,9 +111,9 @@ impl Bulk<'_> {
         Ok(())
     }
 
-    /// The jobs of these lines, up to the first that is refused where that is the last; and the room that they take.
+    /// Returns the jobs of these lines and the room that they take. With `strict`, it ends at the first refused line.
     fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> (Vec<JobSpec>, Vec<Room>) {
-        let limits = self.yardstick.limits();
+        let limits = self.intake_limits.current();
         let mut batch = Vec::with_capacity(lines.len());
         let mut room = Vec::with_capacity(lines.len());
         for line in lines {
@@ -145,7 +146,7 @@ impl Bulk<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let submitted = submit(self.dispatch, batch, &self.yardstick.limits()).await?;
+        let submitted = submit(self.dispatch, batch, &self.intake_limits.current()).await?;
         let count = submitted.new.len();
         sums.accepted += count;
         sums.duplicates += submitted.accepted_before;
@@ -181,7 +182,7 @@ struct Published {
 }
 
 impl Publishing {
-    /// Waits until no more jobs than these are on their way. How many of the others were not confirmed.
+    /// Waits until at most this many jobs are in publishing. Returns how many of the others were not confirmed.
     async fn settle(&mut self, most: usize) -> anyhow::Result<usize> {
         let mut unconfirmed = 0;
         loop {
@@ -195,7 +196,8 @@ impl Publishing {
     }
 }
 
-/// The job of a line, or what is wrong with it. Of a line, nobody calls the whole its body.
+/// Decodes a line. A problem with the whole line is shown without the field name `body`, which means nothing for a
+/// line.
 fn decode(line: &Line, limits: &Limits) -> Result<JobSpec, String> {
     let text = line.text.as_ref().map_err(|bad| match bad {
         BadLine::TooLong { .. } => format!("{bad} (MAX_MESSAGE_BYTES)"),

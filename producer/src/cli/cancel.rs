@@ -1,4 +1,4 @@
-//! `producer cancel`: ends jobs that nobody wants any more.
+//! `producer cancel`: ends jobs that are no longer wanted.
 
 use std::process::ExitCode;
 
@@ -13,12 +13,12 @@ use crate::cancel::{Answer, cancel};
 
 /// Cancel jobs: queued, scheduled, blocked and running ones.
 ///
-/// One that waits has ended when this returns. A running one gets its stop signal within a second and ends as its worker
-/// hears it, unless it is done before; `producer wait` tells. A job that is not known yet is cancelled ahead: its message finds its
-/// end. Prints a line for each job.
+/// A waiting job has ended when this command returns. A running job gets its stop signal within a second and ends when
+/// its worker acts on it, unless it finishes first; `producer wait` shows its end. A job that is not known yet is
+/// cancelled in advance: its message will find its end recorded. Prints a line for each job.
 ///
-/// Exit codes: 0 all are cancelled or stopping, 1 something failed, 2 wrong arguments, 3 one had ended before, or is not known (yet):
-/// its message may be on its way, or the id is wrong.
+/// Exit codes: 0 all are cancelled or stopping, 1 something failed, 2 wrong arguments, 3 a job had ended before or is
+/// not known (yet): its message may be on its way, or the id is wrong.
 #[derive(Debug, Args)]
 pub struct Cancel {
     /// The jobs' ids
@@ -27,15 +27,16 @@ pub struct Cancel {
     /// All live jobs of this session
     #[arg(long)]
     session: Option<Name>,
-    /// One JSON object per line: job_id, answer (cancelled, stopping, not_known or ended_before) and, of one that had ended before, its state
+    /// Print one JSON object per line: job_id, answer (cancelled, stopping, not_known or ended_before) and, for a job
+    /// that had ended before, its state
     #[arg(long)]
     json: bool,
 }
 
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let (yardstick, dispatch) = context.dispatch("producer cancel").await?;
-        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &yardstick.limits()).await?;
+        let (intake_limits, dispatch) = context.dispatch("producer cancel").await?;
+        let answer = cancel(&dispatch, self.jobs, self.session.as_ref(), &intake_limits.current()).await?;
         dispatch.close(REPLIED_WITHIN).await;
         let answers = match answer {
             Answer::Done(answers) => answers,

@@ -1,4 +1,4 @@
-//! What a command needs of the outside: settings, Postgres, RabbitMQ. Each takes only what it uses.
+//! What a command needs from outside: settings, Postgres, RabbitMQ. Each command takes only what it uses.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use service::{Common, Problems, unless_stopped};
 use store::{Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
 
-use crate::yardstick::Yardstick;
+use crate::intake_limits::IntakeLimits;
 
 /// How long a command waits for RabbitMQ before it gives up.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a command waits for the replies that it owes to callers.
 pub const REPLIED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -26,8 +26,8 @@ pub struct Context {
     pub stop: CancellationToken,
 }
 
-/// Checked settings of a command that needs the ledger.
-pub struct Ledger {
+/// The checked settings of a command that needs the ledger.
+pub struct LedgerAccess {
     pub store: Store,
     pub address: Address,
     pub pool_size: usize,
@@ -36,8 +36,8 @@ pub struct Ledger {
     pub replies: ReplyRule,
 }
 
-impl Ledger {
-    /// This ledger beside the broker of this configuration, which is being connected to.
+impl LedgerAccess {
+    /// Joins this ledger with the broker of this configuration, and begins to connect to the broker.
     pub fn beside(&self, config: &BrokerConfig) -> Dispatch {
         let broker = Broker::start(config.clone(), CancellationToken::new());
         Dispatch::new(self.store.clone(), broker, config, self.replies.clone())
@@ -45,39 +45,39 @@ impl Ledger {
 }
 
 impl Context {
-    /// Settings for Postgres only; the schema is not looked at.
-    pub fn ledger(&mut self) -> anyhow::Result<Ledger> {
+    /// Reads the settings for Postgres; does not check the schema.
+    pub fn ledger(&mut self) -> anyhow::Result<LedgerAccess> {
         let ledger = self.read_ledger();
         self.finish(ledger)
     }
 
-    /// Postgres with the schema of this binary.
-    pub async fn checked_ledger(&mut self) -> anyhow::Result<Ledger> {
+    /// Reads the settings for Postgres and checks that its schema is that of this binary.
+    pub async fn checked_ledger(&mut self) -> anyhow::Result<LedgerAccess> {
         let ledger = self.ledger()?;
         unless_stopped(&self.stop, migrations::check(&ledger.address)).await?;
         Ok(ledger)
     }
 
-    /// Settings for Postgres and RabbitMQ; neither is asked anything.
-    pub fn ledger_and_broker(&mut self, name: &str) -> anyhow::Result<(Ledger, BrokerConfig)> {
+    /// Reads the settings for Postgres and RabbitMQ; connects to neither.
+    pub fn ledger_and_broker(&mut self, name: &str) -> anyhow::Result<(LedgerAccess, BrokerConfig)> {
         let (ledger, config) = (self.read_ledger(), self.read_broker(name));
         self.finish(ledger.zip(config))
     }
 
-    /// Postgres with the schema of this binary, and RabbitMQ, connected.
-    pub async fn dispatch(&mut self, name: &str) -> anyhow::Result<(Yardstick, Dispatch)> {
+    /// Returns Postgres, with its schema checked, and RabbitMQ, connected.
+    pub async fn dispatch(&mut self, name: &str) -> anyhow::Result<(IntakeLimits, Dispatch)> {
         let (ledger, config) = self.ledger_and_broker(name)?;
         let stop = &self.stop;
         unless_stopped(stop, migrations::check(&ledger.address)).await?;
         let clock = unless_stopped(stop, ledger.store.clock()).await.context("reading Postgres's clock")?;
         let dispatch = ledger.beside(&config);
-        let connecting = unless_stopped(stop, dispatch.broker.ready(PATIENCE)).await;
+        let connecting = unless_stopped(stop, dispatch.broker.ready(TIMEOUT)).await;
         connecting.context("connecting to RabbitMQ (AMQP_URL)")?;
-        let Ledger { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
-        Ok((Yardstick::new(clock, max_bytes, retention, replies), dispatch))
+        let LedgerAccess { retention, max_message_bytes: max_bytes, replies, .. } = ledger;
+        Ok((IntakeLimits::new(clock, max_bytes, retention, replies), dispatch))
     }
 
-    fn read_ledger(&mut self) -> Option<Ledger> {
+    fn read_ledger(&mut self) -> Option<LedgerAccess> {
         let (common, problems) = (&self.common, &mut self.problems);
         let retention = common.retention(problems);
         let max_message_bytes = common.max_message_bytes(problems);
@@ -91,7 +91,7 @@ impl Context {
         let address = problems.check("DATABASE_URL", address)?;
         let config = StoreConfig::new(address.clone(), pool_size.unwrap_or(10));
         let config = problems.check("DATABASE_POOL_SIZE", config)?;
-        Some(Ledger {
+        Some(LedgerAccess {
             store: Store::new(&config),
             address,
             pool_size: pool_size?,

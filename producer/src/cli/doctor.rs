@@ -1,4 +1,4 @@
-//! `producer doctor`: whether a process of the fleet could work with these settings.
+//! `producer doctor`: checks whether a process of the fleet could work with these settings.
 
 mod postgres;
 
@@ -14,15 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 
 /// How long the broker may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Look whether a process of the fleet could work here: a line per check, `ok` or `MISSING`
+/// Check whether a process of the fleet could work here: a line per check, `ok` or `MISSING`
 ///
-/// It asks Postgres and RabbitMQ as a worker would at its start, and with the same effect: exchanges and queues are
-/// declared. Exit codes: 0 nothing is missing, 1 something is, 2 wrong settings.
+/// It asks Postgres and RabbitMQ what a worker asks when it starts, with the same effect: exchanges and queues are
+/// declared.
+///
+/// Exit codes: 0 nothing is missing, 1 something is missing, 2 wrong settings.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The pools whose queues to look at
+    /// The pools whose queues to check
     #[arg(long = "pool", value_name = "POOL", default_value = "default")]
     pools: Vec<Name>,
 }
@@ -47,7 +49,7 @@ struct Checklist {
 }
 
 impl Checklist {
-    /// Prints a line. Whether the check holds.
+    /// Prints a line. Returns whether the check passed.
     fn tell(&mut self, check: &str, result: Result<String, String>) -> bool {
         match result {
             Ok(found) => {
@@ -69,9 +71,9 @@ fn chain(error: impl Into<anyhow::Error>) -> String {
 
 async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checklist) {
     let broker = Broker::start(config, CancellationToken::new());
-    // A connection declares what all pools share.
+    // Connecting declares what all pools share.
     let connected =
-        broker.ready(PATIENCE).await.map(|_| "RabbitMQ answers, exchanges are declared".to_owned());
+        broker.ready(TIMEOUT).await.map(|_| "RabbitMQ answers, exchanges are declared".to_owned());
     if list.tell("broker_connected", connected.map_err(chain)) {
         for pool in pools {
             let declared =
@@ -80,7 +82,7 @@ async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checkli
         }
         list.tell("broker_write", may_write(&broker).await);
         let letters = broker.dead_letters(1).await;
-        let may_read = letters.map(|_| "messages can be read (harness.dead was looked at)".to_owned());
+        let may_read = letters.map(|_| "messages can be read (checked on harness.dead)".to_owned());
         list.tell("broker_read", may_read.map_err(chain));
         let blocked = broker.blocked().borrow().clone();
         let alarms = blocked.map_or(Ok("no memory or disk alarm".to_owned()), |reason| {
@@ -91,7 +93,8 @@ async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checkli
     broker.close().await;
 }
 
-/// Publishes to where no queue is: the broker must give it back, and could not without taking it.
+/// Publishes to a queue that does not exist. The broker must return the message, which it does only if this account may
+/// publish.
 async fn may_write(broker: &Broker) -> Result<String, String> {
     let nowhere = format!("harness.doctor.{:016x}", std::process::id());
     match broker.publisher().publish(&nowhere, Message::new("harness.doctor", "{}")).await {

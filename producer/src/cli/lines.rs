@@ -1,8 +1,9 @@
-//! The lines of a file, a pipe or a terminal, as they come.
+//! Reads lines from a file, a pipe or a terminal as they arrive.
 //!
-//! A thread reads, because reading waits and may never end. It takes nothing before there is something, so that a stop leaves in a pipe what it does
-//! not hand over. What waits to be taken has a bound, in lines and in bytes, and so has a line: what is
-//! longer is skipped without being kept. A line ends with LF alone (CR before it is space); JSON has no other line ends.
+//! A thread reads, because a read waits and may never return. It polls before it reads, so that after a stop a pipe
+//! still holds everything that was not handed over. Lines that wait to be taken are bounded in number and in bytes. One
+//! line is bounded too: a longer one is skipped without being kept. Only LF ends a line (a CR before it is space),
+//! since JSON has no other line ends.
 
 use std::fmt;
 use std::fs::File;
@@ -21,33 +22,33 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Bytes of lines that were read and are not dealt with yet, at most; or one line.
+/// The most bytes of lines that are read and not yet handled, unless one line alone is longer.
 const ROOM: usize = 8 << 20;
-/// What editors of some systems put before UTF-8.
+/// The byte order mark that editors on some systems put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// How long a stop waits for the outside, where what was there to read has gone to another reader.
+/// How long a stop waits for the reading thread when another process has taken the bytes that it was about to read.
 const LAST_READ: Duration = Duration::from_secs(1);
-/// What is around the longest line and none of it: that, and CR.
+/// Bytes around the longest line that do not count: the mark and a CR.
 const AROUND: usize = BYTE_ORDER_MARK.len() + 1;
 
 /// A line that is not empty.
 pub struct Line {
-    /// From 1.
+    /// Counts from 1.
     pub number: u64,
-    /// Without the space around it.
+    /// The line without surrounding space.
     pub text: Result<String, BadLine>,
-    /// What it takes of [`ROOM`]. To be dropped when it is dealt with.
+    /// Its share of [`ROOM`]. Drop it once the line is handled.
     pub room: Room,
 }
 
 pub type Room = OwnedSemaphorePermit;
 
-/// What no JSON can be read from.
+/// A line that cannot hold JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadLine {
-    /// It was skipped.
+    /// It was too long and was skipped.
     TooLong { most: usize },
-    /// It is in another encoding, or no text.
+    /// It is in another encoding, or not text.
     NotUtf8 { at: usize },
 }
 
@@ -67,14 +68,14 @@ pub struct Lines {
     name: String,
     lines: mpsc::Receiver<io::Result<Line>>,
     total: oneshot::Receiver<u64>,
-    /// Why no more can be read.
+    /// The error after which no more can be read.
     failed: Option<io::Error>,
-    /// Until the stop: its end is how the thread hears of it.
+    /// Held until the stop. The thread sees the other end of the pipe close.
     going_on: Option<PipeWriter>,
     state: Arc<State>,
 }
 
-/// How far the reading is.
+/// The progress of the reading thread.
 #[derive(Default)]
 struct State {
     /// Nothing follows what was read.
@@ -84,21 +85,22 @@ struct State {
 }
 
 impl Lines {
-    /// Begins to read a file, or stdin for `-`. No more than `ahead` lines, none of them longer than `most` bytes, are read before they are taken.
+    /// Begins to read a file, or stdin for `-`. Reads at most `ahead` lines before they are taken. A line may be up to
+    /// `most` bytes long.
     pub fn read(file: PathBuf, ahead: usize, most: usize) -> Lines {
         let name = if file.as_os_str() == "-" { "stdin".to_owned() } else { file.display().to_string() };
         let (lines, receiver) = mpsc::channel(ahead);
         let (total, counted) = oneshot::channel();
         let state = Arc::new(State::default());
         let room = Arc::new(Semaphore::new(ROOM));
-        let reading = Reading { lines, most, room, runtime: Handle::current(), state: state.clone() };
+        let reader = LineReader { lines, most, room, runtime: Handle::current(), state: state.clone() };
         let (failed, going_on) = match io::pipe() {
             Ok((stop, going_on)) => {
                 std::thread::spawn(move || {
-                    // Nobody takes an error when the command has been stopped.
+                    // After a stop, the receiver may be gone, and the error is of no use.
                     let _ = match open(&file, total) {
-                        Ok(file) => reading.all(file, stop),
-                        Err(error) => reading.send(Err(error)),
+                        Ok(file) => reader.all(file, stop),
+                        Err(error) => reader.send(Err(error)),
                     };
                 });
                 (None, Some(going_on))
@@ -108,12 +110,13 @@ impl Lines {
         Lines { name, lines: receiver, total: counted, failed, going_on, state }
     }
 
-    /// How many lines there are, as soon as that is known; it never is of a pipe.
+    /// Returns how many lines there are, as soon as that is known; for a pipe it never is.
     pub async fn total(&mut self) -> Option<u64> {
         (&mut self.total).await.ok()
     }
 
-    /// What has come, at most so many lines; waits for the first. Empty at the end, or when all that was read before the stop has been taken.
+    /// Returns the lines that have arrived, at most `most`; waits for the first. Empty at the end, or when all that was
+    /// read before the stop has been taken.
     pub async fn next(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
         let mut come = Vec::new();
         if self.failed.is_none() {
@@ -134,7 +137,7 @@ impl Lines {
         }
     }
 
-    /// Reads no further; what was read is there still, but for a line that has not come to its end.
+    /// Reads no further. Complete lines that were read can still be taken; an unfinished line is dropped.
     pub fn stop(&mut self) {
         self.going_on = None;
     }
@@ -145,18 +148,19 @@ impl Lines {
     }
 }
 
-/// Opens it once: who opens a pipe twice loses what was in it. The lines of a file can be counted before they are read.
+/// Opens the file once, because a pipe that is opened twice loses its content. Counts the lines of a regular file
+/// before they are read.
 fn open(file: &Path, total: oneshot::Sender<u64>) -> io::Result<File> {
     if file.as_os_str() == "-" {
         if stdin().is_terminal() {
             note!("reading JSON lines from the terminal; end with Ctrl-D");
         }
-        // Without the buffer of `Stdin`, which would hide what is there.
+        // Bypasses the buffer of `Stdin`, because bytes in it would be invisible to `poll`.
         return stdin().as_fd().try_clone_to_owned().map(File::from);
     }
     let mut file = File::open(file)?;
     if file.metadata()?.is_file() {
-        // It is of interest only while the lines are read.
+        // The receiver may be gone: the count matters only while the lines are read.
         let _ = total.send(count(&file)?);
         file.rewind()?;
     }
@@ -177,7 +181,7 @@ fn count(file: &File) -> io::Result<u64> {
     }
 }
 
-struct Reading {
+struct LineReader {
     lines: mpsc::Sender<io::Result<Line>>,
     most: usize,
     room: Arc<Semaphore>,
@@ -185,7 +189,7 @@ struct Reading {
     state: Arc<State>,
 }
 
-/// What is read, until the stop.
+/// The input, readable until the stop.
 struct Input<'a> {
     file: File,
     stop: PipeReader,
@@ -194,7 +198,8 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Waits until there is something to read, or the end of it; an error after the stop, unless the end has come.
+    /// Waits until there is something to read or the input has ended. Returns an error after the stop, unless the input
+    /// has ended.
     fn wait(&mut self) -> io::Result<()> {
         let mut ready = [(self.file.as_fd(), PollFlags::POLLIN), (self.stop.as_fd(), PollFlags::empty())]
             .map(|(file, events)| PollFd::new(file, events));
@@ -205,7 +210,7 @@ impl Input<'_> {
         }
         let [file, stop] = ready.map(|ready| ready.revents().unwrap_or(PollFlags::empty()));
         self.is_stopped = !stop.is_empty();
-        // Nobody writes to the pipe any more, and it is empty.
+        // The pipe is empty and has no writer any more.
         let is_over = file.contains(PollFlags::POLLHUP) && !file.contains(PollFlags::POLLIN);
         if self.is_stopped && !is_over && !self.is_read()? {
             Err(io::Error::other("stopped"))
@@ -214,7 +219,7 @@ impl Input<'_> {
         }
     }
 
-    /// Whether it is a file, and all of it was read.
+    /// Whether this is a regular file that was read to its end.
     fn is_read(&mut self) -> io::Result<bool> {
         let metadata = self.file.metadata()?;
         Ok(metadata.is_file() && self.file.stream_position()? >= metadata.len())
@@ -231,8 +236,8 @@ impl Read for Input<'_> {
     }
 }
 
-impl Reading {
-    /// Ends at the end or after the stop, or with an error when nobody takes lines any more.
+impl LineReader {
+    /// Returns at the end of the input or after the stop. Fails when the receiver is gone.
     fn all(&self, file: File, stop: PipeReader) -> Result<(), Closed> {
         let input = Input { file, stop, is_stopped: false, state: &self.state };
         let mut reader = BufReader::with_capacity(1 << 16, input);
@@ -268,18 +273,18 @@ impl Reading {
     }
 }
 
-/// Nobody takes lines any more.
+/// The receiver of lines is gone.
 struct Closed;
 
-/// How a line was found.
+/// The outcome of reading a line.
 enum Found {
     Whole,
-    /// It is longer than `most`, and was skipped.
+    /// It was longer than `most` and was skipped.
     TooLong,
     End,
 }
 
-/// Reads a line, without its LF, of no more than `most` bytes.
+/// Reads a line of at most `most` bytes, without its LF.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io::Result<Found> {
     line.clear();
     if reader.by_ref().take(most as u64 + 1).read_until(b'\n', line)? == 0 {
@@ -295,7 +300,7 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io::
     Ok(Found::TooLong)
 }
 
-/// Without the space that JSON allows around a value, and no other.
+/// Trims only the space that JSON allows around a value.
 fn trim(mut line: &[u8]) -> &[u8] {
     while let [b' ' | b'\t' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\r'] = line {
         line = rest;

@@ -1,4 +1,4 @@
-//! `producer migrate`: prints what it applied.
+//! `producer migrate`: updates the schema and prints what was applied.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     }
     if migrated.older_sessions > 0 {
         out!(
-            "sessions of this account that are at work, and keep its older settings until they end: {}; if a pooler holds them, enter \
+            "busy sessions of this account that keep its older settings until they end: {}; if a pooler holds them, enter \
              RECONNECT in its console, or run `producer migrate` again later",
             migrated.older_sessions
         );

@@ -1,4 +1,4 @@
-//! A progress bar with a rate on a terminal; nothing elsewhere but what has to be said.
+//! A progress bar with a rate on a terminal; elsewhere only the messages.
 
 use std::io::stdin;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use service::{Notes, note, out};
 
-/// How often it is drawn at most, per second.
+/// The most redraws per second.
 const FRAMES: u8 = 20;
 
-/// Progress over a known or unknown number of things.
+/// Progress over a known or unknown number of items.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Draws to stderr, if that is a terminal.
+    /// Draws to stderr if that is a terminal.
     pub fn new(total: Option<u64>) -> Progress {
         let (bar, template) = match total {
             Some(total) => {
@@ -22,13 +22,14 @@ impl Progress {
             }
             None => (ProgressBar::new_spinner(), "{spinner} {human_pos}  {per_sec}"),
         };
-        // With all else that is printed: the order stays, and a terminal that stalls holds up nothing.
+        // Drawn through the same writer as all other output, so the order is kept and a stalled terminal blocks
+        // nothing.
         bar.set_draw_target(ProgressDrawTarget::term(Term::read_write_pair(stdin(), Notes), FRAMES));
         bar.set_style(ProgressStyle::with_template(template).expect("the templates are right"));
         Progress(bar)
     }
 
-    /// So many more are done.
+    /// Adds to the number of items done.
     pub fn advance(&self, count: u64) {
         self.0.inc(count);
     }
@@ -38,12 +39,12 @@ impl Progress {
         self.0.suspend(|| note!("{line}"));
     }
 
-    /// Prints a line to stdout; the bar is out of the way meanwhile.
+    /// Prints a line to stdout; the bar is hidden meanwhile.
     pub fn print(&self, line: &str) {
         self.0.suspend(|| out!("{line}"));
     }
 
-    /// Since the start.
+    /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }

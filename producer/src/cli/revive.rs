@@ -1,4 +1,4 @@
-//! `producer revive`: a ledger that was restored goes on.
+//! `producer revive`: prepares a restored ledger for work.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -12,15 +12,15 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::operator::operator;
 
-/// How often heartbeats are looked for.
+/// The interval between two looks at heartbeats.
 const LOOK: Duration = Duration::from_millis(500);
 
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.checked_ledger().await?;
-    nobody_lives(&ledger.store, &context.stop).await?;
+    wait_for_expired_leases(&ledger.store, &context.stop).await?;
     let revived = ledger.store.revive(&operator()).await.context("reviving the ledger")?;
     out!(
-        "{} jobs are due again, {} workers of the backup are signed off; workers may start",
+        "{} jobs are due again, {} workers of the backup are marked as gone; workers may start",
         revived.jobs,
         revived.workers
     );
@@ -35,8 +35,8 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits until the leases in the backup have run out; an error as soon as one is renewed.
-async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
+/// Waits until the leases in the backup have expired. Fails as soon as one is renewed.
+async fn wait_for_expired_leases(store: &Store, stop: &CancellationToken) -> anyhow::Result<()> {
     let mut beats = HashMap::new();
     loop {
         let fresh = unless_stopped(stop, store.fresh_leases()).await.context("looking for workers")?;
@@ -44,13 +44,13 @@ async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result
             return Ok(());
         }
         if beats.is_empty() {
-            note!("waiting for the leases of {} workers of the backup to run out", fresh.len());
+            note!("waiting until the leases of {} workers in the backup have expired", fresh.len());
         }
         for lease in fresh {
             let before = beats.insert(lease.worker, lease.beat_at_us);
             if before.is_some_and(|beat_at_us| beat_at_us != lease.beat_at_us) {
                 bail!(
-                    "worker {} on {} lives: stop every worker first, then revive the ledger",
+                    "worker {} on {} is alive: stop every worker first, then revive the ledger",
                     lease.worker,
                     lease.host
                 );
@@ -58,7 +58,7 @@ async fn nobody_lives(store: &Store, stop: &CancellationToken) -> anyhow::Result
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = stop.cancelled() => bail!("stopped before the leases had run out; nothing was changed"),
+            () = stop.cancelled() => bail!("stopped before the leases had expired; nothing was changed"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `producer sessions`: a session's state, readable or as JSON.
+//! `producer sessions`: a session's state, as text or as JSON.
 
 use std::process::ExitCode;
 
@@ -19,11 +19,11 @@ pub struct Sessions {
 enum Command {
     /// Show one session: memory, context window, progress, usage, and checkpoints that are not folded yet
     ///
-    /// Exit codes: 0 shown, 1 there is none of that name.
+    /// Exit codes: 0 shown, 1 no session has that name.
     Show {
         /// The session's name
         session: Name,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
@@ -34,7 +34,7 @@ impl Sessions {
         let Command::Show { session, json } = self.command;
         let ledger = context.checked_ledger().await?;
         let Some(view) = ledger.store.session(&session).await? else {
-            note!("{session}: no such session; one is made when its first job is claimed");
+            note!("{session}: no such session; a session is created when its first job is claimed");
             return Ok(ExitCode::FAILURE);
         };
         if json {

@@ -1,4 +1,4 @@
-//! `producer status`: where jobs stand, as a table or as JSON lines.
+//! `producer status`: the state of jobs, as a table or as JSON lines.
 
 use std::process::ExitCode;
 
@@ -11,15 +11,15 @@ use store::JobView;
 
 use super::context::Context;
 
-/// Show where jobs stand.
+/// Show the state of jobs.
 ///
-/// Exit codes: 0 all succeeded, 1 one failed, was cancelled or is unknown, 3 none of these but one is not finished.
+/// Exit codes: 0 all succeeded, 1 one failed, was cancelled or is unknown, 3 none of these, but one has not ended.
 #[derive(Debug, Args)]
 pub struct Status {
     /// The jobs' ids
     #[arg(required = true)]
     jobs: Vec<JobId>,
-    /// One JSON object per line instead of a table, with the outputs
+    /// Print one JSON object per line, with the outputs, instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -48,7 +48,7 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     let mut header =
         vec!["job", "session", "agent", "state", "attempts", "iterations", "cost", "finished", "result"];
-    // Else it is the job's id without its dashes.
+    // A trace that the caller did not choose is the job's id without its dashes, and needs no column.
     let traced = views.iter().any(|view| view.trace_id != view.job_id.into());
     if traced {
         header.insert(1, "trace");
@@ -80,7 +80,7 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An empty table that fits the terminal, or 160 columns where there is none.
+/// Returns an empty table that fits the terminal, or 160 columns if there is none.
 pub fn table() -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
@@ -90,12 +90,14 @@ pub fn table() -> Table {
     table
 }
 
-/// The exit code that tells success; names unknown jobs on stderr.
+/// Returns the exit code for these jobs; names unknown jobs on stderr.
 pub fn exit_code(asked: &[JobId], views: &[JobView]) -> ExitCode {
     let unknown: Vec<&JobId> =
         asked.iter().filter(|id| !views.iter().any(|view| view.job_id == **id)).collect();
     for id in &unknown {
-        note!("{id}: no such job in the ledger (a message that no worker has claimed yet is not known here)");
+        note!(
+            "{id}: no such job in the ledger (one that another program published is known once a worker claims it)"
+        );
     }
     let all_succeeded = views.iter().all(|view| view.state == JobState::Succeeded);
     let one_failed = views.iter().any(|view| matches!(view.state, JobState::Failed | JobState::Cancelled));

@@ -1,4 +1,4 @@
-//! `producer wait`: until jobs have ended.
+//! `producer wait`: waits until jobs have ended.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,25 +14,26 @@ use super::context::Context;
 use super::lines::{Line, Lines};
 use super::progress::Progress;
 use super::status;
-use crate::wait::{stand, wait};
+use crate::wait::{job_views, wait};
 
-/// Lines that are taken at once.
+/// Lines per batch.
 const LINES: usize = 5_000;
-/// More than an id and the space around it.
+/// Longer than an id and the space around it.
 const LONGEST_LINE: usize = 1_024;
 
 /// Wait until jobs have ended, and show their results.
 ///
-/// A job that the ledger does not know yet is waited for as well: a message may still be on its way. Exit codes: 0 all
-/// succeeded, 1 one failed or was cancelled, 3 the time is over and one has not ended.
+/// A job that the ledger does not know yet is waited for as well: its message may still be on its way.
+///
+/// Exit codes: 0 all succeeded, 1 one failed or was cancelled, 3 the time is over and one has not ended.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// The jobs' ids; none reads them from stdin, one a line
+    /// The jobs' ids; without any, they are read from stdin, one per line
     jobs: Vec<JobId>,
-    /// Give up after so many seconds
+    /// Give up after this many seconds
     #[arg(long, default_value_t = 600)]
     timeout_s: u64,
-    /// One JSON object per line instead of a table, with the outputs
+    /// Print one JSON object per line, with the outputs, instead of a table
     #[arg(long)]
     json: bool,
     /// Print nothing but errors
@@ -50,7 +51,7 @@ impl Wait {
         let open = wait(&ledger.store, &jobs, deadline, &context.stop, ended).await;
         progress.finish();
         let open = open?;
-        let views = stand(&ledger.store, &jobs).await?;
+        let views = job_views(&ledger.store, &jobs).await?;
         if !self.quiet {
             status::print(&views, self.json)?;
         }
@@ -62,7 +63,7 @@ impl Wait {
     }
 }
 
-/// Ids from stdin, one a line, to its end or the stop.
+/// Reads ids from stdin, one per line, until its end or the stop.
 async fn read_ids(stop: &CancellationToken) -> anyhow::Result<Vec<JobId>> {
     let mut lines = Lines::read("-".into(), LINES, LONGEST_LINE);
     let mut ids = Vec::new();

@@ -1,30 +1,30 @@
-//! The shapes in which doors give dead letters away.
+//! Dead letters as JSON.
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use job::Glimpse;
+use job::Peek;
 use queue::{DeadLetter, pool_of_queue};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use store::FailedJob;
 
-use super::read::{Dead, Whole, id_of};
+use super::read::{DeadEntry, DeadEntryDetail, id_of};
 
-impl Dead {
-    /// One of a list.
+impl DeadEntry {
+    /// An entry of a list.
     pub fn json(&self) -> Value {
         match self {
-            Dead::Job(job) => job_json(job),
-            Dead::Message(letter, glimpse, _) => letter_json(letter, glimpse),
+            DeadEntry::Job(job) => job_json(job),
+            DeadEntry::Message(letter, peek, _) => letter_json(letter, peek),
         }
     }
 }
 
-impl Whole {
-    /// A job with its result and its envelope; a message with its headers and its body.
+impl DeadEntryDetail {
+    /// A job with its result and envelope, or a message with its headers and body.
     pub fn json(&self) -> serde_json::Result<Value> {
         match self {
-            Whole::Job(failed, view) => {
+            DeadEntryDetail::Job(failed, view) => {
                 let envelope =
                     failed.message.as_deref().map(serde_json::from_str::<Box<RawValue>>).transpose()?;
                 let mut whole = job_json(failed);
@@ -34,7 +34,7 @@ impl Whole {
                 whole["envelope"] = serde_json::to_value(envelope)?;
                 Ok(whole)
             }
-            Whole::Message(letter, glimpse) => Ok(letter_json(letter, glimpse)),
+            DeadEntryDetail::Message(letter, peek) => Ok(letter_json(letter, peek)),
         }
     }
 }
@@ -54,15 +54,15 @@ fn job_json(job: &FailedJob) -> Value {
     })
 }
 
-/// The body as JSON where it is JSON, else as text.
-fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
+/// The body is JSON if it parses, otherwise a string.
+fn letter_json(letter: &DeadLetter, peek: &Peek) -> Value {
     let body = serde_json::from_slice(&letter.body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&letter.body).into_owned()));
     json!({
         "kind": "message",
         "id": id_of(letter),
-        "session_id": glimpse.session_id,
-        "agent_id": glimpse.agent_id,
+        "session_id": peek.session_id,
+        "agent_id": peek.agent_id,
         "pool": letter.source_queue.as_deref().and_then(pool_of_queue),
         "code": letter.code,
         "reason": letter.reason,
@@ -78,7 +78,7 @@ fn letter_json(letter: &DeadLetter, glimpse: &Glimpse) -> Value {
     })
 }
 
-/// The latest time that it knows for all that is later: a header can hold any number.
+/// Times after the year 9999 become its last second, because a header can hold any number.
 pub fn rfc3339(unix_ms: u64) -> String {
     let latest = Duration::from_secs(253_402_300_799);
     let at = UNIX_EPOCH + Duration::from_millis(unix_ms).min(latest);

@@ -1,62 +1,62 @@
-//! What can be done about a dead letter, and why not. Pure; `read` and `settle` act.
+//! Decides what can be done about a dead letter, and why not. Pure; `read` and `settle` act.
 //!
-//! A letter whose job has failed in the ledger is that job's: the same id in the same session is the same job. What is
-//! done about the job settles its letter, too.
+//! A letter whose job has failed in the ledger belongs to that job: the same id in the same session is the same job.
+//! Settling the job settles its letter too.
 
-use job::{Glimpse, JobId, JobSpec, JobState, Limits, Name};
+use job::{JobId, JobSpec, JobState, Limits, Name, Peek};
 use queue::{DeadLetter, jobs_queue, pool_of_queue};
 use store::{FailedJob, Standing};
 
-/// What somebody wants done.
+/// What the caller wants done.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// To be run again, in another pool where one is given.
+    /// Run it again, in another pool if one is given.
     Redrive { to_pool: Option<Name> },
-    /// To be seen no more.
+    /// Remove it from the list.
     Drop,
 }
 
-/// What is to be done about one letter.
+/// The step for one letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It is the letter of a failed job that is open: the act is for that job.
+    /// Its failed job is open: act on the job.
     AsJob(JobId),
-    /// It is the letter of a failed job that was redriven or dismissed: it goes.
+    /// Its failed job was redriven or dismissed: remove the letter.
     Clear,
-    /// Back to this queue, then it goes.
+    /// Send it back to this queue, then remove it.
     Publish(String),
-    /// It goes.
+    /// Remove it.
     Remove,
-    /// It stays: why.
+    /// Keep it, for this reason.
     Keep(String),
 }
 
-/// Whether a letter is that of a failed job.
-pub fn is_of_failed(glimpse: &Glimpse, standing: Option<&Standing>) -> bool {
+/// Whether a letter belongs to a failed job.
+pub fn is_of_failed(peek: &Peek, standing: Option<&Standing>) -> bool {
     standing.is_some_and(|standing| {
         standing.state == JobState::Failed
-            && Some(standing.job_id) == glimpse.job_id
-            && standing.session_id.as_deref() == glimpse.session_id.as_ref().map(Name::as_str)
+            && Some(standing.job_id) == peek.job_id
+            && standing.session_id.as_deref() == peek.session_id.as_ref().map(Name::as_str)
             && standing.session_id.is_some()
     })
 }
 
-/// Decides about one letter. `standing` is where the ledger has the job that it names.
+/// Decides about one letter. `standing` is what the ledger says about the job that the letter names.
 pub fn step(
     act: &Act,
     letter: &DeadLetter,
-    glimpse: &Glimpse,
+    peek: &Peek,
     standing: Option<&Standing>,
     limits: &Limits,
 ) -> Step {
-    if let Some(standing) = standing.filter(|_| is_of_failed(glimpse, standing)) {
+    if let Some(standing) = standing.filter(|_| is_of_failed(peek, standing)) {
         return if standing.open { Step::AsJob(standing.job_id) } else { Step::Clear };
     }
     let to_pool = match act {
         Act::Drop => return Step::Remove,
         Act::Redrive { to_pool } => to_pool.clone(),
     };
-    // What a worker would refuse again had better stay here, with its reason.
+    // What a worker would refuse again stays here, with its reason.
     let spec = match job::decode(&letter.body, letter.message_id.as_deref(), limits) {
         Ok(spec) => spec,
         Err(error) => return Step::Keep(error.to_string()),
@@ -68,26 +68,27 @@ pub fn step(
                 format!("job_id: got {id}, which is taken by a job of session {session}, expected a new id")
             }
             _ if state.is_end() => format!("its job has ended: {state}"),
-            _ => format!("its job is at work: {state}"),
+            _ => format!("its job is live: {state}"),
         });
     }
     match to_pool.or_else(|| pool_of_queue(letter.source_queue.as_deref()?)) {
         Some(pool) => Step::Publish(jobs_queue(&pool)),
-        None => Step::Keep("it was in no pool's queue: say with --to-pool where it belongs".to_owned()),
+        None => Step::Keep("it came from no pool's queue: name one with --to-pool".to_owned()),
     }
 }
 
-/// The job that does a failed one's work again: under a new id, from which its deadline counts anew. Its reply tells the
-/// old id, unless the caller chose what it tells.
+/// Returns a job that redoes the work of a failed one. It has a new id, from which its deadline counts anew. Its reply
+/// carries the old id as correlation id, unless the caller chose another.
 pub fn renewed(failed: &FailedJob, to_pool: Option<&Name>, limits: &Limits) -> Result<JobSpec, String> {
     let message = failed.message.as_deref().ok_or("its envelope was not kept")?;
-    let mut spec = job::restore(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
+    let mut spec =
+        job::decode_stored(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
     spec.correlation_id.get_or_insert_with(|| failed.job_id.to_string());
     spec.job_id = JobId::now();
     if let Some(pool) = to_pool {
         spec.pool = pool.clone();
     }
-    // The same measure as at the other end of the queue, the size included.
+    // The same checks as in a worker, including the size.
     job::decode(job::encode(&spec).as_bytes(), None, limits).map_err(|error| error.to_string())
 }
 
@@ -126,8 +127,8 @@ mod tests {
     }
 
     fn decide(act: &Act, letter: &DeadLetter, standing: Option<Standing>) -> Step {
-        let glimpse = job::glimpse(&letter.body, letter.message_id.as_deref());
-        step(act, letter, &glimpse, standing.as_ref(), &limits())
+        let peek = job::peek(&letter.body, letter.message_id.as_deref());
+        step(act, letter, &peek, standing.as_ref(), &limits())
     }
 
     const REDRIVE: Act = Act::Redrive { to_pool: None };
@@ -144,7 +145,7 @@ mod tests {
         for queue in [None, Some("replies"), Some("harness.jobs.p")] {
             assert_eq!(decide(&elsewhere, &from(queue), None), Step::Publish("harness.jobs.q".to_owned()));
         }
-        // Else any header could send it anywhere.
+        // Otherwise any header could send it anywhere.
         for queue in [None, Some("replies"), Some("harness.dead")] {
             let kept = decide(&REDRIVE, &from(queue), None);
             assert!(matches!(&kept, Step::Keep(why) if why.contains("--to-pool")), "{kept:?}");
@@ -175,7 +176,7 @@ mod tests {
         }
         for (standing, told) in [
             (standing(JobState::Succeeded, "s", false), "has ended: succeeded"),
-            (standing(JobState::Queued, "s", false), "at work: queued"),
+            (standing(JobState::Queued, "s", false), "is live: queued"),
             (standing(JobState::Failed, "other", true), "taken by a job of session other"),
         ] {
             let kept = decide(&REDRIVE, &letter, standing.clone());

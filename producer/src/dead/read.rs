@@ -1,66 +1,67 @@
-//! Reading: failed jobs and messages side by side. It takes nothing away.
+//! Reads failed jobs and messages together. It removes nothing.
 
 use std::time::SystemTime;
 
 use anyhow::Context;
 use dispatch::Dispatch;
-use job::{Glimpse, JobId};
+use job::{JobId, Peek};
 use queue::{DeadLetter, HeldLetter};
 use store::{FailedJob, JobView, Standing, Store};
 
 use super::plan::is_of_failed;
 use super::selection::{Filter, Kind};
 
-/// Letters that are asked for in the ledger at once.
+/// Letters per query to the ledger.
 pub(super) const CHUNK: usize = 256;
-/// No more than this is kept of letters for one list.
+/// The most bytes of letters that one list keeps.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// The longest message id that is shown as it is.
+/// The longest message id that is shown unchanged.
 const MAX_ID: usize = 64;
 
 /// A dead letter.
-pub enum Dead {
+pub enum DeadEntry {
     /// A job that has failed.
     Job(FailedJob),
-    /// A message, with what can be read of its job, and when it died, or when the one before it did: in milliseconds of Unix time.
-    Message(Box<DeadLetter>, Glimpse, u64),
+    /// A message, the peek at its job, and when it died in milliseconds of Unix time. If its own time is unknown, that
+    /// of the letter before it is used.
+    Message(Box<DeadLetter>, Peek, u64),
 }
 
 /// Dead letters, the oldest first.
 pub struct List {
-    /// As many as were asked for.
-    pub letters: Vec<Dead>,
-    /// How many there are, as far as that is known without looking at all.
+    /// At most as many as were asked for.
+    pub letters: Vec<DeadEntry>,
+    /// How many there are, as far as is known without reading all.
     pub known: u64,
     /// How many more there may be.
     pub unseen: u64,
 }
 
-/// One dead letter with all that is known of it.
-pub enum Whole {
-    /// A job that has failed, and where it stands.
+/// One dead letter with all its details.
+pub enum DeadEntryDetail {
+    /// A job that has failed, with its record.
     Job(FailedJob, Option<Box<JobView>>),
     /// A message.
-    Message(Box<DeadLetter>, Glimpse),
+    Message(Box<DeadLetter>, Peek),
 }
 
-impl Dead {
+impl DeadEntry {
     fn died_at(&self) -> u64 {
         match self {
-            Dead::Job(job) => u64::try_from(job.finished_unix_ms).unwrap_or(0),
-            Dead::Message(_, _, died) => *died,
+            DeadEntry::Job(job) => u64::try_from(job.finished_unix_ms).unwrap_or(0),
+            DeadEntry::Message(_, _, died) => *died,
         }
     }
 }
 
-/// The oldest that pass.
+/// Lists the oldest letters that pass the filter.
 pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow::Result<List> {
     let (mut letters, mut known, mut unseen) = (Vec::new(), 0, 0);
     if filter.takes(Kind::Job) {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let jobs = dispatch.store.failed_jobs(&filter.of, most).await.context("reading failed jobs")?;
         known = dispatch.store.count_failed(&filter.of).await.context("counting failed jobs")?;
-        letters.extend(jobs.into_iter().map(Dead::Job));
+        letters.extend(jobs.into_iter().map(DeadEntry::Job));
     }
     if filter.takes(Kind::Message) {
         let (messages, behind) = read_messages(dispatch, filter, limit).await?;
@@ -68,13 +69,13 @@ pub async fn list(dispatch: &Dispatch, filter: &Filter, limit: usize) -> anyhow:
         unseen = behind;
         letters.extend(messages);
     }
-    letters.sort_by_key(Dead::died_at);
+    letters.sort_by_key(DeadEntry::died_at);
     letters.truncate(limit);
     Ok(List { letters, known, unseen })
 }
 
-/// One: by a job's id, a message's id, or its number in the list without filters.
-pub async fn find(dispatch: &Dispatch, id: &str) -> anyhow::Result<Option<Whole>> {
+/// Finds one letter by a job's id, by a message's id, or by its number in the unfiltered list.
+pub async fn find(dispatch: &Dispatch, id: &str) -> anyhow::Result<Option<DeadEntryDetail>> {
     if let Ok(job_id) = id.parse::<JobId>()
         && let Some(failed) = failed(&dispatch.store, &[job_id]).await?.pop()
     {
@@ -83,95 +84,95 @@ pub async fn find(dispatch: &Dispatch, id: &str) -> anyhow::Result<Option<Whole>
     if let Ok(number) = id.parse::<usize>() {
         let mut letters = list(dispatch, &Filter::default(), number).await?.letters;
         return match (letters.len() == number).then(|| letters.pop()).flatten() {
-            Some(Dead::Job(job)) => match failed(&dispatch.store, &[job.job_id]).await?.pop() {
+            Some(DeadEntry::Job(job)) => match failed(&dispatch.store, &[job.job_id]).await?.pop() {
                 Some(failed) => whole(&dispatch.store, failed).await.map(Some),
                 None => Ok(None),
             },
-            Some(Dead::Message(letter, glimpse, _)) => Ok(Some(Whole::Message(letter, glimpse))),
+            Some(DeadEntry::Message(letter, peek, _)) => Ok(Some(DeadEntryDetail::Message(letter, peek))),
             None => Ok(None),
         };
     }
-    let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
+    let mut cursor = dispatch.broker.dead_letter_cursor().await.context("reading harness.dead")?;
     let mut found = None;
     while found.is_none()
-        && let Some(held) = walk.next().await.context("reading harness.dead")?
+        && let Some(held) = cursor.next().await.context("reading harness.dead")?
     {
         found = Some(held.letter).filter(|letter| is_called(letter, id));
     }
-    walk.close().await.context("closing harness.dead")?;
+    cursor.close().await.context("closing harness.dead")?;
     Ok(found.map(|letter| {
-        let glimpse = glimpse(&letter);
-        Whole::Message(Box::new(letter), glimpse)
+        let peek = peek(&letter);
+        DeadEntryDetail::Message(Box::new(letter), peek)
     }))
 }
 
-async fn whole(store: &Store, failed: FailedJob) -> anyhow::Result<Whole> {
+async fn whole(store: &Store, failed: FailedJob) -> anyhow::Result<DeadEntryDetail> {
     let view = store.jobs(&[failed.job_id]).await.context("reading a job")?.pop();
-    Ok(Whole::Job(failed, view.map(Box::new)))
+    Ok(DeadEntryDetail::Job(failed, view.map(Box::new)))
 }
 
-/// Those that pass, and how many letters lie behind the last one that was looked at.
+/// Returns the messages that pass, and how many letters follow the last one that was read.
 async fn read_messages(
     dispatch: &Dispatch,
     filter: &Filter,
     limit: usize,
-) -> anyhow::Result<(Vec<Dead>, u64)> {
-    let mut walk = dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
+) -> anyhow::Result<(Vec<DeadEntry>, u64)> {
+    let mut cursor = dispatch.broker.dead_letter_cursor().await.context("reading harness.dead")?;
     let now = SystemTime::now();
     let (mut letters, mut bytes, mut seen, mut died) = (Vec::new(), 0, 0, 0);
     let mut more = true;
     while more && letters.len() < limit && bytes < MAX_BYTES {
         let mut chunk = Vec::new();
         while chunk.len() < CHUNK.min(limit - letters.len()) && bytes < MAX_BYTES {
-            let Some(HeldLetter { letter, .. }) = walk.next().await.context("reading harness.dead")? else {
+            let Some(HeldLetter { letter, .. }) = cursor.next().await.context("reading harness.dead")? else {
                 more = false;
                 break;
             };
             seen += 1;
             died = letter.dead_at_unix_ms.unwrap_or(died);
-            let glimpse = glimpse(&letter);
-            if filter.passes(&letter, &glimpse, now) {
+            let peek = peek(&letter);
+            if filter.passes(&letter, &peek, now) {
                 bytes += letter.body.len();
-                chunk.push((letter, glimpse, died));
+                chunk.push((letter, peek, died));
             }
         }
-        let standing = standing(&dispatch.store, chunk.iter().map(|(_, glimpse, _)| glimpse)).await?;
-        for (letter, glimpse, died) in chunk {
-            // Shown as the job.
-            let hidden = of(&standing, &glimpse)
-                .is_some_and(|standing| standing.open && is_of_failed(&glimpse, Some(standing)));
+        let standing = standing(&dispatch.store, chunk.iter().map(|(_, peek, _)| peek)).await?;
+        for (letter, peek, died) in chunk {
+            // It is listed as the job instead.
+            let hidden = standing_of(&standing, &peek)
+                .is_some_and(|standing| standing.open && is_of_failed(&peek, Some(standing)));
             if !hidden {
-                letters.push(Dead::Message(Box::new(letter), glimpse, died));
+                letters.push(DeadEntry::Message(Box::new(letter), peek, died));
             }
         }
     }
-    let unseen = if more { walk.total().saturating_sub(seen) } else { 0 };
-    walk.close().await.context("closing harness.dead")?;
+    let unseen = if more { cursor.total().saturating_sub(seen) } else { 0 };
+    cursor.close().await.context("closing harness.dead")?;
     Ok((letters, unseen))
 }
 
-/// What can be read of a letter's job.
-pub(super) fn glimpse(letter: &DeadLetter) -> Glimpse {
-    job::glimpse(&letter.body, letter.message_id.as_deref())
+/// Returns what can be read of a letter's job.
+pub(super) fn peek(letter: &DeadLetter) -> Peek {
+    job::peek(&letter.body, letter.message_id.as_deref())
 }
 
-/// What a letter is called in lists: its message id, or its mark where that is missing or no word.
+/// The id of a letter in lists: its message id, or its mark if that is missing or not printable.
 pub fn id_of(letter: &DeadLetter) -> String {
     let is_word = |id: &&String| (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
     letter.message_id.as_ref().filter(is_word).unwrap_or(&letter.mark).clone()
 }
 
-/// Whether a letter answers to an id.
+/// Whether an id names this letter.
 pub(super) fn is_called(letter: &DeadLetter, id: &str) -> bool {
     letter.mark == id || letter.message_id.as_deref() == Some(id)
 }
 
-/// Where the ledger has the jobs of letters.
+/// Reads what the ledger says about the jobs of letters.
 pub(super) async fn standing(
     store: &Store,
-    letters: impl Iterator<Item = &Glimpse>,
+    letters: impl Iterator<Item = &Peek>,
 ) -> anyhow::Result<Vec<Standing>> {
-    let mut jobs: Vec<JobId> = letters.filter_map(|glimpse| glimpse.job_id).collect();
+    let mut jobs: Vec<JobId> = letters.filter_map(|peek| peek.job_id).collect();
     jobs.sort();
     jobs.dedup();
     if jobs.is_empty() {
@@ -180,13 +181,13 @@ pub(super) async fn standing(
     store.standing(&jobs).await.context("asking the ledger for the jobs of letters")
 }
 
-/// The one that a letter's job has.
-pub(super) fn of<'a>(standing: &'a [Standing], glimpse: &Glimpse) -> Option<&'a Standing> {
-    let job_id = glimpse.job_id?;
+/// Finds the standing of a letter's job.
+pub(super) fn standing_of<'a>(standing: &'a [Standing], peek: &Peek) -> Option<&'a Standing> {
+    let job_id = peek.job_id?;
     standing.iter().find(|standing| standing.job_id == job_id)
 }
 
-/// The failed ones among these jobs.
+/// Returns the failed ones among these jobs.
 pub(super) async fn failed(store: &Store, jobs: &[JobId]) -> anyhow::Result<Vec<FailedJob>> {
     store.failed_among(jobs).await.context("reading failed jobs")
 }

@@ -1,18 +1,18 @@
-//! Which dead letters are meant: by their ids, or by what is true of them. For jobs the ledger selects by the same.
+//! Selects dead letters by their ids or by their properties. For jobs, the ledger applies the same filter.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use job::{Glimpse, Name};
+use job::{Name, Peek};
 use queue::{DeadLetter, pool_of_queue};
-use store::DeadFilter;
+use store::FailureFilter;
 
-/// What is dead.
+/// The kind of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A job that has failed.
     Job,
-    /// A message in `harness.dead` that is not that of a failed job.
+    /// A message in `harness.dead` that belongs to no failed job.
     Message,
 }
 
@@ -25,17 +25,17 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Some dead letters.
+/// A choice of dead letters.
 #[derive(Clone, Debug)]
 pub enum Selection {
-    /// All that pass.
+    /// All that pass the filter.
     All(Filter),
     /// Those with these ids: of jobs, or of messages as lists show them.
     Ids(Vec<String>),
 }
 
 impl Selection {
-    /// Whether letters are looked at for their own sake.
+    /// Whether messages are selected too, not only the letters of selected jobs.
     pub fn takes_messages(&self) -> bool {
         match self {
             Selection::All(filter) => filter.takes(Kind::Message),
@@ -44,13 +44,13 @@ impl Selection {
     }
 }
 
-/// Each one given must be true; a message that does not say what is asked for does not pass.
+/// Every given condition must hold. A message that lacks a property does not pass a condition on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only jobs, or only messages.
     pub kind: Option<Kind>,
-    /// What the ledger takes for jobs.
-    pub of: DeadFilter,
+    /// The conditions, which the ledger applies to jobs.
+    pub of: FailureFilter,
 }
 
 impl Filter {
@@ -59,14 +59,14 @@ impl Filter {
         *self == Filter::default()
     }
 
-    /// Whether this kind can pass.
+    /// Whether letters of this kind can pass.
     pub fn takes(&self, kind: Kind) -> bool {
         self.kind.is_none_or(|wanted| wanted == kind)
     }
 
     /// Whether a message passes.
-    pub fn passes(&self, letter: &DeadLetter, glimpse: &Glimpse, now: SystemTime) -> bool {
-        let DeadFilter { code, session, agent, pool: of_pool, since, before } = &self.of;
+    pub fn passes(&self, letter: &DeadLetter, peek: &Peek, now: SystemTime) -> bool {
+        let FailureFilter { code, session, agent, pool: of_pool, since, before } = &self.of;
         let is = |wanted: &Option<Name>, got: &Option<Name>| wanted.is_none() || wanted == got;
         let age = letter.dead_at_unix_ms.map(|at| {
             let died = UNIX_EPOCH + Duration::from_millis(at);
@@ -75,8 +75,8 @@ impl Filter {
         let pool = letter.source_queue.as_deref().and_then(pool_of_queue);
         self.takes(Kind::Message)
             && code.as_ref().is_none_or(|code| *code == letter.code)
-            && is(session, &glimpse.session_id)
-            && is(agent, &glimpse.agent_id)
+            && is(session, &peek.session_id)
+            && is(agent, &peek.agent_id)
             && is(of_pool, &pool)
             && since.is_none_or(|since| age.is_some_and(|age| age <= since))
             && before.is_none_or(|before| age.is_some_and(|age| age > before))
@@ -101,43 +101,42 @@ mod tests {
             dead_at_unix_ms: Some((1_000_000 - 3_600) * 1_000),
             headers: Default::default(),
         };
-        let passes = |filter: &Filter, letter: &DeadLetter| {
-            filter.passes(letter, &job::glimpse(&letter.body, None), now)
-        };
+        let passes =
+            |filter: &Filter, letter: &DeadLetter| filter.passes(letter, &job::peek(&letter.body, None), now);
         let name = |name: &str| Some(name.parse::<Name>().unwrap());
         let minutes = |minutes: u64| Some(Duration::from_secs(minutes * 60));
         let code = |code: &str| Some(code.to_owned());
-        let any = DeadFilter::default;
+        let any = FailureFilter::default;
         let of = |of| Filter { kind: None, of };
         let good = [
             Filter::default(),
-            Filter { kind: Some(Kind::Message), of: DeadFilter { code: code("undecodable"), ..any() } },
-            of(DeadFilter { session: name("s"), agent: name("a"), pool: name("p"), ..any() }),
-            of(DeadFilter { since: minutes(120), before: minutes(30), ..any() }),
-            of(DeadFilter { since: minutes(60), ..any() }),
+            Filter { kind: Some(Kind::Message), of: FailureFilter { code: code("undecodable"), ..any() } },
+            of(FailureFilter { session: name("s"), agent: name("a"), pool: name("p"), ..any() }),
+            of(FailureFilter { since: minutes(120), before: minutes(30), ..any() }),
+            of(FailureFilter { since: minutes(60), ..any() }),
         ];
         for filter in good {
             assert!(passes(&filter, &letter), "{filter:?}");
         }
         let bad = [
             Filter { kind: Some(Kind::Job), of: any() },
-            of(DeadFilter { code: code("unroutable"), ..any() }),
-            of(DeadFilter { session: name("t"), ..any() }),
-            of(DeadFilter { agent: name("s"), ..any() }),
-            of(DeadFilter { pool: name("default"), ..any() }),
-            of(DeadFilter { since: minutes(59), ..any() }),
-            of(DeadFilter { before: minutes(60), ..any() }),
-            of(DeadFilter { session: name("s"), code: code("unroutable"), ..any() }),
+            of(FailureFilter { code: code("unroutable"), ..any() }),
+            of(FailureFilter { session: name("t"), ..any() }),
+            of(FailureFilter { agent: name("s"), ..any() }),
+            of(FailureFilter { pool: name("default"), ..any() }),
+            of(FailureFilter { since: minutes(59), ..any() }),
+            of(FailureFilter { before: minutes(60), ..any() }),
+            of(FailureFilter { session: name("s"), code: code("unroutable"), ..any() }),
         ];
         for filter in bad {
             assert!(!passes(&filter, &letter), "{filter:?}");
         }
         let silent = DeadLetter { body: b"{".to_vec(), source_queue: None, dead_at_unix_ms: None, ..letter };
         for filter in [
-            of(DeadFilter { session: name("s"), ..any() }),
-            of(DeadFilter { pool: name("p"), ..any() }),
-            of(DeadFilter { since: minutes(10_000), ..any() }),
-            of(DeadFilter { before: minutes(1), ..any() }),
+            of(FailureFilter { session: name("s"), ..any() }),
+            of(FailureFilter { pool: name("p"), ..any() }),
+            of(FailureFilter { since: minutes(10_000), ..any() }),
+            of(FailureFilter { before: minutes(1), ..any() }),
         ] {
             assert!(!passes(&filter, &silent), "{filter:?}");
         }

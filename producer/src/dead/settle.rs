@@ -1,8 +1,8 @@
-//! Settling: redrive or drop, first the jobs, then the messages.
+//! Settles dead letters: redrives or drops first the jobs, then the messages.
 //!
-//! In chunks, so that any number takes little memory. Both walks end where their list ended when they began: what dies
-//! again because it was redriven does not come again. A letter whose job has been settled, now or before, is removed by
-//! whoever comes across it.
+//! Works in chunks, so that memory stays bounded for any number. Both passes end where their list ended when they
+//! began, so a letter that dies again after its redrive is not seen twice. A letter whose job has been settled, now or
+//! before, is removed as soon as any pass finds it.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -11,66 +11,66 @@ use anyhow::{Context as _, bail};
 use dispatch::Dispatch;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use job::{FailureCode, Glimpse, JobId, JobSpec, Name};
-use queue::{DeadWalk, HeldLetter};
+use job::{FailureCode, JobId, JobSpec, Name, Peek};
+use queue::{DeadLetterCursor, HeldLetter};
 use store::FailedJob;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Act, Step, renewed, step};
-use super::read::{CHUNK, failed, glimpse, id_of, is_called, of, standing};
+use super::read::{CHUNK, failed, id_of, is_called, peek, standing, standing_of};
 use super::selection::{Filter, Kind, Selection};
+use crate::intake_limits::IntakeLimits;
 use crate::submit;
-use crate::yardstick::Yardstick;
 
-/// Jobs per transaction; each brings its whole envelope along.
+/// Jobs per transaction. Each brings its whole envelope.
 const JOBS: i64 = 64;
-/// Bodies per chunk of letters.
+/// Bytes of bodies per chunk of letters.
 const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 
-/// What is to be done.
+/// A request to settle dead letters.
 #[derive(Clone, Debug)]
 pub struct Order {
     pub act: Act,
     pub selection: Selection,
-    /// It only says what would be done.
+    /// Only report what would be done.
     pub dry_run: bool,
 }
 
-/// A door that listens while it is done.
+/// Receives the events of a run.
 pub trait Listener {
-    /// Something has happened.
+    /// Takes one event.
     fn hear(&mut self, event: Event<'_>);
 
-    /// Waits until all that was heard is dealt with: nothing goes on meanwhile.
+    /// Waits until all events so far are dealt with. No work is done meanwhile.
     fn keep_up(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// What it hears.
+/// An event of a run.
 pub enum Event<'a> {
-    /// Something has become of one.
-    Fate { kind: Kind, id: &'a str, fate: &'a Fate },
-    /// There is nothing of this id.
+    /// One letter was settled or kept.
+    Settled { kind: Kind, id: &'a str, disposition: &'a Disposition },
+    /// No dead letter has this id.
     Missing { id: &'a str, why: &'a str },
-    /// So many more were looked at.
+    /// This many more letters were read.
     Looked(u64),
 }
 
-/// What became of one.
+/// What became of a letter.
 #[derive(Clone, Debug)]
-pub enum Fate {
-    /// A new job does its work.
+pub enum Disposition {
+    /// A new job redoes its work.
     Redriven(JobId),
-    /// It is in this queue again.
+    /// It was sent back to this queue.
     Returned(String),
-    /// It is seen no more.
+    /// It was removed from the list.
     Dropped,
-    /// Its job had been dealt with: only the message was left, and is gone.
+    /// Its job had been settled before; the leftover message was removed.
     Cleared,
-    /// Nothing, and why.
+    /// Nothing was done, for this reason.
     Kept(String),
 }
 
-/// How many there may be to look at; unknown for single ones.
+/// Returns how many letters there may be to read; `None` when they are selected by id.
 pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result<Option<u64>> {
     let Selection::All(filter) = selection else { return Ok(None) };
     let mut count = 0;
@@ -83,34 +83,34 @@ pub async fn count(dispatch: &Dispatch, selection: &Selection) -> anyhow::Result
     Ok(Some(count))
 }
 
-/// Does it to all that is meant. After an error, or the stop, what was done stays done.
+/// Settles all selected letters. After an error or a stop, what was done stays done.
 pub async fn settle<L: Listener>(
     dispatch: &Dispatch,
-    yardstick: &Yardstick,
+    intake_limits: &IntakeLimits,
     order: &Order,
     stop: &CancellationToken,
     listener: &mut L,
 ) -> anyhow::Result<()> {
-    // Else a letter's copy that nobody has looked at yet would fail the job that its message makes when it is back.
+    // A copy of a letter that no sweep has seen yet would otherwise fail the job whose message goes back to its queue.
     if !order.dry_run {
-        dispatch.sweep_dead().await.context("ending jobs whose message is dead")?;
+        dispatch.sweep_dead_letters().await.context("ending jobs whose message is dead")?;
     }
     let (jobs, found) = (HashSet::new(), HashSet::new());
-    let mut work = Work { dispatch, yardstick, stop, order, listener, jobs, found, letters_left: false };
+    let mut work = Work { dispatch, intake_limits, stop, order, listener, jobs, found, letters_left: false };
     work.run().await
 }
 
 struct Work<'a, L> {
     dispatch: &'a Dispatch,
-    yardstick: &'a Yardstick,
+    intake_limits: &'a IntakeLimits,
     stop: &'a CancellationToken,
     order: &'a Order,
     listener: &'a mut L,
-    /// Jobs that were asked for by their ids and looked at.
+    /// Jobs that were selected by id and have been read.
     jobs: HashSet<JobId>,
     /// Ids that were asked for and found.
     found: HashSet<String>,
-    /// Whether a job was settled that may have left a letter behind.
+    /// Whether a settled job may have left a letter behind.
     letters_left: bool,
 }
 
@@ -131,12 +131,12 @@ impl<L: Listener> Work<'_, L> {
                 if self.letters_left || ids.iter().any(|id| !self.found.contains(id)) {
                     self.messages().await?;
                 }
-                self.say_what_is_missing(ids).await
+                self.report_missing(ids).await
             }
         }
     }
 
-    /// Not before the listener has kept up.
+    /// Checks only after the listener has kept up.
     async fn check_stop(&mut self) -> anyhow::Result<()> {
         self.listener.keep_up().await;
         if self.stop.is_cancelled() {
@@ -182,7 +182,7 @@ impl<L: Listener> Work<'_, L> {
         let mut open = Vec::new();
         for job in jobs {
             match settled(&job) {
-                Some(why) => self.note_job(job.job_id, Fate::Kept(why)),
+                Some(why) => self.note_job(job.job_id, Disposition::Kept(why)),
                 None => open.push(job),
             }
         }
@@ -200,62 +200,66 @@ impl<L: Listener> Work<'_, L> {
             dismissed.into_iter().collect()
         };
         for job_id in jobs {
-            self.note_job(job_id, if dropped.contains(&job_id) { Fate::Dropped } else { lost() });
+            self.note_job(job_id, if dropped.contains(&job_id) { Disposition::Dropped } else { lost() });
         }
         Ok(())
     }
 
     async fn redrive(&mut self, jobs: &[FailedJob], to_pool: Option<&Name>) -> anyhow::Result<()> {
-        let limits = self.yardstick.limits();
+        let limits = self.intake_limits.current();
         let mut renewing: Vec<(JobId, JobSpec)> = Vec::new();
         for job in jobs {
             match renewed(job, to_pool, &limits) {
                 Ok(spec) => renewing.push((job.job_id, spec)),
-                Err(why) => self.note_job(job.job_id, Fate::Kept(why)),
+                Err(why) => self.note_job(job.job_id, Disposition::Kept(why)),
             }
         }
         let ids: Vec<(JobId, JobId)> = renewing.iter().map(|(job_id, spec)| (*job_id, spec.job_id)).collect();
         if self.order.dry_run || ids.is_empty() {
             for (job_id, new) in ids {
-                self.note_job(job_id, Fate::Redriven(new));
+                self.note_job(job_id, Disposition::Redriven(new));
             }
             return Ok(());
         }
         let submitted = submit::redrive(self.dispatch, renewing, &limits).await?;
         let taken: HashSet<JobId> = submitted.new.iter().copied().collect();
         for (job_id, new) in ids {
-            self.note_job(job_id, if taken.contains(&new) { Fate::Redriven(new) } else { lost() });
+            self.note_job(job_id, if taken.contains(&new) { Disposition::Redriven(new) } else { lost() });
         }
         submitted.publish().await?;
         Ok(())
     }
 
-    fn note_job(&mut self, job_id: JobId, fate: Fate) {
-        self.listener.hear(Event::Fate { kind: Kind::Job, id: &job_id.to_string(), fate: &fate });
+    fn note_job(&mut self, job_id: JobId, disposition: Disposition) {
+        self.listener.hear(Event::Settled {
+            kind: Kind::Job,
+            id: &job_id.to_string(),
+            disposition: &disposition,
+        });
     }
 
     async fn messages(&mut self) -> anyhow::Result<()> {
-        let mut walk = self.dispatch.broker.walk_dead_letters().await.context("reading harness.dead")?;
-        let done = self.walk(&mut walk).await;
-        // Also after an error: what was published must be removed.
-        let closed = walk.close().await.context("removing letters from harness.dead");
+        let mut cursor = self.dispatch.broker.dead_letter_cursor().await.context("reading harness.dead")?;
+        let done = self.walk(&mut cursor).await;
+        // Closed even after an error: what was published must be removed.
+        let closed = cursor.close().await.context("removing letters from harness.dead");
         done.and(closed)
     }
 
-    async fn walk(&mut self, walk: &mut DeadWalk) -> anyhow::Result<()> {
+    async fn walk(&mut self, cursor: &mut DeadLetterCursor) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let mut more = true;
         while more {
             self.check_stop().await?;
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
-                let Some(held) = walk.next().await.context("reading harness.dead")? else {
+                let Some(held) = cursor.next().await.context("reading harness.dead")? else {
                     more = false;
                     break;
                 };
                 let seen = Seen::new(held, &self.order.selection, now);
-                // One that nobody asked for is looked at only because its job may have been settled.
-                if seen.is_wanted || seen.glimpse.job_id.is_some() {
+                // A letter that was not selected matters only if its job was settled.
+                if seen.is_wanted || seen.peek.job_id.is_some() {
                     bytes += seen.held.letter.body.len();
                     chunk.push(seen);
                 }
@@ -263,14 +267,18 @@ impl<L: Listener> Work<'_, L> {
                     self.listener.hear(Event::Looked(1));
                 }
             }
-            self.settle_letters(walk, chunk).await?;
+            self.settle_letters(cursor, chunk).await?;
         }
         Ok(())
     }
 
-    async fn settle_letters(&mut self, walk: &mut DeadWalk, chunk: Vec<Seen>) -> anyhow::Result<()> {
-        let standing = standing(&self.dispatch.store, chunk.iter().map(|seen| &seen.glimpse)).await?;
-        let limits = self.yardstick.limits();
+    async fn settle_letters(
+        &mut self,
+        cursor: &mut DeadLetterCursor,
+        chunk: Vec<Seen>,
+    ) -> anyhow::Result<()> {
+        let standing = standing(&self.dispatch.store, chunk.iter().map(|seen| &seen.peek)).await?;
+        let limits = self.intake_limits.current();
         let by_id = matches!(self.order.selection, Selection::Ids(_));
         let mut publishing = FuturesUnordered::new();
         for seen in chunk {
@@ -278,30 +286,30 @@ impl<L: Listener> Work<'_, L> {
             if let Selection::Ids(ids) = &self.order.selection {
                 self.found.extend(ids.iter().filter(|id| is_called(letter, id)).cloned());
             }
-            let step = step(&self.order.act, letter, &seen.glimpse, of(&standing, &seen.glimpse), &limits);
+            let step = step(&self.order.act, letter, &seen.peek, standing_of(&standing, &seen.peek), &limits);
             match step {
-                Step::Clear => self.clear(walk, seen),
+                Step::Clear => self.clear(cursor, seen),
                 Step::AsJob(job_id) if seen.is_wanted && by_id && self.jobs.insert(job_id) => {
                     let jobs = failed(&self.dispatch.store, &[job_id]).await?;
                     self.settle(jobs).await?;
                     let after = self.dispatch.store.standing(&[job_id]).await.context("asking for a job")?;
                     if after.iter().all(|standing| !standing.open) {
-                        self.clear(walk, seen);
+                        self.clear(cursor, seen);
                     }
                 }
-                // A job's letter, which goes when the job is settled.
+                // It belongs to a job, and goes when the job is settled.
                 Step::AsJob(_) => {}
                 _ if !seen.is_wanted => {}
-                Step::Keep(why) => self.note(&seen, Fate::Kept(why)),
+                Step::Keep(why) => self.note(&seen, Disposition::Kept(why)),
                 Step::Remove => {
-                    self.note(&seen, Fate::Dropped);
-                    self.remove(walk, seen);
+                    self.note(&seen, Disposition::Dropped);
+                    self.remove(cursor, seen);
                 }
-                Step::Publish(queue) if self.order.dry_run => self.note(&seen, Fate::Returned(queue)),
+                Step::Publish(queue) if self.order.dry_run => self.note(&seen, Disposition::Returned(queue)),
                 Step::Publish(queue) => {
                     let publisher = &self.dispatch.publisher;
                     publishing.push(async move {
-                        let published = publisher.revive(&seen.held, &queue).await;
+                        let published = publisher.redrive(&seen.held, &queue).await;
                         (seen, queue, published)
                     });
                 }
@@ -310,32 +318,36 @@ impl<L: Listener> Work<'_, L> {
         while let Some((seen, queue, published)) = publishing.next().await {
             match published {
                 Ok(()) => {
-                    self.note(&seen, Fate::Returned(queue));
-                    self.remove(walk, seen);
+                    self.note(&seen, Disposition::Returned(queue));
+                    self.remove(cursor, seen);
                 }
-                Err(error) => self.note(&seen, Fate::Kept(error.to_string())),
+                Err(error) => self.note(&seen, Disposition::Kept(error.to_string())),
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, seen: &Seen, fate: Fate) {
-        self.listener.hear(Event::Fate { kind: Kind::Message, id: &id_of(&seen.held.letter), fate: &fate });
+    fn note(&mut self, seen: &Seen, disposition: Disposition) {
+        self.listener.hear(Event::Settled {
+            kind: Kind::Message,
+            id: &id_of(&seen.held.letter),
+            disposition: &disposition,
+        });
     }
 
-    fn clear(&mut self, walk: &mut DeadWalk, seen: Seen) {
-        self.note(&seen, Fate::Cleared);
-        self.remove(walk, seen);
+    fn clear(&mut self, cursor: &mut DeadLetterCursor, seen: Seen) {
+        self.note(&seen, Disposition::Cleared);
+        self.remove(cursor, seen);
     }
 
-    fn remove(&self, walk: &mut DeadWalk, seen: Seen) {
+    fn remove(&self, cursor: &mut DeadLetterCursor, seen: Seen) {
         if !self.order.dry_run {
-            walk.remove(seen.held);
+            cursor.remove(seen.held);
         }
     }
 
-    /// Says of ids that nothing was found for what they are instead.
-    async fn say_what_is_missing(&mut self, ids: &[String]) -> anyhow::Result<()> {
+    /// Reports for each id that was not found what it is instead.
+    async fn report_missing(&mut self, ids: &[String]) -> anyhow::Result<()> {
         for id in ids.iter().filter(|id| !self.found.contains(*id)) {
             let state = match id.parse::<JobId>() {
                 Ok(job_id) => self.dispatch.store.jobs(&[job_id]).await.context("reading a job")?.pop(),
@@ -351,26 +363,26 @@ impl<L: Listener> Work<'_, L> {
     }
 }
 
-/// A letter in our hands, and what is known of it.
+/// A letter that this run holds, and what is known of it.
 struct Seen {
     held: HeldLetter,
-    glimpse: Glimpse,
-    /// Whether it was asked for.
+    peek: Peek,
+    /// Whether it was selected.
     is_wanted: bool,
 }
 
 impl Seen {
     fn new(held: HeldLetter, selection: &Selection, now: SystemTime) -> Seen {
-        let glimpse = glimpse(&held.letter);
+        let peek = peek(&held.letter);
         let is_wanted = match selection {
-            Selection::All(filter) => filter.passes(&held.letter, &glimpse, now),
+            Selection::All(filter) => filter.passes(&held.letter, &peek, now),
             Selection::Ids(ids) => ids.iter().any(|id| is_called(&held.letter, id)),
         };
-        Seen { held, glimpse, is_wanted }
+        Seen { held, peek, is_wanted }
     }
 }
 
-/// What has been done about a failed job already.
+/// What was done about a failed job before.
 fn settled(job: &FailedJob) -> Option<String> {
     match (job.redriven_as, &job.dismissed_at) {
         (Some(new), _) => Some(format!("was redriven before, as {new}")),
@@ -379,6 +391,6 @@ fn settled(job: &FailedJob) -> Option<String> {
     }
 }
 
-fn lost() -> Fate {
-    Fate::Kept("somebody else has just settled it".to_owned())
+fn lost() -> Disposition {
+    Disposition::Kept("another caller has just settled it".to_owned())
 }

@@ -23,7 +23,7 @@ use crate::{Dispatch, job_span};
 
 /// How long to wait after Postgres or the broker has not answered.
 const REST: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(30) };
-/// How long [`Dispatch::sweep_dead`] waits for a copy that another relay may have taken.
+/// How long [`Dispatch::sweep_dead_letters`] waits for a copy that another relay may have taken.
 const TAKEN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
@@ -62,7 +62,7 @@ fn slot(dispatch: &Dispatch) -> Slot {
 impl Dispatch {
     /// Deals with the copies that wait now, so that the ledger knows of every dead message before a user
     /// decides about letters.
-    pub async fn sweep_dead(&self) -> anyhow::Result<()> {
+    pub async fn sweep_dead_letters(&self) -> anyhow::Result<()> {
         let waiting = self.broker.depth(DEAD_SWEEP_QUEUE).await.ok().flatten().map_or(0, |depth| depth.ready);
         if waiting == 0 {
             return Ok(());
@@ -118,10 +118,10 @@ impl Dispatch {
         reason: &str,
     ) -> Result<(), StoreError> {
         let body = &delivery.body;
-        let Some(job_id) = job::glimpse(body, delivery.message_id()).job_id else { return Ok(()) };
+        let Some(job_id) = job::peek(body, delivery.message_id()).job_id else { return Ok(()) };
         let why = Unwanted::DeadLettered { pool, body, reason };
         // Nothing ends unless this is the job's own message, byte for byte.
-        let spec = str::from_utf8(body).ok().and_then(|body| job::restore(body).ok());
+        let spec = str::from_utf8(body).ok().and_then(|body| job::decode_stored(body).ok());
         let about = spec.as_ref().map_or_else(Span::none, |spec| job_span(spec, None));
         match self.end_waiting(&[job_id], why).await {
             Ok(0) => Ok(()),

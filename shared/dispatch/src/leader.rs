@@ -38,7 +38,7 @@ impl Leader {
     }
 
     /// Gives the leadership up at once, because the ledger has refused its epoch.
-    pub fn depose(&self, epoch: i64) {
+    pub fn step_down(&self, epoch: i64) {
         let ours = |present: &mut Option<Leadership>| {
             present.take_if(|leadership| leadership.epoch == epoch).is_some()
         };

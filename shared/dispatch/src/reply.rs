@@ -30,7 +30,7 @@ const AT_ONCE: usize = 256;
 /// How many more can wait for that, without their results. Any beyond that are not sent.
 const WAITING: usize = 20_000;
 /// How many can wait for clients at nodes that were not reached before.
-const STRANGERS_WAITING: usize = 64;
+const UNKNOWN_WAITING: usize = 64;
 /// How many times a reply is tried if its connection ends before the broker has taken it.
 const TRIES: u32 = 3;
 /// How many nodes are remembered. A cluster has a few.
@@ -53,7 +53,7 @@ struct Shared {
     store: Store,
     rule: ReplyRule,
     known: Lane,
-    strangers: Lane,
+    unknown: Lane,
     /// Nodes of the broker's cluster, by the hashes of their names.
     nodes: Mutex<HashSet<u32>>,
     sending: TaskTracker,
@@ -106,7 +106,7 @@ impl Replies {
             store,
             rule,
             known: lane(", replying", AT_ONCE, WAITING),
-            strangers: lane(", replying to strangers", 1, STRANGERS_WAITING),
+            unknown: lane(", replying to strangers", 1, UNKNOWN_WAITING),
             nodes: Mutex::default(),
             sending: TaskTracker::new(),
             given_up: CancellationToken::new(),
@@ -151,7 +151,7 @@ impl Replies {
 
     /// Waits for what is on its way, within a bound, and closes the connections.
     pub(crate) async fn close(&self, within: Duration) {
-        let Shared { sending, given_up, known, strangers, .. } = &*self.shared;
+        let Shared { sending, given_up, known, unknown, .. } = &*self.shared;
         sending.close();
         if tokio::time::timeout(within, sending.wait()).await.is_err() {
             given_up.cancel();
@@ -160,7 +160,7 @@ impl Replies {
             // other failure.
             sending.wait().await;
         }
-        for lane in [known, strangers] {
+        for lane in [known, unknown] {
             if let Some(broker) = lane.broker.get() {
                 broker.close().await;
             }
@@ -180,7 +180,7 @@ struct Addressed {
 impl Shared {
     fn lane(&self, to: ReplyTo) -> &Lane {
         match to {
-            ReplyTo::Client { node } if !self.nodes().contains(&node) => &self.strangers,
+            ReplyTo::Client { node } if !self.nodes().contains(&node) => &self.unknown,
             ReplyTo::Client { .. } | ReplyTo::Queue => &self.known,
         }
     }

@@ -60,7 +60,7 @@ impl Dispatch {
     fn reply_to(&self, ended: Vec<EndedWaiting>) {
         for job in ended {
             // A job that was cancelled before it was seen has no envelope yet.
-            if let Ok(spec) = job::restore(&job.message) {
+            if let Ok(spec) = job::decode_stored(&job.message) {
                 job_span(&spec, None).in_scope(|| self.reply(&spec, spec.traceparent));
             }
         }

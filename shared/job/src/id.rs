@@ -15,21 +15,21 @@ use uuid::Uuid;
 #[serde(try_from = "String", into = "Uuid")]
 pub struct JobId(Uuid);
 
-/// How far ahead of the clock a job id may lie: hosts' clocks differ.
+/// How far ahead of our clock the time in a job id may be, because the clocks of hosts differ.
 const FUTURE_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl JobId {
-    /// A fresh id for the present moment. Ids made in one process increase.
+    /// Returns a new id for the present moment. Ids made in one process increase.
     pub fn now() -> Self {
         JobId(Uuid::now_v7())
     }
 
-    /// The Unix time inside the id, in milliseconds.
+    /// Returns the Unix time inside the id, in milliseconds.
     pub fn unix_ms(self) -> u64 {
         (self.0.as_u128() >> 80) as u64
     }
 
-    /// Refuses an id whose time lies outside what the ledger keeps.
+    /// Refuses an id whose time is outside the span that the ledger keeps.
     pub fn check_window(self, now_unix_ms: u64, retention: Duration) -> Result<(), IdError> {
         let oldest = now_unix_ms.saturating_sub(retention.as_millis() as u64);
         let at = self.unix_ms();
@@ -76,12 +76,12 @@ impl fmt::Display for JobId {
     }
 }
 
-/// One boot of one worker process. Never a host name: a process that is taken for dead comes back as another.
+/// One boot of one worker process. It is never a host name: a process that was taken for dead returns under a new id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(Uuid);
 
 impl WorkerId {
-    /// A fresh id.
+    /// Returns a new id.
     pub fn random() -> Self {
         WorkerId(Uuid::new_v4())
     }
@@ -105,9 +105,9 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// The name of a session, an agent or a pool: 1 to 128 of `A–Z a–z 0–9 . _ : @ -`, not starting with a dot.
+/// The name of a session, an agent or a pool: 1 to 128 characters of `A–Z a–z 0–9 . _ : @ -`, the first not a dot.
 ///
-/// Such a name is safe as a folder, as part of a queue's name and in a log line.
+/// Such a name is safe as the name of a folder, as part of a queue's name and in a log line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -116,6 +116,11 @@ impl Name {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns a name that was checked before it was written to where it comes from.
+    pub(crate) fn unchecked(text: &str) -> Name {
+        Name(text.to_owned())
     }
 }
 
@@ -165,7 +170,7 @@ pub enum IdError {
     /// A UUID of another version.
     #[error("got {0}, a UUID of another version, expected version 7 (time-ordered)")]
     NotV7(Uuid),
-    /// Older than the results that are kept.
+    /// Older than the oldest result that is kept.
     #[error("got {id}, whose time is more than {days} days ago, expected an id made within the retention")]
     TooOld {
         /// The id that was given.
@@ -173,7 +178,7 @@ pub enum IdError {
         /// The retention it exceeds.
         days: u64,
     },
-    /// More than a day ahead.
+    /// More than a day in the future.
     #[error("got {id}, whose time is more than a day ahead, expected an id made by a clock that is right")]
     InTheFuture {
         /// The id that was given.
@@ -184,12 +189,12 @@ pub enum IdError {
         "got \"{0}\", expected 1 to 128 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot"
     )]
     BadName(String),
-    /// Longer than a tenant's name may be.
-    #[error("got \"{0}\", expected a tenant's name of at most 64 characters")]
-    LongTenant(String),
+    /// Not the name of a tenant.
+    #[error("got \"{0}\", expected 1 to 64 characters of A-Z a-z 0-9 . _ : @ - that do not start with a dot")]
+    BadTenant(String),
 }
 
-/// The beginning of a user's text, fit for an error message.
+/// Returns the beginning of a user's text, short enough for an error message.
 pub(crate) fn clip(text: &str) -> String {
     const KEEP: usize = 60;
     match text.char_indices().nth(KEEP) {

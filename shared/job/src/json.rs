@@ -1,9 +1,9 @@
-//! JSON that Postgres can hold, kept as the text it came in.
+//! JSON that Postgres can hold, kept as the text in which it came.
 //!
-//! A job's input and a harness's output belong to the user: we pass them on and never look inside. Keeping the
-//! text spares a parse and keeps big numbers exact. But not all JSON fits into `jsonb`: it has no place for
-//! `\u0000`, for half a surrogate pair, for numbers past its range or for bottomless nesting. Such a value is
-//! refused here, at the door, so that no transaction later fails because of it.
+//! A job's input and a harness's output belong to the user. We pass them on and never look inside. Keeping the text
+//! saves a parse and keeps big numbers exact. But not all JSON fits into `jsonb`: it has no place for `\u0000`, for
+//! half a surrogate pair, for numbers beyond its range or for unlimited nesting. Such a value is refused here, on
+//! entry, so that no transaction fails later because of it.
 
 use std::fmt;
 
@@ -12,22 +12,22 @@ use serde_json::value::RawValue;
 
 /// The deepest nesting of arrays and objects that is accepted.
 const MAX_DEPTH: usize = 128;
-/// The longest number and the greatest power of ten; `numeric` ends at 131,072 digits, doubles at 10^308.
+/// The longest number in digits, and the greatest power of ten. `numeric` ends at 131,072 digits, doubles at 10^308.
 const MAX_NUMBER: usize = 512;
 
-/// A JSON value as text, known to fit into Postgres's `jsonb`.
+/// A JSON value as text. It is known to fit into Postgres's `jsonb`.
 #[derive(Clone)]
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// Takes a text that must be exactly one JSON value.
+    /// Parses a text that must be exactly one JSON value.
     pub fn parse(text: &str) -> Result<Json, JsonError> {
         let raw: Box<RawValue> =
             serde_json::from_str(text).map_err(|error| JsonError::malformed(text, &error))?;
         Json::from_raw(raw)
     }
 
-    /// Takes a value of our own making.
+    /// Serializes a value that we made.
     pub fn from_value(value: &impl Serialize) -> Result<Json, JsonError> {
         let raw = serde_json::value::to_raw_value(value)
             .map_err(|error| JsonError::Malformed(error.to_string()))?;
@@ -39,7 +39,7 @@ impl Json {
         Json(RawValue::NULL.to_owned())
     }
 
-    /// The value's text.
+    /// Returns the value's text.
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
@@ -87,7 +87,7 @@ pub enum JsonError {
     /// Half a surrogate pair in a string.
     #[error("a string contains half of a surrogate pair (\\ud800 to \\udfff alone), which is no character")]
     LoneSurrogate,
-    /// A number past what is accepted.
+    /// A number beyond what is accepted.
     #[error("a number is longer than {MAX_NUMBER} digits or its exponent is past ±{MAX_NUMBER}")]
     NumberRange,
     /// Too many levels.
@@ -96,7 +96,7 @@ pub enum JsonError {
 }
 
 impl JsonError {
-    /// With the place, which is one of this text alone, wherever that came from.
+    /// Adds the position. It counts within this text alone, whatever larger text it was taken from.
     pub(crate) fn malformed(text: &str, error: &serde_json::Error) -> JsonError {
         let said = error.to_string();
         let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
@@ -106,7 +106,7 @@ impl JsonError {
     }
 }
 
-/// Walks over text that is known to be well-formed JSON.
+/// Checks a text that is known to be well-formed JSON.
 fn check_storable(text: &str) -> Result<(), JsonError> {
     let bytes = text.as_bytes();
     let mut depth = 0usize;
@@ -132,7 +132,7 @@ fn check_storable(text: &str) -> Result<(), JsonError> {
     Ok(())
 }
 
-/// Walks over a string's inside; returns the place after its closing quote.
+/// Checks the inside of a string. Returns the position after its closing quote.
 fn check_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonError> {
     loop {
         match bytes[at] {
@@ -156,7 +156,7 @@ fn check_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonError> {
     }
 }
 
-/// The value of four hexadecimal digits; the parser has seen to it that they are there.
+/// Returns the value of four hexadecimal digits. The parser has already checked that there are four.
 fn hex4(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().fold(0, |sum, b| sum * 16 + (*b as char).to_digit(16).unwrap_or(0))
 }

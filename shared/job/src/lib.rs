@@ -1,8 +1,8 @@
-//! The fleet's vocabulary: what a job is, how it is written on the wire, which states it passes and what its
-//! end may be.
+//! The fleet's vocabulary: what a job is, how it is written on the wire, which states it passes through and how it
+//! can end.
 //!
-//! Pure: no I/O, no clock (`now` is always an argument), no async runtime. It has never heard of RabbitMQ,
-//! Postgres or a harness; every other room speaks in its words.
+//! Pure: no I/O, no clock (`now` is always an argument), no async runtime. This crate has never heard of RabbitMQ,
+//! Postgres or a harness. Every other crate uses its types.
 
 mod id;
 mod tenant;
@@ -22,7 +22,7 @@ mod outcome;
 pub use id::{IdError, JobId, Name, WorkerId};
 pub use json::{Json, JsonError};
 pub use message::{
-    DEFAULT_MAX_BYTES, DecodeError, Glimpse, Limits, SCHEMA, decode, decode_loose, encode, glimpse, restore,
+    DEFAULT_MAX_BYTES, DecodeError, Limits, Peek, SCHEMA, decode, decode_loose, decode_stored, encode, peek,
 };
 pub use outcome::{Failure, FailureCode, Outcome};
 pub use reply::{ReplyRule, ReplyTo};
@@ -30,7 +30,7 @@ pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
-pub use tenant::Tenant;
+pub use tenant::{SessionKey, Tenant};
 pub use trace::{BadTraceParent, TraceId, TraceParent};
 pub use trouble::Trouble;
 pub use usd::Usd;

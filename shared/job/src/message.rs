@@ -1,4 +1,4 @@
-//! The envelope `harness.job.v1`: a job's way over the wire.
+//! The envelope `harness.job.v1`: a job as it is sent over the wire.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use serde_path_to_error::Segment;
 use crate::id::clip;
 use crate::{JobId, JobSpec, JsonError, Name, ReplyRule, shown};
 
-/// The version this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
+/// The version that this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
 
-/// The greatest body that is accepted unless set otherwise: 1 MiB.
+/// The default of the largest body that is accepted: 1 MiB.
 pub const DEFAULT_MAX_BYTES: usize = 1024 * 1024;
 
-/// What a message is measured by.
+/// The limits that a message must keep.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The greatest body, in bytes.
+    /// The largest body, in bytes.
     pub max_bytes: usize,
-    /// How long results are kept, and so how old a job id may be.
+    /// How long results are kept, and therefore how old a job id may be.
     pub retention: Duration,
     /// The present, as Unix time in milliseconds.
     pub now_unix_ms: u64,
@@ -30,7 +30,7 @@ pub struct Limits {
     pub replies: ReplyRule,
 }
 
-/// Why a message is no job: the field, and what is wrong with it.
+/// Why a message is not a job: the field, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct DecodeError {
@@ -43,12 +43,12 @@ pub struct DecodeError {
 impl DecodeError {
     pub(crate) fn new(field: impl Into<String>, problem: impl ToString) -> Self {
         let (field, problem) = (field.into(), problem.to_string());
-        // Both may hold what a stranger wrote, and people will read them.
+        // Both may hold text from an unknown sender, and people read them.
         DecodeError { field: shown(&field).into_owned(), problem: shown(&problem).into_owned() }
     }
 }
 
-/// The body's field `schema`; any other value than [`SCHEMA`] fails to parse.
+/// The body's field `schema`. Any value other than [`SCHEMA`] fails to parse.
 struct Schema;
 
 impl Serialize for Schema {
@@ -74,20 +74,20 @@ struct Outgoing<'a> {
     spec: &'a JobSpec,
 }
 
-/// Only the version: looked at first when a body does not fit, because another version explains all else.
+/// Only the version. It is looked at first when a body does not parse, because another version explains the rest.
 #[derive(Deserialize)]
 struct Incoming {
     #[serde(rename = "schema")]
     _schema: Schema,
 }
 
-/// The body of a message for this job.
+/// Returns the body of this job's message.
 pub fn encode(spec: &JobSpec) -> String {
     serde_json::to_string(&Outgoing { schema: Schema, spec }).expect("a job spec has only string keys")
 }
 
-/// Reads a message's body. `message_id` is the AMQP property of that name; when set it must equal the body's
-/// `job_id`, so that a message is known by its properties alone.
+/// Reads a message's body. `message_id` is the AMQP property of that name. If it is set, it must equal the body's
+/// `job_id`, so that a message can be identified by its properties alone.
 pub fn decode(body: &[u8], message_id: Option<&str>, limits: &Limits) -> Result<JobSpec, DecodeError> {
     if body.len() > limits.max_bytes {
         let problem = format!("got {} bytes, expected at most {}", body.len(), limits.max_bytes);
@@ -107,8 +107,8 @@ pub fn decode(body: &[u8], message_id: Option<&str>, limits: &Limits) -> Result<
     }
 }
 
-/// Reads a job that a person wrote: like a message's body, but `schema` and `job_id` may be left out or null, and are then
-/// the present version and a fresh id.
+/// Reads a job that a person wrote. It is like a message's body, but `schema` and `job_id` may be left out or null.
+/// They are then the present version and a new id.
 pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
     #[derive(Deserialize)]
     struct Given<'a> {
@@ -120,7 +120,7 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
     let given: Given<'_> = parse(text)?;
     let members =
         [("schema", given.schema, SCHEMA.to_owned()), ("job_id", given.job_id, JobId::now().to_string())];
-    // As text, so that the rest stays to the letter.
+    // Edited as text, so that the rest stays exactly as it was written.
     let (mut added, mut nulls) = (String::new(), Vec::new());
     for (name, given, value) in members {
         match given {
@@ -146,7 +146,7 @@ pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError>
 enum Loose<'a> {
     #[default]
     Absent,
-    /// Where it stands.
+    /// The member's text within the whole.
     Null(&'a str),
     Given,
 }
@@ -158,16 +158,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
     }
 }
 
-/// Reads back what [`decode`] or [`encode`] let through before, such as a message kept in the ledger: its limits
-/// were checked then, and the clock has moved on since.
-pub fn restore(body: &str) -> Result<JobSpec, DecodeError> {
+/// Reads back what [`decode`] or [`encode`] accepted before, such as a message kept in the ledger. The limits are not
+/// checked again: they were checked then, and the clock has moved on since.
+pub fn decode_stored(body: &str) -> Result<JobSpec, DecodeError> {
     parse(body)
 }
 
-/// Whose a message seems to be, as far as that can be read.
+/// Which job a message seems to be, as far as that can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Glimpse {
-    /// The job, where body and property do not contradict each other.
+pub struct Peek {
+    /// The job, unless body and property contradict each other.
     pub job_id: Option<JobId>,
     /// Its session.
     pub session_id: Option<Name>,
@@ -175,8 +175,9 @@ pub struct Glimpse {
     pub agent_id: Option<Name>,
 }
 
-/// Looks at a message that may be no job. What it tells was not checked: it is for finding, not for running.
-pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
+/// Reads what it can of a message that may not be a job. The result is unchecked: it helps to find the job, and must
+/// not be used to run it.
+pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Seen {
@@ -193,10 +194,10 @@ pub fn glimpse(body: &[u8], message_id: Option<&str>) -> Glimpse {
         (None, Some(_)) => outside,
         (Some(_), Some(_)) => inside.filter(|id| outside == Some(*id)),
     };
-    Glimpse { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+    Peek { job_id, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
 }
 
-/// Parses fast; walks a second time, keeping track of the path, only to name the field that does not fit.
+/// Parses fast. Only if that fails, parses again while keeping track of the path, to name the field at fault.
 fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
     check_object(text)?;
     serde_json::from_str(text).map_err(|plain| {
@@ -216,7 +217,8 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, DecodeError> {
     })
 }
 
-/// serde takes a list of values for an object whose fields have lost their names, and of all else it says which struct of ours it expects.
+/// Refuses anything but an object: serde would also accept a list of values, whose fields have lost their names, and
+/// for any other type its error names one of our structs.
 fn check_object(text: &str) -> Result<(), DecodeError> {
     let got = match text.trim_start().chars().next() {
         Some('{') => return Ok(()),
@@ -235,7 +237,7 @@ fn check_object(text: &str) -> Result<(), DecodeError> {
     ))
 }
 
-/// What serde says, without the names of Rust's types. Where in the text helps only in text that is no JSON.
+/// Returns serde's message without the names of Rust's types. The position is kept only for text that is not JSON.
 fn problem(text: &str, error: &serde_json::Error) -> String {
     if !error.is_data() {
         return JsonError::malformed(text, error).to_string();
@@ -250,7 +252,7 @@ fn problem(text: &str, error: &serde_json::Error) -> String {
     said.to_owned()
 }
 
-/// The name in serde's "missing field `name`" and "duplicate field `name`", which have no path.
+/// Returns the name in serde's "missing field `name`" and "duplicate field `name`", which have no path.
 fn unplaced_field(problem: &str) -> Option<&str> {
     let named = ["missing field `", "duplicate field `"];
     named.iter().find_map(|start| problem.strip_prefix(start))?.split('`').next()

@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::Json;
 
-/// The end of one attempt, as the worker tells it to the ledger.
+/// The end of one attempt, as the worker reports it to the ledger.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The harness delivered.
+    /// The harness delivered an output.
     Succeeded(Json),
     /// The harness, or the worker on its behalf, gave up.
     Failed(Failure),
-    /// Somebody asked for its end; the failure says who or what.
+    /// Its end was requested, by a user or by a later job of its session. The failure says which.
     Cancelled(Failure),
-    /// We stopped it (drain, rescale): it goes on elsewhere and no attempt is spent.
+    /// We stopped it (drain, rescale). It continues elsewhere, and no attempt is spent.
     Interrupted,
 }
 
@@ -32,18 +32,18 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this kind that another attempt could mend.
+    /// Returns a failure that another attempt might not meet.
     pub fn retryable(code: FailureCode, message: impl Into<String>) -> Failure {
         Failure { code, message: storable(message.into()), retryable: true }
     }
 
-    /// A failure of this kind that would come again.
+    /// Returns a failure that every further attempt would meet.
     pub fn permanent(code: FailureCode, message: impl Into<String>) -> Failure {
         Failure { code, message: storable(message.into()), retryable: false }
     }
 }
 
-/// Messages come from programs; Postgres holds no NUL, and nobody reads more than a few thousand characters.
+/// Messages come from programs. Postgres holds no NUL, and nobody reads more than a few thousand characters.
 fn storable(message: String) -> String {
     const KEEP: usize = 4_000;
     message.chars().filter(|c| *c != '\0').take(KEEP).collect()
@@ -57,7 +57,7 @@ pub enum FailureCode {
     HarnessError,
     /// The harness broke its contract: garbage on stdout, an unknown message, no result.
     Protocol,
-    /// The harness's process ended by a signal or with a non-zero code, and said nothing.
+    /// The harness's process ended by a signal or with a non-zero code, and reported nothing.
     Crashed,
     /// The harness could not be started.
     StartFailed,
@@ -65,27 +65,27 @@ pub enum FailureCode {
     Timeout,
     /// The harness was silent for too long.
     IdleTimeout,
-    /// The harness said more than it may.
+    /// The harness wrote more than it may.
     OutputLimit,
-    /// What the harness said cannot be kept in Postgres.
+    /// What the harness wrote cannot be kept in Postgres.
     Unstorable,
     /// The job's input does not fit its agent.
     BadInput,
-    /// No agent of that name.
+    /// No agent has that name.
     UnknownAgent,
     /// The worker died in every attempt.
     WorkerLost,
-    /// Several workers died while they ran it, so that it is taken for the cause.
+    /// Several workers died while they ran it, so it is taken for the cause.
     Poison,
-    /// It was not done by its `deadline_ms`.
+    /// It had not ended by its `deadline_ms`.
     DeadlineExceeded,
-    /// Iteration after iteration, and neither memory nor progress changed.
+    /// Too many iterations in a row changed neither memory nor progress.
     NoProgress,
-    /// Its session was busy, and it did not want to wait.
+    /// Its session was busy, and its `on_busy` says not to wait.
     SessionBusy,
-    /// The broker gave its message up before a worker took it.
+    /// The broker dead-lettered its message before a worker took it.
     DeadLettered,
-    /// Somebody cancelled it.
+    /// It was cancelled on request.
     Cancelled,
     /// A later job of its session took its place.
     Interrupted,
@@ -114,7 +114,7 @@ impl FailureCode {
         FailureCode::Interrupted,
     ];
 
-    /// Its name in the ledger, on the wire and in metrics.
+    /// Returns its name in the ledger, on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             FailureCode::HarnessError => "harness_error",

@@ -1,12 +1,13 @@
 //! Where a job's result may be sent: the names of queues that its caller may choose.
 //!
-//! The name is a stranger's, and it is our workers who write there, with rights that the stranger may lack. What a broker
-//! cannot take is refused, what belongs to the fleet or to the broker is, and a setting says which of the rest are allowed.
+//! The name comes from a caller we do not know, and our workers publish to it with rights that the caller may lack.
+//! Names that a broker cannot take are refused, and so are those that belong to the fleet or to the broker. A setting
+//! says which of the rest are allowed.
 //!
-//! A client that consumes from `amq.rabbitmq.reply-to` (direct reply-to, <https://www.rabbitmq.com/docs/direct-reply-to>)
-//! gets a name from its broker that holds an Erlang process id. RabbitMQ up to 4.1 decodes such a name without looking
-//! first, and closes the connection of who publishes to one that is made up. A name that passes here fails there in one
-//! case only: no node of the cluster is the one it names.
+//! A client that consumes from `amq.rabbitmq.reply-to` (direct reply-to,
+//! <https://www.rabbitmq.com/docs/direct-reply-to>) gets from its broker a name that contains an Erlang process id.
+//! RabbitMQ up to 4.1 decodes such a name unchecked, and closes the connection that publishes to a forged one. A name
+//! that passes here still fails there in one case only: if it names a node that is not in the cluster.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,19 +17,19 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::id::clip;
 
-/// What comes before the part that the broker made.
+/// The prefix before the part that the broker makes.
 const DIRECT: &str = "amq.rabbitmq.reply-to.";
-/// The names of queues that the broker names (`queue.declare` without a name).
+/// The prefix of queue names that the broker chooses (`queue.declare` without a name).
 const SERVER_NAMED: &str = "amq.gen-";
 /// The greatest value of `erlang:phash2/1`.
 const MAX_HASH: u32 = (1 << 27) - 1;
-/// Erlang's greatest process number and serial (External Term Format, `NEW_PID_EXT`); nodes fail at greater ones.
+/// Erlang's greatest process number and serial (External Term Format, `NEW_PID_EXT`). Nodes fail at greater ones.
 const MAX_PROCESS: (u32, u32) = ((1 << 28) - 1, (1 << 13) - 1);
 
-/// Which names callers may choose: `REPLY_TO_ALLOW`.
+/// Which names callers may choose: the setting `REPLY_TO_ALLOW`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplyRule {
-    /// With `*` for any text.
+    /// Patterns in which `*` matches any text.
     allowed: Arc<[String]>,
 }
 
@@ -37,7 +38,7 @@ pub struct ReplyRule {
 pub enum ReplyTo {
     /// A queue.
     Queue,
-    /// A client that waits on a channel of this node of the broker's, which is known by the hash of its name.
+    /// A client that waits on a channel of one node of the broker. The node is known by the hash of its name.
     Client {
         /// The hash.
         node: u32,
@@ -45,7 +46,7 @@ pub enum ReplyTo {
 }
 
 impl Default for ReplyRule {
-    /// All that are neither the broker's nor ours.
+    /// Allows every name that belongs neither to the broker nor to the fleet.
     fn default() -> ReplyRule {
         ReplyRule { allowed: ["*".to_owned()].into() }
     }
@@ -53,7 +54,7 @@ impl Default for ReplyRule {
 
 impl FromStr for ReplyRule {
     type Err = String;
-    /// Patterns, separated by commas.
+    /// Reads patterns separated by commas.
     fn from_str(text: &str) -> Result<ReplyRule, String> {
         let patterns = text.split(',').map(str::trim);
         let allowed: Arc<[String]> =
@@ -71,7 +72,7 @@ impl FromStr for ReplyRule {
 }
 
 impl ReplyRule {
-    /// What this name stands for, or why it is refused.
+    /// Returns what this name means, or why it is refused.
     pub fn check(&self, name: &str) -> Result<ReplyTo, String> {
         let got = || clip(&name.escape_debug().to_string());
         if let Some(made) = name.strip_prefix(DIRECT) {
@@ -97,7 +98,7 @@ impl ReplyRule {
     }
 }
 
-/// The hash of the node in what the broker makes: `BASE64(pid).BASE64(key)`, where the pid's node is called `reply@HASH`.
+/// Returns the node's hash from what the broker made: `BASE64(pid).BASE64(key)`, where the pid's node is `reply@HASH`.
 fn direct(made: &str) -> Option<u32> {
     let (pid, key) = made.split_once('.')?;
     let pid = BASE64_STANDARD.decode(pid).ok()?;
@@ -122,7 +123,7 @@ fn direct(made: &str) -> Option<u32> {
     hash.parse().ok().filter(|hash| digits && *hash <= MAX_HASH)
 }
 
-/// Whether a pattern, with `*` for any text, is this name.
+/// Whether the pattern, in which `*` matches any text, matches the whole name.
 fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|start| name.strip_prefix(start)) else { return false };
@@ -141,11 +142,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// As RabbitMQ 3.10 made it.
+    /// A name as RabbitMQ 3.10 made it.
     const GENUINE: &str =
         "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA3MzExNDMwOAAAGvcAAAAAawmPZA==.cKz5+xVU/WVQ1u2igtb+nQ==";
 
-    /// A made-up one.
+    /// Returns a forged name.
     fn name(node: &[u8], number: u32, serial: u32) -> String {
         let length = (node.len() as u16).to_be_bytes();
         let rest = [number.to_be_bytes(), serial.to_be_bytes(), [0; 4]].concat();
@@ -159,7 +160,7 @@ mod tests {
         assert_eq!(rule.check(GENUINE), Ok(ReplyTo::Client { node: 73_114_308 }));
         assert_eq!(rule.check(&name(b"reply@0", 1, 0)), Ok(ReplyTo::Client { node: 0 }));
         let none: ReplyRule = "".parse().unwrap();
-        assert!(none.check(GENUINE).is_ok(), "it reaches only who asked for it");
+        assert!(none.check(GENUINE).is_ok(), "it reaches only the client that asked for it");
     }
 
     #[test]

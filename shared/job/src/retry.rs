@@ -1,25 +1,25 @@
-//! When what has failed is tried again: a job by its own policy, and what must work by waits without end.
+//! When to try again after a failure: a job by its own policy, and what must work eventually by waits without end.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// So many workers may die while they run a job before it is taken for the cause and fails as poison.
+/// How many workers may die while they run a job before the job is taken for the cause and fails as poison.
 pub const POISON_DEATHS: u32 = 3;
 
 /// A job's retry policy: how often it may be tried, and how long to wait in between.
 ///
 /// The wait before attempt n+1 is drawn evenly from `0 ..= min(max_delay_ms, base_delay_ms · 2^(n-1))` ("full
-/// jitter", as in the AWS Architecture Blog's "Exponential Backoff And Jitter"): what failed together does not
-/// come back together.
+/// jitter", as in the AWS Architecture Blog's "Exponential Backoff And Jitter"), so that jobs that failed together do
+/// not return together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RetryPolicy {
-    /// Attempts in all, the first included; 1 to 100.
+    /// All attempts, including the first; 1 to 100.
     pub max_attempts: u32,
-    /// The ceiling of the first wait, in milliseconds.
+    /// The upper bound of the first wait, in milliseconds.
     pub base_delay_ms: u64,
-    /// The ceiling of every wait, in milliseconds.
+    /// The upper bound of every wait, in milliseconds.
     pub max_delay_ms: u64,
 }
 
@@ -30,7 +30,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Says which field is wrong, and what would be right.
+    /// Reports which field is wrong, and what would be right.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if !(1..=100).contains(&self.max_attempts) {
             return Err(("retry.max_attempts", format!("got {}, expected 1 to 100", self.max_attempts)));
@@ -50,8 +50,8 @@ impl RetryPolicy {
         Ok(())
     }
 
-    /// The wait after `attempts` spent attempts (at least one); `jitter` is drawn evenly from 0 to 1.
-    /// `None` when no attempt is left.
+    /// Returns the wait after `attempts` spent attempts (at least one), or `None` when no attempt is left. `jitter` is
+    /// drawn evenly from 0 to 1.
     pub fn next_delay(&self, attempts: u32, jitter: f64) -> Option<Duration> {
         if attempts >= self.max_attempts {
             return None;
@@ -61,25 +61,25 @@ impl RetryPolicy {
     }
 }
 
-/// The waits between tries of what has to work again at some time, without end. They are drawn evenly from half the ceiling
-/// to all of it: with no wait at all, a try would follow at once.
+/// The waits between tries of something that must work eventually; the tries never end. Each wait is drawn evenly from
+/// half its upper bound to all of it. A draw from zero could make a try follow at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// The ceiling of the first wait.
+    /// The upper bound of the first wait.
     pub base: Duration,
-    /// The ceiling of every wait.
+    /// The upper bound of every wait.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// The wait after `failures` in a row (at least one); `jitter` is drawn evenly from 0 to 1.
+    /// Returns the wait after `failures` in a row (at least one). `jitter` is drawn evenly from 0 to 1.
     pub fn next_delay(&self, failures: u32, jitter: f64) -> Duration {
         let ceiling = ceiling(self.base.as_millis() as u64, self.max.as_millis() as u64, failures);
         Duration::from_millis((ceiling as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)) as u64)
     }
 }
 
-/// The longest wait after so many tries: it doubles with each, from `base` to `max`.
+/// Returns the longest wait after so many tries. It doubles with each try, from `base` to `max`.
 fn ceiling(base_ms: u64, max_ms: u64, tries: u32) -> u64 {
     let doublings = tries.saturating_sub(1).min(62);
     base_ms.saturating_mul(1 << doublings).min(max_ms)

@@ -1,16 +1,18 @@
-//! Text that somebody else wrote, fit for a terminal and for a line.
+//! Text from an unknown author, made safe for a terminal and for a single line.
 
 use std::borrow::Cow;
 
-/// Whether a terminal would act on this character, or show others in another order or place because of it: control
-/// characters, line and paragraph separators, and those that set the direction of writing (Unicode, `Bidi_Control`).
+/// Whether a terminal would act on this character, or show others in another order or place because of it. These are
+/// control characters, line and paragraph separators, and those that set the writing direction (Unicode,
+/// `Bidi_Control`).
 fn acts(character: char) -> bool {
     let directs = matches!(character,
         '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     character.is_control() || directs || matches!(character, '\u{2028}' | '\u{2029}')
 }
 
-/// The text with such characters written as escapes, such as `\u{1b}`: what a stranger wrote reaches no terminal otherwise.
+/// Returns the text with such characters as escapes, such as `\u{1b}`. Text from outside reaches no terminal without
+/// this.
 pub fn shown(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -28,14 +30,14 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON that is one line for every reader: some take U+0085, U+2028 and U+2029 for line ends as well, and a terminal acts on
-/// more that JSON leaves as it is. Such characters stand in strings only, where an escape is the same text; between values,
-/// an end of line is only space.
+/// Makes JSON one line for every reader. Some readers take U+0085, U+2028 and U+2029 for line ends as well, and
+/// terminals act on more characters that JSON leaves as they are. Such characters occur only in strings, where an
+/// escape means the same text. Between values, a line end is only white space.
 pub fn one_line(json: String) -> String {
     escaped(json, ' ')
 }
 
-/// The same for JSON that is written on several lines, for people.
+/// As [`one_line`], but keeps the line ends between values, for people.
 pub fn pretty_lines(json: String) -> String {
     escaped(json, '\n')
 }
@@ -50,7 +52,7 @@ fn escaped(json: String, between_lines: char) -> String {
         match character {
             '\n' => escaped.push(between_lines),
             '\r' => escaped.push(' '),
-            // All of them are in the first plane.
+            // All of them are in the Basic Multilingual Plane, so four digits are enough.
             _ if !stays(character) => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
             _ => escaped.push(character),
         }

@@ -1,4 +1,4 @@
-//! What a caller asks for.
+//! What a caller asks for: the fields of a job.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::clip;
 use crate::{DecodeError, JobId, Json, Limits, Name, RetryPolicy, TraceId, TraceParent, given, trace};
 
-/// What a job does when another job of its session runs, or an earlier one is not finished.
+/// What a job does when another job of its session runs, or an earlier one is unfinished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBusy {
@@ -18,20 +18,20 @@ pub enum OnBusy {
     Reject,
     /// Ends the running job at its next checkpoint, and waits for its turn. The session keeps what that job did.
     Interrupt,
-    /// Ends the running job at once, and waits for its turn. Memory, context and progress go back to where they were
-    /// before that job; what it cost stays counted.
+    /// Ends the running job at once, and waits for its turn. Memory, context and progress return to what they were
+    /// before that job. What it cost stays counted.
     Rollback,
 }
 
 impl OnBusy {
-    /// Every way.
+    /// All of them.
     pub const ALL: [OnBusy; 4] = [OnBusy::Enqueue, OnBusy::Reject, OnBusy::Interrupt, OnBusy::Rollback];
 
     fn is_default(&self) -> bool {
         *self == OnBusy::default()
     }
 
-    /// Its name in the envelope.
+    /// Returns its name in the envelope.
     pub fn as_str(self) -> &'static str {
         match self {
             OnBusy::Enqueue => "enqueue",
@@ -51,57 +51,57 @@ impl FromStr for OnBusy {
     }
 }
 
-/// A job as its caller described it. This is the body of a `harness.job.v1` message, field by field; fields that
-/// are not listed here are ignored.
+/// A job as its caller described it. This is the body of a `harness.job.v1` message, field by field. Fields that are
+/// not listed here are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// A UUIDv7, made by the caller: publishing the same id again is the same job.
+    /// A UUIDv7, made by the caller. Publishing the same id again is the same job.
     pub job_id: JobId,
-    /// The session whose state the job continues; it is created when it does not exist.
+    /// The session whose state the job continues. It is created if it does not exist.
     pub session_id: Name,
-    /// The agent that does the work, as named in the workers' `agents.toml`.
+    /// The agent that does the work, by its name in the workers' `agents.toml`.
     pub agent_id: Name,
-    /// On whose behalf, at most 255 bytes.
+    /// The user on whose behalf the job runs, at most 255 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// The pool of workers, and so the queue `harness.jobs.<pool>`.
+    /// The pool of workers, and therefore the queue `harness.jobs.<pool>`.
     #[serde(default, deserialize_with = "given::or_default")]
     pub pool: Name,
-    /// What the harness is given; any JSON.
+    /// The harness's input; any JSON.
     #[serde(default = "Json::null")]
     pub input: Json,
-    /// How often and when it is tried again.
+    /// How often and when the job is tried again.
     #[serde(default, deserialize_with = "given::object_or_default")]
     pub retry: RetryPolicy,
-    /// Wall-clock limit of one attempt, in milliseconds; the agent's own when absent.
+    /// The wall-clock limit of one attempt, in milliseconds. If absent, the agent's own limit holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Milliseconds from the time inside `job_id` until the job must have ended; then it fails, running or not, and is
-    /// not tried again. No limit when absent.
+    /// Milliseconds from the time inside `job_id` until the job must have ended. After that it fails, whether it runs
+    /// or not, and is not tried again. No limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// How many iterations in a row may leave memory and progress as they are before the attempt fails for good.
-    /// No limit when absent.
+    /// How many iterations in a row may leave memory and progress unchanged before the attempt fails for good.
+    /// No limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stalled_iterations: Option<u32>,
     /// What to do when the session is busy.
     #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
-    /// The queue that gets a `harness.result.v1` message at the end, within the [`crate::ReplyRule`]. The AMQP property
-    /// `reply_to` sets it too.
+    /// The queue that gets a `harness.result.v1` message at the end. The [`crate::ReplyRule`] must allow it. The AMQP
+    /// property `reply_to` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// Handed back in the reply; the job id when absent. The AMQP property `correlation_id` sets it too.
+    /// Returned in the reply; the job id if absent. The AMQP property `correlation_id` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The caller's trace (W3C Trace Context); a text that is none is read as if it were absent. The AMQP header
+    /// The caller's trace (W3C Trace Context). A text that is not a valid `traceparent` is ignored. The AMQP header
     /// `traceparent` sets it too.
     #[serde(default, deserialize_with = "trace::read", skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<TraceParent>,
 }
 
 impl JobSpec {
-    /// A job with defaults for all that is optional.
+    /// Returns a job with defaults for everything optional.
     pub fn new(session_id: Name, agent_id: Name, input: Json) -> JobSpec {
         JobSpec {
             job_id: JobId::now(),
@@ -121,13 +121,13 @@ impl JobSpec {
         }
     }
 
-    /// Checks what the types alone do not: ranges and lengths.
+    /// Checks what the types alone do not check: ranges and lengths.
     pub fn check(&self, limits: &Limits) -> Result<(), DecodeError> {
         self.job_id
             .check_window(limits.now_unix_ms, limits.retention)
             .map_err(|error| DecodeError::new("job_id", error))?;
         self.retry.check().map_err(|(field, problem)| DecodeError::new(field, problem))?;
-        // The broker's short strings end at 255 bytes.
+        // AMQP short strings hold at most 255 bytes.
         for (field, value) in [
             ("user_id", &self.user_id),
             ("reply_to", &self.reply_to),
@@ -146,12 +146,12 @@ impl JobSpec {
         Ok(())
     }
 
-    /// The trace in which all its attempts are: the caller's, or one of its own.
+    /// Returns the trace that holds all attempts: the caller's, or the job's own.
     pub fn trace_id(&self) -> TraceId {
         self.traceparent.map_or(self.job_id.into(), TraceParent::trace_id)
     }
 
-    /// The moment by which the job must have ended, as Unix time in milliseconds.
+    /// Returns the moment by which the job must have ended, as Unix time in milliseconds.
     pub fn deadline_unix_ms(&self) -> Option<u64> {
         Some(self.job_id.unix_ms() + self.deadline_ms?)
     }

@@ -1,29 +1,30 @@
-//! The states of a job, and the only ways between them.
+//! The states of a job, and the only transitions between them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a job is. The first five are live and stand in `harness_jobs`; the last three are ends, in `harness_results`.
+/// The state of a job. The first five are live, in the table `harness_jobs`. The last three are ends, in
+/// `harness_results`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
-    /// Waits in Postgres until it is due.
+    /// It waits in Postgres until it is due.
     Scheduled,
-    /// Due; a relay is handing it to the broker.
+    /// It is due, and a relay is handing it to the broker.
     Publishing,
     /// The broker has confirmed its message.
     Queued,
-    /// Its turn in its session has not come: another job of the session runs, or an earlier one is unfinished.
+    /// Its turn in its session has not come. Another job of the session runs, or an earlier one is unfinished.
     Blocked,
     /// A worker holds it under a lease.
     Running,
-    /// Ended with an output.
+    /// It ended with an output.
     Succeeded,
-    /// Ended without one.
+    /// It ended without an output.
     Failed,
-    /// Ended on request.
+    /// It ended on request.
     Cancelled,
 }
 
@@ -36,7 +37,7 @@ pub enum JobEvent {
     Confirmed,
     /// No confirm came in time.
     Unconfirmed,
-    /// Its message is no longer in its queue: somebody purged or deleted that.
+    /// Its message is no longer in its queue: the queue was purged or deleted.
     Vanished,
     /// A worker claims it.
     Claimed,
@@ -44,11 +45,11 @@ pub enum JobEvent {
     SessionBusy,
     /// Its session is free again, but no worker continues with it at once.
     Released,
-    /// Its attempt failed and another is left, or its worker died, or was drained.
+    /// Its attempt failed and another is left, or its worker died or was drained.
     Rescheduled,
     /// It produced its output.
     Succeeded,
-    /// It failed for good: in a run, or because it waited past its deadline or would not wait at all.
+    /// It failed for good: in a run, because it waited past its deadline, or because it would not wait at all.
     Failed,
     /// It was cancelled.
     Cancelled,
@@ -84,10 +85,10 @@ impl JobState {
         JobState::Cancelled,
     ];
 
-    /// The state after `event`, or `None` where it cannot happen (and must change nothing).
+    /// Returns the state after `event`, or `None` if the event cannot happen in this state (and must change nothing).
     ///
-    /// A claim wins over what the relay believes: a message can reach a worker before the relay has noted its
-    /// confirm, or after the row came due again. A worker whose reply to a claim was lost claims the job a second
+    /// A claim wins over what the relay believes. A message can reach a worker before the relay has recorded its
+    /// confirm, or after the row came due again. A worker that lost the reply to its claim claims the job a second
     /// time, so `Running` leads to `Running`.
     pub fn next(self, event: JobEvent) -> Option<JobState> {
         use JobState::*;
@@ -107,12 +108,12 @@ impl JobState {
         }
     }
 
-    /// Whether nothing can happen to it any more.
+    /// Whether no further event can happen to it.
     pub fn is_end(self) -> bool {
         matches!(self, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
     }
 
-    /// Its name in the ledger, on the wire and in metrics.
+    /// Returns its name in the ledger, on the wire and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             JobState::Scheduled => "scheduled",

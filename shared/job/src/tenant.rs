@@ -1,42 +1,52 @@
-//! Tenants: groups of callers that do not see each other's work.
+//! Tenants: whose work a job is, and the key under which the ledger keeps a tenant's sessions.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::clip;
 use crate::{IdError, Name};
 
-/// The name of a tenant: a [`Name`] of at most 64 characters.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// The tenant of whatever names none: all raw AMQP messages, and all rows from before there were tenants.
+const DEFAULT: &str = "default";
+/// The longest name of a tenant, in bytes.
+const MAX_BYTES: usize = 64;
+/// The first character of the keys of other tenants' sessions. No [`Name`] can contain it.
+const MARK: char = '~';
+
+/// A tenant, by its name: a [`Name`] of at most 64 characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Tenant(String);
+pub struct Tenant(Name);
 
 impl Tenant {
-    /// The most characters of a name.
-    const MAX: usize = 64;
-
-    /// Returns the name as text.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
-}
 
-impl Default for Tenant {
-    /// Returns `default`, the tenant of what names none.
-    fn default() -> Self {
-        Tenant("default".to_owned())
+    /// Whether this is the tenant `default`.
+    pub fn is_default(&self) -> bool {
+        self.as_str() == DEFAULT
+    }
+
+    /// Returns the name for a place that shows it only where it differs from `default`.
+    pub fn unless_default(&self) -> Option<&str> {
+        (!self.is_default()).then(|| self.as_str())
     }
 }
 
 impl TryFrom<String> for Tenant {
     type Error = IdError;
     fn try_from(text: String) -> Result<Self, IdError> {
-        let name = Name::try_from(text)?;
-        if name.as_str().len() > Tenant::MAX {
-            return Err(IdError::LongTenant(crate::id::clip(name.as_str())));
+        if text.len() > MAX_BYTES {
+            return Err(IdError::BadTenant(clip(&text)));
         }
-        Ok(Tenant(name.into()))
+        Name::try_from(text).map(Tenant).map_err(|error| match error {
+            IdError::BadName(text) => IdError::BadTenant(text),
+            other => other,
+        })
     }
 }
 
@@ -49,12 +59,87 @@ impl FromStr for Tenant {
 
 impl From<Tenant> for String {
     fn from(tenant: Tenant) -> String {
-        tenant.0
+        tenant.0.into()
     }
 }
 
 impl fmt::Display for Tenant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The key of a session in the ledger: its name for the tenant `default`, else `~tenant/name`. So sessions of two
+/// tenants never meet, even if their names are equal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey(String);
+
+impl SessionKey {
+    /// Returns the key of a tenant's session.
+    pub fn new(tenant: &Tenant, session: &Name) -> SessionKey {
+        SessionKey(match tenant.unless_default() {
+            None => session.as_str().to_owned(),
+            Some(tenant) => format!("{MARK}{tenant}/{session}"),
+        })
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Splits a key from the ledger. Only the fleet writes keys, so the parts are not checked again.
+    pub fn split(key: &str) -> (Tenant, Name) {
+        let other = key.strip_prefix(MARK).and_then(|rest| rest.split_once('/'));
+        match other {
+            Some((tenant, session)) => (Tenant(Name::unchecked(tenant)), Name::unchecked(session)),
+            None => (Tenant::default(), Name::unchecked(key)),
+        }
+    }
+}
+
+impl From<SessionKey> for String {
+    fn from(key: SessionKey) -> String {
+        key.0
+    }
+}
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_tenant_is_a_name_of_at_most_64_characters() {
+        assert_eq!("default".parse(), Ok(Tenant::default()));
+        for bad in ["", ".a", "a/b", "~a", "é", &"x".repeat(65)] {
+            let error = bad.parse::<Tenant>().unwrap_err();
+            assert!(error.to_string().contains("1 to 64 characters"), "{bad:?}: {error}");
+        }
+        assert_eq!("x".repeat(64).parse::<Tenant>().unwrap().as_str().len(), 64);
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_says_whose_session_it_is(
+            tenant in "[A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,63}",
+            session in "[A-Za-z0-9_:@-][A-Za-z0-9._:@-]{0,127}",
+        ) {
+            let (tenant, session): (Tenant, Name) = (tenant.parse().unwrap(), session.parse().unwrap());
+            let key = SessionKey::new(&tenant, &session);
+            prop_assert_eq!(SessionKey::split(key.as_str()), (tenant.clone(), session.clone()));
+            prop_assert_eq!(key.as_str() == session.as_str(), tenant.is_default());
+        }
+
+        #[test]
+        fn no_key_panics(key in any::<String>()) {
+            let _ = SessionKey::split(&key);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Traces: the place in its caller's trace that a job comes with (W3C Trace Context), and the id of its own.
+//! Traces: the position in its caller's trace that a job comes with (W3C Trace Context), and the job's own trace id.
 
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroU128};
@@ -11,14 +11,14 @@ use crate::JobId;
 
 /// A trace's id: 16 bytes that are not all zero, written as 32 lower-case hexadecimal digits.
 ///
-/// A job's is its caller's, or else the job's own id: a UUIDv7 is as long, and its last seven bytes are random, as
-/// Trace Context wants them. So one finds a job's trace by the job's id, and nothing has to be kept.
+/// A job uses its caller's trace id, or else its own job id. A UUIDv7 has the same length, and its last seven bytes are
+/// random, as Trace Context requires. So the job's id finds its trace, and nothing has to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(into = "String")]
 pub struct TraceId(NonZeroU128);
 
 impl TraceId {
-    /// As a number.
+    /// Returns the id as a number.
     pub fn get(self) -> u128 {
         self.0.get()
     }
@@ -26,13 +26,13 @@ impl TraceId {
 
 impl From<JobId> for TraceId {
     fn from(id: JobId) -> TraceId {
-        // The version of a UUIDv7 is among its bits.
+        // A UUIDv7 holds its version, so it is never zero.
         TraceId(NonZeroU128::new(Uuid::from(id).as_u128()).expect("no job id is zero"))
     }
 }
 
 impl From<TraceId> for Uuid {
-    /// The same 16 bytes; no UUID of any version.
+    /// Keeps the 16 bytes. The result need not be a UUID of any version.
     fn from(id: TraceId) -> Uuid {
         Uuid::from_u128(id.get())
     }
@@ -57,7 +57,7 @@ impl From<TraceId> for String {
     }
 }
 
-/// A place in a trace: the header `traceparent` of W3C Trace Context, such as
+/// A position in a trace: the header `traceparent` of W3C Trace Context, such as
 /// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(into = "String")]
@@ -68,33 +68,33 @@ pub struct TraceParent {
 }
 
 impl TraceParent {
-    /// A trace, a span in it, and whether that is recorded; `None` when one of the ids is zero, which is none.
+    /// Builds it from a trace, a span in it, and whether that span is recorded. Returns `None` if either id is zero.
     pub fn of_parts((trace_id, span_id, sampled): (u128, u64, bool)) -> Option<TraceParent> {
         let trace_id = TraceId(NonZeroU128::new(trace_id)?);
         Some(TraceParent { trace_id, span_id: NonZeroU64::new(span_id)?, sampled })
     }
 
-    /// The trace, the span in it that is the parent of what follows, and whether that is recorded.
+    /// Returns the trace, the span that is the parent of what follows, and whether that span is recorded.
     pub fn parts(self) -> (u128, u64, bool) {
         (self.trace_id.get(), self.span_id.get(), self.sampled)
     }
 
-    /// The root of a job's own trace, for who must name a parent although nobody has written that span. It is called
-    /// sampled, because a receiver takes anything else for the wish that it record nothing.
+    /// Returns the root of a job's own trace, for a caller that must name a parent although no process has written
+    /// that span. It is marked as sampled, because a receiver takes anything else as a request not to record.
     pub fn root_of(job: JobId) -> TraceParent {
         let trace_id = TraceId::from(job);
-        // The first of these bits is that of every UUID's variant.
+        // The first of these bits is always set: it belongs to the variant of every UUID.
         let span_id = NonZeroU64::MIN | 1 << 63 | trace_id.get() as u64;
         TraceParent { trace_id, span_id, sampled: true }
     }
 
-    /// The trace.
+    /// Returns the trace.
     pub fn trace_id(self) -> TraceId {
         self.trace_id
     }
 }
 
-/// Not a place in a trace.
+/// The text is not a position in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a traceparent such as 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
 pub struct BadTraceParent;
@@ -102,7 +102,7 @@ pub struct BadTraceParent;
 impl FromStr for TraceParent {
     type Err = BadTraceParent;
 
-    /// Of a later version than 00, what version 00 has is read, as Trace Context says.
+    /// Reads a version later than 00 as version 00, as Trace Context requires.
     fn from_str(text: &str) -> Result<TraceParent, BadTraceParent> {
         let mut parts = text.split('-');
         let mut part = |digits: usize| {
@@ -130,8 +130,8 @@ impl From<TraceParent> for String {
     }
 }
 
-/// A text that is no place in a trace is read as none: Trace Context wants the trace begun anew, and no job is refused for
-/// the way in which it is watched.
+/// Reads a `traceparent`, or `None` if the text is not a valid one. Trace Context then requires a new trace, and no
+/// job is refused because of its tracing data.
 pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceParent>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
@@ -152,7 +152,7 @@ mod tests {
             assert_eq!(place.parts().2, text.ends_with("01"));
             assert_eq!(TraceParent::of_parts(place.parts()), Some(place));
         }
-        // A later version may say more; its other flags are nothing to us.
+        // A later version may add fields. We ignore its other flags.
         let later = "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03-more-of-it";
         let read: TraceParent = later.parse().unwrap();
         assert_eq!(read.to_string(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");

@@ -1,24 +1,24 @@
-//! Trouble that lasts: it is reported when it begins, not at every try.
+//! Lasting trouble: it is reported when it begins, not at every try.
 
-/// Whether something fails again and again.
+/// Counts the failures in a row of something that is tried again and again.
 #[derive(Debug, Default)]
 pub struct Trouble {
     failures: u32,
 }
 
 impl Trouble {
-    /// It has failed. Whether that is the first time since it worked.
+    /// Records a failure. Returns whether it is the first since the last success.
     pub fn begins(&mut self) -> bool {
         self.failures = self.failures.saturating_add(1);
         self.failures == 1
     }
 
-    /// It works. Whether it has failed before.
+    /// Records a success. Returns whether there was a failure before it.
     pub fn ends(&mut self) -> bool {
         std::mem::take(&mut self.failures) > 0
     }
 
-    /// How often it has failed since it worked.
+    /// Returns the number of failures since the last success.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -6,36 +6,36 @@ use std::ops::{Add, AddAssign};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// An amount of at least zero, in millionths of a US dollar. As JSON it is a number of dollars.
+/// An amount in millionths of a US dollar, at least zero. As JSON it is a number of dollars.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Usd(u64);
 
 impl Usd {
     /// Nothing.
     pub const ZERO: Usd = Usd(0);
-    /// The greatest amount that is read: a billion dollars, whose millionths a double still tells apart.
+    /// The greatest amount that is read: a billion dollars, up to which a double still distinguishes millionths.
     const MAX_DOLLARS: f64 = 1e9;
 
-    /// From whole millionths of a dollar.
+    /// Makes an amount from whole millionths of a dollar.
     pub const fn from_micros(micros: u64) -> Usd {
         Usd(micros)
     }
 
-    /// From dollars, rounded up to the next millionth, so that a sum never falls short of what was spent.
-    /// `None` for a negative amount, for one past a billion dollars, and for what is no number.
+    /// Makes an amount from dollars, rounded up to the next millionth, so that a sum never falls short of what was
+    /// spent. Returns `None` for a negative amount, for more than a billion dollars, and for NaN.
     pub fn from_dollars(dollars: f64) -> Option<Usd> {
         let micros = dollars * 1e6;
-        // What binary fractions add is noise, not money.
+        // The excess that binary fractions add is noise, not money.
         let noise = 1e-6 + micros * 4.0 * f64::EPSILON;
         (0.0..=Self::MAX_DOLLARS).contains(&dollars).then(|| Usd((micros - noise).ceil().max(0.0) as u64))
     }
 
-    /// Whole millionths of a dollar.
+    /// Returns whole millionths of a dollar.
     pub const fn micros(self) -> u64 {
         self.0
     }
 
-    /// Dollars, for display and metrics.
+    /// Returns dollars, for display and metrics.
     pub fn dollars(self) -> f64 {
         self.0 as f64 / 1e6
     }

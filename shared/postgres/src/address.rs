@@ -1,4 +1,4 @@
-//! Where Postgres is, read once and for all connections.
+//! The address of Postgres. It is read once, and used for all connections.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,15 +17,15 @@ use crate::tls::{self, Mode};
 /// An address that has been checked. Neither `Debug` nor an error shows the password.
 #[derive(Clone)]
 pub struct Address {
-    /// Without its servers.
+    /// The driver's configuration, without the servers.
     pub(crate) config: Config,
     pub(crate) servers: Vec<Server>,
-    /// Whether a standby is as good as no answer.
+    /// Whether a standby counts as no answer.
     pub(crate) primary: bool,
     pub(crate) set_by: SetBy,
-    /// Whether it names the authorities to trust (`sslrootcert`).
+    /// Whether the address names the authorities to trust (`sslrootcert`).
     pub(crate) names_authorities: bool,
-    /// Where it may come to TLS.
+    /// How to use TLS, if the address allows it.
     pub(crate) tls: Option<MakeRustlsConnect>,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// What may be given, and what as.
+/// The known parameters, and the values that each takes.
 const KNOWN: [(&str, &str); 20] = [
     ("host", "names, IP addresses or a folder (/…), separated by commas"),
     ("hostaddr", "IP addresses, separated by commas"),
@@ -74,12 +74,14 @@ const KNOWN: [(&str, &str); 20] = [
 ];
 
 impl Address {
-    /// Reads `postgres://user:password@host:5432/database?parameter=value` or `host=… dbname=…`. The error names what is wrong.
+    /// Reads `postgres://user:password@host:5432/database?parameter=value` or `host=… dbname=…`. The error names what
+    /// is wrong.
     pub fn new(text: &str, set_by: SetBy) -> Result<Address, String> {
         Address::trusting(text, set_by, None)
     }
 
-    /// The same, where these authorities (PEM) are trusted beside those of the system. `sslrootcert` wins over both.
+    /// As [`Address::new`], and trusts these authorities (PEM) in addition to the system's. `sslrootcert` wins over
+    /// both.
     pub fn trusting(text: &str, set_by: SetBy, own: Option<&str>) -> Result<Address, String> {
         let given = Given::read(text)?;
         let servers = servers(&config(&given.places)?)?;
@@ -91,7 +93,7 @@ impl Address {
         let authorities = given.authorities.as_deref();
         let tls = (mode != Mode::Disable).then(|| tls::connector(mode, authorities, own)).transpose()?;
         given.fill_up(&mut config);
-        // The driver would take a primary whose transactions only read by default for a standby.
+        // The driver would mistake a primary whose transactions are read-only by default for a standby.
         let primary = match config.get_target_session_attrs() {
             TargetSessionAttrs::ReadWrite => true,
             _ => servers.len() > 1 && !given.has("target_session_attrs"),
@@ -103,32 +105,32 @@ impl Address {
         Ok(Address { config, servers, primary, names_authorities: authorities.is_some(), set_by, tls })
     }
 
-    /// The parameters for a driver, except its servers and how TLS is verified.
+    /// Returns the parameters for a driver, except its servers and how TLS is verified.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// By what its connections are set.
+    /// Returns how its connections get their settings.
     pub fn set_by(&self) -> SetBy {
         self.set_by
     }
 
-    /// Whether the connection may be read on its way.
+    /// Whether the connection can be read in transit.
     pub fn is_plain(&self) -> bool {
         self.config.get_ssl_mode() == SslMode::Disable
     }
 
-    /// The database's name.
+    /// Returns the database's name.
     pub fn database(&self) -> &str {
         self.config.get_dbname().unwrap_or_default()
     }
 
-    /// The account, as far as the address names one.
+    /// Returns the account, if the address names one.
     pub fn user(&self) -> &str {
         self.config.get_user().unwrap_or_default()
     }
 
-    /// The servers, for people: `db-1:5432,db-2:5432`.
+    /// Returns the servers, for people: `db-1:5432,db-2:5432`.
     pub fn servers(&self) -> String {
         self.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
@@ -149,19 +151,19 @@ struct Given {
     mode: Mode,
     /// `sslrootcert`.
     authorities: Option<PathBuf>,
-    /// Where the servers are.
+    /// The parameters that say where the servers are.
     places: Vec<String>,
-    /// What else the driver is given.
+    /// The other parameters for the driver.
     others: Vec<String>,
 }
 
 impl Given {
     fn read(text: &str) -> Result<Given, String> {
         let (mut given, mut authorities) = (None, None);
-        // Parameters that mean nothing without a verified connection.
+        // The last parameter that has no meaning without a verified connection.
         let mut wanting_tls = None;
         let (mut places, mut others) = (Vec::new(), Vec::new());
-        // What follows a password with a space or an & in it may be the rest of it.
+        // If a password has a space or an & in it, what follows may be the rest of the password.
         let may_be_secret = text.split_whitespace().collect::<String>().contains("password=");
         for (name, value) in read(text)? {
             if name == "sslrootcert" || (name == "sslnegotiation" && value == "direct") {
@@ -169,7 +171,7 @@ impl Given {
             }
             match name.as_str() {
                 "sslmode" => given = Some(Mode::read(&value)?),
-                // What libpq calls so is the default here.
+                // What libpq calls "system" is the default here.
                 "sslrootcert" if value == "system" => authorities = None,
                 "sslrootcert" => authorities = Some(PathBuf::from(value)),
                 "host" | "hostaddr" | "port" => places.push(checked(&name, &value, may_be_secret)?),
@@ -191,7 +193,7 @@ impl Given {
         self.others.iter().any(|other| other.starts_with(&format!("{name}=")))
     }
 
-    /// Sets our defaults where nothing was given.
+    /// Sets our defaults for parameters that were not given.
     fn fill_up(&self, config: &mut Config) {
         if !self.has("connect_timeout") {
             config.connect_timeout(Duration::from_secs(5));
@@ -215,14 +217,14 @@ fn config(parameters: &[String]) -> Result<Config, String> {
     Config::from_str(&parameters.join(" ")).map_err(|_| format!("it is no address, {EXPECTED}"))
 }
 
-/// The mode that holds for these servers, unless they rule out the one that is asked for.
+/// Returns the mode for these servers, or an error if they rule out the requested one.
 fn mode_for(mode: Mode, servers: &[Server], config: &Config) -> Result<Mode, String> {
-    // Nothing stands between the ends of a Unix socket, and Postgres has no TLS on it.
+    // Nothing is between the two ends of a Unix socket, and Postgres offers no TLS on it.
     if servers.iter().all(|server| matches!(server.host, Some(Host::Unix(_)))) {
         return Ok(Mode::Disable);
     }
     if mode == Mode::Prefer && config.get_ssl_negotiation() == SslNegotiation::Direct {
-        return Err("sslnegotiation: direct asks nothing first, so sslmode is not prefer, expected verify-full with it".to_owned());
+        return Err("sslnegotiation: direct begins TLS without asking, so sslmode cannot be prefer, expected verify-full with it".to_owned());
     }
     if mode != Mode::Disable && servers.iter().any(|server| server.host.is_none()) {
         return Err("hostaddr: TLS verifies the name of a host, expected host=… beside it".to_owned());
@@ -230,7 +232,7 @@ fn mode_for(mode: Mode, servers: &[Server], config: &Config) -> Result<Mode, Str
     Ok(mode)
 }
 
-/// The servers that these parameters name.
+/// Returns the servers that these parameters name.
 fn servers(config: &Config) -> Result<Vec<Server>, String> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
@@ -248,9 +250,9 @@ fn servers(config: &Config) -> Result<Vec<Server>, String> {
     Ok((0..count).map(server).collect())
 }
 
-/// A parameter that is known and has a value which the driver takes, as it wants it.
+/// Returns a parameter in the driver's form, if it is known and the driver accepts its value.
 fn checked(name: &str, value: &str, may_be_secret: bool) -> Result<String, String> {
-    // libpq's name of it.
+    // libpq's name for it.
     let name = if name == "keepalives_count" { "keepalives_retries" } else { name };
     let Some((_, expected)) = KNOWN.iter().find(|(known, _)| *known == name) else {
         let known: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
@@ -258,7 +260,7 @@ fn checked(name: &str, value: &str, may_be_secret: bool) -> Result<String, Strin
         return Err(if may_be_secret {
             format!(
                 "unknown parameter beside the password: in a URL & is written %26, and in the other form a password with spaces \
-                 stands in '…'; expected one of {known}"
+                 is put in '…'; expected one of {known}"
             )
         } else {
             format!("unknown parameter \"{}\", expected one of {known}", name.escape_debug())

@@ -1,4 +1,4 @@
-//! One connection, by the first server that gives one.
+//! Opens one connection, on the first server that grants one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,16 +25,16 @@ use crate::error::{Refusal, explain, refusal};
 use crate::settings::{SetBy, set_for_session};
 use crate::socket::{in_time, offers_tls, tcp, unix};
 
-/// After which time without a connection the next server is tried as well. Several that are away cost less together than a
-/// heartbeat may take.
+/// If there is no connection after this time, the next server is tried as well. With this value, several unreachable
+/// servers together cost less time than a heartbeat may take.
 const NEXT_AFTER: Duration = Duration::from_millis(400);
 
-/// How long the answer to a last question is waited for.
+/// How long a close waits for the answer to the last query.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// A connection, and the task that reads from it, which ends with the last question.
+/// A connection, and the task that reads from it. The task ends with the last query.
 pub struct Session {
-    /// To ask by.
+    /// Sends the queries.
     pub client: Client,
     reader: JoinHandle<()>,
 }
@@ -48,7 +48,8 @@ impl Session {
         Session { client, reader: tokio::spawn(read(connection)) }
     }
 
-    /// Says goodbye to Postgres, and waits until that is sent; for a while, if a question is open.
+    /// Closes the connection in order, and waits until Postgres is notified. If a query is open, waits for a limited
+    /// time.
     pub async fn close(mut self) {
         drop(self.client);
         if timeout(GOODBYE, &mut self.reader).await.is_err() {
@@ -56,14 +57,14 @@ impl Session {
         }
     }
 
-    /// For a pool, which ends the task itself.
+    /// Returns the parts, for a pool that ends the task itself.
     pub fn into_parts(self) -> (Client, JoinHandle<()>) {
         (self.client, self.reader)
     }
 }
 
-/// Opens a connection that is set for our statements, by the first server that gives one: the servers are tried in their order, and
-/// one that is silent, or whose name nothing knows, does not keep the next one away. The caller bounds it.
+/// Opens a connection with our settings, on the first server that grants one. The servers are tried in their order. One
+/// that is silent, or whose name cannot be resolved, does not delay the next one. The caller sets the timeout.
 pub async fn connect(address: &Address) -> Result<Session, Error> {
     let random = address.config.get_load_balance_hosts() == LoadBalanceHosts::Random;
     let mut turns: VecDeque<Turn> = address.servers.iter().map(Turn::LookUp).collect();
@@ -87,7 +88,7 @@ pub async fn connect(address: &Address) -> Result<Session, Error> {
                 }
                 places.into_iter().rev().for_each(|place| turns.push_front(place));
             }
-            // Another server may still let us in, before the answer of which this one is only faster.
+            // Another server may still grant a connection. This one's refusal only came sooner.
             Err(error) if !is_final(&error) || !trying.is_empty() => {
                 if worst.as_ref().is_none_or(|worst| weight(address, worst) < weight(address, &error)) {
                     worst = Some(error);
@@ -99,7 +100,7 @@ pub async fn connect(address: &Address) -> Result<Session, Error> {
     Err(worst.expect("an address has a server, and a name that is found has a place"))
 }
 
-/// What is done next for a server. A name is looked up when its turn has come.
+/// The next step for a server. A name is looked up when its turn comes.
 enum Turn<'a> {
     LookUp(&'a Server),
     Open(&'a Server, Place<'a>),
@@ -108,7 +109,7 @@ enum Turn<'a> {
 /// Where a server listens.
 enum Place<'a> {
     Ip(IpAddr),
-    /// Of its Unix socket.
+    /// The folder of its Unix socket.
     Folder(&'a Path),
 }
 
@@ -144,19 +145,20 @@ async fn look_up<'a>(address: &Address, server: &'a Server) -> io::Result<Vec<Tu
     }
 }
 
-/// What every server would answer: the account is refused (class 28), or the database is not there.
+/// Whether every server would answer this: the account is refused (class 28), or the database does not exist.
 fn is_final(error: &Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("28") || *code == SqlState::INVALID_CATALOG_NAME)
 }
 
-/// What waiting does not help against is said first, then what a primary answers (it may have no connection left), then that
-/// one is a standby, and last that one is away.
+/// Ranks the errors of several servers; the greatest is reported. First come errors that waiting does not help, then
+/// what a primary answers (it may have no connection left), then that a server is a standby, and last that one is
+/// away.
 fn weight(address: &Address, error: &Error) -> (bool, bool, bool) {
     let is_standby = matches!(refusal(error), Some(Refusal::Standby));
     (!explain(address, error).1, error.as_db_error().is_some() && !is_standby, is_standby)
 }
 
-/// A connection to this place.
+/// Opens a connection to this place.
 async fn open(address: &Address, server: &Server, place: Place<'_>) -> Result<Session, Error> {
     let mut config = address.config.clone();
     let session = match place {
@@ -173,7 +175,7 @@ async fn open(address: &Address, server: &Server, place: Place<'_>) -> Result<Se
                         _ => "",
                     };
                     let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, name);
-                    // What is asked for has been granted already.
+                    // The server has already agreed to TLS.
                     config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
                     Session::by(config.connect_raw(socket, tls).await?)
                 }
@@ -190,7 +192,7 @@ async fn open(address: &Address, server: &Server, place: Place<'_>) -> Result<Se
     Ok(session)
 }
 
-/// Whether TLS begins now; an error where it is asked for and not to be had.
+/// Whether TLS begins now. Returns an error if TLS is required and not offered.
 async fn speaks_tls(socket: &mut TcpStream, config: &Config) -> io::Result<bool> {
     if config.get_ssl_negotiation() == SslNegotiation::Direct || offers_tls(socket).await? {
         return Ok(true);
@@ -201,7 +203,7 @@ async fn speaks_tls(socket: &mut TcpStream, config: &Config) -> io::Result<bool>
     }
 }
 
-/// What `target_session_attrs` does not want.
+/// Returns why `target_session_attrs` rules this server out, if it does.
 async fn misfit(address: &Address, client: &Client) -> Result<Option<Refusal>, Error> {
     let one = async |sql| Ok::<_, Error>(client.query_typed(sql, &[]).await?.remove(0));
     if address.primary && one("SELECT pg_catalog.pg_is_in_recovery()").await?.get(0) {
@@ -221,7 +223,8 @@ async fn or_driver_error<T>(doing: impl Future<Output = io::Result<T>>) -> Resul
     }
 }
 
-/// As an error of the driver's, which a pool of connections expects, and which only the driver makes: of what it cannot read.
+/// Returns the cause as an error of the driver's type, which a connection pool expects. Only the driver can make one,
+/// so it is made to read from a stream that fails.
 async fn driver_error(cause: io::Error) -> Error {
     let unreadable = tokio::io::join(Unreadable(Some(cause)), tokio::io::sink());
     match Config::new().user("-").ssl_mode(SslMode::Disable).connect_raw(unreadable, NoTls).await {
@@ -242,7 +245,7 @@ impl AsyncRead for Unreadable {
     }
 }
 
-/// Its end is known to what asks by it.
+/// Reads until the connection ends. The client learns of the end by itself.
 async fn read(connection: impl Future<Output = Result<(), Error>>) {
     if let Err(cause) = connection.await {
         let cause: &dyn std::error::Error = &cause;

@@ -9,60 +9,61 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use crate::address::Address;
 
-/// What a start, `migrate` and `doctor` say. Waiting helps against some of it ([`PostgresError::is_retryable`]).
+/// The error that a start, `migrate` and `doctor` report. For some of its kinds waiting helps
+/// ([`PostgresError::is_retryable`]).
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
-    /// No connection came about, or it broke; `advice` begins with what is wrong.
+    /// The connection failed or broke. `advice` begins with what is wrong.
     #[error("{advice}")]
     Unreachable {
         /// What would help.
         advice: String,
-        /// Whether another try may go better.
+        /// Whether another try may succeed.
         retryable: bool,
-        /// What was answered.
+        /// The answer.
         #[source]
         source: Error,
     },
-    /// No answer in time.
+    /// No answer came in time.
     #[error("Postgres at {servers} does not answer within {seconds} s")]
     Silent {
-        /// Where it was asked.
+        /// The servers that were asked.
         servers: String,
-        /// How long was waited.
+        /// How long we waited.
         seconds: u64,
     },
-    /// There are texts that the database could not hold.
+    /// There are texts that the database cannot hold.
     #[error(
-        "the database \"{database}\" has the encoding {encoding}, expected UTF8: make another one with CREATE DATABASE … ENCODING \
+        "the database \"{database}\" has the encoding {encoding}, expected UTF8: create another one with CREATE DATABASE … ENCODING \
          'UTF8' TEMPLATE template0, and name that in DATABASE_URL"
     )]
     NotUtf8 {
-        /// Its name.
+        /// The database's name.
         database: String,
-        /// What it has instead.
+        /// Its encoding.
         encoding: String,
     },
-    /// Transactions of one connection run in different sessions, and settings of a session are lost.
+    /// Transactions of one connection run in different sessions, so the settings of a session are lost.
     #[error(
-        "a pooler in transaction mode stands before Postgres at {servers}, which loses what each connection sets: set \
+        "Postgres at {servers} is behind a pooler in transaction mode, which loses what each connection sets: set \
          DATABASE_SETTINGS=role and run `producer migrate`, or set pool_mode = session in the pooler, or name Postgres itself in \
          DATABASE_URL"
     )]
     SettingsLost {
-        /// Where it was asked.
+        /// The servers that were asked.
         servers: String,
     },
-    /// Statements that were prepared are not found again.
+    /// Prepared statements are lost.
     #[error(
-        "a pooler in transaction mode stands before Postgres at {servers}, which loses prepared statements (PgBouncer before 1.21, or \
+        "Postgres at {servers} is behind a pooler in transaction mode, which loses prepared statements (PgBouncer before 1.21, or \
          with max_prepared_statements = 0): take PgBouncer 1.21 or newer with max_prepared_statements = 200 and \
          DATABASE_SETTINGS=role, or set pool_mode = session in the pooler, or name Postgres itself in DATABASE_URL"
     )]
     StatementsLost {
-        /// Where it was asked.
+        /// The servers that were asked.
         servers: String,
     },
-    /// `DATABASE_SETTINGS=role`, and the account has others.
+    /// `DATABASE_SETTINGS=role`, but the account has other settings.
     #[error(
         "DATABASE_SETTINGS is role, and the account \"{account}\" lacks what sessions rely on ({names}): run `producer migrate` with this account and \
          DATABASE_SETTINGS=role; where that has been done, the pooler's connections are older (RECONNECT in its console renews them)"
@@ -70,24 +71,24 @@ pub enum PostgresError {
     OtherSettings {
         /// The account.
         account: String,
-        /// Which settings.
+        /// The names of the settings.
         names: String,
     },
 }
 
 impl PostgresError {
-    /// Why a connection to this address did not come about, or broke.
+    /// Returns why a connection to this address failed or broke.
     pub fn new(address: &Address, source: Error) -> PostgresError {
         let (advice, retryable) = explain(address, &source);
         PostgresError::Unreachable { advice, retryable, source }
     }
 
-    /// Whether a connection that was there is at its end; another one is to be had.
+    /// Whether an open connection has ended. A new one can be opened.
     pub fn is_ended(&self) -> bool {
         matches!(self, PostgresError::Unreachable { source, retryable: true, .. } if is_ended(source))
     }
 
-    /// Whether waiting helps: Postgres is away, starting or full, as opposed to an address that leads nowhere.
+    /// Whether waiting helps: Postgres is away, starting or full. It does not help with a wrong address.
     pub fn is_retryable(&self) -> bool {
         match self {
             PostgresError::Unreachable { retryable, .. } => *retryable,
@@ -100,19 +101,19 @@ impl PostgresError {
     }
 }
 
-/// Why a server is not taken, beside what Postgres answers and what the network says.
+/// Why a server is not used, apart from what Postgres answers and what the network reports.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// And a primary is asked for.
+    /// A primary is required.
     #[error("it is a standby")]
     Standby,
-    /// And what only reads is asked for.
+    /// A server that only reads is required.
     #[error("its transactions write")]
     TakesWrites,
-    /// And `sslmode` asks for it.
+    /// `sslmode` requires TLS.
     #[error("it offers none")]
     NoTls,
-    /// It answers a request for TLS with an error. No certificate vouches for what that says.
+    /// It answers a request for TLS with an error. No certificate vouches for the error's text.
     #[error("\"{0}\"")]
     InsteadOfTls(String),
     /// It answers a request for TLS with something else.
@@ -124,14 +125,15 @@ pub(crate) fn refusal(error: &Error) -> Option<&Refusal> {
     error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
 }
 
-/// Whether the session is at its end: by an administrator, or by another process that gives the account new settings. A new one is to be had.
+/// Whether the session was ended, by an administrator or by another process that gives the account new settings. A new
+/// session can be opened.
 pub fn is_ended(error: &Error) -> bool {
-    // PgBouncer's class for it is 08.
+    // PgBouncer reports this with class 08.
     error.is_closed()
         || error.code().is_some_and(|code| *code == SqlState::ADMIN_SHUTDOWN || code.code().starts_with("08"))
 }
 
-/// What is wrong and what would help, and whether another try may go better.
+/// Returns what is wrong and what would help, and whether another try may succeed.
 pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     let servers = address.servers();
     if let Some(answer) = error.as_db_error() {
@@ -154,11 +156,12 @@ pub(crate) fn explain(address: &Address, error: &Error) -> (String, bool) {
     (format!("Postgres at {servers} cannot be reached (DATABASE_URL)"), true)
 }
 
-/// By what Postgres, or a pooler before it, has answered.
+/// Explains an answer of Postgres, or of a pooler before it.
 fn refused(address: &Address, answer: &DbError) -> (String, bool) {
     let (servers, user, database) = (address.servers(), address.user(), address.database());
     let (code, said) = (answer.code(), answer.message());
-    // A pooler's own texts are in one language and their codes say little; Postgres's are in that of lc_messages.
+    // A pooler's messages are in one language, but its codes say little. Postgres's messages are in that of
+    // lc_messages.
     let pooler_says =
         |words: &[&str]| answer.routine().is_none() && words.iter().any(|words| said.contains(words));
     let no_entry = answer.routine() == Some("ClientAuthentication")
@@ -166,7 +169,7 @@ fn refused(address: &Address, answer: &DbError) -> (String, bool) {
         && address.is_plain();
     let advice = if *code == SqlState::INVALID_CATALOG_NAME || pooler_says(&["no such database"]) {
         format!(
-            "there is no database \"{database}\" at {servers}: make it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
+            "there is no database \"{database}\" at {servers}: create it (CREATE DATABASE … ENCODING 'UTF8'), or name another in \
              DATABASE_URL"
         )
     } else if no_entry {
@@ -174,15 +177,15 @@ fn refused(address: &Address, answer: &DbError) -> (String, bool) {
             "Postgres at {servers} has no entry in pg_hba.conf that lets the account \"{user}\" in without TLS: add sslmode=require \
              to DATABASE_URL, or such an entry there"
         )
-    // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no code of its own for the last two.
+    // Class 28: pg_hba.conf, an unknown account, a wrong password. PgBouncer has no separate code for the last two.
     } else if code.code().starts_with("28") || pooler_says(&["password", "no such user", "auth"]) {
         format!(
-            "Postgres at {servers} refuses the account \"{user}\": look at user and password in DATABASE_URL, and at pg_hba.conf"
+            "Postgres at {servers} refuses the account \"{user}\": check user and password in DATABASE_URL, and pg_hba.conf"
         )
     } else if pooler_says(&["unsupported startup parameter"]) {
         format!(
             "the pooler at {servers} does not take a parameter of DATABASE_URL: add it to ignore_startup_parameters in its \
-             settings, or leave it away and let the account have it (ALTER ROLE … IN DATABASE … SET …)"
+             settings, or remove it and set it for the account (ALTER ROLE … IN DATABASE … SET …)"
         )
     } else if pooler_says(&["statement pooling mode"]) {
         format!(
@@ -194,7 +197,7 @@ fn refused(address: &Address, answer: &DbError) -> (String, bool) {
     (advice, false)
 }
 
-/// What may pass: no connection is left, or Postgres starts or stops.
+/// Explains an answer that may be temporary: no connection is left, or Postgres starts or stops.
 fn refused_for_now(servers: &str, user: &str, code: &SqlState) -> (String, bool) {
     if *code == SqlState::TOO_MANY_CONNECTIONS {
         let advice = format!(
@@ -219,7 +222,7 @@ fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {
         }
         Refusal::TakesWrites => {
             let advice = format!(
-                "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: leave it away"
+                "no server at {servers} is a standby, and target_session_attrs=read-only in DATABASE_URL asks for one: remove it"
             );
             (advice, true)
         }
@@ -229,14 +232,13 @@ fn unsuitable(servers: &str, refusal: &Refusal) -> (String, bool) {
             );
             (advice, false)
         }
-        // It may have been out of memory or of processes.
+        // Postgres may have run out of memory or of processes.
         Refusal::InsteadOfTls(_) => {
             (format!("Postgres at {servers} answers a request for TLS with an error"), true)
         }
-        Refusal::NotPostgres => (
-            format!("what answers at {servers} is no Postgres: look at host and port in DATABASE_URL"),
-            false,
-        ),
+        Refusal::NotPostgres => {
+            (format!("what answers at {servers} is not Postgres: check host and port in DATABASE_URL"), false)
+        }
     }
 }
 
@@ -257,7 +259,7 @@ fn untrusted(address: &Address, error: &CertificateError) -> String {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("{certificate} has expired: renew it")
         }
-        // Of webpki, which has no name for it in rustls.
+        // This error comes from webpki. rustls has no name for it.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
             "{certificate} is an authority's own: make one with basicConstraints CA:FALSE, or one that the authority \
              has signed"

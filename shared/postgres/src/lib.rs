@@ -1,12 +1,14 @@
-//! How Postgres is reached: the one reader of `DATABASE_URL`, the one rule of TLS, and what each connection of ours is set to.
+//! How Postgres is reached: the only reader of `DATABASE_URL`, the only place that decides on TLS, and the settings of
+//! our connections.
 //!
-//! `store` and `migrations` both connect by it, so that what one of them takes the other does not refuse. It knows no table.
+//! `store` and `migrations` both connect through this crate, so an address that one of them accepts is not refused by
+//! the other. It knows no table.
 //!
 //! # Rules
-//! * **An address is read once**, at the start of a process, with all its parameters. The environment of libpq (`PGHOST`,
-//!   `PGSSLMODE`, `PGOPTIONS`, …) and its password file are read by no part of us.
-//! * **Where there is TLS, the certificate is verified**: against `sslrootcert`, else against the authorities of the system.
-//! * **What our statements rely on is stated**, not inherited from a role or a database ([`SetBy`]).
+//! * **An address is read once**, at the start of a process, with all its parameters. No part of this project reads the
+//!   environment of libpq (`PGHOST`, `PGSSLMODE`, `PGOPTIONS`, …) or its password file.
+//! * **If TLS is used, the certificate is verified**: against `sslrootcert`, else against the authorities of the system.
+//! * **What our statements rely on is set explicitly**, not inherited from a role or a database ([`SetBy`]).
 
 mod parameters;
 mod tls;

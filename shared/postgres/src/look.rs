@@ -1,5 +1,5 @@
-//! What a start asks before it asks anything else: whether the database can hold our texts, and whether what stands before it
-//! keeps what we rely on.
+//! The first checks of a start: whether the database can hold our texts, and whether a pooler before it keeps what we
+//! rely on.
 
 use std::time::Duration;
 
@@ -15,33 +15,34 @@ use crate::connect::{Session, connect};
 use crate::error::PostgresError;
 use crate::settings::{SetBy, differing};
 
-/// What stands between us and Postgres.
+/// What is between us and Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// Nothing that shows: each connection has a session of its own.
+    /// No visible pooler: each connection has a session of its own.
     Own,
-    /// A pooler that gives each transaction some session, and knows which statements are prepared in it.
+    /// A pooler that gives each transaction any session, and knows which statements are prepared in it.
     Shared,
 }
 
-/// The longest time that it takes, connections included.
+/// The timeout of the whole check, including the connections.
 const BOUND: Duration = Duration::from_secs(10);
-/// How long a question waits for a session while another connection holds the only one, and how long a connection that has
-/// been slower than the others is waited for.
+/// How long a query waits for a session while another connection holds the only one, and how long to wait for
+/// connections that are slower than the first.
 const WAIT: Duration = Duration::from_secs(1);
-/// The account may end sessions sooner than an answer comes.
+/// The account's own setting could end the session before an answer comes.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
-/// How many connections are compared with the first: others may be at work meanwhile, and of several poolers behind one address
-/// each has sessions of its own. They are opened side by side: one after another they would take longer than a start has over a
-/// link of a tenth of a second.
+/// How many connections are compared with the first one. More than one is needed, because other clients may be at work
+/// meanwhile, and each of several poolers behind one address has its own sessions. They are opened in parallel,
+/// because one after another they would take longer than a start allows over a link with a tenth of a second of
+/// latency.
 const OTHERS: usize = 4;
 
-/// Looks whether our statements can work here. Returns a connection to go on with.
+/// Checks whether our statements can work here. Returns a connection to continue with.
 pub async fn look(address: &Address) -> Result<(Session, Pooling), PostgresError> {
     within(BOUND, address, look_unbounded(address)).await
 }
 
-/// The same, and whether the account has the settings that its sessions rely on, where connections do not set them.
+/// As [`look`], and checks that the account has the settings that its sessions rely on, if connections do not set them.
 pub async fn ready(address: &Address) -> Result<(Session, Pooling), PostgresError> {
     let looking = async {
         let (session, pooling) = look_unbounded(address).await?;
@@ -51,7 +52,7 @@ pub async fn ready(address: &Address) -> Result<(Session, Pooling), PostgresErro
     within(BOUND, address, looking).await
 }
 
-/// The second half of [`ready`], by a connection of [`look`].
+/// Does the second half of [`ready`], on a connection of [`look`].
 pub async fn look_at_settings(address: &Address, session: &Session) -> Result<(), PostgresError> {
     within(BOUND, address, settings_unbounded(address, &session.client)).await
 }
@@ -110,7 +111,8 @@ async fn pooling(address: &Address, client: &Client) -> Result<Pooling, Postgres
     if shared.map_err(wrong)? { Err(PostgresError::StatementsLost { servers }) } else { Ok(Pooling::Own) }
 }
 
-/// Connections to compare the first one with. Where Postgres (or a pooler) has no place for all of them, fewer will do.
+/// Opens connections to compare the first one with. If Postgres (or a pooler) has no room for all of them, fewer will
+/// do.
 async fn others(address: &Address) -> Result<Vec<Session>, PostgresError> {
     let (mut others, mut refused) = (Vec::new(), None);
     for opened in in_time((0..OTHERS).map(|_| connect(address)), Result::is_ok).await {
@@ -126,7 +128,7 @@ async fn others(address: &Address) -> Result<Vec<Session>, PostgresError> {
     }
 }
 
-/// The answers that come in time: the first that will do whenever it comes, and others while they may be waited for.
+/// Returns the answers that come in time. Waits for the first one that will do, and then for others up to a limit.
 async fn in_time<T>(
     asking: impl Iterator<Item = impl Future<Output = T>>,
     will_do: impl Fn(&T) -> bool,
@@ -146,9 +148,10 @@ async fn in_time<T>(
     answers
 }
 
-/// Whether what one connection has just used is used by one of the others, or is not there any more when they are busy.
+/// Whether another connection uses the session that the first one has just used, or the first one loses it while the
+/// others are busy.
 async fn share(one: &Client, others: &[Session]) -> Result<bool, Error> {
-    // Twice, because a pooler may hand its sessions out in turn.
+    // Asked twice, because a pooler may hand out its sessions in turn.
     let (first, second) = (session(one).await?, session(one).await?);
     let begun = in_time(others.iter().map(|other| begin(&other.client)), |_| true).await;
     let third = timeout(WAIT, session(one)).await;
@@ -159,7 +162,7 @@ async fn share(one: &Client, others: &[Session]) -> Result<bool, Error> {
     Ok(first != second || first != third || begun.contains(&first))
 }
 
-/// Begins a transaction, and says in which session.
+/// Begins a transaction, and returns the session in which it runs.
 async fn begin(client: &Client) -> Result<i32, Error> {
     let (begun, session) = join!(client.batch_execute(BEGIN), session(client));
     begun?;
@@ -170,18 +173,18 @@ async fn session(client: &Client) -> Result<i32, Error> {
     Ok(ask(client, "SELECT pg_backend_pid()").await?.get(0))
 }
 
-/// What becomes of the names of prepared statements.
+/// What happens to the names of prepared statements on their way.
 enum Statements {
-    /// Each arrives as `s` and a number, so nothing keeps track of it on its way.
+    /// A name arrives as `s` and a number, so nothing on the way keeps track of statements.
     AsWritten,
-    /// A pooler that keeps track of statements, and so shares its sessions, calls them by names of its own.
+    /// A pooler that keeps track of statements, and therefore shares its sessions, gives them its own names.
     Renamed,
-    /// What another connection has prepared is in the way, or ours is not there any more.
+    /// A statement of another connection is in the way, or ours has disappeared.
     Lost,
 }
 
 async fn statements(client: &Client) -> Result<Statements, Error> {
-    // Each pair is one way there and back.
+    // Each pair takes one round trip.
     let sql = "SELECT name FROM pg_prepared_statements WHERE statement LIKE '%ours of this look%'";
     let (begun, prepared) = join!(client.batch_execute(BEGIN), client.prepare(sql));
     begun?;
@@ -204,7 +207,7 @@ async fn statements(client: &Client) -> Result<Statements, Error> {
     }
 }
 
-/// Without a prepared statement, which a pooler could lose.
+/// Sends a query without a prepared statement, because a pooler could lose that.
 async fn ask(client: &Client, sql: &str) -> Result<Row, Error> {
     let mut rows = client.query_typed(sql, &[]).await?;
     Ok(rows.remove(0))

@@ -1,16 +1,16 @@
 //! The two forms of an address as a list of parameters: `postgres://user:password@host:5432/database?name=value` and
 //! `host=… dbname=…`, as libpq reads them.
 //!
-//! A message of an error names parameters, never values: what stands in the wrong place may be a part of the password.
+//! An error message names parameters, never values, because a misplaced text may be a part of the password.
 
 use percent_encoding::percent_decode_str;
 
-/// Names and values, in the order in which they stand there.
+/// Names and values, in the order in which they are given.
 pub(crate) type Parameters = Vec<(String, String)>;
 
 pub(crate) const EXPECTED: &str = "expected postgres://user:password@host:5432/database";
 
-/// Reads either form, without the whitespace around it. Of a parameter that is given twice, the last one counts.
+/// Reads either form, without the whitespace around it. If a parameter is given twice, the last one wins.
 pub(crate) fn read(text: &str) -> Result<Parameters, String> {
     let text = text.trim();
     let url = ["postgres://", "postgresql://"].into_iter().find_map(|scheme| text.strip_prefix(scheme));
@@ -33,7 +33,7 @@ fn read_url(rest: &str) -> Result<Parameters, String> {
     let (account, hosts) = authority.rsplit_once('@').map_or((None, authority), |(a, h)| (Some(a), h));
     if account.is_none() && path.contains('@') {
         return Err(format!(
-            "there is an @ behind the host: in a user or a password / is written %2F, ? is %3F and @ is %40; {EXPECTED}"
+            "there is an @ after the host: in a user or a password / is written %2F, ? is %3F and @ is %40; {EXPECTED}"
         ));
     }
     let mut parameters = Vec::new();
@@ -60,7 +60,7 @@ fn read_url(rest: &str) -> Result<Parameters, String> {
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').ok_or_else(|| {
-            format!("a parameter behind the ? has no value, expected name=value; {EXPECTED}")
+            format!("a parameter after the ? has no value, expected name=value; {EXPECTED}")
         })?;
         add(name, value)?;
     }
@@ -76,11 +76,11 @@ fn host_and_port(text: &str) -> Result<(&str, &str), String> {
             match behind.strip_prefix(':') {
                 Some(port) => (host, port),
                 None if behind.is_empty() => (host, DEFAULT),
-                None => return Err("there is something between the ] of a host and its port".to_owned()),
+                None => return Err("there is text between the ] of a host and its port".to_owned()),
             }
         }
         None if text.matches(':').count() > 1 => {
-            return Err("an IPv6 address stands in brackets, such as [::1]:5432".to_owned());
+            return Err("an IPv6 address is written in brackets, such as [::1]:5432".to_owned());
         }
         None => text.split_once(':').unwrap_or((text, DEFAULT)),
     };
@@ -89,7 +89,7 @@ fn host_and_port(text: &str) -> Result<(&str, &str), String> {
 
 fn decoded(value: &str) -> Result<String, String> {
     let text = percent_decode_str(value).decode_utf8();
-    let text = text.map_err(|_| "the bytes behind the % signs of a part are no UTF-8")?;
+    let text = text.map_err(|_| "the bytes of the % escapes in a part are not UTF-8")?;
     Ok(text.into_owned())
 }
 
@@ -110,7 +110,7 @@ fn read_keywords(text: &str) -> Result<Parameters, String> {
     Ok(parameters)
 }
 
-/// A value, and what stands behind it; `None` when a quotation has no end.
+/// Returns a value, and the text after it, or `None` if a quotation has no end.
 fn keyword_value(text: &str) -> Option<(String, &str)> {
     let quoted = text.starts_with('\'');
     let mut characters = text.char_indices().skip(usize::from(quoted));
@@ -126,7 +126,7 @@ fn keyword_value(text: &str) -> Option<(String, &str)> {
     (!quoted).then_some((value, ""))
 }
 
-/// A value as the second form has it.
+/// Quotes a value for the second form.
 pub(crate) fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }

@@ -1,7 +1,8 @@
-//! The account's own settings: giving them, and what becomes of the sessions that have older ones.
+//! The account's own settings: how they are set, and what happens to the sessions that have older ones.
 //!
-//! A session gets the account's settings when it begins, and a pooler would go on handing out those that began earlier. So these
-//! are ended, but only while they lie idle outside of any transaction: what is at work is looked at again, for a bounded time.
+//! A session gets the account's settings when it begins, and a pooler would continue to hand out sessions that began
+//! earlier. So these are ended, but only while they are idle outside of any transaction. Busy sessions are checked
+//! again, for a limited time.
 
 use std::time::Duration;
 
@@ -14,23 +15,23 @@ use crate::connect::{Session, connect};
 use crate::error::PostgresError;
 use crate::settings::{UNLESS_CHOSEN, list};
 
-/// How long older sessions are looked at again while they are at work, and after which time.
+/// How long busy older sessions are checked again, and at which interval.
 const LOOKS: Duration = Duration::from_secs(10);
 const NEXT_LOOK: Duration = Duration::from_millis(200);
-/// The longest time that a question takes.
+/// The timeout of a query.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// One of the settings, written in another way: as long as the account has it so, there may be older sessions. What was interrupted
-/// is done by the next call.
+/// One of the settings in another notation. As long as the account has it in this form, there may be older sessions. If
+/// the work is interrupted, the next call completes it.
 const UNFINISHED: &str = "ALTER ROLE SESSION_USER IN DATABASE %I SET statement_timeout = ''10000ms''";
 
-/// Older sessions of this account in this database.
+/// The condition for older sessions of this account in this database.
 const OLDER: &str =
     "datname = current_database() AND usename = session_user AND backend_type = 'client backend'
     AND (extract(epoch FROM backend_start) * 1000000)::bigint < $1";
 
-/// Gives the account its settings in this database, and ends its older sessions. Returns how many are left: they were at work at
-/// each look, and keep what they have.
+/// Gives the account its settings in this database, and ends its older sessions. Returns how many sessions are left.
+/// They were busy at each check, and keep their old settings.
 pub async fn set_for_role(address: &Address, session: Session) -> Result<usize, PostgresError> {
     let given = within(address, give(&session.client)).await;
     session.close().await;
@@ -47,7 +48,7 @@ pub async fn set_for_role(address: &Address, session: Session) -> Result<usize, 
     Ok(left)
 }
 
-/// Whether there was anything to give.
+/// Gives the account the settings that it lacks. Returns whether there were any.
 async fn give(client: &Client) -> Result<bool, Error> {
     let mut statements = missing(client).await?;
     if statements.is_empty() {
@@ -63,7 +64,7 @@ async fn finish(client: &Client) -> Result<(), Error> {
     alter(client, &missing(client).await?).await
 }
 
-/// The statements that give the account what it does not have.
+/// Returns the statements that give the account what it lacks.
 async fn missing(client: &Client) -> Result<Vec<String>, Error> {
     let list = list();
     let statements = format!(
@@ -82,10 +83,11 @@ async fn texts(client: &Client, sql: &str) -> Result<Vec<String>, Error> {
     Ok(client.query_typed(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// One after another where several processes are at it, whatever the account has: it may have it that its transactions only read.
+/// Runs the statements in a transaction that may write even if the account's transactions are read-only by default. A
+/// lock makes several processes run one after another.
 ///
-/// The commit waits for no standby. While one is away nothing else would be done, and the next commit that is waited for has this
-/// one before it.
+/// The commit waits for no standby. Otherwise nothing would progress while one is away. The next commit that does wait
+/// covers this one, too.
 async fn alter(client: &Client, statements: &[String]) -> Result<(), Error> {
     let statements = statements.join("; ");
     client
@@ -96,7 +98,7 @@ async fn alter(client: &Client, statements: &[String]) -> Result<(), Error> {
         .await
 }
 
-/// Ends the sessions that are older than this moment. Returns how many are left.
+/// Ends the sessions that are older than the first check. Returns how many are left.
 async fn end_older(address: &Address) -> Result<usize, PostgresError> {
     let until = Instant::now() + LOOKS;
     let mut now_us = None;
@@ -113,8 +115,8 @@ async fn end_older(address: &Address) -> Result<usize, PostgresError> {
     }
 }
 
-/// One look, by a connection of its own: it may be given one of the older sessions, which is then ended as well, and counts as
-/// left until another look has not found it any more.
+/// Checks once, on a new connection. A pooler may give it one of the older sessions. That one is then ended as well,
+/// and counts as left until another check no longer finds it.
 async fn end_idle(address: &Address, now_us: &mut Option<i64>) -> Result<usize, PostgresError> {
     let session = within(address, connect(address)).await?;
     let client = &session.client;
@@ -134,7 +136,7 @@ async fn end_idle(address: &Address, now_us: &mut Option<i64>) -> Result<usize, 
         );
         let row = client.query_typed(&sql, &older).await?.remove(0);
         if row.get(2) {
-            // Its answer is the end of the session.
+            // The session ends before it can answer.
             let sql = format!(
                 "SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = pg_backend_pid() AND {OLDER}"
             );

@@ -1,16 +1,17 @@
-//! What each of our sessions is set to, whatever the role, the database or the server has for others.
+//! The settings of each of our sessions, whatever the role, the database or the server sets.
 
 use std::str::FromStr;
 
 use tokio_postgres::{Client, Error};
 
-/// By what our sessions get their settings (`DATABASE_SETTINGS`).
+/// How our sessions get their settings (`DATABASE_SETTINGS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SetBy {
-    /// Each connection sets them when it is opened. It has to keep its session: a pooler in transaction mode does not.
+    /// Each connection sets them when it is opened. It must keep its session, which a pooler in transaction mode does
+    /// not allow.
     #[default]
     Connection,
-    /// The account has them in this database. `producer migrate` sees to it.
+    /// The account has them in this database. `producer migrate` sets them.
     Role,
 }
 
@@ -26,13 +27,13 @@ impl FromStr for SetBy {
     }
 }
 
-/// As Postgres shows them.
+/// The values as Postgres shows them.
 ///
-/// Every statement of ours is driven by an index, and wants the same plan whatever its arrays hold. Told so, the planner cannot
-/// be misled into sequential scans and hash joins by statistics from when the tables were empty, and does not plan the same
-/// statement again and again. (A bitmap scan would walk over the same dead entries each time; an index scan leaves a mark on
-/// them.) Locks are waited for as long as a statement may take. A statement that is a transaction of its own has no BEGIN to
-/// state its isolation.
+/// Every statement of ours is driven by an index, and needs the same plan whatever its arrays hold. With these
+/// settings, the planner cannot be misled into sequential scans and hash joins by statistics from when the tables were
+/// empty, and does not plan the same statement again and again. (A bitmap scan would visit the same dead entries each
+/// time, whereas an index scan marks them as dead.) A lock is waited for as long as a statement may take. The
+/// isolation is set here, because a statement that is its own transaction has no BEGIN to state it.
 const SETTINGS: [(&str, &str); 17] = [
     ("enable_indexscan", "on"),
     ("enable_nestloop", "on"),
@@ -53,8 +54,8 @@ const SETTINGS: [(&str, &str); 17] = [
     ("standard_conforming_strings", "on"),
 ];
 
-/// How far a commit must have come before it is confirmed is the operator's choice, as long as a crash (or a failover to a
-/// synchronous standby) loses none.
+/// How far a commit must be replicated before it is confirmed is the operator's choice, as long as a crash (or a
+/// failover to a synchronous standby) loses no commit.
 pub(crate) const UNLESS_CHOSEN: &str =
     "(name <> 'synchronous_commit' OR current_setting(name, true) IN ('off', 'local'))";
 
@@ -63,7 +64,7 @@ pub(crate) fn list() -> String {
     SETTINGS.map(|(name, value)| format!("('{name}', '{value}')")).join(", ")
 }
 
-/// Sets this session, except what the address gives (`options`).
+/// Sets this session, except for what the address sets (`options`).
 pub(crate) async fn set_for_session(client: &Client) -> Result<(), Error> {
     let list = list();
     client
@@ -74,7 +75,7 @@ pub(crate) async fn set_for_session(client: &Client) -> Result<(), Error> {
         .await
 }
 
-/// Those that this session has otherwise than they are expected, except what the address gives.
+/// Returns a query for the settings of this session that differ from ours, except for those that the address sets.
 pub(crate) fn differing() -> String {
     let list = list();
     format!(

@@ -1,6 +1,7 @@
-//! The way to one place of a server: a socket, and whether TLS is spoken on it.
+//! The connection to one place of a server: a socket, and whether TLS is used on it.
 //!
-//! The driver would open the socket itself, but takes any answer to a request for TLS that is not yes for a no, also an error.
+//! The driver could open the socket itself. But when it asks for TLS, it takes any answer except yes for a no, even an
+//! error.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,11 +16,11 @@ use tokio_postgres::Config;
 
 use crate::error::Refusal;
 
-/// Of an error that is no answer: it is shorter, and comes at once.
+/// The limits for reading an error answer. A genuine one is shorter, and comes at once.
 const MOST_BYTES: u64 = 8 << 10;
 const WAIT: Duration = Duration::from_secs(1);
 
-/// A socket that is set as the address has it.
+/// Opens a socket with the options of the address.
 pub(crate) async fn tcp(address: IpAddr, port: u16, config: &Config) -> io::Result<TcpStream> {
     let stream = in_time(TcpStream::connect((address, port)), config).await?;
     stream.set_nodelay(true)?;
@@ -42,7 +43,7 @@ pub(crate) async fn unix(folder: &Path, port: u16, config: &Config) -> io::Resul
     in_time(UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))), config).await
 }
 
-/// Within the address's `connect_timeout`.
+/// Waits up to the address's `connect_timeout`.
 pub(crate) async fn in_time<T>(
     connecting: impl Future<Output = io::Result<T>>,
     config: &Config,
@@ -55,16 +56,16 @@ pub(crate) async fn in_time<T>(
     }
 }
 
-/// Asks whether the server goes on in TLS.
+/// Asks whether the server continues with TLS.
 pub(crate) async fn offers_tls(socket: &mut TcpStream) -> io::Result<bool> {
-    // SSLRequest: its length, and its number.
+    // SSLRequest: its length and its number.
     socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
     match socket.read_u8().await? {
         b'S' => Ok(true),
         b'N' => Ok(false),
         b'E' => {
             let mut answer = Vec::new();
-            // The server closes the connection behind it; what has come until then is what there is.
+            // The server closes the connection after the error, so everything received until then belongs to it.
             let _ = timeout(WAIT, socket.take(MOST_BYTES).read_to_end(&mut answer)).await;
             Err(io::Error::other(Refusal::InsteadOfTls(message(&answer))))
         }
@@ -72,7 +73,8 @@ pub(crate) async fn offers_tls(socket: &mut TcpStream) -> io::Result<bool> {
     }
 }
 
-/// What the rest of an error says. It has a length and fields, or, where the server could not even start a process, is a text alone.
+/// Returns the message in the rest of an error. The error has a length and fields, or is a text alone if the server
+/// could not even start a process.
 fn message(answer: &[u8]) -> String {
     let texts = |bytes: &'_ [u8]| bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>();
     let with_length = answer

@@ -1,4 +1,4 @@
-//! TLS: what `sslmode` and `sslrootcert` mean here. A certificate is verified wherever there is one.
+//! TLS: what `sslmode` and `sslrootcert` mean here. A certificate is always verified if there is one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// `sslmode`.
+/// The meaning of `sslmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// None; so without the parameter.
+    /// No TLS. This is the default.
     Disable,
-    /// Where the server offers it. Whoever stands between can take the offer away.
+    /// TLS if the server offers it. An attacker between the two can suppress the offer.
     Prefer,
-    /// Always, with a certificate of a known authority, for the name of the host (also `verify-full`).
+    /// Always TLS, with a certificate of a known authority for the host's name (also `verify-full`).
     Verified,
-    /// Always, with a certificate of a known authority, for whatever name.
+    /// Always TLS, with a certificate of a known authority for any name.
     VerifiedAuthority,
 }
 
@@ -47,7 +47,7 @@ impl Mode {
     }
 }
 
-/// Without a file, the authorities are those of the system and one's own (PEM).
+/// Returns a TLS connector. Without a file, the authorities are the system's and the user's own (PEM).
 pub(crate) fn connector(
     mode: Mode,
     authorities: Option<&Path>,
@@ -72,7 +72,7 @@ pub(crate) fn connector(
 fn roots(authorities: Option<&Path>, own: Option<&str>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let Some(path) = authorities else {
-        // One unreadable certificate of the system's must not keep the others from being used.
+        // One unreadable certificate of the system's must not prevent the use of the others.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let own = CertificateDer::pem_slice_iter(own.unwrap_or_default().as_bytes());
         roots.add_parsable_certificates(own.filter_map(Result::ok));
@@ -95,7 +95,7 @@ fn roots(authorities: Option<&Path>, own: Option<&str>) -> Result<RootCertStore,
     Ok(roots)
 }
 
-/// `verify-ca`: everything but the name.
+/// The verifier for `verify-ca`, which checks everything except the name.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -108,7 +108,7 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        // The name is looked at last, when all else is well.
+        // The name is checked last, when everything else is valid.
         match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

@@ -1,11 +1,11 @@
-//! How fast is the broker through this crate? Publishes to one quorum queue with many confirms in flight, and
-//! consumes with many slots that ack each message by itself.
+//! Measures the broker's throughput through this crate. Publishes to one quorum queue with many confirms in flight, and
+//! consumes with many slots, each of which acks its messages one by one.
 //!
 //! ```sh
 //! AMQP_URL=amqp://… cargo run --release -p queue --example raw -- [messages] [in flight] [slots] [bytes]
 //! ```
 
-#![expect(clippy::disallowed_macros, reason = "a measurement may end when nobody reads it")]
+#![expect(clippy::disallowed_macros, reason = "a measurement may end when its output is closed")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

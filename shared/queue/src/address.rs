@@ -1,4 +1,4 @@
-//! The broker's address: reads `AMQP_URL`, says what is wrong with it, and never shows the password.
+//! The broker's address: reads `AMQP_URL`, reports what is wrong with it, and never shows the password.
 
 use lapin::uri::AMQPUri;
 use rustls::RootCertStore;
@@ -6,11 +6,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use url::{Url, form_urlencoded};
 
-/// The parameters that a URL may have. The first five are lapin's; the last names a file, as in RabbitMQ's own clients.
+/// The parameters that a URL may have. The first five are lapin's. The last names a file, as in RabbitMQ's own clients.
 const PARAMETERS: [&str; 6] =
     ["heartbeat", "frame_max", "channel_max", "connection_timeout", "auth_mechanism", "cacertfile"];
 
-/// `AMQP_URL` cannot be used. The text says what is wrong and what would be right; it never holds the password.
+/// `AMQP_URL` cannot be used. The text says what is wrong and what would be right. It never holds the password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "AMQP_URL {problem}, expected amqp://USER:PASSWORD@HOST:5672/VHOST (amqps:// for TLS; %2f is the vhost /)"
@@ -42,11 +42,11 @@ impl Address {
         if !["amqp://", "amqps://"].iter().any(|scheme| url.starts_with(scheme)) {
             return refuse("does not start with amqp:// or amqps://");
         }
-        // First of all: what stands there may be the end of a password.
+        // This check comes first, because the text after the host may be the end of a password.
         if behind_host(url).contains('@') {
             return refuse("has an @ after its host: characters like / # ? @ must be percent-encoded");
         }
-        // The parser's own words are about a part of the URL, never the whole of it; but make sure.
+        // The parser's errors quote a part of the URL, never the whole. Check nevertheless.
         let mut uri: AMQPUri = match url.parse() {
             Ok(uri) => uri,
             Err(problem) if problem.contains("://") => return refuse("cannot be read"),
@@ -83,28 +83,29 @@ impl Address {
         self.uri.clone()
     }
 
-    /// Authorities to trust beside the system's, as PEM. The broker's certificate is always verified.
+    /// Returns the authorities to trust in addition to the system's, as PEM. The broker's certificate is always
+    /// verified.
     pub(crate) fn own_authorities(&self) -> Option<String> {
         self.own_authorities.clone()
     }
 
-    /// For logs and errors: without the password.
+    /// Returns the address for logs and errors, without the password.
     pub(crate) fn shown(&self) -> &str {
         &self.shown
     }
 }
 
-/// Path, query and fragment.
+/// Returns path, query and fragment.
 fn behind_host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.find(['/', '?', '#']).map_or("", |at| &rest[at..])
 }
 
-/// Refuses parameters that would be ignored; returns the authorities that one of them names, as PEM.
+/// Refuses parameters that would be ignored. Returns the authorities that one of them names, as PEM.
 fn read_parameters(url: &str) -> Result<Option<String>, String> {
     let mut own_authorities = None;
     let parsed = Url::parse(url).ok();
-    // A + is one: this is a URL, not a form.
+    // A `+` means itself, because this is a URL and not a form.
     let query = parsed.as_ref().and_then(Url::query).unwrap_or_default().replace('+', "%2B");
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if !PARAMETERS.contains(&name.as_ref()) {
@@ -121,7 +122,7 @@ fn read_parameters(url: &str) -> Result<Option<String>, String> {
     Ok(own_authorities)
 }
 
-/// Whether each certificate can be an authority: lapin leaves out without a word what cannot.
+/// Checks that each certificate can be an authority, because lapin silently leaves out those that cannot.
 fn check_authorities(pem: &str) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for (certificate, nth) in CertificateDer::pem_slice_iter(pem.as_bytes()).zip(1..) {
@@ -133,7 +134,8 @@ fn check_authorities(pem: &str) -> Result<(), String> {
     if roots.is_empty() { Err("which has no certificate (PEM) in it".to_owned()) } else { Ok(()) }
 }
 
-/// The parser of lapin takes an IPv6 address for none at all and would quietly connect to localhost.
+/// Returns the host if it is an IPv6 address. lapin's parser finds no host in one, and would silently connect to
+/// localhost.
 fn ipv6_host(url: &str) -> Option<&str> {
     let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -184,15 +186,19 @@ mod tests {
 
     #[test]
     fn a_parameter_that_would_be_ignored_is_named_with_those_that_there_are() {
-        let told = Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
-        assert!(told.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"), "{told}");
+        let refused =
+            Address::parse("amqps://me:x@rabbit/x?hearbeat=5", 15, 0, None).err().unwrap().to_string();
+        assert!(
+            refused.contains("has the parameter \"hearbeat\", there are heartbeat, frame_max"),
+            "{refused}"
+        );
     }
 
     #[test]
     fn a_file_is_named_as_urls_name_it() {
         let url = "amqps://me:x@rabbit/x?cacertfile=/nowhere/a+b%20c%40d.pem";
-        let told = Address::parse(url, 15, 0, None).err().unwrap().to_string();
-        assert!(told.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{told}");
+        let refused = Address::parse(url, 15, 0, None).err().unwrap().to_string();
+        assert!(refused.contains("the cacertfile /nowhere/a+b c@d.pem, which cannot be read"), "{refused}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Settings of a connection, and their defaults. Reads no environment; says what is wrong with an address.
+//! Settings of a connection, and their defaults. Reads no environment. Reports what is wrong with an address.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,46 +8,46 @@ use job::Backoff;
 use crate::ConfigError;
 use crate::address::Address;
 
-/// Where the broker is, and how patient we are with it.
+/// Where the broker is, and how long to wait for it.
 #[derive(Clone)]
 pub struct BrokerConfig {
     /// `AMQP_URL`.
     pub url: String,
-    /// Authorities to trust beside the system's, as PEM; `cacertfile` in the URL names others.
+    /// Authorities to trust in addition to the system's, as PEM. `cacertfile` in the URL names others.
     pub own_authorities: Option<String>,
     /// The connection's name in the management UI.
     pub name: String,
-    /// The pools whose queues are declared at every connect; more can follow by [`crate::Broker::declare_pool`].
+    /// The pools whose queues are declared at every connect. [`crate::Broker::declare_pool`] adds more later.
     pub pools: Vec<job::Name>,
-    /// Whether exchanges and queues are declared at every connect. Default true. Without it nothing but access to the
-    /// vhost is needed to look at queues.
+    /// Whether exchanges and queues are declared at every connect. Default true. If false, the user needs no
+    /// permission but access to the vhost to look at queues.
     pub declares: bool,
-    /// Bound of one attempt to connect, DNS and TLS included. Default 10 s.
+    /// Timeout of one attempt to connect, including DNS and TLS. Default 10 s.
     pub connect_timeout: Duration,
-    /// Bound of every question to the broker (declare, consume, cancel). Default 30 s.
+    /// Timeout of every request to the broker (declare, consume, cancel). Default 30 s.
     pub operation_timeout: Duration,
-    /// Bound of one publish, waiting for a connection included. Default 30 s.
+    /// Timeout of one publish, including the wait for a connection. Default 30 s.
     pub confirm_timeout: Duration,
-    /// Bound of an orderly close. Default 5 s.
+    /// Timeout of an orderly close. Default 5 s.
     pub close_timeout: Duration,
-    /// Unless the URL says otherwise. A silent peer is noticed after twice this, and what it was sent goes to others:
-    /// about as soon as its lease (10 s) has run out. Default 5 s.
+    /// Heartbeat interval in seconds, unless the URL sets one. A silent peer is noticed after twice this time, and its
+    /// deliveries go to other consumers: at about the time its lease (10 s) runs out. Default 5 s.
     pub heartbeat_s: u16,
-    /// The largest frame, in bytes, unless the URL says otherwise or the broker proposes less. lapin keeps 64 such
-    /// frames of memory for a connection. Default 128 KiB, which is RabbitMQ's own.
+    /// The largest frame, in bytes, unless the URL sets one or the broker proposes less. lapin keeps memory for 64 such
+    /// frames per connection. Default 128 KiB, which is RabbitMQ's own.
     pub frame_max: u32,
-    /// Messages published and not yet confirmed. Default 4096.
+    /// The number of messages that may be published and not yet confirmed. Default 4096.
     pub max_in_flight: usize,
-    /// Their bodies together, in bytes. Default 64 MiB.
+    /// The size of their bodies together, in bytes. Default 64 MiB.
     pub max_in_flight_bytes: usize,
-    /// Ceiling of the first wait between attempts to connect. Default 250 ms.
+    /// Upper bound of the first wait between attempts to connect. Default 250 ms.
     pub min_backoff: Duration,
-    /// Ceiling of every wait. Default 3 s, so that consuming goes on within 5 s of the broker's return.
+    /// Upper bound of every wait. Default 3 s, so that consuming resumes within 5 s of the broker's return.
     pub max_backoff: Duration,
 }
 
 impl BrokerConfig {
-    /// Defaults for all but the address and the name.
+    /// Returns the defaults with this address and name.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> BrokerConfig {
         BrokerConfig {
             url: url.into(),
@@ -68,28 +68,29 @@ impl BrokerConfig {
         }
     }
 
-    /// The same with queues to declare.
+    /// Returns the same configuration with queues to declare.
     pub fn with_pools(mut self, pools: impl IntoIterator<Item = job::Name>) -> BrokerConfig {
         self.pools.extend(pools);
         self
     }
 
-    /// The same with authorities (PEM) to trust beside the system's.
+    /// Returns the same configuration with authorities (PEM) to trust in addition to the system's.
     pub fn trusting(self, own_authorities: Option<&str>) -> BrokerConfig {
         BrokerConfig { own_authorities: own_authorities.map(str::to_owned), ..self }
     }
 
-    /// The same for somebody who only looks: with a user who may do no more, and with small frames, 1 MiB for all.
+    /// Returns the same configuration for a client that only reads. Its user needs no further permission, and its
+    /// frames are small: 1 MiB of memory for all of them.
     pub fn only_looking(self) -> BrokerConfig {
         BrokerConfig { declares: false, frame_max: 16 * 1024, ..self }
     }
 
-    /// Checks the address; the error names `AMQP_URL` and never holds the password.
+    /// Checks the address. The error names `AMQP_URL` and never holds the password.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.address().map(drop)
     }
 
-    /// The vhost that the address names.
+    /// Returns the vhost that the address names.
     pub fn vhost(&self) -> Result<String, ConfigError> {
         self.address().map(|address| address.uri().vhost)
     }
@@ -98,7 +99,7 @@ impl BrokerConfig {
         Address::parse(&self.url, self.heartbeat_s, self.frame_max, self.own_authorities.as_deref())
     }
 
-    /// The waits between attempts to connect.
+    /// Returns the waits between attempts to connect.
     pub(crate) fn backoff(&self) -> Backoff {
         Backoff { base: self.min_backoff, max: self.max_backoff }
     }

@@ -1,10 +1,11 @@
 //! The task that sends a broker's messages and matches the broker's confirms to them.
 //!
-//! One task per broker, for two reasons that lie in lapin 4.12. It numbers a message and queues its frames under
-//! two different locks, so concurrent publishes on one channel can swap their confirms. And it attaches a returned
-//! message to *some* confirm that resolves with or before the right one: when the broker confirms several at once
-//! (`multiple`), to an arbitrary one of these. So nobody is answered before all that resolved together is looked
-//! at, and a returned message is matched by what it is, not by where it came.
+//! There is one task per broker, for two reasons that lie in lapin 4.12. It numbers a message and queues its frames
+//! under two different locks, so concurrent publishes on one channel can swap their confirms. And it attaches a
+//! returned message to *some* confirm that resolves with or before the right one. If the broker confirms several
+//! messages at once (`multiple`), that is an arbitrary one of them. So no caller is answered before all confirms that
+//! resolved together have been looked at, and a returned message is matched by its content, not by the confirm it came
+//! with.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,27 +28,27 @@ use crate::refusals::PUBLISHING;
 use crate::shared::Shared;
 use crate::{BrokerConfig, QueueError};
 
-/// No queue is called so.
+/// No queue has this name.
 const NOWHERE: &str = "harness.nowhere";
 
-/// A message whose fate is known.
+/// A message whose outcome is known.
 struct Done {
     fingerprint: u64,
     bytes: usize,
     /// The period in which it was sent.
     period: u64,
     answer: oneshot::Sender<Answer>,
-    fate: lapin::Result<Confirmation>,
+    outcome: lapin::Result<Confirmation>,
 }
 
-/// Notices a message whose confirm never comes. RabbitMQ's channel numbers what it sends to a quorum queue; when the
-/// queue was deleted and declared anew meanwhile, the new one waits for numbers that went to the old one, and neither
-/// takes nor refuses anything from that channel. Counted by periods of `confirm_timeout`, since a timer for each message
-/// would cost more than the message.
+/// Notices a message whose confirm never comes. RabbitMQ's channel numbers what it sends to a quorum queue. If that
+/// queue is deleted and declared anew meanwhile, the new one waits for numbers that went to the old one, and neither
+/// takes nor refuses anything from that channel. Time is counted in periods of `confirm_timeout`, since a timer for
+/// each message would cost more than the message.
 struct Overdue {
     ends: Interval,
     period: u64,
-    /// Messages in flight that were sent in this period, and in those before it.
+    /// Messages in flight that were sent in this period, and those that were sent before it.
     now: usize,
     before: usize,
 }
@@ -68,7 +69,7 @@ impl Overdue {
         if period == self.period { self.now -= 1 } else { self.before -= 1 }
     }
 
-    /// Waits for the period's end. Whether some message has waited for a whole period.
+    /// Waits until the period ends. Returns whether any message has waited for a whole period.
     async fn period_ends(&mut self) -> bool {
         self.ends.tick().await;
         let missed = self.before > 0;
@@ -78,7 +79,7 @@ impl Overdue {
     }
 }
 
-/// Messages whose fate is not known yet; `F` is what waits for one's.
+/// Messages whose outcome is not known yet. `F` is the future of one outcome.
 struct InFlight<F> {
     sends: FuturesUnordered<F>,
     bytes: usize,
@@ -94,13 +95,13 @@ impl<F: Future<Output = Done>> InFlight<F> {
         self.sends.len() < config.max_in_flight && self.bytes < config.max_in_flight_bytes
     }
 
-    /// One more; `begin` is given the period in which it is sent.
+    /// Adds a message. `begin` gets the period in which it is sent.
     fn add(&mut self, request: Request, begin: impl Fn(Request, u64) -> F) {
         self.bytes += request.body.len();
         self.sends.push(begin(request, self.overdue.sent()));
     }
 
-    /// Also takes what resolves together with these, and forgets them all.
+    /// Takes the messages that have resolved by now as well, and removes all of them from the count.
     fn take_resolved(&mut self, resolved: &mut Vec<Done>) {
         while let Some(Some(done)) = self.sends.next().now_or_never() {
             resolved.push(done);
@@ -112,14 +113,14 @@ impl<F: Future<Output = Done>> InFlight<F> {
     }
 }
 
-/// Why no more can be sent on a channel.
+/// Why nothing more can be sent on a channel.
 enum End {
     Channel,
     Link,
     Stopped,
 }
 
-/// Sends what comes in, on one link after the other, until the broker is closed.
+/// Sends incoming messages, on one link after the other, until the broker is closed.
 pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>) {
     let _all_answered = shared.answered.clone().drop_guard();
     while let Some(link) = shared.next_link().await {
@@ -127,14 +128,14 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::Receiver<Reques
             Ok(channel) => {
                 let channel = Arc::new(channel);
                 match serve(&shared, &link, channel.clone(), &mut requests).await {
-                    End::Stopped => return say_goodbye(&channel, shared.config.close_timeout).await,
+                    End::Stopped => return close_channel(&channel, shared.config.close_timeout).await,
                     End::Link => continue,
                     End::Channel => debug!("the publishing channel ended; opening another"),
                 }
             }
             Err(error) => link.suspect(&error),
         }
-        // What closes one channel may close the next one: not in a tight loop.
+        // What closes one channel may close the next one, so this must not be a tight loop.
         let is_refused = shared.refusals.has(PUBLISHING);
         let pause = if is_refused { shared.config.max_backoff } else { Duration::from_millis(200) };
         let _ = shared.stop.run_until_cancelled(timeout(pause, link.failure())).await;
@@ -148,9 +149,10 @@ async fn open(link: &Link) -> Result<Channel, QueueError> {
     Ok(channel)
 }
 
-/// lapin closes a dropped channel by itself, a moment later. The connection is closed next, and the two would meet:
-/// lapin 4.12 then ends the connection with an error and never answers to its close.
-async fn say_goodbye(channel: &Channel, within: Duration) {
+/// Closes the channel and waits for the broker's answer. lapin closes a dropped channel by itself, a moment later. The
+/// connection is closed next, and if the two closes overlap, lapin 4.12 ends the connection with an error and never
+/// completes its close.
+async fn close_channel(channel: &Channel, within: Duration) {
     let _ = timeout(within, channel.close(REPLY_SUCCESS, "done".into())).await;
 }
 
@@ -169,16 +171,16 @@ async fn serve(
         in_flight.add(question(), &begin);
     }
     loop {
-        // First all that waits, so that many are written at once.
+        // Take all waiting requests first, so that many are written at once.
         while in_flight.has_room(config)
             && let Ok(request) = requests.try_recv()
         {
-            // Whoever has given up meanwhile publishes again, or does not want it any more.
+            // A caller that has given up meanwhile publishes again, or no longer wants to.
             if !request.answer.is_closed() {
                 in_flight.add(request, &begin);
             }
         }
-        // No more will come once it is closed; what had come before is still sent.
+        // Nothing more comes once it is closed. What came before is still sent.
         if requests.is_closed() && requests.is_empty() && in_flight.sends.is_empty() {
             return End::Stopped;
         }
@@ -190,7 +192,7 @@ async fn serve(
                 continue;
             }
             _ = link.failure() => return End::Link,
-            // While the broker blocks us it reads nothing, on no channel.
+            // A broker that blocks us reads nothing, on any channel.
             missed = in_flight.overdue.period_ends() => {
                 if missed && !shared.is_blocked() {
                     return unconfirmed_in_time();
@@ -202,12 +204,12 @@ async fn serve(
                 continue;
             }
         }
-        // The rest of what the broker confirmed along with it.
+        // Take the rest of what the broker confirmed along with it.
         returned.extend(barrier(&channel));
         in_flight.take_resolved(&mut resolved);
         settle(shared, &mut resolved, &mut returned);
         if !channel.status().connected() {
-            // Futures that still wait are dropped: their callers learn that nothing is known.
+            // Futures that still wait are dropped. Their callers learn that the outcome is unknown.
             return if link.is_usable() { End::Channel } else { End::Link };
         }
     }
@@ -218,34 +220,35 @@ fn unconfirmed_in_time() -> End {
     End::Channel
 }
 
-/// Whether we may publish: a message for nobody, which the broker confirms and drops. Else a refusal would stand until there is
-/// something to publish.
+/// Returns a message that asks whether we may publish. It has no queue, so the broker confirms and drops it. Without
+/// it, a refusal would remain recorded until there is something to publish.
 fn question() -> Request {
     let (answer, _) = oneshot::channel();
     let properties = BasicProperties::default();
     Request { queue: NOWHERE.into(), mandatory: false, body: Vec::new(), properties, answer }
 }
 
-/// Polled first in the order of `push`, by one task: so numbers and frames stay in step.
+/// Publishes one message. One task polls these futures first in the order of `push`, so numbers and frames stay in
+/// step.
 async fn send(channel: Arc<Channel>, request: Request, frame_max: usize, period: u64) -> Done {
     let Request { queue, mandatory, body, properties, answer } = request;
-    // RabbitMQ closes the connection at a larger one.
+    // RabbitMQ closes the connection on a frame that is larger.
     let properties = headers::fitted(properties, frame_max);
     let fingerprint = if mandatory { fingerprint(&queue, &properties) } else { 0 };
     let bytes = body.len();
     let options = BasicPublishOptions { mandatory, immediate: false };
-    let fate = match channel.basic_publish("".into(), queue, options, &body, properties).await {
+    let outcome = match channel.basic_publish("".into(), queue, options, &body, properties).await {
         Ok(confirm) => {
             drop(body);
             confirm.await
         }
         Err(error) => Err(error),
     };
-    Done { fingerprint, bytes, period, answer, fate }
+    Done { fingerprint, bytes, period, answer, outcome }
 }
 
-/// Waits until lapin has handled all of the confirm frame it is at: asking it for the last confirm takes the lock
-/// it holds meanwhile. Also takes over returned messages whose futures were dropped.
+/// Waits until lapin has handled the whole of the present confirm frame. Asking for the last confirm takes the lock
+/// that lapin holds meanwhile. Also returns the returned messages whose futures were dropped.
 fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
     match pin!(channel.wait_for_confirms()).now_or_never() {
         Some(Ok(messages)) => messages,
@@ -253,13 +256,13 @@ fn barrier(channel: &Channel) -> Vec<BasicReturnMessage> {
     }
 }
 
-/// Answers everybody whose fate is known.
+/// Answers every request whose outcome is known.
 fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicReturnMessage>) {
     let mut answers = Vec::with_capacity(resolved.len());
-    for Done { fingerprint, answer, fate, .. } in resolved.drain(..) {
-        let fate = fate.map_err(|error| failed(PUBLISHING, &error));
-        shared.refusals.heard(PUBLISHING, &fate);
-        let fate = match fate {
+    for Done { fingerprint, answer, outcome, .. } in resolved.drain(..) {
+        let outcome = outcome.map_err(|error| failed(PUBLISHING, &error));
+        shared.refusals.heard(PUBLISHING, &outcome);
+        let outcome = match outcome {
             Ok(Confirmation::Ack(message)) => {
                 returned.extend(message);
                 Answer::Confirmed
@@ -272,15 +275,15 @@ fn settle(shared: &Shared, resolved: &mut Vec<Done>, returned: &mut Vec<BasicRet
             Err(QueueError::Failed { reason, .. }) => Answer::Lost(reason),
             Err(error) => Answer::Lost(error.to_string()),
         };
-        answers.push((fingerprint, answer, fate));
+        answers.push((fingerprint, answer, outcome));
     }
-    for (own, answer, fate) in answers {
+    for (own, answer, outcome) in answers {
         let place = returned.iter().position(|m| fingerprint(&m.routing_key, &m.properties) == own);
-        let fate = match place {
+        let outcome = match place {
             Some(place) => Answer::Returned(Box::new(returned.swap_remove(place))),
-            None => fate,
+            None => outcome,
         };
-        // Whoever has stopped waiting has been told that nothing is known.
-        let _ = answer.send(fate);
+        // A caller that has stopped waiting already knows that the outcome is unknown.
+        let _ = answer.send(outcome);
     }
 }

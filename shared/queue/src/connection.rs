@@ -1,7 +1,7 @@
-//! The supervisor: keeps one connection to the broker alive, and tells everybody which one it is.
+//! The supervisor: keeps one connection to the broker alive, and announces which one is current.
 //!
 //! It alone connects, waits between attempts (jittered, capped) and decides that a connection is over. Slots and
-//! publishers wait for its next link. It logs one line per change, with the broker's address without password.
+//! publishers wait for its next link. It logs one line per change, with the broker's address without the password.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,14 +24,14 @@ use crate::refusals::PUBLISHING;
 use crate::refusals::Refusals;
 use crate::shared::{BrokerStatus, Shared, jitter};
 use crate::{
-    BrokerConfig, DEAD_QUEUE, DeadLetter, DeadWalk, Depth, HeldLetter, Publisher, QueueError, Slot,
+    BrokerConfig, DEAD_QUEUE, DeadLetter, DeadLetterCursor, Depth, HeldLetter, Publisher, QueueError, Slot,
     confirming, topology,
 };
 
-/// No more than this is taken into memory at once, whatever the limit.
+/// The most that one call reads into memory, whatever its limit.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// A handle on one supervised connection. Clones share it; when the last is gone (publishers and slots count),
+/// A handle on one supervised connection. Clones share it. When the last clone is dropped (publishers and slots count),
 /// the connection is closed.
 #[derive(Clone)]
 pub struct Broker {
@@ -40,8 +40,8 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Returns at once; a task of its own connects, and connects again whenever the connection ends, until `stop`
-    /// is cancelled or [`Broker::close`] is called. Cancel `stop` after the last ack, not before.
+    /// Starts a task and returns at once. The task connects, and connects again whenever the connection ends, until
+    /// `stop` is cancelled or [`Broker::close`] is called. Cancel `stop` after the last ack, not before.
     ///
     /// Panics outside of a tokio runtime.
     pub fn start(config: BrokerConfig, stop: CancellationToken) -> Broker {
@@ -61,18 +61,18 @@ impl Broker {
         });
         let publishing = tokio::spawn(confirming::run(shared.clone(), incoming));
         let supervising = tokio::spawn(supervise(shared.clone()));
-        tokio::spawn(see_to_the_end(shared.clone(), supervising, publishing));
+        tokio::spawn(close_on_task_end(shared.clone(), supervising, publishing));
         let alive = Arc::new(shared.stop.clone().drop_guard());
         let publisher = Publisher::new(shared.clone(), requests, alive);
         Broker { shared, publisher }
     }
 
-    /// What the supervisor is at, now and from now on.
+    /// Returns a receiver of the supervisor's status, now and from now on.
     pub fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.shared.status.subscribe()
     }
 
-    /// Resolves when the supervisor has given up for good; tells why.
+    /// Waits until the supervisor has given up for good, and returns the reason.
     pub async fn closed(&self) -> String {
         let mut status = self.status();
         match status.wait_for(|status| matches!(status, BrokerStatus::Closed { .. })).await.as_deref() {
@@ -81,91 +81,91 @@ impl Broker {
         }
     }
 
-    /// The broker's reason while it holds this connection back (memory or disk alarm), else `None`. Publishes then
+    /// Returns the broker's reason while it blocks this connection (memory or disk alarm), else `None`. Publishes then
     /// wait, and so do acks if this connection also publishes.
     pub fn blocked(&self) -> watch::Receiver<Option<String>> {
         self.shared.blocked.subscribe()
     }
 
-    /// Why nothing can be published now, if so: there is no connection, or the broker holds it back or refuses something.
+    /// Returns why nothing can be published now, if so: no connection, a block by the broker, or a refusal.
     pub fn held_up(&self) -> Option<String> {
         let held_up = !self.shared.is_connected() || self.shared.is_blocked();
         self.refused().or_else(|| held_up.then(|| self.shared.reason()))
     }
 
-    /// What the broker refuses to our user, if anything, until it is granted.
+    /// Returns what the broker refuses to our user, if anything, until it is granted.
     pub fn refused(&self) -> Option<String> {
         self.shared.refusals.any()
     }
 
-    /// Whether the broker refuses to let our user publish, as far as is known. That was logged.
+    /// Whether the broker refuses to let our user publish, as far as we know. The refusal has been logged.
     pub fn refuses_publishing(&self) -> bool {
         self.shared.refusals.has(PUBLISHING)
     }
 
-    /// Waits for a connection; returns its generation.
+    /// Waits for a connection. Returns its generation.
     pub async fn ready(&self, within: Duration) -> Result<u64, QueueError> {
         self.shared.live_link(within).await.map(|link| link.generation)
     }
 
-    /// A publisher on this connection. All publishers of one broker share its bound of messages in flight.
+    /// Returns a publisher on this connection. All publishers of one broker share its limit of messages in flight.
     pub fn publisher(&self) -> Publisher {
         self.publisher.clone()
     }
 
-    /// A slot that takes from `queue`. Its consumer tags begin with `prefix`; they show in the management UI.
+    /// Returns a slot that takes from `queue`. Its consumer tags begin with `prefix` and show in the management UI.
     pub fn slot(&self, queue: &str, prefix: &str) -> Slot {
         Slot::new(self.shared.clone(), self.publisher.alive(), queue, prefix)
     }
 
-    /// Whether every slot that wants to consume does.
+    /// Whether every slot that wants to consume does so.
     pub fn is_consuming(&self) -> bool {
         self.shared.seeking.load(Ordering::Relaxed) == 0
     }
 
-    /// How many messages wait in a queue; `None` when there is no such queue.
+    /// Returns how many messages wait in a queue, or `None` if there is no such queue.
     pub async fn depth(&self, queue: &str) -> Result<Option<Depth>, QueueError> {
         self.shared.live_link(self.shared.config.operation_timeout).await?.depth(queue).await
     }
 
-    /// Starts a walk over the dead letters, on a channel of its own: when that is closed, or dropped with the walk,
-    /// they go back.
-    pub async fn walk_dead_letters(&self) -> Result<DeadWalk, QueueError> {
-        DeadWalk::begin(&self.shared).await
+    /// Opens a cursor over the dead letters, on a channel of its own. When that channel is closed, or dropped with the
+    /// cursor, the letters return to the queue.
+    pub async fn dead_letter_cursor(&self) -> Result<DeadLetterCursor, QueueError> {
+        DeadLetterCursor::begin(&self.shared).await
     }
 
-    /// The oldest dead letters, at most `limit`, and at most 64 MiB of them. They stay where they are; while this
-    /// runs, nobody else sees them.
+    /// Returns the oldest dead letters, at most `limit` and at most 64 MiB of them. They stay in the queue. While this
+    /// runs, no other consumer sees them.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let mut walk = self.walk_dead_letters().await?;
+        let mut cursor = self.dead_letter_cursor().await?;
         let mut letters = Vec::new();
         let mut bytes = 0;
         while letters.len() < limit && bytes < MAX_BYTES {
-            let Some(HeldLetter { letter, .. }) = walk.next().await? else { break };
+            let Some(HeldLetter { letter, .. }) = cursor.next().await? else { break };
             bytes += letter.body.len();
             letters.push(letter);
         }
-        walk.close().await?;
+        cursor.close().await?;
         Ok(letters)
     }
 
-    /// How many dead letters there are.
+    /// Returns the number of dead letters.
     pub async fn dead_letter_count(&self) -> Result<u64, QueueError> {
         Ok(self.depth(DEAD_QUEUE).await?.map_or(0, |depth| depth.ready))
     }
 
-    /// Waits until the queue of some pool was declared anew because it had been deleted or was missing. Returns each such
-    /// pool once. What was published to the old queue is gone, also where the broker has confirmed it: when a quorum queue is
-    /// deleted, RabbitMQ confirms what was under way to it.
+    /// Waits until the queue of any pool is declared anew because it was deleted or missing. Returns each such pool
+    /// once. What was published to the old queue is lost, even if the broker confirmed it: when a quorum queue is
+    /// deleted, RabbitMQ confirms what was in flight to it.
     pub async fn redeclared_queues(&self) -> BTreeMap<job::Name, Instant> {
         let mut redeclared = self.shared.redeclared.subscribe();
-        // Cannot fail: the sender lives in `shared`.
+        // This cannot fail, because the sender lives in `shared`.
         let _ = redeclared.wait_for(|pools| !pools.is_empty()).await;
         self.shared.redeclared.send_replace(BTreeMap::new())
     }
 
-    /// Declares a pool's queue, also where it is there: it may be of another kind. From now on it is declared at every connect
-    /// where it is missing.
+    /// Declares a pool's queue, even if it exists, because it may be of another kind. From now on it is declared at
+    /// every connect if it is missing.
     pub async fn declare_pool(&self, pool: &job::Name) -> Result<(), QueueError> {
         let link = self.shared.live_link(self.shared.config.operation_timeout).await?;
         match link.depth(&topology::jobs_queue(pool)).await? {
@@ -176,8 +176,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Waits for the confirms of what is being published, then closes the connection, all within the bound of the
-    /// configuration. Deliveries that are not acked by then go back to their queues.
+    /// Waits for the confirms of what is being published, then closes the connection, both within `close_timeout`.
+    /// Deliveries that are not acked by then return to their queues.
     pub async fn close(&self) {
         self.shared.stop.cancel();
         let mut status = self.shared.status.subscribe();
@@ -190,8 +190,8 @@ impl Broker {
     }
 }
 
-/// Whatever ends one of the tasks, a panic included, everybody learns that it is over.
-async fn see_to_the_end(
+/// Announces the end when one of the tasks ends, whatever the cause, including a panic.
+async fn close_on_task_end(
     shared: Arc<Shared>,
     mut supervising: JoinHandle<String>,
     publishing: JoinHandle<()>,
@@ -209,7 +209,7 @@ async fn see_to_the_end(
     shared.status.send_replace(BrokerStatus::Closed { reason });
 }
 
-/// Why it ended.
+/// Keeps the broker connected. Returns why that ended.
 async fn supervise(shared: Arc<Shared>) -> String {
     match shared.config.address() {
         Ok(address) => {
@@ -221,16 +221,16 @@ async fn supervise(shared: Arc<Shared>) -> String {
     }
 }
 
-/// What outlives a connection.
+/// State that outlives a connection.
 struct Supervision<'a> {
     shared: &'a Shared,
     address: &'a Address,
     generation: u64,
-    /// In a row.
+    /// Failed attempts in a row.
     failures: u32,
-    /// Whether the last connection has ended because something is refused.
+    /// Whether the last connection ended because of a refusal.
     is_refused: bool,
-    /// Queues that the last connection has seen deleted, and when.
+    /// Queues whose deletion the last connection saw, and when.
     deleted: BTreeMap<String, Instant>,
     /// Pools whose queue was missing at a connect, and until when.
     redeclared: BTreeMap<job::Name, Instant>,
@@ -279,7 +279,7 @@ impl<'a> Supervision<'a> {
         Link::open_and_declare(self.address, config, pools, deleted, redeclared, self.generation + 1).await
     }
 
-    /// From the first to the last moment of a connection; why it has ended, or `None` when we are to stop.
+    /// Serves one connection from its first to its last moment. Returns why it ended, or `None` if we are to stop.
     async fn live(&mut self, link: Arc<Link>, pools: Vec<job::Name>) -> Option<String> {
         self.generation += 1;
         let (shared, config, since) = (self.shared, &self.shared.config, Instant::now());
@@ -293,15 +293,16 @@ impl<'a> Supervision<'a> {
         shared.link.send_replace(Some(link.clone()));
         shared.status.send_replace(BrokerStatus::Ready { generation });
         let Some(reason) = watch_over(shared, &link).await else {
-            // Stopping: confirms first. Acks already sent precede the goodbye on the wire.
+            // On a stop, wait for the confirms first. Acks that were sent already precede the close on the wire.
             let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
             shared.link.send_replace(None);
             link.close(config.close_timeout).await;
             return None;
         };
-        // A connection that lasted was no failure; one that ends at once is another.
+        // A connection that lasted was no failure. One that ends at once counts as a failure.
         let has_lasted = since.elapsed() > config.max_backoff;
-        // That ends a connection at each try, with or without the broker's words, and was said once, or is about to be.
+        // A refusal ends the connection at each try, whether or not the broker gives it as the reason. It was logged
+        // once, or is about to be.
         self.is_refused = is_refusal(&reason) || (!has_lasted && shared.refusals.any().is_some());
         if self.is_refused {
             debug!(broker, generation, reason, "gave up a connection");
@@ -319,7 +320,7 @@ impl<'a> Supervision<'a> {
         Some(reason)
     }
 
-    /// Another may have declared the queue of a pool, but not before it was missing for so long.
+    /// Notes the pools whose queue is there again. Another client may have declared it, but only after `DELETION_TIME`.
     fn note_redeclared(&mut self, pools: Vec<job::Name>) {
         for pool in pools {
             if let Some(deleted) = self.deleted.get(&topology::jobs_queue(&pool)) {
@@ -329,7 +330,7 @@ impl<'a> Supervision<'a> {
         self.shared.note_redeclared(std::mem::take(&mut self.redeclared));
     }
 
-    /// There is no connection; why.
+    /// Logs why there is no connection. Returns the reason.
     fn failed(&self, error: &QueueError) -> String {
         let (broker, failures, reason) = (self.address.shown(), self.failures, error.to_string());
         let before = self.shared.status.borrow().clone();
@@ -342,17 +343,17 @@ impl<'a> Supervision<'a> {
         reason
     }
 
-    /// How long to wait before the next try.
+    /// Returns how long to wait before the next try.
     fn pause(&self) -> Duration {
         let pause = self.shared.config.backoff().next_delay(self.failures, jitter());
         if self.deleted.is_empty() { pause } else { pause.max(DELETION_TIME) }
     }
 }
 
-/// Watches one link until it ends; the reason, or `None` when we are to stop.
+/// Watches one link until it ends. Returns the reason, or `None` if we are to stop.
 async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
     let mut events = Box::pin(link.events());
-    // Some ways to end make no event; so look, too.
+    // Some ways to end emit no event, so the link is polled, too.
     let mut look = interval(Duration::from_secs(1));
     let mut reason = None;
     loop {
@@ -369,7 +370,7 @@ async fn watch_over(shared: &Shared, link: &Link) -> Option<String> {
                     info!("the broker takes our messages again");
                     shared.blocked.send_replace(None);
                 }
-                // Also the end of channels that are opened anew where they are used.
+                // This event also reports the end of channels that are opened anew where they are used.
                 Event::Error(error) => reason = Some(explain(&error)),
                 _ => {}
             },

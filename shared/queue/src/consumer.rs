@@ -1,8 +1,8 @@
 //! A slot: one consumer with prefetch 1, on the channel that all slots of a connection share.
 //!
-//! A slot holds at most one unacked delivery, so the broker never hands a worker more than it can run, and a
-//! worker's capacity is its number of slots. Consuming again, after whatever ended it, is the slot's own work; it
-//! knows nothing of jobs.
+//! A slot holds at most one unacked delivery, so the broker never hands a worker more than it can run, and a worker's
+//! capacity is its number of slots. The slot itself starts consuming again, whatever ended its consumer. It knows
+//! nothing of jobs.
 //!
 //! ```text
 //! Idle ──next──▶ Starting ──▶ Consuming ──pause──▶ Stopping ──▶ Idle
@@ -30,7 +30,7 @@ use crate::{Delivery, QueueError};
 /// The waits between attempts to consume.
 const REST: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5) };
 
-/// Tags are never used twice, so a late frame of an old consumer cannot be taken for a new one's.
+/// Tags are never used twice, so a late frame of an old consumer cannot be mistaken for a new one's.
 static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
 
 /// Takes one message at a time from a queue.
@@ -40,14 +40,14 @@ pub struct Slot {
     prefix: String,
     state: State,
     trouble: Trouble,
-    /// Whether it wants to consume and does not yet.
+    /// Whether it wants to consume and does not do so yet.
     seeking: bool,
     _alive: Alive,
 }
 
 enum State {
     Idle,
-    /// Kept here, not in the future of `next`, so that dropping that one loses nothing.
+    /// Kept here, not in the future of `next`, so that dropping that future loses nothing.
     Starting(BoxFuture<'static, Result<Subscription, QueueError>>),
     Consuming(Subscription),
     Stopping(BoxFuture<'static, ()>),
@@ -67,10 +67,10 @@ impl Slot {
         slot
     }
 
-    /// The next delivery; none comes while the last one is neither acked nor given back. Consumes again by itself
-    /// after everything but the end: `None` when the broker was closed.
+    /// Returns the next delivery. None comes while the last one is neither acked nor requeued. Whatever ends the
+    /// consumer, this starts it again. Returns `None` only when the broker was closed.
     ///
-    /// May be dropped at any time: what it has not returned is returned by the next call.
+    /// The future may be dropped at any time: the next call returns what it had not returned.
     pub async fn next(&mut self) -> Option<Delivery> {
         loop {
             self.seek(!matches!(self.state, State::Consuming(_)));
@@ -80,7 +80,8 @@ impl Slot {
                         self.trouble.ends();
                         let delivery =
                             Delivery::new(delivered, self.queue.clone(), subscription.link.clone());
-                        // Came before the connection ended, looked at after: the broker has given it away.
+                        // It came before the connection ended, and is looked at after. The broker has delivered it
+                        // elsewhere.
                         if !delivery.is_stale() {
                             return Some(delivery);
                         }
@@ -91,7 +92,7 @@ impl Slot {
                         self.state = State::Idle;
                     }
                     None => {
-                        // Also how a consumer ends with its connection.
+                        // A consumer also ends this way with its connection.
                         if subscription.link.is_usable() {
                             subscription.link.queue_deleted(&self.queue);
                         }
@@ -121,9 +122,9 @@ impl Slot {
         }
     }
 
-    /// Stops consuming, until `next` is called again. A delivery this slot has returned stays unacked with its
-    /// owner; one that was on its way here goes back to the queue. So `pause`, then `ack`, settles a job early
-    /// without taking another.
+    /// Stops consuming until `next` is called again. A delivery that this slot has returned stays unacked with its
+    /// owner. One that was on its way here returns to the queue. So `pause`, then `ack`, settles a job early without
+    /// taking another.
     pub async fn pause(&mut self) {
         self.seek(false);
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
@@ -167,7 +168,7 @@ impl Slot {
             match bounded(link.operation_timeout(), &doing, consuming).await {
                 Ok(consumer) => Ok(Subscription { link, consumer }),
                 Err(error) => {
-                    // Refused, and so the channel of all slots is closed; or no answer at all.
+                    // Either it was refused, and the channel of all slots is closed, or there was no answer at all.
                     link.suspect(&error);
                     Err(error)
                 }
@@ -175,9 +176,9 @@ impl Slot {
         }
     }
 
-    /// After a failure: not again at once.
+    /// Waits after a failure, so that the next attempt does not follow at once.
     async fn rest(&mut self, error: QueueError) {
-        // When the connection has ended, its supervisor says so.
+        // If the connection has ended, its supervisor logs that.
         let is_said = matches!(error, QueueError::Refused { .. }) || !self.shared.is_connected();
         if self.trouble.begins() && !is_said {
             warn!(queue = &*self.queue, cause = %error, "cannot consume; trying again until it works");
@@ -193,14 +194,14 @@ impl Subscription {
         let cancelling = async {
             let tag = self.consumer.tag();
             self.link.consuming.basic_cancel(tag, BasicCancelOptions::default()).await?;
-            // Ends with the consumer; what is in it by then has never been looked at.
+            // The stream ends with the consumer. What it still holds was never looked at.
             while let Some(delivered) = self.consumer.next().await {
                 self.link.settle(delivered?.delivery_tag, Settlement::Requeue);
             }
             Ok(())
         };
         if let Err(error) = bounded(within, "cancel a consumer", cancelling).await {
-            // A consumer nobody listens to would keep its delivery for ever.
+            // A consumer that nothing reads would keep its delivery for ever.
             self.link.suspect(&error);
         }
     }

@@ -1,8 +1,8 @@
-//! What a dead letter tells of itself.
+//! What a dead letter says about itself.
 //!
-//! Messages come to `harness.dead` on three ways: from us with a reason ([`crate::Publisher::dead_letter`]), from
-//! the broker that gave a message up (header `x-death`), and from `harness.jobs` when no queue is bound for a pool.
-//! This module tells them apart; how they are looked at is in [`crate::DeadWalk`], and what is done about them is
+//! Messages reach `harness.dead` in three ways: from us with a reason ([`crate::Publisher::dead_letter`]), from the
+//! broker when it dead-letters a message (header `x-death`), and from `harness.jobs` when no queue is bound for a pool.
+//! This module distinguishes them. [`crate::DeadLetterCursor`] reads them from the queue. What is done about them is
 //! decided elsewhere.
 
 use std::collections::BTreeMap;
@@ -17,41 +17,41 @@ use crate::{DEAD_EXCHANGE, JOBS_EXCHANGE, headers};
 /// A message in `harness.dead`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
-    /// A word to find it by, the same at every look: made of its body, its reason and its time.
+    /// A word to find it by, the same at every read. It is made of its body, its reason and its time.
     pub mark: String,
     /// The body, as it was published.
     pub body: Vec<u8>,
-    /// The AMQP property `message_id`: the job's id, unless that is what is wrong with it.
+    /// The AMQP property `message_id`: the job's id, unless the id itself is wrong.
     pub message_id: Option<String>,
     /// The AMQP property `type`.
     pub kind: Option<String>,
-    /// Why it is here, for people. Names the field that was wrong, where there is one.
+    /// Why it is here, for people. Names the field that was wrong, if there is one.
     pub reason: String,
-    /// The same as a word to count by: ours (see [`crate::Publisher::dead_letter`]), the broker's
+    /// The reason as a word to count by: ours (see [`crate::Publisher::dead_letter`]), the broker's
     /// (`delivery_limit`, `rejected`, `expired`, `maxlen`), `unroutable`, or `unknown`.
     pub code: String,
-    /// The queue it was in before; `None` for what never reached one.
+    /// The queue it was in before. `None` if it never reached one.
     pub source_queue: Option<String>,
-    /// When it died, in milliseconds of Unix time; the broker's own are whole seconds, and it does not tell for what
-    /// it could not route.
+    /// When it died, in milliseconds of Unix time. The broker's own times are whole seconds, and it gives none for
+    /// messages that it could not route.
     pub dead_at_unix_ms: Option<u64>,
     /// All headers.
     pub headers: BTreeMap<String, Value>,
 }
 
-/// Why the broker gave a message up.
+/// Why the broker dead-lettered a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     /// For people.
     pub reason: String,
-    /// Whether it should go back to its queue once more: the broker gave it up after many deliveries, for the first time.
-    /// That they ended nowhere may be the fault of the broker's consumers, and not of the message.
+    /// Whether it should return to its queue once more, because the broker dead-lettered it after many deliveries for
+    /// the first time. That none of them was acked may be the fault of its consumers, and not of the message.
     pub is_second_chance: bool,
-    /// The broker's word: `delivery_limit`, `rejected`, `expired`, `maxlen`.
+    /// The broker's reason: `delivery_limit`, `rejected`, `expired`, `maxlen`.
     pub code: String,
     /// The queue it was in.
     pub queue: Option<String>,
-    /// In milliseconds of Unix time; whole seconds.
+    /// When, in milliseconds of Unix time. RabbitMQ gives whole seconds.
     pub at_unix_ms: Option<u64>,
 }
 
@@ -112,10 +112,10 @@ struct Cause {
     dead_at_unix_ms: Option<u64>,
 }
 
-/// The broker's word for a message that was delivered too often.
+/// The broker's reason for a message that was delivered too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
 
-/// What RabbitMQ says about a message it gave up: the newest entry of `x-death`
+/// Returns what RabbitMQ says about a message that it dead-lettered: the newest entry of `x-death`
 /// (<https://www.rabbitmq.com/docs/dlx#effects>).
 pub(crate) fn death(table: &FieldTable) -> Option<Death> {
     let AMQPValue::FieldArray(deaths) = table.inner().get("x-death")? else { return None };
@@ -128,7 +128,7 @@ pub(crate) fn death(table: &FieldTable) -> Option<Death> {
             "it was delivered too often without an ack, and is published again once"
         }
         DELIVERY_LIMIT => {
-            "it was delivered too often without an ack, also when it was published again: it may end every worker that takes it"
+            "it was delivered too often without an ack, even after it was published again: it may end every worker that takes it"
         }
         "expired" => "its time to live was over",
         "maxlen" => "the queue was full",
@@ -192,8 +192,8 @@ mod tests {
             death(&table).expect("a death").is_second_chance
         };
         assert!(dead_of("delivery_limit", &[]));
-        assert!(!dead_of("delivery_limit", &[headers::RETURNED]), "once is enough");
-        assert!(!dead_of("rejected", &[]), "somebody has looked at it");
+        assert!(!dead_of("delivery_limit", &[headers::RETURNED]), "it was returned once before");
+        assert!(!dead_of("rejected", &[]), "a consumer has looked at it");
     }
 
     #[test]

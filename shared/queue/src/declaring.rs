@@ -1,7 +1,7 @@
-//! What a connection declares, and when: a queue that is missing only after it was missing for a while.
+//! What a connection declares, and when. A missing queue is declared only after it has been missing for a while.
 //!
-//! A queue that is there is declared only to learn whether it is as this version would have it, at a process's first connection:
-//! should it be deleted just then, that declares it too early.
+//! A queue that exists is declared only at a process's first connection, to check that its arguments are those of this
+//! version. If it is deleted at just that moment, this declares it too early.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,19 +13,20 @@ use crate::declarations::DELETION_TIME;
 use crate::link::Link;
 use crate::{BrokerConfig, QueueError, topology};
 
-/// How often it is looked for meanwhile: another client may declare it, and it may be deleted once more. Each look that does not
-/// find it costs a channel.
+/// How often to look for the queue meanwhile. Another client may declare it, and it may be deleted once more. Each look
+/// that does not find it costs a channel.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Whether a queue that was deleted then has been missing for long enough now, and not for much longer: who looks
-/// late may look when it has just been deleted once more.
+/// Whether a queue that was deleted at that moment has now been missing for long enough, but not for much longer. A
+/// late look may come when the queue has just been deleted once more.
 fn is_settled(deleted: Option<std::time::Instant>) -> bool {
     deleted.is_some_and(|at| (DELETION_TIME..DELETION_TIME + 2 * LOOK).contains(&at.elapsed()))
 }
 
 impl Link {
-    /// Connects, and declares the topology where the configuration says so. `deleted`: when a queue was last seen to be deleted.
-    /// `redeclared` gets the pools whose queue was missing, and until when, also where something fails later.
+    /// Connects, and declares the topology if the configuration says so. `deleted` is when the last deletion of a
+    /// queue was seen. `redeclared` gets the pools whose queue was missing, and until when, even if something fails
+    /// later.
     pub(crate) async fn open_and_declare(
         address: &Address,
         config: &BrokerConfig,
@@ -44,7 +45,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Declares what all pools share and the queues of these.
+    /// Declares what all pools share, and the queues of these pools.
     async fn declare(
         &self,
         pools: &[job::Name],
@@ -59,7 +60,7 @@ impl Link {
             .collect();
         let at_first = self.missing_of(queues).await?;
         let mut missing = at_first.clone();
-        // Where there was no fleet before, nothing was deleted.
+        // If no fleet was here before, nothing was deleted.
         if !missing.is_empty() && !is_settled(deleted) && self.has_exchange().await? {
             missing = self.still_missing(missing).await?;
         }
@@ -79,7 +80,7 @@ impl Link {
         Ok(())
     }
 
-    /// Those of these queues that are missing.
+    /// Returns those of these queues that are missing.
     async fn missing_of(&self, queues: Vec<String>) -> Result<Vec<String>, QueueError> {
         let mut missing = Vec::new();
         for queue in queues {
@@ -90,7 +91,7 @@ impl Link {
         Ok(missing)
     }
 
-    /// Those of these missing queues that are missing for [`DELETION_TIME`].
+    /// Returns those of these missing queues that stay missing for [`DELETION_TIME`].
     async fn still_missing(&self, mut missing: Vec<String>) -> Result<Vec<String>, QueueError> {
         let since = Instant::now();
         while !missing.is_empty() && since.elapsed() < DELETION_TIME {
@@ -108,7 +109,8 @@ impl Link {
         self.on_control("declare the topology", async |channel| topology::declare_shared(channel).await).await
     }
 
-    /// Declares a pool's queue where it is missing, and stays so for [`DELETION_TIME`]. Returns whether it was.
+    /// Declares a pool's queue if it is missing and stays missing for [`DELETION_TIME`]. Returns whether it was
+    /// missing.
     pub(crate) async fn declare_missing(&self, pool: &job::Name) -> Result<bool, QueueError> {
         let asked = Instant::now();
         let queue = topology::jobs_queue(pool);
@@ -135,7 +137,7 @@ impl Link {
         declared
     }
 
-    /// Declares a pool's queue: the broker refuses it where one of another kind is there.
+    /// Declares a pool's queue. The broker refuses this if a queue of another kind has the name.
     pub(crate) async fn declare_now(&self, pool: &job::Name) -> Result<(), QueueError> {
         let queue = topology::jobs_queue(pool);
         let doing = format!("declare queue {queue}");
@@ -144,8 +146,9 @@ impl Link {
         Ok(())
     }
 
-    /// Makes sure that a queue is there before somebody consumes from it: consuming from a missing one would
-    /// close the channel of all slots. `pool` is given when the queue is ours to declare. Returns whether that was missing.
+    /// Makes sure that a queue exists before a slot consumes from it, because consuming from a missing queue would
+    /// close the channel of all slots. `pool` is set if the queue is ours to declare. Returns whether the queue was
+    /// missing.
     pub(crate) async fn ensure(&self, queue: &str, pool: Option<&job::Name>) -> Result<bool, QueueError> {
         if self.declarations.known().contains_key(queue) {
             return Ok(false);

@@ -1,8 +1,8 @@
 //! A message that was delivered to us, and its one settlement.
 //!
-//! A delivery is valid on the connection it came by, and on no other: the broker has given it to somebody else by
-//! the time the next connection stands. So an ack is refused here when its connection is gone. It does not look
-//! into the body.
+//! A delivery is valid only on the connection it came on: by the time the next connection is open, the broker has
+//! delivered it elsewhere. So an ack is refused here when its connection is gone. This module does not look into the
+//! body.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::dead::{self, Death};
 use crate::headers;
 use crate::link::{Link, Settlement};
 
-/// The most headers that a job's message may have, in bytes on the wire: what the broker adds to them must fit into a frame
-/// as well, which holds 128 KiB.
+/// The most that the headers of a job's message may take, in bytes on the wire. What the broker adds to them must also
+/// fit into a frame, which holds 128 KiB.
 pub const MAX_HEADER_BYTES: u64 = 120 * 1024;
 
-/// A delivered message. Dropped without [`Delivery::ack`], it goes back to its queue.
+/// A delivered message. If it is dropped without [`Delivery::ack`], it returns to its queue.
 pub struct Delivery {
-    /// The body. May be taken out; a dead letter is made of what is here.
+    /// The body. It may be taken out. A dead letter is made of what is here.
     pub body: Vec<u8>,
     properties: BasicProperties,
     redelivered: bool,
@@ -29,11 +29,11 @@ pub struct Delivery {
     receipt: Receipt,
 }
 
-/// The connection of a delivery is gone. Harmless: the broker delivers it again, to us or to somebody else.
+/// The connection of a delivery is gone. This is harmless: the broker delivers the message again, to us or elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the connection of this delivery (generation {generation}) is gone; the broker delivers it again")]
 pub struct StaleDelivery {
-    /// The connection it came by.
+    /// The connection it came on.
     pub generation: u64,
 }
 
@@ -48,53 +48,53 @@ impl Delivery {
         }
     }
 
-    /// The AMQP property `message_id`.
+    /// Returns the AMQP property `message_id`.
     pub fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(ShortString::as_str)
     }
 
-    /// The AMQP property `correlation_id`.
+    /// Returns the AMQP property `correlation_id`.
     pub fn correlation_id(&self) -> Option<&str> {
         self.properties.correlation_id().as_ref().map(ShortString::as_str)
     }
 
-    /// The AMQP property `reply_to`.
+    /// Returns the AMQP property `reply_to`.
     pub fn reply_to(&self) -> Option<&str> {
         self.properties.reply_to().as_ref().map(ShortString::as_str)
     }
 
-    /// The AMQP property `type`, such as `harness.job.v1`.
+    /// Returns the AMQP property `type`, such as `harness.job.v1`.
     pub fn kind(&self) -> Option<&str> {
         self.properties.kind().as_ref().map(ShortString::as_str)
     }
 
-    /// The header `traceparent` (W3C Trace Context).
+    /// Returns the header `traceparent` (W3C Trace Context).
     pub fn traceparent(&self) -> Option<&str> {
         headers::text(self.properties.headers().as_ref(), headers::TRACEPARENT)
     }
 
-    /// What its headers took when it was published, in bytes on the wire. Those that no frame can hold any more, because the
-    /// broker adds its own, are counted although they are not there.
+    /// Returns the size of its headers when it was published, in bytes on the wire. This includes headers that were
+    /// removed since, because no frame can hold them together with the broker's own.
     pub fn header_bytes(&self) -> u64 {
         headers::published_bytes(self.properties.headers().as_ref())
     }
 
-    /// Why the broker gave it up, if this is a dead letter of the broker's own.
+    /// Returns why the broker dead-lettered it, if it did.
     pub fn death(&self) -> Option<Death> {
         self.properties.headers().as_ref().and_then(dead::death)
     }
 
-    /// Whether the broker may have delivered it before. A hint; attempts are counted elsewhere.
+    /// Whether the broker may have delivered it before. This is only a hint. Attempts are counted elsewhere.
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
 
-    /// The queue it was taken from.
+    /// Returns the queue it was taken from.
     pub fn queue(&self) -> &str {
         &self.queue
     }
 
-    /// The connection it came by.
+    /// Returns the generation of the connection it came on.
     pub fn generation(&self) -> u64 {
         self.receipt.generation()
     }
@@ -108,20 +108,20 @@ impl Delivery {
         &self.properties
     }
 
-    /// Tells the broker to forget the message. Does not wait: AMQP has no answer to an ack. Should the connection
-    /// end before it is written, the message is delivered again.
+    /// Acks the message, so that the broker deletes it. Does not wait, because AMQP has no answer to an ack. If the
+    /// connection ends before the ack is written, the message is delivered again.
     pub async fn ack(self) -> Result<(), StaleDelivery> {
         self.receipt.settle(Settlement::Ack)
     }
 
-    /// The same for a caller to whom it is all one whether the ack comes in time.
+    /// As [`Delivery::ack`], for a caller to which it makes no difference whether the ack comes in time.
     pub async fn settle(self) {
         if let Err(stale) = self.ack().await {
             debug!(cause = %stale, "an ack came too late");
         }
     }
 
-    /// Gives the message back to its queue, to be delivered again at once. For a delivery that should not have
+    /// Returns the message to its queue, to be delivered again at once. This is for a delivery that should not have
     /// come, not for flow control: the broker counts it against the delivery limit.
     pub async fn requeue(self) -> Result<(), StaleDelivery> {
         self.receipt.settle(Settlement::Requeue)
@@ -142,7 +142,7 @@ impl fmt::Debug for Delivery {
 /// The right to settle a delivery, once.
 struct Receipt {
     tag: u64,
-    /// `None` once settled.
+    /// `None` once the delivery is settled.
     link: Option<Arc<Link>>,
 }
 

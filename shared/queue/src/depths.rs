@@ -1,16 +1,17 @@
-//! The depths of many queues, for somebody who looks at them again and again.
+//! The depths of many queues, for a caller that polls them.
 //!
-//! A look asks by passive declares, one behind the other on one channel without waiting in between. The broker closes
-//! that channel at the first queue it cannot tell of: one that is not there, or that does not belong to us. What was
-//! asked behind it is asked again on the next channel; the queue itself is in doubt from then on, and asked after all
-//! others, on a channel apart, and less often: the broker logs a line about each such question. One that keeps the
-//! broker waiting (a quorum queue that has lost its leader does, for seconds) is put in doubt as well.
+//! A look asks by passive declares, one after the other on one channel without waiting in between. The broker closes
+//! that channel at the first queue that it cannot report on: one that does not exist, or that does not belong to us.
+//! The questions behind it are asked again on the next channel. The queue itself is in doubt from then on. It is asked
+//! after all others, on a separate channel, and less often, because the broker logs a line about each such question. A
+//! queue that keeps the broker waiting is put in doubt as well. A quorum queue that has lost its leader does so, for
+//! seconds.
 //!
-//! A quorum queue that has no leader declares itself to be empty (RabbitMQ, `rabbit_quorum_queue:stat`), and after its restart a
-//! broker takes connections before its queues have chosen theirs. So an empty queue is believed only when the connection has
-//! stood for some seconds, unless it is our first.
+//! A quorum queue without a leader reports that it is empty (RabbitMQ, `rabbit_quorum_queue:stat`), and after a
+//! restart a broker takes connections before its queues have elected their leaders. So an empty queue is believed only
+//! once the connection is some seconds old, unless it is our first.
 //!
-//! Only the number of ready messages is taken. A quorum queue's `consumer_count` counts consumers that are gone, and
+//! Only the number of ready messages is used. A quorum queue's `consumer_count` counts consumers that are gone, and
 //! leaves out others.
 
 use std::sync::Arc;
@@ -26,40 +27,40 @@ use crate::error::{NOT_FOUND, explain, reply_code};
 use crate::link::{Link, short};
 use crate::{Broker, Depth, QueueError};
 
-/// Questions under way at once.
+/// Questions in flight at once.
 const PIPELINE: usize = 64;
-/// Questions about queues in doubt, per look.
+/// Questions per look about queues in doubt.
 const PROBES: usize = 16;
-/// After this, queues have their leaders again.
+/// After this time, queues have their leaders again.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
-/// A queue in doubt is left out of so many looks at most.
+/// A queue in doubt is left out of at most this many looks.
 const MAX_REST: u32 = 8;
 
-/// Queues that are looked at together. Their connection survives whatever is asked; it needs no permission on any of
-/// the queues, only access to the vhost.
+/// Queues that are looked at together. Their connection survives any question. It needs no permission on any of the
+/// queues, only access to the vhost.
 pub struct Depths {
     broker: Broker,
     queues: Vec<Watched>,
-    /// For the queues that have always answered.
+    /// The channel for the queues that have always answered.
     steady: Option<Channel>,
-    /// For those in doubt.
+    /// The channel for those in doubt.
     probing: Option<Channel>,
 }
 
 struct Watched {
     name: String,
-    /// The last answer; before the first, that there was none.
+    /// The last answer. Before the first one, an error that says so.
     last: Result<Option<Depth>, QueueError>,
     doubt: Option<Doubt>,
 }
 
-/// Of a queue that was not there, or of which the broker did not tell, when it was asked for last.
+/// The state of a queue that did not exist, or on which the broker did not report, when it was last asked.
 struct Doubt {
-    /// Looks that leave it out after an answer.
+    /// The number of looks that leave it out after an answer.
     rest: u32,
-    /// Looks that still leave it out.
+    /// The number of looks that still leave it out.
     left: u32,
-    /// When it was asked for last.
+    /// When it was last asked.
     asked: Instant,
 }
 
@@ -77,8 +78,9 @@ impl Depths {
         Depths { broker, queues: queues.collect(), steady: None, probing: None }
     }
 
-    /// Asks for all depths, and answers in the order of the queues: `None` when there is no such queue. Takes no longer
-    /// than this; what was not answered in time is an error. Dropped in the middle, it has asked for some.
+    /// Asks for all depths, and returns them in the order of the queues: `None` if there is no such queue. Takes no
+    /// longer than `within`. What was not answered in time is an error. If the future is dropped, only some queues
+    /// were asked.
     pub async fn look(&mut self, within: Duration) -> Vec<Result<Option<Depth>, QueueError>> {
         let deadline = Instant::now() + within;
         match self.broker.shared().live_link(within).await {
@@ -96,9 +98,9 @@ impl Depths {
         self.queues.iter().map(|queue| queue.last.clone()).collect()
     }
 
-    /// Asks for all queues that are not in doubt; those that turn out to be are, afterwards.
+    /// Asks all queues that are not in doubt. Those that do not answer are in doubt afterwards.
     async fn ask_steady(&mut self, link: &Arc<Link>, deadline: Instant, within: Duration) {
-        // What has answered before goes first: it will again.
+        // Queues that have answered before go first, because they are likely to answer again.
         let (known, unknown): (Vec<usize>, Vec<usize>) = (0..self.queues.len())
             .filter(|at| self.queues[*at].doubt.is_none())
             .partition(|at| matches!(self.queues[*at].last, Ok(Some(_))));
@@ -136,14 +138,14 @@ impl Depths {
         }
     }
 
-    /// The answers up to the first that is none.
+    /// Returns the answers up to the first refusal.
     async fn ask_in_a_row(
         &self,
         channel: &Channel,
         queues: &[usize],
         deadline: Instant,
     ) -> (Vec<Depth>, Option<Refusal>) {
-        // Each asks when it is first polled, which happens in their order.
+        // Each asks when it is first polled, and they are polled in this order.
         let questions: Vec<_> = queues.iter().map(|at| ask(channel, &self.queues[*at].name)).collect();
         let answers = stream::iter(questions).buffered(PIPELINE);
         pin_mut!(answers);
@@ -158,7 +160,7 @@ impl Depths {
         }
     }
 
-    /// Asks for the queues in doubt whose turn it is, the one that has waited longest first.
+    /// Asks the queues in doubt whose turn it is, starting with the one that has waited longest.
     async fn ask_doubtful(&mut self, link: &Arc<Link>, deadline: Instant, within: Duration) {
         let mut due: Vec<(Instant, usize)> = Vec::new();
         for (at, queue) in self.queues.iter_mut().enumerate() {
@@ -191,14 +193,14 @@ impl Watched {
         self.last = match depth {
             Depth { ready: 0 } if link.follows_another_within(SETTLED_AFTER) => Err(QueueError::Failed {
                 doing: format!("look at queue {}", self.name),
-                reason: "it claims to be empty, but perhaps only has no leader yet after the broker's return"
+                reason: "it reports that it is empty, but may have no leader yet after the broker's return"
                     .to_owned(),
             }),
             depth => Ok(Some(depth)),
         };
     }
 
-    /// Leaves it out of the next looks: of more each time that it is asked for in vain, up to a bound.
+    /// Leaves it out of the next looks. Each further refusal leaves it out of more of them, up to a limit.
     fn refused(&mut self, refusal: Refusal, within: Duration) {
         let doing = format!("look at queue {}", self.name);
         self.last = match refusal {
@@ -218,7 +220,7 @@ enum Refusal {
     Silent,
 }
 
-/// The channel, if it still works, or a new one.
+/// Returns the channel if it still works, or else a new one.
 async fn open(
     link: &Arc<Link>,
     channel: Option<Channel>,

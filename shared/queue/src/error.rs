@@ -1,4 +1,4 @@
-//! What can go wrong, in words a caller can match.
+//! What can go wrong, as errors that a caller can match.
 
 use std::time::Duration;
 
@@ -15,31 +15,31 @@ pub enum QueueError {
     /// There is no connection at the moment.
     #[error("the broker is not reachable: {reason}")]
     Unavailable {
-        /// What the last attempt failed with.
+        /// The error of the last attempt.
         reason: String,
     },
-    /// [`crate::Broker::close`] was called, or the process stops.
+    /// [`crate::Broker::close`] was called, or the process is stopping.
     #[error("the connection to the broker is closed for good: {reason}")]
     Closed {
         /// Why.
         reason: String,
     },
-    /// A queue or exchange exists with other arguments than ours.
+    /// A queue or exchange exists with arguments other than ours.
     #[error("{name} exists with other arguments than this version declares ({detail}); {remedy}")]
     Mismatch {
         /// The queue or exchange.
         name: String,
-        /// The broker's words.
+        /// The broker's message.
         detail: String,
         /// What to do.
         remedy: String,
     },
-    /// No answer within the bound.
+    /// No answer within the timeout.
     #[error("{doing}: no answer from the broker within {} s", after.as_secs_f32())]
     Timeout {
         /// What we were doing, to which queue.
         doing: String,
-        /// The bound.
+        /// The timeout.
         after: Duration,
     },
     /// The broker refuses this to our user.
@@ -47,23 +47,23 @@ pub enum QueueError {
     Refused {
         /// What we were doing, to which queue.
         doing: String,
-        /// The broker's words, which name the user, the vhost and what it was refused.
+        /// The broker's message. It names the user, the vhost and what was refused.
         reason: String,
         /// What to do.
         remedy: &'static str,
     },
-    /// The broker's answer was an error, or the connection ended meanwhile.
+    /// The broker answered with an error, or the connection ended meanwhile.
     #[error("{doing}: {reason}")]
     Failed {
         /// What we were doing, to which queue.
         doing: String,
-        /// The broker's words.
+        /// The broker's message.
         reason: String,
     },
 }
 
 impl QueueError {
-    /// Whether the same call may succeed later without anybody changing a setting.
+    /// Whether the same call may succeed later without a change of any setting.
     pub fn is_retryable(&self) -> bool {
         match self {
             QueueError::Unavailable { .. }
@@ -78,21 +78,21 @@ impl QueueError {
 /// A message is not known to be in its queue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No queue of that name: the broker gave the message back. It is nowhere.
+    /// No queue has that name, so the broker returned the message. It is in no queue.
     #[error("queue {queue} does not exist; the message was returned ({reason})")]
     Returned {
         /// The queue.
         queue: String,
-        /// The broker's words.
+        /// The broker's message.
         reason: String,
     },
-    /// The queue refused it, being full (`reject-publish`) or without a leader. It may be in the queue of some replicas.
+    /// The queue refused it, because it is full (`reject-publish`) or has no leader. Some replicas may hold it.
     #[error("queue {queue} refused the message: it is full or has no leader")]
     Nacked {
         /// The queue.
         queue: String,
     },
-    /// No confirm: the connection ended or is stuck. The message may or may not have arrived.
+    /// No confirm came, because the connection ended or is stuck. The message may or may not have arrived.
     #[error("no confirm for a message to queue {queue}: {reason}")]
     Unconfirmed {
         /// The queue.
@@ -100,7 +100,7 @@ pub enum PublishError {
         /// What happened instead.
         reason: String,
     },
-    /// A property or a queue's name is longer than AMQP's 255 bytes. It was not sent.
+    /// A property or a queue's name is longer than AMQP's 255 bytes. The message was not sent.
     #[error("{field}: got {bytes} bytes, expected at most 255")]
     TooLong {
         /// The property.
@@ -108,13 +108,13 @@ pub enum PublishError {
         /// Its length.
         bytes: usize,
     },
-    /// [`crate::Broker::close`] was called, or the process stops. It was not sent.
+    /// [`crate::Broker::close`] was called, or the process is stopping. The message was not sent.
     #[error("the connection to the broker is closed for good")]
     Closed,
 }
 
 impl PublishError {
-    /// Whether the same message may be accepted later without anybody changing something.
+    /// Whether the same message may be accepted later without a change of any setting.
     pub fn is_retryable(&self) -> bool {
         match self {
             PublishError::Nacked { .. } | PublishError::Unconfirmed { .. } => true,
@@ -126,12 +126,12 @@ impl PublishError {
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// What an account of ours needs, as the fleet's default names are.
+/// The permissions that our user needs with the fleet's default names.
 const PERMISSIONS: &str = "the user needs the permissions configure, write and read on harness.* in this vhost, and write on \
                            amq.default (rabbitmqctl set_permissions)";
-const LOGIN: &str = "look at user, password and vhost in AMQP_URL";
+const LOGIN: &str = "check user, password and vhost in AMQP_URL";
 
-/// The error of something that was answered with one.
+/// Converts an error of lapin's. `doing` says what we were doing.
 pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
     let (doing, reason) = (doing.to_owned(), explain(error));
     match reply_code(error) {
@@ -139,7 +139,7 @@ pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
             QueueError::Refused { doing, reason, remedy: LOGIN }
         }
         Some(ACCESS_REFUSED) => QueueError::Refused { doing, reason, remedy: PERMISSIONS },
-        // Also the answer where there are too many connections, which passes.
+        // The broker also answers this when there are too many connections, which is temporary.
         Some(NOT_ALLOWED) if !reason.contains("limit") => {
             QueueError::Refused { doing, reason, remedy: LOGIN }
         }
@@ -147,17 +147,17 @@ pub(crate) fn failed(doing: &str, error: &lapin::Error) -> QueueError {
     }
 }
 
-/// Whether these are the broker's words for something that it refuses.
+/// Whether this is the broker's message for a refusal.
 pub(crate) fn is_refusal(words: &str) -> bool {
     words.contains("ACCESS_REFUSED")
 }
 
-/// lapin's error in the broker's own words where it has any. Credentials are never part of them.
+/// Returns the broker's own message if there is one, else lapin's. Neither ever holds credentials.
 pub(crate) fn explain(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
         ErrorKind::IOError(error) => match error.to_string() {
-            // The second where another authority has the same name, such as an older one.
+            // The second kind occurs if another authority has the same name, such as an older one.
             text if ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) => {
                 format!(
                     "{text}: expected TLS_CA_FILE (or cacertfile in AMQP_URL) to name the file of its authority"
@@ -173,7 +173,7 @@ pub(crate) fn explain(error: &lapin::Error) -> String {
 pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const REPLY_SUCCESS: u16 = 200;
 
-/// The AMQP reply code of an error the broker sent, such as 404.
+/// Returns the AMQP reply code of an error that the broker sent, such as 404.
 pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),

@@ -1,4 +1,4 @@
-//! Message headers: the names we use, reading them, and what a dead letter's must look like.
+//! Message headers: the names we use, how they are read, and which ones a dead letter gets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,21 +15,21 @@ pub(crate) const QUEUE: &str = "x-harness-queue";
 pub(crate) const DEAD_AT: &str = "x-harness-dead-at";
 /// How many bytes of headers were left out of a message.
 pub(crate) const DROPPED: &str = "x-harness-headers-dropped";
-/// Whether the message was published again after the broker had given it up.
+/// Whether the message was published again after the broker had dead-lettered it.
 pub(crate) const RETURNED: &str = "x-harness-returned";
-/// What comes before the payload of a frame (AMQP 0-9-1, section 2.3.5), and behind it.
+/// The length of what precedes a frame's payload (AMQP 0-9-1, section 2.3.5), and of what follows it.
 pub(crate) const FRAME_HEAD: usize = 7;
 pub(crate) const FRAME_END: usize = 1;
-/// What a frame takes beside its payload.
+/// What a frame takes in addition to its payload.
 pub(crate) const FRAME_OVERHEAD: usize = FRAME_HEAD + FRAME_END;
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The longest reason that is kept.
 const MAX_REASON: usize = 2_000;
-/// What a dead letter keeps of its message's headers: so it has room for what the broker adds, wherever it goes.
+/// How much a dead letter keeps of its message's headers. That leaves room for what the broker adds later.
 const MAX_HEADERS: usize = 32 * 1024;
 
-/// A header's text, if it is one.
+/// Returns a header's text, if it is a text.
 pub(crate) fn text<'a>(table: Option<&'a FieldTable>, name: &str) -> Option<&'a str> {
     match table?.inner().get(name)? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
@@ -38,8 +38,8 @@ pub(crate) fn text<'a>(table: Option<&'a FieldTable>, name: &str) -> Option<&'a 
     }
 }
 
-/// The properties of a dead letter: those of the original, without what would act again on the way to
-/// `harness.dead` (`expiration`, `user_id`, `CC`, `BCC`), with the reason.
+/// Returns the properties of a dead letter: those of the original with the reason added, and without those that would
+/// act again on the way to `harness.dead` (`expiration`, `user_id`, `CC`, `BCC`).
 pub(crate) fn bury(
     original: &BasicProperties,
     reason: &str,
@@ -69,7 +69,8 @@ pub(crate) fn bury(
     without_actions(original).with_headers(kept.into())
 }
 
-/// Persistent, and without headers, `expiration` and `user_id`. Built anew: lapin's properties can be set, not unset.
+/// Returns persistent properties without headers, `expiration` and `user_id`. They are built anew, because lapin's
+/// properties can be set but not unset.
 fn without_actions(original: &BasicProperties) -> BasicProperties {
     let mut properties = BasicProperties::default().with_delivery_mode(2);
     macro_rules! keep {
@@ -84,28 +85,28 @@ fn without_actions(original: &BasicProperties) -> BasicProperties {
     properties
 }
 
-/// The properties of a dead letter that goes back to work: without what we and the broker added when it died, and
-/// without what would act again on its way. RabbitMQ drops what its own `x-death` shows to go in circles.
-pub(crate) fn revive(dead: &BasicProperties) -> BasicProperties {
+/// Returns the properties of a dead letter that is published again: without what we and the broker added when it died,
+/// and without what would act again on its way. RabbitMQ drops a message whose `x-death` shows that it goes in circles.
+pub(crate) fn redriven(letter: &BasicProperties) -> BasicProperties {
     let mut kept = BTreeMap::new();
-    if let Some(table) = dead.headers() {
+    if let Some(table) = letter.headers() {
         kept.extend(table.inner().clone());
         kept.retain(|name, _| {
             !was_added(name.as_str().as_bytes()) && !["CC", "BCC"].contains(&name.as_str())
         });
     }
-    without_actions(dead).with_headers(kept.into())
+    without_actions(letter).with_headers(kept.into())
 }
 
-/// The same for a dead letter that goes back by itself, and says so.
-pub(crate) fn returned(dead: &BasicProperties) -> BasicProperties {
-    let properties = revive(dead);
+/// As [`redriven`], for a dead letter that is returned automatically. A header says so.
+pub(crate) fn returned(letter: &BasicProperties) -> BasicProperties {
+    let properties = redriven(letter);
     let mut table = properties.headers().clone().unwrap_or_default();
     table.insert(RETURNED.into(), AMQPValue::Boolean(true));
     properties.with_headers(table)
 }
 
-/// Whether we or the broker wrote this header, as far as its name tells.
+/// Whether we or the broker wrote this header, judging by its name.
 fn was_added(name: &[u8]) -> bool {
     let by_us_or_the_broker: [&[u8]; 3] = [b"x-harness-", b"x-first-death-", b"x-last-death-"];
     by_us_or_the_broker.iter().any(|start| name.starts_with(start))
@@ -113,8 +114,8 @@ fn was_added(name: &[u8]) -> bool {
         || name == DELIVERY_COUNT.as_bytes()
 }
 
-/// Which of some headers, given by name and size, stay when they may take so many bytes: what tells of the message's
-/// own way before all else, then as many as there can be. Their places, in order.
+/// Chooses which headers, given by name and size, are kept within `room` bytes. Those about the message's own history
+/// come first, then as many of the rest as fit. Returns their indexes in ascending order.
 pub(crate) fn that_fit<'a>(headers: impl Iterator<Item = (&'a [u8], usize)>, room: usize) -> Vec<usize> {
     let matters = |name: &[u8]| was_added(name) || name == TRACEPARENT.as_bytes();
     let mut ranked: Vec<_> =
@@ -132,7 +133,7 @@ pub(crate) fn that_fit<'a>(headers: impl Iterator<Item = (&'a [u8], usize)>, roo
     places
 }
 
-/// The headers that fit into so many bytes, and one that says so if some do not.
+/// Returns the headers that fit into `room` bytes, and one that says so if some do not.
 fn cut(table: FieldTable, room: usize) -> FieldTable {
     let whole = weight(&table);
     if whole <= room {
@@ -153,14 +154,14 @@ fn cut(table: FieldTable, room: usize) -> FieldTable {
     kept
 }
 
-/// How many bytes of headers were left out before.
+/// Returns how many bytes of headers were left out before.
 fn dropped(table: &FieldTable) -> u64 {
     let bytes = table.inner().get(DROPPED).and_then(AMQPValue::as_long_long_int);
     bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
 }
 
-/// What a message's headers took when it was published, in bytes on the wire: without the broker's count of deliveries, with
-/// what was left out since.
+/// Returns the size of a message's headers when it was published, in bytes on the wire: without the broker's count of
+/// deliveries, and with what was left out since.
 pub(crate) fn published_bytes(table: Option<&FieldTable>) -> u64 {
     let Some(table) = table else { return 0 };
     let own = table.inner().iter().filter(|(name, _)| ![DROPPED, DELIVERY_COUNT].contains(&name.as_str()));
@@ -168,7 +169,7 @@ pub(crate) fn published_bytes(table: Option<&FieldTable>) -> u64 {
     (own as u64).saturating_add(dropped(table))
 }
 
-/// The same properties with no more headers than fit into a frame of this size.
+/// Returns the same properties with no more headers than fit into a frame of this size.
 pub(crate) fn fitted(properties: BasicProperties, frame_max: usize) -> BasicProperties {
     match properties.headers() {
         Some(table) => {
@@ -203,7 +204,7 @@ fn clip(text: &str, max_bytes: usize) -> String {
     text[..end].to_owned()
 }
 
-/// How many bytes a table's inside takes on the wire.
+/// Returns the size of a table's content in bytes on the wire.
 fn weight(table: &FieldTable) -> usize {
     table.inner().iter().map(|(name, value)| entry_weight(name.as_str(), value)).sum()
 }
@@ -212,7 +213,7 @@ fn entry_weight(name: &str, value: &AMQPValue) -> usize {
     1 + name.len() + value_weight(value)
 }
 
-/// With the byte that names its type.
+/// Returns the size of a value, including the byte for its type.
 fn value_weight(value: &AMQPValue) -> usize {
     match value {
         AMQPValue::Void => 1,
@@ -229,7 +230,7 @@ fn value_weight(value: &AMQPValue) -> usize {
     }
 }
 
-/// Headers as JSON, for people to read.
+/// Returns headers as JSON, for people to read.
 pub(crate) fn to_json(table: &FieldTable) -> BTreeMap<String, Value> {
     table.inner().iter().map(|(key, value)| (key.to_string(), value_to_json(value))).collect()
 }
@@ -295,17 +296,17 @@ mod tests {
             .with_message_id("m".into())
             .with_headers(table(&[("traceparent", long("kept")), ("CC", long("elsewhere"))]));
         let buried = bury(&original, "agent_id: got \"x\"", "unknown_agent", "q", Duration::ZERO);
-        let revived = revive(&buried);
-        assert_eq!(revived.message_id(), original.message_id());
-        assert_eq!(revived.headers().as_ref(), Some(&table(&[("traceparent", long("kept"))])));
+        let kept = redriven(&buried);
+        assert_eq!(kept.message_id(), original.message_id());
+        assert_eq!(kept.headers().as_ref(), Some(&table(&[("traceparent", long("kept"))])));
         let given_up = table(&[
             ("x-death", AMQPValue::Void),
             ("x-first-death-queue", long("q")),
             ("a", AMQPValue::Void),
         ]);
-        let revived = revive(&BasicProperties::default().with_headers(given_up).with_expiration("5".into()));
-        assert_eq!(revived.headers().as_ref(), Some(&table(&[("a", AMQPValue::Void)])));
-        assert!(revived.expiration().is_none());
+        let kept = redriven(&BasicProperties::default().with_headers(given_up).with_expiration("5".into()));
+        assert_eq!(kept.headers().as_ref(), Some(&table(&[("a", AMQPValue::Void)])));
+        assert!(kept.expiration().is_none());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The broker: the only crate that knows RabbitMQ and its client, lapin.
 //!
-//! A [`Broker`] owns one connection. Its supervisor declares the topology, notices every way a connection can
-//! end, and builds the next one; [`Publisher`] and [`Slot`] live on top of it and outlast any number of
-//! connections. A delivery does not: its ack carries the generation of its connection and is refused here when
-//! that connection is gone, which is harmless, because the broker delivers again.
+//! A [`Broker`] owns one connection. Its supervisor declares the topology, notices every way in which a connection can
+//! end, and builds the next one. [`Publisher`] and [`Slot`] are built on it and outlast any number of connections. A
+//! delivery does not: its ack carries the generation of its connection, and is refused here when that connection is
+//! gone. That is harmless, because the broker delivers the message again.
 //!
-//! Consume and publish on two brokers when a process does both: RabbitMQ stops reading from a connection that
-//! publishes while an alarm (memory, disk) is on, and acks on that connection would wait too.
+//! A process that consumes and publishes needs two brokers. RabbitMQ stops reading from a connection that publishes
+//! while an alarm (memory, disk) is on, and acks on that connection would wait too.
 //!
 //! This crate has never heard of Postgres, leases or sessions, and does not look into a message's body.
 //!
@@ -27,8 +27,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! lapin logs on its own, with whole messages in some lines; hand [`LOG_DIRECTIVE`] to the log filter. What
-//! matters of it is in our own lines and errors.
+//! lapin's own log lines can hold whole messages. Pass [`LOG_DIRECTIVE`] to the log filter to silence them. What
+//! matters in them is in our own log lines and errors.
 
 mod address;
 mod config;
@@ -37,14 +37,14 @@ mod refusals;
 mod topology;
 mod headers;
 mod repair;
-mod screen;
+mod frame_repair;
 mod socket;
 mod declarations;
 mod link;
 mod declaring;
 mod shared;
 mod dead;
-mod walk;
+mod cursor;
 mod delivery;
 mod publisher;
 mod confirming;
@@ -56,6 +56,7 @@ pub use address::ConfigError;
 pub use config::BrokerConfig;
 pub use connection::Broker;
 pub use consumer::Slot;
+pub use cursor::{DeadLetterCursor, HeldLetter};
 pub use dead::{DeadLetter, Death};
 pub use delivery::{Delivery, MAX_HEADER_BYTES, StaleDelivery};
 pub use depths::Depths;
@@ -64,7 +65,6 @@ pub use link::Depth;
 pub use publisher::{Message, Publisher};
 pub use shared::BrokerStatus;
 pub use topology::{DEAD_EXCHANGE, DEAD_QUEUE, DEAD_SWEEP_QUEUE, JOBS_EXCHANGE, jobs_queue, pool_of_queue};
-pub use walk::{DeadWalk, HeldLetter};
 
-/// For the log filter (`EnvFilter` syntax): silences lapin, whose log lines can hold whole messages.
+/// A directive for the log filter (`EnvFilter` syntax). It silences lapin, whose log lines can hold whole messages.
 pub const LOG_DIRECTIVE: &str = "lapin=off";

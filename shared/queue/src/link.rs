@@ -1,7 +1,7 @@
 //! One live connection: its channels, what it has seen of the topology, and how it ends.
 //!
-//! A link is never repaired. Whoever notices that it is broken calls [`Link::fail`]; the supervisor then closes
-//! it and builds the next. It knows nothing of slots, publishers or backoff.
+//! A link is never repaired. A task that notices that it is broken calls [`Link::fail`]. The supervisor then closes it
+//! and builds the next one. A link knows nothing of slots, publishers or backoff.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -20,14 +20,14 @@ use crate::declarations::Declarations;
 use crate::error::{NOT_FOUND, REPLY_SUCCESS, failed, reply_code};
 use crate::{BrokerConfig, QueueError, socket};
 
-/// What stands in a queue.
+/// How many messages a queue holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that wait for a consumer; those with a consumer are not among them.
+    /// Messages that wait for a consumer. Those that a consumer holds are not counted.
     pub ready: u64,
 }
 
-/// How a delivery ends.
+/// How a delivery is settled.
 #[derive(Clone, Copy)]
 pub(crate) enum Settlement {
     Ack,
@@ -37,17 +37,17 @@ pub(crate) enum Settlement {
 pub(crate) struct Link {
     /// Counts the connections of one broker, from 1.
     pub(crate) generation: u64,
-    /// The channel all slots share.
+    /// The channel that all slots share.
     pub(crate) consuming: Channel,
     connection: Connection,
     since: Instant,
-    /// Ends the connection without a word; see [`socket`].
+    /// Ends the connection without a closing handshake; see [`socket`].
     cut: CancellationToken,
     _cut_when_dropped: DropGuard,
-    /// For declarations; a refused one closes it, so it is opened anew when needed.
+    /// The channel for declarations. A refused one closes it, so it is opened anew when needed.
     control: tokio::sync::Mutex<Option<Channel>>,
     pub(crate) declarations: Declarations,
-    /// Queues that the broker has deleted under a consumer of this link, and when it said so.
+    /// Queues that the broker deleted under a consumer of this link, and when it reported that.
     deleted: Mutex<BTreeMap<String, std::time::Instant>>,
     failure: OnceLock<String>,
     failed: CancellationToken,
@@ -69,7 +69,7 @@ impl Link {
         let connection = bounded(config.connect_timeout, &doing, connecting).await?;
         let opening = async {
             let consuming = connection.create_channel().await?;
-            // For every consumer started from here on, each by itself (global: false).
+            // This holds for every consumer that starts from here on, each one separately (global: false).
             consuming.basic_qos(1, BasicQosOptions { global: false }).await?;
             Ok(consuming)
         };
@@ -89,19 +89,19 @@ impl Link {
         })
     }
 
-    /// The broker has cancelled a consumer, which it does when the queue is deleted. That ends the link: what the broker's
-    /// channels still know of the old queue goes with them ([`crate::declarations::DELETION_TIME`]).
+    /// Handles the broker's cancelling of a consumer, which it does when the queue is deleted. That ends the link, and
+    /// with it everything the broker's channels still know of the old queue ([`crate::declarations::DELETION_TIME`]).
     pub(crate) fn queue_deleted(&self, queue: &str) {
         self.deleted().entry(queue.to_owned()).or_insert_with(std::time::Instant::now);
         self.fail(format_args!("the broker has cancelled the consumers of queue {queue}: it was deleted"));
     }
 
-    /// Queues that were deleted under a consumer of this link.
+    /// Returns the queues that were deleted under a consumer of this link.
     pub(crate) fn deleted_queues(&self) -> BTreeMap<String, std::time::Instant> {
         self.deleted().clone()
     }
 
-    /// How many messages wait in a queue; `None` when there is no such queue.
+    /// Returns how many messages wait in a queue, or `None` if there is no such queue.
     pub(crate) async fn depth(&self, queue: &str) -> Result<Option<Depth>, QueueError> {
         let doing = format!("look at queue {queue}");
         let name = short(&doing, queue)?;
@@ -128,7 +128,7 @@ impl Link {
     ) -> Result<T, QueueError> {
         let attempt = async {
             let mut control = self.control.lock().await;
-            // Taken out while in use: should this future be dropped, the channel goes with it.
+            // The channel is taken out while in use. If this future is dropped, the channel is dropped with it.
             let channel = match control.take().filter(|channel| channel.status().connected()) {
                 Some(channel) => channel,
                 None => self.channel().await?,
@@ -143,9 +143,9 @@ impl Link {
         }
     }
 
-    /// Hands a settlement to lapin, which queues it when first polled; the rest of its future only waits for the
-    /// socket. (lapin's own acker spawns a task for each. One frame for many acks was tried and gained nothing:
-    /// the broker settles each consumer by itself.) Whether the channel was still there.
+    /// Hands a settlement to lapin, which queues it when first polled. The rest of its future only waits for the
+    /// socket. Returns whether the channel was still open. (lapin's own acker spawns a task for each. One frame for
+    /// many acks was tried and gained nothing, because the broker settles each consumer separately.)
     pub(crate) fn settle(&self, tag: u64, settlement: Settlement) -> bool {
         if self.has_failed() {
             return false;
@@ -160,23 +160,23 @@ impl Link {
         !matches!(sent, Some(Err(_)))
     }
 
-    /// Whether the broker may be about to come up: the connection before this one has ended, and this one is younger than
-    /// so long.
+    /// Whether the broker may still be starting: the connection before this one has ended, and this one is younger than
+    /// `within`.
     pub(crate) fn follows_another_within(&self, within: Duration) -> bool {
         self.generation > 1 && self.since.elapsed() < within
     }
 
-    /// Whether it stands, as far as lapin knows.
+    /// Whether it is open, as far as lapin knows.
     pub(crate) fn is_usable(&self) -> bool {
         !self.has_failed() && self.connection.status().connected() && self.consuming.status().connected()
     }
 
-    /// A channel of the caller's own.
+    /// Opens a channel for the caller alone.
     pub(crate) async fn channel(&self) -> Result<Channel, QueueError> {
         bounded(self.operation_timeout, "open a channel", self.connection.create_channel()).await
     }
 
-    /// The largest frame that either side may send.
+    /// Returns the largest frame that either side may send.
     pub(crate) fn frame_max(&self) -> usize {
         self.connection.configuration().frame_max() as usize
     }
@@ -189,13 +189,13 @@ impl Link {
         self.connection.events_listener()
     }
 
-    /// Gives the link up; the first reason is kept.
+    /// Gives the link up. The first reason is kept.
     pub(crate) fn fail(&self, reason: impl Display) {
         let _ = self.failure.set(reason.to_string());
         self.failed.cancel();
     }
 
-    /// Gives the link up because something on it failed, unless it has ended already: then its own reason counts.
+    /// Gives the link up because something on it failed. If it has ended already, its own reason is kept.
     pub(crate) fn suspect(&self, error: &QueueError) {
         if self.is_usable() {
             self.fail(error);
@@ -206,13 +206,13 @@ impl Link {
         self.failed.is_cancelled()
     }
 
-    /// Resolves when somebody has given the link up, with the reason.
+    /// Waits until the link is given up, and returns the reason.
     pub(crate) async fn failure(&self) -> String {
         self.failed.cancelled().await;
         self.failure.get().cloned().unwrap_or_default()
     }
 
-    /// Says goodbye to the broker, within a bound. Unacked deliveries go back to their queues.
+    /// Closes the connection in order, within a timeout. Unacked deliveries return to their queues.
     pub(crate) async fn close(&self, within: Duration) {
         self.fail("closed");
         if self.connection.status().connected() {
@@ -226,7 +226,7 @@ impl Link {
     }
 }
 
-/// A name for the wire; lapin panics at a longer one.
+/// Returns a name for the wire. lapin panics at a longer one.
 pub(crate) fn short(doing: &str, name: &str) -> Result<ShortString, QueueError> {
     ShortString::try_new(name).map_err(|_| {
         let reason = format!("the name has {} bytes, expected at most 255", name.len());
@@ -234,7 +234,7 @@ pub(crate) fn short(doing: &str, name: &str) -> Result<ShortString, QueueError> 
     })
 }
 
-/// Gives up on an answer that does not come.
+/// Waits for an answer, up to a timeout.
 pub(crate) async fn bounded<T>(
     after: Duration,
     doing: &str,

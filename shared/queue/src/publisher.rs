@@ -1,9 +1,9 @@
-//! Publishing with confirms: what a caller hands over, and what it is told.
+//! Publishing with confirms: what a caller hands over, and what it learns.
 //!
-//! A call resolves when the broker has taken the message over, or when it is known that it has not, or when the
-//! bound is reached. Many calls run at once; one task ([`crate::confirming`]) sends them in the order of arrival.
-//! It does not retry, with one exception: a pool's queue that is missing is declared, and the message goes there again. So a job's pool
-//! may be new, and its queue may be deleted.
+//! A call resolves when the broker has confirmed the message, when it is known that the broker has not taken it, or at
+//! the timeout. Many calls run at once. One task ([`crate::confirming`]) sends them in the order of arrival. There are
+//! no retries, with one exception: if a pool's queue is missing, it is declared, and the message is sent again. So a
+//! job's pool may be new, and its queue may have been deleted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message without any optional property.
+    /// Returns a message without any optional property.
     pub fn new(kind: &'static str, body: impl Into<Vec<u8>>) -> Message {
         Message { kind, body: body.into(), ..Message::default() }
     }
@@ -69,7 +69,7 @@ impl Message {
     }
 }
 
-/// Publishes with confirms. Clones share one connection and its bound of messages in flight.
+/// Publishes with confirms. Clones share one connection and its limit of messages in flight.
 #[derive(Clone)]
 pub struct Publisher {
     shared: Arc<Shared>,
@@ -77,28 +77,28 @@ pub struct Publisher {
     alive: Alive,
 }
 
-/// What happens where the queue is missing.
+/// What to do if the queue is missing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
-    /// It is declared, where it is a pool's, and the message goes there again.
+    /// If it is a pool's queue, it is declared, and the message is sent again.
     Declared,
-    /// The same for the pools that we know: a stranger may have written the name.
+    /// As `Declared`, but only for the pools that we know, because an unknown sender may have written the name.
     Known,
     /// The message is dropped.
     Ignored,
 }
 
-/// One message on its way to the task that sends.
+/// A message on its way to the task that sends.
 pub(crate) struct Request {
     pub(crate) queue: ShortString,
-    /// Whether the broker has to say so when there is no such queue.
+    /// Whether the broker must report that there is no such queue.
     pub(crate) mandatory: bool,
     pub(crate) body: Vec<u8>,
     pub(crate) properties: BasicProperties,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
-/// What became of a message that was sent.
+/// The outcome of a message that was sent.
 pub(crate) enum Answer {
     Confirmed,
     Nacked,
@@ -117,21 +117,21 @@ impl Publisher {
 
     /// Puts a message into a queue. Calls keep the order in which they are first polled.
     ///
-    /// Dropping the future leaves open whether the message arrives.
+    /// If the future is dropped, the message may or may not arrive.
     pub async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
         let (body, properties) = message.properties()?;
         self.send(queue, Missing::Declared, body, properties).await
     }
 
-    /// Puts a message into somebody else's queue. When it is gone, so is the message, and that is no error.
+    /// Puts a message into a queue that is not ours. If the queue is gone, the message is lost, and that is no error.
     pub async fn reply(&self, queue: &str, message: Message) -> Result<(), PublishError> {
         let (body, properties) = message.properties()?;
         self.send(queue, Missing::Ignored, body, properties).await
     }
 
-    /// Puts a copy of a delivery into `harness.dead`: body and properties as they came, and headers that say why
-    /// (`x-harness-reason`: names the field; `x-harness-code`: a word to count by), from where and when. Ack the
-    /// delivery after this, not before.
+    /// Puts a copy of a delivery into `harness.dead`. Body and properties stay as they came. Headers are added that
+    /// say why (`x-harness-reason` names the field, `x-harness-code` is a word to count by), from which queue and
+    /// when. Ack the delivery after this, not before.
     pub async fn dead_letter(
         &self,
         delivery: &Delivery,
@@ -143,14 +143,14 @@ impl Publisher {
         self.send(DEAD_QUEUE, Missing::Known, delivery.body.clone(), properties).await
     }
 
-    /// Puts a copy of a dead letter into a queue, as it was when it was published first. Remove the letter after this,
+    /// Puts a copy of a dead letter into a queue, as it was when it was first published. Remove the letter after this,
     /// not before.
-    pub async fn revive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
-        self.send(queue, Missing::Known, held.letter.body.clone(), headers::revive(&held.properties)).await
+    pub async fn redrive(&self, held: &HeldLetter, queue: &str) -> Result<(), PublishError> {
+        self.send(queue, Missing::Known, held.letter.body.clone(), headers::redriven(&held.properties)).await
     }
 
-    /// Puts a message that the broker gave up back into its queue, marked so that it happens once. Ack the delivery of its copy
-    /// after this, not before.
+    /// Puts a message that the broker dead-lettered back into its queue, marked so that this happens only once. Ack the
+    /// delivery of its copy after this, not before.
     pub async fn return_once(&self, copy: &Delivery, queue: &str) -> Result<(), PublishError> {
         self.send(queue, Missing::Known, copy.body.clone(), headers::returned(copy.properties())).await
     }
@@ -173,7 +173,7 @@ impl Publisher {
             let (answer, answered) = oneshot::channel();
             let request = Request { queue: name.clone(), mandatory, body, properties, answer };
             let attempt = async {
-                // Unconstrained: tokio makes tasks that have used up their budget go on in reverse order.
+                // Unconstrained, because tokio resumes tasks that have used up their budget in reverse order.
                 let handed_over = unconstrained(self.requests.send(request));
                 handed_over.await.map_err(|_| PublishError::Closed)?;
                 Ok(answered.await)
@@ -196,7 +196,7 @@ impl Publisher {
         }
     }
 
-    /// A queue is missing. Whether it is a pool's, and there now.
+    /// Declares a missing queue if it is a pool's. Returns whether it exists now.
     async fn declare_missing(&self, queue: &str, missing: Missing, deadline: Instant) -> bool {
         let pool = match missing {
             Missing::Declared => pool_of_queue(queue).filter(|_| self.shared.config.declares),
@@ -215,7 +215,7 @@ impl Publisher {
                         warn!(%cause, %pool, "the pool's queue cannot be declared");
                         return false;
                     }
-                    // The link has ended meanwhile, perhaps because a slot of its own consumed from that queue.
+                    // The link has ended meanwhile, perhaps because one of its slots consumed from that queue.
                     Err(_) => {}
                 }
             }
@@ -231,7 +231,7 @@ fn short(field: &'static str, text: impl Into<String>) -> Result<ShortString, Pu
     ShortString::try_new(text).map_err(|_| PublishError::TooLong { field, bytes })
 }
 
-/// A returned message is recognised by its message id. One without gets a header instead.
+/// Gives a message without an id a header, because a returned message is recognised by its id.
 fn identified(properties: BasicProperties) -> BasicProperties {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if properties.message_id().is_some() {
@@ -243,8 +243,8 @@ fn identified(properties: BasicProperties) -> BasicProperties {
     properties.with_headers(table)
 }
 
-/// What tells a returned message from the others in flight. Two messages of the same id in the same queue are
-/// one job twice, and stand in for each other.
+/// Returns what distinguishes a returned message from the others in flight. Two messages of the same id in the same
+/// queue are the same job, so either can stand for the other.
 pub(crate) fn fingerprint(queue: &ShortString, properties: &BasicProperties) -> u64 {
     let mut hasher = DefaultHasher::new();
     queue.hash(&mut hasher);

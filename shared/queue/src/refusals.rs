@@ -1,8 +1,9 @@
-//! What the broker refuses to our user: said once, as an error, and known to whoever asks until it is granted.
+//! What the broker refuses to our user. A refusal is logged once, as an error, and can be queried until it is granted.
 //!
-//! A refusal ends no process; it is tried again, like whatever else the broker says no to. It is mended at the broker, by a grant, and from then on all
-//! goes on by itself. A process that ended would take its running jobs along, and meet the same refusal after its restart; and what is refused is often
-//! one of many things, such as the queue of another pool, while the others work. `/ready` fails meanwhile, so that a rollout waits.
+//! A refusal ends no process. The operation is tried again, as after any other error of the broker. The remedy is a
+//! grant at the broker, after which everything continues by itself. A process that ended would take its running jobs
+//! with it, and meet the same refusal after its restart. Moreover, often only one of many things is refused, such as
+//! the queue of one pool, while the others work. `/ready` fails meanwhile, so that a rollout waits.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,15 +12,15 @@ use tracing::{error, info};
 
 use crate::QueueError;
 
-/// What a refusal to publish is about.
+/// The subject of a refusal to publish.
 pub(crate) const PUBLISHING: &str = "publish";
 
-/// What stands refused, by what it is about.
+/// The present refusals, by their subject.
 #[derive(Default)]
 pub(crate) struct Refusals(Mutex<BTreeMap<String, String>>);
 
 impl Refusals {
-    /// Takes note of how something went.
+    /// Records the result of an operation.
     pub(crate) fn heard<T>(&self, about: &str, result: &Result<T, QueueError>) {
         match result {
             Ok(_) => {
@@ -34,17 +35,17 @@ impl Refusals {
                     error!(about, cause, "the broker refuses this; trying again until it is granted");
                 }
             }
-            // Whether it would be granted is not known.
+            // The error does not show whether it would be granted.
             Err(_) => {}
         }
     }
 
-    /// One of them in words, if there is any.
+    /// Returns one of them, if there is any.
     pub(crate) fn any(&self) -> Option<String> {
         self.standing().values().next().cloned()
     }
 
-    /// Whether this is refused, as far as was heard.
+    /// Whether this is refused, as far as we know.
     pub(crate) fn has(&self, about: &str) -> bool {
         self.standing().contains_key(about)
     }

@@ -1,29 +1,30 @@
-//! What lapin cannot survive in a frame, and what it is turned into.
+//! What lapin cannot survive in a frame, and what it is replaced with.
 //!
-//! RabbitMQ hands properties on as they came. A short string that is not UTF-8 makes lapin 4.12 drop the connection, and
-//! header tables nested some thousand levels deep overflow its stack and end the process. So bad UTF-8 turns into `?`, and
-//! a table nested too deep into a byte string; both keep every length as it is. And RabbitMQ writes headers of its own
-//! into messages (`x-delivery-count`, `x-death`) and sends what comes of it, also when that is more than the frames
-//! that were agreed on can hold: lapin then closes the connection. Such a message loses its largest headers, and gets one
-//! that says so.
+//! RabbitMQ passes properties on as they came. A short string that is not UTF-8 makes lapin 4.12 drop the connection,
+//! and header tables nested some thousand levels deep overflow its stack and end the process. So bad UTF-8 becomes
+//! `?`, and a table nested too deep becomes a byte string. Both replacements keep every length.
 //!
-//! Pure; it knows the place of short strings in a few methods, and content headers (AMQP 0-9-1, section 4.2; field types
-//! as RabbitMQ has them, <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>).
+//! RabbitMQ also writes headers of its own into messages (`x-delivery-count`, `x-death`), and sends the result even if
+//! it is larger than the agreed frame size. lapin then closes the connection. Such a message loses its largest
+//! headers, and gets one that says so.
+//!
+//! Pure. It knows where the short strings are in a few methods, and it knows content headers (AMQP 0-9-1, section 4.2;
+//! field types as RabbitMQ has them, <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>).
 
 use std::ops::Range;
 
 use crate::headers::{self, DROPPED};
 
-/// Tables and arrays inside each other; `x-death` needs three.
+/// The deepest nesting of tables and arrays. `x-death` needs three levels.
 const MAX_DEPTH: usize = 16;
 
-/// What a method's arguments are made of, as far as we look.
+/// One part of a method's arguments, as far as we look.
 enum Argument {
     Bytes(usize),
     ShortString,
 }
 
-/// Short strings in methods that can hold what some client has made up.
+/// Returns the arguments up to the last short string that may hold text made up by a client.
 fn arguments(class: u16, method: u16) -> &'static [Argument] {
     use Argument::{Bytes, ShortString};
     match (class, method) {
@@ -41,18 +42,18 @@ fn arguments(class: u16, method: u16) -> &'static [Argument] {
     }
 }
 
-/// Repairs a method's arguments, in place.
+/// Repairs a method's arguments in place.
 pub(crate) fn method(payload: &mut [u8]) {
     repair_method(payload).unwrap_or_default();
 }
 
-/// Repairs a content header, in place. One that is larger than `room` comes back with fewer headers.
+/// Repairs a content header in place. If it is larger than `room`, returns one with fewer headers.
 pub(crate) fn content_header(payload: &mut [u8], room: usize) -> Option<Vec<u8>> {
     let table = repair_content_header(payload).unwrap_or_default();
     if payload.len() <= room { None } else { without_the_largest(payload, table?, room) }
 }
 
-/// `None` for what is malformed, here and below: lapin says what is wrong with it.
+/// Returns `None` for malformed input, as do the functions below. lapin reports what is wrong with it.
 fn repair_method(payload: &mut [u8]) -> Option<()> {
     let mut rest = payload;
     let (class, method) = (number(&mut rest)?, number(&mut rest)?);
@@ -65,7 +66,7 @@ fn repair_method(payload: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The place of the header table's inside, where there is one.
+/// Returns the range of the header table's content, if there is one.
 fn repair_content_header(payload: &mut [u8]) -> Option<Option<Range<usize>>> {
     enum Property {
         ShortString,
@@ -115,7 +116,7 @@ fn repair_content_header(payload: &mut [u8]) -> Option<Option<Range<usize>>> {
     Some(table)
 }
 
-/// The same content header without as many of its headers as it takes to fit, and with one that says so.
+/// Returns the content header without its largest headers, so that it fits, and with one that says so.
 fn without_the_largest(payload: &mut [u8], table: Range<usize>, room: usize) -> Option<Vec<u8>> {
     let mut entries = Vec::new();
     let mut rest = &mut payload[table.clone()];
@@ -167,7 +168,7 @@ fn repair_value(rest: &mut &mut [u8], depth: usize) -> Option<()> {
         b'L' | b'l' | b'd' | b'T' => drop(take(rest, 8)?),
         b'S' | b'x' => drop(long(rest)?),
         b'F' | b'A' if depth >= MAX_DEPTH => {
-            // A byte string has the same shape.
+            // A byte string has the same layout.
             *kind = b'x';
             long(rest)?;
         }
@@ -183,7 +184,7 @@ fn repair_short_string(rest: &mut &mut [u8]) -> Option<()> {
     let mut text = take(rest, length.into())?;
     while let Err(error) = std::str::from_utf8(text) {
         let bad = &mut text[error.valid_up_to()..];
-        // No length: the end of the string cuts a character off.
+        // Without a length, the end of the string cuts off a character.
         let count = error.error_len().unwrap_or(bad.len());
         bad[..count].fill(b'?');
         text = &mut bad[count..];
@@ -217,7 +218,7 @@ mod tests {
         [&[name.len() as u8], name.as_bytes(), b"S", &with_length(&vec![b'x'; bytes])].concat()
     }
 
-    /// A content header with these headers, a delivery mode and a message id.
+    /// Returns a content header with these headers, a delivery mode and a message id.
     fn header(table: &[u8]) -> Vec<u8> {
         let fixed = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0x30, 0x80];
         [&fixed[..], &with_length(table), b"\x02", b"\x02id"].concat()
@@ -235,7 +236,7 @@ mod tests {
         assert_eq!(content_header(&mut whole, room), None);
         let cut = content_header(&mut whole, room - 1).unwrap();
         assert_eq!(cut, header(&[&small[..], &death, &dropped(large.len() as u64)].concat()));
-        // What the broker says of a death is kept longest.
+        // What the broker says about a death is kept longest.
         let cut = content_header(&mut whole, 580).unwrap();
         assert_eq!(cut, header(&[&death[..], &dropped((large.len() + small.len()) as u64)].concat()));
     }

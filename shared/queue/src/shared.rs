@@ -1,4 +1,4 @@
-//! What supervisor, publishers and slots of one connection share.
+//! What the supervisor, publishers and slots of one connection share.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
@@ -13,46 +13,46 @@ use crate::link::Link;
 use crate::refusals::Refusals;
 use crate::{BrokerConfig, QueueError, topology};
 
-/// What the supervisor is at.
+/// The status of the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerStatus {
-    /// No connection; another attempt is under way or waits for its time.
+    /// There is no connection. Another attempt runs or waits.
     Connecting {
-        /// Why the last one ended or failed; `None` before the first has.
+        /// Why the last connection or attempt ended. `None` before the first one has ended.
         reason: Option<String>,
     },
-    /// Connected, topology declared.
+    /// Connected, with the topology declared.
     Ready {
         /// Counts the connections, from 1.
         generation: u64,
     },
-    /// Over for good.
+    /// Closed for good.
     Closed {
         /// Why.
         reason: String,
     },
 }
 
-/// What supervisor, publishers and slots share.
+/// What the supervisor, publishers and slots share.
 pub(crate) struct Shared {
     pub(crate) config: BrokerConfig,
     pub(crate) stop: CancellationToken,
     pub(crate) runtime: tokio::runtime::Handle,
-    /// Cancelled when the sending task has ended: all that was published is answered.
+    /// Cancelled when the sending task has ended and every publish is answered.
     pub(crate) answered: CancellationToken,
     pub(crate) pools: Mutex<Vec<job::Name>>,
-    /// Pools whose queue was deleted or missing, and stands again.
+    /// Pools whose queue was deleted or missing, and exists again.
     pub(crate) redeclared: watch::Sender<BTreeMap<job::Name, Instant>>,
     pub(crate) status: watch::Sender<BrokerStatus>,
     pub(crate) blocked: watch::Sender<Option<String>>,
     pub(crate) link: watch::Sender<Option<Arc<Link>>>,
     pub(crate) refusals: Refusals,
-    /// Slots that want to consume and do not yet.
+    /// The number of slots that want to consume and do not do so yet.
     pub(crate) seeking: AtomicUsize,
 }
 
 impl Shared {
-    /// The present link, as soon as there is one.
+    /// Waits for a link and returns it.
     pub(crate) async fn live_link(&self, within: Duration) -> Result<Arc<Link>, QueueError> {
         match timeout(within, self.next_link()).await {
             Ok(Some(link)) => Ok(link),
@@ -61,7 +61,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a link that works; `None` when there will be none any more.
+    /// Waits for a link that works. Returns `None` if there will be none any more.
     pub(crate) async fn next_link(&self) -> Option<Arc<Link>> {
         let mut links = self.link.subscribe();
         let usable = |link: &Option<Arc<Link>>| link.as_ref().is_some_and(|link| link.is_usable());
@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    /// Declares a pool's queue where it is missing, and notes that.
+    /// Declares a pool's queue if it is missing, and notes that it was.
     pub(crate) async fn declare_missing(&self, link: &Link, pool: &job::Name) -> Result<(), QueueError> {
         if link.declare_missing(pool).await? {
             self.note_redeclared([(pool.clone(), Instant::now())]);
@@ -80,7 +80,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Pools whose queue was missing, and until when.
+    /// Notes pools whose queue was missing, and until when.
     pub(crate) fn note_redeclared(&self, pools: impl IntoIterator<Item = (job::Name, Instant)>) {
         self.redeclared.send_if_modified(|redeclared| {
             let before = redeclared.len();
@@ -97,7 +97,7 @@ impl Shared {
         self.link.borrow().as_ref().is_some_and(|link| link.is_usable())
     }
 
-    /// Declares this pool's queue at every connect, too.
+    /// Adds a pool whose queue is declared at every connect.
     pub(crate) fn keep(&self, pool: &job::Name) {
         let mut pools = self.pools();
         if !pools.contains(pool) {
@@ -105,12 +105,12 @@ impl Shared {
         }
     }
 
-    /// The pool a queue belongs to, if it is one of those we declare.
+    /// Returns the pool that a queue belongs to, if it is one of those we declare.
     pub(crate) fn pool_of(&self, queue: &str) -> Option<job::Name> {
         self.pools().iter().find(|pool| topology::jobs_queue(pool) == queue).cloned()
     }
 
-    /// The status in words, for an error's text.
+    /// Returns the status as text, for an error.
     pub(crate) fn reason(&self) -> String {
         match &*self.status.borrow() {
             BrokerStatus::Connecting { reason: Some(reason) } | BrokerStatus::Closed { reason } => {
@@ -135,7 +135,8 @@ impl Shared {
 /// Ends the supervision when its last clone is dropped.
 pub(crate) type Alive = Arc<DropGuard>;
 
-/// From 0 to 1, different in every process and at every call: the standard library's hash keys are random.
+/// Returns a number from 0 to 1 that differs in every process and at every call, because the standard library's hash
+/// keys are random.
 pub(crate) fn jitter() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64

@@ -8,12 +8,13 @@
 //!                             └──────────────────▶ harness.dead.sweep (quorum)   read once, for the ledger
 //! ```
 //!
-//! Dead letters of our own go straight to the queue `harness.dead`: what comes to `harness.dead.sweep` is a copy of
-//! what the broker gave up by itself, and is taken away as soon as somebody has looked at it.
+//! Our own dead letters go straight to the queue `harness.dead`. A message in `harness.dead.sweep` is a copy of one
+//! that the broker itself dead-lettered. It is removed as soon as it has been handled.
 //!
-//! Our own publisher addresses queues by name through the default exchange. Declaring what is there already
-//! changes nothing; declaring it differently is refused by the broker, and said so. A queue that was deleted is declared
-//! again after a second ([`crate::declarations::DELETION_TIME`] says why); no other client should declare these queues.
+//! Our own publisher addresses queues by name through the default exchange. Declaring what already exists changes
+//! nothing. Declaring it with other arguments is refused by the broker, and we report that. A deleted queue is
+//! declared again after a second (for the reason see [`crate::declarations::DELETION_TIME`]). No other client should
+//! declare these queues.
 
 use std::collections::BTreeMap;
 
@@ -24,27 +25,27 @@ use lapin::{Channel, ExchangeKind};
 use crate::QueueError;
 use crate::error::{NOT_FOUND, explain, failed, reply_code};
 
-/// The exchange for other clients: direct, with the pool's name as routing key.
+/// The exchange for other clients. It is direct, with the pool's name as the routing key.
 pub const JOBS_EXCHANGE: &str = "harness.jobs";
-/// Where the broker sends what it cannot route or deliver.
+/// The exchange to which the broker sends what it cannot route or deliver.
 pub const DEAD_EXCHANGE: &str = "harness.dead";
-/// Where every dead letter ends.
+/// The queue where every dead letter ends.
 pub const DEAD_QUEUE: &str = "harness.dead";
-/// Where copies of what the broker itself gave up wait for somebody to end their jobs.
+/// The queue where copies of what the broker dead-lettered wait until a process ends their jobs.
 pub const DEAD_SWEEP_QUEUE: &str = "harness.dead.sweep";
 
-/// How often a message may be delivered before the broker dead-letters it. Attempts are counted in Postgres;
-/// this only ends what kills every worker. Never -1: RabbitMQ 3.10 takes it and drops everything.
+/// How often a message may be delivered before the broker dead-letters it. Attempts are counted in Postgres. This only
+/// ends a message that kills every worker. It must never be -1: RabbitMQ 3.10 accepts that and drops everything.
 const DELIVERY_LIMIT: i32 = 1_000;
-/// Looking at dead letters counts as a delivery, too. RabbitMQ 4 drops at 20 unless told otherwise.
+/// Reading dead letters counts as a delivery, too. RabbitMQ 4 drops a message at 20 unless a limit is set.
 const DEAD_DELIVERY_LIMIT: i32 = 1_000_000_000;
 
-/// The queue of a pool.
+/// Returns the name of a pool's queue.
 pub fn jobs_queue(pool: &job::Name) -> String {
     format!("{JOBS_EXCHANGE}.{pool}")
 }
 
-/// The pool whose queue this is.
+/// Returns the pool whose queue this is.
 pub fn pool_of_queue(queue: &str) -> Option<job::Name> {
     queue.strip_prefix(JOBS_EXCHANGE)?.strip_prefix('.')?.parse().ok()
 }

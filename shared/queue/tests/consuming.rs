@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use queue::BrokerStatus;
-use support::{PATIENCE, at_desk, until, within};
+use support::{TIMEOUT, at_desk, until, within};
 use tokio::time::timeout;
 
-/// Long enough for a delivery that should not come to come.
+/// Long enough for an unwanted delivery to arrive.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn pause_and_ack_settle_a_delivery_early_without_taking_another() {
         within(slot.pause()).await;
         assert_eq!(desk.ready().await, 1, "the delivery is still ours");
         long.ack().await.unwrap();
-        // Another slot gets the second message; a paused one would have taken it first.
+        // Another slot gets the second message. If the paused one had taken it, it would be redelivered.
         let mut other = desk.broker.slot(&desk.queue, "test");
         let next = within(other.next()).await.unwrap();
         assert_eq!((next.message_id(), next.redelivered()), (Some("next"), false));
@@ -53,7 +53,7 @@ async fn pause_and_ack_settle_a_delivery_early_without_taking_another() {
 async fn a_delivery_on_its_way_to_a_slot_that_pauses_goes_back_to_the_queue() {
     at_desk(async |desk| {
         let mut slot = desk.broker.slot(&desk.queue, "test");
-        assert!(timeout(A_WHILE, slot.next()).await.is_err(), "it consumes, and nobody looks");
+        assert!(timeout(A_WHILE, slot.next()).await.is_err(), "it consumes, and nothing reads the delivery");
         desk.publish("only").await;
         until(async || desk.ready().await == 0).await;
         within(slot.pause()).await;
@@ -148,7 +148,7 @@ async fn a_slot_ends_when_the_broker_is_closed_and_a_late_ack_is_refused() {
         assert!(delivery.is_stale());
         assert_eq!(delivery.ack().await.unwrap_err().generation, 1);
         assert!(matches!(&*desk.broker.status().borrow(), BrokerStatus::Closed { .. }));
-        assert!(desk.broker.ready(PATIENCE).await.is_err());
+        assert!(desk.broker.ready(TIMEOUT).await.is_err());
     })
     .await;
 }

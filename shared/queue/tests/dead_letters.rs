@@ -1,4 +1,4 @@
-//! A dead letter says why it is dead, and stays where it is while somebody looks.
+//! A dead letter says why it is dead, and stays in its queue while it is read.
 
 mod support;
 
@@ -7,7 +7,8 @@ use lapin::options::BasicPublishOptions;
 use queue::{DeadLetter, JOBS_EXCHANGE};
 use support::{Desk, at_desk, lapin_channel, within};
 
-/// Others use `harness.dead` at the same time, and whoever looks at a letter hides it from the rest.
+/// Finds a letter. Other tests use `harness.dead` at the same time, and a test that reads a letter hides it from the
+/// rest.
 async fn find(desk: &Desk, id: &str) -> DeadLetter {
     let look = async {
         loop {
@@ -107,7 +108,7 @@ async fn dead_letters_can_be_counted() {
         let delivery = within(slot.next()).await.unwrap();
         within(desk.broker.publisher().dead_letter(&delivery, "test", "test")).await.unwrap();
         delivery.ack().await.unwrap();
-        // Whoever looks at the same time hides it for a moment.
+        // A test that reads it at the same time hides it for a moment.
         support::until(async || desk.broker.dead_letter_count().await.unwrap() > 0).await;
     })
     .await;

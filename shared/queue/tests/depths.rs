@@ -8,19 +8,19 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use queue::{Broker, BrokerConfig, Depth, Depths, QueueError};
 use support::{
-    Desk, PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, within,
+    Desk, TIMEOUT, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, within,
 };
 use tokio_util::sync::CancellationToken;
 
-/// Long enough for every look here: what is not answered by then never is.
-const LOOK: Duration = PATIENCE;
+/// Long enough for every look here. What is not answered by then never is.
+const LOOK: Duration = TIMEOUT;
 
-/// Names that begin with the desk's own queue's, so that nobody else has them.
+/// Returns names that begin with the name of the desk's own queue, so that no other test has them.
 fn names(desk: &Desk, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{}.{n}", desk.queue)).collect()
 }
 
-/// For each queue its depth, or `None` where there is none.
+/// Returns the depth of each queue, or `None` if there is no such queue.
 async fn look(depths: &mut Depths) -> Vec<Option<u64>> {
     let seen = depths.look(LOOK).await.into_iter();
     seen.map(|depth| depth.expect("an answer").map(|Depth { ready }| ready)).collect()
@@ -30,7 +30,7 @@ async fn look(depths: &mut Depths) -> Vec<Option<u64>> {
 async fn missing_queues_hide_no_others_and_are_found_when_they_come() {
     at_desk(async |desk| {
         let names = names(desk, 60);
-        // Two of three are missing, between those that are there.
+        // One of three is missing, between those that exist.
         for name in names.iter().step_by(3) {
             declare_foreign_queue(name, FieldTable::default()).await;
         }
@@ -52,11 +52,11 @@ async fn missing_queues_hide_no_others_and_are_found_when_they_come() {
             }
             assert!(looks < 30, "not found in {looks} looks");
         }
-        // And one that goes away is missing at the next look, and takes nobody along.
+        // One that goes away is missing at the next look, and does not affect the others.
         delete_queue(&names[30]).await;
         let seen = look(&mut depths).await;
         assert_eq!((seen[30], seen[27], seen[33]), (None, Some(0), Some(0)));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
         for name in &names {
             delete_queue(name).await;
         }

@@ -1,10 +1,10 @@
-//! Messages that no client library should send do not stop anybody.
+//! Messages that no client library should send do not stop any consumer.
 
 mod support;
 
 use queue::JOBS_EXCHANGE;
 use support::raw::{self, RawMessage, nested_headers};
-use support::{PATIENCE, amqp_url, at_desk, until, within};
+use support::{TIMEOUT, amqp_url, at_desk, until, within};
 
 fn message(queue: &str) -> RawMessage {
     RawMessage {
@@ -30,7 +30,7 @@ async fn a_message_id_that_is_not_utf8_is_delivered_all_the_same() {
         assert_eq!(delivery.message_id(), Some("a??b"));
         delivery.ack().await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().message_id(), Some("next"));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     })
     .await;
 }
@@ -43,11 +43,11 @@ async fn headers_nested_ten_thousand_levels_deep_are_delivered_all_the_same() {
         let mut slot = desk.broker.slot(&desk.queue, "test");
         let delivery = within(slot.next()).await.unwrap();
         assert_eq!(delivery.body, b"body");
-        // Too large for a frame with our own headers on top, so the copy goes without them.
+        // With our headers added it would be too large for a frame, so the copy goes without the original's.
         within(desk.broker.publisher().dead_letter(&delivery, "body: hostile", "hostile")).await.unwrap();
         delivery.ack().await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().message_id(), Some("next"));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     })
     .await;
 }

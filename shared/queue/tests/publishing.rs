@@ -1,4 +1,4 @@
-//! What a caller is told about a message it has published is true.
+//! What a caller learns about a message it has published is true.
 
 mod support;
 
@@ -13,7 +13,7 @@ use lapin::options::BasicConsumeOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use queue::{Broker, BrokerConfig, BrokerStatus, Message, PublishError};
 use support::{
-    PATIENCE, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, lapin_channel,
+    TIMEOUT, amqp_url, at_desk, close_by_force, declare_foreign_queue, delete_queue, lapin_channel,
     until_status, within,
 };
 use tokio::time::timeout;
@@ -80,15 +80,15 @@ async fn five_thousand_messages_published_at_once_are_confirmed_and_arrive_in_or
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_messages_in_flight_exactly_those_without_a_queue_are_returned() {
     at_desk(async |desk| {
-        // No pool's: that would be declared.
+        // It must not be a pool's queue, because that would be declared.
         let missing = format!("missing.{}", desk.queue);
         let publisher = desk.broker.publisher();
         let mut arrived = 0;
-        // Few and many of them: the broker then confirms them one by one, or several with one frame.
+        // Few of them, then many. The broker confirms them one by one, or several with one frame.
         for lost in [|number: usize| number % 7 == 3, |number: usize| !number.is_multiple_of(100)] {
             let all = join_all((0..6_000).map(|number| {
                 let queue = if lost(number) { &missing } else { &desk.queue };
-                // Without a message id, too.
+                // Some have no message id.
                 let message = if number % 2 == 0 { numbered(number) } else { Message::new("test.v1", "x") };
                 publisher.publish(queue, message)
             }));
@@ -185,7 +185,7 @@ async fn closing_waits_for_the_confirms_of_what_was_published() {
     at_desk(async |desk| {
         let config = BrokerConfig::new(amqp_url(), "test");
         let broker = Broker::start(config, CancellationToken::new());
-        broker.ready(PATIENCE).await.unwrap();
+        broker.ready(TIMEOUT).await.unwrap();
         let publisher = broker.publisher();
         let all = join_all((0..500).map(|number| publisher.publish(&desk.queue, numbered(number))));
         let close = async {
@@ -207,7 +207,7 @@ async fn nothing_is_lost_when_what_was_not_confirmed_is_published_again() {
     at_desk(async |desk| {
         let publisher = desk.broker.publisher();
         let (next, lost) = (AtomicUsize::new(0), AtomicBool::new(false));
-        // Each goes on until it has published with success after the connection was lost.
+        // Each caller continues until it has published with success after the connection was lost.
         let caller = async || {
             let mut after = false;
             while !after {
@@ -230,7 +230,7 @@ async fn nothing_is_lost_when_what_was_not_confirmed_is_published_again() {
         let consumer = async || {
             let mut slot = desk.broker.slot(&desk.queue, "test");
             while !missing.lock().unwrap().is_empty() {
-                // Others may have taken the last one.
+                // Other slots may have taken the last one.
                 let Ok(delivery) = timeout(Duration::from_millis(200), slot.next()).await else { continue };
                 let delivery = delivery.unwrap();
                 missing.lock().unwrap().remove(&delivery.message_id().unwrap().parse().unwrap());

@@ -1,4 +1,4 @@
-//! Whatever ends a connection or a consumer, the next one stands by itself.
+//! Whatever ends a connection or a consumer, the next one is set up without help.
 
 mod support;
 
@@ -8,8 +8,8 @@ use std::time::Duration;
 use lapin::types::FieldTable;
 use queue::{Broker, BrokerConfig, BrokerStatus, Message, PublishError, QueueError, jobs_queue};
 use support::{
-    PATIENCE, amqp_url, as_ours, at_desk, close_by_force, declare_foreign_queue, delete_queue,
-    queue_is_there, until, until_status, within,
+    TIMEOUT, amqp_url, as_ours, at_desk, close_by_force, declare_foreign_queue, delete_queue, queue_is_there,
+    until, until_status, within,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,7 +24,7 @@ async fn a_slot_consumes_again_after_its_queue_was_deleted() {
         within(slot.next()).await.unwrap().ack().await.unwrap();
         for round in ["once", "twice"] {
             delete_queue(&desk.queue).await;
-            // The slot declares it again; publishing would, too.
+            // The slot declares it again. Publishing would, too.
             let (delivery, ()) = within(futures::future::join(slot.next(), async {
                 until(async || matches!(desk.broker.depth(&desk.queue).await, Ok(Some(_)))).await;
                 desk.publish(round).await;
@@ -40,8 +40,8 @@ async fn a_slot_consumes_again_after_its_queue_was_deleted() {
     .await;
 }
 
-/// Whoever is quick to declare a deleted queue again makes RabbitMQ forget the consumers of the others, or take what they
-/// publish for duplicates.
+/// A client that declares a deleted queue again too early makes RabbitMQ forget the other clients' consumers, or take
+/// what they publish for duplicates.
 #[tokio::test]
 async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_connections() {
     at_desk(async |desk| {
@@ -63,15 +63,15 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
             }
         }
         for round in 0..6 {
-            // Until all consume, so that the next round begins like the first.
+            // Wait until all consume, so that the next round begins like the first.
             within(async { until(async || brokers.iter().all(Broker::is_consuming)).await }).await;
             delete_queue(&desk.queue).await;
-            // Publishers have seen it before, and are as quick as can be.
+            // The publishers have used this queue before, and publish as early as they can.
             let mut expected = BTreeSet::new();
             for (number, broker) in brokers.iter().cycle().take(64).enumerate() {
                 let id = format!("{round}.{number}");
                 let message = Message { message_id: Some(id.clone()), ..Message::new("test.v1", "{}") };
-                // The queue that goes may still say no: then it is published again, as by every publisher.
+                // The queue being deleted may still nack. Then the message is published again, as every publisher does.
                 while let Err(error) = within(broker.publisher().publish(&desk.queue, message.clone())).await
                 {
                     assert!(matches!(error, PublishError::Nacked { .. }), "{error}");
@@ -79,7 +79,7 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
                 expected.insert(id);
             }
             while !expected.is_empty() {
-                let next = timeout(PATIENCE, receiving.recv()).await;
+                let next = timeout(TIMEOUT, receiving.recv()).await;
                 let id = next.unwrap_or_else(|_| panic!("never delivered: {expected:?}")).unwrap();
                 expected.remove(&id);
             }
@@ -91,7 +91,8 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
     .await;
 }
 
-/// Somebody else declares the queue, and it is deleted once more, while others wait to see whether it stays away.
+/// Another client declares the queue, and it is deleted once more, while a broker waits to see whether it stays
+/// missing.
 #[tokio::test]
 async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_time() {
     at_desk(async |desk| {
@@ -101,7 +102,7 @@ async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_ti
         let publisher = desk.broker.publisher();
         let publishing = async {
             let message = Message { message_id: Some("m".to_owned()), ..Message::new("test.v1", "{}") };
-            // It may come back a second time.
+            // The message may be returned a second time.
             let published = publisher.publish(&desk.queue, message).await;
             published.is_ok().then(Instant::now)
         };
@@ -138,7 +139,7 @@ async fn a_slot_waits_for_a_queue_that_is_not_ours_to_declare() {
         let message = queue::Message::new("test.v1", "here");
         within(desk.broker.publisher().publish(&foreign, message)).await.unwrap();
         assert_eq!(within(slot.next()).await.unwrap().body, b"here");
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "other slots are not disturbed");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "other slots are not disturbed");
         delete_queue(&foreign).await;
     })
     .await;
@@ -192,7 +193,7 @@ async fn a_wrong_address_ends_at_once_and_names_its_setting() {
     let config = BrokerConfig::new("rabbit:s3cret@host", "test");
     assert!(config.check().unwrap_err().to_string().contains("AMQP_URL"));
     let broker = Broker::start(config, CancellationToken::new());
-    let error = within(broker.ready(PATIENCE)).await.unwrap_err();
+    let error = within(broker.ready(TIMEOUT)).await.unwrap_err();
     assert!(matches!(error, QueueError::Closed { .. }) && !error.is_retryable());
     assert!(error.to_string().contains("AMQP_URL") && !error.to_string().contains("s3cret"), "{error}");
 }
@@ -210,7 +211,7 @@ async fn a_host_that_accepts_and_says_nothing_is_given_up_at_the_bound() {
     for _ in 0..5 {
         sockets.push(within(silent.accept()).await.unwrap().0);
     }
-    // The first attempts' threads have hung up, or there would be more and more of them.
+    // The threads of the first attempts have hung up. Otherwise they would pile up.
     let mut seen = [0; 64];
     let goodbye = async {
         while sockets[0].try_read(&mut seen).is_ok_and(|bytes| bytes > 0)
@@ -236,7 +237,7 @@ async fn a_queue_with_other_arguments_is_named_and_connecting_goes_on_once_it_is
     let refused = |status: &BrokerStatus| matches!(status, BrokerStatus::Connecting { reason: Some(_) });
     let status = until_status(&broker, refused).await;
     delete_queue(&queue).await;
-    let generation = broker.ready(PATIENCE).await;
+    let generation = broker.ready(TIMEOUT).await;
     broker.close().await;
     delete_queue(&queue).await;
     let BrokerStatus::Connecting { reason: Some(reason) } = status else {
@@ -256,7 +257,7 @@ async fn depth_counts_what_waits_and_knows_a_missing_queue() {
         desk.publish("two").await;
         assert_eq!(desk.ready().await, 2);
         assert_eq!(within(desk.broker.depth(&missing)).await, Ok(None));
-        assert_eq!(desk.broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+        assert_eq!(desk.broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     })
     .await;
 }

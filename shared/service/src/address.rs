@@ -1,4 +1,4 @@
-//! Where a process listens: an IP address and a port. What is nearly one is answered by what it should be.
+//! Where a process listens: an IP address and a port. An error suggests the address that was probably meant.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddress(pub SocketAddr);
 
-/// The port of the examples.
+/// The port that the documentation uses.
 const USUAL_PORT: u16 = 8_000;
 
 impl FromStr for ListenAddress {
@@ -21,7 +21,7 @@ impl FromStr for ListenAddress {
             Some((host, port)) => (host, port.parse().ok()),
             None => (text, text.parse().ok()),
         };
-        // An IPv6 address has colons of its own.
+        // An IPv6 address contains colons itself.
         let bare = text.trim_matches(['[', ']']);
         let (host, port) = if bare.parse::<IpAddr>().is_ok() { (bare, None) } else { (host, port) };
         let ip = match host.trim_matches(['[', ']']) {
@@ -49,9 +49,9 @@ mod tests {
             ("admin.local:99999", "0.0.0.0:8000"),
             ("", "0.0.0.0:8000"),
         ] {
-            let told = given.parse::<ListenAddress>().unwrap_err();
+            let refused = given.parse::<ListenAddress>().unwrap_err();
             let expected = format!("got \"{given}\", expected an IP address and a port, such as {meant}");
-            assert_eq!(told, expected);
+            assert_eq!(refused, expected);
             assert!(meant.parse::<ListenAddress>().is_ok());
         }
     }

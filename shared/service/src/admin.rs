@@ -1,10 +1,11 @@
 //! The admin port: `/health` (the process answers), `/ready` (it can do its work), `/metrics` (Prometheus).
 //!
-//! `/health` calls nothing and nobody: a dead database must not get the process killed. `/ready` reads what the
-//! process already knows.
+//! `/health` depends on nothing else, because an unreachable database must not get the process killed. `/ready` reads
+//! what the process already knows.
 //!
-//! Whoever connects may ask one question, in a bounded time, and there is a bound on who waits: the oldest connection makes room for
-//! a new one. So callers that ask nothing, or never read the answer, keep nobody else from being answered.
+//! A client may ask one question per connection, within a time limit. The number of connections is limited, too: when
+//! it is reached, a new connection replaces the oldest one. So clients that ask nothing, or never read the answer,
+//! cannot keep others from being answered.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -33,16 +34,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{ListenAddress, Problems, Setting};
 
-/// Connections at a time.
+/// The most connections at a time.
 pub(crate) const CONNECTIONS: usize = 64;
-/// From a connection's beginning to the end of its answer.
+/// The time limit of a connection, from its beginning to the end of its answer.
 const WHOLE: Duration = Duration::from_secs(10);
-/// What is asked when the process ends may still be answered.
+/// How long requests that are open when the process ends may still be answered.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-/// How long to wait where no connection can be taken: this process has too many files open.
+/// How long to wait when no connection can be accepted, because this process has too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the admin port is: the flags of every process that serves.
+/// The flags for the admin port, which every process that serves has.
 #[derive(Args, Clone, Debug)]
 pub struct AdminArgs {
     /// Where /health, /ready and /metrics are served; port 0 takes a free one
@@ -61,7 +62,7 @@ impl AdminArgs {
     }
 }
 
-/// Where the admin port is to be.
+/// The address of the admin port, before it is bound.
 #[derive(Clone, Debug)]
 pub struct AdminAddress {
     address: SocketAddr,
@@ -77,14 +78,14 @@ impl From<SocketAddr> for AdminAddress {
 /// One line of `/ready`.
 #[derive(Clone, Debug)]
 pub enum Check {
-    /// True or it makes the process unready; the reason tells why it is not true.
+    /// If it is false, the process is not ready. The reason says why it is false.
     Must(bool, Option<String>),
-    /// For information.
+    /// For information only.
     Info(Value),
 }
 
 impl Check {
-    /// True, unless there is a reason why it is not.
+    /// Returns a check that is true unless there is a reason why it is not.
     pub fn unless(reason: Option<String>) -> Check {
         Check::Must(reason.is_none(), reason)
     }
@@ -100,7 +101,7 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    /// Binds the port, and writes the address that it got into the file that was asked for, as a whole.
+    /// Binds the port, and writes the address into the file that was named, as a whole.
     pub async fn bind(address: &AdminAddress, readiness: Readiness) -> anyhow::Result<Admin> {
         let AdminAddress { address, written_to } = address;
         let listener = TcpListener::bind(address)
@@ -117,7 +118,7 @@ impl Admin {
         Ok(Admin { listener, readiness })
     }
 
-    /// Where it is bound, with the port that was taken.
+    /// Returns the address where it is bound, with the actual port.
     #[cfg(test)]
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
@@ -140,7 +141,7 @@ impl Admin {
             };
             match accepted {
                 Ok((stream, _)) => connections.serve(stream, routes.clone()),
-                // The caller is gone, or there is no file for it.
+                // The client is gone, or this process can open no file for it.
                 Err(_) => {
                     connections.drop_oldest();
                     tokio::time::sleep(PAUSE).await;
@@ -152,7 +153,7 @@ impl Admin {
     }
 }
 
-/// Those who are served now.
+/// The connections that are being served.
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
@@ -170,7 +171,7 @@ impl Connections {
             let answering = http
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            // Neither lateness nor a broken request is of interest to anybody but the caller.
+            // Timeouts and broken requests matter only to the client.
             let _ = timeout(WHOLE, answering).await;
         }));
     }
@@ -214,9 +215,9 @@ async fn metrics(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-/// What `/ready` says, as a metric.
+/// Returns the lines of `/ready` as a metric.
 fn readiness_family(checks: &BTreeMap<&'static str, Check>) -> Vec<MetricFamily> {
-    let help = "1 where a check of /ready holds, else 0";
+    let help = "1 if a check of /ready is true, else 0";
     let Ok(ready) = IntGaugeVec::new(Opts::new("harness_ready", help), &["check"]) else { return Vec::new() };
     for (name, check) in checks {
         if let Check::Must(ok, _) = check {

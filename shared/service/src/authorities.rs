@@ -1,4 +1,4 @@
-//! Whose certificates count: the system's authorities, and one's own beside them. A server's certificate is always verified.
+//! The trusted certificate authorities: the system's, and the user's own. A server's certificate is always verified.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
-/// The setting that names a file of one's own authorities.
+/// The setting that names a file of the user's own authorities.
 pub(crate) const TLS_CA_FILE: &str = "TLS_CA_FILE";
 
 /// The authorities that are trusted.
@@ -23,7 +23,7 @@ struct Own {
 }
 
 impl Authorities {
-    /// The system's, and those in this file (PEM).
+    /// Returns the system's authorities and those in this file (PEM).
     pub fn with(path: &Path) -> Result<Authorities, String> {
         let shown = path.display();
         let pem = std::fs::read_to_string(path).map_err(|error| {
@@ -47,17 +47,17 @@ impl Authorities {
         }
     }
 
-    /// Reads what a setting names, if it names anything.
+    /// Reads the file that a setting names, if it names one.
     pub(crate) fn read(path: Option<&PathBuf>) -> Result<Authorities, String> {
         path.map_or_else(|| Ok(Authorities::default()), |path| Authorities::with(path))
     }
 
-    /// One's own, as they stand in the file.
+    /// Returns the user's own authorities, as the file has them.
     pub fn own_pem(&self) -> Option<&str> {
         self.own.as_ref().map(|own| own.pem.as_str())
     }
 
-    /// TLS by these, for an HTTP client.
+    /// Returns a TLS configuration with these authorities, for an HTTP client.
     pub fn tls(&self) -> TlsConfig {
         let roots = match &self.own {
             None => RootCerts::PlatformVerifier,
@@ -71,16 +71,16 @@ impl Authorities {
     }
 }
 
-/// Whether it can be an authority; whoever verifies by it would leave it out without a word.
+/// Checks that it can be an authority. A TLS client would silently leave it out otherwise.
 fn usable(certificate: Certificate<'static>) -> Result<Certificate<'static>, String> {
     let added = RootCertStore::empty().add(CertificateDer::from(certificate.der()));
     added.map(|()| certificate).map_err(|error| error.to_string())
 }
 
-/// A failure of an HTTP client in words; where the server's authority is unknown, with the setting that would make it known.
+/// Describes a failure of an HTTP client. If the server's authority is unknown, names the setting that would add it.
 pub fn explain_http(error: &ureq::Error) -> String {
     let text = error.to_string();
-    // The second where another authority has the same name, such as an older one.
+    // The second kind occurs if another authority has the same name, such as an older one.
     if ["UnknownIssuer", "BadSignature"].iter().any(|kind| text.contains(kind)) {
         format!("{text}: expected {TLS_CA_FILE} to name the file of its authority")
     } else {

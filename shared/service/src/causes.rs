@@ -1,15 +1,15 @@
-//! An error in one line, with its causes.
+//! An error on one line, with its causes.
 
 use std::error::Error;
 
-/// The error and its causes, each said once: errors of many libraries already end with what their cause says.
+/// Returns the error and its causes, each once. Errors of many libraries already end with the text of their cause.
 pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
         if !says(&said, &text) {
-            // What of it ends what was said.
+            // If what was said so far ends with the beginning of this cause, only the rest is appended.
             let begins = text.match_indices(": ").map(|(end, _)| end);
             match begins.filter(|end| ends_with(&said, &text[..*end])).max() {
                 Some(end) => said.push_str(&text[end..]),
@@ -21,7 +21,7 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     said
 }
 
-/// Whether this was said as a whole, also in brackets: an error may show its causes itself.
+/// Whether `said` contains this text as a whole part, possibly in brackets. An error may show its causes itself.
 fn says(said: &str, text: &str) -> bool {
     said.match_indices(text).any(|(at, _)| {
         let (before, after) = (&said[..at], &said[at + text.len()..]);
@@ -30,7 +30,7 @@ fn says(said: &str, text: &str) -> bool {
     })
 }
 
-/// Whether the last that was said is this, and not only its last letters.
+/// Whether the last part of `said` is this text, and not only its last letters.
 fn ends_with(said: &str, text: &str) -> bool {
     said.strip_suffix(text).is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
@@ -48,7 +48,7 @@ mod tests {
             with_causes(error.as_ref())
         };
         let refused = "Connection refused (os error 111)";
-        for (causes, told) in [
+        for (causes, expected) in [
             (
                 &["reading a job", "Postgres is away", refused][..],
                 "reading a job: Postgres is away: Connection refused (os error 111)",
@@ -68,11 +68,11 @@ mod tests {
             (&["a: b: c", "b: c", "c"], "a: b: c"),
             (&["a (b: c), d", "b: c", "c"], "a (b: c), d"),
             (&["alone"], "alone"),
-            // What only occurs in what was said is said.
+            // A text that only occurs inside a part is appended nevertheless.
             (&["timeout of job 15", "timeout", "5"], "timeout of job 15: timeout: 5"),
             (&["terror", "error: away"], "terror: error: away"),
         ] {
-            assert_eq!(chain(causes), told);
+            assert_eq!(chain(causes), expected);
         }
     }
 }

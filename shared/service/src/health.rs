@@ -1,4 +1,4 @@
-//! `health`: a process asks the one on the admin port whether it is well. A container without a shell or an HTTP client
+//! `health`: asks the process on the admin port whether it is healthy. A container without a shell or an HTTP client
 //! checks itself this way.
 
 use std::fmt::Display;
@@ -12,12 +12,12 @@ use clap::Args;
 
 use crate::{ListenAddress, Problems, Setting, with_causes};
 
-/// For the whole question. `/health` itself answers within 100 ms.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// In bytes, far more than `/ready` with all its reasons.
+/// The timeout of the whole request. `/health` itself answers within 100 ms.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest answer that is read, in bytes. It is far more than `/ready` with all its reasons.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
-/// Ask the process on the admin port whether it is well
+/// Ask the process on the admin port whether it is healthy
 ///
 /// Exit codes: 0 it is, 1 it is not or nothing answers (stderr says why), 2 wrong settings.
 #[derive(Args, Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Asks, and tells the answer by the exit code.
+    /// Asks, and returns the answer as the exit code.
     pub fn run(self) -> ExitCode {
         let mut problems = Problems::default();
         let address = problems.take("ADMIN_ADDR", self.admin_addr).map(|ListenAddress(address)| address);
@@ -52,13 +52,13 @@ impl Health {
     }
 }
 
-/// At once: no loop of a process goes on that would print it later.
+/// Prints directly to stderr. [`crate::note`] would leave it to a thread that nothing waits for here.
 fn say(problem: impl Display) {
-    // Nobody is left to be told that it cannot be said.
+    // If stderr fails, there is no other place to report it.
     let _ = writeln!(stderr(), "{problem}");
 }
 
-/// A port that is open on all addresses is asked on this host's own.
+/// Replaces an address that means all interfaces with this host's loopback address.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -68,12 +68,12 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Asks with GET; an error unless the answer is 200.
+/// Sends a GET request. Returns an error unless the answer is 200.
 fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
+    let deadline = Instant::now() + TIMEOUT;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("nothing answers on {address} (ADMIN_ADDR)"))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
         .with_context(|| format!("asking http://{address}{path}"))?;
     let answer = read(&mut stream, deadline).with_context(|| format!("asking http://{address}{path}"))?;
@@ -86,13 +86,13 @@ fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The whole answer, by the deadline.
+/// Reads the whole answer, up to the deadline.
 fn read(stream: &mut TcpStream, deadline: Instant) -> anyhow::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut piece = [0; 4_096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        ensure!(!left.is_zero(), "no whole answer within {} s", PATIENCE.as_secs());
+        ensure!(!left.is_zero(), "no whole answer within {} s", TIMEOUT.as_secs());
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut piece)? {
             0 => return Ok(answer),
@@ -131,15 +131,15 @@ mod tests {
     async fn a_process_that_is_not_ready_is_well_all_the_same() {
         assert_eq!(asked(false, "/health").await, Ok(()));
         assert_eq!(asked(true, "/ready").await, Ok(()));
-        let told = asked(false, "/ready").await.unwrap_err();
-        assert!(told.contains("503") && told.contains("the reason"), "{told}");
+        let error = asked(false, "/ready").await.unwrap_err();
+        assert!(error.contains("503") && error.contains("the reason"), "{error}");
     }
 
     #[test]
     fn where_nothing_listens_the_error_names_the_address() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let told = format!("{:#}", ask(free, "/health").unwrap_err());
-        assert!(told.contains(&format!("nothing answers on {free}")), "{told}");
+        let error = format!("{:#}", ask(free, "/health").unwrap_err());
+        assert!(error.contains(&format!("nothing answers on {free}")), "{error}");
     }
 
     #[test]
@@ -150,8 +150,8 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             while stream.write_all(&[b'x'; 1_024]).is_ok() {}
         });
-        let told = format!("{:#}", ask(address, "/health").unwrap_err());
-        assert!(told.contains("longer than"), "{told}");
+        let error = format!("{:#}", ask(address, "/health").unwrap_err());
+        assert!(error.contains("longer than"), "{error}");
         flood.join().unwrap();
     }
 

@@ -1,6 +1,7 @@
-//! Addresses of services by HTTP as settings give them: credentials are taken out of the address, decoded, and sent as Basic.
+//! HTTP addresses of services, as settings give them. Credentials are taken out of the address, decoded, and sent as
+//! HTTP Basic authentication.
 //!
-//! What is left may be logged; the credentials print nowhere.
+//! The rest of the address may be logged. The credentials are never printed.
 
 use std::fmt;
 use std::str;
@@ -19,7 +20,8 @@ pub struct HttpUrl {
 }
 
 impl HttpUrl {
-    /// Reads an address such as `http://user:p%40ss@host:4318`. The error says what is wrong, and shows nothing of it.
+    /// Reads an address such as `http://user:p%40ss@host:4318`. The error says what is wrong, and shows no part of the
+    /// text.
     pub fn parse(text: &str) -> Result<HttpUrl, String> {
         let text = text.trim();
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
@@ -39,22 +41,22 @@ impl HttpUrl {
         if user.as_ref().is_some_and(|user| user.contains(':')) {
             return Err("has a user with a colon, which Basic credentials cannot hold".to_owned());
         }
-        // Both are refused only by addresses that have no host.
+        // Both are refused only for addresses without a host.
         let _ = (url.set_username(""), url.set_password(None));
         Ok(HttpUrl { url, user, password })
     }
 
-    /// The address as it was given.
+    /// Returns the address as it was given, without its credentials.
     pub fn whole(&self) -> &str {
         self.url.as_str()
     }
 
-    /// The address without a slash at its end, for a path behind it.
+    /// Returns the address without a trailing slash, so that a path can be appended.
     pub fn base(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
     }
 
-    /// Scheme, host and port, for logs.
+    /// Returns scheme, host and port, for logs.
     pub fn origin(&self) -> String {
         self.url.origin().ascii_serialization()
     }
@@ -64,12 +66,12 @@ impl HttpUrl {
         self.url.query().is_some()
     }
 
-    /// Whether it names a user and that one's password.
+    /// Whether it names a user and a password.
     pub fn has_password(&self) -> bool {
         self.user.is_some() && self.password.is_some()
     }
 
-    /// The header `Authorization`, where it names a user or a password.
+    /// Returns the header `Authorization`, if the address names a user or a password.
     pub fn authorization(&self) -> Option<HeaderValue> {
         self.user.as_ref().or(self.password.as_ref())?;
         let part = |part: &Option<String>| part.clone().unwrap_or_default();
@@ -93,7 +95,7 @@ fn decoded(text: &str) -> Result<String, String> {
     bytes.ok_or_else(|| format!("has credentials that cannot be decoded: {ENCODED}"))
 }
 
-/// `None` for a % without two digits behind it.
+/// Returns `None` for a % that is not followed by two hexadecimal digits.
 pub(crate) fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -149,8 +151,8 @@ mod tests {
             ("http://me:s3cret%ff@host", "cannot be decoded"),
             ("http://m%3Ae:s3cret@host", "a user with a colon"),
         ] {
-            let told = HttpUrl::parse(given).err().unwrap_or_else(|| panic!("{given} is taken"));
-            assert!(told.contains(problem) && !told.contains("s3c"), "{given}: {told}");
+            let refused = HttpUrl::parse(given).err().unwrap_or_else(|| panic!("{given} is taken"));
+            assert!(refused.contains(problem) && !refused.contains("s3c"), "{given}: {refused}");
         }
     }
 }

@@ -1,7 +1,9 @@
-//! The first process of a container: it starts itself once more, hands signals on, and waits for what nobody else waits for.
+//! The first process of a container: it starts itself once more as a child, forwards signals, and reaps processes that
+//! no other process waits for.
 //!
-//! What an agent's program leaves behind becomes a child of process 1, and stays a zombie until that has waited for it. A worker
-//! cannot: it must not reap its own programs before it has signalled their groups for the last time.
+//! A process that an agent's program leaves behind becomes a child of process 1, and stays a zombie until process 1
+//! has waited for it. A worker cannot do that: it must not reap its own programs before it has signalled their groups
+//! for the last time.
 
 use std::env;
 use std::io::Write;
@@ -13,19 +15,20 @@ use nix::sys::signalfd::{SignalFd, siginfo};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-/// Does not return in process 1, but ends as its child does. Where that cannot be, the process goes on by itself.
+/// In process 1, does not return, but exits as its child does. If that cannot be set up, returns, and the process
+/// continues without it.
 pub(crate) fn reap_if_first() {
     if getpid() == Pid::from_raw(1)
         && let Err(error) = run()
     {
         let _ = SigSet::all().thread_unblock();
-        // Printing would take a second thread, before this process may have one.
-        let _ = writeln!(std::io::stderr(), "what programs leave behind is not reaped: {error}");
+        // The log would start a second thread, which this process must not have yet.
+        let _ = writeln!(std::io::stderr(), "orphaned processes are not reaped: {error}");
     }
 }
 
 fn run() -> std::io::Result<()> {
-    // Blocked, signals wait in line until they are read. The child unblocks them for itself.
+    // Blocked signals are queued until they are read. The child unblocks them for itself.
     SigSet::all().thread_block()?;
     let signals = SignalFd::new(&SigSet::all())?;
     let mut arguments = env::args_os();
@@ -47,15 +50,15 @@ fn run() -> std::io::Result<()> {
     }
 }
 
-/// Those of a terminal's keys reach its whole process group, and the child is in it. That it hangs up, only its session's
-/// leader hears.
+/// Whether the child got this signal itself. Signals from a terminal's keys reach the whole process group, including
+/// the child. A hangup reaches only the session's leader.
 fn the_child_has_it(known: Signal, signal: &siginfo) -> bool {
-    /// `SI_KERNEL`: sent by nobody's `kill`.
+    /// `SI_KERNEL`: the kernel sent it, and not a process by `kill`.
     const KERNEL: i32 = 0x80;
     known != Signal::SIGHUP && signal.ssi_code == KERNEL
 }
 
-/// Waits for all that have ended. The exit code once `child` is among them.
+/// Waits for all processes that have ended. Returns the exit code if `child` is among them.
 fn reap(child: Pid) -> Option<i32> {
     let mut code = None;
     loop {

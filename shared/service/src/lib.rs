@@ -1,7 +1,7 @@
 //! Process plumbing that every binary shares: settings, logs, traces, signals, retries and the admin port.
 //!
-//! It knows no other room: what a job or a queue is, and whether a setting's value makes sense, is for the binary
-//! to say.
+//! It depends on no other crate of this workspace. What a job or a queue is, and whether a setting's value makes
+//! sense, is decided by the binaries.
 
 mod init;
 mod start;

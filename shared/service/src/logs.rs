@@ -1,8 +1,8 @@
-//! Logs as JSON: one flat object per line, with what the spans around an event know of it. As text they are tracing's own, but that an
-//! error is shown with its causes, each once, in both.
+//! Logs as JSON: one flat object per line, with the fields of the event and of the spans around it. Logs as text use
+//! tracing's own format. In both, an error is shown with its causes, each once.
 //!
-//! `ops/telemetry.md` says which fields there are. First come those of every line, then the others by name; of a name that
-//! stands in several places, the innermost counts.
+//! `ops/telemetry.md` lists the fields. The fields that every line has come first, then the others by name. If several
+//! spans set the same name, the innermost wins.
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::with_causes;
 
-/// The names that every line begins with.
+/// The names with which every line begins.
 const FIRST: [&str; 5] = ["timestamp", "level", "service", "target", "message"];
 
 /// One line per event.
@@ -28,7 +28,7 @@ pub struct Flat {
 }
 
 impl Flat {
-    /// Lines of the process of this name.
+    /// Formats lines for the process of this name.
     pub fn new(service: String) -> Flat {
         Flat { service }
     }
@@ -50,7 +50,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
         }
         event.record(&mut Members(|name: &str, value| drop(fields.insert(name.to_owned(), value))));
         let (level, mut target) = (event.metadata().level().as_str(), event.metadata().target().to_owned());
-        // An event of a library that logs by the crate `log` has its own target among its fields.
+        // An event of a library that uses the crate `log` has its own target among its fields.
         if let Some(Value::String(own)) = fields.remove("log.target") {
             target = own;
             fields.retain(|name, _| !name.starts_with("log."));
@@ -65,7 +65,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
         writer.write_char('{')?;
         for (at, (name, value)) in first.chain(others).enumerate() {
             write!(writer, "{}{}:", if at > 0 { "," } else { "" }, json!(name))?;
-            // JSON leaves characters as they are that some readers take for an end of line, or a terminal for an order.
+            // JSON keeps characters that some readers take for a line end, or a terminal for a command.
             for character in value.to_string().chars() {
                 let acts = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
                 if acts || character.is_control() {
@@ -79,15 +79,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> FormatEvent<S, Fields> for Flat {
     }
 }
 
-/// What a span knows, kept as the members of a JSON object without its braces: to be added to at little cost, because every
-/// job has a span and few have a line.
+/// The fields of a span, kept as the members of a JSON object without its braces. That makes adding a field cheap,
+/// because every job has a span and few jobs have a log line.
 pub struct Fields;
 
 impl<'w> FormatFields<'w> for Fields {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
         let (mut result, mut comma) = (Ok(()), "");
         fields.record(&mut Members(|name: &str, value| {
-            // Names are words: they need no escaping.
+            // Names are identifiers, so they need no escaping.
             result = result.and_then(|()| write!(writer, "{comma}\"{name}\":{value}"));
             comma = ",";
         }));
@@ -102,7 +102,7 @@ impl<'w> FormatFields<'w> for Fields {
     }
 }
 
-/// Fields as text.
+/// The fields of a text line.
 pub struct Text;
 
 impl<'w> FormatFields<'w> for Text {
@@ -115,7 +115,7 @@ impl<'w> FormatFields<'w> for Text {
 
 struct WithCauses<'a>(DefaultVisitor<'a>);
 
-/// Control characters as escapes, but for the ends of lines.
+/// Writes control characters as escapes, except line ends.
 fn escaped(text: &str) -> String {
     let is_harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
     text.chars().fold(String::with_capacity(text.len()), |mut kept, c| {
@@ -134,7 +134,7 @@ impl Visit for WithCauses<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        // What others wrote is part of it: a control character must not reach a terminal.
+        // The text may come from outside, and a control character must not reach a terminal.
         self.0.record_debug(field, &format_args!("{}", escaped(&with_causes(value))));
     }
 
@@ -143,7 +143,7 @@ impl Visit for WithCauses<'_> {
     }
 }
 
-/// Gives each field away as a member of an object.
+/// Passes each field on as a member of an object.
 struct Members<F>(F);
 
 impl<F: FnMut(&str, Value)> Members<F> {
@@ -174,7 +174,7 @@ impl<F: FnMut(&str, Value)> Visit for Members<F> {
         self.set(field, json!(value));
     }
 
-    /// With all its causes.
+    /// Includes all its causes.
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
         self.set(field, Value::String(with_causes(value)));
     }
@@ -206,7 +206,7 @@ mod tests {
         }
     }
 
-    /// The lines that are logged meanwhile, as JSON or as text.
+    /// Returns the lines that are logged meanwhile, as JSON or as text.
     fn logged(json: bool, act: impl FnOnce()) -> Vec<String> {
         let kept = Kept::default();
         let writer = kept.clone();

@@ -1,12 +1,14 @@
-//! What a command prints: results to stdout ([`out!`](crate::out)), words for people to stderr ([`note!`](crate::note)). Nothing else
-//! writes to either but the log.
+//! What a command prints: results to stdout ([`out!`](crate::out)), messages for people to stderr
+//! ([`note!`](crate::note)). Apart from these, only the log writes to either.
 //!
-//! Printing never stops a command. A reader may go away (`| head -1`): from then on nothing is printed, and the command does to its end what it
-//! was asked for. What cannot be written for another reason, such as a full disk, fails the command at its end ([`crate::run`]).
+//! Printing never stops a command. If a reader goes away (`| head -1`), nothing more is printed, and the command
+//! completes what it was asked to do. If output cannot be written for another reason, such as a full disk, the command
+//! fails at its end ([`crate::run`]).
 //!
-//! Nor does it hold up what runs beside it: a reader may stall, so a thread writes, in the order in which things were printed. A command waits for
-//! that thread at its end, and before if it prints without end ([`printed`]): as long as it takes, but after a signal only for [`PATIENCE`]. Then
-//! nothing more goes to stdout, and words go the way of the log, which waits for no reader.
+//! Printing does not delay other tasks either. A reader may stall, so a thread writes, in the order in which things
+//! were printed. A command waits for that thread at its end, and earlier if it prints without end ([`printed`]). It
+//! waits as long as that takes, but after a signal only for [`TIMEOUT`]. After that, nothing more goes to stdout, and
+//! messages go the way of the log, which waits for no reader.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Stopped, stderr};
 
-/// How long a command that is to stop waits for its readers, in all.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a command that was asked to stop waits for its readers, in all.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 static PRINTER: LazyLock<Printer> = LazyLock::new(|| Printer::to(io::stdout(), io::stderr()));
 
@@ -34,34 +36,35 @@ macro_rules! out {
     ($($text:tt)*) => { $crate::print_out(format_args!($($text)*)) };
 }
 
-/// Prints a line to stderr, if anybody reads it.
+/// Prints a line to stderr, if stderr is read.
 #[macro_export]
 macro_rules! note {
     ($($text:tt)*) => { $crate::print_note(format_args!($($text)*)) };
 }
 
-/// What [`out!`](crate::out) does.
+/// Implements [`out!`](crate::out).
 pub fn print_out(line: fmt::Arguments<'_>) {
     PRINTER.print(Stream::Out, format!("{line}\n"));
 }
 
-/// What [`note!`](crate::note) does.
+/// Implements [`note!`](crate::note).
 pub fn print_note(line: fmt::Arguments<'_>) {
     PRINTER.print(Stream::Err, format!("{line}\n"));
 }
 
-/// Waits until all that was printed is written. For a command that prints more than it holds already: what is printed and not yet written has no
-/// other bound. False when nothing more can be written to stdout, so that a command that would print for ever ends.
+/// Waits until everything printed is written. This is for a command whose output exceeds what it holds in memory
+/// anyway, because unwritten output has no other limit. Returns false if nothing more can be written to stdout, so
+/// that a command that would print for ever ends.
 pub async fn printed(stop: &CancellationToken) -> bool {
     PRINTER.printed(stop).await
 }
 
-/// Waits until all is written; an error if not all could be written to stdout, and its reader is there.
+/// Waits until everything is written. Returns an error if stdout failed while its reader was still there.
 pub(crate) async fn finish(stop: &CancellationToken) -> anyhow::Result<()> {
     PRINTER.finish(stop).await
 }
 
-/// Stderr as a terminal to draw on, between the lines that are printed.
+/// Stderr as a terminal to draw on, in order with the lines that are printed.
 #[derive(Debug)]
 pub struct Notes;
 
@@ -88,38 +91,38 @@ enum Stream {
     Err,
 }
 
-/// The thread that writes, and what is on its way; clones share it.
+/// The thread that writes, and the text that waits for it. Clones share both.
 #[derive(Clone)]
 struct Printer(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to write.
+    /// Signals that there is something to write.
     more: Condvar,
-    /// Something was written.
+    /// Signals that something was written.
     less: Notify,
 }
 
 struct Queue {
-    /// Until there is something to write: most processes print nothing, and need no thread.
+    /// The streams, until there is something to write. Most processes print nothing, and need no thread.
     idle: Option<[Box<dyn Write + Send>; 2]>,
     parts: VecDeque<(Stream, String)>,
     writing: Option<Stream>,
     stdout: Way,
-    /// No reader is waited for any more.
+    /// Whether readers are no longer waited for.
     is_given_up: bool,
-    /// What is left of [`PATIENCE`].
-    patience: Duration,
+    /// What is left of [`TIMEOUT`].
+    flush_timeout: Duration,
 }
 
-/// Whether there is a way out.
+/// Whether stdout can still be written to.
 #[derive(Default)]
 enum Way {
     #[default]
     Open,
-    /// Nobody reads any more.
+    /// Its reader has gone away.
     Left,
-    /// Not all could be written.
+    /// Some of the output could not be written.
     Failed(anyhow::Error),
 }
 
@@ -136,7 +139,7 @@ impl Queue {
         self.parts.is_empty() && (self.writing.is_none() || self.is_given_up)
     }
 
-    /// What waits for a reader does so no longer.
+    /// Stops waiting for readers. Text that waits for one is handed over.
     fn give_up(&mut self) {
         self.is_given_up = true;
         if self.writing == Some(Stream::Out) {
@@ -163,7 +166,7 @@ impl Printer {
             writing: None,
             stdout: Way::Open,
             is_given_up: false,
-            patience: PATIENCE,
+            flush_timeout: TIMEOUT,
         };
         Printer(Arc::new(Shared { queue: Mutex::new(queue), more: Condvar::new(), less: Notify::new() }))
     }
@@ -185,7 +188,7 @@ impl Printer {
         }
     }
 
-    /// What the thread does, until it is given up.
+    /// Writes until it is given up. This is the body of the thread.
     fn write(&self, [mut out, mut err]: [Box<dyn Write + Send>; 2]) {
         let mut queue = self.queue();
         while !queue.is_given_up {
@@ -193,7 +196,7 @@ impl Printer {
                 queue = self.0.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            // Nobody is left to be told of a failure of stderr.
+            // If stderr fails, there is no other place to report it.
             let is_open = stream == Stream::Err || matches!(queue.stdout, Way::Open);
             if is_open {
                 queue.writing = Some(stream);
@@ -216,10 +219,10 @@ impl Printer {
 
     async fn printed(&self, stop: &CancellationToken) -> bool {
         if stop.run_until_cancelled(self.emptied()).await.is_none() {
-            let (begun, patience) = (Instant::now(), self.queue().patience);
-            let emptied = timeout(patience, self.emptied()).await.is_ok();
+            let (begun, flush_timeout) = (Instant::now(), self.queue().flush_timeout);
+            let emptied = timeout(flush_timeout, self.emptied()).await.is_ok();
             let mut queue = self.queue();
-            queue.patience = patience.saturating_sub(begun.elapsed());
+            queue.flush_timeout = flush_timeout.saturating_sub(begun.elapsed());
             if !emptied {
                 queue.give_up();
             }
@@ -257,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives on what is written, when that is asked for; then it fails.
+    /// Passes on what is written when the test asks for it. Then it fails.
     struct Reader(mpsc::SyncSender<String>, ErrorKind);
 
     impl Write for Reader {
@@ -314,7 +317,7 @@ mod tests {
         printer.print(Stream::Out, "three".to_owned());
         let begun = Instant::now();
         assert!(printer.finish(&stop).await.unwrap_err().is::<Stopped>());
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < TIMEOUT);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! Retries with exponential backoff and jitter. The only place that knows the `backoff` crate, which is no longer
-//! maintained (RUSTSEC-2025-0012): it is small, and can be replaced here alone.
+//! Retries with exponential backoff and jitter. Only this module knows the `backoff` crate, which is no longer
+//! maintained (RUSTSEC-2025-0012). It is small, and can be replaced here alone.
 
 use std::error::Error;
 use std::future::Future;
@@ -13,7 +13,7 @@ use tracing::{Span, info, warn};
 
 use crate::with_causes;
 
-/// Waits that double from `initial` to `max`, each changed by up to a half either way, for ever.
+/// Waits without end that double from `initial` to `max`. Each is changed by up to a half in either direction.
 pub struct Backoff(backoff::ExponentialBackoff);
 
 impl Backoff {
@@ -29,7 +29,7 @@ impl Backoff {
         )
     }
 
-    /// The next wait.
+    /// Returns the next wait.
     pub fn next_delay(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(self.0.max_interval)
     }
@@ -43,9 +43,9 @@ impl Backoff {
 /// Why a retried operation has no result.
 #[derive(Debug)]
 pub enum RetryError<E> {
-    /// It failed in a way that another try cannot mend.
+    /// It failed in a way that another try cannot repair.
     Permanent(E),
-    /// We were told to stop.
+    /// The process was asked to stop.
     Stopped,
 }
 
@@ -65,7 +65,7 @@ where
     retry_about(Span::none, what, stop, is_retryable, operation).await
 }
 
-/// The same where it is too much to make a span for what may be logged each time: it is made when something is.
+/// As [`retry`], but builds the log span only when something is logged.
 pub async fn retry_about<T, E, F, Fut>(
     about: impl Fn() -> Span,
     what: &str,
@@ -116,7 +116,7 @@ where
     }
 }
 
-/// Retries like [`retry`]; `None` when we are told to stop meanwhile, and a permanent error says what failed.
+/// As [`retry`], but returns `None` if it is asked to stop meanwhile. A permanent error says what failed.
 pub async fn retry_or_stop<T, E, F>(
     what: &str,
     stop: &CancellationToken,

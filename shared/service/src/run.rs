@@ -1,4 +1,4 @@
-//! How a program runs and how it ends: runtime, signals, last words, exit code.
+//! How a program runs and how it ends: the runtime, signals, the last log lines and the exit code.
 
 use std::future::Future;
 use std::io;
@@ -14,23 +14,23 @@ use crate::{SettingsError, Stopped, Telemetry, output, stderr, trace, until_sign
 /// How long the end of a process waits for the receiver of its last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
 
-/// How long it waits for who reads its last lines.
+/// How long the end of a process waits for the reader of its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// On how many threads a process runs its tasks.
+/// The number of threads on which a process runs its tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
-    /// One: enough for who waits nearly always, and it holds the least memory.
+    /// One: enough for a process that waits nearly always. It needs the least memory.
     One,
     /// One for each core.
     Cores,
 }
 
-/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM, SIGINT or SIGHUP cancels. A second
-/// signal ends the process at once.
+/// Runs a binary's main future on a runtime, with logs, and with a token that SIGTERM, SIGINT or SIGHUP cancels. A
+/// second signal ends the process at once.
 ///
-/// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`]. Results that could not be printed fail it, too;
-/// that their reader went away does not.
+/// An error is logged once, with its whole chain, and becomes an exit code by [`exit_code`]. Results that could not be
+/// printed fail the process, too, unless their reader has gone away.
 pub fn run<F, Fut>(telemetry: Telemetry, threads: Threads, main: F) -> ExitCode
 where
     F: FnOnce(CancellationToken) -> Fut,
@@ -58,12 +58,12 @@ where
             std::io::Result::Ok(())
         });
         let result = main(stop.clone()).await;
-        // Its reader may stall, and a signal is heard meanwhile.
+        // The reader of the output may stall, and signals are handled meanwhile.
         let printed = output::finish(&stop).await;
         signals.abort();
         (result, printed)
     });
-    // What still runs on the blocking pool must not hold up the end.
+    // Calls that still run on the blocking pool must not delay the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let mut code = result.unwrap_or_else(|error| {
         error!("{}", with_causes(error.as_ref()));
@@ -78,11 +78,12 @@ where
     code
 }
 
-/// The most threads for calls that block.
+/// The most threads for blocking calls.
 const BLOCKING_THREADS: usize = 64;
 
-/// A thread for calls that block (files, names of hosts) is there from the start, and none of them ends while it idles: where
-/// processes have run out no other can be started, and tokio panics if there is none at all. As they stay, there are few.
+/// Builds the runtime. A thread for blocking calls (files, host names) exists from the start, and none of them ends
+/// while idle. On a host that has run out of processes no other thread can be started, and tokio panics if there is
+/// none at all. Since the threads stay, there are few.
 fn runtime(threads: Threads) -> io::Result<Runtime> {
     let mut builder = match threads {
         Threads::One => Builder::new_current_thread(),
@@ -97,7 +98,8 @@ fn runtime(threads: Threads) -> io::Result<Runtime> {
     Ok(runtime)
 }
 
-/// 2 for settings or arguments that are wrong, 130 for who was told to stop before its end, 1 for all else.
+/// Returns 2 for wrong settings or arguments, 130 for a process that was asked to stop before its end, and 1 for all
+/// other errors.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<SettingsError>() {
         ExitCode::from(2)
@@ -121,9 +123,9 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
             runtime.block_on(runtime.spawn_blocking(|| thread::current().id())).expect("an id")
         };
-        // Two, where the first call came before the thread idled.
+        // Two threads, if the first call came before the thread was idle.
         let before: Vec<_> = (0..20).map(|_| at_work()).collect();
-        // Longer than tokio keeps one by itself.
+        // Longer than tokio keeps an idle thread by default.
         thread::sleep(Duration::from_secs(12));
         assert!(before.contains(&at_work()));
     }

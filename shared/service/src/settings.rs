@@ -1,4 +1,5 @@
-//! Settings: flags with an environment name each, checked together, so that one start tells all that is wrong.
+//! Settings: flags with an environment name each. They are checked together, so that one start reports all that is
+//! wrong.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,8 +15,8 @@ use crate::authorities::{Authorities, TLS_CA_FILE};
 use crate::start::variable;
 use crate::trace::{TraceSettings, Variables};
 
-/// A setting as it was given: its value, or why it has none. Reading one never fails, so that the parser goes on to
-/// the next and [`Problems`] can name them all.
+/// A setting as it was given: its value, or why it has none. Reading one never fails, so the parser continues with the
+/// next one, and [`Problems`] can name them all.
 #[derive(Clone, Debug)]
 pub struct Setting<T> {
     given: String,
@@ -30,7 +31,7 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for Setting<T> {
     }
 }
 
-/// What is wrong with the settings, collected.
+/// The problems of the settings, collected.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<String>);
 
@@ -38,10 +39,10 @@ impl Problems {
     /// Takes a setting's value, or notes that it does not parse.
     pub fn take<T>(&mut self, name: &str, setting: Setting<T>) -> Option<T> {
         let Setting { given, value } = setting;
-        let told = |problem: String| {
+        let described = |problem: String| {
             if problem.starts_with("got ") { problem } else { format!("got \"{given}\": {problem}") }
         };
-        value.map_err(|problem| self.add(name, told(problem))).ok()
+        value.map_err(|problem| self.add(name, described(problem))).ok()
     }
 
     /// Takes a setting's value if it lies in this range, or notes that it does not.
@@ -59,12 +60,12 @@ impl Problems {
         None
     }
 
-    /// Takes what another room made of a setting, or notes its complaint.
+    /// Takes the result of another crate's check of a setting, or notes the error.
     pub fn check<T, E: fmt::Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|problem| self.add(name, problem)).ok()
     }
 
-    /// Takes a setting that must be there.
+    /// Takes a setting that is required, or notes that it is missing.
     pub fn required<T>(&mut self, name: &str, setting: Option<T>, what: &str) -> Option<T> {
         if setting.is_none() {
             self.add(name, format!("not set, expected {what}"));
@@ -72,29 +73,29 @@ impl Problems {
         setting
     }
 
-    /// Notes a problem; one that begins with the setting's name is not given it twice.
+    /// Notes a problem. If it already begins with the setting's name, the name is not added again.
     pub fn add(&mut self, name: &str, problem: impl fmt::Display) {
         let problem = problem.to_string();
         let named = problem.starts_with(name);
-        let told = if named { problem } else { format!("{name}: {problem}") };
-        // What several rooms need is read more than once.
-        if !self.0.contains(&told) {
-            self.0.push(told);
+        let line = if named { problem } else { format!("{name}: {problem}") };
+        // A setting that several parts of a process need is read more than once.
+        if !self.0.contains(&line) {
+            self.0.push(line);
         }
     }
 
-    /// How many there are so far.
+    /// Returns the number of problems so far.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The error that tells them all.
+    /// Returns the error that reports them all.
     pub fn into_error(self) -> SettingsError {
         SettingsError(self.0)
     }
 }
 
-/// Settings that a process cannot start with. It ends with exit code 2.
+/// Settings with which a process cannot start. It ends with exit code 2.
 #[derive(Debug)]
 pub struct SettingsError(Vec<String>);
 
@@ -108,7 +109,7 @@ impl fmt::Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
-/// The settings of every binary.
+/// The settings that every binary has.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     /// Where this runs: development, staging or production
@@ -118,8 +119,8 @@ pub struct Common {
     /// described in docs/supported-environments.md
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = "Common")]
     database_url: Option<SecretString>,
-    /// By what sessions in Postgres get the settings they rely on: connection, or role, which works through a pooler in
-    /// transaction mode (`producer migrate` gives them to the account)
+    /// How sessions in Postgres get the settings they rely on: connection, or role, which works through a pooler in
+    /// transaction mode (`producer migrate` sets them for the account)
     #[arg(
         long,
         env = "DATABASE_SETTINGS",
@@ -128,7 +129,7 @@ pub struct Common {
         help_heading = "Common"
     )]
     pub database_settings: String,
-    /// Connections to Postgres, at most; one of them is for the heartbeat or the lease
+    /// The most connections to Postgres; one of them is for the heartbeat or the lease
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "10", global = true, help_heading = "Common")]
     database_pool_size: Setting<usize>,
     /// RabbitMQ, such as amqp://user:password@host:5672/vhost (%2f is the vhost "/")
@@ -146,8 +147,8 @@ pub struct Common {
         help_heading = "Common"
     )]
     max_message_bytes: Setting<usize>,
-    /// The queues that callers may name for their results (reply_to), with * for any text, separated by commas. What
-    /// belongs to the broker or to the fleet (amq.*, harness.*) is never among them
+    /// The queues that callers may name for their results (reply_to), with * for any text, separated by commas. Queues
+    /// that belong to the broker or to the fleet (amq.*, harness.*) are never allowed
     #[arg(long, env = "REPLY_TO_ALLOW", default_value = "*", global = true, help_heading = "Common")]
     pub reply_to_allow: String,
     /// error, warn, info, debug, trace, or directives such as info,worker=debug
@@ -157,7 +158,7 @@ pub struct Common {
     #[arg(long, env = "LOG_JSON", default_value = "false", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", global = true, help_heading = "Common")]
     pub log_json: Setting<bool>,
-    /// Where traces go: a receiver of OTLP by HTTP, such as http://collector:4318. Without one, none are made
+    /// Where traces go: a receiver of OTLP over HTTP, such as http://collector:4318. Without one, no traces are made
     #[arg(
         long,
         env = "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -166,12 +167,12 @@ pub struct Common {
         help_heading = "Common"
     )]
     pub otlp_endpoint: Option<String>,
-    /// A file of authorities (PEM) to trust beside the system's: for RabbitMQ, its management API and the receiver of traces. A
-    /// server's certificate is always verified
+    /// A file of authorities (PEM) to trust in addition to the system's: for RabbitMQ, its management API and the
+    /// receiver of traces. A server's certificate is always verified
     #[arg(long, env = "TLS_CA_FILE", global = true, help_heading = "Common")]
     pub tls_ca_file: Option<PathBuf>,
-    /// What it is told with every request, such as authorization=Bearer%20TOKEN: KEY=VALUE, separated by commas, values
-    /// written as in URLs
+    /// Headers of every request to the receiver of traces, such as authorization=Bearer%20TOKEN: KEY=VALUE, separated
+    /// by commas, values percent-encoded as in URLs
     #[arg(
         long,
         env = "OTEL_EXPORTER_OTLP_HEADERS",
@@ -180,47 +181,47 @@ pub struct Common {
         help_heading = "Common"
     )]
     pub otlp_headers: Option<SecretString>,
-    /// Why secrets that should stand in files have no value; see [`crate::parse`].
+    /// Why secrets whose file is named have no value; see [`crate::parse`].
     #[arg(skip)]
     pub(crate) unreadable: Vec<String>,
 }
 
 impl Common {
-    /// Whose certificates count.
+    /// Returns the trusted authorities.
     pub fn authorities(&self, problems: &mut Problems) -> Option<Authorities> {
         problems.check(TLS_CA_FILE, Authorities::read(self.tls_ca_file.as_ref()))
     }
 
-    /// Where Postgres is, which must be said.
+    /// Returns the address of Postgres. The setting is required.
     pub fn database_url(&self, problems: &mut Problems) -> Option<&SecretString> {
         let expected = "postgres://user:password@host:5432/database";
         problems.required("DATABASE_URL", self.database_url.as_ref(), expected)
     }
 
-    /// Connections to Postgres, at most.
+    /// Returns the most connections to Postgres.
     pub fn database_pool_size(&self, problems: &mut Problems) -> Option<usize> {
         problems.within("DATABASE_POOL_SIZE", self.database_pool_size.clone(), 2..=1_000)
     }
 
-    /// Where RabbitMQ is, which must be said.
+    /// Returns the address of RabbitMQ. The setting is required.
     pub fn amqp_url(&self, problems: &mut Problems) -> Option<&SecretString> {
         let expected = "amqp://user:password@host:5672/vhost";
         problems.required("AMQP_URL", self.amqp_url.as_ref(), expected)
     }
 
-    /// How long results are kept.
+    /// Returns how long results are kept.
     pub fn retention(&self, problems: &mut Problems) -> Option<Duration> {
         let days = problems.within("RETENTION_DAYS", self.retention_days.clone(), 1..=3_650);
         days.map(|days| Duration::from_secs(days * 86_400))
     }
 
-    /// The largest message that is accepted, in bytes.
+    /// Returns the size of the largest message that is accepted, in bytes.
     pub fn max_message_bytes(&self, problems: &mut Problems) -> Option<usize> {
         problems.within("MAX_MESSAGE_BYTES", self.max_message_bytes.clone(), 1_024..=64 << 20)
     }
 
-    /// How to log and to make traces, for the process that is usually called `service`; `quiet` are directives for
-    /// libraries, such as `lapin=off`. What is wrong falls back to the defaults, so that it can be logged.
+    /// Returns how to log and to trace, for the process that is usually called `service`. `quiet` are directives for
+    /// libraries, such as `lapin=off`. Wrong values fall back to the defaults, so that the problems can be logged.
     pub fn telemetry(&self, service: &str, quiet: &[&str], problems: &mut Problems) -> Telemetry {
         self.unreadable.iter().for_each(|problem| problems.add("", problem));
         if !["development", "staging", "production"].contains(&self.environment.as_str()) {

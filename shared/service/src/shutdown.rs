@@ -6,8 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-/// Resolves on SIGTERM, SIGINT or SIGHUP: a terminal that closes ends what runs in it. One that was started to outlive its
-/// terminal (`nohup`) does.
+/// Waits for SIGTERM, SIGINT or SIGHUP. A terminal that closes ends the processes in it, but a process that was
+/// started to outlive its terminal (`nohup`) ignores SIGHUP.
 pub async fn until_signalled() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -28,7 +28,7 @@ pub async fn until_signalled() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Told to stop before the work was done. The process ends with exit code 130.
+/// The process was asked to stop before its work was done. It ends with exit code 130.
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -40,7 +40,7 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// Asks something of the outside, which may take its time; an error when told to stop meanwhile.
+/// Waits for an answer from outside, which may take long. Returns an error if the process is asked to stop meanwhile.
 pub async fn unless_stopped<T, E: Into<anyhow::Error>>(
     stop: &CancellationToken,
     asking: impl Future<Output = Result<T, E>>,

@@ -1,10 +1,11 @@
-//! The first moments of a process, before it has a second thread: what it keeps to itself, what it may open, and the settings that
-//! it is given.
+//! The first moments of a process, before it has a second thread: which secrets it hides, how many files it may open,
+//! and which settings it has.
 //!
-//! Secrets (settings that `--help` never shows) leave the environment here, so that no program inherits them. The kernel goes on
-//! showing what a process was started with in `/proc/PID/environ`, and its memory in `/proc/PID/mem`; so the process is not
-//! *dumpable*: both belong to root from then on, whoever runs it, and it leaves no core dump. Both rules are of no use against
-//! root itself, nor against who may read the file of a secret.
+//! Secrets (settings that `--help` never shows) are removed from the environment here, so that no program inherits
+//! them. The kernel still shows the initial environment of a process in `/proc/PID/environ`, and its memory in
+//! `/proc/PID/mem`. So the process is made not *dumpable*: both files then belong to root, whichever user runs the
+//! process, and it leaves no core dump. Neither measure helps against root itself, or against a user who may read the
+//! file of a secret.
 
 use std::env;
 use std::sync::OnceLock;
@@ -17,7 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{Common, init};
 
-/// Secrets that are no flags, because others have named them.
+/// Secrets that have no flag, because their names are given by a specification.
 const OTHER_SECRETS: [&str; 1] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 
 static SECRETS: OnceLock<Vec<Secret>> = OnceLock::new();
@@ -27,24 +28,25 @@ static OUTLIVES_ITS_TERMINAL: OnceLock<bool> = OnceLock::new();
 struct Secret {
     name: String,
     value: SecretString,
-    /// Whether it came from a file, whose name the environment goes on having.
+    /// Whether it came from a file. The environment keeps the name of that file.
     by_file: bool,
 }
 
-/// How many files a process may have open, sockets and pipes among them.
+/// How many files a process may have open, including sockets and pipes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFiles {
-    /// What it was started with, and what its programs get.
+    /// The limit that it was started with, and that its programs get.
     pub given: u64,
-    /// What it has raised that to.
+    /// The limit to which it has raised that.
     pub now: u64,
 }
 
-/// Reads the command line and the environment. To be called first in `main`: it changes the environment.
+/// Reads the command line and the environment. It must be called first in `main`, because it changes the environment.
 ///
-/// A variable that is set and empty is not set. Each secret `NAME` may stand in a file instead, which `NAME_FILE` names.
+/// A variable that is set and empty counts as not set. Each secret `NAME` may be kept in a file instead, which
+/// `NAME_FILE` names.
 pub fn parse<T: Parser + AsMut<Common>>() -> T {
-    // These can be refused only by a kernel that does not know them.
+    // Only a kernel that does not know this call refuses it.
     let _ = prctl::set_dumpable(false);
     init::reap_if_first();
     let _ = SigSet::all().thread_unblock();
@@ -73,14 +75,14 @@ pub fn parse<T: Parser + AsMut<Common>>() -> T {
         let value = SecretString::from(env::var(name).ok()?);
         Some(Secret { name: name.clone(), value, by_file: by_file.contains(&name) })
     };
-    // Set once, here.
+    // Nothing else sets it.
     let _ = SECRETS.set(secrets.iter().filter_map(secret).collect());
     secrets.iter().for_each(|name| set(name, None));
     args.as_mut().unreadable = problems;
     args
 }
 
-/// The names of a command's variables, and which of them are secret.
+/// Collects the names of a command's variables, and those of them that are secret.
 fn collect(command: &Command, names: &mut Vec<String>, secrets: &mut Vec<String>) {
     for argument in command.get_arguments() {
         let Some(name) = argument.get_env().map(|name| name.to_string_lossy().into_owned()) else { continue };
@@ -96,7 +98,7 @@ fn is_empty(name: &str) -> bool {
     env::var(name).is_ok_and(|value| value.trim().is_empty())
 }
 
-/// The secret in the file that `NAME_FILE` names, without the whitespace around it.
+/// Returns the secret in the file that `NAME_FILE` names, without surrounding whitespace.
 fn from_file(name: &str) -> Result<Option<String>, String> {
     let by_file = format!("{name}_FILE");
     let Some(path) = env::var_os(&by_file).filter(|path| !path.is_empty()) else { return Ok(None) };
@@ -115,7 +117,7 @@ fn from_file(name: &str) -> Result<Option<String>, String> {
 
 #[expect(unsafe_code, reason = "the environment can be changed safely only while there is one thread")]
 fn set(name: &str, value: Option<&str>) {
-    // SAFETY: `parse` is the first thing that `main` does: no other thread reads the environment yet.
+    // SAFETY: `parse` is the first thing that `main` does, so no other thread reads the environment yet.
     unsafe {
         match value {
             Some(value) => env::set_var(name, value),
@@ -128,19 +130,21 @@ fn secrets() -> &'static [Secret] {
     SECRETS.get().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// A variable of the environment that the process was started with, secret or not.
+/// Returns a variable of the environment that the process was started with, whether it is a secret or not.
 pub(crate) fn variable(name: &str) -> Option<String> {
     let secret = secrets().iter().find(|secret| secret.name == name);
     secret.map(|secret| secret.value.expose_secret().to_owned()).or_else(|| env::var(name).ok())
 }
 
-/// The secrets that have left the environment, by name: for a process of ours that is started with the same settings.
+/// Returns the secrets that were removed from the environment, with their names, to start another of our processes with
+/// the same settings.
 pub fn taken_secrets() -> impl Iterator<Item = (&'static str, &'static str)> {
     let taken = secrets().iter().filter(|secret| !secret.by_file);
     taken.map(|secret| (secret.name.as_str(), secret.value.expose_secret()))
 }
 
-/// Raises the limit of open files as far as this process may, once; where there are few, a worker's slots run short of them.
+/// Raises the limit of open files once, as far as this process may. With a low limit, a worker's slots run out of
+/// files.
 pub fn open_files() -> OpenFiles {
     *OPEN_FILES.get_or_init(|| {
         let (given, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
@@ -149,7 +153,8 @@ pub fn open_files() -> OpenFiles {
     })
 }
 
-/// Whether it was started with SIGHUP ignored. Asked first before anybody listens for that signal.
+/// Whether the process was started with SIGHUP ignored. The first call must come before a handler for that signal is
+/// set.
 pub(crate) fn outlives_its_terminal() -> bool {
     *OUTLIVES_ITS_TERMINAL.get_or_init(|| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

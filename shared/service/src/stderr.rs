@@ -1,8 +1,9 @@
-//! The way of a log line to stderr: a queue with a bound, and a thread that writes.
+//! How a log line reaches stderr: by a bounded queue, and a thread that writes.
 //!
-//! A log that nobody reads holds up nothing: a pipe that is full would stop the threads that log, and with them heartbeats, the
-//! admin port and signals. A line that has no room is dropped and counted; when there is room again, a line says how many
-//! were. (`tracing-appender` does as much, but at the process's end it complains to stderr that stderr does not move.)
+//! A log that is not read delays nothing. Without the queue, a full pipe would stop the threads that log, and with
+//! them heartbeats, the admin port and signals. A line that finds no room is dropped and counted. When there is room
+//! again, a line says how many were dropped. (`tracing-appender` does the same, but at the process's end it complains
+//! to stderr that stderr cannot be written.)
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,22 +15,22 @@ use prometheus::{IntCounter, register_int_counter};
 use tracing::{Level, Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes of lines that wait to be written.
+/// Bytes of lines that may wait to be written.
 const ROOM: usize = 4 << 20;
-/// More of them, for warnings and errors alone: a program that talks without end must not drown them.
+/// Further bytes for warnings and errors alone, so that a program that logs without end cannot drown them.
 const RESERVE: usize = 1 << 20;
 
 static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!(
         "harness_log_lines_dropped_total",
-        "Log lines that were dropped because nobody read them in time"
+        "Log lines that were dropped because stderr was not read in time"
     )
     .expect("every metric has a name of its own, so that registering cannot fail")
 });
 
 static STDERR: OnceLock<Stderr> = OnceLock::new();
 
-/// The process's queue; clones share it.
+/// The process's queue. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Stderr {
     entries: mpsc::Sender<Entry>,
@@ -40,27 +41,27 @@ pub(crate) struct Stderr {
 struct Queue {
     /// Bytes that wait.
     waiting: AtomicUsize,
-    /// Lines that were dropped since the log last said so.
+    /// Lines that were dropped since the log last reported that.
     untold: AtomicU64,
 }
 
 enum Entry {
     Line(Vec<u8>),
-    /// Answered when all before it is written.
+    /// Answered when everything before it is written.
     Flush(mpsc::Sender<()>),
 }
 
-/// The process's queue to stderr. Its thread starts with the first call and ends with the process.
+/// Returns the process's queue to stderr. Its thread starts with the first call and ends with the process.
 pub(crate) fn stderr() -> Stderr {
     let start = || {
-        // Shown as 0 before anything is dropped: a counter that appears at 1 has no rate.
+        // The counter is exported as 0 before anything is dropped, because one that appears at 1 has no rate.
         LazyLock::force(&DROPPED);
         Stderr::to(io::stderr())
     };
     STDERR.get_or_init(start).clone()
 }
 
-/// Waits until what was logged so far is written, but no longer than this.
+/// Waits until everything logged so far is written, up to this timeout.
 pub(crate) fn flush(within: Duration) {
     if let Some(stderr) = STDERR.get() {
         stderr.flush(within);
@@ -76,7 +77,7 @@ impl Stderr {
             for entry in entries {
                 match entry {
                     Entry::Line(line) => {
-                        // Nobody is left to be told of a failure.
+                        // If stderr fails, there is no other place to report it.
                         let _ = out.write_all(&line);
                         written.left(line.len());
                     }
@@ -84,12 +85,12 @@ impl Stderr {
                 }
             }
         };
-        // Without a thread all lines are dropped, and counted.
+        // Without a thread, every line is dropped and counted.
         drop(thread::Builder::new().name("log".to_owned()).spawn(write));
         Stderr { entries: sender, queue }
     }
 
-    /// Takes what must not be dropped.
+    /// Queues a text that must not be dropped.
     pub(crate) fn say(&self, text: &[u8]) {
         self.push(text, usize::MAX);
     }
@@ -113,19 +114,19 @@ impl Stderr {
 }
 
 impl Queue {
-    /// So many bytes have been written.
+    /// Records that this many bytes have been written.
     fn left(&self, bytes: usize) {
         let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
         if before - bytes < ROOM / 2 {
             let lines = self.untold.swap(0, Ordering::Relaxed);
             if lines > 0 {
-                warn!(lines, "log lines were dropped: nobody read them in time");
+                warn!(lines, "log lines were dropped because stderr was not read in time");
             }
         }
     }
 }
 
-/// Takes one line at a time.
+/// A writer for one line at a time.
 pub(crate) struct Line<'a> {
     stderr: &'a Stderr,
     room: usize,
@@ -159,7 +160,7 @@ impl<'a> MakeWriter<'a> for Stderr {
 mod tests {
     use super::*;
 
-    /// Gives on what is written, when that is asked for.
+    /// Passes on what is written when the test asks for it.
     struct Slow(mpsc::SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -179,7 +180,7 @@ mod tests {
         let stderr = Stderr::to(Slow(sender));
         let line = vec![b'x'; 1 << 20];
         let dropped = || stderr.queue.untold.load(Ordering::Relaxed);
-        // Nothing is read: the first line is under way and counts until it is written.
+        // Nothing is read. The first line is being written, and counts until it is.
         (0..6).for_each(|_| stderr.push(&line, ROOM));
         assert_eq!(dropped(), 2);
         stderr.push(b"a warning", ROOM + RESERVE);

@@ -1,4 +1,5 @@
-//! How a process tells of itself while it runs: logs, to stderr, for people or as one JSON object per line; and traces.
+//! What a process reports about itself while it runs: traces, and logs on stderr, for people or as one JSON object per
+//! line.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
@@ -40,18 +41,20 @@ impl Telemetry {
             .with("service.instance.id", instance.unwrap_or_else(|| Uuid::new_v4().to_string()))
     }
 
-    /// What the user says comes after `quiet`, and wins; but why a process ends is always told, see [`crate::run`].
+    /// Reads a level. The user's directives come after `quiet`, and win. Why a process ends is always logged, see
+    /// [`crate::run`].
     pub(crate) fn parse_level(text: &str, quiet: &[&str]) -> Result<EnvFilter, String> {
         let expected =
             "expected error, warn, info, debug, trace, off or directives such as info,worker=debug";
         let given = text.split(',').map(str::trim).filter(|directive| !directive.is_empty());
         let given: Vec<&str> = given.collect();
-        // For the filter such a word is a target, of which everything is logged, and nothing else.
+        // The filter would take such a word for a target, and log everything of it and nothing else.
         let is_wrong = |word: &&&str| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err();
         if let Some(word) = given.iter().find(is_wrong) {
             return Err(format!("got \"{text}\": \"{word}\" is no level, {expected}"));
         }
-        let directives = quiet.iter().copied().chain(given).chain([LAST_WORDS]).collect::<Vec<_>>().join(",");
+        let directives =
+            quiet.iter().copied().chain(given).chain([EXIT_LOG_DIRECTIVE]).collect::<Vec<_>>().join(",");
         EnvFilter::try_new(directives).map_err(|error| format!("got \"{text}\": {error}, {expected}"))
     }
 
@@ -59,7 +62,7 @@ impl Telemetry {
         self.with("deployment.environment.name", environment)
     }
 
-    /// Says in every trace which pool the process serves.
+    /// Adds the pool that the process serves to every trace.
     pub fn in_pool(self, pool: &str) -> Telemetry {
         self.with("harness.pool", pool)
     }
@@ -71,12 +74,12 @@ impl Telemetry {
         self
     }
 
-    /// Logs and makes traces from now on, for the whole process. A second call changes nothing.
+    /// Starts logging and tracing for the whole process. A second call changes nothing.
     pub fn start(self) {
         let level = self.level.unwrap_or_else(|| EnvFilter::new("info"));
         let logs = tracing_subscriber::fmt::layer().with_writer(stderr::stderr());
         let subscriber = tracing_subscriber::registry().with(level);
-        // It fails only when a subscriber is installed already, as under a test.
+        // This fails only if a subscriber is installed already, as in a test.
         let _ = if self.json {
             subscriber.with(logs.fmt_fields(Fields).event_format(Flat::new(self.service))).try_init()
         } else {
@@ -89,13 +92,13 @@ impl Telemetry {
     }
 }
 
-/// At any level: why a process ends.
-const LAST_WORDS: &str = "service::run=error";
+/// Logs why a process ends, whatever the level.
+const EXIT_LOG_DIRECTIVE: &str = "service::run=error";
 
-/// How long a thread that panics waits until its line is written: it may take the process with it.
+/// How long a thread that panics waits until its line is written, because the panic may end the process.
 const PANIC_FLUSH: Duration = Duration::from_millis(100);
 
-/// A terminal that knows colours, before somebody who wants them (<https://no-color.org>).
+/// Whether stderr is a terminal that shows colours, and the user has not disabled them (<https://no-color.org>).
 fn may_colour() -> bool {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     std::io::stderr().is_terminal()
@@ -103,7 +106,7 @@ fn may_colour() -> bool {
         && variable("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
-/// A panic is a line of the log like any other, and waits for nobody who reads it.
+/// Logs a panic like any other line. It waits for no reader.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let (name, trace) = (thread.name().unwrap_or("without a name"), Backtrace::capture());

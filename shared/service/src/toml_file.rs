@@ -1,7 +1,7 @@
-//! A TOML file of settings: all that is wrong with it, each with its line.
+//! A TOML file of settings: all its mistakes are reported, each with its line.
 //!
-//! serde stops at the first mistake. So what does not fit is noted and left out, and the rest is read once more, until nothing is left that does
-//! not fit.
+//! serde stops at the first mistake. So the value at fault is noted and left out, and the rest is read again, until no
+//! mistake is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -10,29 +10,29 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
-/// A value, and where in the file it stands.
+/// A value, and its place in the file.
 pub type TomlValue<'i> = Spanned<DeValue<'i>>;
 
-/// Nowhere in the file: the place of a default.
+/// The place of a default, which is not in the file.
 const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
-/// A file that is TOML, and what was found to be wrong with it so far.
+/// A file that is valid TOML, and the mistakes found in it so far.
 pub struct TomlFile<'i> {
     text: &'i str,
     root: DeTable<'i>,
-    /// What stands where: a key and its value have the same path, such as `agents.echo.harness`.
+    /// The path at each place. A key and its value have the same path, such as `agents.echo.harness`.
     paths: Paths,
     wrong: BTreeSet<(usize, String)>,
-    /// Paths of what was noted as it was read.
+    /// Paths of the mistakes that were noted while reading.
     unread: Vec<String>,
-    /// The name of settings whose values are not shown.
+    /// The name of the settings whose values are not shown.
     secret: Option<&'static str>,
 }
 
 impl<'i> TomlFile<'i> {
-    /// Reads a text. The error tells all for which it is no TOML.
+    /// Parses a text. The error lists every reason why it is not TOML.
     pub fn parse(text: &'i str) -> Result<TomlFile<'i>, String> {
-        // What editors of some systems put before UTF-8.
+        // Some editors put this byte order mark before UTF-8.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut paths = Paths::new();
@@ -51,17 +51,18 @@ impl<'i> TomlFile<'i> {
         if file.wrong.is_empty() { Ok(file) } else { Err(file.complaint()) }
     }
 
-    /// Shows no value of settings of this name, nor below them.
+    /// Hides the values of settings of this name, and all values below them.
     pub fn hide(&mut self, name: &'static str) {
         self.secret = Some(name);
     }
 
-    /// All of it as one table.
+    /// Returns the whole file as one table.
     pub fn whole(&self) -> TomlValue<'i> {
         Spanned::new(0..0, DeValue::Table(self.root.clone()))
     }
 
-    /// The tables below the table of this name, such as `[agents.NAME]`, with their names. What is no table is noted.
+    /// Returns the tables below the table of this name, such as `[agents.NAME]`, with their names. Notes what is not a
+    /// table.
     pub fn tables(&mut self, name: &str) -> Vec<(String, TomlValue<'i>)> {
         let value = if self.root.get(name).is_some() {
             self.table(name)
@@ -85,7 +86,7 @@ impl<'i> TomlFile<'i> {
         tables
     }
 
-    /// The table of this name, if there is one. What is no table is noted.
+    /// Returns the table of this name, if there is one. Notes it if it is not a table.
     pub fn table(&mut self, name: &str) -> Option<TomlValue<'i>> {
         let value = self.root.get(name)?.clone();
         if !matches!(value.get_ref(), DeValue::Table(_)) {
@@ -95,7 +96,7 @@ impl<'i> TomlFile<'i> {
         Some(value)
     }
 
-    /// Notes what else there is in the file.
+    /// Notes everything in the file except these names.
     pub fn only(&mut self, names: &[&str]) {
         let others = self.root.keys().filter(|key| !names.contains(&key.get_ref().as_ref()));
         let others: Vec<_> = others.map(|key| (key.span(), format!("{key}: unknown, expected "))).collect();
@@ -104,7 +105,7 @@ impl<'i> TomlFile<'i> {
         }
     }
 
-    /// Reads a value; all that does not fit is noted, and is as if it were not there. `place` is its path.
+    /// Reads a value whose path is `place`. Everything that does not fit is noted, and ignored as if it were absent.
     pub fn read<T>(
         &mut self,
         place: &str,
@@ -119,7 +120,7 @@ impl<'i> TomlFile<'i> {
             };
             let span = error.span().unwrap_or(value.span());
             let missing = missing_field(error.message());
-            // What was left out is missing because of that.
+            // This field is missing only because it was left out.
             if !missing.is_some_and(|name| left_out.iter().any(|left| left == name)) {
                 let path = self.path(&span).unwrap_or(place).to_owned();
                 let at = if span == NOWHERE { value.span() } else { span.clone() };
@@ -143,7 +144,7 @@ impl<'i> TomlFile<'i> {
             None if setting.is_empty() => place.to_owned(),
             None => format!("{place}.{setting}"),
         };
-        // What could not be read is no more than that.
+        // A value that could not be read is reported only once.
         let is_below = |above: &String| {
             path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
@@ -162,18 +163,18 @@ impl<'i> TomlFile<'i> {
         self.wrong.insert((line, problem.to_string()));
     }
 
-    /// What was made of the file, if nothing is wrong with it.
+    /// Returns what was made of the file, if nothing is wrong with it.
     pub fn finish<T>(self, made: T) -> Result<T, String> {
         if self.wrong.is_empty() { Ok(made) } else { Err(self.complaint()) }
     }
 
-    /// A line for each problem, below the name of the file.
+    /// Returns a line for each problem. They follow the name of the file.
     fn complaint(&self) -> String {
         self.wrong.iter().map(|(line, problem)| format!("\n    line {line}: {problem}")).collect()
     }
 }
 
-/// Settings as they are where a file does not say otherwise.
+/// Returns the defaults of settings that a file does not set.
 pub fn unsaid(text: &'static str) -> TomlValue<'static> {
     let table = DeTable::parse(text).expect("it was made from settings");
     place_nowhere(Spanned::new(NOWHERE, DeValue::Table(table.into_inner())))
@@ -195,7 +196,7 @@ fn place_nowhere(value: TomlValue<'_>) -> TomlValue<'_> {
 
 type Paths = BTreeMap<(usize, usize), String>;
 
-/// Notes where a table's keys and values stand.
+/// Notes the places of a table's keys and values.
 fn index(table: &DeTable<'_>, above: &str, paths: &mut Paths) {
     for (key, value) in table {
         let path = if above.is_empty() { key.to_string() } else { format!("{above}.{key}") };
@@ -217,7 +218,7 @@ fn index_value(value: &TomlValue<'_>, path: String, paths: &mut Paths) {
     paths.entry((value.span().start, value.span().end)).or_insert(path);
 }
 
-/// Removes what stands there, or what holds it if that is no table; its name.
+/// Removes the value at this place, or the array that holds it. Returns the name of what was removed.
 fn leave_out(value: &mut TomlValue<'_>, span: &Range<usize>) -> Option<String> {
     let DeValue::Table(table) = value.get_mut() else { return None };
     let stands_there = |key: &Range<usize>, value: &TomlValue<'_>| {
@@ -233,7 +234,8 @@ fn leave_out(value: &mut TomlValue<'_>, span: &Range<usize>) -> Option<String> {
     table.iter_mut().find_map(|(_, value)| leave_out(value, span))
 }
 
-/// Where a setting stands, such as `scale_up.policies[0].value`, or the last that holds it; and whether it is all of it.
+/// Returns the place of a setting, such as `scale_up.policies[0].value`, or of the nearest value that holds it, and
+/// whether it is the setting itself.
 fn find(value: &TomlValue<'_>, setting: &str) -> (Range<usize>, bool) {
     let mut at = value;
     let mut span = value.span();
@@ -260,7 +262,7 @@ fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
-/// What would be right, without what was given.
+/// Returns what would be right, without what was given.
 fn expected(message: &str) -> String {
     match plain(message).rsplit_once("expected ") {
         Some((_, right)) => format!("expected {right}"),
@@ -268,7 +270,7 @@ fn expected(message: &str) -> String {
     }
 }
 
-/// In words for who knows no Rust.
+/// Rephrases a message for a user who does not know Rust.
 fn plain(message: &str) -> String {
     let kinds = [
         ("u32", "a whole number"),
@@ -348,11 +350,11 @@ mod tests {
 
     #[test]
     fn what_is_no_toml_is_told_line_by_line() {
-        let told = things("[things.a]\nsize = \n[things.b]\nsize = 1\nsize = 2\n").unwrap_err();
-        let told: Vec<_> = told.lines().skip(1).collect();
+        let problems = things("[things.a]\nsize = \n[things.b]\nsize = 1\nsize = 2\n").unwrap_err();
+        let problems: Vec<_> = problems.lines().skip(1).collect();
         assert!(
-            told[0].starts_with("    line 2: ") && told[1].starts_with("    line 5: duplicate key"),
-            "{told:?}"
+            problems[0].starts_with("    line 2: ") && problems[1].starts_with("    line 5: duplicate key"),
+            "{problems:?}"
         );
     }
 }

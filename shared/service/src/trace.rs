@@ -1,7 +1,7 @@
-//! Traces: what a process did, for whom and for how long, as OpenTelemetry's spans.
+//! Traces: what a process did, for which job and for how long, as OpenTelemetry spans.
 //!
-//! The only place that knows OpenTelemetry. Where no receiver is set, a [`Span`] is nothing and costs nothing; where one
-//! is, ended spans wait in a queue of bounded size for a thread of their own, and who makes them waits for nobody.
+//! Only this module knows OpenTelemetry. If no receiver is set, a [`Span`] is nothing and costs nothing. If one is set,
+//! ended spans wait in a bounded queue for a thread of their own, and the code that makes spans never waits.
 
 mod settings;
 mod sampler;
@@ -27,14 +27,14 @@ use tracing::{debug, error, warn};
 
 pub(crate) use settings::{TraceSettings, Variables};
 
-/// A span's place in its trace: what [W3C Trace Context](https://www.w3.org/TR/trace-context/) hands on.
+/// A span's position in its trace, as [W3C Trace Context](https://www.w3.org/TR/trace-context/) passes it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The trace, not zero.
     pub trace_id: u128,
     /// The span, not zero.
     pub span_id: u64,
-    /// Whether it is recorded; what follows from it keeps to that.
+    /// Whether it is recorded. The spans that follow from it keep this.
     pub sampled: bool,
 }
 
@@ -50,39 +50,40 @@ impl From<Place> for (u128, u64, bool) {
     }
 }
 
-/// Where a span that begins here belongs.
+/// Where a new span belongs.
 #[derive(Clone, Copy, Debug)]
 pub enum Origin {
     /// Below a span of another process.
     Remote(Place),
-    /// To the trace of this id, which it begins.
+    /// At the root of the trace of this id.
     Trace(u128),
 }
 
 impl Origin {
-    /// Below this one if there is one, else in the trace of this id.
+    /// Below this span if there is one, else in the trace of this id.
     pub fn below(parent: Option<Place>, trace_id: u128) -> Origin {
         parent.map_or(Origin::Trace(trace_id), Origin::Remote)
     }
 }
 
-/// What a span is to a message.
+/// The relation of a span to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It sends one.
+    /// It sends the message.
     Producer,
-    /// It is what one asked for.
+    /// It is the work that the message asked for.
     Consumer,
 }
 
-/// Something that takes time, from its start until it is ended or dropped; nothing where no traces are made.
+/// An operation that takes time, from its start until it is ended or dropped. It is nothing if no traces are made.
 pub struct Span(Option<Box<Recording>>);
 
 impl Span {
     /// No span at all.
     pub const NONE: Span = Span(None);
 
-    /// Begins what another process, or nobody, has asked for: what is done with a message of this queue, which is one of few.
+    /// Begins a span for a message of this queue, below a span of another process or as a root. The number of queues
+    /// must be small.
     pub fn begin(role: Role, origin: Origin, at: SystemTime, queue: impl FnOnce() -> String) -> Span {
         let Some(tracing) = TRACING.get() else { return Span::NONE };
         let (kind, operation) = match role {
@@ -107,13 +108,13 @@ impl Span {
         span
     }
 
-    /// Begins a part of this span. Below no span, it is none.
+    /// Begins a part of the span at `whole`. Returns [`Span::NONE`] if there is no such span.
     pub fn part_of(whole: Option<Place>, at: SystemTime, name: impl FnOnce() -> String) -> Span {
         let (Some(tracing), Some(place)) = (TRACING.get(), whole) else { return Span::NONE };
         tracing.span(SpanKind::Internal, &context(place, false), at, name())
     }
 
-    /// Where it is in its trace, for what follows from it.
+    /// Returns its position in its trace, for the spans that follow from it.
     pub fn place(&self) -> Option<Place> {
         let context = self.0.as_ref()?.span_context();
         context.is_valid().then(|| Place {
@@ -123,14 +124,14 @@ impl Span {
         })
     }
 
-    /// Says more of it, if it is recorded.
+    /// Adds attributes, if it is recorded.
     pub fn describe(&mut self, describe: impl FnOnce(&mut Description<'_>)) {
         if let Some(span) = self.0.as_mut().filter(|span| span.is_recording()) {
             describe(&mut Description(span));
         }
     }
 
-    /// Says that it failed, and how: one of few words. Texts of programs do not belong here.
+    /// Marks it as failed, with a code from a small set. Texts of programs do not belong here.
     pub fn fail(&mut self, code: &'static str) {
         self.describe(|span| {
             span.set("error.type", code);
@@ -140,7 +141,7 @@ impl Span {
         }
     }
 
-    /// Ends it at a moment that has passed.
+    /// Ends it at a moment in the past.
     pub fn end_at(&mut self, at: SystemTime) {
         if let Some(span) = &mut self.0 {
             span.end_with_timestamp(at);
@@ -174,13 +175,13 @@ impl Description<'_> {
     }
 }
 
-/// Of which job a message is.
+/// The ids of a message's job.
 pub struct JobIds {
-    /// The job's own id, which is also its message's.
+    /// The job's id, which is also the message's.
     pub job_id: String,
-    /// Its session's.
+    /// The session's id.
     pub session_id: String,
-    /// Its agent's.
+    /// The agent's id.
     pub agent_id: String,
 }
 
@@ -188,7 +189,7 @@ pub struct JobIds {
 static TRACING: OnceLock<Tracing> = OnceLock::new();
 
 thread_local! {
-    /// The id of the trace that is about to be begun on this thread.
+    /// The id of the trace that is about to begin on this thread.
     static OWN_TRACE: Cell<Option<u128>> = const { Cell::new(None) };
 }
 
@@ -212,7 +213,7 @@ fn context(place: Place, is_remote: bool) -> Context {
     Context::new().with_remote_span_context(context)
 }
 
-/// Random ids, but for a trace whose id was laid out.
+/// Generates random ids, except for a trace whose id was chosen before.
 #[derive(Debug, Default)]
 struct Ids(RandomIdGenerator);
 
@@ -226,7 +227,7 @@ impl IdGenerator for Ids {
     }
 }
 
-/// Makes traces from now on, for the whole process.
+/// Starts tracing for the whole process.
 pub(crate) fn start(settings: TraceSettings) {
     let shown = settings.receiver.shown.clone();
     for warning in &settings.warnings {
@@ -242,7 +243,7 @@ pub(crate) fn start(settings: TraceSettings) {
         .with_batch_config(config)
         .build();
     let ours = settings.resource.into_iter().map(|(name, value)| KeyValue::new(name, value));
-    // What the environment says wins.
+    // The environment takes precedence.
     let resource = Resource::builder_empty()
         .with_attributes(ours)
         .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
@@ -264,10 +265,10 @@ pub(crate) fn start(settings: TraceSettings) {
     let _ = TRACING.set(Tracing { tracer, provider, counts });
 }
 
-/// Sends what waits, for this long at most, and makes no traces any more.
+/// Sends the spans that wait, up to this timeout, and makes no traces any more.
 pub(crate) fn finish(bound: Duration) {
     let Some(tracing) = TRACING.get() else { return };
-    // Whether it was in time is told by what still waits.
+    // The number of spans that still wait shows whether this was in time.
     let _ = tracing.provider.shutdown_with_timeout(bound);
     let lost = tracing.counts.lost() + tracing.counts.waiting();
     if lost > 0 {

@@ -13,7 +13,7 @@ mod conclude;
 mod suspects;
 mod cancel;
 mod status;
-mod dead;
+mod failed;
 
 pub use accept::Accepted;
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
@@ -22,8 +22,8 @@ pub use claim::{Answer, ClaimRequest};
 pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};
 pub use conclude::{Concluded, Conclusion, End, Fold};
-pub use dead::{DeadFilter, FailedJob, Standing};
 pub use dispatch::DueJob;
+pub use failed::{FailedJob, FailureFilter, Standing};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
 pub use status::{FleetCounts, JobView, SessionProgress};

@@ -43,17 +43,17 @@ pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
     Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded, Conclusion,
-    DeadFilter, DueJob, End, EndedWaiting, FailedJob, FleetCounts, Fold, JobView, SessionProgress,
+    DueJob, End, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobView, SessionProgress,
     SessionState, Standing, Suspicion, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
-    PoolReading, WorkerView,
+    PoolGauges, WorkerView,
 };
 pub use sessions::{CheckpointView, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
-pub use workers::{Beat, Durations, Pace, WorkerRegistration};
+pub use workers::{Beat, Durations, Throughput, WorkerRegistration};
 
 /// The answer to a fenced write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

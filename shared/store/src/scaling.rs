@@ -5,10 +5,10 @@ mod leader;
 mod marks;
 mod decisions;
 mod demand;
-mod readings;
+mod gauges;
 
 pub use decisions::{DecisionOutcome, DecisionView, NewDecision};
 pub use demand::{MarkView, PoolDemand, WorkerView};
+pub use gauges::PoolGauges;
 pub use leader::Leadership;
 pub use marks::{Asked, DrainMark, MARK_FOR};
-pub use readings::PoolReading;

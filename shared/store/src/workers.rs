@@ -1,8 +1,8 @@
 //! Workers: their leases, how fast they work, and the rescue of a dead one's jobs.
 
-mod pace;
+mod throughput;
 mod lease;
 mod rescue;
 
 pub use lease::{Beat, WorkerRegistration};
-pub use pace::{Durations, Pace};
+pub use throughput::{Durations, Throughput};

@@ -217,7 +217,7 @@ impl Processes {
         fs::rename(fresh, path)
     }
 
-    fn tell_to_leave(&self, worker: &Living) -> io::Result<()> {
+    fn request_stop(&self, worker: &Living) -> io::Result<()> {
         fs::write(self.folder.join(format!("{}.leaving", worker.name)), "")?;
         info!(pool = %self.pool, pod = worker.name, pid = worker.pid.as_raw(), "asked a worker to stop");
         // A worker that has just ended needs no signal.
@@ -256,7 +256,7 @@ impl Processes {
     /// Stops all workers and waits until they have ended.
     pub async fn stop_all(&self) -> io::Result<()> {
         for worker in self.living()? {
-            self.tell_to_leave(&worker)?;
+            self.request_stop(&worker)?;
         }
         while !self.living()?.is_empty() {
             tokio::time::sleep(POLL).await;
@@ -297,7 +297,7 @@ impl Target for Processes {
         let resize = || {
             self.set_size(Size { version: size.version + 1, workers: to })?;
             for worker in self.staying()?.iter().filter(|worker| leaving.contains(&worker.name)) {
-                self.tell_to_leave(worker)?;
+                self.request_stop(worker)?;
             }
             let missing = (to as usize).saturating_sub(self.staying()?.len());
             (0..missing).try_for_each(|_| self.start())

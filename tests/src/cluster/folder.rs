@@ -1,17 +1,18 @@
-//! A folder that is gone when its owner is gone, in whatever way.
+//! A folder that is removed when its owner ends, however it ends.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// A temporary folder. A small process waits for the end of this one and removes it then: what the tests of a process
-/// share is never dropped.
+/// A temporary folder. A small process waits for the end of the test process and then removes the folder, because
+/// values that tests share are never dropped.
 pub(super) struct Folder {
     path: PathBuf,
     janitor: Child,
 }
 
-/// Its input ends when we do. What lived in the folder dies at the same moment, and may write a last time.
+/// Its input ends when the test process ends. The servers that use the folder die at the same moment and may still
+/// write to it.
 const JANITOR: &str =
     r#"cat >/dev/null; for _ in 1 2 3 4 5; do rm -rf -- "$1" && sleep 0.2; done; [ ! -e "$1" ]"#;
 
@@ -20,7 +21,7 @@ impl Folder {
         let path = tempfile::Builder::new().prefix("harness-cluster-").tempdir().expect("a folder").keep();
         let mut janitor = Command::new("sh");
         janitor.args(["-c", JANITOR, "janitor"]).arg(&path).stdin(Stdio::piped());
-        // Out of reach of a Ctrl-C that is meant for the tests.
+        // In its own process group, so that a Ctrl-C for the tests does not reach it.
         janitor.process_group(0);
         let janitor = janitor.spawn().expect("a shell");
         Folder { path, janitor }
@@ -39,7 +40,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         drop(self.janitor.stdin.take());
         if !self.janitor.wait().is_ok_and(|status| status.success()) {
-            eprintln!("the folder {} stays behind", self.path.display());
+            eprintln!("the folder {} was not removed", self.path.display());
         }
     }
 }

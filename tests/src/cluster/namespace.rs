@@ -1,4 +1,4 @@
-//! A namespace of one's own: workloads, their pods, and who may do what.
+//! A namespace for one test: workloads, their pods, and access rights.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,30 +17,30 @@ use super::servers::end_of;
 use super::{Cluster, config};
 use crate::until;
 
-/// The name of every workload of workers here, which is the one that our Role knows.
+/// The name of every workload of workers here. It is the one that our Role allows.
 const WORKER: &str = "worker";
 
 /// A namespace in a cluster.
 pub struct Namespace {
     /// Its name.
     pub name: String,
-    /// A client that may do everything.
+    /// A client with all rights.
     pub client: Client,
     admin: PathBuf,
     kubectl: PathBuf,
     folder: PathBuf,
 }
 
-/// What a kubelet would say of a pod.
+/// A pod's state as a kubelet would report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodState {
-    /// It runs, and its probe succeeds.
+    /// The pod runs and its probe succeeds.
     Ready,
-    /// It runs, and its probe fails.
+    /// The pod runs and its probe fails.
     NotReady,
-    /// Its container ends again and again.
+    /// The container exits again and again.
     CrashLooping,
-    /// Its image cannot be had.
+    /// The image cannot be pulled.
     NeverPulled,
 }
 
@@ -55,7 +55,7 @@ impl Namespace {
         Namespace { name, client, admin, kubectl, folder: cluster.folder().to_owned() }
     }
 
-    /// The objects of one kind in here.
+    /// The objects of one kind in this namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
@@ -63,7 +63,7 @@ impl Namespace {
         Api::namespaced(self.client.clone(), &self.name)
     }
 
-    /// Makes an object from its manifest.
+    /// Creates an object from its manifest.
     pub async fn create<K>(&self, manifest: Value) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>
@@ -72,25 +72,28 @@ impl Namespace {
         K: Clone + std::fmt::Debug,
     {
         let object: K = serde_json::from_value(manifest).expect("a manifest");
-        self.api().create(&PostParams::default(), &object).await.expect("an object that the API server takes")
+        self.api()
+            .create(&PostParams::default(), &object)
+            .await
+            .expect("an object that the API server accepts")
     }
 
-    /// Makes an object of a kind that this program does not know.
+    /// Creates an object of a kind that this program does not know.
     pub async fn create_raw(&self, api: &str, plural: &str, object: &Value) {
         let path = format!("{api}/namespaces/{}/{plural}", self.name);
         let request = http::Request::post(path).header("content-type", "application/json");
         let request = request.body(object.to_string().into_bytes()).expect("a request");
-        let _: Value = self.client.request(request).await.expect("an object that the API server takes");
+        let _: Value = self.client.request(request).await.expect("an object that the API server accepts");
     }
 
-    /// A Deployment `worker`, with all of its pods there and Ready.
+    /// Creates a Deployment `worker` whose pods all exist and are Ready.
     pub async fn deployment(&self, replicas: usize) {
         let spec = json!({ "replicas": replicas, "selector": selector(), "template": template() });
         self.create::<Deployment>(json!({ "metadata": { "name": WORKER }, "spec": spec })).await;
         self.settle(replicas).await;
     }
 
-    /// The same as a StatefulSet, with the given `podManagementPolicy`.
+    /// As `deployment`, but creates a StatefulSet with the given `podManagementPolicy`.
     pub async fn stateful_set(&self, replicas: usize, policy: &str) {
         let spec = json!({ "replicas": replicas, "selector": selector(), "template": template(),
                            "serviceName": WORKER, "podManagementPolicy": policy });
@@ -98,7 +101,7 @@ impl Namespace {
         self.settle(replicas).await;
     }
 
-    /// Makes all pods Ready until there are so many of them, and no more to come.
+    /// Makes all pods Ready until there are exactly this many and no more are coming.
     pub async fn settle(&self, replicas: usize) {
         until(&format!("{replicas} pods are there"), async || {
             let pods = self.pods().await;
@@ -122,12 +125,12 @@ impl Namespace {
         pods
     }
 
-    /// Their names, sorted.
+    /// The names of the workers' pods, sorted.
     pub async fn pod_names(&self) -> Vec<String> {
         self.pods().await.iter().map(name).collect()
     }
 
-    /// Says of a pod what a kubelet would say. One that has just gone stays gone.
+    /// Sets a pod's status as a kubelet would. A pod that has just gone stays gone.
     pub async fn set_pod(&self, pod: &str, state: PodState) {
         let running = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
         let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "back-off" } });
@@ -152,7 +155,7 @@ impl Namespace {
         }
     }
 
-    /// What the workers' workload was told about, oldest first.
+    /// The events of the workers' workload, oldest first.
     pub async fn events(&self) -> Vec<Event> {
         let mut events = self.api::<Event>().list(&ListParams::default()).await.expect("events").items;
         events.retain(|event| {
@@ -163,12 +166,12 @@ impl Namespace {
         events
     }
 
-    /// Applies a kustomization of this repository, in this namespace.
+    /// Applies a kustomization of this repository in this namespace.
     pub async fn apply(&self, kustomization: &str, components: &[&str]) {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
         let overlay = self.folder.join(format!("{}-{}", self.name, uuid::Uuid::new_v4().simple()));
         std::fs::create_dir(&overlay).expect("a folder");
-        // Kustomize takes no absolute paths: up from there to the root, and down again.
+        // Kustomize accepts no absolute paths, so this path goes up to the root and down again.
         let up = "../".repeat(overlay.canonicalize().expect("its path").components().count() - 1);
         let path =
             |path: &str| format!("{up}{}", repository.join(path).to_string_lossy().trim_start_matches('/'));
@@ -185,7 +188,7 @@ impl Namespace {
         self.run_kubectl(&["apply", "-f", "-"], &manifests).await;
     }
 
-    /// What kubectl answers, in this namespace.
+    /// Returns the output of kubectl in this namespace.
     pub async fn kubectl(&self, arguments: &[&str]) -> String {
         self.run_kubectl(&[&["-n", &self.name], arguments].concat(), "").await
     }
@@ -204,7 +207,7 @@ impl Namespace {
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// Gives a ServiceAccount of this namespace, which is made if need be, these rules of a Role.
+    /// Gives a ServiceAccount of this namespace the rules of a Role. Creates the account if needed.
     pub async fn grant(&self, account: &str, role: &str, rules: Value) {
         let metadata = |name: &str| json!({ "name": name, "namespace": self.name });
         let api = "rbac.authorization.k8s.io";
@@ -230,13 +233,13 @@ impl Namespace {
         cluster.kubeconfig_for(token, &self.name)
     }
 
-    /// A kubeconfig that may do what `ops/k8s/autoscaler` allows, and no more.
+    /// A kubeconfig with exactly the rights that `ops/k8s/autoscaler` grants.
     pub async fn kubeconfig_of_autoscaler(&self, cluster: &Cluster) -> PathBuf {
         self.apply("ops/k8s/autoscaler", &[]).await;
         self.kubeconfig_of(cluster, "autoscaler").await
     }
 
-    /// The same, as a client's configuration.
+    /// A client's configuration with these rights.
     pub async fn config_of_autoscaler(&self, cluster: &Cluster) -> Config {
         config(&self.kubeconfig_of_autoscaler(cluster).await).await.expect("a configuration")
     }
@@ -248,7 +251,7 @@ impl Namespace {
 }
 
 impl Drop for Namespace {
-    /// When its test has failed, the servers may know why.
+    /// If the test has failed, the servers' logs may show why.
     fn drop(&mut self) {
         if std::thread::panicking() {
             for server in ["kube-apiserver", "kube-controller-manager"] {

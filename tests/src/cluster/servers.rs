@@ -1,4 +1,4 @@
-//! The processes of a cluster: where their programs are, how they are started, and that none outlives the tests.
+//! The processes of a cluster: where their programs are and how they are started. None outlives the tests.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -15,14 +15,14 @@ use super::folder::Folder;
 /// The programs of a control plane.
 pub(super) struct Programs {
     folder: PathBuf,
-    /// Its client.
+    /// The client.
     pub kubectl: PathBuf,
-    /// The 32 of v1.32.0.
+    /// The minor version: 32 for v1.32.0.
     pub minor: u32,
 }
 
 impl Programs {
-    /// Fails the test when one is missing: a skipped test proves nothing.
+    /// Fails the test when a program is missing: a skipped test proves nothing.
     pub fn find() -> Programs {
         let how = "`make test` gets them; by hand: export KUBEBUILDER_ASSETS=\"$(ops/dev/kubernetes)\"";
         let folder = std::env::var_os("KUBEBUILDER_ASSETS").unwrap_or_else(|| {
@@ -30,7 +30,7 @@ impl Programs {
         });
         let folder = PathBuf::from(folder);
         for program in ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"] {
-            assert!(folder.join(program).is_file(), "there is no {program} in {}. {how}", folder.display());
+            assert!(folder.join(program).is_file(), "{program} is missing in {}. {how}", folder.display());
         }
         let version = Command::new(folder.join("kube-apiserver")).arg("--version").output();
         let version =
@@ -60,12 +60,12 @@ impl Programs {
         api.arg("--cert-dir").arg(&certificates);
         api.arg("--token-auth-file").arg(folder.join("tokens.csv"));
         api.arg("--authorization-mode=RBAC");
-        // The tokens of ServiceAccounts are signed with the key that it makes for itself.
+        // The tokens of ServiceAccounts are signed with the key that the API server makes for itself.
         api.arg("--service-account-signing-key-file").arg(&key);
         api.arg("--service-account-key-file").arg(&key);
         api.arg("--service-account-issuer=https://kubernetes.default.svc");
         api.arg("--service-cluster-ip-range=10.0.0.0/24");
-        // Nobody looks for the API server from within, and no kubelet brings a pod its token.
+        // No pod looks up the API server, and no kubelet brings a pod its token.
         api.arg("--endpoint-reconciler-type=none").arg("--disable-admission-plugins=ServiceAccount");
         Server::start(api, "kube-apiserver", folder)
     }
@@ -79,14 +79,14 @@ impl Programs {
         controllers.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
         controllers.arg("--secure-port=0");
         if self.minor < 24 {
-            // Its other port, which was on by default as long as there was one.
+            // Old versions have a second port, which was on by default.
             controllers.arg("--port=0");
         }
         Server::start(controllers, "kube-controller-manager", folder)
     }
 }
 
-/// A process of a cluster; it is killed with this.
+/// A process of a cluster; it is killed when this is dropped.
 pub(super) struct Server {
     name: &'static str,
     child: Child,
@@ -101,14 +101,14 @@ impl Server {
         Server { name, child: spawn(command), log: path }
     }
 
-    /// Fails the test, with the end of its log, if it has ended.
+    /// Fails the test, with the end of the process's log, if the process has ended.
     pub fn lives(&mut self) {
         let Some(status) = self.child.try_wait().expect("a process of ours") else { return };
-        panic!("{} has ended with {status}. The end of its log:\n{}", self.name, end_of(&self.log));
+        panic!("{} ended with {status}. The end of its log:\n{}", self.name, end_of(&self.log));
     }
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log.
 pub(super) fn end_of(log: &Path) -> String {
     let log = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
@@ -119,13 +119,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         let ended = self.child.kill().and_then(|()| self.child.wait());
         if let Err(error) = ended {
-            eprintln!("{} could not be ended: {error}", self.name);
+            eprintln!("{} could not be killed: {error}", self.name);
         }
     }
 }
 
-/// Starts a process that dies with ours. The kernel kills it when the *thread* that started it ends, and a test's thread
-/// may end long before those that use the process: so one thread starts them all, and stays.
+/// Starts a process that dies with the test process. The kernel kills it when the *thread* that started it ends, and a
+/// test's thread may end long before the users of the process. So one thread that stays starts all of them.
 fn spawn(command: Command) -> Child {
     type Order = (Command, mpsc::SyncSender<Child>);
     static STARTER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();
@@ -138,7 +138,7 @@ fn spawn(command: Command) -> Child {
                 unsafe {
                     command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into))
                 };
-                started.send(command.spawn().expect("a process")).expect("somebody who waits for it");
+                started.send(command.spawn().expect("a process")).expect("a caller that waits for it");
             }
         });
         sender
@@ -148,7 +148,7 @@ fn spawn(command: Command) -> Child {
     started.recv().expect("a process")
 }
 
-/// A port below those that the kernel gives to outgoing connections, so that it is still free after a restart.
+/// Returns a port below those that the kernel gives to outgoing connections, so that it is still free after a restart.
 pub(super) fn free_port() -> u16 {
     let ports = std::iter::repeat_with(|| fastrand::u16(20_000..32_000)).take(200);
     ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")

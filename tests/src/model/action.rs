@@ -1,37 +1,37 @@
-//! What can happen.
+//! The events of the model.
 
 use super::call::End;
 use super::row::{Job, WorkerId};
 
-/// How a call to the ledger goes.
+/// The fate of a call to the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Luck {
-    /// Done and answered.
+    /// It is executed, and the reply arrives.
     Heard,
-    /// Done, but the reply is lost.
+    /// It is executed, but the reply is lost.
     ReplyLost,
-    /// Not done before the caller has given up on it, but later, perhaps much later.
+    /// It is executed only after its caller has given up on it, perhaps much later.
     Late,
 }
 
-/// Something that happens.
+/// An event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The producer accepts a job.
     Accept(Job),
-    /// The producer's acceptance of a job takes its number, and takes long.
+    /// The producer begins to accept a slow job: its number is taken, but not committed.
     TakeNumber(Job),
-    /// Somebody publishes a job past the producer.
+    /// A client publishes a job without the producer.
     PublishDirectly(Job),
     /// A relay publishes.
     Publish(Job),
     /// A relay notes the broker's confirm.
     Confirm(Job),
-    /// A relay takes what is due.
+    /// A relay takes jobs that are due.
     TakeDue,
-    /// What is in `publishing` for too long comes due.
+    /// Jobs that were in `publishing` for too long come due.
     ReturnStuck,
-    /// What is queued, but in no queue, comes due.
+    /// Jobs that are queued, but in no queue, come due.
     ReturnVanished,
     /// The broker delivers to a process.
     Deliver(usize, Job),
@@ -41,40 +41,40 @@ pub enum Action {
     Claim(usize, Luck),
     /// A run finishes an iteration.
     Checkpoint(usize, Luck),
-    /// A run outlives the time after which it killed.
+    /// A run survives the time after which its job killed before.
     Outlive(usize),
     /// A run ends.
     Conclude(usize, End, Luck),
-    /// A process renews its lease, and compares.
+    /// A process renews its lease and compares the jobs.
     Beat(usize),
-    /// A process hands back what the ledger believes to run there.
+    /// A process hands back a job that the ledger believes to run there.
     HandBack(usize, Job, Luck),
-    /// A process stops what it runs, because it has no lease.
+    /// A process stops its run, because it has no lease.
     StopWithoutLease(usize),
-    /// A drained process is empty, and another one starts in its place.
+    /// A drained process has no jobs left, and another one starts in its place.
     Leave(usize),
-    /// Rescuers declare the overdue dead.
+    /// Rescuers declare overdue workers dead.
     DeclareDead,
-    /// Rescuers take the jobs of the dead.
+    /// Rescuers take the jobs of dead workers.
     Rescue,
-    /// Somebody ends the jobs that nobody wants.
+    /// A sweep ends the jobs that are no longer wanted.
     EndUnwanted,
     /// The call that hung arrives.
     ArriveLate,
-    /// The lease of a worker runs out.
+    /// The lease of a worker expires.
     LeaseRunsOut(WorkerId),
-    /// A job's time comes.
+    /// A job comes due.
     ComeDue(Job),
     /// Mishap: a process is killed, and starts again.
     Crash(usize),
-    /// Mishap: a process is told to drain.
+    /// Mishap: a process is asked to drain.
     Drain(usize),
     /// Mishap: a process acks early, because its job takes long.
     AckEarly(usize),
-    /// Mishap: a relay dies with a job in its hands.
+    /// Mishap: a relay dies while it handles a job.
     LoseRelay(Job),
-    /// Mishap: the broker has a message twice.
+    /// Mishap: the broker duplicates a message.
     Duplicate(Job),
-    /// Mishap: somebody cancels a job.
+    /// Mishap: a client cancels a job.
     Cancel(Job),
 }

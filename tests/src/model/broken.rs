@@ -1,55 +1,55 @@
-//! The rules that can be broken, one at a time, so that the search can be seen to notice.
+//! The rules that can be broken, one at a time, to show that the search notices.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::promise::Promise;
 
-/// A rule that does not hold; everything else is as it should be.
+/// A rule that is broken, while everything else is as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// The protocol as it is.
     None,
-    /// A worker's write is fenced by the worker's id alone.
+    /// A worker's writes are fenced by the worker's id alone.
     NoEpochCheck,
-    /// Rescue leaves a job the epoch of the run that it takes it from.
+    /// Rescue leaves a job with the epoch of the run that it takes the job from.
     RescueWithoutBump,
-    /// A delivery is acked as soon as it is here.
+    /// A delivery is acked as soon as it arrives.
     AckBeforeClaim,
     /// A claim decides on what it saw before it waited for the session's lock.
     OneStatementClaim,
-    /// A claim and a heartbeat under a dead id are taken.
+    /// A claim and a heartbeat under a dead id are accepted.
     DeathNotFinal,
-    /// A job that the ledger believes to run here is taken for somebody's who runs it.
+    /// A job that the ledger believes to run at this worker is treated as run by another worker.
     OwnLeaseReadAsForeign,
-    /// Only the claim minds the job whose reply was lost, not the heartbeat.
-    StrangersKept,
+    /// Only the claim handles a job whose reply was lost; the heartbeat does not.
+    UnknownJobsKept,
     /// A claim does not look for jobs that were accepted earlier.
     ClaimOutOfTurn,
-    /// A job that waits for its next attempt does not keep its session.
+    /// A job that waits for its next attempt does not keep its turn in its session.
     TurnGivenUp,
-    /// An epoch counts the runs of a job, not those of its session.
+    /// An epoch counts the runs of a job instead of those of its session.
     EpochPerJob,
-    /// A checkpoint that was repeated after a lost reply is appended again.
+    /// A checkpoint that is repeated after a lost reply is appended again.
     CheckpointAppendedAgain,
-    /// A drained job's attempt is spent.
+    /// A drain spends an attempt of the job.
     DrainSpendsAttempt,
-    /// A claim that hung is granted to a worker which has ended in good order meanwhile.
+    /// A claim that hung is granted to a worker that has ended in good order meanwhile.
     StoppedMayClaim,
-    /// A conclusion that is repeated after a lost reply does not recognise itself.
+    /// A conclusion that is repeated after a lost reply is not recognised.
     EndNotRecognised,
     /// The end of a job does not release the one that waits for it.
     NextForgotten,
-    /// Nobody looks after what a relay took before it died.
+    /// Jobs that a relay took before it died are not returned.
     PublishingKept,
-    /// A death that came with notice is charged like any other.
+    /// A death that was announced is charged like any other.
     NoticeIgnored,
-    /// All suspects that a dead worker was given are charged.
+    /// All suspects that a dead worker had are charged.
     SuspectsChargedTogether,
 }
 
 impl Broken {
-    /// Every way to break it.
+    /// All broken rules.
     pub const ALL: [Broken; 18] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
@@ -57,7 +57,7 @@ impl Broken {
         Broken::OneStatementClaim,
         Broken::DeathNotFinal,
         Broken::OwnLeaseReadAsForeign,
-        Broken::StrangersKept,
+        Broken::UnknownJobsKept,
         Broken::ClaimOutOfTurn,
         Broken::TurnGivenUp,
         Broken::EpochPerJob,
@@ -88,7 +88,7 @@ impl Broken {
             Broken::EpochPerJob => Promise::EpochsGrow,
             Broken::CheckpointAppendedAgain => Promise::CountedOnce,
             Broken::OwnLeaseReadAsForeign
-            | Broken::StrangersKept
+            | Broken::UnknownJobsKept
             | Broken::StoppedMayClaim
             | Broken::NextForgotten
             | Broken::PublishingKept => Promise::EveryJobEnds,
@@ -97,7 +97,7 @@ impl Broken {
 }
 
 impl fmt::Display for Broken {
-    /// Its name in `PROTOCOL_BREAK`.
+    /// The rule's name in `PROTOCOL_BREAK`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, letter) in format!("{self:?}").char_indices() {
             if letter.is_uppercase() && at > 0 {

@@ -1,38 +1,38 @@
-//! What is said to the ledger, and what it answers: the transactions of `shared/store`, by the same names.
+//! The calls to the ledger and its answers: the transactions of `shared/store`, under the same names.
 
 use job::POISON_DEATHS;
 
 use super::process::MAX_ATTEMPTS;
 use super::row::{Job, WorkerId};
 
-/// A run of a job, as a worker knows it.
+/// A run of a job as a worker knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Run {
     /// The job.
     pub job: Job,
-    /// Under which id it was claimed.
+    /// The id under which it was claimed.
     pub worker: WorkerId,
     /// Its fencing token.
     pub epoch: u8,
-    /// Attempts spent before it.
+    /// Attempts spent before this run.
     pub attempts: u8,
-    /// Deaths of workers that the job is charged with.
+    /// Deaths of workers that are charged to the job.
     pub deaths: u8,
-    /// Iterations of the session before it.
+    /// Iterations of the session before this run.
     pub before: u8,
-    /// Whether some of them are not folded.
+    /// Whether some of those are not folded.
     pub resumed: bool,
-    /// Iterations that it has finished and knows to be in the ledger.
+    /// Iterations that the run has finished and knows to be in the ledger.
     pub own: u8,
 }
 
 impl Run {
-    /// Whether the job ends without being tried: no attempt is left, or it is taken for poison.
+    /// Whether the job ends without being tried: no attempt is left, or it counts as poison.
     pub fn is_hopeless(&self) -> bool {
         self.attempts >= MAX_ATTEMPTS || u32::from(self.deaths) >= POISON_DEATHS
     }
 
-    /// Whether one more death would prove the job to be the cause.
+    /// Whether one more death would prove that the job is the cause.
     pub fn is_suspect(&self) -> bool {
         u32::from(self.deaths) + 1 == POISON_DEATHS
     }
@@ -49,7 +49,7 @@ pub enum End {
     Cancelled,
     /// The attempt failed, and another one is due later.
     Retry,
-    /// We interrupted it; it is due at once.
+    /// The worker interrupted it; it is due at once.
     HandBack,
 }
 
@@ -60,10 +60,10 @@ impl End {
     }
 }
 
-/// The end of a run, as it is to be recorded.
+/// The end of a run to be recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conclusion {
-    /// Who ran it.
+    /// The worker that ran it.
     pub worker: WorkerId,
     /// The job.
     pub job: Job,
@@ -71,46 +71,46 @@ pub struct Conclusion {
     pub epoch: u8,
     /// How it ended.
     pub end: End,
-    /// Attempts spent, this one included if it is.
+    /// Attempts spent, including this one if it is spent.
     pub attempts: u8,
-    /// The session's iterations, where its state is written anew.
+    /// The session's iterations, if its state is written anew.
     pub fold: Option<u8>,
-    /// Whether the worker goes on with the session's next job.
+    /// Whether the worker continues with the session's next job.
     pub take_next: bool,
 }
 
-/// A question to the ledger; each is one transaction.
+/// A call to the ledger; each is one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
-    /// A worker begins.
+    /// A worker registers.
     Register(WorkerId),
-    /// An insertion takes its place in the order of acceptance, and is not committed yet.
+    /// An insertion takes its place in the order of acceptance and is not committed yet.
     TakeNumber(Job),
     /// A producer accepts a job, to publish it next.
     Accept(Job),
     /// A worker asks for a job.
     Claim {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Which.
+        /// The job.
         job: Job,
-        /// What it decides on, where that is not what it finds.
+        /// What it decides on, if that is not the current state.
         seen: Option<Decision>,
     },
     /// A worker appends one iteration.
     Checkpoint {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// To which job.
+        /// The job.
         job: Job,
         /// The run's fencing token.
         epoch: u8,
-        /// Which of the run's iterations, from 0.
+        /// The ordinal of the iteration within the run, from 0.
         ordinal: u8,
     },
     /// A worker ends a run.
     Conclude(Conclusion),
-    /// A relay takes what is due.
+    /// A relay takes jobs that are due.
     TakeDue,
     /// The broker has confirmed a job's message.
     Confirm(Job),
@@ -118,107 +118,107 @@ pub enum Call {
     ReturnStuck,
     /// Queued jobs come due again when their queue is empty.
     ReturnVanished,
-    /// A suspect has outlived the time after which it killed.
+    /// A suspect has survived the time after which it killed before.
     Clear {
-        /// Who runs it.
+        /// The worker that runs it.
         worker: WorkerId,
-        /// Which.
+        /// The job.
         job: Job,
         /// The run's fencing token.
         epoch: u8,
     },
-    /// A worker was told to end.
+    /// A worker was asked to end.
     Notice(WorkerId),
     /// A worker renews its lease.
     Beat(WorkerId),
     /// A worker ends in good order.
     Stop(WorkerId),
-    /// Workers whose lease has run out are dead.
+    /// Workers whose lease has expired are declared dead.
     DeclareDead,
-    /// Jobs of the dead come due again.
+    /// Jobs of dead workers come due again.
     Rescue,
-    /// Somebody wants a job no more.
+    /// A client cancels a job.
     Cancel(Job),
-    /// Jobs that nobody runs and nobody wants end.
+    /// Jobs that are neither running nor wanted end.
     EndUnwanted,
-    /// Time: a lease runs out.
+    /// Time: a lease expires.
     LeaseRunsOut(WorkerId),
     /// Time: a job comes due.
     ComeDue(Job),
 }
 
-/// What a claim makes of a job, by what it sees.
+/// The decision of a claim about a job, from what it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// The ledger has not seen it: it comes in, and runs if its session is free.
+    /// The ledger does not know the job: it is inserted, and runs if its session is free.
     Insert {
-        /// Whether it is.
+        /// Whether the session is free.
         free: bool,
     },
-    /// It waits for a worker: it runs, if it is its turn.
+    /// The job waits for a worker, and runs if it is its turn.
     Take {
-        /// Whether it is.
+        /// Whether it is its turn.
         free: bool,
     },
-    /// There is nothing to be done.
+    /// Nothing is to be done.
     Leave,
 }
 
 /// The answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
-    /// It is the worker's.
+    /// The worker gets the job.
     Claimed(Run),
-    /// It has ended.
+    /// The job has ended.
     Finished,
-    /// A worker runs it.
+    /// A worker runs the job.
     Held,
-    /// Its turn comes later.
+    /// The job's turn comes later.
     Blocked,
-    /// It waits for something else.
+    /// The job waits for something else.
     NotDue,
     /// The worker is dead.
     LeaseLost,
-    /// An index that forbids a second runner has stopped it; only a broken claim comes to this.
+    /// An index that forbids a second runner stopped the claim; only a broken claim gets this.
     Refused,
 }
 
-/// What became of a job that was to be cancelled.
+/// The result of a cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cancelled {
-    /// It has ended by this.
+    /// The cancel has ended it.
     Now,
     /// Its worker was asked to stop it.
     Stopping,
-    /// The ledger did not know it, and has its end now.
+    /// The ledger did not know the job and has recorded its end.
     Unseen,
     /// It had ended before.
     Before,
 }
 
-/// What the ledger answers. Sets of jobs and of workers are bits.
+/// The ledger's reply. Sets of jobs and of workers are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// It is done.
     Done,
-    /// To an acceptance: whether it is new.
+    /// To an acceptance: whether the job is new.
     Accepted(bool),
     /// To a claim.
     Answer(Answer),
-    /// To a checkpoint, or to the clearing of a suspect: whether it stands.
+    /// To a checkpoint, or to the clearing of a suspect: whether it was recorded.
     Stands(bool),
     /// To a conclusion.
     Concluded {
-        /// Whether it stands.
+        /// Whether it was recorded.
         recorded: bool,
         /// The session's next job, for the same worker.
         next: Option<Run>,
     },
-    /// To a heartbeat: the epochs of the jobs that run there, or that the worker is dead.
+    /// To a heartbeat: the epochs of the jobs that run there. `None` if the worker is dead.
     Beat(Option<[Option<u8>; super::row::JOBS]>),
-    /// Those jobs.
+    /// These jobs.
     Jobs(u8),
-    /// Those workers.
+    /// These workers.
     Workers(u8),
     /// To a cancel.
     Cancelled(Cancelled),

@@ -1,7 +1,7 @@
-//! What must happen sooner or later, when nothing more goes wrong: one fair order of it.
+//! One fair order of the steps that must happen sooner or later when nothing more goes wrong.
 //!
-//! Each of its steps is the only one from its state, so it can be followed from anywhere to its end. To come to a state
-//! twice would mean to go on for ever.
+//! From each state it has exactly one next step, so it can be followed from anywhere to its end. If it reached a state
+//! twice, it would go on for ever.
 
 use job::JobState;
 
@@ -13,7 +13,7 @@ use super::process::Work;
 use super::row::{JOBS, Job, Lease, WorkerId};
 
 impl Fleet {
-    /// The next step in the fair order; `None` when there is nothing left to be done.
+    /// Returns the next step in the fair order; `None` when nothing is left to do.
     pub fn fair(&self, broken: Broken) -> Option<Action> {
         if self.late.is_some() {
             return Some(Action::ArriveLate);
@@ -29,8 +29,8 @@ impl Fleet {
             if lost || matches!(lease, Lease::Overdue | Lease::Dead) && process.may_boot_again() {
                 return Some(Action::Beat(at));
             }
-            let stranger = |job: &usize| self.has_stranger(broken, process, *job as Job);
-            if let Some(job) = (0..JOBS).find(stranger) {
+            let unknown = |job: &usize| self.has_unknown_job(broken, process, *job as Job);
+            if let Some(job) = (0..JOBS).find(unknown) {
                 return Some(Action::HandBack(at, job as Job, Luck::Heard));
             }
             match process.work {
@@ -53,7 +53,7 @@ impl Fleet {
         self.fair_upkeep(broken).or_else(|| self.fair_dispatch())
     }
 
-    /// What rescuers and relays find to do.
+    /// The steps that rescuers and relays find.
     fn fair_upkeep(&self, broken: Broken) -> Option<Action> {
         let rows = || self.ledger.rows.iter().flatten();
         if self.ledger.leases.contains(&Lease::Overdue) {
@@ -75,7 +75,7 @@ impl Fleet {
         (self.is_stuck() && broken != Broken::PublishingKept).then_some(Action::ReturnStuck)
     }
 
-    /// The way of a job to a worker.
+    /// The steps that bring a job to a worker.
     fn fair_dispatch(&self) -> Option<Action> {
         for (job, relay) in self.relays.iter().enumerate() {
             match relay {

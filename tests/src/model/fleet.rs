@@ -17,13 +17,13 @@ pub struct Fleet {
     pub ledger: Ledger,
     /// Messages in the queue, by job.
     pub queue: [u8; JOBS],
-    /// What relays are at, by job.
+    /// What relays do, by job.
     pub relays: [Relay; JOBS],
-    /// Workers.
+    /// The workers.
     pub processes: [Process; PROCESSES],
-    /// A call that hangs in the network; its caller has given up waiting for it, and repeats it.
+    /// A call that hangs in the network; its caller has given up waiting and repeats it.
     pub late: Option<Call>,
-    /// Jobs that somebody was told to be accepted.
+    /// Jobs that were reported to a client as accepted.
     pub accepted: [bool; JOBS],
     /// How much more may go wrong.
     pub mishaps: u8,
@@ -32,17 +32,17 @@ pub struct Fleet {
 /// What a relay, or the producer, does for a job in `publishing`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Relay {
-    /// Nothing, or it has died.
+    /// Nothing, or the relay has died.
     #[default]
     Idle,
     /// It is about to publish.
     Publishes,
-    /// The broker has confirmed; that is to be noted.
+    /// The broker has confirmed, and the confirm is to be noted.
     Confirms,
 }
 
 impl Fleet {
-    /// Before anything has happened, but for the jobs that wait in the queue from the start.
+    /// The initial state, with the jobs that wait in the queue from the start.
     pub fn new(scope: &Scope) -> Fleet {
         let processes = std::array::from_fn(Process::new);
         let mut ledger = Ledger::default();
@@ -81,7 +81,7 @@ impl Fleet {
         self.ledger.rows[job].is_some_and(|row| row.state == state)
     }
 
-    /// Whether a job's message is in a process's hands.
+    /// Whether a process holds a job's message.
     fn is_delivered(&self, job: usize) -> bool {
         self.processes.iter().any(|process| process.message.map(usize::from) == Some(job))
     }
@@ -92,37 +92,37 @@ impl Fleet {
             && (0..JOBS).any(|job| self.is(job, JobState::Queued) && !self.is_delivered(job))
     }
 
-    /// Whether a relay's job has nobody any more.
+    /// Whether a job is in `publishing` and no relay handles it.
     pub fn is_stuck(&self) -> bool {
         (0..JOBS).any(|job| self.is(job, JobState::Publishing) && self.relays[job] == Relay::Idle)
     }
 
-    /// The process that goes by an id.
+    /// Whether a process has this id.
     pub fn goes_by(&self, id: WorkerId) -> bool {
         self.processes.iter().any(|process| process.id == id)
     }
 
-    /// Whether the ledger believes a worker to run anything.
+    /// Whether the ledger believes that a worker runs anything.
     pub fn holds_jobs(&self, id: WorkerId) -> bool {
         self.ledger.rows.iter().flatten().any(|row| row.worker == Some(id))
     }
 
     /// Whether rescue finds anything.
     pub fn has_lost(&self) -> bool {
-        let dead = |id: WorkerId| self.ledger.leases[usize::from(id)] == Lease::Dead;
-        self.ledger.rows.iter().flatten().filter_map(|row| row.worker).any(dead)
+        let dead_workers = |id: WorkerId| self.ledger.leases[usize::from(id)] == Lease::Dead;
+        self.ledger.rows.iter().flatten().filter_map(|row| row.worker).any(dead_workers)
     }
 
-    /// Whether anything waits for which nobody does.
+    /// Whether a job that does not run is to be cancelled.
     pub fn has_unwanted(&self) -> bool {
         self.ledger.rows.iter().flatten().any(|row| row.asked && row.state != JobState::Running)
     }
 
     /// Whether a process's heartbeat finds a job in the ledger's list that is not in its own.
-    pub fn has_stranger(&self, broken: Broken, process: &Process, job: Job) -> bool {
-        broken != Broken::StrangersKept
+    pub fn has_unknown_job(&self, broken: Broken, process: &Process, job: Job) -> bool {
+        broken != Broken::UnknownJobsKept
             && self.ledger.leases[usize::from(process.id)] == Lease::Alive
             && !process.has(job)
-            && self.ledger.rows[usize::from(job)].is_some_and(|row| row.is_stranger(broken, process.id))
+            && self.ledger.rows[usize::from(job)].is_some_and(|row| row.is_unknown_to(broken, process.id))
     }
 }

@@ -1,7 +1,7 @@
 //! The ledger: rows, and the transactions that change them.
 //!
-//! A transaction is one step here. That is what "lock first, decide second" buys in Postgres, and it is tied to the SQL
-//! by replaying walks of the model there.
+//! A transaction is one step here. In Postgres, "lock first, decide second" guarantees that. Replaying walks of the
+//! model on the real SQL ties the two together.
 
 use job::{JobState, POISON_DEATHS};
 
@@ -21,18 +21,18 @@ pub struct Ledger {
     pub sessions: [Session; SESSIONS],
     /// Checkpoints that are not folded, by job.
     pub deltas: [u8; JOBS],
-    /// Places in the order of acceptance that are taken by insertions that are not committed; 0 for none.
+    /// Places in the order of acceptance that uncommitted insertions have taken; 0 for none.
     pub numbers: [u8; JOBS],
     /// Workers.
     pub leases: [Lease; WORKERS],
-    /// Those that were told to end, as bits.
+    /// The workers that were asked to end, as bits.
     pub noticed: u8,
-    /// Promises that a step has broken.
+    /// The promises that a step has broken.
     pub marks: Marks,
 }
 
 impl Ledger {
-    /// One transaction.
+    /// Executes one transaction.
     pub fn call(&mut self, broken: Broken, call: Call) -> Reply {
         match call {
             Call::Register(worker) => {
@@ -90,14 +90,14 @@ impl Ledger {
                 Reply::Done
             }
             Call::DeclareDead => {
-                let mut dead = 0;
+                let mut dead_workers = 0;
                 for (worker, lease) in self.leases.iter_mut().enumerate() {
                     if *lease == Lease::Overdue {
                         *lease = Lease::Dead;
-                        dead |= 1 << worker;
+                        dead_workers |= 1 << worker;
                     }
                 }
-                Reply::Workers(dead)
+                Reply::Workers(dead_workers)
             }
             Call::Rescue => self.rescue(broken),
             Call::Cancel(job) => Reply::Cancelled(self.cancel(broken, job)),
@@ -125,7 +125,7 @@ impl Ledger {
         }
     }
 
-    /// Makes all live jobs suspects, as if two workers had died of each.
+    /// Makes all live jobs suspects, as if each had killed two workers.
     pub fn suspect_all(&mut self) {
         self.rows.iter_mut().flatten().for_each(|row| row.deaths = POISON_DEATHS as u8 - 1);
     }
@@ -142,7 +142,7 @@ impl Ledger {
         others.filter(move |(other, _)| *other != usize::from(job)).map(|(_, row)| row)
     }
 
-    /// Whether the ledger knows a job, alive or ended.
+    /// Whether the ledger knows a job, live or ended.
     pub fn knows(&self, job: Job) -> bool {
         self.rows[usize::from(job)].is_some() || self.ends[usize::from(job)].is_some()
     }
@@ -197,7 +197,7 @@ impl Ledger {
         new
     }
 
-    /// Whether a worker may have jobs. One whose lease has run out may, until somebody has noticed.
+    /// Whether a worker may get jobs. One whose lease has expired may, until a rescuer has noticed.
     fn may_take(&self, broken: Broken, worker: WorkerId) -> bool {
         match self.leases[usize::from(worker)] {
             Lease::Alive | Lease::Overdue => true,
@@ -207,7 +207,7 @@ impl Ledger {
         }
     }
 
-    /// The decision of a claim.
+    /// Returns the decision of a claim.
     pub fn decide(&self, broken: Broken, worker: WorkerId, job: Job) -> Decision {
         match &self.rows[usize::from(job)] {
             None if self.ends[usize::from(job)].is_some() => Decision::Leave,
@@ -229,7 +229,7 @@ impl Ledger {
         }
         let at = usize::from(job);
         let decision = seen.unwrap_or_else(|| self.decide(broken, worker, job));
-        // What was seen before the wait for the lock, Postgres checks again for the job's own row, and for the index.
+        // Postgres checks again what was seen before the wait for the lock: the job's own row, and the index.
         let free = match decision {
             Decision::Insert { free } if self.rows[at].is_none() => Some(free),
             Decision::Take { free }
@@ -273,7 +273,7 @@ impl Ledger {
         Run { job, worker, epoch: row.epoch, attempts, deaths, before, resumed: unfolded > 0, own: 0 }
     }
 
-    /// The row, if the write of a run may change it.
+    /// Returns the row, if a run's write may change it.
     fn fenced(&self, broken: Broken, worker: WorkerId, job: Job, epoch: u8) -> Option<Row> {
         let row = self.rows[usize::from(job)].filter(|row| row.worker == Some(worker))?;
         (row.epoch == epoch || broken == Broken::NoEpochCheck).then_some(row)
@@ -292,7 +292,7 @@ impl Ledger {
         true
     }
 
-    /// Records the end of a run; returns whether it stands, by this call or by an earlier one.
+    /// Records the end of a run. Returns whether it is recorded, by this call or by an earlier one.
     fn conclude(&mut self, broken: Broken, conclusion: Conclusion) -> bool {
         let Conclusion { worker, job, epoch, end, attempts, fold, .. } = conclusion;
         let (at, session) = (usize::from(job), SESSION_OF[usize::from(job)]);
@@ -331,7 +331,7 @@ impl Ledger {
         recorded
     }
 
-    /// Gives the head of a session in which no job has begun to a worker, or to the relay.
+    /// Gives the first job of a session, if none has begun, to a worker or to the relay.
     fn release_next(&mut self, broken: Broken, session: usize, taker: Option<WorkerId>) -> Option<Run> {
         if broken == Broken::NextForgotten || self.of(session).any(|(_, row)| row.keeps_its_turn(broken)) {
             return None;
@@ -405,7 +405,7 @@ impl Ledger {
             row.due = !waits;
             jobs |= 1 << job;
         }
-        // Nothing is given to the dead any more.
+        // A dead worker gets no more jobs.
         for worker in (0..WORKERS).filter(|worker| self.leases[*worker] == Lease::Dead) {
             self.noticed &= !(1 << worker);
         }

@@ -1,4 +1,4 @@
-//! What can happen now.
+//! The actions that are possible in a state.
 
 use job::JobState;
 
@@ -10,13 +10,13 @@ use super::process::{MAX_ATTEMPTS, Process, Work};
 use super::row::{JOBS, Job, Lease, WorkerId};
 use super::scope::Scope;
 
-/// Iterations that one run finishes at most.
+/// The most iterations that one run finishes.
 const ITERATIONS: u8 = 1;
-/// So many copies of a message are in the queue at most before the broker makes another one.
+/// The broker duplicates a message only while fewer copies than this are in the queue.
 const COPIES: u8 = 2;
 
 impl Fleet {
-    /// Everything that can happen now in a scope.
+    /// Collects every action that is possible in this state within a scope.
     pub fn possible(&self, broken: Broken, scope: &Scope, actions: &mut Vec<Action>) {
         for &job in scope.jobs {
             if scope.slow && !self.accepted[usize::from(job)] && self.ledger.numbers[usize::from(job)] == 0 {
@@ -30,7 +30,7 @@ impl Fleet {
         }
     }
 
-    /// How a call can go.
+    /// The possible fates of a call.
     fn lucks(&self) -> impl Iterator<Item = Luck> {
         let (mishap, late) = (self.mishaps > 0, self.late.is_none());
         let lost = mishap.then_some(Luck::ReplyLost);
@@ -90,7 +90,7 @@ impl Fleet {
         }
         for (id, lease) in self.ledger.leases.iter().enumerate() {
             let id = id as WorkerId;
-            // That of a process which is gone runs out for certain; it matters when it holds something.
+            // The lease of a process that is gone is certain to expire; that matters if it holds jobs.
             let may = if self.goes_by(id) { self.mishaps > 0 } else { self.holds_jobs(id) };
             if *lease == Lease::Alive && may {
                 actions.push(Action::LeaseRunsOut(id));
@@ -112,7 +112,7 @@ impl Fleet {
             actions.push(Action::Beat(at));
         }
         for &job in scope.jobs {
-            if self.has_stranger(broken, process, job) {
+            if self.has_unknown_job(broken, process, job) {
                 actions.extend(self.lucks().map(|luck| Action::HandBack(at, job, luck)));
             }
             if process.work == Work::Idle && !process.draining && self.queue[usize::from(job)] > 0 {
@@ -133,7 +133,7 @@ impl Fleet {
         if process.runs().is_some() && matches!(lease, Lease::Overdue | Lease::Dead) {
             actions.push(Action::StopWithoutLease(at));
         }
-        // Enough boots for every scope; walks stop booting when the table is full.
+        // There are enough boots for every scope; walks stop booting when the table is full.
         if !process.may_boot_again() {
             return;
         }

@@ -6,7 +6,7 @@ use super::row::{Job, WORKERS, WorkerId};
 
 /// Processes.
 pub const PROCESSES: usize = 2;
-/// Boots of one process: its first, and one after each crash, drain and death.
+/// Boots of one process: the first, and one after each crash, drain and death.
 pub const BOOTS: u8 = (WORKERS / PROCESSES) as u8;
 /// Attempts of a job.
 pub const MAX_ATTEMPTS: u8 = 2;
@@ -14,30 +14,30 @@ pub const MAX_ATTEMPTS: u8 = 2;
 /// A worker process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// The id it goes by.
+    /// Its current id.
     pub id: WorkerId,
     /// Whether it takes no more jobs.
     pub draining: bool,
     /// The delivery in its slot, unacked.
     pub message: Option<Job>,
-    /// What its slot is at.
+    /// What its slot does.
     pub work: Work,
 }
 
-/// What a slot is at. A call whose reply does not come is repeated for as long as it takes.
+/// What a slot does. A call without a reply is repeated until one comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Work {
     /// Nothing.
     Idle,
     /// It asks for a job.
     Claims(Job),
-    /// A broken claim has seen this, and waits for the lock.
+    /// A broken claim has seen this and waits for the lock.
     Waits(Job, Decision),
     /// It runs a job.
     Runs(Run),
-    /// It appends a checkpoint, and has not heard of it.
+    /// It appends a checkpoint and has had no reply.
     Appends(Run),
-    /// It ends a run, and has not heard of it.
+    /// It ends a run and has had no reply.
     Concludes(Run, End),
 }
 
@@ -48,12 +48,12 @@ impl Process {
         Process { id, draining: false, message: None, work: Work::Idle }
     }
 
-    /// Whether it can boot once more within the model's table.
+    /// Whether the model's table has room for one more boot.
     pub fn may_boot_again(&self) -> bool {
         self.id % BOOTS + 1 < BOOTS
     }
 
-    /// What it runs and may be told to stop. One that records its end does that to the end.
+    /// The run that it can be asked to stop. A run whose end is being recorded cannot be stopped.
     pub fn runs(&self) -> Option<Run> {
         match self.work {
             Work::Runs(run) | Work::Appends(run) => Some(run),
@@ -61,7 +61,7 @@ impl Process {
         }
     }
 
-    /// Whether a job is in its running table.
+    /// Whether a job is in its table of running jobs.
     pub fn has(&self, job: Job) -> bool {
         match self.work {
             Work::Idle => false,
@@ -70,11 +70,11 @@ impl Process {
         }
     }
 
-    /// What it has to say of the end of a run.
+    /// The conclusion that it sends for the end of a run.
     pub fn conclusion(&self, broken: Broken, run: Run, end: End) -> Conclusion {
         let spends = match end {
             End::Succeeded | End::Cancelled | End::Retry => true,
-            // Nobody has tried: no attempt was left.
+            // The job was not tried, because no attempt was left.
             End::Failed => false,
             End::HandBack => broken == Broken::DrainSpendsAttempt,
         };

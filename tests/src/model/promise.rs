@@ -1,12 +1,12 @@
 //! What must hold in every state.
 //!
-//! Most promises can be read off a state. Those about a single step (a stale write that took effect, an ack that came too
-//! early) are marked in the ledger by the step that breaks them, and the mark stays.
+//! Most promises can be read off a state. Those about a single step (a stale write that took effect, an ack that came
+//! too early) are marked in the ledger by the step that breaks them, and the mark stays.
 
 use super::ledger::Ledger;
 use super::row::{JOBS, SESSION_OF, SESSIONS};
 
-/// A promise, by the name under which the search tells that it was broken.
+/// A promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Promise {
@@ -20,17 +20,17 @@ pub enum Promise {
     EpochsGrow = 8,
     /// A job that has begun keeps its turn.
     OneBegun = 16,
-    /// No job begins while one waits that its session has accepted earlier.
+    /// No job begins while one that its session accepted earlier still waits.
     InOrder = 32,
-    /// An attempt is spent by a failure or by the death of a worker that came without notice, and by nothing else.
+    /// An attempt is spent by a failure or by the unannounced death of a worker, and by nothing else.
     AttemptsAreFailures = 64,
     /// A message is acked when its job is safe in the ledger.
     AckedWhenSafe = 128,
-    /// A conclusion is answered "recorded" exactly when it stands.
+    /// A conclusion is answered "recorded" exactly when it is recorded.
     AnswersAreTrue = 256,
     /// When nothing more goes wrong, every accepted job ends.
     EveryJobEnds = 512,
-    /// A job is charged with the death that proves it to be the cause only where its worker was given no other suspect.
+    /// A job is charged with the death that proves it to be the cause only if its worker had no other suspect.
     CertainCulprit = 1024,
 }
 
@@ -53,7 +53,7 @@ impl Marks {
 }
 
 impl Promise {
-    /// All of them.
+    /// All promises.
     pub const ALL: [Promise; 11] = [
         Promise::OneWriter,
         Promise::OneEnd,
@@ -68,7 +68,7 @@ impl Promise {
         Promise::CertainCulprit,
     ];
 
-    /// As a sentence.
+    /// The promise as a sentence.
     pub fn name(self) -> &'static str {
         match self {
             Promise::OneWriter => "only the newest run of a session commits",
@@ -79,13 +79,13 @@ impl Promise {
             Promise::InOrder => "no job is overtaken in its session",
             Promise::AttemptsAreFailures => "attempts are spent by failures and deaths alone",
             Promise::AckedWhenSafe => "a message is acked when its job is safe",
-            Promise::AnswersAreTrue => "a conclusion is answered recorded exactly when it stands",
+            Promise::AnswersAreTrue => "a conclusion is answered recorded exactly when it is recorded",
             Promise::EveryJobEnds => "when nothing more goes wrong, every accepted job ends",
-            Promise::CertainCulprit => "of several suspects none is charged with their worker's death",
+            Promise::CertainCulprit => "none of several suspects is charged with the death of their worker",
         }
     }
 
-    /// Whether the ledger keeps it. That every job ends is more than a ledger can say.
+    /// Whether the ledger keeps it. That every job ends cannot be seen in one state of the ledger.
     pub fn holds_in(self, ledger: &Ledger) -> bool {
         if ledger.marks.has(self) {
             return false;
@@ -93,7 +93,7 @@ impl Promise {
         match self {
             Promise::OneEnd => (0..JOBS).all(|job| ledger.rows[job].is_none() || ledger.ends[job].is_none()),
             Promise::CountedOnce => (0..SESSIONS).all(|session| {
-                // What is folded, and what its jobs have left unfolded, is what its jobs did.
+                // The folded iterations and the unfolded ones of its jobs add up to what the jobs did.
                 let jobs = || (0..JOBS).filter(|job| SESSION_OF[*job] == session);
                 let ended: u8 = jobs().filter_map(|job| Some(ledger.ends[job]?.iterations)).sum();
                 let unfolded: u8 =

@@ -1,6 +1,6 @@
-//! What the tables hold.
+//! The content of the tables.
 //!
-//! The fields `failures`, `killed` and `left` are read by no transaction: they are there for the promises.
+//! No transaction reads the fields `failures`, `killed` and `left`: they serve the promises.
 
 use job::{JobState, POISON_DEATHS};
 
@@ -16,37 +16,37 @@ pub const SESSION_OF: [usize; JOBS] = [0, 0, 1];
 /// Ids of workers: one per boot.
 pub const WORKERS: usize = 8;
 
-/// A job, by its place in the tables.
+/// A job, as an index into the tables.
 pub type Job = u8;
-/// One boot of a worker, by its place in the table.
+/// One boot of a worker, as an index into the table.
 pub type WorkerId = u8;
 
 /// A live job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// Where it is.
+    /// Its state.
     pub state: JobState,
-    /// Whether its time has come.
+    /// Whether it is due.
     pub due: bool,
-    /// The order of acceptance in its session.
+    /// Its place in the order of acceptance of its session.
     pub seq: u8,
     /// The fencing token of its last run; 0 before the first.
     pub epoch: u8,
-    /// Who runs it.
+    /// The worker that runs it.
     pub worker: Option<WorkerId>,
     /// Attempts spent.
     pub attempts: u8,
-    /// Deaths of workers that it is charged with.
+    /// Deaths of workers that are charged to it.
     pub deaths: u8,
-    /// Whether its end is asked for.
+    /// Whether its end was asked for.
     pub asked: bool,
     /// The ordinals of its present epoch that are in the ledger, as bits.
     pub landed: u8,
     /// Attempts that have failed.
     pub failures: u8,
-    /// Workers that died while they ran it, without notice, and with whose death it was charged; as bits.
+    /// Workers that died, unannounced, while they ran it, and whose death was charged to it; as bits.
     pub killed: u8,
-    /// How its last run has left it.
+    /// How its last run ended.
     pub left: Option<End>,
 }
 
@@ -55,9 +55,9 @@ pub struct Row {
 pub struct Ended {
     /// Succeeded, failed or cancelled.
     pub end: End,
-    /// Its last run.
+    /// The epoch of its last run.
     pub epoch: u8,
-    /// Who ended it; nobody, if it was ended while it waited.
+    /// The worker that ended it; `None` if it ended while it waited.
     pub worker: Option<WorkerId>,
     /// Attempts spent.
     pub attempts: u8,
@@ -68,9 +68,9 @@ pub struct Ended {
 /// A session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Session {
-    /// The newest epoch. Postgres counts for all sessions together; nobody compares epochs of two.
+    /// The newest epoch. Postgres counts for all sessions together, but epochs of two sessions are never compared.
     pub epoch: u8,
-    /// The last place in the order of acceptance.
+    /// The last place given in the order of acceptance.
     pub seq: u8,
     /// Iterations at the last fold.
     pub folded: u8,
@@ -79,43 +79,44 @@ pub struct Session {
 /// A worker's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Lease {
-    /// There is none.
+    /// No such worker.
     #[default]
     Unknown,
-    /// Its lease runs.
+    /// The lease is valid.
     Alive,
-    /// Its lease has run out, and nobody has noticed.
+    /// The lease has expired, and no rescuer has noticed.
     Overdue,
-    /// It has ended in good order.
+    /// The worker has ended in good order.
     Stopped,
     /// Declared dead, for good.
     Dead,
 }
 
 impl Row {
-    /// Whether one more death would prove it to be the cause.
+    /// Whether one more death would prove that the job is the cause.
     pub fn is_suspect(&self) -> bool {
         u32::from(self.deaths) + 1 >= POISON_DEATHS
     }
 
-    /// Makes it due now.
+    /// Makes the job due now.
     pub fn come_due(&mut self) {
         (self.state, self.due) = (JobState::Scheduled, true);
     }
 
-    /// Whether it waits for a worker. One that runs here waits as well: whoever asks for it does not run it.
+    /// Whether the job waits for a worker. One that the ledger believes to run at the claiming worker waits too,
+    /// because that worker does not run it.
     pub fn may_be_claimed(&self, broken: Broken, worker: WorkerId) -> bool {
         let waits = match self.state {
             JobState::Publishing | JobState::Queued => true,
             JobState::Scheduled => self.due,
-            JobState::Running => self.is_stranger(broken, worker),
+            JobState::Running => self.is_unknown_to(broken, worker),
             _ => false,
         };
         waits && !self.asked
     }
 
-    /// Whether the ledger believes that it runs at a worker, which knows that it does not.
-    pub fn is_stranger(&self, broken: Broken, worker: WorkerId) -> bool {
+    /// Whether the ledger believes that the job runs at a worker that knows it does not.
+    pub fn is_unknown_to(&self, broken: Broken, worker: WorkerId) -> bool {
         self.worker == Some(worker) && broken != Broken::OwnLeaseReadAsForeign
     }
 

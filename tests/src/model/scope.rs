@@ -1,29 +1,29 @@
-//! How much of the fleet is explored: small enough to see all of it.
+//! The parts of the fleet that are explored: small enough to see every state.
 
 use super::row::Job;
 
-/// A small world.
+/// A limited fleet.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
-    /// For people.
+    /// A name for people.
     pub name: &'static str,
     /// Its jobs: 0 and 1 are of one session, 2 is of another.
     pub jobs: &'static [Job],
-    /// Those that are published past the producer.
+    /// Jobs that are published without the producer.
     pub direct: &'static [Job],
-    /// Those whose message is in the queue from the start. The others are accepted at any time.
+    /// Jobs whose message is in the queue from the start. The others are accepted at any time.
     pub queued: &'static [Job],
     /// Whether an acceptance can take its number long before it is committed.
     pub slow: bool,
-    /// How many things go wrong, of any kind and at any time.
+    /// The number of mishaps, of any kind and at any time.
     pub mishaps: u8,
-    /// Those that the ledger has given to the first process, which has not heard of it. Where there is one, all jobs are
+    /// Jobs that the ledger has given to the first process, which does not know it yet. If there is one, all jobs are
     /// suspects.
     pub given: &'static [Job],
 }
 
 impl Scope {
-    /// What is explored.
+    /// The scopes that are explored.
     pub const ALL: [Scope; 6] = [
         Scope { name: "a job", jobs: &[0], direct: &[0], queued: &[], slow: false, mishaps: 2, given: &[] },
         Scope {
@@ -73,7 +73,7 @@ impl Scope {
         },
     ];
 
-    /// Everything, for walks: there is no hope of seeing all of it.
+    /// The whole fleet, for walks, since its states are too many to explore.
     pub const WHOLE: Scope = Scope {
         name: "the whole fleet",
         jobs: &[0, 1, 2],

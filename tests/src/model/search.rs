@@ -1,8 +1,8 @@
-//! Sees every state of a scope, nearest first, so that the first way to a broken promise is a shortest one.
+//! Visits every state of a scope, nearest first, so that the first path to a broken promise is a shortest one.
 //!
-//! Our own, where `stateright` offers itself: of the broken states that its search (0.31) meets in one go it reports the
-//! last, not the nearest; it keeps a copy of the way to every state; and "from here the end can be reached" is none of its
-//! properties.
+//! This is our own code, although `stateright` exists. Its search (0.31) reports the last of the broken states that it
+//! meets in one step, not the nearest. It keeps a copy of the path to every state. And "from here the end can be
+//! reached" is not among its properties.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -14,14 +14,14 @@ use super::promise::Promise;
 use super::row::JOBS;
 use super::scope::Scope;
 
-/// More states than anybody waits for: a mistake in the model that makes it endless shows here.
+/// More states than a search should take. A mistake that makes the model endless shows here.
 const MOST_STATES: usize = 50_000_000;
 
-/// What a search has come to.
+/// The result of a search.
 pub struct Found {
-    /// How many states it has seen.
+    /// The number of states visited.
     pub states: usize,
-    /// A promise that breaks, and a shortest way there.
+    /// A promise that breaks, and a shortest path there.
     pub broken: Option<(Promise, Vec<Action>)>,
 }
 
@@ -31,7 +31,7 @@ pub fn explore(broken: Broken, scope: &Scope, promises: &[Promise]) -> Found {
         Search { broken, hashing: RandomState::new(), seen: HashSet::new(), ending: HashSet::new() };
     let start = Fleet::new(scope);
     search.seen.insert(search.fingerprint(&start));
-    // How each state was come to: from which one, by what. The first comes from itself.
+    // For each state, the state and the action that led to it. The first state comes from itself.
     let mut ways = vec![(0, None)];
     let mut ahead = VecDeque::from([(0, start)]);
     let mut actions = Vec::new();
@@ -48,14 +48,14 @@ pub fn explore(broken: Broken, scope: &Scope, promises: &[Promise]) -> Found {
                 let way = way_back(&ways);
                 return Found { states: ways.len(), broken: Some((*promise, way)) };
             }
-            assert!(ways.len() < MOST_STATES, "{}: it does not end", scope.name);
+            assert!(ways.len() < MOST_STATES, "{}: the search does not end", scope.name);
             ahead.push_back((ways.len() - 1, next));
         }
     }
     Found { states: ways.len(), broken: None }
 }
 
-/// The actions that have led to the last state.
+/// Returns the actions that led to the last state.
 fn way_back(ways: &[(usize, Option<Action>)]) -> Vec<Action> {
     let mut way = Vec::new();
     let mut at = ways.len() - 1;
@@ -69,10 +69,10 @@ fn way_back(ways: &[(usize, Option<Action>)]) -> Vec<Action> {
 
 struct Search {
     broken: Broken,
-    /// States are told apart by 64 bits: among a million, two look alike once in 40 million searches.
+    /// States are distinguished by 64 bits. Among a million states, two collide once in 40 million searches.
     hashing: RandomState,
     seen: HashSet<u64>,
-    /// States from which everything ends.
+    /// States from which all jobs end.
     ending: HashSet<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Search {
             if self.ending.contains(&fingerprint) {
                 break;
             }
-            // The same state again: it would go round for ever.
+            // It has reached the same state again, and would go round for ever.
             if !way.insert(fingerprint) {
                 return false;
             }

@@ -1,4 +1,4 @@
-//! What an action leads to.
+//! The state that an action leads to.
 
 use super::action::{Action, Luck};
 use super::broken::Broken;
@@ -9,8 +9,8 @@ use super::promise::Promise;
 use super::row::JOBS;
 
 impl Fleet {
-    /// What an action leads to; `None` when it changes nothing or cannot happen now. The calls to the ledger, and what it
-    /// has answered, are told in passing.
+    /// Returns the state that an action leads to; `None` if the action changes nothing or cannot happen now. Passes
+    /// each call to the ledger and its reply to `tell`.
     pub fn after(self, broken: Broken, action: Action, tell: &mut dyn FnMut(Call, Reply)) -> Option<Fleet> {
         let mut next = Step { fleet: self, broken, tell };
         next.take(action)?;
@@ -144,7 +144,7 @@ impl Step<'_> {
         reply
     }
 
-    /// A call that may go wrong.
+    /// Sends a call that may go wrong.
     fn send(&mut self, call: Call, luck: Luck) -> Option<Reply> {
         match luck {
             Luck::Heard => return Some(self.call(call)),
@@ -231,7 +231,7 @@ impl Step<'_> {
         Some(())
     }
 
-    /// The slot is free: its delivery is acked.
+    /// Frees the slot and acks its delivery.
     fn finish(&mut self, at: usize) {
         self.ack(at);
         self.fleet.processes[at].work = Work::Idle;
@@ -244,7 +244,7 @@ impl Step<'_> {
         }
     }
 
-    /// A process ends, and another one starts in its place; what was not acked goes back to the queue.
+    /// Ends a process and starts another one in its place; what was not acked goes back to the queue.
     fn boot(&mut self, at: usize) {
         let Process { id, message, .. } = self.fleet.processes[at];
         if let Some(job) = message {

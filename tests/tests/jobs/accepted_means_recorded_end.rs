@@ -1,4 +1,4 @@
-//! Promise 1: a job that was accepted reaches exactly one recorded end, and whoever hands in something else is told.
+//! Promise 1: an accepted job reaches exactly one recorded end, and any other input is answered with an error.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -57,12 +57,12 @@ async fn strict_stops_at_the_first_bad_line_and_keeps_what_came_before() {
     let line = |n: u32| format!(r#"{{"session_id":"s","agent_id":"echo","input":{n}}}"#);
     let input = [line(1), line(2), "{}".to_owned(), line(4)].join("\n");
     let enqueued =
-        fleet.producer_reading(&input, &["enqueue", "--file", "-", "--strict", "--print-ids"]).await;
+        fleet.producer_with_input(&input, &["enqueue", "--file", "-", "--strict", "--print-ids"]).await;
     assert_eq!(enqueued.code, 1, "{enqueued:?}");
     assert!(enqueued.err.contains("line 3: session_id: missing"), "{enqueued:?}");
     let ids = ids(&enqueued.out);
     assert_eq!(ids.len(), 2);
-    let waited = fleet.producer_reading(&enqueued.out, &["wait", "--json"]).await;
+    let waited = fleet.producer_with_input(&enqueued.out, &["wait", "--json"]).await;
     assert_eq!(waited.code, 0, "{waited:?}");
     let outputs: Vec<Value> = waited.json().iter().map(|view| view["output"].clone()).collect();
     assert_eq!(outputs, [json!(1), json!(2)]);
@@ -89,7 +89,7 @@ async fn the_same_id_is_the_same_job_before_and_after_its_end() {
     assert_eq!(fleet.ended(id.parse().unwrap()).await.state, JobState::Succeeded);
     let line = format!(r#"{{"job_id":"{id}","session_id":"s","agent_id":"echo","input":2}}"#);
     let twice = format!("{line}\n{line}\n");
-    let third = fleet.producer_reading(&twice, &["enqueue", "--file", "-"]).await;
+    let third = fleet.producer_with_input(&twice, &["enqueue", "--file", "-"]).await;
     assert_eq!(third.code, 0, "{third:?}");
     assert!(third.err.contains("0 jobs accepted, 2 accepted before"), "{third:?}");
     let status = fleet.producer(&["status", "--json", &id]).await;
@@ -97,7 +97,7 @@ async fn the_same_id_is_the_same_job_before_and_after_its_end() {
 }
 
 #[tokio::test]
-async fn a_job_for_an_agent_that_nobody_knows_ends_failed_and_leaves_a_dead_letter() {
+async fn a_job_for_an_unknown_agent_fails_and_leaves_a_dead_letter() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
     let enqueued = fleet.producer(&["enqueue", "--session", "s", "--agent", "nobody"]).await;
@@ -143,14 +143,14 @@ async fn jobs_end_exactly_once_while_their_workers_are_killed() {
     let fleet = Fleet::new().await;
     let jobs: Vec<JobSpec> = (0..90)
         .map(|n| {
-            // However often it is killed with its worker.
+            // Enough attempts, however often the job dies with its worker.
             let mut spec = job(&format!("s-{}", n % 12), "scripted", json!({"count": 4, "delay_ms": 40}));
             spec.retry.max_attempts = 100;
             spec
         })
         .collect();
     fleet.enqueue(&jobs).await;
-    // Every tenth comes twice.
+    // Every tenth job is sent twice.
     let again = jobs.iter().step_by(10).map(|spec| {
         let id = spec.job_id.to_string();
         let properties = lapin::BasicProperties::default().with_message_id(id.into());
@@ -183,7 +183,7 @@ async fn jobs_end_exactly_once_while_their_workers_are_killed() {
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_checkpoints").await, 0);
     fleet.database.audited().await;
-    // What was done twice would count twice here.
+    // Anything done twice would count twice here.
     for (session, iterations) in worked {
         assert_eq!(fleet.session(&session).await.iteration_count, iterations, "{session}");
     }
@@ -206,7 +206,7 @@ async fn a_job_is_recorded_failed_with_what_the_harness_said() {
 }
 
 #[tokio::test]
-async fn what_a_deleted_queue_has_lost_is_published_once_however_many_processes_hear_of_it() {
+async fn jobs_of_a_deleted_queue_are_published_again_once_however_many_processes_notice() {
     let database = Database::new().await;
     let (store, pool) = (database.store(), Name::default());
     let jobs: Vec<JobSpec> = (0..4).map(|n| steps(n, 1, 0)).collect();
@@ -214,18 +214,18 @@ async fn what_a_deleted_queue_has_lost_is_published_once_however_many_processes_
     let ids: Vec<_> = jobs.iter().map(|spec| spec.job_id).collect();
     store.confirm(&ids[..2]).await.unwrap();
     let heard = Instant::now();
-    // Longer than the question for Postgres's clock takes.
+    // Longer than it takes to ask Postgres for its clock.
     let later = async || (heard.elapsed() > Duration::from_secs(1)).then_some(());
-    until("the queue stands again", later).await;
-    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 4, "also what the broker has confirmed");
+    until("a second has passed", later).await;
+    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 4, "including what the broker has confirmed");
     let published = async || {
         let due = store.take_due(100).await.unwrap();
         store.confirm(&due.iter().map(|due| due.job_id).collect::<Vec<_>>()).await.unwrap();
         due.len()
     };
     assert_eq!(published().await, 4);
-    // Another one has heard of it at the same time, and was slower.
-    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 0, "it was returned already");
+    // A second process noticed the deletion at the same time, but was slower.
+    assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 0, "they were returned already");
     assert_eq!(published().await, 0);
-    assert_eq!(store.return_lost(&pool, Instant::now()).await.unwrap(), 4, "the next queue is deleted, too");
+    assert_eq!(store.return_lost(&pool, Instant::now()).await.unwrap(), 4, "the next queue is deleted too");
 }

@@ -1,6 +1,6 @@
-//! Any language can publish jobs and get results: the AMQP contract is all that a client needs to know.
+//! Any language can publish jobs and get results: a client needs to know only the AMQP contract.
 //!
-//! The client is Python with pika, as a stranger would write it (`tests/clients/publish.py`).
+//! The client is Python with pika, as any user would write it (`tests/clients/publish.py`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use job::{JobId, JobState};
 use serde_json::{Value, json};
 use tests::Fleet;
 
-/// A Python that has pika: the system's (`python3-pika`, which `ops/dev/services` installs along), or one of our own.
+/// Finds a Python that has pika: the system's (`python3-pika`, which `ops/dev/services` installs too), or one made
+/// here.
 fn find_python() -> PathBuf {
     let has_pika = |python: &Path| {
         let import = Command::new(python).args(["-c", "import pika"]).stderr(Stdio::null()).status();
@@ -42,7 +43,7 @@ fn python() -> &'static Path {
     PYTHON.get_or_init(find_python)
 }
 
-/// Publishes, waits for so many replies, and returns the ids published and the replies.
+/// Publishes, waits for this many replies, and returns the published ids and the replies.
 async fn client(fleet: &Fleet, orders: &[Value], replies: usize) -> (Vec<Option<JobId>>, Vec<Value>) {
     let lines: String = orders.iter().map(|order| format!("{order}\n")).collect();
     let url = fleet.vhost.url.clone();
@@ -57,7 +58,7 @@ async fn client(fleet: &Fleet, orders: &[Value], replies: usize) -> (Vec<Option<
         child.wait_with_output().expect("its end")
     });
     let output = running.await.expect("a thread");
-    assert!(output.status.success(), "the client has failed, see above");
+    assert!(output.status.success(), "the client failed, see above");
     let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let lines: Vec<Value> = lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect();
     let (ids, replies) = lines.split_at(orders.len());
@@ -128,7 +129,7 @@ async fn a_stranger_publishes_jobs_and_gets_their_results() {
         json!({"code": "harness_error", "message": "no", "retryable": false})
     );
     assert_eq!(reply_to(&replies, &ids[3])["reply"]["failure"]["code"], json!("unknown_agent"));
-    // Who asks for no reply reads the ledger.
+    // A caller that wants no reply reads the ledger.
     assert_eq!(fleet.ended(ids[4].unwrap()).await.state, JobState::Succeeded);
 }
 
@@ -147,14 +148,14 @@ async fn the_same_message_twice_is_one_job_and_is_answered_again() {
 }
 
 #[tokio::test]
-async fn what_a_stranger_gets_wrong_is_found_in_harness_dead() {
+async fn the_mistakes_of_a_foreign_client_end_in_harness_dead() {
     let fleet = Fleet::new().await;
     let worker = fleet.worker("worker").start().await;
     let good = json!({"session_id": "s", "agent_id": "echo"});
     let orders = [
         json!({"via": "queue", "raw": "hello"}),
         json!({"via": "exchange", "body": {"session_id": "s"}}),
-        // Accepted by the exchange, because its alternate exchange takes what it cannot route.
+        // Accepted by the exchange, because its alternate exchange takes what cannot be routed.
         json!({"via": "exchange", "pool": "nobodys", "body": good}),
         json!({"via": "queue", "properties": {"correlation_id": ""}, "body": good}),
     ];

@@ -1,8 +1,8 @@
-//! Promises 1 to 3 together, in whatever order things happen: one run of a session at a time commits, every job ends
-//! once, and every checkpoint counts once.
+//! Promises 1 to 3 together, in any order of events: one run of a session at a time commits, every job ends once, and
+//! every checkpoint counts once.
 //!
-//! Several workers, each with connections of its own, take what is delivered in any order and any number of times; they
-//! lose replies, hand back, retry, drain and die. Seeded: the seed is printed, and the tasks still race.
+//! Several workers, each with its own connections, take deliveries in any order and any number of times. They lose
+//! replies, hand back, retry, drain and die. The choices are seeded and the seed is printed, but the tasks still race.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
-use tests::{Database, PATIENCE, Runner, declare_dead, folded, job};
+use tests::{Database, Runner, TIMEOUT, declare_dead, folded, job};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,14 +29,14 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     let store = database.store();
     let jobs: Vec<JobSpec> =
         (0..JOBS).map(|n| job(&format!("s-{}", n / JOBS_PER_SESSION), "echo", json!(n))).collect();
-    // Half of the sessions come through the producer, in order; the others by messages alone.
+    // Half of the sessions come through the producer, in order; the others come only as messages.
     let accepted = jobs.iter().filter(|spec| spec.session_id.as_str().len() % 2 == 0);
     store.accept(&accepted.cloned().collect::<Vec<_>>()).await.unwrap();
 
     let mut sailors = Vec::new();
     for _ in 0..SAILORS {
         let mut rng = rng.fork();
-        // Each is a process: with connections and batches of its own.
+        // Each is like a process, with its own connections and batches.
         let runner = Runner::with_lease(&database.store(), lease(&mut rng)).await;
         let sailor = Sailor {
             runner,
@@ -48,11 +48,11 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
             ended: Vec::new(),
             checkpoints: HashMap::new(),
         };
-        sailors.push(tokio::spawn(timeout(PATIENCE, sailor.sail())));
+        sailors.push(tokio::spawn(timeout(TIMEOUT, sailor.sail())));
     }
     let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
     for sailor in database.audited_while(join_all(sailors)).await {
-        // A second runner of a session would have broken the index that forbids it, and so a call.
+        // A second runner of a session would have violated the index that forbids it, and so failed a call.
         let Ok(sailor) = sailor.unwrap() else {
             let left = "SELECT session_id || ' ' || state FROM harness_jobs ORDER BY seq";
             panic!("these never ended: {:?}", database.texts(left).await);
@@ -71,7 +71,7 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     let mut total = 0;
     for session in 0..SESSIONS {
         let name = format!("s-{session}");
-        // All of its jobs may have been cancelled before any was seen.
+        // All of its jobs may have been cancelled before their messages arrived.
         let Some(view) = store.session(&name.parse().unwrap()).await.unwrap() else { continue };
         let made = checkpoints.get(&name).copied().unwrap_or(0);
         assert_eq!(view.iteration_count as u64, made, "{name}: each checkpoint counts once");
@@ -88,13 +88,13 @@ struct Sailor {
     rng: Rng,
     /// Jobs that it does not know to have ended.
     open: Vec<JobSpec>,
-    /// What it knows it runs, with the number of its next checkpoint.
+    /// Its runs, each with the number of its next checkpoint.
     running: HashMap<JobId, (Claimed, i32)>,
-    /// Runs that it was given in a reply that it has not heard.
+    /// Runs that were granted to it in a reply that was lost.
     unheard: HashMap<JobId, Claimed>,
-    /// Runs that are over: whatever is still said in their name is late.
+    /// Runs that are over: every further call in their name comes too late.
     past: Vec<(Runner, Claimed)>,
-    /// Ends that the ledger has confirmed to it, and checkpoints by session.
+    /// Ends that the ledger has confirmed to it, and its checkpoints by session.
     ended: Vec<JobId>,
     checkpoints: HashMap<String, u64>,
 }
@@ -109,7 +109,7 @@ impl Sailor {
                 12..17 => self.conclude().await,
                 17 => self.come_late().await,
                 18 => {
-                    // Whose lease has run out by now? Perhaps its own.
+                    // Declares workers dead whose lease has expired, perhaps even itself.
                     declare_dead(&self.runner.store).await;
                     self.runner.store.rescue().await.expect("an answer");
                     self.end_the_unwanted().await;
@@ -124,7 +124,7 @@ impl Sailor {
         }
     }
 
-    /// Somebody wants one of the jobs no more, seen or unseen, running or not.
+    /// Cancels one of the jobs, whether or not it is known or running.
     async fn cancel(&mut self) {
         let Some(spec) = self.rng.choice(&self.open).cloned() else { return };
         let (_, ended) = self.runner.store.cancel(&[spec.job_id]).await.expect("an answer");
@@ -139,11 +139,11 @@ impl Sailor {
         self.ended.extend(ended.into_iter().map(|job| job.job_id));
     }
 
-    /// Messages come, or come again; about the same time the same ones to all.
+    /// Messages are delivered, or delivered again; at about the same time, all workers get the same ones.
     async fn deliver(&mut self) {
         let count = self.rng.usize(1..6);
         let specs = self.rng.choose_multiple(self.open.iter().take(9).cloned(), count);
-        // A worker asks for no job that it runs.
+        // A worker does not ask for a job that it runs.
         let claims = specs.iter().filter(|spec| !self.running.contains_key(&spec.job_id)).map(|spec| {
             let runner = self.runner.clone();
             async move { (spec.job_id, runner.claim(spec).await.expect("an answer")) }
@@ -164,7 +164,7 @@ impl Sailor {
         }
     }
 
-    /// Sometimes the reply is lost on its way.
+    /// Begins a run, unless the reply is lost on its way.
     fn begin(&mut self, run: Claimed) {
         if let Some(unheard) = self.unheard.remove(&run.claim.job_id()) {
             assert!(run.claim.epoch() > unheard.claim.epoch(), "granted again under an epoch of its own");
@@ -177,7 +177,7 @@ impl Sailor {
         }
     }
 
-    /// A call that hung in the network for long arrives.
+    /// A call that hung in the network for a long time arrives.
     async fn come_late(&mut self) {
         let Some((runner, run)) = self.rng.choice(&self.past) else { return };
         let checkpoint = runner.checkpoint(run, 1_000).await.expect("an answer");
@@ -194,13 +194,13 @@ impl Sailor {
 
     async fn checkpoint(&mut self) {
         for (run, ordinal) in self.some_runs() {
-            // Repeated when the first reply was lost; it stands if it stood either time.
-            let mut stands = false;
+            // Repeated, as after a lost reply; it is recorded if either call recorded it.
+            let mut committed = false;
             for _ in 0..self.rng.u32(1..3) {
                 let answer = self.runner.checkpoint(&run, ordinal).await.expect("an answer");
-                stands |= answer == Fenced::Done(());
+                committed |= answer == Fenced::Done(());
             }
-            if stands {
+            if committed {
                 *self.checkpoints.entry(run.claim.session_id().to_owned()).or_default() += 1;
                 self.running.insert(run.claim.job_id(), (run, ordinal + 1));
             }
@@ -208,7 +208,7 @@ impl Sailor {
     }
 
     async fn conclude(&mut self) {
-        // Told to all runs of a process at once: it drains or it does not.
+        // The same for all runs of a process: it drains or it does not.
         let take_next = self.rng.u32(..4) > 0;
         let runs = self.some_runs();
         let conclusions: Vec<Conclusion> = runs
@@ -231,7 +231,7 @@ impl Sailor {
             .collect();
         let repeated = self.rng.u32(..4) == 0;
         if repeated {
-            // The first replies were lost, and next jobs with them.
+            // The first replies are lost, including the next jobs in them.
             self.record(&conclusions).await;
         }
         for (conclusion, concluded) in conclusions.iter().zip(self.record(&conclusions).await) {
@@ -255,7 +255,7 @@ impl Sailor {
     }
 }
 
-/// Nobody in the storm renews a lease.
+/// A random lease; no worker here renews its lease.
 fn lease(rng: &mut Rng) -> Duration {
     Duration::from_millis(rng.u64(20..400))
 }

@@ -1,5 +1,5 @@
-//! An audit finds what is wrong in the ledger, names it, and never cries wolf: neither over a mixed history nor beside a
-//! fleet at work. A ledger that runs by its rules is clean, so every finding here is made by hand.
+//! An audit finds what is wrong in the ledger and names it. It gives no false alarm, neither after a mixed history nor
+//! while a fleet works. A ledger under its own rules is clean, so every finding here is produced by hand.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use store::{Answer, Audit, AuditScope, Cancelled, Claimed, End, Fenced, Fold, Ki
 use tests::{Database, Fleet, Runner, claimed, declare_dead, folded, job, until};
 use uuid::Uuid;
 
-/// What an audit found: the check and the ids that it names.
+/// The findings of an audit: each check with the ids that it names.
 fn findings(audit: &Audit) -> Vec<(&str, Vec<&str>)> {
     let named = audit.checks.iter().filter(|checked| checked.found > 0);
     named
@@ -59,14 +59,14 @@ async fn every_step_of_a_mixed_history_is_clean() {
     let run = claim(&runner, &jobs[0], 3).await;
     conclude(&runner, &run, End::Failed(failure()), None).await;
     clean("ended without a fold: its checkpoints are left").await;
-    // The one that was blocked was claimed with that.
+    // That conclusion also claimed the blocked job.
     let run = claim(&runner, &jobs[1], 2).await;
     clean("another runs on top of what was left").await;
     conclude(&runner, &run, End::Succeeded(Json::null()), Some(folded(8))).await;
     clean("and folds it with its own").await;
     assert_eq!(database.count("SELECT count(*) FROM harness_checkpoints").await, 0);
 
-    // It ends between two attempts.
+    // The job ends between two attempts.
     let run = claim(&runner, &jobs[2], 2).await;
     conclude(&runner, &run, End::Retry { failure: failure(), delay: Duration::from_secs(60) }, None).await;
     let (answers, _) = store.cancel(&[jobs[2].job_id]).await.unwrap();
@@ -133,32 +133,32 @@ async fn sessions_outlive_their_results_and_their_spend_stays_right() {
     assert!(dropped > 0);
     assert_eq!(database.count("SELECT count(*) FROM harness_results").await, 1);
     assert_eq!(findings(&database.audit().await), [], "a result is gone, and so it is with its checkpoints");
-    // What is left of the results still bounds the spend.
+    // The results that are left still bound the spend.
     database.execute("UPDATE harness_sessions SET cost_microusd = 6 WHERE session_id = 's'").await;
     assert_eq!(findings(&database.audit().await), [("spend", vec!["s"])]);
 }
 
-/// A clean ledger with a bit of everything, to be damaged.
-struct Ledger {
+/// A clean ledger with a job of every kind, to be damaged.
+struct SampleLedger {
     database: Database,
     /// Succeeded and folded, in the session `done`.
     done: JobId,
-    /// Succeeded in `left`, and left its two checkpoints.
+    /// Succeeded in `left`, with its two checkpoints not folded.
     left: JobId,
     /// Failed in `bad`, at its first iteration.
     bad: JobId,
-    /// Runs in `busy`, two checkpoints so far.
+    /// Runs in `busy`, with two checkpoints so far.
     runs: JobId,
     /// Blocked behind it.
     waits: JobId,
-    /// Accepted and never claimed, of the session `new`.
+    /// Accepted and never claimed, in the session `new`.
     new: JobId,
-    /// Cancelled before it was seen.
+    /// Cancelled before the ledger knew it.
     unseen: JobId,
 }
 
-impl Ledger {
-    async fn new() -> Ledger {
+impl SampleLedger {
+    async fn new() -> SampleLedger {
         let database = Database::new().await;
         let store = database.store();
         let runner = Runner::register(&store).await;
@@ -185,10 +185,10 @@ impl Ledger {
         assert_eq!(findings(&database.audit().await), []);
         let [done, left, bad, runs, waits, new, unseen] =
             [done, left, bad, runs, waits, new, unseen].map(|spec| spec.job_id);
-        Ledger { database, done, left, bad, runs, waits, new, unseen }
+        SampleLedger { database, done, left, bad, runs, waits, new, unseen }
     }
 
-    /// Ids stand in the texts by their names: `{done}`.
+    /// Replaces names such as `{done}` in a text by ids.
     fn fill(&self, text: &str) -> String {
         let ids = [
             ("{done}", self.done),
@@ -203,12 +203,12 @@ impl Ledger {
     }
 }
 
-/// A damage, and all that it breaks.
+/// A damage, and all checks that it breaks.
 type Case = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 async fn each_is_found(cases: &[Case]) {
     let cases = cases.iter().map(async |(damage, broken)| {
-        let ledger = Ledger::new().await;
+        let ledger = SampleLedger::new().await;
         ledger.database.execute(&ledger.fill(damage)).await;
         let audit = ledger.database.audit().await;
         let broken: Vec<(&str, Vec<String>)> = broken
@@ -250,9 +250,9 @@ async fn a_job_in_the_wrong_place_is_named() {
             "UPDATE harness_workers SET drained_at = now(), drain_until = now() + interval '1 hour'",
             &[("drained", &["{runs}"])],
         ),
-        // Its mark has lapsed, so it is drained no more.
+        // Its mark has expired, so it is no longer drained.
         ("UPDATE harness_workers SET drained_at = now() - interval '1 hour', drain_until = now()", &[]),
-        // Rescue has a minute.
+        // Rescue may take a minute.
         ("UPDATE harness_workers SET state = 'dead', ended_at = now() - interval '1 hour'", &[]),
         (
             "DROP INDEX harness_jobs_one_begun;
@@ -325,7 +325,7 @@ async fn what_was_lost_or_paid_twice_is_named() {
             "DELETE FROM harness_checkpoints WHERE job_id = '{left}' AND ordinal = 1",
             &[("spend", &["left"]), ("unfolded", &["{left}"])],
         ),
-        // Both sides wrong alike: the job alone tells.
+        // Both sums are wrong in the same way, so only the job shows it.
         (
             "UPDATE harness_sessions SET cost_microusd = 5 WHERE session_id = 'left';
              UPDATE harness_results SET cost_microusd = cost_microusd + 5 WHERE job_id = '{left}'",
@@ -390,7 +390,7 @@ async fn a_constraint_that_is_gone_is_named() {
 }
 
 #[tokio::test]
-async fn what_nobody_moves_on_is_warned_of() {
+async fn a_job_that_does_not_move_is_warned_about() {
     each_is_found(&[
         ("UPDATE harness_workers SET heartbeat_at = now() - interval '4 hours'", &[("rescue", &["{runs}"])]),
         (
@@ -428,7 +428,7 @@ async fn what_nobody_moves_on_is_warned_of() {
 
 #[tokio::test]
 async fn the_command_names_the_job_and_tells_by_its_exit_code() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let (done, waits) = (ledger.done.to_string(), ledger.waits.to_string());
     let fleet = Fleet::on(ledger.database);
     let clean = fleet.producer(&["audit", "--strict"]).await;
@@ -439,7 +439,7 @@ async fn the_command_names_the_job_and_tells_by_its_exit_code() {
         format!("UPDATE harness_jobs SET deadline_at = now() - interval '1 hour' WHERE job_id = '{waits}'");
     fleet.database.execute(&overdue).await;
     let warned = fleet.producer(&["audit"]).await;
-    assert_eq!(warned.code, 0, "a warning is no failure: {warned:?}");
+    assert_eq!(warned.code, 0, "a warning is not a failure: {warned:?}");
     assert!(warned.out.contains("warns") && warned.out.contains(&waits), "{warned:?}");
     assert_eq!(fleet.producer(&["audit", "--strict"]).await.code, 3);
     assert_eq!(fleet.producer(&["audit", "--strict", "--stuck-after", "2h"]).await.code, 0);
@@ -467,7 +467,7 @@ async fn the_command_names_the_job_and_tells_by_its_exit_code() {
 
 #[tokio::test]
 async fn a_limit_bounds_what_is_named_and_since_what_is_looked_at() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let store = ledger.database.store();
     ledger.database.execute("UPDATE harness_results SET worker_id = NULL WHERE state = 'succeeded'").await;
     let scope = AuditScope {
@@ -486,18 +486,18 @@ async fn a_limit_bounds_what_is_named_and_since_what_is_looked_at() {
         runs(&store, &AuditScope { since: Some(Duration::from_secs(3_600)), ..scope.clone() }).await,
         (2, 1)
     );
-    // All of it is older than nothing.
+    // Everything is older than this.
     assert_eq!(runs(&store, &AuditScope { since: Some(Duration::ZERO), ..scope }).await, (0, 0));
 }
 
 #[tokio::test]
 async fn a_watch_goes_on_until_something_is_wrong() {
-    let ledger = Ledger::new().await;
+    let ledger = SampleLedger::new().await;
     let done = ledger.done.to_string();
     let fleet = Fleet::on(ledger.database);
     let damaging = async {
         let mut connection = fleet.database.connect().await;
-        // An audit begins by waiting for this lock, so that the first one sees nothing yet, and a later one the damage.
+        // An audit first waits for this lock. So the first audit finds nothing yet, and a later one finds the damage.
         for damage in ["SELECT", &format!("UPDATE harness_results SET epoch = 0 WHERE job_id = '{done}'")] {
             let mut tx = connection.begin().await.unwrap();
             let lock = "LOCK TABLE harness_results IN ACCESS EXCLUSIVE MODE";

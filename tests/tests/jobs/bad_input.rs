@@ -1,5 +1,5 @@
-//! Promise 6: bad input is answered, kept and visible: a clear error or a dead letter with its reason; never a loop, a
-//! drop or a crash.
+//! Promise 6: bad input is answered, kept and visible. It leads to a clear error or to a dead letter with its reason,
+//! never to a loop, a silent drop or a crash.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use tests::{Database, Fleet, job, until};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// A good body with one field set to something else.
+/// A valid body with one field set to another value.
 fn with(field: &str, value: Value) -> Vec<u8> {
     let mut body: Value = serde_json::from_str(&job::encode(&job("s", "echo", json!(1)))).expect("JSON");
     body[field] = value;
     body.to_string().into_bytes()
 }
 
-/// An id whose time is so many milliseconds off.
+/// An id whose time is off by this many milliseconds.
 fn id_off_by(ms: i64) -> String {
     let now = uuid::Uuid::from(JobId::now()).as_u128();
     let at = (now >> 80) as i64 + ms;
@@ -56,10 +56,10 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
     let good: Vec<_> = (0..bad.len()).map(|n| job(&format!("s-{}", n % 3), "echo", json!(n))).collect();
     let mut messages = Vec::new();
     for ((body, _), spec) in bad.iter().zip(&good) {
-        messages.push((body.clone(), BasicProperties::default().with_app_id("a stranger".into())));
+        messages.push((body.clone(), BasicProperties::default().with_app_id("a foreign client".into())));
         messages.push((job::encode(spec).into_bytes(), BasicProperties::default()));
     }
-    // A message id is what the message is found by, so it must be the body's.
+    // A message is found by its message id, so that must be the body's job id.
     let other = job("s", "echo", json!(1));
     let wrong_id = BasicProperties::default().with_message_id(JobId::now().to_string().into());
     messages.push((job::encode(&other).into_bytes(), wrong_id));
@@ -99,7 +99,7 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
     assert!(told(job::encode(&other).as_bytes(), "message_id: got "), "{reasons:?}");
     let reason = format!("job_id: got {}, which is taken by a job of session s-0", taken.job_id);
     assert!(told(job::encode(&taken).as_bytes(), &reason), "{reasons:?}");
-    // None is run, and none comes again.
+    // None of them is run, and none is delivered again.
     let results = fleet.database.count("SELECT count(*) FROM harness_results").await;
     assert_eq!(
         (results, fleet.database.count("SELECT count(*) FROM harness_jobs").await),
@@ -133,7 +133,7 @@ async fn dead_letters_are_shown_to_people_and_to_programs() {
     }
     let none = fleet.producer(&["dead", "show", "3"]).await;
     assert_eq!(none.code, 1, "{none:?}");
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 2, "looking takes nothing away");
+    assert_eq!(fleet.vhost.dead_letters().await.len(), 2, "looking removes nothing");
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn without_the_schema_everything_says_how_to_get_it() {
     let _worker = fleet.worker("worker").start().await;
 }
 
-/// A port of this machine that is ours, and where nothing listens yet: who connects is refused.
+/// Reserves a port of this machine on which nothing listens yet, so that connections are refused.
 fn closed_port() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
@@ -247,7 +247,7 @@ async fn a_worker_waits_for_services_that_are_away_and_says_which() {
     assert_eq!(ready["checks"]["database_connected"], json!(false), "{ready}");
     assert_eq!(ready["checks"]["queue_consuming"], json!(false), "{ready}");
 
-    // They come up, one after the other.
+    // Both services come up, one after the other.
     tokio::spawn(forward(postgres, real_postgres));
     let database = async || {
         let (status, ready) = worker.get_json("/ready").await;
@@ -266,14 +266,14 @@ async fn a_worker_waits_for_services_that_are_away_and_says_which() {
     assert_eq!(worker.exit().await, 0);
 }
 
-/// Listens from now on, and hands every connection on.
+/// Listens from now on and forwards every connection.
 async fn forward(port: TcpSocket, to: String) {
     let listener = port.listen(64).expect("listening");
     while let Ok((mut here, _)) = listener.accept().await {
         let to = to.clone();
         tokio::spawn(async move {
             let mut there = TcpStream::connect(to).await.expect("the service");
-            // Ends when either side does, in whatever way.
+            // Ends when either side ends, for any reason.
             let _ = copy_bidirectional(&mut here, &mut there).await;
         });
     }

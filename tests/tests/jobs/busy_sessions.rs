@@ -1,4 +1,4 @@
-//! A session works on one job at a time, and a job says what it does when it finds its session busy.
+//! A session works on one job at a time, and each job chooses what to do when its session is busy.
 
 use job::{FailureCode, JobSpec, JobState, OnBusy};
 use serde_json::{Value, json};
@@ -26,9 +26,9 @@ async fn a_job_that_will_not_wait_fails_at_once() {
     let view = fleet.ended(second.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Failed, 0), "{view:?}");
     assert_eq!(view.failure.unwrap().code, FailureCode::SessionBusy);
-    assert!(!fleet.view(first.job_id).await.unwrap().state.is_end(), "the other is not disturbed");
+    assert!(!fleet.view(first.job_id).await.unwrap().state.is_end(), "the other job is not disturbed");
     assert_eq!(fleet.ended(first.job_id).await.state, JobState::Succeeded);
-    // A session that is free is no reason to refuse.
+    // If the session is free, the job is not refused.
     let third = with(OnBusy::Reject, job("s", "echo", json!(3)));
     fleet.enqueue(std::slice::from_ref(&third)).await;
     assert_eq!(fleet.ended(third.job_id).await.state, JobState::Succeeded);
@@ -64,7 +64,7 @@ async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
     fleet.enqueue(std::slice::from_ref(&before)).await;
     fleet.ended(before.job_id).await;
     let state = fleet.session("s").await;
-    // An iteration of an hour: it is not waited for.
+    // One iteration takes an hour, so the rollback does not wait for it.
     let mut steps: Vec<Value> =
         (2..5).map(|n| json!({"cost_usd": 0.5, "memory": {"step": n, "more": n}})).collect();
     steps.push(json!({"delay_ms": 3_600_000}));
@@ -72,7 +72,7 @@ async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
     fleet.enqueue(std::slice::from_ref(&undone)).await;
     fleet.iterated(undone.job_id, 3).await;
     let next = with(OnBusy::Rollback, job("s", "scripted", json!({"iterations": [{"say": "next"}]})));
-    // By a message alone: the worker that claims it makes the room.
+    // Only the message is published, so the worker that claims it asks the running job to give way.
     fleet.vhost.publish(vec![(job::encode(&next).into_bytes(), Default::default())]).await;
     let view = fleet.ended(undone.job_id).await;
     assert_eq!((view.state, view.iterations), (JobState::Cancelled, 3), "{view:?}");
@@ -87,9 +87,9 @@ async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
 }
 
 #[tokio::test]
-async fn many_jobs_ask_at_once_those_that_run_before_them_and_one_that_is_locked_holds_up_no_other() {
+async fn many_jobs_ask_running_jobs_to_give_way_at_once_and_a_locked_one_delays_no_other() {
     let fleet = Fleet::new().await;
-    // No slot is free for those who ask: only who submits them can.
+    // No slot is free for the asking jobs, so only the producer can ask for them.
     let _worker = fleet.worker("worker").set("WORKER_SLOTS", 3).start().await;
     let running = ["a", "b", "c"].map(|session| remembering(session, 5_000, 10));
     fleet.enqueue(&running).await;
@@ -122,10 +122,10 @@ async fn many_jobs_ask_at_once_those_that_run_before_them_and_one_that_is_locked
     for spec in &asking[..3] {
         assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
     }
-    assert!(!fleet.view(c).await.unwrap().state.is_end(), "nobody asked this one");
+    assert!(!fleet.view(c).await.unwrap().state.is_end(), "this one was not asked");
 }
 
-/// Opens a tool call in the conversation, and waits to be stopped.
+/// Opens a tool call in the conversation, and waits for its stop signal.
 const CALLING: &str = r#"#!/usr/bin/env python3
 import json, sys, time
 sys.stdin.readline()
@@ -154,7 +154,7 @@ async fn an_open_tool_call_is_closed_when_its_job_is_interrupted() {
 }
 
 #[tokio::test]
-async fn who_has_begun_keeps_his_turn() {
+async fn a_job_that_has_begun_keeps_its_turn() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
     let fail = json!({"fail": {"message": "not yet", "retryable": true, "attempts": 1}});

@@ -1,4 +1,4 @@
-//! A job that nobody wants any more ends as cancelled, wherever it is: once, soon, and with its caller told.
+//! A job that is no longer wanted ends as cancelled, wherever it is: once, soon, and with a reply to its caller.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ async fn a_running_harness_gets_its_stop_signal_within_a_second_and_keeps_what_i
     let view = fleet.ended(spec.job_id).await;
     assert_eq!(view.state, JobState::Cancelled);
     assert_eq!(view.failure.as_ref().map(|failure| failure.code), Some(FailureCode::Cancelled));
-    // Each takes 20 ms at least.
+    // Each iteration takes at least 20 ms.
     assert!((3..150).contains(&view.iterations), "{view:?}");
     assert_eq!(fleet.ended(behind.job_id).await.state, JobState::Succeeded, "the session goes on");
     assert_eq!(fleet.session("s").await.iteration_count, view.iterations + 1);
@@ -70,7 +70,7 @@ async fn waiting_jobs_end_at_once_and_free_those_behind_them() {
     assert_eq!(ran.out.trim(), format!("{} cancelled", retrying.job_id));
     assert_eq!(fleet.ended(third.job_id).await.state, JobState::Succeeded);
 
-    // In the queue of a pool without workers.
+    // This one is in the queue of a pool without workers.
     let queued = JobSpec { pool: "elsewhere".parse().unwrap(), ..job("q", "echo", json!(1)) };
     fleet.enqueue(std::slice::from_ref(&queued)).await;
     let ran = fleet.producer(&["cancel", "--session", "q"]).await;
@@ -91,7 +91,7 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
         async || (worker.metric(r#"harness_claims_total{answer="finished"}"#).await == 1.0).then_some(());
     until("its message finds the end", found).await;
     assert_eq!(fleet.view(spec.job_id).await.unwrap().state, JobState::Cancelled);
-    let enqueued = fleet.producer_reading(&job::encode(&spec), &["enqueue", "--file", "-"]).await;
+    let enqueued = fleet.producer_with_input(&job::encode(&spec), &["enqueue", "--file", "-"]).await;
     assert_eq!(enqueued.code, 0, "{enqueued:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0, "it stays ended");
 
@@ -136,7 +136,7 @@ async fn the_caller_of_a_job_that_is_cancelled_while_it_waits_gets_a_reply() {
     let connection = fleet.vhost.lapin().await;
     let channel = connection.create_channel().await.unwrap();
     channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
-    // The topology is there once a worker was.
+    // A worker declares the topology.
     drop(fleet.worker("worker").start().await);
     let spec = JobSpec { reply_to: Some("replies".to_owned()), ..job("s", "echo", json!(1)) };
     fleet.enqueue(std::slice::from_ref(&spec)).await;
@@ -165,7 +165,7 @@ async fn a_cancelled_job_whose_worker_dies_is_not_run_again() {
 }
 
 #[tokio::test]
-async fn of_a_cancel_and_an_end_that_meet_one_counts() {
+async fn when_a_cancel_and_an_end_race_only_one_counts() {
     let database = Database::new().await;
     let store = database.store();
     let runner = Runner::register(&store).await;
@@ -190,7 +190,7 @@ async fn of_a_cancel_and_an_end_that_meet_one_counts() {
             (_, Cancelled::Now | Cancelled::Unseen) => {}
             other => panic!("{other:?}"),
         }
-        // And the same with the end of a run.
+        // The same race, with the end of a run.
         let spec = job(&format!("t-{round}"), "echo", json!(1));
         let run = claimed(runner.claim(&spec).await.unwrap());
         let conclusion = runner.conclusion(&run, End::HandBack { delay: Duration::ZERO });
@@ -212,7 +212,8 @@ async fn a_claim_that_was_held_up_does_not_run_what_was_cancelled_meanwhile() {
     let store = database.store();
     let runner = Runner::register(&store).await;
     let (held, spec) = (job("held", "echo", json!(1)), job("s", "echo", json!(2)));
-    // A producer is in the middle of accepting the one; a claim of both waits for it, in the middle of its statement.
+    // A producer is in the middle of accepting the first job. A claim of both waits for it in the middle of its
+    // statement.
     let mut producer = database.connect().await;
     let mut accepting = producer.begin().await.unwrap();
     sqlx::query(

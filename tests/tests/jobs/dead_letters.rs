@@ -1,5 +1,5 @@
-//! What has failed for good is seen in one place, can be run again once, or dropped; and a job whose message was given up,
-//! by the broker or by a worker, fails, instead of waiting for ever.
+//! Final failures are listed in one place, and each can be run again once or dropped. A job whose message was given up,
+//! by the broker or by a worker, fails instead of waiting for ever.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use store::{End, Fenced, Unwanted};
 use tests::{Database, Fleet, Ran, Runner, claimed, job, until};
 
-/// A job that fails in its first attempt.
+/// A job that fails at its first attempt.
 fn failing(session: &str) -> JobSpec {
     job(session, "scripted", json!({"iterations": [{"fail": {"message": "it breaks", "retryable": false}}]}))
 }
 
-/// A body that is no job, of a session that can be read.
+/// A body that is not a job, but whose session can be read.
 fn undecodable(session: &str) -> Vec<u8> {
     let mut body: Value = serde_json::from_str(&job::encode(&job(session, "echo", json!(1)))).expect("JSON");
     body["timeout_ms"] = json!(-1);
@@ -35,7 +35,7 @@ async fn listed(fleet: &Fleet, arguments: &[&str]) -> Vec<Value> {
     ran.json()
 }
 
-/// A field of each, sorted.
+/// One field of each entry, sorted.
 fn each(list: &[Value], field: &str) -> Vec<String> {
     let mut texts: Vec<String> =
         list.iter().map(|it| it[field].as_str().unwrap_or_default().to_owned()).collect();
@@ -43,7 +43,7 @@ fn each(list: &[Value], field: &str) -> Vec<String> {
     texts
 }
 
-/// Waits until so many messages are in `harness.dead`.
+/// Waits until this many messages are in `harness.dead`.
 async fn buried(fleet: &Fleet, count: usize) {
     until("the dead letters", async || (fleet.vhost.dead_letters().await.len() == count).then_some(())).await;
 }
@@ -55,14 +55,14 @@ async fn confirming(fleet: &Fleet) -> (lapin::Connection, Channel) {
     (connection, channel)
 }
 
-/// Publishes as a stranger, and waits for the confirm.
+/// Publishes as a foreign client, and waits for the confirm.
 async fn publish(channel: &Channel, exchange: &str, key: &str, body: &[u8], properties: BasicProperties) {
     let options = BasicPublishOptions::default();
     let sent = channel.basic_publish(exchange.into(), key.into(), options, body, properties).await;
     assert!(sent.expect("published").await.expect("an answer").is_ack());
 }
 
-/// Takes a message out of a queue, and rejects it.
+/// Takes a message from a queue and rejects it.
 async fn reject(channel: &Channel, queue: &str) {
     let get = async || channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("an answer");
     let message = until("the message", get).await;
@@ -70,8 +70,8 @@ async fn reject(channel: &Channel, queue: &str) {
     channel.basic_reject(message.delivery.delivery_tag, options).await.expect("rejected");
 }
 
-/// A fleet with two failed jobs (one of an unknown agent, so with a letter) and two messages that are no jobs.
-async fn graveyard(fleet: &Fleet) -> (JobSpec, JobSpec) {
+/// Sets up two failed jobs (one of an unknown agent, which leaves a letter) and two messages that are not jobs.
+async fn fleet_with_dead_letters(fleet: &Fleet) -> (JobSpec, JobSpec) {
     let (failed, unknown) = (failing("failing"), job("unknown", "nobody", json!(1)));
     let worker = fleet.worker("worker").start().await;
     fleet.enqueue(std::slice::from_ref(&failed)).await;
@@ -88,7 +88,7 @@ async fn graveyard(fleet: &Fleet) -> (JobSpec, JobSpec) {
 #[tokio::test]
 async fn failed_jobs_and_undecodable_messages_are_one_list_that_filters_cut() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
 
     let all = listed(&fleet, &[]).await;
     assert_eq!(each(&all, "kind"), ["job", "job", "message", "message"], "{all:?}");
@@ -130,7 +130,7 @@ async fn failed_jobs_and_undecodable_messages_are_one_list_that_filters_cut() {
     assert_eq!((&shown["reason"], &shown["result"]["attempts"]), (&json!("it breaks"), &json!(1)), "{shown}");
     let none = dead(&fleet, &["show", &JobId::now().to_string()]).await;
     assert_eq!(none.code, 1, "{none:?}");
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 3, "looking takes nothing away");
+    assert_eq!(fleet.vhost.dead_letters().await.len(), 3, "looking removes nothing");
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_failed_job_is_redriven_once_however_many_ask_for_it() {
     assert_eq!(codes, [0, 3], "{one:?} {other:?}");
     let done = if one.code == 0 { one } else { other };
     let new = done.out.trim().strip_prefix(&format!("{id} redriven as ")).expect(&done.out).to_owned();
-    assert_eq!(fleet.ended(new.parse().unwrap()).await.state, JobState::Failed, "it is the same job");
+    assert_eq!(fleet.ended(new.parse().unwrap()).await.state, JobState::Failed, "it does the same work");
     assert_eq!(worker.metric(r#"harness_requests_total{outcome="failed"}"#).await, 2.0);
     let again = redrive().await;
     assert_eq!(again.code, 3);
@@ -177,7 +177,7 @@ async fn a_failed_job_is_redriven_once_however_many_ask_for_it() {
 }
 
 #[tokio::test]
-async fn of_redrives_and_a_drop_that_meet_one_counts() {
+async fn when_redrives_and_a_drop_race_only_one_counts() {
     let database = Database::new().await;
     let (store, other) = (database.store(), database.store());
     let runner = Runner::register(&store).await;
@@ -206,7 +206,7 @@ async fn of_redrives_and_a_drop_that_meet_one_counts() {
 #[tokio::test]
 async fn what_no_worker_could_use_runs_when_there_is_one_that_can() {
     let fleet = Fleet::new().await;
-    // Takes no more than a kilobyte, and has never heard of the agent.
+    // Accepts at most a kilobyte, and does not know the agent.
     let mut first = fleet.worker("first").set("MAX_MESSAGE_BYTES", 1_024).start().await;
     let unknown = job("unknown", "late", json!(1));
     let large = job("large", "echo", json!("x".repeat(2_000)));
@@ -241,18 +241,19 @@ async fn what_no_worker_could_use_runs_when_there_is_one_that_can() {
 #[tokio::test]
 async fn a_dry_run_tells_all_and_changes_nothing() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
     let before = each(&listed(&fleet, &[]).await, "id");
     for act in ["redrive", "drop"] {
         let ran = dead(&fleet, &[act, "--all", "--dry-run", "--json"]).await;
         let told = ran.json();
-        let fates = if act == "drop" { ["dropped"; 4] } else { ["kept", "kept", "redriven", "redriven"] };
-        assert_eq!(each(&told, "fate"), fates, "{told:?}");
+        let dispositions =
+            if act == "drop" { ["dropped"; 4] } else { ["kept", "kept", "redriven", "redriven"] };
+        assert_eq!(each(&told, "fate"), dispositions, "{told:?}");
         assert_eq!(ran.code, if act == "drop" { 0 } else { 3 }, "{ran:?}");
         let one = dead(&fleet, &[act, "--dry-run", &failed.job_id.to_string()]).await;
         assert_eq!(one.code, 0, "{one:?}");
         assert!(one.err.contains("would be"), "{one:?}");
-        // Not everything at once by mistake, and no filters that do nothing.
+        // A missing choice, everything without --yes, and filters without effect are refused.
         let id = unknown.job_id.to_string();
         for wrong in [&[act, "--all"][..], &[act], &[act, &id, "--all"], &[act, &id, "--kind", "job"]] {
             let ran = dead(&fleet, wrong).await;
@@ -267,7 +268,7 @@ async fn a_dry_run_tells_all_and_changes_nothing() {
 #[tokio::test]
 async fn what_is_dropped_leaves_the_list_and_a_job_keeps_its_result() {
     let fleet = Fleet::new().await;
-    let (failed, unknown) = graveyard(&fleet).await;
+    let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
     let message = listed(&fleet, &["--session", "unread"]).await[0]["id"].as_str().unwrap().to_owned();
     let ids = [unknown.job_id.to_string(), message];
     let ran = dead(&fleet, &["drop", &ids[0], &ids[1]]).await;
@@ -338,7 +339,7 @@ async fn good_messages_are_found_among_thousands_of_malformed_ones() {
 #[tokio::test]
 async fn a_job_whose_message_is_rejected_fails_with_the_reason_and_is_one_dead_letter() {
     let fleet = Fleet::new().await;
-    // Relays, but takes nothing of the other pool.
+    // This worker relays, but serves another pool.
     let worker = fleet.worker("worker").start().await;
     let (_connection, channel) = confirming(&fleet).await;
     channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
@@ -364,7 +365,7 @@ async fn a_job_whose_message_is_rejected_fails_with_the_reason_and_is_one_dead_l
     assert_eq!((list.len(), &list[0]["kind"], &list[0]["code"]), (1, &json!("job"), &json!("dead_lettered")));
     assert_eq!(fleet.vhost.dead_letters().await.len(), 1);
 
-    // Of a message that the ledger has never seen, nothing is known but its letter; it goes back whence it came.
+    // Of a message that the ledger has never seen, only the letter is known. It goes back to its queue.
     let stranger = job("t", "echo", json!(3));
     let body = job::encode(&stranger);
     publish(&channel, JOBS_EXCHANGE, "elsewhere", body.as_bytes(), Default::default()).await;
@@ -384,7 +385,7 @@ async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_ar
     let fleet = Fleet::new().await;
     let (_connection, channel) = confirming(&fleet).await;
     channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
-    // The producer takes a megabyte.
+    // The producer accepts a megabyte.
     let worker = fleet.worker("worker").set("MAX_MESSAGE_BYTES", 1_024).start().await;
     let large =
         JobSpec { reply_to: Some("replies".to_owned()), ..job("s", "echo", json!("x".repeat(2_000))) };
@@ -421,7 +422,7 @@ async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_ar
 }
 
 #[tokio::test]
-async fn a_job_does_not_mind_what_a_stranger_publishes_under_its_id() {
+async fn a_job_is_not_affected_by_what_a_foreign_client_publishes_under_its_id() {
     let fleet = Fleet::new().await;
     let (queued, running) =
         (job("queued", "echo", json!(1)), job("running", "scripted", json!({"count": 60, "delay_ms": 50})));
@@ -436,7 +437,7 @@ async fn a_job_does_not_mind_what_a_stranger_publishes_under_its_id() {
             .to_vec()
     };
     drop(fleet.vhost.broker().await);
-    // What is published first is refused first, while the job behind it waits for its own message.
+    // The message that is published first is refused first, while the job behind it waits for its own message.
     fleet.vhost.publish(garbage(&queued)).await;
     fleet.enqueue(std::slice::from_ref(&queued)).await;
     let worker = fleet.worker("worker").set("MAX_MESSAGE_BYTES", 1_024).set("WORKER_SLOTS", 1).start().await;
@@ -468,7 +469,7 @@ async fn a_running_job_does_not_mind_the_death_of_another_copy_of_its_message() 
     buried(&fleet, 1).await;
     let broker = fleet.vhost.broker().await;
     let swept = async || (broker.depth(DEAD_SWEEP_QUEUE).await.unwrap()?.ready == 0).then_some(());
-    until("somebody looks at it", swept).await;
+    until("a sweep finds it", swept).await;
     assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
     broker.close().await;
 }
@@ -510,7 +511,7 @@ async fn only_a_job_that_counts_on_its_message_fails_with_it() {
     let lost = job("e", "echo", json!(1));
     store.accept(std::slice::from_ref(&lost)).await.unwrap();
     store.return_stuck(Duration::ZERO).await.unwrap();
-    assert_eq!(dies(&lost, &pool).await, 1, "believed lost, and dead indeed");
+    assert_eq!(dies(&lost, &pool).await, 1, "believed lost, and really dead");
     let states: BTreeSet<String> =
         database.texts("SELECT state FROM harness_jobs").await.into_iter().collect();
     assert_eq!(states, BTreeSet::from(["blocked", "running", "scheduled"].map(str::to_owned)));

@@ -1,4 +1,4 @@
-//! What is promised of jobs and their sessions: each file is one promise, held against a real ledger and a real broker.
+//! What is promised about jobs and their sessions: each file tests one promise against a real ledger and a real broker.
 
 mod accepted_means_recorded_end;
 mod one_writer;

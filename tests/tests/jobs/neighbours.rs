@@ -1,5 +1,5 @@
-//! Promise 7: one bad neighbour is one bad neighbour. No message, program, session, caller or pod can stop or slow the
-//! others without bound. One file for each kind.
+//! Promise 7: a bad neighbour harms no other. No message, program, session, caller or pod can stop the others, or slow
+//! them without bound. One file for each kind.
 
 mod given_up;
 mod frames;

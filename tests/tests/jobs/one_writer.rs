@@ -1,7 +1,7 @@
-//! Promise 2: at any time at most one worker can commit for a session; a stale worker's write changes nothing.
+//! Promise 2: at any time, at most one worker can commit for a session; a stale worker's write changes nothing.
 //!
-//! Said to the ledger directly, call by call, as workers would: most of what is proved here a real worker does only in
-//! the one moment between two of its statements. What comes of all of it together is told in `any_interleaving`.
+//! The test makes the workers' calls to the ledger directly, one by one. Most of these cases happen to a real worker
+//! only in the moment between two statements. `any_interleaving` tests all calls together.
 
 use std::time::Duration;
 
@@ -81,10 +81,10 @@ async fn a_sessions_jobs_run_one_after_the_other_in_the_order_of_acceptance() {
         assert_eq!(concluded.recorded, Fenced::Done(()));
         run = *concluded.next.expect("the session's next job");
         assert_eq!(run.claim.job_id(), next.job_id);
-        assert_eq!(job::restore(run.message.as_deref().unwrap()).unwrap(), *next);
+        assert_eq!(job::decode_stored(run.message.as_deref().unwrap()).unwrap(), *next);
         assert_eq!(state(&store, next).await, JobState::Running);
     }
-    // The last one's message has not been delivered yet: nobody continues with it, and it is free.
+    // The last job's message has not been delivered yet. No worker continues with the job, and it is free.
     assert!(here.succeed(&run).await.unwrap().next.is_none());
     claimed(there.claim(&jobs[3]).await.unwrap());
 }
@@ -144,7 +144,7 @@ async fn a_claim_whose_reply_was_lost_is_granted_again_under_a_new_epoch() {
 async fn a_lost_reply_is_made_good_even_when_an_earlier_job_became_visible_meanwhile() {
     let (database, store) = ledger().await;
     let runner = Runner::register(&store).await;
-    // Numbered first, committed last: two transactions that accept jobs of one session may cross.
+    // This one takes its number first and commits last: two transactions that accept jobs of one session may overlap.
     let (earlier, later) = (job("s", "echo", json!(1)), job("s", "echo", json!(2)));
     let lost = claimed(runner.claim(&later).await.unwrap());
     store.accept(std::slice::from_ref(&earlier)).await.unwrap();
@@ -200,27 +200,31 @@ async fn a_checkpoint_that_is_repeated_is_appended_once() {
 #[tokio::test]
 async fn death_is_final() {
     let (_database, store) = ledger().await;
-    let (living, dead) =
+    let (living, dead_worker) =
         (Runner::register(&store).await, Runner::with_lease(&store, Duration::from_millis(1)).await);
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2)), job("t", "echo", json!(3))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(dead.claim(&jobs[0]).await.unwrap());
-    assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
+    let run = claimed(dead_worker.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(dead_worker.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let declared = tests::until("its lease is over", async || {
         let declared = declare_dead(&store).await;
         (!declared.is_empty()).then_some(declared)
     });
-    assert_eq!(declared.await, [dead.worker], "and nobody else");
+    assert_eq!(declared.await, [dead_worker.worker], "and no other worker");
     assert!(declare_dead(&store).await.is_empty(), "once");
 
-    // Dead, but not rescued yet: its runs may still be written to, which is harmless; it gets nothing new.
-    assert!(matches!(dead.claim(&jobs[2]).await.unwrap(), Answer::LeaseLost));
-    assert!(matches!(store.beat(dead.worker, &store::Pace::default()).await.unwrap(), store::Beat::Dead));
+    // The worker is dead, but its jobs are not rescued yet. Its runs may still be written to, which is harmless; it
+    // gets no new job.
+    assert!(matches!(dead_worker.claim(&jobs[2]).await.unwrap(), Answer::LeaseLost));
+    assert!(matches!(
+        store.beat(dead_worker.worker, &store::Throughput::default()).await.unwrap(),
+        store::Beat::Dead
+    ));
     assert_eq!(store.rescue().await.unwrap(), [jobs[0].job_id]);
     assert!(store.rescue().await.unwrap().is_empty(), "once");
-    assert_eq!(dead.checkpoint(&run, 0).await.unwrap(), Fenced::Lost);
-    assert_eq!(dead.succeed(&run).await.unwrap().recorded, Fenced::Lost);
-    assert!(matches!(dead.claim(&jobs[0]).await.unwrap(), Answer::LeaseLost));
+    assert_eq!(dead_worker.checkpoint(&run, 0).await.unwrap(), Fenced::Lost);
+    assert_eq!(dead_worker.succeed(&run).await.unwrap().recorded, Fenced::Lost);
+    assert!(matches!(dead_worker.claim(&jobs[0]).await.unwrap(), Answer::LeaseLost));
 
     let again = claimed(living.claim(&jobs[0]).await.unwrap());
     assert_eq!(again.attempts, 1, "the attempt is spent");
@@ -231,15 +235,15 @@ async fn death_is_final() {
 #[tokio::test]
 async fn a_conclusion_of_a_worker_that_died_meanwhile_hands_it_nothing() {
     let (_database, store) = ledger().await;
-    let dead = Runner::with_lease(&store, Duration::from_millis(1)).await;
+    let dead_worker = Runner::with_lease(&store, Duration::from_millis(1)).await;
     let jobs = [job("s", "echo", json!(1)), job("s", "echo", json!(2))];
     store.accept(&jobs).await.unwrap();
-    let run = claimed(dead.claim(&jobs[0]).await.unwrap());
-    assert!(matches!(dead.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
+    let run = claimed(dead_worker.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(dead_worker.claim(&jobs[1]).await.unwrap(), Answer::Blocked));
     let declared = async || (!declare_dead(&store).await.is_empty()).then_some(());
     tests::until("its lease is over", declared).await;
-    // Nobody has rescued the job, so its end counts. But the next one would have nobody to run it.
-    let concluded = dead.succeed(&run).await.unwrap();
+    // The job is not rescued yet, so its end counts. But the next job must not go to a dead worker.
+    let concluded = dead_worker.succeed(&run).await.unwrap();
     assert_eq!(concluded.recorded, Fenced::Done(()));
     assert!(concluded.next.is_none());
     assert_eq!(state(&store, &jobs[1]).await, JobState::Scheduled);
@@ -255,7 +259,7 @@ async fn an_id_that_belongs_to_another_session_is_not_run() {
     for _ in 0..2 {
         let answer = runner.claim(&thief).await.unwrap();
         assert!(matches!(&answer, Answer::OtherSession(session) if session == "mine"), "{answer:?}");
-        // Live at first, then ended.
+        // First live, then ended.
         runner.succeed(&run).await.unwrap();
     }
 }

@@ -1,6 +1,6 @@
-//! Results are kept for as long as they are promised, in partitions that are there before they are needed.
+//! Results are kept for as long as promised, in partitions that exist before they are needed.
 //!
-//! How much time a partition spans is the store's own business: nothing here depends on it.
+//! The store alone decides how much time a partition spans; no test here depends on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// An id made at another time, to be so many days in the past or, if negative, ahead.
+/// An id from this many days ago, or from the future if negative.
 fn id_from(days_ago: f64) -> JobId {
     let now = Uuid::from(JobId::now()).as_u128();
     let at = (now >> 80) as i128 - (days_ago * 86_400_000.0) as i128;
@@ -28,8 +28,8 @@ fn job_from(days_ago: f64) -> JobSpec {
     JobSpec { job_id: id, ..job(&format!("s-{id}"), "echo", json!(1)) }
 }
 
-/// Each partition's bounds, as Postgres tells them: first id, and the first one past it. A worker may be removing one
-/// meanwhile, which then has none.
+/// Each partition's bounds as Postgres shows them: the first id, and the first one past it. A partition that a worker
+/// is removing meanwhile has none.
 async fn partitions(database: &Database) -> BTreeMap<JobId, JobId> {
     let bounds = database
         .texts(
@@ -42,7 +42,7 @@ async fn partitions(database: &Database) -> BTreeMap<JobId, JobId> {
         .await;
     let ids = |bound: String| {
         let mut ids = bound.split('\'').skip(1).step_by(2).map(|id| {
-            // A bound is no id of version 7: it has nothing behind its time.
+            // A bound is not a valid id of version 7: everything after its time is zero.
             let time = id.parse::<Uuid>().expect("a UUID").as_u128();
             JobId::try_from(Uuid::from_u128(time | (7 << 76) | (2 << 62))).expect("version 7")
         });
@@ -52,7 +52,7 @@ async fn partitions(database: &Database) -> BTreeMap<JobId, JobId> {
 }
 
 async fn maintain(store: &Store, days: u32) -> (usize, usize) {
-    store.maintain_partitions(DAY * days).await.expect("maintained").expect("nobody else is at it")
+    store.maintain_partitions(DAY * days).await.expect("maintained").expect("no other process at it")
 }
 
 /// Runs a job from its claim to its end.
@@ -71,7 +71,7 @@ async fn every_id_that_is_accepted_has_a_partition_before_it_is_needed() {
     let (made, dropped) = maintain(&store, RETENTION_DAYS).await;
     assert!(made > 1 && dropped == 0, "{made} made, {dropped} dropped");
     assert_eq!(maintain(&store, RETENTION_DAYS).await, (0, 0), "once");
-    // Without a gap, from the oldest id that is accepted to well past the newest.
+    // There is no gap, from the oldest id that is accepted to well past the newest.
     let bounds: Vec<(JobId, JobId)> = partitions(&database).await.into_iter().collect();
     assert!(bounds.windows(2).all(|pair| pair[0].1 == pair[1].0), "{bounds:?}");
     assert!(bounds[0].0 <= id_from(f64::from(RETENTION_DAYS)));
@@ -106,7 +106,7 @@ async fn old_results_go_but_a_partition_stays_while_a_live_job_lies_in_or_before
     assert!(store.jobs(&[ended.job_id]).await.unwrap().is_empty());
     assert_eq!(maintain(&store, 10).await, (0, 0));
 
-    // It ends, long after its time.
+    // The job ends, long after its time.
     conclude(&store, &live).await;
     assert_eq!(store.jobs(&[live.job_id]).await.unwrap()[0].state, JobState::Succeeded);
     let (_, dropped) = maintain(&store, 10).await;
@@ -125,12 +125,12 @@ async fn a_long_reader_delays_the_removal_and_does_not_break_it() {
     let (database, store) = (&fleet.database, &fleet.store);
     maintain(store, 30).await;
     let all = partitions(database).await.len();
-    // Somebody's report, or a backup.
+    // A report, for instance, or a backup.
     let mut reader = database.connect().await;
     let mut reading = reader.begin().await.unwrap();
     sqlx::query("SELECT count(*) FROM harness_results").execute(&mut *reading).await.unwrap();
     assert_eq!(maintain(store, 2).await, (0, 0), "nothing is removed meanwhile");
-    // Workers start, and jobs end.
+    // Workers can start, and jobs can end.
     let _worker = fleet.worker("worker").start().await;
     let spec = job_from(0.0);
     fleet.enqueue(std::slice::from_ref(&spec)).await;
@@ -138,7 +138,7 @@ async fn a_long_reader_delays_the_removal_and_does_not_break_it() {
     reading.rollback().await.unwrap();
 
     let removed = async || {
-        // The worker may be at it.
+        // The worker may be doing it.
         store.maintain_partitions(DAY * 2).await.unwrap();
         let left = partitions(database).await;
         let tables =
@@ -146,7 +146,7 @@ async fn a_long_reader_delays_the_removal_and_does_not_break_it() {
         let nothing_lies_about = database.count(tables).await == left.len() as i64;
         (nothing_lies_about && left.len() < all && left.values().all(|to| *to > id_from(2.0))).then_some(())
     };
-    until("the removal is made good", removed).await;
+    until("the removal is completed", removed).await;
     let made = async || store.maintain_partitions(DAY * 60).await.unwrap().filter(|(made, _)| *made > 0);
     until("and new ones can be made", made).await;
 }
@@ -179,7 +179,7 @@ async fn an_id_outside_of_the_window_is_refused_by_the_name_of_its_field() {
         let ran = fleet.producer(&one).await;
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.err.contains("job_id: got ") && ran.err.contains(told), "{ran:?}");
-        let ran = fleet.producer_reading(&job::encode(spec), &["enqueue", "--file", "-"]).await;
+        let ran = fleet.producer_with_input(&job::encode(spec), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 3, "{ran:?}");
         assert!(ran.err.contains("line 1: job_id: got ") && ran.err.contains(told), "{ran:?}");
         let message = (job::encode(spec).into_bytes(), BasicProperties::default());

@@ -1,8 +1,8 @@
-//! The model of the protocol says what the SQL does: walks through the model are repeated on a real ledger, and after
-//! every step answers and tables are the same.
+//! The SQL does what the model of the protocol says. Walks through the model are repeated on a real ledger, and after
+//! every step the answers and the tables must be equal.
 //!
-//! So what `protocol_model` proves of the model is not proved of something else. Seeded: `WALK_SEED` repeats a walk, and a
-//! failure prints the way to it.
+//! So what `protocol_model` proves about the model holds for the SQL too. The walks are seeded: `WALK_SEED` repeats
+//! one, and a failure prints its steps.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ use tests::model::row::{JOBS, Lease, WORKERS};
 use tests::model::scope::Scope;
 use tests::replay::{Real, View};
 
-/// A walk ends when its jobs have ended, and after so many steps at the latest.
+/// A walk ends when its jobs have ended, or after this many steps.
 const STEPS: usize = 80;
-/// Walks are taken until so many calls were compared.
+/// Walks continue until this many calls were compared.
 const CALLS: usize = 1_200;
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
         for wanted in
             ["claimed", "held", "blocked", "finished", "stands", "does not stand", "recorded", "not recorded"]
         {
-            assert!(compared.contains_key(wanted), "the walks have led nowhere near \"{wanted}\"");
+            assert!(compared.contains_key(wanted), "no walk has led to \"{wanted}\"");
         }
     }
 }
@@ -64,7 +64,7 @@ struct Walk {
     fleet: Fleet,
     /// What the ledger has granted, by worker, job and epoch.
     granted: Vec<(u8, u8, u8)>,
-    /// For whoever reads of a difference.
+    /// The steps so far, for the reader of a failure.
     way: String,
 }
 
@@ -74,7 +74,7 @@ impl Walk {
         Walk { rng, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
     }
 
-    /// Something happens. Returns what it says to the ledger, and what that answers.
+    /// Takes one step. Returns the calls to the ledger and their replies.
     fn step(&mut self) -> Vec<(Call, Reply)> {
         let calls = self.happen();
         for (_, reply) in &calls {
@@ -108,7 +108,7 @@ impl Walk {
         calls
     }
 
-    /// A call that nobody may have a reason for: it hung in the network for however long.
+    /// Makes up a call that may have no reason, as if it had hung in the network for any length of time.
     fn anything(&mut self) -> Call {
         let known = |id: &u8| self.fleet.ledger.leases[usize::from(*id)] != Lease::Unknown;
         let ids: Vec<u8> = (0..WORKERS as u8).filter(known).collect();
@@ -116,7 +116,7 @@ impl Walk {
         let job = self.rng.u8(..JOBS as u8);
         let row = self.fleet.ledger.rows[usize::from(job)];
         let worker = row.and_then(|row| row.worker).filter(|_| self.rng.bool()).unwrap_or(worker);
-        // Often that of a run that is under way, else one that it may have replaced.
+        // Often that of a current run, otherwise of one that a current run may have replaced.
         let granted = match self.rng.bool() {
             true => self.granted.last(),
             false => self.rng.choice(&self.granted),
@@ -139,7 +139,7 @@ impl Walk {
     }
 }
 
-/// How often something happens, beside the rest: jobs must get on for much to be seen.
+/// How often an action is chosen, relative to the others. Jobs must make progress for many states to be seen.
 fn weight(action: &Action) -> u32 {
     match action {
         Action::Cancel(_) => 1,

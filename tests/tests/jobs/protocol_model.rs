@@ -1,5 +1,5 @@
-//! Promises 1 to 3 as consequences of the protocol: in every order of its steps, with a few mishaps at any time, they
-//! hold; and each rule of the protocol is needed, because without it one of them breaks.
+//! Promises 1 to 3 follow from the protocol: they hold in every order of its steps, with a few mishaps at any time. And
+//! each rule of the protocol is needed, because without it one of the promises breaks.
 //!
 //! The model is in `src/model`; `protocol_conformance` ties it to the SQL. To see the search at work:
 //!
@@ -38,7 +38,7 @@ fn without_any_one_of_its_rules_a_promise_breaks() {
         let promise = broken.breaks().expect("what is broken breaks something");
         let found = Scope::ALL.iter().find_map(|scope| explore(broken, scope, &[promise]).broken);
         let Some((_, way)) = found else {
-            panic!("{broken}: nothing comes of it, although \"{}\" cannot hold", promise.name());
+            panic!("{broken}: no promise breaks, although \"{}\" cannot hold", promise.name());
         };
         eprintln!("{broken}: \"{}\" does not hold:{}", promise.name(), lines(&way));
     }

@@ -1,5 +1,5 @@
-//! A worker that is silent for longer than its lease is dead for good: its jobs run elsewhere, once, and what it still
-//! says is refused. When it comes back, it goes on as another.
+//! A worker that is silent for longer than its lease is dead for good. Its jobs run elsewhere, once, and its later
+//! calls are refused. When it comes back, it continues under another id.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use tests::{Fleet, Link, Proxy, job, until};
 #[tokio::test]
 async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     let fleet = Fleet::new().await;
-    // One slot: the broker sends a worker that it believes to live whatever its free slots can take.
+    // One slot, because the broker sends a worker that it believes alive as much as its free slots can take.
     let paused = fleet.worker("paused").short_lease().set("WORKER_SLOTS", 1).start().await;
     let old_id = paused.id().await;
     let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 150}));
@@ -26,11 +26,11 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
         (view.worker_id?.to_string() == other.id().await).then_some(())
     };
     until("the job runs on the other worker", running_there).await;
-    // It goes on in the middle of the job that it still believes to be its own.
+    // It continues in the middle of the job that it still believes it has.
     paused.resume();
     paused.said("declared dead").await;
-    let reborn = paused.said("goes on under a new id").await;
-    assert!(!reborn.contains(&old_id), "{reborn}");
+    let registered = paused.said("goes on under a new id").await;
+    assert!(!registered.contains(&old_id), "{registered}");
 
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 12), "{view:?}");
@@ -44,13 +44,13 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
         async || (paused.metric(r#"harness_requests_total{outcome="lost"}"#).await == 1.0).then_some(());
     until("the stale run is counted as lost", lost).await;
 
-    // The new id takes jobs, the old one never again.
+    // The new id takes jobs; the old one never does again.
     drop(other);
     let next = job("s", "scripted", json!({"count": 1}));
     fleet.enqueue(std::slice::from_ref(&next)).await;
     let view = fleet.ended(next.job_id).await;
     assert_eq!(view.state, JobState::Succeeded);
-    assert!(reborn.contains(&view.worker_id.unwrap().to_string()), "{reborn}");
+    assert!(registered.contains(&view.worker_id.unwrap().to_string()), "{registered}");
     let dead =
         format!("SELECT count(*) FROM harness_workers WHERE state = 'dead' AND worker_id = '{old_id}'");
     assert_eq!(fleet.database.count(&dead).await, 1);
@@ -61,7 +61,7 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
 #[tokio::test]
 async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
     let fleet = Fleet::new().await;
-    // The broker gives up a silent peer after two heartbeats: 30 s unless the address says otherwise.
+    // The broker gives up a silent peer after two heartbeats: 30 s unless the address sets another interval.
     let address = format!("{}?heartbeat=1", fleet.vhost.url);
     let paused = fleet.worker("paused").short_lease().set("AMQP_URL", address).start().await;
     let queue = async || fleet.vhost.waiting_and_consumers().await;
@@ -124,7 +124,7 @@ async fn a_worker_that_hears_nothing_of_postgres_stops_its_programs_when_its_lea
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     until("the program runs", async || written.exists().then_some(())).await;
 
-    // A heartbeat that is under way now waits for its answer for longer than the lease.
+    // A heartbeat that is in flight now waits for its answer for longer than the lease.
     proxy.set(Link::Frozen);
     let frozen = SystemTime::now();
     worker.said("the lease on a job is lost").await;

@@ -1,4 +1,4 @@
-//! Promise 3: any worker continues a session from its last checkpoint; finished iterations are not paid twice.
+//! Promise 3: any worker continues a session from its last checkpoint; finished iterations are not paid for twice.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use job::{JobId, JobState};
 use serde_json::{Value, json};
 use tests::{Fleet, job};
 
-/// What of a job is in the ledger now that its worker is dead.
+/// The number of a job's iterations in the ledger, now that its worker is dead.
 async fn committed(fleet: &Fleet, job_id: JobId) -> i64 {
     fleet.view(job_id).await.expect("a job that the ledger knows").iterations
 }

@@ -1,4 +1,4 @@
-//! A failure is tried again as the job's policy says, and every way to fail has its name in the result.
+//! A failure is retried as the job's policy says, and each kind of failure has its code in the result.
 
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ async fn a_job_that_kills_its_workers_ends_as_poison_and_its_neighbours_succeed(
 }
 
 #[tokio::test]
-async fn of_several_suspects_that_a_dead_worker_held_none_is_charged_with_its_death() {
+async fn none_of_several_suspects_is_charged_with_the_death_of_their_worker() {
     let database = Database::new().await;
     let store = database.store();
     let jobs = ["s", "t", "u"].map(|session| job(session, "echo", json!(null)));
@@ -147,17 +147,17 @@ async fn of_several_suspects_that_a_dead_worker_held_none_is_charged_with_its_de
     die_with(&jobs).await;
     die_with(&jobs[..2]).await;
     assert_eq!(deaths().await, ["2 2", "2 2", "1 1"]);
-    // Two suspects, and one that is none.
+    // Two suspects, and one job that is not.
     die_with(&jobs).await;
     assert_eq!(deaths().await, ["2 2", "2 2", "2 2"]);
     let apart = "SELECT count(DISTINCT due_at) FROM harness_jobs WHERE session_id IN ('s', 't')";
     assert_eq!(database.count(apart).await, 2, "they come apart from each other");
-    // One alone: this death is its own.
+    // One suspect alone: this death is charged to it.
     die_with(&jobs[..1]).await;
     assert_eq!(deaths().await, ["3 3", "2 2", "2 2"]);
 }
 
-/// Works and works and gets nowhere.
+/// Works without end and makes no progress.
 const STALLING: &str = r#"#!/usr/bin/env python3
 import json, sys, time
 sys.stdin.readline()

@@ -1,4 +1,4 @@
-//! The schema is the one the binaries know, and states change in it only in the ways that `JobState` knows.
+//! The schema is the one that the binaries know, and job states change in it only as `JobState` allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use store::{Answer, Claimed, End, Store, Unwanted};
 use tests::{Database, Fleet, Runner, declare_dead, job};
 
-/// Notes every change of a job's state; an end shows as two: out of one table, into the other.
+/// Records every change of a job's state. An end shows as two changes: out of one table, into the other.
 const JOURNAL: &str = "
     CREATE TABLE journal (at bigint GENERATED ALWAYS AS IDENTITY, job_id uuid, was text, becomes text);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -28,7 +28,7 @@ const JOURNAL: &str = "
 
 type Step = (Option<JobState>, Option<JobState>);
 
-/// What the journal holds, and empties it.
+/// Returns the content of the journal and empties it.
 async fn read_journal(connection: &mut PgConnection) -> Vec<Step> {
     let sql = "WITH read AS (DELETE FROM journal RETURNING *) SELECT job_id::text, was, becomes FROM read ORDER BY at";
     let rows: Vec<(String, Option<String>, Option<String>)> =
@@ -53,14 +53,14 @@ fn failure() -> Failure {
     Failure::retryable(FailureCode::HarnessError, "again")
 }
 
-/// A few jobs of a few sessions, pushed around at random by every call the store has.
+/// A few jobs of a few sessions, driven at random by every call of the store.
 struct Play {
     store: Store,
     runner: Runner,
     rng: Rng,
     connection: PgConnection,
     jobs: Vec<JobSpec>,
-    /// Runs that were handed out, stale ones among them.
+    /// Runs that were granted, including stale ones.
     runs: Vec<Claimed>,
 }
 
@@ -78,7 +78,7 @@ impl Play {
         }
     }
 
-    /// Makes one call, and returns its name and what may happen to a job in it.
+    /// Makes one call. Returns its name and the events that it may cause for a job.
     async fn step(&mut self) -> (&'static str, Vec<JobEvent>) {
         let at = self.rng.usize(..self.jobs.len());
         let spec = self.jobs[at].clone();
@@ -111,7 +111,7 @@ impl Play {
             7..11 => {
                 match self.runner.claim(&spec).await.expect("an answer") {
                     Answer::Claimed(run) => self.runs.push(*run),
-                    // The next job is another one.
+                    // The conclusion may hand over another job as the next one.
                     Answer::Finished(_) => self.jobs[at] = job(spec.session_id.as_str(), "echo", json!(1)),
                     _ => {}
                 }
@@ -141,7 +141,7 @@ impl Play {
                 ("end_waiting", vec![JobEvent::Failed, JobEvent::Released])
             }
             _ => {
-                // Nothing of ours leaves a job stranded; somebody with a psql does.
+                // No call of ours leaves a job stranded; a deletion by hand does.
                 let by_hand = "DELETE FROM harness_jobs WHERE state = 'running'";
                 sqlx::query(by_hand).execute(&mut self.connection).await.expect("SQL");
                 read_journal(&mut self.connection).await;
@@ -187,7 +187,8 @@ async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
     };
     let wanted: BTreeSet<_> = JobEvent::ALL.into_iter().flat_map(all).collect();
     let mut made = BTreeSet::new();
-    // The last missing step comes after some 3,000 calls; each further 1,500 halve the odds that one is still missing.
+    // The last missing step is reached after some 3,000 calls; each further 1,500 calls halve the odds that one is
+    // still missing.
     for _ in 0..60_000 {
         let (call, events) = play.step().await;
         for step in read_journal(&mut play.connection).await {
@@ -195,7 +196,7 @@ async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
                 (None, Some(born)) => {
                     let may = match call {
                         "accept" => [JobState::Publishing].as_slice(),
-                        // One that was never seen.
+                        // A job that was never seen.
                         "cancel" => &[JobState::Scheduled],
                         "claim" => &[JobState::Running, JobState::Blocked],
                         _ => &[],
@@ -207,7 +208,7 @@ async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
                     assert!(known, "{call}: {was} became {becomes}, which none of {events:?} does");
                     made.insert((was.as_str(), becomes.as_str()));
                 }
-                // One that has ended: within the same transaction it was never there.
+                // A job that has ended; within the same transaction, it never existed.
                 (Some(JobState::Publishing), None) if call == "accept" => {}
                 (Some(JobState::Scheduled), None) if call == "cancel" => {}
                 (was, None) => panic!("{call}: a job vanished, it was {was:?}"),
@@ -254,7 +255,7 @@ async fn two_migrations_at_once_are_one() {
     assert!(applied.iter().any(|applied| !applied.versions.is_empty()), "{applied:?}");
 }
 
-/// Notes a migration of a release to come, as sqlx does.
+/// Records a migration of a future release, as sqlx does.
 async fn from_the_future(fleet: &Fleet, version: i64, description: &str) {
     fleet
         .database
@@ -295,7 +296,7 @@ async fn a_release_is_taken_back_where_the_newer_migrations_work_with_it() {
     assert_eq!(fleet.producer(&["wait", ran.out.trim()]).await.code, 0);
     drop(worker);
 
-    // The next one wants what only its own release knows.
+    // The next migration needs what only its own release knows.
     from_the_future(&fleet, ours + 3, &format!("a rename works with {:04}", ours + 2)).await;
     for command in [["migrate"].as_slice(), &["enqueue", "--session", "s", "--agent", "echo"]] {
         let ran = fleet.producer(command).await;

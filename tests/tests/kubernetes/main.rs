@@ -1,4 +1,4 @@
-//! What is promised of an autoscaler in Kubernetes, against a real API server.
+//! What is promised about an autoscaler in Kubernetes, tested with a real API server.
 
 mod rights;
 mod rivals;

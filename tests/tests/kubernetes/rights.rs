@@ -1,4 +1,4 @@
-//! The autoscaler needs no more rights than `ops/k8s/autoscaler` gives it, and has no more.
+//! The autoscaler needs no rights beyond those in `ops/k8s/autoscaler`, and has no others.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
@@ -17,7 +17,7 @@ fn target(config: kube::Config, workload: &str, deletion_cost: bool) -> Kubernet
     Kubernetes::new(&cluster, workload.parse().expect("a workload"), None, deletion_cost).expect("a target")
 }
 
-/// Whether the API server would let this client do so.
+/// Whether the API server would allow this to the client.
 async fn may(client: &Client, namespace: &str, verb: &str, group: &str, resource: &str, name: &str) -> bool {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let asked = json!({ "namespace": namespace, "verb": verb, "group": group, "resource": resource,
@@ -91,7 +91,7 @@ async fn the_role_allows_nothing_else() {
     assert!(error.contains(&right), "{error}");
 }
 
-/// The error of a right that is missing, once the rights granted so far have been noticed.
+/// Waits for the error about the next missing right. The rights granted so far need time to take effect.
 async fn missing(target: &Kubernetes, plural: &str) -> String {
     until_ok("the next right is missing", async || match target.look().await {
         Err(error @ TargetError::Forbidden { .. }) if error.to_string().contains(plural) => {
@@ -135,13 +135,13 @@ async fn each_missing_right_is_named_and_who_may_not_look_for_others_scales_noth
     }
     let worker = namespace.api::<Deployment>().get("worker").await.unwrap();
     assert_eq!(worker.spec.unwrap().replicas, Some(1));
-    // Nor can it tell anybody; that is nobody's error.
+    // It cannot write an event either, which is not reported as an error.
     target.tell(&Event::NotResized { why: "a test".into() }).await;
     assert!(namespace.events().await.is_empty());
 }
 
 #[tokio::test]
-async fn credentials_that_nobody_knows_are_told_as_such() {
+async fn unknown_credentials_are_reported_as_such() {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
     let mut config = namespace.config_of_autoscaler(cluster).await;
@@ -150,7 +150,7 @@ async fn credentials_that_nobody_knows_are_told_as_such() {
     assert!(matches!(&error, TargetError::Forbidden { right, .. } if right == "authenticate"), "{error}");
 }
 
-/// The cost that is written on a pod.
+/// The deletion cost that is set on a pod.
 async fn cost_of(namespace: &Namespace, pod: &str) -> Option<String> {
     let pod = namespace.api::<Pod>().get(pod).await.expect("a pod");
     pod.metadata.annotations.and_then(|annotations| annotations.get(DELETION_COST).cloned())

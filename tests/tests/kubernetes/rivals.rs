@@ -1,4 +1,4 @@
-//! A workload that another autoscaler scales is left to it, and those who look at the workload are told.
+//! A workload that another autoscaler scales is left to it, and events on the workload say so.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use workload::kubernetes::{self, Kubernetes};
 use workload::{Event, Target, TargetError};
 
-/// A Deployment `worker` of two, and a target that looks at it for the first time.
+/// A Deployment `worker` with two replicas, and a target that has not looked at it yet.
 async fn target() -> (Namespace, Kubernetes) {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
@@ -18,7 +18,7 @@ async fn target() -> (Namespace, Kubernetes) {
     (namespace, target)
 }
 
-/// Another autoscaler, which knows no list of others yet.
+/// Another autoscaler, which has no list of rivals yet.
 async fn fresh(namespace: &Namespace) -> Kubernetes {
     let config = namespace.config_of_autoscaler(Cluster::shared().await).await;
     let cluster = kubernetes::Cluster::with(config).expect("a way to the cluster");
@@ -63,7 +63,7 @@ async fn an_hpa_that_comes_later_is_noticed_before_the_next_write() {
     let (namespace, target) = target().await;
     target.look().await.expect("a workload");
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
-    // It writes the number that is there already, so that nothing is changed until it notices.
+    // It writes the number that is already set, so nothing changes until it notices.
     let by = until("it notices", async || {
         let seen = fresh(&namespace).await.look().await;
         assert!(matches!(seen, Err(TargetError::Contested { .. })), "{seen:?}");
@@ -92,7 +92,7 @@ async fn an_hpa_of_another_workload_is_no_rival() {
     assert_eq!(replicas(&namespace).await, Some(3));
 }
 
-/// An API server that gives these answers, and "not found" to all else: one with KEDA, or of another version.
+/// An API server that gives these answers, and "not found" to everything else: one with KEDA, or of another version.
 async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("its address"));
@@ -119,7 +119,7 @@ async fn answering(answers: Vec<(&'static str, Value)>) -> Kubernetes {
                         None => (404, "404 page not found".to_owned()),
                     };
                     let answer = format!("HTTP/1.1 {code} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                    stream.write_all(answer.as_bytes()).await.expect("somebody who asked");
+                    stream.write_all(answer.as_bytes()).await.expect("a client that asked");
                 }
             });
         }
@@ -166,7 +166,7 @@ async fn a_change_and_a_refusal_are_events_of_the_workload() {
     target.tell(&Event::Resized { from: 2, to: 5, why: "9 jobs wait".into() }).await;
     let refusal = Event::NotResized { why: "a HorizontalPodAutoscaler is there".into() };
     target.tell(&refusal).await;
-    // The same again is not told again.
+    // The same event again is not written again.
     target.tell(&refusal).await;
     target.tell(&Event::TakenBack { workers: 2, why: "demand returned".into() }).await;
     target.tell(&Event::NotResized { why: "x".repeat(5000) }).await;

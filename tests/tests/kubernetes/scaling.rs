@@ -1,4 +1,4 @@
-//! The autoscaler in Kubernetes, with its own few rights, over a real fleet whose pods are real workers.
+//! The autoscaler in Kubernetes, with only its few rights, on a real fleet whose pods are real workers.
 
 mod world;
 

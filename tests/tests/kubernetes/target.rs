@@ -1,4 +1,4 @@
-//! A workload in Kubernetes is resized as asked, and by nothing that was looked at before it changed.
+//! A workload in Kubernetes is resized as asked, and never on the basis of a look from before a change.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use tests::{Cluster, Namespace, PodState, until, until_ok};
 use workload::kubernetes::{self, Kubernetes};
 use workload::{Event, Order, Target, TargetError, Unsettled, Wait, Workload, lowered};
 
-/// A namespace of the shared cluster, and a workload in it under the rights of `ops/k8s/autoscaler`.
+/// A namespace of the shared cluster, and a workload in it, with the rights of `ops/k8s/autoscaler`.
 async fn target(workload: &str) -> (Namespace, Kubernetes) {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
@@ -23,7 +23,7 @@ async fn target(workload: &str) -> (Namespace, Kubernetes) {
     (namespace, target)
 }
 
-/// Looks until there is nothing more to come.
+/// Looks until no more change is to come.
 async fn at_rest(target: &Kubernetes) -> Workload {
     until_ok("the workload is at rest", async || {
         let seen = target.look().await.expect("a workload");
@@ -36,14 +36,14 @@ fn names(pods: &[&str]) -> BTreeSet<String> {
     pods.iter().map(|pod| (*pod).to_owned()).collect()
 }
 
-/// Why it cannot be lowered now.
+/// The reason why it cannot be lowered now.
 async fn waits(target: &Kubernetes, drained: &BTreeSet<String>) -> Wait {
     let seen = target.look().await.expect("a workload");
     let pods = target.pods(&seen).await.expect("its pods");
     lowered(&seen, &pods, drained, 0).expect_err("a reason to wait")
 }
 
-/// Lowers it by these pods as soon as the rule allows that, and returns to how many.
+/// Lowers it by these pods as soon as the rule allows, and returns the new number.
 async fn lower(target: &Kubernetes, drained: &BTreeSet<String>) -> u32 {
     until_ok("the workload is lowered", async || {
         let seen = target.look().await.expect("a workload");
@@ -161,7 +161,7 @@ async fn nothing_is_lowered_while_a_rollout_is_in_progress() {
         if rollout(&wait) { Ok(()) } else { Err(wait) }
     })
     .await;
-    // A pod of the new revision is there, and not Ready.
+    // The pod of the new revision exists, but is not Ready.
     until("a fourth pod is there", async || (namespace.pods().await.len() == 4).then_some(())).await;
     let wait = waits(&target, &drained).await;
     assert!(rollout(&wait), "{wait}");
@@ -220,7 +220,7 @@ async fn a_wait_is_an_event_of_the_workload() {
     assert_eq!(told, expected.map(|(kind, note)| (Some(kind), Some("ScaleInWaits"), Some(note.as_str()))));
 }
 
-/// A kind that we know nothing of beforehand, and whose pods are ranked by readiness all the same.
+/// A kind that is not known beforehand, but whose pods are ranked by readiness as usual.
 #[tokio::test]
 async fn any_kind_with_a_scale_grows_and_shrinks_where_it_is_known_who_goes() {
     let (namespace, target) = target("v1/ReplicationController/worker").await;
@@ -280,7 +280,7 @@ async fn an_object_of_that_kind_is_resized(namespace: &Namespace, fleet: &Kubern
     assert!(matches!(fleet.resize(&seen, 1, &[]).await, Err(TargetError::Conflict { .. })));
 }
 
-/// A kind of one's own, as operators bring them; with a scale or without.
+/// Defines a custom kind as operators do, with or without a scale.
 async fn define(cluster: &Cluster, kind: &str, plural: &str, scale: bool) {
     let integer = json!({ "type": "integer" });
     let schema = json!({ "type": "object", "properties": {
@@ -338,7 +338,7 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
     let boat = Kubernetes::new(&boat, "example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
     define(cluster, "Boat", "boats", false).await;
     let told = "a Boat cannot be scaled: it has no subresource scale";
-    until_ok("the lack of a scale is told", async || match boat.look().await {
+    until_ok("the missing scale is reported", async || match boat.look().await {
         Err(TargetError::Refused { message, .. }) if message == told => Ok(()),
         other => Err(other),
     })
@@ -376,7 +376,7 @@ async fn a_restart_of_the_api_server_is_outlived() {
 
 #[tokio::test]
 async fn an_api_server_that_is_silent_is_given_up_on_in_time() {
-    // Takes connections, and answers nothing.
+    // Accepts connections, and answers nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());

@@ -1,5 +1,5 @@
-//! One address, one reader: every command and every connection takes the same `DATABASE_URL`, or refuses it by the name of what is
-//! wrong, and TLS is verified by all of them.
+//! One address, one reader: every command and every connection accepts the same `DATABASE_URL`, or refuses it and names
+//! what is wrong. All of them verify TLS.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use tests::{Authority, Database, Fleet, GuardedPostgres, Ran, is_root, job};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// From an empty database to a job's end, by this address.
+/// Works with this address from an empty database to a job's end.
 async fn works_by(fleet: &Fleet, url: &str) {
     for command in ["migrate", "doctor"] {
         let ran = producer(fleet, &[command], &[("DATABASE_URL", url)]).await;
@@ -30,14 +30,14 @@ async fn producer(fleet: &Fleet, arguments: &[&str], environment: &[(&str, &str)
     Ran::of(command, "").await
 }
 
-/// A backup into the fleet's folder, with these variables.
+/// Makes a backup into the fleet's folder, with these variables.
 async fn backup(fleet: &Fleet, environment: &[(&str, &str)]) -> Ran {
     let target = fleet.folder.path().join("backups").to_string_lossy().into_owned();
     let ours = [("BACKUP_TARGET", target.as_str()), ("BACKUP_ENCRYPTION", "none")];
     fleet.ops("backup/backup", &[], &[environment, &ours].concat()).await
 }
 
-/// What stands between `postgres://` and the database's name, and that name.
+/// Returns the part between `postgres://` and the database's name, and that name.
 fn parts(url: &str) -> (&str, &str) {
     url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('/')).expect("an address")
 }
@@ -68,7 +68,7 @@ async fn every_form_of_an_address_works_in_every_command() {
 
 #[tokio::test]
 async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
-    // The kernel takes the connections; no answer comes.
+    // The kernel accepts the connections, but no answer comes.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = silent.local_addr().expect("its address");
     let fleet = Fleet::on(Database::empty().await);
@@ -77,7 +77,7 @@ async fn a_server_that_is_silent_does_not_keep_the_next_one_away() {
     works_by(&fleet, &format!("postgres://{account}@{silent},{place}/{database}")).await;
 }
 
-/// Nothing but an end comes out of `/etc/hosts`, and that only with the process's own.
+/// A lookup in this `/etc/hosts`, a pipe without a writer, never returns; it ends only with the process.
 #[tokio::test]
 async fn a_name_is_looked_up_when_its_turn_has_come() {
     let fleet = Fleet::on(Database::empty().await);
@@ -111,7 +111,7 @@ async fn an_error_in_answer_to_a_request_for_tls_is_said_and_not_taken_for_no() 
         for answer in [with_fields, format!("E{said}\n\0").into_bytes()].iter().cycle() {
             let (mut client, _) = server.accept().await.expect("a connection");
             let mut request = [0; 8];
-            // Its end is what follows.
+            // Its end follows.
             let _ = client.read_exact(&mut request).await;
             let _ = client.write_all(answer).await;
         }
@@ -234,7 +234,7 @@ async fn other_ways_to_a_server_work_in_every_command() {
         let fleet = Fleet::on(postgres.database().await);
         works_by(&fleet, &postgres.by(&way, &fleet.database)).await;
     }
-    // The password is decoded by both halves.
+    // Both parts decode the password.
     let fleet = Fleet::on(postgres.database().await);
     works_by(&fleet, &postgres.by(&format!("locked:%72ight@127.0.0.1:{port}"), &fleet.database)).await;
 }
@@ -268,7 +268,7 @@ async fn a_certificate_is_verified_by_every_connection() {
         assert!(worker.log().contains(told), "{url}: {}", worker.log());
     }
     let tables = "SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'";
-    assert_eq!(fleet.database.count(tables).await, 0, "nothing was made by a connection to a stranger");
+    assert_eq!(fleet.database.count(tables).await, 0, "no connection to an unverified server made anything");
     for url in [
         by("localhost", &format!("sslmode=prefer&sslrootcert={authority}")),
         by("localhost", &format!("sslmode=require&sslrootcert={authority}")),
@@ -310,7 +310,7 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
     let in_a_list = postgres.by(&format!("locked2:x@127.0.0.1:{port},127.0.0.1:1"), &fleet.database);
     let without = postgres.by(&format!("locked@127.0.0.1:{port}"), &fleet.database);
     for (url, told) in [
-        (&locked, "refuses the account \"locked\": look at user and password in DATABASE_URL"),
+        (&locked, "refuses the account \"locked\": check user and password in DATABASE_URL"),
         (&unknown, "refuses the account \"locked2\""),
         (&in_a_list, "refuses the account \"locked2\""),
         (&without, "wants a password of the account \"locked\""),

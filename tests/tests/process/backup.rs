@@ -1,4 +1,4 @@
-//! A backup of a fleet at work, everything destroyed, and the restored fleet goes on.
+//! A backup is made while a fleet works. Then everything is destroyed, and the restored fleet continues.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::{Fleet, Ran, Vhost, job, until, until_ok};
 
-/// Where a fleet's backups are kept, and the keys they are made for.
+/// Where a fleet's backups are kept, and the keys for them.
 #[derive(Clone)]
 struct Kept {
     environment: Vec<(&'static str, String)>,
@@ -46,7 +46,7 @@ impl Kept {
     }
 }
 
-/// A pair of keys: NAME.secret and NAME.public.
+/// Makes a pair of keys: NAME.secret and NAME.public.
 fn keys(folder: &Path, name: &str) {
     let secret = folder.join(format!("{name}.secret"));
     let made = Command::new("age-keygen").arg("-o").arg(&secret).output();
@@ -64,7 +64,7 @@ fn output(view: &store::JobView) -> Value {
 }
 
 /// Waits until the job is in this state.
-async fn stands(fleet: &Fleet, job_id: JobId, state: JobState) {
+async fn reaches(fleet: &Fleet, job_id: JobId, state: JobState) {
     let look = async || match fleet.view(job_id).await {
         Some(view) if view.state == state => Ok(()),
         other => Err(other),
@@ -72,7 +72,7 @@ async fn stands(fleet: &Fleet, job_id: JobId, state: JobState) {
     until_ok(&format!("{job_id} is {state}"), look).await;
 }
 
-/// libpq would take each of these and check no certificate, or read something that the programs do not.
+/// For each of these, libpq would check no certificate, or read something other than the programs do.
 #[tokio::test]
 async fn an_address_that_libpq_reads_otherwise_is_refused_and_not_shown() {
     let fleet = Fleet::new().await;
@@ -112,13 +112,13 @@ async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
     let next = steps("r-1", 2, 0);
     fleet.enqueue(&waiting).await;
     fleet.enqueue(std::slice::from_ref(&next)).await;
-    stands(&fleet, waiting[0].job_id, JobState::Queued).await;
+    reaches(&fleet, waiting[0].job_id, JobState::Queued).await;
 
     let took = kept.run(&fleet, "backup", &[]).await;
     assert_eq!(took.code, 0, "{took:?}");
     let name = took.out.trim().to_owned();
     let epoch = fleet.database.count("SELECT last_value FROM harness_epoch").await;
-    // What comes after it is lost with the ledger, and runs again.
+    // What comes after the backup is lost with the ledger, and runs again.
     let seen: Vec<i64> = [fleet.view(running[0].job_id).await, fleet.view(running[1].job_id).await]
         .map(|view| view.expect("a job").iterations)
         .into();
@@ -128,7 +128,7 @@ async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
 
     worker.kill();
     fleet.store.close();
-    // The broker's messages go as well: the restore drops the database itself.
+    // The broker's messages are deleted as well; the restore drops the database itself.
     fleet.vhost = Vhost::new();
     let restored = kept.run(&fleet, "restore", &["--replace", &name]).await;
     assert_eq!(restored.code, 0, "{restored:?}");
@@ -163,10 +163,10 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
     let verified = kept.run(&fleet, "verify", &["--restore"]).await;
     assert_eq!((verified.code, verified.out.trim()), (0, took.out.trim()), "{verified:?}");
 
-    // Without --replace, a ledger that is there stays.
+    // Without --replace, an existing ledger stays.
     let refused = kept.run(&fleet, "restore", &[]).await;
     assert!(refused.code == 1 && refused.err.contains("--replace"), "{refused:?}");
-    // Whoever reads the folder reads no session.
+    // A reader of the folder cannot read any session.
     let bytes = std::fs::read(&file).expect("a backup");
     assert!(!bytes.windows(12).any(|window| window == b"harness_jobs"), "the backup can be read");
 
@@ -181,7 +181,7 @@ async fn a_backup_that_is_damaged_or_for_another_key_is_refused_before_anything_
     std::fs::write(&file, damaged).expect("written");
     for (program, arguments) in [("verify", &[][..]), ("restore", &["--replace"][..])] {
         let refused = kept.run(&fleet, program, arguments).await;
-        assert!(refused.code == 1 && refused.err.contains("is not what was written"), "{refused:?}");
+        assert!(refused.code == 1 && refused.err.contains("has changed since it was written"), "{refused:?}");
     }
     assert!(fleet.store.ping().await.is_ok(), "the database is still there");
 }
@@ -205,7 +205,7 @@ async fn a_restore_that_fails_on_the_way_leaves_the_database_as_it_was() {
     let refused = cannot_revive.run(&fleet, "restore", &["--replace"]).await;
     assert!(refused.code == 1 && refused.err.contains("is as it was"), "{refused:?}");
 
-    // Its table of contents can be read, and its checksum is that of the damage.
+    // Its table of contents can be read, and its checksum matches the damaged file.
     let folder = fleet.folder.path().join("backups");
     let file = folder.join(format!("{}.dump", took.out.trim()));
     let mut bytes = std::fs::read(&file).expect("a backup");
@@ -267,7 +267,7 @@ async fn a_ledger_whose_workers_live_is_not_revived() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
     let refused = fleet.producer(&["revive"]).await;
-    assert!(refused.code == 1 && refused.err.contains("lives: stop every worker first"), "{refused:?}");
+    assert!(refused.code == 1 && refused.err.contains("is alive: stop every worker first"), "{refused:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_workers WHERE state = 'alive'").await, 1);
 }
 
@@ -278,7 +278,7 @@ async fn old_backups_go_and_the_last_of_each_week_and_month_stays() {
     let kept = kept.with("BACKUP_KEEP_WEEKS", "2".into()).with("BACKUP_KEEP_MONTHS", "2".into());
     let folder = fleet.folder.path().join("backups");
     std::fs::create_dir(&folder).expect("a folder");
-    // One a day, for a year.
+    // One per day, for a year.
     let days = fleet
         .database
         .texts("SELECT to_char(now() - day * interval '1 day', 'YYYYMMDD\"T\"120000Z') FROM generate_series(1, 365) AS day")
@@ -289,7 +289,7 @@ async fn old_backups_go_and_the_last_of_each_week_and_month_stays() {
         }
     }
     std::fs::write(folder.join("harness-20200101T000000Z.dump.age"), "").expect("cut short, long ago");
-    std::fs::write(folder.join("notes.txt"), "").expect("somebody else's");
+    std::fs::write(folder.join("notes.txt"), "").expect("another program's");
     let left = || std::fs::read_dir(&folder).expect("a folder").count();
 
     let told = kept.run(&fleet, "prune", &["--dry-run"]).await;

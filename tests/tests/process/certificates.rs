@@ -1,17 +1,18 @@
-//! One rule of TLS for whatever a process connects to: the server's certificate is verified, always, by the system's authorities
-//! and one's own; and an address's credentials are those that the server gets, decoded, and no log.
+//! One rule of TLS for every server that a process connects to: its certificate is always verified, by the system's
+//! authorities and those that are configured. The server gets the decoded credentials of the address, and no log shows
+//! them.
 
 use serde_json::json;
 use tests::{Authority, Collector, Fleet, OwnBroker, Ran, TlsFront, Vhost, job, until};
 
-/// `user:password@host` of a plain address, and a port there with TLS, by a name that the certificate has.
+/// The `user:password@host` of a plain address with a TLS port, under a name that the certificate has.
 fn with_tls(plain: &str, host: &str, port: u16) -> String {
     let (user, rest) = plain.split_once('@').expect("credentials");
     let path = rest.split_once('/').map_or("", |(_, path)| path);
     format!("{}@{host}:{port}/{path}", user.replacen("amqp:", "amqps:", 1).replacen("http:", "https:", 1))
 }
 
-/// What looks like a certificate.
+/// Looks like a certificate, but is none.
 const DAMAGED: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 async fn doctor(fleet: &Fleet, amqp_url: &str, more: &[(&str, &str)]) -> Ran {

@@ -1,5 +1,5 @@
-//! Postgres's clock may be set, by hand, by NTP or by a failover to a server whose clock differs. A step of it kills nobody who
-//! lives, ends no mark and no leadership too early, and holds up what waits for no longer than a lease.
+//! Postgres's clock may be set by hand, by NTP or by a failover to a server whose clock differs. Such a step kills no
+//! living worker, ends no mark and no leadership too early, and delays waiting jobs by at most a lease.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tests::{Database, Fleet, OwnPostgres, Processes, job, leading, until};
 
 const HOUR_S: i64 = 3_600;
 
-/// A fleet on a Postgres whose clock is ahead by so many seconds.
+/// A fleet on a Postgres whose clock is ahead by this many seconds.
 async fn fleet_on_clock(ahead_s: i64) -> (OwnPostgres, Fleet) {
     let postgres = OwnPostgres::with_clock(ahead_s).await;
     let database = Database::new_on(&postgres.url).await;
@@ -20,7 +20,7 @@ async fn fleet_on_clock(ahead_s: i64) -> (OwnPostgres, Fleet) {
 async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is() {
     let (postgres, fleet) = fleet_on_clock(0).await;
     let worker = fleet.worker("worker").short_lease().start().await;
-    // Has seen a death, so it has watched for a whole lease.
+    // This worker has seen a death, so it has watched for a whole lease.
     let watches = async |name: &str| {
         let mut gone = fleet.worker(name).short_lease().start().await;
         let dead = format!(
@@ -53,7 +53,7 @@ async fn an_hour_ahead_no_living_worker_is_declared_dead_and_a_dead_one_still_is
     fleet.database.audited().await;
 }
 
-/// Each fails once, and waits for a part of twenty seconds, drawn by lot.
+/// Each job fails once, and then waits for a random part of twenty seconds.
 fn waiting_jobs() -> Vec<JobSpec> {
     let fails = json!({"iterations": [{"fail": {"message": "not yet", "retryable": true, "attempts": 1}}]});
     let wait = RetryPolicy { max_attempts: 5, base_delay_ms: 20_000, max_delay_ms: 20_000 };
@@ -96,7 +96,7 @@ async fn an_hour_back_the_jobs_of_a_dead_worker_and_those_that_wait_go_on_soon()
     fleet.iterated(lost.job_id, 3).await;
     some_wait(&fleet).await;
     let lease = Duration::from_secs(10);
-    let leader = fleet.store.lead("pools", "dies", lease).await.unwrap().expect("nobody else leads");
+    let leader = fleet.store.lead("pools", "dies", lease).await.unwrap().expect("no other leader");
     // Both die with the server whose clock was wrong.
     first.kill();
     postgres.clock.set(0);
@@ -128,10 +128,10 @@ async fn a_marked_worker_takes_nothing_before_the_end_of_its_mark_whatever_the_c
     let spec = job("s", "echo", json!(1));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
-    assert!(marked.elapsed() >= VALID_FOR, "its pod might have gone at any moment: {:?}", marked.elapsed());
+    assert!(marked.elapsed() >= VALID_FOR, "its pod could have gone at any moment: {:?}", marked.elapsed());
 }
 
-/// One to three workers, one for each job, and one more in four seconds.
+/// One to three workers, one per job, and one more every four seconds.
 const POOL: &str = r#"
     [pools.default]
     target = "process"

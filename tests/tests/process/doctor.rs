@@ -1,4 +1,4 @@
-//! `producer doctor` on broken environments: each line names what is wrong and what to do.
+//! `producer doctor` in broken environments: each line names what is wrong and what to do.
 
 use postgres::SetBy;
 use tests::{Database, Fleet, GuardedPostgres, Pooler, Ran};
@@ -9,7 +9,7 @@ async fn doctor(fleet: &Fleet, environment: &[(&str, &str)]) -> Ran {
     Ran::of(command, "").await
 }
 
-/// One line is missing and has all of this; all others are well.
+/// Checks that one line is missing and has all of these parts, and that all other lines are ok.
 fn tells(ran: &Ran, parts: &[&str]) {
     let missing: Vec<&str> = ran.out.lines().filter(|line| line.starts_with("MISSING")).collect();
     assert!(ran.code == 1 && missing.len() == 1, "{parts:?}: {ran:?}");

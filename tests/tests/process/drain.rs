@@ -1,4 +1,4 @@
-//! A worker that is told to stop ends what is short, hands back what is long, and no attempt is spent on it.
+//! A worker that is asked to stop ends short jobs and hands back long ones, and this spends no attempt.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn short_jobs_end_and_long_ones_go_on_elsewhere_without_a_spent_attempt() 
     let mut first = fleet.worker("first").set("DRAIN_GRACE_S", 2).start().await;
     let short = job("short", "scripted", json!({"iterations": [{"delay_ms": 10}, {"delay_ms": 1500}]}));
     let long = job("long", "scripted", json!({"count": 60, "delay_ms": 100}));
-    // Its session's next job: a draining worker leaves it to others.
+    // The next job of its session: a draining worker leaves it to others.
     let next = job("short", "scripted", json!({"count": 1}));
     fleet.enqueue(&[short.clone(), long.clone(), next.clone()]).await;
     fleet.iterated(short.job_id, 1).await;

@@ -1,11 +1,11 @@
-//! An error says what could not be reached and where, its cause once, and which setting to look at.
+//! An error names what could not be reached and its address, gives the cause once, and names the setting to check.
 
 use std::net::TcpListener;
 use std::process::Command;
 
 use tests::{Fleet, Ran};
 
-/// An address where nothing listens.
+/// Returns an address where nothing listens.
 fn closed() -> String {
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     free.local_addr().expect("its address").to_string()

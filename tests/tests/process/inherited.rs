@@ -1,11 +1,11 @@
-//! What a role, a database or a server sets for its sessions is not inherited where we rely on it.
+//! Settings of a role, a database or a server are not inherited where we rely on others.
 
 use futures::future::join_all;
 use postgres::{Address, SetBy};
 use serde_json::json;
 use tests::{Database, Fleet, GuardedPostgres, Ran, job, steps, until};
 
-/// The database may have it that transactions only read.
+/// Runs a statement even if the database makes transactions read-only by default.
 async fn writing(fleet: &Fleet, sql: &str) {
     fleet.database.execute(&format!("BEGIN READ WRITE; {sql}; COMMIT")).await;
 }
@@ -46,7 +46,7 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
             let ran = producer(&[command]).await;
             assert_eq!(ran.code, 0, "{by}: {ran:?}");
         }
-        // A primary whose transactions only read by default is no standby.
+        // A primary whose transactions are read-only by default is not a standby.
         let mut command = fleet.producer_command(&["doctor"]);
         command.env("DATABASE_URL", format!("{url}?target_session_attrs=read-write"));
         command.env("DATABASE_SETTINGS", by);
@@ -56,7 +56,7 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
             fleet.worker(name).short_lease().set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by)
         };
         let (mut first, _second) = (launch("first").start().await, launch("second").start().await);
-        // Sessions of one name run one job at a time, so their ends and claims meet.
+        // Sessions with the same names run one job at a time, so their ends and claims collide.
         let mut specs: Vec<_> = (0..12).map(|number| steps(number % 3, 3, 30)).collect();
         specs.push(job("echo", "echo", json!("\u{1F600} \\ '")));
         let lines: Vec<String> = specs.iter().map(job::encode).collect();
@@ -169,7 +169,7 @@ async fn a_standby_that_is_away_keeps_no_older_session_alive() {
         "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = 'away'";
     until("commits wait", async || (database.count(waits).await == 1).then_some(())).await;
     let migrated = migrations::migrate(&by(SetBy::Role)).await;
-    // Else its end would wait for the standby.
+    // Otherwise its end would wait for the standby.
     for sql in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
         database.execute(sql).await;
     }
@@ -210,7 +210,7 @@ async fn a_fleet_works_whatever_the_locale_of_its_database_and_of_its_processes(
         let name = fleet.database.texts("SELECT current_database()::text").await.remove(0);
         for kind in ["messages", "numeric", "time", "monetary"] {
             let sql = format!("ALTER DATABASE {name} SET lc_{kind} = 'de_DE.UTF-8'");
-            // Refused where the server has no such locale.
+            // Refused if the server has no such locale.
             let _ =
                 sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut fleet.database.connect().await).await;
         }
@@ -229,7 +229,7 @@ async fn a_fleet_works_whatever_the_locale_of_its_database_and_of_its_processes(
             abroad.iter().fold(fleet.worker(name), |launch, (name, value)| launch.set(name, value))
         };
         let _workers = [launch("first").start().await, launch("second").start().await];
-        // Names that other locales put in another order, or take for the same in capitals.
+        // Names that other locales sort differently, or consider equal in capitals.
         let sessions = ["I", "i", "ISPARTA", "isparta", "a-b", "ab", "A.B", "a_c", "Z", "z", "10", "9"];
         let job = |number: usize| {
             job(sessions[number % sessions.len()], "scripted", json!({"count": 3, "delay_ms": 5}))

@@ -1,4 +1,4 @@
-//! JSON logs: one flat object per line, whose fields are those that ops/telemetry.md lists.
+//! JSON logs: one flat object per line, with the fields that ops/telemetry.md lists.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tests::{Fleet, Worker, job};
 
 type Line = Map<String, Value>;
 
-/// The fields in the tables of the page's part on logs: those of every line, those about a job, the others.
+/// The fields in the tables of the page's section on logs: those of every line, those about a job, and the others.
 fn documented() -> [BTreeSet<String>; 3] {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/telemetry.md");
     let page = std::fs::read_to_string(page).expect("ops/telemetry.md");
@@ -37,7 +37,7 @@ async fn a_workers_log_has_the_fields_that_are_documented_and_names_each_job() {
     let crashing = fleet.program("crashing", "#!/bin/sh\necho 'said \"so\"' >&2\nexit 3\n");
     let agents = fleet.agents(&[("crashing", &crashing), ("scripted", "")]);
     let worker = fleet.worker("worker").set("AGENTS_FILE", agents).set("LOG_JSON", "true");
-    // The most that a job can have said of it.
+    // Enough to produce every line that a job can cause.
     let mut worker = worker.set("LOG_LEVEL", "info,worker=debug,dispatch=debug").launch();
     fleet.workers_alive(1).await;
 
@@ -45,7 +45,7 @@ async fn a_workers_log_has_the_fields_that_are_documented_and_names_each_job() {
     let mut specs = [
         job("s-1", "crashing", Value::Null),
         job("s-2", "scripted", failing.clone()),
-        // Both of one session: the second is brought along by the end of the first.
+        // Both are of one session: the end of the first also claims the second.
         job("s-2", "scripted", failing),
         job("s-3", "nobody", Value::Null),
     ];

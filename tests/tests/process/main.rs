@@ -1,4 +1,5 @@
-//! What is promised of a process among its surroundings: how it starts, what it says, what it is connected to, how it ends.
+//! What is promised about a process in its surroundings: how it starts, what it reports, what it connects to, how it
+//! ends.
 
 mod settings;
 mod errors;

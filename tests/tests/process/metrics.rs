@@ -1,4 +1,4 @@
-//! Dashboards, rules and alerts ask for what the programs export, and a real Prometheus finds it.
+//! Dashboards, rules and alerts query what the programs export, and a real Prometheus finds it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ impl Processes {
         Processes { fleet, all: vec![worker, relay, autoscaler] }
     }
 
-    /// Jobs that succeed, then one that costs and one that fails and is tried again, and a message that is no job. Whenever
-    /// somebody looks, so few of the attempts have failed that no alert minds.
+    /// Runs jobs that succeed, then one that costs and one that fails and is retried, and a message that is not a job.
+    /// At every moment, too few attempts have failed for any alert to fire.
     async fn work(&self) {
         let costly = json!({"iterations": [{"cost_usd": 0.01, "input_tokens": 10, "output_tokens": 5}, {}]});
         let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true, "attempts": 1}}]});
@@ -72,7 +72,7 @@ impl Processes {
     }
 }
 
-/// A Prometheus with our rules, which asks these processes every second.
+/// A Prometheus with our rules that scrapes these processes every second.
 struct Prometheus {
     process: Child,
     url: String,
@@ -118,7 +118,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// The values that it finds.
+    /// The values that a query returns.
     fn query(&self, expression: &str) -> Result<Vec<String>, String> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let answer = self.get(&format!("/api/v1/query?query={encoded}"))?;
@@ -126,7 +126,7 @@ impl Prometheus {
         Ok(found.iter().filter_map(|series| series["value"][1].as_str().map(str::to_owned)).collect())
     }
 
-    /// Its rules, as it has read them.
+    /// Its rules as it has read them.
     fn rules(&self) -> Vec<Value> {
         let answer = self.get("/api/v1/rules").expect("rules");
         let groups = answer["data"]["groups"].as_array().cloned().unwrap_or_default();
@@ -149,7 +149,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// The queries of all dashboards, with the place where each stands.
+/// The queries of all dashboards, each with its place.
 fn panel_queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for file in std::fs::read_dir(ops("grafana/dashboards")).expect("dashboards") {
@@ -169,7 +169,7 @@ fn panel_queries() -> Vec<(String, String)> {
     queries
 }
 
-/// The names of ours in a query, and those of every process.
+/// Our names in a query, and those that every process exports.
 fn names(query: &str) -> BTreeSet<&str> {
     let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == ':';
     let words = query.split(|letter| !is_part(letter));
@@ -178,7 +178,7 @@ fn names(query: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// A histogram's series have the family's name and an ending.
+/// A histogram's series have the family's name and a suffix.
 fn is_there(name: &str, families: &BTreeSet<String>) -> bool {
     let family = ["_bucket", "_sum", "_count"].iter().find_map(|ending| name.strip_suffix(ending));
     families.contains(name) || family.is_some_and(|family| families.contains(family))
@@ -208,7 +208,7 @@ async fn every_query_names_what_the_programs_export() {
         .map(|(place, name)| format!("{place}: {name}"))
         .collect();
     assert!(unknown.is_empty(), "nothing exports these: {unknown:#?}, but these: {families:#?}");
-    // A name alone could be there by chance.
+    // A name alone could match by chance.
     let ours = families.iter().filter(|name| name.starts_with("harness")).count();
     assert!(ours > 40, "{families:#?}");
 }
@@ -217,7 +217,7 @@ async fn every_query_names_what_the_programs_export() {
 async fn a_prometheus_finds_something_for_every_panel_and_nothing_to_wake_anybody() {
     let processes = Processes::start().await;
     let prometheus = Prometheus::watching(&processes).await;
-    // Twice, so that what counts events has seen some grow.
+    // Twice, so that counters of events have grown.
     processes.work().await;
     processes.work().await;
     for (place, query) in panel_queries() {
@@ -225,7 +225,7 @@ async fn a_prometheus_finds_something_for_every_panel_and_nothing_to_wake_anybod
             Ok(found) if found.is_empty() => Err("nothing found".to_owned()),
             other => other,
         };
-        // A filter that finds nothing is no mistake.
+        // A filter that finds nothing is not a mistake.
         match query.contains("> 0") {
             true => {
                 drop(prometheus.query(&query).unwrap_or_else(|error| panic!("{place}: {query}: {error}")))

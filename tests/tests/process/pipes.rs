@@ -1,4 +1,4 @@
-//! A command neither depends on who reads what it prints, nor waits for more input than has come.
+//! A command does not depend on a reader of its output, and does not wait for more input than has come.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use tests::{Fleet, autoscaler_command, ended, job, terminate, until};
 
-/// A pipe that nobody reads.
+/// A pipe whose reader is closed.
 fn closed() -> Stdio {
     let (_, writer) = std::io::pipe().expect("a pipe");
     OwnedFd::from(writer).into()
@@ -23,7 +23,7 @@ fn full_disk() -> Stdio {
     OpenOptions::new().write(true).open("/dev/full").expect("/dev/full").into()
 }
 
-/// Runs a command that prints there; its exit code, and what it wrote to stderr.
+/// Runs a command with these outputs. Returns its exit code and its stderr.
 async fn printing(mut command: Command, out: Stdio, err: Stdio) -> (i32, String) {
     command.stdin(Stdio::null()).stdout(out).stderr(err);
     let run = move || command.output();
@@ -87,7 +87,7 @@ async fn every_command_ends_as_ever_when_nobody_reads_it_and_fails_when_it_canno
         let (code, said) = printing(again(), closed(), Stdio::piped()).await;
         assert_eq!(code, usual, "{words:?}: {said}");
         let (code, _) = printing(again(), closed(), closed()).await;
-        assert_eq!(code, usual, "{words:?}, and nobody reads stderr");
+        assert_eq!(code, usual, "{words:?}, and stderr is not read");
         let (code, said) = printing(again(), full_disk(), Stdio::piped()).await;
         assert_eq!(code, 1, "{words:?}: {said}");
         let told = "not all results could be written to stdout: No space left on device";
@@ -119,7 +119,7 @@ async fn a_bulk_goes_on_when_the_reader_of_its_ids_has_gone() {
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 3_000);
 }
 
-/// `enqueue --file -`, whose stdin is open.
+/// Starts `enqueue --file -` with an open stdin.
 fn reads_stdin(fleet: &Fleet) -> Child {
     let mut command = fleet.producer_command(&["enqueue", "--file", "-"]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("producer")
@@ -130,7 +130,7 @@ async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
     let fleet = Fleet::new().await;
     let spec = job("s", "echo", json!(1));
     let ids = format!("\u{feff}{}\r\n\n\tnone\n", spec.job_id);
-    let ran = fleet.producer_reading(&ids, &["wait"]).await;
+    let ran = fleet.producer_with_input(&ids, &["wait"]).await;
     let told = "stdin, line 3: job id: got \"none\", expected a UUID of version 7";
     assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
 
@@ -138,7 +138,7 @@ async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("producer");
     let mut stdin = child.stdin.take().expect("stdin");
-    // More than the pipe holds: when all of it is written, it is being read.
+    // More than the pipe holds: once all of it is written, it is being read.
     let many = format!("{}\n", spec.job_id).repeat(4_000);
     let writing = tokio::task::spawn_blocking(move || stdin.write_all(many.as_bytes()).map(|()| stdin));
     let _stdin = writing.await.unwrap().expect("written");
@@ -165,7 +165,7 @@ async fn a_line_that_came_is_sent_while_the_pipe_stays_open() {
 #[tokio::test]
 async fn a_signal_ends_a_bulk_after_every_line_that_left_the_pipe() {
     let fleet = Fleet::new().await;
-    // What is accepted waits for this transaction.
+    // Accepting jobs waits for this transaction.
     let mut connection = fleet.database.connect().await;
     let holding = lock_jobs(&mut connection).await;
     let (mut pipe, mut stdin) = std::io::pipe().expect("a pipe");
@@ -175,7 +175,8 @@ async fn a_signal_ends_a_bulk_after_every_line_that_left_the_pipe() {
     drop(command);
     let text: String =
         (0..4_000).map(|n| format!("{}\n", job::encode(&job(&format!("s-{n}"), "echo", json!(n))))).collect();
-    // Page by page, so that the pipe holds as much as it can, until far more lines were read than a batch and those that wait for one.
+    // Written page by page, so that the pipe is as full as possible, until far more lines were read than a batch and
+    // the lines that wait for the next one.
     let written = Arc::new(AtomicUsize::new(0));
     let (count, all) = (written.clone(), text.clone());
     let writing = tokio::task::spawn_blocking(move || {
@@ -207,7 +208,7 @@ async fn a_signal_ends_a_bulk_after_every_line_that_left_the_pipe() {
     assert!(said.contains(&format!("stopped by a signal after line {lines};")), "{lines}: {said}");
 }
 
-/// Until it ends, no job is accepted.
+/// Holds a lock; until it is released, no job is accepted.
 async fn lock_jobs(connection: &mut PgConnection) -> Transaction<'_, Postgres> {
     let mut holding = connection.begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE harness_jobs IN EXCLUSIVE MODE").execute(&mut *holding).await.expect("locked");
@@ -228,7 +229,7 @@ async fn a_signal_after_the_last_line_stops_nothing() {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                         WHERE datname = current_database() AND wait_event_type = 'Lock'";
         until("the jobs wait", async || (fleet.database.count(waiting).await > 0).then_some(())).await;
-        // It is closed when its end was seen.
+        // It is closed once its end was seen.
         let open = || {
             let files = std::fs::read_dir(format!("/proc/{}/fd", child.id())).expect("a process");
             files.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path == file))
@@ -254,7 +255,7 @@ async fn a_named_pipe_is_opened_once_and_may_be_waited_for() {
         let (ran, ()) = tokio::join!(fleet.producer(&arguments), writing);
         assert!(ran.code == 0 && ran.err.contains("1 jobs accepted"), "{n}: {ran:?}");
     }
-    // Nobody writes.
+    // Nothing writes to the pipe.
     let mut command = fleet.producer_command(&arguments);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("producer");
     connected(&fleet).await;
@@ -263,7 +264,7 @@ async fn a_named_pipe_is_opened_once_and_may_be_waited_for() {
     assert!(code == 130 && !said.contains("panicked"), "{code}: {said}");
 }
 
-/// A command has connected, and goes on to read.
+/// Waits until a command has connected and goes on to read.
 async fn connected(fleet: &Fleet) {
     let connections = "SELECT count(*) FROM pg_stat_activity
                         WHERE datname = current_database() AND application_name = 'harness-fleet'";
@@ -271,7 +272,7 @@ async fn connected(fleet: &Fleet) {
     until("it has connected", connected).await;
 }
 
-/// Writes to a named pipe as soon as somebody reads it.
+/// Writes to a named pipe as soon as a reader opens it.
 async fn write_once(path: &Path, text: String) {
     let path = path.to_owned();
     let write = move || {
@@ -314,14 +315,14 @@ async fn a_line_without_end_is_refused_unread_and_the_next_one_is_sent() {
 async fn a_line_is_known_by_its_number_and_refused_in_words_of_its_fields() {
     let fleet = Fleet::new().await;
     let lines: Vec<(Vec<u8>, Option<&str>)> = vec![
-        // The mark of some editors, and their line ends.
+        // The byte order mark of some editors, and their line ends.
         (b"\xef\xbb\xbf{\"session_id\":\"s\",\"agent_id\":\"echo\",\"input\":1}\r".to_vec(), None),
         (b"\r".to_vec(), None),
         (
             b"{\"session_id\":\"s\",\"agent_id\":\"echo\",\"input\":\"caf\xe9\"}".to_vec(),
             Some("byte 49 is not UTF-8, expected JSON in UTF-8"),
         ),
-        // No line ends.
+        // These do not end a line.
         (
             "{\"session_id\":\"s\",\"agent_id\":\"echo\",\"input\":\"a\u{2028}b\u{2029}c\u{85}d\"}".into(),
             None,

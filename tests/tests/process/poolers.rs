@@ -1,4 +1,4 @@
-//! A fleet works behind a pooler, or is refused by the name of what is missing, before it takes a job.
+//! A fleet works behind a pooler, or is refused before it takes a job, with an error that names what is missing.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tests::{Database, Fleet, Pooler, Proxy, Ran, steps};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
-/// A small fleet from an empty database on, of which one worker is killed.
+/// Runs a small fleet from an empty database on, of which one worker is killed.
 async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
     let fleet = Fleet::on(Database::behind(pooler, set_by).await);
     for command in ["migrate", "migrate", "doctor"] {
@@ -32,13 +32,13 @@ async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
     }
     let log = second.log();
     assert!(!log.contains("heartbeat does not reach"), "{log}");
-    // Nothing lingers in the sessions that others get: a lock would keep the next upkeep away.
+    // Nothing stays behind in the shared sessions: a lock there would block the next upkeep.
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(fleet.database.count(locks).await, 0);
 }
 
-/// Nothing starts behind it, and each part says what would help.
+/// Checks that nothing starts behind it, and that each program says what would help.
 async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, told: &[&str]) {
     let mut fleet = Fleet::on(Database::new().await);
     fleet.database.url = pooler.through(&fleet.database.url);
@@ -84,7 +84,7 @@ async fn several_poolers_behind_one_address_are_found_as_well() {
         for place in places.iter().cycle() {
             let (mut from, _) = balancer.accept().await.expect("a connection");
             let mut to = TcpStream::connect(place).await.expect("a pooler");
-            // Its end is that of either side.
+            // It ends when either side ends.
             tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
         }
     });

@@ -1,4 +1,4 @@
-//! ops/preflight and ops/smoke on an environment that is well, and on ones that are not.
+//! ops/preflight and ops/smoke in healthy and in broken environments.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use tests::{Database, Fleet, Ran, job};
 
 const IMAGE: &str = "registry.example.com/harness-fleet:v1.2.3";
 
-/// A folder that kubectl can make something of, or cannot.
+/// Makes a folder that kubectl can render, or cannot.
 fn manifests(fleet: &Fleet, name: &str, resource: &str) -> PathBuf {
     let folder = fleet.folder.path().join(name);
     std::fs::create_dir(&folder).expect("a folder");
@@ -19,7 +19,7 @@ fn manifests(fleet: &Fleet, name: &str, resource: &str) -> PathBuf {
 
 const ACCOUNT: &str = "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: worker\n";
 
-/// The checks that are missing, by the lines that say so.
+/// The lines of the output that report a missing check.
 fn missing(ran: &Ran) -> Vec<&str> {
     ran.out.lines().filter_map(|line| line.strip_prefix("MISSING  ")).map(str::trim).collect()
 }
@@ -70,7 +70,7 @@ async fn a_broken_environment_is_told_all_that_it_lacks_at_once() {
         .await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let missing = missing(&ran);
-    // The services of a test trust everybody, or have a password that everybody knows.
+    // The services of a test accept every user, or have a password that is no secret.
     for check in
         ["secret DATABASE_URL", "secret AMQP_URL", "schema_current", "broker_connected", "manifests", "image"]
     {
@@ -151,7 +151,7 @@ async fn smoke_tells_processes_that_work_from_those_that_do_not() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.out.lines().filter(|line| line.starts_with("ok  ")).count(), 3, "{ran:?}");
 
-    // Alive, and not ready: it drains, and a job keeps it.
+    // Alive but not ready: it drains, and a job keeps it.
     let long = job("s", "scripted", json!({"count": 600, "delay_ms": 100}));
     fleet.enqueue(std::slice::from_ref(&long)).await;
     fleet.iterated(long.job_id, 1).await;

@@ -1,4 +1,4 @@
-//! What the broker refuses to a process is said once, with what would be right, and done as soon as it is granted.
+//! What the broker refuses to a process is reported once, with the remedy, and works as soon as it is granted.
 
 use job::JobState;
 use serde_json::json;
@@ -6,12 +6,12 @@ use tests::{Fleet, Ran, job, until, until_ok};
 
 const OURS: &str = "^(harness\\..*|amq\\.default)$";
 const NONE: &str = "^$";
-/// To bind queues to them. A worker's queues are not among these.
+/// The exchanges, to which queues are bound. A worker's queues are not among these.
 const EXCHANGES: &str = "^harness\\.(jobs|dead)$";
 
 const NEEDED: &str = "the user needs the permissions configure, write and read on harness.* in this vhost, and write on amq.default";
 
-/// The lines of a log that say that something is refused.
+/// The lines of a log that report a refusal.
 fn refusals(log: &str) -> Vec<&str> {
     log.lines().filter(|line| line.contains("the broker refuses this")).collect()
 }
@@ -39,7 +39,7 @@ async fn a_worker_that_may_not_read_its_queue_says_so_once_and_takes_jobs_when_i
     let again = async || (worker.log().matches("gave up a connection").count() > 6).then_some(());
     until("it was tried again and again", again).await;
     let log = worker.log();
-    // The queue of the pool by its slots, and that of what the broker gave up by the relay.
+    // By its slots for the queue of the pool, and by the relay for the queue of messages that the broker gave up.
     assert_eq!(refusals(&log).len(), 2, "{:?}", refusals(&log));
     assert!(!log.contains("lost the connection"), "{log}");
 
@@ -79,7 +79,7 @@ async fn a_relay_that_may_not_publish_says_so_once_and_publishes_when_it_may() {
     assert_eq!(refusals(&relay.log()).len(), 1, "{}", relay.log());
     assert!(!relay.log().contains("did not take all due jobs"), "{}", relay.log());
 
-    // It finds out also when there is nothing to publish any more.
+    // It finds out even when there is nothing left to publish.
     assert_eq!(fleet.producer(&["cancel", &job_id]).await.code, 0);
     guest.may(OURS, OURS, OURS);
     relay.said("the broker does not refuse this any more").await;
@@ -100,7 +100,7 @@ async fn who_may_not_declare_or_not_log_in_is_told_what_to_look_at() {
     let (user, host) = guest.url.split_once("://").expect("a scheme").1.split_once('@').expect("a user");
     let name = user.split_once(':').expect("a password").0;
     let vhostless = format!("{}/nowhere", guest.url.rsplit_once('/').expect("a vhost").0);
-    let login = "look at user, password and vhost in AMQP_URL";
+    let login = "check user, password and vhost in AMQP_URL";
     for (url, told) in [
         (guest.url.clone(), ["ACCESS_REFUSED", NEEDED]),
         (format!("amqp://{name}:hush-hush@{host}"), ["Login was refused", login]),

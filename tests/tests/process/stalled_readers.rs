@@ -1,4 +1,4 @@
-//! A reader that stalls holds up neither a signal nor the end; one that is slow loses nothing.
+//! A reader that stalls delays neither a signal nor the end; a reader that is slow loses nothing.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, PipeReader, Write};
@@ -9,7 +9,7 @@ use job::JobId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tests::{Fleet, ended, terminate, until};
 
-/// A pipe without any room; its reader stalls as long as this is kept.
+/// Makes a full pipe; its reader stalls as long as it is kept.
 fn full() -> (PipeReader, Stdio) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let has_room = |writer: &std::io::PipeWriter| {
@@ -33,7 +33,7 @@ async fn prints(child: &Child) {
     until("it prints", prints).await;
 }
 
-/// A file of so many lines like this one.
+/// Writes a file of this many copies of a line.
 fn lines(fleet: &Fleet, line: &str, count: usize) -> String {
     let path = fleet.folder.path().join("lines");
     std::fs::write(&path, format!("{line}\n").repeat(count)).expect("written");
@@ -84,7 +84,8 @@ async fn every_command_hears_a_signal_while_its_reader_stalls() {
     }
 }
 
-/// `enqueue --print-ids` of these lines, whose ids are not read; it has accepted as many as the pipe takes.
+/// Starts `enqueue --print-ids` with these lines and does not read the ids. Waits until more jobs are accepted than the
+/// pipe holds ids.
 async fn holding_up(fleet: &Fleet, count: usize) -> Child {
     let file = lines(fleet, GOOD, count);
     let mut command = fleet.producer_command(&["enqueue", "--print-ids", "--file", &file]);

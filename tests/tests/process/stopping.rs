@@ -1,4 +1,4 @@
-//! A process hears that it is to stop at any moment, waits for what is away, and says why it ends.
+//! A process reacts to a stop signal at any moment, waits for services that are away, and says why it ends.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
@@ -7,7 +7,7 @@ use job::JobId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{Fleet, Link, PATIENCE, Proxy, is_root, job, until, until_ok};
+use tests::{Fleet, Link, Proxy, TIMEOUT, is_root, job, until, until_ok};
 
 #[tokio::test]
 async fn why_a_process_ends_is_said_at_every_log_level() {
@@ -28,7 +28,7 @@ async fn why_a_process_ends_is_said_at_every_log_level() {
     }
 }
 
-/// Waits until it listens for SIGTERM.
+/// Waits until the process listens for SIGTERM.
 async fn listens(pid: u32) {
     let caught = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -81,7 +81,7 @@ async fn a_first_connection_that_takes_its_time_holds_up_no_stop() {
         silent.set(Link::Frozen);
         let only_postgres = std::ptr::eq(silent, &postgres);
         let producer = with_both.iter().chain(with_postgres.iter().filter(|_| only_postgres));
-        // `once` waits for no broker: what cannot be read is unknown.
+        // `once` does not wait for a broker: what cannot be read is unknown.
         let autoscaler = [&["observe"][..], &once, &["explain", "default"]];
         let autoscaler = autoscaler.into_iter().take(if only_postgres { 3 } else { 1 });
         let commands = producer.map(|arguments| fleet.producer_command(arguments));
@@ -132,8 +132,8 @@ async fn a_first_connection_that_never_answers_is_tried_again() {
     postgres.set(Link::Frozen);
     let worker = fleet.worker("worker").set("DATABASE_URL", postgres.through(&fleet.database.url)).launch();
     worker.address().await;
-    // The connection that it tries stays silent; the next one works.
-    tokio::time::timeout(PATIENCE, postgres.connected()).await.expect("a connection");
+    // The first connection stays silent; the next one works.
+    tokio::time::timeout(TIMEOUT, postgres.connected()).await.expect("a connection");
     postgres.forget();
     postgres.set(Link::Pass);
     worker.ready().await;
@@ -143,7 +143,7 @@ async fn a_first_connection_that_never_answers_is_tried_again() {
 #[tokio::test]
 async fn a_closed_terminal_drains_a_worker_unless_it_was_to_outlive_it() {
     let fleet = Fleet::new().await;
-    // Also where these tests are to outlive a terminal.
+    // This also holds when the tests themselves run under `nohup`.
     let in_a_terminal = fleet.worker("in a terminal").through(&["env", "--default-signal=HUP"]);
     let mut worker = in_a_terminal.start().await;
     worker.hang_up();
@@ -173,7 +173,7 @@ async fn a_signal_that_was_blocked_at_the_start_is_heard_by_worker_and_program()
     fleet.iterated(spec.job_id, 1).await;
     worker.terminate();
     assert_eq!(worker.exit().await, 0);
-    // Its last word counts, because it was said after SIGTERM and not cut off by SIGKILL.
+    // Its last output counts, because it was written after SIGTERM and was not cut off by SIGKILL.
     fleet.undisturbed(&[spec]).await;
 }
 
@@ -210,7 +210,7 @@ async fn as_the_first_process_of_a_container_a_worker_leaves_no_zombies() {
         if zombies == 0 { Ok(()) } else { Err(below) }
     };
     until_ok("all are reaped", zombies).await;
-    // SIGTERM reaches the worker by way of the first process.
+    // The first process passes SIGTERM on to the worker.
     terminate(first);
     worker.said("stopped worker_id").await;
     assert_eq!(worker.exit().await, 0);

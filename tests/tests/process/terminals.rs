@@ -1,14 +1,15 @@
-//! What a job or a program wrote reaches no terminal as an order to it, and no reader of lines as an end of line.
+//! What a job or a program wrote cannot act as a command to a terminal, nor as a line end to a reader of lines.
 
 use job::{JobId, JobState};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tests::{Fleet, job};
 
-/// Clears the screen, sets a title, writes over the line, turns the reading direction around; and ends a line for some.
+/// Clears the screen, sets a title, overwrites the line and reverses the reading direction; some readers also see line
+/// ends in it.
 const NASTY: &str = "boom\u{1b}[2J\u{1b}]0;title\u{7}\u{1b}[31mred\rSUCCEEDED\u{202e}txt.exe\u{9b}31m\u{2028}x\u{2029}y\u{85}z";
 
-/// Says all that it can in such words, in its state and in its error.
+/// A program that uses this text wherever it can, in its state and in its error.
 fn program() -> String {
     let nasty = json!(NASTY);
     let checkpoint = json!({"type": "checkpoint", "memory": {"k": nasty}, "context_window": [nasty], "feature_progress": {"p": nasty}});
@@ -16,7 +17,7 @@ fn program() -> String {
     format!("#!/bin/sh\ncat <<'END'\n{checkpoint}\n{error}\nEND\n")
 }
 
-/// Everything but line feeds that a terminal would act on, or that some reader would take for the end of a line.
+/// All characters except line feeds that a terminal would act on, or that a reader could take for a line end.
 fn acts(text: &str) -> Vec<char> {
     let acts = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}');
     text.chars().filter(|c| *c != '\n' && acts(*c)).collect()

@@ -1,4 +1,4 @@
-//! A job's way shows as one trace: from whoever sent it, through every attempt on whatever worker, into its program.
+//! A job shows as one trace: from its sender, through every attempt on any worker, into its program.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const CALLERS_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLERS_SPAN: &str = "b7ad6b7169203331";
 
-/// A program that works in two steps and gives back the place in a trace that it was given.
+/// A program that works in two steps and returns the trace context that it was given.
 const TRACED: &str = r#"#!/bin/sh
 echo '{"type":"checkpoint","memory":{"step":1},"input_tokens":10,"output_tokens":2,"cost_usd":0.5}'
 echo '{"type":"checkpoint","memory":{"step":2},"input_tokens":20,"output_tokens":4}'
 echo "{\"type\":\"result\",\"output\":\"$TRACEPARENT\"}"
 "#;
 
-/// An `agents.toml` with `traced`, `scripted` and `echo`.
+/// Writes an `agents.toml` with `traced`, `scripted` and `echo`.
 fn agents(fleet: &Fleet) -> String {
     let program = fleet.program("traced", TRACED);
     fleet.agents(&[("traced", &program), ("scripted", ""), ("echo", "")])
 }
 
-/// Publishes a job as a stranger would, with this header.
+/// Publishes a job as a foreign client would, with this header.
 async fn publish(fleet: &Fleet, spec: &JobSpec, traceparent: &str) {
     let mut headers = FieldTable::default();
     headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
@@ -34,14 +34,14 @@ async fn publish(fleet: &Fleet, spec: &JobSpec, traceparent: &str) {
     fleet.vhost.publish(vec![(job::encode(spec).into_bytes(), properties)]).await;
 }
 
-/// What the program gave back.
+/// The trace context that the program returned.
 async fn handed_on(fleet: &Fleet, job_id: JobId) -> String {
     let view = fleet.ended(job_id).await;
     assert_eq!(view.state, JobState::Succeeded, "{view:?}");
     serde_json::from_str(view.output.expect("an output").as_str()).expect("a string")
 }
 
-/// A job's id as that of a trace.
+/// A job's id as a trace id.
 fn own_trace(job_id: JobId) -> String {
     job_id.to_string().replace('-', "")
 }
@@ -156,7 +156,7 @@ async fn a_job_that_goes_on_elsewhere_stays_in_its_trace() {
     assert_eq!(attempt.attributes["harness.attempt"], json!(2));
     assert_eq!(attempt.attributes["harness.worker.id"], json!(second.id().await));
     assert_eq!((&before.trace_id, &attempt.trace_id), (&own, &own));
-    assert_eq!(attempt.parent, "", "nobody began this trace but the job");
+    assert_eq!(attempt.parent, "", "the job itself began this trace");
     let after = collector.spans(2, "iteration", |span| !by_first(span)).await;
     assert!(after.iter().all(|span| span.trace_id == own && span.start > before.end));
 }
@@ -194,7 +194,7 @@ async fn what_the_producer_sends_is_above_what_the_worker_does() {
         assert_eq!(shown.json()[0]["trace_id"], json!(trace));
     }
 
-    // Once more: it is accepted already, and nothing of the sort happens again.
+    // The same job again: it was accepted before, so no new attempt follows.
     enqueue(&["enqueue", "--file", "-"], &job::encode(&plain)).await;
     let again = collector.span("send harness.jobs.default", |span| {
         span.attributes.get("harness.outcome") == Some(&json!("accepted_before"))
@@ -256,7 +256,7 @@ async fn what_a_caller_does_not_record_is_not_recorded_and_stays_in_its_trace() 
     publish(&fleet, &spec, &CALLER.replace("-01", "-00")).await;
     let given = handed_on(&fleet, spec.job_id).await;
     assert!(given.starts_with(&format!("00-{CALLERS_TRACE}-")) && given.ends_with("-00"), "{given}");
-    // One that is recorded, so that what came before it would be there.
+    // This one is recorded, so earlier spans would have arrived by then.
     let recorded = job("s", "traced", Value::Null);
     publish(&fleet, &recorded, CALLER).await;
     fleet.ended(recorded.job_id).await;
@@ -273,7 +273,7 @@ async fn without_a_receiver_a_program_still_learns_its_trace() {
     let (called, wrong) = (job("s-1", "traced", Value::Null), job("s-2", "traced", Value::Null));
     publish(&fleet, &called, CALLER).await;
     assert_eq!(handed_on(&fleet, called.job_id).await, CALLER);
-    // A header that is no place in a trace is passed over, as Trace Context says.
+    // A header that is not a valid trace context is ignored, as Trace Context demands.
     publish(&fleet, &wrong, "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01").await;
     let given = handed_on(&fleet, wrong.job_id).await;
     assert!(given.starts_with(&format!("00-{}-", own_trace(wrong.job_id))), "{given}");
@@ -310,7 +310,7 @@ async fn a_trace_id_stays_with_a_job_that_ends_without_a_worker_or_is_run_again(
 async fn a_receiver_that_never_answers_holds_up_neither_job_nor_drain() {
     let fleet = Fleet::new().await;
     let (url, _holding) = Collector::dead().await;
-    // Longer than any test: only the drain's own bound ends the wait for it.
+    // Longer than any test, so that only the drain's own bound ends the wait.
     let patient = ("OTEL_EXPORTER_OTLP_TIMEOUT", 3_600_000);
     let worker =
         fleet.worker("worker").traced(&url).set(patient.0, patient.1).set("OTEL_BSP_MAX_QUEUE_SIZE", 8);
@@ -330,7 +330,7 @@ async fn a_receiver_that_never_answers_holds_up_neither_job_nor_drain() {
 #[tokio::test]
 async fn a_receiver_that_is_away_is_told_once_and_its_return_as_well() {
     let fleet = Fleet::new().await;
-    // A port that nobody has, for now.
+    // A port that is free for now.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);

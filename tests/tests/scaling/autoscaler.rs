@@ -4,7 +4,7 @@ use job::{JobSpec, JobState};
 use serde_json::{Value, json};
 use tests::{Fleet, Launch, Processes, Worker, http, steps, until, until_ok};
 
-/// One to four workers, one for each four jobs, without any limit to the speed.
+/// One to four workers, one per four jobs, with no limit on the speed.
 const POOL: &str = r#"
     [pools.default]
     target = "process"
@@ -18,7 +18,7 @@ const POOL: &str = r#"
 
 const ALIVE: &str = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";
 
-/// Waits until the pool's list of targets names so many workers, each of which answers.
+/// Waits until the pool's list of targets names this many workers, and each of them answers.
 async fn found_by_prometheus(fleet: &Fleet, workers: usize) {
     let list = fleet.processes().join("default/targets.json");
     let look = async || {
@@ -59,12 +59,12 @@ async fn a_pool_grows_at_once_with_a_burst_and_shrinks_behind_it_with_no_job_int
     assert!(writes <= 3, "to the first worker, and to four in one write or two: {writes}");
 
     fleet.undisturbed(&burst).await;
-    // The long job still runs: of four workers those three go that hold nothing.
+    // The long job still runs, so the three idle workers of the four go.
     fleet.workers_alive(1).await;
     assert_eq!(
         fleet.view(long.job_id).await.unwrap().state,
         JobState::Running,
-        "the shrinking came too late to tell"
+        "the pool shrank too late for this test"
     );
     fleet.undisturbed(&[long]).await;
 
@@ -107,7 +107,7 @@ async fn an_autoscaler_that_is_killed_leaves_its_workers_to_the_next_which_remem
 
     let mut second = fleet.autoscaler("second", &slow).set("AUTOSCALER_LEASE_S", 8).launch();
     second.said("leads").await;
-    // A decision of the second one's: nothing to do, and yet nobody goes.
+    // A decision of the second autoscaler: nothing to do, and yet no worker goes.
     let stabilized = "SELECT count(*) FROM harness_scale_decisions
                        WHERE epoch = (SELECT max(epoch) FROM harness_leases) AND reason = 'scale_down_stabilized'
                          AND from_replicas = 3 AND desired_replicas = 3";
@@ -126,7 +126,7 @@ async fn a_queue_that_was_never_there_is_unknown_and_the_time_without_it_grows()
     let mut autoscaler = fleet.autoscaler("autoscaler", &pool).launch();
     autoscaler.said("watches the backlog").await;
     let age = r#"harness_autoscaler_observation_age_seconds{pool="nobody",source="queue"}"#;
-    until("it has sought the queue in vain", async || (autoscaler.metric(age).await > 2.0).then_some(()))
+    until("it has looked for the queue in vain", async || (autoscaler.metric(age).await > 2.0).then_some(()))
         .await;
     let (_, metrics) = autoscaler.get("/metrics").await;
     assert!(!metrics.contains("harness_queue_depth{"), "unknown is not zero:\n{metrics}");

@@ -1,10 +1,10 @@
-//! What a pool needs is told from the ledger: what runs and waits, who could take it, and how long runs take.
+//! The ledger shows what a pool needs: what runs and waits, which workers could take it, and how long runs take.
 
 use std::time::Duration;
 
 use job::{JobSpec, Name, WorkerId};
 use serde_json::json;
-use store::{Durations, End, Pace, PoolDemand, Store, WorkerRegistration};
+use store::{Durations, End, PoolDemand, Store, Throughput, WorkerRegistration};
 use tests::{Database, Runner, claimed, job, leading, until};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -137,7 +137,7 @@ async fn a_worker_whose_lease_has_run_out_is_no_capacity_but_its_job_still_count
 }
 
 #[tokio::test]
-async fn what_workers_tell_of_their_pace_is_their_pools() {
+async fn the_throughput_that_workers_report_is_that_of_their_pools() {
     let database = Database::new().await;
     let store = database.store();
     let workers = [
@@ -148,7 +148,7 @@ async fn what_workers_tell_of_their_pace_is_their_pools() {
     for (runner, ms) in workers.iter().zip([1_000, 3_000, 50]) {
         let mut durations = Durations::default();
         (0..10).for_each(|_| durations.add(Duration::from_millis(ms)));
-        store.beat(runner.worker, &Pace { starts_per_s: 1.5, durations }).await.unwrap();
+        store.beat(runner.worker, &Throughput { starts_per_s: 1.5, durations }).await.unwrap();
     }
     assert_eq!(demand(&store, "a").await.starts_per_s, 3.0);
     let pools = [name("b"), name("none"), name("a")];
@@ -158,7 +158,7 @@ async fn what_workers_tell_of_their_pace_is_their_pools() {
     let (median, late) = (seen[2].quantile_ms(0.5), seen[2].quantile_ms(0.95));
     assert!((850.0..=1_200.0).contains(&median) && (2_500.0..=3_500.0).contains(&late), "{median} {late}");
 
-    // A worker that has ended takes nothing any more, but what it has seen stays true for a while.
+    // A worker that has ended takes no more jobs, but what it has measured stays valid for a while.
     store.mark_stopped(workers[0].worker).await.unwrap();
     assert_eq!(demand(&store, "a").await.starts_per_s, 1.5);
     assert_eq!(store.service_times(&pools).await.unwrap()[2].runs(), 20);

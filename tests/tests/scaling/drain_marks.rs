@@ -1,4 +1,4 @@
-//! A worker that is drained holds nothing and gets nothing, whatever the network delivers late; only a leader marks.
+//! A drained worker holds nothing and gets nothing, whatever the network delivers late. Only a leader sets marks.
 
 use std::time::Duration;
 
@@ -22,16 +22,16 @@ async fn a_drained_worker_is_granted_nothing_until_its_mark_is_taken_back() {
     let (leader, runner) = (leading(&store).await, Runner::register(&store).await);
     let jobs = [job("s", "echo", json!(1)), job("t", "echo", json!(2))];
     store.accept(&jobs[..1]).await.unwrap();
-    assert!(!store.confirm_drained(runner.worker, leader.epoch).await.unwrap(), "nobody has asked for it");
+    assert!(!store.confirm_drained(runner.worker, leader.epoch).await.unwrap(), "it was not asked to");
     let marked = store.mark_drains(&leader, &[runner.worker], LONG).await.unwrap();
     assert_eq!(done(marked), [runner.worker]);
     assert_eq!(mark_of(&runner).await, Some((leader.epoch, false)));
     assert!(!store.confirm_drained(runner.worker, leader.epoch - 1).await.unwrap(), "another's mark");
     assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
-    assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap(), "told twice");
+    assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap(), "reported twice");
     assert_eq!(mark_of(&runner).await, Some((leader.epoch, true)));
 
-    // One that the ledger knows, and one that it does not.
+    // One job that the ledger knows, and one that it does not.
     for spec in &jobs {
         assert!(matches!(runner.claim(spec).await.unwrap(), Answer::Drained));
     }
@@ -119,7 +119,7 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
     store.mark_drains(&leader, &[runner.worker], LONG).await.unwrap();
     assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
     let declared = async || declare_dead(&store).await.pop();
-    let dead = until("its lease is over", declared).await;
+    let dead_worker = until("its lease is over", declared).await;
     let successor = WorkerRegistration {
         worker: WorkerId::random(),
         host: "test".to_owned(),
@@ -128,14 +128,14 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
         slots: 1,
         lease: LONG,
     };
-    store.register_successor(&successor, dead).await.unwrap();
-    assert_eq!(mark_of(&runner).await, None, "the dead drains no more");
+    store.register_successor(&successor, dead_worker).await.unwrap();
+    assert_eq!(mark_of(&runner).await, None, "a dead worker drains no more");
     runner.worker = successor.worker;
     assert_eq!(mark_of(&runner).await, Some((leader.epoch, false)));
     assert!(store.confirm_drained(runner.worker, leader.epoch).await.unwrap());
 }
 
-/// The claim that hangs in the network is the reason for the locks.
+/// The locks exist because of the claim that hangs in the network.
 #[tokio::test]
 async fn of_a_claim_and_a_confirmation_at_the_same_time_one_is_refused() {
     let database = Database::new().await;

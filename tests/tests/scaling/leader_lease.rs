@@ -1,4 +1,4 @@
-//! Of several autoscalers one leads; who has lost the lead, by whatever way, changes nothing any more.
+//! One of several autoscalers leads; one that has lost the lead, for any reason, changes nothing any more.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn a_leader_that_was_paused_past_its_lease_finds_another_one_and_changes_n
     let next = async || store.lead("fleet", "next", LONG).await.unwrap();
     let next = until("its lease is over", next).await;
     assert!(next.epoch > paused.epoch);
-    assert!(paused.left().is_zero(), "it has known before the next one could");
+    assert!(paused.left().is_zero(), "it knew before another one could lead");
     assert!(store.lead("fleet", "paused", LONG).await.unwrap().is_none());
     assert_eq!(store.decide(&paused, &[decision("a"), decision("b")]).await.unwrap(), [Fenced::Lost; 2]);
     assert_eq!(store.mark_drains(&paused, &[runner.worker], LONG).await.unwrap(), Fenced::Lost);
@@ -71,7 +71,7 @@ async fn a_leadership_that_has_lapsed_or_was_given_up_is_another_one_in_the_same
     assert!(second.epoch > first.epoch);
     assert_eq!(store.decide(&first, &[decision("a")]).await.unwrap(), [Fenced::Lost]);
     database.execute("UPDATE harness_leases SET expires_at = now()").await;
-    assert_eq!(store.decide(&second, &[decision("a")]).await.unwrap(), [Fenced::Lost], "nobody leads");
+    assert_eq!(store.decide(&second, &[decision("a")]).await.unwrap(), [Fenced::Lost], "there is no leader");
     let third = store.lead("fleet", "only", LONG).await.unwrap().unwrap();
     assert!(third.epoch > second.epoch);
 }
@@ -90,7 +90,7 @@ async fn a_successor_waits_for_what_its_predecessor_is_writing() {
     let database = Database::new().await;
     let store = database.store();
     store.lead("fleet", "old", Duration::from_millis(300)).await.unwrap().unwrap();
-    // As a transaction of the leader's does.
+    // As a transaction of the leader does.
     let mut writing = database.connect().await;
     sqlx::raw_sql("BEGIN; SELECT FROM harness_leases FOR SHARE").execute(&mut writing).await.unwrap();
     let lead = async || store.lead("fleet", "next", LONG).await.unwrap();

@@ -1,4 +1,4 @@
-//! What is promised of an autoscaler: what it sees, what it decides, and who is drained.
+//! What is promised about an autoscaler: what it observes, what it decides, and which workers are drained.
 
 mod observe;
 mod demand;

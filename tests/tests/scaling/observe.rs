@@ -1,5 +1,5 @@
-//! What the autoscaler sees: what cannot be read is unknown, never zero; one source that fails leaves the others as they are;
-//! and looking needs no rights.
+//! What the autoscaler observes: what cannot be read is unknown, never zero. A source that fails leaves the others as
+//! they are, and observing needs no rights.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use queue::{Broker, BrokerConfig, Message, jobs_queue};
 use serde_json::json;
 use service::Authorities;
 use store::{End, Store, StoreConfig};
-use tests::{Database, Fleet, Link, OwnBroker, PATIENCE, Proxy, Runner, Vhost, claimed, job, until_ok};
+use tests::{Database, Fleet, Link, OwnBroker, Proxy, Runner, TIMEOUT, Vhost, claimed, job, until_ok};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -24,19 +24,19 @@ fn watched(pools: &[&str]) -> Vec<Watched> {
     pools.iter().map(watched).collect()
 }
 
-/// A connection that only looks.
+/// Opens a connection that only looks.
 async fn looking(url: &str) -> Broker {
     let config = BrokerConfig::new(url, "test").only_looking();
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await.expect("a broker that answers");
+    broker.ready(TIMEOUT).await.expect("a broker that answers");
     broker
 }
 
-/// Puts so many messages into a pool's queue, which is declared for it.
+/// Declares a pool's queue and puts this many messages into it.
 async fn fill(url: &str, pool: &str, count: usize) {
     let config = BrokerConfig::new(url, "test").with_pools([name(pool)]);
     let broker = Broker::start(config, CancellationToken::new());
-    broker.ready(PATIENCE).await.expect("a broker that answers");
+    broker.ready(TIMEOUT).await.expect("a broker that answers");
     for _ in 0..count {
         let message = Message::new("test.v1", "{}");
         broker.publisher().publish(&jobs_queue(&name(pool)), message).await.expect("published");
@@ -48,7 +48,7 @@ fn ready(observer: &Observer, pool: &str) -> Option<u64> {
     observer.latest(&name(pool)).ready.map(|ready| ready.value)
 }
 
-/// Rounds until something is seen.
+/// Waits, round by round, until something is seen.
 async fn rounds(observer: &Observer, what: &str, seen: impl Fn() -> bool) {
     let round = async || {
         observer.look().await;
@@ -79,7 +79,7 @@ async fn a_user_without_any_right_sees_the_queues_and_a_missing_one_hides_no_oth
     let account = observer.account(&name("missing")).expect("it is observed");
     assert_eq!(account.ready_unknown.as_deref(), Some("there is no queue harness.jobs.missing"));
     assert!(!account.is_complete() && observer.account(&name("last")).expect("observed").is_complete());
-    assert_eq!(observer.health().queue.error, None, "a queue that is not there is no failure");
+    assert_eq!(observer.health().queue.error, None, "a missing queue is not a failure");
 
     fill(&vhost.url, "missing", 1).await;
     rounds(&observer, "the queue is seen", || ready(&observer, "missing") == Some(1)).await;
@@ -89,7 +89,7 @@ async fn a_user_without_any_right_sees_the_queues_and_a_missing_one_hides_no_oth
     deleting.queue_delete(channel.as_str().into(), Default::default()).await.expect("deleted");
     observer.look().await;
     assert_eq!((ready(&observer, "first"), ready(&observer, "last")), (None, Some(0)), "not zero");
-    assert_eq!(broker.ready(PATIENCE).await, Ok(1), "still on the first connection");
+    assert_eq!(broker.ready(TIMEOUT).await, Ok(1), "still on the first connection");
     broker.close().await;
 }
 
@@ -103,7 +103,7 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
     let observer = Observer::new(broker.clone(), store, watched(&["default"]), None);
     observer.look().await;
     let ages = || {
-        // The time is asked last: it goes on in between, and nothing is read in the future.
+        // The time is read last. It advances in between, so no reading is in the future.
         let (seen, now_ms) = (observer.latest(&Name::default()), observer.now_ms());
         let (ready, demand) = (seen.ready.expect("a depth"), seen.demand.expect("a demand"));
         assert_eq!((ready.value, demand.value.running), (3, 0));
@@ -124,7 +124,7 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
         .await;
     }
 
-    // Postgres keeps each question for 12 s, and nobody waits for it.
+    // Postgres holds each query for 12 s, and nothing waits for it.
     to_postgres.set(Link::Frozen);
     let frozen = rounds(&observer, "the ledger's reading is old", || ages().1 > 4_000);
     timeout(Duration::from_secs(10), frozen).await.expect("in time");
@@ -140,7 +140,7 @@ async fn a_source_that_fails_keeps_its_last_reading_which_grows_old() {
 }
 
 #[tokio::test]
-async fn before_postgres_has_told_the_time_nothing_is_known_and_no_round_is_told_of() {
+async fn until_postgres_has_given_the_time_nothing_is_known_and_no_round_is_reported() {
     let (vhost, database) = (Vhost::new(), Database::new().await);
     fill(&vhost.url, "default", 3).await;
     let to_postgres = Proxy::to(&database.url).await;

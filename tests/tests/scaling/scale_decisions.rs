@@ -1,4 +1,5 @@
-//! What was decided is written before it is done, read back as it was written, and never after a later leader's decision.
+//! A decision is written before it is carried out, is read back as it was written, and is never written after a later
+//! leader's decision.
 
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ async fn an_outcome_is_noted_once() {
 async fn no_decision_follows_one_of_a_higher_epoch_in_its_pool() {
     let database = Database::new().await;
     let store = database.store();
-    // Two fleets are set on pool b by mistake, so that both lead.
+    // Two fleets use pool b by mistake, so both lead.
     let earlier = store.lead("one", "holder", LONG).await.unwrap().unwrap();
     let later = store.lead("other", "holder", LONG).await.unwrap().unwrap();
     store.decide(&earlier, &[decision("b", 1_000, 3)]).await.unwrap();

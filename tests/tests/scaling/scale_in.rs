@@ -84,7 +84,7 @@ async fn a_busy_worker_ends_its_job_stays_ready_meanwhile_and_begins_no_other() 
 
     mark(&fleet, &leader, &first, LONG).await;
     first.said("marked to be scaled away").await;
-    // Its other slots take nothing: these go to a worker that comes later.
+    // Its other slots take nothing: these jobs go to a worker that comes later.
     let others: Vec<_> = (0..4).map(|n| job(&format!("other-{n}"), "echo", json!(n))).collect();
     fleet.enqueue(&others).await;
     let second = fleet.worker("second").start().await;
@@ -120,7 +120,7 @@ async fn a_mark_that_nobody_renews_ends_by_itself() {
     worker.said("the mark is gone").await;
     until("it is ready", async || is_ready(&worker).await.then_some(())).await;
 
-    // Marked anew under the same epoch, it has to say anew that it is drained.
+    // Marked again under the same epoch, it must confirm again that it is drained.
     mark(&fleet, &leader, &worker, LONG).await;
     drained(&fleet, &worker).await;
     fleet.database.audited().await;
@@ -159,7 +159,7 @@ async fn a_drained_worker_that_comes_back_from_the_dead_begins_nothing() {
     };
     until("it is drained under its new id", again).await;
     assert!(!is_ready(&first).await);
-    assert!(!first.log().contains("the mark is gone"), "in between it was not");
+    assert!(!first.log().contains("the mark is gone"), "it was not in between");
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn no_job_is_interrupted_or_begun_by_workers_that_are_marked_in_the_middle
             assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
         }
     };
-    // Marks come and go, one worker after the other, at whatever a slot is doing.
+    // Marks come and go, one worker after the other, whatever a slot is doing.
     let marking = async {
         for turn in 0.. {
             let worker = &workers[turn % 2];

@@ -1,5 +1,5 @@
-//! `autoscaler simulate` tells what a policy would do to a trace, without any service, and says what is wrong with its
-//! input.
+//! `autoscaler simulate` shows what a policy would do with a trace, without any service, and reports what is wrong with
+//! its input.
 
 use std::path::Path;
 

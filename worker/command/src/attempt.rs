@@ -1,9 +1,9 @@
-//! One attempt: listens to the program, minds its limits and the stop signal, and sees to its end.
+//! One attempt: reads what the program writes, supervises its limits and the stop signal, and ends it.
 //!
-//! Two futures run beside each other. [`Listener::listen`] takes line after line, each to its end before the next;
-//! [`mind`] watches the clock, the stop signal and the process, and asks the program to stop. The first to end starts
-//! the end of the attempt; [`verdict`] then says what it comes to. A lost lease is none of this module's cases: the
-//! whole attempt is dropped.
+//! Two futures run side by side. [`Listener::listen`] takes one line after the other and finishes each before the next.
+//! [`supervise`] watches the clock, the stop signal and the process, and asks the program to stop. When one of the two
+//! ends, so does the attempt, and [`verdict`] decides its outcome. This module does not handle a lost lease: the whole
+//! attempt is dropped.
 
 use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -19,12 +19,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::config::Settings;
 use crate::contract::{self, Message};
 use crate::lines::{LineError, Lines};
-use crate::verdict::{Asked, LastWord, verdict};
+use crate::verdict::{Asked, LastMessage, verdict};
 
-/// How long the rest of stdout is waited for once the group is dead: a process that left the group may hold the pipe.
+/// How long to wait for the rest of stdout once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// A running program and all that belongs to it.
+/// A running program and everything that belongs to it.
 pub(crate) struct Attempt<'a> {
     pub settings: &'a Settings,
     pub run: &'a mut Run,
@@ -33,7 +33,7 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Goes on until the program is gone.
+    /// Runs until the program is gone.
     pub async fn run(self, stdout: ChildStdout) -> Result<Json, RunError> {
         let Attempt { settings, run, group, stderr } = self;
         let signal = run.stop_signal();
@@ -42,31 +42,31 @@ impl Attempt<'_> {
         let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
         let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
 
-        let word = {
+        let last_message = {
             let mut listening = pin!(listener.listen());
             tokio::select! {
-                word = &mut listening => word,
-                () = mind(&group, signal, &silence, &asked, settings) => {
+                last_message = &mut listening => last_message,
+                () = supervise(&group, signal, &silence, &asked, settings) => {
                     group.kill();
-                    // Everything it said while it lived still counts.
+                    // Everything that it wrote while it lived still counts.
                     let over = silence.lasts(DRAIN, Instant::now());
                     tokio::select! {
-                        word = &mut listening => word,
-                        () = over => LastWord::Nothing { torn: None },
+                        last_message = &mut listening => last_message,
+                        () = over => LastMessage::Nothing { torn: None },
                     }
                 }
             }
         };
-        wait_for_exit(&group, &mut listener.lines, &word, settings.stop_grace).await;
+        wait_for_exit(&group, &mut listener.lines, &last_message, settings.stop_grace).await;
         let exit = group.end().await;
-        listener.note_bad_manners(&word, exit).await;
-        listener.settle(&word).await?;
-        verdict(asked.into_inner(), word, exit, &stderr.tail().await, settings)
+        listener.warn_of_program_mistakes(&last_message, exit).await;
+        listener.settle(&last_message).await?;
+        verdict(asked.into_inner(), last_message, exit, &stderr.tail().await, settings)
     }
 }
 
-/// Asks the program to stop when there is a reason. Ends when the leader has ended, or its time to do so is over.
-async fn mind(
+/// Asks the program to stop when there is a reason. Returns when the leader has ended, or its time to do so is over.
+async fn supervise(
     group: &Group,
     signal: StopSignal,
     silence: &Silence,
@@ -81,70 +81,70 @@ async fn mind(
     };
     asked.get_or_init(|| reason);
     group.terminate();
-    // Killing it is the caller's next step in either case.
+    // In either case the caller kills it next.
     let _ = timeout(settings.stop_grace, group.exited()).await;
 }
 
-/// Lets a program that has said its last word, or closed its stdout, exit by itself for a while.
+/// Gives a program that has said its last word, or closed its stdout, some time to exit by itself.
 async fn wait_for_exit<R: AsyncRead + Unpin>(
     group: &Group,
     lines: &mut Lines<R>,
-    word: &LastWord,
+    last_message: &LastMessage,
     grace: Duration,
 ) {
     let reading = async {
-        // A program must not hang on a full pipe instead of exiting.
+        // The pipe is emptied, so that the program does not hang on it instead of exiting.
         lines.discard().await;
         std::future::pending::<()>().await
     };
-    match word {
-        LastWord::Result(_) | LastWord::Error(_) | LastWord::Nothing { .. } => tokio::select! {
+    match last_message {
+        LastMessage::Result(_) | LastMessage::Error(_) | LastMessage::Nothing { .. } => tokio::select! {
             () = group.exited() => {}
             () = sleep(grace) => {}
             () = reading => {}
         },
-        LastWord::Broken(_) | LastWord::Refused(_) => {}
+        LastMessage::Broken(_) | LastMessage::Refused(_) => {}
     }
 }
 
-/// Takes what the program says.
+/// Reads what the program writes.
 struct Listener<'a> {
     run: &'a mut Run,
     lines: Lines<ChildStdout>,
     silence: &'a Silence,
-    /// Reported with `cost`, and in no checkpoint yet.
+    /// Usage that was reported with `cost` and is in no checkpoint yet.
     unpaid: Usage,
 }
 
 impl Listener<'_> {
-    /// Takes line after line up to the last word. A checkpoint is durable before the next line is looked at: while
-    /// we commit, the pipe fills and the program waits.
-    async fn listen(&mut self) -> LastWord {
+    /// Takes one line after the other, up to the last word. A checkpoint is durable before the next line is looked at:
+    /// while we commit, the pipe fills and the program waits.
+    async fn listen(&mut self) -> LastMessage {
         loop {
             self.silence.begin();
             let line = self.lines.next().await;
             self.silence.end();
             let line = match line {
                 Ok(Some(line)) => line,
-                Ok(None) => return LastWord::Nothing { torn: None },
-                Err(error) => return LastWord::Broken(cannot_read(error)),
+                Ok(None) => return LastMessage::Nothing { torn: None },
+                Err(error) => return LastMessage::Broken(cannot_read(error)),
             };
             let message = match contract::parse(&line) {
                 Ok(Some(message)) => message,
                 Ok(None) => continue,
-                Err(failure) if line.complete => return LastWord::Broken(failure),
-                Err(failure) => return LastWord::Nothing { torn: Some(failure) },
+                Err(failure) if line.complete => return LastMessage::Broken(failure),
+                Err(failure) => return LastMessage::Nothing { torn: Some(failure) },
             };
             match message {
                 Message::Checkpoint(delta) => {
                     if let Err(stop) = self.checkpoint(delta).await {
-                        return LastWord::Refused(at_line(stop, line.number));
+                        return LastMessage::Refused(at_line(stop, line.number));
                     }
                 }
                 Message::Event(event) => self.run.event(event),
                 Message::Cost(usage) => self.unpaid += usage,
-                Message::Result(output) => return LastWord::Result(output),
-                Message::Error(failure) => return LastWord::Error(failure),
+                Message::Result(output) => return LastMessage::Result(output),
+                Message::Error(failure) => return LastMessage::Error(failure),
             }
         }
     }
@@ -156,31 +156,31 @@ impl Listener<'_> {
         Ok(())
     }
 
-    /// What does not change the outcome, but is likely a mistake in the program.
-    async fn note_bad_manners(&mut self, word: &LastWord, exit: Exit) {
-        if !matches!(word, LastWord::Result(_) | LastWord::Error(_)) {
+    /// Logs what does not change the outcome but is probably a mistake in the program.
+    async fn warn_of_program_mistakes(&mut self, last_message: &LastMessage, exit: Exit) {
+        if !matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
             return;
         }
         let _ = timeout(DRAIN, self.lines.discard()).await;
         let ignored_bytes = self.lines.discarded();
         let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
-        let ended_well = exited_well || matches!(word, LastWord::Error(_));
+        let ended_well = exited_well || matches!(last_message, LastMessage::Error(_));
         if ignored_bytes > 0 || !ended_well {
             tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
-                "a program wrote on after its result, or did not exit with 0 in time; its result counts");
+                "a program went on writing after its result, or did not exit with 0 in time; its result counts");
         }
     }
 
-    /// Money that was spent is recorded however the attempt ended, unless nothing of it is accepted any more.
-    async fn settle(&mut self, word: &LastWord) -> Result<(), Stop> {
-        match word {
-            LastWord::Refused(_) => Ok(()),
+    /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
+    async fn settle(&mut self, last_message: &LastMessage) -> Result<(), Stop> {
+        match last_message {
+            LastMessage::Refused(_) => Ok(()),
             _ => self.checkpoint(Delta::default()).await,
         }
     }
 }
 
-/// A checkpoint that is the program's fault is named by its line.
+/// Adds the line's number if the refused checkpoint is the program's fault.
 fn at_line(stop: Stop, number: u64) -> Stop {
     match stop {
         Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
@@ -200,7 +200,8 @@ fn cannot_read(error: LineError) -> Failure {
     }
 }
 
-/// Since when we have been waiting for a line. Stands still while one is dealt with: our slowness is not theirs.
+/// Since when we have been waiting for a line. The count pauses while a line is handled: our slowness is not the
+/// program's silence.
 #[derive(Default)]
 struct Silence {
     since: Mutex<Option<Instant>>,
@@ -219,7 +220,7 @@ impl Silence {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Resolves when a wait that counts from `from` at the earliest has lasted for `limit`.
+    /// Resolves when the silence has lasted for `limit`, counted from `from` at the earliest.
     async fn lasts(&self, limit: Duration, from: Instant) {
         loop {
             let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,5 @@
-//! The settings of `harness = "command"`, and their check against this machine. How a program is run is not known here.
+//! The settings of `harness = "command"`, and their check against this machine. This module does not know how a program
+//! is run.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,34 +11,35 @@ use std::{env, fmt, fs};
 use harness::ConfigError;
 use serde::Deserialize;
 
-/// What every program gets from our own environment. Anything else may be a secret of the worker's (`DATABASE_URL`,
-/// `AMQP_URL`, keys) and passes only by name.
+/// What every program gets from the worker's environment. Anything else may be one of the worker's secrets
+/// (`DATABASE_URL`, `AMQP_URL`, keys) and is passed on only if the settings name it.
 const ALWAYS_PASSED: [&str; 4] = ["PATH", "LANG", "LC_ALL", "TZ"];
-/// What no program is given from there: secrets of the worker's, and where they stand.
+/// What no program gets from there: the worker's secrets. The same names with `_FILE` at the end, which say where the
+/// secrets are, are withheld as well.
 pub const WITHHELD: [&str; 4] =
     ["DATABASE_URL", "AMQP_URL", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
 
-/// The settings of `harness = "command"`. What the program is told and may say is [the contract](crate).
+/// The settings of `harness = "command"`. What a program is given and may write is in [the contract](crate).
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommandConfig {
-    /// The program and its arguments. A program without a slash is looked for in `PATH`; one with a slash, if not
-    /// absolute, is looked for from the worker's current folder. Arguments are passed as they are.
+    /// The program and its arguments. A name without a slash is looked up in `PATH`. A relative path with a slash
+    /// starts at the worker's current folder. Arguments are passed as they are.
     pub command: Vec<String>,
     /// Names of variables to pass on from the worker's environment, besides `PATH`, `LANG`, `LC_ALL` and `TZ`.
     pub env_allow: Vec<String>,
-    /// Variables with fixed values; they win over passed ones.
+    /// Variables with fixed values; they override those that are passed on.
     pub env: BTreeMap<String, String>,
     /// Wall-clock limit of one attempt; an hour unless set, a week at most.
     pub timeout_ms: u64,
     /// The longest silence on stdout; five minutes unless set.
     pub idle_timeout_ms: u64,
-    /// How long after SIGTERM comes SIGKILL, and how long a program may take to exit after its last word; five
-    /// seconds unless set, ten minutes at most. Keep it below the worker's own patience.
+    /// How long a program may take to exit before SIGKILL, after SIGTERM and after its last word; five seconds unless
+    /// set, ten minutes at most. Keep it below the 15 seconds for which the worker waits for a stopped run.
     pub stop_grace_ms: u64,
-    /// Limit of each process's address space (`RLIMIT_AS`); none unless set.
+    /// Limit on each process's address space (`RLIMIT_AS`); none unless set.
     pub memory_limit_mb: Option<u64>,
     /// The longest line on stdout; 1 MiB unless set.
     pub max_line_bytes: usize,
@@ -61,7 +63,7 @@ impl Default for CommandConfig {
     }
 }
 
-/// The values of `env` may be secrets.
+/// Leaves out the values of `env`, which may be secrets.
 impl fmt::Debug for CommandConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CommandConfig")
@@ -78,7 +80,7 @@ impl fmt::Debug for CommandConfig {
     }
 }
 
-/// Settings that were found to be right, in the form the run needs.
+/// Settings that have been checked, in the form that a run needs.
 pub(crate) struct Settings {
     pub program: PathBuf,
     pub args: Vec<String>,
@@ -93,7 +95,7 @@ pub(crate) struct Settings {
 }
 
 impl CommandConfig {
-    /// This program, and defaults for the rest.
+    /// Returns settings for this program, with defaults for the rest.
     pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> CommandConfig {
         CommandConfig { command: command.into_iter().map(Into::into).collect(), ..CommandConfig::default() }
     }
@@ -140,7 +142,8 @@ impl CommandConfig {
             .collect()
     }
 
-    /// The program, and its arguments. It is looked for only where its environment is known.
+    /// Returns the program's path and its arguments. The program is looked up only if its environment is valid, because
+    /// `PATH` is part of it.
     fn program(
         &self,
         env: Option<&BTreeMap<OsString, OsString>>,
@@ -166,7 +169,8 @@ impl CommandConfig {
         if problems.is_empty() { Ok((found, args.to_vec())) } else { Err(problems) }
     }
 
-    /// Passed and fixed variables. The values are taken now: what a job sees does not change while the worker runs.
+    /// Returns passed and fixed variables. The values are read now, so that what a job sees does not change while the
+    /// worker runs.
     fn environment(&self) -> Result<BTreeMap<OsString, OsString>, Vec<ConfigError>> {
         let mut problems = Vec::new();
         let allowed = self.env_allow.iter().enumerate().map(|(at, name)| (format!("env_allow[{at}]"), name));
@@ -198,21 +202,22 @@ impl CommandConfig {
     }
 }
 
-/// The result; what is wrong goes to the other problems.
+/// Returns the value, or adds what is wrong to `problems`.
 fn noted<T>(result: Result<T, Vec<ConfigError>>, problems: &mut Vec<ConfigError>) -> Option<T> {
     result.map_err(|found| problems.extend(found)).ok()
 }
 
 fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<(), ConfigError> {
     if texts.into_iter().any(|text| text.contains('\0')) {
-        Err(ConfigError::new(setting, "got a NUL character, expected text without"))
+        Err(ConfigError::new(setting, "got a NUL character, expected text without one"))
     } else {
         Ok(())
     }
 }
 
-/// A program runs in its session's folder, so `["python3", "agent.py"]` would start and then find nothing: the
-/// likeliest mistake there is, and one that would only show in the first job.
+/// Finds arguments that are files in the worker's own folder. A program runs in its session's folder, so
+/// `["python3", "agent.py"]` would start and then not find its file. This is the most likely mistake of all, and
+/// without this check it would only show in the first job.
 fn misplaced_arguments(args: &[String]) -> Vec<ConfigError> {
     let mut problems = Vec::new();
     for (at, arg) in args.iter().enumerate() {
@@ -230,7 +235,7 @@ fn misplaced_arguments(args: &[String]) -> Vec<ConfigError> {
     problems
 }
 
-/// The absolute path of what `execvp` would run.
+/// Returns the absolute path of what `execvp` would run.
 fn find_program(program: &str, path: &OsString) -> Result<PathBuf, ConfigError> {
     let wrong = |problem: String| Err(ConfigError::new("command[0]", problem));
     if program.contains('/') {
@@ -241,7 +246,7 @@ fn find_program(program: &str, path: &OsString) -> Result<PathBuf, ConfigError> 
         return match fs::metadata(&found) {
             Err(error) => wrong(format!("got \"{}\", expected a program: {error}", found.display())),
             Ok(_) if !is_executable(&found) => wrong(format!(
-                "got \"{}\", which is no executable file; expected a program (chmod +x?)",
+                "got \"{}\", which is not an executable file; expected a program (chmod +x?)",
                 found.display()
             )),
             Ok(_) => Ok(found),

@@ -1,5 +1,7 @@
-//! The words of `harness.command.v1`: the one line a program reads, and the lines it writes. What follows from them is
-//! decided elsewhere; here a line becomes a [`Message`], or a [`Failure`] that names its number and its field.
+//! The messages of `harness.command.v1`: the one line that a program reads, and the lines that it writes.
+//!
+//! A line becomes a [`Message`], or a [`Failure`] that names the line's number and the field. What follows from a
+//! message is decided elsewhere.
 
 use std::path::Path;
 
@@ -11,10 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::lines::Line;
 
-/// The version, in the field `protocol`.
+/// The value of the field `protocol`.
 const PROTOCOL: &str = "harness.command.v1";
 
-/// What the program is told.
+/// What the program is given on stdin.
 #[derive(Serialize)]
 struct Order<'a> {
     protocol: &'static str,
@@ -34,7 +36,7 @@ struct OrderedJob<'a> {
     epoch: i64,
 }
 
-/// The line for the program's stdin.
+/// Writes the line for the program's stdin.
 pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
     let job = OrderedJob {
         job_id: task.job_id,
@@ -45,14 +47,14 @@ pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
         attempt: task.attempt,
         epoch: task.epoch,
     };
-    // An input may be spread over several lines.
+    // The input is kept as the caller wrote it, and may contain line breaks.
     let mut line =
         job::one_line(serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?);
     line.push('\n');
     Ok(line)
 }
 
-/// What the program says.
+/// One line that the program wrote.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Message {
     Checkpoint(Delta),
@@ -67,7 +69,7 @@ struct Head {
     r#type: String,
 }
 
-// An unknown field is refused: a misspelt one would lose state without a word.
+// An unknown field is refused, because a misspelt field would otherwise lose state without any sign of it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CheckpointLine {
@@ -135,7 +137,7 @@ struct ErrorLine {
     retryable: bool,
 }
 
-/// Reads one line. `None` for a blank one.
+/// Reads one line. Returns `None` for a blank one.
 pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     let protocol = |problem: String| {
         let text = String::from_utf8_lossy(&line.bytes);
@@ -144,13 +146,13 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     };
     let text = std::str::from_utf8(&line.bytes)
         .map_err(|error| protocol(format!("not UTF-8 after {} bytes", error.valid_up_to())))?;
-    // Some runtimes begin with a byte order mark.
+    // Some runtimes write a byte order mark first.
     let text = text.strip_prefix('\u{feff}').filter(|_| line.number == 1).unwrap_or(text).trim();
     if text.is_empty() {
         return Ok(None);
     }
     match Json::parse(text) {
-        // A list of values would do for a struct.
+        // Serde would also read a struct from a list of its values.
         Ok(_) if text.starts_with('{') => {}
         Ok(_) | Err(JsonError::Malformed(_)) => {
             return Err(protocol("expected a JSON object with a field \"type\"".to_owned()));
@@ -236,7 +238,7 @@ fn body<T: DeserializeOwned>(kind: &str, text: &str) -> Result<T, String> {
     })
 }
 
-/// serde_json adds where in the line it stood when it noticed; in a line of its own making that helps nobody.
+/// Removes the position that serde_json appends: it helps no reader of a line that a program has generated.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
@@ -245,7 +247,7 @@ fn without_place(error: &serde_json::Error) -> String {
     }
 }
 
-/// The first 200 characters of what a program said.
+/// Quotes the first 200 characters of what a program wrote.
 fn quote(text: &str) -> String {
     const KEEP: usize = 200;
     let clipped: String = text.chars().take(KEEP).collect();

@@ -1,96 +1,117 @@
-//! A program of the user's, one process for each attempt at a job: the contract `harness.command.v1`.
+//! Runs a user's program: one process for each attempt at a job. This page is the contract `harness.command.v1`.
 //!
-//! Any language will do; `examples/reader.py` is a template. This crate knows processes, pipes and JSON lines, and nothing of
-//! what a program does.
+//! The program can be written in any language; `examples/reader.py` is a template. This crate knows processes, pipes
+//! and JSON lines. It does not know what a program does.
 //!
-//! # What the program is told
+//! # What the program is given
 //!
-//! **stdin** holds exactly one line of JSON, and is then closed:
+//! **stdin** holds exactly one line of JSON and is then closed:
 //!
 //! ```json
 //! {"protocol": "harness.command.v1",
-//!  "job": {"job_id": "0198…", "session_id": "…", "agent_id": "…", "user_id": null, "input": …, "attempt": 1, "epoch": 7},
+//!  "job": {"job_id": "0198…", "session_id": "…", "agent_id": "…", "user_id": null, "input": …,
+//!          "attempt": 1, "epoch": 7},
 //!  "session": {"memory": {}, "context_window": [], "feature_progress": {}, "iteration_count": 0,
 //!              "cost_usd": 0.0, "input_tokens": 0, "output_tokens": 0},
 //!  "workspace": "/var/lib/harness/<session_id>"}
 //! ```
 //!
-//! It is closed because then `json.load(sys.stdin)`, `jq` and `cat` work as anybody would write them, a program that
-//! never reads it cannot hang, and no second channel has to be kept in step with the first: a stop is a signal, and
-//! a checkpoint needs no answer, for the pipe itself holds a program back while we commit. (A program may be ahead of
-//! its commits by what fits into a pipe, 64 KiB. What is lost of that when the *worker* dies is done again.)
-//! Later versions may add fields here; ignore what you do not know.
+//! `input` is the JSON value that the job's caller gave. `attempt` is 1 for the first attempt. `epoch` is a fencing
+//! token: it is higher in every later run of the session. Later versions may add fields; ignore those you do not know.
 //!
-//! `session` is the state after the last checkpoint, of whichever worker and attempt: **look there first for work that
-//! is already done.** By convention progress on a job is kept in `feature_progress[<job_id>]`, and left there at the
-//! job's end: the worker may die between the last checkpoint and the record of the end.
+//! Because stdin is closed, `json.load(sys.stdin)`, `jq` and `cat` work as usual, and a program that never reads it
+//! cannot hang. No second channel has to be kept in step with the first: a stop is a signal, and a checkpoint needs
+//! no answer. While the worker commits a checkpoint it reads nothing more, so a program that goes on writing waits on
+//! the full pipe. A program can be ahead of its commits by what fits into a pipe, 64 KiB. If the *worker* dies,
+//! whatever was not committed is lost, and the next attempt does it again.
 //!
-//! The **environment** holds `PATH`, `LANG`, `LC_ALL` and `TZ` of the worker, what the agent's settings name
-//! (`env_allow`, `env`), and `HARNESS_JOB_ID`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE`, `HARNESS_EPOCH` and
-//! `TRACEPARENT` (W3C Trace Context: what the program traces itself belongs below it, so that it is found with the job).
-//! `HOME` is the workspace unless the settings name it, so that the dotfiles of one session's tools are not those of
-//! another's. The **working folder** is the workspace: one folder for each session, 0700, kept between jobs but not
-//! between machines, unless `WORKSPACE_DIR` is shared. A program may have as many files open as the worker was given, whatever
-//! the worker has raised that to for itself.
+//! `session` is the state after the last checkpoint, whichever worker and attempt wrote it. **Look there first for
+//! work that is already done.** By convention a program keeps its progress on a job in `feature_progress[<job_id>]`.
+//! Leave the entry there when the job is finished: the worker may die after the last checkpoint and before it has
+//! recorded the job's end, and then the job starts again.
 //!
-//! # What it does not see, and what is no wall
+//! The **environment** holds
+//! - `PATH`, `LANG`, `LC_ALL` and `TZ` as the worker has them;
+//! - the variables that the agent's settings name (`env_allow`, `env`);
+//! - `HARNESS_JOB_ID`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE` and `HARNESS_EPOCH`;
+//! - `TRACEPARENT` (W3C Trace Context). Spans that the program makes belong below it, so that they are found with the
+//!   job;
+//! - `HOME`, which is the workspace unless the settings name another, so that each session's tools have their own
+//!   dotfiles.
 //!
-//! The worker's secrets (`DATABASE_URL`, `AMQP_URL`, …) are in no program's environment, and `env_allow` may not name them. The
-//! worker's own `/proc/PID/environ` and `/proc/PID/mem` open for root alone. But worker and programs are one user, so a program
-//! can still read and write **other sessions' workspaces** and whatever file the worker may read (that of a `…_FILE` secret, too),
-//! signal the worker and other programs, and use the network as the worker does. A program that runs as root is held by none
-//! of this. Run programs that you do not trust in a pool of their own, whose worker runs as a user of its own.
+//! The **working directory** is the workspace. Each session has one folder, with mode 0700. It is kept between jobs,
+//! but not between machines unless `WORKSPACE_DIR` is shared. A program may open as many files as the worker was
+//! allowed at its start (the soft limit), even if the worker has raised its own limit since.
 //!
-//! # What the program may say
+//! # What the program cannot see, and what is not isolated
 //!
-//! **stdout** takes one JSON object per line (flush after each!). Fields not named here are refused: a misspelt one
-//! would lose state without a word. Blank lines are ignored.
+//! The worker's secrets (`DATABASE_URL`, `AMQP_URL`, …) are in no program's environment, and an agent whose `env_allow`
+//! names one is refused. Only root can open the worker's own `/proc/PID/environ` and `/proc/PID/mem`.
+//!
+//! The worker and its programs run as the same user, however. So a program can still
+//! - read and write **other sessions' workspaces**, and any file that the worker may read, including the file of a
+//!   `…_FILE` secret;
+//! - send signals to the worker and to other programs;
+//! - use the network as the worker does.
+//!
+//! A program that runs as root can get around all of this. Run programs that you do not trust in a pool of their own,
+//! whose worker runs as a separate user.
+//!
+//! # What the program may write
+//!
+//! **stdout** takes one JSON object per line. Flush after each line. A field that is not named here is refused, because
+//! a misspelt field would otherwise lose state without any sign of it. Blank lines are ignored.
 //!
 //! | `type` | fields (default) | meaning |
 //! |---|---|---|
-//! | `checkpoint` | `memory`, `feature_progress` (none): JSON merge patches, RFC 7396; `context_window` (`[]`): entries to append; `replace_context` (false): they replace the window; `iterations` (1); `cost_usd`, `input_tokens`, `output_tokens` (0) | durable before the next line is looked at |
-//! | `cost` | `cost_usd`, `input_tokens`, `output_tokens` (0) | usage since; goes into the next checkpoint, or into a last one at the end, however the attempt ends |
-//! | `event` | `name`; `data` (null) | shown to who looks on, not kept |
+//! | `checkpoint` | `memory`, `feature_progress` (none): JSON merge patches, RFC 7396; `context_window` (`[]`): entries to append; `replace_context` (false): they replace the window; `iterations` (1); `cost_usd`, `input_tokens`, `output_tokens` (0) | saves progress; durable before the worker looks at the next line |
+//! | `cost` | `cost_usd`, `input_tokens`, `output_tokens` (0) | usage since the last `cost` or `checkpoint`; added to the next checkpoint, or to a last one at the end, however the attempt ends |
+//! | `event` | `name`; `data` (null) | shown to those who watch the job; not kept |
 //! | `result` | `output` (null) | the last word: the job's output |
 //! | `error` | `message`; `retryable` (false) | the last word: the attempt failed |
 //!
-//! After its **last word** a program has `stop_grace_ms` to exit. What it still writes is ignored (with a warning in
-//! the log), and so is its exit code: the result is there, and doing the job again would not make it truer.
+//! After its **last word** a program has `stop_grace_ms` to exit. Whatever it still writes is ignored, with a warning
+//! in the log. Its exit code is ignored as well: the result is there, and running the job again would gain nothing.
 //!
-//! **stderr** goes to the log, target `harness::command::stderr`, with the job's ids; its last 20 lines are quoted when
-//! the program fails. Secrets do not belong there.
+//! **stderr** goes to the log, with the target `harness::command::stderr` and the job's ids. Its last 20 lines are
+//! quoted when the program fails. Do not write secrets to it.
 //!
-//! # How it is stopped
+//! # How the program is stopped
 //!
-//! To drain, to cancel, and when a time limit is over, the program's process group gets SIGTERM. It has
-//! `stop_grace_ms` to write a checkpoint and exit, then SIGKILL follows. Checkpoints are taken until the end; a `result`
-//! counts only when the worker was draining (there is no reason to do finished work again elsewhere). When the
-//! session's lease is lost, SIGKILL comes at once and nothing more is taken.
+//! When the worker drains, when the job is cancelled, and when a time limit is over, the program's process group gets
+//! SIGTERM. The program has `stop_grace_ms` to write a checkpoint and exit; then SIGKILL follows. Checkpoints are
+//! accepted until the end. A `result` counts only if the worker was draining: there is no reason to do finished work
+//! again elsewhere. When the session's lease is lost, SIGKILL comes at once and nothing more is accepted. When a later
+//! job of the session interrupts this one (`on_busy: interrupt`), the program is killed after its next checkpoint,
+//! which still counts.
 //!
-//! The group is killed whenever an attempt ends, in whatever way, even when the run's future is dropped: **what a
-//! program leaves running dies with it.** (A process that leaves the group with `setsid` escapes that; let the
-//! container be its bound.) If the worker itself is killed, the program's first process dies at once
-//! (`PR_SET_PDEATHSIG`); children of its own then live on until they are done or their container ends. The program
-//! cannot gain privileges (`no_new_privs`: no `sudo`), because a process that does would shed that signal.
+//! The group is killed whenever an attempt ends, however it ends, even if the run's future is dropped. **Whatever a
+//! program leaves running dies with it.** Only a process that leaves the group with `setsid` escapes; let its container
+//! be its limit. If the worker itself is killed, the program's first process dies at once (`PR_SET_PDEATHSIG`). The
+//! children of that process live on until they are done or their container ends. The program cannot gain privileges
+//! (`no_new_privs`: no `sudo`), because a process that gains them no longer gets that signal.
 //!
 //! # How it can fail
 //!
 //! | what happened | code | another attempt? |
 //! |---|---|---|
-//! | `error` line | `harness_error` | as the line says |
-//! | a line that is no JSON object, has an unknown `type` or a wrong field; exit code 0, or stdout closed, without a last word | `protocol` | no: the program is wrong |
-//! | a string with `\u0000` or half a surrogate pair, a number or nesting past what Postgres holds; in a session's state, a number past the doubles or of more than 17 digits that is no whole number of 64 bits | `unstorable` | no |
-//! | a line over `max_line_bytes`, stdout over `max_output_bytes`, a checkpoint over 4 MiB or one that makes the session larger than `MAX_SESSION_BYTES` (what it reports as spent counts all the same) | `output_limit` | no |
-//! | exit code other than 0, or a signal, before a last word (with `memory_limit_mb`, most programs end this way) | `crashed` | yes, from the last checkpoint |
+//! | an `error` line | `harness_error` | as the line says |
+//! | a line that is not a JSON object, has an unknown `type` or a wrong field; exit code 0, or stdout closed, without a last word | `protocol` | no: the program is wrong |
+//! | a string with `\u0000` or half a surrogate pair; a number or nesting beyond what Postgres holds; in a session's state, a number beyond the range of a double, or one of more than 17 digits that is not a 64-bit integer | `unstorable` | no |
+//! | a line over `max_line_bytes`; stdout over `max_output_bytes`; a checkpoint over 4 MiB, or one that makes the session larger than `MAX_SESSION_BYTES` (the usage that it reports counts all the same) | `output_limit` | no |
+//! | an exit code other than 0, or a signal, before a last word (most programs that reach `memory_limit_mb` end this way) | `crashed` | yes, from the last checkpoint |
+//! | as many iterations in a row as the job's `max_stalled_iterations` left `memory` and `feature_progress` unchanged | `no_progress` | no |
 //! | no line for `idle_timeout_ms` | `idle_timeout` | yes |
-//! | longer than `timeout_ms` | `timeout` | yes |
-//! | the program cannot be had, or what stands in its workspace's place is no folder | `start_failed` | yes: another worker may have them |
+//! | a run longer than `timeout_ms` | `timeout` | yes |
+//! | the program cannot be started, or its workspace is not a folder | `start_failed` | yes: another worker may be able to |
 //!
-//! Where the *machine* lacks something (open files, processes, memory; a disk that is full or cannot be written), the job has not
-//! begun: it is handed back without an attempt spent, and the worker takes no jobs until it has what it needs again.
+//! If the *machine* lacks something (open files, processes or memory; or its disk is full or cannot be written), the
+//! job has not begun. It is handed back without spending an attempt, and the worker takes no jobs until the machine
+//! has what it needs again.
 //!
-//! After a broken line or a passed limit nothing that follows can be trusted: SIGKILL, without grace.
-//! A last line without a newline counts if it is whole; if not, it was torn, and the program's end is what failed.
+//! After a broken line or an exceeded limit, nothing that follows can be trusted, so SIGKILL comes without any grace.
+//! A last line without a newline counts if it is complete. If it is not, it was torn: a crash is then reported as
+//! `crashed`, and after exit code 0 the torn line itself is the failure.
 
 mod config;
 mod contract;
@@ -130,7 +151,7 @@ impl Harness for Command {
         let signal = run.stop_signal();
         tokio::select! {
             biased;
-            // Dropping the rest kills the process group, and abandons a checkpoint that is on its way.
+            // Dropping the attempt kills the process group and abandons a checkpoint that is under way.
             () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
             ended = self.attempt(run) => ended,
         }
@@ -138,7 +159,8 @@ impl Harness for Command {
 }
 
 impl CommandConfig {
-    /// Checks the settings against this machine. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
+    /// Checks the settings against this machine. Session folders are made below `workspace_dir`. The error lists
+    /// everything that is wrong.
     pub fn build(self, workspace_dir: &Path) -> Result<Command, Vec<ConfigError>> {
         Ok(Command { settings: self.check(workspace_dir)? })
     }
@@ -166,7 +188,8 @@ impl Command {
         Attempt { settings: &self.settings, run, group, stderr }.run(stdout).await
     }
 
-    /// Whose fault it is. Under a limit of its own, it is the program that has too little memory.
+    /// Decides whether a failed start is the machine's fault or the program's. A lack of memory is the program's own
+    /// if `memory_limit_mb` is set.
     fn not_started(&self, error: &io::Error) -> RunError {
         let problem = format!("{}: {error}", self.settings.program.display());
         match error.raw_os_error().map(Errno::from_raw) {
@@ -198,11 +221,11 @@ impl Command {
     }
 }
 
-/// Writes the order beside everything else: a program may talk before it listens, or never listen at all.
+/// Writes the order in a task of its own, because a program may write before it reads, or never read at all.
 fn give(mut stdin: ChildStdin, order: String) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = stdin.write_all(order.as_bytes()).await {
-            // Its right: what becomes of the job is told by what it says.
+            // A program may do that. Only what it writes decides what becomes of the job.
             tracing::debug!(cause = %error, "a program did not read its order to the end");
         }
     }))
@@ -215,7 +238,7 @@ async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Ru
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
-        // Not through a link: a session's folder is its own.
+        // A link is refused, because it could lead into another session's folder.
         Ok(std::fs::symlink_metadata(&path)?.is_dir())
     });
     let named = |problem: &dyn Display| {
@@ -224,7 +247,7 @@ async fn prepare_workspace(workspace: &Path, session_id: &Name) -> Result<(), Ru
     match made.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
         Ok(true) => Ok(()),
         Ok(false) => Err(start_failed(named(&io::Error::from(io::ErrorKind::NotADirectory))).into()),
-        // A name that does not fit stays so.
+        // A name that is too long for a file is no shortage: it would not fit on another machine either.
         Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
             Err(start_failed(named(&error)).into())
         }

@@ -1,4 +1,5 @@
-//! Lines from a pipe, never more of them in memory than the limits allow. What a line means is not known here.
+//! Reads lines from a pipe, and never holds more of them in memory than the limits allow. It does not know what a line
+//! means.
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
@@ -13,18 +14,18 @@ pub(crate) struct Lines<R> {
     discarded: u64,
 }
 
-/// One line, without its end.
+/// One line, without its newline.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Line {
     /// 1 for the first.
     pub number: u64,
     /// Its bytes, as they came.
     pub bytes: Vec<u8>,
-    /// False for a last line that no newline ends: it may be torn.
+    /// False for a last line without a newline: it may be torn.
     pub complete: bool,
 }
 
-/// Why no further line can be had.
+/// Why no further line can be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
     #[error("stdout line {number} is longer than max_line_bytes = {limit}")]
@@ -45,7 +46,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Lines { pipe, max_line, max_total, line: Vec::new(), number: 0, total: 0, discarded: 0 }
     }
 
-    /// The next line, or `None` at the end. Cancel-safe: what was read of a line is kept for the next call.
+    /// Returns the next line, or `None` at the end. Cancel-safe: a partly read line is kept for the next call.
     pub async fn next(&mut self) -> Result<Option<Line>, LineError> {
         loop {
             let number = self.number + 1;
@@ -72,7 +73,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// Reads on without keeping anything, until the end. Cancel-safe.
+    /// Reads to the end and keeps nothing. Cancel-safe.
     pub async fn discard(&mut self) {
         while let Ok(chunk) = self.pipe.fill_buf().await
             && !chunk.is_empty()
@@ -83,7 +84,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// How many bytes were not looked at.
+    /// Returns how many bytes were discarded.
     pub fn discarded(&self) -> u64 {
         self.discarded
     }

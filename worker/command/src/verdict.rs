@@ -1,5 +1,5 @@
-//! What an attempt comes to, from how it was stopped, what the program said last, and how it ended. Pure: the rules
-//! of the contract's failure table in one place.
+//! Decides an attempt's outcome from how it was stopped, what the program said last, and how it ended. The decision is
+//! pure; it holds the rules of the contract's failure table in one place.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -14,7 +14,7 @@ use crate::config::Settings;
 /// Why we asked the program to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Asked {
-    /// The worker told us to.
+    /// The worker asked for it.
     Stop(Stop),
     /// `timeout_ms` is over.
     Timeout,
@@ -22,32 +22,32 @@ pub(crate) enum Asked {
     Idle,
 }
 
-/// The last that was heard from the program.
+/// The last thing that the program said.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum LastWord {
+pub(crate) enum LastMessage {
     /// `result`.
     Result(Json),
     /// `error`.
     Error(Failure),
-    /// A line that breaks the contract, or a limit that is passed.
+    /// A line that breaks the contract, or output over a limit.
     Broken(Failure),
-    /// A checkpoint that was not taken.
+    /// A checkpoint that was refused.
     Refused(Stop),
-    /// The end of stdout; with what is wrong with a torn last line.
+    /// The end of stdout. `torn` says what is wrong with a torn last line.
     Nothing { torn: Option<Failure> },
 }
 
-/// Decides.
+/// Returns the job's output, or why there is none.
 pub(crate) fn verdict(
     asked: Option<Asked>,
-    word: LastWord,
+    last_message: LastMessage,
     exit: Exit,
     stderr: &[String],
     settings: &Settings,
 ) -> Result<Json, RunError> {
-    match (asked, word) {
-        (_, LastWord::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
-        (None | Some(Asked::Stop(Stop::Drain)), LastWord::Result(output)) => Ok(output),
+    match (asked, last_message) {
+        (_, LastMessage::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
+        (None | Some(Asked::Stop(Stop::Drain)), LastMessage::Result(output)) => Ok(output),
         (Some(Asked::Stop(stop)), _) => Err(stop.into()),
         (Some(Asked::Timeout), _) => {
             let problem = format!("ran longer than timeout_ms = {}", settings.timeout.as_millis());
@@ -58,13 +58,13 @@ pub(crate) fn verdict(
             let problem = format!("no line on stdout for longer than idle_timeout_ms = {limit}");
             Err(Failure::retryable(FailureCode::IdleTimeout, with_stderr(problem, stderr)).into())
         }
-        (None, LastWord::Error(failure) | LastWord::Broken(failure)) => Err(failure.into()),
-        (None, LastWord::Refused(stop)) => Err(stop.into()),
-        (None, LastWord::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
+        (None, LastMessage::Error(failure) | LastMessage::Broken(failure)) => Err(failure.into()),
+        (None, LastMessage::Refused(stop)) => Err(stop.into()),
+        (None, LastMessage::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
     }
 }
 
-/// The program is gone, or its stdout is, and there was neither a result nor an error.
+/// Returns the failure of a program that ended, or closed its stdout, with neither a result nor an error.
 fn silent_end(torn: Option<Failure>, exit: Exit, stderr: &[String], settings: &Settings) -> Failure {
     let protocol =
         |problem: &str| Failure::permanent(FailureCode::Protocol, with_stderr(problem.to_owned(), stderr));
@@ -79,7 +79,10 @@ fn silent_end(torn: Option<Failure>, exit: Exit, stderr: &[String], settings: &S
             let problem = format!("{} before a result{}", ending(status), suspicion(status, settings));
             Failure::retryable(FailureCode::Crashed, with_stderr(problem, stderr))
         }
-        None => Failure::retryable(FailureCode::Crashed, with_stderr("ended unseen".to_owned(), stderr)),
+        None => Failure::retryable(
+            FailureCode::Crashed,
+            with_stderr("ended, but its exit status is unknown".to_owned(), stderr),
+        ),
     }
 }
 
@@ -97,13 +100,13 @@ fn ending(status: ExitStatus) -> String {
 fn suspicion(status: ExitStatus, settings: &Settings) -> String {
     match (settings.memory_limit_mb, status.signal()) {
         (Some(limit), _) => format!(" (its address space was limited to memory_limit_mb = {limit})"),
-        (None, Some(9)) => " (by somebody else: perhaps the machine ran out of memory)".to_owned(),
+        (None, Some(9)) => " (not by this worker: perhaps the machine ran out of memory)".to_owned(),
         (None, _) => String::new(),
     }
 }
 
 fn with_stderr(problem: String, stderr: &[String]) -> String {
-    /// A failure's message ends at 4,000 characters; the last line of a traceback must not be what is cut.
+    /// A failure's message is cut at 4,000 characters, and the last line of a traceback must survive that.
     const KEEP: usize = 3_500;
     if stderr.is_empty() {
         return format!("the program {problem}; it wrote nothing to stderr");

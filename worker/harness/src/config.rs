@@ -1,4 +1,5 @@
-//! What is wrong with an agent's settings. Each harness has a `…Config` of its own, which says what its keys are and mean.
+//! What is wrong with an agent's settings. Each harness has its own `…Config`, which says what keys it has and what
+//! they mean.
 
 /// A setting that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,7 +12,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// This setting has this problem.
+    /// Says that this setting has this problem.
     pub fn new(setting: impl Into<String>, problem: impl Into<String>) -> ConfigError {
         ConfigError { setting: setting.into(), problem: problem.into() }
     }

@@ -1,4 +1,4 @@
-//! The harness that gives its input back: for trying out the way of a job, and for measuring it.
+//! The harness that returns its input: for trying out a job's path, and for measuring it.
 
 use async_trait::async_trait;
 use job::Json;

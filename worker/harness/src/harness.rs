@@ -1,11 +1,11 @@
-//! The contract between a harness and whoever runs it: what a harness is given, and how it may end.
+//! The contract between a harness and its runner: what a harness is given, and how it may end.
 
 use async_trait::async_trait;
 use job::{Failure, FailureCode, Json};
 
 use crate::{Run, Stop};
 
-/// One way of doing jobs. One value serves every job of its agent, many at a time.
+/// A way of doing jobs. One value serves every job of its agent, many at a time.
 #[async_trait]
 pub trait Harness: Send + Sync {
     /// Works on one attempt at a job and returns the job's output.
@@ -21,18 +21,18 @@ pub enum RunError {
     /// The attempt failed.
     #[error("the attempt failed")]
     Failed(#[source] Failure),
-    /// The run did as it was told.
+    /// The run stopped because it was asked to.
     #[error("the run was stopped")]
     Stopped(#[source] Stop),
-    /// The run has not begun, and that is no fault of the job's: it can begin elsewhere, or later.
+    /// The run has not begun, through no fault of the job. It can begin elsewhere, or later.
     #[error("the run could not begin on this machine")]
     Short(#[source] Shortage),
 }
 
-/// What this machine lacks. Nothing of it is a job's fault.
+/// What this machine lacks. It is never the job's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
-    /// A folder for the session: the disk is full, read-only, away or not ours.
+    /// A folder for the session: the disk is full, read-only, missing or not ours.
     #[error("the workspace cannot be written: {0}")]
     Workspace(String),
     /// Files, processes or memory.
@@ -53,7 +53,7 @@ impl From<Failure> for RunError {
 }
 
 impl From<Stop> for RunError {
-    /// A refused checkpoint is the harness's own fault: it ends the job instead of handing it back.
+    /// A refused checkpoint is the harness's own fault, so it ends the job instead of handing it back.
     fn from(stop: Stop) -> RunError {
         match stop {
             Stop::Unstorable(problem) => Failure::permanent(FailureCode::Unstorable, problem).into(),

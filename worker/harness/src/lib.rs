@@ -1,16 +1,17 @@
-//! The contract of what does a job's work: the [`Harness`] trait, the state it works on, and the two harnesses that need
-//! nothing but their input.
+//! A harness does a job's work. This crate is its contract: the [`Harness`] trait, the state that a harness works on,
+//! and the two harnesses that need nothing but their input.
 //!
 //! A harness gets a [`Run`]: the [`Task`], the [`Session`] as its last checkpoint left it, a [`Journal`] for what it
-//! has done and a signal that tells it to stop. It never learns where any of these live: this crate has never heard
-//! of RabbitMQ, SQL, leases, queues or processes, and depends on nothing of ours but `job`.
+//! has done, and a signal that asks it to stop. It does not know where any of these live. This crate has never heard
+//! of RabbitMQ, SQL, leases, queues or processes, and `job` is the only crate of ours that it depends on.
 //!
 //! | harness | does |
 //! |---|---|
-//! | `echo` | gives its input back |
-//! | `scripted` | plays the iterations its input declares: the stand-in for a model that needs no key |
+//! | `echo` | returns its input |
+//! | `scripted` | plays the iterations that its input declares: a stand-in for a model that needs no key |
 //!
-//! Others have crates of their own beside this one, with what they need to do their work. Which there are is the worker's to know.
+//! Other harnesses have crates of their own beside this one, with the dependencies that they need. Only the worker
+//! knows which harnesses exist.
 
 pub mod storable;
 mod session;

@@ -1,7 +1,7 @@
 //! A run: what a harness is given, where it writes, when it must stop, and what keeps it within its bounds.
 //!
-//! How checkpoints become durable and why a run is stopped is not known here; both are the runner's business, behind [`Journal`]
-//! and [`StopSignal`].
+//! This module does not know how checkpoints become durable, nor who stops a run. Both are the runner's business,
+//! behind [`Journal`] and [`StopSignal`].
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ pub struct Task {
     pub job_id: JobId,
     /// The session it continues.
     pub session_id: Name,
-    /// The agent that was asked for.
+    /// The agent that the job asks for.
     pub agent_id: Name,
-    /// On whose behalf.
+    /// The user on whose behalf the job runs.
     pub user_id: Option<String>,
     /// What the caller gave; the harness alone knows its shape.
     pub input: Json,
     /// 1 for the first attempt.
     pub attempt: u32,
-    /// The fencing token of this run: it rises with every claim, so that of two runs the later one is known.
+    /// The fencing token of this run. It rises with every claim, and so shows which of two runs is the later one.
     pub epoch: i64,
-    /// The place of this run in its trace (W3C Trace Context), for what it does itself.
+    /// The trace context of this run (W3C Trace Context), for the harness's own spans.
     pub traceparent: Option<TraceParent>,
-    /// How many iterations in a row may leave memory and progress as they are; any number without.
+    /// How many iterations in a row may leave memory and progress unchanged; `None` for any number.
     pub max_stalled_iterations: Option<u32>,
 }
 
@@ -56,11 +56,11 @@ pub struct Run {
 
 /// How much a session may hold.
 struct Room {
-    /// The most bytes of its state, as JSON.
+    /// The most bytes that its state may have as JSON.
     most: usize,
-    /// Its state is not larger than this.
+    /// An upper bound on its state's present size.
     held: usize,
-    /// What was appended since the state was last written whole.
+    /// What was appended to it since its state was last written whole.
     appended: Appended,
 }
 
@@ -73,41 +73,41 @@ pub struct Appended {
     pub bytes: usize,
 }
 
-/// So many times the most bytes of a session's state may be appended to it before it is written whole.
+/// How much may be appended to a session before it is written whole, in multiples of the most bytes of its state.
 const MOST_APPENDED: usize = 4;
 
 impl Run {
-    /// A run that starts from `session` and ends when `stop` says so.
+    /// Makes a run that starts from `session` and ends when `stop` says so.
     pub fn new(task: Task, session: Session, journal: Arc<dyn Journal>, stop: StopSignal) -> Run {
         let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
         Run { task, session, journal, stop, stalled: 0, room }
     }
 
-    /// The same with a bound to the session's size in bytes; so much was appended to it already.
+    /// Bounds the session's size to `most` bytes. `appended` is what was appended to it before this run.
     pub fn within(self, most: usize, appended: Appended) -> Run {
         let room = Room { most, held: self.session.bytes(), appended };
         Run { room, ..self }
     }
 
-    /// What was appended since the session was last written whole, this run's checkpoints included.
+    /// Returns what was appended since the session was last written whole, including this run's checkpoints.
     pub fn appended(&self) -> Appended {
         self.room.appended
     }
 
-    /// What is to be done.
+    /// Returns what is to be done.
     pub fn task(&self) -> &Task {
         &self.task
     }
 
-    /// The state as of the last checkpoint.
+    /// Returns the state as of the last checkpoint.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
     /// Makes `delta` durable, then applies it to [`Run::session`]. An empty delta costs nothing.
     ///
-    /// What Postgres cannot hold, or is too large, is refused before anything is written; but what it has cost is recorded.
-    /// After an error the run must end; the session here holds the delta if it stands.
+    /// A delta that Postgres cannot hold, or that is too large, is refused before anything is written, but its usage is
+    /// recorded. After an error the run must end. The session here holds the delta only if it became durable.
     pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
         if delta.is_empty() {
             return Ok(());
@@ -134,7 +134,7 @@ impl Run {
         }
     }
 
-    /// The room that is left after a delta; an error if it cannot be kept.
+    /// Returns the room that is left after a delta, or an error if the delta does not fit.
     fn room_for(&self, delta: &Delta) -> Result<Room, Stop> {
         let bytes = delta.check()?;
         let Room { most, held, appended } = self.room;
@@ -147,13 +147,13 @@ impl Run {
                 appended.bytes
             )));
         }
-        // Measured only where the sum of all parts is too large: much may have been replaced.
+        // The state is measured only when the sum of all parts is too large, since much may have been replaced.
         let mut held = held + bytes;
         if held > most {
             let mut after = self.session.clone();
             after.apply(delta);
             held = after.bytes();
-            // One that is too large already may still be made smaller.
+            // A session that is already too large may still be made smaller.
             if held > most && held > self.session.bytes() {
                 return Err(Stop::OutputLimit(format!(
                     "the session would have {held} bytes, expected at most {most} (MAX_SESSION_BYTES); \
@@ -164,7 +164,7 @@ impl Run {
         Ok(Room { most, held, appended })
     }
 
-    /// Records what was used, and nothing else.
+    /// Records only what was used.
     async fn pay(&mut self, usage: Usage) -> Result<(), Stop> {
         let delta = Delta { usage, ..Delta::default() };
         if !delta.is_empty() && delta.check().is_ok() {
@@ -174,7 +174,7 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a delta that became durable although nobody here has heard of it.
+    /// Applies a delta that became durable although its answer did not reach this run.
     pub fn catch_up(&mut self, delta: &Delta) {
         if let Ok(room) = self.room_for(delta) {
             self.room = room;
@@ -187,22 +187,22 @@ impl Run {
         self.journal.event(event);
     }
 
-    /// Resolves when the run must stop at once; never, if nobody is left who could say so.
+    /// Resolves when the run must stop at once. Never resolves if nothing is left that could ask for a stop.
     pub async fn stopped(&self) -> Stop {
         self.stop.stopped().await
     }
 
-    /// Why the run must stop, if it must.
+    /// Returns why the run must stop, if it must.
     pub fn stop_requested(&self) -> Option<Stop> {
         self.stop.asked()
     }
 
-    /// The state with every checkpoint of this run applied.
+    /// Returns the state with every checkpoint of this run applied.
     pub fn into_session(self) -> Session {
         self.session
     }
 
-    /// The stop signal, for what goes on beside a checkpoint.
+    /// Returns the stop signal, for code that runs beside a checkpoint.
     pub fn stop_signal(&self) -> StopSignal {
         self.stop.clone()
     }

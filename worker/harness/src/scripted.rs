@@ -1,4 +1,4 @@
-//! The stand-in for a model: it plays the iterations that the job's input declares, and needs no key.
+//! A stand-in for a model that needs no key: it plays the iterations that the job's input declares.
 //!
 //! The input is either a list of iterations (every field is optional) …
 //!
@@ -9,14 +9,16 @@
 //!  "output": {"any": "JSON"}}
 //! ```
 //!
-//! … or only their number: `{"count": 8, "delay_ms": 100}`. An iteration waits, then fails if it is told to (while
-//! the job's attempt is at most `fail.attempts`; always, without), else checkpoints: one iteration, one context entry
-//! `{"role": "assistant", "content": say}`, the patches and the usage. The output is a summary unless one is given.
+//! … or only their number: `{"count": 8, "delay_ms": 100}`.
 //!
-//! **Resume.** With every iteration the same checkpoint notes `feature_progress[<job_id>] = {"done": 3, "total": 8}`,
-//! so whoever takes the job over goes on with the fourth, and none is done or paid twice. The note stays after the
-//! last iteration, for the worker may die before the job's end is recorded, and the job then starts again. Notes of
-//! the session's earlier jobs are removed once [`KEPT_NOTES`] newer ones exist.
+//! An iteration waits. Then it fails if it has `fail`: in every attempt, or in the first `fail.attempts` if that is
+//! given. Otherwise it checkpoints: one iteration, one context entry `{"role": "assistant", "content": say}`, the
+//! patches and the usage. The output is a summary unless one is given.
+//!
+//! **Resume.** The checkpoint of each iteration also notes `feature_progress[<job_id>] = {"done": 3, "total": 8}`. So a
+//! worker that takes over the job goes on with the fourth, and no iteration is done or paid for twice. The note stays
+//! after the last iteration, because the worker may die before it has recorded the job's end, and then the job starts
+//! again. Notes of the session's earlier jobs are removed once [`KEPT_NOTES`] newer ones exist.
 
 use std::time::Duration;
 
@@ -27,13 +29,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{Delta, Event, Harness, Run, RunError, Session, Usage};
 
-/// The settings of `harness = "scripted"`: none, all is in the input.
+/// The settings of `harness = "scripted"`: none, because everything is in the input.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScriptedConfig {}
 
-/// How many notes of other jobs a session keeps. An unfinished job of the session that lets more than so many
-/// others pass before it goes on starts from its beginning.
+/// How many notes of other jobs a session keeps. If more than this many other jobs run before an unfinished job goes
+/// on, that job starts from its beginning.
 const KEPT_NOTES: usize = 16;
 /// The longest wait of an iteration: an hour.
 const MAX_DELAY_MS: u64 = 3_600_000;
@@ -72,7 +74,7 @@ struct Fail {
     attempts: Option<u32>,
 }
 
-/// How far a job is, as noted in the session.
+/// How far a job has come, as noted in the session.
 #[derive(Default, Serialize, Deserialize)]
 struct Progress {
     done: usize,
@@ -111,7 +113,7 @@ fn summary(run: &Run, iterations: usize, resumed_at: usize) -> Result<Json, RunE
         .map_err(|error| Failure::permanent(FailureCode::Unstorable, error.to_string()).into())
 }
 
-/// Reads the whole script before its first iteration is played.
+/// Reads and checks the whole script, before its first iteration is played.
 fn parse(input: &Json) -> Result<(Vec<Iteration>, Option<Json>), Failure> {
     let mut json = serde_json::Deserializer::from_str(input.as_str());
     let script: Script = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -156,11 +158,11 @@ fn bad_input(field: &str, problem: impl std::fmt::Display) -> Failure {
     Failure::permanent(FailureCode::BadInput, format!("{field}: {problem}"))
 }
 
-/// How many iterations of this job the session already holds.
+/// Returns how many iterations of this job the session already holds.
 fn done_before(run: &Run) -> Result<usize, Failure> {
     let job_id = run.task().job_id;
     let Some(note) = run.session().feature_progress.get(&job_id.to_string()) else { return Ok(0) };
-    // Starting over would pay twice, so a note that cannot be read ends the job.
+    // Starting over would pay twice, so the job fails if its note cannot be read.
     let progress = Progress::deserialize(note).map_err(|error| {
         let problem = format!("feature_progress.{job_id}: {error}, expected {{\"done\": …, \"total\": …}}");
         Failure::permanent(FailureCode::HarnessError, problem)
@@ -211,7 +213,7 @@ impl Iteration {
     }
 }
 
-/// The notes of other jobs past the newest few. Job ids are UUIDv7, so they sort by time.
+/// Returns the notes of other jobs, except the newest few. Job ids are UUIDv7, so they sort by time.
 fn outdated(session: &Session, job_id: JobId) -> impl Iterator<Item = String> {
     let mut jobs: Vec<JobId> = session.feature_progress.keys().filter_map(|key| key.parse().ok()).collect();
     jobs.retain(|other| *other != job_id);

@@ -1,8 +1,8 @@
 //! A session's state and what a checkpoint adds to it.
 //!
-//! A checkpoint is a [`Delta`], not a new state: rewriting a growing context with every step would cost many times
-//! the writes. Folding all deltas in order onto the stored session gives the present state. Where either is stored
-//! is not known here.
+//! A checkpoint is a [`Delta`] and not a new state, because rewriting a growing context with every step would cost many
+//! times the writes. Folding all deltas in order onto the stored session gives the present state. This module does not
+//! know where either is stored.
 
 #[cfg(test)]
 mod tests;
@@ -15,10 +15,11 @@ use serde_json::{Map, Value, json};
 
 use crate::storable;
 
-/// The largest delta, as JSON: 4 MiB. A row per step is cheap, a row of any size is not.
+/// The largest delta as JSON: 4 MiB. A row per step is cheap, but a row of any size is not.
 pub const MAX_DELTA_BYTES: usize = 4 * 1024 * 1024;
 
-/// The most iterations or tokens that one delta may name: so many million of them still add up below `bigint`'s end.
+/// The most iterations or tokens that one delta may name. Millions of such deltas still add up to less than the largest
+/// `bigint`.
 pub const MAX_COUNT: u64 = 1_000_000_000_000;
 
 /// A session's state as the harness sees it.
@@ -29,11 +30,11 @@ pub struct Session {
     pub memory: Map<String, Value>,
     /// What the model sees, oldest first.
     pub context_window: Vec<Value>,
-    /// How far the work is. By convention a harness keeps its progress on a job under the job's id.
+    /// How far the work has come. By convention a harness keeps its progress on a job under the job's id.
     pub feature_progress: Map<String, Value>,
     /// Iterations in all jobs of the session.
     pub iteration_count: u64,
-    /// What all of them used.
+    /// What all these jobs used.
     #[serde(flatten)]
     pub usage: Usage,
 }
@@ -52,7 +53,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Whether nothing was used.
+    /// Returns whether nothing was used.
     pub fn is_zero(&self) -> bool {
         *self == Usage::default()
     }
@@ -75,7 +76,7 @@ impl AddAssign for Usage {
     }
 }
 
-/// Sums stay within `bigint`.
+/// Adds two counts. The sum stays within `bigint`.
 fn add_counts(a: u64, b: u64) -> u64 {
     a.saturating_add(b).min(i64::MAX as u64)
 }
@@ -87,10 +88,10 @@ pub struct Delta {
     /// A JSON merge patch (RFC 7396) on the memory: a key replaces, `null` removes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Map<String, Value>>,
-    /// Appended to the context window.
+    /// Entries to append to the context window.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub context_window: Vec<Value>,
-    /// The appended entries replace the old window (compaction).
+    /// Whether the appended entries replace the old window (compaction).
     pub replace_context: bool,
     /// A JSON merge patch (RFC 7396) on the progress.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,17 +104,17 @@ pub struct Delta {
 }
 
 impl Session {
-    /// What a session that gets anywhere changes.
+    /// Returns the part of the state that changes when the work makes progress.
     pub(crate) fn progress(&self) -> (Map<String, Value>, Map<String, Value>) {
         (self.memory.clone(), self.feature_progress.clone())
     }
 
-    /// The answers that the context window lacks, for the tool calls in it that nobody will answer any more: models
-    /// refuse a conversation in which a call has none.
+    /// Returns answers for the tool calls in the context window that have none and will never get one. Models refuse a
+    /// conversation in which a call has no answer.
     ///
-    /// A call is a content block `{"type": "tool_use", "id": …}` (Anthropic's Messages API) or an entry of `tool_calls`
-    /// (OpenAI's Chat Completions); its answer a block `{"type": "tool_result", "tool_use_id": …}`, or a message of the
-    /// role `tool` with its `tool_call_id`.
+    /// A call is a content block `{"type": "tool_use", "id": …}` (Anthropic's Messages API) or an entry of
+    /// `tool_calls` (OpenAI's Chat Completions). Its answer is a block `{"type": "tool_result", "tool_use_id": …}`,
+    /// or a message with the role `tool` and its `tool_call_id`.
     pub fn answers_for_open_calls(&self) -> Vec<Value> {
         const INTERRUPTED: &str = "interrupted: the job ended before this call had a result";
         let mut blocks: Vec<&str> = Vec::new();
@@ -146,7 +147,7 @@ impl Session {
         message.into_iter().chain(calls).collect()
     }
 
-    /// How large the state is as JSON, in bytes: what it was and did, not what it used.
+    /// Returns the size of the state as JSON, in bytes: memory, context and progress, without the counts.
     pub fn bytes(&self) -> usize {
         let mut bytes = Bytes(0);
         for written in [
@@ -176,7 +177,7 @@ impl Session {
     }
 }
 
-/// Counts what is written.
+/// Counts the bytes that are written to it.
 struct Bytes(usize);
 
 impl std::io::Write for Bytes {
@@ -191,7 +192,7 @@ impl std::io::Write for Bytes {
 }
 
 impl Delta {
-    /// Whether it would change nothing.
+    /// Returns whether it would change nothing.
     pub fn is_empty(&self) -> bool {
         let no_patch = |patch: &Option<Map<String, Value>>| patch.as_ref().is_none_or(Map::is_empty);
         no_patch(&self.memory)
@@ -202,7 +203,8 @@ impl Delta {
             && self.usage.is_zero()
     }
 
-    /// Refuses what could not be kept: too large, or nothing that Postgres can hold. Returns its size as JSON, in bytes.
+    /// Refuses a delta that could not be kept, because it is too large or Postgres cannot hold it. Returns its size as
+    /// JSON, in bytes.
     pub fn check(&self) -> Result<usize, DeltaError> {
         for (field, count) in [
             ("iterations", self.iterations),
@@ -242,7 +244,7 @@ pub enum DeltaError {
     },
 }
 
-/// A merge patch between two objects, which is what RFC 7396 does one level down.
+/// Applies a merge patch between two objects, as RFC 7396 does one level down.
 fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (key, value) in patch {
         if value.is_null() {

@@ -1,4 +1,5 @@
-//! Why a run must stop, and the signal that says so. Who asks for it, and what becomes of the job, is not known here.
+//! Why a run must stop, and the signal that says so. This module does not know who asks for a stop, or what becomes of
+//! the job.
 
 use tokio::sync::watch;
 
@@ -7,28 +8,28 @@ use crate::DeltaError;
 /// Why a run must stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stop {
-    /// Somebody asked for the job's end.
+    /// A caller asked to cancel the job.
     #[error("the job was cancelled")]
     Cancelled,
-    /// The worker goes away: checkpoint and hand back, the job goes on elsewhere.
+    /// The worker is about to end: checkpoint and hand the job back; it goes on elsewhere.
     #[error("the worker is draining")]
     Drain,
-    /// The session may already belong to another worker: nothing this run does counts any more.
+    /// The session may already belong to another worker, and nothing that this run does counts any more.
     #[error("the lease is lost")]
     LeaseLost,
-    /// The job's own wall-clock limit.
+    /// The job's own wall-clock limit is over.
     #[error("the job's time is over")]
     Timeout,
-    /// The moment by which the job must have ended.
+    /// The time by which the job must have ended has passed.
     #[error("the job's deadline is over")]
     Deadline,
-    /// A later job of the session wants the place: stop at the next checkpoint, which still counts.
+    /// A later job of the session takes this one's place: stop at the next checkpoint, which still counts.
     #[error("the job was interrupted")]
     Interrupted,
-    /// A later job of the session wants the place, and the session as it was before this one.
+    /// A later job of the session takes this one's place, and needs the session as it was before this one.
     #[error("the job was rolled back")]
     RolledBack,
-    /// So many iterations in a row left memory and progress as they were.
+    /// This many iterations in a row left memory and progress unchanged.
     #[error("no progress in {0} iterations")]
     Stalled(u64),
     /// A checkpoint holds what Postgres cannot; the text names the field.
@@ -40,8 +41,8 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// Whether this reason takes the place of an earlier one. The first one stands, but everything is more urgent than
-    /// to stop at the next checkpoint, and after a lost lease nothing may be written at all.
+    /// Returns whether this reason replaces an earlier one. The first reason is kept, with two exceptions: every other
+    /// reason is more urgent than a stop at the next checkpoint, and after a lost lease nothing may be written at all.
     fn replaces(&self, earlier: Option<&Stop>) -> bool {
         let urgency = |stop: &Stop| match stop {
             Stop::Interrupted => 1,
@@ -51,7 +52,7 @@ impl Stop {
         earlier.is_none_or(|earlier| urgency(self) > urgency(earlier))
     }
 
-    /// Whether the run must stop at once, and not only at its next checkpoint.
+    /// Returns whether the run must stop at once, and not only at its next checkpoint.
     fn is_immediate(&self) -> bool {
         *self != Stop::Interrupted
     }
@@ -66,12 +67,12 @@ impl From<DeltaError> for Stop {
     }
 }
 
-/// Asks one run to stop; clones ask the same one.
+/// Asks one run to stop; clones ask the same run.
 #[derive(Clone, Debug, Default)]
 pub struct Stopper(watch::Sender<Option<Stop>>);
 
 impl Stopper {
-    /// Asks for a stop, unless the reason of an earlier one stands.
+    /// Asks for a stop, unless an earlier reason takes precedence.
     pub fn ask(&self, stop: Stop) {
         self.0.send_if_modified(|asked| {
             let replaces = stop.replaces(asked.as_ref());
@@ -82,28 +83,28 @@ impl Stopper {
         });
     }
 
-    /// What is asked for by now.
+    /// Returns what has been asked for so far.
     pub fn asked(&self) -> Option<Stop> {
         self.0.borrow().clone()
     }
 
-    /// What the run hears it by.
+    /// Returns a signal through which the run learns of it.
     pub fn signal(&self) -> StopSignal {
         StopSignal(self.0.subscribe())
     }
 }
 
-/// Tells a run to stop.
+/// The signal that asks a run to stop.
 #[derive(Clone, Debug)]
 pub struct StopSignal(watch::Receiver<Option<Stop>>);
 
 impl StopSignal {
-    /// Why the run must stop, if it must.
+    /// Returns why the run must stop, if it must.
     pub fn asked(&self) -> Option<Stop> {
         self.0.borrow().clone()
     }
 
-    /// Resolves when the run must stop at once; never, if nobody is left who could say so.
+    /// Resolves when the run must stop at once. Never resolves if no [`Stopper`] is left that could ask for it.
     pub async fn stopped(&self) -> Stop {
         self.asked_for(Stop::is_immediate).await
     }

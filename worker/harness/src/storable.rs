@@ -1,7 +1,7 @@
 //! Finds the place in a JSON text that cannot be kept, so that an error can name it.
 //!
-//! What Postgres can hold is `job::Json`'s to say; here is only asked where. A session's state is more than that: it is
-//! read, and its numbers must come back as they went.
+//! `job::Json` decides what Postgres can hold; this module only finds where the problem is. A session's state has a
+//! stricter rule: it is parsed, and its numbers must come back unchanged.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -9,7 +9,7 @@ use std::fmt::{self, Display};
 use job::{Json, JsonError};
 use serde_json::value::RawValue;
 
-/// The first place that cannot be held and why, such as `memory.notes[3]: a string contains \u0000 …`.
+/// Describes the first place that cannot be held, and why, such as `memory.notes[3]: a string contains \u0000 …`.
 pub fn describe(text: &str) -> String {
     let refused = |text: &str| Json::parse(text).err();
     match refused(text) {
@@ -18,9 +18,9 @@ pub fn describe(text: &str) -> String {
     }
 }
 
-/// The first number in these fields of an object that would not come back as it went, such as `memory.wei: …`. State is
-/// kept as doubles where it is not whole numbers of 64 bits; `digits` says whether one that a double would round is refused
-/// as well, or only one that it cannot hold at all.
+/// Describes the first number in these fields of an object that would not come back unchanged: `memory.wei: …`. A
+/// number is kept as a 64-bit integer, or else as a double. `digits` says whether a number that a double would round
+/// is refused as well, or only one that a double cannot hold at all.
 pub fn lost_number(text: &str, fields: &[&str], digits: bool) -> Option<String> {
     let lost =
         |text: &str| numbers(text).find_map(|number| lost(number).filter(|lost| digits || !lost.rounded));
@@ -36,7 +36,7 @@ fn named((path, error): (String, impl Display)) -> String {
     if path.is_empty() { error.to_string() } else { format!("{path}: {error}") }
 }
 
-/// Follows the first child that is refused by itself.
+/// Follows the first child that would be refused on its own, down to the innermost.
 fn descend<E: Refusal>(text: &str, error: E, refused: &impl Fn(&str) -> Option<E>) -> (String, E) {
     let child =
         children(text).into_iter().find_map(|(step, raw)| refused(raw.get()).map(|error| (step, raw, error)));
@@ -51,8 +51,8 @@ fn descend<E: Refusal>(text: &str, error: E, refused: &impl Fn(&str) -> Option<E
 }
 
 trait Refusal: Display {
-    /// Whether nothing further down is the culprit. Every level of what is else is within `Json`'s depth, so that looking for
-    /// it is bounded.
+    /// Returns whether the whole value is the cause, and nothing further down. Every other refusal is within `Json`'s
+    /// depth, so the search for it is bounded.
     fn is_of_the_whole(&self) -> bool;
 }
 
@@ -62,7 +62,7 @@ impl Refusal for JsonError {
     }
 }
 
-/// A number that would come back as another.
+/// A number that would come back changed.
 struct Lost {
     number: String,
     rounded: bool,
@@ -86,7 +86,7 @@ impl Display for Lost {
     }
 }
 
-/// The significant digits of every double that is written in the usual ways.
+/// How many significant digits a double has, at most, in the usual ways of writing it.
 const DIGITS: usize = 17;
 
 fn lost(number: &str) -> Option<Lost> {
@@ -101,7 +101,7 @@ fn lost(number: &str) -> Option<Lost> {
     (!held || digits > DIGITS).then(|| Lost { number: number.to_owned(), rounded: held })
 }
 
-/// The numbers in a text that is known to be JSON.
+/// Returns the numbers in a text that is known to be JSON.
 fn numbers(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -125,7 +125,7 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The values one level down. None, if a key is the culprit and cannot even be read.
+/// Returns the values one level down. There are none if a key is the cause and cannot even be read.
 fn children(text: &str) -> Vec<(String, &RawValue)> {
     if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) {
         return fields.into_iter().map(|(key, raw)| (format!(".{key}"), raw)).collect();

@@ -1,4 +1,4 @@
-//! What the tests of every harness need: a journal that remembers, a task, and a run that nobody stops.
+//! What the tests of every harness need: a journal in memory, a task, and a run that is never stopped.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::{Delta, Event, Journal, Run, RunError, Session, Stop, Stopper, Task};
 
-/// What happens at a checkpoint, given how many there were before.
+/// What happens at a checkpoint, given the number of checkpoints before it.
 type Hook = Box<dyn Fn(usize) -> Result<(), Stop> + Send + Sync>;
 
 /// A journal that keeps everything in memory.
@@ -23,12 +23,12 @@ pub struct MemoryJournal {
 }
 
 impl MemoryJournal {
-    /// One that takes every checkpoint at once.
+    /// Makes a journal that takes every checkpoint at once.
     pub fn new() -> Arc<MemoryJournal> {
         MemoryJournal::with(Duration::ZERO, |_| Ok(()))
     }
 
-    /// One that takes so long for each checkpoint, and then asks `hook` whether it is taken.
+    /// Makes a journal that takes the time `slow` for each checkpoint, and then asks `hook` whether to accept it.
     pub fn with(
         slow: Duration,
         hook: impl Fn(usize) -> Result<(), Stop> + Send + Sync + 'static,
@@ -37,17 +37,17 @@ impl MemoryJournal {
         Arc::new(MemoryJournal { deltas, events, count: watch::Sender::new(0), hook: Box::new(hook), slow })
     }
 
-    /// The checkpoints so far.
+    /// Returns the checkpoints so far.
     pub fn deltas(&self) -> Vec<Delta> {
         locked(&self.deltas).clone()
     }
 
-    /// The events so far.
+    /// Returns the events so far.
     pub fn events(&self) -> Vec<Event> {
         locked(&self.events).clone()
     }
 
-    /// Resolves with the n-th checkpoint or event, whichever are counted together.
+    /// Resolves at the `count`-th checkpoint or event; the two are counted together.
     pub async fn reached(&self, count: usize) {
         let mut seen = self.count.subscribe();
         let reached = tokio::time::timeout(Duration::from_secs(10), seen.wait_for(|seen| *seen >= count));
@@ -78,7 +78,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A first attempt at a job with this input.
+/// Makes a first attempt at a job with this input.
 pub fn task(input: Value) -> Task {
     Task {
         job_id: JobId::now(),
@@ -93,12 +93,12 @@ pub fn task(input: Value) -> Task {
     }
 }
 
-/// A run that nobody stops, from an empty session.
+/// Makes a run that is never stopped, from an empty session.
 pub fn run(task: &Task, journal: &Arc<MemoryJournal>) -> Run {
     Run::new(task.clone(), Session::default(), journal.clone(), Stopper::default().signal())
 }
 
-/// The failure of a run that must not succeed.
+/// Returns the failure of a run that must not succeed.
 #[track_caller]
 pub fn failure(ended: Result<Json, RunError>) -> Failure {
     match ended {
@@ -107,7 +107,7 @@ pub fn failure(ended: Result<Json, RunError>) -> Failure {
     }
 }
 
-/// Checks a failure and a part of its message.
+/// Checks a failure and that its message contains `text`.
 #[track_caller]
 pub fn assert_failure(failure: &Failure, code: FailureCode, retryable: bool, text: &str) {
     assert_eq!((failure.code, failure.retryable), (code, retryable), "{failure}");

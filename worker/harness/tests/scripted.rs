@@ -77,7 +77,7 @@ async fn a_job_goes_on_at_the_iteration_it_had_reached_whoever_takes_it_over() {
     assert_eq!(read(ended), json!({"iterations": 6, "resumed_at": 4, "attempt": 1}));
     assert_eq!((checkpoints + journal.deltas().len(), session.iteration_count), (6, 6));
 
-    // The worker dies before the end is recorded: nothing is done again.
+    // The worker died before the end was recorded, and nothing is done again.
     let journal = MemoryJournal::new();
     let (ended, session) = play(&task, session, &journal).await;
     assert_eq!(read(ended)["resumed_at"], 6);

@@ -1,4 +1,5 @@
-//! A program's process group: signals to all of it, and its leader's end. What is said over its pipes is not known here.
+//! A program's process group: signals to all its processes, and its leader's end. This module does not know what is
+//! said over its pipes.
 
 use std::io;
 use std::process::ExitStatus;
@@ -11,13 +12,13 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a killed process may take to be gone; longer only when the kernel is stuck in a device.
+/// How long a killed process may take to be gone. It takes longer only when the kernel is stuck in a device.
 const REAP: Duration = Duration::from_secs(5);
 
 /// A process and its group; killed when dropped.
 ///
-/// The leader's number stays taken, and with it the group's, until the leader is reaped. So it is only reaped after the
-/// last signal: no signal can ever reach a stranger who got the number next.
+/// The leader's id, and with it the group's, stays taken until the leader is reaped. So the leader is reaped only after
+/// the last signal, and no signal can ever reach another process that was given the same id.
 pub struct Group {
     child: Child,
     id: Pid,
@@ -34,24 +35,24 @@ pub struct Exit {
 }
 
 impl Group {
-    /// The group that `child` leads.
+    /// Takes over the group that `child` leads.
     pub fn new(child: Child) -> io::Result<Group> {
         let id = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let id = id.ok_or_else(|| io::Error::other("a process that was just started has no id"))?;
         Ok(Group { child, id, reaped: false })
     }
 
-    /// stdin, stdout and stderr; once.
+    /// Takes stdin, stdout and stderr. A second call returns `None` for each.
     pub fn take_pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
         (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take())
     }
 
-    /// Asks all of it to end.
+    /// Asks every process in the group to end (SIGTERM).
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends all of it.
+    /// Ends every process in the group (SIGKILL).
     pub fn kill(&self) {
         self.signal(Signal::SIGKILL);
     }
@@ -68,13 +69,13 @@ impl Group {
         }
     }
 
-    /// Resolves when the leader has ended, and leaves it unreaped. Can be asked any number of times.
+    /// Resolves when the leader has ended, and leaves it unreaped. Can be called any number of times.
     pub async fn exited(&self) {
-        // First listen, then look: an end in between is heard.
+        // Listen first and then look, so that an end in between is not missed.
         let mut children = match signal(SignalKind::child()) {
             Ok(children) => children,
             Err(error) => {
-                tracing::error!(cause = %error, "the end of a program cannot be listened for; its limits will end it");
+                tracing::error!(cause = %error, "cannot listen for the end of a program; its time limits will end it");
                 return std::future::pending().await;
             }
         };
@@ -85,7 +86,7 @@ impl Group {
 
     fn has_exited(&self) -> bool {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // Any error but an interruption means that there is an end, or nothing left to wait for.
+        // Any error but an interruption means that the leader has ended, or that nothing is left to wait for.
         !matches!(waitid(Id::Pid(self.id), look), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
     }
 
@@ -100,7 +101,7 @@ impl Group {
                 None
             }
             Err(_) => {
-                tracing::error!(pid = self.id.as_raw(), "a program does not end {REAP:?} after SIGKILL");
+                tracing::error!(pid = self.id.as_raw(), "a program has not ended {REAP:?} after SIGKILL");
                 None
             }
         };
@@ -110,7 +111,7 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// The runtime reaps the leader later.
+    /// Kills the group. The runtime reaps the leader later.
     fn drop(&mut self) {
         self.kill();
     }

@@ -1,7 +1,8 @@
-//! How a child process runs: as the leader of a group of its own, within limits, and never longer than the worker.
+//! Runs a child process as the leader of its own process group, within limits, and never longer than the worker.
 //!
-//! [`spawn()`] starts one, a [`Group`] is all of it until its end, [`Stderr`] listens to what it complains of. What a program is
-//! told, what it says on stdout and what its end means is not known here; jobs and sessions are not either.
+//! [`spawn()`] starts a program, [`Group`] holds its processes until their end, and [`Stderr`] reads what it writes to
+//! stderr. This crate does not know what a program is given, what it writes to stdout, or what its end means. It knows
+//! no jobs and no sessions.
 //!
 //! Linux only: process groups, `waitid` and parent-death signals.
 

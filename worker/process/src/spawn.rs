@@ -1,11 +1,13 @@
 //! Starts processes so that they cannot outlive the worker.
 //!
-//! `PR_SET_PDEATHSIG` sends a child SIGKILL when the *thread* that made it ends. Tokio's threads may end while the
-//! process lives on (a worker thread that blocks becomes one of the pool that is retired when idle), and would take
-//! running programs with them. So all programs are started by one thread that lives as long as the process does.
+//! `PR_SET_PDEATHSIG` sends a child SIGKILL when the *thread* that made it ends. Tokio's threads can end while the
+//! process lives on: a worker thread that blocks joins the pool whose threads are retired when idle. Such a thread
+//! would take running programs with it. So all programs are started by one thread, which lives as long as the process
+//! does.
 //!
-//! Wrapping the program in util-linux's `setpriv` and `prlimit` would spare the `unsafe` here, but then a program that
-//! cannot be executed shows as an exit code of the wrapper's instead of an error of ours, and the image needs both.
+//! Wrapping the program in util-linux's `setpriv` and `prlimit` would avoid the `unsafe` here. But then a program that
+//! cannot be executed would show as the wrapper's exit code instead of an error of our own, and the image would need
+//! both tools.
 
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -24,13 +26,15 @@ use crate::group::Group;
 /// The soft limit of open files that programs get; see [`limit_open_files`].
 static OPEN_FILES: OnceLock<u64> = OnceLock::new();
 
-/// Programs get this soft limit of open files instead of the process's own, which may have been raised: some walk over all
-/// numbers up to it, and `select` knows only the first 1024. The first call counts.
+/// Sets the soft limit of open files that programs get instead of the process's own, which may have been raised. Some
+/// programs walk over all numbers up to their limit, and `select` knows only the first 1024. Only the first call
+/// counts.
 pub fn limit_open_files(soft: u64) {
     let _ = OPEN_FILES.set(soft);
 }
 
-/// Starts `command` as the leader of a process group of its own; no process of it may have a larger address space.
+/// Starts `command` as the leader of its own process group. `memory_limit_mb` limits the address space of each of its
+/// processes.
 pub async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
     let worker = getpid();
@@ -49,14 +53,14 @@ pub async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Re
     answer.await.map_err(|_| gone())?
 }
 
-/// What happens in the new process before it becomes the program.
+/// Prepares the new process before it becomes the program.
 fn prepare(worker: Pid, memory_limit_mb: Option<u64>, open_files: Option<u64>) -> Result<(), Errno> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The worker may have died before the line above.
     if getppid() != worker {
         return Err(Errno::ESRCH);
     }
-    // A setuid program would shed the signal.
+    // A setuid program would lose the signal.
     prctl::set_no_new_privs()?;
     if let Some(limit_mb) = memory_limit_mb {
         let bytes = limit_mb * 1024 * 1024;
@@ -75,7 +79,7 @@ struct Order {
     reply: oneshot::Sender<io::Result<Group>>,
 }
 
-/// The way to the starting thread, which is made with the first program.
+/// Returns the channel to the thread that starts programs. The thread is made for the first program.
 fn thread() -> io::Result<mpsc::Sender<Order>> {
     static THREAD: Mutex<Option<mpsc::Sender<Order>>> = Mutex::new(None);
     let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,6 +101,6 @@ fn start(order: Order) {
     let Order { mut command, runtime, reply } = order;
     let _runtime = runtime.enter();
     let group = command.spawn().and_then(Group::new);
-    // Whoever asked may have been dropped meanwhile; then the group comes back here, and dropping it kills it.
+    // The caller may have been dropped meanwhile. Then the group comes back here, and dropping it kills it.
     drop(reply.send(group));
 }

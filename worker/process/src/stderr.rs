@@ -1,5 +1,5 @@
-//! What a program says on stderr: for the log, and the last of it for the failure's message. Always read to the end,
-//! so that a program never blocks on it; bounded in what is kept and in what is logged.
+//! Reads what a program writes to stderr: for the log, and its last lines for the failure's message. It is always read
+//! to the end, so that a program never blocks on it. What is kept and what is logged are bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ const KEEP_BYTES: usize = 1_000;
 const KEEP_LINES: usize = 20;
 /// Lines of one run that go to the log.
 const LOG_LINES: u64 = 2_000;
-/// How long the end of stderr is waited for once the program is dead: somebody else may hold the pipe.
+/// How long to wait for the end of stderr once the program is dead: another process may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// The reader of one program's stderr.
@@ -25,7 +25,7 @@ pub struct Stderr {
 }
 
 impl Stderr {
-    /// Starts to read. The first lines are handed to `log` as they come, clipped and cleaned.
+    /// Starts to read. The first lines are passed to `log` as they come, clipped and cleaned.
     pub fn follow(
         pipe: impl AsyncRead + Unpin + Send + 'static,
         log: impl Fn(&str) + Send + 'static,
@@ -41,7 +41,7 @@ impl Stderr {
                     log(&line);
                 }
                 if count == LOG_LINES {
-                    log(&format!("(that were {LOG_LINES} lines; further ones are not logged)"));
+                    log(&format!("(these were {LOG_LINES} lines; further lines are not logged)"));
                 }
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line);
@@ -50,21 +50,21 @@ impl Stderr {
                 }
             }
         };
-        // The span that is around it names the job.
+        // The current span names the job.
         let reader = tokio::spawn(reading.in_current_span());
         Stderr { tail, reader: AbortOnDropHandle::new(reader) }
     }
 
-    /// The last lines, once the program is dead.
+    /// Returns the last lines, once the program is dead.
     pub async fn tail(self) -> Vec<String> {
-        // When the time is over, what has come so far has to do.
+        // If the time runs out, what has come so far must suffice.
         let _ = tokio::time::timeout(DRAIN, self.reader).await;
         let mut kept = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         kept.drain(..).collect()
     }
 }
 
-/// The next line that is not blank, clipped, fit for a log; `None` at the end.
+/// Returns the next line that is not blank, clipped and fit for a log, or `None` at the end.
 async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin)) -> Option<String> {
     let mut line = Vec::new();
     loop {
@@ -88,7 +88,7 @@ async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin)) -> Option<String> 
     }
 }
 
-/// Escape sequences would let a program write over the log.
+/// Replaces control characters: with escape sequences a program could overwrite the log.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line.trim_ascii_end());
     text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()

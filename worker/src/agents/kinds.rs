@@ -1,5 +1,5 @@
-//! The kinds of harnesses there are, and how an agent's settings become one: the one list of them. Which keys an agent's table
-//! may have, and what they mean, is said in each harness's own `…Config`.
+//! The only list of the kinds of harnesses, and how an agent's settings become one of them. Each harness's own
+//! `…Config` says which keys an agent's table may have and what they mean.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use harness::{ConfigError, Echo, EchoConfig, Harness, Scripted, ScriptedConfig};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-/// Which harness an agent uses (`harness = "…"`), and its settings. Keys a harness does not have are refused.
+/// Which harness an agent uses (`harness = "…"`), and its settings. Keys that the harness does not have are refused.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HarnessConfig {
-    /// Gives the input back.
+    /// Returns the input.
     Echo(EchoConfig),
     /// Plays what the input declares.
     Scripted(ScriptedConfig),
@@ -21,10 +21,11 @@ pub enum HarnessConfig {
 }
 
 impl HarnessConfig {
-    /// What `harness` may be.
+    /// The values that `harness` may have.
     pub const NAMES: [&str; 3] = ["echo", "scripted", "command"];
 
-    /// Reads the settings of the harness of this name. They come without the key `harness`. An error keeps the place of its setting in the file.
+    /// Reads the settings of the harness with this name. They come without the key `harness`. An error keeps the
+    /// place of its setting in the file.
     pub fn read<'de, D: Deserializer<'de>>(harness: &str, settings: D) -> Result<HarnessConfig, D::Error> {
         match harness {
             "echo" => EchoConfig::deserialize(settings).map(HarnessConfig::Echo),
@@ -34,7 +35,8 @@ impl HarnessConfig {
         }
     }
 
-    /// Checks the settings against this machine and makes the harness. Sessions' folders go below `workspace_dir`. The error is all that is wrong.
+    /// Checks the settings against this machine and makes the harness. Session folders are made below `workspace_dir`.
+    /// The error lists everything that is wrong.
     pub fn build(self, workspace_dir: &Path) -> Result<Arc<dyn Harness>, Vec<ConfigError>> {
         match self {
             HarnessConfig::Echo(EchoConfig {}) => Ok(Arc::new(Echo)),

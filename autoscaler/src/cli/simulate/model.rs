@@ -1,4 +1,4 @@
-//! What is modelled around the decisions.
+//! The flags of the model: the pool that is decided for, and its delays.
 
 use chrono::DateTime;
 use clap::Args;
@@ -15,13 +15,13 @@ pub struct ModelArgs {
     /// Workers that are ready at the beginning [default: the policy's minimum]
     #[arg(long, value_name = "NUMBER", help_heading = "Model")]
     pub workers: Option<Setting<u32>>,
-    /// From the write of replicas until a new worker takes jobs
+    /// From the write of `replicas` until a new worker takes jobs
     #[arg(long, value_name = "SECONDS", default_value = "20", help_heading = "Model")]
     startup_s: Setting<f64>,
     /// From the drain mark until an idle worker has drained
     #[arg(long, value_name = "SECONDS", default_value = "3", help_heading = "Model")]
     drain_s: Setting<f64>,
-    /// How old queue and ledger are in the eyes of a decision, in whole seconds
+    /// How old the readings of queue and ledger are when a decision is made, in whole seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", help_heading = "Model")]
     observation_age_s: Setting<u64>,
     /// When the trace begins, for the policy's schedule
@@ -30,7 +30,7 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The model; without --workers it begins with none, and the caller knows better.
+    /// Returns the model. Without --workers it has none; the caller sets the policy's minimum.
     pub fn check(&self, problems: &mut Problems) -> Option<Setup> {
         let slots = problems.within("--slots", self.slots.clone(), 1..=256);
         let workers = match self.workers.clone() {

@@ -9,7 +9,7 @@ use crate::config;
 use crate::decide::{Mode, Policy};
 use crate::simulate::Setup;
 
-/// A policy, and what to call it.
+/// A policy and its name in the output.
 pub struct Named {
     pub name: String,
     pub policy: Policy,
@@ -18,19 +18,19 @@ pub struct Named {
 /// How demand becomes workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ModeName {
-    /// So many jobs for each worker
+    /// A fixed number of jobs for each worker
     Backlog,
     /// The fewest workers for which jobs start within a time
     TargetWait,
 }
 
-/// Policies from files, and flags for what is tried most.
+/// Policies from files, and flags for the settings that are tried most often.
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
     /// A policy, as TOML with the keys of a pool's policy; the flags below change it [default: the built-in policy]
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     policy: Option<PathBuf>,
-    /// Another policy to compare with, as its file says; no flag changes it
+    /// Another policy file to compare with; the flags do not change it
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     compare: Option<PathBuf>,
     /// How demand becomes workers
@@ -39,25 +39,25 @@ pub struct PolicyArgs {
     /// Jobs ready or running for each worker; with --mode backlog [default: 1]
     #[arg(long, value_name = "JOBS", help_heading = "Policy")]
     jobs_per_worker: Option<Setting<f64>>,
-    /// Jobs start within so many seconds; with --mode target-wait [default: 30]
+    /// Seconds within which jobs start; with --mode target-wait [default: 30]
     #[arg(long, value_name = "SECONDS", help_heading = "Policy")]
     target_s: Option<Setting<f64>>,
-    /// Never fewer workers
+    /// The fewest workers
     #[arg(long, value_name = "WORKERS", help_heading = "Policy")]
     min: Option<Setting<u32>>,
-    /// Never more workers
+    /// The most workers
     #[arg(long, value_name = "WORKERS", help_heading = "Policy")]
     max: Option<Setting<u32>>,
-    /// Seconds for which demand must have been lower before the pool shrinks
+    /// Seconds for which demand must stay lower before the pool shrinks
     #[arg(long, value_name = "SECONDS", help_heading = "Policy")]
     down_window_s: Option<Setting<u64>>,
-    /// Grow at once by as much as is asked for
+    /// Grow at once by as much as demand asks for
     #[arg(long, help_heading = "Policy")]
     no_up_limits: bool,
 }
 
 impl PolicyArgs {
-    /// The first policy, changed by the flags, and the one to compare with; or notes what is wrong with them.
+    /// Returns the first policy, changed by the flags, and the one to compare with. Adds what is wrong to `problems`.
     pub fn check(&self, setup: Option<&Setup>, problems: &mut Problems) -> Option<Vec<Named>> {
         let first = match &self.policy {
             Some(path) => problems.check("--policy", read(path)),
@@ -79,7 +79,7 @@ impl PolicyArgs {
         Some(vec![first, second])
     }
 
-    /// Whether the flags changed anything.
+    /// Applies the flags to the policy, and returns whether they changed anything.
     fn change(&self, policy: &mut Policy, setup: Option<&Setup>, problems: &mut Problems) -> bool {
         let before = policy.clone();
         let jobs = self.jobs_per_worker.clone();
@@ -105,8 +105,10 @@ impl PolicyArgs {
             Mode::Backlog { jobs_per_worker } => {
                 *jobs_per_worker = jobs.unwrap_or(*jobs_per_worker);
                 if target.is_some() {
-                    problems
-                        .add("--target-s", "is nothing in mode backlog, expected --mode target-wait with it");
+                    problems.add(
+                        "--target-s",
+                        "has no meaning in mode backlog, expected --mode target-wait with it",
+                    );
                 }
             }
             Mode::TargetWait { target_s, .. } => {
@@ -114,7 +116,7 @@ impl PolicyArgs {
                 if jobs.is_some() {
                     problems.add(
                         "--jobs-per-worker",
-                        "is nothing in mode target-wait, expected --mode backlog with it",
+                        "has no meaning in mode target-wait, expected --mode backlog with it",
                     );
                 }
             }
@@ -138,7 +140,7 @@ impl PolicyArgs {
     }
 }
 
-/// A policy's file; its name without the ending is what to call it.
+/// Reads a policy's file. The file's name without its extension names the policy.
 fn read(path: &Path) -> Result<Named, String> {
     let policy = config::read_policy(path)?;
     let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();

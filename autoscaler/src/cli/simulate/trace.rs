@@ -9,10 +9,10 @@ use service::{Problems, Setting};
 
 use crate::simulate::{Shape, Synthetic, Trace};
 
-/// Jobs that a made-up trace may have; they all are in memory.
+/// The most jobs of a synthetic trace, because all of them are held in memory.
 const MAX_JOBS: f64 = 20e6;
 
-/// A trace that was recorded, or one that is made up.
+/// A recorded trace, or a synthetic one.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     /// A recorded trace, CSV or JSON lines; - for stdin
@@ -24,13 +24,13 @@ pub struct TraceArgs {
         help_heading = "Trace"
     )]
     trace: Option<PathBuf>,
-    /// A made-up trace of this shape
+    /// A synthetic trace of this shape
     #[arg(long, value_name = "SHAPE", value_enum, help_heading = "Trace")]
     synthetic: Option<Shape>,
-    /// Another seed, another trace
+    /// The seed of the synthetic trace: another seed gives another trace
     #[arg(long, value_name = "NUMBER", default_value = "1", requires = "synthetic", help_heading = "Trace")]
     seed: Setting<u64>,
-    /// For how many hours jobs come
+    /// Hours in which jobs arrive
     #[arg(long, value_name = "HOURS", default_value = "24", requires = "synthetic", help_heading = "Trace")]
     hours: Setting<f64>,
     /// Jobs per second, on average
@@ -45,13 +45,13 @@ pub struct TraceArgs {
         help_heading = "Trace"
     )]
     service_s: Setting<f64>,
-    /// Spread the jobs over so many sessions; 0 gives each its own
+    /// Spread the jobs over this many sessions; 0 gives each its own
     #[arg(long, value_name = "NUMBER", default_value = "0", requires = "synthetic", help_heading = "Trace")]
     sessions: Setting<u32>,
 }
 
 impl TraceArgs {
-    /// The trace and what to call it, or notes what is wrong with it.
+    /// Returns the trace and its title. Adds what is wrong to `problems`.
     pub fn read(self, problems: &mut Problems) -> Option<(String, Trace)> {
         match self.trace {
             Some(path) => {
@@ -88,7 +88,7 @@ impl TraceArgs {
         };
         let trace = synthetic.make();
         if trace.jobs().is_empty() {
-            problems.add("--rate", "no job comes within --hours, expected a higher rate or more hours");
+            problems.add("--rate", "no job arrives within --hours, expected a higher rate or more hours");
             return None;
         }
         Some((format!("{shape:?}, seed {}", synthetic.seed), trace))

@@ -1,4 +1,4 @@
-//! What Kubernetes' own HPA does with the same rules, events and recommendations, ours does.
+//! Our decisions equal those of Kubernetes' own HPA for the same rules, events and recommendations.
 
 use super::*;
 
@@ -184,7 +184,8 @@ fn select_policy_min_takes_the_smallest_change_and_disabled_none() {
     assert_eq!(once(&seen(NOW_MS, 5, 0), &policy), (0, Reason::ScaleUpDisabled));
 }
 
-/// Recommendations (seconds ago, workers), then the windows for growing and shrinking, what there is, what is asked for.
+/// Takes earlier recommendations (seconds ago, workers), the windows for growing and shrinking, the current workers and
+/// demand.
 fn stabilized(past: &[(u64, u64)], windows: (u64, u64), current: u32, demand: u64) -> (u32, Reason) {
     let mut policy = plain();
     (policy.scale_up.stabilization_window_s, policy.scale_down.stabilization_window_s) = windows;
@@ -208,11 +209,11 @@ fn stabilization_takes_the_lowest_to_grow_and_the_highest_to_shrink() {
     assert_eq!(stabilized(&[(120, 1), (60, 2)], (300, 0), 100, 3), (3, Demand));
     assert_eq!(stabilized(&rising, (0, 300), 1, 3), (3, Demand));
     assert_eq!(stabilized(&[(120, 1), (60, 2)], (0, 300), 3, 3), (3, Demand));
-    // Both windows: nothing below the lowest, nothing above the highest.
+    // With both windows: never below the lowest, never above the highest.
     assert_eq!(stabilized(&[(120, 8), (60, 12)], (300, 300), 10, 4), (10, ScaleDownStabilized));
     assert_eq!(stabilized(&[(120, 8), (60, 12)], (300, 300), 10, 20), (10, ScaleUpStabilized));
     assert_eq!(stabilized(&[(120, 12), (60, 15)], (300, 300), 10, 20), (12, ScaleUpStabilized));
-    // 10 stood until 9 came, nine minutes ago; 4 is the highest since.
+    // 10 held until 9 came, nine minutes ago; 4 is the highest since.
     assert_eq!(stabilized(&[(600, 10), (540, 9), (301, 4)], (0, 300), 100, 3), (4, ScaleDownStabilized));
 }
 
@@ -222,7 +223,7 @@ fn a_recommendation_counts_until_its_window_after_it_ended() {
     policy.scale_down.stabilization_window_s = 300;
     let mut pool = Pool::new(policy, 10);
     pool.tick(0, 10);
-    // It stands for twenty minutes, then no more.
+    // It holds for twenty minutes, and ends then.
     let ended = pool.tick(1200, 2);
     assert_eq!((ended.desired, ended.reason), (Some(10), Reason::ScaleDownStabilized));
     assert_eq!(pool.tick(299, 2).desired, Some(10));
@@ -248,7 +249,7 @@ fn within_the_tolerance_what_there_is_stays() {
     assert_eq!(once(&seen(NOW_MS, 89, 10), &policy), (9, Reason::Demand));
     assert_eq!(once(&seen(NOW_MS, 105, 10), &policy), (10, Reason::Tolerance));
     assert_eq!(once(&seen(NOW_MS, 106, 10), &policy), (11, Reason::Demand));
-    // 0.9 in one division, and 0.8999… in two.
+    // The ratio is 0.9 in one division, and 0.8999… in two.
     assert_eq!(once(&seen(NOW_MS, 117, 13), &policy), (13, Reason::Tolerance));
     policy.scale_up.tolerance = 0.0;
     assert_eq!(once(&seen(NOW_MS, 100, 10), &policy), (10, Reason::Demand));

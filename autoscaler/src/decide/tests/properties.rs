@@ -1,4 +1,4 @@
-//! What holds for every policy, every past and every look.
+//! What holds for every policy, every history and every observation.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -49,7 +49,7 @@ fn policies() -> impl Strategy<Value = Policy> {
     )
 }
 
-/// A look at a pool of some size, all of it fresh at 0.
+/// An observation of a pool of some size. All readings are fresh at 0.
 fn looks() -> impl Strategy<Value = Observation> {
     let service = prop::option::of(1.0..300_000.0);
     let jobs = (0_u64..300, 0_u64..100, 0_u64..3, prop::option::of(0_u64..1_000_000));
@@ -84,7 +84,7 @@ fn looks() -> impl Strategy<Value = Observation> {
     )
 }
 
-/// Looks one after another, with the seconds between them; now and then the queue is unknown.
+/// A sequence of observations, with the seconds between them. Now and then the queue is unknown.
 fn pasts() -> impl Strategy<Value = Vec<(u64, Observation)>> {
     let unknown = prop::bool::weighted(0.1);
     let look = (1_u64..40, looks(), unknown).prop_map(|(after_s, mut look, unknown)| {
@@ -104,7 +104,7 @@ fn at(mut look: Observation, at_ms: u64, current: u32) -> Observation {
     look
 }
 
-/// A pool that has lived through a past, and every decision of it.
+/// Runs a pool through a sequence of observations. Returns the pool and all its decisions.
 fn live(
     policy: &Policy,
     past: &[(u64, Observation)],
@@ -197,11 +197,11 @@ proptest! {
     ) {
         let (pool, log) = live(&policy, &past, current);
         let now_ms = pool.now_ms + 1000;
-        let mut restored = if lost { History::default() } else { replayed(&log) };
-        restored.resumed(pool.now_ms, pool.current);
+        let mut reloaded = if lost { History::default() } else { replayed(&log) };
+        reloaded.resumed(pool.now_ms, pool.current);
         let look = at(look, now_ms, pool.current);
         let would = decide(&pool.history, &look, &policy, now_ms);
-        let does = decide(&restored, &look, &policy, now_ms);
+        let does = decide(&reloaded, &look, &policy, now_ms);
         if !lost {
             prop_assert!(does.desired >= would.desired.min(Some(pool.current)), "{does} / {would}");
         }
@@ -216,7 +216,7 @@ proptest! {
     ) {
         let (pool, log) = live(&policy, &past, current);
         prop_assert_eq!(&replayed(&log), &pool.history);
-        // Decisions that say what the one before them said need not be kept.
+        // A decision that repeats the previous one need not be kept.
         let telling: Vec<_> = log.iter().enumerate().filter(|(index, (decision, resize))| {
             let before = log[..*index].iter().rev().find_map(|(before, _)| before.recommended);
             resize.is_some() || decision.recommended.is_some_and(|now| Some(now) != before)

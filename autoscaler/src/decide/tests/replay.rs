@@ -1,16 +1,17 @@
-//! Random traces through ours and through HPA's own algorithm, written down once more from what Kubernetes publishes
-//! (`pkg/controller/podautoscaler`): a list of samples, two lists of events, and every tick looks through all of them.
+//! Random traces give the same result here and in HPA's own algorithm, which is rewritten here from what Kubernetes
+//! publishes (`pkg/controller/podautoscaler`): a list of samples, two lists of events, and every tick looks through all
+//! of them.
 //!
-//! The one difference that we want is in it, too: a recommendation counts for as long as it stood, so this HPA takes a sample of
-//! the last one just before the next.
+//! One difference is intended, and is built into this HPA, too: a recommendation counts for as long as it held. So this
+//! HPA takes a sample of the last one just before the next.
 
 use super::*;
 
-/// Traces, each of this many ticks.
+/// The number of traces, and the ticks of each.
 const TRACES: u64 = 60_000;
 const TICKS: u64 = 30;
 
-/// HPA's memory of one workload. Times are in half milliseconds, so that there is a moment just before another.
+/// HPA's memory of one workload. Times are in half milliseconds, so that a moment just before another exists.
 #[derive(Default)]
 struct Hpa {
     recommendations: Vec<(u64, i64)>,
@@ -96,7 +97,7 @@ impl Hpa {
     }
 }
 
-/// `GetExternalPerPodMetricReplicas`, of a metric that counts jobs.
+/// `GetExternalPerPodMetricReplicas`, for a metric that counts jobs.
 fn recommend(policy: &Policy, target_milli: u64, jobs: u64, current: i64) -> i64 {
     let (usage, target) = ((jobs * 1000) as f64, target_milli as f64);
     let ratio = usage / (target * current as f64);
@@ -122,7 +123,7 @@ fn any_behavior(random: &mut fastrand::Rng) -> Behavior {
     }
 }
 
-/// One trace; fails with its seed.
+/// Compares one trace. A failure shows its seed.
 fn replay(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let target_milli = [1000, 10_000, 4000, 2500, 1100, 700, 333][random.usize(0..7)];

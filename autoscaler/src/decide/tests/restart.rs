@@ -1,4 +1,4 @@
-//! A new process decides as the old one would have.
+//! A new process makes the decisions that the old one would have made.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn a_restart_without_any_past_drops_nothing_for_a_whole_window() {
     pool.history = History::default();
     pool.history.resumed(NOW_MS, 10);
     assert_eq!(pool.tick(0, 1).desired, Some(10));
-    // The first decision ends what stood before; the window counts from there.
+    // The first decision ends the earlier recommendation; the window counts from there.
     assert_eq!(pool.tick(299, 1).desired, Some(10));
     assert_eq!(pool.tick(1, 1).desired, Some(7));
 }
@@ -25,9 +25,9 @@ fn rate_limits_go_on_across_a_restart() {
     let mut pool = Pool::new(slow_to_shrink(), 10);
     pool.policy.scale_down.stabilization_window_s = 0;
     assert_eq!(pool.tick(0, 1).desired, Some(7));
-    let mut restored: History = serde_json::from_str(&serde_json::to_string(&pool.history).unwrap()).unwrap();
-    restored.resumed(pool.now_ms + 1000, 7);
-    pool.history = restored;
+    let mut reloaded: History = serde_json::from_str(&serde_json::to_string(&pool.history).unwrap()).unwrap();
+    reloaded.resumed(pool.now_ms + 1000, 7);
+    pool.history = reloaded;
     let limited = pool.tick(30, 1);
     assert_eq!((limited.desired, limited.reason), (Some(7), Reason::ScaleDownLimit));
     assert_eq!(pool.tick(30, 1).desired, Some(4));

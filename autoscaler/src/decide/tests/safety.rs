@@ -1,4 +1,4 @@
-//! What is not known lowers nothing; a worker that holds a job stays; money and operators can say stop.
+//! Unknown numbers never shrink a pool; a worker that holds a job stays; the budget and operators can stop a change.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn an_unknown_or_old_source_lowers_nothing() {
         let mut seen = shrinking();
         break_it(&mut seen);
         assert_eq!(once(&seen, &plain()), (10, reason));
-        // Nor is a maximum a reason to.
+        // A maximum does not shrink it either.
         assert_eq!(once(&seen, &Policy { max_replicas: 5, ..plain() }), (10, reason));
     }
 }
@@ -78,7 +78,7 @@ fn busy_workers_stay_whatever_else_is_said() {
     ledger(&mut look).busy_workers = 7;
     assert_eq!(once(&look, &plain()), (7, Reason::Busy));
     assert_eq!(once(&look, &Policy { max_replicas: 4, ..plain() }), (7, Reason::Busy));
-    // More busy workers than there are meant to be (a rollout): no reason to grow.
+    // More busy workers than wanted (during a rollout) are no reason to grow.
     ledger(&mut look).busy_workers = 12;
     assert_eq!(once(&look, &plain()), (10, Reason::Busy));
 }

@@ -1,4 +1,4 @@
-//! Windows of the schedule, by the clock of their zone.
+//! Windows of the schedule, in their own time zone.
 
 use super::*;
 

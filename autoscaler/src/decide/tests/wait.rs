@@ -1,4 +1,5 @@
-//! `target_wait`: the fewest workers for which jobs start in time, and none that comes too late to help.
+//! `target_wait` asks for the fewest workers with which jobs start in time, and for none that would come too late to
+//! help.
 
 use super::*;
 
@@ -8,7 +9,7 @@ fn policy(target_s: f64, startup_s: f64) -> Policy {
     Policy { mode, ..plain() }
 }
 
-/// How many workers of one slot demand asks for.
+/// Returns how many workers of one slot demand asks for.
 fn asked(policy: &Policy, ready: u64, there: u32, tell: impl FnOnce(&mut Demand)) -> u32 {
     let mut look = seen(NOW_MS, ready, there);
     tell(ledger(&mut look));
@@ -19,7 +20,7 @@ fn asked(policy: &Policy, ready: u64, there: u32, tell: impl FnOnce(&mut Demand)
 fn a_fresh_line_gets_the_fewest_slots_that_start_it_in_time() {
     for jobs in [1_u64, 2, 7, 99, 100, 105, 106, 5000] {
         for target_s in [0_u32, 10, 60, 600] {
-            // Slots take a job at 0 s, 10 s, … up to the target.
+            // A slot takes a job at 0 s, 10 s, … up to the target.
             let starts_of_a_slot = u64::from(target_s / 10 + 1);
             let fewest = jobs.div_ceil(starts_of_a_slot) as u32;
             assert_eq!(
@@ -36,7 +37,7 @@ fn a_new_worker_comes_late_so_more_of_them_are_needed() {
     let tell = |demand: &mut Demand| demand.running = 10;
     // 100 wait and 10 run: 110 jobs of 10 s, the last begun within 60 s, by 15.7 slots.
     assert_eq!(asked(&policy(60.0, 0.0), 100, 10, tell), 16);
-    // Those there take 30 within 30 s; 80 of 10 s are left, the last begun 30 s later, by 20.
+    // The existing 10 take 30 within 30 s; 80 of 10 s are left, the last begun 30 s later, by 20.
     assert_eq!(asked(&policy(60.0, 30.0), 100, 10, tell), 20);
 }
 
@@ -79,7 +80,7 @@ fn a_steady_stream_has_the_floor_of_littles_law() {
         demand.service =
             Some(ServiceTime { jobs: 100, mean_ms: 10_000.0, p50_ms: 9_000.0, p95_ms: 20_000.0 });
     };
-    // 2 × 10 jobs run, 0.8 of 4 slots a worker: 6.25.
+    // 2 × 10 jobs run; a worker's share is 0.8 of 4 slots: 6.25 workers.
     assert_eq!(asked(&policy(60.0, 0.0), 0, 5, tell), 7);
 }
 

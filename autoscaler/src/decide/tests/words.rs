@@ -1,4 +1,4 @@
-//! A decision can be told, kept and counted.
+//! A decision can be explained, stored and counted.
 
 use std::collections::HashSet;
 

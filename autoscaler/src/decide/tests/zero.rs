@@ -1,4 +1,4 @@
-//! To zero only when there is nothing to do for a whole cooldown; from zero at once.
+//! A pool shrinks to zero only after a whole cooldown with nothing to do, and grows from zero at once.
 
 use super::*;
 

@@ -12,51 +12,51 @@ use super::filter::Flags;
 use super::report::Report;
 use crate::cli::progress::Progress;
 use crate::dead::{Act, Order, Selection, count, settle};
-use crate::yardstick::Yardstick;
+use crate::intake_limits::IntakeLimits;
 
 #[derive(Debug, Args)]
 pub struct Redrive {
     #[command(flatten)]
     pub which: Which,
-    /// Into this pool instead of the one that each came from
+    /// Send them to this pool instead of the one that each came from
     #[arg(long)]
     pub to_pool: Option<Name>,
 }
 
-/// What is to be settled.
+/// The letters to settle.
 #[derive(Debug, Args)]
 pub struct Which {
-    /// Jobs' ids, and messages' ids as the list shows them
+    /// Ids of jobs, or of messages as the list shows them
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
-    /// All that pass the filters
+    /// All letters that pass the filters
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     flags: Flags,
-    /// Everything is meant: --all without a filter
+    /// Confirm that --all without a filter means every dead letter
     #[arg(long)]
     yes: bool,
-    /// Only tell what would be done
+    /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object per line for each: kind, id, fate, and the new job, the queue or the reason
+    /// Print one JSON object per line for each letter: kind, id, fate, and the new job, the queue or the reason
     #[arg(long)]
     json: bool,
 }
 
 impl Which {
-    /// Does it to all that is meant.
+    /// Settles all selected letters.
     pub async fn run(
         self,
         act: Act,
-        yardstick: &Yardstick,
+        intake_limits: &IntakeLimits,
         dispatch: &Dispatch,
         stop: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
         let filter = self.flags.filter();
         if !self.all && !filter.is_empty() {
-            note!("filters choose among all: got ids, expected --all or no filters");
+            note!("filters apply to --all: got ids and filters, expected one of them");
             return Ok(ExitCode::from(2));
         }
         if self.all && filter.is_empty() && !self.yes && !self.dry_run {
@@ -67,7 +67,7 @@ impl Which {
         let order = Order { act, selection, dry_run: self.dry_run };
         let progress = Progress::new(count(dispatch, &order.selection).await?);
         let mut report = Report::new(progress, stop.clone(), self.json, self.dry_run, !self.all);
-        let done = settle(dispatch, yardstick, &order, stop, &mut report).await;
+        let done = settle(dispatch, intake_limits, &order, stop, &mut report).await;
         let code = report.finish();
         done.map(|()| code)
     }

@@ -1,10 +1,10 @@
-//! Which dead letters, as flags.
+//! The flags that select dead letters.
 
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use job::Name;
-use store::DeadFilter;
+use store::FailureFilter;
 
 use crate::cli::age::parse_age;
 use crate::dead::{Filter, Kind};
@@ -14,11 +14,11 @@ use crate::dead::{Filter, Kind};
 enum KindFlag {
     /// A job that has failed
     Job,
-    /// A message in harness.dead that is not that of a failed job
+    /// A message in harness.dead that belongs to no failed job
     Message,
 }
 
-/// Each one given must be true; a message that does not tell what is asked for does not pass.
+/// Every given condition must hold. A message that lacks a property does not pass a condition on it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
     /// Only jobs, or only messages
@@ -36,10 +36,10 @@ pub struct Flags {
     /// Only of this pool
     #[arg(long)]
     pool: Option<Name>,
-    /// Only what died within so long, such as 90s, 15m, 2h or 3d
+    /// Only letters that died within this time, such as 90s, 15m, 2h or 3d
     #[arg(long, value_parser = parse_age)]
     since: Option<Duration>,
-    /// Only what died longer ago than this
+    /// Only letters that died longer ago than this
     #[arg(long, value_parser = parse_age)]
     before: Option<Duration>,
 }
@@ -50,7 +50,7 @@ impl Flags {
             KindFlag::Job => Kind::Job,
             KindFlag::Message => Kind::Message,
         });
-        let of = DeadFilter {
+        let of = FailureFilter {
             code: self.code.clone(),
             session: self.session.clone(),
             agent: self.agent.clone(),

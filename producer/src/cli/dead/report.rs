@@ -1,4 +1,4 @@
-//! What became of dead letters: told as it happens, and summed up.
+//! Reports what becomes of dead letters: each as it happens, and a summary.
 
 use std::process::ExitCode;
 
@@ -9,19 +9,19 @@ use service::{note, printed};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::progress::Progress;
-use crate::dead::{Event, Fate, Kind, Listener};
+use crate::dead::{Disposition, Event, Kind, Listener};
 
-/// Reasons that are printed of a bulk; the rest is only counted.
+/// How many reasons are printed for a bulk; further ones are only counted.
 const REASONS: u64 = 20;
 
-/// Tells and counts.
+/// Prints and counts events.
 pub struct Report {
     progress: Progress,
     stop: CancellationToken,
     json: bool,
-    /// Nothing really happens.
+    /// Nothing is really done.
     dry_run: bool,
-    /// A line for each; else only for what was kept, and not for all of that.
+    /// Print a line for each letter; otherwise only for the first [`REASONS`] that were kept.
     each: bool,
     redriven: u64,
     returned: u64,
@@ -37,23 +37,23 @@ impl Report {
         Report { progress, stop, json, dry_run, each, redriven, returned, dropped, cleared, kept, missing }
     }
 
-    fn note(&mut self, kind: Kind, id: &str, fate: &Fate) {
-        let (count, word) = match fate {
-            Fate::Redriven(_) => (&mut self.redriven, "redriven"),
-            Fate::Returned(_) => (&mut self.returned, "returned"),
-            Fate::Dropped => (&mut self.dropped, "dropped"),
-            Fate::Cleared => (&mut self.cleared, "cleared"),
-            Fate::Kept(_) => (&mut self.kept, "kept"),
+    fn note(&mut self, kind: Kind, id: &str, disposition: &Disposition) {
+        let (count, word) = match disposition {
+            Disposition::Redriven(_) => (&mut self.redriven, "redriven"),
+            Disposition::Returned(_) => (&mut self.returned, "returned"),
+            Disposition::Dropped => (&mut self.dropped, "dropped"),
+            Disposition::Cleared => (&mut self.cleared, "cleared"),
+            Disposition::Kept(_) => (&mut self.kept, "kept"),
         };
         *count += 1;
         let count = *count;
         let would = if self.dry_run { "would be " } else { "" };
         if self.json {
-            let (job_id, queue, reason) = match fate {
-                Fate::Redriven(job_id) => (Some(job_id), None, None),
-                Fate::Returned(queue) => (None, Some(queue), None),
-                Fate::Kept(reason) => (None, None, Some(reason)),
-                Fate::Dropped | Fate::Cleared => (None, None, None),
+            let (job_id, queue, reason) = match disposition {
+                Disposition::Redriven(job_id) => (Some(job_id), None, None),
+                Disposition::Returned(queue) => (None, Some(queue), None),
+                Disposition::Kept(reason) => (None, None, Some(reason)),
+                Disposition::Dropped | Disposition::Cleared => (None, None, None),
             };
             // In a dry run there is no new job yet.
             let job_id = job_id.filter(|_| !self.dry_run);
@@ -63,20 +63,20 @@ impl Report {
             });
             return self.progress.print(&one_line(line.to_string()));
         }
-        match fate {
-            Fate::Kept(reason) if self.each || count <= REASONS => {
+        match disposition {
+            Disposition::Kept(reason) if self.each || count <= REASONS => {
                 self.progress.say(&format!("{kind} {id} {would}kept: {}", shown(reason)));
             }
-            Fate::Kept(_) if count == REASONS + 1 => {
-                self.progress.say("and others; --json tells the reason of each");
+            Disposition::Kept(_) if count == REASONS + 1 => {
+                self.progress.say("and others; --json prints the reason for each");
             }
-            Fate::Redriven(job_id) if self.each && !self.dry_run => {
+            Disposition::Redriven(job_id) if self.each && !self.dry_run => {
                 self.progress.print(&format!("{id} redriven as {job_id}"));
             }
-            Fate::Returned(queue) if self.each => {
+            Disposition::Returned(queue) if self.each => {
                 self.progress.print(&format!("{id} {would}returned to {queue}"));
             }
-            Fate::Redriven(_) | Fate::Dropped if self.each => {
+            Disposition::Redriven(_) | Disposition::Dropped if self.each => {
                 self.progress.print(&format!("{id} {would}{word}"));
             }
             _ => {}
@@ -113,7 +113,7 @@ impl Report {
 impl Listener for Report {
     fn hear(&mut self, event: Event<'_>) {
         match event {
-            Event::Fate { kind, id, fate } => self.note(kind, id, fate),
+            Event::Settled { kind, id, disposition } => self.note(kind, id, disposition),
             Event::Missing { id, why } => {
                 self.missing += 1;
                 self.progress.say(&format!("{id}: {why}"));

@@ -10,25 +10,25 @@ use service::{note, out};
 
 use super::filter::Flags;
 use crate::cli::status;
-use crate::dead::{Dead, Kind, find, id_of, list, rfc3339};
+use crate::dead::{DeadEntry, Kind, find, id_of, list, rfc3339};
 
 #[derive(Debug, Args)]
 pub struct List {
     #[command(flatten)]
     flags: Flags,
-    /// At most so many
+    /// Show at most this many
     #[arg(long, default_value_t = 50)]
     limit: usize,
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Show {
-    /// A job's id, a message's id as the list shows it, or a number in the list without filters
+    /// A job's id, a message's id as the list shows it, or a number in the unfiltered list
     id: String,
-    /// One JSON object in one line
+    /// Print one JSON object on one line
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ impl List {
         for (number, letter) in (1..).zip(&found.letters) {
             table.add_row(cells(number, letter));
         }
-        // An id that is broken over lines cannot be copied.
+        // An id that is broken over two lines cannot be copied.
         for column in [2, 8] {
             if let Some(column) = table.column_mut(column) {
                 column.set_constraint(ColumnConstraint::ContentWidth);
@@ -83,10 +83,10 @@ impl Show {
     }
 }
 
-fn cells(number: usize, letter: &Dead) -> Vec<String> {
+fn cells(number: usize, letter: &DeadEntry) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     match letter {
-        Dead::Job(job) => vec![
+        DeadEntry::Job(job) => vec![
             number.to_string(),
             Kind::Job.to_string(),
             job.job_id.to_string(),
@@ -97,12 +97,12 @@ fn cells(number: usize, letter: &Dead) -> Vec<String> {
             job.attempts.to_string(),
             job.finished_at.clone(),
         ],
-        Dead::Message(letter, glimpse, _) => vec![
+        DeadEntry::Message(letter, peek, _) => vec![
             number.to_string(),
             Kind::Message.to_string(),
             id_of(letter),
-            or_dash(glimpse.session_id.as_ref().map(ToString::to_string)),
-            or_dash(glimpse.agent_id.as_ref().map(ToString::to_string)),
+            or_dash(peek.session_id.as_ref().map(ToString::to_string)),
+            or_dash(peek.agent_id.as_ref().map(ToString::to_string)),
             shown(&letter.code).into_owned(),
             shown(&letter.reason).into_owned(),
             "-".to_owned(),

@@ -1,4 +1,4 @@
-//! What `producer doctor` looks at in Postgres.
+//! The checks of `producer doctor` on Postgres.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,12 +6,13 @@ use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
 use super::{Checklist, chain};
-use crate::cli::context::Ledger;
+use crate::cli::context::LedgerAccess;
 
-/// A job's id tells the time of the host that made it, and may lie a day ahead. This is where somebody should look.
+/// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
+/// should look at the clocks.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
+pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     let (store, address) = (&ledger.store, &ledger.address);
     let (session, pooling) = match ::postgres::look(address).await {
         Ok(found) => found,
@@ -52,7 +53,7 @@ pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
         Ok(found) if found.missing == 0 => {
             Ok(format!("results have partitions for {} hours more", found.ahead.as_secs() / 3_600))
         }
-        Ok(found) => Err(format!("{} weeks have none: run `producer migrate`", found.missing)),
+        Ok(found) => Err(format!("{} weeks have no partition: run `producer migrate`", found.missing)),
         Err(error) => Err(chain(error)),
     };
     list.tell("partitions", partitions);
@@ -61,30 +62,31 @@ pub(super) async fn look(ledger: &Ledger, list: &mut Checklist) {
 
 fn answers(address: &Address) -> String {
     let way = if address.is_plain() {
-        "in plain (sslmode=require encrypts)"
+        "without encryption (sslmode=require encrypts)"
     } else {
-        "its certificate is verified where it has TLS"
+        "with a verified certificate where the server has TLS"
     };
     format!("Postgres answers at {}, {way}", address.servers())
 }
 
 fn settings(set_by: SetBy, pooling: Pooling) -> String {
     match (set_by, pooling) {
-        (SetBy::Connection, _) => "each connection sets what it relies on".to_owned(),
-        (SetBy::Role, Pooling::Own) => "the account has what its sessions rely on".to_owned(),
+        (SetBy::Connection, _) => "each connection makes its own settings".to_owned(),
+        (SetBy::Role, Pooling::Own) => "the account has the settings that its sessions need".to_owned(),
         (SetBy::Role, Pooling::Shared) => {
-            "the account has what its sessions rely on; a pooler hands them out by transaction".to_owned()
+            "the account has the settings that its sessions need; a pooler assigns them by transaction"
+                .to_owned()
         }
     }
 }
 
 fn writable(server: &Server) -> Result<String, String> {
     if server.is_standby {
-        Err("Postgres is a standby, which takes no writes: name the primary in DATABASE_URL, or all servers and \
+        Err("Postgres is a standby, which accepts no writes: name the primary in DATABASE_URL, or all servers and \
                      target_session_attrs=read-write"
             .to_owned())
     } else {
-        Ok("it takes writes".to_owned())
+        Ok("the server accepts writes".to_owned())
     }
 }
 

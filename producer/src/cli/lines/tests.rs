@@ -1,11 +1,11 @@
-//! Lines as they come, and as they end.
+//! How lines arrive and where they end.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
 use super::*;
 
-/// What can be read of it, line by line, until it is stopped.
+/// Returns the lines that are left, until the end or the stop.
 async fn rest(lines: &mut Lines) -> Vec<String> {
     let mut all = Vec::new();
     loop {
@@ -22,7 +22,8 @@ async fn a_stop_behind_the_last_line_is_none() {
     for text in ["1\n2\n3\n", "1\n2\n3"] {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        // All is in one block. The last line has no room before the first two are taken, and so the end is not read.
+        // The file is read in one block. The last line has no room before the first two are taken, so the end has not
+        // been reached.
         let mut lines = Lines::read(file.path().to_owned(), 1, 20);
         assert_eq!(lines.next(1).await.unwrap()[0].number, 1);
         lines.stop();
@@ -33,7 +34,7 @@ async fn a_stop_behind_the_last_line_is_none() {
 
 #[tokio::test]
 async fn a_stop_before_the_last_line_takes_nothing_more_from_a_pipe() {
-    // As often as it takes the thread to be at each of its steps.
+    // Enough rounds for the stop to meet the thread at each of its steps.
     for round in 0..200 {
         let (mut left, mut writer) = io::pipe().unwrap();
         let path = format!("/proc/self/fd/{}", left.as_raw_fd());
@@ -52,7 +53,7 @@ async fn a_stop_before_the_last_line_takes_nothing_more_from_a_pipe() {
     }
 }
 
-/// The lines of a text, none longer than 20 bytes.
+/// Reads the lines of a text, none longer than 20 bytes.
 async fn lines(text: &[u8]) -> Vec<(u64, Result<String, BadLine>)> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();

@@ -1,4 +1,4 @@
-//! What is taken for a message, and what is refused by the name of its field.
+//! What is accepted as a message, and what is refused with the name of its field.
 
 use super::*;
 use crate::{Json, RetryPolicy};
@@ -18,7 +18,7 @@ fn spec() -> JobSpec {
     JobSpec::new("s-1".parse().unwrap(), "echo".parse().unwrap(), input)
 }
 
-/// A good body with one field set to something else.
+/// Returns a valid body with one field replaced.
 fn with(field: &str, value: serde_json::Value) -> String {
     let mut body: serde_json::Value = serde_json::from_str(&encode(&spec())).unwrap();
     body[field] = value;
@@ -153,18 +153,14 @@ fn of_a_message_that_is_no_job_is_read_what_can_be_read() {
     let spec = spec();
     let (id, other) = (spec.job_id.to_string(), JobId::now().to_string());
     let body = with("timeout_ms", serde_json::json!("soon"));
-    let seen = glimpse(body.as_bytes(), None);
+    let seen = peek(body.as_bytes(), None);
     assert_eq!((seen.job_id, seen.session_id), (Some(spec_id(&body)), Some(spec.session_id)));
     assert_eq!(seen.agent_id, Some(spec.agent_id));
-    assert_eq!(glimpse(b"{not json", Some(&id)).job_id, Some(spec.job_id));
-    assert_eq!(
-        glimpse(body.as_bytes(), Some(&other)).job_id,
-        None,
-        "body and property contradict each other"
-    );
-    assert_eq!(glimpse(body.as_bytes(), Some("mine")).job_id, None);
-    assert_eq!(glimpse(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), Glimpse::default());
-    assert_eq!(glimpse(b"\xff", None), Glimpse::default());
+    assert_eq!(peek(b"{not json", Some(&id)).job_id, Some(spec.job_id));
+    assert_eq!(peek(body.as_bytes(), Some(&other)).job_id, None, "body and property contradict each other");
+    assert_eq!(peek(body.as_bytes(), Some("mine")).job_id, None);
+    assert_eq!(peek(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), Peek::default());
+    assert_eq!(peek(b"\xff", None), Peek::default());
 }
 
 fn spec_id(body: &str) -> JobId {

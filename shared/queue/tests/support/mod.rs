@@ -1,4 +1,4 @@
-//! What the tests share: a broker of the real kind, a pool of one's own, and a clean desk afterwards.
+//! What the tests share: a real broker, a pool for each test, and cleaning up afterwards.
 
 #![expect(dead_code, reason = "every test file uses its own part of this")]
 
@@ -13,14 +13,14 @@ use queue::{Broker, BrokerConfig, BrokerStatus, Depth, Message, jobs_queue};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Longer than anything takes here; a test that reaches it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything takes here. A test that reaches it has failed.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn amqp_url() -> String {
     std::env::var("AMQP_URL").expect("AMQP_URL is not set: these tests need a RabbitMQ. Run `make test`")
 }
 
-/// A broker connection with a pool that nobody else uses.
+/// A broker connection with a pool that no other test uses.
 pub struct Desk {
     pub broker: Broker,
     pub pool: job::Name,
@@ -28,7 +28,7 @@ pub struct Desk {
     pub connection_name: String,
 }
 
-/// Runs a test with a desk of its own, and deletes its queue whatever happens.
+/// Runs a test with its own desk, and deletes its queue whatever happens.
 pub async fn at_desk(test: impl AsyncFnOnce(&Desk)) {
     let id = uuid::Uuid::new_v4().simple().to_string();
     let pool: job::Name = format!("test-{id}").parse().expect("a name");
@@ -38,7 +38,7 @@ pub async fn at_desk(test: impl AsyncFnOnce(&Desk)) {
     let queue = jobs_queue(&pool);
     let desk = Desk { broker, pool, queue, connection_name };
     let outcome = std::panic::AssertUnwindSafe(async {
-        desk.broker.ready(PATIENCE).await.expect("a broker that answers");
+        desk.broker.ready(TIMEOUT).await.expect("a broker that answers");
         test(&desk).await;
     });
     let outcome = outcome.catch_unwind().await;
@@ -61,20 +61,20 @@ impl Desk {
         depth.expect("the queue").ready
     }
 
-    /// Waits until so many messages wait in the queue.
+    /// Waits until this many messages wait in the queue.
     pub async fn until_ready(&self, count: u64) {
         until(async || self.ready().await == count).await;
     }
 }
 
-/// Gives up after [`PATIENCE`].
+/// Gives up after [`TIMEOUT`].
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, work).await.expect("an end within 30 s")
+    timeout(TIMEOUT, work).await.expect("an end within 30 s")
 }
 
-/// Looks again and again, for lack of an event.
+/// Polls a condition, if there is no event to wait for.
 pub async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within 30 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -87,7 +87,7 @@ pub async fn until_status(broker: &Broker, wanted: impl FnMut(&BrokerStatus) -> 
     within(status.wait_for(wanted)).await.expect("a supervisor").clone()
 }
 
-/// lapin without anything of ours around it.
+/// Returns a plain lapin channel, without our own code.
 pub async fn lapin_channel() -> (lapin::Connection, lapin::Channel) {
     let connection = lapin::Connection::connect(&amqp_url(), Default::default()).await.expect("a broker");
     let channel = connection.create_channel().await.expect("a channel");
@@ -100,7 +100,7 @@ pub async fn delete_queue(queue: &str) {
     connection.close(200, "done".into()).await.expect("closed");
 }
 
-/// Whether somebody has such a queue.
+/// Whether such a queue exists.
 pub async fn queue_is_there(queue: &str) -> bool {
     let (connection, channel) = lapin_channel().await;
     let look = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
@@ -109,7 +109,7 @@ pub async fn queue_is_there(queue: &str) -> bool {
     is_there
 }
 
-/// The arguments of a pool's queue.
+/// Returns the arguments of a pool's queue.
 pub fn as_ours() -> FieldTable {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let mut arguments = FieldTable::default();
@@ -126,7 +126,7 @@ pub fn as_ours() -> FieldTable {
     arguments
 }
 
-/// A queue that is none of ours.
+/// Declares a queue that is not ours.
 pub async fn declare_foreign_queue(queue: &str, arguments: FieldTable) {
     let (connection, channel) = lapin_channel().await;
     channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await.expect("declared");
@@ -137,7 +137,7 @@ pub async fn declare_foreign_queue(queue: &str, arguments: FieldTable) {
 pub async fn close_by_force(connection_name: &str) {
     let name = connection_name.to_owned();
     let closed = tokio::task::spawn_blocking(move || {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + TIMEOUT;
         loop {
             // The management database learns of a connection a little later than we do.
             let connections = management("GET", "/api/connections");

@@ -1,9 +1,9 @@
-//! AMQP by hand, for messages that no decent client library sends.
+//! AMQP by hand, for messages that no client library should send.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-/// Properties of a message, as bytes.
+/// A message whose properties are given as bytes.
 pub struct RawMessage {
     pub exchange: &'static str,
     pub routing_key: Vec<u8>,
@@ -54,12 +54,12 @@ pub fn publish(url: &str, message: &RawMessage) {
     header.extend(properties);
     frame(&mut socket, 2, 1, &header);
     frame(&mut socket, 3, 1, &message.body);
-    // Handled in order: when the channel is closed, the message is routed.
+    // Frames are handled in order, so when the channel is closed, the message has been routed.
     method(&mut socket, 1, 20, 40, &[&200u16.to_be_bytes()[..], &short(b"done"), &[0, 0, 0, 0]].concat());
     expect(&mut socket, 20, 41);
 }
 
-/// A header table nested so many levels deep, without its own length.
+/// Returns a header table nested this many levels deep, without its own length.
 pub fn nested_headers(levels: usize) -> Vec<u8> {
     let mut table = Vec::new();
     for _ in 0..levels {
@@ -86,7 +86,7 @@ fn frame(socket: &mut TcpStream, kind: u8, channel: u16, payload: &[u8]) {
     socket.write_all(&[&head, payload, b"\xce"].concat()).expect("a broker");
 }
 
-/// Reads one frame, which must hold this method.
+/// Reads one frame and checks that it holds this method.
 fn expect(socket: &mut TcpStream, class: u16, method: u16) {
     let mut head = [0; 7];
     socket.read_exact(&mut head).expect("a frame");

@@ -1,6 +1,5 @@
-//! The way of a span that has ended: into a queue of bounded size, from there to the receiver. Each is counted once, as
-//! exported, failed (the receiver did not take it) or dropped (the queue was full); of all failures in a row, the first
-//! is logged.
+//! How an ended span reaches the receiver: by a bounded queue. Each span is counted once, as exported, failed (the
+//! receiver did not take it) or dropped (the queue was full). Of failures in a row, only the first is logged.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,12 +14,12 @@ use prometheus::{IntCounterVec, register_int_counter_vec};
 use tracing::{info, warn};
 
 static SPANS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let help = "Spans that ended, by what became of them: exported, failed (the receiver did not take them), dropped (the queue was full)";
+    let help = "Ended spans, by outcome: exported, failed (the receiver did not take them), dropped (the queue was full)";
     let spans = register_int_counter_vec!("harness_spans_total", help, &["outcome"]);
     spans.expect("no other metric has this name")
 });
 
-/// What is known of all spans; clones share it.
+/// The counts of all spans. Clones share them.
 #[derive(Clone)]
 pub struct Counts(Arc<Inner>);
 
@@ -29,12 +28,12 @@ struct Inner {
     waiting: AtomicUsize,
     failing: AtomicBool,
     dropping: AtomicBool,
-    /// Why the last request did not get through, where the exporter does not say.
+    /// Why the last request failed, if the exporter does not report that itself.
     cause: Mutex<Option<String>>,
 }
 
 impl Counts {
-    /// Nothing yet; the receiver is for messages.
+    /// Returns counts of zero. `receiver` is used in messages.
     pub fn new(receiver: String) -> Counts {
         for outcome in ["exported", "failed", "dropped"] {
             SPANS.with_label_values(&[outcome]);
@@ -52,12 +51,12 @@ impl Counts {
         &self.0.receiver
     }
 
-    /// Spans in the queue.
+    /// Returns the number of spans in the queue.
     pub fn waiting(&self) -> u64 {
         self.0.waiting.load(Ordering::Relaxed) as u64
     }
 
-    /// Spans that failed or were dropped.
+    /// Returns the number of spans that failed or were dropped.
     pub fn lost(&self) -> u64 {
         ["failed", "dropped"].iter().map(|outcome| SPANS.with_label_values(&[*outcome]).get()).sum()
     }
@@ -67,7 +66,7 @@ impl Counts {
         *self.0.cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
     }
 
-    /// Whether there is room for one more.
+    /// Takes a place in the queue, if there is room for one more.
     fn enter(&self, room: usize) -> bool {
         if self.0.waiting.fetch_add(1, Ordering::AcqRel) < room {
             return true;
@@ -117,7 +116,7 @@ impl fmt::Debug for Counts {
     }
 }
 
-/// The queue's entrance. It drops what there is no room for; behind it, the queue itself is never full.
+/// The queue's entrance. It drops spans that find no room, so the queue behind it is never full.
 #[derive(Debug)]
 pub struct Entrance {
     queue: BatchSpanProcessor,
@@ -126,7 +125,7 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// To a queue for so many spans.
+    /// Makes an entrance to a queue for `room` spans.
     pub fn new(queue: BatchSpanProcessor, counts: Counts, room: usize) -> Entrance {
         Entrance { queue, counts, room }
     }

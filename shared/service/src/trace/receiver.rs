@@ -1,4 +1,4 @@
-//! The receiver: OTLP by HTTP, protobuf, with the client that the fleet has already.
+//! The receiver: OTLP over HTTP with protobuf, sent by the HTTP client that the fleet already uses.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,13 +20,13 @@ const LONGEST_ANSWER: u64 = 4 << 20;
 pub struct Receiver {
     /// The whole address.
     pub url: String,
-    /// The same without what may be secret.
+    /// The address without what may be secret.
     pub shown: String,
-    /// Whose certificates count.
+    /// The trusted authorities.
     pub tls: TlsConfig,
-    /// What every request says beside; secret.
+    /// Additional headers of every request. They are secret.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// For a batch of spans, repetitions included.
+    /// The timeout for a batch of spans, including retries.
     pub timeout: Duration,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Receiver {
     }
 }
 
-/// An exporter to it; the counts hear of what hinders it.
+/// Returns an exporter to this receiver. Causes of failures are noted in `counts`.
 pub fn exporter(receiver: Receiver, counts: Counts) -> Result<SpanExporter, String> {
     let config = Agent::config_builder()
         .timeout_global(Some(receiver.timeout))
@@ -54,7 +54,7 @@ pub fn exporter(receiver: Receiver, counts: Counts) -> Result<SpanExporter, Stri
         .map_err(|error| error.to_string())
 }
 
-/// Blocks, and is used by a thread that may be blocked: the one that exports.
+/// A blocking client. Only the exporting thread uses it, and that thread may block.
 struct Client {
     agent: Agent,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -88,7 +88,7 @@ impl HttpClient for Client {
         if !answer.status().is_success() {
             let hint = match answer.status().as_u16() {
                 401 | 403 => ", expected OTEL_EXPORTER_OTLP_HEADERS that it accepts",
-                404 | 405 => ", expected a receiver of OTLP by HTTP",
+                404 | 405 => ", expected a receiver of OTLP over HTTP",
                 _ => "",
             };
             self.counts.fails_because(format!("got {}{hint}", answer.status()));

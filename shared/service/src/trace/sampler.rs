@@ -1,8 +1,8 @@
 //! A share of all traces, by their ids.
 //!
-//! The SDK's own sampler looks at the last eight bytes of a trace's id. Of a UUIDv7 the first two bits of these are
-//! always the same, so that a share below a half would be none. Trace Context calls the last seven bytes random, and
-//! these are.
+//! The SDK's own sampler looks at the last eight bytes of a trace id. In a UUIDv7 the first two bits of these are
+//! always the same, so a share below a half would select nothing. Trace Context says that the last seven bytes are
+//! random, and in a UUIDv7 they are.
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId, TraceState};
 use opentelemetry::{Context, KeyValue};
@@ -45,7 +45,7 @@ impl ShouldSample for Share {
     }
 }
 
-/// The sampler of this name (`OTEL_TRACES_SAMPLER`) with this argument (`OTEL_TRACES_SAMPLER_ARG`).
+/// Returns the sampler of this name (`OTEL_TRACES_SAMPLER`) with this argument (`OTEL_TRACES_SAMPLER_ARG`).
 pub fn sampler(name: &str, argument: Option<&str>) -> Result<Box<dyn ShouldSample>, String> {
     let share = || {
         let given = argument.unwrap_or("1.0");
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_share_of_the_traces_of_jobs_is_that_share() {
-        // From random bytes, as publishers in other languages make their ids.
+        // Random bytes, because publishers in other languages make their ids that way.
         let ids: Vec<TraceId> = (0..20_000)
             .map(|ms| {
                 let random: [u8; 10] = Uuid::new_v4().as_bytes()[..10].try_into().unwrap();

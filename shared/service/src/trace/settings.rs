@@ -1,7 +1,7 @@
-//! What is said of traces: by flags and variables of ours, and by the variables that OpenTelemetry's specification names.
+//! The settings of traces: our flags and variables, and the variables that OpenTelemetry's specification names.
 //!
-//! Of the latter, a value that is wrong is passed over with a warning, as the specification has it: they are often set
-//! for a whole cluster, with other programs in mind.
+//! A wrong value of one of the latter is ignored with a warning, as the specification requires. They are often set for
+//! a whole cluster, with other programs in mind.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use super::sampler::sampler;
 use crate::http_url::percent_decoded;
 use crate::{Authorities, HttpUrl, Problems};
 
-const EXPECTED: &str = "expected the address of an OTLP receiver by HTTP, such as http://collector:4318";
+const EXPECTED: &str = "expected the address of an OTLP receiver over HTTP, such as http://collector:4318";
 const EXPECTED_HEADERS: &str = "expected KEY=VALUE, separated by commas, values written as in URLs";
 
-/// Where traces go, the path included.
+/// Where traces go, including the path.
 const WHOLE_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 
-/// Spans that wait at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise.
+/// The most spans that may wait, unless `OTEL_BSP_MAX_QUEUE_SIZE` sets it.
 const QUEUE_SIZE: usize = 2_048;
-/// For a batch, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+/// The timeout for a batch, unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Variables of the specification that would change what is exported, and that nothing here listens to.
+/// Variables of the specification that would change what is exported, but have no effect here.
 const UNSUPPORTED: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_COMPRESSION",
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
@@ -45,7 +45,7 @@ pub(crate) struct TraceSettings {
     pub(super) service: String,
     pub(super) sampler: Option<Box<dyn ShouldSample>>,
     pub(super) queue_size: usize,
-    /// What else is known of this process.
+    /// Further attributes of this process.
     pub(crate) resource: Vec<(&'static str, String)>,
     pub(super) warnings: Vec<String>,
 }
@@ -54,34 +54,34 @@ pub(crate) struct TraceSettings {
 pub(crate) struct Variables<F>(pub F);
 
 impl<F: Fn(&str) -> Option<String>> Variables<F> {
-    /// One that is set to something.
+    /// Returns a variable that is set and not empty.
     fn get(&self, name: &str) -> Option<String> {
         (self.0)(name).filter(|value| !value.is_empty())
     }
 
-    /// The first of these.
+    /// Returns the first of these that is set.
     fn first(&self, names: [&'static str; 2]) -> Option<(&'static str, String)> {
         names.into_iter().find_map(|name| Some((name, self.get(name)?)))
     }
 
-    /// A number that is set by the first of these, or why it is ignored.
+    /// Returns a number that the first of these sets, or warns why it is ignored.
     fn number(&self, names: [&'static str; 2], warnings: &mut Vec<String>) -> Option<u64> {
         let (name, given) = self.first(names)?;
         let number = given.parse().ok().filter(|number| *number > 0);
         if number.is_none() {
-            warnings.push(format!("{name}: got \"{given}\", expected a number above 0; it is passed over"));
+            warnings.push(format!("{name}: got \"{given}\", expected a number above 0; it is ignored"));
         }
         number
     }
 
-    /// Where traces go, and which variable says so; `base` is that of the flag.
+    /// Returns where traces go, and which variable says so. `base` is the value of the flag.
     fn endpoint(&self, base: Option<&str>) -> Option<(&'static str, String)> {
         let base = base.filter(|base| !base.is_empty());
         let whole = self.get(WHOLE_ENDPOINT).map(|whole| (WHOLE_ENDPOINT, whole));
         whole.or_else(|| Some(("OTEL_EXPORTER_OTLP_ENDPOINT", base?.to_owned())))
     }
 
-    /// The headers of each request; `given` are those of the flag.
+    /// Returns the headers of each request. `given` are those of the flag.
     fn headers(&self, given: Option<&str>, problems: &mut Problems) -> Option<Headers> {
         const OWN: &str = "OTEL_EXPORTER_OTLP_TRACES_HEADERS";
         match self.get(OWN) {
@@ -90,7 +90,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         }
     }
 
-    /// Whose certificates count: the file's that is named for traces alone, or the `usual` ones.
+    /// Returns the trusted authorities: those of the file that is named for traces alone, or the `usual` ones.
     fn authorities(&self, usual: &Authorities, problems: &mut Problems) -> Option<Authorities> {
         let names = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
         match self.first(names) {
@@ -99,29 +99,29 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         }
     }
 
-    /// Whether they say that no traces are made.
+    /// Whether the variables switch traces off.
     fn switched_off(&self) -> bool {
         self.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
             || self.get("OTEL_TRACES_EXPORTER").as_deref() == Some("none")
     }
 
-    /// Warnings of what is asked for and not done.
-    fn unheeded(&self) -> Vec<String> {
+    /// Returns warnings about requested settings that have no effect.
+    fn ignored_settings(&self) -> Vec<String> {
         let exporter =
             self.get("OTEL_TRACES_EXPORTER").filter(|other| !["none", "otlp"].contains(&other.as_str()));
         let exporter = exporter.map(|other| {
-            format!("OTEL_TRACES_EXPORTER: got \"{other}\", there are otlp and none; otlp is taken")
+            format!("OTEL_TRACES_EXPORTER: got \"{other}\", expected otlp or none; otlp is used")
         });
         let protocol = self.first(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
-        let protocol = protocol.filter(|(_, value)| value != "http/protobuf").map(|(name, other)| {
-            format!("{name}: got \"{other}\", there is http/protobuf alone, which is taken")
-        });
+        let protocol = protocol
+            .filter(|(_, value)| value != "http/protobuf")
+            .map(|(name, other)| format!("{name}: got \"{other}\", expected http/protobuf, which is used"));
         let unsupported = UNSUPPORTED.into_iter().filter(|name| self.get(name).is_some());
-        let unsupported = unsupported.map(|name| format!("{name} is set, and nothing here listens to it"));
+        let unsupported = unsupported.map(|name| format!("{name} is set, but has no effect here"));
         exporter.into_iter().chain(protocol).chain(unsupported).collect()
     }
 
-    /// Which traces are recorded, or why another is taken than the one that is asked for.
+    /// Returns which traces are recorded. If the requested sampler is wrong, warns and returns the usual one.
     fn sampler(&self, warnings: &mut Vec<String>) -> Option<Box<dyn ShouldSample>> {
         const USUAL: &str = "parentbased_always_on";
         let argument = self.get("OTEL_TRACES_SAMPLER_ARG");
@@ -129,20 +129,20 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         match sampler(name.as_deref().unwrap_or(USUAL), argument.as_deref()) {
             Ok(sampler) => Some(sampler),
             Err(problem) => {
-                warnings.push(format!("{problem}; every trace is recorded whose caller records it"));
+                warnings.push(format!("{problem}; instead, every trace is recorded that its caller records"));
                 sampler(USUAL, None).ok()
             }
         }
     }
 
-    /// What this process is called: `OTEL_SERVICE_NAME`, or its usual name.
+    /// Returns the name of this process: `OTEL_SERVICE_NAME`, or its usual name.
     pub(crate) fn service(&self, usual: &str) -> String {
         self.get("OTEL_SERVICE_NAME").unwrap_or_else(|| usual.to_owned())
     }
 }
 
 impl TraceSettings {
-    /// Reads them all; `None` where no receiver is set, or traces are switched off.
+    /// Reads all of them. Returns `None` if no receiver is set, or if traces are switched off.
     pub(crate) fn read<F: Fn(&str) -> Option<String>>(
         endpoint: Option<&str>,
         headers: Option<&str>,
@@ -159,7 +159,7 @@ impl TraceSettings {
         if variables.switched_off() {
             return None;
         }
-        let mut warnings = variables.unheeded();
+        let mut warnings = variables.ignored_settings();
         let timeout = variables
             .number(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"], &mut warnings);
         let queue_size = variables.number(["OTEL_BSP_MAX_QUEUE_SIZE"; 2], &mut warnings);
@@ -185,7 +185,7 @@ impl TraceSettings {
     }
 }
 
-/// The receiver's address, or the base to which the path is appended.
+/// Reads the receiver's address, or the base to which the path is appended.
 fn read_endpoint(given: &str, is_whole: bool) -> Result<HttpUrl, String> {
     let url = HttpUrl::parse(given).map_err(|problem| format!("{problem}, {EXPECTED}"))?;
     if url.has_query() && !is_whole {
@@ -194,7 +194,7 @@ fn read_endpoint(given: &str, is_whole: bool) -> Result<HttpUrl, String> {
     Ok(url)
 }
 
-/// The headers, and the address's credentials; a header `authorization` counts more.
+/// Adds the address's credentials to the headers. A header `authorization` takes precedence.
 fn with_credentials(mut headers: Headers, url: &HttpUrl) -> Headers {
     if !headers.iter().any(|(name, _)| name == AUTHORIZATION) {
         headers.extend(url.authorization().map(|value| (AUTHORIZATION, value)));
@@ -202,7 +202,8 @@ fn with_credentials(mut headers: Headers, url: &HttpUrl) -> Headers {
     headers
 }
 
-/// Reads `key=value,key=value`, values percent-encoded (W3C Baggage, as the specification wants). No error shows a value.
+/// Reads `key=value,key=value` with percent-encoded values (W3C Baggage, as the specification requires). No error shows
+/// a value.
 fn read_headers(text: &str) -> Result<Headers, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
@@ -270,9 +271,12 @@ mod tests {
     #[test]
     fn an_address_that_is_none_is_told_by_the_settings_name_and_without_passwords() {
         for wrong in ["collector:4318", "grpc://c:4317", "http://", "s3cret", "ftp://me:s3cret@c"] {
-            let told = read(wrong, "", &[]).unwrap_err();
-            assert!(told.contains("OTEL_EXPORTER_OTLP_ENDPOINT: ") && told.contains(EXPECTED), "{told}");
-            assert!(!told.contains("s3cret"), "{told}");
+            let refused = read(wrong, "", &[]).unwrap_err();
+            assert!(
+                refused.contains("OTEL_EXPORTER_OTLP_ENDPOINT: ") && refused.contains(EXPECTED),
+                "{refused}"
+            );
+            assert!(!refused.contains("s3cret"), "{refused}");
         }
     }
 
@@ -285,9 +289,9 @@ mod tests {
         let text = |at: usize| (headers[at].0.as_str(), headers[at].1.to_str().unwrap());
         assert_eq!((text(0), text(1)), (("authorization", "Bearer s3cret"), ("x-tenant", "a=b")));
         for wrong in ["s3cret", "a b=s3cret", "a=s3cret%2", "a=s3cret%0A", "=s3cret"] {
-            let told = read("http://c", wrong, &[]).unwrap_err();
-            assert!(told.contains("OTEL_EXPORTER_OTLP_HEADERS: header "), "{told}");
-            assert!(!told.contains("s3cret"), "{told}");
+            let refused = read("http://c", wrong, &[]).unwrap_err();
+            assert!(refused.contains("OTEL_EXPORTER_OTLP_HEADERS: header "), "{refused}");
+            assert!(!refused.contains("s3cret"), "{refused}");
         }
     }
 
@@ -311,7 +315,7 @@ mod tests {
         let settings = read("http://c", "", &set).unwrap().unwrap();
         for (name, _) in set {
             assert!(
-                settings.warnings.iter().any(|told| told.contains(name)),
+                settings.warnings.iter().any(|warning| warning.contains(name)),
                 "{name}: {:?}",
                 settings.warnings
             );

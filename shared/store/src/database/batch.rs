@@ -18,7 +18,7 @@ use crate::StoreError;
 /// How long a batch waits for more calls under heavy load.
 const LINGER: Duration = Duration::from_millis(3);
 /// How long a batch waits for the transaction under way. About as long as a full one takes.
-const PATIENCE: Duration = Duration::from_millis(25);
+const TIMEOUT: Duration = Duration::from_millis(25);
 /// A batch of at least this many calls counts as heavy load.
 const MANY: usize = 8;
 
@@ -70,7 +70,7 @@ impl<T: Batched> Batcher<T> {
                 loop {
                     let mut queue = queue.lock().await;
                     let Some(first) = queue.first().await else { return };
-                    let _turn = timeout(PATIENCE, turn.lock()).await;
+                    let _turn = timeout(TIMEOUT, turn.lock()).await;
                     let batch = queue.gather(first).await;
                     drop(queue);
                     run(&pool, batch).await;

@@ -99,7 +99,7 @@ impl<'a> Unwanted<'a> {
     }
 
     /// Returns the pool and the body of the message that was given up.
-    fn dead(self) -> Option<(String, &'a [u8])> {
+    fn dead_letter(self) -> Option<(String, &'a [u8])> {
         match self {
             Unwanted::DeadLettered { pool, body, .. } => Some((pool.to_string(), body)),
             Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
@@ -279,7 +279,7 @@ impl Store {
         }
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
-        let (pool, body) = why.dead().unzip();
+        let (pool, body) = why.dead_letter().unzip();
         let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;

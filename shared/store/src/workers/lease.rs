@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within};
 use crate::jobs::read_claim;
-use crate::{Claim, Clock, Pace, Store, StoreError};
+use crate::{Claim, Clock, Store, StoreError, Throughput};
 
 /// What a worker says about itself when it starts.
 #[derive(Clone, Debug)]
@@ -84,27 +84,31 @@ impl Store {
     pub async fn register_successor(
         &self,
         worker: &WorkerRegistration,
-        dead: WorkerId,
+        dead_worker: WorkerId,
     ) -> Result<(), StoreError> {
-        self.register(worker, Some(dead)).await
+        self.register(worker, Some(dead_worker)).await
     }
 
-    async fn register(&self, worker: &WorkerRegistration, dead: Option<WorkerId>) -> Result<(), StoreError> {
-        let dead = dead.map(Uuid::from);
+    async fn register(
+        &self,
+        worker: &WorkerRegistration,
+        dead_worker: Option<WorkerId>,
+    ) -> Result<(), StoreError> {
+        let dead_worker = dead_worker.map(Uuid::from);
         let id = Uuid::from(worker.worker);
         let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
         let pool = worker.pool.as_str();
         let params: [&(dyn ToSql + Sync); 7] =
-            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead];
+            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead_worker];
         // On the heartbeat's connection, which is open from now on.
         query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
         Ok(())
     }
 
     /// Renews the lease, on a connection of its own, and reports how fast the worker works.
-    pub async fn beat(&self, worker: WorkerId, pace: &Pace) -> Result<Beat, StoreError> {
-        let durations = (!pace.durations.is_empty()).then(|| pace.durations.to_json());
-        let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &pace.starts_per_s, &durations];
+    pub async fn beat(&self, worker: WorkerId, throughput: &Throughput) -> Result<Beat, StoreError> {
+        let durations = (!throughput.durations.is_empty()).then(|| throughput.durations.to_json());
+        let params: [&(dyn ToSql + Sync); 3] = [&Uuid::from(worker), &throughput.starts_per_s, &durations];
         let asked = Instant::now();
         let rows = query_within(BEAT_BOUND, &self.beats, "beat", BEAT, &params).await?;
         let Some(first) = rows.first() else { return Ok(Beat::Dead) };

@@ -124,17 +124,17 @@ impl Store {
 
     /// Makes the jobs of dead workers due again, and returns them.
     pub async fn rescue(&self) -> Result<Vec<JobId>, StoreError> {
-        let dead = query(&self.pool, "not_rescued", NOT_RESCUED, &[]).await?;
-        let dead: Vec<Uuid> = dead.iter().map(|row| row.get(0)).collect();
-        if dead.is_empty() {
+        let dead_workers = query(&self.pool, "not_rescued", NOT_RESCUED, &[]).await?;
+        let dead_workers: Vec<Uuid> = dead_workers.iter().map(|row| row.get(0)).collect();
+        if dead_workers.is_empty() {
             return Ok(Vec::new());
         }
-        let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead, &SESSIONS]).await?;
+        let lost = query(&self.pool, "find_lost", FIND_LOST, &[&dead_workers, &SESSIONS]).await?;
         let lost: Vec<String> = lost.iter().map(|row| row.get(0)).collect();
         let all = (lost.len() as i64) < SESSIONS;
         let (taken, left) = self.take_sessions("rescue", &lost, TAKE_LOST, &[&all], &[&false]).await?;
         if all && left.is_none() {
-            query(&self.pool, "rescued", RESCUED, &[&dead]).await?;
+            query(&self.pool, "rescued", RESCUED, &[&dead_workers]).await?;
         }
         // The next call looks for those that are left.
         left.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)

@@ -101,7 +101,7 @@ impl Kubernetes {
         plural.await.map(String::as_str)
     }
 
-    async fn stand_back(&self, max_age: Duration, deadline: Instant) -> Result<(), TargetError> {
+    async fn check_uncontested(&self, max_age: Duration, deadline: Instant) -> Result<(), TargetError> {
         let rival = self.cluster.rivals.of(
             &self.cluster.api,
             &self.name,
@@ -207,7 +207,7 @@ impl Target for Kubernetes {
 
     async fn look(&self) -> Result<Workload, TargetError> {
         let deadline = deadline();
-        self.stand_back(RIVALS_AGE, deadline).await?;
+        self.check_uncontested(RIVALS_AGE, deadline).await?;
         match AppKind::of(&self.workload.group, &self.workload.kind) {
             Some(kind) => self.look_at_app(kind, deadline).await,
             None => self.look_at_other(deadline).await,
@@ -225,7 +225,7 @@ impl Target for Kubernetes {
     async fn resize(&self, seen: &Workload, to: u32, leaving: &[String]) -> Result<(), TargetError> {
         // One time limit for all of it, because the caller counts on it for how long a drain mark must last.
         let deadline = deadline();
-        self.stand_back(RIVALS_AGE_ON_WRITE, deadline).await?;
+        self.check_uncontested(RIVALS_AGE_ON_WRITE, deadline).await?;
         let plural = self.plural(deadline).await?;
         if self.deletion_cost && to < seen.replicas {
             try_join_all(leaving.iter().map(|pod| self.make_cheap(pod, deadline))).await?;

@@ -1,11 +1,11 @@
-//! What a phase costs in CPU time, by process. On a shared machine rates differ by a factor of two from run to run; CPU
-//! time per job does not.
+//! The CPU time of a phase, by process. On a shared machine, rates differ by a factor of two from run to run; CPU time
+//! per job does not.
 
 use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
 use tests::usage;
 
-/// Whose time is counted.
+/// The processes whose time is counted.
 pub struct Meter {
     broker: u32,
     postgres: u32,
@@ -17,7 +17,7 @@ pub struct Cpu {
     pub broker: f64,
     pub postgres: f64,
     pub worker: f64,
-    /// This process: it publishes, and in the raw phases it consumes, too.
+    /// This process: it publishes and, in the raw phases, also consumes.
     pub client: f64,
 }
 
@@ -36,7 +36,7 @@ impl Meter {
         })
     }
 
-    /// The time used so far; `worker` is a process, too.
+    /// Reads the time used so far; `worker` is a process id.
     pub fn read(&self, worker: u32) -> Cpu {
         Cpu {
             broker: usage::cpu_s(self.broker),
@@ -48,7 +48,7 @@ impl Meter {
 }
 
 impl Cpu {
-    /// What was used since then, in microseconds per job.
+    /// Returns what was used since `before`, in microseconds per job.
     pub fn per_job_since(self, before: Cpu, jobs: usize) -> Cpu {
         let each = |now: f64, before: f64| (now - before) * 1e6 / jobs as f64;
         Cpu {
@@ -59,12 +59,12 @@ impl Cpu {
         }
     }
 
-    /// All four.
+    /// The sum of all four.
     pub fn total(self) -> f64 {
         self.broker + self.postgres + self.worker + self.client
     }
 
-    /// The figure of the middle for each process.
+    /// The median of each process.
     pub fn median(rounds: &[Cpu]) -> Cpu {
         let middle = |of: fn(&Cpu) -> f64| median(rounds.iter().map(of));
         Cpu {
@@ -84,7 +84,7 @@ impl Cpu {
     }
 }
 
-/// The middle one of an odd number of figures.
+/// The median of an odd number of figures.
 pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);

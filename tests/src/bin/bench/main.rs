@@ -1,8 +1,9 @@
-//! `make bench`: how fast jobs go from publish to recorded end, beside what the same broker and client do without us.
+//! `make bench`: how fast jobs go from publish to recorded end, compared with raw messages on the same broker and
+//! client.
 //!
-//! Everything is measured in one run on one machine, which broker, Postgres, worker and publisher share; so the ratios
-//! count, not the rates, and CPU time per job most of all. Raw messages and jobs take turns, and of each figure the middle
-//! one counts. Writes `target/bench.json`.
+//! Everything is measured in one run on one machine, which the broker, Postgres, worker and publisher share. So the
+//! ratios matter, not the rates, and CPU time per job matters most. Raw messages and jobs take turns, and each figure
+//! is the median of its rounds. Writes `target/bench.json`.
 
 mod cost;
 
@@ -24,12 +25,13 @@ use tokio_util::sync::CancellationToken;
 use cost::{Cpu, Meter, median};
 
 const JOBS: usize = 40_000;
-/// How often raw messages and jobs take turns.
+/// How many times raw messages and jobs take turns.
 const ROUNDS: usize = 3;
 const SLOTS: usize = 512;
 const INPUT_BYTES: usize = 1_024;
 const IN_FLIGHT: usize = 2_000;
-/// Between publish and recorded end in steady state. Eight times what the worker runs at a time, so that it never waits.
+/// Jobs between publish and recorded end in steady state: eight times the worker's slots, so that the worker never
+/// waits.
 const OUTSTANDING: usize = 4_096;
 
 #[tokio::main]
@@ -72,7 +74,7 @@ async fn main() -> anyhow::Result<()> {
     let (mut steady_rates, mut steady_costs) = (Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         eprintln!(
-            "raw, {round} of {ROUNDS}: {JOBS} messages through the broker, publishing and consuming at once"
+            "raw, {round} of {ROUNDS}: {JOBS} messages through the broker, published and consumed at once"
         );
         let (before, started) = (meter.read(worker.process.id()), Instant::now());
         tokio::try_join!(
@@ -154,7 +156,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
     (part / whole * 100.0).round() / 100.0
 }
 
-/// An echo job in a session of its own.
+/// An echo job in its own session.
 fn message(pool: &Name) -> anyhow::Result<Message> {
     let input = Json::from_value(&"x".repeat(INPUT_BYTES))?;
     let mut spec = JobSpec::new("s".parse()?, "echo".parse()?, input);
@@ -168,7 +170,7 @@ async fn publish(publisher: &Publisher, queue: &str, pool: &Name, count: usize) 
     publish_when(publisher, queue, pool, count, async |_| {}).await
 }
 
-/// As fast as the worker ends jobs: at most [`OUTSTANDING`] are between their publish and their recorded end.
+/// Publishes as fast as the worker ends jobs: at most [`OUTSTANDING`] are between their publish and their recorded end.
 async fn publish_in_step(
     publisher: &Publisher,
     queue: &str,
@@ -200,7 +202,7 @@ async fn publish_paced(
     publish_when(publisher, queue, pool, count, turn).await
 }
 
-/// Publishes each when it is its number's turn, and sends on meanwhile what was published before.
+/// Publishes each message when its turn has come, and meanwhile awaits the confirms of earlier ones.
 async fn publish_when(
     publisher: &Publisher,
     queue: &str,
@@ -297,7 +299,7 @@ impl Worker {
         Ok(text)
     }
 
-    /// Jobs that ended; none while the worker is still starting.
+    /// Jobs that have ended; 0 while the worker is still starting.
     fn ended(&self) -> usize {
         let text = self.metrics().unwrap_or_default();
         let line =
@@ -319,13 +321,13 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Measured enough; what it holds goes with its database.
+        // The measurement is complete. Its remaining jobs go with its database.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Upper bounds in seconds with cumulated counts.
+/// Cumulative counts by upper bound in seconds.
 struct Histogram(Vec<(f64, f64)>);
 
 impl Histogram {
@@ -338,7 +340,7 @@ impl Histogram {
         )
     }
 
-    /// Linear within its bucket; buckets grow by a quarter, so it is right to about an eighth.
+    /// Interpolates linearly within a bucket. Buckets grow by a quarter, so the result is correct to about an eighth.
     fn quantile_ms(&self, quantile: f64) -> f64 {
         let rank = quantile * self.0.last().map_or(0.0, |last| last.1);
         let (mut low, mut below) = (0.0, 0.0);
@@ -353,7 +355,7 @@ impl Histogram {
     }
 }
 
-/// Waits until the worker has recorded so many ends. Asks the worker, not Postgres, where counting would cost the
+/// Waits until the worker has recorded this many ends. Asks the worker, because counting in Postgres would load the
 /// machine that is measured.
 async fn wait_for(worker: &Worker, count: usize) -> anyhow::Result<usize> {
     let deadline = Instant::now() + Duration::from_secs(300);
@@ -367,7 +369,7 @@ async fn wait_for(worker: &Worker, count: usize) -> anyhow::Result<usize> {
     }
 }
 
-/// What Postgres says of the same, once.
+/// Counts results in Postgres, once.
 async fn results(database: &str) -> anyhow::Result<usize> {
     let mut ledger = PgConnection::connect(database).await?;
     let count: i64 =

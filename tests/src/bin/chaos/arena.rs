@@ -1,5 +1,5 @@
-//! Where a scenario takes place: a vhost and a database of its own, some real workers, and jobs that are published while
-//! it goes on. It measures recoveries, and in the end waits for every job and holds all against the workload.
+//! The place of a scenario: a private vhost and database, some real workers, and jobs that are published during the
+//! fault. It measures recoveries. At the end it waits for every job and compares everything with the workload.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::check;
-use crate::ledger::{Held, Ledger};
+use crate::ledger::{Held, LedgerProbe};
 use crate::publish;
 use crate::report::Figures;
 use crate::scenario::Settings;
@@ -24,33 +24,33 @@ use crate::services::Services;
 use crate::witness::Account;
 use crate::workload::{Job, Workload, echo, long};
 
-/// Slots of each worker. Two workers of three have one for every session, so that none waits for a slot.
+/// Slots of each worker. Two of three workers have a slot for every session, so that none waits for a slot.
 pub const SLOTS: usize = 32;
-/// How long the workers' leases are.
+/// The length of the workers' leases.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// How long a drain lets jobs go on.
+/// How long a drain lets jobs continue.
 pub const GRACE: Duration = Duration::from_secs(2);
-/// What a stopped harness and the sign-off may take after the grace.
+/// How long a stopped harness and the sign-off may take after the grace.
 const SIGN_OFF: Duration = Duration::from_secs(5);
-/// Within which a dead worker's jobs must run again after its lease.
+/// How soon after the end of its lease a dead worker's jobs must run again.
 pub const RESCUE: Duration = Duration::from_secs(2);
-/// Longer than any recovery takes, but where a scenario allows more.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any recovery takes, unless a scenario allows more.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
-/// Long jobs that are published at a time.
+/// Long jobs that are published at once.
 const LONG: usize = 12;
-/// When more of them are published: the first have had the time to wait behind others, and take slots no more.
+/// After this time, more of them are published: the first may have waited behind others and no longer occupy slots.
 const LONG_AGAIN: Duration = Duration::from_secs(20);
-/// When a probe that was not run is published again.
+/// After this time, a probe that was not run is published again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The place. Its processes end before their services go.
+/// The arena. Its processes end before its services do.
 pub struct Arena {
     workers: Vec<Member>,
     publishing: Option<AbortOnDropHandle<anyhow::Result<()>>>,
-    /// The workers' ways to the services, where they have their own.
+    /// Proxies between the workers and the services, where a scenario uses them.
     pub proxies: Vec<Proxy>,
-    pub ledger: Ledger,
+    pub ledger: LedgerProbe,
     pub workload: Workload,
     pub fleet: Arc<Fleet>,
     pub services: Services,
@@ -66,22 +66,22 @@ pub struct Arena {
     events: String,
     warm: Instant,
     recovery: Option<f64>,
-    /// Messages that must have ended as dead letters.
+    /// How many messages must have ended as dead letters.
     pub dead_letters: usize,
-    /// Whether a job's attempt may be lost here.
+    /// Whether this scenario may cost a job an attempt.
     pub spends_attempts: bool,
-    /// Whether a job may run twice at a time here.
+    /// Whether a job may run twice at once in this scenario.
     pub runs_twice: bool,
     pub problems: Vec<String>,
-    /// Longer than anything that is waited for takes.
-    pub patience: Duration,
+    /// Longer than any wait of this scenario takes.
+    pub timeout: Duration,
 }
 
 struct Member {
     name: String,
     process: Worker,
     slots: usize,
-    /// The scenario has ended it.
+    /// Whether the scenario has ended this worker.
     gone: bool,
 }
 
@@ -104,7 +104,7 @@ impl Arena {
             workers: Vec::new(),
             publishing: None,
             proxies: Vec::new(),
-            ledger: Ledger::new(&fleet.database.url),
+            ledger: LedgerProbe::new(&fleet.database.url),
             workload: Workload::new(settings.size, &mut random),
             fleet,
             services: settings.services.clone(),
@@ -123,11 +123,11 @@ impl Arena {
             spends_attempts: false,
             runs_twice: false,
             problems: Vec::new(),
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         })
     }
 
-    /// Notes what happens, for the file beside the workers' logs.
+    /// Records an event for the file beside the workers' logs.
     pub fn note(&mut self, event: impl Display) {
         let line = format!("{:7.2} s  {event}\n", self.begun.elapsed().as_secs_f64());
         self.events.push_str(&line);
@@ -135,7 +135,7 @@ impl Arena {
 
     // ---- workers
 
-    /// Starts workers as they are.
+    /// Starts workers with the usual settings.
     pub async fn start(&mut self, workers: usize) {
         for _ in 0..workers {
             self.start_with(|launch| launch).await;
@@ -160,13 +160,13 @@ impl Arena {
             .set("AGENTS_FILE", &self.agents)
             .set("POD_NAME", &name);
         let process = change(launch).start().await;
-        // A worker declares nobody dead before it has watched for a whole lease.
+        // A worker declares another one dead only after it has watched it for a whole lease.
         self.warm = Instant::now() + LEASE + Duration::from_millis(1_500);
         self.workers.push(Member { name, process, slots, gone: false });
         self.workers.len() - 1
     }
 
-    /// The numbers of those that the scenario has not ended.
+    /// Returns the numbers of the workers that the scenario has not ended.
     pub fn living(&self) -> Vec<usize> {
         (0..self.workers.len()).filter(|at| !self.workers[*at].gone).collect()
     }
@@ -175,7 +175,7 @@ impl Arena {
         &self.workers[at].process
     }
 
-    /// SIGKILL. Returns what it ran.
+    /// Sends SIGKILL. Returns the jobs that the worker ran.
     pub async fn kill(&mut self, at: usize) -> anyhow::Result<Vec<Held>> {
         self.note(format!("SIGKILL to {}", self.workers[at].name));
         let member = &mut self.workers[at];
@@ -184,18 +184,31 @@ impl Arena {
         self.held(at).await
     }
 
-    /// SIGTERM, and its end. Returns how long that took.
+    /// Stops a worker (SIGSTOP) at a moment when it runs no suspect. Its death then makes no job poison, as a third death would.
+    pub async fn stop_without_suspects(&mut self, at: usize) -> anyhow::Result<()> {
+        self.until("the worker to be killed runs no suspect", async |arena| {
+            arena.worker(at).pause();
+            let without = arena.held(at).await?.iter().all(|held| held.deaths < 2);
+            if !without {
+                arena.worker(at).resume();
+            }
+            Ok(without)
+        })
+        .await
+    }
+
+    /// Sends SIGTERM and waits for the end. Returns how long that took.
     pub async fn drain(&mut self, at: usize) -> anyhow::Result<f64> {
         let begun = Instant::now();
         let member = &mut self.workers[at];
         member.process.terminate();
         let code = member.process.exit_within(GRACE + 4 * SIGN_OFF).await;
         member.gone = true;
-        ensure!(code == 0, "{} has ended with {code} on SIGTERM", member.name);
+        ensure!(code == 0, "{} ended with {code} on SIGTERM", member.name);
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Whether a worker is there still. When not, it counts as ended by the scenario.
+    /// Whether a worker still lives. If not, it counts as ended by the scenario.
     pub fn lives(&mut self, at: usize) -> bool {
         let member = &mut self.workers[at];
         let lives = !member.gone && member.process.lives();
@@ -203,7 +216,7 @@ impl Arena {
         lives
     }
 
-    /// What this worker runs, in the ledger's view.
+    /// Returns what this worker runs, according to the ledger.
     pub async fn held(&mut self, at: usize) -> anyhow::Result<Vec<Held>> {
         self.ledger.held(&self.workers[at].name).await
     }
@@ -215,7 +228,7 @@ impl Arena {
         self.publish_parts(true);
     }
 
-    /// Begins to publish the workload by `producer` alone: what the broker loses is then in the ledger.
+    /// Begins to publish the workload by `producer` alone, so that the ledger has what the broker loses.
     pub fn enqueue(&mut self) {
         self.publish_parts(false);
     }
@@ -232,7 +245,7 @@ impl Arena {
         self.under_way().await
     }
 
-    /// Waits until the workers are at work, and have watched each other for a lease.
+    /// Waits until the workers are busy and have watched each other for a lease.
     pub async fn under_way(&mut self) -> anyhow::Result<()> {
         let some = self.workload.jobs.len() as i64 / 8;
         self.until("an eighth of the jobs has ended", async |arena| Ok(arena.ledger.ended().await? >= some))
@@ -246,32 +259,32 @@ impl Arena {
         tokio::time::sleep_until(self.warm).await;
     }
 
-    /// Waits for something to be seen, and bears with looks that fail meanwhile.
+    /// Waits until something is observed. Errors of the observation are tolerated meanwhile.
     pub async fn until(
         &mut self,
         what: &str,
         mut look: impl AsyncFnMut(&mut Arena) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         loop {
             let meanwhile = match look(self).await {
                 Ok(true) => {
                     self.note(what);
                     return Ok(());
                 }
-                Ok(false) => anyhow!("it is not so"),
+                Ok(false) => anyhow!("not yet"),
                 Err(error) => error,
             };
             if Instant::now() >= deadline {
-                return Err(meanwhile.context(format!("not within {} s: {what}", self.patience.as_secs())));
+                return Err(meanwhile.context(format!("not within {} s: {what}", self.timeout.as_secs())));
             }
             sleep(LOOK).await;
         }
     }
 
-    /// Has long jobs published until a worker runs some, and returns that one's number: what hits it hits jobs, however long
-    /// the scenario has taken to get here. The broker hands what comes together to slots of one worker, as a rule; which one, is
-    /// for it to say.
+    /// Publishes long jobs until a worker runs some, and returns that worker's number. A fault there hits running jobs,
+    /// however long the scenario has taken to get here. The broker usually hands messages that arrive together to the
+    /// slots of one worker, and it alone decides which.
     pub async fn busy(&mut self) -> anyhow::Result<usize> {
         let mut among = self.living();
         self.random.shuffle(&mut among);
@@ -294,13 +307,13 @@ impl Arena {
             }
             Ok(busy.is_some())
         };
-        self.until("a worker that is to be hit runs a long job", look).await?;
+        self.until("a worker to be hit runs a long job", look).await?;
         busy.context("a worker that runs a job")
     }
 
     // ---- recovery
 
-    /// Waits until all these runs have gone on elsewhere, or have ended. The recovery is the time from the fault.
+    /// Waits until all these runs have continued elsewhere or have ended. The recovery is the time since the fault.
     pub async fn gone_on(
         &mut self,
         held: &[Held],
@@ -308,7 +321,7 @@ impl Arena {
         bound: Option<Duration>,
     ) -> anyhow::Result<()> {
         if held.is_empty() {
-            bail!("what was hit ran no job");
+            bail!("the worker that was hit ran no job");
         }
         self.until("the jobs go on", async |arena| Ok(arena.ledger.gone_on(held).await? == held.len()))
             .await?;
@@ -316,7 +329,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Waits until every free slot consumes and a job that is published now has run. The recovery is the time since then.
+    /// Waits until every free slot consumes and a new job has run. The recovery is the time since `since`.
     pub async fn resumed(&mut self, since: Instant, bound: Option<Duration>) -> anyhow::Result<()> {
         self.probe().await?;
         self.free_slots_consume().await?;
@@ -324,7 +337,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Publishes a job of its own, and waits for its end.
+    /// Publishes a new job and waits for its end.
     pub async fn probe(&mut self) -> anyhow::Result<()> {
         let number = self.workload.jobs.len();
         let job = echo(&format!("probe-{number}"), serde_json::json!(number));
@@ -332,25 +345,25 @@ impl Arena {
         self.workload.jobs.push(job);
         let mut published: Option<Instant> = None;
         let ended = async |arena: &mut Arena| {
-            // A confirm is worth nothing when the queue is deleted just then: as the contract says, whoever does not see
-            // the job publishes it again.
+            // A confirm means nothing if the queue is deleted at that moment. As the contract says, a client that does
+            // not see its job publishes it again.
             if published.is_none_or(|at| at.elapsed() > AGAIN) {
                 publish::raw(&arena.fleet.vhost.url, vec![spec.clone()]).await?;
                 published = Some(Instant::now());
             }
             arena.has_ended(spec.job_id).await
         };
-        self.until("a job that is published now has run", ended).await
+        self.until("a new job has run", ended).await
     }
 
-    /// Whether a job has its end.
+    /// Whether a job has ended.
     pub async fn has_ended(&self, job_id: JobId) -> anyhow::Result<bool> {
         let views = self.fleet.store.jobs(&[job_id]).await?;
         Ok(views.first().is_some_and(|view| view.state.is_end()))
     }
 
-    /// Waits until the broker knows a consumer for every slot that is free. A busy one that has lost its consumer gets
-    /// another when it needs one.
+    /// Waits until the broker has a consumer for every free slot. A busy slot that has lost its consumer gets another
+    /// one when it needs it.
     async fn free_slots_consume(&mut self) -> anyhow::Result<()> {
         let look = async |arena: &mut Arena| {
             let (consumers, slots) = arena.consumers_and_slots().await?;
@@ -361,7 +374,7 @@ impl Arena {
         self.until("every free slot consumes", look).await
     }
 
-    /// Waits until the broker knows a consumer for every slot of the living workers, once there is nothing to do.
+    /// Waits, once no work is left, until the broker has a consumer for every slot of the living workers.
     async fn all_consume(&mut self) -> anyhow::Result<()> {
         let look = async |arena: &mut Arena| {
             let (consumers, slots) = arena.consumers_and_slots().await?;
@@ -373,12 +386,12 @@ impl Arena {
 
     async fn consumers_and_slots(&self) -> anyhow::Result<(usize, usize)> {
         let queue = queue::jobs_queue(&job::Name::default());
-        let (_, consumers) = timeout(PATIENCE, self.fleet.vhost.look_at(&queue)).await??;
+        let (_, consumers) = timeout(TIMEOUT, self.fleet.vhost.look_at(&queue)).await??;
         let living = self.workers.iter().filter(|member| !member.gone);
         Ok((consumers as usize, living.map(|member| member.slots).sum()))
     }
 
-    /// Waits until the broker answers again, which is when a client can connect. Returns that moment.
+    /// Waits until the broker accepts a connection again. Returns that moment.
     pub async fn broker_back(&mut self) -> anyhow::Result<Instant> {
         let look = async |arena: &mut Arena| {
             let connect = lapin::Connection::connect(&arena.fleet.vhost.url, Default::default());
@@ -389,7 +402,7 @@ impl Arena {
         Ok(Instant::now())
     }
 
-    /// Notes a recovery; the longest counts.
+    /// Records a recovery; the longest one counts.
     pub fn recovered(&mut self, took: Duration, bound: Option<Duration>) {
         let seconds = took.as_secs_f64();
         if let Some(bound) = bound
@@ -403,16 +416,16 @@ impl Arena {
 
     // ---- the end
 
-    /// Waits until all is published: only what was accepted can be lost.
+    /// Waits until everything is published, since only accepted jobs can be lost.
     pub async fn published(&mut self) -> anyhow::Result<()> {
         if let Some(publishing) = self.publishing.take() {
             publishing.await.context("publishing")??;
-            self.note("all is published");
+            self.note("everything is published");
         }
         Ok(())
     }
 
-    /// Waits until every job has ended, or nothing more is to be hoped for.
+    /// Waits until every job has ended, or until nothing moves any more.
     pub async fn settle(&mut self) -> anyhow::Result<()> {
         let total = self.workload.jobs.len() as i64;
         let (mut best, mut moved) = (0, Instant::now());
@@ -425,14 +438,17 @@ impl Arena {
             if ended > best {
                 (best, moved) = (ended, Instant::now());
             }
-            // Longer than anything is forgotten before somebody looks for it.
-            ensure!(moved.elapsed() < 2 * PATIENCE, "{ended} of {total} jobs have ended, and nothing moves");
+            // Longer than it takes until the slowest sweep finds a forgotten job.
+            ensure!(
+                moved.elapsed() < 2 * TIMEOUT,
+                "{ended} of {total} jobs have ended, and nothing has moved"
+            );
             sleep(4 * LOOK).await;
         }
         self.all_consume().await
     }
 
-    /// Ends the workers, and holds all against the workload.
+    /// Ends the workers and compares everything with the workload.
     pub async fn judge(&mut self) -> anyhow::Result<Figures> {
         self.end_workers().await;
         let store = &self.fleet.store;
@@ -447,16 +463,16 @@ impl Arena {
         if audit.code != 0 {
             findings
                 .problems
-                .push(format!("`producer audit` exits with {}:\n{}{}", audit.code, audit.out, audit.err));
+                .push(format!("`producer audit` exited with {}:\n{}{}", audit.code, audit.out, audit.err));
         }
         let account = Account::read(&self.account)?;
         if !self.spends_attempts && findings.attempts_again > 0 {
             let again = findings.attempts_again;
-            findings.problems.push(format!("{again} attempts were spent, although no worker was lost"));
+            findings.problems.push(format!("{again} attempts were spent although no worker was lost"));
         }
         if !self.runs_twice && account.duplicate_starts > 0 {
             let twice = account.duplicate_starts;
-            findings.problems.push(format!("{twice} runs began while an earlier one of their job went on"));
+            findings.problems.push(format!("{twice} runs began while an earlier run of their job continued"));
         }
         let (letters, _) =
             self.fleet.vhost.look_at(DEAD_QUEUE).await.context("looking at the dead letters")?;
@@ -476,20 +492,20 @@ impl Arena {
         })
     }
 
-    /// Those that the scenario has left alive must be there, and go in good order.
+    /// Ends the workers that the scenario has left alive; each must still live and must end with code 0.
     async fn end_workers(&mut self) {
         for member in self.workers.iter_mut().filter(|member| !member.gone) {
             if !member.process.lives() {
-                self.problems.push(format!("{} has ended by itself", member.name));
+                self.problems.push(format!("{} ended by itself", member.name));
             }
             member.process.terminate();
         }
         for member in self.workers.iter_mut().filter(|member| !member.gone) {
             match timeout(GRACE + 4 * SIGN_OFF, member.process.ended()).await {
                 Ok(status) if status.success() => {}
-                Ok(status) => self.problems.push(format!("{} has ended with {status}", member.name)),
+                Ok(status) => self.problems.push(format!("{} ended with {status}", member.name)),
                 Err(_) => {
-                    self.problems.push(format!("{} does not end on SIGTERM", member.name));
+                    self.problems.push(format!("{} did not end on SIGTERM", member.name));
                     member.process.kill();
                 }
             }
@@ -497,16 +513,16 @@ impl Arena {
         }
     }
 
-    /// Leaves what is needed to understand what went wrong.
+    /// Keeps what is needed to find out what went wrong.
     pub async fn keep_logs(&mut self) -> anyhow::Result<()> {
         let slow = self.ledger.slow().await.unwrap_or_default();
         slow.iter().for_each(|job| self.note(format!("slow: {job}")));
         std::fs::write(self.logs.join("events"), &self.events).context("writing the events")
     }
 
-    /// The logs of a scenario that went well are of no interest.
+    /// Removes the logs of a scenario that went well.
     pub fn forget_logs(&self) {
-        // What stays is overwritten the next time.
+        // Whatever remains is overwritten by the next run.
         let _ = std::fs::remove_dir_all(&self.logs);
     }
 
@@ -522,7 +538,7 @@ impl Arena {
     }
 }
 
-/// The workers' agents; the witness is this program itself.
+/// Writes the workers' agents file. The witness is this program itself.
 fn agents(folder: &Path, account: &Path) -> anyhow::Result<String> {
     let program = std::env::current_exe().context("finding this program")?;
     let toml = format!(

@@ -1,4 +1,4 @@
-//! What happens to the broker, its connections and its queues.
+//! Faults of the broker, its connections and its queues.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use tokio::time::{Instant, sleep};
 use crate::arena::Arena;
 use crate::workload::long;
 
-/// Within which consuming must go on once the broker is back.
+/// How soon consuming must resume once the broker is back.
 pub const BACK: Option<Duration> = Some(Duration::from_secs(5));
 
 /// How long a queue must have been missing before it is declared again.
 const DELETION: Duration = Duration::from_secs(1);
 
-/// An orderly stop and a start.
+/// Stops and starts the broker.
 pub async fn restart(arena: &mut Arena) -> anyhow::Result<()> {
     away(arena, "stop-broker").await
 }
 
-/// SIGKILL and a start.
+/// Kills the broker (SIGKILL) and starts it.
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
     away(arena, "kill-broker").await
 }
@@ -29,7 +29,7 @@ async fn away(arena: &mut Arena, stop: &str) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     let services = arena.services.clone();
     services.run(&[stop]).await?;
-    // It answers clients before the script knows.
+    // The broker answers clients before the script notices.
     let starting = tokio::spawn(async move { services.run(&["start-broker"]).await });
     let back = arena.broker_back().await;
     let resumed = match back {
@@ -40,7 +40,7 @@ async fn away(arena: &mut Arena, stop: &str) -> anyhow::Result<()> {
     resumed
 }
 
-/// Every connection closed by an operator, three times.
+/// Closes every connection as an operator would, three times.
 pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     for _ in 0..3 {
@@ -49,7 +49,7 @@ pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
             .until("connections are closed", async |arena| {
                 fault = Instant::now();
                 let closed = arena.fleet.vhost.close_connections().map_err(anyhow::Error::msg)?;
-                // A worker has two.
+                // A worker has two connections.
                 ensure!(closed >= 6, "{closed} connections closed");
                 Ok(true)
             })
@@ -59,9 +59,9 @@ pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The queue deleted while nothing waits in it: the broker cancels all consumers, and what is on its way there is gone, most of
-/// it confirmed. Three times. All of it must go on within the arena's patience, which is as long as it takes until somebody
-/// misses a message without knowing of a deletion.
+/// Deletes the queue while no message waits in it, three times. The broker then cancels all consumers, and messages on
+/// their way into the queue are lost, most of them already confirmed. All jobs must continue within the arena's
+/// patience. That is as long as it takes to notice a missing message without knowing of a deletion.
 pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.enqueue();
@@ -71,25 +71,25 @@ pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
         arena
             .until("the empty queue is deleted", async |arena| {
                 let (waiting, _) = arena.fleet.vhost.look_at(&queue_name()).await?;
-                ensure!(waiting == 0, "{waiting} messages are in it");
+                ensure!(waiting == 0, "{waiting} messages are in the queue");
                 fault = Instant::now();
                 delete_queue(arena).await?;
                 Ok(true)
             })
             .await?;
-        // Some were on their way to the queue, or in the hands of a slot.
+        // Some messages were on their way to the queue, or held by a slot.
         let missing = arena.ledger.queued().await?;
         arena.resumed(fault, BACK.map(|back| back + DELETION)).await?;
         let gone_on = async |arena: &mut Arena| Ok(arena.ledger.gone_on(&missing).await? == missing.len());
-        arena.until("the jobs whose messages were in it go on", gone_on).await?;
+        arena.until("the jobs whose messages were in the queue continue", gone_on).await?;
     }
     Ok(())
 }
 
-/// The queue purged and, a moment later, deleted, with messages in it. They are missed after a minute.
+/// Purges the queue and, a moment later, deletes it, with messages in it. They are missed after a minute.
 pub async fn queue_lost(arena: &mut Arena) -> anyhow::Result<()> {
-    arena.patience = Duration::from_secs(180);
-    // With few slots the queue is never empty.
+    arena.timeout = Duration::from_secs(180);
+    // With few slots, the queue is never empty.
     for _ in 0..2 {
         arena.start_slots(8, |launch| launch).await;
     }
@@ -121,7 +121,7 @@ async fn delete_queue(arena: &Arena) -> anyhow::Result<()> {
     connection.close(200, "done".into()).await.context("closing")
 }
 
-/// Jobs that keep their messages for longer than the broker bears: it closes the channel, and sends all of it again.
+/// Jobs keep their messages for longer than the broker allows. It closes the channel and delivers all of them again.
 pub async fn ack_timeout(arena: &mut Arena) -> anyhow::Result<()> {
     let services = arena.services.clone();
     services.ack_timeout(Some(Duration::from_secs(4))).await?;
@@ -133,7 +133,7 @@ pub async fn ack_timeout(arena: &mut Arena) -> anyhow::Result<()> {
 async fn keep_messages(arena: &mut Arena) -> anyhow::Result<()> {
     arena.first(long(0..6));
     for _ in 0..3 {
-        // Left alone, workers ack after a minute and the broker waits for half an hour.
+        // By default, workers ack after a minute and the broker waits for half an hour.
         arena.start_with(|launch| launch.set("ACK_AFTER_S", 3_600)).await;
     }
     arena.publish();
@@ -150,7 +150,7 @@ async fn keep_messages(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(Instant::now(), BACK).await
 }
 
-/// The broker has no disk left and blocks whoever publishes, for some seconds.
+/// The broker has no disk left and blocks publishers for some seconds.
 pub async fn disk_alarm(arena: &mut Arena) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     let services = arena.services.clone();

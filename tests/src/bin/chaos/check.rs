@@ -1,8 +1,8 @@
-//! The comparison: what was declared, and what stands in the ledger. Pure: it reads nothing by itself.
+//! Compares what was declared with what is in the ledger. Pure: it reads nothing itself.
 //!
 //! * **lost**: accepted jobs without an end.
-//! * **doubled**: what was committed beyond what was declared: iterations that a job or its session counts too many, and
-//!   entries that its context holds once more. A job cannot have two ends; the ledger's key forbids it.
+//! * **doubled**: what was committed beyond what was declared: surplus iterations of a job or its session, and repeated
+//!   entries in its context. A job cannot have two ends; the ledger's key forbids it.
 
 use std::collections::HashMap;
 
@@ -12,18 +12,18 @@ use store::{JobView, SessionView};
 
 use crate::workload::{End, Job, Workload};
 
-/// What was found.
+/// The findings.
 #[derive(Default)]
 pub struct Findings {
     pub lost: u64,
     pub doubled: u64,
-    /// Attempts beyond each job's first.
+    /// Attempts beyond the first of each job.
     pub attempts_again: u64,
-    /// Each is a broken promise; empty when all is well.
+    /// One for each broken promise; empty when all is well.
     pub problems: Vec<String>,
 }
 
-/// Holds jobs and sessions against the workload.
+/// Compares jobs and sessions with the workload.
 pub fn check(workload: &Workload, jobs: &[JobView], sessions: &[SessionView]) -> Findings {
     let mut findings = Findings::default();
     let views: HashMap<JobId, &JobView> = jobs.iter().map(|view| (view.job_id, view)).collect();
@@ -58,7 +58,7 @@ pub fn check(workload: &Workload, jobs: &[JobView], sessions: &[SessionView]) ->
     findings
 }
 
-/// Iterations of a job that it did not declare.
+/// Counts a job's iterations beyond those that it declared.
 fn beyond(job: &Job, view: Option<&JobView>) -> u64 {
     let found = view.map_or(0, |view| view.iterations.unsigned_abs());
     found.saturating_sub(job.says.len() as u64)
@@ -98,14 +98,15 @@ fn check_job(job: &Job, view: &JobView) -> Result<(), String> {
     }
 }
 
-/// A session holds each job's iterations once, in their order, and one job's after the other's.
+/// Checks that a session holds each job's iterations once and in order, one job after the other.
 fn check_session(jobs: &[&Job], view: &SessionView, words: &[&str], declared: usize) -> Result<(), String> {
     let mut by_first: HashMap<&str, &Job> =
         jobs.iter().filter_map(|job| Some((job.says.first()?.as_str(), *job))).collect();
     let mut at = 0;
     while let Some(first) = words.get(at) {
         let job = by_first.remove(first);
-        let job = job.ok_or_else(|| format!("entry {at} of its context, \"{first}\", begins no job"))?;
+        let job = job
+            .ok_or_else(|| format!("entry {at} of its context, \"{first}\", is not the first of any job"))?;
         let found = &words[at..words.len().min(at + job.says.len())];
         if found != job.says {
             return Err(format!("entries {found:?} in its context, expected {:?}", job.says));

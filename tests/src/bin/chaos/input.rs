@@ -1,4 +1,4 @@
-//! What comes in, and who sends it.
+//! Faults of publishers, and bad input.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -15,8 +15,9 @@ use crate::arena::Arena;
 use crate::publish;
 use crate::workload::{End, Job, echo, growing, unstorable};
 
-/// `producer` killed while it publishes, part after part, and a raw client cut off before its confirms. What `producer`
-/// had called accepted must be in the ledger; then the caller sends all of it again, under the same ids.
+/// `producer` is killed while it publishes, part after part, and a raw client is cut off before its confirms.
+/// Everything that `producer` reported as accepted must be in the ledger. Then the caller sends all of it again, under
+/// the same ids.
 pub async fn publisher_kill(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     for part in arena.workload.parts(true) {
@@ -35,20 +36,20 @@ async fn killed(arena: &mut Arena, jobs: &[JobSpec]) -> anyhow::Result<()> {
     let lines: Vec<String> = jobs.iter().map(job::encode).collect();
     let mut stdin = child.stdin.take().context("its stdin")?;
     let writer = std::thread::spawn(move || {
-        // It may be killed before it has read all.
+        // The process may be killed before it has read all.
         let _ = stdin.write_all(lines.join("\n").as_bytes());
     });
     sleep(Duration::from_millis(arena.random.u64(30..400))).await;
     child.kill().context("killing producer")?;
-    let output = child.wait_with_output().context("reading what producer has said")?;
+    let output = child.wait_with_output().context("reading the output of producer")?;
     let _ = writer.join();
     let said = String::from_utf8_lossy(&output.stdout);
-    // The last line may be torn.
+    // The last line may be cut off.
     let accepted: Vec<JobId> = said.lines().filter_map(|line| line.parse().ok()).collect();
     let known = arena.fleet.store.jobs(&accepted).await.context("looking for what was accepted")?;
     if known.len() != accepted.len() {
         let missing = accepted.len() - known.len();
-        arena.problems.push(format!("{missing} jobs were called accepted and are not in the ledger"));
+        arena.problems.push(format!("{missing} jobs were reported as accepted but are not in the ledger"));
     }
     publish::enqueue(&arena.fleet, jobs).await
 }
@@ -66,7 +67,7 @@ async fn cut_off(arena: &mut Arena, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
     publishing.await.context("publishing")?
 }
 
-/// Thousands of messages that are no jobs, among the good ones. Each becomes a dead letter.
+/// Thousands of messages that are not jobs, among the good ones. Each becomes a dead letter.
 pub async fn malformed(arena: &mut Arena) -> anyhow::Result<()> {
     const EACH: usize = 1_000;
     let id = JobId::now();
@@ -98,8 +99,8 @@ pub async fn malformed(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Messages whose headers fill a frame, so that what the broker adds makes them larger than any; some of them the broker
-/// gives up itself. Each becomes a dead letter, and no worker loses a connection over it.
+/// Messages whose headers fill a frame, so that the headers that the broker adds make them too large for any frame. The
+/// broker drops some of them itself. Each becomes a dead letter, and no worker loses a connection because of it.
 pub async fn bad_frames(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.publish();
@@ -116,13 +117,14 @@ pub async fn bad_frames(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(Instant::now(), None).await?;
     for at in arena.living() {
         let log = arena.worker(at).log();
-        ensure!(!log.contains("lost the connection"), "number {at} has lost a connection");
+        ensure!(!log.contains("lost the connection"), "number {at} lost a connection");
     }
     Ok(())
 }
 
-/// Replies to names that RabbitMQ up to 4.1 closes a connection over: some it cannot decode, which are refused, and some
-/// of clients at nodes that are not there, which only trying shows. Beside them a caller who gets all of his.
+/// Replies to names for which RabbitMQ up to 4.1 closes a connection. Some cannot be decoded and are refused. Others
+/// name clients at nodes that do not exist, which only an attempt shows. One ordinary caller beside them must get all
+/// its replies.
 pub async fn bad_replies(arena: &mut Arena) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     let fault = Instant::now();
@@ -142,10 +144,10 @@ pub async fn bad_replies(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(fault, None).await
 }
 
-/// In every batch a job whose output Postgres refuses, and some whose output no worker takes.
+/// Every batch holds a job whose output Postgres refuses, and some whose output no worker accepts.
 pub async fn refused(arena: &mut Arena) -> anyhow::Result<()> {
     const MARK: &str = "refused by the ledger";
-    // Whatever Postgres cannot hold shows like this: by an error of class 22 or 23 that fails the whole batch.
+    // Anything that Postgres cannot store looks like this: an error of class 22 or 23 that fails the whole batch.
     let check = format!(
         "ALTER TABLE harness_results ADD CONSTRAINT chaos CHECK (output IS NULL OR output::text NOT LIKE '%{MARK}%')"
     );
@@ -162,8 +164,8 @@ pub async fn refused(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A session with hundreds of jobs behind each other, others that grow without end, and one whose ends are too much for
-/// Postgres, among the good ones. What is new does not wait for them.
+/// One session with hundreds of jobs in a row, others that grow without end, and one whose ends Postgres cannot
+/// process, among the good ones. New jobs do not wait for them.
 pub async fn hot_session(arena: &mut Arena) -> anyhow::Result<()> {
     const LEAST: usize = 65_536;
     const TOO_MUCH: &str = "
@@ -196,7 +198,7 @@ pub async fn hot_session(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Messages for a pool that nobody serves, among the good ones. Each becomes a dead letter.
+/// Messages for a pool that no worker serves, among the good ones. Each becomes a dead letter.
 pub async fn unroutable(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.publish();

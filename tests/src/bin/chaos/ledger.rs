@@ -1,5 +1,5 @@
-//! What the scenarios look up in the ledger. Postgres may be away at any time: each look says so and is bounded, and the
-//! next one connects anew.
+//! What the scenarios read from the ledger. Postgres may be away at any time. Each read has a bound and reports
+//! failures, and the next read connects anew.
 
 use std::time::Duration;
 
@@ -10,51 +10,53 @@ use tokio::time::timeout;
 
 const BOUND: Duration = Duration::from_secs(5);
 
-/// A look-out of its own.
-pub struct Ledger {
+/// A separate connection to the ledger.
+pub struct LedgerProbe {
     url: String,
     connection: Option<PgConnection>,
 }
 
-/// A job, and its last run so far; 0 before the first.
+/// A job and the epoch of its last run; 0 before the first.
 #[derive(Clone)]
 pub struct Held {
     pub job_id: String,
     pub epoch: i64,
+    /// How many workers have died while they ran it.
+    pub deaths: i32,
 }
 
 const ENDED: &str = "SELECT count(*) FROM harness_results";
 
 const HELD: &str = "
-    SELECT j.job_id::text, j.epoch FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
+    SELECT j.job_id::text, j.epoch, j.deaths FROM harness_jobs j JOIN harness_workers w ON w.worker_id = j.worker_id
      WHERE w.pod_name = $1 AND j.state = 'running'";
 
 const RUNNING: &str = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
 
-/// What is said to wait at the broker.
-const QUEUED: &str = "SELECT job_id::text, epoch FROM harness_jobs WHERE state = 'queued'";
+/// Jobs that wait at the broker, according to the ledger.
+const QUEUED: &str = "SELECT job_id::text, epoch, deaths FROM harness_jobs WHERE state = 'queued'";
 
-/// Another run of the job, or its end.
+/// Jobs that have another run, or have ended.
 const GONE_ON: &str = "
     SELECT count(*) FROM unnest($1::text[], $2::bigint[]) AS t(job_id, epoch)
      WHERE EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id::uuid AND j.state = 'running' AND j.epoch > t.epoch)
         OR EXISTS (SELECT FROM harness_results r WHERE r.job_id = t.job_id::uuid)";
 
-/// The jobs that took longest from their acceptance to their end.
+/// The jobs that took longest from acceptance to end.
 const SLOW: &str = "
     SELECT job_id || ' of ' || session_id || ': accepted ' || accepted_at || ', started ' || started_at
            || ', ended ' || finished_at || ', ' || attempts || ' attempts'
       FROM harness_results ORDER BY finished_at - accepted_at DESC NULLS LAST LIMIT 20";
 
-/// What must not be there once all jobs have ended: a line of text for each kind.
+/// What must be gone once all jobs have ended: a line of text for each kind.
 const LEFT_OVER: &str = "
     SELECT count(*) || ' live jobs are left' FROM harness_jobs HAVING count(*) > 0
     UNION ALL
     SELECT count(*) || ' checkpoints were never folded' FROM harness_checkpoints HAVING count(*) > 0";
 
-impl Ledger {
-    pub fn new(url: &str) -> Ledger {
-        Ledger { url: url.to_owned(), connection: None }
+impl LedgerProbe {
+    pub fn new(url: &str) -> LedgerProbe {
+        LedgerProbe { url: url.to_owned(), connection: None }
     }
 
     /// How many jobs have ended.
@@ -76,13 +78,13 @@ impl Ledger {
         Ok(rows.iter().map(read_held).collect())
     }
 
-    /// What waits at the broker, in the ledger's view.
+    /// Jobs that wait at the broker, according to the ledger.
     pub async fn queued(&mut self) -> anyhow::Result<Vec<Held>> {
         let rows = self.look(async |connection| sqlx::query(QUEUED).fetch_all(connection).await).await?;
         Ok(rows.iter().map(read_held).collect())
     }
 
-    /// How many of these have been taken up by another run, or have ended.
+    /// How many of these have another run, or have ended.
     pub async fn gone_on(&mut self, held: &[Held]) -> anyhow::Result<usize> {
         let ids: Vec<&str> = held.iter().map(|held| held.job_id.as_str()).collect();
         let epochs: Vec<i64> = held.iter().map(|held| held.epoch).collect();
@@ -93,13 +95,13 @@ impl Ledger {
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
-    /// The slowest jobs, told.
+    /// Describes the slowest jobs.
     pub async fn slow(&mut self) -> anyhow::Result<Vec<String>> {
         let rows = self.look(async |connection| sqlx::query(SLOW).fetch_all(connection).await).await?;
         Ok(rows.iter().filter_map(|row| row.get(0)).collect())
     }
 
-    /// What is left over, once all jobs have ended.
+    /// Lists what is left over once all jobs have ended.
     pub async fn left_over(&mut self) -> anyhow::Result<Vec<String>> {
         let rows = self.look(async |connection| sqlx::query(LEFT_OVER).fetch_all(connection).await).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -115,14 +117,14 @@ impl Ledger {
                 None => PgConnection::connect(&self.url).await?,
             };
             let seen = query(&mut connection).await?;
-            // Kept only when all went well.
+            // The connection is kept only when all went well.
             self.connection = Some(connection);
             anyhow::Ok(seen)
         };
-        timeout(BOUND, look).await.context("Postgres does not answer")?.context("looking into the ledger")
+        timeout(BOUND, look).await.context("Postgres does not answer")?.context("reading the ledger")
     }
 }
 
 fn read_held(row: &PgRow) -> Held {
-    Held { job_id: row.get(0), epoch: row.get(1) }
+    Held { job_id: row.get(0), epoch: row.get(1), deaths: row.get(2) }
 }

@@ -1,10 +1,10 @@
-//! `make chaos`: real workers, thousands of jobs on few sessions, and one fault after the other. After each, every job
-//! and every session is held against what was declared, and the figures are printed.
+//! `make chaos`: real workers, thousands of jobs on few sessions, and one fault after the other. After each fault,
+//! every job and every session is compared with what was declared, and the figures are printed.
 //!
-//! A scenario has a vhost and a database of its own. Those that break a whole server run alone, so this program plays one
-//! after the other. Exit codes: 0 nothing was lost or doubled and all came back in time, 1 something was or did not (then
-//! the scenario's logs are in target/chaos/SCENARIO), 2 wrong arguments, 130 and 143 it was interrupted. Needs
-//! `AMQP_URL`, `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, which `ops/dev/services run` provides.
+//! Each scenario has its own vhost and database. Some scenarios break a whole server, so they run one after the other.
+//! Exit codes: 0 nothing was lost or doubled and every recovery was in time, 1 a promise was broken (the scenario's
+//! logs are in target/chaos/SCENARIO), 2 wrong arguments, 130 and 143 interrupted. Needs `AMQP_URL`,
+//! `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, which `ops/dev/services run` provides.
 
 mod scenario;
 mod workers;
@@ -34,39 +34,39 @@ use scenario::{ALL, Scenario, Settings};
 use services::Services;
 use workload::Size;
 
-/// Breaks a fleet in every way that we know, and counts what was lost or done twice: both must be nothing.
+/// Breaks a fleet in every known way and counts what was lost or done twice; both counts must be zero.
 ///
-/// Plays the named scenarios, or all of them (about 15 minutes), one after the other. In each, some workers run
-/// thousands of jobs on few sessions when the fault comes; afterwards every job and session is checked. The table at the
-/// end is written to target/chaos.json, too.
+/// Plays the named scenarios, or all of them (about 15 minutes), one after the other. In each, some workers are running
+/// thousands of jobs on few sessions when the fault comes. Afterwards every job and session is checked. The final table
+/// is also written to target/chaos.json.
 ///
 /// lost: accepted jobs without an end. doubled: committed more often than declared. duplicate starts: runs that began
-/// while an earlier run of their job went on; none of them can commit. iterations rerun: those that were in flight.
-/// recovery: what --list says of each scenario.
+/// while an earlier run of their job continued; none of them can commit. iterations rerun: iterations that were in
+/// flight when their worker was lost. recovery: the time that --list describes for each scenario.
 #[derive(Parser)]
 #[command(name = "chaos")]
 struct Args {
-    /// Scenarios by name; all of them when none is named
+    /// Names of scenarios; all are played if none is named
     scenarios: Vec<String>,
-    /// Show the scenarios
+    /// List the scenarios
     #[arg(long)]
     list: bool,
-    /// Fewer jobs; without names only the scenarios of the short form
+    /// Use fewer jobs; without names, play only the scenarios of the short form
     #[arg(long)]
     quick: bool,
-    /// What chance decides, decided the same way again
+    /// Seed for random choices, to repeat a run
     #[arg(long)]
     seed: Option<u64>,
-    /// The script that can break and mend the servers
+    /// The script that can break and repair the servers
     #[arg(long, env = "CHAOS_SERVICES", default_value = "ops/dev/services")]
     services: PathBuf,
-    /// Where the figures go
+    /// The file for the figures
     #[arg(long, default_value = "target/chaos.json")]
     output: PathBuf,
-    /// Where the logs of broken scenarios go, one folder each
+    /// The folder for the logs of broken scenarios, with a subfolder for each
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
-    /// Keep the logs of scenarios that went well, too
+    /// Also keep the logs of scenarios that went well
     #[arg(long)]
     keep_logs: bool,
 }
@@ -89,7 +89,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // One thread starts all processes and lives as long as they do: a worker dies with the thread that has started it.
+    // One thread starts all processes and lives as long as they do, because a worker dies with the thread that started
+    // it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -130,13 +131,13 @@ fn choose(args: &Args) -> anyhow::Result<Vec<&'static Scenario>> {
     for name in &args.scenarios {
         match ALL.iter().find(|scenario| scenario.name == name) {
             Some(scenario) => chosen.push(scenario),
-            None => bail!("there is no scenario \"{name}\"; --list shows all"),
+            None => bail!("no scenario is called \"{name}\"; --list shows all"),
         }
     }
     Ok(chosen)
 }
 
-/// Resolves with a signal's number when somebody wants us to end.
+/// Resolves with the number of a signal that asks this program to end.
 async fn interrupted() -> u8 {
     let listen = |kind| signal(kind).expect("signals can be listened for");
     let (mut hangup, mut interrupt, mut terminate) =
@@ -148,7 +149,7 @@ async fn interrupted() -> u8 {
     }
 }
 
-/// Plays the scenarios. Whether all went well.
+/// Plays the scenarios. Returns whether all went well.
 async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<bool> {
     let settings = Settings {
         size: if args.quick { Size::QUICK } else { Size::FULL },
@@ -177,7 +178,7 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
             settings.services.mend().await?;
         }
         all.push(played);
-        // What the last one has left behind at the broker is gone by then.
+        // What the previous scenario left at the broker is gone by then.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     report::print(&all);

@@ -1,4 +1,4 @@
-//! What happens to the network between one worker, or all of them, and a service.
+//! Faults of the network between one worker, or all of them, and a service.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::arena::Arena;
 use crate::broker::BACK;
 use crate::workers::AGAIN;
 
-/// Every connection of one worker to the broker is reset, and no new one is let through.
+/// Resets every connection of one worker to the broker, and lets no new one through.
 pub async fn broker_cut(arena: &mut Arena) -> anyhow::Result<()> {
     broker(arena, Link::Cut, Duration::from_secs(8)).await
 }
 
-/// What one worker and the broker say to each other vanishes, for longer than two heartbeats.
+/// Drops all bytes between one worker and the broker, for longer than two heartbeats.
 pub async fn broker_half_open(arena: &mut Arena) -> anyhow::Result<()> {
     broker(arena, Link::Frozen, Duration::from_secs(15)).await
 }
@@ -33,17 +33,17 @@ async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Resul
     arena.note("the link passes again");
     proxy.set(Link::Pass);
     arena.resumed(Instant::now(), BACK).await?;
-    // Until here, as the worker goes on through it.
+    // Recovery is measured from here, because the worker keeps working during the fault.
     arena.proxies.push(proxy);
     Ok(())
 }
 
-/// Every connection of one worker to Postgres is reset, and no new one is let through, for longer than its lease.
+/// Resets every connection of one worker to Postgres, and lets no new one through, for longer than its lease.
 pub async fn postgres_cut(arena: &mut Arena) -> anyhow::Result<()> {
     postgres(arena, Link::Cut).await
 }
 
-/// What one worker and Postgres say to each other vanishes, for longer than its lease.
+/// Drops all bytes between one worker and Postgres, for longer than its lease.
 pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
     postgres(arena, Link::Frozen).await
 }
@@ -73,7 +73,7 @@ async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the workers ask of Postgres is done, but no answer comes: for some seconds, and for longer than a lease.
+/// Postgres executes what the workers ask, but drops its answers: for some seconds, and for longer than a lease.
 pub async fn replies_lost(arena: &mut Arena) -> anyhow::Result<()> {
     let proxy = Proxy::to(&arena.fleet.database.url).await;
     let through = proxy.through(&arena.fleet.database.url);

@@ -1,4 +1,4 @@
-//! What happens to Postgres and to its connections.
+//! Faults of Postgres and its connections.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep};
 use crate::arena::Arena;
 use crate::broker::BACK;
 
-/// An orderly restart.
+/// Restarts Postgres in good order.
 pub async fn restart(arena: &mut Arena) -> anyhow::Result<()> {
     away(arena, &["restart-postgres"]).await
 }
 
-/// SIGKILL to all its processes, and a start with crash recovery.
+/// Kills all its processes (SIGKILL) and starts it, with crash recovery.
 pub async fn kill(arena: &mut Arena) -> anyhow::Result<()> {
     away(arena, &["kill-postgres", "start-postgres"]).await
 }
@@ -28,10 +28,10 @@ async fn away(arena: &mut Arena, commands: &[&str]) -> anyhow::Result<()> {
     arena.resumed(Instant::now(), BACK).await
 }
 
-/// Every connection to this database terminated, again and again for some seconds.
+/// Terminates every connection to this database, again and again for some seconds.
 pub async fn terminate(arena: &mut Arena) -> anyhow::Result<()> {
     const STORM: Duration = Duration::from_secs(6);
-    // A heartbeat may be hit often enough to stay away for a whole lease.
+    // A heartbeat may be hit often enough to be missing for a whole lease.
     arena.spends_attempts = true;
     arena.at_work(3).await?;
     let mut connection = arena.fleet.database.connect().await;
@@ -45,7 +45,7 @@ pub async fn terminate(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(Instant::now(), BACK).await
 }
 
-/// Few connections for many slots, and all of them wait: every session is locked, three times for some seconds.
+/// Few connections for many slots, all of which wait, because every session is locked: three times, for some seconds.
 pub async fn pool_exhausted(arena: &mut Arena) -> anyhow::Result<()> {
     for _ in 0..3 {
         arena.start_with(|launch| launch.set("DATABASE_POOL_SIZE", 2)).await;
@@ -60,7 +60,7 @@ pub async fn pool_exhausted(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(Instant::now() - Duration::from_secs(1), BACK).await
 }
 
-/// A transaction that locks a third of the sessions is left open for longer than any statement may take.
+/// Leaves a transaction that locks a third of the sessions open for longer than any statement may take.
 pub async fn idle_transaction(arena: &mut Arena) -> anyhow::Result<()> {
     arena.at_work(3).await?;
     let third = "SELECT FROM harness_sessions WHERE session_id LIKE 's-0%' OR session_id LIKE 's-1_'
@@ -69,7 +69,7 @@ pub async fn idle_transaction(arena: &mut Arena) -> anyhow::Result<()> {
     arena.resumed(Instant::now(), BACK).await
 }
 
-/// Takes a lock, does nothing for a while, and lets go.
+/// Takes a lock, holds it for a while, and releases it.
 async fn hold(arena: &Arena, lock: &str, lasts: Duration) -> anyhow::Result<()> {
     let mut connection = arena.fleet.database.connect().await;
     run(&mut connection, "BEGIN").await?;

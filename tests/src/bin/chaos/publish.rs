@@ -1,4 +1,4 @@
-//! Publishing that does not give up: a user who tries again until all is accepted, under the same job ids.
+//! Publishing that does not give up, like a client that retries under the same job ids until everything is accepted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::workload::Part;
 
 /// Longer than any outage here.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const ATTEMPT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
-/// From one part to the next.
+/// The pause from one part to the next.
 const PACE: Duration = Duration::from_millis(1_400);
 
-/// Publishes part after part, so that it goes on for some seconds.
+/// Publishes part after part, so that publishing takes some seconds.
 pub async fn parts(fleet: Arc<Fleet>, parts: Vec<Part>) -> anyhow::Result<()> {
     for part in parts {
         let next = Instant::now() + PACE;
@@ -33,27 +33,27 @@ pub async fn parts(fleet: Arc<Fleet>, parts: Vec<Part>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Through `producer enqueue`, until it has accepted all of them.
+/// Publishes through `producer enqueue`, until it has accepted all jobs.
 pub async fn enqueue(fleet: &Fleet, jobs: &[JobSpec]) -> anyhow::Result<()> {
     let lines: Vec<String> = jobs.iter().map(job::encode).collect();
     let lines = lines.join("\n");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        let ran = fleet.producer_reading(&lines, &["enqueue", "--file", "-"]).await;
+        let ran = fleet.producer_with_input(&lines, &["enqueue", "--file", "-"]).await;
         if ran.code == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "jobs are not accepted within {} s: {ran:?}", PATIENCE.as_secs());
+        ensure!(Instant::now() < deadline, "jobs were not accepted within {} s: {ran:?}", TIMEOUT.as_secs());
         sleep(PAUSE).await;
     }
 }
 
-/// As any other AMQP client would, until the broker has confirmed all of them.
+/// Publishes as any other AMQP client would, until the broker has confirmed all jobs.
 pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut left = jobs;
     loop {
-        // What ends an attempt shows by what is left.
+        // Errors of an attempt show in what is left.
         let told = match timeout(ATTEMPT, attempt(url, &mut left)).await {
             Ok(Ok(())) => String::new(),
             Ok(Err(error)) => error.to_string(),
@@ -62,7 +62,7 @@ pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "{} messages are not confirmed: {told}", left.len());
+        ensure!(Instant::now() < deadline, "{} messages were not confirmed: {told}", left.len());
         sleep(PAUSE).await;
     }
 }
@@ -86,7 +86,7 @@ async fn attempt(url: &str, left: &mut Vec<JobSpec>) -> lapin::Result<()> {
     let mut result = Ok(());
     for (job_id, confirm) in sent {
         match confirm.await {
-            // Else it was nacked, or returned: the queue is not there yet.
+            // Otherwise it was nacked, or returned because the queue does not exist yet.
             Ok(confirm) => {
                 if confirm.is_ack() && confirm.take_message().is_none() {
                     confirmed.push(job_id);
@@ -100,7 +100,7 @@ async fn attempt(url: &str, left: &mut Vec<JobSpec>) -> lapin::Result<()> {
     connection.close(200, "done".into()).await
 }
 
-/// A job's message with headers of so many bytes on the wire, and with this time to live.
+/// Returns a job's message with headers of this many bytes on the wire, and with this time to live.
 pub fn heavy(spec: &JobSpec, bytes: usize, expiration: Option<&str>) -> (Vec<u8>, BasicProperties) {
     let mut table = FieldTable::default();
     // Name, type and length take seven.
@@ -112,13 +112,13 @@ pub fn heavy(spec: &JobSpec, bytes: usize, expiration: Option<&str>) -> (Vec<u8>
     (job::encode(spec).into_bytes(), properties)
 }
 
-/// A job's message whose result is to go to this name.
+/// Returns a job's message whose result goes to this name.
 pub fn replying(spec: &JobSpec, name: &str) -> (Vec<u8>, BasicProperties) {
     let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to(name.into());
     (job::encode(spec).into_bytes(), properties)
 }
 
-/// Messages as some other client would send them, straight into the queue.
+/// Publishes messages straight into the queue, as some other client would.
 pub async fn foreign(url: &str, messages: Vec<(Vec<u8>, BasicProperties)>) -> anyhow::Result<()> {
     let connection = Connection::connect(url, Default::default()).await?;
     let channel = connection.create_channel().await?;
@@ -131,12 +131,12 @@ pub async fn foreign(url: &str, messages: Vec<(Vec<u8>, BasicProperties)>) -> an
         sent.push(confirm.await?);
     }
     for confirm in sent {
-        ensure!(confirm.await?.is_ack(), "the broker refuses a message");
+        ensure!(confirm.await?.is_ack(), "the broker refused a message");
     }
     connection.close(200, "done".into()).await.context("closing")
 }
 
-/// To a pool that nobody serves, through the exchange that other clients use.
+/// Publishes to a pool that no worker serves, through the exchange that other clients use.
 pub async fn unroutable(url: &str, jobs: &[JobSpec]) -> anyhow::Result<()> {
     let connection = Connection::connect(url, Default::default()).await?;
     let channel = connection.create_channel().await?;
@@ -151,7 +151,7 @@ pub async fn unroutable(url: &str, jobs: &[JobSpec]) -> anyhow::Result<()> {
             body.as_bytes(),
             properties,
         );
-        ensure!(confirm.await?.await?.is_ack(), "the broker refuses a message");
+        ensure!(confirm.await?.await?.is_ack(), "the broker refused a message");
     }
     connection.close(200, "done".into()).await.context("closing")
 }

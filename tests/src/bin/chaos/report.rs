@@ -1,4 +1,4 @@
-//! The figures of a scenario: a line when it ends, a table at the end of all, and a file for machines.
+//! The figures of a scenario: a line when it ends, a table at the end of the run, and a file for machines.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::{Value, json};
 
-/// Problems that are told one by one.
+/// How many problems are printed in full.
 const TOLD: usize = 10;
 
-/// What came of a scenario.
+/// The result of a scenario.
 pub struct Figures {
     pub scenario: &'static str,
     pub jobs: usize,
@@ -19,11 +19,11 @@ pub struct Figures {
     pub duplicate_starts: u64,
     pub rerun_iterations: u64,
     pub recovery_s: Option<f64>,
-    /// Broken promises, those of the figures included.
+    /// Broken promises, including those that the figures show.
     pub problems: Vec<String>,
 }
 
-/// A scenario that is over.
+/// A scenario that has ended.
 pub enum Played {
     Out(Figures),
     /// It could not be played to its end.
@@ -38,7 +38,7 @@ pub enum Played {
 }
 
 impl Played {
-    /// Whether nothing was lost or doubled, and all came back in time.
+    /// Whether nothing was lost or doubled and every recovery was in time.
     pub fn is_well(&self) -> bool {
         match self {
             Played::Out(figures) => figures.problems.is_empty(),
@@ -47,7 +47,7 @@ impl Played {
         }
     }
 
-    /// Its line, with what was wrong below it.
+    /// Prints the scenario's line, with its problems below it.
     pub fn tell(&self, seconds: f64) {
         match self {
             Played::Out(figures) => {
@@ -105,7 +105,7 @@ impl Played {
     }
 }
 
-/// All of them, to stdout.
+/// Prints the table to stdout.
 pub fn print(played: &[Played]) {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
@@ -132,7 +132,7 @@ pub fn print(played: &[Played]) {
     }
 }
 
-/// All of them, as a list of objects.
+/// Writes all figures as a JSON array of objects.
 pub fn write(path: &Path, played: &[Played]) -> anyhow::Result<()> {
     let list: Vec<Value> = played.iter().map(Played::json).collect();
     if let Some(folder) = path.parent() {

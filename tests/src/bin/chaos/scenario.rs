@@ -1,4 +1,4 @@
-//! The scenarios, by name, and how one is played.
+//! The scenarios by name, and how one is played.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -17,16 +17,16 @@ pub struct Settings {
     pub size: Size,
     pub seed: u64,
     pub services: Services,
-    /// Where the logs of broken scenarios stay.
+    /// The folder for the logs of broken scenarios.
     pub logs: PathBuf,
-    /// Whether also those of the others do.
+    /// Whether the logs of the other scenarios are kept too.
     pub keep_logs: bool,
 }
 
-/// A fault, and what must come of it.
+/// A fault and its expected consequences.
 pub struct Scenario {
     pub name: &'static str,
-    /// What happens, and from when to when recovery is measured.
+    /// The fault, and the start and end of the recovery that is measured.
     pub about: &'static str,
     marks: &'static [Mark],
     play: Play,
@@ -34,7 +34,7 @@ pub struct Scenario {
 
 #[derive(PartialEq)]
 enum Mark {
-    /// It breaks a whole server, and so whatever else uses that.
+    /// It breaks a whole server, and with it everything else that uses the server.
     Breaks,
     /// It belongs to the short form.
     Short,
@@ -44,7 +44,7 @@ type Play = for<'a> fn(&'a mut Arena) -> LocalBoxFuture<'a, anyhow::Result<()>>;
 
 macro_rules! scenarios {
     ($($name:literal $about:literal $play:path $(, $mark:ident)*;)*) => {
-        /// All of them, in the order in which they are played.
+        /// All scenarios, in the order in which they are played.
         pub const ALL: &[Scenario] = &[$(Scenario {
             name: $name,
             about: $about,
@@ -67,23 +67,23 @@ scenarios! {
     "queue-lost" "the full queue purged and deleted; until all jobs whose messages were in it have gone on" broker::queue_lost;
     "ack-timeout" "the broker closes channels for late acks; until free slots consume and a new job has run" broker::ack_timeout, Breaks;
     "disk-alarm" "the broker blocks publishers for 8 s; from the alarm's end until a new job has run" broker::disk_alarm, Breaks;
-    "broker-cut" "one worker's connections to the broker are cut for 8 s; from the end of it until free slots consume" network::broker_cut;
-    "broker-half-open" "the link of one worker to the broker is frozen for 15 s; from the end of it until free slots consume" network::broker_half_open;
+    "broker-cut" "one worker's connections to the broker are cut for 8 s; from the end of the cut until free slots consume" network::broker_cut;
+    "broker-half-open" "the link of one worker to the broker is frozen for 15 s; from the end of the freeze until free slots consume" network::broker_half_open;
     "postgres-cut" "one worker is cut off from Postgres; until its jobs run again elsewhere" network::postgres_cut;
     "postgres-half-open" "the link of one worker to Postgres is frozen; until its jobs run again elsewhere" network::postgres_half_open;
-    "replies-lost" "no answer of Postgres's reaches the workers, for 1, 2 and 12 s; from the end of it until a new job has run" network::replies_lost;
+    "replies-lost" "the workers get no answers from Postgres for 1, 2 and 12 s; from the end of each until a new job has run" network::replies_lost;
     "postgres-restart" "Postgres restarts; from its return until free slots consume and a new job has run" postgres::restart, Breaks;
     "postgres-kill" "SIGKILL to Postgres; from its return until free slots consume and a new job has run" postgres::kill, Breaks;
-    "terminate-backend" "all connections to Postgres terminated for 6 s; from the end of it until a new job has run" postgres::terminate;
+    "terminate-backend" "all connections to Postgres terminated for 6 s; from the end of that until a new job has run" postgres::terminate;
     "pool-exhausted" "two connections for 32 slots, and all sessions locked; from the last unlock until a new job has run" postgres::pool_exhausted;
     "idle-transaction" "a third of the sessions locked for 14 s; from the unlock until a new job has run" postgres::idle_transaction;
     "publisher-kill" "producer killed while it publishes, a raw client cut off before its confirms; all is sent again" input::publisher_kill, Short;
-    "malformed" "10,000 messages that are no jobs among the good ones; each becomes a dead letter" input::malformed;
-    "bad-frames" "messages whose headers fill a frame among the good ones; each becomes a dead letter, no connection ends" input::bad_frames, Short;
+    "malformed" "10,000 messages that are not jobs, among the good ones; each becomes a dead letter" input::malformed;
+    "bad-frames" "messages whose headers fill a frame, among the good ones; each becomes a dead letter, no connection ends" input::bad_frames, Short;
     "bad-replies" "replies to names that break the connection on which they are sent; until a new job has run" input::bad_replies, Short;
     "refused-output" "a job whose output Postgres refuses in every batch" input::refused, Short;
     "hot-session" "a session with hundreds of jobs, some that grow without end, one whose ends Postgres refuses; until a new job has run" input::hot_session, Short;
-    "unroutable" "messages for a pool that nobody serves; each becomes a dead letter" input::unroutable;
+    "unroutable" "messages for a pool that no worker serves; each becomes a dead letter" input::unroutable;
 }
 
 impl Scenario {
@@ -97,7 +97,7 @@ impl Scenario {
         self.marks.contains(&Mark::Short)
     }
 
-    /// Plays it. Nothing of it is left, but the logs if it was broken.
+    /// Plays the scenario. Leaves nothing behind except the logs of a broken one.
     pub async fn play(&self, settings: &Settings) -> Played {
         let broken = |error: String| Played::Broken { scenario: self.name, error };
         // The helpers of the tests panic where a test would fail.
@@ -115,7 +115,7 @@ impl Scenario {
         let mut arena = Arena::new(self.name, settings).await?;
         let played = (self.play)(&mut arena).await;
         arena.published().await?;
-        // Whatever has failed: what became of the jobs says more.
+        // Check the jobs in any case: what became of them says more than the error.
         let settled = arena.settle().await;
         let mut figures = arena.judge().await?;
         for error in [played, settled].into_iter().filter_map(Result::err) {

@@ -1,7 +1,7 @@
-//! The services as an operator has them: to be stopped, killed and started again, by `ops/dev/services`.
+//! The services as an operator has them: they can be stopped, killed and started again by `ops/dev/services`.
 //!
-//! Only those that this script has started are ours to break. Whoever gives other ones by `AMQP_URL` or `DATABASE_URL`
-//! gets the scenarios that leave the servers alone.
+//! Only services that this script has started may be broken. With a service that `AMQP_URL` or `DATABASE_URL` names,
+//! only scenarios that leave the servers alone are played.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,8 +11,8 @@ use anyhow::{Context, ensure};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Longer than a start of both takes.
-const PATIENCE: Duration = Duration::from_secs(150);
+/// Longer than both servers take to start.
+const TIMEOUT: Duration = Duration::from_secs(150);
 
 /// The script.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ impl Services {
         Some(format!("{} names a service that {} has not started", words.get(3)?, self.script.display()))
     }
 
-    /// Runs one of its commands.
+    /// Runs a command of the script.
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<()> {
         self.ask(arguments).await.map(drop)
     }
@@ -45,13 +45,13 @@ impl Services {
         let what = || format!("{} {}", self.script.display(), arguments.join(" "));
         let mut command = Command::new(&self.script);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = timeout(PATIENCE, command.output()).await.with_context(what)?.with_context(what)?;
+        let output = timeout(TIMEOUT, command.output()).await.with_context(what)?.with_context(what)?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} has failed ({}): {}", what(), output.status, said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// After a scenario that has failed half-way: both servers are there, and as they were.
+    /// Repairs both servers after a scenario that has failed half-way.
     pub async fn mend(&self) -> anyhow::Result<()> {
         self.run(&["start-broker"]).await?;
         self.run(&["start-postgres"]).await?;
@@ -59,7 +59,7 @@ impl Services {
         self.ack_timeout(None).await
     }
 
-    /// The broker finds its disk full, and blocks whoever publishes.
+    /// Makes the broker see a full disk, so that it blocks publishers.
     pub async fn fill_disk(&self) -> anyhow::Result<()> {
         self.run(&["rabbitmqctl", "set_disk_free_limit", "1000000GB"]).await
     }
@@ -68,8 +68,8 @@ impl Services {
         self.run(&["rabbitmqctl", "set_disk_free_limit", "200MB"]).await
     }
 
-    /// How long a delivery may stay unacked, for channels that are opened from now on. They look once per tick, which
-    /// is a minute unless it is shortened too.
+    /// Sets how long a delivery may stay unacked, for channels that are opened from now on. Channels check once per
+    /// tick, which is a minute, so the tick is shortened too.
     pub async fn ack_timeout(&self, bound: Option<Duration>) -> anyhow::Result<()> {
         let (timeout_ms, tick_ms) = match bound {
             Some(bound) => (bound.as_millis(), 1_000),

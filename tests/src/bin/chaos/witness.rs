@@ -1,16 +1,17 @@
-//! The witness: what really ran, as seen from outside of the ledger.
+//! The witness: what really ran, as seen from outside the ledger.
 //!
-//! `chaos witness FILE` is a program for the harness `command`. It writes a line into FILE when it starts, before each
-//! iteration, and at its end: `job_id epoch what pid`. All runs of a scenario append to one file, each line by one
-//! write, so that the order of the lines is the order of the events, and no clock takes part.
+//! `chaos witness FILE` is a program for the harness `command`. It appends a line to FILE when it starts, before each
+//! iteration, and at its end: `job_id epoch what pid`. All runs of a scenario append to one file, each line with one
+//! write. So the order of the lines is the order of the events, and no clock is involved.
 //!
-//! Two figures come from it:
+//! Two figures are derived from it:
 //!
 //! * **duplicate starts**: runs that began under an epoch under which their job had begun before, or while an earlier
-//!   run of their job went on (it wrote another line afterwards). The ledger lets neither commit anything twice; still,
-//!   each is work for nothing. A paused or cut-off worker's program lives on for a while, so there it is not 0.
-//! * **rerun iterations**: iterations that began more than once, each beyond its first time. They were in flight when
-//!   their worker was lost.
+//!   run of their job continued (it wrote another line afterwards). The ledger lets neither commit anything twice, but
+//!   each is wasted work. The program of a paused or cut-off worker lives on for a while, so with those faults the
+//!   figure is not 0.
+//! * **rerun iterations**: iterations that began more than once, counted beyond their first time. They were in flight
+//!   when their worker was lost.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
@@ -41,7 +42,7 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
     let delay = Duration::from_millis(script["delay_ms"].as_u64().unwrap_or(0));
     let progress = &order["session"]["feature_progress"];
     let done = progress[id]["done"].as_u64().unwrap_or(0) as usize;
-    // A job of a session begins when the one before it has ended, so older notes are of no use.
+    // A job of a session begins only after the one before it has ended, so its older notes do not matter.
     let mut notes = progress.as_object().cloned().unwrap_or_default();
     notes.values_mut().for_each(|note| *note = Value::Null);
     for (at, say) in says.iter().enumerate().skip(done) {
@@ -59,7 +60,7 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
     testify("end")
 }
 
-/// What the file shows.
+/// The events in the file.
 #[derive(Debug, Default, PartialEq)]
 pub struct Account {
     pub starts: u64,
@@ -76,7 +77,7 @@ impl Account {
     }
 
     fn of(text: &str) -> anyhow::Result<Account> {
-        // By job, in the order of their starts.
+        // The runs of each job, in the order of their starts.
         let mut runs: HashMap<&str, Vec<Run>> = HashMap::new();
         let mut begun: HashSet<(&str, &str)> = HashSet::new();
         let mut account = Account::default();
@@ -115,7 +116,7 @@ impl Account {
 struct Run<'a> {
     epoch: &'a str,
     pid: &'a str,
-    /// Lines of the file.
+    /// The run's first line in the file.
     first: usize,
     last: usize,
 }

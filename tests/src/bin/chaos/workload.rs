@@ -1,4 +1,4 @@
-//! The jobs of a scenario, declared in full before anything runs: afterwards the ledger is held against them.
+//! The jobs of a scenario, declared in full before anything runs. Afterwards the ledger is compared with them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,23 +6,23 @@ use std::ops::Range;
 use job::{FailureCode, JobId, JobSpec, Name};
 use serde_json::{Value, json};
 
-/// How much a scenario has to do.
+/// How much work a scenario has.
 #[derive(Clone, Copy)]
 pub struct Size {
     pub jobs: usize,
     pub sessions: usize,
-    /// Parts that are published one after the other, so that publishing goes on over the fault.
+    /// Parts that are published one after the other, so that publishing continues during the fault.
     pub parts: usize,
 }
 
 impl Size {
-    /// What `make chaos` takes.
+    /// The size for `make chaos`.
     pub const FULL: Size = Size { jobs: 2_400, sessions: 48, parts: 8 };
-    /// What `--quick` takes.
+    /// The size with `--quick`.
     pub const QUICK: Size = Size { jobs: 720, sessions: 36, parts: 5 };
 }
 
-/// A job, and what must stand in the ledger when it has ended.
+/// A job, and how the ledger must show it when it has ended.
 #[derive(Clone)]
 pub struct Job {
     pub spec: JobSpec,
@@ -36,7 +36,7 @@ pub struct Job {
 pub enum End {
     /// With exactly this output.
     Output(Value),
-    /// With an output that tells its number of iterations.
+    /// With an output that reports its number of iterations.
     Played,
     Failed(FailureCode),
 }
@@ -47,21 +47,22 @@ pub struct Workload {
     parts: usize,
 }
 
-/// Parts that are published by a raw AMQP client, where a scenario allows it: one in so many.
+/// One in this many parts is published by a raw AMQP client, where a scenario allows it.
 const RAW_EVERY: usize = 3;
-/// An iteration's work.
+/// The duration of one iteration.
 const DELAY_MS: u64 = 60;
 const ITERATIONS: usize = 4;
 
 /// A part of the workload, and the way it is published.
 pub struct Part {
     pub jobs: Vec<JobSpec>,
-    /// By an AMQP client of its own instead of `producer`.
+    /// Whether a separate AMQP client publishes it instead of `producer`.
     pub raw: bool,
 }
 
 impl Workload {
-    /// A quarter echoes, a quarter plays scripts, and half are witnesses. Sessions have jobs of every kind.
+    /// A quarter of the jobs are echoes, a quarter play scripts, and half are witnesses. Sessions have jobs of every
+    /// kind.
     pub fn new(size: Size, random: &mut fastrand::Rng) -> Workload {
         let job = |at: usize| {
             let session = format!("s-{:02}", at % size.sessions);
@@ -74,14 +75,14 @@ impl Workload {
         Workload { jobs: (0..size.jobs).map(job).collect(), parts: size.parts }
     }
 
-    /// More jobs, each with its place in the order of publishing.
+    /// Inserts more jobs, each at its place in the order of publishing.
     pub fn insert(&mut self, jobs: impl IntoIterator<Item = (usize, Job)>) {
         for (at, job) in jobs {
             self.jobs.insert(at.min(self.jobs.len()), job);
         }
     }
 
-    /// In the order of publishing.
+    /// The parts, in the order of publishing.
     pub fn parts(&self, with_raw: bool) -> Vec<Part> {
         let chunks = self.jobs.chunks(self.jobs.len().div_ceil(self.parts));
         let part = |(at, jobs): (usize, &[Job])| Part {
@@ -107,12 +108,13 @@ impl Workload {
 
 fn spec(session: &str, agent: &str, input: Value) -> JobSpec {
     let mut spec = tests::job(session, agent, input);
-    // Every death of a worker spends one, and some scenarios kill often. What kills workers itself is found by its deaths.
+    // Every death of a worker spends an attempt, and some scenarios kill often. A job that kills workers itself is
+    // identified by the deaths.
     spec.retry.max_attempts = 20;
     spec
 }
 
-/// Gives its input back.
+/// A job that returns its input.
 pub fn echo(session: &str, input: Value) -> Job {
     let spec = spec(session, "echo", input.clone());
     Job { spec, says: Vec::new(), end: End::Output(input) }
@@ -128,33 +130,34 @@ fn scripted(session: &str, at: usize) -> Job {
     Job { spec: spec(session, "scripted", json!({"iterations": iterations})), says, end: End::Played }
 }
 
-/// Tells outside of the ledger what it does.
+/// A job that records outside the ledger what it does.
 fn witness(session: &str, at: usize, iterations: usize, delay_ms: u64) -> Job {
     let says = words(at, iterations);
     let input = json!({"says": says, "delay_ms": delay_ms});
     Job { spec: spec(session, "witness", input), says, end: End::Played }
 }
 
-/// Witnesses in sessions of their own that run for longer than a lease and a drain's grace.
+/// Witnesses, each in its own session, that run for longer than a lease and the grace of a drain.
 pub fn long(numbers: Range<usize>) -> Vec<Job> {
-    // Their numbers are nobody else's.
+    // No other job has these numbers.
     numbers.map(|at| witness(&format!("long-{at}"), 1_000_000 + at, 120, 100)).collect()
 }
 
-/// A witness that makes its session larger than the least that `MAX_SESSION_BYTES` can be: three of its iterations stand.
+/// A witness that makes its session larger than the smallest `MAX_SESSION_BYTES`; its first three iterations are
+/// recorded.
 pub fn growing(session: &str) -> Job {
     let says: Vec<String> = (0..5).map(|at| format!("{session}.{at}.{}", "x".repeat(20_000))).collect();
     let spec = spec(session, "witness", json!({"says": says, "delay_ms": DELAY_MS}));
     Job { spec, says: says[..3].to_vec(), end: End::Failed(FailureCode::OutputLimit) }
 }
 
-/// Kills the worker that runs it.
+/// A job that kills the worker that runs it.
 pub fn killer(session: &str) -> Job {
     let input = json!({"says": [], "kills_worker": true});
     Job { spec: spec(session, "witness", input), says: Vec::new(), end: End::Failed(FailureCode::Poison) }
 }
 
-/// Has an output that no worker takes.
+/// A job whose output no worker accepts.
 pub fn unstorable(session: &str) -> Job {
     let input = json!({"says": [], "unstorable": true});
     Job { spec: spec(session, "witness", input), says: Vec::new(), end: End::Failed(FailureCode::Unstorable) }

@@ -1,4 +1,4 @@
-//! The comparison: what was declared, and what stands in the ledger. Pure: it reads nothing by itself.
+//! Compares what was declared with what is in the ledger. Pure: it reads nothing itself.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,10 @@ use store::{JobView, SessionView};
 use crate::crash::Crash;
 use crate::workload::{Job, Session, Workload};
 
-/// What was found.
+/// The findings.
 #[derive(Default)]
 pub struct Findings {
-    /// Each is a broken promise; empty when all is well.
+    /// One for each broken promise; empty when all is well.
     pub problems: Vec<String>,
     pub succeeded: usize,
     pub failed: usize,
@@ -21,19 +21,19 @@ pub struct Findings {
     pub lost: usize,
     pub attempts: u64,
     pub iterations: u64,
-    /// Committed beyond what was declared.
+    /// Iterations committed beyond those declared.
     pub iterations_twice: u64,
     pub cost: Usd,
-    /// Charged beyond what was declared.
+    /// Cost charged beyond what was declared.
     pub cost_twice: Usd,
     pub tokens: u64,
     /// Sessions that hold every iteration once, in order.
     pub whole_sessions: usize,
-    /// Jobs of the killed worker that began again exactly where the ledger was.
+    /// Jobs of the killed worker that resumed exactly where the ledger was.
     pub resumed_rightly: usize,
 }
 
-/// Holds jobs and sessions against the workload.
+/// Compares jobs and sessions with the workload.
 pub fn check(
     workload: &Workload,
     jobs: &[JobView],
@@ -67,7 +67,7 @@ impl Findings {
         self.problems.push(format!("job {} of {}: {problem}", spec.job_id, spec.session_id));
     }
 
-    /// Counts the job; its view if it has ended.
+    /// Counts the job. Returns its view if it has ended.
     fn ended<'a>(&mut self, spec: &JobSpec, views: &HashMap<JobId, &'a JobView>) -> Option<&'a JobView> {
         let Some(view) = views.get(&spec.job_id) else {
             self.lost += 1;
@@ -110,16 +110,16 @@ impl Findings {
             let declared = job.input_tokens + job.output_tokens;
             self.problem(&job.spec, format!("{tokens} tokens, declared {declared}"));
         }
-        // Both agents tell where their last attempt began.
+        // Both agents report where their last attempt began.
         let output = view.output.as_ref().and_then(|output| serde_json::from_str(output.as_str()).ok());
         let began = output.as_ref().and_then(|output: &Value| output["resumed_at"].as_i64());
         let held = crash.and_then(|crash| crash.held_job(job.spec.job_id));
         match (began, held) {
             (Some(began), Some(held)) if began == held.done => self.resumed_rightly += 1,
-            // Its second worker lost it, too: a stalled machine.
+            // Its second worker lost it as well, for instance on a stalled machine.
             (Some(began), Some(held)) if view.attempts > 2 && began > held.done => self.resumed_rightly += 1,
             (Some(began), Some(held)) => {
-                let problem = format!("resumed at {began}, but {} iterations stood in the ledger", held.done);
+                let problem = format!("resumed at {began}, but {} iterations were in the ledger", held.done);
                 self.problem(&job.spec, problem);
             }
             (Some(0), None) => {}
@@ -127,12 +127,12 @@ impl Findings {
             (began, None) => {
                 self.problem(&job.spec, format!("its output says that it began at {began:?}, expected 0"));
             }
-            (None, Some(_)) => self.problem(&job.spec, "its output does not tell where it resumed"),
+            (None, Some(_)) => self.problem(&job.spec, "its output does not say where it resumed"),
         }
     }
 }
 
-/// A session holds each iteration of all its jobs once, in their order, and costs what they cost.
+/// Checks that a session holds each iteration of all its jobs once and in order, and costs the sum of them.
 fn check_session(session: &Session, view: &SessionView) -> Result<(), String> {
     let cost: Usd = session.jobs.iter().map(|job| job.cost).sum();
     let said = session.jobs.iter().flat_map(|job| &job.says);

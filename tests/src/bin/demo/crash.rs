@@ -1,11 +1,11 @@
-//! The crash: which worker was killed, what it held, and when each of its jobs went on elsewhere.
+//! The crash: which worker was killed, which jobs it held, and when each of them resumed elsewhere.
 
 use job::JobId;
 
-use crate::ledger::{Held, Ledger, Resumed};
+use crate::ledger::{Held, LedgerReader, Resumed};
 use crate::workers::Worker;
 
-/// A worker's violent end, and what followed.
+/// The kill of a worker, and what followed.
 pub struct Crash {
     pub worker: char,
     pub pid: u32,
@@ -18,18 +18,22 @@ pub struct Crash {
 }
 
 impl Crash {
-    /// Kills the worker. What it held is known a moment later: [`Crash::look`].
-    pub async fn cause(worker: &mut Worker, ledger: &mut Ledger, after_s: f64) -> anyhow::Result<Crash> {
+    /// Kills the worker. What it held is known a moment later, from [`Crash::look`].
+    pub async fn cause(
+        worker: &mut Worker,
+        ledger: &mut LedgerReader,
+        after_s: f64,
+    ) -> anyhow::Result<Crash> {
         let at_s = ledger.now_s().await?;
         worker.kill().await?;
-        // What it had sent to Postgres by then is committed or gone soon; its lease lasts far longer than that.
+        // What the worker had sent to Postgres is soon committed or gone; its lease lasts far longer than that.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         let held = ledger.held(worker.name).await?;
         Ok(Crash { worker: worker.name, pid: worker.pid, after_s, at_s, held, resumed: Vec::new() })
     }
 
-    /// Looks which jobs have gone on since the last look; returns how many.
-    pub async fn look(&mut self, ledger: &mut Ledger) -> anyhow::Result<usize> {
+    /// Looks for jobs that have resumed since the last look. Returns how many.
+    pub async fn look(&mut self, ledger: &mut LedgerReader) -> anyhow::Result<usize> {
         let waiting: Vec<&Held> =
             self.held.iter().filter(|held| self.resumption(held.job_id).is_none()).collect();
         if waiting.is_empty() {
@@ -57,7 +61,7 @@ impl Crash {
         self.resumed.iter().find(|resumed| resumed.job_id == job_id)
     }
 
-    /// From the kill until this job ran again, in seconds.
+    /// Seconds from the kill until this job ran again.
     pub fn recovery_s(&self, resumed: &Resumed) -> f64 {
         (resumed.at_s - self.at_s).max(0.0)
     }
@@ -69,7 +73,7 @@ impl Crash {
         Some((first, all.max_by(f64::total_cmp)?))
     }
 
-    /// One resumption, told.
+    /// Describes one resumption.
     pub fn tell(&self, held: &Held, resumed: &Resumed) -> String {
         format!(
             "{} was at iteration {} on worker {}, resumed at {} on {} after {:.1} s",

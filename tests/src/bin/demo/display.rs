@@ -1,4 +1,4 @@
-//! What one sees while it runs: live bars on a terminal, else a line every second. All of it goes to stderr.
+//! What the user sees during the run: live bars on a terminal, otherwise a line per second. All of it goes to stderr.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, stderr};
@@ -13,9 +13,9 @@ use crate::ledger::Snapshot;
 use crate::workers::Worker;
 use crate::workload::{Session, Workload};
 
-/// Sessions that are shown with a line of their own, of each worker.
+/// How many sessions of each worker are shown on a line of their own.
 const EXAMPLES: usize = 3;
-/// The rate is that of the last few seconds.
+/// The period over which the rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ pub struct Display {
 
 struct Bars {
     all: MultiProgress,
-    /// Above the bars, and above the sessions.
+    /// The headings above the bars and above the sessions.
     headings: [ProgressBar; 2],
     jobs: ProgressBar,
     states: ProgressBar,
@@ -40,12 +40,12 @@ struct Bars {
     sessions: Vec<(Name, ProgressBar)>,
 }
 
-/// Whether lines can be drawn anew.
+/// Whether lines can be redrawn.
 fn on_terminal(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Bold, in an ANSI colour, where the stream is a terminal and colours are welcome.
+/// Returns the text in bold and in an ANSI colour, if the stream is a terminal that accepts colours.
 pub fn bold(stream: &impl IsTerminal, colour: u8, text: impl std::fmt::Display) -> String {
     let welcome = on_terminal(stream) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if welcome { format!("\x1b[1;3{colour}m{text}\x1b[0m") } else { text.to_string() }
@@ -68,16 +68,16 @@ impl Display {
         }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays.
     pub fn say(&self, line: &str) {
         match &self.bars {
-            // Only a terminal that is gone cannot be written to.
+            // Writing fails only if the terminal is gone.
             Some(bars) => drop(bars.all.println(line)),
             None => eprintln!("{line}"),
         }
     }
 
-    /// Shows a moment.
+    /// Shows the state of one moment.
     pub fn show(&mut self, now: &Snapshot, workload: &Workload, workers: &[Worker], crash: Option<&Crash>) {
         let rate = self.rate(now.ended());
         match &mut self.bars {
@@ -109,7 +109,7 @@ impl Display {
         }
     }
 
-    /// Leaves the last picture standing. Without this it goes when the display is dropped.
+    /// Leaves the last state on the screen. Otherwise it disappears when the display is dropped.
     pub fn finish(&self) {
         if let Some(bars) = &self.bars {
             bars.jobs.set_message(format!("in {:.1} s", self.started.elapsed().as_secs_f64()));
@@ -214,12 +214,12 @@ impl Bars {
         }
     }
 
-    /// Once sessions run on all workers: some of each.
+    /// Chooses some sessions of each worker, once sessions run on all workers.
     fn choose_examples(&mut self, now: &Snapshot, workload: &Workload) {
         let mut chosen: Vec<&Session> = Vec::new();
         for (name, _) in &self.workers {
             let mine = workload.sessions.iter().filter(|session| now.runner(&session.id) == Some(*name));
-            // One that reads documents is among them where there is one.
+            // A session that reads documents is among them if there is one.
             let (readers, others): (Vec<&Session>, Vec<&Session>) =
                 mine.partition(|session| session.agent.as_str() == "reader");
             let readers = &readers[..readers.len().min(1)];
@@ -250,7 +250,7 @@ fn session_style(runner: Option<char>) -> ProgressStyle {
     style(&format!("  {{prefix:21}} {{bar:12.{}/238}}  {{wide_msg}}", colour(runner)))
 }
 
-/// Sessions have the colour of their worker.
+/// The colour of a session is that of its worker.
 fn colour(worker: Option<char>) -> &'static str {
     match worker {
         Some('A') => "cyan",

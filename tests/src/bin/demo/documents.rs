@@ -1,4 +1,5 @@
-//! What the readers read: this repository's own text files, copied, as somebody may be at work in it.
+//! The documents for the readers: copies of this repository's text files, because the originals may be edited
+//! meanwhile.
 
 use std::path::Path;
 
@@ -6,19 +7,19 @@ use anyhow::{Context, ensure};
 
 use crate::workload::DOCUMENTS;
 
-/// The readers take Markdown first.
+/// The readers start with Markdown.
 const ENDINGS: [&str; 6] = ["md", "toml", "sql", "py", "yml", "rs"];
 const MAX_BYTES: u64 = 100_000;
 
-/// Copies the text files below `root` to below `to`. Returns their names from there, a multiple of [`DOCUMENTS`].
+/// Copies the text files below `root` to below `to`. Returns their relative paths, a multiple of [`DOCUMENTS`].
 pub fn copy(root: &Path, to: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = find(root)?;
     ensure!(
         names.len() >= DOCUMENTS,
-        "hardly a text file below {}, expected this repository",
+        "too few text files below {}, expected this repository",
         root.display()
     );
-    // The documents of a job must differ: each is one iteration.
+    // The documents of a job must differ, because each one is an iteration.
     names.truncate(names.len() / DOCUMENTS * DOCUMENTS);
     for name in &names {
         let copy = to.join(name);

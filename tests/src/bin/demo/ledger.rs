@@ -1,4 +1,4 @@
-//! What the demo reads of the ledger: through `store` where that tells it, else from the tables.
+//! What the demo reads from the ledger: through `store` where possible, otherwise from the tables.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -13,24 +13,24 @@ use uuid::Uuid;
 
 use crate::workers::pod_name;
 
-/// The ledger, as far as this run's pool and sessions go.
-pub struct Ledger {
+/// The ledger, limited to this run's pool and sessions.
+pub struct LedgerReader {
     store: Store,
     tables: PgConnection,
     pool: Name,
     sessions: Vec<Name>,
-    /// Workers of this run by their ids. One that is declared dead although it lives comes back under another.
+    /// Workers of this run by their ids. A worker that was declared dead by mistake comes back under another id.
     workers: HashMap<Uuid, char>,
 }
 
-/// Where all stands at a moment.
+/// The state of everything at one moment.
 #[derive(Default)]
 pub struct Snapshot {
     sessions: BTreeMap<String, SessionProgress>,
     workers: HashMap<Uuid, char>,
     /// Live jobs by state.
     live: HashMap<String, i64>,
-    /// Ended jobs by the worker that ended them, and how.
+    /// Ended jobs by worker and end state.
     ended: Vec<(Option<char>, JobState, i64)>,
 }
 
@@ -38,17 +38,17 @@ pub struct Snapshot {
 pub struct Held {
     pub job_id: JobId,
     pub session_id: String,
-    /// The job's iterations in the ledger by then.
+    /// The job's iterations in the ledger at that time.
     pub done: i64,
-    /// Those of its whole session.
+    /// The iterations of its whole session.
     pub session_done: i64,
 }
 
-/// When and where a held job went on.
+/// When and where a held job resumed.
 pub struct Resumed {
     pub job_id: JobId,
     pub worker: char,
-    /// The session's iterations that the new worker was given.
+    /// The session's iterations that the new worker received.
     pub session_done: i64,
     /// Unix time, by Postgres's clock.
     pub at_s: f64,
@@ -73,7 +73,7 @@ const HELD: &str = "
      WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.pod_name = $2
      ORDER BY j.session_id";
 
-/// What the run was given is what had been checkpointed before its epoch.
+/// A run received what had been checkpointed before its epoch.
 const RESUMED: &str = "
     SELECT j.job_id::text, j.worker_id::text, extract(epoch FROM j.state_since)::float8,
            s.iteration_count + (SELECT coalesce(sum(iterations), 0)::bigint FROM harness_checkpoints c
@@ -83,20 +83,20 @@ const RESUMED: &str = "
       JOIN harness_sessions s ON s.session_id = j.session_id
      WHERE j.session_id = ANY($1) AND j.state = 'running' AND w.pod_name <> $2";
 
-/// Those that had little left to do, and did it between two looks.
+/// Jobs that had little left to do and ended between two looks.
 const RESUMED_AND_ENDED: &str = "
     SELECT job_id::text, worker_id::text, extract(epoch FROM finished_at)::float8,
            coalesce((output->>'resumed_at')::bigint, -1)
       FROM harness_results WHERE session_id = ANY($1) AND job_id::text = ANY($2)";
 
-impl Ledger {
-    pub async fn connect(url: &str, pool: &Name, sessions: Vec<Name>) -> anyhow::Result<Ledger> {
+impl LedgerReader {
+    pub async fn connect(url: &str, pool: &Name, sessions: Vec<Name>) -> anyhow::Result<LedgerReader> {
         let address =
             Address::new(url, SetBy::Connection).map_err(anyhow::Error::msg).context("DATABASE_URL")?;
         let config = StoreConfig::new(address, 2).map_err(anyhow::Error::msg)?;
         let tables = PgConnection::connect(url).await.context("connecting to Postgres (DATABASE_URL)")?;
         let store = Store::new(&config);
-        Ok(Ledger { store, tables, pool: pool.clone(), sessions, workers: HashMap::new() })
+        Ok(LedgerReader { store, tables, pool: pool.clone(), sessions, workers: HashMap::new() })
     }
 
     /// Whether all these workers have registered.
@@ -116,7 +116,7 @@ impl Ledger {
         let names = self.names();
         let live = sqlx::query(LIVE).bind(&names).fetch_all(&mut self.tables).await?;
         let ended = sqlx::query(ENDED).bind(&names).fetch_all(&mut self.tables).await?;
-        // Read last, so that every worker met above is among them.
+        // Read last, so that every worker found above is known.
         let workers = sqlx::query(WORKERS).bind(self.pool.as_str()).fetch_all(&mut self.tables).await?;
         self.workers = workers
             .iter()
@@ -136,13 +136,13 @@ impl Ledger {
         Ok(snapshot)
     }
 
-    /// Unix time, by Postgres's clock.
+    /// Returns Unix time by Postgres's clock.
     pub async fn now_s(&mut self) -> anyhow::Result<f64> {
         let now = sqlx::query("SELECT extract(epoch FROM clock_timestamp())::float8");
         Ok(now.fetch_one(&mut self.tables).await.context("reading Postgres's clock")?.get(0))
     }
 
-    /// The jobs that this worker holds in the ledger's view.
+    /// Returns the jobs that this worker holds according to the ledger.
     pub async fn held(&mut self, worker: char) -> anyhow::Result<Vec<Held>> {
         let held = sqlx::query(HELD).bind(self.names()).bind(pod_name(&self.pool, worker));
         let rows = held.fetch_all(&mut self.tables).await.context("reading the killed worker's jobs")?;
@@ -153,14 +153,15 @@ impl Ledger {
         rows.iter().map(held).collect()
     }
 
-    /// Those of these jobs that another worker has taken up.
+    /// Returns those of these jobs that another worker has taken over.
     pub async fn resumed(&mut self, held: &[&Held], killed: char) -> anyhow::Result<Vec<Resumed>> {
         let sessions: Vec<&str> = held.iter().map(|held| held.session_id.as_str()).collect();
         let ids: Vec<String> = held.iter().map(|held| held.job_id.to_string()).collect();
         let running = sqlx::query(RESUMED).bind(&sessions).bind(pod_name(&self.pool, killed));
-        let running = running.fetch_all(&mut self.tables).await.context("reading who has gone on")?;
+        let running = running.fetch_all(&mut self.tables).await.context("reading resumed jobs")?;
         let ended = sqlx::query(RESUMED_AND_ENDED).bind(&sessions).bind(&ids);
-        let ended = ended.fetch_all(&mut self.tables).await.context("reading who has gone on and ended")?;
+        let ended =
+            ended.fetch_all(&mut self.tables).await.context("reading resumed jobs that have ended")?;
         let mut resumed = Vec::new();
         for (row, has_ended) in
             running.iter().map(|row| (row, false)).chain(ended.iter().map(|row| (row, true)))
@@ -183,8 +184,8 @@ impl Ledger {
         self.store.session(id).await.with_context(|| format!("reading session {id}"))
     }
 
-    /// Takes this run's unfinished jobs out of the ledger, so that no relay carries them about for ever. Their pool
-    /// is this run's alone, and its workers must be gone.
+    /// Removes this run's unfinished jobs from the ledger, so that no relay publishes them for ever. Their pool belongs
+    /// to this run alone, and its workers must be gone.
     pub async fn forget_unfinished(&mut self) -> anyhow::Result<u64> {
         let delete = sqlx::query("DELETE FROM harness_jobs WHERE pool = $1").bind(self.pool.as_str());
         Ok(delete.execute(&mut self.tables).await.context("removing unfinished jobs")?.rows_affected())
@@ -200,7 +201,7 @@ impl Ledger {
     }
 }
 
-/// Longer than any look at the ledger takes.
+/// Longer than any read of the ledger takes.
 pub const LOOK: Duration = Duration::from_secs(15);
 
 impl Snapshot {
@@ -212,7 +213,7 @@ impl Snapshot {
         self.sessions.values().map(|session| session.iterations).sum()
     }
 
-    /// The worker that runs a job of the session.
+    /// Returns the worker that runs a job of the session.
     pub fn runner(&self, session: &Name) -> Option<char> {
         self.workers.get(&self.sessions.get(session.as_str())?.worker_id?).copied()
     }

@@ -1,11 +1,11 @@
-//! `make demo`: two real workers, some hundreds of real jobs, and a SIGKILL in the middle of them.
+//! `make demo`: two real workers, several hundred real jobs, and a SIGKILL in the middle of them.
 //!
-//! It declares a workload, enqueues it with `producer`, kills a worker half-way, watches the other one go on, and in
-//! the end holds every job and every session in the ledger against what was declared. Exit codes: 0 all promises were
-//! kept, 1 one was broken or something failed, 130 and 143 it was interrupted. Needs `AMQP_URL` and `DATABASE_URL`,
-//! which `ops/dev/demo` provides.
+//! It declares a workload, enqueues it with `producer`, kills a worker half-way and watches the other one continue. At
+//! the end it compares every job and every session in the ledger with what was declared. Exit codes: 0 all promises
+//! were kept, 1 one was broken or something failed, 130 and 143 interrupted. Needs `AMQP_URL` and `DATABASE_URL`, which
+//! `ops/dev/demo` provides.
 //!
-//! A run has a pool, a queue and sessions of its own, so that any number of them may share a broker and a ledger.
+//! A run has its own pool, queue and sessions, so that any number of runs may share a broker and a ledger.
 
 mod documents;
 mod workload;
@@ -30,43 +30,43 @@ use tokio::time::{interval, timeout};
 
 use crash::Crash;
 use display::{Display, RED, bold};
-use ledger::{LOOK, Ledger};
+use ledger::{LOOK, LedgerReader};
 use programs::{Programs, python_is_there, short};
 use report::Report;
 use scaling::Scaling;
 use workers::{Setup, Worker};
 use workload::Workload;
 
-/// Two workers, some hundreds of jobs, and a SIGKILL in the middle of them; then every job is checked.
+/// Two workers, several hundred jobs, and a SIGKILL in the middle of them; then every job is checked.
 #[derive(Parser)]
 #[command(name = "demo")]
 struct Args {
-    /// Jobs in all
+    /// Number of jobs
     #[arg(long, default_value_t = 320, value_parser = clap::value_parser!(u64).range(2..=100_000))]
     jobs: u64,
-    /// Sessions; each runs its jobs one after the other
+    /// Number of sessions; each runs its jobs one after the other
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(2..=1_000))]
     sessions: u64,
     /// The workers' lease in seconds: how long after its last heartbeat a worker counts as dead
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=60))]
     lease_s: u64,
-    /// Where logs and the sessions' folders go
+    /// The folder for logs and the sessions' folders
     #[arg(long, env = "HARNESS_DEV_DIR", default_value = ".dev")]
     dev_dir: PathBuf,
-    /// RabbitMQ
+    /// Address of RabbitMQ
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: String,
-    /// Postgres
+    /// Address of Postgres
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: String,
 }
 
-/// How often the ledger is looked at.
+/// The interval between reads of the ledger.
 const TICK: Duration = Duration::from_millis(200);
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// When nothing moves for so long, and a lease, it is over.
-const PATIENCE_S: u64 = 30;
-/// A worker has a slot for each session up to here, so that the survivor can go on with all of them at once.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// After this many seconds plus a lease without any change, the run is given up.
+const STUCK_TIMEOUT_S: u64 = 30;
+/// A worker has a slot for each session up to this limit, so that the survivor can continue all of them at once.
 const MOST_SLOTS: u32 = 64;
 const RESUMPTIONS_TOLD: usize = 4;
 
@@ -101,7 +101,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Resolves with an exit code when somebody wants us to end.
+/// Resolves with an exit code when a signal asks this program to end.
 async fn interrupted() -> ExitCode {
     let listen = |kind| signal(kind).expect("signals can be listened for");
     let (mut hangup, mut interrupt, mut terminate) =
@@ -118,7 +118,7 @@ struct Demo {
     programs: Programs,
     workload: Workload,
     lease_s: u64,
-    /// Of this run: logs, jobs, workspaces, documents.
+    /// The folder of this run: logs, jobs, workspaces, documents.
     folder: PathBuf,
     workers: Vec<Worker>,
 }
@@ -146,14 +146,14 @@ impl Demo {
         Ok(Demo { programs, workload, lease_s: args.lease_s, folder, workers: Vec::new() })
     }
 
-    /// The whole story. False when a promise was broken.
+    /// Runs the whole demo. Returns false if a promise was broken.
     async fn run(&mut self) -> anyhow::Result<bool> {
         self.print_heading();
-        let hint =
-            "if the ledger is of an older build, `ops/dev/services stop --wipe` makes room for a new one";
+        let hint = "if an older build made the ledger, `ops/dev/services stop --wipe` removes it";
         self.programs.produce(&["migrate"]).await.context(hint)?;
         let sessions = self.workload.session_ids();
-        let mut ledger = Ledger::connect(&self.programs.database_url, &self.workload.pool, sessions).await?;
+        let mut ledger =
+            LedgerReader::connect(&self.programs.database_url, &self.workload.pool, sessions).await?;
         self.start_workers(&mut ledger).await?;
         let file = self.folder.join("jobs.jsonl");
         self.workload.write(&file)?;
@@ -176,7 +176,7 @@ impl Demo {
 
     /// The second act: an autoscaler follows a burst. Returns what went wrong.
     async fn scale(&self) -> anyhow::Result<Vec<String>> {
-        eprintln!("\n==> a burst for a pool of its own, which an autoscaler makes grow and shrink");
+        eprintln!("\n==> a burst for another pool, which an autoscaler grows and shrinks");
         let mut scaling = Scaling::start(&self.programs, &self.workload.pool, self.folder.clone()).await?;
         let played = scaling.play().await;
         let stopped = scaling.stop().await?;
@@ -190,12 +190,12 @@ impl Demo {
         );
         eprintln!("    lease: {} s (10 s by default); logs: {}", self.lease_s, self.folder.display());
         if !self.workload.sessions.iter().any(|session| session.agent.as_str() == "reader") {
-            eprintln!("    no python3, or few sessions: all of them play scripts, none reads documents");
+            eprintln!("    no python3, or too few sessions: all sessions play scripts, none reads documents");
         }
     }
 
-    /// Starts both, and waits until the ledger knows them.
-    async fn start_workers(&mut self, ledger: &mut Ledger) -> anyhow::Result<()> {
+    /// Starts both workers and waits until the ledger knows them.
+    async fn start_workers(&mut self, ledger: &mut LedgerReader) -> anyhow::Result<()> {
         let setup = Setup {
             programs: &self.programs,
             pool: &self.workload.pool,
@@ -207,14 +207,10 @@ impl Demo {
         for name in names {
             self.workers.push(Worker::start(name, &setup)?);
         }
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !bounded(ledger.knows(&names)).await? {
             self.workers.iter_mut().try_for_each(Worker::check)?;
-            ensure!(
-                Instant::now() < deadline,
-                "a worker does not start within {} s",
-                START_PATIENCE.as_secs()
-            );
+            ensure!(Instant::now() < deadline, "a worker did not start within {} s", START_TIMEOUT.as_secs());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
@@ -224,8 +220,8 @@ impl Demo {
         (self.workload.sessions.len() as u32).min(MOST_SLOTS)
     }
 
-    /// Watches until all jobs have ended, or nothing moves any more, and kills a worker half-way.
-    async fn watch(&mut self, ledger: &mut Ledger, started: Instant) -> anyhow::Result<Option<Crash>> {
+    /// Watches until all jobs have ended or nothing moves any more, and kills a worker half-way.
+    async fn watch(&mut self, ledger: &mut LedgerReader, started: Instant) -> anyhow::Result<Option<Crash>> {
         let (total, half) = (self.workload.job_ids().len() as i64, self.workload.iterations() as i64 / 2);
         let mut display = Display::new(&self.workload, &self.workers, self.slots());
         let mut crash: Option<Crash> = None;
@@ -244,7 +240,7 @@ impl Demo {
                 let caused = bounded(Crash::cause(victim, ledger, started.elapsed().as_secs_f64())).await?;
                 display.say("");
                 display.say(&format!(
-                    "{} to worker {} (pid {}) after {:.1} s; it ran {} jobs",
+                    "{} to worker {} (pid {}) after {:.1} s; it was running {} jobs",
                     bold(&stderr(), RED, "SIGKILL"),
                     caused.worker,
                     caused.pid,
@@ -259,7 +255,7 @@ impl Demo {
                 (before, moved) = (sum, Instant::now());
             }
             let stuck_s = moved.elapsed().as_secs();
-            if stuck_s > PATIENCE_S + self.lease_s {
+            if stuck_s > STUCK_TIMEOUT_S + self.lease_s {
                 display.say(&format!("nothing has moved for {stuck_s} s"));
             } else if now.ended() < total {
                 continue;
@@ -269,10 +265,10 @@ impl Demo {
         }
     }
 
-    /// Holds the ledger against the workload and prints what was found. False when a promise was broken.
+    /// Compares the ledger with the workload and prints the findings. Returns false if a promise was broken.
     async fn judge(
         &self,
-        ledger: &Ledger,
+        ledger: &LedgerReader,
         crash: Option<&Crash>,
         seconds: f64,
         mut problems: Vec<String>,
@@ -287,11 +283,12 @@ impl Demo {
         let dead_letters = self.programs.dead_letters(&strays).await?;
         let (found, expected) = (dead_letters.len(), strays.len());
         if found != expected {
-            problems
-                .push(format!("{found} dead letters, expected {expected}: one of each job without an agent"));
+            problems.push(format!(
+                "{found} dead letters, expected {expected}: one for each job without an agent"
+            ));
         }
         if crash.is_none() {
-            problems.push("no worker was killed: the jobs had ended before".to_owned());
+            problems.push("no worker was killed: the jobs ended too soon".to_owned());
         }
         findings.problems.append(&mut problems);
         let report = Report {
@@ -308,7 +305,7 @@ impl Demo {
         Ok(findings.problems.is_empty())
     }
 
-    /// SIGTERM for those that live. Returns what was wrong with their ends.
+    /// Sends SIGTERM to the workers that live. Returns what was wrong with their ends.
     async fn stop_workers(&mut self) -> anyhow::Result<Vec<String>> {
         let mut problems = Vec::new();
         for worker in &mut self.workers {
@@ -327,20 +324,20 @@ impl Demo {
         }
     }
 
-    /// Somebody interrupts us: nothing stays, neither processes nor jobs that would go round for ever.
+    /// Cleans up after a signal. No process stays, and no job that relays would publish for ever.
     async fn abandon(&mut self) {
         let started = !self.workers.is_empty();
         self.kill_workers().await;
-        eprintln!("\ndemo: interrupted; the workers are gone");
+        eprintln!("\ndemo: interrupted; the workers have been stopped");
         if !started {
             return;
         }
         let tidy = async {
             let url = &self.programs.database_url;
-            Ledger::connect(url, &self.workload.pool, Vec::new()).await?.forget_unfinished().await
+            LedgerReader::connect(url, &self.workload.pool, Vec::new()).await?.forget_unfinished().await
         };
         match timeout(Duration::from_secs(3), tidy).await {
-            Ok(Ok(jobs)) => eprintln!("demo: its {jobs} unfinished jobs are taken out of the ledger"),
+            Ok(Ok(jobs)) => eprintln!("demo: its {jobs} unfinished jobs were removed from the ledger"),
             Ok(Err(error)) => eprintln!("demo: its unfinished jobs stay in the ledger: {error:#}"),
             Err(_) => eprintln!("demo: its unfinished jobs stay in the ledger: Postgres does not answer"),
         }
@@ -348,13 +345,13 @@ impl Demo {
     }
 }
 
-/// No look at the ledger waits for ever.
+/// Bounds a read of the ledger.
 async fn bounded<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     timeout(LOOK, look).await.context("the ledger does not answer")?
 }
 
-/// Looks for jobs of the killed worker that have gone on, and tells of the first ones.
-async fn follow(crash: &mut Crash, ledger: &mut Ledger, display: &Display) -> anyhow::Result<()> {
+/// Looks for jobs of the killed worker that have resumed, and reports the first ones.
+async fn follow(crash: &mut Crash, ledger: &mut LedgerReader, display: &Display) -> anyhow::Result<()> {
     let told = crash.resumed.len();
     if bounded(crash.look(ledger)).await? == 0 {
         return Ok(());
@@ -369,7 +366,7 @@ async fn follow(crash: &mut Crash, ledger: &mut Ledger, display: &Display) -> an
         && crash.held.len() > RESUMPTIONS_TOLD
     {
         let more = crash.held.len() - RESUMPTIONS_TOLD;
-        display.say(&format!("  and {more} more: all {} had gone on after {last_s:.1} s", crash.held.len()));
+        display.say(&format!("  and {more} more: all {} had resumed after {last_s:.1} s", crash.held.len()));
     }
     Ok(())
 }

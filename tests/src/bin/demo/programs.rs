@@ -1,4 +1,4 @@
-//! The real programs, run as a user runs them.
+//! The real programs, run as a user would run them.
 
 use std::io::stderr;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::display::{GREEN, bold};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the programs are, and which services they use.
+/// The paths of the programs and the addresses of the services.
 pub struct Programs {
     pub producer: PathBuf,
     pub worker: PathBuf,
@@ -25,19 +25,19 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those beside this one.
+    /// Finds the programs beside this one.
     pub fn find(root: &Path, amqp_url: String, database_url: String) -> anyhow::Result<Programs> {
         let here = std::env::current_exe().context("finding the other programs")?;
         let find = |name: &str| -> anyhow::Result<PathBuf> {
             let path = here.with_file_name(name);
-            ensure!(path.is_file(), "{} is not there: ops/dev/demo builds it", path.display());
+            ensure!(path.is_file(), "{} does not exist: ops/dev/demo builds it", path.display());
             Ok(short(root, &path))
         };
         let (producer, worker) = (find("producer")?, find("worker")?);
         Ok(Programs { producer, worker, autoscaler: find("autoscaler")?, amqp_url, database_url })
     }
 
-    /// A program with the addresses of the services. It is killed when it is dropped.
+    /// Returns a program with the addresses of the services. It is killed when it is dropped.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env("AMQP_URL", &self.amqp_url).env("DATABASE_URL", &self.database_url);
@@ -45,29 +45,29 @@ impl Programs {
         command
     }
 
-    /// Runs a command of `producer` and shows what it prints.
+    /// Runs a command of `producer` and prints its output.
     pub async fn produce(&self, args: &[&str]) -> anyhow::Result<()> {
         let command = format!("{} {}", self.producer.display(), args.join(" "));
         show(&command);
         let mut producer = self.command(&self.producer);
-        let status = timeout(PATIENCE, producer.args(args).status())
+        let status = timeout(TIMEOUT, producer.args(args).status())
             .await
-            .with_context(|| format!("`{command}` takes longer than {} s", PATIENCE.as_secs()))?
+            .with_context(|| format!("`{command}` took longer than {} s", TIMEOUT.as_secs()))?
             .with_context(|| format!("starting {}", self.producer.display()))?;
-        ensure!(status.success(), "`{command}` has failed ({status})");
+        ensure!(status.success(), "`{command}` failed ({status})");
         Ok(())
     }
 
-    /// The reasons of the dead letters with these ids, a message or its job.
+    /// Returns the reasons of the dead letters with these ids, of a message or its job.
     pub async fn dead_letters(&self, ids: &[String]) -> anyhow::Result<Vec<String>> {
         let mut reasons = Vec::new();
-        // While somebody else looks at dead letters, we do not see them.
+        // While another program holds dead letters, this one does not see them.
         for _ in 0..10 {
             let mut list = self.command(&self.producer);
             list.args(["dead", "list", "--json", "--limit", "100000"]).stderr(Stdio::inherit());
             let list =
-                timeout(PATIENCE, list.output()).await.context("`producer dead list` does not end")??;
-            ensure!(list.status.success(), "`producer dead list` has failed ({})", list.status);
+                timeout(TIMEOUT, list.output()).await.context("`producer dead list` did not end")??;
+            ensure!(list.status.success(), "`producer dead list` failed ({})", list.status);
             reasons = String::from_utf8_lossy(&list.stdout)
                 .lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -82,7 +82,7 @@ impl Programs {
         Ok(reasons)
     }
 
-    /// Deletes a pool's queue; says so if it cannot.
+    /// Deletes a pool's queue, and reports if it cannot.
     pub async fn delete_queue(&self, pool: &Name) {
         let queue = queue::jobs_queue(pool);
         let delete = async {
@@ -104,7 +104,7 @@ pub fn show(command: &str) {
     eprintln!("{} {command}", bold(&stderr(), GREEN, "$"));
 }
 
-/// The path from the root, if it lies below it.
+/// The path relative to the root, if it lies below it.
 pub fn short(root: &Path, path: &Path) -> PathBuf {
     path.strip_prefix(root).unwrap_or(path).to_owned()
 }

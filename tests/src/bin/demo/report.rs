@@ -1,4 +1,4 @@
-//! The end: one table, the verdict, and where to look further. It goes to stdout.
+//! The end: a table, the verdict, and where to look next. It goes to stdout.
 
 use std::io::stdout;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::crash::Crash;
 use crate::display::{GREEN, RED, bold};
 use crate::workload::Workload;
 
-/// Problems that are told one by one.
+/// How many problems are printed in full.
 const TOLD: usize = 10;
 
-/// What is known when all is over.
+/// What is known at the end.
 pub struct Report<'a> {
     pub workload: &'a Workload,
     pub findings: &'a Findings,
@@ -69,7 +69,7 @@ impl Report<'_> {
         let mut row = |what: &str, declared: String, found: String, note: String| {
             table.add_row([what.to_owned(), declared, found, note]);
         };
-        let states = format!("{} succeeded, {} failed ({strays} were to)", found.succeeded, found.failed);
+        let states = format!("{} succeeded, {} failed ({strays} expected)", found.succeeded, found.failed);
         row("jobs ended", count(jobs as u64), count(ended as u64), states);
         let open = format!("{} lost, {} unfinished", found.lost, found.unfinished);
         row("  not ended", count(0), count((found.lost + found.unfinished) as u64), open);
@@ -89,18 +89,18 @@ impl Report<'_> {
             let killed =
                 format!("jobs ran on worker {}, {:.1} s after the enqueue", crash.worker, crash.after_s);
             row("SIGKILL", String::new(), held.clone(), killed);
-            let rightly = "began again exactly where the ledger was".to_owned();
+            let rightly = "resumed exactly where the ledger was".to_owned();
             row("  resumed", held, count(found.resumed_rightly as u64), rightly);
             if let Some((first_s, last_s)) = crash.recoveries_s() {
                 let lease =
                     format!("after the kill; the lease is {} s from the last heartbeat", self.lease_s);
                 row("  recovery", String::new(), format!("{first_s:.2} – {last_s:.2} s"), lease);
             }
-            let flight = "iterations were cut off, done again, paid once".to_owned();
+            let flight = "iterations were cut off, repeated, and paid once".to_owned();
             row("  in flight", String::new(), count(self.in_flight(crash)), flight);
             let known = ended + found.unfinished;
             let again = found.attempts.saturating_sub(known as u64);
-            let note = format!("{known} jobs, {again} begun again ({} after the kill)", crash.resumed.len());
+            let note = format!("{known} jobs, {again} repeated ({} after the kill)", crash.resumed.len());
             row("attempts", String::new(), count(found.attempts), note);
         }
         let rate = format!("{:.1} jobs/s; the scripts spend it waiting", ended as f64 / self.seconds);
@@ -108,7 +108,7 @@ impl Report<'_> {
         table
     }
 
-    /// A job that was held with iterations left had one of them under way.
+    /// A held job with iterations left had one of them in flight.
     fn in_flight(&self, crash: &Crash) -> u64 {
         let left = |job: &&crate::workload::Job| {
             let held = crash.held_job(job.spec.job_id);
@@ -123,15 +123,15 @@ impl Report<'_> {
         let session = held.map_or("SESSION", |held| held.session_id.as_str());
         let job = held.map_or("JOB".to_owned(), |held| held.job_id.to_string());
         println!(
-            "\nTo look further (this run stays in the ledger, its logs in {}):\n",
+            "\nTo look further (this run stays in the ledger, its logs are in {}):\n",
             self.folder.display()
         );
         for (what, command) in [
-            ("a fleet to stay", "make up; eval \"$(ops/dev/services env)\"".to_owned()),
+            ("a lasting fleet", "make up; eval \"$(ops/dev/services env)\"".to_owned()),
             ("a session", format!("{producer} sessions show {session}")),
             ("a job", format!("{producer} status {job}")),
             ("dead letters", format!("{producer} dead list")),
-            ("all else", format!("{producer} --help")),
+            ("everything else", format!("{producer} --help")),
             ("the end", "make down".to_owned()),
         ] {
             println!("  {what:<17} {command}");
@@ -139,7 +139,7 @@ impl Report<'_> {
     }
 }
 
-/// With blanks between thousands.
+/// Formats a number with blanks between thousands.
 fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

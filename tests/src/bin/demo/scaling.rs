@@ -1,4 +1,4 @@
-//! The second act: a burst, and an autoscaler that makes a pool of worker processes grow and shrink again.
+//! The second act: a burst, and an autoscaler that grows and shrinks a pool of worker processes.
 
 use std::io::stderr;
 use std::path::PathBuf;
@@ -16,16 +16,16 @@ use tokio::time::{interval, timeout};
 use crate::display::{GREEN, bold};
 use crate::programs::{Programs, show};
 
-/// Jobs of the burst: each of its own session, and each takes a slot for some seconds.
+/// Jobs of the burst. Each has its own session and takes a slot for some seconds.
 const JOBS: usize = 24;
 const SLOTS: u32 = 2;
 const MIN: u32 = 1;
 const MAX: u32 = 5;
-/// The whole act must not take longer.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// The bound for the whole act.
+const TIMEOUT: Duration = Duration::from_secs(90);
 const TICK: Duration = Duration::from_millis(200);
 
-/// An autoscaler with a pool of its own.
+/// An autoscaler with its own pool.
 pub struct Scaling<'a> {
     programs: &'a Programs,
     pool: Name,
@@ -34,7 +34,7 @@ pub struct Scaling<'a> {
     tables: PgConnection,
 }
 
-/// What of the pool is to be seen in the ledger.
+/// What the ledger shows of the pool.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Seen {
     workers: i64,
@@ -51,12 +51,12 @@ const SEEN: &str = "
            (SELECT count(*) FROM harness_jobs WHERE pool = $1 AND state = 'running'),
            (SELECT count(*) FROM harness_results WHERE pool = $1)";
 
-/// Jobs that did not simply succeed, at the first attempt.
+/// Jobs that did not succeed at the first attempt.
 const TROUBLED: &str =
     "SELECT count(*) FROM harness_results WHERE pool = $1 AND (state <> 'succeeded' OR attempts <> 1)";
 
 impl<'a> Scaling<'a> {
-    /// Starts the autoscaler; it starts the workers.
+    /// Starts the autoscaler, which starts the workers.
     pub async fn start(programs: &'a Programs, run: &Name, folder: PathBuf) -> anyhow::Result<Scaling<'a>> {
         let pool: Name = format!("{run}-burst").parse()?;
         let file = folder.join("pools.toml");
@@ -75,7 +75,7 @@ impl<'a> Scaling<'a> {
         Ok(Scaling { programs, pool, folder, autoscaler, tables })
     }
 
-    /// A burst comes, and goes. Returns what went wrong.
+    /// Plays a burst from its start to its end. Returns what went wrong.
     pub async fn play(&mut self) -> anyhow::Result<Vec<String>> {
         let started = Instant::now();
         self.watch(started, |seen| seen.workers >= i64::from(MIN)).await?;
@@ -99,14 +99,14 @@ impl<'a> Scaling<'a> {
         Ok(problems)
     }
 
-    /// Tells every change until it is as wanted; returns the most workers there were.
+    /// Prints every change until `until` holds. Returns the greatest number of workers.
     async fn watch(&mut self, since: Instant, until: impl Fn(&Seen) -> bool) -> anyhow::Result<i64> {
         let (mut tick, mut told, mut most) = (interval(TICK), None, 0);
         loop {
             tick.tick().await;
             if let Some(status) = self.autoscaler.try_wait()? {
                 let log = self.folder.join("autoscaler.log");
-                anyhow::bail!("the autoscaler has ended by itself ({status}), see {}", log.display());
+                anyhow::bail!("the autoscaler ended by itself ({status}), see {}", log.display());
             }
             let row = sqlx::query(SEEN).bind(self.pool.as_str()).fetch_one(&mut self.tables);
             let row = timeout(crate::ledger::LOOK, row).await.context("the ledger does not answer")??;
@@ -123,7 +123,7 @@ impl<'a> Scaling<'a> {
                 let bar: String = "■".repeat((seen.workers - seen.draining).max(0) as usize)
                     + &"□".repeat(seen.draining.max(0) as usize);
                 eprintln!(
-                    "    {:5.1} s  {} {bar:<5} {} workers, {} draining; {} jobs wait, {} run, {} ended",
+                    "    {:5.1} s  {} {bar:<5} {} workers, {} draining; {} jobs waiting, {} running, {} ended",
                     since.elapsed().as_secs_f64(),
                     bold(&stderr(), GREEN, "scale"),
                     seen.workers,
@@ -137,9 +137,9 @@ impl<'a> Scaling<'a> {
                 return Ok(most);
             }
             ensure!(
-                since.elapsed() < PATIENCE,
-                "the autoscaler's act takes longer than {} s",
-                PATIENCE.as_secs()
+                since.elapsed() < TIMEOUT,
+                "the autoscaler's act took longer than {} s",
+                TIMEOUT.as_secs()
             );
         }
     }
@@ -149,8 +149,8 @@ impl<'a> Scaling<'a> {
         show(&format!("{autoscaler} explain {} --limit 12", self.pool));
         let mut explain = self.programs.command(&self.programs.autoscaler);
         let status = explain.args(["explain", self.pool.as_str(), "--limit", "12"]).status();
-        let status = timeout(PATIENCE, status).await.context("`autoscaler explain` does not end")??;
-        ensure!(status.success(), "`autoscaler explain` has failed ({status})");
+        let status = timeout(TIMEOUT, status).await.context("`autoscaler explain` did not end")??;
+        ensure!(status.success(), "`autoscaler explain` failed ({status})");
         Ok(())
     }
 
@@ -170,13 +170,13 @@ impl<'a> Scaling<'a> {
         std::fs::write(path, lines).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// SIGTERM: the autoscaler drains its workers, then ends itself.
+    /// Sends SIGTERM: the autoscaler drains its workers, then ends.
     pub async fn stop(mut self) -> anyhow::Result<Vec<String>> {
         if let Some(pid) = self.autoscaler.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let ended =
-            timeout(PATIENCE, self.autoscaler.wait()).await.context("the autoscaler does not end")??;
+            timeout(TIMEOUT, self.autoscaler.wait()).await.context("the autoscaler did not end")??;
         self.programs.delete_queue(&self.pool).await;
         Ok(if ended.success() { vec![] } else { vec![format!("the autoscaler ended with {ended}")] })
     }
@@ -184,7 +184,7 @@ impl<'a> Scaling<'a> {
 
 fn pools_file(pool: &Name) -> String {
     format!(
-        "# One pool of worker processes. Windows and periods are short, so that one can watch.\n\
+        "# One pool of worker processes. Windows and periods are short, so that the changes can be watched.\n\
          [pools.{pool}]\ntarget = \"process\"\n\n[pools.{pool}.policy]\nmin_replicas = {MIN}\nmax_replicas = {MAX}\n\
          mode = {{ type = \"backlog\", jobs_per_worker = {SLOTS} }}\n\
          scale_down = {{ stabilization_window_s = 3, select_policy = \"Max\", tolerance = 0.1, \

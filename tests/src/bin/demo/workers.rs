@@ -1,4 +1,4 @@
-//! Two real worker processes: started, killed and stopped by their pid.
+//! Two real worker processes: started, killed and stopped by pid.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ pub struct Setup<'a> {
     pub pool: &'a Name,
     pub slots: u32,
     pub lease_s: u64,
-    /// For logs, workspaces, and with the readers' documents.
+    /// The folder for logs, workspaces, and the readers' documents.
     pub folder: &'a Path,
 }
 
-/// A worker process. It dies with this value at the latest.
+/// A worker process. It dies when this value is dropped, if not before.
 pub struct Worker {
     /// `A`, `B`, …
     pub name: char,
@@ -33,7 +33,7 @@ pub struct Worker {
     ended: bool,
 }
 
-/// By this name the ledger knows a worker of this run.
+/// The name by which the ledger knows a worker of this run.
 pub fn pod_name(pool: &Name, worker: char) -> String {
     format!("{pool}-{worker}")
 }
@@ -51,7 +51,7 @@ impl Worker {
         command.arg("--workspace-dir").arg(folder.join("workspaces"));
         // For the agent `reader`, whose programs run in their sessions' folders.
         command.env("READER_ROOT", std::path::absolute(folder.join("documents"))?);
-        // In a group of its own: what a Ctrl-C at the terminal means is for us to say.
+        // In its own process group, so that this program decides what a Ctrl-C at the terminal does.
         command.process_group(0).stdout(out.try_clone()?).stderr(out);
         let child = command.spawn().with_context(|| format!("starting {}", programs.worker.display()))?;
         let pid = child.id().context("a process that was just started has no pid")?;
@@ -60,7 +60,7 @@ impl Worker {
         Ok(Worker { name, pid, log, child, ended: false })
     }
 
-    /// An error when it has ended although nobody asked it to; the end of its log tells why.
+    /// Fails if the worker has ended unasked. The error quotes the end of its log, which gives the reason.
     pub fn check(&mut self) -> anyhow::Result<()> {
         const TOLD: usize = 12;
         if self.ended {
@@ -71,12 +71,12 @@ impl Worker {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let end = lines[lines.len().saturating_sub(TOLD)..].join("\n  ");
-            bail!("worker {} has ended by itself ({status}); its last words:\n  {end}", self.name);
+            bail!("worker {} ended by itself ({status}); the end of its log:\n  {end}", self.name);
         }
         Ok(())
     }
 
-    /// SIGKILL: it cannot say goodbye to anybody. Returns when it is gone.
+    /// Sends SIGKILL, so the worker cannot sign off. Returns when it is gone.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         if !self.ended {
             let killed = self.child.kill().await;
@@ -86,17 +86,17 @@ impl Worker {
         Ok(())
     }
 
-    /// SIGTERM, and SIGKILL should it not be gone after a while. Returns whether it went in good order.
+    /// Sends SIGTERM, and SIGKILL if the worker is not gone after a while. Returns whether it ended in good order.
     pub async fn stop(&mut self) -> anyhow::Result<bool> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(10);
         if self.ended {
             return Ok(true);
         }
-        // It is reaped by us alone, so the pid is still its own.
+        // Only this program reaps it, so the pid still belongs to it.
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        if let Ok(status) = timeout(PATIENCE, self.child.wait()).await {
+        if let Ok(status) = timeout(TIMEOUT, self.child.wait()).await {
             self.ended = true;
             return Ok(status?.success());
         }

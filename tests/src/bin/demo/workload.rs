@@ -1,4 +1,4 @@
-//! The workload, declared in full before anything runs: afterwards the ledger is held against it.
+//! The workload, declared in full before anything runs. Afterwards the ledger is compared with it.
 
 use std::path::Path;
 
@@ -6,19 +6,19 @@ use anyhow::Context;
 use job::{JobId, JobSpec, Json, Name, Usd};
 use serde_json::{Value, json};
 
-/// One session in so many reads documents; the others play scripts.
+/// One in this many sessions reads documents; the others play scripts.
 const READER_EVERY: usize = 5;
-/// Documents of one reader job.
+/// Documents per reader job.
 pub const DOCUMENTS: usize = 5;
-/// Jobs that name an agent which does not exist.
+/// Jobs that name an agent that does not exist.
 const STRAYS: usize = 3;
 const STRAY_AGENT: &str = "raeder";
 
-/// All jobs of a run, in a pool and in sessions that no other run has.
+/// All jobs of a run. No other run has the same pool or sessions.
 pub struct Workload {
     pub pool: Name,
     pub sessions: Vec<Session>,
-    /// They must fail, and each leave a dead letter.
+    /// Jobs that must fail and must each leave a dead letter.
     pub strays: Vec<JobSpec>,
 }
 
@@ -29,10 +29,10 @@ pub struct Session {
     pub jobs: Vec<Job>,
 }
 
-/// A job, and what must stand in the ledger when it has ended.
+/// A job, and how the ledger must show it when it has ended.
 pub struct Job {
     pub spec: JobSpec,
-    /// What each iteration adds to the session's context begins like this.
+    /// The beginning of what each iteration adds to the session's context.
     pub says: Vec<String>,
     pub cost: Usd,
     pub input_tokens: u64,
@@ -52,7 +52,7 @@ impl Session {
 }
 
 impl Workload {
-    /// `documents` are what the readers read, a multiple of [`DOCUMENTS`]; without any, all sessions play scripts.
+    /// `documents` are what the readers read, a multiple of [`DOCUMENTS`]. Without any, all sessions play scripts.
     pub fn new(run: &str, sessions: usize, jobs: usize, documents: &[String]) -> anyhow::Result<Workload> {
         let pool: Name = format!("demo-{run}").parse()?;
         let mut all = Vec::with_capacity(sessions);
@@ -81,7 +81,7 @@ impl Workload {
         self.sessions.iter().flat_map(|session| &session.jobs)
     }
 
-    /// All that must end, the strays included.
+    /// All jobs that must end, including the strays.
     pub fn job_ids(&self) -> Vec<JobId> {
         self.jobs().map(|job| &job.spec).chain(&self.strays).map(|spec| spec.job_id).collect()
     }
@@ -90,18 +90,18 @@ impl Workload {
         self.jobs().map(Job::iterations).sum()
     }
 
-    /// Sessions with jobs, and the strays' one.
+    /// The sessions with jobs, and the session of the strays.
     pub fn session_ids(&self) -> Vec<Name> {
         let mut ids: Vec<Name> = self.sessions.iter().map(|session| session.id.clone()).collect();
         ids.extend(self.strays.first().map(|stray| stray.session_id.clone()));
         ids
     }
 
-    /// Writes what `producer enqueue --file` reads.
+    /// Writes the input of `producer enqueue --file`.
     ///
-    /// The broker deals messages out to the slots in the order in which these began to consume, and what is behind
-    /// another job of its session takes no slot. With the first two jobs of two sessions side by side, each worker
-    /// gets about half of the sessions, whether the slots came one worker after the other or mixed.
+    /// The broker delivers messages to the slots in the order in which the slots began to consume, and a job behind
+    /// another one of its session takes no slot. With the first two jobs of two sessions side by side, each worker gets
+    /// about half of the sessions, whether the workers' slots came one after the other or interleaved.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let job = |session: &'_ Session, at: usize| session.jobs.get(at).map(|job| job.spec.clone());
         let mut specs: Vec<Option<JobSpec>> = Vec::new();
@@ -127,7 +127,7 @@ fn spec(session: &Name, agent: &str, pool: &Name, input: &Value) -> anyhow::Resu
     Ok(spec)
 }
 
-/// Some iterations, each a little different: its wait, its price, its words.
+/// Some iterations that differ a little in wait, price and words.
 fn scripted(session: &Name, pool: &Name, at: usize, number: usize) -> anyhow::Result<Job> {
     let count = 6 + (at * 7 + number * 3) % 6;
     let (mut says, mut iterations) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
-//! A message whose headers fill a frame is a dead letter, for every consumer of ours, and nothing waits for it.
+//! A message whose headers fill a frame becomes a dead letter for each of our consumers, and nothing waits for it.
 //!
-//! RabbitMQ takes headers that fill a frame and writes its own into them (`x-delivery-count`, `x-death`); what it then sends
-//! is larger than the frames that were agreed on.
+//! RabbitMQ accepts headers that fill a frame and adds its own (`x-delivery-count`, `x-death`). What it then sends is
+//! larger than the agreed frame size.
 
 use job::{FailureCode, JobSpec, JobState};
 use lapin::BasicProperties;
@@ -10,19 +10,19 @@ use queue::DeadLetter;
 use serde_json::json;
 use tests::{Fleet, Worker, job, until};
 
-/// Sizes of headers that are accepted. The first two are too large with the broker's count of deliveries, the third with
-/// what it says of a death.
+/// Sizes of headers that are accepted. The first two become too large with the broker's count of deliveries, the third
+/// with its record of a death.
 const SIZES: [usize; 3] = [131_002, 130_990, 130_900];
 
-/// Headers of so many bytes on the wire.
+/// Headers of this many bytes on the wire.
 fn headers(bytes: usize) -> BasicProperties {
     let mut table = FieldTable::default();
-    // Name, type and length take seven.
+    // Name, type and length take seven bytes.
     table.insert("h".into(), AMQPValue::LongString("x".repeat(bytes - 7).into()));
     BasicProperties::default().with_delivery_mode(2).with_headers(table)
 }
 
-/// Such a message of a job that is right in all else.
+/// A message with such headers for an otherwise valid job.
 fn heavy(spec: &JobSpec, bytes: usize) -> (Vec<u8>, BasicProperties) {
     let id = spec.job_id.to_string();
     (job::encode(spec).into_bytes(), headers(bytes).with_message_id(id.into()))
@@ -32,7 +32,7 @@ fn jobs(count: usize) -> Vec<JobSpec> {
     (0..count).map(|n| job(&format!("s-{n}"), "echo", json!(n))).collect()
 }
 
-/// The letter of this job's message.
+/// Waits for the letter of this job's message.
 async fn letter(fleet: &Fleet, spec: &JobSpec) -> DeadLetter {
     let id = spec.job_id.to_string();
     until("the letter", async || {
@@ -42,7 +42,7 @@ async fn letter(fleet: &Fleet, spec: &JobSpec) -> DeadLetter {
     .await
 }
 
-/// No connection of this process has ended.
+/// Checks that no connection of this process has ended.
 fn undisturbed(process: &Worker) {
     assert!(!process.log().contains("lost the connection"), "{}", process.log());
 }
@@ -71,9 +71,9 @@ async fn a_message_whose_headers_fill_a_frame_is_a_dead_letter_and_all_other_job
 }
 
 #[tokio::test]
-async fn one_that_the_broker_gives_up_ends_its_job_and_is_shown_and_runs_again_all_the_same() {
+async fn a_message_that_the_broker_gives_up_ends_its_job_is_listed_and_can_be_redriven() {
     let fleet = Fleet::new().await;
-    // Its queue is there.
+    // A worker has declared its queue.
     fleet.vhost.broker().await.close().await;
     let relay = fleet.relay("relay").launch();
     relay.said("relays due jobs").await;

@@ -1,4 +1,5 @@
-//! A message that the broker gives up after a thousand deliveries that no slot ever saw ends no job: it is published again.
+//! A message that the broker gives up after a thousand deliveries, none of which reached a slot, ends no job: it is
+//! published again.
 
 use job::JobState;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
@@ -7,7 +8,7 @@ use serde_json::json;
 use tests::{Fleet, job, until};
 
 #[tokio::test]
-async fn a_job_whose_message_nobody_looked_at_runs_although_the_broker_gave_the_message_up() {
+async fn a_job_whose_message_no_slot_saw_runs_although_the_broker_gave_the_message_up() {
     let fleet = Fleet::new().await;
     let spec = job("given-up", "echo", json!(1));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
@@ -15,7 +16,7 @@ async fn a_job_whose_message_nobody_looked_at_runs_although_the_broker_gave_the_
     let channel = connection.create_channel().await.expect("a channel");
     let queue = queue::jobs_queue(&spec.pool);
     let give_back = BasicNackOptions { requeue: true, ..Default::default() };
-    // Once more than it may be delivered.
+    // Once more than the delivery limit.
     for _ in 0..=1_000 {
         let get = async || {
             channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.expect("an answer")
@@ -31,7 +32,7 @@ async fn a_job_whose_message_nobody_looked_at_runs_although_the_broker_gave_the_
     let _worker = fleet.worker("worker").start().await;
     let ended = fleet.ended(spec.job_id).await;
     assert_eq!(ended.state, JobState::Succeeded, "{ended:?}");
-    // The letter stays: that something gave the message back is worth a look.
+    // The letter stays, because an operator should find out what gave the message back.
     let letters = fleet.vhost.dead_letters().await;
     assert!(letters[0].reason.contains("published again once"), "{letters:?}");
 }

@@ -1,11 +1,11 @@
-//! A name that a stranger chose for his reply hurts nobody else: it is refused, or used where it can hurt nobody.
+//! A foreign reply name harms no other caller: it is refused, or used where it cannot do harm.
 
 use futures::StreamExt;
 use job::{FailureCode, JobSpec, JobState};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Consumer};
 use serde_json::{Value, json};
-use tests::{Fleet, PATIENCE, job, until};
+use tests::{Fleet, TIMEOUT, job, until};
 use tokio::time::timeout;
 
 fn jobs(session: &str, count: usize) -> Vec<JobSpec> {
@@ -23,7 +23,7 @@ async fn publish(fleet: &Fleet, jobs: &[JobSpec], names: &[String]) {
     fleet.vhost.publish(messages.collect()).await;
 }
 
-/// The broker's connections by name, each with the port it came from. The broker learns of them a little later than we do.
+/// The broker's connections by name, each with its client port. The broker lists them a little later than they open.
 async fn connections(fleet: &Fleet) -> Vec<(String, String)> {
     until("the worker's connections are listed", async || {
         let mut all = fleet.vhost.connections();
@@ -34,15 +34,15 @@ async fn connections(fleet: &Fleet) -> Vec<(String, String)> {
     .await
 }
 
-/// Names that RabbitMQ up to 4.1 fails at.
+/// Names that break a connection in RabbitMQ up to 4.1.
 fn made_up() -> Vec<String> {
-    // The last: a pid's beginning, and no more.
+    // The last one is only the beginning of a pid.
     ["cGlk", "%%%", "g1h2AA5yZXBseUA3MzExNDMwOAAAGvcA", "g1g="]
         .map(|pid| format!("amq.rabbitmq.reply-to.{pid}.cKz5+xVU/WVQ1u2igtb+nQ=="))
         .into()
 }
 
-/// Names of clients at a node that is not there; all else about them is right. `AAAAAAAAAAEAAAAAa...`: process and creation.
+/// Valid names of clients at a node that does not exist. `AAAAAAAAAAEAAAAAa...` is process and creation.
 fn nowhere() -> Vec<String> {
     ["g1h2AAlyZXBseUAxMjMAAAABAAAAAGsJj2Q=", "g1h2AAlyZXBseUAxMjQAAAABAAAAAGsJj2Q="]
         .map(|pid| format!("amq.rabbitmq.reply-to.{pid}.cKz5+xVU/WVQ1u2igtb+nQ=="))
@@ -69,7 +69,7 @@ async fn names_that_no_broker_can_decode_are_refused_and_all_other_jobs_go_on() 
     assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
 }
 
-/// A client that waits for replies on its channel, without a queue.
+/// Returns a client that waits for replies on its channel, without a queue.
 pub async fn client(connection: &lapin::Connection) -> (Channel, Consumer) {
     let channel = connection.create_channel().await.expect("a channel");
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
@@ -80,13 +80,13 @@ pub async fn client(connection: &lapin::Connection) -> (Channel, Consumer) {
     (channel, replies)
 }
 
-/// Runs a job for a client; returns the reply.
+/// Runs a job for a client and returns the reply.
 pub async fn call(channel: &Channel, replies: &mut Consumer, spec: &JobSpec) -> Value {
     let (options, key) = (BasicPublishOptions { mandatory: true, ..Default::default() }, "default");
     let (body, properties) = (job::encode(spec), replying_to("amq.rabbitmq.reply-to"));
     let sent = channel.basic_publish("harness.jobs".into(), key.into(), options, body.as_bytes(), properties);
     assert!(sent.await.expect("published").await.expect("confirmed").is_ack());
-    let reply = timeout(PATIENCE, replies.next()).await.expect("a reply in time").expect("a consumer");
+    let reply = timeout(TIMEOUT, replies.next()).await.expect("a reply in time").expect("a consumer");
     serde_json::from_slice(&reply.expect("a reply").data).expect("JSON")
 }
 
@@ -100,7 +100,7 @@ async fn a_client_gets_its_replies_while_others_name_clients_at_nodes_that_are_n
     let mine = jobs("mine", 3);
     let first = call(&channel, &mut replies, &mine[0]).await;
     assert_eq!((&first["job_id"], &first["output"]), (&json!(mine[0].job_id), &json!(0)));
-    // More than one slot could take one after the other, if it had to wait for each of these replies.
+    // If the slot had to wait for each of these replies in turn, they would take too long.
     let (strangers, good) = (jobs("stranger", 60), jobs("good", 20));
     publish(&fleet, &strangers, &nowhere()).await;
     fleet.enqueue(&good).await;
@@ -109,7 +109,7 @@ async fn a_client_gets_its_replies_while_others_name_clients_at_nodes_that_are_n
     }
     fleet.undisturbed(&good).await;
     fleet.undisturbed(&strangers).await;
-    assert_eq!(connections(&fleet).await, before, "what takes jobs and publishes them has not been touched");
+    assert_eq!(connections(&fleet).await, before, "the connections of the worker were not touched");
 }
 
 #[tokio::test]
@@ -139,10 +139,10 @@ async fn a_reply_goes_where_the_rule_allows_and_never_into_the_fleets_own_queues
         assert!(letters.iter().any(|letter| letter.reason.starts_with(&named)), "{named}: {letters:?}");
     }
 
-    // At the door as well; where its rule is wider than the workers', theirs counts.
+    // The producer refuses them too. Where its rule is wider than the workers', the workers' rule decides.
     let mut at_the_door = job("door", "echo", json!(1));
     at_the_door.reply_to = Some("harness.dead".to_owned());
-    let ran = fleet.producer_reading(&job::encode(&at_the_door), &["enqueue", "--file", "-"]).await;
+    let ran = fleet.producer_with_input(&job::encode(&at_the_door), &["enqueue", "--file", "-"]).await;
     assert!(ran.code != 0 && ran.err.contains("reply_to: got \"harness.dead\""), "{ran:?}");
     at_the_door.reply_to = Some("elsewhere".to_owned());
     fleet.enqueue(std::slice::from_ref(&at_the_door)).await;
@@ -153,7 +153,7 @@ async fn a_reply_goes_where_the_rule_allows_and_never_into_the_fleets_own_queues
 }
 
 #[tokio::test]
-async fn whoever_ends_thousands_of_jobs_at_once_replies_to_all_of_their_callers() {
+async fn ending_thousands_of_jobs_at_once_replies_to_all_of_their_callers() {
     const JOBS: usize = 2_500;
     let fleet = Fleet::new().await;
     fleet.vhost.broker().await.close().await;

@@ -1,5 +1,5 @@
-//! The process itself: a log that nobody reads, a database with few connections, half-open requests and a machine that runs
-//! short of files stop neither its heartbeat nor its neighbours, and are charged to no job.
+//! The process itself: an unread log, a database with few connections, half-open requests and a machine that runs out
+//! of files stop neither its heartbeat nor its neighbours, and are charged to no job.
 
 use std::collections::BTreeSet;
 use std::fs::Permissions;
@@ -44,7 +44,7 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
 
     worker.terminate();
-    until("it has heard the signal", async || (!worker.lives()).then_some(())).await;
+    until("it has ended", async || (!worker.lives()).then_some(())).await;
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_workers WHERE state = 'stopped'").await, 1);
 }
 
@@ -84,8 +84,8 @@ async fn a_process_opens_as_many_connections_to_postgres_as_it_was_given() {
     assert_eq!(worker.metric("harness_leases_lost_total").await, 0.0);
 }
 
-/// Waits until so many connections of a role are open, takes away the one that was last asked this, and leaves the role
-/// one connection less than it had: what work has is all there is.
+/// Waits until this many connections of a role are open. Then terminates the one whose last query contains one of the
+/// parts of `asked`, and lowers the role's limit by one. So the connections that work has are all there are.
 async fn cut_off(fleet: &Fleet, role: &str, at_least: i64, asked: &[&str]) {
     let open = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
     let all = async || match fleet.database.count(&open).await {
@@ -151,7 +151,7 @@ async fn requests_that_never_end_do_not_silence_the_admin_port() {
     let half_open: Vec<TcpStream> = (0..1_100)
         .map(|_| {
             let mut stream = TcpStream::connect(address).expect("a connection");
-            // Most are refused or closed by now; that is what is asked for.
+            // Most are refused or closed by now, as intended.
             let _ = stream.write_all(b"GET /health HTTP/1.1\r\n");
             stream
         })
@@ -163,7 +163,7 @@ async fn requests_that_never_end_do_not_silence_the_admin_port() {
     drop(half_open);
 }
 
-/// Lets a process open so many files more, and not one after that.
+/// Lets a process open exactly this many more files.
 fn leave_files(worker: &Worker, free: u64) {
     let entries = std::fs::read_dir(format!("/proc/{}/fd", worker.pid())).expect("its files");
     let open: BTreeSet<u64> =
@@ -185,7 +185,7 @@ async fn a_job_is_not_charged_for_files_that_the_machine_lacks() {
     let fleet = Fleet::new().await;
     let agents = fleet.agents(&[("program", &fleet.program("program", PROGRAM))]);
     let worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
-    // Enough for a question to its admin port, too few for a program.
+    // Enough for a request to its admin port, but too few for a program.
     leave_files(&worker, 5);
     let spec = job("s", "program", Value::Null);
     fleet.enqueue(std::slice::from_ref(&spec)).await;
@@ -205,13 +205,13 @@ async fn a_job_is_not_charged_for_files_that_the_machine_lacks() {
     worker.ready().await;
 }
 
-/// A user that no other test has, so that no other process counts.
+/// A user that no other test uses, so that no other process counts.
 const USER: u32 = 54_321;
 
-/// At most so many processes and threads of its user.
+/// Limits the processes and threads of the worker's user.
 fn limit_processes(worker: &Worker, limit: &str) {
     let limit = format!("--nproc={limit}:");
-    // As that user: root may not everywhere.
+    // Runs as that user, because root may not change this everywhere.
     let user = USER.to_string();
     let mut command = Command::new("setpriv");
     command.args([
@@ -249,7 +249,7 @@ async fn a_worker_that_can_start_no_process_takes_no_job_until_it_can() {
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let said = worker.said("this machine has too few resources").await;
     assert!(said.contains("Resource temporarily unavailable"), "{said}");
-    // Several looks at the machine go by, and none finds it fit.
+    // It checks the machine several times, and never finds it fit.
     let looks = Instant::now() + Duration::from_secs(8);
     let shortages = r#"harness_shortages_total{kind="resources"}"#;
     until("some looks have gone by", async || (Instant::now() > looks).then_some(())).await;
@@ -271,7 +271,7 @@ async fn the_limit_of_open_files_is_raised_and_slots_that_do_not_fit_are_refused
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.pid())).expect("limits");
     let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     assert_eq!(files.split_whitespace().nth(3), Some("4096"), "{files}");
-    // Programs get what the process was started with.
+    // Programs get the limit that the process was started with.
     let spec = job("s", "tells", Value::Null);
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let view = fleet.ended(spec.job_id).await;

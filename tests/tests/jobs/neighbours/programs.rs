@@ -1,4 +1,4 @@
-//! Programs: what a program's parent knows stays with it.
+//! Programs: a program cannot learn what its parent knows.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use serde_json::{Value, json};
 use tests::{Fleet, is_root, job};
 
-/// Nobody in particular.
+/// A user without rights.
 const USER: u32 = 61_234;
 
 /// Looks for what its parent, the worker, knows.

@@ -1,4 +1,5 @@
-//! Ready means all of it: a worker that cannot publish or cannot write is not, and a silent connection is replaced.
+//! Ready means able to do everything: a worker that cannot publish or cannot write is not ready. A silent connection is
+//! replaced.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -6,10 +7,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use serde_json::{Value, json};
 use tests::{Fleet, Link, OwnBroker, Proxy, Ran, Worker, is_root, job, steps, until, until_ok};
 
-/// Nobody in particular.
+/// A user without rights.
 const USER: u32 = 61_234;
 
-/// Waits until a check of `/ready` is like this, and with it the whole.
+/// Waits until a check of `/ready` has this value, and `/ready` as a whole agrees.
 async fn check(worker: &Worker, name: &str, holds: bool) -> Value {
     let look = async || {
         let (status, ready) = worker.get_json("/ready").await;
@@ -40,10 +41,10 @@ async fn a_process_that_may_not_publish_is_not_ready() {
 async fn a_process_that_the_broker_holds_back_is_not_ready() {
     let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
     let worker = fleet.worker("worker").set("AMQP_URL", &own.url).start().await;
-    // Its retries are what the worker publishes.
+    // The worker publishes the retries.
     let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true}}]});
     let mut spec = job("s", "scripted", failing);
-    // For longer than the test takes.
+    // Longer than the test takes.
     (spec.retry.max_attempts, spec.retry.base_delay_ms, spec.retry.max_delay_ms) = (100, 1_000, 1_000);
     let mut enqueue = fleet.producer_command(&["enqueue", "--file", "-"]);
     enqueue.env("AMQP_URL", &own.url);
@@ -89,7 +90,7 @@ async fn a_worker_whose_workspace_cannot_be_written_is_not_ready_and_charges_no_
     check(&worker, "workspace_accessible", true).await;
     let (before, after) = (job("s-1", "program", Value::Null), job("s-2", "program", Value::Null));
     std::fs::set_permissions(&workspaces, Permissions::from_mode(0o555)).expect("ours");
-    // Whether it is noticed by this job or before.
+    // It may be noticed through this job, or before.
     fleet.enqueue(std::slice::from_ref(&before)).await;
     let ready = check(&worker, "workspace_accessible", false).await;
     let reason = ready["reasons"]["workspace_accessible"].as_str().unwrap_or_default();
@@ -106,12 +107,13 @@ async fn a_connection_that_has_gone_silent_in_its_sleep_is_replaced_before_it_is
     let fleet = Fleet::new().await;
     let proxy = Proxy::to(&fleet.database.url).await;
     let worker = fleet.worker("worker").set("DATABASE_URL", proxy.through(&fleet.database.url)).start().await;
-    // So many at once that several connections are opened.
+    // Enough jobs at once that several connections are opened.
     let first: Vec<_> = (0..8).map(|n| steps(n, 10, 10)).collect();
     fleet.enqueue(&first).await;
     fleet.undisturbed(&first).await;
     proxy.forget();
-    // The heartbeat comes back after three seconds. What was awake is waited for by then; the others have slept.
+    // The heartbeat returns after three seconds. By then, calls on connections that were in use have timed out; the
+    // other connections were idle.
     let beat = "SELECT (extract(epoch FROM heartbeat_at) * 1000)::bigint FROM harness_workers";
     let last = fleet.database.count(beat).await;
     until("the heartbeat is back", async || (fleet.database.count(beat).await > last).then_some(())).await;

@@ -1,4 +1,4 @@
-//! A reply that cannot go out holds up nothing, and is not lost with the worker that was to send it.
+//! A reply that cannot be sent delays nothing, and is not lost if its worker stops.
 
 use job::encode;
 use lapin::{BasicProperties, Channel};
@@ -7,7 +7,7 @@ use tests::{Fleet, Link, Proxy, job, until};
 
 use super::names;
 
-/// A queue for replies, and the channel that made it.
+/// Declares a queue for replies and returns its channel.
 async fn results(fleet: &Fleet) -> Channel {
     let channel = fleet.vhost.lapin().await.create_channel().await.expect("a channel");
     channel.queue_declare("results".into(), Default::default(), Default::default()).await.expect("a queue");
@@ -24,7 +24,7 @@ async fn end_one(fleet: &Fleet, channel: &Channel, session: &str) {
     fleet.ended(spec.job_id).await;
 }
 
-/// Waits until so many replies are there.
+/// Waits until this many replies have arrived.
 async fn replied(fleet: &Fleet, count: u32) {
     let look = async || (fleet.vhost.look_at("results").await.expect("a queue").0 == count).then_some(());
     until(&format!("{count} replies"), look).await;
@@ -37,11 +37,11 @@ async fn the_next_worker_replies_where_the_last_one_has_stopped_before_its_reply
     let network = Proxy::to(&fleet.vhost.url).await;
     let worker = fleet.worker("first").set("AMQP_URL", network.through(&fleet.vhost.url));
     let mut worker = worker.set("REPLY_TO_ALLOW", "results").start().await;
-    // From here on only the connection for replies is meant, which is not there yet.
+    // From here on, only the connection for replies is affected, which does not exist yet.
     network.keep();
     end_one(&fleet, &channel, "a").await;
     replied(&fleet, 1).await;
-    // The first one to a client goes by another connection. Closing that one takes its time, too.
+    // The first reply to a client goes over another connection, which also takes time to close.
     let connection = fleet.vhost.lapin().await;
     let (client, mut replies) = names::client(&connection).await;
     names::call(&client, &mut replies, &job("client", "echo", json!(1))).await;
@@ -59,7 +59,7 @@ async fn a_delivery_that_waits_for_its_reply_is_acked_in_time() {
     let channel = results(&fleet).await;
     let worker = fleet.worker("worker").set("REPLY_TO_ALLOW", "results");
     let mut worker = worker.set("ACK_AFTER_S", 1).start().await;
-    // Those that are there stay, and there will be none for replies.
+    // Existing connections stay, and none can be opened for replies.
     fleet.vhost.limit_connections(0);
     end_one(&fleet, &channel, "s").await;
     worker.said("the message is acked before the reply is out").await;

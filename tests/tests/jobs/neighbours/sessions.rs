@@ -1,5 +1,5 @@
-//! A session without a bound, and an end that Postgres refuses, cost their own job and no other: no outcome is paid for
-//! again because its record failed, and no neighbour waits for it.
+//! A session without bounds, and an end that Postgres refuses, cost their own job and no other. No outcome is paid for
+//! twice because it could not be recorded, and no neighbour waits for it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use job::{FailureCode, JobSpec, JobState, OnBusy};
 use serde_json::{Value, json};
 use tests::{Fleet, Runner, claimed, job, until};
 
-/// Does as its input says: checkpoints of so many bytes each, a cent each; and writes down that it has run.
+/// Writes checkpoints of the size in its input, at one cent each, and records that it has run.
 const TALKER: &str = r#"#!/usr/bin/env python3
 import json, os, sys
 order = json.loads(sys.stdin.readline())
@@ -53,7 +53,7 @@ impl Talk {
         lines(&self.runs)
     }
 
-    /// Postgres refuses ends with this SQLSTATE while the condition is true of the new result.
+    /// Makes Postgres refuse ends with this SQLSTATE while the condition holds for the new result.
     async fn refuse(&self, when: &str, sqlstate: &str) {
         let sql = format!(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -74,7 +74,7 @@ fn lines(path: &Path) -> usize {
     std::fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// The entries of the context that a job has found.
+/// The number of context entries that a job found.
 fn entries(view: store::JobView) -> usize {
     let output: Value = serde_json::from_str(view.output.expect("an output").as_str()).expect("JSON");
     output["entries"].as_u64().expect("a number") as usize
@@ -99,7 +99,7 @@ async fn a_session_that_grows_without_end_fails_its_job_and_can_be_made_smaller_
     let failure = view.failure.clone().expect("a failure");
     assert_eq!((view.state, view.attempts, failure.code), (JobState::Failed, 1, FailureCode::OutputLimit));
     assert!(failure.message.contains("MAX_SESSION_BYTES"), "{failure}");
-    // Ten stand, and the eleventh was paid for, too.
+    // Ten are recorded, and the eleventh was paid for too.
     assert_eq!((view.iterations, view.cost_usd.micros()), (10, 110_000), "{view:?}");
     let view = talk.fleet.ended(compacting.job_id).await;
     assert_eq!((view.state, view.iterations), (JobState::Succeeded, 15), "{view:?}");
@@ -132,7 +132,7 @@ async fn an_end_costs_what_was_added_and_not_what_lies_there() {
     let large = talk.job("s", json!({"count": 2, "bytes": 1_000_000}));
     talk.fleet.enqueue(std::slice::from_ref(&large)).await;
     assert_eq!(talk.fleet.ended(large.job_id).await.state, JobState::Succeeded);
-    // Vacuum would let old versions' room be used again.
+    // Vacuum would make the space of old versions reusable.
     let held = async || {
         let size =
             "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'harness_sessions'::regclass";
@@ -145,12 +145,12 @@ async fn an_end_costs_what_was_added_and_not_what_lies_there() {
     for (n, spec) in small.iter().enumerate() {
         let view = talk.fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.iterations), (JobState::Succeeded, 1), "{view:?}");
-        assert_eq!(entries(view), 2 + n, "nothing is lost of it");
+        assert_eq!(entries(view), 2 + n, "nothing of it is lost");
     }
     assert!(before > 1_000_000, "{before} bytes of a session of two million");
     let written = held().await - before;
     assert!(written < before, "{written} bytes were written by the ends of {JOBS} small jobs");
-    // Undone is what one of them did, and nothing else.
+    // The rollback undoes one of the jobs, and nothing else.
     let session = talk.fleet.session("s").await;
     assert_eq!((session.iteration_count, session.version), (2 + JOBS as i64, 1 + JOBS as i64));
     talk.fleet.database.audited().await;
@@ -202,7 +202,7 @@ async fn an_outcome_is_kept_until_the_ledger_takes_it() {
 #[tokio::test]
 async fn an_end_that_is_too_much_for_postgres_is_recorded_as_unstorable_and_holds_up_nobody() {
     let talk = Talk::new().await;
-    // As a statement that never ends in time.
+    // Like a statement that never ends in time.
     talk.refuse("NEW.state = 'succeeded'", "57014").await;
     let _worker = talk.worker().short_lease().set("WORKER_SLOTS", 2).start().await;
     let bad = talk.job("bad", json!({"count": 1, "bytes": 100}));
@@ -229,7 +229,7 @@ async fn a_job_whose_end_cannot_be_recorded_at_all_is_not_run_beyond_its_attempt
     let mut bad = talk.job("bad", json!({"count": 1, "bytes": 100}));
     bad.retry.max_attempts = 2;
     talk.fleet.enqueue(std::slice::from_ref(&bad)).await;
-    // Handed back twice after it has run, and then once more without.
+    // It is handed back twice after it has run, and once more without running.
     let beyond = async || (talk.fleet.view(bad.job_id).await?.attempts >= 3).then_some(());
     until("no attempt is left", beyond).await;
     assert_eq!(talk.runs(), 2);
@@ -247,7 +247,7 @@ async fn one_job_that_the_ledger_cannot_hold_keeps_no_other_of_its_file_out() {
     let jobs =
         [job("good-1", "echo", json!(1)), job("bad", "echo", json!(2)), job("good-2", "echo", json!(3))];
     let lines: Vec<String> = jobs.iter().map(job::encode).collect();
-    let ran = fleet.producer_reading(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
+    let ran = fleet.producer_with_input(&lines.join("\n"), &["enqueue", "--file", "-"]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("2 jobs accepted, 0 accepted before, 1 lines refused"), "{ran:?}");
     assert!(ran.err.contains(&jobs[1].job_id.to_string()), "{ran:?}");
@@ -270,7 +270,7 @@ async fn one_job_that_cannot_be_ended_keeps_no_other_from_its_end() {
 }
 
 #[tokio::test]
-async fn a_session_that_somebody_holds_locked_keeps_no_other_from_being_rescued() {
+async fn a_locked_session_keeps_no_other_from_being_rescued() {
     let fleet = Fleet::new().await;
     let dying = Runner::with_lease(&fleet.store, Duration::from_secs(1)).await;
     for session in ["held", "free-1", "free-2"] {

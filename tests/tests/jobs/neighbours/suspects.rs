@@ -1,4 +1,5 @@
-//! A job at whose run two workers have died is suspected, and most suspects are innocent: that must not hold them up.
+//! A job whose runs have killed two workers is a suspect. Most suspects are innocent, so suspicion must not hold them
+//! up.
 
 use std::time::Duration;
 
@@ -6,7 +7,8 @@ use job::JobSpec;
 use serde_json::json;
 use tests::{Fleet, Runner, Worker, claimed, declare_dead, job, steps, until, until_ok};
 
-/// Waits until so many jobs get on at a worker; one that is given to it and handed back at once does not.
+/// Waits until this many jobs make progress at a worker. A job that is given to it and handed back at once does not
+/// count.
 async fn runs(fleet: &Fleet, worker: &Worker, count: i64) {
     let id = worker.id().await;
     let running = format!(
@@ -19,7 +21,7 @@ async fn runs(fleet: &Fleet, worker: &Worker, count: i64) {
     until_ok(&format!("it runs {count} jobs"), look).await;
 }
 
-/// Jobs of many seconds, each in a session of its own, that survive as many deaths as come.
+/// Jobs of many seconds, each in its own session, that survive any number of deaths.
 fn long(count: usize) -> Vec<JobSpec> {
     let one = |n| {
         let mut spec = steps(n, 600, 100);
@@ -30,12 +32,12 @@ fn long(count: usize) -> Vec<JobSpec> {
 }
 
 #[tokio::test]
-async fn a_death_that_came_with_notice_counts_for_nothing() {
+async fn an_announced_death_is_charged_to_no_job() {
     let fleet = Fleet::new().await;
     let mut spec = steps(0, 80, 100);
     spec.retry.max_attempts = 2;
     fleet.enqueue(std::slice::from_ref(&spec)).await;
-    // As a node that is taken away: SIGTERM, and SIGKILL long before the grace is over.
+    // As when a node is taken away: SIGTERM, and SIGKILL long before the grace is over.
     for victim in ["first", "second", "third"] {
         let before = fleet.view(spec.job_id).await.expect("a job").iterations;
         let mut worker = fleet.worker(victim).short_lease().set("DRAIN_GRACE_S", 600).start().await;
@@ -45,8 +47,10 @@ async fn a_death_that_came_with_notice_counts_for_nothing() {
         let noticed = format!(
             "SELECT count(*) FROM harness_workers WHERE worker_id = '{id}' AND noticed_at IS NOT NULL"
         );
-        until("it has written that down", async || (fleet.database.count(&noticed).await == 1).then_some(()))
-            .await;
+        until("it has recorded the notice", async || {
+            (fleet.database.count(&noticed).await == 1).then_some(())
+        })
+        .await;
         worker.kill();
     }
     let _last = fleet.worker("last").short_lease().start().await;
@@ -71,10 +75,10 @@ async fn suspects_that_outlive_the_deaths_of_their_workers_run_beside_each_other
         (fleet.database.count(suspects).await == 4).then_some(())
     };
     until("all are suspected", rescued).await;
-    // However long they ran here on a busy machine.
+    // This holds however long they ran here on a busy machine.
     fleet.database.execute("UPDATE harness_jobs SET killed_after_ms = 300").await;
     let third = fleet.worker("third").short_lease().start().await;
-    // Each takes a minute; none is done when the last one begins.
+    // Each takes a minute, so none is done when the last one begins.
     runs(&fleet, &third, 4).await;
     let cleared = "SELECT count(*) FROM harness_jobs WHERE deaths = 0 AND suspected_at IS NULL";
     until("the first ones are cleared", async || (fleet.database.count(cleared).await >= 3).then_some(()))
@@ -87,7 +91,7 @@ async fn suspects_wait_for_each_other_for_a_while_and_not_for_hours() {
     let fleet = Fleet::new().await;
     let jobs = long(4);
     fleet.enqueue(&jobs).await;
-    // They ran for hours each time, and have been suspected for longer than anybody waits.
+    // They ran for hours each time, and have been suspects for longer than any of them must wait.
     let suspected = "UPDATE harness_jobs SET deaths = 2, attempts = 2, killed_after_ms = 7200000,
                             suspected_at = now() - interval '2 minutes'";
     fleet.database.execute(suspected).await;
@@ -118,7 +122,7 @@ async fn suspects_that_have_died_together_are_alone_until_one_is_proved_or_clear
 }
 
 #[tokio::test]
-async fn a_suspect_is_cleared_by_whoever_runs_it_and_by_nobody_else() {
+async fn a_suspect_is_cleared_only_by_the_worker_that_runs_it() {
     let fleet = Fleet::new().await;
     let store = &fleet.store;
     let first = Runner::register(store).await;

@@ -1,15 +1,15 @@
-//! What a loop asks costs what it finds, not what lies there.
+//! The query of a loop costs what it finds, not what is stored.
 //!
-//! Real processes at work beside a million rows of each kind that waits. Postgres explains every statement that they send
-//! (auto_explain, as notices, which end up in their logs); what counts is pages touched, not time.
+//! Real processes work beside a million rows of each kind that waits. Postgres explains every statement that they send
+//! (auto_explain, as notices that end up in their logs). What counts is the number of pages touched, not time.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tests::{Database, Fleet, job, until, until_ok};
 
-/// A million jobs each: due tomorrow, between two attempts, being published, queued, and blocked in one session. None is
-/// old enough for anybody to do anything about it. Indexes are made afterwards, which is sooner done.
+/// A million jobs of each kind: due tomorrow, between two attempts, being published, queued, and blocked in one
+/// session. None is old enough for any sweep to act on it. Indexes are made afterwards, which is faster.
 const FILL: &str = r#"
     ALTER TABLE harness_jobs SET UNLOGGED;
     CREATE TEMP TABLE indexes AS SELECT indexname, indexdef FROM pg_indexes
@@ -39,7 +39,7 @@ const FILL: &str = r#"
       FROM generate_series(1, 50000), (VALUES ('stopped'), ('dead')) AS ended(state);
 "#;
 
-/// Statements that must have been seen, by a part of each, so that the test cannot pass without them.
+/// Parts of statements that must have been seen, so that the test cannot pass without them.
 const EXPECTED: [&str; 17] = [
     // Relays.
     "state = 'scheduled' AND due_at <= now()\n            ORDER BY due_at LIMIT $1",
@@ -63,14 +63,15 @@ const EXPECTED: [&str; 17] = [
     "LIMIT 10000) blocked",
 ];
 
-/// What Postgres explains comes as notices, which are not logged otherwise.
+/// Postgres's explanations come as notices, which are not logged by default.
 const NOTICES: &str = "info,tokio_postgres=info";
 
-/// Pages that one statement may touch, beside those of the rows that it writes: in a slow run jobs come due, or are stuck.
+/// Pages that one statement may touch, besides those of the rows that it writes. In a slow run, jobs come due or get
+/// stuck.
 const PAGES: u64 = 2_000;
-/// A row in the table and in its indexes, before and after.
+/// A row in the table and its indexes, before and after.
 const PAGES_OF_A_ROW: u64 = 35;
-/// It counts up to 10,000 rows of each of three kinds.
+/// This one counts up to 10,000 rows of each of three kinds.
 const COUNTS: (&str, u64) = ("LIMIT 10000) blocked", 35_000);
 
 #[tokio::test]
@@ -84,7 +85,7 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
     let fleet = Fleet::on(database);
     let worker = fleet.worker("worker").set("LOG_LEVEL", NOTICES).start().await;
     let relay = fleet.relay("relay").set("LOG_LEVEL", NOTICES).launch();
-    // The hot session gets on, and so do others.
+    // The hot session makes progress, and so do others.
     let head = "UPDATE harness_jobs SET state = 'scheduled', due_at = now()
                  WHERE seq = (SELECT min(seq) FROM harness_jobs WHERE session_id = 'hot')";
     fleet.database.execute(head).await;
@@ -114,7 +115,7 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
     assert!(dear.is_empty(), "statements and their pages: {dear:#?}");
 }
 
-/// Postgres has seen the table empty, and takes every index for as good as another. It looks again once a minute at most.
+/// Postgres saw the table empty, so it considers all indexes equally good. It analyses again at most once a minute.
 #[tokio::test]
 async fn no_job_pays_for_those_that_run_beside_it() {
     let fleet = Fleet::new().await;
@@ -135,7 +136,7 @@ async fn no_job_pays_for_those_that_run_beside_it() {
     fleet.enqueue(&long).await;
     let running = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
     until("all run", async || (fleet.database.count(running).await == RUNNING as i64).then_some(())).await;
-    // Plans are logged in order: a heartbeat that began now comes behind those of the claims.
+    // Plans are logged in order, so the plan of a heartbeat that begins now comes after those of the claims.
     let beats = || worker.log().matches("SET heartbeat_at").count();
     let so_far = beats();
     until("two more heartbeats", async || (beats() > so_far + 1).then_some(())).await;
@@ -158,12 +159,12 @@ async fn no_job_pays_for_those_that_run_beside_it() {
     }
 }
 
-/// With [`RUNNING_PAGES`], far more than five jobs have pages to touch.
+/// With [`RUNNING_PAGES`], far more jobs than five jobs have pages to touch.
 const RUNNING: usize = 900;
-/// Fewer pages than these jobs lie in, at five a page.
+/// Fewer pages than these jobs fill, at five jobs a page.
 const RUNNING_PAGES: u64 = 150;
 
-/// From now on each connection explains what it runs.
+/// Makes each new connection explain what it runs.
 async fn explain(database: &Database) {
     let name = database.url.rsplit('/').next().expect("a name");
     for setting in [
@@ -179,15 +180,15 @@ async fn explain(database: &Database) {
     }
 }
 
-/// Pages that a statement has touched at most.
+/// The most pages that a statement has touched.
 #[derive(Debug, Default)]
 struct Cost {
     pages: u64,
-    /// Beside those of the rows that it wrote.
+    /// Pages besides those of the rows that it wrote.
     beside: u64,
 }
 
-/// The rows that a plan wrote.
+/// The number of rows that a plan wrote.
 fn written(plan: &Value) -> u64 {
     let parts = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
     let below: u64 = parts.iter().map(written).sum();
@@ -198,7 +199,7 @@ fn written(plan: &Value) -> u64 {
     below + feeding.and_then(|part| part["Actual Rows"].as_f64()).unwrap_or_default() as u64
 }
 
-/// The statements in these logs, each with what it has cost at most.
+/// The statements in these logs, each with its greatest cost.
 fn statements(logs: &[&str]) -> BTreeMap<String, Cost> {
     let mut seen = BTreeMap::new();
     for log in logs {
@@ -214,7 +215,7 @@ fn statements(logs: &[&str]) -> BTreeMap<String, Cost> {
                     break;
                 }
             }
-            // The last one may be under way.
+            // The last line may be incomplete.
             let Ok(plan) = serde_json::from_str::<Value>(&plan) else { continue };
             let text = plan["Query Text"].as_str().unwrap_or_default().to_owned();
             let touched = |kind: &str| plan["Plan"][kind].as_u64().unwrap_or_default();

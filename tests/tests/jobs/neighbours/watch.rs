@@ -1,12 +1,12 @@
-//! A death is declared only by one who has watched for the whole lease of the worker that is said to be dead: after an
-//! outage of Postgres each worker has as much time to come back as its own lease gives.
+//! A worker may declare another one dead only after it has watched for the other's whole lease. So after an outage of
+//! Postgres, each worker has as much time to come back as its own lease gives.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tests::{Fleet, Link, Proxy, Runner, job, until};
 
-/// A worker's lease, unless set otherwise.
+/// A worker's default lease.
 const USUAL: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -20,8 +20,8 @@ async fn a_worker_with_a_long_lease_outlives_an_outage_whatever_lease_others_hav
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 1).await;
 
-    // As after an outage that was longer than its lease: no heartbeat has arrived, and the next one takes its time. Another
-    // worker has died meanwhile, with the usual lease.
+    // As after an outage that was longer than its lease: no heartbeat has arrived, and the next one takes time.
+    // Meanwhile another worker with the default lease has died.
     proxy.set(Link::Cut);
     let gone = Runner::with_lease(&fleet.store, USUAL).await;
     let past = "UPDATE harness_workers SET heartbeat_at = now() - interval '70 seconds'";
@@ -38,7 +38,7 @@ async fn a_worker_with_a_long_lease_outlives_an_outage_whatever_lease_others_hav
     assert_eq!(
         fleet.database.count(&alive).await,
         1,
-        "it was declared dead by one who had not watched its lease"
+        "it was declared dead by a worker that had not watched for its lease"
     );
     proxy.set(Link::Pass);
     until("its heartbeat arrives", async || {

@@ -1,5 +1,5 @@
-//! Whatever is broken in the cluster, as many healthy workers as are wanted take jobs, and nothing waits for ever that could
-//! go on.
+//! Whatever is broken in the cluster, as many healthy workers as are wanted take jobs, and nothing that could continue
+//! waits for ever.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use tests::{PodState, Worker, steps, until, until_ok};
 
 use super::world::{World, decides};
 
-/// Waits until the autoscaler wants one worker, and has wanted that for three rounds.
+/// Waits until the autoscaler has wanted one worker for three rounds.
 async fn wants_one(autoscaler: &Worker) {
     let wanted = async || autoscaler.metric("harness_autoscaler_desired_replicas{pool=\"default\"}").await;
     until("one worker is wanted", async || (wanted().await == 1.0).then_some(())).await;
@@ -24,7 +24,7 @@ fn burst() -> Vec<JobSpec> {
     (0..16).map(|session| steps(session, 30, 100)).collect()
 }
 
-/// A change of the pods' template that takes no pod away before the next one is Ready.
+/// A change of the pods' template that removes no pod before the next one is Ready.
 fn newer() -> Value {
     json!({ "spec": { "template": { "spec": { "containers": [{ "name": "worker", "image": "newer" }] } },
                       "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } } } })
@@ -86,7 +86,7 @@ async fn a_rollout_while_a_pool_shrinks_is_over_in_its_own_time() {
 async fn a_rollout_that_begins_when_workers_are_drained_already_gets_them_back() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
-    // Pods without a node stay Ready whatever their workers say: so drained ones do not go.
+    // Pods without a node stay Ready whatever their workers report, so drained ones do not go.
     let mut workers = Vec::new();
     for pod in world.pods(3).await {
         workers.push(world.fleet.worker(&pod).set("POD_NAME", &pod).start().await);
@@ -104,7 +104,7 @@ async fn a_rollout_that_begins_when_workers_are_drained_already_gets_them_back()
 async fn when_a_node_is_emptied_of_the_worker_that_should_stay_drained_ones_take_its_place() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
-    // Pods without a node stay Ready whatever their workers say: so drained ones do not go.
+    // Pods without a node stay Ready whatever their workers report, so drained ones do not go.
     let mut workers = BTreeMap::new();
     for pod in world.pods(3).await {
         workers.insert(pod.clone(), world.fleet.worker(&pod).set("POD_NAME", &pod).start().await);
@@ -152,7 +152,7 @@ async fn replicas_that_a_quota_refuses_are_given_up_when_they_are_not_wanted() {
     let hard = json!({ "pods": "2" });
     let quota = json!({ "metadata": { "name": "few" }, "spec": { "hard": hard } });
     world.namespace.create::<ResourceQuota>(quota).await;
-    // No controller of this cluster counts for it.
+    // No controller of this cluster counts for the quota.
     let status = Patch::Merge(json!({ "status": { "hard": hard, "used": { "pods": "1" } } }));
     let quotas = world.namespace.api::<ResourceQuota>();
     quotas.patch_status("few", &PatchParams::default(), &status).await.expect("a quota");
@@ -186,7 +186,8 @@ async fn a_pod_that_never_starts_drains_no_worker_and_scale_in_goes_on_when_it_r
         world.namespace.set_pod(&broken, state).await;
         wants_one(&autoscaler).await;
         assert_eq!((world.replicas().await, world.marked().await), (3, 0), "{state:?}");
-        let reason = format!("no worker goes yet: pod {broken} is not Ready ({why}) and not drained");
+        let reason =
+            format!("no worker can be removed yet: pod {broken} is not Ready ({why}) and not drained");
         if state == PodState::CrashLooping {
             let explained = world.explained().await;
             assert!(explained.contains(&reason), "{explained}");

@@ -1,4 +1,4 @@
-//! It follows the backlog of a fleet that is well, and takes nobody away who is busy or whom it cannot tell from others.
+//! It follows the backlog of a healthy fleet, and removes no worker that is busy or that it cannot choose.
 
 use job::{JobSpec, JobState};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -20,7 +20,7 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     world.fleet.enqueue(&burst).await;
     world.pods(4).await;
     world.fleet.undisturbed(&burst).await;
-    // The long job runs on one of the four; those three go that hold nothing.
+    // The long job runs on one of the four workers; the three idle ones go.
     world.pods(1).await;
     assert_eq!(world.fleet.view(long.job_id).await.unwrap().state, JobState::Running);
     world.fleet.undisturbed(&[long]).await;
@@ -49,12 +49,12 @@ async fn a_stateful_set_loses_its_highest_ordinals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_goes_while_a_pod_is_not_ready_that_was_not_drained() {
+async fn no_worker_goes_while_an_undrained_pod_is_not_ready() {
     let world = World::new().await;
     world.namespace.deployment(3).await;
     let _node = world.node();
     world.fleet.workers_alive(3).await;
-    // A rollout that does not get on: its new pod cannot start.
+    // A rollout that does not progress, because its new pod cannot start.
     let stuck = json!({ "spec": { "template": { "spec": { "containers": [{ "name": "worker", "image": "newer" }] } },
                                   "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } } } });
     drop(_node);
@@ -70,7 +70,7 @@ async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
     let world = World::new().await;
     world.namespace.deployment(2).await;
     let pods = world.pods(2).await;
-    // Two workers of the test's own; their pods stay Ready whatever they say, so that nobody may go.
+    // Two workers of the test itself; their pods stay Ready whatever the workers report, so that none may go.
     let mut workers = Vec::new();
     for pod in &pods {
         workers.push(world.fleet.worker(pod).set("POD_NAME", pod).start().await);
@@ -125,7 +125,7 @@ async fn a_workload_of_another_autoscaler_is_left_alone() {
     world.fleet.enqueue(&jobs).await;
     let said = autoscaler.said("is also scaled by").await;
     assert!(said.contains("theirs"), "{said}");
-    until("an event tells it", async || {
+    until("an event says so", async || {
         let events = world.namespace.events().await;
         events
             .iter()
@@ -173,7 +173,7 @@ async fn one_round_by_hand_says_what_it_does_and_a_dry_run_does_nothing() {
     assert_eq!(done.json()[0]["decision"]["desired"], 4);
     world.pods(4).await;
 
-    // Whoever comes by hand leaves no lease behind, and does nothing beside one that has it.
+    // A round by hand leaves no lease behind, and does nothing while another autoscaler has the lease.
     let leader = world.start("autoscaler", "Deployment").await;
     leader.said("leads").await;
     let second = world.once(&[]).await;

@@ -1,4 +1,4 @@
-//! A fleet, and a namespace of a cluster to run it in.
+//! A fleet, and a namespace of a cluster in which it runs.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::Value;
 use tests::{Cluster, Fleet, Launch, Namespace, Node, Ran, Worker, autoscaler_command, until, until_ok};
 
-/// One to four workers, one for each four jobs, without any limit to the speed.
+/// One to four workers, one per four jobs, with no limit on the speed.
 fn pool(kind: &str) -> String {
     format!(
         "[pools.default]\ntarget = \"{kind}/worker\"\n[pools.default.policy]\nmin_replicas = 1\nmax_replicas = 4\n\
@@ -16,7 +16,7 @@ fn pool(kind: &str) -> String {
     )
 }
 
-/// A fleet, and a namespace of a cluster to run it in.
+/// A fleet, and a namespace of a cluster in which it runs.
 pub struct World {
     pub fleet: Fleet,
     pub namespace: Arc<Namespace>,
@@ -44,7 +44,7 @@ impl World {
         autoscaler
     }
 
-    /// `autoscaler once` with the settings of [`World::autoscaler`].
+    /// Runs `autoscaler once` with the settings of [`World::autoscaler`].
     pub async fn once(&self, arguments: &[&str]) -> Ran {
         let environment = self.autoscaler("once", "Deployment").environment();
         let pools = self.fleet.folder.path().join("once.toml");
@@ -66,13 +66,13 @@ impl World {
         until_ok(&format!("there are {count} pods"), look).await
     }
 
-    /// Runs so many of the pods as workers; the others stay pending.
+    /// Runs this many of the pods as workers; the others stay pending.
     pub fn node_with_room(&self, room: usize) -> Node {
         let template = self.fleet.worker("pod").environment();
         Node::run(self.namespace.clone(), room, move |pod| Launch::of(pod, template.clone()))
     }
 
-    /// What `spec.replicas` of the Deployment is.
+    /// The Deployment's `spec.replicas`.
     pub async fn replicas(&self) -> i32 {
         let scale = self.namespace.api::<Deployment>().get_scale("worker").await.expect("a scale");
         scale.spec.and_then(|spec| spec.replicas).expect("a number")
@@ -85,7 +85,7 @@ impl World {
         deployments.patch("worker", &PatchParams::default(), &patch).await.expect("a change");
     }
 
-    /// Waits until the last decision says that the scale-in waits, and why.
+    /// Waits until the last decision says that the scale-in waits, for this reason.
     pub async fn waits(&self, why: &str) {
         let last = "SELECT coalesce(outcome || ': ' || detail, outcome, '') FROM harness_scale_decisions
                      ORDER BY id DESC LIMIT 1";
@@ -97,7 +97,7 @@ impl World {
         .await;
     }
 
-    /// What `autoscaler explain` prints.
+    /// The output of `autoscaler explain`.
     pub async fn explained(&self) -> String {
         let mut command = autoscaler_command(&["explain"]);
         command.envs(self.autoscaler("explain", "Deployment").environment());
@@ -106,7 +106,7 @@ impl World {
         ran.out
     }
 
-    /// How many workers have a mark, of those that live.
+    /// The number of living workers that have a mark.
     pub async fn marked(&self) -> i64 {
         let marked = "SELECT count(*) FROM harness_workers WHERE drain_until > now() AND state = 'alive'";
         self.fleet.database.count(marked).await
@@ -120,7 +120,7 @@ impl World {
     }
 }
 
-/// Waits until it has decided three times more: seconds in which it could have resized the workload.
+/// Waits for three more decisions: seconds in which it could have resized the workload.
 pub async fn decides(autoscaler: &Worker) {
     let decisions = async || {
         let (_, text) = autoscaler.get("/metrics").await;

@@ -95,7 +95,7 @@ async fn a_death_by_signal_is_told_by_its_name() {
     assert_failure(&failure, FailureCode::Crashed, true, "was ended by signal 11 (SIGSEGV)");
     let failure = bench.failure(bench.sh("kill -KILL $$")).await;
     assert_failure(&failure, FailureCode::Crashed, true, "perhaps the machine ran out of memory");
-    // A real-time signal, for which there is no name.
+    // A real-time signal has no name.
     let failure = bench.failure(bench.sh("kill -40 $$")).await;
     assert_failure(&failure, FailureCode::Crashed, true, "was ended by signal 40");
 }

@@ -80,7 +80,7 @@ async fn files_are_counted_and_summed_up() {
 async fn a_killed_reader_goes_on_with_the_next_file() {
     let bench = library();
     let task = task(json!({"folder": "docs"}));
-    // Slow enough to be killed on the way.
+    // Slow enough to be killed before the last file.
     let slow = with_delay(&task, 250);
     let job_id = task.job_id;
     let journal = MemoryJournal::with(Duration::ZERO, move |before| {
@@ -100,14 +100,14 @@ async fn a_killed_reader_goes_on_with_the_next_file() {
     assert_eq!(output["resumed_at"], done);
     assert_eq!((rest.deltas().len() as u64, session.iteration_count), (6 - done, 6));
 
-    // As if nothing had happened.
+    // The output is the same as without the kill.
     let (undisturbed, _) = read(&bench, &task, Session::default(), &MemoryJournal::new()).await;
     let mut undisturbed = parsed(undisturbed);
     undisturbed["resumed_at"] = json!(done);
     assert_eq!(output, undisturbed);
     assert_eq!(session.memory["reader"]["words"], output["words"]);
 
-    // The end was not recorded, so the job starts once more: no file is read again.
+    // If the end was not recorded, the job starts once more, and no file is read again.
     let again = MemoryJournal::new();
     let (ended, _) = read(&bench, &task, session, &again).await;
     assert_eq!((parsed(ended)["resumed_at"].clone(), again.deltas().len()), (json!(6), 0));

@@ -13,7 +13,7 @@ use crate::support::{Bench, nothing_is_left_of, processes_of};
 
 /// Says when it is ready, waits for SIGTERM, saves and exits.
 const POLITE: &str = "say('event', name='ready')\nwait()\nsay('checkpoint', memory={'saved': True})";
-/// Says when it is ready; does not care for SIGTERM.
+/// Says when it is ready, and ignores SIGTERM.
 const STUBBORN: &str =
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay('event', name='ready')\ntime.sleep(60)";
 

@@ -1,4 +1,4 @@
-//! What the tests share: programs in a folder of their own, and a look at what still runs.
+//! What the tests share: programs in a folder of their own, and a search for what still runs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ pub fn processes_of(job_id: JobId) -> Vec<Pid> {
 }
 
 pub async fn nothing_is_left_of(job_id: JobId) {
-    // SIGKILL takes effect a moment after it is sent, and no event tells us of strangers' ends.
+    // SIGKILL takes effect a moment after it is sent, and no event reports the end of a process that is not our child.
     let deadline = Instant::now() + Duration::from_secs(5);
     while !processes_of(job_id).is_empty() {
         assert!(Instant::now() < deadline, "still running: {:?}", processes_of(job_id));

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::Bench;
 
-/// The environment a program is started with, before its interpreter adds to it, and where it is.
+/// Returns the environment a program is started with, before its interpreter adds to it, and its working directory.
 async fn seen(
     bench: &Bench,
     change: impl FnOnce(&mut CommandConfig),
@@ -31,7 +31,7 @@ async fn seen(
 
 #[tokio::test]
 async fn the_workers_environment_stays_with_the_worker() {
-    // Cargo gives this test a variable that nobody named, as a worker has DATABASE_URL.
+    // Cargo gives this test a variable that no setting names, as a worker has DATABASE_URL.
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
     let bench = Bench::new();
     let seen = seen(&bench, |_| {}, None).await;

@@ -1,4 +1,4 @@
-//! When the worker is killed its programs die too; when only a thread of it ends they do not.
+//! When the worker is killed, its programs die too. When only one of its threads ends, they do not.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{Bench, nothing_is_left_of, processes_of};
 
-/// Not a test but the worker of the one below: run only when that one asks, and never to an end.
+/// The worker of the test below, and not a test itself: it runs only when that test starts it, and never to its end.
 #[tokio::test]
 #[ignore = "the process that the next test kills"]
 async fn worker_to_be_killed() {
@@ -50,7 +50,7 @@ fn a_program_outlives_the_thread_that_asked_for_it() {
     let journal = MemoryJournal::new();
     let task = task(Value::Null);
     let mut run = run(&task, &journal);
-    // The first polls, with the start, happen on a thread that then ends; the rest on this one.
+    // The first polls, which start the program, happen on a thread that then ends. The rest happen on this one.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut running = Box::pin(harness.run(&mut run));
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Deltas fold in order, from any point, and what cannot be kept is refused by name.
+//! Deltas fold in order, from any point, and a field that cannot be kept is refused by its name.
 
 use super::*;
 use proptest::prelude::*;
@@ -84,7 +84,7 @@ fn a_session_is_written_flat_and_read_back_from_less() {
     assert_eq!(serde_json::from_str::<Delta>("{}").unwrap(), Delta::default());
 }
 
-/// Small trees over few keys, so that patches meet each other; `null` removes.
+/// Small trees over few keys, so that patches touch the same ones; `null` removes a key.
 fn tree() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,8 +1,9 @@
-//! A walk over the dead letters: looking at them one by one, and taking some of them away.
+//! A cursor over the dead letters: reads them one by one, and removes some of them.
 //!
-//! A letter is held by whoever looks at it, and nobody else sees it meanwhile. When the walk ends, in whatever way,
-//! what was not taken away goes back to its place; after two walks at once the order may be another. A walk ends where
-//! the queue ended when it began: letters that come meanwhile, perhaps because of it, are left to the next one.
+//! The reader of a letter holds it, and no other consumer sees it meanwhile. When the cursor is closed, in whatever
+//! way, letters that were not removed return to their place. After two cursors at once their order may change. A
+//! cursor stops at what was the end of the queue when it was opened. Letters that come meanwhile, perhaps because of
+//! it, are left to the next one.
 
 use std::time::Duration;
 
@@ -16,34 +17,34 @@ use crate::link::bounded;
 use crate::shared::Shared;
 use crate::{DEAD_QUEUE, QueueError};
 
-/// RabbitMQ's channel puts acks by when it has 32 under way to a quorum queue (`rabbit_fifo_client`), and nothing
-/// promises that it sends them when it is closed. So only a few go out before the queue is asked for something: its
-/// answer comes after their work is done.
+/// RabbitMQ's channel defers acks when it has 32 in flight to a quorum queue (`rabbit_fifo_client`), and nothing
+/// guarantees that it sends them when it is closed. So only a few are sent before the queue is asked for something. Its
+/// answer comes after they are applied.
 const ACKS_AT_ONCE: usize = 16;
 
-/// A letter in our hands. Dropped, it is still held until its walk ends.
+/// A letter that we hold. Even if it is dropped, it is held until its cursor is closed.
 #[derive(Debug)]
 pub struct HeldLetter {
-    /// What it tells.
+    /// Its content.
     pub letter: DeadLetter,
     pub(crate) properties: BasicProperties,
     tag: u64,
 }
 
-/// A walk over `harness.dead`, from its oldest letter to what was its newest when the walk began.
-pub struct DeadWalk {
+/// A cursor over `harness.dead`, from its oldest letter to what was its newest when the cursor was opened.
+pub struct DeadLetterCursor {
     channel: Channel,
     within: Duration,
-    /// Letters when it began.
+    /// The number of letters when it was opened.
     total: u64,
     left: u64,
-    /// To be taken away, and not yet acked.
+    /// Delivery tags to remove, not yet acked.
     removed: Vec<u64>,
 }
 
-impl DeadWalk {
-    /// Begins one on a channel of its own.
-    pub(crate) async fn begin(shared: &Shared) -> Result<DeadWalk, QueueError> {
+impl DeadLetterCursor {
+    /// Opens one on a channel of its own.
+    pub(crate) async fn begin(shared: &Shared) -> Result<DeadLetterCursor, QueueError> {
         let within = shared.config.operation_timeout;
         let link = shared.live_link(within).await?;
         let channel = link.channel().await?;
@@ -51,15 +52,15 @@ impl DeadWalk {
         let declaring = channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default());
         let queue = bounded(within, "look at queue harness.dead", declaring).await?;
         let total = u64::from(queue.message_count());
-        Ok(DeadWalk { channel, within, total, left: total, removed: Vec::new() })
+        Ok(DeadLetterCursor { channel, within, total, left: total, removed: Vec::new() })
     }
 
-    /// How many letters there were when it began.
+    /// Returns how many letters there were when it was opened.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The next letter; `None` behind the last one.
+    /// Returns the next letter, or `None` after the last one.
     pub async fn next(&mut self) -> Result<Option<HeldLetter>, QueueError> {
         if self.left == 0 {
             return Ok(None);
@@ -74,12 +75,12 @@ impl DeadWalk {
         Ok(Some(HeldLetter { letter, properties, tag }))
     }
 
-    /// Takes a letter away for good, at the next step or at the end of the walk.
+    /// Removes a letter for good, at the next step or when the cursor is closed.
     pub fn remove(&mut self, held: HeldLetter) {
         self.removed.push(held.tag);
     }
 
-    /// Ends the walk: what was removed is gone when this returns, and the rest is back.
+    /// Closes the cursor. When this returns, removed letters are gone and the others are back in the queue.
     pub async fn close(mut self) -> Result<(), QueueError> {
         while !self.removed.is_empty() {
             self.get().await?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a worker has done lately: the runs that it has begun and ended.
 #[derive(Clone, Debug, Default)]
-pub struct Pace {
+pub struct Throughput {
     /// Runs begun per second.
     pub starts_per_s: f32,
     /// How long recently ended runs took.

@@ -1,7 +1,7 @@
-//! What `producer relay` exports of the fleet as a whole: the ledger's and the broker's own figures, read every few seconds.
+//! What `producer relay` exports about the whole fleet: figures of the ledger and the broker, read every few seconds.
 //!
-//! Workers count what they do; this is what nobody does, such as a backlog that grows old. Several relays read the same, so a
-//! query takes the greatest. What cannot be read is absent, never zero.
+//! Workers count what they do. These figures show what is not being done, such as a backlog that grows old. Several
+//! relays export the same figures, so a query takes the maximum. A figure that cannot be read is absent, never zero.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -16,15 +16,15 @@ use prometheus::{
 };
 use queue::{Broker, DEAD_QUEUE, jobs_queue};
 use service::with_causes;
-use store::{PoolReading, Store};
+use store::{PoolGauges, Store};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// How often. Prometheus scrapes less often.
+/// The interval between readings. Prometheus scrapes less often.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Families without a label are vectors too: only a member of a vector can be taken away.
+/// Families without a label are vectors too, because only a member of a vector can be removed.
 struct Metrics {
     relay_lag: GaugeVec,
     partitions_missing: IntGaugeVec,
@@ -36,35 +36,34 @@ struct Metrics {
     failures: IntCounterVec,
 }
 
-static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    register().expect("every metric has a name of its own, so that registering cannot fail")
-});
+static METRICS: LazyLock<Metrics> =
+    LazyLock::new(|| register().expect("the metrics' names are unique, so registering cannot fail"));
 
 fn register() -> prometheus::Result<Metrics> {
     Ok(Metrics {
         relay_lag: register_gauge_vec!(
             "harness_relay_lag_seconds",
-            "How long the job has waited that waits the longest for a relay",
+            "How long the oldest due job has waited for a relay",
             &[]
         )?,
         partitions_missing: register_int_gauge_vec!(
             "harness_partitions_missing",
-            "Weeks of harness_results that an accepted job can fall into, and that have no partition",
+            "Weeks that an accepted job can fall into and for which harness_results has no partition",
             &[]
         )?,
         partitions_ahead: register_gauge_vec!(
             "harness_partitions_ahead_seconds",
-            "From now until the first moment for which harness_results has no partition",
+            "Time from now until the first moment for which harness_results has no partition",
             &[]
         )?,
         dead_letters: register_int_gauge_vec!(
             "harness_dead_letters",
-            "Messages that wait in harness.dead for somebody to look at them",
+            "Messages in harness.dead that wait for an operator",
             &[]
         )?,
         oldest_queued: register_gauge_vec!(
             "harness_backlog_age_seconds",
-            "How long the job has waited in the pool's queue that waits the longest",
+            "How long the oldest job in the pool's queue has waited",
             &["pool"]
         )?,
         workers: register_int_gauge_vec!(
@@ -85,31 +84,31 @@ fn register() -> prometheus::Result<Metrics> {
     })
 }
 
-/// The figures, and what could not be read of them; clones share that.
+/// The figures, and the sources that could not be read. Clones share the latter.
 #[derive(Clone)]
-pub struct Readings {
-    /// The pools that are shown.
+pub struct FleetGauges {
+    /// The pools whose figures are exported.
     pools: BTreeSet<Name>,
-    /// The sources that failed last time, and why.
+    /// The sources that failed at the last reading, and why.
     failing: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
-/// A source that was not asked yet.
+/// The problem of a source that has not been read yet.
 const NOT_YET: &str = "starting";
 
-impl Readings {
-    /// Nothing is known yet.
-    pub fn new() -> Readings {
+impl FleetGauges {
+    /// Starts with both sources not read yet.
+    pub fn new() -> FleetGauges {
         let failing = ["ledger", "broker"].map(|source| (source, NOT_YET.to_owned()));
-        Readings { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
+        FleetGauges { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
     }
 
-    /// Why a source could not be read last time.
+    /// Returns why a source could not be read last time.
     pub fn trouble(&self, source: &str) -> Option<String> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
     }
 
-    /// Reads again and again, until told to stop.
+    /// Reads at an interval until `stop`.
     pub async fn keep(mut self, dispatch: &Dispatch, retention: Duration, stop: &CancellationToken) {
         let mut clock = interval(EVERY);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -119,7 +118,7 @@ impl Readings {
                 self.read(dispatch, retention).await;
             }
         };
-        // Also while a reading waits for an answer.
+        // The stop also ends a reading that waits for an answer.
         stop.run_until_cancelled(reading).await.unwrap_or(())
     }
 
@@ -140,12 +139,12 @@ impl Readings {
     async fn ledger(&mut self, store: &Store, retention: Duration) -> anyhow::Result<()> {
         let partitions = store.partitions_ahead(retention).await.context("looking at partitions")?;
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
-        let pools = store.pool_readings().await.context("reading the pools")?;
+        let pools = store.pool_gauges().await.context("reading the pools")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
         self.keep_only(&pools);
-        for PoolReading { pool, oldest_queued, alive, draining } in pools {
+        for PoolGauges { pool, oldest_queued, alive, draining } in pools {
             METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());
             METRICS.workers.with_label_values(&[pool.as_str(), "alive"]).set(alive);
             METRICS.workers.with_label_values(&[pool.as_str(), "draining"]).set(draining);
@@ -154,8 +153,11 @@ impl Readings {
     }
 
     async fn broker(&mut self, broker: &Broker) -> anyhow::Result<()> {
-        let dead = broker.depth(DEAD_QUEUE).await?;
-        METRICS.dead_letters.with_label_values::<&str>(&[]).set(dead.map_or(0, |depth| depth.ready as i64));
+        let dead_letters = broker.depth(DEAD_QUEUE).await?;
+        METRICS
+            .dead_letters
+            .with_label_values::<&str>(&[])
+            .set(dead_letters.map_or(0, |depth| depth.ready as i64));
         for pool in &self.pools {
             match broker.depth(&jobs_queue(pool)).await? {
                 Some(depth) => {
@@ -167,11 +169,11 @@ impl Readings {
         Ok(())
     }
 
-    /// Takes away what is shown of pools that are gone.
-    fn keep_only(&mut self, pools: &[PoolReading]) {
+    /// Removes the figures of pools that no longer exist.
+    fn keep_only(&mut self, pools: &[PoolGauges]) {
         let present: BTreeSet<Name> = pools.iter().map(|reading| reading.pool.clone()).collect();
         for gone in self.pools.difference(&present) {
-            // A member that is not there is gone already.
+            // An error means that the member does not exist, which is fine.
             let _ = METRICS.oldest_queued.remove_label_values(&[gone.as_str()]);
             for state in ["alive", "draining"] {
                 let _ = METRICS.workers.remove_label_values(&[gone.as_str(), state]);
@@ -181,7 +183,7 @@ impl Readings {
         self.pools = present;
     }
 
-    /// Told once, not at every try.
+    /// Notes the result of a reading. Logs a failure when it begins, not at every try.
     fn tell(&self, source: &'static str, result: anyhow::Result<()>) {
         let failures = METRICS.failures.with_label_values(&[source]);
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,7 +194,7 @@ impl Readings {
                 let error = with_causes(error.as_ref());
                 let before = failing.insert(source, error.clone());
                 if before.is_none_or(|before| before == NOT_YET) {
-                    warn!(source, "the fleet's figures cannot be read, trying on: {error}");
+                    warn!(source, "the fleet's figures cannot be read, still trying: {error}");
                 }
             }
         }
@@ -203,7 +205,7 @@ fn forget_queue(pool: &Name) {
     let _ = METRICS.queue_depth.remove_label_values(&[pool.as_str()]);
 }
 
-/// Shows nothing of these any more.
+/// Exports none of these until they are read again.
 fn forget<T: prometheus::core::MetricVecBuilder, const N: usize>(
     families: [&prometheus::core::MetricVec<T>; N],
 ) {

@@ -11,7 +11,7 @@ use crate::{Store, StoreError};
 
 /// A pool, as the ledger knows it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PoolReading {
+pub struct PoolGauges {
     /// The pool.
     pub pool: Name,
     /// How long the job that was queued first has waited; zero if none is queued.
@@ -58,10 +58,10 @@ const OLDEST_PUBLISHING: &str = concat!(
 
 impl Store {
     /// Returns a reading of each pool.
-    pub async fn pool_readings(&self) -> Result<Vec<PoolReading>, StoreError> {
+    pub async fn pool_gauges(&self) -> Result<Vec<PoolGauges>, StoreError> {
         let rows = query(&self.pool, "pool_readings", READ_POOLS, &[]).await?;
         let reading = |row: &tokio_postgres::Row| {
-            Some(PoolReading {
+            Some(PoolGauges {
                 pool: read_name(row, 0)?,
                 oldest_queued: seconds(row.get(1)),
                 alive: row.get(2),

@@ -1,4 +1,4 @@
-//! What a trace shows of jobs that are sent: a span for each, which its attempts are below.
+//! The spans of jobs that are being sent: one for each job, and the parent of its attempts' spans.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -8,18 +8,19 @@ use queue::jobs_queue;
 use service::{JobIds, Origin, Role, Span};
 use store::DueJob;
 
-/// Jobs on their way to the broker; empty where no traces are made.
-pub struct Sends(HashMap<JobId, Span>);
+/// Spans of jobs on their way to the broker; empty when tracing is off.
+pub struct SendSpans(HashMap<JobId, Span>);
 
-impl Sends {
-    /// They begin; each job gets its span's place as that which its attempts are below.
-    /// A job that would become too large by it goes without.
-    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> Sends {
+impl SendSpans {
+    /// Begins a span for each job and makes it the parent of the job's attempts. A job that this would make too large
+    /// gets no span.
+    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> SendSpans {
         let now = SystemTime::now();
-        Sends(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
+        SendSpans(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
     }
 
-    /// These alone are new. Those were refused; the others were sent before, and keep the trace that they had.
+    /// Marks the outcome of each span: only `new` jobs go on. The others were refused, or were accepted before and keep
+    /// their first trace.
     pub fn accepted(&mut self, new: &[DueJob], refused: &[(JobId, String)]) {
         if self.0.is_empty() {
             return;
@@ -51,7 +52,7 @@ fn send(spec: &mut JobSpec, now: SystemTime, limits: &Limits) -> Option<Span> {
     });
     let given = spec.traceparent;
     spec.traceparent = TraceParent::of_parts(place.into());
-    // All else in an envelope is short.
+    // Everything else in an envelope is short.
     let may_be_too_large = spec.input.as_str().len() + 8_192 > limits.max_bytes;
     if may_be_too_large && job::encode(spec).len() > limits.max_bytes {
         spec.traceparent = given;

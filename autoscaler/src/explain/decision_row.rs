@@ -6,7 +6,7 @@ use crate::decide::{Decision, Observation};
 
 /// A row of `harness_scale_decisions`, read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Told {
+pub struct DecisionRow {
     /// When it was decided, as Unix time in milliseconds.
     pub decided_at_ms: u64,
     /// The leader's epoch.
@@ -15,13 +15,13 @@ pub struct Told {
     pub inputs: Observation,
     /// What was decided.
     pub decision: Decision,
-    /// What came of it, in a word; `None` while that is not known.
+    /// What came of it, in one word; `None` while that is unknown.
     pub outcome: Option<String>,
     /// More of the outcome, for people.
     pub detail: Option<String>,
 }
 
-impl Told {
+impl DecisionRow {
     /// Reads the columns of a row.
     ///
     /// # Errors
@@ -33,12 +33,12 @@ impl Told {
         decision: &str,
         outcome: Option<String>,
         detail: Option<String>,
-    ) -> serde_json::Result<Told> {
+    ) -> serde_json::Result<DecisionRow> {
         let (inputs, decision) = (serde_json::from_str(inputs)?, serde_json::from_str(decision)?);
-        Ok(Told { decided_at_ms, epoch, inputs, decision, outcome, detail })
+        Ok(DecisionRow { decided_at_ms, epoch, inputs, decision, outcome, detail })
     }
 
-    /// Whether there were more replicas than wanted, and none could go.
+    /// Whether there were more replicas than wanted, and none could be removed.
     pub(super) fn waits(&self) -> bool {
         self.outcome.as_deref() == Some("waiting")
     }

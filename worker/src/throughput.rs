@@ -1,27 +1,27 @@
-//! Pace: how many runs this process begins, and how long they take, over the last minutes. Told with each heartbeat; what
-//! the autoscaler knows of service times is the sum of these.
+//! Throughput: how many runs this process begins, and how long they take, over the last minutes. It is reported with
+//! each heartbeat. The sum of these reports is what the autoscaler knows of service times.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use store::{Durations, Pace};
+use store::{Durations, Throughput};
 use tokio::time::Instant;
 
 /// The past is kept in slices of this length.
 const SLICE: Duration = Duration::from_secs(15);
-/// Slices for how long runs took: five minutes.
+/// Slices that count for how long runs took: five minutes.
 const SLICES: usize = 20;
-/// The latest of them count for the rate of starts: a minute.
+/// The latest slices, which count for the rate of starts: a minute.
 const LATE_SLICES: usize = 4;
 
 /// The counts; clones share them.
 #[derive(Clone)]
-pub struct PaceWindow(Arc<Mutex<Window>>);
+pub struct ThroughputWindow(Arc<Mutex<Window>>);
 
 struct Window {
     since: Instant,
-    /// The latest last.
+    /// Oldest first.
     slices: VecDeque<Slice>,
 }
 
@@ -31,35 +31,35 @@ struct Slice {
     durations: Durations,
 }
 
-impl PaceWindow {
-    /// Begins now.
-    pub fn new() -> PaceWindow {
-        PaceWindow(Arc::new(Mutex::new(Window { since: Instant::now(), slices: VecDeque::new() })))
+impl ThroughputWindow {
+    /// Makes an empty window that begins now.
+    pub fn new() -> ThroughputWindow {
+        ThroughputWindow(Arc::new(Mutex::new(Window { since: Instant::now(), slices: VecDeque::new() })))
     }
 
-    /// A run has begun.
+    /// Counts a run that has begun.
     pub fn started(&self) {
         self.lock().slice(Instant::now()).starts += 1;
     }
 
-    /// A run has ended.
+    /// Counts a run that has ended.
     pub fn ended(&self, took: Duration) {
         self.lock().slice(Instant::now()).durations.add(took);
     }
 
-    /// What is to be told.
-    pub fn pace(&self) -> Pace {
-        self.lock().pace(Instant::now())
+    /// Returns what is reported with the next heartbeat.
+    pub fn measure(&self) -> Throughput {
+        self.lock().measure(Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Window> {
-        // Counts only: a panic elsewhere leaves nothing half done.
+        // These are only counts, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Window {
-    /// The present slice; those that are too old go.
+    /// Returns the present slice, and drops those that are too old.
     fn slice(&mut self, now: Instant) -> &mut Slice {
         self.forget(now);
         if self.slices.back().is_none_or(|last| now >= last.begins + SLICE) {
@@ -74,22 +74,22 @@ impl Window {
         }
     }
 
-    fn pace(&mut self, now: Instant) -> Pace {
+    fn measure(&mut self, now: Instant) -> Throughput {
         self.forget(now);
-        let mut pace = Pace::default();
+        let mut throughput = Throughput::default();
         let mut starts = 0;
-        // Slices begin with an event, so the oldest that counts tells how far the minute reaches back.
+        // Slices begin with an event, so the oldest that counts shows how far back the minute reaches.
         let mut reach = (now - self.since).min(SLICE * LATE_SLICES as u32);
         for slice in &self.slices {
-            pace.durations.merge(&slice.durations);
+            throughput.durations.merge(&slice.durations);
             let age = now - slice.begins;
             if age < SLICE * LATE_SLICES as u32 + SLICE {
                 starts += slice.starts;
                 reach = reach.max(age);
             }
         }
-        pace.starts_per_s = starts as f32 / reach.as_secs_f32().max(1.0);
-        pace
+        throughput.starts_per_s = starts as f32 / reach.as_secs_f32().max(1.0);
+        throughput
     }
 }
 
@@ -106,9 +106,9 @@ mod tests {
         for second in 0..200 {
             window.slice(begin + SECOND * second).starts += 3;
         }
-        let rate = window.pace(begin + SECOND * 200).starts_per_s;
+        let rate = window.measure(begin + SECOND * 200).starts_per_s;
         assert!((2.5..=3.5).contains(&rate), "{rate}");
-        assert_eq!(window.pace(begin + SECOND * 300).starts_per_s, 0.0);
+        assert_eq!(window.measure(begin + SECOND * 300).starts_per_s, 0.0);
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         let begin = Instant::now();
         let mut window = Window { since: begin, slices: VecDeque::new() };
         window.slice(begin + SECOND).starts += 20;
-        let rate = window.pace(begin + SECOND * 10).starts_per_s;
+        let rate = window.measure(begin + SECOND * 10).starts_per_s;
         assert!((1.9..=2.1).contains(&rate), "{rate}");
     }
 
@@ -126,8 +126,8 @@ mod tests {
         let mut window = Window { since: begin, slices: VecDeque::new() };
         window.slice(begin).durations.add(SECOND);
         window.slice(begin + SECOND * 200).durations.add(SECOND);
-        assert_eq!(window.pace(begin + SECOND * 299).durations.runs(), 2);
-        assert_eq!(window.pace(begin + SECOND * 301).durations.runs(), 1);
-        assert_eq!(window.pace(begin + SECOND * 501).durations.runs(), 0);
+        assert_eq!(window.measure(begin + SECOND * 299).durations.runs(), 2);
+        assert_eq!(window.measure(begin + SECOND * 301).durations.runs(), 1);
+        assert_eq!(window.measure(begin + SECOND * 501).durations.runs(), 0);
     }
 }

@@ -16,7 +16,7 @@ use crate::{Store, StoreError};
 
 /// Selects failed jobs. A field that is `None` lets all of them pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeadFilter {
+pub struct FailureFilter {
     /// The failure's code.
     pub code: Option<String>,
     /// The session.
@@ -187,7 +187,11 @@ const DISMISS: &str = concat!(
 
 impl Store {
     /// Returns the open failed jobs without their envelopes, earliest failure first.
-    pub async fn failed_jobs(&self, filter: &DeadFilter, limit: i64) -> Result<Vec<FailedJob>, StoreError> {
+    pub async fn failed_jobs(
+        &self,
+        filter: &FailureFilter,
+        limit: i64,
+    ) -> Result<Vec<FailedJob>, StoreError> {
         let values = Values::of(filter);
         let mut params = values.params();
         params.push(&limit);
@@ -195,7 +199,7 @@ impl Store {
     }
 
     /// Counts the open failed jobs.
-    pub async fn count_failed(&self, filter: &DeadFilter) -> Result<u64, StoreError> {
+    pub async fn count_failed(&self, filter: &FailureFilter) -> Result<u64, StoreError> {
         let values = Values::of(filter);
         let rows = query(&self.pool, "count_failed", COUNT, &values.params()).await?;
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0) as u64))
@@ -205,7 +209,7 @@ impl Store {
     /// So a redrive that fails again does not come up again.
     pub async fn failed_after(
         &self,
-        filter: &DeadFilter,
+        filter: &FailureFilter,
         after: Option<JobId>,
         by: SystemTime,
         limit: i64,
@@ -258,7 +262,7 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    fn of(filter: &DeadFilter) -> Values<'_> {
+    fn of(filter: &FailureFilter) -> Values<'_> {
         Values {
             texts: [
                 filter.code.as_deref(),

@@ -1,7 +1,7 @@
-//! The bytes from the broker, frame by frame, on their way to lapin: what lapin cannot survive is repaired.
+//! The bytes from the broker, frame by frame, on their way to lapin. What lapin cannot survive is repaired.
 //!
 //! A message that ended the connection would come again on the next one, and again. So frames whose content could do
-//! that are handed to [`crate::repair`] before lapin sees them. This module is pure, and knows of AMQP only its frames
+//! that go through [`crate::repair`] before lapin sees them. This module is pure, and knows only the frames of AMQP
 //! (AMQP 0-9-1, section 2.3.5).
 
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::headers::{FRAME_END, FRAME_HEAD, FRAME_OVERHEAD};
 use crate::repair;
 
-/// More than this is not held in memory for looking at it, whatever was negotiated.
+/// The largest frame that is held in memory for inspection, whatever was negotiated.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 
-/// The largest frame that lapin takes, once that is negotiated: it gives the connection up at a larger one. RabbitMQ
-/// bounds only bodies by it; its content headers are as large as they come out.
+/// The largest frame that lapin takes, once that is negotiated. lapin gives up the connection at a larger one. RabbitMQ
+/// limits only bodies by it. Its content headers may be of any size.
 #[derive(Clone)]
 pub(crate) struct FrameMax(Arc<AtomicUsize>);
 
@@ -27,37 +27,37 @@ impl FrameMax {
         self.0.store(bytes as usize, Ordering::Relaxed);
     }
 
-    /// What is left of it for a payload.
+    /// Returns what is left of it for a payload.
     fn payload(&self) -> usize {
         self.0.load(Ordering::Relaxed) - FRAME_OVERHEAD
     }
 }
 
 /// Bytes on their way from the broker to lapin.
-pub(crate) struct Screen {
+pub(crate) struct FrameRepair {
     buffer: Vec<u8>,
-    /// `buffer[start..passed]` may go on, `buffer[passed..end]` has been read but not looked at.
+    /// `buffer[start..passed]` may be taken, `buffer[passed..end]` has been read but not inspected.
     start: usize,
     passed: usize,
     end: usize,
-    /// So much of the present frame goes on without being looked at.
+    /// How many bytes of the present frame pass without inspection.
     through: usize,
     frame_max: FrameMax,
 }
 
-/// The broker sends a frame that is larger than any it may send.
+/// The broker sent a frame that is larger than any that AMQP allows here.
 #[derive(Debug, thiserror::Error)]
 #[error("the broker sent a frame of {bytes} bytes")]
 pub(crate) struct FrameTooLarge {
     bytes: usize,
 }
 
-impl Screen {
-    pub(crate) fn new(frame_max: FrameMax) -> Screen {
-        Screen { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0, frame_max }
+impl FrameRepair {
+    pub(crate) fn new(frame_max: FrameMax) -> FrameRepair {
+        FrameRepair { buffer: vec![0; 256 * 1024], start: 0, passed: 0, end: 0, through: 0, frame_max }
     }
 
-    /// Where the next bytes are to be read into; never empty.
+    /// Returns the space for the next bytes. It is never empty.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.passed, self.end) = (0, 0, 0);
@@ -72,7 +72,7 @@ impl Screen {
         &mut self.buffer[self.end..]
     }
 
-    /// So many bytes were read into [`Screen::space`].
+    /// Records that this many bytes were read into [`FrameRepair::space`], and inspects them.
     pub(crate) fn filled(&mut self, bytes: usize) -> Result<(), FrameTooLarge> {
         self.end += bytes;
         loop {
@@ -96,7 +96,7 @@ impl Screen {
                         size = smaller.len();
                     }
                 }
-                // The broker's answer to a version it does not speak. Nothing follows.
+                // The broker answers this to a version it does not speak. Nothing follows.
                 b'A' => {
                     self.through = usize::MAX;
                     continue;
@@ -107,7 +107,7 @@ impl Screen {
         }
     }
 
-    /// Puts a smaller payload in the place of the present frame's.
+    /// Replaces the present frame's payload with a smaller one.
     fn replace(&mut self, size: usize, smaller: &[u8]) {
         let payload = self.passed + FRAME_HEAD;
         self.buffer[payload - 4..payload].copy_from_slice(&(smaller.len() as u32).to_be_bytes());
@@ -116,7 +116,7 @@ impl Screen {
         self.end -= size - smaller.len();
     }
 
-    /// Moves what may go on.
+    /// Moves bytes that may be taken. Returns how many.
     pub(crate) fn take(&mut self, into: &mut [u8]) -> usize {
         let bytes = into.len().min(self.passed - self.start);
         into[..bytes].copy_from_slice(&self.buffer[self.start..self.start + bytes]);
@@ -159,24 +159,24 @@ mod tests {
         frame_max
     }
 
-    /// What comes out when the bytes come in pieces of this size.
+    /// Returns what comes out when the bytes come in pieces of this size.
     fn pass(bytes: &[u8], piece: usize) -> Vec<u8> {
         pass_to(FrameMax::unknown(), bytes, piece)
     }
 
     fn pass_to(frame_max: FrameMax, bytes: &[u8], piece: usize) -> Vec<u8> {
-        let mut screen = Screen::new(frame_max);
+        let mut frame_repair = FrameRepair::new(frame_max);
         let mut out = Vec::new();
         for piece in bytes.chunks(piece) {
             let mut piece = piece;
             while !piece.is_empty() {
-                let space = screen.space();
+                let space = frame_repair.space();
                 let count = piece.len().min(space.len());
                 space[..count].copy_from_slice(&piece[..count]);
                 piece = &piece[count..];
-                screen.filled(count).unwrap();
+                frame_repair.filled(count).unwrap();
                 let mut some = [0; 1000];
-                while let taken @ 1.. = screen.take(&mut some) {
+                while let taken @ 1.. = frame_repair.take(&mut some) {
                     out.extend_from_slice(&some[..taken]);
                 }
             }
@@ -256,9 +256,9 @@ mod tests {
 
     #[test]
     fn a_frame_that_cannot_be_is_an_error() {
-        let mut screen = Screen::new(FrameMax::unknown());
-        screen.space()[..7].copy_from_slice(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff]);
-        assert!(screen.filled(7).is_err());
+        let mut frame_repair = FrameRepair::new(FrameMax::unknown());
+        frame_repair.space()[..7].copy_from_slice(&[1, 0, 1, 0xff, 0xff, 0xff, 0xff]);
+        assert!(frame_repair.filled(7).is_err());
     }
 
     #[test]
