@@ -65,9 +65,9 @@ enum Command {
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::DeadArgs),
     /// Create and change tenants: groups of callers that do not see each other's work
-    Tenants(tenants::Tenants),
+    Tenants(tenants::TenantsArgs),
     /// Create and revoke keys of the HTTP API
-    Keys(keys::Keys),
+    Keys(keys::KeysArgs),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
@@ -75,7 +75,7 @@ enum Command {
     Health(Health),
     /// Check that no job was lost, duplicated or paid twice
     Audit(audit::Audit),
-    Log(log::Log),
+    Log(log::LogArgs),
 }
 
 impl AsMut<Common> for Args {

@@ -23,7 +23,7 @@ const LABEL: usize = 200;
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 #[derive(Debug, Args)]
-pub struct Keys {
+pub struct KeysArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -95,7 +95,7 @@ fn parse_validity(text: &str) -> Result<Duration, String> {
     Ok(age)
 }
 
-impl Keys {
+impl KeysArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Create(create) => create.run(&context.checked_ledger().await?.store).await,

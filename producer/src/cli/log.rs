@@ -15,7 +15,7 @@ use super::status;
 /// Its rows cannot be changed or removed; each holds the hash of the one before it, and `producer audit` checks the chain.
 /// Keep the newest hash somewhere else from time to time: it shows whether rows were cut off the end.
 #[derive(Debug, Args)]
-pub struct Log {
+pub struct LogArgs {
     /// Only what concerns this tenant
     #[arg(long, value_name = "TENANT")]
     tenant: Option<Tenant>,
@@ -27,7 +27,7 @@ pub struct Log {
     json: bool,
 }
 
-impl Log {
+impl LogArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let store = context.checked_ledger().await?.store;
         let rows = store.operators_log(self.limit.into(), self.tenant.as_ref()).await;

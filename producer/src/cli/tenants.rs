@@ -15,7 +15,7 @@ use super::operator::operator;
 use super::status;
 
 #[derive(Debug, Args)]
-pub struct Tenants {
+pub struct TenantsArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -125,7 +125,7 @@ impl Limits {
     }
 }
 
-impl Tenants {
+impl TenantsArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let store = context.checked_ledger().await?.store;
         let actor = operator();

@@ -21,3 +21,4 @@ mod terminals;
 mod drain;
 mod stopping;
 mod backup;
+mod keys;
