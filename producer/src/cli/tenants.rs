@@ -74,11 +74,11 @@ struct Limits {
     /// How many of its jobs may wait, or none for no limit
     #[arg(long, value_name = "N")]
     max_waiting: Option<Limit>,
-    /// Requests per second, or none for no limit
+    /// How many jobs it may submit per second in the long run, or none for no limit
     #[arg(long, value_name = "RATE")]
     rate_per_s: Option<Rate>,
-    /// How many requests may come at once, or none for no limit
-    #[arg(long, value_name = "N")]
+    /// How many jobs it may submit at once, or none for no limit
+    #[arg(long, value_name = "N", value_parser = parse_burst)]
     burst: Option<Limit>,
 }
 
@@ -98,7 +98,14 @@ impl FromStr for Limit {
     }
 }
 
-/// A number of requests per second, or none.
+fn parse_burst(text: &str) -> Result<Limit, String> {
+    match text.parse()? {
+        Limit(Some(0)) => Err("expected at least 1, or none".to_owned()),
+        burst => Ok(burst),
+    }
+}
+
+/// A number of jobs per second, or none.
 #[derive(Clone, Copy, Debug)]
 struct Rate(Option<f64>);
 

@@ -153,6 +153,7 @@ async fn tenants_have_limits_that_operators_set_and_take_away() {
         (&["tenants", "set", "acme", "--weight", "0"], 2, "1..=1000"),
         (&["tenants", "set", "acme", "--rate-per-s", "NaN"], 2, "expected a number"),
         (&["tenants", "set", "acme", "--burst", "-1"], 2, ""),
+        (&["tenants", "set", "acme", "--burst", "0"], 2, "expected at least 1"),
         (&["tenants", "create", "a/b"], 2, "expected 1 to 64 characters"),
         (&["keys", "create", "--scope", "root"], 2, "expected one of submit"),
         (&["keys", "create", "--expires-in", "200000d"], 2, "at most 100 years"),

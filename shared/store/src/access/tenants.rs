@@ -19,10 +19,10 @@ pub struct TenantChange {
     /// How many of its jobs may wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting: Option<Option<u32>>,
-    /// Requests per second.
+    /// How many jobs it may submit per second in the long run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_per_s: Option<Option<f64>>,
-    /// How many requests may come at once.
+    /// How many jobs it may submit at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<Option<u32>>,
 }
@@ -38,9 +38,9 @@ pub struct TenantView {
     pub max_running: Option<i64>,
     /// How many of its jobs may wait.
     pub max_waiting: Option<i64>,
-    /// Requests per second.
+    /// How many jobs it may submit per second in the long run.
     pub rate_per_s: Option<f64>,
-    /// How many requests may come at once.
+    /// How many jobs it may submit at once.
     pub burst: Option<i64>,
     /// Its keys that are valid now, were it not closed.
     pub live_keys: i64,
