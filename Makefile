@@ -36,7 +36,7 @@ check: ## Check format, lints and licences, as CI does before it tests
 		echo 'cargo-deny is not installed: bans, licences and sources are left to CI (cargo install --locked cargo-deny)'; \
 	fi
 
-check-ops: ## Check ops/ with established tools, one line of output each
+check-ops: ## Check ops/, spelling and words with established tools, one line of output each
 	ops/check
 
 image: ## Build harness-fleet:dev, the image with the three programs, with Docker or buildah

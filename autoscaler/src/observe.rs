@@ -97,7 +97,7 @@ struct Seen {
     clock: Option<Clock>,
     /// How often Postgres's clock was set.
     clock_steps: u64,
-    /// In the order in which the sources answer.
+    /// In the order in which the sources are asked about them.
     pools: Vec<Pool>,
     places: HashMap<Name, usize>,
     health: Health,

@@ -1,4 +1,4 @@
-//! An autoscaler's life: boot, decide once a second, stop.
+//! The life of an autoscaler process: it boots, decides once a second, and stops.
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -24,21 +24,21 @@ use crate::observe::{Observer, Watched};
 use crate::reconcile::{Reconciler, Shared};
 use crate::settings::Settings;
 
-/// Pools whose past is read back at once, at the beginning of a term.
+/// The most pools whose history is read back at the same time, at the beginning of a term.
 const BEGINS: usize = 8;
 
-/// What an autoscaler works with.
+/// Everything that an autoscaler uses.
 pub struct Fleet {
-    /// What the loops share.
+    /// What the loops of all pools share.
     pub shared: Shared,
-    /// One for each pool.
+    /// One reconciler for each pool.
     pub reconcilers: Vec<Reconciler>,
     processes: Vec<Arc<Processes>>,
     broker: Broker,
 }
 
 impl Fleet {
-    /// Connects and prepares; waits for Postgres until told to stop: then it is `None`.
+    /// Connects and prepares. Waits until Postgres answers; `None` if it is asked to stop before that.
     pub async fn boot(
         settings: &Settings,
         stop: &CancellationToken,
@@ -106,7 +106,7 @@ impl Fleet {
     }
 }
 
-/// Decides until told to stop, then hands over.
+/// Decides until asked to stop, then gives up the lease.
 pub async fn serve(
     settings: Settings,
     admin: AdminAddress,
@@ -119,7 +119,7 @@ pub async fn serve(
         info!("stopped before it was ready");
         return Ok(ExitCode::SUCCESS);
     };
-    // Set once, here.
+    // It fails only if it is already set, and nothing else sets it.
     let _ = booted.set(fleet.shared.clone());
     let Shared { store, observer, leader, .. } = fleet.shared.clone();
     lifecycle.spawn("leader's lease", |end| async move { leader.keep(&store, &end).await });
@@ -139,7 +139,7 @@ pub async fn serve(
         result = lifecycle.until(&stop) => result,
         ended = pools.join_next() => Err(anyhow!("a pool's loop has ended: {ended:?}")),
     };
-    // A tick under way ends; then the lease goes to another autoscaler, if there is one.
+    // A tick in progress ends first; then the lease goes to another autoscaler, if there is one.
     stop.cancel();
     while pools.join_next().await.is_some() {}
     lifecycle.finish().await;
@@ -151,7 +151,8 @@ pub async fn serve(
     result
 }
 
-/// `/ready`: both windows have been looked through lately, and whether this process decides or stands by.
+/// The checks of `/ready`: the ledger and the queues could be read in the last round. Also shows whether this process
+/// decides or stands by.
 fn readiness(booted: Arc<OnceLock<Shared>>) -> Readiness {
     Arc::new(move || {
         let Some(shared) = booted.get() else {

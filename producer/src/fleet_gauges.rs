@@ -43,7 +43,7 @@ fn register() -> prometheus::Result<Metrics> {
     Ok(Metrics {
         relay_lag: register_gauge_vec!(
             "harness_relay_lag_seconds",
-            "How long the oldest due job has waited for a relay",
+            "How long the job that waits the longest for a relay has waited",
             &[]
         )?,
         partitions_missing: register_int_gauge_vec!(
@@ -63,7 +63,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         oldest_queued: register_gauge_vec!(
             "harness_backlog_age_seconds",
-            "How long the oldest job in the pool's queue has waited",
+            "How long the job that was queued first has waited in the pool's queue",
             &["pool"]
         )?,
         workers: register_int_gauge_vec!(

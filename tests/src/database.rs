@@ -11,7 +11,7 @@ use store::{Audit, AuditScope, Kind, Store, StoreConfig};
 use crate::Pooler;
 use crate::services::{address, unique_name, with_path};
 
-/// How long results are kept in a test. It is short, because every day needs a partition.
+/// How long results are kept in a test. It is short, because a longer time needs more partitions.
 pub(crate) const RETENTION: Duration = Duration::from_secs(2 * 86_400);
 
 /// A database; it is dropped with this value.

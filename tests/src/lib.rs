@@ -27,6 +27,7 @@ pub mod usage;
 mod worker;
 mod fleet;
 mod processes;
+mod python;
 mod runs;
 mod started;
 mod collector;
@@ -54,10 +55,11 @@ pub use own_postgres::OwnPostgres;
 pub use pooler::Pooler;
 pub use processes::Processes;
 pub use proxy::{Link, Proxy};
+pub use python::python_with_pika;
 pub use runs::{Runner, claimed, declare_dead, done, folded, leading};
 pub use started::{ended, terminate};
 pub use vhost::{Guest, Monitor, Vhost};
-pub use worker::{Launch, Worker};
+pub use worker::{Launch, Worker, binary};
 
 /// Longer than anything takes here; a test that reaches it has failed.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

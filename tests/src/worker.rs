@@ -25,7 +25,7 @@ use crate::{TIMEOUT, http, until, usage};
 
 /// Returns the path of one of our binaries. Cargo puts them in one folder, and tests and examples in folders below it.
 /// `cargo test` does not build the binaries, so an outdated one is refused.
-pub(crate) fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("our own path");
     let folder = own.parent().expect("a folder of cargo's");
     let inner = folder.ends_with("deps") || folder.ends_with("examples");

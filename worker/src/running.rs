@@ -32,8 +32,8 @@ struct Entry {
 }
 
 impl Running {
-    /// Reserves a job before it is claimed, so that of its two deliveries one claims it and the other waits for the
-    /// outcome.
+    /// Reserves a job before it is claimed, so that if it is delivered twice, one delivery claims it and the other
+    /// waits for the outcome.
     pub fn reserve(&self, job_id: JobId) -> Reserved {
         let mut table = self.lock();
         match table.jobs.get(&job_id) {

@@ -16,7 +16,7 @@ pub struct Decision {
     pub recommended: Option<u32>,
     /// Workers that the workload should have. `None` when `current` is `None`: then nothing may be changed.
     pub desired: Option<u32>,
-    /// The rule that binds: the last one that changed the number.
+    /// The rule that binds: that of the last step.
     pub reason: Reason,
     /// What the rules made of demand, in their order: the first says what demand asks for, and each later one changes
     /// that.

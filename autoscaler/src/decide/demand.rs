@@ -37,7 +37,8 @@ const ROUNDING: f64 = 1e-9;
 pub(super) struct Asked {
     /// The number of workers.
     pub workers: u32,
-    /// The workers asked for, divided by those that exist: 1 is just enough. Infinite or NaN if there are none.
+    /// The workers asked for, before rounding up, divided by those that exist: 1 is just enough. Infinite or NaN if
+    /// there are none.
     pub ratio: f64,
 }
 

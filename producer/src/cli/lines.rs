@@ -70,7 +70,7 @@ pub struct Lines {
     total: oneshot::Receiver<u64>,
     /// The error after which no more can be read.
     failed: Option<io::Error>,
-    /// Held until the stop. The thread sees the other end of the pipe close.
+    /// Held until the stop, which drops it: then the thread finds its end of this pipe closed.
     going_on: Option<PipeWriter>,
     state: Arc<State>,
 }

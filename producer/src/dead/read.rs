@@ -156,7 +156,7 @@ pub(super) fn peek(letter: &DeadLetter) -> Peek {
     job::peek(&letter.body, letter.message_id.as_deref())
 }
 
-/// The id of a letter in lists: its message id, or its mark if that is missing or not printable.
+/// The id of a letter in lists: its message id, or its mark if that is missing, too long or not one printable word.
 pub fn id_of(letter: &DeadLetter) -> String {
     let is_word = |id: &&String| (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
     letter.message_id.as_ref().filter(is_word).unwrap_or(&letter.mark).clone()

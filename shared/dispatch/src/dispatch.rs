@@ -32,8 +32,8 @@ impl Dispatch {
     }
 
     /// Sends the reply to an ended job, from this place in its trace. Returns `None` if its caller wants no
-    /// reply or is not allowed one. A caller whose queue is gone can still read the result from the ledger: a
-    /// reply never holds up anything.
+    /// reply or is not allowed one, or if too many other replies are waiting. A caller whose queue is gone can
+    /// still read the result from the ledger: a reply never holds up anything.
     pub fn reply(&self, spec: &JobSpec, place: Option<TraceParent>) -> Option<Sending> {
         self.replies.send(spec, place)
     }

@@ -27,7 +27,7 @@ use tracing::{Instrument, Span, debug, warn};
 const SCHEMA: &str = "harness.result.v1";
 /// How many replies are on their way at once, to queues and to clients at nodes that were reached before.
 const AT_ONCE: usize = 256;
-/// How many more can wait for that, without their results. Any beyond that are not sent.
+/// How many can wait for that, without their results; those on their way count as well. Any beyond are not sent.
 const WAITING: usize = 20_000;
 /// How many can wait for clients at nodes that were not reached before.
 const UNKNOWN_WAITING: usize = 64;

@@ -150,7 +150,7 @@ fn is_final(error: &Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("28") || *code == SqlState::INVALID_CATALOG_NAME)
 }
 
-/// Ranks the errors of several servers; the greatest is reported. First come errors that waiting does not help, then
+/// Ranks the errors of several servers; the greatest is reported. First come errors that waiting does not cure, then
 /// what a primary answers (it may have no connection left), then that a server is a standby, and last that one is
 /// away.
 fn weight(address: &Address, error: &Error) -> (bool, bool, bool) {

@@ -9,7 +9,7 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use crate::address::Address;
 
-/// The error that a start, `migrate` and `doctor` report. For some of its kinds waiting helps
+/// The error that a start, `migrate` and `doctor` report. Waiting helps against some of its kinds
 /// ([`PostgresError::is_retryable`]).
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {

@@ -176,7 +176,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Waits for the confirms of what is being published, then closes the connection, both within `close_timeout`.
+    /// Waits for the confirms of what is being published, then closes the connection. Each may take `close_timeout`.
     /// Deliveries that are not acked by then return to their queues.
     pub async fn close(&self) {
         self.shared.stop.cancel();

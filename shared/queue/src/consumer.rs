@@ -80,8 +80,8 @@ impl Slot {
                         self.trouble.ends();
                         let delivery =
                             Delivery::new(delivered, self.queue.clone(), subscription.link.clone());
-                        // It came before the connection ended, and is looked at after. The broker has delivered it
-                        // elsewhere.
+                        // It came before the connection ended, but is looked at only now. The broker delivers it
+                        // again, here or elsewhere.
                         if !delivery.is_stale() {
                             return Some(delivery);
                         }

@@ -45,7 +45,7 @@ pub(crate) struct FrameRepair {
     frame_max: FrameMax,
 }
 
-/// The broker sent a frame that is larger than any that AMQP allows here.
+/// The broker sent a frame that is larger than [`MAX_FRAME`], and so than any that it may send.
 #[derive(Debug, thiserror::Error)]
 #[error("the broker sent a frame of {bytes} bytes")]
 pub(crate) struct FrameTooLarge {

@@ -30,7 +30,7 @@ async fn look(depths: &mut Depths) -> Vec<Option<u64>> {
 async fn missing_queues_hide_no_others_and_are_found_when_they_come() {
     at_desk(async |desk| {
         let names = names(desk, 60);
-        // One of three is missing, between those that exist.
+        // Two of three are missing, between those that exist.
         for name in names.iter().step_by(3) {
             declare_foreign_queue(name, FieldTable::default()).await;
         }

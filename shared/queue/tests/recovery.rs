@@ -91,8 +91,8 @@ async fn nothing_published_after_a_queue_was_deleted_is_lost_on_any_of_many_conn
     .await;
 }
 
-/// Another client declares the queue, and it is deleted once more, while a broker waits to see whether it stays
-/// missing.
+/// Another client declares the queue, and it is deleted once more, while two of our connections wait to see whether it
+/// stays missing.
 #[tokio::test]
 async fn a_queue_that_is_deleted_twice_is_not_declared_right_after_the_second_time() {
     at_desk(async |desk| {

@@ -1,8 +1,8 @@
 //! Logs as JSON: one flat object per line, with the fields of the event and of the spans around it. Logs as text use
 //! tracing's own format. In both, an error is shown with its causes, each once.
 //!
-//! `ops/telemetry.md` lists the fields. The fields that every line has come first, then the others by name. If several
-//! spans set the same name, the innermost wins.
+//! `ops/telemetry.md` lists the fields. The fields that every line has come first, then the others by name. If the
+//! event and the spans around it set the same name more than once, the innermost wins, and the event is innermost.
 
 use std::error::Error;
 use std::fmt;

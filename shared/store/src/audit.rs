@@ -30,9 +30,9 @@
 //!
 //! # What it costs
 //! Seven of the checks read all results. The others follow the live jobs and the checkpoints. That took 4 s
-//! for a million results of 200 000 sessions on a small machine, with one core for Postgres. For as long, the
-//! snapshot keeps vacuum from removing the rows that die meanwhile. Sorts and hashes beyond some hundred MB
-//! go to disk. [`AuditScope::since`] looks at fewer rows, and a hot standby serves as well.
+//! for a million results of 200 000 sessions on a small machine, with one core for Postgres. During that time
+//! the snapshot keeps vacuum from removing the rows that die. Sorts and hashes beyond some hundreds of MB go
+//! to disk. [`AuditScope::since`] looks at fewer rows, and a hot standby serves as well.
 
 mod checks;
 

@@ -6,7 +6,7 @@
 use super::ledger::Ledger;
 use super::row::{JOBS, SESSION_OF, SESSIONS};
 
-/// A promise.
+/// A promise; the search reports by its name that it was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Promise {

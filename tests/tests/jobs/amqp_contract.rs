@@ -3,45 +3,12 @@
 //! The client is Python with pika, as any user would write it (`tests/clients/publish.py`).
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
 use job::{JobId, JobState};
 use serde_json::{Value, json};
-use tests::Fleet;
-
-/// Finds a Python that has pika: the system's (`python3-pika`, which `ops/dev/services` installs too), or one made
-/// here.
-fn find_python() -> PathBuf {
-    let has_pika = |python: &Path| {
-        let import = Command::new(python).args(["-c", "import pika"]).stderr(Stdio::null()).status();
-        import.is_ok_and(|status| status.success())
-    };
-    let system = PathBuf::from("python3");
-    if has_pika(&system) {
-        return system;
-    }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pika");
-    let own = folder.join("bin/python");
-    if !has_pika(&own) {
-        let remedy = "this test needs Python with pika: `apt-get install python3-pika`";
-        let run = |command: &mut Command| {
-            let output = command.output().unwrap_or_else(|error| panic!("{remedy} ({command:?}: {error})"));
-            let told = [output.stderr, output.stdout].concat();
-            let told = String::from_utf8_lossy(&told);
-            assert!(output.status.success(), "{remedy}, or what {command:?} lacks: {told}");
-        };
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        run(Command::new(&own).args(["-m", "pip", "install", "--quiet", "pika==1.3.2"]));
-    }
-    own
-}
-
-fn python() -> &'static Path {
-    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
-    PYTHON.get_or_init(find_python)
-}
+use tests::{Fleet, python_with_pika};
 
 /// Publishes, waits for this many replies, and returns the published ids and the replies.
 async fn client(fleet: &Fleet, orders: &[Value], replies: usize) -> (Vec<Option<JobId>>, Vec<Value>) {
@@ -49,7 +16,7 @@ async fn client(fleet: &Fleet, orders: &[Value], replies: usize) -> (Vec<Option<
     let url = fleet.vhost.url.clone();
     let running = tokio::task::spawn_blocking(move || {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/publish.py");
-        let mut command = Command::new(python());
+        let mut command = Command::new(python_with_pika(Path::new(env!("CARGO_TARGET_TMPDIR"))));
         command.arg(program).args([&url, &replies.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a client");
         let mut stdin = child.stdin.take().expect("its stdin");

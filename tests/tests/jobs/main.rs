@@ -11,6 +11,7 @@ mod bad_input;
 mod dead_letters;
 mod neighbours;
 mod amqp_contract;
+mod examples;
 mod any_interleaving;
 mod protocol_model;
 mod protocol_conformance;

@@ -4,8 +4,8 @@
 //! The model is in `src/model`; `protocol_conformance` ties it to the SQL. To see the search at work:
 //!
 //! ```text
-//! PROTOCOL_BREAK=no_epoch_check cargo test -p tests --test jobs protocol_model    # fails, and shows how the promise breaks
-//! PROTOCOL_MISHAPS=2 cargo test -p tests --test jobs protocol_model               # goes further: that many in every scope
+//! PROTOCOL_BREAK=no_epoch_check cargo test -p tests --test jobs protocol_model # fails, and shows how the promise breaks
+//! PROTOCOL_MISHAPS=2 cargo test -p tests --test jobs protocol_model # goes further: that many in every scope
 //! ```
 
 use tests::model::action::Action;

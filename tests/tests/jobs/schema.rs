@@ -111,7 +111,7 @@ impl Play {
             7..11 => {
                 match self.runner.claim(&spec).await.expect("an answer") {
                     Answer::Claimed(run) => self.runs.push(*run),
-                    // The conclusion may hand over another job as the next one.
+                    // A new job takes the place of one that has ended.
                     Answer::Finished(_) => self.jobs[at] = job(spec.session_id.as_str(), "echo", json!(1)),
                     _ => {}
                 }

@@ -3,4 +3,5 @@
 mod rights;
 mod rivals;
 mod target;
+mod programs;
 mod scaling;

@@ -2,6 +2,7 @@
 //! ends.
 
 mod settings;
+mod pages;
 mod errors;
 mod addresses;
 mod certificates;

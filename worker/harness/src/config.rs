@@ -12,7 +12,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Says that this setting has this problem.
+    /// Makes the error for a setting and its problem.
     pub fn new(setting: impl Into<String>, problem: impl Into<String>) -> ConfigError {
         ConfigError { setting: setting.into(), problem: problem.into() }
     }

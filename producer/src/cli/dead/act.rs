@@ -56,7 +56,9 @@ impl Which {
     ) -> anyhow::Result<ExitCode> {
         let filter = self.flags.filter();
         if !self.all && !filter.is_empty() {
-            note!("filters apply to --all: got ids and filters, expected one of them");
+            note!(
+                "filters apply only to --all: got ids and filters, expected ids alone, or --all with filters"
+            );
             return Ok(ExitCode::from(2));
         }
         if self.all && filter.is_empty() && !self.yes && !self.dry_run {

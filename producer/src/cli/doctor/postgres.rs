@@ -74,7 +74,7 @@ fn settings(set_by: SetBy, pooling: Pooling) -> String {
         (SetBy::Connection, _) => "each connection makes its own settings".to_owned(),
         (SetBy::Role, Pooling::Own) => "the account has the settings that its sessions need".to_owned(),
         (SetBy::Role, Pooling::Shared) => {
-            "the account has the settings that its sessions need; a pooler assigns them by transaction"
+            "the account has the settings that its sessions need; a pooler shares the sessions by transaction"
                 .to_owned()
         }
     }

@@ -159,9 +159,9 @@ const ASK_RUNNING: &str = "
             ORDER BY job_id FOR UPDATE))";
 
 /// A job depends on its message from its publish to its claim. A scheduled job waits for a message that is
-/// yet to be published. If it has never begun, that message may be its second one, published because the
-/// first was believed lost. What is published is the row's message, byte for byte, so a message with another
-/// body is not the job's.
+/// yet to be published, so a dead letter ends it only if it has never begun: only then can the message to
+/// come be its second one, because the first was believed lost. What is published is the row's message, byte
+/// for byte, so a message with another body is not the job's.
 const END_WAITING: &str = "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs

@@ -1,8 +1,8 @@
 //! What a pool's jobs want and what its workers can do, for hundreds of pools in one round trip, each second.
 //!
 //! So nothing here costs more with a longer queue. Waiting jobs are looked up at the ends of an index or
-//! counted up to a bound, and there are no more running jobs than slots. How many jobs are queued is known to
-//! the broker. Jobs that other AMQP clients publish are not in the ledger before their first claim.
+//! counted up to a bound, and there are no more running jobs than slots. The broker knows how many jobs are
+//! queued. Jobs that other AMQP clients publish are not in the ledger before their first claim.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -34,7 +34,7 @@ impl Leadership {
 /// Renews a leadership, or takes one that is free. A leadership that has lapsed gets a new epoch, even in the
 /// same hands. If its renewal lies in the future, Postgres's clock has gone back since, and it is free for
 /// others: a leader that is alive renews it soon, and a dead one would keep it for as long as the clock was
-/// ahead. (A small correction of the clock takes the leadership from no process.)
+/// ahead. (No process loses the leadership through a small correction of the clock.)
 const LEAD: &str = "
     WITH kept AS (
         UPDATE harness_leases

@@ -119,7 +119,7 @@ async fn maintain(
     Ok(Some((missing.len(), expired.len())))
 }
 
-/// How a partition's table belongs to `harness_results`.
+/// How a partition's table relates to `harness_results`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// A part of it.

@@ -35,10 +35,10 @@ const FIND_LOST: &str = "
     SELECT session_id FROM harness_jobs WHERE worker_id = ANY($1) LIMIT $2";
 
 /// A job is a suspect if one more death would make it poison. If a worker dies that was given several
-/// suspects, the ledger cannot know which of them did it: none is charged, and they come due apart from each
-/// other. A worker that was asked to stop, and died before it could hand its jobs back, died of that: no job
-/// is charged. `$2` says that this transaction looks at all that the dead workers ran. Otherwise a suspect
-/// may only seem to be alone, and none is charged.
+/// suspects, the ledger cannot know which of them did it: none is charged, and they come due one after the
+/// other, a second apart. A worker that was asked to stop, and died before it could hand its jobs back, died
+/// of that: no job is charged. `$2` says that this transaction looks at all that the dead workers ran.
+/// Otherwise a suspect may only seem to be alone, and none is charged.
 ///
 /// A job's run is counted up to the latest moment at which its worker may have died.
 const TAKE_LOST: &str = "

@@ -15,7 +15,7 @@ use crate::TargetError;
 pub(super) struct Call<'a> {
     /// The API server, for errors.
     pub server: &'a str,
-    /// The workload that the request is about, for errors.
+    /// The workload on whose behalf the request is made, for errors.
     pub target: &'a str,
     pub verb: Verb,
     pub group: &'a str,

@@ -1,7 +1,8 @@
 //! Other autoscalers of the same namespace: HorizontalPodAutoscalers, and the ScaledObjects of KEDA.
 //!
-//! Without the right to list them, scaling is refused as well: two autoscalers on one workload undo each
-//! other's work, and ours could then no longer promise that no busy worker is removed.
+//! Without the right to list them, scaling is refused as well, instead of assuming that there are none: two
+//! autoscalers on one workload undo each other's work, and ours could then no longer promise that no busy
+//! worker is removed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -24,7 +24,8 @@ use crate::services::Services;
 use crate::witness::Account;
 use crate::workload::{Job, Workload, echo, long};
 
-/// Slots of each worker. Two of three workers have a slot for every session, so that none waits for a slot.
+/// Slots of each worker. Two of the three workers together have a slot for every session, so that none waits
+/// for one.
 pub const SLOTS: usize = 32;
 /// The length of the workers' leases.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -160,7 +161,7 @@ impl Arena {
             .set("AGENTS_FILE", &self.agents)
             .set("POD_NAME", &name);
         let process = change(launch).start().await;
-        // A worker declares another one dead only after it has watched it for a whole lease.
+        // A worker declares another one dead only after it has itself reached Postgres for a whole lease.
         self.warm = Instant::now() + LEASE + Duration::from_millis(1_500);
         self.workers.push(Member { name, process, slots, gone: false });
         self.workers.len() - 1
@@ -184,7 +185,8 @@ impl Arena {
         self.held(at).await
     }
 
-    /// Stops a worker (SIGSTOP) at a moment when it runs no suspect. Its death then makes no job poison, as a third death would.
+    /// Stops a worker (SIGSTOP) at a moment when it runs no suspect, so that its death makes no job poison: for a
+    /// suspect, that death would be the third.
     pub async fn stop_without_suspects(&mut self, at: usize) -> anyhow::Result<()> {
         self.until("the worker to be killed runs no suspect", async |arena| {
             arena.worker(at).pause();

@@ -61,7 +61,7 @@ pub async fn connections_closed(arena: &mut Arena) -> anyhow::Result<()> {
 
 /// Deletes the queue while no message waits in it, three times. The broker then cancels all consumers, and messages on
 /// their way into the queue are lost, most of them already confirmed. All jobs must continue within the arena's
-/// patience. That is as long as it takes to notice a missing message without knowing of a deletion.
+/// timeout. That is as long as it takes to notice a missing message without knowing of a deletion.
 pub async fn consumers_cancelled(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.enqueue();

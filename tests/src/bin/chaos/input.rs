@@ -99,8 +99,9 @@ pub async fn malformed(arena: &mut Arena) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Messages whose headers fill a frame, so that the headers that the broker adds make them too large for any frame. The
-/// broker drops some of them itself. Each becomes a dead letter, and no worker loses a connection because of it.
+/// Messages whose headers fill a frame, so that the headers that the broker adds make them too large for any frame.
+/// Some of them expire, so the broker gives them up itself. Each becomes a dead letter, and no worker loses a connection
+/// because of it.
 pub async fn bad_frames(arena: &mut Arena) -> anyhow::Result<()> {
     arena.start(3).await;
     arena.publish();

@@ -36,7 +36,7 @@ use workload::Size;
 
 /// Breaks a fleet in every known way and counts what was lost or done twice; both counts must be zero.
 ///
-/// Plays the named scenarios, or all of them (about 15 minutes), one after the other. In each, some workers are running
+/// Plays the named scenarios, or all of them (about 12 minutes), one after the other. In each, some workers are running
 /// thousands of jobs on few sessions when the fault comes. Afterwards every job and session is checked. The final table
 /// is also written to target/chaos.json.
 ///

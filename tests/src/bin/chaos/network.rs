@@ -33,7 +33,7 @@ async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Resul
     arena.note("the link passes again");
     proxy.set(Link::Pass);
     arena.resumed(Instant::now(), BACK).await?;
-    // Recovery is measured from here, because the worker keeps working during the fault.
+    // Kept until the end of the scenario, because the worker still connects through it.
     arena.proxies.push(proxy);
     Ok(())
 }
@@ -73,7 +73,7 @@ async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Postgres executes what the workers ask, but drops its answers: for some seconds, and for longer than a lease.
+/// Postgres executes what the workers ask, but its answers are lost: for some seconds, and for longer than a lease.
 pub async fn replies_lost(arena: &mut Arena) -> anyhow::Result<()> {
     let proxy = Proxy::to(&arena.fleet.database.url).await;
     let through = proxy.through(&arena.fleet.database.url);

@@ -1,5 +1,5 @@
-//! A job whose runs have killed two workers is a suspect. Most suspects are innocent, so suspicion must not hold them
-//! up.
+//! A job during whose runs two workers have died is a suspect. Most suspects are innocent, so suspicion must not hold
+//! them up.
 
 use std::time::Duration;
 

@@ -159,7 +159,7 @@ async fn no_job_pays_for_those_that_run_beside_it() {
     }
 }
 
-/// With [`RUNNING_PAGES`], far more jobs than five jobs have pages to touch.
+/// So many that, by [`RUNNING_PAGES`], they fill far more pages than five jobs should touch.
 const RUNNING: usize = 900;
 /// Fewer pages than these jobs fill, at five jobs a page.
 const RUNNING_PAGES: u64 = 150;

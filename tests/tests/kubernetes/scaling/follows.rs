@@ -1,4 +1,4 @@
-//! It follows the backlog of a healthy fleet, and removes no worker that is busy or that it cannot choose.
+//! It follows the backlog of a healthy fleet, and removes no worker that is busy or that it cannot tell from others.
 
 use job::{JobSpec, JobState};
 use k8s_openapi::api::apps::v1::StatefulSet;

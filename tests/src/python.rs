@@ -1,0 +1,37 @@
+//! A Python with pika, for the clients that a stranger would write.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// The system's Python if it has pika (`python3-pika`, which `ops/dev/services` installs along), or one of our own below `folder`.
+pub fn python_with_pika(folder: &Path) -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| find(&folder.join("pika")))
+}
+
+fn has_pika(python: &Path) -> bool {
+    let import = Command::new(python).args(["-c", "import pika"]).stderr(Stdio::null()).status();
+    import.is_ok_and(|status| status.success())
+}
+
+fn find(folder: &Path) -> PathBuf {
+    let system = PathBuf::from("python3");
+    if has_pika(&system) {
+        return system;
+    }
+    let own = folder.join("bin/python");
+    if !has_pika(&own) {
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder));
+        run(Command::new(&own).args(["-m", "pip", "install", "--quiet", "pika==1.3.2"]));
+    }
+    own
+}
+
+fn run(command: &mut Command) {
+    let remedy = "this test needs Python with pika: `apt-get install python3-pika`";
+    let output = command.output().unwrap_or_else(|error| panic!("{remedy} ({command:?}: {error})"));
+    let said = [output.stderr, output.stdout].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{remedy}, or what {command:?} lacks: {said}");
+}
