@@ -120,7 +120,8 @@ impl KeysArgs {
     }
 }
 
-/// The id of a key that was named by its id or by its whole text, as whoever found it somewhere has it.
+/// Returns the id of a key that was named by its id or by its whole text, which is what is known of a key that was found
+/// somewhere.
 fn id_of(text: &str) -> Result<String, BadKey> {
     if ApiKey::is_id(text) {
         return Ok(text.to_owned());

@@ -94,7 +94,7 @@ const CREATE: &str = concat!(
          SELECT name FROM harness_tenants WHERE name = $2 AND closed_at IS NULL FOR SHARE
      ), made AS (
          INSERT INTO harness_api_keys (id, tenant, secret_sha256, scopes, label, expires_at)
-         SELECT $3, name, $4, $5, $6, now() + $7::float8 * interval '1 millisecond' FROM tenant
+         SELECT $3::text, name, $4::bytea, $5::text[], $6::text, now() + $7::float8 * interval '1 millisecond' FROM tenant
          RETURNING tenant)",
     logged!("key_created", "tenant", "$8::jsonb", "made")
 );
