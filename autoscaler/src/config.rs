@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_with_its_line() {
+    fn all_that_is_wrong_is_reported_with_its_line() {
         let problems = parse(
             "[policy]\nmax_replica = 1\ncooldown_s = 99999999\n[pools.a]\ntarget = 'worker'\n\
              [pools.b]\ntarget = 'process'\npolicy.min_replica = 1\npolicy.scale_up.tolerance = 'x'\nname = 1\n\
@@ -192,7 +192,7 @@ mod tests {
              [pool]\n",
         )
         .unwrap_err();
-        let told: Vec<&str> = problems.lines().skip(1).map(str::trim).collect();
+        let report: Vec<&str> = problems.lines().skip(1).map(str::trim).collect();
         let expected = [
             "line 2: policy.max_replica: unknown `max_replica`, expected one of `mode`, `min_replicas`",
             "line 3: policy.cooldown_s: 99999999 is not from 0 to",
@@ -209,10 +209,10 @@ mod tests {
             "line 19: pool: unknown, expected policy or pools",
         ];
         for (at, start) in expected.into_iter().enumerate() {
-            let told = told.get(at).copied().unwrap_or_default();
-            assert!(told.starts_with(start), "{start} is not {told} in {problems}");
+            let report = report.get(at).copied().unwrap_or_default();
+            assert!(report.starts_with(start), "{start} is not {report} in {problems}");
         }
-        assert_eq!(told.len(), expected.len(), "{problems}");
+        assert_eq!(report.len(), expected.len(), "{problems}");
         assert!(parse("").unwrap_err().contains("pools: got none"));
     }
 }

@@ -39,7 +39,7 @@ pub async fn once(
                 if decision.recommended.is_none() {
                     code = ExitCode::from(3);
                 }
-                tell(pool.name.as_str(), &decision, json)?;
+                report(pool.name.as_str(), &decision, json)?;
             }
             Ok(None) => {
                 note!(
@@ -61,7 +61,7 @@ pub async fn once(
     Ok(code)
 }
 
-fn tell(pool: &str, decision: &Decision, json: bool) -> anyhow::Result<()> {
+fn report(pool: &str, decision: &Decision, json: bool) -> anyhow::Result<()> {
     if json {
         out!("{}", one_line(serde_json::to_string(&json!({"pool": pool, "decision": decision}))?));
     } else {

@@ -133,7 +133,7 @@ impl Reconciler {
             if failing.replace(stage) != Some(stage) {
                 warn!(pool = %self.pool.name, stage, "{}; trying again", with_causes(cause.as_ref()));
                 if let Some(refusal) = refusal {
-                    self.target.tell(&Event::NotResized { why: refusal.to_string() }).await;
+                    self.target.report(&Event::NotResized { why: refusal.to_string() }).await;
                 }
             }
         }
@@ -281,7 +281,7 @@ impl Reconciler {
             warn!(pool = %self.pool.name, kind = why.kind(), "no worker can be removed yet: {why}");
         }
         let (why, usual) = (why.to_string(), why.is_usual());
-        self.target.tell(&Event::Waits { from: replicas, to: desired, why, usual }).await;
+        self.target.report(&Event::Waits { from: replicas, to: desired, why, usual }).await;
     }
 
     /// Lets marked workers take jobs again. If a write that would remove them may still be on its way, it is made to
@@ -302,7 +302,7 @@ impl Reconciler {
             info!(pool = %self.pool.name, workers, "draining workers take jobs again");
             let returned = || "demand returned before they were scaled away".to_owned();
             let why = scale_in.wait.as_ref().map_or_else(returned, ToString::to_string);
-            self.target.tell(&Event::TakenBack { workers, why }).await;
+            self.target.report(&Event::TakenBack { workers, why }).await;
         }
         Ok(touched)
     }
@@ -352,7 +352,7 @@ impl Reconciler {
                 let direction = if to > workload.replicas { "up" } else { "down" };
                 METRICS.resizes.with_label_values(&[self.pool.name.as_str(), direction]).inc();
                 info!(pool = %self.pool.name, from = workload.replicas, to, "resized: {why}");
-                self.target.tell(&Event::Resized { from: workload.replicas, to, why }).await;
+                self.target.report(&Event::Resized { from: workload.replicas, to, why }).await;
                 Ok(())
             }
             Err(error @ TargetError::Conflict { .. }) => {

@@ -78,12 +78,12 @@ impl PoolArgs {
         let policy = Policy { mode, min_replicas, max_replicas, ..Policy::default() };
         for problem in policy.check() {
             // The check names a policy's fields as in the file; for flags, the environment's names are shown.
-            let (field, told) = problem.split_once(": ").unwrap_or(("policy", &problem));
+            let (field, said) = problem.split_once(": ").unwrap_or(("policy", &problem));
             let name = match field {
                 "mode.target_s" => "TARGET_WAIT_S".to_owned(),
                 field => field.trim_start_matches("mode.").to_uppercase(),
             };
-            problems.add(&name, told);
+            problems.add(&name, said);
         }
         Some(vec![Pool { name: name?, target: target?, policy }])
     }

@@ -128,12 +128,12 @@ impl FleetGauges {
             forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
             forget([&METRICS.partitions_missing, &METRICS.workers]);
         }
-        self.tell("ledger", ledger);
+        self.report("ledger", ledger);
         let broker = self.broker(&dispatch.broker).await;
         if broker.is_err() {
             forget([&METRICS.dead_letters, &METRICS.queue_depth]);
         }
-        self.tell("broker", broker);
+        self.report("broker", broker);
     }
 
     async fn ledger(&mut self, store: &Store, retention: Duration) -> anyhow::Result<()> {
@@ -184,7 +184,7 @@ impl FleetGauges {
     }
 
     /// Notes the result of a reading. Logs a failure when it begins, not at every try.
-    fn tell(&self, source: &'static str, result: anyhow::Result<()>) {
+    fn report(&self, source: &'static str, result: anyhow::Result<()>) {
         let failures = METRICS.failures.with_label_values(&[source]);
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match result {

@@ -1,18 +1,26 @@
-//! The producer: accepts jobs and shows what became of them.
+//! The producer: accepts jobs and shows what became of them. Its other commands are for operators: dead letters,
+//! sessions, the audit, the schema, a relay.
 //!
-//! It knows the ledger and the broker, but no worker and no harness. Only the workers know whether an agent exists. A
-//! job counts as accepted once it is in the ledger. Its message follows; if this process dies in between, any relay
-//! sends the message.
+//! It knows the ledger and the broker, but not how a worker or a harness works: it only counts the workers that the
+//! ledger lists. Only the workers know whether an agent exists. A job counts as accepted once it is in the ledger. Its
+//! message follows; if this process dies in between, any relay sends the message.
 //!
 //! The modules here are operations, which know no command line. `cli` parses the arguments, calls one operation and
 //! prints the result.
 
+// Operations, and what they share.
 mod intake_limits;
 mod send_spans;
 mod submit;
 mod wait;
 mod cancel;
 mod dead;
+
+// What `producer relay` exports.
 mod fleet_gauges;
+
+// Which caller of the HTTP API a key stands for.
 pub mod access;
+
+// The command line.
 pub mod cli;

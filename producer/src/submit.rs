@@ -1,5 +1,5 @@
-//! Submit: into the ledger first, then to the broker. Every door uses it: for one job, for many, and for jobs that redo
-//! the work of failed ones.
+//! Submit: into the ledger first, then to the broker. Every entry point uses it: for one job, for many, and for jobs
+//! that redo the work of failed ones.
 
 use std::collections::HashSet;
 

@@ -32,7 +32,7 @@ impl Node {
         let exits = Arc::default();
         let room = Arc::new(AtomicUsize::new(room));
         let has_room = room.clone();
-        let told: Arc<Mutex<Vec<(String, i32)>>> = Arc::clone(&exits);
+        let text: Arc<Mutex<Vec<(String, i32)>>> = Arc::clone(&exits);
         let running = tokio::spawn(async move {
             let mut workers = BTreeMap::<String, (Worker, Option<PodState>)>::new();
             loop {
@@ -41,11 +41,11 @@ impl Node {
                     workers.into_iter().partition(|(pod, _)| pods.contains(pod));
                 workers = stay;
                 for (pod, (mut worker, _)) in gone {
-                    let told = told.clone();
+                    let text = text.clone();
                     worker.terminate();
                     tokio::spawn(async move {
                         let code = worker.exit().await;
-                        told.lock().unwrap_or_else(PoisonError::into_inner).push((pod, code));
+                        text.lock().unwrap_or_else(PoisonError::into_inner).push((pod, code));
                     });
                 }
                 for pod in &pods {

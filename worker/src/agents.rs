@@ -130,7 +130,7 @@ mod tests {
                 \"A=B\"]
             [agent]";
         let error = parse(text).unwrap_err();
-        let told: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+        let said: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
         for (at, start) in [
             "line 5: agents.typo.harness: got \"ecko\", expected one of echo, scripted, command",
             "line 6: agents.none.harness: missing, expected one of echo, scripted, command",
@@ -146,14 +146,14 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            assert!(told[at].starts_with(start), "{start} is not {:?} in {error}", told.get(at));
+            assert!(said[at].starts_with(start), "{start} is not {:?} in {error}", said.get(at));
         }
-        assert_eq!(told.len(), 10, "{error}");
+        assert_eq!(said.len(), 10, "{error}");
     }
 
     #[test]
     fn no_value_of_a_program_s_environment_is_shown() {
-        for (env, told) in [
+        for (env, said) in [
             ("env = 'TOKEN=hunter2 expected'", "agents.a.env: expected a table"),
             ("env = ['TOKEN=hunter2']", "agents.a.env: expected a table"),
             ("env.TOKEN = 4711_4711", "agents.a.env.TOKEN: expected a string"),
@@ -168,7 +168,7 @@ mod tests {
             let error =
                 parse(&format!("[agents.a]\nharness = 'command'\ncommand = ['true']\n{env}")).unwrap_err();
             assert!(
-                error.contains(&format!("line {}: {told}", 4 + env.matches('\n').count())),
+                error.contains(&format!("line {}: {said}", 4 + env.matches('\n').count())),
                 "{env}: {error}"
             );
             assert!(!error.contains("hunter2") && !error.contains("4711"), "{env}: {error}");

@@ -9,8 +9,11 @@
 //!
 //! Only what is in the ledger outlives the process, so a worker may be killed at any moment.
 
+// What the process is started with.
 mod settings;
 mod agents;
+
+// What its slots share.
 mod metrics;
 mod running;
 mod machine;
@@ -18,8 +21,12 @@ mod throughput;
 mod mark;
 mod lease;
 mod worker;
+
+// The heartbeat, and what it finds asked of this worker and of its jobs.
 mod asked;
 mod heartbeat;
+
+// The pipeline of a slot. `attempt`, `fold` and `journal` are what its steps work with; `turn` and `slot` drive it.
 mod intake;
 mod claim;
 mod attempt;
@@ -30,6 +37,8 @@ mod execute;
 mod conclude;
 mod turn;
 mod slot;
+
+// The process: boot, serve, drain.
 mod serve;
 
 pub use serve::serve;

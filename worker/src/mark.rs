@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_is_told_once_per_mark_and_again_when_it_has_forgotten() {
+    fn the_ledger_gets_a_mark_once_and_again_when_it_has_lost_it() {
         let mark = Mark::none(1);
         let _parked = mark.park();
         mark.set(by(7));

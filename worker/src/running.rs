@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_has_one_seat_and_leaves_it() {
+    fn a_job_has_one_reservation_and_leaves_it() {
         let running = Running::default();
         let id = JobId::now();
         let reservation = running.reservation(id);

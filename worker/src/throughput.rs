@@ -100,7 +100,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_steady_rate_is_told_as_it_is_and_fades_when_it_ends() {
+    fn a_steady_rate_is_measured_as_it_is_and_fades_when_it_ends() {
         let begin = Instant::now();
         let mut window = Window { since: begin, slices: VecDeque::new() };
         for second in 0..200 {

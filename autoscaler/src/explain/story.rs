@@ -208,11 +208,11 @@ impl Entry {
         let inputs = &self.first.inputs;
         let now_ms = self.first.decided_at_ms;
         let mut parts = vec![
-            match self.ready.told("message ready", "messages ready") {
+            match self.ready.in_words("message ready", "messages ready") {
                 Some(ready) => ready + &age(&inputs.ready, now_ms),
                 None => "messages ready: unknown".to_owned(),
             },
-            match self.running.told("job running", "jobs running") {
+            match self.running.in_words("job running", "jobs running") {
                 Some(running) => running + &age(&inputs.demand, now_ms),
                 None => "jobs running: unknown".to_owned(),
             },
@@ -230,7 +230,7 @@ impl Entry {
     /// reason.
     fn why(&self) -> Option<String> {
         let mut parts: Vec<String> =
-            self.asked.told_plain().map(|asked| format!("demand asks for {asked}")).into_iter().collect();
+            self.asked.plain().map(|asked| format!("demand asks for {asked}")).into_iter().collect();
         if self.decisions == 1 {
             for step in &self.first.decision.steps {
                 match step.rule {
@@ -282,14 +282,14 @@ impl Range {
     }
 
     /// "7" or "3 to 7".
-    fn told_plain(self) -> Option<String> {
+    fn plain(self) -> Option<String> {
         let (low, high) = self.0?;
         Some(if low == high { low.to_string() } else { format!("{low} to {high}") })
     }
 
-    fn told(self, one: &str, many: &str) -> Option<String> {
+    fn in_words(self, one: &str, many: &str) -> Option<String> {
         let unit = if self.0 == Some((1, 1)) { one } else { many };
-        self.told_plain().map(|count| format!("{count} {unit}"))
+        self.plain().map(|count| format!("{count} {unit}"))
     }
 }
 

@@ -73,7 +73,7 @@ impl Pool {
 }
 
 #[test]
-fn a_burst_is_told_change_by_change_and_the_rest_in_one_entry_each() {
+fn a_burst_is_explained_change_by_change_and_the_rest_in_one_entry_each() {
     let mut pool = Pool::new(2);
     (0..10).for_each(|_| pool.decide(Some((0, 1, None))));
     pool.decide(Some((42, 2, Some(400))));
@@ -134,7 +134,7 @@ fn what_is_unknown_or_stale_has_an_entry_of_its_own() {
 }
 
 #[test]
-fn a_new_day_a_new_leader_and_what_came_of_a_decision_are_told() {
+fn a_new_day_a_new_leader_and_what_came_of_a_decision_are_shown() {
     let mut pool = Pool::new(2);
     pool.policy.max_replicas = 3;
     pool.decide(Some((9, 0, None)));

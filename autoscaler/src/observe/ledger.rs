@@ -49,10 +49,10 @@ impl WatchedPools {
 
     /// Reads Postgres's clock, and the demand of all pools in their order, without service times.
     pub(super) async fn demand(self: Arc<Self>) -> Result<(Clock, Vec<Demand>), String> {
-        let clock = self.store.clock().await.map_err(told)?;
+        let clock = self.store.clock().await.map_err(text)?;
         let mut demands = vec![Demand::default(); self.names.len()];
         for group in &self.groups {
-            let read = self.store.demand(&group.names, group.due_horizon).await.map_err(told)?;
+            let read = self.store.demand(&group.names, group.due_horizon).await.map_err(text)?;
             for (place, demand) in group.places.iter().zip(read) {
                 demands[*place] = of_pool(demand);
             }
@@ -62,7 +62,7 @@ impl WatchedPools {
 
     /// Reads how long recent jobs ran, by pool, in their order; `None` if none ended.
     pub(super) async fn durations(self: Arc<Self>) -> Result<Vec<Option<ServiceTime>>, String> {
-        let read = self.store.service_times(&self.names).await.map_err(told)?;
+        let read = self.store.service_times(&self.names).await.map_err(text)?;
         Ok(read.iter().map(service_time).collect())
     }
 }
@@ -92,6 +92,6 @@ fn service_time(durations: &Durations) -> Option<ServiceTime> {
 }
 
 /// Formats an error with its causes, on one line.
-fn told(error: StoreError) -> String {
+fn text(error: StoreError) -> String {
     service::with_causes(&error)
 }

@@ -52,7 +52,7 @@ pub fn plot(title: &str, runs: &[Drawn<'_>]) -> anyhow::Result<String> {
 }
 
 fn draw(root: &Area<'_>, title: &str, runs: &[Drawn<'_>], panels: usize) -> Result<(), String> {
-    root.fill(&plotters::style::WHITE).map_err(told)?;
+    root.fill(&plotters::style::WHITE).map_err(said)?;
     let (head, body) = root.split_vertically(TITLE);
     let axis = Axis::over(runs);
     write(&head, title, (24, 14), 24.0, INK)?;
@@ -67,7 +67,7 @@ fn draw(root: &Area<'_>, title: &str, runs: &[Drawn<'_>], panels: usize) -> Resu
         draw_workers(&panels[1 + at], &axis, run, COLORS[at], most_workers(runs))?;
     }
     draw_waits(&panels[1 + runs.len()], &axis, runs)?;
-    root.present().map_err(told)
+    root.present().map_err(said)
 }
 
 /// The time axis, in a unit that suits its length.
@@ -148,7 +148,7 @@ fn draw_workers(
     let mut busy = axis.steps(samples, |sample| sample.busy);
     if let (Some(first), Some(last)) = (busy.first().copied(), busy.last().copied()) {
         busy.extend([(last.0, 0.0), (first.0, 0.0)]);
-        chart.draw_series([Polygon::new(busy, color.mix(0.25))]).map_err(told)?;
+        chart.draw_series([Polygon::new(busy, color.mix(0.25))]).map_err(said)?;
     }
     stroke(&mut chart, axis.steps(samples, |sample| sample.wanted), INK, 1)?;
     stroke(&mut chart, axis.steps(samples, |sample| sample.ready), color, 2)?;
@@ -166,7 +166,7 @@ fn draw_waits(area: &Area<'_>, axis: &Axis, runs: &[Drawn<'_>]) -> Result<(), St
     let mut chart = panel(area, axis, "seconds", highest(&waits))?;
     for (points, color) in waits.into_iter().zip(COLORS) {
         let dots = points.into_iter().map(|point| Circle::new(point, 2, color.mix(0.8).filled()));
-        chart.draw_series(dots).map_err(told)?;
+        chart.draw_series(dots).map_err(said)?;
     }
     legend(area, "Wait for a slot, at the time the job came", &names(runs))
 }
@@ -180,7 +180,7 @@ fn panel<'a, 'b>(area: &Area<'b>, axis: &Axis, unit: &str, highest: f64) -> Resu
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(0.0..axis.end, 0.0..(1.06 * highest).max(1.0))
-        .map_err(told)?;
+        .map_err(said)?;
     let labels: TextStyle = ("sans-serif", 15).into_font().color(&INK);
     chart
         .configure_mesh()
@@ -196,7 +196,7 @@ fn panel<'a, 'b>(area: &Area<'b>, axis: &Axis, unit: &str, highest: f64) -> Resu
         .label_style(labels.clone())
         .axis_desc_style(labels)
         .draw()
-        .map_err(told)?;
+        .map_err(said)?;
     Ok(chart)
 }
 
@@ -209,7 +209,7 @@ fn legend(area: &Area<'_>, title: &str, entries: &[(String, ShapeStyle)]) -> Res
         right -= 9 * name.chars().count() as i32;
         write(area, name, (right, 11), 16.0, INK)?;
         right -= 22;
-        area.draw(&Rectangle::new([(right, 14), (right + 14, 22)], *style)).map_err(told)?;
+        area.draw(&Rectangle::new([(right, 14), (right + 14, 22)], *style)).map_err(said)?;
         right -= 22;
     }
     Ok(())
@@ -217,11 +217,11 @@ fn legend(area: &Area<'_>, title: &str, entries: &[(String, ShapeStyle)]) -> Res
 
 fn write(area: &Area<'_>, text: &str, at: (i32, i32), size: f64, color: impl Color) -> Result<(), String> {
     let style: TextStyle = ("sans-serif", size).into_font().color(&color);
-    area.draw(&Text::new(text.to_owned(), at, style)).map_err(told)
+    area.draw(&Text::new(text.to_owned(), at, style)).map_err(said)
 }
 
 fn stroke(chart: &mut Chart<'_, '_>, line: Points, color: RGBColor, width: u32) -> Result<(), String> {
-    chart.draw_series(LineSeries::new(line, color.stroke_width(width))).map_err(told)?;
+    chart.draw_series(LineSeries::new(line, color.stroke_width(width))).map_err(said)?;
     Ok(())
 }
 
@@ -244,6 +244,6 @@ fn plain(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn told(error: impl std::fmt::Display) -> String {
+fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

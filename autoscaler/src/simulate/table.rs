@@ -38,12 +38,12 @@ pub fn table(first: (&str, &Report), second: Option<(&str, &Report)>) -> String 
     header.extend(second.iter().flat_map(|(name, _)| [*name, "difference"]));
     table.set_header(header);
     for row in &ROWS {
-        let told = |value: f64| format!("{value:.*}", row.decimals);
+        let text = |value: f64| format!("{value:.*}", row.decimals);
         let before = (row.read)(first.1);
-        let mut cells = vec![row.name.to_owned(), told(before)];
+        let mut cells = vec![row.name.to_owned(), text(before)];
         if let Some((_, report)) = second {
             let after = (row.read)(report);
-            cells.extend([told(after), difference(before, after, row.decimals)]);
+            cells.extend([text(after), difference(before, after, row.decimals)]);
         }
         table.add_row(cells);
     }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_is_told_with_its_sign_and_part() {
+    fn a_difference_is_shown_with_its_sign_and_part() {
         assert_eq!(difference(30.0, 42.5, 1), "+12.5 (+42 %)");
         assert_eq!(difference(30.0, 15.0, 0), "-15 (-50 %)");
         assert_eq!(difference(0.0, 3.0, 0), "+3");

@@ -82,7 +82,7 @@ fn a_session_runs_one_job_at_a_time_and_its_own_wait_is_not_the_pool_s() {
 }
 
 #[test]
-fn a_pool_that_may_not_grow_is_told_from_one_that_is_done() {
+fn a_pool_that_may_not_grow_is_distinguished_from_one_that_is_done() {
     let policy = Policy { min_replicas: 0, pause_up: true, ..Policy::default() };
     let trace = Trace::new(vec![job(5, 1), job(6, 1)]);
     let run = play(&trace, &policy, Setup { workers: 0, ..SETUP });

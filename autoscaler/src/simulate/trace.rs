@@ -277,7 +277,7 @@ fn shorten(given: &str) -> String {
 mod tests {
     use super::*;
 
-    fn told(text: &str) -> String {
+    fn said(text: &str) -> String {
         Trace::read(text.as_bytes()).expect_err("a problem").to_string()
     }
 
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_is_told_with_line_and_field() {
+    fn a_problem_is_reported_with_line_and_field() {
         let head = "arrival_s,service_s\n";
         for (text, expected) in [
             (
@@ -347,20 +347,20 @@ mod tests {
             ("".to_owned(), "there are no jobs in it, expected a line for each"),
             (head.to_owned(), "there are no jobs in it, expected a line for each"),
         ] {
-            assert_eq!(told(&text), expected, "{text}");
+            assert_eq!(said(&text), expected, "{text}");
         }
         let bytes: &[u8] = b"arrival_s,service_s\n1,2\n\xff,1\n";
         assert_eq!(Trace::read(bytes).unwrap_err().to_string(), "line 3: is not UTF-8");
     }
 
     #[test]
-    fn ten_problems_are_told_and_the_others_counted() {
+    fn ten_problems_are_listed_and_the_others_counted() {
         let text = format!("arrival_s,service_s\n{}", "x,1\n".repeat(13));
-        let told = told(&text);
+        let said = said(&text);
         assert!(
-            told.contains("line 2: ") && told.contains("line 11: ") && !told.contains("line 12: "),
-            "{told}"
+            said.contains("line 2: ") && said.contains("line 11: ") && !said.contains("line 12: "),
+            "{said}"
         );
-        assert!(told.ends_with("; and 3 more"), "{told}");
+        assert!(said.ends_with("; and 3 more"), "{said}");
     }
 }

@@ -99,7 +99,7 @@ impl Audit {
         let (failed, warned) = (audit.findings(Kind::Conservation), audit.findings(Kind::Liveness));
         // A watch without a finding prints only the summary.
         if self.watch.is_none() || failed + warned > 0 {
-            audit.checks.iter().for_each(tell);
+            audit.checks.iter().for_each(report);
         }
         out!(
             "{}: {} checks in {:.1} s, {failed} failed, {warned} warned",
@@ -116,7 +116,7 @@ fn complain(error: &StoreError) {
 }
 
 /// Prints a line for the check, and below it one for each offending row.
-fn tell(checked: &Checked) {
+fn report(checked: &Checked) {
     let holds = match (checked.found, checked.kind) {
         (0, _) => "ok",
         (_, Kind::Conservation) => "FAILED",

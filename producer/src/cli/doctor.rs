@@ -50,7 +50,7 @@ struct Checklist {
 
 impl Checklist {
     /// Prints a line. Returns whether the check passed.
-    fn tell(&mut self, check: &str, result: Result<String, String>) -> bool {
+    fn report(&mut self, check: &str, result: Result<String, String>) -> bool {
         match result {
             Ok(found) => {
                 out!("ok       {check:19} {found}");
@@ -74,21 +74,21 @@ async fn look_at_broker(config: BrokerConfig, pools: &[Name], list: &mut Checkli
     // Connecting declares what all pools share.
     let connected =
         broker.ready(TIMEOUT).await.map(|_| "RabbitMQ answers, exchanges are declared".to_owned());
-    if list.tell("broker_connected", connected.map_err(chain)) {
+    if list.report("broker_connected", connected.map_err(chain)) {
         for pool in pools {
             let declared =
                 broker.declare_pool(pool).await.map(|()| format!("the queue of pool {pool} is declared"));
-            list.tell("queue_declared", declared.map_err(chain));
+            list.report("queue_declared", declared.map_err(chain));
         }
-        list.tell("broker_write", may_write(&broker).await);
+        list.report("broker_write", may_write(&broker).await);
         let letters = broker.dead_letters(1).await;
         let may_read = letters.map(|_| "messages can be read (checked on harness.dead)".to_owned());
-        list.tell("broker_read", may_read.map_err(chain));
+        list.report("broker_read", may_read.map_err(chain));
         let blocked = broker.blocked().borrow().clone();
         let alarms = blocked.map_or(Ok("no memory or disk alarm".to_owned()), |reason| {
             Err(format!("it holds publishers back: {reason}"))
         });
-        list.tell("broker_alarms", alarms);
+        list.report("broker_alarms", alarms);
     }
     broker.close().await;
 }

@@ -174,13 +174,13 @@ mod tests {
             assert_eq!(decide(&act, &letter, failed(true)), Step::AsJob(spec.job_id));
             assert_eq!(decide(&act, &letter, failed(false)), Step::Clear);
         }
-        for (standing, told) in [
+        for (standing, text) in [
             (standing(JobState::Succeeded, "s", false), "has ended: succeeded"),
             (standing(JobState::Queued, "s", false), "is live: queued"),
             (standing(JobState::Failed, "other", true), "taken by a job of session other"),
         ] {
             let kept = decide(&REDRIVE, &letter, standing.clone());
-            assert!(matches!(&kept, Step::Keep(why) if why.contains(told)), "{kept:?}");
+            assert!(matches!(&kept, Step::Keep(why) if why.contains(text)), "{kept:?}");
             assert_eq!(decide(&Act::Drop, &letter, standing), Step::Remove);
         }
     }

@@ -1,4 +1,4 @@
-//! The ledger and the broker side by side, as doors and workers use them.
+//! The ledger and the broker side by side, as entry points and workers use them.
 
 use std::time::Duration;
 

@@ -1,9 +1,10 @@
 //! Between ledger and broker: due jobs are published, jobs that no worker will end are ended, and callers get
 //! their replies.
 //!
-//! Doors and workers call a [`Dispatch`]. A [`Relay`] keeps jobs moving when there is no call: it runs in
-//! every worker and in the producer. Any number of relays can run at a time, because each step takes rows
-//! that no other takes (`SKIP LOCKED`), or has the same effect whichever relay does it.
+//! Entry points (the producer's commands) and workers call a [`Dispatch`]. A [`Relay`] keeps jobs moving when
+//! there is no call: it runs in every worker and in `producer relay`. Any number of relays can run at a time,
+//! because each step takes rows that no other takes (`SKIP LOCKED`), or has the same effect whichever relay
+//! does it.
 //!
 //! This crate has never heard of harnesses or of outcomes. It never runs a job, and ends only jobs that are
 //! no longer wanted or can no longer start.

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_the_broker_gave_up_tells_why_and_from_where() {
+    fn a_message_the_broker_gave_up_says_why_and_from_where() {
         let long = |text: &str| AMQPValue::LongString(text.into());
         let death = BTreeMap::from([
             ("reason".into(), long("delivery_limit")),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unroutable_message_and_a_stray_one_are_told_apart() {
+    fn an_unroutable_message_and_a_stray_one_are_distinguished() {
         let (unroutable, _) = read(message(JOBS_EXCHANGE, BTreeMap::new()));
         assert_eq!(unroutable.code, "unroutable");
         assert!(unroutable.reason.contains("nowhere"), "{}", unroutable.reason);

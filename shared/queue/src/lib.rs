@@ -3,10 +3,11 @@
 //! A [`Broker`] owns one connection. Its supervisor declares the topology, notices every way in which a connection can
 //! end, and builds the next one. [`Publisher`] and [`Slot`] are built on it and outlast any number of connections. A
 //! delivery does not: its ack carries the generation of its connection, and is refused here when that connection is
-//! gone. That is harmless, because the broker delivers the message again.
+//! gone. Nothing is lost by that, because the broker delivers the message again. So a receiver must tolerate
+//! duplicates.
 //!
-//! A process that consumes and publishes needs two brokers. RabbitMQ stops reading from a connection that publishes
-//! while an alarm (memory, disk) is on, and acks on that connection would wait too.
+//! A process that consumes and publishes needs two connections, which are two [`Broker`]s. RabbitMQ stops reading from
+//! a connection that publishes while an alarm (memory, disk) is on, and acks on that connection would wait too.
 //!
 //! This crate has never heard of Postgres, leases or sessions, and does not look into a message's body.
 //!
@@ -16,10 +17,12 @@
 //!
 //! let pool = job::Name::default();
 //! let config = BrokerConfig::new(std::env::var("AMQP_URL")?, "example").with_pools([pool.clone()]);
-//! let broker = Broker::start(config, stop);
-//! broker.publisher().publish(&jobs_queue(&pool), Message::new("harness.job.v1", "{}")).await?;
+//! let publishing = Broker::start(config.clone(), stop.clone());
+//! let consuming = Broker::start(config, stop);
+//! // A real job's body comes from `job::encode`. This crate does not look into it.
+//! publishing.publisher().publish(&jobs_queue(&pool), Message::new("example.v1", "{}")).await?;
 //!
-//! let mut slot = broker.slot(&jobs_queue(&pool), "example");
+//! let mut slot = consuming.slot(&jobs_queue(&pool), "example");
 //! while let Some(delivery) = slot.next().await {
 //!     println!("{} bytes", delivery.body.len());
 //!     delivery.ack().await?;
@@ -30,18 +33,25 @@
 //! lapin's own log lines can hold whole messages. Pass [`LOG_DIRECTIVE`] to the log filter to silence them. What
 //! matters in them is in our own log lines and errors.
 
+// Settings and errors.
 mod address;
 mod config;
 mod error;
 mod refusals;
+
+// What goes over the wire: names, headers, and the frames that are repaired before lapin reads them.
 mod topology;
 mod headers;
 mod repair;
 mod frame_repair;
 mod socket;
+
+// One live connection, and what is declared on it.
 mod declarations;
 mod link;
 mod declaring;
+
+// What outlasts a connection: messages in, messages out, dead letters.
 mod shared;
 mod dead;
 mod cursor;
@@ -49,6 +59,8 @@ mod delivery;
 mod publisher;
 mod confirming;
 mod consumer;
+
+// The supervisor, and the lengths of queues for callers that poll them.
 mod connection;
 mod depths;
 

@@ -85,7 +85,7 @@ async fn a_queue_that_is_refused_hides_no_others() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_told_and_the_next_one_answers_again() {
+async fn a_lost_connection_is_reported_and_the_next_one_answers_again() {
     at_desk(async |desk| {
         desk.publish("one").await;
         let mut depths = Depths::new(desk.broker.clone(), [desk.queue.clone()]);

@@ -171,7 +171,7 @@ async fn consuming_and_publishing_go_on_after_the_connection_was_closed_by_force
 }
 
 #[tokio::test]
-async fn a_refused_login_is_told_without_the_password_and_tried_again() {
+async fn a_refused_login_is_reported_without_the_password_and_tried_again() {
     let url = amqp_url();
     let (start, rest) = url.split_once("://").unwrap();
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_passing_failure_is_outlived_and_a_lasting_one_is_told() {
+    async fn a_passing_failure_is_outlived_and_a_lasting_one_is_reported() {
         let stop = CancellationToken::new();
         let mut tries = 0;
         let result: Result<u32, RetryError<std::io::Error>> = retry(

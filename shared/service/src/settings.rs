@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_problems_are_told_at_once() {
+    fn all_problems_are_reported_at_once() {
         let mut problems = Problems::default();
         assert_eq!(problems.take("A", "7".parse::<Setting<u8>>().unwrap()), Some(7));
         assert_eq!(problems.take("B", "700".parse::<Setting<u8>>().unwrap()), None);

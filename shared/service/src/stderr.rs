@@ -42,7 +42,7 @@ struct Queue {
     /// Bytes that wait.
     waiting: AtomicUsize,
     /// Lines that were dropped since the log last reported that.
-    untold: AtomicU64,
+    unreported: AtomicU64,
 }
 
 enum Entry {
@@ -101,7 +101,7 @@ impl Stderr {
         });
         if taken.is_err() || self.entries.send(Entry::Line(line.to_vec())).is_err() {
             DROPPED.inc();
-            self.queue.untold.fetch_add(1, Ordering::Relaxed);
+            self.queue.unreported.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -118,7 +118,7 @@ impl Queue {
     fn left(&self, bytes: usize) {
         let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
         if before - bytes < ROOM / 2 {
-            let lines = self.untold.swap(0, Ordering::Relaxed);
+            let lines = self.unreported.swap(0, Ordering::Relaxed);
             if lines > 0 {
                 warn!(lines, "log lines were dropped because stderr was not read in time");
             }
@@ -179,7 +179,7 @@ mod tests {
         let (sender, written) = mpsc::sync_channel(0);
         let stderr = Stderr::to(Slow(sender));
         let line = vec![b'x'; 1 << 20];
-        let dropped = || stderr.queue.untold.load(Ordering::Relaxed);
+        let dropped = || stderr.queue.unreported.load(Ordering::Relaxed);
         // Nothing is read. The first line is being written, and counts until it is.
         (0..6).for_each(|_| stderr.push(&line, ROOM));
         assert_eq!(dropped(), 2);

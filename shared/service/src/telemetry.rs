@@ -85,7 +85,7 @@ impl Telemetry {
         } else {
             subscriber.with(logs.fmt_fields(Text).with_ansi(may_colour())).try_init()
         };
-        panic::set_hook(Box::new(tell_panic));
+        panic::set_hook(Box::new(log_panic));
         if let Some(traces) = self.traces {
             trace::start(traces);
         }
@@ -107,7 +107,7 @@ fn may_colour() -> bool {
 }
 
 /// Logs a panic like any other line. It waits for no reader.
-fn tell_panic(panic: &PanicHookInfo<'_>) {
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let (name, trace) = (thread.name().unwrap_or("without a name"), Backtrace::capture());
     let place = panic.location().map(ToString::to_string).unwrap_or_default();

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_is_told_line_by_line() {
+    fn what_is_no_toml_is_reported_line_by_line() {
         let problems = things("[things.a]\nsize = \n[things.b]\nsize = 1\nsize = 2\n").unwrap_err();
         let problems: Vec<_> = problems.lines().skip(1).collect();
         assert!(

@@ -1,6 +1,6 @@
 //! The ledger: every fact about a job. Each transaction has one name and one purpose.
 //!
-//! This is the only room that speaks SQL at run time. It has never heard of RabbitMQ or of a harness: a
+//! This is the only crate that speaks SQL at run time. It has never heard of RabbitMQ or of a harness: a
 //! session's state goes in and out as JSON text, and only the harness knows what a delta means.
 //!
 //! # Rules
@@ -10,12 +10,13 @@
 //!   before it waited for the lock.
 //! * **A session works on one job at a time, to its end**: a job that has begun (its epoch is above 0) keeps its turn
 //!   through retries and rescues.
-//! * **Job rows are locked in `job_id` order** by transactions that may wait for each other without holding a
-//!   session's lock (rescue, checkpoint). The relay never waits for a row: it skips locked ones.
-//!   `database/locks.rs` lists every lock and the order in which they are taken.
-//! * **Every write of a worker is fenced** by the job's epoch, the worker's id and the state `running`. It
-//!   takes a [`Claim`], which only the ledger makes. A write under a stale claim changes nothing and is
-//!   answered with [`Fenced::Lost`].
+//! * **Job rows are locked in `job_id` order.** A checkpoint takes no session's lock, so it can meet a rescue,
+//!   which does, at the same job rows. Because both take them in that order, they cannot deadlock. The relay
+//!   never waits for a row: it skips locked ones. `database/locks.rs` lists every lock and the order in which
+//!   they are taken.
+//! * **Every write of a worker is fenced** by the job's epoch and the worker's id, which only a running job
+//!   has. It takes a [`Claim`], which only the ledger makes. A write under a stale claim changes nothing and
+//!   is answered with [`Fenced::Lost`].
 //! * **A transaction is one network round trip**: its statements are prepared beforehand and sent together.
 //! * **Lookups are lookups.** `harness_jobs` is often empty, and a planner that has seen it empty chooses
 //!   joins that read all of it, including dead entries. So a row is looked up in a form that cannot become a
@@ -25,13 +26,18 @@
 //!   to the next by an index (`pools_in!`), reads up to a bound, or continues where its last round stopped.
 //! * **Calls are batched**: those that arrive while a transaction is under way share the next one.
 
+// How Postgres is asked, and the handle that callers hold.
 mod database;
 mod store;
+
+// What the ledger holds, by its subject.
 mod jobs;
 mod sessions;
 mod workers;
 mod scaling;
 mod access;
+
+// How the ledger is kept in order, and how that is checked.
 mod upkeep;
 mod audit;
 

@@ -45,5 +45,5 @@ pub trait Target: Send + Sync {
     async fn touch(&self, why: &str) -> Result<(), TargetError>;
 
     /// Reports an event to people who watch the workload. Best effort: a failure is logged and not returned.
-    async fn tell(&self, event: &Event);
+    async fn report(&self, event: &Event);
 }

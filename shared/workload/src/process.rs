@@ -314,7 +314,7 @@ impl Target for Processes {
     }
 
     /// Does nothing: the only people who watch read our log, which has the event already.
-    async fn tell(&self, _event: &Event) {}
+    async fn report(&self, _event: &Event) {}
 }
 
 /// Returns the pid in a pid file, if that very process still runs.

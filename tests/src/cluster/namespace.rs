@@ -202,8 +202,8 @@ impl Namespace {
         stdin.write_all(input.as_bytes()).await.expect("kubectl reads its input");
         drop(stdin);
         let output = kubectl.wait_with_output().await.expect("kubectl ends");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl {}: {told}", arguments.join(" "));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
         String::from_utf8(output.stdout).expect("text")
     }
 

@@ -10,9 +10,9 @@ use super::row::JOBS;
 
 impl Fleet {
     /// Returns the state that an action leads to; `None` if the action changes nothing or cannot happen now. Passes
-    /// each call to the ledger and its reply to `tell`.
-    pub fn after(self, broken: Broken, action: Action, tell: &mut dyn FnMut(Call, Reply)) -> Option<Fleet> {
-        let mut next = Step { fleet: self, broken, tell };
+    /// each call to the ledger and its reply to `report`.
+    pub fn after(self, broken: Broken, action: Action, report: &mut dyn FnMut(Call, Reply)) -> Option<Fleet> {
+        let mut next = Step { fleet: self, broken, report };
         next.take(action)?;
         (next.fleet != self).then_some(next.fleet)
     }
@@ -22,7 +22,7 @@ impl Fleet {
 struct Step<'a> {
     fleet: Fleet,
     broken: Broken,
-    tell: &'a mut dyn FnMut(Call, Reply),
+    report: &'a mut dyn FnMut(Call, Reply),
 }
 
 impl Step<'_> {
@@ -140,7 +140,7 @@ impl Step<'_> {
 
     fn call(&mut self, call: Call) -> Reply {
         let reply = self.fleet.ledger.call(self.broken, call);
-        (self.tell)(call, reply);
+        (self.report)(call, reply);
         reply
     }
 

@@ -27,12 +27,12 @@ async fn every_good_line_of_a_file_is_concluded_and_every_bad_one_is_named() {
     let file = file.to_str().unwrap();
     let enqueued = fleet.producer(&["enqueue", "--file", file, "--print-ids"]).await;
     assert_eq!(enqueued.code, 3, "{enqueued:?}");
-    for told in [
+    for text in [
         "line 4: not JSON: key must be a string at byte 2",
         "line 11: agent_id: missing",
         "line 21: session_id: got \"../etc\"",
     ] {
-        assert!(enqueued.err.contains(told), "{told} is not in: {}", enqueued.err);
+        assert!(enqueued.err.contains(text), "{text} is not in: {}", enqueued.err);
     }
     assert!(enqueued.err.contains("30 jobs accepted, 0 accepted before, 3 lines refused"), "{enqueued:?}");
 
@@ -117,7 +117,7 @@ async fn a_job_for_an_unknown_agent_fails_and_leaves_a_dead_letter() {
 async fn what_is_not_accepted_is_refused_by_name_with_exit_code_2() {
     let fleet = Fleet::new().await;
     let enqueue = ["enqueue", "--session", "s", "--agent", "echo"];
-    for (arguments, told) in [
+    for (arguments, text) in [
         (["--input", "{"], "--input: not JSON"),
         (["--input", r#""\u0000""#], "--input: a string contains \\u0000"),
         (["--job-id", "0198c0de-7a00-4000-8000-000000000001"], "--job-id"),
@@ -127,7 +127,7 @@ async fn what_is_not_accepted_is_refused_by_name_with_exit_code_2() {
     ] {
         let ran = fleet.producer(&[&enqueue[..], &arguments].concat()).await;
         assert_eq!(ran.code, 2, "{arguments:?}: {ran:?}");
-        assert!(ran.err.contains(told), "{arguments:?}: {ran:?}");
+        assert!(ran.err.contains(text), "{arguments:?}: {ran:?}");
     }
     let unknown = JobId::now().to_string();
     let ran = fleet.producer(&["status", &unknown]).await;

@@ -427,7 +427,7 @@ async fn a_job_that_does_not_move_is_warned_about() {
 }
 
 #[tokio::test]
-async fn the_command_names_the_job_and_tells_by_its_exit_code() {
+async fn the_command_names_the_job_and_its_exit_code_says_the_end() {
     let ledger = SampleLedger::new().await;
     let (done, waits) = (ledger.done.to_string(), ledger.waits.to_string());
     let fleet = Fleet::on(ledger.database);

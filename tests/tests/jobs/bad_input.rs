@@ -83,7 +83,7 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
     let letters = fleet.vhost.dead_letters().await;
     let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
     assert_eq!(letters.len(), bad.len() + 2, "{reasons:?}");
-    let told = |body: &[u8], reason: &str| {
+    let report = |body: &[u8], reason: &str| {
         letters.iter().any(|letter| {
             letter.body == body
                 && letter.reason.starts_with(reason)
@@ -94,11 +94,11 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
     };
     for (body, reason) in &bad {
         let start = String::from_utf8_lossy(&body[..body.len().min(200)]);
-        assert!(told(body, reason), "no dead letter \"{reason}\" for {start} in {reasons:?}");
+        assert!(report(body, reason), "no dead letter \"{reason}\" for {start} in {reasons:?}");
     }
-    assert!(told(job::encode(&other).as_bytes(), "message_id: got "), "{reasons:?}");
+    assert!(report(job::encode(&other).as_bytes(), "message_id: got "), "{reasons:?}");
     let reason = format!("job_id: got {}, which is taken by a job of session s-0", taken.job_id);
-    assert!(told(job::encode(&taken).as_bytes(), &reason), "{reasons:?}");
+    assert!(report(job::encode(&taken).as_bytes(), &reason), "{reasons:?}");
     // None of them is run, and none is delivered again.
     let results = fleet.database.count("SELECT count(*) FROM harness_results").await;
     assert_eq!(
@@ -137,7 +137,7 @@ async fn dead_letters_are_shown_to_people_and_to_programs() {
 }
 
 #[tokio::test]
-async fn a_worker_tells_all_wrong_settings_at_once() {
+async fn a_worker_reports_all_wrong_settings_at_once() {
     let fleet = Fleet::new().await;
     let agents = fleet.folder.path().join("agents.toml");
     let text = "[agents.a]\nharness = 'ecko'\n[agents.b]\nharness = 'command'\ncommand = ['/no/agent']\ntimeout = 5\n";
@@ -155,7 +155,7 @@ async fn a_worker_tells_all_wrong_settings_at_once() {
         .launch();
     assert_eq!(worker.exit().await, 2);
     let log = worker.log();
-    for told in [
+    for report in [
         "8 settings are wrong",
         "AGENTS_FILE: ",
         "line 2: agents.a.harness: got \"ecko\", expected one of echo, scripted, command",
@@ -169,7 +169,7 @@ async fn a_worker_tells_all_wrong_settings_at_once() {
         "DATABASE_URL: not set, expected postgres://",
         "AMQP_URL does not start with amqp:// or amqps://",
     ] {
-        assert!(log.contains(told), "{told} is not in: {log}");
+        assert!(log.contains(report), "{report} is not in: {log}");
     }
     assert!(!log.contains("secret"), "{log}");
 }
@@ -182,7 +182,7 @@ async fn a_file_of_pools_is_refused_with_all_its_mistakes_and_an_address_with_th
     let mut autoscaler = fleet.autoscaler("autoscaler", pools).set("ADMIN_ADDR", ":8000").launch();
     assert_eq!(autoscaler.exit().await, 2);
     let log = autoscaler.log();
-    for told in [
+    for report in [
         "2 settings are wrong",
         "line 2: pools.a.target: got \"worker\"",
         "line 3: pools.a.policy.max_replica: unknown `max_replica`, expected one of `mode`, `min_replicas`",
@@ -192,7 +192,7 @@ async fn a_file_of_pools_is_refused_with_all_its_mistakes_and_an_address_with_th
         "line 9: policies: unknown, expected policy or pools",
         "ADMIN_ADDR: got \":8000\", expected an IP address and a port, such as 0.0.0.0:8000",
     ] {
-        assert!(log.contains(told), "{told} is not in: {log}");
+        assert!(log.contains(report), "{report} is not in: {log}");
     }
     let mut relay = fleet.relay("relay").set("ADMIN_ADDR", "localhost:8000").unset("AMQP_URL").launch();
     assert_eq!(relay.exit().await, 2);
@@ -280,7 +280,7 @@ async fn forward(port: TcpSocket, to: String) {
 }
 
 #[tokio::test]
-async fn a_worker_whose_services_never_come_ends_at_once_when_told_to() {
+async fn a_worker_whose_services_never_come_ends_at_once_on_sigterm() {
     let fleet = Fleet::new().await;
     let (_reserved, port) = closed_port();
     let mut worker = fleet

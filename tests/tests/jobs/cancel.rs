@@ -84,8 +84,8 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
     let worker = fleet.worker("worker").start().await;
     let spec = job("s", "echo", json!("never to be said"));
     let ran = cancel(&fleet, &[spec.job_id]).await;
-    let told = "is not known (yet): its end is recorded as cancelled, so that its message finds it";
-    assert_eq!((ran.code, ran.out.trim()), (3, format!("{} {told}", spec.job_id).as_str()), "{ran:?}");
+    let text = "is not known (yet): its end is recorded as cancelled, so that its message finds it";
+    assert_eq!((ran.code, ran.out.trim()), (3, format!("{} {text}", spec.job_id).as_str()), "{ran:?}");
     fleet.vhost.publish(vec![(job::encode(&spec).into_bytes(), Default::default())]).await;
     let found =
         async || (worker.metric(r#"harness_claims_total{answer="finished"}"#).await == 1.0).then_some(());

@@ -223,9 +223,9 @@ async fn what_no_worker_could_use_runs_when_there_is_one_that_can() {
     let _second = fleet.worker("second").set("AGENTS_FILE", agents).start().await;
     let ran = dead(&fleet, &["redrive", "--all", "--yes", "--json"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
-    let told = ran.json();
-    assert_eq!(each(&told, "fate"), ["cleared", "redriven", "returned"], "{told:?}");
-    let redriven = told.iter().find(|line| line["fate"] == "redriven").unwrap();
+    let report = ran.json();
+    assert_eq!(each(&report, "fate"), ["cleared", "redriven", "returned"], "{report:?}");
+    let redriven = report.iter().find(|line| line["fate"] == "redriven").unwrap();
     assert_eq!((&redriven["kind"], &redriven["id"]), (&json!("job"), &json!(unknown.job_id)));
     let new: JobId = redriven["redriven_as"].as_str().unwrap().parse().unwrap();
     assert_eq!(fleet.ended(new).await.output.unwrap().as_str(), r#""here""#);
@@ -239,16 +239,16 @@ async fn what_no_worker_could_use_runs_when_there_is_one_that_can() {
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_all_and_changes_nothing() {
+async fn a_dry_run_shows_all_and_changes_nothing() {
     let fleet = Fleet::new().await;
     let (failed, unknown) = fleet_with_dead_letters(&fleet).await;
     let before = each(&listed(&fleet, &[]).await, "id");
     for act in ["redrive", "drop"] {
         let ran = dead(&fleet, &[act, "--all", "--dry-run", "--json"]).await;
-        let told = ran.json();
+        let report = ran.json();
         let dispositions =
             if act == "drop" { ["dropped"; 4] } else { ["kept", "kept", "redriven", "redriven"] };
-        assert_eq!(each(&told, "fate"), dispositions, "{told:?}");
+        assert_eq!(each(&report, "fate"), dispositions, "{report:?}");
         assert_eq!(ran.code, if act == "drop" { 0 } else { 3 }, "{ran:?}");
         let one = dead(&fleet, &[act, "--dry-run", &failed.job_id.to_string()]).await;
         assert_eq!(one.code, 0, "{one:?}");
@@ -381,7 +381,7 @@ async fn a_job_whose_message_is_rejected_fails_with_the_reason_and_is_one_dead_l
 }
 
 #[tokio::test]
-async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_are_told() {
+async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_hear_of_it() {
     let fleet = Fleet::new().await;
     let (_connection, channel) = confirming(&fleet).await;
     channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
@@ -399,8 +399,8 @@ async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_ar
         "{waited:?}"
     );
     let reason = waited.json()[0]["failure"]["message"].as_str().unwrap().to_owned();
-    let told = format!("body: got {} bytes, expected at most 1024", job::encode(&large).len());
-    assert_eq!(reason, told);
+    let report = format!("body: got {} bytes, expected at most 1024", job::encode(&large).len());
+    assert_eq!(reason, report);
     let get = async || channel.basic_get("replies".into(), Default::default()).await.unwrap();
     let reply: Value = serde_json::from_slice(&until("the reply", get).await.delivery.data).unwrap();
     assert_eq!((&reply["job_id"], &reply["failure"]["message"]), (&json!(id), &json!(reason)));

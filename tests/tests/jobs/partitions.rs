@@ -33,11 +33,11 @@ fn job_from(days_ago: f64) -> JobSpec {
 async fn partitions(database: &Database) -> BTreeMap<JobId, JobId> {
     let bounds = database
         .texts(
-            "WITH told AS MATERIALIZED (
+            "WITH text AS MATERIALIZED (
                SELECT pg_get_expr(c.relpartbound, c.oid) AS bounds
                  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                 WHERE i.inhparent = 'harness_results'::regclass)
-             SELECT bounds FROM told WHERE bounds IS NOT NULL",
+             SELECT bounds FROM text WHERE bounds IS NOT NULL",
         )
         .await;
     let ids = |bound: String| {
@@ -173,19 +173,19 @@ async fn an_id_outside_of_the_window_is_refused_by_the_name_of_its_field() {
     let (old, early) = (job_from(2.1), job_from(-1.1));
     let cases =
         [(&old, "whose time is more than 2 days ago"), (&early, "whose time is more than a day ahead")];
-    for (spec, told) in cases {
+    for (spec, text) in cases {
         let id = spec.job_id.to_string();
         let one = ["enqueue", "--session", "s", "--agent", "echo", "--job-id", &id];
         let ran = fleet.producer(&one).await;
         assert_eq!(ran.code, 2, "{ran:?}");
-        assert!(ran.err.contains("job_id: got ") && ran.err.contains(told), "{ran:?}");
+        assert!(ran.err.contains("job_id: got ") && ran.err.contains(text), "{ran:?}");
         let ran = fleet.producer_with_input(&job::encode(spec), &["enqueue", "--file", "-"]).await;
         assert_eq!(ran.code, 3, "{ran:?}");
-        assert!(ran.err.contains("line 1: job_id: got ") && ran.err.contains(told), "{ran:?}");
+        assert!(ran.err.contains("line 1: job_id: got ") && ran.err.contains(text), "{ran:?}");
         let message = (job::encode(spec).into_bytes(), BasicProperties::default());
         fleet.vhost.publish(vec![message]).await;
         let said = worker.said(&id).await;
-        assert!(said.contains("job_id: got ") && said.contains(told), "{said}");
+        assert!(said.contains("job_id: got ") && said.contains(text), "{said}");
     }
     let fine = [job_from(1.9), job_from(-0.9)];
     fleet.enqueue(&fine).await;

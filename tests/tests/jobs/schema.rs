@@ -271,14 +271,14 @@ async fn a_database_that_knows_more_than_the_binary_is_refused() {
     let fleet = Fleet::new().await;
     let version = 99_999_999_999_999_i64;
     from_the_future(&fleet, version, "from the future").await;
-    let told =
+    let said =
         format!("the database has migration {version}, which this binary does not know: run a newer release");
     let mut worker = fleet.worker("worker").launch();
     assert_eq!(worker.exit().await, 1);
-    assert!(worker.log().contains(&told), "{}", worker.log());
+    assert!(worker.log().contains(&said), "{}", worker.log());
     let ran = fleet.producer(&["enqueue", "--session", "s", "--agent", "echo"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains(&told), "{ran:?}");
+    assert!(ran.err.contains(&said), "{ran:?}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
 }
 

@@ -45,7 +45,7 @@ async fn the_role_is_enough_for_all_that_a_target_does() {
         target.touch("a test").await.unwrap();
         until_ok("it grows", async || target.resize(&target.look().await.expect("a workload"), 2, &[]).await)
             .await;
-        target.tell(&Event::Resized { from: 1, to: 2, why: "a test".into() }).await;
+        target.report(&Event::Resized { from: 1, to: 2, why: "a test".into() }).await;
         assert_eq!(namespace.events().await.len(), 1);
     }
 }
@@ -136,7 +136,7 @@ async fn each_missing_right_is_named_and_who_may_not_look_for_others_scales_noth
     let worker = namespace.api::<Deployment>().get("worker").await.unwrap();
     assert_eq!(worker.spec.unwrap().replicas, Some(1));
     // It cannot write an event either, which is not reported as an error.
-    target.tell(&Event::NotResized { why: "a test".into() }).await;
+    target.report(&Event::NotResized { why: "a test".into() }).await;
     assert!(namespace.events().await.is_empty());
 }
 

@@ -46,12 +46,12 @@ async fn a_workload_with_an_hpa_is_not_resized() {
     let (namespace, target) = target().await;
     namespace.create::<HorizontalPodAutoscaler>(scales("Deployment", "worker")).await;
     let error = target.look().await.expect_err("a rival");
-    let told = format!(
+    let text = format!(
         "Deployment {0}/worker is also scaled by HorizontalPodAutoscaler {0}/rival: remove that one, or give this \
          pool another workload",
         namespace.name
     );
-    assert_eq!(error.to_string(), told);
+    assert_eq!(error.to_string(), text);
     assert!(matches!(error, TargetError::Contested { .. }) && !error.is_retryable());
 
     namespace.api::<HorizontalPodAutoscaler>().delete("rival", &DeleteParams::default()).await.unwrap();
@@ -163,19 +163,19 @@ async fn an_hpa_is_found_in_whichever_version_is_served() {
 async fn a_change_and_a_refusal_are_events_of_the_workload() {
     let (namespace, target) = target().await;
     target.look().await.expect("a workload");
-    target.tell(&Event::Resized { from: 2, to: 5, why: "9 jobs wait".into() }).await;
+    target.report(&Event::Resized { from: 2, to: 5, why: "9 jobs wait".into() }).await;
     let refusal = Event::NotResized { why: "a HorizontalPodAutoscaler is there".into() };
-    target.tell(&refusal).await;
+    target.report(&refusal).await;
     // The same event again is not written again.
-    target.tell(&refusal).await;
-    target.tell(&Event::TakenBack { workers: 2, why: "demand returned".into() }).await;
-    target.tell(&Event::NotResized { why: "x".repeat(5000) }).await;
+    target.report(&refusal).await;
+    target.report(&Event::TakenBack { workers: 2, why: "demand returned".into() }).await;
+    target.report(&Event::NotResized { why: "x".repeat(5000) }).await;
 
     let events = namespace.events().await;
-    let told: Vec<_> = events.iter().map(|event| (event.type_.as_deref(), event.reason.as_deref())).collect();
+    let text: Vec<_> = events.iter().map(|event| (event.type_.as_deref(), event.reason.as_deref())).collect();
     let expected = [("Normal", "Resized"), ("Warning", "NotResized"), ("Normal", "DrainTakenBack")];
     let expected = expected.into_iter().chain([("Warning", "NotResized")]);
-    assert_eq!(told, expected.map(|(kind, reason)| (Some(kind), Some(reason))).collect::<Vec<_>>());
+    assert_eq!(text, expected.map(|(kind, reason)| (Some(kind), Some(reason))).collect::<Vec<_>>());
     assert_eq!(events[0].note.as_deref(), Some("Resized from 2 to 5 replicas: 9 jobs wait"));
 
     let worker = namespace.api::<Deployment>().get("worker").await.unwrap();

@@ -207,17 +207,17 @@ async fn a_wait_is_an_event_of_the_workload() {
     at_rest(&target).await;
     for usual in [false, true] {
         let why = format!("usual: {usual}");
-        target.tell(&Event::Waits { from: 6, to: 2, why, usual }).await;
+        target.report(&Event::Waits { from: 6, to: 2, why, usual }).await;
     }
     let events = namespace.events().await;
-    let told: Vec<_> = events
+    let text: Vec<_> = events
         .iter()
         .map(|event| (event.type_.as_deref(), event.reason.as_deref(), event.note.as_deref()))
         .collect();
     let note = |usual| format!("Shrinking from 6 to 2 replicas waits: usual: {usual}");
     let (warning, normal) = (note(false), note(true));
     let expected = [("Warning", &warning), ("Normal", &normal)];
-    assert_eq!(told, expected.map(|(kind, note)| (Some(kind), Some("ScaleInWaits"), Some(note.as_str()))));
+    assert_eq!(text, expected.map(|(kind, note)| (Some(kind), Some("ScaleInWaits"), Some(note.as_str()))));
 }
 
 /// A kind that is not known beforehand, but whose pods are ranked by readiness as usual.
@@ -337,9 +337,9 @@ async fn a_kind_of_ones_own_is_found_by_its_definition() {
     let boat = kubernetes::Cluster::with(config).expect("a way to the cluster");
     let boat = Kubernetes::new(&boat, "example.com/v1/Boat/worker".parse().unwrap(), None, false).unwrap();
     define(cluster, "Boat", "boats", false).await;
-    let told = "a Boat cannot be scaled: it has no subresource scale";
+    let text = "a Boat cannot be scaled: it has no subresource scale";
     until_ok("the missing scale is reported", async || match boat.look().await {
-        Err(TargetError::Refused { message, .. }) if message == told => Ok(()),
+        Err(TargetError::Refused { message, .. }) if message == text => Ok(()),
         other => Err(other),
     })
     .await;

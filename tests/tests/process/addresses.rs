@@ -121,9 +121,9 @@ async fn an_error_in_answer_to_a_request_for_tls_is_said_and_not_taken_for_no() 
     for mode in ["prefer", "prefer", "require", "require"] {
         let url = format!("postgres://harness@{place}/{database}?sslmode={mode}");
         let ran = producer(&fleet, &["migrate"], &[("DATABASE_URL", &url)]).await;
-        let told =
+        let text =
             ["answers a request for TLS with an error", "could not fork new process", "no\\u{1b}memory"];
-        assert!(ran.code == 1 && told.iter().all(|part| ran.err.contains(part)), "{mode}: {ran:?}");
+        assert!(ran.code == 1 && text.iter().all(|part| ran.err.contains(part)), "{mode}: {ran:?}");
     }
     answering.abort();
 }
@@ -137,8 +137,8 @@ async fn what_a_server_has_not_got_makes_no_standby_of_it() {
     let error =
         session.client.batch_execute("SELECT 1 UNION SELECT 2 FOR UPDATE").await.expect_err("no such");
     assert_eq!(error.code().map(|code| code.code()), Some("0A000"));
-    let told = PostgresError::new(&address, error).to_string();
-    assert!(!told.contains("standby"), "{told}");
+    let text = PostgresError::new(&address, error).to_string();
+    assert!(!text.contains("standby"), "{text}");
 }
 
 #[tokio::test]
@@ -249,7 +249,7 @@ async fn a_certificate_is_verified_by_every_connection() {
     let by = |host: &str, parameters: &str| {
         format!("{}?{parameters}", postgres.by(&format!("harness@{host}:{port}"), &fleet.database))
     };
-    for (url, told) in [
+    for (url, text) in [
         (by("localhost", "sslmode=require"), "sslrootcert"),
         (by("localhost", "sslmode=prefer"), "sslrootcert"),
         (by("localhost", "sslmode=verify-ca"), "sslrootcert"),
@@ -262,10 +262,10 @@ async fn a_certificate_is_verified_by_every_connection() {
         (by("127.0.0.1", &format!("sslmode=verify-full&sslrootcert={authority}")), "sslmode=verify-ca"),
     ] {
         let ran = producer(&fleet, &["migrate"], &[("DATABASE_URL", &url)]).await;
-        assert!(ran.code == 1 && ran.err.contains(told) && ran.err.contains("certificate"), "{url}: {ran:?}");
+        assert!(ran.code == 1 && ran.err.contains(text) && ran.err.contains("certificate"), "{url}: {ran:?}");
         let mut worker = fleet.worker("worker").set("DATABASE_URL", &url).launch();
         assert_eq!(worker.exit().await, 1, "{url}");
-        assert!(worker.log().contains(told), "{url}: {}", worker.log());
+        assert!(worker.log().contains(text), "{url}: {}", worker.log());
     }
     let tables = "SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'";
     assert_eq!(fleet.database.count(tables).await, 0, "no connection to an unverified server made anything");
@@ -309,7 +309,7 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
     let unknown = postgres.by(&format!("locked2:x@127.0.0.1:{port}"), &fleet.database);
     let in_a_list = postgres.by(&format!("locked2:x@127.0.0.1:{port},127.0.0.1:1"), &fleet.database);
     let without = postgres.by(&format!("locked@127.0.0.1:{port}"), &fleet.database);
-    for (url, told) in [
+    for (url, text) in [
         (&locked, "refuses the account \"locked\": check user and password in DATABASE_URL"),
         (&unknown, "refuses the account \"locked2\""),
         (&in_a_list, "refuses the account \"locked2\""),
@@ -319,8 +319,8 @@ async fn an_address_that_leads_nowhere_ends_a_start() {
         let pools = "[pools.default]\ntarget = \"process\"\n";
         for launch in [fleet.worker("worker"), fleet.relay("relay"), fleet.autoscaler("autoscaler", pools)] {
             let mut process = launch.set("DATABASE_URL", url).launch();
-            assert_eq!(process.exit().await, 1, "{told}");
-            assert!(process.log().contains(told), "{told}: {}", process.log());
+            assert_eq!(process.exit().await, 1, "{text}");
+            assert!(process.log().contains(text), "{text}: {}", process.log());
             assert!(!process.log().contains("wrong@"), "{}", process.log());
         }
     }

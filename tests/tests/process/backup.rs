@@ -292,10 +292,10 @@ async fn old_backups_go_and_the_last_of_each_week_and_month_stays() {
     std::fs::write(folder.join("notes.txt"), "").expect("another program's");
     let left = || std::fs::read_dir(&folder).expect("a folder").count();
 
-    let told = kept.run(&fleet, "prune", &["--dry-run"]).await;
-    assert_eq!((told.code, left()), (0, 2 * 365 + 2), "{told:?}");
+    let text = kept.run(&fleet, "prune", &["--dry-run"]).await;
+    assert_eq!((text.code, left()), (0, 2 * 365 + 2), "{text:?}");
     let removed = kept.run(&fleet, "prune", &[]).await;
-    assert_eq!((removed.code, removed.out.lines().count()), (0, told.out.lines().count()), "{removed:?}");
+    assert_eq!((removed.code, removed.out.lines().count()), (0, text.out.lines().count()), "{removed:?}");
     let stays: Vec<bool> =
         days.iter().map(|day| folder.join(format!("harness-{day}.facts")).is_file()).collect();
     assert!(stays[..6].iter().all(|stays| *stays), "all of the last days");
@@ -313,13 +313,13 @@ async fn old_backups_go_and_the_last_of_each_week_and_month_stays() {
 async fn settings_that_are_wrong_are_named() {
     let fleet = Fleet::new().await;
     let kept = Kept::at(fleet.folder.path());
-    for (name, value, told) in [
+    for (name, value, text) in [
         ("BACKUP_TARGET", "somewhere", "BACKUP_TARGET: got \"somewhere\""),
         ("BACKUP_RECIPIENTS", "/nowhere", "BACKUP_RECIPIENTS: got \"/nowhere\""),
         ("BACKUP_ENCRYPTION", "rot13", "BACKUP_ENCRYPTION: got \"rot13\""),
         ("DATABASE_URL", "mysql://host", "DATABASE_URL: a backup takes one form of address"),
     ] {
         let ran = kept.clone().with(name, value.to_owned()).run(&fleet, "backup", &[]).await;
-        assert!(ran.code == 2 && ran.err.contains(told), "{ran:?}");
+        assert!(ran.code == 2 && ran.err.contains(text), "{ran:?}");
     }
 }

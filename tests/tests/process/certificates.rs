@@ -134,14 +134,14 @@ async fn addresses_that_cannot_be_used_are_refused_together_with_what_would_be_r
         .env("TLS_CA_FILE", "/dev/null");
     let ran = Ran::of(command, "").await;
     assert_eq!(ran.code, 2, "{ran:?}");
-    for told in [
+    for text in [
         r#"AMQP_URL has the parameter "verify", there are heartbeat, frame_max,"#,
         "MANAGEMENT_URL: cannot be read (invalid port number; characters like / # ? @ % in a user or password",
         "OTEL_EXPORTER_OTLP_ENDPOINT: does not start with http:// or https://, expected the address of an OTLP",
         "damaged.pem: certificate 2 cannot be used: ",
         "TLS_CA_FILE: /dev/null has no certificate in it, expected -----BEGIN CERTIFICATE-----",
     ] {
-        assert!(ran.err.contains(told), "{told}: {ran:?}");
+        assert!(ran.err.contains(text), "{text}: {ran:?}");
     }
     assert!(!ran.err.contains("s3c"), "{ran:?}");
 }

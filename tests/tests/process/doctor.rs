@@ -10,81 +10,81 @@ async fn doctor(fleet: &Fleet, environment: &[(&str, &str)]) -> Ran {
 }
 
 /// Checks that one line is missing and has all of these parts, and that all other lines are ok.
-fn tells(ran: &Ran, parts: &[&str]) {
+fn reports(ran: &Ran, parts: &[&str]) {
     let missing: Vec<&str> = ran.out.lines().filter(|line| line.starts_with("MISSING")).collect();
     assert!(ran.code == 1 && missing.len() == 1, "{parts:?}: {ran:?}");
     assert!(parts.iter().all(|part| missing[0].contains(part)), "{parts:?}: {}", missing[0]);
 }
 
 #[tokio::test]
-async fn each_broken_database_is_told_with_the_remedy() {
+async fn each_broken_database_is_reported_with_the_remedy() {
     let fleet = Fleet::new().await;
     let url = &fleet.database.url;
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &format!("{url}_gone"))]).await,
         &["database_connected", "there is no database", "CREATE DATABASE", "DATABASE_URL"],
     );
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &format!("{url}?sslmode=require"))]).await,
         &["database_connected", "has no TLS", "sslmode=disable"],
     );
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", "postgres://me@127.0.0.1:1/d")]).await,
         &["database_connected", "127.0.0.1:1 cannot be reached", "DATABASE_URL"],
     );
     let (role, limited) = fleet.database.role(3).await;
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &limited)]).await,
         &["database_room", "may have 3 connections", "DATABASE_POOL_SIZE", "CONNECTION LIMIT"],
     );
     fleet.database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_SETTINGS", "role")]).await,
         &["database_settings", "DATABASE_SETTINGS is role", "statement_timeout", "producer migrate"],
     );
     let last = "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)";
     fleet.database.execute(last).await;
-    tells(&doctor(&fleet, &[]).await, &["schema_current", "lacks migration", "run `producer migrate`"]);
+    reports(&doctor(&fleet, &[]).await, &["schema_current", "lacks migration", "run `producer migrate`"]);
     fleet.database.execute("INSERT INTO _sqlx_migrations VALUES (90000, 'x', now(), true, '', 1)").await;
     assert_eq!(fleet.producer(&["migrate"]).await.code, 1);
 
     let empty = Fleet::on(Database::empty().await);
-    tells(&doctor(&empty, &[]).await, &["schema_current", "lacks migration 1", "run `producer migrate`"]);
+    reports(&doctor(&empty, &[]).await, &["schema_current", "lacks migration 1", "run `producer migrate`"]);
     let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
     let options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     let latin = Fleet::on(Database::made_on(&server, options).await);
-    tells(&doctor(&latin, &[]).await, &["database_connected", "LATIN1", "ENCODING 'UTF8'", "DATABASE_URL"]);
+    reports(&doctor(&latin, &[]).await, &["database_connected", "LATIN1", "ENCODING 'UTF8'", "DATABASE_URL"]);
     let pooler = Pooler::start("--release 1.18 --mode transaction").await;
     let behind = Fleet::on(Database::behind(&pooler, SetBy::Connection).await);
-    tells(
+    reports(
         &doctor(&behind, &[]).await,
         &["database_connected", "transaction mode", "PgBouncer 1.21", "pool_mode = session"],
     );
 }
 
 #[tokio::test]
-async fn each_broken_server_is_told_with_the_remedy() {
+async fn each_broken_server_is_reported_with_the_remedy() {
     let postgres = GuardedPostgres::start().await;
     let fleet = Fleet::on(postgres.database().await);
     assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
     let port = postgres.port;
     let by = |way: &str| postgres.by(&format!("{way}:{port}"), &fleet.database);
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &by("locked:wrong@127.0.0.1"))]).await,
         &["database_connected", "refuses the account \"locked\"", "password in DATABASE_URL", "pg_hba.conf"],
     );
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &format!("{}?sslmode=require", by("harness@localhost")))]).await,
         &["database_connected", "certificate", "authority that is not known", "sslrootcert"],
     );
     let authority = postgres.authority.file().display().to_string();
     let other_name = format!("{}?sslmode=require&sslrootcert={authority}", by("harness@127.0.0.1"));
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &other_name)]).await,
         &["database_connected", "certificate", "another name", "sslmode=verify-ca"],
     );
     postgres.become_standby().await;
-    tells(
+    reports(
         &doctor(&fleet, &[]).await,
         &[
             "database_writable",
@@ -94,7 +94,7 @@ async fn each_broken_server_is_told_with_the_remedy() {
         ],
     );
     let writable = format!("{}?target_session_attrs=read-write", fleet.database.url);
-    tells(
+    reports(
         &doctor(&fleet, &[("DATABASE_URL", &writable)]).await,
         &["database_connected", "target_session_attrs", "name the primary"],
     );

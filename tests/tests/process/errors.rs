@@ -36,14 +36,14 @@ async fn what_cannot_be_reached_is_named_with_its_address_and_its_cause_once() {
     let audit = fleet.producer_command(&["audit"]);
     let audit = run(audit, &[("DATABASE_URL", &format!("postgres://u:secret@{postgres}/d"))]).await;
     let api = format!("the API server https://{api} (KUBECONFIG, KUBE_CONTEXT) cannot be reached: ");
-    for (ran, code, told) in [
+    for (ran, code, said) in [
         (once, 1, api.as_str()),
         (observe, 3, management.as_str()),
         (status, 1, "Connection refused"),
         (audit, 1, "Connection refused"),
     ] {
         assert_eq!(ran.code, code, "{ran:?}");
-        assert!(ran.err.contains(told) && !ran.err.contains("secret"), "{ran:?}");
+        assert!(ran.err.contains(said) && !ran.err.contains("secret"), "{ran:?}");
         for cause in ["Connection refused (os error 111)", "client error (Connect)", "error connecting"] {
             assert!(ran.err.matches(cause).count() <= 1, "{ran:?}");
         }

@@ -134,8 +134,8 @@ async fn sessions_that_keep_older_settings_are_counted_and_ended_by_the_next_mig
         assert_eq!(ran.code, 0, "{ran:?}");
         ran.out
     };
-    let told = migrate().await;
-    assert!(told.contains("until they end: 1;") && told.contains("RECONNECT"), "{told}");
+    let said = migrate().await;
+    assert!(said.contains("until they end: 1;") && said.contains("RECONNECT"), "{said}");
     busy.client.batch_execute("COMMIT").await.expect("it goes on");
     assert!(!migrate().await.contains("older settings"));
     until("it is ended", async || busy.client.is_closed().then_some(())).await;
@@ -182,18 +182,18 @@ async fn a_database_that_is_not_utf8_is_refused_by_migrate_doctor_and_every_star
     let options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     let server = std::env::var("DATABASE_URL").expect("DATABASE_URL");
     let fleet = Fleet::on(Database::made_on(&server, options).await);
-    let told = "has the encoding LATIN1, expected UTF8";
+    let said = "has the encoding LATIN1, expected UTF8";
     for command in
         [&["migrate"][..], &["sessions", "show", "s"], &["enqueue", "--session", "s", "--agent", "echo"]]
     {
         let ran = fleet.producer(command).await;
-        assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
+        assert!(ran.code == 1 && ran.err.contains(said), "{ran:?}");
     }
     let ran = fleet.producer(&["doctor"]).await;
-    assert!(ran.code == 1 && ran.out.contains(told), "{ran:?}");
+    assert!(ran.code == 1 && ran.out.contains(said), "{ran:?}");
     let mut worker = fleet.worker("worker").launch();
     assert_eq!(worker.exit().await, 1);
-    assert!(worker.log().contains(told), "{}", worker.log());
+    assert!(worker.log().contains(said), "{}", worker.log());
     assert_eq!(fleet.database.count("SELECT count(*) FROM pg_class WHERE relname LIKE 'harness%'").await, 0);
 }
 
@@ -285,9 +285,9 @@ async fn a_ledger_in_a_schema_that_the_account_does_not_look_into_is_named_and_n
     }
     for command in ["migrate", "doctor"] {
         let ran = run(&fleet.database.url, command).await;
-        let told = ran.out.clone() + &ran.err;
+        let said = ran.out.clone() + &ran.err;
         assert!(
-            ran.code == 1 && told.contains("is in the schema \"fleet\"") && told.contains("search_path"),
+            ran.code == 1 && said.contains("is in the schema \"fleet\"") && said.contains("search_path"),
             "{ran:?}"
         );
     }

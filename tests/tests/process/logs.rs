@@ -81,23 +81,23 @@ async fn a_workers_log_has_the_fields_that_are_documented_and_names_each_job() {
             assert_eq!(line["trace_id"], json!(traces[at]), "{line:?}");
         }
     }
-    let told = |message: &str, at: usize| -> Vec<&Line> {
+    let text = |message: &str, at: usize| -> Vec<&Line> {
         let of_job = |line: &&Line| line.get("job_id") == Some(&json!(specs[at].job_id));
         let found: Vec<_> = lines.iter().filter(of_job).filter(|line| line["message"] == message).collect();
         assert!(!found.is_empty(), "\"{message}\" is not said of job {at}: {}", worker.log());
         found
     };
-    let failed = told("an attempt failed", 0);
+    let failed = text("an attempt failed", 0);
     let attempts: Vec<_> = failed.iter().map(|line| line["attempt"].clone()).collect();
     assert_eq!(attempts, [json!(1), json!(2)]);
     assert!(failed.iter().all(|line| line["code"] == "crashed" && line["retryable"] == true));
-    let said = told("said \"so\"", 0);
+    let said = text("said \"so\"", 0);
     assert!(said.iter().all(|line| line["target"] == "harness::command::stderr" && line["attempt"].is_u64()));
     for at in [1, 2] {
-        assert_eq!(told("an attempt failed", at)[0]["attempt"], json!(1));
+        assert_eq!(text("an attempt failed", at)[0]["attempt"], json!(1));
     }
-    assert!(told("replied", 3)[0].contains_key("attempt"));
-    told("a message was dead-lettered", 3);
+    assert!(text("replied", 3)[0].contains_key("attempt"));
+    text("a message was dead-lettered", 3);
 }
 
 #[tokio::test]

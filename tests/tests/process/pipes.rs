@@ -90,8 +90,8 @@ async fn every_command_ends_as_ever_when_nobody_reads_it_and_fails_when_it_canno
         assert_eq!(code, usual, "{words:?}, and stderr is not read");
         let (code, said) = printing(again(), full_disk(), Stdio::piped()).await;
         assert_eq!(code, 1, "{words:?}: {said}");
-        let told = "not all results could be written to stdout: No space left on device";
-        assert!(said.contains(told) && !said.contains("panicked"), "{words:?}: {said}");
+        let report = "not all results could be written to stdout: No space left on device";
+        assert!(said.contains(report) && !said.contains("panicked"), "{words:?}: {said}");
         let (code, _) = printing(again(), full_disk(), full_disk()).await;
         assert_eq!(code, 1, "{words:?}");
     }
@@ -131,8 +131,8 @@ async fn ids_to_wait_for_are_read_like_lines_and_a_signal_is_heard_meanwhile() {
     let spec = job("s", "echo", json!(1));
     let ids = format!("\u{feff}{}\r\n\n\tnone\n", spec.job_id);
     let ran = fleet.producer_with_input(&ids, &["wait"]).await;
-    let told = "stdin, line 3: job id: got \"none\", expected a UUID of version 7";
-    assert!(ran.code == 1 && ran.err.contains(told), "{ran:?}");
+    let report = "stdin, line 3: job id: got \"none\", expected a UUID of version 7";
+    assert!(ran.code == 1 && ran.err.contains(report), "{ran:?}");
 
     let mut command = fleet.producer_command(&["wait"]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -347,11 +347,11 @@ async fn a_line_is_known_by_its_number_and_refused_in_words_of_its_fields() {
     std::fs::write(&file, lines.iter().map(|(line, _)| &line[..]).collect::<Vec<_>>().join(&b'\n')).unwrap();
     let ran = fleet.producer(&["enqueue", "--file", &file.to_string_lossy()]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
-    let wrong = lines.iter().enumerate().filter_map(|(at, (_, told))| Some((at + 1, (*told)?)));
-    for (number, told) in wrong.clone() {
+    let wrong = lines.iter().enumerate().filter_map(|(at, (_, report))| Some((at + 1, (*report)?)));
+    for (number, report) in wrong.clone() {
         assert!(
-            ran.err.contains(&format!("line {number}: {told}")),
-            "line {number}: {told} is not in {}",
+            ran.err.contains(&format!("line {number}: {report}")),
+            "line {number}: {report} is not in {}",
             ran.err
         );
     }

@@ -39,15 +39,15 @@ async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
 }
 
 /// Checks that nothing starts behind it, and that each program says what would help.
-async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, told: &[&str]) {
+async fn is_refused_behind(pooler: &Pooler, set_by: SetBy, said: &[&str]) {
     let mut fleet = Fleet::on(Database::new().await);
     fleet.database.url = pooler.through(&fleet.database.url);
-    is_refused(&mut fleet, set_by, told).await;
+    is_refused(&mut fleet, set_by, said).await;
 }
 
-async fn is_refused(fleet: &mut Fleet, set_by: SetBy, told: &[&str]) {
+async fn is_refused(fleet: &mut Fleet, set_by: SetBy, said: &[&str]) {
     fleet.database.set_by = set_by;
-    let says = |text: &str| told.iter().all(|part| text.contains(part));
+    let says = |text: &str| said.iter().all(|part| text.contains(part));
     let ran = fleet.producer(&["migrate"]).await;
     assert!(ran.code == 1 && says(&ran.err), "{ran:?}");
     let ran = fleet.producer(&["doctor"]).await;
@@ -148,14 +148,14 @@ async fn in_transaction_mode_settings_of_connections_are_refused() {
 
 #[tokio::test]
 async fn in_transaction_mode_a_pooler_that_loses_statements_is_refused() {
-    let told = ["transaction mode", "PgBouncer 1.21", "max_prepared_statements", "pool_mode = session"];
+    let said = ["transaction mode", "PgBouncer 1.21", "max_prepared_statements", "pool_mode = session"];
     for options in [
         "--release 1.18 --mode transaction",
         "--release 1.24 --mode transaction --set max_prepared_statements=0",
     ] {
         let pooler = Pooler::start(options).await;
         for set_by in [SetBy::Connection, SetBy::Role] {
-            is_refused_behind(&pooler, set_by, &told).await;
+            is_refused_behind(&pooler, set_by, &said).await;
         }
     }
 }
@@ -186,8 +186,8 @@ async fn settings_that_the_account_lacks_are_named_with_the_way_to_get_them() {
     fleet.database.set_by = SetBy::Connection;
     assert_eq!(fleet.producer(&["migrate"]).await.code, 0);
     fleet.database.set_by = SetBy::Role;
-    let told = ["DATABASE_SETTINGS is role", "statement_timeout", "run `producer migrate`"];
-    let says = |text: &str| told.iter().all(|part| text.contains(part));
+    let said = ["DATABASE_SETTINGS is role", "statement_timeout", "run `producer migrate`"];
+    let says = |text: &str| said.iter().all(|part| text.contains(part));
     let ran = fleet.producer(&["doctor"]).await;
     assert!(ran.code == 1 && says(&ran.out), "{ran:?}");
     let mut worker = fleet.worker("worker").launch();

@@ -53,7 +53,7 @@ async fn a_good_environment_lacks_nothing() {
 }
 
 #[tokio::test]
-async fn a_broken_environment_is_told_all_that_it_lacks_at_once() {
+async fn a_broken_environment_is_reported_with_all_that_it_lacks_at_once() {
     let fleet = Fleet::new().await;
     fleet
         .database
@@ -110,7 +110,7 @@ async fn secrets_that_are_not_there_and_settings_that_are_wrong_are_named() {
 }
 
 #[tokio::test]
-async fn an_account_without_rights_is_told_which_it_lacks() {
+async fn an_account_without_rights_learns_which_it_lacks() {
     let fleet = Fleet::new().await;
     let role =
         fleet.database.texts("SELECT 'reader_' || replace(gen_random_uuid()::text, '-', '')").await.remove(0);
@@ -142,7 +142,7 @@ async fn an_account_without_rights_is_told_which_it_lacks() {
 }
 
 #[tokio::test]
-async fn smoke_tells_processes_that_work_from_those_that_do_not() {
+async fn smoke_distinguishes_processes_that_work_from_those_that_do_not() {
     let fleet = Fleet::new().await;
     let worker = fleet.worker("worker").start().await;
     let relay = fleet.relay("relay").launch();

@@ -24,8 +24,8 @@ async fn a_worker_that_may_not_read_its_queue_says_so_once_and_takes_jobs_when_i
     guest.may(OURS, OURS, EXCHANGES);
     let mut worker = fleet.worker("worker").set("AMQP_URL", &guest.url).set("LOG_LEVEL", "debug").launch();
     let said = worker.said("the broker refuses this").await;
-    for told in ["ERROR", "ACCESS_REFUSED", "harness.", NEEDED] {
-        assert!(said.contains(told), "{told}: {said}");
+    for text in ["ERROR", "ACCESS_REFUSED", "harness.", NEEDED] {
+        assert!(said.contains(text), "{text}: {said}");
     }
     let unready = async || match worker.get_json("/ready").await {
         (503, ready)
@@ -93,7 +93,7 @@ async fn a_relay_that_may_not_publish_says_so_once_and_publishes_when_it_may() {
 }
 
 #[tokio::test]
-async fn who_may_not_declare_or_not_log_in_is_told_what_to_look_at() {
+async fn an_account_that_may_not_declare_or_log_in_gets_the_remedy() {
     let fleet = Fleet::new().await;
     let guest = fleet.vhost.user(OURS);
     guest.may(NONE, OURS, OURS);
@@ -101,17 +101,17 @@ async fn who_may_not_declare_or_not_log_in_is_told_what_to_look_at() {
     let name = user.split_once(':').expect("a password").0;
     let vhostless = format!("{}/nowhere", guest.url.rsplit_once('/').expect("a vhost").0);
     let login = "check user, password and vhost in AMQP_URL";
-    for (url, told) in [
+    for (url, text) in [
         (guest.url.clone(), ["ACCESS_REFUSED", NEEDED]),
         (format!("amqp://{name}:hush-hush@{host}"), ["Login was refused", login]),
         (vhostless, ["nowhere", login]),
     ] {
         let worker = fleet.worker("worker").set("AMQP_URL", &url).launch();
         let said = worker.said("the broker refuses this").await;
-        assert!(said.contains("ERROR") && told.iter().all(|told| said.contains(told)), "{said}");
+        assert!(said.contains("ERROR") && text.iter().all(|text| said.contains(text)), "{said}");
         assert!(!said.contains("wr0ng"), "{said}");
         let unready = async || match worker.get_json("/ready").await {
-            (503, ready) if ready["reasons"]["queue_consuming"].to_string().contains(told[1]) => Ok(()),
+            (503, ready) if ready["reasons"]["queue_consuming"].to_string().contains(text[1]) => Ok(()),
             other => Err(other),
         };
         until_ok("/ready says what is refused", unready).await;

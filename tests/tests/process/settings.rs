@@ -13,7 +13,7 @@ fn programs() -> [Command; 3] {
     [producer::cli::Args::command(), worker::Args::command(), autoscaler::Args::command()]
 }
 
-/// A setting: all that is told of it but who reads it.
+/// A setting: all that is said of it but who reads it.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Setting {
     name: String,

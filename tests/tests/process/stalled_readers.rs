@@ -79,8 +79,8 @@ async fn every_command_hears_a_signal_while_its_reader_stalls() {
     }
     for (words, _reader, child) in started {
         let (code, said) = ended(child).await;
-        let told = "not all results could be written to stdout: stopped by a signal";
-        assert!(code == 130 && said.contains(told), "{words:?}: {code}: {said}");
+        let text = "not all results could be written to stdout: stopped by a signal";
+        assert!(code == 130 && said.contains(text), "{words:?}: {code}: {said}");
     }
 }
 

@@ -203,7 +203,7 @@ async fn what_the_producer_sends_is_above_what_the_worker_does() {
 }
 
 #[tokio::test]
-async fn a_failed_attempt_is_told_by_its_code_and_the_next_one_is_beside_it() {
+async fn a_failed_attempt_is_named_by_its_code_and_the_next_one_is_beside_it() {
     let (fleet, collector) = (Fleet::new().await, Collector::start().await);
     let _worker = fleet.worker("worker").traced(&collector.url).start().await;
     let failing =
@@ -213,7 +213,7 @@ async fn a_failed_attempt_is_told_by_its_code_and_the_next_one_is_beside_it() {
     assert_eq!(fleet.ended(spec.job_id).await.attempts, 2);
     let mut attempts = collector.spans(2, "process harness.jobs.default", |_| true).await;
     attempts.sort_by_key(|span| span.start);
-    let told: Vec<_> = attempts
+    let report: Vec<_> = attempts
         .iter()
         .map(|span| {
             let said = |name: &str| span.attributes.get(name).cloned();
@@ -222,7 +222,7 @@ async fn a_failed_attempt_is_told_by_its_code_and_the_next_one_is_beside_it() {
         .collect();
     let code = "harness_error";
     assert_eq!(
-        told,
+        report,
         [
             (Some(json!(1)), Some(json!("retried")), Some(json!(code)), Some(code.to_owned())),
             (Some(json!(2)), Some(json!("succeeded")), None, None),
@@ -328,7 +328,7 @@ async fn a_receiver_that_never_answers_holds_up_neither_job_nor_drain() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_away_is_told_once_and_its_return_as_well() {
+async fn a_receiver_that_is_away_is_reported_once_and_its_return_as_well() {
     let fleet = Fleet::new().await;
     // A port that is free for now.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -100,7 +100,7 @@ async fn every_job_and_worker_is_counted_in_its_pool_by_what_it_does() {
 }
 
 #[tokio::test]
-async fn the_oldest_job_that_could_run_tells_how_long_jobs_wait() {
+async fn the_oldest_job_that_could_run_shows_how_long_jobs_wait() {
     let database = Database::new().await;
     let store = database.store();
     assert_eq!(demand(&store, "a").await.oldest_waiting_ms, None);

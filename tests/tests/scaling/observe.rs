@@ -215,7 +215,7 @@ async fn a_queue_that_claims_to_be_empty_while_a_job_waits_in_it_is_not_believed
 }
 
 #[tokio::test]
-async fn the_ledger_tells_each_pool_what_is_due_within_its_own_horizon() {
+async fn the_ledger_counts_for_each_pool_what_is_due_within_its_own_horizon() {
     let (vhost, database) = (Vhost::new(), Database::new().await);
     fill(&vhost.url, "default", 0).await;
     let (store, broker) = (database.store(), looking(&vhost.url).await);
@@ -259,9 +259,9 @@ async fn the_management_api_is_a_second_opinion_and_no_more() {
     let (scheme, rest) = vhost.management_url().split_once("://").expect("an address");
     let host = rest.rsplit_once('@').expect("a user").1;
     let refused = observer(&format!("{scheme}://stranger:s3cret@{host}"));
-    let told = || refused.health().management.error;
-    rounds(&refused, "it refuses", || told().is_some()).await;
-    let error = told().expect("an error");
+    let said = || refused.health().management.error;
+    rounds(&refused, "it refuses", || said().is_some()).await;
+    let error = said().expect("an error");
     assert!(error.contains("got 401") && error.contains("expected a user"), "{error}");
     assert!(!error.contains("s3cret"), "{error}");
     let seen = refused.latest(&Name::default());
@@ -275,14 +275,14 @@ async fn autoscaler_observe_prints_what_is_known_and_why_the_rest_is_not() {
     fill(&fleet.vhost.url, "default", 1).await;
     let ran = fleet.run_autoscaler(&["observe"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
-    let told = &ran.json()[0];
-    assert_eq!((&told["pool"], &told["ready"]), (&json!("default"), &json!(1)), "{told}");
-    assert_eq!(told["ledger"]["workers"], json!(0), "{told}");
+    let said = &ran.json()[0];
+    assert_eq!((&said["pool"], &said["ready"]), (&json!("default"), &json!(1)), "{said}");
+    assert_eq!(said["ledger"]["workers"], json!(0), "{said}");
     let ran = fleet.run_autoscaler(&["observe", "default", "missing"]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
-    let told = &ran.json()[1];
-    assert_eq!((&told["pool"], &told["ready"]), (&json!("missing"), &json!(null)), "{told}");
-    assert_eq!(told["ready_unknown"], json!("there is no queue harness.jobs.missing"), "{told}");
+    let said = &ran.json()[1];
+    assert_eq!((&said["pool"], &said["ready"]), (&json!("missing"), &json!(null)), "{said}");
+    assert_eq!(said["ready_unknown"], json!("there is no queue harness.jobs.missing"), "{said}");
     let ran = fleet.run_autoscaler(&["observe", "--management-url", "http://host:15672"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("MANAGEMENT_URL: names no user with a password"), "{ran:?}");

@@ -127,7 +127,7 @@ async fn a_mark_that_nobody_renews_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_drained_worker_that_is_told_to_stop_is_gone_at_once() {
+async fn a_drained_worker_that_is_asked_to_stop_is_gone_at_once() {
     let fleet = Fleet::new().await;
     let leader = leading(&fleet.store).await;
     let mut worker = fleet.worker("worker").start().await;

@@ -28,15 +28,15 @@ async fn the_shipped_burst_is_played_under_two_policies_and_drawn() {
     assert!(drawn.starts_with("<svg") && drawn.contains("burst.csv: 587 jobs"), "{drawn:.300}");
 
     let json = simulate("", &[&both[..4], &["--json"]].concat()).await;
-    let told = &json.json()[0];
-    let hours = |which: &str| told[which]["worker_hours"].as_f64().expect("hours");
+    let text = &json.json()[0];
+    let hours = |which: &str| text[which]["worker_hours"].as_f64().expect("hours");
     for which in ["first", "second"] {
-        assert_eq!(told[which]["jobs"], 587);
-        assert_eq!((&told[which]["unfinished"], &told[which]["interrupted"]), (&0.into(), &0.into()));
-        assert_eq!(told[which]["hours"], told["first"]["hours"], "both for the same time");
+        assert_eq!(text[which]["jobs"], 587);
+        assert_eq!((&text[which]["unfinished"], &text[which]["interrupted"]), (&0.into(), &0.into()));
+        assert_eq!(text[which]["hours"], text["first"]["hours"], "both for the same time");
     }
-    let difference = told["difference"]["worker_hours"].as_f64().expect("hours");
-    assert!((hours("second") - hours("first") - difference).abs() < 1e-9, "{told}");
+    let difference = text["difference"]["worker_hours"].as_f64().expect("hours");
+    assert!((hours("second") - hours("first") - difference).abs() < 1e-9, "{text}");
     assert_eq!(json.out, simulate("", &[&both[..4], &["--json"]].concat()).await.out, "the same again");
 }
 
@@ -45,8 +45,8 @@ async fn a_trace_comes_from_stdin_and_flags_change_the_policy() {
     let line = "{\"arrival_s\": 1, \"service_s\": 30}\n";
     let flags = ["--trace", "-", "--slots", "1", "--min", "0", "--max", "7", "--no-up-limits", "--json"];
     let ran = simulate(&line.repeat(50), &flags).await;
-    let told = &ran.json()[0];
-    assert_eq!((&told["jobs"], &told["peak_workers"]), (&50.into(), &7.into()), "{ran:?}");
+    let text = &ran.json()[0];
+    assert_eq!((&text["jobs"], &text["peak_workers"]), (&50.into(), &7.into()), "{ran:?}");
     let synthetic =
         ["--synthetic", "poisson", "--hours", "1", "--sessions", "9", "--mode", "target-wait", "--json"];
     let ran = simulate("", &synthetic).await;
@@ -54,7 +54,7 @@ async fn a_trace_comes_from_stdin_and_flags_change_the_policy() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_is_told_at_once() {
+async fn all_that_is_wrong_is_reported_at_once() {
     let folder = TempDir::new().expect("a folder");
     let policy = folder.path().join("policy.toml");
     std::fs::write(&policy, "min_replicas = 9\nmax_replicas = 3\n").expect("written");

@@ -293,20 +293,20 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_at_once() {
+    fn all_that_is_wrong_is_reported_at_once() {
         let mut config = CommandConfig::new(["/no/such/agent", "Cargo.toml", "src/lib.rs"]);
         (config.timeout_ms, config.stop_grace_ms) = (0, 600_001);
         config.env_allow = vec!["A".to_owned(), "DATABASE_URL".to_owned(), "B=C".to_owned()];
-        let told = |config: &CommandConfig| {
+        let said = |config: &CommandConfig| {
             let dir = tempfile::tempdir().unwrap();
             let errors = config.clone().check(dir.path()).err().expect("refused");
             errors.into_iter().map(|error| error.setting).collect::<Vec<_>>()
         };
         let others =
             ["timeout_ms", "stop_grace_ms", "env_allow[1]", "env_allow[2]", "command[1]", "command[2]"];
-        assert_eq!(told(&config), others);
+        assert_eq!(said(&config), others);
         config.env_allow.clear();
-        assert_eq!(told(&config), ["timeout_ms", "stop_grace_ms", "command[0]", "command[1]", "command[2]"]);
+        assert_eq!(said(&config), ["timeout_ms", "stop_grace_ms", "command[0]", "command[1]", "command[2]"]);
     }
 
     #[test]

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_postgres_cannot_hold_is_told_from_what_is_no_json() {
+    fn what_postgres_cannot_hold_is_distinguished_from_what_is_no_json() {
         for (line, place) in [
             (r#"{"type":"result","output":{"a":["\u0000"]}}"#, "output.a[0]: "),
             (r#"{"type":"checkpoint","memory":{"k":"\ud800"}}"#, "memory.k: "),

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signal_whose_sender_is_gone_still_tells_its_last_word() {
+    async fn a_signal_whose_sender_is_gone_still_has_its_last_value() {
         let stopper = Stopper::default();
         let signal = stopper.signal();
         stopper.ask(Stop::Drain);

@@ -162,14 +162,14 @@ mod tests {
             "-18446744073709551616.5",
             "0.123456789012345678901",
         ] {
-            let told = lost_number(&line(lost), &["memory"], true).unwrap();
-            assert!(told.starts_with(&format!("memory.n[1].wei: {lost} has more digits")), "{told}");
+            let said = lost_number(&line(lost), &["memory"], true).unwrap();
+            assert!(said.starts_with(&format!("memory.n[1].wei: {lost} has more digits")), "{said}");
             assert_eq!(lost_number(&line(lost), &["memory"], false), None);
         }
         for past in ["1e309", "-1E512", "1e-400", &format!("1{}", "0".repeat(400))] {
             for digits in [true, false] {
-                let told = lost_number(&line(past), &["memory"], digits).unwrap();
-                assert!(told.starts_with("memory.n[1].wei: ") && told.contains(" is past "), "{told}");
+                let said = lost_number(&line(past), &["memory"], digits).unwrap();
+                assert!(said.starts_with("memory.n[1].wei: ") && said.contains(" is past "), "{said}");
             }
         }
         for kept in [

@@ -105,7 +105,7 @@ async fn a_stop_ends_the_wait_and_keeps_what_is_committed() {
 }
 
 #[tokio::test]
-async fn an_iteration_fails_for_as_many_attempts_as_it_is_told() {
+async fn an_iteration_fails_for_as_many_attempts_as_its_input_says() {
     let input =
         json!({"iterations": [{}, {"fail": {"message": "busy", "retryable": true, "attempts": 1}}, {}]});
     let mut task = task(input);

@@ -217,7 +217,7 @@ proptest! {
         let (pool, log) = live(&policy, &past, current);
         prop_assert_eq!(&replayed(&log), &pool.history);
         // A decision that repeats the previous one need not be kept.
-        let telling: Vec<_> = log.iter().enumerate().filter(|(index, (decision, resize))| {
+        let decisive: Vec<_> = log.iter().enumerate().filter(|(index, (decision, resize))| {
             let before = log[..*index].iter().rev().find_map(|(before, _)| before.recommended);
             resize.is_some() || decision.recommended.is_some_and(|now| Some(now) != before)
         }).map(|(_, kept)| kept).collect();
@@ -225,7 +225,7 @@ proptest! {
         let look = at(look, now_ms, pool.current);
         let policy = Policy { min_replicas: policy.min_replicas.max(1), ..policy };
         let live = decide(&pool.history, &look, &policy, now_ms);
-        let again = decide(&replayed(telling), &look, &policy, now_ms);
+        let again = decide(&replayed(decisive), &look, &policy, now_ms);
         prop_assert_eq!((live.desired, live.reason, live.steps), (again.desired, again.reason, again.steps));
     }
 

@@ -53,7 +53,7 @@ fn an_open_window_raises_the_minimum_and_its_end_lets_go() {
 }
 
 #[test]
-fn a_policy_tells_everything_that_is_wrong_with_it_by_name() {
+fn a_policy_reports_everything_that_is_wrong_with_it_by_name() {
     let limit = |value, period_s| RateLimit { unit: RateUnit::Pods, value, period_s };
     let wrong = Policy {
         mode: Mode::TargetWait {

@@ -10,9 +10,9 @@ fn policy(target_s: f64, startup_s: f64) -> Policy {
 }
 
 /// Returns how many workers of one slot demand asks for.
-fn asked(policy: &Policy, ready: u64, there: u32, tell: impl FnOnce(&mut Demand)) -> u32 {
+fn asked(policy: &Policy, ready: u64, there: u32, set: impl FnOnce(&mut Demand)) -> u32 {
     let mut look = seen(NOW_MS, ready, there);
-    tell(ledger(&mut look));
+    set(ledger(&mut look));
     decide(&History::default(), &look, policy, NOW_MS).recommended.unwrap()
 }
 
@@ -34,19 +34,19 @@ fn a_fresh_line_gets_the_fewest_slots_that_start_it_in_time() {
 
 #[test]
 fn a_new_worker_comes_late_so_more_of_them_are_needed() {
-    let tell = |demand: &mut Demand| demand.running = 10;
+    let set = |demand: &mut Demand| demand.running = 10;
     // 100 wait and 10 run: 110 jobs of 10 s, the last begun within 60 s, by 15.7 slots.
-    assert_eq!(asked(&policy(60.0, 0.0), 100, 10, tell), 16);
+    assert_eq!(asked(&policy(60.0, 0.0), 100, 10, set), 16);
     // The existing 10 take 30 within 30 s; 80 of 10 s are left, the last begun 30 s later, by 20.
-    assert_eq!(asked(&policy(60.0, 30.0), 100, 10, tell), 20);
+    assert_eq!(asked(&policy(60.0, 30.0), 100, 10, set), 20);
 }
 
 #[test]
 fn no_worker_is_added_for_a_job_that_a_busy_slot_takes_sooner() {
     let policy = policy(5.0, 30.0);
-    let tell = |demand: &mut Demand| demand.running = 10;
-    assert_eq!(asked(&policy, 30, 10, tell), 10);
-    assert_eq!(asked(&policy, 31, 10, tell), 11);
+    let set = |demand: &mut Demand| demand.running = 10;
+    assert_eq!(asked(&policy, 30, 10, set), 10);
+    assert_eq!(asked(&policy, 31, 10, set), 11);
     // However old it is.
     let old = |demand: &mut Demand| (demand.running, demand.oldest_waiting_ms) = (10, Some(3_600_000));
     assert_eq!(asked(&policy, 30, 10, old), 10);
@@ -55,10 +55,10 @@ fn no_worker_is_added_for_a_job_that_a_busy_slot_takes_sooner() {
 
 #[test]
 fn free_slots_take_jobs_at_once() {
-    let tell = |demand: &mut Demand| demand.running = 4;
-    assert_eq!(asked(&policy(0.0, 5.0), 6, 10, tell), 10);
+    let set = |demand: &mut Demand| demand.running = 4;
+    assert_eq!(asked(&policy(0.0, 5.0), 6, 10, set), 10);
     // 6 free slots take a job each; 4 busy ones two more of 10 s within 5 s.
-    assert_eq!(asked(&policy(0.0, 5.0), 9, 10, tell), 11);
+    assert_eq!(asked(&policy(0.0, 5.0), 9, 10, set), 11);
 }
 
 #[test]
@@ -75,28 +75,28 @@ fn the_oldest_and_all_that_are_overdue_count() {
 
 #[test]
 fn a_steady_stream_has_the_floor_of_littles_law() {
-    let tell = |demand: &mut Demand| {
+    let set = |demand: &mut Demand| {
         (demand.workers, demand.slots, demand.arrivals_per_s) = (5, 20, 2.0);
         demand.service =
             Some(ServiceTime { jobs: 100, mean_ms: 10_000.0, p50_ms: 9_000.0, p95_ms: 20_000.0 });
     };
     // 2 × 10 jobs run; a worker's share is 0.8 of 4 slots: 6.25 workers.
-    assert_eq!(asked(&policy(60.0, 0.0), 0, 5, tell), 7);
+    assert_eq!(asked(&policy(60.0, 0.0), 0, 5, set), 7);
 }
 
 #[test]
 fn what_runs_keeps_its_slots() {
-    let tell = |demand: &mut Demand| (demand.workers, demand.slots, demand.running) = (5, 20, 9);
-    assert_eq!(asked(&policy(600.0, 0.0), 0, 5, tell), 3);
+    let set = |demand: &mut Demand| (demand.workers, demand.slots, demand.running) = (5, 20, 9);
+    assert_eq!(asked(&policy(600.0, 0.0), 0, 5, set), 3);
 }
 
 #[test]
 fn numbers_that_are_none_are_no_harm() {
-    let tell = |demand: &mut Demand| {
+    let set = |demand: &mut Demand| {
         demand.arrivals_per_s = f64::NAN;
         demand.service = Some(ServiceTime { jobs: 1, mean_ms: f64::NAN, p50_ms: 0.0, p95_ms: 0.0 });
     };
-    assert_eq!(asked(&policy(0.0, 0.0), 3, 0, tell), 3);
+    assert_eq!(asked(&policy(0.0, 0.0), 3, 0, set), 3);
     let endless = |demand: &mut Demand| demand.arrivals_per_s = f64::INFINITY;
     assert_eq!(asked(&policy(0.0, 0.0), u64::MAX, 0, endless), u32::MAX);
 }

@@ -5,17 +5,17 @@ use std::collections::HashSet;
 use super::*;
 
 #[test]
-fn a_decision_tells_its_story() {
+fn a_decision_explains_itself() {
     let policy = Policy::default();
-    let told = decide(&History::default(), &seen(NOW_MS, 30, 2), &policy, NOW_MS).to_string();
+    let said = decide(&History::default(), &seen(NOW_MS, 30, 2), &policy, NOW_MS).to_string();
     assert_eq!(
-        told,
+        said,
         "grows from 2 to 7: 2 → 30: demand asks for that; 30 → 7: the scale_up policies allow no more yet"
     );
-    let told = decide(&History::default(), &seen(NOW_MS, 2, 7), &policy, NOW_MS).to_string();
-    assert!(told.starts_with("stays at 7: 7 → 2: demand asks for that; 2 → 7: shrinking waits: "), "{told}");
-    let told = decide(&History::default(), &Observation::default(), &policy, NOW_MS).to_string();
-    assert_eq!(told, "nothing to decide: the workload's size is unknown");
+    let said = decide(&History::default(), &seen(NOW_MS, 2, 7), &policy, NOW_MS).to_string();
+    assert!(said.starts_with("stays at 7: 7 → 2: demand asks for that; 2 → 7: shrinking waits: "), "{said}");
+    let said = decide(&History::default(), &Observation::default(), &policy, NOW_MS).to_string();
+    assert_eq!(said, "nothing to decide: the workload's size is unknown");
 }
 
 #[test]

@@ -94,13 +94,13 @@ impl Report {
             (self.cleared, "messages of settled jobs", "removed"),
             (self.kept, "letters", "kept"),
         ];
-        let told: Vec<String> = counts
+        let text: Vec<String> = counts
             .iter()
             .filter(|(count, ..)| *count > 0)
             .map(|(count, what, done)| format!("{count} {what} {would}{done}"))
             .collect();
-        if self.missing == 0 || !told.is_empty() {
-            note!("{}", if told.is_empty() { "nothing to do".to_owned() } else { told.join(", ") });
+        if self.missing == 0 || !text.is_empty() {
+            note!("{}", if text.is_empty() { "nothing to do".to_owned() } else { text.join(", ") });
         }
         match (self.missing, self.kept) {
             (0, 0) => ExitCode::SUCCESS,

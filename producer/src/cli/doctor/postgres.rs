@@ -17,30 +17,30 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     let (session, pooling) = match ::postgres::look(address).await {
         Ok(found) => found,
         Err(error) => {
-            list.tell("database_connected", Err(chain(error)));
+            list.report("database_connected", Err(chain(error)));
             return;
         }
     };
-    list.tell("database_connected", Ok(answers(address)));
+    list.report("database_connected", Ok(answers(address)));
     let settings = look_at_settings(address, &session).await.map(|()| settings(address.set_by(), pooling));
-    if !list.tell("database_settings", settings.map_err(chain)) {
+    if !list.report("database_settings", settings.map_err(chain)) {
         return;
     }
     let schema = migrations::check_schema(address, &session).await;
     let schema = schema.map(|()| "the schema of this release".to_owned());
     session.close().await;
-    if !list.tell("schema_current", schema.map_err(chain)) {
+    if !list.report("schema_current", schema.map_err(chain)) {
         return;
     }
     match store.server().await {
         Ok(server) => {
-            list.tell("database_writable", writable(&server));
+            list.report("database_writable", writable(&server));
             if pooling == Pooling::Own {
-                list.tell("database_room", room(&server, ledger.pool_size));
+                list.report("database_room", room(&server, ledger.pool_size));
             }
         }
         Err(error) => {
-            list.tell("database_writable", Err(chain(error)));
+            list.report("database_writable", Err(chain(error)));
         }
     }
     let rights = match store.missing_rights().await {
@@ -48,7 +48,7 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
         Ok(missing) => Err(format!("this account lacks {}", missing.join(", "))),
         Err(error) => Err(chain(error)),
     };
-    list.tell("database_rights", rights);
+    list.report("database_rights", rights);
     let partitions = match store.partitions_ahead(ledger.retention).await {
         Ok(found) if found.missing == 0 => {
             Ok(format!("results have partitions for {} hours more", found.ahead.as_secs() / 3_600))
@@ -56,8 +56,8 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
         Ok(found) => Err(format!("{} weeks have no partition: run `producer migrate`", found.missing)),
         Err(error) => Err(chain(error)),
     };
-    list.tell("partitions", partitions);
-    list.tell("clock", clock(store).await);
+    list.report("partitions", partitions);
+    list.report("clock", clock(store).await);
 }
 
 fn answers(address: &Address) -> String {

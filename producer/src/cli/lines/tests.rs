@@ -101,10 +101,10 @@ async fn a_line_that_is_too_long_or_no_text_is_named_and_the_next_one_is_whole()
 #[tokio::test]
 async fn what_is_around_a_line_does_not_make_it_too_long() {
     let (longest, longer) = ("x".repeat(20), "x".repeat(21));
-    for (text, told) in [(longest.clone(), Ok(longest)), (longer, Err(BadLine::TooLong { most: 20 }))] {
+    for (text, said) in [(longest.clone(), Ok(longest)), (longer, Err(BadLine::TooLong { most: 20 }))] {
         for (before, after) in [("", ""), ("", "\r\n"), ("\u{feff}", ""), ("\u{feff}", "\r\n")] {
             let all = lines(format!("{before}{text}{after}").as_bytes()).await;
-            assert_eq!(all, [(1, told.clone())], "{before:?} {after:?}");
+            assert_eq!(all, [(1, said.clone())], "{before:?} {after:?}");
         }
     }
 }

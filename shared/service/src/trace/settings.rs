@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_none_is_told_by_the_settings_name_and_without_passwords() {
+    fn an_address_that_is_none_is_reported_by_the_settings_name_and_without_passwords() {
         for wrong in ["collector:4318", "grpc://c:4317", "http://", "s3cret", "ftp://me:s3cret@c"] {
             let refused = read(wrong, "", &[]).unwrap_err();
             assert!(
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_specification_names_is_heeded_or_told() {
+    fn what_the_specification_names_is_heeded_or_reported() {
         let set = [
             ("OTEL_SERVICE_NAME", "mine"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "7"),

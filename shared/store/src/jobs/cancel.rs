@@ -214,7 +214,7 @@ const MAKE_ROOM_FOR_MANY: &str = "
          WHERE job_id = ANY(ARRAY(SELECT runner FROM asking))
            AND state = 'running' AND (asked IS NULL OR asked = 'interrupt')
          ORDER BY job_id FOR UPDATE SKIP LOCKED
-    ), told AS (
+    ), said AS (
         UPDATE harness_jobs j
            SET asked = (SELECT CASE WHEN bool_or(a.ask = 'rollback') THEN 'rollback' ELSE 'interrupt' END
                           FROM asking a WHERE a.runner = j.job_id)

@@ -255,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_deployment_is_at_rest_when_all_pods_are_of_the_newest_revision() {
-        let told = |status| app(json!({ "replicas": 3 }), status).unsettled(AppKind::Deployment);
+        let text = |status| app(json!({ "replicas": 3 }), status).unsettled(AppKind::Deployment);
         let at_rest =
             json!({ "observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 1 });
-        assert_eq!(told(at_rest), None);
+        assert_eq!(text(at_rest), None);
         for (status, kind, part) in [
             (
                 json!({ "observedGeneration": 1, "replicas": 3, "updatedReplicas": 3 }),
@@ -284,7 +284,7 @@ mod tests {
             ),
             (json!({ "observedGeneration": 2 }), "missing", "0 pods are there"),
         ] {
-            let why = told(status).unwrap();
+            let why = text(status).unwrap();
             assert!(why.kind() == kind && why.to_string().contains(part), "{why}");
         }
         let mut deleted = app(json!({}), json!({}));
@@ -321,13 +321,13 @@ mod tests {
     fn a_stateful_set_is_at_rest_when_all_pods_beyond_its_partition_are_updated() {
         let status = json!({ "observedGeneration": 2, "replicas": 4, "updatedReplicas": 1,
                              "currentRevision": "a", "updateRevision": "b" });
-        let told = |strategy: Value| {
+        let text = |strategy: Value| {
             app(json!({ "replicas": 4, "updateStrategy": strategy }), status.clone())
                 .unsettled(AppKind::StatefulSet)
         };
-        assert!(told(json!({ "type": "RollingUpdate" })).unwrap().to_string().contains("1 of 4"));
-        assert_eq!(told(json!({ "type": "RollingUpdate", "rollingUpdate": { "partition": 3 } })), None);
-        assert_eq!(told(json!({ "type": "OnDelete" })), None);
+        assert!(text(json!({ "type": "RollingUpdate" })).unwrap().to_string().contains("1 of 4"));
+        assert_eq!(text(json!({ "type": "RollingUpdate", "rollingUpdate": { "partition": 3 } })), None);
+        assert_eq!(text(json!({ "type": "OnDelete" })), None);
     }
 
     #[test]

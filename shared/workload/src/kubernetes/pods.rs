@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_told_with_what_keeps_it_from_being_ready() {
+    fn a_pod_is_reported_with_what_keeps_it_from_being_ready() {
         let set = workload("StatefulSet/w");
         let troubled = |status| list(&[pod("w-0", "StatefulSet/w", status)]).seen(&set).remove(0);
         assert!(troubled(running("True")).ready);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_tell_who_goes_first() {
+    fn owners_say_which_pods_go_first() {
         let of = |owners: &[&str]| {
             let pods: Vec<_> = owners.iter().map(|owner| pod("w-0", owner, running("True"))).collect();
             list(&pods).order()

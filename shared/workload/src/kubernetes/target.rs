@@ -43,7 +43,7 @@ pub struct Kubernetes {
     uid: Mutex<String>,
     /// The last refusal that was reported, and when.
     refusal: Mutex<Option<(Event, Instant)>>,
-    untold: AtomicU32,
+    unreported: AtomicU32,
 }
 
 impl Kubernetes {
@@ -65,8 +65,8 @@ impl Kubernetes {
             Some(kind) => OnceCell::new_with(Some(kind.plural().to_owned())),
             None => OnceCell::new(),
         };
-        let (uid, refusal, untold) = Default::default();
-        Ok(Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, untold })
+        let (uid, refusal, unreported) = Default::default();
+        Ok(Kubernetes { cluster, namespace, workload, deletion_cost, name, plural, uid, refusal, unreported })
     }
 
     /// Makes a request about the workload itself.
@@ -257,7 +257,7 @@ impl Target for Kubernetes {
         Err(TargetError::Refused { target: self.name.clone(), message })
     }
 
-    async fn tell(&self, event: &Event) {
+    async fn report(&self, event: &Event) {
         if self.is_repeated(event) {
             return;
         }
@@ -276,9 +276,9 @@ impl Target for Kubernetes {
             ..self.call(Verb::Create, "events", None)
         };
         match self.cluster.api.ask::<serde::de::IgnoredAny>(&call, deadline()).await {
-            Ok(_) => self.untold.store(0, Ordering::Relaxed),
+            Ok(_) => self.unreported.store(0, Ordering::Relaxed),
             Err(error) => {
-                let failures = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
+                let failures = self.unreported.fetch_add(1, Ordering::Relaxed) + 1;
                 if failures.is_power_of_two() {
                     warn!(cause = %error, failures, target_name = self.name, "an event could not be written");
                 }

@@ -173,7 +173,7 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
             }
             _ => scenario.play(&settings).await,
         };
-        played.tell(started.elapsed().as_secs_f64());
+        played.report(started.elapsed().as_secs_f64());
         if scenario.breaks() && !played.is_well() {
             settings.services.mend().await?;
         }

@@ -54,7 +54,7 @@ pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
     let mut left = jobs;
     loop {
         // Errors of an attempt show in what is left.
-        let told = match timeout(ATTEMPT, attempt(url, &mut left)).await {
+        let text = match timeout(ATTEMPT, attempt(url, &mut left)).await {
             Ok(Ok(())) => String::new(),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
@@ -62,7 +62,7 @@ pub async fn raw(url: &str, jobs: Vec<JobSpec>) -> anyhow::Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "{} messages were not confirmed: {told}", left.len());
+        ensure!(Instant::now() < deadline, "{} messages were not confirmed: {text}", left.len());
         sleep(PAUSE).await;
     }
 }

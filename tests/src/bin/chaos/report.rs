@@ -48,7 +48,7 @@ impl Played {
     }
 
     /// Prints the scenario's line, with its problems below it.
-    pub fn tell(&self, seconds: f64) {
+    pub fn report(&self, seconds: f64) {
         match self {
             Played::Out(figures) => {
                 let recovery = figures.recovery_s.map_or("–".to_owned(), |s| format!("{s:.1} s"));

@@ -74,7 +74,7 @@ impl Crash {
     }
 
     /// Describes one resumption.
-    pub fn tell(&self, held: &Held, resumed: &Resumed) -> String {
+    pub fn report(&self, held: &Held, resumed: &Resumed) -> String {
         format!(
             "{} was at iteration {} on worker {}, resumed at {} on {} after {:.1} s",
             held.session_id,

@@ -94,7 +94,7 @@ impl Display {
                     }
                 });
                 eprintln!(
-                    "[{:5.1} s] {:>3}/{} jobs, {rate:4.1}/s | running: {} | {} queued, {} behind, {} failed | {}/{} iterations",
+                    "[{:5.1} s] {:>3}/{} jobs, {rate:4.1}/s | running: {} | {} queued, {} blocked, {} failed | {}/{} iterations",
                     self.started.elapsed().as_secs_f64(),
                     now.ended(),
                     self.jobs,

@@ -352,13 +352,13 @@ async fn bounded<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
 
 /// Looks for jobs of the killed worker that have resumed, and reports the first ones.
 async fn follow(crash: &mut Crash, ledger: &mut LedgerReader, display: &Display) -> anyhow::Result<()> {
-    let told = crash.resumed.len();
+    let text = crash.resumed.len();
     if bounded(crash.look(ledger)).await? == 0 {
         return Ok(());
     }
-    for resumed in crash.resumed.iter().take(RESUMPTIONS_TOLD).skip(told) {
+    for resumed in crash.resumed.iter().take(RESUMPTIONS_TOLD).skip(text) {
         if let Some(held) = crash.held_job(resumed.job_id) {
-            display.say(&format!("  {}", crash.tell(held, resumed)));
+            display.say(&format!("  {}", crash.report(held, resumed)));
         }
     }
     if crash.all_resumed()

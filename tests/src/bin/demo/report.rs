@@ -35,7 +35,7 @@ impl Report<'_> {
             [] => {
                 println!(
                     "{}",
-                    bold(&stdout(), GREEN, "Nothing lost, nothing done twice, nothing paid twice.")
+                    bold(&stdout(), GREEN, "Nothing lost, nothing committed twice, nothing paid twice.")
                 );
                 self.print_ways_on();
             }

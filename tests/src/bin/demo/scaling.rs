@@ -101,7 +101,7 @@ impl<'a> Scaling<'a> {
 
     /// Prints every change until `until` holds. Returns the greatest number of workers.
     async fn watch(&mut self, since: Instant, until: impl Fn(&Seen) -> bool) -> anyhow::Result<i64> {
-        let (mut tick, mut told, mut most) = (interval(TICK), None, 0);
+        let (mut tick, mut text, mut most) = (interval(TICK), None, 0);
         loop {
             tick.tick().await;
             if let Some(status) = self.autoscaler.try_wait()? {
@@ -119,11 +119,11 @@ impl<'a> Scaling<'a> {
             };
             most = most.max(seen.workers);
             let workers = (seen.workers, seen.draining);
-            if told.replace(workers) != Some(workers) {
+            if text.replace(workers) != Some(workers) {
                 let bar: String = "■".repeat((seen.workers - seen.draining).max(0) as usize)
                     + &"□".repeat(seen.draining.max(0) as usize);
                 eprintln!(
-                    "    {:5.1} s  {} {bar:<5} {} workers, {} draining; {} jobs waiting, {} running, {} ended",
+                    "    {:5.1} s  {} {bar:<5} workers: {}, draining: {}; jobs: {} waiting, {} running, {} ended",
                     since.elapsed().as_secs_f64(),
                     bold(&stderr(), GREEN, "scale"),
                     seen.workers,

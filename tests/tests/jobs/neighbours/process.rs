@@ -265,14 +265,14 @@ async fn a_worker_that_can_start_no_process_takes_no_job_until_it_can() {
 #[tokio::test]
 async fn the_limit_of_open_files_is_raised_and_slots_that_do_not_fit_are_refused() {
     let fleet = Fleet::new().await;
-    let tells = "#!/bin/sh\nprintf '{\"type\":\"result\",\"output\":%s}\\n' \"$(ulimit -Sn)\"\n";
-    let agents = fleet.agents(&[("tells", &fleet.program("tells", tells))]);
+    let limits = "#!/bin/sh\nprintf '{\"type\":\"result\",\"output\":%s}\\n' \"$(ulimit -Sn)\"\n";
+    let agents = fleet.agents(&[("limits", &fleet.program("limits", limits))]);
     let worker = fleet.worker("fits").files(64, 4_096).set("AGENTS_FILE", agents).start().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.pid())).expect("limits");
     let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     assert_eq!(files.split_whitespace().nth(3), Some("4096"), "{files}");
     // Programs get the limit that the process was started with.
-    let spec = job("s", "tells", Value::Null);
+    let spec = job("s", "limits", Value::Null);
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let view = fleet.ended(spec.job_id).await;
     assert_eq!(view.output.expect("an output").as_str(), "64");

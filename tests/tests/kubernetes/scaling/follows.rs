@@ -28,9 +28,9 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     assert!(node.exits().iter().all(|(_, code)| *code == 0), "{:?}", node.exits());
 
     let events = world.namespace.events().await;
-    let told =
+    let text =
         |from: &str| events.iter().any(|event| event.note.as_ref().is_some_and(|note| note.contains(from)));
-    assert!(told("from 1 to") && told("to 1"), "{events:?}");
+    assert!(text("from 1 to") && text("to 1"), "{events:?}");
     autoscaler.terminate();
     assert_eq!(autoscaler.exit().await, 0);
     world.pods(1).await;

@@ -41,7 +41,7 @@ async fn checkpoints_events_and_the_result_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn the_program_is_told_everything_about_its_job() {
+async fn the_program_gets_everything_about_its_job() {
     let bench = Bench::new();
     let program = bench.python("order['eof'] = sys.stdin.read() == ''\nsay('result', output=order)");
     let task = task(json!({"question": "6 × 7\nor so"}));
@@ -106,7 +106,7 @@ async fn cost_goes_into_the_next_checkpoint_or_into_a_last_one_however_it_ends()
 }
 
 #[tokio::test]
-async fn an_error_line_is_the_failure_as_the_program_tells_it() {
+async fn an_error_line_is_the_failure_as_the_program_writes_it() {
     let bench = Bench::new();
     let failure = bench.failure(bench.python("say('error', message='no such file', retryable=False)")).await;
     assert_failure(&failure, FailureCode::HarnessError, false, "no such file");

@@ -72,7 +72,7 @@ async fn a_checkpoint_over_four_mebibytes_is_refused() {
 }
 
 #[tokio::test]
-async fn a_crash_tells_the_exit_code_and_the_last_of_stderr() {
+async fn a_crash_reports_the_exit_code_and_the_last_of_stderr() {
     let bench = Bench::new();
     let journal = MemoryJournal::new();
     let program =
@@ -89,7 +89,7 @@ async fn a_crash_tells_the_exit_code_and_the_last_of_stderr() {
 }
 
 #[tokio::test]
-async fn a_death_by_signal_is_told_by_its_name() {
+async fn a_death_by_signal_is_named_by_the_signal() {
     let bench = Bench::new();
     let failure = bench.failure(bench.sh("kill -SEGV $$")).await;
     assert_failure(&failure, FailureCode::Crashed, true, "was ended by signal 11 (SIGSEGV)");
