@@ -1,6 +1,7 @@
 //! The command line. One file per command; each says what it prints and how it exits.
 
 mod context;
+mod operator;
 mod migrate;
 mod doctor;
 mod revive;
@@ -15,9 +16,12 @@ mod why;
 mod cancel;
 mod sessions;
 mod dead;
+mod tenants;
+mod keys;
 mod relay;
 mod serve;
 mod audit;
+mod log;
 
 use std::process::ExitCode;
 
@@ -63,6 +67,10 @@ enum Command {
     Sessions(sessions::Sessions),
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::DeadArgs),
+    /// Create and change tenants: groups of callers that do not see each other's work
+    Tenants(tenants::TenantsArgs),
+    /// Create and revoke keys of the HTTP API
+    Keys(keys::KeysArgs),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
@@ -71,6 +79,7 @@ enum Command {
     Health(Health),
     /// Check that no job was lost, duplicated or paid twice
     Audit(audit::Audit),
+    Log(log::LogArgs),
 }
 
 impl AsMut<Common> for Args {
@@ -106,9 +115,12 @@ impl Args {
                 Command::Cancel(args) => args.run(context).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
+                Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Serve(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,
+                Command::Log(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Health(health) => Ok(health.run()),
             }
         })

@@ -25,6 +25,9 @@ mod dead;
 // What `producer relay` exports.
 mod fleet_gauges;
 
+// Which caller of the HTTP API a key stands for.
+pub mod access;
+
 // The HTTP API and the command line.
 mod http;
 pub mod cli;

@@ -10,6 +10,7 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
+use super::operator::operator;
 
 /// The interval between two looks at heartbeats.
 const LOOK: Duration = Duration::from_millis(500);
@@ -17,12 +18,20 @@ const LOOK: Duration = Duration::from_millis(500);
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.checked_ledger().await?;
     wait_for_expired_leases(&ledger.store, &context.stop).await?;
-    let revived = ledger.store.revive().await.context("reviving the ledger")?;
+    let revived = ledger.store.revive(&operator()).await.context("reviving the ledger")?;
     out!(
         "{} jobs are due again, {} workers of the backup are marked as gone; workers may start",
         revived.jobs,
         revived.workers
     );
+    let keys = ledger.store.keys(None, false).await.context("reading keys")?;
+    if !keys.is_empty() {
+        out!(
+            "{} keys are valid; one that was revoked after the backup was taken is valid again, and needs `producer keys revoke`:",
+            keys.len()
+        );
+        keys.iter().for_each(|key| out!("{} of tenant {}, created {}", key.id, key.tenant, key.created_at));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -35,11 +35,16 @@ mod jobs;
 mod sessions;
 mod workers;
 mod scaling;
+mod access;
 
 // How the ledger is kept in order, and how that is checked.
 mod upkeep;
 mod audit;
 
+pub use access::{
+    ChangedTenant, FoundKey, KeyUse, KeyView, LogRow, NewKey, Principal, RevokedKey, Scope, Scopes,
+    TenantChange, TenantView, UnknownScope,
+};
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{

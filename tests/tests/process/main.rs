@@ -23,3 +23,4 @@ mod drain;
 mod door;
 mod stopping;
 mod backup;
+mod keys;

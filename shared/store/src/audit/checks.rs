@@ -28,7 +28,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 25] = [
+pub(super) const CHECKS: [Check; 27] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -53,6 +53,8 @@ pub(super) const CHECKS: [Check; 25] = [
     check(Conservation, "epochs", "an epoch belongs to one job", EPOCHS),
     check(Conservation, "sequence", "no epoch is ahead of the sequence that gives epochs out", SEQUENCE),
     check(Conservation, "guards", "the schema's constraints and unique indexes are valid", GUARDS),
+    check(Conservation, "log", "the operators' log is a chain: each row fits the one before it", LOG),
+    check(Conservation, "keys", "a key belongs to a tenant", KEYS),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
@@ -294,11 +296,45 @@ const GUARDS: &str = "
                    ('harness_sessions', 'harness_sessions_pkey'), ('harness_checkpoints', 'harness_checkpoints_pkey'),
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
                    ('harness_workers', 'harness_workers_lease_ms_check'),
-                   ('harness_tenants', 'harness_tenants_pkey')) wanted(tab, name)
+                   ('harness_tenants', 'harness_tenants_pkey'),
+                   ('harness_audit_log', 'harness_audit_log_pkey'), ('harness_api_keys', 'harness_api_keys_pkey'),
+                   ('harness_api_keys', 'harness_api_keys_scopes_check')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
       LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE
-        OR (i.indisvalid AND i.indisready AND i.indisunique) IS FALSE";
+        OR (i.indisvalid AND i.indisready AND i.indisunique) IS FALSE
+     UNION ALL
+    SELECT wanted.name, CASE WHEN t.oid IS NULL THEN 'on harness_audit_log: is not there'
+                             ELSE 'on harness_audit_log: is disabled' END
+      FROM (VALUES ('harness_audit_log_append'), ('harness_audit_log_keep')) wanted(name)
+      LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass('harness_audit_log') AND t.tgname = wanted.name
+     WHERE t.oid IS NULL OR t.tgenabled NOT IN ('O', 'A')";
+
+/// Names only the first row, because one that was changed or taken out may put all later ones in doubt. The text that is
+/// hashed is that of the trigger in migration 10. Rows before `$2` are left out, and the first one after it fits by its
+/// own hash. A chain whose last rows were taken out fits: only a hash that was kept elsewhere shows that.
+const LOG: &str = "
+    SELECT format('row %s', id),
+           format('%s by %s at %s: %s', act, actor, at,
+                  CASE WHEN hash IS DISTINCT FROM own THEN 'its hash does not fit what it says'
+                       WHEN before_id IS NULL THEN 'the rows before it are not there'
+                       WHEN id <> before_id + 1 THEN format('the row before it is %s', before_id)
+                       ELSE 'it does not hold the hash of the row before it' END)
+      FROM (SELECT id, at, actor, act, hash, prev_hash, lag(id) OVER chain AS before_id, lag(hash) OVER chain AS before_hash,
+                   sha256(prev_hash || convert_to(jsonb_build_array(id, (extract(epoch FROM at) * 1000000)::bigint,
+                                                                    actor, act, tenant, detail)::text, 'UTF8')) AS own,
+                   ($2 = '-infinity' OR id = 1) AS is_start
+              FROM harness_audit_log
+             WHERE id >= (SELECT min(id) FROM harness_audit_log WHERE at >= to_timestamp($2))
+            WINDOW chain AS (ORDER BY id)) l
+     WHERE hash IS DISTINCT FROM own
+        OR (before_id IS NULL AND is_start AND (id <> 1 OR prev_hash <> decode(repeat('00', 32), 'hex')))
+        OR (before_id IS NOT NULL AND (id <> before_id + 1 OR prev_hash IS DISTINCT FROM before_hash))
+     ORDER BY l.id LIMIT 1";
+
+const KEYS: &str = "
+    SELECT k.id, format('a key of tenant %s, which is not there', k.tenant) FROM harness_api_keys k
+     WHERE NOT EXISTS (SELECT FROM harness_tenants t WHERE t.name = k.tenant)";
 
 /// Allows three leases, because a rescuer must have watched for one before it declares a worker dead.
 const RESCUE: &str = "

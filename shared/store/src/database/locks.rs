@@ -10,8 +10,11 @@
 //! | jobs' rows | `job_id` | claim, cancel, rescue; checkpoint (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
+//! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
+//! | keys' rows | `id` | revocation, noted uses | each of them changes once |
+//! | the end of the operators' log, advisory | one | every act that is logged | each row follows the one before it |
 //!
-//! The last two are taken by the statements that choose the rows. The order of jobs matters for transactions
+//! Those of results, and of jobs under their sessions' locks, are taken by the statements that choose the rows. The order of jobs matters for transactions
 //! that may wait for each other without a session's lock.
 //!
 //! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,

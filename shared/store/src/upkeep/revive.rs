@@ -54,6 +54,8 @@ const MAKE_DUE: &str = "
 const SIGN_OFF: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now() WHERE state IN ('alive', 'draining') RETURNING worker_id";
 
+const LOG: &str = "INSERT INTO harness_audit_log (actor, act) VALUES ($1, 'revived')";
+
 impl Store {
     /// Returns the workers whose lease has not run out. After a restore they are those of the backup, unless
     /// one is still alive.
@@ -69,10 +71,10 @@ impl Store {
 
     /// Makes a restored ledger ready. Call this only when no worker is alive ([`Store::fresh_leases`]): a
     /// live one would lose its jobs.
-    pub async fn revive(&self) -> Result<Revived, StoreError> {
-        let tx = Tx::prepare(&self.pool, "revive", [LOCK_WORKERS_AND_JOBS, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF])
-            .await?;
-        let [_, _, jobs, workers] = tx.run([&[], &[], &[], &[]]).await?;
+    pub async fn revive(&self, actor: &str) -> Result<Revived, StoreError> {
+        let sql = [LOCK_WORKERS_AND_JOBS, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF, LOG];
+        let tx = Tx::prepare(&self.pool, "revive", sql).await?;
+        let [_, _, jobs, workers, _] = tx.run([&[], &[], &[], &[], &[&actor]]).await?;
         Ok(Revived { workers: workers.len() as u64, jobs: jobs.len() as u64 })
     }
 }

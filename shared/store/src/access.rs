@@ -1,0 +1,15 @@
+//! Access: who may use the HTTP API, and what operators did.
+//!
+//! A tenant has keys, and a key has scopes. Each act of an operator changes a row and appends to the operators' log in
+//! the same statement, so that neither is there without the other. What a key looks like, and how its secret is
+//! compared, is for the producer: here a secret is its SHA-256.
+
+mod scope;
+mod tenants;
+mod keys;
+mod log;
+
+pub use keys::{FoundKey, KeyUse, KeyView, NewKey, RevokedKey};
+pub use log::LogRow;
+pub use scope::{Principal, Scope, Scopes, UnknownScope};
+pub use tenants::{ChangedTenant, TenantChange, TenantView};
