@@ -32,6 +32,7 @@ pub use router::router;
 pub use server::{Server, Tls};
 
 use self::problem::Problem;
+use crate::access::Keys;
 use crate::following::Following;
 use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
@@ -42,6 +43,7 @@ use crate::served::Served;
 pub struct Door {
     pub dispatch: Dispatch,
     pub auth: Auth,
+    pub keys: Arc<Keys>,
     pub max_bytes: usize,
     pub retention: Duration,
     pub replies: ReplyRule,

@@ -6,7 +6,7 @@ use store::KnownJob;
 /// The same content, as far as the ledger has kept it. The trace is the request's, so it may differ; of a job that
 /// has succeeded the envelope is not kept; one that was cancelled before it came had no content.
 pub fn is_same(spec: &JobSpec, known: &KnownJob) -> bool {
-    if known.session_id.is_empty() {
+    if known.session_key.is_empty() {
         return true;
     }
     let envelope = known.message.as_deref().and_then(|message| job::decode_stored(message).ok());
@@ -15,7 +15,7 @@ pub fn is_same(spec: &JobSpec, known: &KnownJob) -> bool {
             JobSpec { traceparent: None, ..before } == JobSpec { traceparent: None, ..spec.clone() }
         }
         None => {
-            known.session_id == spec.session_id.as_str()
+            known.session_key == spec.session_key().as_str()
                 && known.agent_id == spec.agent_id.as_str()
                 && known.pool == spec.pool.as_str()
                 && known.user_id == spec.user_id
@@ -35,7 +35,7 @@ mod tests {
 
     fn known(spec: &JobSpec, message: Option<String>) -> KnownJob {
         KnownJob {
-            session_id: spec.session_id.to_string(),
+            session_key: spec.session_key().into(),
             agent_id: spec.agent_id.to_string(),
             user_id: spec.user_id.clone(),
             pool: spec.pool.to_string(),

@@ -126,7 +126,7 @@ fn lasting(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use job::JobId;
+    use job::{JobId, Tenant};
     use store::Turn;
 
     use super::*;
@@ -142,6 +142,7 @@ mod tests {
             due_in: None,
             asked: None,
             session: "s-1".to_owned(),
+            tenant: Tenant::default(),
             pool: "gpu".to_owned(),
             ahead: 3,
             turn: None,

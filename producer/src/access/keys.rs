@@ -5,12 +5,20 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use job::Tenant;
+use job::{Tenant, Trouble};
 use secrecy::SecretString;
 use store::{FoundKey, KeyUse, NewKey, Principal, Scopes, Store, StoreError};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::api_key::{ApiKey, BadKey};
 use super::cache::Cache;
+
+/// How often the uses of keys are noted.
+const NOTED_EVERY: Duration = Duration::from_secs(60);
+/// How long that may take.
+const NOTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a new key is for.
 #[derive(Clone, Debug)]
@@ -97,6 +105,29 @@ impl Keys {
         let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         *uses.entry(key.id().to_owned()).or_default() += 1;
         Ok(Principal { tenant: found.tenant.clone(), key_id: key.id().to_owned(), scopes: found.scopes })
+    }
+
+    /// Notes the uses once a minute until `end` is cancelled, and then once more.
+    pub async fn keep_uses(&self, actor: &str, end: &CancellationToken) {
+        let mut trouble = Trouble::default();
+        loop {
+            let ended = end.run_until_cancelled(sleep(NOTED_EVERY)).await.is_none();
+            match timeout(NOTED_WITHIN, self.note_uses(actor)).await {
+                Ok(Ok(_)) => {
+                    trouble.ends();
+                }
+                Ok(Err(cause)) if trouble.begins() => {
+                    warn!(cause = cause.as_dyn(), "the uses of keys could not be noted, trying again");
+                }
+                Err(_) if trouble.begins() => {
+                    warn!("the uses of keys could not be noted in time, trying again")
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            if ended {
+                return;
+            }
+        }
     }
 
     /// Writes into the operators' log how often each key was used since the last call, and by which process (`actor`).

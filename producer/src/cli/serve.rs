@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::context::Context;
+use crate::access::Keys;
 use crate::following::Following;
 use crate::http::{Auth, Door, Server, Tls, router};
 use crate::publishing::Publishing;
@@ -93,9 +94,11 @@ impl Serve {
         let (stop, bound) = (context.stop.clone(), server.address()?);
         let (handed_over, publisher) = Publishing::new(dispatch.clone());
         let following = Following::default();
+        let keys = Arc::new(Keys::new(ledger.store.clone()));
         let door = Arc::new(Door {
             dispatch: dispatch.clone(),
             auth: Auth::of(&environment, bound.ip()),
+            keys: keys.clone(),
             max_bytes: ledger.max_message_bytes,
             retention: ledger.retention,
             replies: ledger.replies.clone(),
@@ -108,6 +111,9 @@ impl Serve {
         let store = ledger.store.clone();
         lifecycle.spawn("publishing", |end| publisher.run(end));
         lifecycle.spawn("following", |end| following.run(store, end));
+        lifecycle.spawn("uses of keys", |end| async move {
+            keys.keep_uses(&format!("serve {bound}"), &end).await
+        });
         // Served from the start: until Postgres has answered, requests have their 503.
         let answered = CancellationToken::new();
         let (all_answered, serving) =

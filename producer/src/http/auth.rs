@@ -4,51 +4,32 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderMap;
-use axum::http::header::HOST;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue};
+use job::Tenant;
+pub use store::Scope;
+use store::Scopes;
 
 use super::Door;
+use super::ledger::Patience;
 use super::problem::{Kind, Problem};
-
-/// What a key allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// To submit jobs.
-    Submit,
-    /// To see jobs and sessions, without what was said.
-    Read,
-    /// To see what was said: inputs, outputs, states.
-    Content,
-    /// To cancel and to redrive.
-    Operate,
-    /// All else, such as naming the queue of a reply.
-    Admin,
-}
-
-impl Scope {
-    fn as_str(self) -> &'static str {
-        match self {
-            Scope::Submit => "submit",
-            Scope::Read => "read",
-            Scope::Content => "content",
-            Scope::Operate => "operate",
-            Scope::Admin => "admin",
-        }
-    }
-}
+use crate::access::{Keys, Refused};
 
 /// Who asks.
 #[derive(Clone, Debug)]
-pub struct Principal {
-    scopes: Vec<Scope>,
-}
+pub struct Principal(store::Principal);
 
 impl Principal {
+    /// The tenant on whose behalf it asks.
+    pub fn tenant(&self) -> &Tenant {
+        &self.0.tenant
+    }
+
     /// Whether this is allowed.
     pub fn may(&self, scope: Scope) -> bool {
-        self.scopes.contains(&scope)
+        self.0.scopes.has(scope)
     }
 
     /// The same as an answer.
@@ -56,7 +37,7 @@ impl Principal {
         if self.may(scope) {
             return Ok(());
         }
-        Err(Problem::new(Kind::Forbidden, format!("the key lacks the scope \"{}\"", scope.as_str())))
+        Err(Problem::new(Kind::Forbidden, format!("the key lacks the scope \"{scope}\"")))
     }
 }
 
@@ -75,21 +56,39 @@ impl Auth {
         if environment == "development" && address.is_loopback() { Auth::Open } else { Auth::Keys }
     }
 
-    fn principal(self, headers: &HeaderMap) -> Result<Principal, Problem> {
+    /// The caller of a request without a key.
+    fn without_key(self, headers: &HeaderMap) -> Result<Principal, Problem> {
         match self {
             Auth::Open if !is_of_this_machine(headers) => {
                 let detail = "without keys only this machine may ask, by localhost or a loopback address";
                 Err(Problem::new(Kind::Forbidden, detail).at("host"))
             }
-            Auth::Open => {
-                let scopes = [Scope::Submit, Scope::Read, Scope::Content, Scope::Operate, Scope::Admin];
-                Ok(Principal { scopes: scopes.to_vec() })
-            }
+            Auth::Open => Ok(Principal(store::Principal {
+                tenant: Tenant::default(),
+                key_id: String::new(),
+                scopes: Scopes::all(),
+            })),
             Auth::Keys => {
                 let detail = "expected a key of this fleet in the header Authorization, as \"Bearer KEY\"";
                 Err(Problem::new(Kind::Unauthenticated, detail).at("authorization"))
             }
         }
+    }
+}
+
+/// The caller of a key.
+async fn of_key(keys: &Keys, given: &HeaderValue) -> Result<Principal, Problem> {
+    let refused = |why: String| Problem::new(Kind::Unauthenticated, why).at("authorization");
+    let text = given.to_str().ok().and_then(|text| text.split_once(' '));
+    let key = match text {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        _ => return Err(refused("expected \"Bearer KEY\"".to_owned())),
+    };
+    let asking = async { Ok::<_, Problem>(keys.authenticate(key).await) };
+    match Patience::begin().ask(asking).await? {
+        Ok(principal) => Ok(Principal(principal)),
+        Err(Refused::Unavailable(error)) => Err(error.into()),
+        Err(why) => Err(refused(why.to_string())),
     }
 }
 
@@ -106,7 +105,10 @@ impl FromRequestParts<Arc<Door>> for Principal {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, door: &Arc<Door>) -> Result<Principal, Problem> {
-        door.auth.principal(&parts.headers)
+        match parts.headers.get(AUTHORIZATION) {
+            Some(given) => of_key(&door.keys, given).await,
+            None => door.auth.without_key(&parts.headers),
+        }
     }
 }
 
@@ -118,7 +120,7 @@ mod tests {
     fn without_keys_another_name_than_this_machine_s_is_refused() {
         let asked = |host: &'static str| {
             let headers = HeaderMap::from_iter([(HOST, axum::http::HeaderValue::from_static(host))]);
-            Auth::Open.principal(&headers).map_err(|problem| problem.status()).err()
+            Auth::Open.without_key(&headers).map_err(|problem| problem.status()).err()
         };
         for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
             assert_eq!(asked(host), None, "{host}");
@@ -135,7 +137,7 @@ mod tests {
         assert_eq!(Auth::of("development", "::1".parse().unwrap()), Auth::Open);
         for (environment, address) in [("development", everywhere), ("production", here)] {
             let auth = Auth::of(environment, address);
-            assert_eq!(auth.principal(&HeaderMap::new()).unwrap_err().status(), 401);
+            assert_eq!(auth.without_key(&HeaderMap::new()).unwrap_err().status(), 401);
         }
     }
 }

@@ -214,7 +214,7 @@ impl Reading<'_> {
 
     async fn checked(&self, item: Item) -> Result<(JobSpec, usize), Problem> {
         let Item::Text(text) = item else { return Err(body::too_large(self.limits.max_bytes)) };
-        let spec = decode(&text, &self.limits)?;
+        let spec = decode(&text, self.principal, &self.limits)?;
         let checked = check(self.door, self.principal, &spec, Patience::begin()).await;
         checked.map_err(|problem| problem.of_job(spec.job_id))?;
         Ok((spec, text.len()))

@@ -62,7 +62,7 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     expect_json(&parts.headers)?;
     let body = body::read(&parts.headers, body, door.max_bytes).await?;
     let limits = door.limits()?;
-    let mut spec = decode(&body, &limits)?;
+    let mut spec = decode(&body, &principal, &limits)?;
     if spec.traceparent.is_none() {
         spec.traceparent =
             parts.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -73,7 +73,7 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     let (status, job) = accepted.map_err(|problem| problem.of_job(job_id))?;
     if !job.state.is_end()
         && let Some(wait) = prefer::wait(&parts.headers)
-        && let Some(ended) = end_of(&door, job_id, begun + wait).await
+        && let Some(ended) = end_of(&door, &principal, job_id, begun + wait).await
     {
         return Ok(at(StatusCode::OK, Job::of(ended, &principal)));
     }
@@ -105,16 +105,16 @@ async fn read(
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Read)?;
     let (job_id, begun) = (job_id(&id)?, Instant::now());
-    let view = seen(&door, job_id, Patience::begin()).await?;
+    let view = seen(&door, &principal, job_id, Patience::begin()).await?;
     let Some(wait) = prefer::wait(&headers).filter(|_| !view.state.is_end()) else {
         let known = Patience::begin().ask(door.dispatch.store.known_job(job_id)).await?;
         let envelope = known.and_then(|known| known.message);
         return Ok(Json(Job::of(view, &principal).given(envelope.as_deref(), &principal)).into_response());
     };
-    if let Some(ended) = end_of(&door, job_id, begun + wait).await {
+    if let Some(ended) = end_of(&door, &principal, job_id, begun + wait).await {
         return Ok(Json(Job::of(ended, &principal)).into_response());
     }
-    let view = seen(&door, job_id, Patience::begin()).await?;
+    let view = seen(&door, &principal, job_id, Patience::begin()).await?;
     let status = if view.state.is_end() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(Job::of(view, &principal))).into_response())
 }
@@ -139,7 +139,7 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
     let (job_id, patience) = (job_id(&id)?, Patience::begin());
     let limits = door.limits()?;
     // An id that the ledger does not know is not cancelled ahead: it may become another tenant's.
-    seen(&door, job_id, patience).await?;
+    seen(&door, &principal, job_id, patience).await?;
     let cancelling = cancel(&door.dispatch, vec![job_id], None, &limits);
     let answered = patience.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
     let answer = match answered {
@@ -157,7 +157,7 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
         Some(Cancelled::Before(_)) => StatusCode::OK,
         None => return Err(Problem::no_job()),
     };
-    let view = seen(&door, job_id, patience).await?;
+    let view = seen(&door, &principal, job_id, patience).await?;
     Ok((status, Json(Job::of(view, &principal))).into_response())
 }
 
@@ -179,12 +179,12 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
     principal.needs(Scope::Operate)?;
     let (job_id, patience) = (job_id(&id)?, Patience::begin());
     let limits = door.limits()?;
-    seen(&door, job_id, patience).await?;
+    seen(&door, &principal, job_id, patience).await?;
     let renewing = redrive_one(&door.dispatch, job_id, &limits);
     match patience.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
         Renewal::Redriven(new, submitted) => {
             door.publishing.hand_over(*submitted);
-            let view = seen(&door, new, patience).await.map_err(|problem| problem.of_job(new))?;
+            let view = seen(&door, &principal, new, patience).await.map_err(|problem| problem.of_job(new))?;
             Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal)))
         }
         Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
@@ -192,14 +192,14 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
 }
 
 /// A job from a body.
-pub fn decode(body: &[u8], limits: &Limits) -> Result<JobSpec, Problem> {
+pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<JobSpec, Problem> {
     let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
     let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
     serde_json::from_str::<&serde_json::value::RawValue>(text)
         .map_err(|error| malformed(format!("not JSON: {error}")))?;
     // What counts is the message that is made of it, which has more members.
     let unbounded = Limits { max_bytes: usize::MAX, ..limits.clone() };
-    let spec = decode_strict(text, &unbounded)?;
+    let spec = JobSpec { tenant: principal.tenant().clone(), ..decode_strict(text, &unbounded)? };
     if text.len() + 1_024 > limits.max_bytes && job::encode(&spec).len() > limits.max_bytes {
         return Err(body::too_large(limits.max_bytes).of_job(spec.job_id));
     }
@@ -254,20 +254,25 @@ pub async fn known(
         let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
         return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
     }
-    let view = seen(door, spec.job_id, patience).await?;
+    let view = seen(door, principal, spec.job_id, patience).await?;
     Ok(Job::of(view, principal))
 }
 
-/// The job, or a 404.
-async fn seen(door: &Door, job_id: JobId, patience: Patience) -> Result<JobView, Problem> {
+/// The caller's job, or a 404: another tenant's job is answered like one that is not there.
+async fn seen(
+    door: &Door,
+    principal: &Principal,
+    job_id: JobId,
+    patience: Patience,
+) -> Result<JobView, Problem> {
     let views = patience.ask(door.dispatch.store.jobs(&[job_id])).await?;
-    views.into_iter().next().ok_or_else(Problem::no_job)
+    views.into_iter().find(|view| view.tenant == *principal.tenant()).ok_or_else(Problem::no_job)
 }
 
 /// The job at its end, if that comes by then and while this process serves.
-async fn end_of(door: &Door, job_id: JobId, until: Instant) -> Option<JobView> {
+async fn end_of(door: &Door, principal: &Principal, job_id: JobId, until: Instant) -> Option<JobView> {
     door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await??;
-    seen(door, job_id, Patience::begin()).await.ok()
+    seen(door, principal, job_id, Patience::begin()).await.ok()
 }
 
 /// What is no id is no job's.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::RawQuery;
-use job::{JobId, JobState, Name};
+use job::{JobId, JobState, Name, SessionKey};
 use serde::Serialize;
 use store::{JobFilter, JobLine, Page, SessionLine};
 use utoipa::ToSchema;
@@ -197,7 +197,7 @@ async fn list_jobs(
     principal.needs(Scope::Read)?;
     let query = Query::parse(given.as_deref(), &["state", "agent", "session", "pool", "limit", "cursor"])?;
     let states = query.all("state")?;
-    jobs_page(&door, query, JobFilter { states, ..JobFilter::default() }).await
+    jobs_page(&door, &principal, query, JobFilter { states, ..JobFilter::default() }).await
 }
 
 /// List dead letters, newest first
@@ -227,11 +227,17 @@ async fn list_dead(
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
     let query = Query::parse(given.as_deref(), &["agent", "session", "pool", "limit", "cursor"])?;
-    jobs_page(&door, query, JobFilter { dead: true, ..JobFilter::default() }).await
+    jobs_page(&door, &principal, query, JobFilter { dead: true, ..JobFilter::default() }).await
 }
 
-async fn jobs_page(door: &Door, query: Query, filter: JobFilter) -> Result<Json<Listed<JobEntry>>, Problem> {
+async fn jobs_page(
+    door: &Door,
+    principal: &Principal,
+    query: Query,
+    filter: JobFilter,
+) -> Result<Json<Listed<JobEntry>>, Problem> {
     let filter = JobFilter {
+        tenant: principal.tenant().clone(),
         agent: query.one("agent")?,
         session: query.one("session")?,
         pool: query.one("pool")?,
@@ -266,7 +272,7 @@ async fn list_sessions(
     principal.needs(Scope::Read)?;
     let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
     let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
-    let listing = door.dispatch.store.list_sessions(after.as_ref(), limit);
+    let listing = door.dispatch.store.list_sessions(principal.tenant(), after.as_ref(), limit);
     let Page { found, next } = Patience::begin().ask(listing).await?;
     Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
 }
@@ -286,7 +292,10 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
     principal.needs(Scope::Read)?;
     let none = || Problem::new(Kind::NotFound, "there is no session of this name");
     let name: Name = id.parse().map_err(|_| none())?;
-    let view = Patience::begin().ask(door.dispatch.store.session(&name)).await?.ok_or_else(none)?;
+    let view = Patience::begin()
+        .ask(door.dispatch.store.session(&SessionKey::new(principal.tenant(), &name)))
+        .await?
+        .ok_or_else(none)?;
     let shown = |value: serde_json::Value| principal.may(Scope::Content).then_some(value);
     Ok(Json(Session {
         session_id: view.session_id,
@@ -305,6 +314,8 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
 }
 
 /// List pools
+///
+/// For keys with the scope `admin`, because all tenants share them.
 #[utoipa::path(
     get,
     path = "/v1/pools",
@@ -314,7 +325,7 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
     )
 )]
 async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<PoolEntry>>, Problem> {
-    principal.needs(Scope::Read)?;
+    principal.needs(Scope::Admin)?;
     let pools = Patience::begin().ask(door.dispatch.store.pool_gauges()).await?;
     let entry = |gauges: store::PoolGauges| PoolEntry {
         pool: gauges.pool.to_string(),
@@ -326,6 +337,8 @@ async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<Po
 }
 
 /// List workers, oldest first
+///
+/// For keys with the scope `admin`, because all tenants share them.
 #[utoipa::path(
     get,
     path = "/v1/workers",
@@ -335,7 +348,7 @@ async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<Po
     )
 )]
 async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<WorkerEntry>>, Problem> {
-    principal.needs(Scope::Read)?;
+    principal.needs(Scope::Admin)?;
     let (store, patience) = (&door.dispatch.store, Patience::begin());
     let pools = patience.ask(store.pool_gauges()).await?;
     let pools: Vec<Name> = pools.into_iter().map(|gauges| gauges.pool).collect();
@@ -370,6 +383,9 @@ async fn explain(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<
     let job_id = job_id(&id)?;
     let facts =
         Patience::begin().ask(door.dispatch.store.facts(job_id)).await?.ok_or_else(Problem::no_job)?;
+    if facts.tenant != *principal.tenant() {
+        return Err(Problem::no_job());
+    }
     Ok(Json(Why { job_id, state: facts.state, why: why(&facts) }))
 }
 

@@ -88,6 +88,17 @@ impl SessionKey {
         &self.0
     }
 
+    /// Returns the bounds of a tenant's keys: they lie behind the first text and before the second one, in the order of
+    /// their bytes.
+    pub fn range(tenant: &Tenant) -> (String, String) {
+        match tenant.unless_default() {
+            // The mark comes after every character of a name.
+            None => (String::new(), MARK.to_string()),
+            // The character after the slash is a zero.
+            Some(tenant) => (format!("{MARK}{tenant}/"), format!("{MARK}{tenant}0")),
+        }
+    }
+
     /// Splits a key from the ledger. Only the fleet writes keys, so the parts are not checked again.
     pub fn split(key: &str) -> (Tenant, Name) {
         let other = key.strip_prefix(MARK).and_then(|rest| rest.split_once('/'));

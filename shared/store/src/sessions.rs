@@ -1,6 +1,6 @@
 //! Sessions, as people view them.
 
-use job::{JobId, SessionKey, Tenant, Usd};
+use job::{JobId, Name, SessionKey, Tenant, Usd};
 use serde::Serialize;
 
 use crate::database::{query, read_job_id, read_usd, rfc3339};
@@ -97,21 +97,23 @@ const LIST: &str = concat!(
     rfc3339!("created_at"),
     ", ",
     rfc3339!("last_updated"),
-    ", version FROM harness_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2"
+    ", version FROM harness_sessions WHERE session_id > $1 AND session_id < $2 ORDER BY session_id LIMIT $3"
 );
 
 impl Store {
-    /// The sessions behind this one, by name.
+    /// Returns a tenant's sessions behind this one, by name.
     pub async fn list_sessions(
         &self,
+        tenant: &Tenant,
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Page<SessionLine, String>, StoreError> {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let after = after.map_or("", Name::as_str);
-        let rows = query(&self.pool, "list_sessions", LIST, &[&after, &most]).await?;
+        let (first, end) = SessionKey::range(tenant);
+        let after = after.map_or(first, |name| SessionKey::new(tenant, name).into());
+        let rows = query(&self.pool, "list_sessions", LIST, &[&after, &end, &most]).await?;
         let line = |row: &tokio_postgres::Row| SessionLine {
-            session_id: row.get(0),
+            session_id: SessionKey::split(row.get(0)).1.into(),
             agent_id: row.get(1),
             created_at: row.get(2),
             last_updated: row.get(3),

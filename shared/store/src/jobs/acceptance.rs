@@ -42,8 +42,8 @@ pub enum Taken {
 /// A job that the ledger has, as far as it can be compared with another one of the same id.
 #[derive(Clone, Debug)]
 pub struct KnownJob {
-    /// Its session.
-    pub session_id: String,
+    /// The key of its session.
+    pub session_key: String,
     /// Its agent.
     pub agent_id: String,
     /// On whose behalf.
@@ -123,7 +123,7 @@ impl Store {
     pub async fn known_job(&self, job_id: JobId) -> Result<Option<KnownJob>, StoreError> {
         let rows = query(&self.pool, "known_job", READ_KNOWN, &[&Uuid::from(job_id)]).await?;
         let known = |row: &Row| KnownJob {
-            session_id: row.get(0),
+            session_key: row.get(0),
             agent_id: row.get(1),
             user_id: row.get(2),
             pool: row.get(3),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobState};
+use job::{JobId, JobState, SessionKey, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -30,6 +30,8 @@ pub struct JobFacts {
     pub asked: Option<String>,
     /// Its session.
     pub session: String,
+    /// Its tenant.
+    pub tenant: Tenant,
     /// Its pool.
     pub pool: String,
     /// Jobs of its session that come before it; counted up to 1,000.
@@ -108,6 +110,7 @@ fn read(row: &Row) -> JobFacts {
         state: read_state(row, 12),
         since: read_millis(row, 13).unwrap_or_default(),
     });
+    let (tenant, session) = SessionKey::split(row.get(8));
     JobFacts {
         state: read_state(row, 0),
         since: read_millis(row, 1).unwrap_or_default(),
@@ -117,7 +120,8 @@ fn read(row: &Row) -> JobFacts {
         message: row.get(5),
         due_in: read_millis(row, 6),
         asked: row.get(7),
-        session: row.get(8),
+        session: session.into(),
+        tenant,
         pool: row.get(9),
         ahead: row.get(10),
         turn,

@@ -2,7 +2,7 @@
 //!
 //! A look reads a bounded number of rows, whatever the filter lets pass, and answers where the next look goes on.
 
-use job::{JobId, JobState, Name};
+use job::{JobId, JobState, Name, SessionKey, Tenant};
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -13,9 +13,11 @@ use crate::{Store, StoreError};
 /// Rows that one look reads of each table, at most.
 const LOOKED_AT: i64 = 10_000;
 
-/// Which jobs; what is `None` or empty lets all pass.
+/// Which jobs of a tenant; what is `None` or empty lets all pass.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
+    /// The tenant.
+    pub tenant: Tenant,
     /// The states.
     pub states: Vec<JobState>,
     /// The agent.
@@ -72,6 +74,7 @@ macro_rules! chosen {
          AND ($4::text IS NULL OR agent_id = $4)
          AND ($5::text IS NULL OR session_id = $5)
          AND ($6::text IS NULL OR pool = $6)
+         AND tenant = $8
          ORDER BY job_id DESC LIMIT $7"
     };
 }
@@ -91,7 +94,7 @@ const ENDED: &str = concat!(
     rfc3339!("finished_at"),
     ", failure ->> 'code'
        FROM harness_results WHERE job_id < $1 AND job_id >= $2 AND session_id <> ''
-        AND (NOT $8 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) ",
+        AND (NOT $9 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) ",
     chosen!()
 );
 
@@ -113,16 +116,19 @@ impl Store {
         let from = lowest.unwrap_or(Uuid::nil());
         let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
         let name = |name: &Option<Name>| name.as_ref().map(|name| name.as_str().to_owned());
-        let (agent, session, pool) = (name(&filter.agent), name(&filter.session), name(&filter.pool));
+        let (agent, pool) = (name(&filter.agent), name(&filter.pool));
+        let session = filter.session.as_ref().map(|session| SessionKey::new(&filter.tenant, session));
+        let session = session.as_ref().map(SessionKey::as_str);
+        let tenant = filter.tenant.as_str();
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut found = Vec::new();
         if !filter.dead {
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-                [&before, &from, &states, &agent, &session, &pool, &most];
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+                [&before, &from, &states, &agent, &session, &pool, &most, &tenant];
             found.extend(query(&self.pool, "list_live", LIVE, &params).await?.iter().map(read_line));
         }
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
-            [&before, &from, &states, &agent, &session, &pool, &most, &filter.dead];
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &filter.dead];
         found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
         // A job that has ended between the two questions is in both; its end comes last and counts.
         found.reverse();
@@ -141,7 +147,7 @@ impl Store {
 fn read_line(row: &Row) -> JobLine {
     JobLine {
         job_id: read_job_id(row, 0),
-        session_id: row.get(1),
+        session_id: SessionKey::split(row.get(1)).1.into(),
         agent_id: row.get(2),
         pool: row.get(3),
         state: read_state(row, 4),
