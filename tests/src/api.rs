@@ -15,6 +15,8 @@ use crate::Worker;
 pub struct Api {
     base: String,
     agent: Agent,
+    /// Shown with every request.
+    key: Option<String>,
 }
 
 /// What was answered.
@@ -56,7 +58,12 @@ impl Api {
             .max_redirects(0)
             // All servers are on this machine, so `http_proxy` is ignored.
             .proxy(None);
-        Api { base: base.to_owned(), agent: config.build().into() }
+        Api { base: base.to_owned(), agent: config.build().into(), key: None }
+    }
+
+    /// The same API for a caller with this key.
+    pub fn with_key(&self, key: &str) -> Api {
+        Api { key: Some(format!("Bearer {key}")), ..self.clone() }
     }
 
     /// Its address.
@@ -80,6 +87,9 @@ impl Api {
         let mut request = Request::builder().method(&method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(key) = &self.key {
+            request = request.header("authorization", key);
         }
         let agent = self.agent.clone();
         let sending = move || {

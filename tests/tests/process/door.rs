@@ -6,4 +6,5 @@ mod batch;
 mod guide;
 mod lists;
 mod port;
+mod tenants;
 mod outages;
