@@ -153,8 +153,7 @@ async fn a_message_that_names_a_tenant_runs_if_its_job_was_accepted_and_is_a_dea
     assert!(worker.log().contains(r#"tenant="acme""#), "{}", worker.log());
 
     // Otherwise, a redrive by an operator would run it.
-    let id = unknown.job_id.to_string();
-    let redriven = fleet.producer(&["dead", "redrive", &id]).await;
+    let redriven = fleet.producer(&["dead", "redrive", &letters[0].mark]).await;
     let said = [redriven.out.as_str(), &redriven.err].concat();
     assert!(redriven.code == 3 && said.contains(reason), "{redriven:?}");
     assert_eq!(fleet.vhost.dead_letters().await.len(), 1);
