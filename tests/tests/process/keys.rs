@@ -227,7 +227,8 @@ async fn damaged(damage: &str) -> Vec<String> {
     let database = Database::new().await;
     let (store, limits) = (database.store(), TenantChange::default());
     for name in ["a", "b", "c", "d", "e", "f"] {
-        assert!(store.create_tenant("test", &name.parse().unwrap(), &limits).await.unwrap());
+        let name = name.parse().expect("a name");
+        assert!(store.create_tenant("test", &name, &limits).await.expect("the ledger"));
     }
     let off = "ALTER TABLE harness_audit_log DISABLE TRIGGER USER";
     let on = "ALTER TABLE harness_audit_log ENABLE TRIGGER USER";
