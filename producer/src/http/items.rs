@@ -188,7 +188,10 @@ mod tests {
     fn what_came_before_a_mistake_was_an_item() {
         for text in ["[1,2", "[1,2,", "[1,2,]", "[1,2,,3]", "[1,2]3", "[1,2,\""] {
             let (items, ended) = array(text);
-            assert!(items.len() >= 1 && items[0] == "1" && ended.is_err(), "{text}: {items:?} {ended:?}");
+            assert!(
+                items.first().is_some_and(|item| item == "1") && ended.is_err(),
+                "{text}: {items:?} {ended:?}"
+            );
         }
         for text in ["", "{}", "7", "[,1]"] {
             assert!(array(text).1.is_err(), "{text}");
