@@ -158,7 +158,7 @@ impl Job {
         Job {
             job_id: view.job_id,
             trace_id: view.trace_id,
-            session_id: view.session_id.into(),
+            session_id: view.session_id,
             agent_id: view.agent_id,
             pool: view.pool,
             state: view.state,
