@@ -49,8 +49,8 @@ async fn each_tenant_is_answered_as_if_the_others_were_not_there() {
         );
         let sessions = caller.get("/v1/sessions").await.is(200).json();
         assert_eq!(sessions["items"].as_array().map(Vec::len), Some(1), "{sessions}");
-        assert_eq!(&ids(&caller.get("/v1/jobs").await.is(200).json()), &[own.clone()]);
-        assert_eq!(&ids(&caller.get("/v1/jobs?session=same").await.is(200).json()), &[own.clone()]);
+        assert_eq!(ids(&caller.get("/v1/jobs").await.is(200).json()), std::slice::from_ref(own));
+        assert_eq!(ids(&caller.get("/v1/jobs?session=same").await.is(200).json()), std::slice::from_ref(own));
     }
 
     // What is another's is answered like what is not there, to the letter.
