@@ -112,17 +112,14 @@ impl Keys {
         let mut trouble = Trouble::default();
         loop {
             let ended = end.run_until_cancelled(sleep(NOTED_EVERY)).await.is_none();
-            match timeout(NOTED_WITHIN, self.note_uses(actor)).await {
-                Ok(Ok(_)) => {
+            match self.note_uses(actor).await {
+                Ok(_) => {
                     trouble.ends();
                 }
-                Ok(Err(cause)) if trouble.begins() => {
+                Err(cause) if trouble.begins() => {
                     warn!(cause = cause.as_dyn(), "the uses of keys could not be noted, trying again");
                 }
-                Err(_) if trouble.begins() => {
-                    warn!("the uses of keys could not be noted in time, trying again")
-                }
-                Ok(Err(_)) | Err(_) => {}
+                Err(_) => {}
             }
             if ended {
                 return;
@@ -141,7 +138,8 @@ impl Keys {
         }
         let mut uses: Vec<KeyUse> = taken.into_iter().map(|(key_id, uses)| KeyUse { key_id, uses }).collect();
         uses.sort_by(|one, other| one.key_id.cmp(&other.key_id));
-        match self.store.note_key_uses(actor, &uses).await {
+        let noting = timeout(NOTED_WITHIN, self.store.note_key_uses(actor, &uses)).await;
+        match noting.unwrap_or_else(|_| Err(StoreError::unavailable("no answer in time"))) {
             Ok(()) => Ok(uses.len()),
             Err(error) => {
                 let mut kept = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
