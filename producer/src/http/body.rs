@@ -4,14 +4,19 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use job::shown;
 use tokio::time::timeout;
 
 use super::problem::{Kind, Problem};
 
+/// A body of at most so many bytes is small.
+const SMALL: u64 = 64 << 10;
 /// How long a body may take to arrive.
 pub const ARRIVES_WITHIN: Duration = Duration::from_secs(30);
 
@@ -36,10 +41,27 @@ pub fn other_media_type(given: &str, expected: &str) -> Problem {
     Problem::new(Kind::UnsupportedMediaType, detail).at("content-type")
 }
 
+/// Reads a small body before its route sees the request. An answer that leaves a body unread closes the connection, and a
+/// caller that is still sending may then lose the answer.
+pub async fn arrive(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = match announced(&parts.headers) {
+        Some(1..=SMALL) => match read(&parts.headers, body, SMALL as usize).await {
+            Ok(bytes) => Body::from(bytes),
+            Err(problem) => return problem.into_response(),
+        },
+        _ => body,
+    };
+    next.run(Request::from_parts(parts, body)).await
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
 /// A whole body of at most so many bytes.
 pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > most as u64) {
+    if announced(headers).is_some_and(|bytes| bytes > most as u64) {
         return Err(too_large(most));
     }
     match timeout(ARRIVES_WITHIN, to_bytes(body, most)).await {

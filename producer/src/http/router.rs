@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Uri;
+use axum::middleware::from_fn;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
@@ -11,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, jobs, lists, metrics};
+use super::{Door, batch, body, jobs, lists, metrics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -78,6 +79,7 @@ pub fn router(door: Arc<Door>) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::MethodNotAllowed, "expected a method that the header Allow names")
         })
-        .layer(axum::middleware::from_fn(metrics::measure))
+        .layer(from_fn(body::arrive))
+        .layer(from_fn(metrics::measure))
         .with_state(door)
 }
