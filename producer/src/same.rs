@@ -25,7 +25,7 @@ pub fn is_same(spec: &JobSpec, known: &KnownJob) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use job::{JobState, Json};
+    use job::Json;
 
     use super::*;
 
@@ -39,7 +39,6 @@ mod tests {
             agent_id: spec.agent_id.to_string(),
             user_id: spec.user_id.clone(),
             pool: spec.pool.to_string(),
-            state: JobState::Queued,
             message,
         }
     }

@@ -78,7 +78,7 @@ const READ_CHECKPOINTS: &str = concat!(
 );
 
 /// A session in a list.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct SessionLine {
     /// Its name.
     pub session_id: String,

@@ -1,8 +1,9 @@
 //! Accept: how a producer puts jobs into the ledger.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use job::JobSpec;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::columns::{Columns, job_columns, job_values, new_jobs};
@@ -46,6 +47,15 @@ pub(crate) const DROP_ENDED: &str = "
             WHERE (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL))
     RETURNING job_id";
 
+/// Returns the new jobs and their times of acceptance (RFC 3339), from the rows of [`ACCEPT`] and of [`DROP_ENDED`].
+pub(super) fn new_jobs_of(inserted: &[Row], ended: &[Row]) -> HashMap<Uuid, String> {
+    let mut new: HashMap<Uuid, String> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for row in ended {
+        new.remove(&row.get(0));
+    }
+    new
+}
+
 impl Store {
     /// Takes jobs into the ledger, in order, in the state `publishing`: the caller publishes them next. If it
     /// dies first, [`Store::return_stuck`] makes them due. A job that is refused does not keep the others
@@ -71,12 +81,9 @@ impl Store {
         let jobs = &columns.jobs;
         let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;
         let [inserted, ended] = tx.run([&columns.params(), &[jobs]]).await?;
-        let mut new: HashSet<Uuid> = inserted.iter().map(|row| row.get(0)).collect();
-        for row in &ended {
-            new.remove(&row.get(0));
-        }
+        let mut new = new_jobs_of(&inserted, &ended);
         // An id that occurs twice in one call is new once.
-        let accepted = |id: &Uuid| if new.remove(id) { Accepted::New } else { Accepted::Duplicate };
+        let accepted = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };
         Ok(jobs.iter().map(accepted).collect())
     }
 }

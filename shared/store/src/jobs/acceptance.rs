@@ -1,16 +1,14 @@
 //! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same
 //! moment share a transaction.
 
-use std::collections::{HashMap, HashSet};
-
 use deadpool_postgres::Pool;
-use job::{JobId, JobSpec, JobState, Name};
+use job::{JobId, JobSpec, Name};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::accept::{ACCEPT, DROP_ENDED};
+use super::accept::{ACCEPT, DROP_ENDED, new_jobs_of};
 use super::columns::Columns;
-use crate::database::{Batched, Tx, alone_in_its_batch, query, read_state};
+use crate::database::{Batched, Tx, alone_in_its_batch, query};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -50,8 +48,6 @@ pub struct KnownJob {
     pub user_id: Option<String>,
     /// Its pool.
     pub pool: String,
-    /// Its state.
-    pub state: JobState,
     /// The envelope; it is not kept of a job that has succeeded.
     pub message: Option<String>,
 }
@@ -79,9 +75,7 @@ impl Batched for Acceptance {
         let lock_timeout = if batch.len() > 1 { TOGETHER } else { ALONE };
         let tx = Tx::prepare(pool, "take", [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED]).await?;
         let [_, inserted, ended] = tx.run([&[&lock_timeout], &columns.params(), &[&columns.jobs]]).await?;
-        let ended: HashSet<Uuid> = ended.iter().map(|row| row.get(0)).collect();
-        let mut new: HashMap<Uuid, String> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
-        new.retain(|id, _| !ended.contains(id));
+        let mut new = new_jobs_of(&inserted, &ended);
         let taken = |id: &Uuid| match new.remove(id) {
             Some(accepted_at) => Taken::New { accepted_at },
             None => Taken::Known,
@@ -91,9 +85,9 @@ impl Batched for Acceptance {
 }
 
 const READ_KNOWN: &str = "
-    SELECT session_id, agent_id, user_id, pool, state, message::text FROM harness_jobs WHERE job_id = $1
+    SELECT session_id, agent_id, user_id, pool, message::text FROM harness_jobs WHERE job_id = $1
     UNION ALL
-    SELECT session_id, agent_id, user_id, pool, state, message::text FROM harness_results WHERE job_id = $1
+    SELECT session_id, agent_id, user_id, pool, message::text FROM harness_results WHERE job_id = $1
     LIMIT 1";
 
 /// A pool is known from the first worker that served it until the last one has been forgotten.
@@ -127,8 +121,7 @@ impl Store {
             agent_id: row.get(1),
             user_id: row.get(2),
             pool: row.get(3),
-            state: read_state(row, 4),
-            message: row.get(5),
+            message: row.get(4),
         };
         Ok(rows.first().map(known))
     }

@@ -3,7 +3,6 @@
 //! A look reads a bounded number of rows, whatever the filter lets pass, and answers where the next look goes on.
 
 use job::{JobId, JobState, Name, SessionKey, Tenant};
-use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -31,7 +30,7 @@ pub struct JobFilter {
 }
 
 /// A job in a list.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct JobLine {
     /// The job.
     pub job_id: JobId,
@@ -117,8 +116,7 @@ impl Store {
         let lowest = lowest.map(first_of_its_millisecond);
         let from = lowest.unwrap_or(Uuid::nil());
         let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
-        let name = |name: &Option<Name>| name.as_ref().map(|name| name.as_str().to_owned());
-        let (agent, pool) = (name(&filter.agent), name(&filter.pool));
+        let (agent, pool) = (filter.agent.as_ref().map(Name::as_str), filter.pool.as_ref().map(Name::as_str));
         let session = filter.session.as_ref().map(|session| SessionKey::new(&filter.tenant, session));
         let session = session.as_ref().map(SessionKey::as_str);
         let tenant = filter.tenant.as_str();
@@ -136,7 +134,7 @@ impl Store {
         found.reverse();
         found.sort_by_key(|line| std::cmp::Reverse(line.job_id));
         found.dedup_by_key(|line| line.job_id);
-        let more = found.len() > limit || found.len() == limit;
+        let more = found.len() >= limit;
         found.truncate(limit);
         let next = match found.last() {
             Some(last) if more => Some(last.job_id),
