@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use job::{JobId, JobState, Trouble};
-use store::Store;
+use store::{Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -51,21 +51,19 @@ impl Following {
                 }
                 let begun = Instant::now();
                 for chunk in jobs.chunks(CHUNK) {
-                    match timeout(ANSWER_WITHIN, store.ended_among(chunk)).await {
-                        Ok(Ok(ended)) => {
+                    let answer = timeout(ANSWER_WITHIN, store.ended_among(chunk)).await;
+                    match answer.unwrap_or_else(|_| Err(StoreError::unavailable("no answer in time"))) {
+                        Ok(ended) => {
                             trouble.ends();
                             self.note(&ended);
                         }
-                        Ok(Err(error)) if trouble.begins() => {
+                        Err(error) if trouble.begins() => {
                             warn!(
                                 cause = error.as_dyn(),
-                                "jobs that callers wait for cannot be read, trying on"
+                                "jobs that callers wait for cannot be read, retrying"
                             );
                         }
-                        Err(_) if trouble.begins() => {
-                            warn!("jobs that callers wait for cannot be read in time, trying on");
-                        }
-                        Ok(Err(_)) | Err(_) => {}
+                        Err(_) => {}
                     }
                 }
                 sleep(EVERY.max(begun.elapsed() * REST)).await;

@@ -162,7 +162,7 @@ impl TenantsArgs {
             }
             Command::Close { tenant } => {
                 let closed = store.close_tenant(&actor, &tenant).await.context("closing a tenant")?;
-                Ok(told(&tenant, closed, "is closed: its keys are refused within 5 s", "was closed before"))
+                Ok(report(&tenant, closed, "is closed: its keys are refused within 5 s", "was closed before"))
             }
         }
     }
@@ -183,20 +183,20 @@ async fn set(
     if changes {
         let done = store.change_tenant(actor, tenant, change).await.context("changing a tenant")?;
         let answer = if done { ChangedTenant::Done } else { ChangedTenant::Unknown };
-        let code = told(tenant, answer, "is changed", "");
+        let code = report(tenant, answer, "is changed", "");
         if !done {
             return Ok(code);
         }
     }
     if reopen {
         let opened = store.reopen_tenant(actor, tenant).await.context("opening a tenant again")?;
-        return Ok(told(tenant, opened, "is open: its keys are accepted within 5 s", "was open before"));
+        return Ok(report(tenant, opened, "is open: its keys are accepted within 5 s", "was open before"));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the answer to a change.
-fn told(tenant: &Tenant, answer: ChangedTenant, done: impl fmt::Display, before: &str) -> ExitCode {
+fn report(tenant: &Tenant, answer: ChangedTenant, done: impl fmt::Display, before: &str) -> ExitCode {
     match answer {
         ChangedTenant::Done => out!("{tenant} {done}"),
         ChangedTenant::Before => out!("{tenant} {before}"),

@@ -13,7 +13,7 @@ pub use store::Scope;
 use store::Scopes;
 
 use super::Door;
-use super::ledger::Patience;
+use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
 use crate::access::{Keys, Refused};
 
@@ -85,7 +85,7 @@ async fn of_key(keys: &Keys, given: &HeaderValue) -> Result<Principal, Problem> 
         _ => return Err(refused("expected \"Bearer KEY\"".to_owned())),
     };
     let asking = async { Ok::<_, Problem>(keys.authenticate(key).await) };
-    match Patience::begin().ask(asking).await? {
+    match Timeout::begin().ask(asking).await? {
         Ok(principal) => Ok(Principal(principal)),
         Err(Refused::Unavailable(error)) => Err(error.into()),
         Err(why) => Err(refused(why.to_string())),

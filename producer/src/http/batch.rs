@@ -19,7 +19,7 @@ use super::auth::{Principal, Scope};
 use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
 use super::jobs::{check, decode, known};
-use super::ledger::Patience;
+use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared};
@@ -215,7 +215,7 @@ impl Reading<'_> {
     async fn checked(&self, item: Item) -> Result<(JobSpec, usize), Problem> {
         let Item::Text(text) = item else { return Err(body::too_large(self.limits.max_bytes)) };
         let spec = decode(&text, self.principal, &self.limits)?;
-        let checked = check(self.door, self.principal, &spec, Patience::begin()).await;
+        let checked = check(self.door, self.principal, &spec, Timeout::begin()).await;
         checked.map_err(|problem| problem.of_job(spec.job_id))?;
         Ok((spec, text.len()))
     }
@@ -228,7 +228,7 @@ impl Reading<'_> {
         let specs: Vec<JobSpec> = jobs.iter().map(|(spec, _)| spec.clone()).collect();
         let submitting =
             async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
-        let (taken, submitted) = match Patience::begin().ask(submitting).await {
+        let (taken, submitted) = match Timeout::begin().ask(submitting).await {
             Ok(submitted) => submitted,
             Err(_) => {
                 let unknown = |spec: &JobSpec| Problem::unavailable().of_job(spec.job_id).into();
@@ -241,7 +241,7 @@ impl Reading<'_> {
             let accepted = match taken {
                 Ok(Taken::New { accepted_at }) => Ok((202, Job::accepted(spec, accepted_at))),
                 Ok(Taken::Known) => {
-                    known(self.door, self.principal, spec, Patience::begin()).await.map(|job| (200, job))
+                    known(self.door, self.principal, spec, Timeout::begin()).await.map(|job| (200, job))
                 }
                 Err(error) => Err(error.into()),
             };

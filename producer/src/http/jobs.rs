@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
 use super::body::{self, expect_json};
-use super::ledger::Patience;
+use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::view::Job;
@@ -105,16 +105,16 @@ async fn read(
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Read)?;
     let (job_id, begun) = (job_id(&id)?, Instant::now());
-    let view = seen(&door, &principal, job_id, Patience::begin()).await?;
+    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
     let Some(wait) = prefer::wait(&headers).filter(|_| !view.state.is_end()) else {
-        let known = Patience::begin().ask(door.dispatch.store.known_job(job_id)).await?;
+        let known = Timeout::begin().ask(door.dispatch.store.known_job(job_id)).await?;
         let envelope = known.and_then(|known| known.message);
         return Ok(Json(Job::of(view, &principal).given(envelope.as_deref(), &principal)).into_response());
     };
     if let Some(ended) = end_of(&door, &principal, job_id, begun + wait).await {
         return Ok(Json(Job::of(ended, &principal)).into_response());
     }
-    let view = seen(&door, &principal, job_id, Patience::begin()).await?;
+    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
     let status = if view.state.is_end() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(Job::of(view, &principal))).into_response())
 }
@@ -136,12 +136,12 @@ async fn read(
 )]
 async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let (job_id, patience) = (job_id(&id)?, Patience::begin());
+    let (job_id, timeout) = (job_id(&id)?, Timeout::begin());
     let limits = door.limits()?;
     // An id that the ledger does not know is not cancelled ahead: it may become another tenant's.
-    seen(&door, &principal, job_id, patience).await?;
+    seen(&door, &principal, job_id, timeout).await?;
     let cancelling = cancel(&door.dispatch, vec![job_id], None, &limits);
-    let answered = patience.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
+    let answered = timeout.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
     let answer = match answered {
         Answer::Done(answers) => answers.first().map(|(_, answer)| *answer),
         // The ledger has it, so that it is as old as its results are.
@@ -157,7 +157,7 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
         Some(Cancelled::Before(_)) => StatusCode::OK,
         None => return Err(Problem::no_job()),
     };
-    let view = seen(&door, &principal, job_id, patience).await?;
+    let view = seen(&door, &principal, job_id, timeout).await?;
     Ok((status, Json(Job::of(view, &principal))).into_response())
 }
 
@@ -177,14 +177,14 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
 )]
 async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let (job_id, patience) = (job_id(&id)?, Patience::begin());
+    let (job_id, timeout) = (job_id(&id)?, Timeout::begin());
     let limits = door.limits()?;
-    seen(&door, &principal, job_id, patience).await?;
+    seen(&door, &principal, job_id, timeout).await?;
     let renewing = redrive_one(&door.dispatch, job_id, &limits);
-    match patience.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
+    match timeout.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
         Renewal::Redriven(new, submitted) => {
             door.publishing.hand_over(*submitted);
-            let view = seen(&door, &principal, new, patience).await.map_err(|problem| problem.of_job(new))?;
+            let view = seen(&door, &principal, new, timeout).await.map_err(|problem| problem.of_job(new))?;
             Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal)))
         }
         Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
@@ -214,15 +214,15 @@ async fn accept(
     bytes: usize,
     limits: &Limits,
 ) -> Result<(StatusCode, Job), Problem> {
-    let patience = Patience::begin();
-    check(door, principal, &spec, patience).await?;
-    match patience.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
+    let timeout = Timeout::begin();
+    check(door, principal, &spec, timeout).await?;
+    match timeout.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
         Submission::New(accepted_at, submitted) => {
             door.publishing.hand_over(*submitted);
             Ok((StatusCode::ACCEPTED, Job::accepted(&spec, accepted_at)))
         }
         Submission::Refused(why) => Err(Problem::invalid("body", why)),
-        Submission::Known => Ok((StatusCode::OK, known(door, principal, &spec, patience).await?)),
+        Submission::Known => Ok((StatusCode::OK, known(door, principal, &spec, timeout).await?)),
     }
 }
 
@@ -231,12 +231,12 @@ pub async fn check(
     door: &Door,
     principal: &Principal,
     spec: &JobSpec,
-    patience: Patience,
+    timeout: Timeout,
 ) -> Result<(), Problem> {
     if spec.reply_to.is_some() {
         principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to"))?;
     }
-    if !patience.ask(door.served.has(&door.dispatch.store, &spec.pool)).await? {
+    if !timeout.ask(door.served.has(&door.dispatch.store, &spec.pool)).await? {
         return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
     }
     Ok(())
@@ -247,14 +247,14 @@ pub async fn known(
     door: &Door,
     principal: &Principal,
     spec: &JobSpec,
-    patience: Patience,
+    timeout: Timeout,
 ) -> Result<Job, Problem> {
-    let known = patience.ask(door.dispatch.store.known_job(spec.job_id)).await?;
+    let known = timeout.ask(door.dispatch.store.known_job(spec.job_id)).await?;
     if !known.is_some_and(|known| is_same(spec, &known)) {
         let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
         return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
     }
-    let view = seen(door, principal, spec.job_id, patience).await?;
+    let view = seen(door, principal, spec.job_id, timeout).await?;
     Ok(Job::of(view, principal))
 }
 
@@ -263,16 +263,16 @@ async fn seen(
     door: &Door,
     principal: &Principal,
     job_id: JobId,
-    patience: Patience,
+    timeout: Timeout,
 ) -> Result<JobView, Problem> {
-    let views = patience.ask(door.dispatch.store.jobs(&[job_id])).await?;
+    let views = timeout.ask(door.dispatch.store.jobs(&[job_id])).await?;
     views.into_iter().find(|view| view.tenant == *principal.tenant()).ok_or_else(Problem::no_job)
 }
 
 /// The job at its end, if that comes by then and while this process serves.
 async fn end_of(door: &Door, principal: &Principal, job_id: JobId, until: Instant) -> Option<JobView> {
     door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await??;
-    seen(door, principal, job_id, Patience::begin()).await.ok()
+    seen(door, principal, job_id, Timeout::begin()).await.ok()
 }
 
 /// What is no id is no job's.

@@ -14,12 +14,12 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
 
 /// All that one request asks the ledger.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience(Instant);
+pub struct Timeout(Instant);
 
-impl Patience {
+impl Timeout {
     /// From now on.
-    pub fn begin() -> Patience {
-        Patience(Instant::now() + ANSWER_WITHIN)
+    pub fn begin() -> Timeout {
+        Timeout(Instant::now() + ANSWER_WITHIN)
     }
 
     /// The ledger's answer, or a 503.

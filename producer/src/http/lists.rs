@@ -7,13 +7,13 @@ use axum::extract::RawQuery;
 use job::{JobId, JobState, Name, SessionKey};
 use serde::Serialize;
 use store::{JobFilter, JobLine, Page, SessionLine};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
-use super::ledger::Patience;
+use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::query::Query;
@@ -34,6 +34,30 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
         .routes(routes!(list_pools))
         .routes(routes!(list_workers))
         .routes(routes!(explain))
+}
+
+/// Which jobs.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `Query` reads")]
+struct Chosen {
+    /// The agent
+    agent: Option<String>,
+    /// The session
+    session: Option<String>,
+    /// The pool
+    pool: Option<String>,
+}
+
+/// Which page.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `Query` reads")]
+struct Paged {
+    /// Entries of the page: 1 to 500, 50 when absent
+    limit: Option<usize>,
+    /// `next` of the page before
+    cursor: Option<String>,
 }
 
 /// A page of a list.
@@ -178,11 +202,8 @@ pub struct Why {
     tag = "jobs",
     params(
         ("state" = Option<String>, Query, description = "States, separated by commas"),
-        ("agent" = Option<String>, Query, description = "The agent"),
-        ("session" = Option<String>, Query, description = "The session"),
-        ("pool" = Option<String>, Query, description = "The pool"),
-        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
+        Chosen,
+        Paged
     ),
     responses(
         (status = 200, description = "A page", body = Listed<JobEntry>),
@@ -208,13 +229,7 @@ async fn list_jobs(
     get,
     path = "/v1/dead",
     tag = "jobs",
-    params(
-        ("agent" = Option<String>, Query, description = "The agent"),
-        ("session" = Option<String>, Query, description = "The session"),
-        ("pool" = Option<String>, Query, description = "The pool"),
-        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
-    ),
+    params(Chosen, Paged),
     responses(
         (status = 200, description = "A page", body = Listed<JobEntry>),
         (status = 422, description = "A parameter is unknown or wrong", body = Problem),
@@ -245,7 +260,7 @@ async fn jobs_page(
     };
     let (before, limit) = (query.one("cursor")?, limit(&query)?);
     let listing = door.dispatch.store.list_jobs(&filter, before, limit);
-    let Page { found, next } = Patience::begin().ask(listing).await?;
+    let Page { found, next } = Timeout::begin().ask(listing).await?;
     let items = found.into_iter().map(JobEntry::from).collect();
     Ok(Json(Listed { items, next: next.map(|id| id.to_string()) }))
 }
@@ -255,10 +270,7 @@ async fn jobs_page(
     get,
     path = "/v1/sessions",
     tag = "sessions",
-    params(
-        ("limit" = Option<usize>, Query, description = "Entries of the page: 1 to 500, 50 when absent"),
-        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
-    ),
+    params(Paged),
     responses(
         (status = 200, description = "A page", body = Listed<SessionEntry>),
         (status = 422, description = "A parameter is unknown or wrong", body = Problem),
@@ -273,7 +285,7 @@ async fn list_sessions(
     let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
     let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
     let listing = door.dispatch.store.list_sessions(principal.tenant(), after.as_ref(), limit);
-    let Page { found, next } = Patience::begin().ask(listing).await?;
+    let Page { found, next } = Timeout::begin().ask(listing).await?;
     Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
 }
 
@@ -292,7 +304,7 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
     principal.needs(Scope::Read)?;
     let none = || Problem::new(Kind::NotFound, "there is no session of this name");
     let name: Name = id.parse().map_err(|_| none())?;
-    let view = Patience::begin()
+    let view = Timeout::begin()
         .ask(door.dispatch.store.session(&SessionKey::new(principal.tenant(), &name)))
         .await?
         .ok_or_else(none)?;
@@ -326,7 +338,7 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
 )]
 async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<PoolEntry>>, Problem> {
     principal.needs(Scope::Admin)?;
-    let pools = Patience::begin().ask(door.dispatch.store.pool_gauges()).await?;
+    let pools = Timeout::begin().ask(door.dispatch.store.pool_gauges()).await?;
     let entry = |gauges: store::PoolGauges| PoolEntry {
         pool: gauges.pool.to_string(),
         workers: gauges.alive,
@@ -349,10 +361,10 @@ async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<Po
 )]
 async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<WorkerEntry>>, Problem> {
     principal.needs(Scope::Admin)?;
-    let (store, patience) = (&door.dispatch.store, Patience::begin());
-    let pools = patience.ask(store.pool_gauges()).await?;
+    let (store, timeout) = (&door.dispatch.store, Timeout::begin());
+    let pools = timeout.ask(store.pool_gauges()).await?;
     let pools: Vec<Name> = pools.into_iter().map(|gauges| gauges.pool).collect();
-    let workers = patience.ask(store.pool_workers(&pools)).await?;
+    let workers = timeout.ask(store.pool_workers(&pools)).await?;
     let entry = |worker: store::WorkerView| WorkerEntry {
         worker_id: worker.worker,
         pool: worker.pool.to_string(),
@@ -381,8 +393,7 @@ async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<
 async fn explain(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Why>, Problem> {
     principal.needs(Scope::Read)?;
     let job_id = job_id(&id)?;
-    let facts =
-        Patience::begin().ask(door.dispatch.store.facts(job_id)).await?.ok_or_else(Problem::no_job)?;
+    let facts = Timeout::begin().ask(door.dispatch.store.facts(job_id)).await?.ok_or_else(Problem::no_job)?;
     if facts.tenant != *principal.tenant() {
         return Err(Problem::no_job());
     }

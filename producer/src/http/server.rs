@@ -1,10 +1,12 @@
 //! The port of the API: TCP, TLS where a certificate is named, bounds in time, and an end in good order.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
@@ -95,15 +97,8 @@ impl Server {
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let Server { listener, tls } = self;
         let handle = Handle::new();
-        let stopping = {
-            let handle = handle.clone();
-            async move {
-                stop.cancelled().await;
-                handle.graceful_shutdown(Some(LAST_ANSWERS));
-            }
-        };
         let mut server =
-            axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_HEAD_WITHIN);
+            axum_server::from_tcp(listener)?.handle(handle.clone()).first_request_timeout(FIRST_HEAD_WITHIN);
         server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
         server.http_builder().http2().keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(256);
         let service = routes.into_make_service();
@@ -119,14 +114,16 @@ impl Server {
                 None => server.serve(service).await,
             }
         };
+        // The server itself closes the connections that are still open when the time is over.
         let stopping = async {
-            stopping.await;
-            // Connections that are still open then are closed by the server itself.
-            std::future::pending::<()>().await;
+            stop.cancelled().await;
+            handle.graceful_shutdown(Some(LAST_ANSWERS));
+            pending::<Infallible>().await
         };
-        tokio::select! {
-            served = serving => served.map_err(|error| anyhow!(error).context("serving the API")),
-            () = stopping => Ok(()),
-        }
+        let served = tokio::select! {
+            served = serving => served,
+            never = stopping => match never {},
+        };
+        served.context("serving the API")
     }
 }
