@@ -283,6 +283,16 @@ impl Worker {
         value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
+    /// Waits until a counter or gauge has this value. It is changed after what it counts, so that a test that has seen
+    /// a job's end may still read the number from before.
+    pub async fn counted(&self, name: &str, wanted: f64) {
+        let look = async || {
+            let found = self.metric(name).await;
+            if found == wanted { Ok(()) } else { Err(found) }
+        };
+        crate::until_ok(&format!("{name} is {wanted}"), look).await
+    }
+
     /// User and system time of its process, in seconds.
     pub fn cpu_s(&self) -> f64 {
         usage::cpu_s(self.child.id())

@@ -77,9 +77,8 @@ async fn every_bad_message_becomes_a_dead_letter_that_names_its_field_and_the_go
         r#"harness_dead_letters_total{code="undecodable"}"#,
         r#"harness_dead_letters_total{code="job_id_taken"}"#,
     );
-    let counted = async || (worker.metric(id_taken).await == 1.0).then_some(());
-    until("the last of them is counted", counted).await;
-    assert_eq!(worker.metric(undecodable).await, bad.len() as f64 + 1.0);
+    worker.counted(id_taken, 1.0).await;
+    worker.counted(undecodable, bad.len() as f64 + 1.0).await;
 
     let letters = fleet.vhost.dead_letters().await;
     let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();

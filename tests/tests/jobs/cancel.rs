@@ -37,7 +37,7 @@ async fn a_running_harness_gets_its_stop_signal_within_a_second_and_keeps_what_i
     assert!((3..150).contains(&view.iterations), "{view:?}");
     assert_eq!(fleet.ended(behind.job_id).await.state, JobState::Succeeded, "the session goes on");
     assert_eq!(fleet.session("s").await.iteration_count, view.iterations + 1);
-    assert_eq!(worker.metric(r#"harness_requests_total{outcome="cancelled"}"#).await, 1.0);
+    worker.counted(r#"harness_requests_total{outcome="cancelled"}"#, 1.0).await;
 
     let again = cancel(&fleet, &[spec.job_id]).await;
     assert_eq!(again.code, 3, "{again:?}");
@@ -87,9 +87,8 @@ async fn a_job_that_was_never_seen_is_cancelled_ahead_of_its_message() {
     let text = "is not known (yet): its end is recorded as cancelled, so that its message finds it";
     assert_eq!((ran.code, ran.out.trim()), (3, format!("{} {text}", spec.job_id).as_str()), "{ran:?}");
     fleet.vhost.publish(vec![(job::encode(&spec).into_bytes(), Default::default())]).await;
-    let found =
-        async || (worker.metric(r#"harness_claims_total{answer="finished"}"#).await == 1.0).then_some(());
-    until("its message finds the end", found).await;
+    // Its message finds the end.
+    worker.counted(r#"harness_claims_total{answer="finished"}"#, 1.0).await;
     assert_eq!(fleet.view(spec.job_id).await.unwrap().state, JobState::Cancelled);
     let enqueued = fleet.producer_with_input(&job::encode(&spec), &["enqueue", "--file", "-"]).await;
     assert_eq!(enqueued.code, 0, "{enqueued:?}");

@@ -152,7 +152,7 @@ async fn a_failed_job_is_redriven_once_however_many_ask_for_it() {
     let done = if one.code == 0 { one } else { other };
     let new = done.out.trim().strip_prefix(&format!("{id} redriven as ")).expect(&done.out).to_owned();
     assert_eq!(fleet.ended(new.parse().unwrap()).await.state, JobState::Failed, "it does the same work");
-    assert_eq!(worker.metric(r#"harness_requests_total{outcome="failed"}"#).await, 2.0);
+    worker.counted(r#"harness_requests_total{outcome="failed"}"#, 2.0).await;
     let again = redrive().await;
     assert_eq!(again.code, 3);
     assert!(again.err.contains(&format!("was redriven before, as {new}")), "{again:?}");
@@ -411,7 +411,7 @@ async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_he
     assert_eq!((each(&list, "id"), &list[0]["kind"]), (vec![id.clone()], &json!("job")), "{list:?}");
     let live = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
     assert_eq!(live, 0, "so nothing is published again");
-    assert_eq!(worker.metric(r#"harness_dead_letters_total{code="undecodable"}"#).await, 1.0);
+    worker.counted(r#"harness_dead_letters_total{code="undecodable"}"#, 1.0).await;
     drop(worker);
 
     let _roomy = fleet.worker("roomy").start().await;

@@ -39,10 +39,8 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     assert_eq!(output["resumed_at"], json!(before.iterations));
     assert_eq!(fleet.session("s").await.iteration_count, 12, "nothing of the stale run was added");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 1);
-    assert_eq!(paused.metric("harness_leases_lost_total").await, 1.0);
-    let lost =
-        async || (paused.metric(r#"harness_requests_total{outcome="lost"}"#).await == 1.0).then_some(());
-    until("the stale run is counted as lost", lost).await;
+    paused.counted("harness_leases_lost_total", 1.0).await;
+    paused.counted(r#"harness_requests_total{outcome="lost"}"#, 1.0).await;
 
     // The new id takes jobs; the old one never does again.
     drop(other);

@@ -40,8 +40,8 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     assert_eq!((session.input_tokens, session.output_tokens), (120, 36));
     assert_eq!(session.context_window.as_array().unwrap().len(), 12);
     assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (12, session.cost_usd, 120));
-    let paid_again = second.metric("harness_iterations_total").await;
-    assert_eq!(paid_again, (12 - before) as f64);
+    // What was done before is not paid again.
+    second.counted("harness_iterations_total", (12 - before) as f64).await;
 }
 
 #[tokio::test]

@@ -26,8 +26,8 @@ async fn a_retryable_failure_is_tried_again_and_what_was_done_is_kept() {
     let output: Value = serde_json::from_str(view.output.unwrap().as_str()).unwrap();
     assert_eq!((&output["attempt"], &output["resumed_at"]), (&json!(2), &json!(1)));
     assert_eq!((view.iterations, view.cost_usd.micros()), (2, 500_000), "paid once");
-    assert_eq!(worker.metric(r#"harness_requests_total{outcome="retried"}"#).await, 1.0);
-    assert_eq!(worker.metric(r#"harness_errors_total{code="harness_error"}"#).await, 1.0);
+    worker.counted(r#"harness_requests_total{outcome="retried"}"#, 1.0).await;
+    worker.counted(r#"harness_errors_total{code="harness_error"}"#, 1.0).await;
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_job_that_is_running_at_the_death_of_every_worker_ends_as_worker_lost(
     let failure = failure(view);
     assert_eq!(failure.code, FailureCode::WorkerLost);
     assert!(failure.message.contains("2 of 2"), "{failure}");
-    assert_eq!(third.metric(r#"harness_errors_total{code="worker_lost"}"#).await, 1.0);
+    third.counted(r#"harness_errors_total{code="worker_lost"}"#, 1.0).await;
 }
 
 /// Kills the worker that runs it.

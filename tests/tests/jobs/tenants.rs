@@ -5,7 +5,7 @@ use job::{JobId, JobSpec, JobState, Name, SessionKey, Tenant};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use store::{Answer, Cancelled, FailureFilter, Fenced, SessionView, Store, Unwanted};
-use tests::{Database, Fleet, Ran, Runner, claimed, job, until};
+use tests::{Database, Fleet, Ran, Runner, claimed, job};
 
 /// A job of a tenant in the session `s`.
 fn job_of(tenant: &str, agent: &str, input: Value) -> JobSpec {
@@ -144,7 +144,7 @@ async fn a_message_that_names_a_tenant_runs_if_its_job_was_accepted_and_is_a_dea
     assert_eq!(session(&fleet.store, "acme").await.iteration_count, 1);
 
     let counted = r#"harness_dead_letters_total{code="tenant_not_accepted"}"#;
-    until("it is counted", async || (worker.metric(counted).await == 1.0).then_some(())).await;
+    worker.counted(counted, 1.0).await;
     let letters = fleet.vhost.dead_letters().await;
     let reason = "tenant: got \"acme\", and the ledger does not know the job, expected \"default\"";
     let found: Vec<_> = letters.iter().map(|it| (it.code.as_str(), it.reason.as_str())).collect();

@@ -52,7 +52,7 @@ async fn an_idle_worker_is_drained_at_once_and_works_again_when_its_mark_is_take
         "not ready before it is drained: {ready}"
     );
     assert_eq!(worker.get("/health").await.0, 200);
-    assert_eq!(worker.metric("harness_worker_drain_marked").await, 1.0);
+    worker.counted("harness_worker_drain_marked", 1.0).await;
     assert_eq!(view(&fleet, &worker).await.pod_name.as_deref(), Some("pod-1"));
 
     let spec = job("s", "echo", json!(1));

@@ -57,7 +57,7 @@ async fn after_a_burst_beyond_the_nodes_room_a_new_job_starts_as_ever() {
     assert_eq!(world.marked().await, 0, "two pods are pending, so none can go");
     world.waits("is not Ready (Pending) and not drained").await;
     let waits = "harness_scale_in_waits{kind=\"not_ready\",pool=\"default\"}";
-    assert_eq!(autoscaler.metric(waits).await, 3.0);
+    autoscaler.counted(waits, 3.0).await;
     let next = steps(99, 1, 1);
     world.fleet.enqueue(std::slice::from_ref(&next)).await;
     world.fleet.undisturbed(&[next]).await;
