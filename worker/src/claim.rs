@@ -28,21 +28,17 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
     loop {
         let request =
             || worker.store.claim(ClaimRequest { worker: worker.lease.worker(), spec: spec.clone() });
-        let answer = tokio::select! {
-            biased;
-            answer = retry_about(about, "claiming a job", &worker.stop_waiting, is_retryable, request) => answer,
-            () = worker.lease.over() => return Ok(None),
-        };
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(RetryError::Stopped) => return Ok(None),
-            Err(RetryError::Permanent(cause @ StoreError::TooMuch(_))) => {
+        let claiming = retry_about(about, "claiming a job", &worker.stop_waiting, is_retryable, request);
+        let answer = match worker.lease.during(claiming).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(RetryError::Stopped)) | None => return Ok(None),
+            Some(Err(RetryError::Permanent(cause @ StoreError::TooMuch(_)))) => {
                 about().in_scope(|| {
                     warn!(cause = cause.as_dyn(), "a job cannot be claimed; its message goes back")
                 });
                 return Ok(None);
             }
-            Err(RetryError::Permanent(error)) => return Err(error),
+            Some(Err(RetryError::Permanent(error))) => return Err(error),
         };
         METRICS.claims.with_label_values(&[label(&answer)]).inc();
         if matches!(answer, Answer::Drained) {
@@ -73,11 +69,11 @@ pub async fn apply_on_busy(worker: &Worker, spec: &JobSpec) -> bool {
             OnBusy::Rollback => store.make_room(&[(job_id, Ask::Rollback)]).await,
         }
     };
-    let acted = retry("making room in a session", &worker.stop_waiting, StoreError::is_retryable, act).await;
-    match acted {
-        Ok(()) => true,
-        Err(RetryError::Stopped) => false,
-        Err(RetryError::Permanent(cause)) => {
+    let acting = retry("making room in a session", &worker.stop_waiting, StoreError::is_retryable, act);
+    match worker.lease.during(acting).await {
+        Some(Ok(())) => true,
+        Some(Err(RetryError::Stopped)) | None => false,
+        Some(Err(RetryError::Permanent(cause))) => {
             error!(
                 cause = cause.as_dyn(),
                 on_busy = spec.on_busy.as_str(),

@@ -39,7 +39,8 @@ pub fn read(worker: &Worker, delivery: &Delivery) -> Result<JobSpec, DecodeError
 }
 
 /// Gives up a message that cannot be used here: a job that waits for it fails, and a copy goes into `harness.dead`.
-/// If we die in between, or are asked to stop, the message comes again and finds the job's end.
+/// If we die in between, are asked to stop or lose the lease, the message comes again, here or elsewhere, and finds the
+/// job's end.
 pub async fn refuse(worker: &Worker, delivery: Delivery, reason: &str, code: &'static str) {
     if fail_its_job(worker, &delivery, reason).await && bury(worker, &delivery, reason, code).await {
         delivery.settle().await;
@@ -52,10 +53,10 @@ async fn fail_its_job(worker: &Worker, delivery: &Delivery, reason: &str) -> boo
     let fail = || worker.dispatch.fail_its_job(delivery, pool, reason);
     let failed =
         retry("failing a job whose message is dead", &worker.stop_waiting, StoreError::is_retryable, fail);
-    match failed.await {
-        Ok(()) => true,
-        Err(RetryError::Stopped) => false,
-        Err(RetryError::Permanent(cause)) => {
+    match worker.lease.during(failed).await {
+        Some(Ok(())) => true,
+        Some(Err(RetryError::Stopped)) | None => false,
+        Some(Err(RetryError::Permanent(cause))) => {
             error!(
                 message_id = delivery.message_id(),
                 cause = cause.as_dyn(),

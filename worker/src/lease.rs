@@ -79,29 +79,34 @@ impl Lease {
         }
     }
 
+    /// Waits for what needs the ledger, for as long as the lease lasts. Returns `None` when the lease is over first:
+    /// other workers may then do what this one cannot.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.over() => None,
+        }
+    }
+
     /// Sleeps long enough for a heartbeat to notice that this worker was declared dead.
     pub async fn sleep_one_beat(&self) {
         tokio::time::sleep(self.duration / 5).await;
     }
 
     /// Stops what runs at the moment when the lease is over, even if a heartbeat still waits for its answer. As long as
-    /// the lease stays over, it also stops what has begun meanwhile. Never ends.
+    /// the lease stays over, it also stops what has begun meanwhile. A rescuer may already be giving our jobs to other
+    /// workers, so nothing runs here without a lease. What was stopped is handed back with the next heartbeats, without
+    /// spending an attempt. Never ends.
     pub async fn watch(&self) {
         loop {
             self.over().await;
-            self.stop_when_over();
-            self.sleep_one_beat().await;
-        }
-    }
-
-    /// Stops all runs if the lease is over. A rescuer may already be giving our jobs to other workers, so nothing runs
-    /// here without a lease. What was stopped is handed back with the next heartbeats, without spending an attempt.
-    fn stop_when_over(&self) {
-        if !self.is_fresh() && !self.running.epochs().is_empty() {
-            error!(
-                "the lease is over: no heartbeat has reached Postgres for that long; running jobs are stopped"
-            );
-            self.running.stop_present(&Stop::LeaseLost);
+            error!("the lease is over: no heartbeat has reached Postgres for that long; running jobs are stopped, and no job is taken");
+            while !self.is_fresh() {
+                self.running.stop_present(&Stop::LeaseLost);
+                self.sleep_one_beat().await;
+            }
+            info!("there is a lease again: jobs are taken");
         }
     }
 

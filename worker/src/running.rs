@@ -37,7 +37,9 @@ impl Running {
     pub fn reserve(&self, job_id: JobId) -> Reserved {
         let mut table = self.lock();
         match table.jobs.get(&job_id) {
-            Some(entry) if entry.epoch == 0 => Reserved::Claiming,
+            Some(entry) if entry.epoch == 0 || entry.stop.asked() == Some(Stop::LeaseLost) => {
+                Reserved::Undecided
+            }
             Some(_) => Reserved::Runs,
             None => {
                 table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: Stopper::default() });
@@ -119,8 +121,9 @@ pub enum Isolation {
 pub enum Reserved {
     /// The job is ours to claim.
     Ours(Reservation),
-    /// Another slot is claiming it.
-    Claiming,
+    /// Another slot is claiming it, or has lost the lease on it and will leave it: the ledger may have given the job
+    /// to another worker, or wait for this very message.
+    Undecided,
     /// Another slot runs it: it is safe in the ledger.
     Runs,
 }
@@ -181,7 +184,7 @@ mod tests {
         fn reservation(&self, job_id: JobId) -> Reservation {
             match self.reserve(job_id) {
                 Reserved::Ours(reservation) => reservation,
-                Reserved::Claiming | Reserved::Runs => panic!("{job_id} is reserved already"),
+                Reserved::Undecided | Reserved::Runs => panic!("{job_id} is reserved already"),
             }
         }
     }
@@ -191,11 +194,15 @@ mod tests {
         let running = Running::default();
         let id = JobId::now();
         let reservation = running.reservation(id);
-        assert!(matches!(running.reserve(id), Reserved::Claiming));
+        assert!(matches!(running.reserve(id), Reserved::Undecided));
         assert!(running.epochs().is_empty(), "not yet claimed");
         let _stop = reservation.begin(7);
         assert!(matches!(running.reserve(id), Reserved::Runs));
         assert_eq!(running.epochs(), [(id, 7)]);
+        running.stop(id, 7, Stop::Drain);
+        assert!(matches!(running.reserve(id), Reserved::Runs), "the lease lasts until its end is recorded");
+        running.stop(id, 7, Stop::LeaseLost);
+        assert!(matches!(running.reserve(id), Reserved::Undecided), "it may run elsewhere by now");
         drop(reservation);
         assert!(!running.contains(id));
     }

@@ -26,10 +26,10 @@ const REPLIED_PROMPTLY: Duration = Duration::from_millis(100);
 pub async fn run(worker: &Worker, mut slot: Slot) {
     let (mark, machine) = (&worker.mark, &worker.machine);
     loop {
-        // Without Postgres, or on a machine that lacks what a run needs, nothing can be done with a message here, but
+        // Without a lease, or on a machine that lacks what a run needs, nothing can be done with a message here, but
         // perhaps elsewhere.
-        let fit = machine.is_fit();
-        if !worker.lease.is_fresh() || !fit {
+        let (leased, fit) = (worker.lease.is_fresh(), machine.is_fit());
+        if !leased || !fit {
             slot.pause().await;
         }
         if mark.is_set() {
@@ -47,12 +47,9 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
             () = mark.until_set() => continue,
             () = machine.unfit(), if fit => continue,
             () = machine.fit(), if !fit => continue,
-            delivery = async {
-                while !worker.lease.is_fresh() {
-                    worker.lease.sleep_one_beat().await;
-                }
-                slot.next().await
-            }, if fit => delivery,
+            () = worker.lease.sleep_one_beat(), if !leased => continue,
+            delivery = slot.next(), if leased && fit => delivery,
+            () = worker.lease.over(), if leased => continue,
         };
         let Some(delivery) = delivery else { break };
         serve(worker, &mut slot, delivery).await;
@@ -61,7 +58,8 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
 }
 
 /// Reads a delivery and goes on with its job, unless another slot has it. A job of an unknown agent leaves a copy of
-/// its message in `harness.dead`, and fails.
+/// its message in `harness.dead`, and fails. If the lease ends before the ledger has taken the message, the message
+/// goes back to the broker, for another worker.
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
@@ -74,9 +72,10 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
             return;
         }
     }
-    match reserve_job(worker, &spec).await {
-        Some(reservation) => claim_and_work(worker, slot, delivery, delivered, spec, reservation).await,
-        None => delivery.settle().await,
+    match worker.lease.during(reserve_job(worker, &spec)).await {
+        Some(Some(reservation)) => claim_and_work(worker, slot, delivery, delivered, spec, reservation).await,
+        Some(None) => delivery.settle().await,
+        None => {}
     }
 }
 
@@ -138,9 +137,9 @@ async fn claim_and_work(
                 delivery.settle().await;
             }
         }
-        Answer::Held | Answer::NotDue | Answer::LeaseLost => delivery.settle().await,
+        Answer::Held | Answer::NotDue => delivery.settle().await,
         // The delivery goes back to the broker, for another worker.
-        Answer::Drained => {}
+        Answer::Drained | Answer::LeaseLost => {}
     }
 }
 
@@ -195,14 +194,14 @@ async fn settle_when_replied(
 }
 
 /// Reserves the job. Returns `None` when another slot of this worker already runs it, so that this message is one too
-/// many. While another slot claims the job, this waits for the outcome: until the ledger has the job, every message
-/// counts.
+/// many. While another slot claims the job, or is about to leave a run that has lost its lease, this waits for the
+/// outcome: until the job runs here under a lease, every message counts.
 async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
     loop {
         match worker.running.reserve(spec.job_id) {
             Reserved::Ours(reservation) => return Some(reservation),
             Reserved::Runs => return None,
-            Reserved::Claiming => sleep(CLAIM_POLL).await,
+            Reserved::Undecided => sleep(CLAIM_POLL).await,
         }
     }
 }

@@ -130,3 +130,47 @@ async fn a_worker_that_hears_nothing_of_postgres_stops_its_programs_when_its_lea
     let ran_on = last.duration_since(frozen).unwrap();
     assert!(ran_on < LEASE + Duration::from_millis(800), "it ran on for {ran_on:?}");
 }
+
+#[tokio::test]
+async fn messages_are_not_sent_to_a_worker_whose_lease_is_over() {
+    let fleet = Fleet::new().await;
+    let at = |name: &str| fleet.folder.path().join(name);
+    let waiting = |began: &str, go: &str| {
+        let [began, go] = [at(began), at(go)].map(|path| path.display().to_string());
+        format!(
+            "#!/bin/sh\n: > {began}\nwhile ! [ -e {go} ]; do sleep 0.05; done\necho '{{\"type\":\"result\"}}'\n"
+        )
+    };
+    let first = fleet.program("first", &waiting("first-runs", "first-may-end"));
+    let second = fleet.program("second", &waiting("second-runs", "second-may-end"));
+    let agents = fleet.agents(&[("first", &first), ("second", &second)]);
+    let launch = |name| fleet.worker(name).short_lease().set("AGENTS_FILE", &agents);
+    let runs = async |name: &str| until(name, async || at(name).exists().then_some(())).await;
+
+    // The only slot of the healthy worker is busy, so the second job is run by the other one.
+    let _healthy = launch("healthy").set("WORKER_SLOTS", 1).start().await;
+    let (busy, spec) = (job("s-1", "first", json!(null)), job("s-2", "second", json!(null)));
+    fleet.enqueue(std::slice::from_ref(&busy)).await;
+    runs("first-runs").await;
+    let proxy = Proxy::to(&fleet.database.url).await;
+    let through = proxy.through(&fleet.database.url);
+    let cut_off = launch("cut-off").set("DATABASE_URL", through).start().await;
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    runs("second-runs").await;
+
+    // Its job ends in the meantime, and the end cannot be recorded.
+    proxy.set(Link::Frozen);
+    std::fs::write(at("second-may-end"), "").unwrap();
+    let queue = async || fleet.vhost.waiting_and_consumers().await;
+    // Each of the two has one consumer, which holds its slot's message. The cut-off worker's free slots have none.
+    let rescued = async || (queue().await == (1, 2)).then_some(());
+    until("the rescued job waits for the healthy worker", rescued).await;
+    std::fs::write(at("first-may-end"), "").unwrap();
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2), "{view:?}");
+
+    proxy.set(Link::Pass);
+    cut_off.said("goes on under a new id").await;
+    until("it consumes again", async || (queue().await.1 == 5).then_some(())).await;
+    fleet.database.audited().await;
+}

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use fastrand::Rng;
 use job::JobId;
 use queue::DEAD_QUEUE;
-use tests::{Fleet, Launch, Proxy, Worker};
+use tests::{Fleet, Launch, Link, Proxy, Worker};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -49,7 +49,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub struct Arena {
     workers: Vec<Member>,
     publishing: Option<AbortOnDropHandle<anyhow::Result<()>>>,
-    /// Proxies between the workers and the services, where a scenario uses them.
+    /// Proxies between the workers and the services, where a scenario uses them. They pass until the last job has
+    /// ended, because the workers connect through them until then.
     pub proxies: Vec<Proxy>,
     pub ledger: LedgerProbe,
     pub workload: Workload,
@@ -132,6 +133,12 @@ impl Arena {
     pub fn note(&mut self, event: impl Display) {
         let line = format!("{:7.2} s  {event}\n", self.begun.elapsed().as_secs_f64());
         self.events.push_str(&line);
+    }
+
+    /// Changes what passes through a proxy.
+    pub fn set_link(&mut self, proxy: usize, link: Link) {
+        self.note(format!("link {proxy}: {link:?}"));
+        self.proxies[proxy].set(link);
     }
 
     // ---- workers
@@ -429,6 +436,8 @@ impl Arena {
 
     /// Waits until every job has ended, or until nothing moves any more.
     pub async fn settle(&mut self) -> anyhow::Result<()> {
+        // A scenario that has failed may have left them as they were at that moment.
+        self.proxies.iter().for_each(|proxy| proxy.set(Link::Pass));
         let total = self.workload.jobs.len() as i64;
         let (mut best, mut moved) = (0, Instant::now());
         loop {

@@ -22,20 +22,16 @@ pub async fn broker_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 async fn broker(arena: &mut Arena, link: Link, lasts: Duration) -> anyhow::Result<()> {
     let proxy = Proxy::to(&arena.fleet.vhost.url).await;
     let through = proxy.through(&arena.fleet.vhost.url);
+    arena.proxies.push(proxy);
     let victim = arena.start_with(|launch| launch.set("AMQP_URL", &through)).await;
     arena.start(2).await;
     arena.publish();
     arena.under_way().await?;
-    arena.note(format!("the link: {link:?}"));
-    proxy.set(link);
+    arena.set_link(0, link);
     sleep(lasts).await;
     arena.worker(victim).said("lost the connection to the broker").await;
-    arena.note("the link passes again");
-    proxy.set(Link::Pass);
-    arena.resumed(Instant::now(), BACK).await?;
-    // Kept until the end of the scenario, because the worker still connects through it.
-    arena.proxies.push(proxy);
-    Ok(())
+    arena.set_link(0, Link::Pass);
+    arena.resumed(Instant::now(), BACK).await
 }
 
 /// Resets every connection of one worker to Postgres, and lets no new one through, for longer than its lease.
@@ -50,45 +46,39 @@ pub async fn postgres_half_open(arena: &mut Arena) -> anyhow::Result<()> {
 
 async fn postgres(arena: &mut Arena, link: Link) -> anyhow::Result<()> {
     arena.spends_attempts = true;
-    let mut proxies = Vec::new();
     for _ in 0..3 {
         let proxy = Proxy::to(&arena.fleet.database.url).await;
         let through = proxy.through(&arena.fleet.database.url);
         arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
-        proxies.push(proxy);
+        arena.proxies.push(proxy);
     }
     arena.publish();
     arena.under_way().await?;
     let victim = arena.busy().await?;
     let fault = Instant::now();
-    arena.note(format!("the link of number {victim}: {link:?}"));
-    proxies[victim].set(link);
+    arena.set_link(victim, link);
     let held = arena.held(victim).await?;
     let gone_on = arena.gone_on(&held, fault, AGAIN).await;
-    arena.note("the link passes again");
-    proxies[victim].set(Link::Pass);
+    arena.set_link(victim, Link::Pass);
     gone_on?;
-    arena.probe().await?;
-    arena.proxies.extend(proxies);
-    Ok(())
+    arena.probe().await
 }
 
 /// Postgres executes what the workers ask, but its answers are lost: for some seconds, and for longer than a lease.
 pub async fn replies_lost(arena: &mut Arena) -> anyhow::Result<()> {
     let proxy = Proxy::to(&arena.fleet.database.url).await;
     let through = proxy.through(&arena.fleet.database.url);
+    arena.proxies.push(proxy);
     for _ in 0..3 {
         arena.start_with(|launch| launch.set("DATABASE_URL", &through)).await;
     }
     arena.publish();
     arena.under_way().await?;
     for lasts_s in [1, 2, 12] {
-        proxy.set(Link::RepliesLost);
+        arena.set_link(0, Link::RepliesLost);
         sleep(Duration::from_secs(lasts_s)).await;
-        proxy.set(Link::Pass);
+        arena.set_link(0, Link::Pass);
         sleep(Duration::from_millis(1_500)).await;
     }
-    arena.resumed(Instant::now() - Duration::from_millis(1_500), BACK).await?;
-    arena.proxies.push(proxy);
-    Ok(())
+    arena.resumed(Instant::now() - Duration::from_millis(1_500), BACK).await
 }
