@@ -17,6 +17,7 @@ mod metrics;
 mod jobs;
 mod batch;
 mod lists;
+mod removal;
 mod router;
 mod server;
 

@@ -116,6 +116,11 @@ impl Api {
         self.post("/v1/jobs", job).await
     }
 
+    /// Removes.
+    pub async fn delete(&self, path: &str) -> Reply {
+        self.send(Method::DELETE, path, &[], Vec::new()).await
+    }
+
     /// Reads.
     pub async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, &[], Vec::new()).await

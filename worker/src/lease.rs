@@ -101,7 +101,9 @@ impl Lease {
     pub async fn watch(&self) {
         loop {
             self.over().await;
-            error!("the lease is over: no heartbeat has reached Postgres for that long; running jobs are stopped, and no job is taken");
+            error!(
+                "the lease is over: no heartbeat has reached Postgres for that long; running jobs are stopped, and no job is taken"
+            );
             while !self.is_fresh() {
                 self.running.stop_present(&Stop::LeaseLost);
                 self.sleep_one_beat().await;

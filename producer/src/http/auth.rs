@@ -27,6 +27,11 @@ impl Principal {
         &self.0.tenant
     }
 
+    /// Its name in the operators' log: the key's id, or that it came without a key.
+    pub fn actor(&self) -> &str {
+        if self.0.key_id.is_empty() { "without a key" } else { &self.0.key_id }
+    }
+
     /// Whether this is allowed.
     pub fn may(&self, scope: Scope) -> bool {
         self.0.scopes.has(scope)

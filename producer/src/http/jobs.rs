@@ -259,7 +259,7 @@ pub async fn known(
 }
 
 /// The caller's job, or a 404: another tenant's job is answered like one that is not there.
-async fn seen(
+pub async fn seen(
     door: &Door,
     principal: &Principal,
     job_id: JobId,

@@ -15,8 +15,8 @@ use super::auth::{Principal, Scope};
 use super::jobs::job_id;
 use super::ledger::Timeout;
 use super::path::Id;
-use super::problem::{Kind, Problem};
-use super::query::Query;
+use super::problem::Problem;
+use super::query::{Moment, Query};
 use super::{Door, Shared};
 use crate::why::why;
 
@@ -47,6 +47,12 @@ struct Chosen {
     session: Option<String>,
     /// The pool
     pool: Option<String>,
+    /// Submitted at this time or later, by the time in the job's id; RFC 3339, UTC
+    #[param(example = "2026-01-31T08:00:00Z")]
+    since: Option<String>,
+    /// Submitted before this time, likewise
+    #[param(example = "2026-02-01T00:00:00Z")]
+    before: Option<String>,
 }
 
 /// Which page.
@@ -216,7 +222,10 @@ async fn list_jobs(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["state", "agent", "session", "pool", "limit", "cursor"])?;
+    let query = Query::parse(
+        given.as_deref(),
+        &["state", "agent", "session", "pool", "since", "before", "limit", "cursor"],
+    )?;
     let states = query.all("state")?;
     jobs_page(&door, &principal, query, JobFilter { states, ..JobFilter::default() }).await
 }
@@ -241,7 +250,8 @@ async fn list_dead(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["agent", "session", "pool", "limit", "cursor"])?;
+    let query =
+        Query::parse(given.as_deref(), &["agent", "session", "pool", "since", "before", "limit", "cursor"])?;
     jobs_page(&door, &principal, query, JobFilter { dead: true, ..JobFilter::default() }).await
 }
 
@@ -256,6 +266,8 @@ async fn jobs_page(
         agent: query.one("agent")?,
         session: query.one("session")?,
         pool: query.one("pool")?,
+        since_unix_ms: query.one("since")?.map(|Moment(unix_ms)| unix_ms),
+        before_unix_ms: query.one("before")?.map(|Moment(unix_ms)| unix_ms),
         ..filter
     };
     let (before, limit) = (query.one("cursor")?, limit(&query)?);
@@ -302,12 +314,11 @@ async fn list_sessions(
 )]
 async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Session>, Problem> {
     principal.needs(Scope::Read)?;
-    let none = || Problem::new(Kind::NotFound, "there is no session of this name");
-    let name: Name = id.parse().map_err(|_| none())?;
+    let name: Name = id.parse().map_err(|_| Problem::no_session())?;
     let view = Timeout::begin()
         .ask(door.dispatch.store.session(&SessionKey::new(principal.tenant(), &name)))
         .await?
-        .ok_or_else(none)?;
+        .ok_or_else(Problem::no_session)?;
     let shown = |value: serde_json::Value| principal.may(Scope::Content).then_some(value);
     Ok(Json(Session {
         session_id: view.session_id,

@@ -110,6 +110,11 @@ impl Problem {
         Problem::new(Kind::NotFound, "there is no job of this id")
     }
 
+    /// What is not there, or is another tenant's.
+    pub fn no_session() -> Problem {
+        Problem::new(Kind::NotFound, "there is no session of this name")
+    }
+
     /// Postgres is away or silent.
     pub fn unavailable() -> Problem {
         Problem::new(

@@ -43,6 +43,21 @@ impl Query {
     }
 }
 
+/// A time, as Unix time in milliseconds.
+pub struct Moment(pub u64);
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Moment, String> {
+        let expected = || format!("got \"{text}\", expected a time such as 2026-01-31T08:00:00Z");
+        let at = humantime::parse_rfc3339(text).map_err(|_| expected())?;
+        let since_epoch = at.duration_since(std::time::UNIX_EPOCH).map_err(|_| expected())?;
+        // The time in a job's id has 48 bits, which last until the year 10889.
+        u64::try_from(since_epoch.as_millis()).map(Moment).map_err(|_| expected())
+    }
+}
+
 fn read<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, Problem> {
     value.parse().map_err(|error: T::Err| {
         let error = error.to_string();

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, jobs, lists, metrics};
+use super::{Door, batch, body, jobs, lists, metrics, removal};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -47,7 +47,7 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     document.components.get_or_insert_default().add_security_scheme("key", key);
     let problem = || ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     for path in document.paths.paths.values_mut() {
-        for operation in [&mut path.get, &mut path.post].into_iter().flatten() {
+        for operation in [&mut path.get, &mut path.post, &mut path.delete].into_iter().flatten() {
             let responses = &mut operation.responses.responses;
             for (status, description) in COMMON {
                 let response = ResponseBuilder::new().description(description).build();
@@ -66,7 +66,12 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
 pub fn router(door: Arc<Door>) -> Router {
     let (routes, mut document) = {
         let document = OpenApiRouter::with_openapi(Document::openapi());
-        document.merge(jobs::routes()).merge(batch::routes()).merge(lists::routes()).split_for_parts()
+        document
+            .merge(jobs::routes())
+            .merge(batch::routes())
+            .merge(lists::routes())
+            .merge(removal::routes())
+            .split_for_parts()
     };
     complete(&mut document);
     routes

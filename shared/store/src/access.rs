@@ -11,5 +11,6 @@ mod log;
 
 pub use keys::{FoundKey, KeyUse, KeyView, NewKey, RevokedKey};
 pub use log::LogRow;
+pub(crate) use log::logged;
 pub use scope::{Principal, Scope, Scopes, UnknownScope};
 pub use tenants::{ChangedTenant, TenantChange, TenantView};

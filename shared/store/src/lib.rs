@@ -57,7 +57,7 @@ pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
     PoolGauges, WorkerView,
 };
-pub use sessions::{CheckpointView, SessionLine, SessionView};
+pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use workers::{Beat, Durations, Throughput, WorkerRegistration};

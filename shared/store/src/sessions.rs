@@ -3,7 +3,8 @@
 use job::{JobId, Name, SessionKey, Tenant, Usd};
 use serde::Serialize;
 
-use crate::database::{query, read_job_id, read_usd, rfc3339};
+use crate::access::logged;
+use crate::database::{Tx, query, read_job_id, read_usd, rfc3339};
 use crate::{Page, Store, StoreError};
 
 /// A session: its folded state, and what has been checkpointed since.
@@ -100,7 +101,54 @@ const LIST: &str = concat!(
     ", version FROM harness_sessions WHERE session_id > $1 AND session_id < $2 ORDER BY session_id LIMIT $3"
 );
 
+/// What emptying a session's state came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emptied {
+    /// The state is empty; the row and its counters stay.
+    Done,
+    /// It has jobs that have not ended.
+    Busy,
+    /// There is no such session.
+    Unknown,
+}
+
+/// Holds up claims and conclusions of the session's jobs.
+const LOCK: &str = "SELECT FROM harness_sessions WHERE session_id = $1 FOR UPDATE";
+
+/// What was checkpointed since the last fold is counted, and then removed with the rest of the state.
+const EMPTY: &str = concat!(
+    "WITH free AS (
+         SELECT $2::text AS session_id WHERE NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $2)
+     ), cleared AS (
+         DELETE FROM harness_checkpoints WHERE session_id = (SELECT session_id FROM free)
+         RETURNING iterations, cost_microusd, input_tokens, output_tokens
+     ), sums AS (
+         SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
+                coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out
+           FROM cleared
+     ), made AS (
+         UPDATE harness_sessions s
+            SET memory = DEFAULT, context_window = DEFAULT, feature_progress = DEFAULT, last_updated = now(),
+                iteration_count = s.iteration_count + c.iterations, cost_microusd = s.cost_microusd + c.cost,
+                input_tokens = s.input_tokens + c.tokens_in, output_tokens = s.output_tokens + c.tokens_out
+           FROM sums c WHERE s.session_id = (SELECT session_id FROM free)
+         RETURNING s.tenant)",
+    logged!("session_emptied", "tenant", "jsonb_build_object('session_id', $3::text)", "made")
+);
+
 impl Store {
+    /// Empties a session's state: memory, context window, progress. An actor is noted in the operators' log.
+    pub async fn empty_session(&self, actor: &str, key: &SessionKey) -> Result<Emptied, StoreError> {
+        let (key, name) = (key.as_str(), SessionKey::split(key.as_str()).1);
+        let tx = Tx::prepare(&self.pool, "empty_session", [LOCK, EMPTY]).await?;
+        let [locked, emptied] = tx.run([&[&key], &[&actor, &key, &name.as_str()]]).await?;
+        Ok(match (locked.is_empty(), emptied.is_empty()) {
+            (true, _) => Emptied::Unknown,
+            (false, true) => Emptied::Busy,
+            (false, false) => Emptied::Done,
+        })
+    }
+
     /// Returns a tenant's sessions behind this one, by name.
     pub async fn list_sessions(
         &self,

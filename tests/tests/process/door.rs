@@ -5,6 +5,7 @@ mod bad_input;
 mod batch;
 mod guide;
 mod lists;
+mod removal;
 mod port;
 mod tenants;
 mod outages;

@@ -27,6 +27,10 @@ pub struct JobFilter {
     pub pool: Option<Name>,
     /// Failed, and neither redriven nor dismissed.
     pub dead: bool,
+    /// The time inside the id is not before this, as Unix time in milliseconds.
+    pub since_unix_ms: Option<u64>,
+    /// The time inside the id is before this, as Unix time in milliseconds.
+    pub before_unix_ms: Option<u64>,
 }
 
 /// A job in a list.
@@ -106,15 +110,18 @@ impl Store {
         before: Option<JobId>,
         limit: usize,
     ) -> Result<Page<JobLine, JobId>, StoreError> {
-        let before = before.map_or(Uuid::max(), Uuid::from);
+        let first = |unix_ms: u64| Uuid::from_u128(u128::from(unix_ms) << 80);
+        let end = filter.before_unix_ms.map_or(Uuid::max(), first);
+        let before = before.map_or(end, |before| end.min(before.into()));
+        let since = filter.since_unix_ms.map_or(Uuid::nil(), first);
         let skipped = LOOKED_AT - 1;
         let mut lowest = None;
         for (name, last) in [("last_live", LAST_LIVE), ("last_ended", LAST_ENDED)] {
             let rows = query(&self.pool, name, last, &[&before, &skipped]).await?;
             lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
         }
-        let lowest = lowest.map(first_of_its_millisecond);
-        let from = lowest.unwrap_or(Uuid::nil());
+        let lowest = lowest.map(first_of_its_millisecond).filter(|lowest| *lowest > since);
+        let from = lowest.unwrap_or(since);
         let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
         let (agent, pool) = (filter.agent.as_ref().map(Name::as_str), filter.pool.as_ref().map(Name::as_str));
         let session = filter.session.as_ref().map(|session| SessionKey::new(&filter.tenant, session));

@@ -57,6 +57,17 @@ async fn lists_have_each_job_once_newest_first_and_pass_filters() {
     assert_eq!(all(&api, "/v1/jobs?session=t-1", 100).await.len(), 1);
     assert_eq!(all(&api, "/v1/jobs?agent=nobody&pool=default", 2).await.len(), 3);
     assert_eq!(all(&api, "/v1/jobs?pool=gpu", 100).await.len(), 0);
+    let at = |id: &str| {
+        let unix_ms = id.parse::<JobId>().expect("an id").unix_ms();
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
+        humantime::format_rfc3339_millis(at).to_string()
+    };
+    // Ids of the same millisecond are on the same side.
+    let (from, to) = (at(&ids[6]), at(&ids[1]));
+    let between = all(&api, &format!("/v1/jobs?since={from}&before={to}"), 2).await;
+    let expected: Vec<&String> = ids.iter().filter(|id| at(id) >= from && at(id) < to).collect();
+    assert_eq!(between.iter().map(|line| line["job_id"].as_str().unwrap()).collect::<Vec<_>>(), expected);
+    assert!(!expected.is_empty() && expected.len() < ids.len(), "{expected:?}");
 
     let dead = all(&api, "/v1/dead", 2).await;
     assert_eq!((dead.len(), &dead[0]["code"]), (3, &json!("unknown_agent")));
@@ -80,6 +91,8 @@ async fn lists_have_each_job_once_newest_first_and_pass_filters() {
         ("agent=a%20b", "agent"),
         ("memroy=echo", "memroy"),
         ("state=%00", "state"),
+        ("since=yesterday", "since"),
+        ("before=1969-12-31T23:59:59Z", "before"),
     ] {
         api.get(&format!("/v1/jobs?{query}")).await.problem(422, Some(field));
     }
@@ -122,6 +135,7 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         document["paths"].as_object().expect("paths").keys().map(String::as_str).collect();
     let expected = [
         "/v1/dead",
+        "/v1/dead/{id}",
         "/v1/jobs",
         "/v1/jobs/batch",
         "/v1/jobs/{id}",
@@ -134,11 +148,17 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/workers",
     ];
     assert_eq!(paths, expected.into());
-    for (path, operation) in document["paths"].as_object().expect("paths") {
-        let (method, operation) = operation.as_object().expect("methods").iter().next().expect("one");
+    let operations = document["paths"].as_object().expect("paths").iter().flat_map(|(path, operations)| {
+        operations
+            .as_object()
+            .expect("methods")
+            .iter()
+            .map(move |(method, operation)| (path, method, operation))
+    });
+    for (path, method, operation) in operations {
         let responses = operation["responses"].as_object().expect("responses");
         assert!(["401", "403", "500", "503"].iter().all(|status| responses.contains_key(*status)), "{path}");
-        for (status, response) in responses {
+        for (status, response) in responses.iter().filter(|(status, _)| *status != "204") {
             let kind = if status.starts_with('2') { "application/json" } else { "application/problem+json" };
             assert!(response["content"][kind]["schema"].is_object(), "{method} {path} {status}: {response}");
         }

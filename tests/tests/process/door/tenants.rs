@@ -59,21 +59,27 @@ async fn each_tenant_is_answered_as_if_the_others_were_not_there() {
     other.wait(&failed).await.is(200);
     for caller in [&acme, &api] {
         for job_id in [&jobs[1], &failed] {
-            for (method, route) in [
-                (Method::GET, ""),
-                (Method::GET, "/why"),
-                (Method::POST, "/cancel"),
-                (Method::POST, "/redrive"),
+            for (method, list, route) in [
+                (Method::GET, "jobs", ""),
+                (Method::GET, "jobs", "/why"),
+                (Method::POST, "jobs", "/cancel"),
+                (Method::POST, "jobs", "/redrive"),
+                (Method::DELETE, "dead", ""),
             ] {
                 let ask = async |id: &str| {
-                    let path = format!("/v1/jobs/{id}{route}");
+                    let path = format!("/v1/{list}/{id}{route}");
                     caller.send(method.clone(), &path, &[], Vec::new()).await
                 };
                 let (there, not_there) = (ask(job_id).await.problem(404, None), ask(&unknown).await);
                 assert_eq!((there.status, &there.body), (not_there.status, &not_there.body), "{route}");
             }
         }
-        caller.get("/v1/sessions/f").await.problem(404, None);
+        for method in [Method::GET, Method::DELETE] {
+            let ask = async |path: &str| caller.send(method.clone(), path, &[], Vec::new()).await;
+            let (there, not_there) =
+                (ask("/v1/sessions/f").await.problem(404, None), ask("/v1/sessions/g").await);
+            assert_eq!((there.status, &there.body), (not_there.status, &not_there.body), "{method}");
+        }
         assert_eq!(ids(&caller.get("/v1/dead").await.is(200).json()), Vec::<String>::new());
         assert_eq!(ids(&caller.get("/v1/jobs?state=failed").await.is(200).json()), Vec::<String>::new());
     }
@@ -123,6 +129,9 @@ async fn a_key_allows_what_its_scopes_say() {
     assert_eq!(session.get("memory"), None, "{session}");
     for route in ["cancel", "redrive"] {
         reads.post(&format!("/v1/jobs/{job_id}/{route}"), &json!(null)).await.problem(403, None);
+    }
+    for path in ["/v1/sessions/s", &format!("/v1/dead/{job_id}")] {
+        reads.delete(path).await.problem(403, None);
     }
     submits.submit(&json!({"agent_id": "echo", "reply_to": "q"})).await.problem(403, Some("reply_to"));
     for route in ["/v1/pools", "/v1/workers"] {

@@ -1,0 +1,67 @@
+//! What a caller removes is gone, and nothing else is: a session's state, and dead letters.
+
+use serde_json::json;
+use tests::{Api, Fleet, until};
+
+#[tokio::test]
+async fn an_emptied_session_keeps_its_counters_and_goes_on_from_nothing() {
+    let fleet = Fleet::new().await;
+    let mut worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    api.delete("/v1/sessions/s").await.problem(404, None);
+
+    // A job that waits for its next attempt is a live one, and what it has checkpointed is not folded yet.
+    let waiting = json!({
+        "session_id": "s", "agent_id": "scripted", "retry": {"base_delay_ms": 60_000},
+        "input": {"iterations": [{"cost_usd": 0.5}, {}, {"fail": {"message": "later", "retryable": true}}]},
+    });
+    let job_id = api.submit(&waiting).await.is(202).text("job_id");
+    let retried = async || {
+        let job = api.get(&format!("/v1/jobs/{job_id}")).await.json();
+        (job["state"] == "scheduled").then_some(())
+    };
+    until("it waits for its next attempt", retried).await;
+    api.delete("/v1/sessions/s").await.problem(409, None);
+    assert_eq!(api.get("/v1/sessions/s").await.is(200).json()["iterations"], 2);
+    api.post(&format!("/v1/jobs/{job_id}/cancel"), &json!(null)).await.is(200);
+
+    let before = api.get("/v1/sessions/s").await.is(200).json();
+    api.delete("/v1/sessions/s").await.is(204);
+    let after = api.get("/v1/sessions/s").await.is(200).json();
+    for counter in ["iterations", "cost_usd", "input_tokens", "output_tokens", "jobs", "created_at"] {
+        assert_eq!(after[counter], before[counter], "{counter}");
+    }
+    assert_eq!((&after["iterations"], &after["cost_usd"]), (&json!(2), &json!(0.5)), "{after}");
+    assert_eq!((&after["memory"], &after["context_window"]), (&json!({}), &json!([])), "{after}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_checkpoints").await, 0);
+
+    let next = json!({"session_id": "s", "agent_id": "scripted", "input": {"count": 1}});
+    let next = api.submit(&next).await.is(202).text("job_id");
+    assert_eq!(api.wait(&next).await.is(200).json()["output"]["resumed_at"], json!(0));
+    let log = fleet.producer(&["log", "--json"]).await;
+    assert!(log.out.contains("session_emptied"), "{log:?}");
+    worker.terminate();
+    worker.exit().await;
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_dropped_dead_letter_leaves_the_list_and_keeps_its_result() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let failed = api.submit(&json!({"agent_id": "nobody"})).await.is(202).text("job_id");
+    let fine = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+    for job_id in [&failed, &fine] {
+        api.wait(job_id).await.is(200);
+    }
+    api.delete(&format!("/v1/dead/{fine}")).await.problem(409, None);
+    api.delete(&format!("/v1/dead/{failed}")).await.is(204);
+    assert_eq!(api.get("/v1/dead").await.is(200).json()["items"], json!([]));
+    assert_eq!(api.get(&format!("/v1/jobs/{failed}")).await.is(200).text("state"), "failed");
+    api.delete(&format!("/v1/dead/{failed}")).await.problem(409, None);
+    api.post(&format!("/v1/jobs/{failed}/redrive"), &json!(null)).await.problem(409, None);
+    fleet.database.audited().await;
+}
