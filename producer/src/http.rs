@@ -14,6 +14,7 @@ mod query;
 mod path;
 mod items;
 mod metrics;
+mod keys;
 mod jobs;
 mod batch;
 mod lists;

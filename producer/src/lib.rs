@@ -11,6 +11,7 @@
 // Operations, and what they share.
 mod intake_limits;
 mod send_spans;
+mod candidate;
 mod submit;
 mod pulse;
 mod publishing;

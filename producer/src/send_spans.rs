@@ -14,9 +14,9 @@ pub struct SendSpans(HashMap<JobId, Span>);
 impl SendSpans {
     /// Begins a span for each job and makes it the parent of the job's attempts. A job that this would make too large
     /// gets no span.
-    pub fn begin(jobs: &mut [JobSpec], limits: &Limits) -> SendSpans {
+    pub fn begin<'a>(jobs: impl IntoIterator<Item = &'a mut JobSpec>, limits: &Limits) -> SendSpans {
         let now = SystemTime::now();
-        SendSpans(jobs.iter_mut().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
+        SendSpans(jobs.into_iter().filter_map(|spec| Some((spec.job_id, send(spec, now, limits)?))).collect())
     }
 
     /// Marks the outcome of each span: only `new` jobs go on. The others were refused, or were accepted before and keep

@@ -6,9 +6,10 @@ use std::collections::HashSet;
 use anyhow::Context;
 use dispatch::Dispatch;
 use job::{JobId, JobSpec, Limits, OnBusy};
-use store::{Acceptance, Accepted, Ask, DueJob, StoreError, Taken};
+use store::{Acceptance, Accepted, Ask, DueJob, KeyKind, StoreError, Taken};
 use tracing::warn;
 
+use crate::candidate::Candidate;
 use crate::send_spans::SendSpans;
 
 /// Jobs that were submitted, and what became of each. The new ones still have to be published.
@@ -55,6 +56,8 @@ pub enum Submission {
     New(String, Box<Submitted>),
     /// A job of this id had been accepted before.
     Known,
+    /// This job holds one of its keys, of this kind; whether its caller sent the same.
+    Found(KeyKind, JobId, bool),
     /// Postgres cannot hold the job, for this reason.
     Refused(String),
 }
@@ -62,14 +65,13 @@ pub enum Submission {
 /// Writes one job to the ledger, in one transaction with the jobs of other callers that arrive meanwhile.
 pub async fn submit_one(
     dispatch: &Dispatch,
-    spec: JobSpec,
-    bytes: usize,
+    mut candidate: Candidate,
     limits: &Limits,
 ) -> Result<Submission, StoreError> {
-    let mut specs = [spec];
-    let mut send_spans = SendSpans::begin(&mut specs, limits);
-    let [spec] = specs;
-    match dispatch.store.take(Acceptance::new(spec.clone(), bytes)).await {
+    let mut send_spans = SendSpans::begin([&mut candidate.spec], limits);
+    let acceptance = candidate.acceptance();
+    let spec = candidate.spec;
+    match dispatch.store.take(acceptance).await {
         Ok(Taken::New { accepted_at }) => {
             let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans);
             Ok(Submission::New(accepted_at, Box::new(submitted)))
@@ -77,6 +79,10 @@ pub async fn submit_one(
         Ok(Taken::Known) => {
             send_spans.accepted(&[], &[]);
             Ok(Submission::Known)
+        }
+        Ok(Taken::Found { by, job_id, same }) => {
+            send_spans.accepted(&[], &[]);
+            Ok(Submission::Found(by, job_id, same))
         }
         Err(refused @ StoreError::Refused { .. }) => {
             let refused = refused.to_string();
@@ -90,19 +96,18 @@ pub async fn submit_one(
 /// Writes jobs of one caller to the ledger, in their order. Each has its own answer; what is new is in the second.
 pub async fn submit_in_order(
     dispatch: &Dispatch,
-    jobs: Vec<(JobSpec, usize)>,
+    mut candidates: Vec<Candidate>,
     limits: &Limits,
 ) -> (Vec<Result<Taken, StoreError>>, Submitted) {
-    let (mut specs, bytes): (Vec<JobSpec>, Vec<usize>) = jobs.into_iter().unzip();
-    let send_spans = SendSpans::begin(&mut specs, limits);
-    let jobs: Vec<Acceptance> =
-        specs.iter().zip(bytes).map(|(spec, bytes)| Acceptance::new(spec.clone(), bytes)).collect();
+    let send_spans = SendSpans::begin(candidates.iter_mut().map(|candidate| &mut candidate.spec), limits);
+    let jobs: Vec<Acceptance> = candidates.iter().map(Candidate::acceptance).collect();
+    let specs: Vec<JobSpec> = candidates.into_iter().map(|candidate| candidate.spec).collect();
     let answers = dispatch.store.take_in_order(&jobs).await;
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in specs.iter().zip(&answers) {
         match answer {
             Ok(Taken::New { .. }) => new.push(spec),
-            Ok(Taken::Known) => {}
+            Ok(Taken::Known | Taken::Found { .. }) => {}
             Err(error) => refused.push((spec.job_id, error.to_string())),
         }
     }

@@ -19,10 +19,12 @@ use super::auth::{Principal, Scope};
 use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
 use super::jobs::{check, decode, known};
+use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared};
+use crate::candidate::Candidate;
 use crate::submit::submit_in_order;
 
 /// The most jobs of a batch.
@@ -72,6 +74,9 @@ pub struct Answer {
     /// When it was accepted: RFC 3339, UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     accepted_at: Option<String>,
+    /// What has found a job that was accepted before: job_id, idempotency_key or unique.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found_by: Option<&'static str>,
     /// Why it was not accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<Problem>,
@@ -85,6 +90,7 @@ impl From<Problem> for Answer {
             session_id: None,
             state: None,
             accepted_at: None,
+            found_by: None,
             problem: Some(problem),
         }
     }
@@ -94,7 +100,7 @@ impl From<Problem> for Answer {
 ///
 /// A JSON array, or one JSON object a line (NDJSON): up to 10,000 jobs and 32 MiB. Each job is accepted or refused
 /// for itself, while the rest still arrives, and has an answer of its own, in order. Jobs with ids of the caller's
-/// own make the batch safe to repeat.
+/// own, or with an `idempotency_key` each, make the batch safe to repeat.
 #[utoipa::path(
     post,
     path = "/v1/jobs/batch",
@@ -111,6 +117,7 @@ impl From<Problem> for Answer {
 )]
 async fn submit_batch(door: Shared, principal: Principal, request: Request) -> Result<Json<Batch>, Problem> {
     principal.needs(Scope::Submit)?;
+    keys::no_header(request.headers())?;
     let format = match media_type(request.headers()).as_str() {
         "application/json" => Format::Array,
         "application/x-ndjson" | "application/jsonl" => Format::Lines,
@@ -212,20 +219,20 @@ impl Reading<'_> {
         if is_away { Err(Problem::unavailable()) } else { Ok(()) }
     }
 
-    async fn checked(&self, item: Item) -> Result<(JobSpec, usize), Problem> {
+    async fn checked(&self, item: Item) -> Result<Candidate, Problem> {
         let Item::Text(text) = item else { return Err(body::too_large(self.limits.max_bytes)) };
-        let spec = decode(&text, self.principal, &self.limits)?;
-        let checked = check(self.door, self.principal, &spec, Timeout::begin()).await;
-        checked.map_err(|problem| problem.of_job(spec.job_id))?;
-        Ok((spec, text.len()))
+        let candidate = Candidate::new(decode(&text, self.principal, &self.limits)?, text.len());
+        let checked = check(self.door, self.principal, &candidate.spec, Timeout::begin()).await;
+        checked.map_err(|problem| problem.of_job(candidate.spec.job_id))?;
+        Ok(candidate)
     }
 
     /// An answer for each job.
-    async fn submit(&self, jobs: Vec<(JobSpec, usize)>) -> Vec<Answer> {
+    async fn submit(&self, jobs: Vec<Candidate>) -> Vec<Answer> {
         if jobs.is_empty() {
             return Vec::new();
         }
-        let specs: Vec<JobSpec> = jobs.iter().map(|(spec, _)| spec.clone()).collect();
+        let specs: Vec<JobSpec> = jobs.iter().map(|job| job.spec.clone()).collect();
         let submitting =
             async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
         let (taken, submitted) = match Timeout::begin().ask(submitting).await {
@@ -239,15 +246,22 @@ impl Reading<'_> {
         let mut answers = Vec::with_capacity(specs.len());
         for (spec, taken) in specs.iter().zip(taken) {
             let accepted = match taken {
-                Ok(Taken::New { accepted_at }) => Ok((202, Job::accepted(spec, accepted_at))),
+                Ok(Taken::New { accepted_at }) => Ok((Job::accepted(spec, accepted_at), None)),
                 Ok(Taken::Known) => {
-                    known(self.door, self.principal, spec, Timeout::begin()).await.map(|job| (200, job))
+                    let job = known(self.door, self.principal, spec, Timeout::begin()).await;
+                    job.map(|job| (job, Some(FoundBy::JobId)))
+                }
+                Ok(Taken::Found { by, job_id, same }) => {
+                    let timeout = Timeout::begin();
+                    let job = keys::found(self.door, self.principal, by, job_id, same, timeout).await;
+                    job.map(|job| (job, Some(FoundBy::Key(by))))
                 }
                 Err(error) => Err(error.into()),
             };
             answers.push(match accepted {
-                Ok((status, job)) => Answer {
-                    status,
+                Ok((job, found_by)) => Answer {
+                    status: if found_by.is_some() { 200 } else { 202 },
+                    found_by: found_by.map(FoundBy::as_str),
                     job_id: Some(job.job_id),
                     session_id: Some(job.session_id),
                     state: Some(job.state),

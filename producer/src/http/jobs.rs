@@ -5,20 +5,22 @@ use axum::extract::Request;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use job::{JobId, JobSpec, Limits, decode_strict};
-use store::{Cancelled, JobView};
+use job::{JobId, JobSpec, Limits, RequestedJob, decode_strict};
+use store::{Cancelled, JobView, KeyKind};
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
 use super::body::{self, expect_json};
+use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared, prefer};
 use crate::cancel::{Answer, cancel};
+use crate::candidate::Candidate;
 use crate::dead::{Renewal, redrive_one};
 use crate::same::is_same;
 use crate::submit::{Submission, submit_one};
@@ -36,21 +38,30 @@ pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
 ///
 /// 202 means that the job is in the ledger: it has exactly one recorded end, whatever happens from now on. A `job_id`
 /// of the caller's own makes the request safe to repeat: the same job again is answered with 200 and what became of
-/// the first one, another job under the same id with 409. With `Prefer: wait=N` (at most 60 seconds) the answer is
+/// the first one, another job under the same id with 409. `Idempotency-Key` does the same for 24 hours without an id of
+/// the caller's own. `unique` makes the job the only one with its key while it has not ended, and for a time: another
+/// submission is answered with 200 and the job that is there. `Found-By` says what has found it. With `Prefer: wait=N` (at most 60 seconds) the answer is
 /// 200 with the end, if that comes in time.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
     tag = "jobs",
-    params(("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds for the job's end")),
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds for the job's end"),
+        ("Idempotency-Key" = Option<String>, Header, description = "A key of the caller's own for this request, up to 255 characters, kept for 24 hours: the same request again is the same job"),
+    ),
     request_body(content = super::view::NewJob),
     responses(
         (status = 202, description = "It is accepted", body = Job, headers(("Location" = String, description = "Where the job is"))),
-        (status = 200, description = "It has ended, or was accepted before", body = Job, headers(("Location" = String, description = "Where the job is"))),
+        (status = 200, description = "It has ended, or was accepted before", body = Job, headers(
+            ("Location" = String, description = "Where the job is"),
+            ("Found-By" = Option<String>, description = "What has found the job that was accepted before: `job_id`, `idempotency_key` or `unique`"),
+            ("Idempotency-Replayed" = Option<String>, description = "`true` where the request's key has found the job"),
+        )),
         (status = 400, description = "No JSON", body = Problem),
         (status = 403, description = "The key lacks the scope `submit`, or `admin` for `reply_to`", body = Problem),
         (status = 408, description = "The body took too long", body = Problem),
-        (status = 409, description = "Another job has this id", body = Problem),
+        (status = 409, description = "Another job has this id or key", body = Problem),
         (status = 413, description = "It is larger than MAX_MESSAGE_BYTES", body = Problem),
         (status = 415, description = "It is not `application/json`", body = Problem),
         (status = 422, description = "A field is unknown or wrong", body = Problem),
@@ -62,22 +73,29 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     expect_json(&parts.headers)?;
     let body = body::read(&parts.headers, body, door.max_bytes).await?;
     let limits = door.limits()?;
-    let mut spec = decode(&body, &principal, &limits)?;
-    if spec.traceparent.is_none() {
-        spec.traceparent =
+    let mut asked = keys::with_header(decode(&body, &principal, &limits)?, &parts.headers)?;
+    if asked.spec.traceparent.is_none() {
+        asked.spec.traceparent =
             parts.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
     }
-    let job_id = spec.job_id;
-    let begun = Instant::now();
-    let accepted = accept(&door, &principal, spec, body.len(), &limits).await;
-    let (status, job) = accepted.map_err(|problem| problem.of_job(job_id))?;
+    let (tried, begun) = (asked.spec.job_id, Instant::now());
+    let accepted = accept(&door, &principal, Candidate::new(asked, body.len()), &limits).await;
+    let (mut job, found_by) = accepted.map_err(|problem| problem.of_job(tried))?;
+    let mut status = if found_by.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
     if !job.state.is_end()
         && let Some(wait) = prefer::wait(&parts.headers)
-        && let Some(ended) = end_of(&door, &principal, job_id, begun + wait).await
+        && let Some(ended) = end_of(&door, &principal, job.job_id, begun + wait).await
     {
-        return Ok(at(StatusCode::OK, Job::of(ended, &principal)));
+        (status, job) = (StatusCode::OK, Job::of(ended, &principal));
     }
-    Ok(at(status, job))
+    let mut response = at(status, job);
+    if let Some(found_by) = found_by {
+        response.headers_mut().insert("found-by", HeaderValue::from_static(found_by.as_str()));
+        if found_by == FoundBy::Key(KeyKind::Idempotency) {
+            response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+        }
+    }
+    Ok(response)
 }
 
 /// Read a job
@@ -192,37 +210,47 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
 }
 
 /// A job from a body.
-pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<JobSpec, Problem> {
+pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<RequestedJob, Problem> {
     let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
     let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
     serde_json::from_str::<&serde_json::value::RawValue>(text)
         .map_err(|error| malformed(format!("not JSON: {error}")))?;
     // What counts is the message that is made of it, which has more members.
     let unbounded = Limits { max_bytes: usize::MAX, ..limits.clone() };
-    let spec = JobSpec { tenant: principal.tenant().clone(), ..decode_strict(text, &unbounded)? };
-    if text.len() + 1_024 > limits.max_bytes && job::encode(&spec).len() > limits.max_bytes {
-        return Err(body::too_large(limits.max_bytes).of_job(spec.job_id));
+    let mut asked = decode_strict(text, &unbounded)?;
+    asked.spec.tenant = principal.tenant().clone();
+    if text.len() + 1_024 > limits.max_bytes && job::encode(&asked.spec).len() > limits.max_bytes {
+        return Err(body::too_large(limits.max_bytes).of_job(asked.spec.job_id));
     }
-    Ok(spec)
+    Ok(asked)
 }
 
-/// Takes a job into the ledger, or finds the one that was accepted under its id.
+/// Takes a job into the ledger, or finds the one that was accepted under its id or that holds a key of it.
 async fn accept(
     door: &Door,
     principal: &Principal,
-    spec: JobSpec,
-    bytes: usize,
+    candidate: Candidate,
     limits: &Limits,
-) -> Result<(StatusCode, Job), Problem> {
-    let timeout = Timeout::begin();
+) -> Result<(Job, Option<FoundBy>), Problem> {
+    let (timeout, spec, is_idempotent) =
+        (Timeout::begin(), candidate.spec.clone(), candidate.is_idempotent());
     check(door, principal, &spec, timeout).await?;
-    match timeout.ask(submit_one(&door.dispatch, spec.clone(), bytes, limits)).await? {
+    match timeout.ask(submit_one(&door.dispatch, candidate, limits)).await? {
         Submission::New(accepted_at, submitted) => {
             door.publishing.hand_over(*submitted);
-            Ok((StatusCode::ACCEPTED, Job::accepted(&spec, accepted_at)))
+            Ok((Job::accepted(&spec, accepted_at), None))
         }
         Submission::Refused(why) => Err(Problem::invalid("body", why)),
-        Submission::Known => Ok((StatusCode::OK, known(door, principal, &spec, timeout).await?)),
+        Submission::Known => {
+            let job = known(door, principal, &spec, timeout).await?;
+            // Its key, if it has one, is this job's or was given to it too late to be taken.
+            let by = if is_idempotent { FoundBy::Key(KeyKind::Idempotency) } else { FoundBy::JobId };
+            Ok((job, Some(by)))
+        }
+        Submission::Found(by, job_id, same) => {
+            let job = keys::found(door, principal, by, job_id, same, timeout).await?;
+            Ok((job, Some(FoundBy::Key(by))))
+        }
     }
 }
 

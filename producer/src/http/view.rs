@@ -119,6 +119,24 @@ pub struct NewJob {
     correlation_id: Option<String>,
     /// The caller's trace (W3C Trace Context).
     traceparent: Option<String>,
+    /// As the header Idempotency-Key, for a job of a batch.
+    #[schema(min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+    /// Makes the job the only one of its kind.
+    unique: Option<NewUnique>,
+}
+
+/// What makes a job the only one of its kind: while it has not ended, and for a time.
+#[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes `job::Unique`, which knows no OpenAPI")]
+#[serde(deny_unknown_fields)]
+pub struct NewUnique {
+    /// Jobs with the same key are the same work. It is the tenant's.
+    #[schema(min_length = 1, max_length = 255)]
+    key: String,
+    /// Milliseconds from the acceptance on in which the job stays the only one even if it has ended.
+    #[schema(minimum = 1, maximum = 2_592_000_000_u64)]
+    for_ms: Option<u64>,
 }
 
 /// How often and when a job is tried again.

@@ -21,6 +21,7 @@ mod sweep;
 mod rescue;
 mod redate;
 mod upkeep;
+mod taken_keys;
 mod metrics;
 mod relay;
 mod leader;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::METRICS;
-use crate::{Dispatch, dead, lost, publish, rescue, sweep, upkeep};
+use crate::{Dispatch, dead, lost, publish, rescue, sweep, taken_keys, upkeep};
 
 /// Publishes what is due, rescues dead workers' jobs, and sweeps up what was forgotten.
 pub struct Relay {
@@ -33,7 +33,8 @@ impl Relay {
             dead::run(dispatch, &stop),
             lost::return_lost(&dispatch.store, &dispatch.broker, &stop),
             rescue::run(&dispatch.store, &stop),
-            upkeep::run(&dispatch.store, *retention, &stop)
+            upkeep::run(&dispatch.store, *retention, &stop),
+            taken_keys::run(&dispatch.store, &stop)
         );
     }
 }

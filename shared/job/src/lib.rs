@@ -31,7 +31,7 @@ pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use shown::{one_line, pretty_lines, shown};
 pub use spec::{JobSpec, OnBusy};
 pub use state::{JobEvent, JobState};
-pub use strict::decode_strict;
+pub use strict::{RequestedJob, Unique, decode_strict};
 pub use tenant::{SessionKey, Tenant};
 pub use trace::{BadTraceParent, TraceId, TraceParent};
 pub use trouble::Trouble;

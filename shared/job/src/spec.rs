@@ -169,7 +169,7 @@ impl JobSpec {
     }
 }
 
-fn check_span(
+pub(crate) fn check_span(
     field: &'static str,
     given: Option<u64>,
     longest: &str,
@@ -184,7 +184,7 @@ fn check_span(
     }
 }
 
-fn check_text(field: &'static str, value: Option<&str>) -> Result<(), DecodeError> {
+pub(crate) fn check_text(field: &'static str, value: Option<&str>) -> Result<(), DecodeError> {
     match value {
         Some(text) if text.is_empty() || text.len() > 255 || text.chars().any(char::is_control) => {
             let got = clip(&text.escape_default().to_string());

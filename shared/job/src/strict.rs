@@ -7,14 +7,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::message::{Loose, complete, parse};
+use crate::spec::{check_span, check_text};
 use crate::{DecodeError, JobId, JobSpec, Limits, SCHEMA, decode};
 
 /// The fields of a job. A test keeps them in step with [`JobSpec`].
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 16] = [
     "job_id",
     "session_id",
     "agent_id",
@@ -29,13 +30,41 @@ const FIELDS: [&str; 14] = [
     "reply_to",
     "correlation_id",
     "traceparent",
+    "idempotency_key",
+    "unique",
 ];
 /// The fields of `retry`.
 const RETRY_FIELDS: [&str; 3] = ["max_attempts", "base_delay_ms", "max_delay_ms"];
+/// The fields of `unique`.
+const UNIQUE_FIELDS: [&str; 2] = ["key", "for_ms"];
+
+/// A job as a caller asks for it, with what concerns the request alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestedJob {
+    /// The job.
+    pub spec: JobSpec,
+    /// Whether its id is the caller's own; otherwise it is fresh, and another one with each request.
+    pub has_own_id: bool,
+    /// Finds the job of the same request again.
+    pub idempotency_key: Option<String>,
+    /// Finds the job of another request for the same work.
+    pub unique: Option<Unique>,
+}
+
+/// What makes a job the only one of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unique {
+    /// The key: 1 to 255 bytes.
+    pub key: String,
+    /// Milliseconds from the acceptance on in which there is no other job of this key, even if this one has ended.
+    /// While it has not, there is none in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+}
 
 /// Reads a job of which every field must be known. `job_id` may be left out or null and is then a fresh id;
 /// `session_id` as well, and is then the text of the job's id: a session of the job's own.
-pub fn decode_strict(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
+pub fn decode_strict(text: &str, limits: &Limits) -> Result<RequestedJob, DecodeError> {
     let Members(members) = parse(text)?;
     check_known(&members, "", &FIELDS)?;
     let given = |name: &str| members.iter().find(|(field, _)| field == name).map(|(_, raw)| *raw);
@@ -49,6 +78,10 @@ pub fn decode_strict(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError
         Some(raw) if raw.get() == "null" => Loose::Null(raw.get()),
         Some(_) => Loose::Given,
     };
+    let idempotency_key = given("idempotency_key").map(|raw| read_key(raw.get())).transpose()?.flatten();
+    let unique = given("unique").filter(|raw| raw.get() != "null").map(|raw| read_unique(raw.get()));
+    let unique = unique.transpose()?;
+    let has_own_id = matches!(loose("job_id"), Loose::Given);
     // One that is no id is refused below, by its own name.
     let own = given("job_id").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
     let own = own.and_then(|id| JobId::from_str(&id).ok()).unwrap_or_else(JobId::now).to_string();
@@ -57,7 +90,28 @@ pub fn decode_strict(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError
         ("job_id", loose("job_id"), own.clone()),
         ("session_id", loose("session_id"), own),
     ];
-    decode(complete(text, members).as_bytes(), None, limits)
+    let spec = decode(complete(text, members).as_bytes(), None, limits)?;
+    Ok(RequestedJob { spec, has_own_id, idempotency_key, unique })
+}
+
+fn read_key(raw: &str) -> Result<Option<String>, DecodeError> {
+    let key: Option<String> = serde_json::from_str(raw)
+        .map_err(|_| DecodeError::new("idempotency_key", "expected a text of 1 to 255 bytes"))?;
+    check_text("idempotency_key", key.as_deref())?;
+    Ok(key)
+}
+
+fn read_unique(raw: &str) -> Result<Unique, DecodeError> {
+    let within = |error: DecodeError| match error.field.as_str() {
+        "body" => DecodeError { field: "unique".to_owned(), ..error },
+        field => DecodeError { field: format!("unique.{field}"), ..error },
+    };
+    let Members(members) = parse(raw).map_err(within)?;
+    check_known(&members, "unique.", &UNIQUE_FIELDS)?;
+    let unique: Unique = parse(raw).map_err(within)?;
+    check_text("unique.key", Some(&unique.key))?;
+    check_span("unique.for_ms", unique.for_ms, "30 days", 30)?;
+    Ok(unique)
 }
 
 fn check_known(members: &[(String, &RawValue)], within: &str, known: &[&str]) -> Result<(), DecodeError> {
@@ -124,10 +178,14 @@ mod tests {
     #[test]
     fn a_job_without_a_session_has_one_of_its_own() {
         let fresh = decode_strict(r#"{"agent_id":"echo"}"#, &limits()).unwrap();
+        assert!(!fresh.has_own_id);
+        let fresh = fresh.spec;
         assert_eq!(fresh.session_id.as_str(), fresh.job_id.to_string());
         let id = JobId::now();
         let given = format!(r#"{{"session_id":null,"agent_id":"echo","job_id":"{id}","input":[1.50]}}"#);
         let given = decode_strict(&given, &limits()).unwrap();
+        assert!(given.has_own_id);
+        let given = given.spec;
         assert_eq!((given.job_id, given.session_id.to_string()), (id, id.to_string()));
         assert_eq!(given.input.as_str(), "[1.50]");
     }
@@ -141,6 +199,14 @@ mod tests {
         assert_eq!(refused(r#"{"agent_id":"echo","agent_id":"echo"}"#), "agent_id");
         assert_eq!(refused(r#"{"agent_id":"echo","job_id":"x"}"#), "job_id");
         assert_eq!(refused(r#"{"agent_id":7}"#), "agent_id");
+        assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":7}"#), "idempotency_key");
+        assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":""}"#), "idempotency_key");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":"k"}"#), "unique");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":{}}"#), "unique.key");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":{"key":7}}"#), "unique.key");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":{"key":"\u0000"}}"#), "unique.key");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":{"key":"k","for":1}}"#), "unique.for");
+        assert_eq!(refused(r#"{"agent_id":"echo","unique":{"key":"k","for_ms":0}}"#), "unique.for_ms");
         assert_eq!(refused("{}"), "agent_id");
         assert_eq!(refused("[]"), "body");
         let many: String = (0..100).map(|n| format!("\"x{n}\":1,")).collect();
@@ -148,9 +214,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_concern_the_request_and_are_not_in_the_job() {
+        let text = r#"{"agent_id":"echo","idempotency_key":"i","unique":{"key":"u","for_ms":7}}"#;
+        let asked = decode_strict(text, &limits()).unwrap();
+        assert_eq!(asked.idempotency_key.as_deref(), Some("i"));
+        assert_eq!(asked.unique, Some(Unique { key: "u".to_owned(), for_ms: Some(7) }));
+        let written = serde_json::to_string(&asked.spec).unwrap();
+        assert!(!written.contains("unique") && !written.contains("idempotency"), "{written}");
+        let none = r#"{"agent_id":"echo","idempotency_key":null,"unique":null}"#;
+        let none = decode_strict(none, &limits()).unwrap();
+        assert_eq!((none.idempotency_key, none.unique), (None, None));
+    }
+
+    #[test]
     fn every_field_of_a_job_is_known() {
         let mut text: serde_json::Value = serde_json::from_str(r#"{"agent_id":"echo"}"#).unwrap();
-        for field in FIELDS {
+        let of_jobs = FIELDS.iter().copied().filter(|field| !["idempotency_key", "unique"].contains(field));
+        for field in of_jobs.clone() {
             text[field] = match field {
                 "job_id" => JobId::now().to_string().into(),
                 "retry" => serde_json::json!({"max_attempts": 2, "base_delay_ms": 1, "max_delay_ms": 2}),
@@ -160,10 +240,10 @@ mod tests {
                 _ => "x".into(),
             };
         }
-        let spec = decode_strict(&text.to_string(), &limits()).unwrap();
+        let spec = decode_strict(&text.to_string(), &limits()).unwrap().spec;
         let written: serde_json::Value = serde_json::to_value(&spec).unwrap();
         let mut written: Vec<&str> = written.as_object().unwrap().keys().map(String::as_str).collect();
-        let mut known = FIELDS.to_vec();
+        let mut known: Vec<&str> = of_jobs.collect();
         written.sort();
         known.sort();
         assert_eq!(written, known);

@@ -4,6 +4,7 @@
 mod columns;
 mod accept;
 mod acceptance;
+mod taken_keys;
 mod dispatch;
 mod lost;
 mod claimed;
@@ -33,3 +34,4 @@ pub use list::{JobFilter, JobLine, Page};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
 pub use status::{FleetCounts, JobView, SessionProgress};
+pub use taken_keys::{JobKey, KeyCursor, KeyKind};

@@ -50,8 +50,8 @@ pub use database::{Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
     Acceptance, Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded,
     Conclusion, DueJob, End, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobFacts, JobFilter,
-    JobLine, JobView, KnownJob, Page, SessionProgress, SessionState, Standing, Suspicion, Taken, Turn,
-    Unwanted,
+    JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, Page, SessionProgress, SessionState, Standing,
+    Suspicion, Taken, Turn, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

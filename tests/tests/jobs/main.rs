@@ -16,6 +16,7 @@ mod any_interleaving;
 mod protocol_model;
 mod protocol_conformance;
 mod schema;
+mod taken_keys;
 mod partitions;
 mod tenants;
 mod audit;

@@ -1,6 +1,7 @@
 //! `producer serve`: what an upstream service is promised over HTTP.
 
 mod jobs;
+mod idempotency;
 mod bad_input;
 mod batch;
 mod guide;

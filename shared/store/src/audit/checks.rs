@@ -28,7 +28,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 27] = [
+pub(super) const CHECKS: [Check; 28] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -55,6 +55,7 @@ pub(super) const CHECKS: [Check; 27] = [
     check(Conservation, "guards", "the schema's constraints and unique indexes are valid", GUARDS),
     check(Conservation, "log", "the operators' log is a chain: each row fits the one before it", LOG),
     check(Conservation, "keys", "a key belongs to a tenant", KEYS),
+    check(Conservation, "taken_keys", "a job's key finds a job of its tenant", TAKEN_KEYS),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
@@ -296,7 +297,7 @@ const GUARDS: &str = "
                    ('harness_sessions', 'harness_sessions_pkey'), ('harness_checkpoints', 'harness_checkpoints_pkey'),
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
                    ('harness_workers', 'harness_workers_lease_ms_check'),
-                   ('harness_tenants', 'harness_tenants_pkey'),
+                   ('harness_tenants', 'harness_tenants_pkey'), ('harness_taken_keys', 'harness_taken_keys_pkey'),
                    ('harness_audit_log', 'harness_audit_log_pkey'), ('harness_api_keys', 'harness_api_keys_pkey'),
                    ('harness_api_keys', 'harness_api_keys_scopes_check')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
@@ -335,6 +336,15 @@ const LOG: &str = "
 const KEYS: &str = "
     SELECT k.id, format('a key of tenant %s, which is not there', k.tenant) FROM harness_api_keys k
      WHERE NOT EXISTS (SELECT FROM harness_tenants t WHERE t.name = k.tenant)";
+
+/// A result may have been dropped before its key. The key's row is deleted within a minute or so after it has expired.
+const TAKEN_KEYS: &str = "
+    SELECT k.job_id::text, format('%s key of tenant %s: %s', k.kind, k.tenant,
+                                  coalesce('its job is of tenant ' || coalesce(j.tenant, r.tenant), 'no such job'))
+      FROM harness_taken_keys k
+      LEFT JOIN harness_jobs j ON j.job_id = k.job_id
+      LEFT JOIN harness_results r ON r.job_id = k.job_id
+     WHERE k.expires_at > now() AND k.job_id >= $3 AND k.tenant IS DISTINCT FROM coalesce(j.tenant, r.tenant)";
 
 /// Allows three leases, because a rescuer must have watched for one before it declares a worker dead.
 const RESCUE: &str = "

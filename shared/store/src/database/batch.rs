@@ -5,6 +5,7 @@
 //! one call as for many. For the same reason a batch waits for the transaction before it, but only briefly,
 //! so that one that is stuck does not hold up the others.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,11 @@ pub(crate) trait Batched: Send + Sync + Sized + 'static {
 
     /// Returns the call's key. Two calls of the same key must not share a batch.
     fn key(&self) -> u128;
+
+    /// Returns further keys, for which the same holds.
+    fn more_keys(&self) -> impl Iterator<Item = u128> {
+        std::iter::empty()
+    }
 
     /// Runs the transaction. The answers are in the order of the calls.
     fn commit(
@@ -107,7 +113,7 @@ impl<T: Batched> Queue<T> {
     /// Adds the calls that have already arrived, as far as they fit.
     async fn gather(&mut self, first: Call<T>) -> Vec<Call<T>> {
         let mut bytes = first.0.bytes();
-        let mut keys = std::collections::HashSet::from([first.0.key()]);
+        let mut keys: HashSet<u128> = first.0.more_keys().chain([first.0.key()]).collect();
         let mut batch = vec![first];
         if self.many {
             sleep(LINGER).await;
@@ -115,7 +121,8 @@ impl<T: Batched> Queue<T> {
         while batch.len() < T::MAX_ROWS {
             let Ok(call) = self.calls.try_recv() else { break };
             bytes += call.0.bytes();
-            if bytes > T::MAX_BYTES || !keys.insert(call.0.key()) {
+            let is_in_batch = call.0.more_keys().chain([call.0.key()]).any(|key| !keys.insert(key));
+            if bytes > T::MAX_BYTES || is_in_batch {
                 self.held = Some(call);
                 break;
             }

@@ -3,6 +3,7 @@
 //!
 //! | lock | order | taken by | so that |
 //! |---|---|---|---|
+//! | keys of jobs | tenant, kind, key | acceptance, where a job has a key | of two jobs with one key, the second finds the first |
 //! | a leadership, shared | one | marks, decisions | no successor leads before they have committed |
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
@@ -18,7 +19,7 @@
 //! that may wait for each other without a session's lock.
 //!
 //! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,
-//! stuck, vanished), dates from the future, workers whose lease has run out, and running jobs that a batch of
+//! stuck, vanished), expired keys of jobs, dates from the future, workers whose lease has run out, and running jobs that a batch of
 //! requests asks to make room. A single such request does wait, because it holds no other lock. A worker
 //! whose row is locked by its own claim is alive.
 //!

@@ -48,8 +48,11 @@ pub(crate) const DROP_ENDED: &str = "
     RETURNING job_id";
 
 /// Returns the new jobs and their times of acceptance (RFC 3339), from the rows of [`ACCEPT`] and of [`DROP_ENDED`].
-pub(super) fn new_jobs_of(inserted: &[Row], ended: &[Row]) -> HashMap<Uuid, String> {
-    let mut new: HashMap<Uuid, String> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+pub(super) fn new_jobs_of<'a>(
+    inserted: impl IntoIterator<Item = &'a Row>,
+    ended: &[Row],
+) -> HashMap<Uuid, String> {
+    let mut new: HashMap<Uuid, String> = inserted.into_iter().map(|row| (row.get(0), row.get(1))).collect();
     for row in ended {
         new.remove(&row.get(0));
     }

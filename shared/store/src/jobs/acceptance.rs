@@ -1,5 +1,7 @@
 //! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same
-//! moment share a transaction.
+//! moment share a transaction. A job may come with keys, which find an earlier job for the same request or work.
+
+use std::collections::{HashMap, HashSet};
 
 use deadpool_postgres::Pool;
 use job::{JobId, JobSpec, Name};
@@ -8,20 +10,35 @@ use uuid::Uuid;
 
 use super::accept::{ACCEPT, DROP_ENDED, new_jobs_of};
 use super::columns::Columns;
+use super::taken_keys::{ACCEPT_KEYED, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found};
 use crate::database::{Batched, Tx, alone_in_its_batch, query};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
 #[derive(Clone, Debug)]
 pub struct Acceptance {
-    spec: JobSpec,
+    pub(super) spec: JobSpec,
     bytes: usize,
+    pub(super) keys: Vec<JobKey>,
+    /// The SHA-256 of what the caller sent; it counts with keys alone.
+    pub(super) sent: [u8; 32],
 }
 
 impl Acceptance {
     /// This job, whose body had so many bytes.
     pub fn new(spec: JobSpec, bytes: usize) -> Acceptance {
-        Acceptance { spec, bytes }
+        Acceptance { spec, bytes, keys: Vec::new(), sent: [0; 32] }
+    }
+
+    /// The same with keys, at most one of each kind. `sent` is the SHA-256 of what the caller sent, by which the same
+    /// request is known again.
+    pub fn with_keys(self, keys: Vec<JobKey>, sent: [u8; 32]) -> Acceptance {
+        Acceptance { keys, sent, ..self }
+    }
+
+    /// What no other call of its batch may have, too: its keys, as numbers.
+    fn key_numbers(&self) -> impl Iterator<Item = u128> {
+        self.keys.iter().map(|key| key.number(&self.spec.tenant))
     }
 }
 
@@ -35,6 +52,15 @@ pub enum Taken {
     },
     /// The id was accepted before: nothing changed.
     Known,
+    /// Another job holds one of its keys: nothing was inserted.
+    Found {
+        /// The key's kind. Where both keys are held, the idempotency key counts.
+        by: KeyKind,
+        /// The job that holds the key.
+        job_id: JobId,
+        /// Whether that job's caller sent the same.
+        same: bool,
+    },
 }
 
 /// A job that the ledger has, as far as it can be compared with another one of the same id.
@@ -70,9 +96,17 @@ impl Batched for Acceptance {
         Uuid::from(self.spec.job_id).as_u128()
     }
 
+    fn more_keys(&self) -> impl Iterator<Item = u128> {
+        self.key_numbers()
+    }
+
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Taken>, StoreError> {
         let columns = Columns::of(batch.iter().map(|acceptance| &acceptance.spec));
         let lock_timeout = if batch.len() > 1 { TOGETHER } else { ALONE };
+        let keys = KeyColumns::of(batch);
+        if !keys.is_empty() {
+            return commit_keyed(pool, &columns, &keys, lock_timeout).await;
+        }
         let tx = Tx::prepare(pool, "take", [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED]).await?;
         let [_, inserted, ended] = tx.run([&[&lock_timeout], &columns.params(), &[&columns.jobs]]).await?;
         let mut new = new_jobs_of(&inserted, &ended);
@@ -84,19 +118,72 @@ impl Batched for Acceptance {
     }
 }
 
+/// As [`Acceptance::commit`], where a job has a key.
+async fn commit_keyed(
+    pool: &Pool,
+    columns: &Columns<'_>,
+    keys: &KeyColumns<'_>,
+    lock_timeout: &str,
+) -> Result<Vec<Taken>, StoreError> {
+    let sql = [SET_LOCK_TIMEOUT, LOCK_KEYS, ACCEPT_KEYED, DROP_ENDED, SETTLE_KEYS];
+    let tx = Tx::prepare(pool, "take_keyed", sql).await?;
+    let accept = [columns.params().as_slice(), keys.params().as_slice()].concat();
+    let params = keys.params();
+    let [_, _, accepted, ended, _] =
+        tx.run([&[&lock_timeout], &params, &accept, &[&columns.jobs], &params]).await?;
+    let mut found: HashMap<Uuid, Taken> = HashMap::new();
+    for (job, taken) in accepted.iter().filter_map(read_found) {
+        let by_idempotency = matches!(taken, Taken::Found { by: KeyKind::Idempotency, .. });
+        if by_idempotency || !found.contains_key(&job) {
+            found.insert(job, taken);
+        }
+    }
+    let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(2).is_none());
+    let mut new = new_jobs_of(inserted, &ended);
+    let taken = |id: &Uuid| match (new.remove(id), found.remove(id)) {
+        (Some(accepted_at), _) => Taken::New { accepted_at },
+        (None, Some(found)) => found,
+        (None, None) => Taken::Known,
+    };
+    Ok(columns.jobs.iter().map(taken).collect())
+}
+
 const READ_KNOWN: &str = "
     SELECT session_id, agent_id, user_id, pool, message::text FROM harness_jobs WHERE job_id = $1
     UNION ALL
     SELECT session_id, agent_id, user_id, pool, message::text FROM harness_results WHERE job_id = $1
     LIMIT 1";
 
+/// How many of the first ones have neither a key nor an id in common; at least one.
+fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
+    let mut seen = HashSet::new();
+    let repeats = |job: &Acceptance| job.key_numbers().chain([job.key()]).any(|key| !seen.insert(key));
+    jobs.iter().position(repeats).unwrap_or(jobs.len()).max(1)
+}
+
 /// A pool is known from the first worker that served it until the last one has been forgotten.
 const POOL_IS_SERVED: &str = "SELECT EXISTS (SELECT FROM harness_workers WHERE pool = $1)";
 
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order and in one transaction; where one of them makes that fail,
-    /// each alone. After an answer that Postgres is not available the rest has the same.
+    /// each alone. A key or an id that comes a second time begins another transaction, which finds the first one's job. After an
+    /// answer that Postgres is not available the rest has the same.
     pub async fn take_in_order(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
+        let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
+        while answers.len() < jobs.len() {
+            let rest = &jobs[answers.len()..];
+            match answers.last() {
+                Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => {
+                    let error = error.clone();
+                    answers.extend(rest.iter().map(|_| Err(error.clone())));
+                }
+                _ => answers.extend(self.take_at_once(&rest[..without_a_key_twice(rest)]).await),
+            }
+        }
+        answers
+    }
+
+    async fn take_at_once(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
         match Acceptance::commit(&self.pool, jobs).await {
             Ok(taken) => return taken.into_iter().map(Ok).collect(),
             Err(error) if error.may_lie_in_one_call() => {}

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tests::{Api, Fleet, until};
 
 /// A caller with a new key of this tenant; the tenant is created if it is not there.
-async fn caller(fleet: &Fleet, api: &Api, tenant: &str, scopes: &str) -> Api {
+pub async fn caller(fleet: &Fleet, api: &Api, tenant: &str, scopes: &str) -> Api {
     let _ = fleet.producer(&["tenants", "create", tenant]).await;
     let created = fleet.producer(&["keys", "create", "--tenant", tenant, "--scope", scopes]).await;
     assert_eq!(created.code, 0, "{created:?}");
