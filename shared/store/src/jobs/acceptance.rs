@@ -2,13 +2,13 @@
 //! moment share a transaction.
 
 use deadpool_postgres::Pool;
-use job::{JobId, JobSpec, Name};
+use job::{Change, JobId, JobSpec, Name};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::accept::{ACCEPT, DROP_ENDED, new_jobs_of};
+use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
-use crate::database::{Batched, Tx, alone_in_its_batch, query};
+use crate::database::{Batched, Tx, alone_in_its_batch, commit, query};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -82,6 +82,12 @@ impl Batched for Acceptance {
         };
         Ok(columns.jobs.iter().map(taken).collect())
     }
+
+    fn changed(&self, answer: &Taken, changes: &mut Vec<Change>) {
+        if matches!(answer, Taken::New { .. }) {
+            changes.push(accepted(&self.spec));
+        }
+    }
 }
 
 const READ_KNOWN: &str = "
@@ -97,7 +103,7 @@ impl Store {
     /// Takes jobs of one caller into the ledger, in their order and in one transaction; where one of them makes that fail,
     /// each alone. After an answer that Postgres is not available the rest has the same.
     pub async fn take_in_order(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
-        match Acceptance::commit(&self.pool, jobs).await {
+        match commit(&self.pool, &self.changes, jobs).await {
             Ok(taken) => return taken.into_iter().map(Ok).collect(),
             Err(error) if error.may_lie_in_one_call() => {}
             Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
@@ -106,7 +112,7 @@ impl Store {
         for job in jobs {
             let answer = match answers.last() {
                 Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => Err(error.clone()),
-                _ => alone_in_its_batch(&self.pool, job).await,
+                _ => alone_in_its_batch(&self.pool, &self.changes, job).await,
             };
             answers.push(answer);
         }
