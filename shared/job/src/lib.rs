@@ -19,7 +19,11 @@ mod message;
 mod strict;
 mod state;
 mod outcome;
+mod change;
 
+pub use change::{
+    CHANGES, Change, TEXT, TextPiece, decode_changes, decode_text, encode_changes, encode_text,
+};
 pub use id::{IdError, JobId, Name, WorkerId};
 pub use json::{Json, JsonError};
 pub use message::{

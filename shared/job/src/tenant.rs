@@ -12,6 +12,8 @@ use crate::{IdError, Name};
 const DEFAULT: &str = "default";
 /// The longest name of a tenant, in bytes.
 const MAX_BYTES: usize = 64;
+/// How many shards there are for the text of sessions.
+const SHARDS: u8 = 64;
 /// The first character of the keys of other tenants' sessions. No [`Name`] can contain it.
 const MARK: char = '~';
 
@@ -71,7 +73,8 @@ impl fmt::Display for Tenant {
 
 /// The key of a session in the ledger: its name for the tenant `default`, else `~tenant/name`. So sessions of two
 /// tenants never meet, even if their names are equal.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct SessionKey(String);
 
 impl SessionKey {
@@ -81,6 +84,19 @@ impl SessionKey {
             None => session.as_str().to_owned(),
             Some(tenant) => format!("{MARK}{tenant}/{session}"),
         })
+    }
+
+    /// Returns a key that the fleet has written. Only the fleet writes keys, so it is not checked again.
+    pub fn of_ledger(key: impl Into<String>) -> SessionKey {
+        SessionKey(key.into())
+    }
+
+    /// Returns the shard in which the session's text is streamed. All processes of all versions agree about it (FNV-1a).
+    pub fn shard(&self) -> u8 {
+        let hash = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        (hash % u64::from(SHARDS)) as u8
     }
 
     /// The key as text.
@@ -141,6 +157,12 @@ mod tests {
             assert!(error.to_string().contains("1 to 64 characters"), "{bad:?}: {error}");
         }
         assert_eq!("x".repeat(64).parse::<Tenant>().unwrap().as_str().len(), 64);
+    }
+
+    #[test]
+    fn the_shard_of_a_session_never_changes() {
+        let shard = |key: &str| SessionKey::of_ledger(key).shard();
+        assert_eq!([shard(""), shard("s-1"), shard("~acme/s-1")], [37, 36, 51]);
     }
 
     proptest! {

@@ -6,11 +6,14 @@ mod connect;
 mod pool;
 mod tx;
 mod clock;
+mod changes;
 mod batch;
 mod row;
 mod locks;
 
-pub(crate) use batch::{Batched, Batcher, alone_in_its_batch};
+pub(crate) use batch::{Batched, Batcher, alone_in_its_batch, commit};
+pub use changes::ChangeReceiver;
+pub(crate) use changes::Changes;
 pub use clock::{Clock, ClockStep};
 pub(crate) use clock::{NOW, unix_ms};
 pub use error::StoreError;
@@ -20,5 +23,7 @@ pub(crate) use locks::{
 };
 pub(crate) use pool::BEAT_BOUND;
 pub use pool::StoreConfig;
-pub(crate) use row::{millis, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids};
+pub(crate) use row::{
+    millis, read_change, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids,
+};
 pub(crate) use tx::{Params, Tx, query, query_within};

@@ -6,7 +6,9 @@ use postgres::SetBy;
 use tokio::time::Instant;
 
 use crate::Fenced;
-use crate::database::{Batcher, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query};
+use crate::database::{
+    Batcher, ChangeReceiver, Changes, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query,
+};
 use crate::jobs::{Acceptance, Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
 
 /// A handle on the ledger; clones share its connections and batches.
@@ -17,6 +19,8 @@ pub struct Store {
     pub(crate) beats: Pool,
     /// How our sessions get their settings, and so whether a setting made on a connection is kept.
     pub(crate) set_by: SetBy,
+    /// What was changed, for those who follow jobs.
+    pub(crate) changes: Changes,
     acceptances: Batcher<Acceptance>,
     claims: Batcher<ClaimRequest>,
     checkpoints: Batcher<CheckpointRow>,
@@ -30,15 +34,22 @@ impl Store {
     /// Must be called within a tokio runtime; the batches run as tasks until the last clone is dropped.
     pub fn new(config: &StoreConfig) -> Store {
         let (pool, beats) = config.pools();
+        let changes = Changes::default();
         Store {
-            acceptances: Batcher::start(pool.clone()),
-            claims: Batcher::start(pool.clone()),
-            checkpoints: Batcher::start(pool.clone()),
-            conclusions: Batcher::start(pool.clone()),
+            acceptances: Batcher::start(pool.clone(), changes.clone()),
+            claims: Batcher::start(pool.clone(), changes.clone()),
+            checkpoints: Batcher::start(pool.clone(), changes.clone()),
+            conclusions: Batcher::start(pool.clone(), changes.clone()),
+            changes,
             set_by: config.address().set_by(),
             beats,
             pool,
         }
+    }
+
+    /// Returns what receives which jobs this process's transactions change; `None` at every call but the first one.
+    pub fn changes(&self) -> Option<ChangeReceiver> {
+        self.changes.receiver()
     }
 
     /// Checks that Postgres answers.
@@ -80,7 +91,7 @@ impl Store {
     /// As [`Store::conclude`], but in a transaction of its own: for a conclusion that was too much for
     /// Postgres, so that it does not hold up others.
     pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
-        alone_in_its_batch(&self.pool, conclusion).await
+        alone_in_its_batch(&self.pool, &self.changes, conclusion).await
     }
 
     /// Closes all connections; calls under way finish, later ones fail.

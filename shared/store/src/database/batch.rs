@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
+use job::Change;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use super::changes::Changes;
 use crate::StoreError;
 
 /// How long a batch waits for more calls under heavy load.
@@ -50,6 +52,9 @@ pub(crate) trait Batched: Send + Sync + Sized + 'static {
         pool: &Pool,
         batch: &[Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
+
+    /// Adds the jobs that the call has changed, as its answer says.
+    fn changed(&self, answer: &Self::Answer, changes: &mut Vec<Change>);
 }
 
 type Call<T> = (T, oneshot::Sender<Result<<T as Batched>::Answer, StoreError>>);
@@ -66,12 +71,12 @@ impl<T: Batched> Clone for Batcher<T> {
 
 impl<T: Batched> Batcher<T> {
     /// Starts the lanes; they end with the last clone.
-    pub(crate) fn start(pool: Pool) -> Self {
+    pub(crate) fn start(pool: Pool, changes: Changes) -> Self {
         let (calls, queue) = mpsc::channel(4 * T::MAX_ROWS);
         let queue = Arc::new(Mutex::new(Queue { calls: queue, held: None, many: false }));
         let turn = Arc::new(Mutex::new(()));
         for _ in 0..T::LANES {
-            let (pool, queue, turn) = (pool.clone(), queue.clone(), turn.clone());
+            let (pool, queue, turn, changes) = (pool.clone(), queue.clone(), turn.clone(), changes.clone());
             tokio::spawn(async move {
                 loop {
                     let mut queue = queue.lock().await;
@@ -79,7 +84,7 @@ impl<T: Batched> Batcher<T> {
                     let _turn = timeout(TIMEOUT, turn.lock()).await;
                     let batch = queue.gather(first).await;
                     drop(queue);
-                    run(&pool, batch).await;
+                    run(&pool, &changes, batch).await;
                 }
             });
         }
@@ -136,9 +141,9 @@ impl<T: Batched> Queue<T> {
 /// Commits a batch. If it fails for a reason that may lie in one of its calls, every call is tried alone, so
 /// that only the culprit fails. The smallest come first, because a large one may be the culprit and take its
 /// time.
-async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
+async fn run<T: Batched>(pool: &Pool, changes: &Changes, batch: Vec<Call<T>>) {
     let (calls, replies): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
-    match T::commit(pool, &calls).await {
+    match commit(pool, changes, &calls).await {
         Ok(answers) => {
             for (reply, answer) in replies.into_iter().zip(answers) {
                 // A caller that no longer waits (its job was stopped) needs no answer.
@@ -149,7 +154,7 @@ async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
             let mut alone: Vec<Call<T>> = calls.into_iter().zip(replies).collect();
             alone.sort_by_key(|(call, _)| call.bytes());
             for (call, reply) in alone {
-                let _ = reply.send(alone_in_its_batch(pool, &call).await);
+                let _ = reply.send(alone_in_its_batch(pool, changes, &call).await);
             }
         }
         Err(error) => {
@@ -160,8 +165,29 @@ async fn run<T: Batched>(pool: &Pool, batch: Vec<Call<T>>) {
     }
 }
 
+/// Runs the transaction of these calls, and notes what it has changed.
+pub(crate) async fn commit<T: Batched>(
+    pool: &Pool,
+    changes: &Changes,
+    calls: &[T],
+) -> Result<Vec<T::Answer>, StoreError> {
+    let answers = T::commit(pool, calls).await?;
+    changes.note(|| {
+        let mut changed = Vec::new();
+        for (call, answer) in calls.iter().zip(&answers) {
+            call.changed(answer, &mut changed);
+        }
+        changed
+    });
+    Ok(answers)
+}
+
 /// Runs a call in a transaction of its own.
-pub(crate) async fn alone_in_its_batch<T: Batched>(pool: &Pool, call: &T) -> Result<T::Answer, StoreError> {
-    let mut answers = T::commit(pool, std::slice::from_ref(call)).await?;
+pub(crate) async fn alone_in_its_batch<T: Batched>(
+    pool: &Pool,
+    changes: &Changes,
+    call: &T,
+) -> Result<T::Answer, StoreError> {
+    let mut answers = commit(pool, changes, std::slice::from_ref(call)).await?;
     Ok(answers.remove(0))
 }

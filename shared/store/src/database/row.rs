@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobState, Name, Usd};
+use job::{Change, JobId, JobState, Name, SessionKey, Usd};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -26,6 +26,11 @@ pub(crate) use rfc3339;
 
 pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
     JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
+}
+
+/// Reads a job and the key of its session from the first columns of a row: the job is in this state now.
+pub(crate) fn read_change(row: &Row, state: JobState) -> Change {
+    Change::new(read_job_id(row, 0), SessionKey::of_ledger(row.get::<_, &str>(1)), state)
 }
 
 /// Reads a name, or `None` if the row was edited by hand and holds an invalid one.

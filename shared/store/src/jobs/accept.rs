@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use job::JobSpec;
+use job::{Change, JobSpec, JobState};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -59,6 +59,11 @@ pub(super) fn new_jobs_of<'a>(
     new
 }
 
+/// Says that a job is new.
+pub(super) fn accepted(spec: &JobSpec) -> Change {
+    Change::new(spec.job_id, spec.session_key(), JobState::Publishing)
+}
+
 impl Store {
     /// Takes jobs into the ledger, in order, in the state `publishing`: the caller publishes them next. If it
     /// dies first, [`Store::return_stuck`] makes them due. A job that is refused does not keep the others
@@ -86,7 +91,12 @@ impl Store {
         let [inserted, ended] = tx.run([&columns.params(), &[jobs]]).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         // An id that occurs twice in one call is new once.
-        let accepted = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };
-        Ok(jobs.iter().map(accepted).collect())
+        let answer = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };
+        let answers: Vec<Accepted> = jobs.iter().map(answer).collect();
+        self.changes.note(|| {
+            let both = specs.iter().zip(&answers);
+            both.filter(|(_, answer)| **answer == Accepted::New).map(|(spec, _)| accepted(spec))
+        });
+        Ok(answers)
     }
 }

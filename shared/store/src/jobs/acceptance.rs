@@ -4,14 +4,14 @@
 use std::collections::{HashMap, HashSet};
 
 use deadpool_postgres::Pool;
-use job::{JobId, JobSpec, Name};
+use job::{Change, JobId, JobSpec, Name};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::accept::{ACCEPT, DROP_ENDED, new_jobs_of};
+use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
 use super::taken_keys::{ACCEPT_KEYED, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found};
-use crate::database::{Batched, Tx, alone_in_its_batch, query};
+use crate::database::{Batched, Tx, alone_in_its_batch, commit, query};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -116,6 +116,12 @@ impl Batched for Acceptance {
         };
         Ok(columns.jobs.iter().map(taken).collect())
     }
+
+    fn changed(&self, answer: &Taken, changes: &mut Vec<Change>) {
+        if matches!(answer, Taken::New { .. }) {
+            changes.push(accepted(&self.spec));
+        }
+    }
 }
 
 /// As [`Acceptance::commit`], where a job has a key.
@@ -184,7 +190,7 @@ impl Store {
     }
 
     async fn take_at_once(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
-        match Acceptance::commit(&self.pool, jobs).await {
+        match commit(&self.pool, &self.changes, jobs).await {
             Ok(taken) => return taken.into_iter().map(Ok).collect(),
             Err(error) if error.may_lie_in_one_call() => {}
             Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
@@ -193,7 +199,7 @@ impl Store {
         for job in jobs {
             let answer = match answers.last() {
                 Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => Err(error.clone()),
-                _ => alone_in_its_batch(&self.pool, job).await,
+                _ => alone_in_its_batch(&self.pool, &self.changes, job).await,
             };
             answers.push(answer);
         }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::accept::DROP_ENDED;
 use super::claim::READ_ANSWERS;
 use super::next::NEXT;
-use crate::database::{LOCK_SESSIONS, Tx, query, read_job_id, uuids};
+use crate::database::{LOCK_SESSIONS, Tx, query, read_change, read_job_id, uuids};
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.
@@ -190,7 +190,7 @@ const END_WAITING: &str = "
           FROM (SELECT session_id, count(*) AS ends FROM ended GROUP BY session_id) e
          WHERE s.session_id = e.session_id
     )
-    SELECT job_id, message::text FROM ended";
+    SELECT job_id, session_id, message::text FROM ended";
 
 const MAKE_ROOM: &str = "
     UPDATE harness_jobs j SET asked = $2
@@ -280,7 +280,7 @@ impl Store {
         let (state, failure) = why.end();
         let failure = serde_json::to_string(&failure).expect("a failure is plain text");
         let (pool, body) = why.dead_letter().unzip();
-        let (why, state, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
+        let (why, word, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
         let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
         let [_, _, _, ended, _] = tx
@@ -288,12 +288,13 @@ impl Store {
                 &[&ids],
                 &[&sessions],
                 &[&ids, &why],
-                &[&ids, &why, &state, &failure, &pool, &body],
+                &[&ids, &why, &word, &failure, &pool, &body],
                 &[&nobody, &sessions, &false],
             ])
             .await?;
+        self.changes.note(|| ended.iter().map(|row| read_change(row, state)));
         let ended = ended.iter();
-        Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(1) }).collect())
+        Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(2) }).collect())
     }
 
     /// Waits until the transactions that are writing jobs now are over.

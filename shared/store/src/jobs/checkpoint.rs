@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use deadpool_postgres::Pool;
-use job::Usd;
+use job::{Change, JobState, Usd};
 use uuid::Uuid;
 
 use super::claimed::Claim;
@@ -93,5 +93,11 @@ impl Batched for CheckpointRow {
             if held.contains(&row.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost }
         };
         Ok(batch.iter().map(answer).collect())
+    }
+
+    fn changed(&self, answer: &Fenced<()>, changes: &mut Vec<Change>) {
+        if *answer == Fenced::Done(()) {
+            changes.push(self.claim.change(JobState::Running));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use deadpool_postgres::Pool;
-use job::{JobSpec, JobState, WorkerId};
+use job::{Change, JobSpec, JobState, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -211,6 +211,15 @@ impl Batched for ClaimRequest {
             }
         };
         Ok(batch.iter().map(answer).collect())
+    }
+
+    fn changed(&self, answer: &Answer, changes: &mut Vec<Change>) {
+        let state = match answer {
+            Answer::Claimed(_) => JobState::Running,
+            Answer::Blocked => JobState::Blocked,
+            _ => return,
+        };
+        changes.push(Change::new(self.spec.job_id, self.spec.session_key(), state));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{JobId, Name, POISON_DEATHS, SessionKey, Tenant, Usd, WorkerId};
+use job::{Change, JobId, JobState, Name, POISON_DEATHS, SessionKey, Tenant, Usd, WorkerId};
 use tokio_postgres::Row;
 
 use crate::database::{read_job_id, read_millis, read_usd};
@@ -37,6 +37,11 @@ impl Claim {
     /// Returns its tenant and the name of its session.
     pub fn session(&self) -> (Tenant, Name) {
         SessionKey::split(&self.session_key)
+    }
+
+    /// Says that its job is in this state now.
+    pub(crate) fn change(&self, state: JobState) -> Change {
+        Change::new(self.job_id, SessionKey::of_ledger(self.session_key.as_str()), state)
     }
 
     /// Returns the fencing token of this run. It is greater than that of every earlier run of the session.

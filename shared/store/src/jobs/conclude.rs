@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{Failure, Json, Usd};
+use job::{Change, Failure, JobState, Json, Usd};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -39,11 +39,11 @@ pub enum End {
 
 impl End {
     /// Returns the state of a job that has ended, or `None` for one that goes on.
-    fn state(&self) -> Option<&'static str> {
+    fn state(&self) -> Option<JobState> {
         match self {
-            End::Succeeded(_) => Some("succeeded"),
-            End::Failed(_) => Some("failed"),
-            End::Cancelled(_) => Some("cancelled"),
+            End::Succeeded(_) => Some(JobState::Succeeded),
+            End::Failed(_) => Some(JobState::Failed),
+            End::Cancelled(_) => Some(JobState::Cancelled),
             End::Retry { .. } | End::HandBack { .. } => None,
         }
     }
@@ -204,7 +204,7 @@ impl<'a> Ends<'a> {
         Ends {
             jobs: calls.iter().map(|call| call.claim.job_id().into()).collect(),
             epochs: calls.iter().map(|call| call.claim.epoch()).collect(),
-            states: calls.iter().map(|call| call.end.state()).collect(),
+            states: calls.iter().map(|call| call.end.state().map(JobState::as_str)).collect(),
             attempts: calls.iter().map(|call| call.attempts as i32).collect(),
             outputs: calls.iter().map(|call| call.end.output()).collect(),
             failures: calls.iter().map(|call| call.end.failure()).collect(),
@@ -306,5 +306,12 @@ impl Batched for Conclusion {
             next: next.remove(call.claim.session_key()).map(Box::new),
         };
         Ok(batch.iter().map(answer).collect())
+    }
+
+    fn changed(&self, answer: &Concluded, changes: &mut Vec<Change>) {
+        if answer.recorded == Fenced::Done(()) {
+            changes.push(self.claim.change(self.end.state().unwrap_or(JobState::Scheduled)));
+        }
+        changes.extend(answer.next.iter().map(|next| next.claim.change(JobState::Running)));
     }
 }

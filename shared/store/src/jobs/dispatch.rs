@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use job::{JobId, Name};
+use job::{JobId, JobState, Name};
 
-use crate::database::{millis, query, read_job_id, read_name, uuids};
+use crate::database::{millis, query, read_change, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
 
 /// A job whose message is to be published.
@@ -23,39 +23,44 @@ const TAKE_DUE: &str = "
      WHERE job_id = ANY(ARRAY(
            SELECT job_id FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED))
-    RETURNING job_id, pool, message::text";
+    RETURNING job_id, session_id, pool, message::text";
 
 const CONFIRM: &str = "
     UPDATE harness_jobs SET state = 'queued', state_since = now()
      WHERE job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))";
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))
+    RETURNING job_id, session_id";
 
 const UNCONFIRMED: &str = "
     UPDATE harness_jobs SET state = 'scheduled', due_at = now() + $2 * interval '1 millisecond', state_since = now()
      WHERE job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))";
+           SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'publishing' FOR UPDATE SKIP LOCKED))
+    RETURNING job_id, session_id";
 
 impl Store {
     /// Takes jobs that are due, oldest first, to publish them. No other relay gets the same ones.
     pub async fn take_due(&self, limit: i64) -> Result<Vec<DueJob>, StoreError> {
         let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
+        self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Publishing)));
         let due = |row: &tokio_postgres::Row| DueJob {
             job_id: read_job_id(row, 0),
-            pool: read_name(row, 1).expect("only valid pool names are written"),
-            message: row.get(2),
+            pool: read_name(row, 2).expect("only valid pool names are written"),
+            message: row.get(3),
         };
         Ok(rows.iter().map(due).collect())
     }
 
     /// Notes the broker's confirm, for those that are still being published.
     pub async fn confirm(&self, jobs: &[JobId]) -> Result<(), StoreError> {
-        query(&self.pool, "confirm", CONFIRM, &[&uuids(jobs)]).await?;
+        let rows = query(&self.pool, "confirm", CONFIRM, &[&uuids(jobs)]).await?;
+        self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Queued)));
         Ok(())
     }
 
     /// Makes jobs that the broker did not take due again, after a while.
     pub async fn unconfirmed(&self, jobs: &[JobId], again_in: Duration) -> Result<(), StoreError> {
-        query(&self.pool, "unconfirmed", UNCONFIRMED, &[&uuids(jobs), &millis(again_in)]).await?;
+        let rows = query(&self.pool, "unconfirmed", UNCONFIRMED, &[&uuids(jobs), &millis(again_in)]).await?;
+        self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Scheduled)));
         Ok(())
     }
 }

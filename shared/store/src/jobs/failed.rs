@@ -10,6 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::accept::accepted;
 use super::columns::{Columns, job_columns, job_values, new_jobs};
 use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
@@ -258,7 +259,12 @@ impl Store {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
         let rows = query(&self.pool, "redrive", REDRIVE, &columns.params_and(&failed)).await?;
-        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+        let new: Vec<JobId> = rows.iter().map(|row| read_job_id(row, 0)).collect();
+        self.changes.note(|| {
+            let specs = jobs.iter().map(|(_, spec)| spec);
+            specs.filter(|spec| new.contains(&spec.job_id)).map(accepted)
+        });
+        Ok(new)
     }
 
     /// Dismisses failed jobs; their results stay. Returns those that were still open.

@@ -10,11 +10,11 @@
 
 use std::time::Duration;
 
-use job::{JobId, WorkerId};
+use job::{JobId, JobState, WorkerId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_job_id};
+use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_change, read_job_id};
 use crate::jobs::heads;
 use crate::{Clock, Store, StoreError};
 
@@ -72,7 +72,7 @@ const TAKE_LOST: &str = "
            suspected_at = CASE WHEN noticed THEN suspected_at ELSE now() END,
            killed_after_ms = CASE WHEN noticed THEN killed_after_ms ELSE greatest(killed_after_ms, ran_ms) END
       FROM judged WHERE j.job_id = judged.job_id AND j.job_id = ANY(ARRAY(SELECT job_id FROM lost))
-    RETURNING j.job_id";
+    RETURNING j.job_id, j.session_id";
 
 const RESCUED: &str = "UPDATE harness_workers SET rescued_at = now() WHERE worker_id = ANY($1)";
 
@@ -108,7 +108,7 @@ const RELEASE_STRANDED: &str = concat!(
     heads!("$1"),
     " UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
      WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads))
-    RETURNING job_id"
+    RETURNING job_id, session_id"
 );
 
 impl Store {
@@ -198,6 +198,7 @@ impl Store {
         let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take]).await?;
         let params = [&[&sessions as &(dyn ToSql + Sync)], more].concat();
         let [_, taken] = tx.run([&[&sessions], &params]).await?;
+        self.changes.note(|| taken.iter().map(|row| read_change(row, JobState::Scheduled)));
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())
     }
 }

@@ -1,0 +1,198 @@
+//! What those who follow jobs and sessions are shown. One question covers all of them, however many they are.
+
+use job::{JobId, JobState, Json, SessionKey, Usd};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::database::{query, read_job_id, read_state, read_usd, uuids};
+use crate::{Store, StoreError};
+
+/// A job that has not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LiveJob {
+    /// The job.
+    pub job_id: JobId,
+    /// The key of its session.
+    pub session: SessionKey,
+    /// Its state.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// Whether a run of it has begun. Before that there are no checkpoints of it.
+    pub begun: bool,
+    /// The code of the last failure.
+    pub code: Option<String>,
+}
+
+/// A place among a session's checkpoints: behind this one, in the order of epoch and ordinal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StepPlace {
+    /// The run.
+    pub epoch: i64,
+    /// The checkpoint of the run.
+    pub ordinal: i32,
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Where it is among the session's checkpoints.
+    pub place: StepPlace,
+    /// The job that wrote it.
+    pub job_id: JobId,
+    /// Iterations it finished.
+    pub iterations: i64,
+    /// What it cost.
+    pub cost: Usd,
+    /// Tokens read.
+    pub input_tokens: i64,
+    /// Tokens written.
+    pub output_tokens: i64,
+    /// What it changed in the session's progress: a JSON merge patch. `None` if nothing, or if it is large.
+    pub progress: Option<Json>,
+}
+
+/// Whose checkpoints are wanted, and behind which one.
+#[derive(Clone, Debug)]
+pub struct StepsOf {
+    /// The session.
+    pub session: SessionKey,
+    /// This job's alone.
+    pub job_id: Option<JobId>,
+    /// Those behind this place.
+    pub behind: StepPlace,
+}
+
+/// Live jobs of one session, and checkpoints of one [`StepsOf`], that are read at a time.
+pub const STEPS: usize = 100;
+
+const LIVE: &str = "
+    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code'
+      FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j";
+
+const LIVE_OF: &str = "
+    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code'
+      FROM unnest($1::text[]) AS t(session_id)
+     CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 100) j";
+
+/// Each end of a job raises its session's version.
+const VERSIONS: &str = "
+    SELECT t.session_id, s.version FROM unnest($1::text[]) AS t(session_id)
+     CROSS JOIN LATERAL (SELECT version FROM harness_sessions s WHERE s.session_id = t.session_id OFFSET 0) s";
+
+const ENDED_SINCE: &str = "
+    SELECT r.job_id FROM unnest($1::text[], $2::float8[]) AS t(session_id, since_ms)
+     CROSS JOIN LATERAL (SELECT job_id, finished_at FROM harness_results r WHERE r.session_id = t.session_id
+                          ORDER BY job_id DESC LIMIT 100) r
+     WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)";
+
+/// The row comparison is a range of the primary key.
+const STEPS_BEHIND: &str = "
+    SELECT t.ordinality, c.job_id, c.epoch, c.ordinal, c.iterations, c.cost_microusd, c.input_tokens, c.output_tokens,
+           CASE WHEN length((c.delta -> 'feature_progress')::text) <= 16384
+                THEN (c.delta -> 'feature_progress')::text END
+      FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::int[])
+      WITH ORDINALITY AS t(session_id, job_id, epoch, ordinal, ordinality)
+     CROSS JOIN LATERAL (
+           SELECT * FROM harness_checkpoints c
+            WHERE c.session_id = t.session_id AND (c.epoch, c.ordinal) > (t.epoch, t.ordinal)
+              AND (t.job_id IS NULL OR c.job_id = t.job_id)
+            ORDER BY c.epoch, c.ordinal LIMIT 100) c
+     ORDER BY t.ordinality, c.epoch, c.ordinal";
+
+const HAS_SESSION: &str = "
+    SELECT EXISTS (SELECT FROM harness_sessions WHERE session_id = $1)
+        OR EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
+
+impl StepPlace {
+    /// Before the first checkpoint.
+    pub const START: StepPlace = StepPlace { epoch: 0, ordinal: -1 };
+    /// Behind the last one, whatever comes.
+    pub const END: StepPlace = StepPlace { epoch: i64::MAX, ordinal: i32::MAX };
+}
+
+impl Store {
+    /// Returns those of these jobs that have not ended.
+    pub async fn live_jobs(&self, jobs: &[JobId]) -> Result<Vec<LiveJob>, StoreError> {
+        let rows = query(&self.pool, "live_jobs", LIVE, &[&uuids(jobs)]).await?;
+        Ok(rows.iter().map(read_live).collect())
+    }
+
+    /// Returns the first hundred live jobs of each of these sessions, in their order.
+    pub async fn live_jobs_of(&self, sessions: &[SessionKey]) -> Result<Vec<LiveJob>, StoreError> {
+        let rows = query(&self.pool, "live_jobs_of", LIVE_OF, &[&texts(sessions)]).await?;
+        Ok(rows.iter().map(read_live).collect())
+    }
+
+    /// Returns a number for each of these sessions that each end of one of its jobs raises.
+    pub async fn session_versions(
+        &self,
+        sessions: &[SessionKey],
+    ) -> Result<Vec<(SessionKey, i64)>, StoreError> {
+        let rows = query(&self.pool, "session_versions", VERSIONS, &[&texts(sessions)]).await?;
+        Ok(rows.iter().map(|row| (SessionKey::of_ledger(row.get::<_, String>(0)), row.get(1))).collect())
+    }
+
+    /// Returns jobs of these sessions that have ended since a time (in milliseconds of the Unix epoch): of the newest
+    /// hundred jobs of each session.
+    pub async fn ended_since(&self, sessions: &[(SessionKey, i64)]) -> Result<Vec<JobId>, StoreError> {
+        let keys: Vec<&str> = sessions.iter().map(|(key, _)| key.as_str()).collect();
+        let since: Vec<f64> = sessions.iter().map(|(_, since)| *since as f64).collect();
+        let rows = query(&self.pool, "ended_since", ENDED_SINCE, &[&keys, &since]).await?;
+        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+    }
+
+    /// Returns the next hundred checkpoints of each of these, in the same order. Those of a job that has ended are
+    /// there until its session is folded.
+    pub async fn steps(&self, of: &[StepsOf]) -> Result<Vec<Vec<Step>>, StoreError> {
+        let sessions: Vec<&str> = of.iter().map(|of| of.session.as_str()).collect();
+        let jobs: Vec<Option<Uuid>> = of.iter().map(|of| of.job_id.map(Uuid::from)).collect();
+        let epochs: Vec<i64> = of.iter().map(|of| of.behind.epoch).collect();
+        let ordinals: Vec<i32> = of.iter().map(|of| of.behind.ordinal).collect();
+        let rows = query(&self.pool, "steps", STEPS_BEHIND, &[&sessions, &jobs, &epochs, &ordinals]).await?;
+        let mut steps = vec![Vec::new(); of.len()];
+        for row in &rows {
+            // The ordinality counts from 1.
+            let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
+            if let Some(steps) = steps.get_mut(at) {
+                steps.push(read_step(row));
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Whether there is a session of this key, or a live job that will make one.
+    pub async fn has_session(&self, session: &SessionKey) -> Result<bool, StoreError> {
+        let rows = query(&self.pool, "has_session", HAS_SESSION, &[&session.as_str()]).await?;
+        Ok(rows.iter().any(|row| row.get(0)))
+    }
+}
+
+fn texts(sessions: &[SessionKey]) -> Vec<&str> {
+    sessions.iter().map(SessionKey::as_str).collect()
+}
+
+fn read_live(row: &Row) -> LiveJob {
+    LiveJob {
+        job_id: read_job_id(row, 0),
+        session: SessionKey::of_ledger(row.get::<_, String>(1)),
+        state: read_state(row, 2),
+        attempts: row.get(3),
+        begun: row.get(4),
+        code: row.get(5),
+    }
+}
+
+fn read_step(row: &Row) -> Step {
+    let progress: Option<&str> = row.get(8);
+    Step {
+        job_id: read_job_id(row, 1),
+        place: StepPlace { epoch: row.get(2), ordinal: row.get(3) },
+        iterations: row.get(4),
+        cost: read_usd(row, 5),
+        input_tokens: row.get(6),
+        output_tokens: row.get(7),
+        progress: progress.and_then(|text| Json::parse(text).ok()),
+    }
+}
