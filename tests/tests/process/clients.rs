@@ -2,6 +2,8 @@
 
 mod outages;
 mod python;
+mod rust;
+mod tries;
 
 use std::path::Path;
 use std::process::Command;
