@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use service::TomlFile;
 use tempfile::TempDir;
-use tests::{Fleet, Ran, Worker, binary, job, python_with_pika};
+use tests::{Api, Fleet, Ran, Worker, binary, job, python_with_pika};
 
 use super::blocks::{self, Block, Part};
 use super::commands::NOT_RUN;
@@ -24,12 +24,14 @@ struct Place {
     workers: Vec<Worker>,
     fleet: Fleet,
     folder: TempDir,
+    /// Where the HTTP API is, for pages that use a client of it.
+    api: Option<Api>,
 }
 
 impl Place {
     async fn new() -> Place {
         let folder = TempDir::new().expect("a folder");
-        let kept = ["README.md", "ARCHITECTURE.md", "docs", "examples", "ops", "Makefile"];
+        let kept = ["README.md", "ARCHITECTURE.md", "clients", "docs", "examples", "ops", "Makefile"];
         for name in kept.into_iter().filter(|name| ROOT.join(name).exists()) {
             let copied = Command::new("cp").arg("-a").arg(ROOT.join(name)).arg(folder.path()).status();
             assert!(copied.is_ok_and(|status| status.success()), "{name} cannot be copied");
@@ -39,7 +41,7 @@ impl Place {
         symlink(programs.parent().expect("a folder"), folder.path().join("target/debug")).expect("a link");
         // What pages call jobs of one's own.
         std::fs::copy(ROOT.join("examples/jobs.jsonl"), folder.path().join("jobs.jsonl")).expect("copied");
-        Place { workers: Vec::new(), fleet: Fleet::new().await, folder }
+        Place { workers: Vec::new(), fleet: Fleet::new().await, folder, api: None }
     }
 
     /// Something for `producer dead`: a job that has failed for want of an agent, which later workers have.
@@ -70,6 +72,13 @@ impl Place {
         self.workers.push(launch.start().await);
     }
 
+    /// Starts a door.
+    async fn serve(&mut self) {
+        let door = self.fleet.door("the door of the page").start().await;
+        self.api = Some(Api::of(&door).await);
+        self.workers.push(door);
+    }
+
     /// Runs a block of commands.
     async fn run(&self, program: &str, page: &Page, block: &Block<'_>) {
         let mut command = Command::new("timeout");
@@ -82,6 +91,8 @@ impl Place {
             .env("HOME", self.folder.path())
             .env("AMQP_URL", &self.fleet.vhost.url)
             .env("DATABASE_URL", &self.fleet.database.url)
+            .env("PYTHONPATH", self.folder.path().join("clients/python"))
+            .envs(self.api.as_ref().map(|api| ("HARNESS_URL", api.base())))
             // Behind a pooler.
             .envs(std::env::var_os("DATABASE_SETTINGS").map(|set_by| ("DATABASE_SETTINGS", set_by)));
         let ran = Ran::of(command, "").await;
@@ -164,6 +175,9 @@ async fn the_commands_of_the_first_pages_work_as_they_are() {
         }
         for arguments in workers(&page).iter().filter(|arguments| arguments.contains(&"--pool")) {
             place.work(arguments).await;
+        }
+        if blocks.iter().any(|block| block.text.contains("from harness_fleet import")) {
+            place.serve().await;
         }
         for block in blocks.iter().filter(runs) {
             match (block.language, named(block)) {

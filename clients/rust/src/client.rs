@@ -1,0 +1,103 @@
+//! The client: one job at a time.
+
+use std::time::Duration;
+
+use job::{JobId, JobSpec};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::address::BadAddress;
+use crate::error::Error;
+use crate::send::{Api, Ask};
+use crate::view::{Job, Session};
+
+/// One request waits at most so long for an end: shorter than the 60 s after which many proxies give up.
+const WAIT: Duration = Duration::from_secs(45);
+
+/// The API at an address, for the holder of a key. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(crate) api: Api,
+}
+
+impl Client {
+    /// The API at this address, such as `https://fleet.example.com`, with this key.
+    pub fn new(url: &str, key: Option<&str>) -> Result<Client, BadAddress> {
+        Client::trusting(url, key, None)
+    }
+
+    /// The same; these authorities (PEM) are trusted beside the system's.
+    pub fn trusting(url: &str, key: Option<&str>, authorities: Option<&str>) -> Result<Client, BadAddress> {
+        Ok(Client { api: Api::new(url, key, authorities)? })
+    }
+
+    /// Tries each request again for so long, instead of a minute.
+    pub fn retrying_for(mut self, retry_for: Duration) -> Client {
+        self.api.retry_for = retry_for;
+        self
+    }
+
+    /// Submits a job. One that was accepted before is the same job, as it is now.
+    pub async fn submit(&self, job: &JobSpec) -> Result<Job, Error> {
+        self.api.ask(Ask::post("/v1/jobs").json(text(job))).await
+    }
+
+    /// Reads a job.
+    pub async fn get(&self, job_id: JobId) -> Result<Job, Error> {
+        self.api.ask(Ask::get(&of(job_id, ""))).await
+    }
+
+    /// Waits for a job's end, but not longer than this. Returns the job as it is then, so look at its state.
+    pub async fn wait(&self, job_id: JobId, timeout: Option<Duration>) -> Result<Job, Error> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = until.map_or(WAIT, |until| until.saturating_duration_since(Instant::now()));
+            let path = of(job_id, "");
+            let job: Job = self.api.ask(Ask::get(&path).waiting(left.min(WAIT))).await?;
+            if job.state.is_end() || until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(job);
+            }
+            if left < Duration::from_secs(1) {
+                // The API counts whole seconds.
+                tokio::time::sleep(left.min(Duration::from_millis(100))).await;
+            }
+        }
+    }
+
+    /// Cancels a job. One that waits has ended then; a running one ends soon. It is refused (409) where the job had
+    /// ended before.
+    pub async fn cancel(&self, job_id: JobId) -> Result<Job, Error> {
+        self.api.ask(Ask::post(&of(job_id, "/cancel"))).await
+    }
+
+    /// Runs a failed job again, and returns the new job. It is refused (409) where the job was redriven before.
+    ///
+    /// If the answer of a first try was lost, the second try is refused too, and its detail names the new job.
+    pub async fn redrive(&self, job_id: JobId) -> Result<Job, Error> {
+        self.api.ask(Ask::post(&of(job_id, "/redrive"))).await
+    }
+
+    /// Says in one sentence what a job waits for, or how it ended.
+    pub async fn why(&self, job_id: JobId) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Why {
+            why: String,
+        }
+        let Why { why } = self.api.ask(Ask::get(&of(job_id, "/why"))).await?;
+        Ok(why)
+    }
+
+    /// Reads a session.
+    pub async fn session(&self, name: &job::Name) -> Result<Session, Error> {
+        self.api.ask(Ask::get(&format!("/v1/sessions/{name}"))).await
+    }
+}
+
+fn of(job_id: JobId, what: &str) -> String {
+    format!("/v1/jobs/{job_id}{what}")
+}
+
+/// A job as the API reads it.
+pub(crate) fn text(job: &JobSpec) -> String {
+    serde_json::to_string(job).expect("a job's fields are all JSON")
+}

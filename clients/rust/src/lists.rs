@@ -1,0 +1,111 @@
+//! Lists, as streams that read page after page.
+
+use std::collections::VecDeque;
+
+use futures::stream::{Stream, try_unfold};
+use job::{JobState, Name};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use url::form_urlencoded::Serializer;
+
+use crate::client::Client;
+use crate::error::Error;
+use crate::send::Ask;
+use crate::view::{JobEntry, SessionEntry};
+
+/// Entries of a page.
+const PAGE: usize = 500;
+
+/// Which jobs; what is empty does not count.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// In one of these states.
+    pub states: Vec<JobState>,
+    /// Of this agent.
+    pub agent: Option<Name>,
+    /// Of this session.
+    pub session: Option<Name>,
+    /// Of this pool.
+    pub pool: Option<Name>,
+}
+
+#[derive(Deserialize)]
+struct Page<T> {
+    items: Vec<T>,
+    next: Option<String>,
+}
+
+/// Entries that were read, and the query of the next page.
+type Reading<T> = (VecDeque<T>, Option<String>);
+
+impl JobFilter {
+    fn query(&self, limit: usize) -> Vec<(&'static str, String)> {
+        let mut query = vec![("limit", limit.clamp(1, PAGE).to_string())];
+        if !self.states.is_empty() {
+            let states: Vec<&str> = self.states.iter().map(|state| state.as_str()).collect();
+            query.push(("state", states.join(",")));
+        }
+        for (name, value) in [("agent", &self.agent), ("session", &self.session), ("pool", &self.pool)] {
+            query.extend(value.as_ref().map(|value| (name, value.to_string())));
+        }
+        query
+    }
+}
+
+impl Client {
+    /// Jobs, newest first. `at_a_time` is the size of a page, 500 at most.
+    pub fn jobs(
+        &self,
+        filter: &JobFilter,
+        at_a_time: usize,
+    ) -> impl Stream<Item = Result<JobEntry, Error>> + use<> {
+        self.pages("/v1/jobs", filter.query(at_a_time))
+    }
+
+    /// Failed jobs that were neither redriven nor dropped, newest first.
+    pub fn dead(
+        &self,
+        filter: &JobFilter,
+        at_a_time: usize,
+    ) -> impl Stream<Item = Result<JobEntry, Error>> + use<> {
+        let filter = JobFilter { states: Vec::new(), ..filter.clone() };
+        self.pages("/v1/dead", filter.query(at_a_time))
+    }
+
+    /// Sessions, by name.
+    pub fn sessions(&self) -> impl Stream<Item = Result<SessionEntry, Error>> + use<> {
+        self.pages("/v1/sessions", JobFilter::default().query(PAGE))
+    }
+
+    fn pages<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        query: Vec<(&'static str, String)>,
+    ) -> impl Stream<Item = Result<T, Error>> + use<T> {
+        let client = self.clone();
+        let first: Reading<T> = (VecDeque::new(), Some(asked(path, &query, None)));
+        try_unfold(first, move |(mut entries, mut next)| {
+            let (client, query) = (client.clone(), query.clone());
+            async move {
+                loop {
+                    if let Some(entry) = entries.pop_front() {
+                        return Ok(Some((entry, (entries, next))));
+                    }
+                    // A page may be empty and have a next one.
+                    let Some(asking) = next.take() else { return Ok(None) };
+                    let page: Page<T> = client.api.ask(Ask::get(&asking)).await?;
+                    entries = page.items.into();
+                    next = page.next.map(|cursor| asked(path, &query, Some(&cursor)));
+                }
+            }
+        })
+    }
+}
+
+fn asked(path: &str, query: &[(&'static str, String)], cursor: Option<&str>) -> String {
+    let start = path.len() + 1;
+    let mut written = Serializer::for_suffix(format!("{path}?"), start);
+    written.extend_pairs(query);
+    written.extend_pairs(cursor.map(|cursor| ("cursor", cursor)));
+    written.finish()
+}

@@ -1,0 +1,129 @@
+//! What the API shows: jobs and sessions.
+
+use job::{Failure, JobId, JobState, Json, TraceId, Usd};
+use serde::{Deserialize, Deserializer, de};
+use uuid::Uuid;
+
+/// A job.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub job_id: JobId,
+    /// The trace in which its attempts are.
+    #[serde(deserialize_with = "trace")]
+    pub trace_id: TraceId,
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Where it is.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// Iterations that are safe in the ledger.
+    pub iterations: i64,
+    /// Spend so far.
+    pub cost_usd: Usd,
+    /// Tokens read so far.
+    pub input_tokens: i64,
+    /// Tokens written so far.
+    pub output_tokens: i64,
+    /// The worker that runs it or ended it.
+    pub worker_id: Option<Uuid>,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
+    /// RFC 3339, UTC.
+    pub started_at: Option<String>,
+    /// RFC 3339, UTC.
+    pub finished_at: Option<String>,
+    /// Why the last attempt failed.
+    pub failure: Option<Failure>,
+    /// What it was given; for keys with the scope `content`, and where one job is read.
+    #[serde(default, deserialize_with = "said")]
+    pub input: Option<Json>,
+    /// What it delivered; for keys with the scope `content`.
+    #[serde(default, deserialize_with = "said")]
+    pub output: Option<Json>,
+    /// The size of what it delivered.
+    pub output_bytes: Option<u64>,
+    /// The SHA-256 of what it delivered, in hexadecimal.
+    pub output_sha256: Option<String>,
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, Deserialize)]
+pub struct JobEntry {
+    /// Its id.
+    pub job_id: JobId,
+    /// Its session.
+    pub session_id: String,
+    /// Its agent.
+    pub agent_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Where it is.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
+    /// RFC 3339, UTC.
+    pub finished_at: Option<String>,
+    /// The code of the last failure.
+    pub code: Option<String>,
+}
+
+/// A session in a list.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SessionEntry {
+    /// Its name.
+    pub session_id: String,
+    /// The agent of its first job.
+    pub agent_id: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub last_updated: String,
+    /// Jobs folded so far.
+    pub jobs: i64,
+}
+
+/// A session.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Session {
+    /// Its name.
+    pub session_id: String,
+    /// The agent of its first job.
+    pub agent_id: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub last_updated: String,
+    /// Jobs folded so far.
+    pub jobs: i64,
+    /// Iterations in all.
+    pub iterations: i64,
+    /// Spend in all.
+    pub cost_usd: Usd,
+    /// Tokens read in all.
+    pub input_tokens: i64,
+    /// Tokens written in all.
+    pub output_tokens: i64,
+    /// Its memory at the last fold; for keys with the scope `content`, like the next two.
+    pub memory: Option<serde_json::Value>,
+    /// Its context at the last fold.
+    pub context_window: Option<serde_json::Value>,
+    /// Its progress at the last fold.
+    pub feature_progress: Option<serde_json::Value>,
+}
+
+/// What was said may be `null`, which is not the same as not shown.
+fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
+}
+
+fn trace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TraceId, D::Error> {
+    Uuid::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+}

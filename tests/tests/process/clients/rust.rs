@@ -1,0 +1,107 @@
+//! The client in Rust does all that the API can, with a key of its own.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use harness_fleet::{Client, Error, Job, JobEntry, JobFilter, JobId, JobSpec, JobState};
+use serde_json::{Value, json};
+use tests::{Api, Authority, Fleet, job};
+
+/// The status and the field of a refusal.
+fn refusal<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, Option<String>) {
+    match answer {
+        Err(Error::Refused(problem)) => (problem.status, problem.field),
+        other => panic!("expected a refusal: {other:?}"),
+    }
+}
+
+fn output(job: &Job) -> Option<Value> {
+    job.output.as_ref().map(|output| serde_json::from_str(output.as_str()).expect("JSON"))
+}
+
+async fn ids(client: &Client, filter: &JobFilter) -> Vec<JobId> {
+    let entries: Vec<JobEntry> = client.jobs(filter, 2).try_collect().await.expect("a list");
+    entries.iter().map(|entry| entry.job_id).collect()
+}
+
+#[tokio::test]
+async fn the_walk_of_the_rust_client_works() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let authority = Authority::new();
+    let certificate = authority.certificate("127.0.0.1");
+    let door = fleet.door("door").set("ENVIRONMENT", "production");
+    let door = door.set("API_TLS_CERT", certificate.chain.display());
+    let door = door.set("API_TLS_KEY", certificate.key.display()).start().await;
+    let created =
+        fleet.producer(&["keys", "create", "--tenant", "default", "--scope", "submit,read,content,operate"]);
+    let key = created.await.out.trim().to_owned();
+    let pem = std::fs::read_to_string(authority.file()).expect("an authority");
+    let url = Api::of(&door).await.base().replace("http://", "https://");
+    let client = Client::trusting(&url, Some(&key), Some(&pem)).expect("an address");
+
+    // Submit, wait, read; and the same again.
+    let spec = job("hello", "echo", json!({"any": "json"}));
+    assert_eq!(client.submit(&spec).await.expect("accepted").state, JobState::Publishing);
+    let ended = client.wait(spec.job_id, None).await.expect("its end");
+    assert_eq!((ended.state, output(&ended)), (JobState::Succeeded, Some(json!({"any": "json"}))));
+    assert_eq!(client.submit(&spec).await.expect("known").state, JobState::Succeeded);
+    assert!(client.why(spec.job_id).await.expect("a sentence").starts_with("succeeded"));
+    assert_eq!(client.session(&spec.session_id).await.expect("a session").jobs, 1);
+
+    // What was said may be null.
+    let null = job("hello", "echo", Value::Null);
+    client.submit(&null).await.expect("accepted");
+    let null = client.wait(null.job_id, Some(Duration::from_secs(30))).await.expect("its end");
+    assert_eq!(output(&null), Some(Value::Null));
+
+    // A job that takes long is not waited for for ever, and is cancelled.
+    let long = job("long", "scripted", json!({"count": 1, "delay_ms": 600_000}));
+    client.submit(&long).await.expect("accepted");
+    let waited = client.wait(long.job_id, Some(Duration::from_millis(1_200))).await.expect("the job");
+    assert!(!waited.state.is_end());
+    client.cancel(long.job_id).await.expect("it is cancelled");
+    assert_eq!(client.wait(long.job_id, None).await.expect("its end").state, JobState::Cancelled);
+    assert_eq!(refusal(client.cancel(spec.job_id).await), (409, None));
+
+    // Many at once, of which one is refused.
+    let mut jobs: Vec<JobSpec> = (0..5).map(|n| job("batch", "echo", json!(n))).collect();
+    jobs[2].pool = "nowhere".parse().expect("a name");
+    let batch = client.submit_all(&jobs).await;
+    assert!(batch.error.is_none(), "{batch:?}");
+    let statuses: Vec<u16> = batch.answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [202, 202, 422, 202, 202]);
+    assert_eq!(batch.answers[2].problem.as_ref().and_then(|problem| problem.field.as_deref()), Some("pool"));
+    client.wait(jobs[4].job_id, None).await.expect("its end");
+
+    // Lists, page by page.
+    let of_batch = JobFilter { session: Some(jobs[0].session_id.clone()), ..JobFilter::default() };
+    let expected: Vec<JobId> = [4, 3, 1, 0].map(|n: usize| jobs[n].job_id).to_vec();
+    assert_eq!(ids(&client, &of_batch).await, expected);
+    let cancelled = JobFilter { states: vec![JobState::Cancelled], ..JobFilter::default() };
+    assert_eq!(ids(&client, &cancelled).await, [long.job_id]);
+    let sessions: Vec<_> = client.sessions().try_collect().await.expect("a list");
+    assert_eq!(sessions.len(), 3, "{sessions:?}");
+
+    // Dead letters, and one of them again.
+    let failing = job("dead", "nobody", json!(1));
+    client.submit(&failing).await.expect("accepted");
+    let failed = client.wait(failing.job_id, None).await.expect("its end");
+    assert!(failed.failure.is_some_and(|failure| failure.code.as_str() == "unknown_agent"));
+    let dead: Vec<JobEntry> = client.dead(&JobFilter::default(), 50).try_collect().await.expect("a list");
+    assert_eq!(dead.iter().map(|entry| entry.job_id).collect::<Vec<_>>(), [failing.job_id]);
+    assert_ne!(client.redrive(failing.job_id).await.expect("a new job").job_id, failing.job_id);
+    assert_eq!(refusal(client.redrive(failing.job_id).await), (409, None));
+
+    // What is refused says why; a certificate of another authority is none.
+    let unknown = client.get(JobId::now()).await;
+    assert!(unknown.is_err_and(|error| error.is_not_found()));
+    let mut other = spec.clone();
+    other.agent_id = "scripted".parse().expect("a name");
+    assert_eq!(refusal(client.submit(&other).await), (409, Some("job_id".to_owned())));
+    let keyless = Client::trusting(&url, None, Some(&pem)).expect("an address");
+    assert_eq!(refusal(keyless.get(spec.job_id).await), (401, Some("authorization".to_owned())));
+    let strange = Client::new(&url, Some(&key)).expect("an address").retrying_for(Duration::ZERO);
+    assert!(matches!(strange.get(spec.job_id).await, Err(Error::Unreachable { .. })));
+    fleet.database.audited().await;
+}
