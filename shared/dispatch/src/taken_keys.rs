@@ -18,12 +18,8 @@ pub(crate) async fn run(store: &Store, stop: &CancellationToken) {
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut behind = None;
     while tick(&mut interval, stop).await {
-        let forgetting = forget(store, &mut behind);
-        match stop.run_until_cancelled(forgetting).await {
-            Some(Err(error)) => {
-                warn!(cause = error.as_dyn(), "expired keys of jobs cannot be forgotten, trying again later");
-            }
-            Some(Ok(())) | None => {}
+        if let Some(Err(error)) = stop.run_until_cancelled(forget(store, &mut behind)).await {
+            warn!(cause = error.as_dyn(), "expired keys of jobs cannot be forgotten, trying again later");
         }
     }
 }
