@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use job::{JobSpec, ReplyRule, TraceParent};
-use queue::{Broker, BrokerConfig, Publisher};
+use queue::{Announcer, Broker, BrokerConfig, Publisher};
 use store::Store;
 
+use crate::changes;
 use crate::reply::{Replies, Sending};
 
 /// A ledger, a broker, and the replies to callers. Clones share connections.
+///
+/// It announces which jobs the ledger's transactions change, for those who follow jobs.
 ///
 /// Its methods are in files by what they do: `publish`, `unwanted` ([`Dispatch::cancel`],
 /// [`Dispatch::end_waiting`]) and `dead`.
@@ -20,6 +23,7 @@ pub struct Dispatch {
     pub broker: Broker,
     /// Its confirming publisher.
     pub publisher: Publisher,
+    pub(crate) announcer: Announcer,
     replies: Replies,
 }
 
@@ -28,7 +32,12 @@ impl Dispatch {
     /// configuration, which are made when the first reply is due.
     pub fn new(store: Store, broker: Broker, replying: &BrokerConfig, rule: ReplyRule) -> Dispatch {
         let replies = Replies::new(store.clone(), replying, rule);
-        Dispatch { store, publisher: broker.publisher(), broker, replies }
+        let announcer = broker.announcer();
+        // Of several on one ledger the first one sends.
+        if let Some(changed) = store.changes() {
+            tokio::spawn(changes::send(changed, announcer.clone()));
+        }
+        Dispatch { store, publisher: broker.publisher(), broker, announcer, replies }
     }
 
     /// Sends the reply to an ended job, from this place in its trace. Returns `None` if its caller wants no

@@ -14,6 +14,7 @@ mod dispatch;
 mod reply;
 mod tick;
 mod publish;
+mod changes;
 mod unwanted;
 mod dead;
 mod lost;

@@ -17,6 +17,15 @@ pub(crate) struct Metrics {
     pub rescued: IntCounter,
 }
 
+/// What this process has announced to no one.
+pub(crate) static ANNOUNCEMENTS_DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "harness_announcements_dropped_total",
+        "Messages for those who follow jobs that were not sent: the broker was away, or too much came at once"
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
 /// The one set of them, registered at first use.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     register().expect("every metric has a name of its own, so that registering cannot fail")

@@ -14,12 +14,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::address::Address;
+use crate::announcing::Announcer;
 use crate::declarations::DELETION_TIME;
 use crate::error::{explain, is_refusal};
 use crate::link::Link;
+use crate::listening::Listener;
 use crate::refusals::PUBLISHING;
 use crate::refusals::Refusals;
 use crate::shared::{BrokerStatus, Shared, jitter};
@@ -50,6 +53,7 @@ impl Broker {
             stop: stop.child_token(),
             runtime: tokio::runtime::Handle::current(),
             answered: CancellationToken::new(),
+            announcing: TaskTracker::new(),
             pools: Mutex::new(config.pools.clone()),
             redeclared: watch::Sender::default(),
             status: watch::Sender::new(BrokerStatus::Connecting { reason: None }),
@@ -111,6 +115,16 @@ impl Broker {
     /// Returns a publisher on this connection. All publishers of one broker share its limit of messages in flight.
     pub fn publisher(&self) -> Publisher {
         self.publisher.clone()
+    }
+
+    /// Returns what sends announcements, on a channel of its own.
+    pub fn announcer(&self) -> Announcer {
+        Announcer::start(&self.shared)
+    }
+
+    /// Returns what receives the announcements of all processes, on a channel and from a queue of its own.
+    pub fn listener(&self) -> Listener {
+        Listener::start(&self.shared, self.publisher.alive())
     }
 
     /// Returns a slot that takes from `queue`. Its consumer tags begin with `prefix` and show in the management UI.
@@ -294,7 +308,9 @@ impl<'a> Supervision<'a> {
         shared.status.send_replace(BrokerStatus::Ready { generation });
         let Some(reason) = watch_over(shared, &link).await else {
             // On a stop, wait for the confirms first. Acks that were sent already precede the close on the wire.
-            let _ = timeout(config.close_timeout, shared.answered.cancelled()).await;
+            shared.announcing.close();
+            let ended = async { tokio::join!(shared.answered.cancelled(), shared.announcing.wait()) };
+            let _ = timeout(config.close_timeout, ended).await;
             shared.link.send_replace(None);
             link.close(config.close_timeout).await;
             return None;

@@ -60,11 +60,16 @@ mod publisher;
 mod confirming;
 mod consumer;
 
+// Transient messages for the processes that listen.
+mod announcing;
+mod listening;
+
 // The supervisor, and the lengths of queues for callers that poll them.
 mod connection;
 mod depths;
 
 pub use address::ConfigError;
+pub use announcing::{Announced, Announcer, EVENTS_EXCHANGE, TEXT_EXCHANGE};
 pub use config::BrokerConfig;
 pub use connection::Broker;
 pub use consumer::Slot;
@@ -74,6 +79,7 @@ pub use delivery::{Delivery, MAX_HEADER_BYTES, StaleDelivery};
 pub use depths::Depths;
 pub use error::{PublishError, QueueError};
 pub use link::Depth;
+pub use listening::{Listener, Shards};
 pub use publisher::{Message, Publisher};
 pub use shared::BrokerStatus;
 pub use topology::{DEAD_EXCHANGE, DEAD_QUEUE, DEAD_SWEEP_QUEUE, JOBS_EXCHANGE, jobs_queue, pool_of_queue};

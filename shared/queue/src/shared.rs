@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use crate::link::Link;
 use crate::refusals::Refusals;
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) runtime: tokio::runtime::Handle,
     /// Cancelled when the sending task has ended and every publish is answered.
     pub(crate) answered: CancellationToken,
+    /// The tasks that announce and listen. Each closes its channel before the connection is closed.
+    pub(crate) announcing: TaskTracker,
     pub(crate) pools: Mutex<Vec<job::Name>>,
     /// Pools whose queue was deleted or missing, and exists again.
     pub(crate) redeclared: watch::Sender<BTreeMap<job::Name, Instant>>,

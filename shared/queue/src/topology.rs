@@ -8,6 +8,8 @@
 //!                             └──────────────────▶ harness.dead.sweep (quorum)   read once, for the ledger
 //! ```
 //!
+//! What processes announce to each other goes through transient exchanges of its own ([`crate::announcing`]).
+//!
 //! Our own dead letters go straight to the queue `harness.dead`. A message in `harness.dead.sweep` is a copy of one
 //! that the broker itself dead-lettered. It is removed as soon as it has been handled.
 //!
