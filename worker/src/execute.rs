@@ -54,6 +54,8 @@ impl Execution<'_> {
         let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
             .within(worker.settings.max_session_bytes, before);
         let result = self.result(harness, &mut run).await;
+        // Its text comes before its end.
+        worker.streaming.flush(self.attempt.spec.job_id);
         let stopped = stop.asked();
         let Some(outcome) = self.outcome(result, stopped.as_ref()) else { return Ended::Lost };
         // A harness that was dropped in the middle of a checkpoint does not know whether it became durable.

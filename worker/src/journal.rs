@@ -1,7 +1,7 @@
 //! Journal: a run's checkpoints on their way into the ledger.
 
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use tracing::debug;
 
 use crate::attempt::{Attempt, note_iteration};
 use crate::metrics::METRICS;
+use crate::streaming::Streaming;
 
 /// The journal of one run, kept in the ledger.
 pub struct Journal {
@@ -27,6 +28,7 @@ pub struct Journal {
     timeout: Duration,
     /// The run's place in its trace.
     place: Option<Place>,
+    streaming: Arc<Streaming>,
 }
 
 impl Journal {
@@ -40,6 +42,7 @@ impl Journal {
             last: Mutex::new((Instant::now(), SystemTime::now())),
             timeout: attempt.worker.lease.duration(),
             place,
+            streaming: attempt.worker.streaming.clone(),
         }
     }
 
@@ -131,5 +134,9 @@ impl harness::Journal for Journal {
 
     fn event(&self, event: Event) {
         debug!(name = event.name, "event");
+    }
+
+    fn text(&self, text: &str) {
+        self.streaming.add(self.claim.job_id(), self.claim.session_key(), text);
     }
 }

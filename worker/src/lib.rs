@@ -26,12 +26,13 @@ mod worker;
 mod asked;
 mod heartbeat;
 
-// The pipeline of a slot. `attempt`, `fold` and `journal` are what its steps work with; `turn` and `slot` drive it.
+// The pipeline of a slot. `attempt`, `fold`, `journal` and `streaming` are what its steps work with; `turn` and `slot` drive it.
 mod intake;
 mod claim;
 mod attempt;
 mod fold;
 mod journal;
+mod streaming;
 mod refusal;
 mod execute;
 mod conclude;

@@ -24,6 +24,7 @@ use crate::mark::Mark;
 use crate::metrics::METRICS;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::streaming::Streaming;
 use crate::throughput::ThroughputWindow;
 use crate::worker::Worker;
 use crate::{heartbeat, slot};
@@ -124,14 +125,16 @@ impl Services {
         else {
             return Ok(None);
         };
+        let dispatch = Dispatch::new(
+            self.store.clone(),
+            self.publishing.clone(),
+            &settings.replying,
+            settings.replies.clone(),
+        );
         let worker = Arc::new(Worker {
             store: self.store.clone(),
-            dispatch: Dispatch::new(
-                self.store.clone(),
-                self.publishing.clone(),
-                &settings.replying,
-                settings.replies.clone(),
-            ),
+            streaming: Arc::new(Streaming::new(dispatch.clone(), settings.enable_streaming)),
+            dispatch,
             lease,
             mark: Mark::none(settings.slots),
             running,
@@ -150,6 +153,8 @@ impl Services {
         lifecycle.spawn("heartbeat", |end| async move { heartbeat::keep(&beating, end).await });
         let looking = worker.clone();
         lifecycle.spawn("look at the machine", |end| async move { looking.machine.keep(end).await });
+        let streaming = worker.streaming.clone();
+        lifecycle.spawn("streaming", |end| async move { streaming.keep(end).await });
         let relay = Relay::new(worker.dispatch.clone(), worker.settings.retention);
         lifecycle.spawn("relay", |end| async move { relay.run(end).await });
         let (store, broker) = (self.store.clone(), self.consuming.clone());

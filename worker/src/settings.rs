@@ -52,6 +52,10 @@ pub struct Args {
     /// fails its job as output_limit
     #[arg(long, env = "MAX_SESSION_BYTES", default_value = "16777216")]
     max_session_bytes: Setting<usize>,
+    /// Stream the text that running jobs write to those who follow them over the HTTP API
+    #[arg(long, env = "ENABLE_STREAMING", default_value = "false", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    enable_streaming: Setting<bool>,
     /// The pod's name, in Kubernetes
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -77,6 +81,7 @@ pub struct Settings {
     pub(crate) lease: Duration,
     pub(crate) ack_after: Duration,
     pub(crate) max_session_bytes: usize,
+    pub(crate) enable_streaming: bool,
     pub(crate) pod_name: Option<String>,
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
@@ -123,6 +128,7 @@ impl Args {
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
         let max_session_bytes =
             problems.within("MAX_SESSION_BYTES", self.max_session_bytes, 65_536..=64 << 20);
+        let enable_streaming = problems.take("ENABLE_STREAMING", self.enable_streaming);
         let retention = self.common.retention(problems);
         let max_message_bytes = self.common.max_message_bytes(problems);
         let replies = problems.check("REPLY_TO_ALLOW", self.common.reply_to_allow.parse());
@@ -154,6 +160,7 @@ impl Args {
             lease: Duration::from_secs(lease?),
             ack_after: Duration::from_secs(ack_after?),
             max_session_bytes: max_session_bytes?,
+            enable_streaming: enable_streaming?,
             pod_name: self.pod_name,
             retention: retention?,
             max_message_bytes: max_message_bytes?,

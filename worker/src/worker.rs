@@ -1,5 +1,7 @@
 //! What all slots of a process share.
 
+use std::sync::Arc;
+
 use dispatch::Dispatch;
 use store::Store;
 use tokio_util::sync::CancellationToken;
@@ -9,6 +11,7 @@ use crate::machine::Machine;
 use crate::mark::Mark;
 use crate::running::Running;
 use crate::settings::Settings;
+use crate::streaming::Streaming;
 use crate::throughput::ThroughputWindow;
 
 /// One worker process, as seen from a slot.
@@ -16,6 +19,8 @@ pub struct Worker {
     pub settings: Settings,
     pub store: Store,
     pub dispatch: Dispatch,
+    /// The text that running jobs stream.
+    pub streaming: Arc<Streaming>,
     pub lease: Lease,
     /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
     pub mark: Mark,

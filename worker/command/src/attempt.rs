@@ -142,6 +142,7 @@ impl Listener<'_> {
                     }
                 }
                 Message::Event(event) => self.run.event(event),
+                Message::Text(text) => self.run.text(&text),
                 Message::Cost(usage) => self.unpaid += usage,
                 Message::Result(output) => return LastMessage::Result(output),
                 Message::Error(failure) => return LastMessage::Error(failure),

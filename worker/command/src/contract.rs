@@ -61,6 +61,7 @@ pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
 pub(crate) enum Message {
     Checkpoint(Delta),
     Event(Event),
+    Text(String),
     Cost(Usage),
     Result(Json),
     Error(Failure),
@@ -105,6 +106,14 @@ struct EventLine {
     name: String,
     #[serde(default)]
     data: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TextLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    text: String,
 }
 
 #[derive(Deserialize)]
@@ -180,12 +189,14 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     let message = match kind {
         "checkpoint" => body::<CheckpointLine>(kind, text).map(CheckpointLine::message),
         "event" => body::<EventLine>(kind, text).map(EventLine::message),
+        "text" => body::<TextLine>(kind, text).map(|line| Message::Text(line.text)),
         "cost" => body::<CostLine>(kind, text).map(CostLine::message),
         "result" => body::<ResultLine>(kind, text).map(|line| Message::Result(line.output)),
         "error" => body::<ErrorLine>(kind, text).map(ErrorLine::message),
-        unknown => {
-            Err(format!("type: got {}, expected checkpoint, event, cost, result or error", quote(unknown)))
-        }
+        unknown => Err(format!(
+            "type: got {}, expected checkpoint, event, text, cost, result or error",
+            quote(unknown)
+        )),
     };
     message.map(Some).map_err(protocol)
 }
@@ -280,6 +291,8 @@ mod tests {
         );
         let event = Event::new("tool", Value::Null);
         assert_eq!(read(r#"{"type":"event","name":"tool"}"#).unwrap(), Some(Message::Event(event)));
+        let text = Message::Text("a\n".to_owned());
+        assert_eq!(read(r#"{"type":"text","text":"a\n"}"#).unwrap(), Some(text));
         let cost = Usage { input_tokens: 3, ..Usage::default() };
         assert_eq!(read(r#"{"type":"cost","input_tokens":3}"#).unwrap(), Some(Message::Cost(cost)));
         assert_eq!(read(r#"{"type":"result"}"#).unwrap(), Some(Message::Result(Json::null())));
@@ -309,6 +322,7 @@ mod tests {
             (r#"{"type":"checkpoint","iterations":1.5}"#, "checkpoint.iterations: invalid type"),
             (r#"{"type":"cost","input_tokens":"3"}"#, "cost.input_tokens: invalid type"),
             (r#"{"type":"event"}"#, "event: missing field `name`"),
+            (r#"{"type":"text","text":1}"#, "text.text: invalid type"),
             (r#"{"type":"error"}"#, "error: missing field `message`"),
         ] {
             let failure = read(line).unwrap_err();

@@ -71,6 +71,7 @@
 //! | `checkpoint` | `memory`, `feature_progress` (none): JSON merge patches, RFC 7396; `context_window` (`[]`): entries to append; `replace_context` (false): they replace the window; `iterations` (1); `cost_usd`, `input_tokens`, `output_tokens` (0) | saves progress; durable before the worker looks at the next line |
 //! | `cost` | `cost_usd`, `input_tokens`, `output_tokens` (0) | usage since the last `cost` or `checkpoint`; added to the next checkpoint, or to a last one at the end, however the attempt ends |
 //! | `event` | `name`; `data` (null) | shown to those who watch the job; not kept |
+//! | `text` | `text` | streamed to those who follow the job, if the worker's `ENABLE_STREAMING` is on, as it is written; not kept, and what is more than 64 KiB within 25 ms may be dropped |
 //! | `result` | `output` (null) | the last word: the job's output |
 //! | `error` | `message`; `retryable` (false) | the last word: the attempt failed |
 //!

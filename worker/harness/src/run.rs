@@ -43,6 +43,9 @@ pub trait Journal: Send + Sync {
 
     /// Shows progress. Never blocks; an event may be dropped.
     fn event(&self, event: Event);
+
+    /// Streams text to those who follow the job. Never blocks; text may be dropped, and is not kept.
+    fn text(&self, text: &str);
 }
 
 /// One attempt at a job, seen from the inside.
@@ -187,6 +190,11 @@ impl Run {
     /// Shows progress.
     pub fn event(&self, event: Event) {
         self.journal.event(event);
+    }
+
+    /// Streams text, as a model writes it.
+    pub fn text(&self, text: &str) {
+        self.journal.text(text);
     }
 
     /// Resolves when the run must stop at once. Never resolves if nothing is left that could ask for a stop.

@@ -12,7 +12,7 @@
 //! … or only their number: `{"count": 8, "delay_ms": 100}`.
 //!
 //! An iteration waits. Then it fails if it has `fail`: in every attempt, or in the first `fail.attempts` if that is
-//! given. Otherwise it checkpoints: one iteration, one context entry `{"role": "assistant", "content": say}`, the
+//! given. Otherwise it streams `say`, if that is given, and checkpoints: one iteration, one context entry `{"role": "assistant", "content": say}`, the
 //! patches and the usage. The output is a summary unless one is given.
 //!
 //! **Resume.** The checkpoint of each iteration also notes `feature_progress[<job_id>] = {"done": 3, "total": 8}`. So a
@@ -94,6 +94,9 @@ impl Harness for Scripted {
             wait(run, iteration.delay_ms).await?;
             if let Some(failure) = iteration.failure(run.task().attempt) {
                 return Err(failure.into());
+            }
+            if let Some(say) = &iteration.say {
+                run.text(say);
             }
             let progress = Progress { done: at + 1, total };
             let delta = iteration.delta(&progress, run);

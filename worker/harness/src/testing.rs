@@ -17,6 +17,7 @@ type Hook = Box<dyn Fn(usize) -> Result<(), Stop> + Send + Sync>;
 pub struct MemoryJournal {
     deltas: Mutex<Vec<Delta>>,
     events: Mutex<Vec<Event>>,
+    text: Mutex<String>,
     count: watch::Sender<usize>,
     hook: Hook,
     slow: Duration,
@@ -33,8 +34,9 @@ impl MemoryJournal {
         slow: Duration,
         hook: impl Fn(usize) -> Result<(), Stop> + Send + Sync + 'static,
     ) -> Arc<MemoryJournal> {
-        let (deltas, events) = (Mutex::default(), Mutex::default());
-        Arc::new(MemoryJournal { deltas, events, count: watch::Sender::new(0), hook: Box::new(hook), slow })
+        let (deltas, events, text) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (count, hook) = (watch::Sender::new(0), Box::new(hook));
+        Arc::new(MemoryJournal { deltas, events, text, count, hook, slow })
     }
 
     /// Returns the checkpoints so far.
@@ -45,6 +47,11 @@ impl MemoryJournal {
     /// Returns the events so far.
     pub fn events(&self) -> Vec<Event> {
         locked(&self.events).clone()
+    }
+
+    /// Returns the text so far.
+    pub fn text(&self) -> String {
+        locked(&self.text).clone()
     }
 
     /// Resolves at the `count`-th checkpoint or event; the two are counted together.
@@ -71,6 +78,10 @@ impl Journal for MemoryJournal {
     fn event(&self, event: Event) {
         locked(&self.events).push(event);
         self.count.send_modify(|count| *count += 1);
+    }
+
+    fn text(&self, text: &str) {
+        locked(&self.text).push_str(text);
     }
 }
 
