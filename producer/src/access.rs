@@ -3,6 +3,8 @@
 mod api_key;
 mod cache;
 mod keys;
+mod ticket;
 
 pub use api_key::{ApiKey, BadKey};
 pub use keys::{Keys, Refused, Wanted, create_key};
+pub use ticket::{VALID_FOR, create_ticket, take_ticket};

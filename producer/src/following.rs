@@ -1,98 +1,166 @@
-//! Following: callers that wait for jobs' ends share one question to Postgres, however many they are.
+//! Following jobs and sessions: there is one way for all that wait for an end or watch a stream, and one question to
+//! Postgres for all of them.
+//!
+//! The fleet's processes announce which jobs their transactions have changed. An announcement is a hint that a job is to
+//! be read again; what is shown is read from the ledger. All that is followed is read every two seconds in any case, so
+//! that an end comes although its announcement was lost, or RabbitMQ is away.
+//!
+//! A follower costs a place in a list and a bounded queue: no connection, query or binding of its own. It is
+//! registered first, and what it follows is read after that, so that no change is missed in between. A follower that
+//! does not keep up is cut off.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+mod reader;
+mod sequence;
+mod topics;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use job::{JobId, JobState, Trouble};
-use store::{Store, StoreError};
-use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use job::{JobId, SessionKey, TextPiece};
+use queue::Shards;
+use store::{JobView, LiveJob, Step, StepPlace};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, timeout_at};
 
-/// The pause between two questions, while someone waits.
-const EVERY: Duration = Duration::from_millis(100);
-/// The pause is at least so many times as long as the question took: where many wait, Postgres has other work as well.
-const REST: u32 = 5;
-/// Jobs that are asked for at once.
-const CHUNK: usize = 5_000;
-/// A question that takes longer is asked again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+pub use sequence::{Event, Position, Sequence};
+use topics::Topics;
 
-type Waiting = HashMap<JobId, Vec<oneshot::Sender<JobState>>>;
+/// How long a stream waits at its beginning until the text of its shard comes.
+const TEXT_COMES_WITHIN: Duration = Duration::from_secs(1);
 
-/// The callers that wait, by job; clones share them.
-#[derive(Clone, Default)]
+/// What is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Followed {
+    /// A job.
+    Job(JobId),
+    /// All jobs of a session.
+    Session(SessionKey),
+}
+
+/// What a follower wants, and on whose behalf.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// What is followed.
+    pub followed: Followed,
+    /// Checkpoints behind this place.
+    pub behind: StepPlace,
+    /// Ends since this time, in milliseconds of the Unix epoch; of sessions.
+    pub since: Option<i64>,
+    /// The shard of the text that it wants, if any.
+    pub text: Option<u8>,
+    /// The key that has to stay valid; empty where there are no keys.
+    pub key_id: String,
+}
+
+/// What was read at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// When, by Postgres's clock, in milliseconds of the Unix epoch.
+    pub at: i64,
+    /// The jobs that have not ended.
+    pub live: Vec<LiveJob>,
+    /// Checkpoints, in order. Some may have been seen before.
+    pub steps: Vec<Step>,
+    /// Jobs that have ended. Some may have been seen before.
+    pub ended: Vec<Arc<JobView>>,
+}
+
+/// What comes to a follower.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// What was read.
+    Seen(Arc<Seen>),
+    /// Text that a job streams.
+    Text(Arc<TextPiece>),
+}
+
+/// All that is followed in this process; clones share it.
+#[derive(Clone)]
 pub struct Following {
-    waiting: Arc<Mutex<Waiting>>,
-    begun: Arc<Notify>,
+    topics: Arc<Mutex<Topics>>,
+    due: Arc<Notify>,
+    shards: Shards,
+}
+
+/// One follower. Dropping it ends the following.
+pub struct Follower {
+    following: Following,
+    followed: Followed,
+    id: u64,
+    news: mpsc::Receiver<News>,
+    /// Bytes of text that wait here.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Following {
+    /// Nothing is followed yet. The text of these shards can be had.
+    pub fn new(shards: Shards) -> Following {
+        Following { topics: Arc::default(), due: Arc::default(), shards }
+    }
+
+    /// Follows from now on. What there is comes first.
+    pub async fn follow(&self, wish: Wish) -> Follower {
+        let (followed, text) = (wish.followed.clone(), wish.text);
+        let waiting = Arc::<AtomicUsize>::default();
+        let (id, news, wanted) = self.lock().enter(wish, waiting.clone());
+        // From here on its end takes it out of the list again.
+        let follower = Follower { following: self.clone(), followed, id, news, waiting };
+        if let Some(shard) = text {
+            self.shards.want(wanted);
+            self.shards.comes(shard, TEXT_COMES_WITHIN).await;
+        }
+        self.due.notify_one();
+        follower
+    }
+
     /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does
     /// not know yet is waited for as well.
-    pub async fn end_of(&self, job_id: JobId, until: Instant) -> Option<JobState> {
-        let (sender, ended) = oneshot::channel();
-        self.lock().entry(job_id).or_default().push(sender);
-        self.begun.notify_one();
-        timeout_at(until, ended).await.ok()?.ok()
-    }
-
-    /// Asks Postgres while someone waits, until `end` is cancelled.
-    pub async fn run(self, store: Store, end: CancellationToken) {
-        let mut trouble = Trouble::default();
-        let asking = async {
-            loop {
-                let jobs = self.still_waiting();
-                if jobs.is_empty() {
-                    self.begun.notified().await;
-                    continue;
-                }
-                let begun = Instant::now();
-                for chunk in jobs.chunks(CHUNK) {
-                    let answer = timeout(ANSWER_WITHIN, store.ended_among(chunk)).await;
-                    match answer.unwrap_or_else(|_| Err(StoreError::unavailable("no answer in time"))) {
-                        Ok(ended) => {
-                            trouble.ends();
-                            self.note(&ended);
-                        }
-                        Err(error) if trouble.begins() => {
-                            warn!(
-                                cause = error.as_dyn(),
-                                "jobs that callers wait for cannot be read, retrying"
-                            );
-                        }
-                        Err(_) => {}
+    pub async fn end_of(&self, job_id: JobId, until: Instant) -> Option<Arc<JobView>> {
+        let wish = Wish {
+            followed: Followed::Job(job_id),
+            behind: StepPlace::END,
+            since: None,
+            text: None,
+            key_id: String::new(),
+        };
+        let mut follower = self.follow(wish).await;
+        loop {
+            match timeout_at(until, follower.next()).await.ok()?? {
+                News::Seen(seen) => {
+                    if let Some(view) = seen.ended.first() {
+                        return Some(view.clone());
                     }
                 }
-                sleep(EVERY.max(begun.elapsed() * REST)).await;
-            }
-        };
-        end.run_until_cancelled(asking).await.unwrap_or(())
-    }
-
-    /// Forgets the callers that wait no more.
-    fn still_waiting(&self) -> Vec<JobId> {
-        let mut waiting = self.lock();
-        waiting.retain(|_, callers| {
-            callers.retain(|caller| !caller.is_closed());
-            !callers.is_empty()
-        });
-        waiting.keys().copied().collect()
-    }
-
-    fn note(&self, ended: &[(JobId, JobState)]) {
-        let mut waiting = self.lock();
-        for (job_id, state) in ended {
-            for caller in waiting.remove(job_id).into_iter().flatten() {
-                // It may have stopped waiting just now.
-                let _ = caller.send(*state);
+                News::Text(_) => {}
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Topics> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follower {
+    /// Returns its number, which no other one of this process has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Waits for what comes next; `None` when it was cut off, or nothing comes any more.
+    pub async fn next(&mut self) -> Option<News> {
+        let news = self.news.recv().await;
+        if let Some(News::Text(piece)) = &news {
+            self.waiting.fetch_sub(piece.text.len(), Ordering::Relaxed);
+        }
+        news
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let wanted = self.following.lock().leave(&self.followed, self.id);
+        self.following.shards.want(wanted);
     }
 }

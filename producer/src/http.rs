@@ -19,6 +19,8 @@ mod jobs;
 mod batch;
 mod lists;
 mod removal;
+mod events;
+mod tickets;
 mod router;
 mod server;
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use dispatch::Dispatch;
 use job::{Limits, ReplyRule};
+use store::Clock;
 use tokio_util::sync::CancellationToken;
 
 pub use auth::Auth;
@@ -60,9 +63,18 @@ pub struct Door {
 type Shared = axum::extract::State<Arc<Door>>;
 
 impl Door {
+    fn clock(&self) -> Result<Clock, Problem> {
+        self.pulse.clock().ok_or_else(Problem::unavailable)
+    }
+
+    /// Postgres's time, in milliseconds of the Unix epoch.
+    fn now_unix_ms(&self) -> Result<u64, Problem> {
+        Ok(self.clock()?.now_unix_ms())
+    }
+
     /// What jobs are measured by at this moment.
     fn limits(&self) -> Result<Limits, Problem> {
-        let clock = self.pulse.clock().ok_or_else(Problem::unavailable)?;
+        let clock = self.clock()?;
         Ok(IntakeLimits::new(clock, self.max_bytes, self.retention, self.replies.clone()).current())
     }
 }

@@ -66,6 +66,14 @@ impl Api {
         Api { key: Some(format!("Bearer {key}")), ..self.clone() }
     }
 
+    pub(crate) fn agent(&self) -> Agent {
+        self.agent.clone()
+    }
+
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// Its address.
     pub fn base(&self) -> &str {
         &self.base

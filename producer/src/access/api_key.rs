@@ -99,7 +99,7 @@ impl ApiKey {
 }
 
 /// Returns random characters of the alphabet. A byte from 248 on is left out, so that each character is equally likely.
-fn random<const N: usize>() -> Result<String, getrandom::Error> {
+pub(super) fn random<const N: usize>() -> Result<String, getrandom::Error> {
     let mut text = String::with_capacity(N);
     while text.len() < N {
         let mut bytes = [0; 2 * SECRET];

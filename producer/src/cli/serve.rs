@@ -93,7 +93,8 @@ impl Serve {
         lifecycle.open(&admin, readiness).await?;
         let (stop, bound) = (context.stop.clone(), server.address()?);
         let (handed_over, publisher) = Publishing::new(dispatch.clone());
-        let following = Following::default();
+        let listener = dispatch.broker.listener();
+        let following = Following::new(listener.shards());
         let keys = Arc::new(Keys::new(ledger.store.clone()));
         let door = Arc::new(Door {
             dispatch: dispatch.clone(),
@@ -110,7 +111,8 @@ impl Serve {
         });
         let store = ledger.store.clone();
         lifecycle.spawn("publishing", |end| publisher.run(end));
-        lifecycle.spawn("following", |end| following.run(store, end));
+        let clock = pulse.clone();
+        lifecycle.spawn("following", |end| following.run(store, clock, listener, end));
         lifecycle.spawn("uses of keys", |end| async move {
             keys.keep_uses(&format!("serve {bound}"), &end).await
         });

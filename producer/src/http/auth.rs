@@ -32,6 +32,29 @@ impl Principal {
         if self.0.key_id.is_empty() { "without a key" } else { &self.0.key_id }
     }
 
+    /// The holder of a ticket.
+    pub fn of_ticket(taken: store::Principal) -> Principal {
+        Principal(taken)
+    }
+
+    /// The caller of a request with these headers.
+    pub async fn of_headers(headers: &HeaderMap, door: &Door) -> Result<Principal, Problem> {
+        match headers.get(AUTHORIZATION) {
+            Some(given) => of_key(&door.keys, given).await,
+            None => door.auth.without_key(headers),
+        }
+    }
+
+    /// The id of the key that was shown; empty where there are no keys.
+    pub fn key_id(&self) -> &str {
+        &self.0.key_id
+    }
+
+    /// Who asks, as operations know it.
+    pub fn inner(&self) -> &store::Principal {
+        &self.0
+    }
+
     /// Whether this is allowed.
     pub fn may(&self, scope: Scope) -> bool {
         self.0.scopes.has(scope)
@@ -110,10 +133,7 @@ impl FromRequestParts<Arc<Door>> for Principal {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, door: &Arc<Door>) -> Result<Principal, Problem> {
-        match parts.headers.get(AUTHORIZATION) {
-            Some(given) => of_key(&door.keys, given).await,
-            None => door.auth.without_key(&parts.headers),
-        }
+        Principal::of_headers(&parts.headers, door).await
     }
 }
 

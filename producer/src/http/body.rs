@@ -11,6 +11,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use job::shown;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::problem::{Kind, Problem};
@@ -72,6 +74,14 @@ pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes,
         Ok(Err(_)) => Err(Problem::new(Kind::Malformed, "the body did not arrive whole").at("body")),
         Err(_) => Err(too_slow()),
     }
+}
+
+/// Reads the fields of a body.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
+    let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
+    serde_json::from_str::<&RawValue>(text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+    serde_json::from_str(text).map_err(|error| Problem::invalid("body", shown(&error.to_string())))
 }
 
 /// The answer to a body that is larger than this.

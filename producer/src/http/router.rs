@@ -11,8 +11,9 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, jobs, lists, metrics, removal};
+use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,7 +27,7 @@ use super::{Door, batch, body, jobs, lists, metrics, removal};
         (name = "fleet", description = "Pools and workers")
     ),
     security(("key" = [])),
-    components(schemas(Problem))
+    components(schemas(Problem, StateEvent, IterationEvent, TextEvent, GapEvent))
 )]
 struct Document;
 
@@ -71,9 +72,12 @@ pub fn router(door: Arc<Door>) -> Router {
             .merge(batch::routes())
             .merge(lists::routes())
             .merge(removal::routes())
+            .merge(events::routes())
+            .merge(tickets::routes())
             .split_for_parts()
     };
     complete(&mut document);
+    metrics::register();
     routes
         .merge(SwaggerUi::new("/docs").url("/v1/openapi.json", document))
         .fallback(|uri: Uri| async move {

@@ -10,6 +10,7 @@ use anyhow::Context;
 use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use socket2::SockRef;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,6 +21,9 @@ const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(15);
 /// open for 60 s (nginx, load balancers), which would otherwise send a request into a connection that is being
 /// closed.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
+/// How long a client may take nothing of what it is sent: one that reads no more would otherwise hold its connection, and
+/// what waits for it, for ever.
+const TAKEN_WITHIN: Duration = Duration::from_secs(15);
 /// How long requests may take when the process is asked to stop.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// How often the certificate's files are looked at.
@@ -85,6 +89,10 @@ impl Server {
         };
         let listener = std::net::TcpListener::bind(address)
             .with_context(|| format!("binding the API's port {address} (set API_ADDR to another one)"))?;
+        // Connections have it from the listener.
+        SockRef::from(&listener)
+            .set_tcp_user_timeout(Some(TAKEN_WITHIN))
+            .context("setting the timeout of connections")?;
         Ok(Server { listener, tls })
     }
 

@@ -7,6 +7,7 @@
 mod scope;
 mod tenants;
 mod keys;
+mod tickets;
 mod log;
 
 pub use keys::{FoundKey, KeyUse, KeyView, NewKey, RevokedKey};
@@ -14,3 +15,4 @@ pub use log::LogRow;
 pub(crate) use log::logged;
 pub use scope::{Principal, Scope, Scopes, UnknownScope};
 pub use tenants::{ChangedTenant, TenantChange, TenantView};
+pub use tickets::NewTicket;

@@ -2,6 +2,7 @@
 
 mod jobs;
 mod idempotency;
+mod events;
 mod bad_input;
 mod batch;
 mod guide;

@@ -112,6 +112,7 @@ const FIND: &str = "
       FROM harness_api_keys k LEFT JOIN harness_tenants t ON t.name = k.tenant
      WHERE k.id = $1";
 
+/// Whether `k` is a key that is valid now.
 macro_rules! live {
     () => {
         "(k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
@@ -119,6 +120,9 @@ macro_rules! live {
     };
 }
 
+pub(super) use live;
+
+/// Tickets are no keys that people look at.
 const LIST: &str = concat!(
     "SELECT id, tenant, scopes, label, ",
     live!(),
@@ -132,8 +136,10 @@ const LIST: &str = concat!(
     rfc3339!("last_used_at"),
     " FROM harness_api_keys k WHERE ($1::text IS NULL OR tenant = $1) AND ($2 OR ",
     live!(),
-    ") ORDER BY tenant, created_at, id"
+    ") AND id < '~' ORDER BY tenant, created_at, id"
 );
+
+const AMONG: &str = concat!("SELECT k.id FROM harness_api_keys k WHERE k.id = ANY($1::text[]) AND ", live!());
 
 /// One row of the log for each key. Rows of keys are locked in order, because another process may note the same ones.
 const NOTE_USES: &str = concat!(
@@ -193,6 +199,12 @@ impl Store {
             closed: row.get(4),
             valid_for: read_millis(row, 5),
         }))
+    }
+
+    /// Returns those of these keys that are valid now.
+    pub async fn live_keys(&self, ids: &[String]) -> Result<Vec<String>, StoreError> {
+        let rows = query_within(FIND_BOUND, &self.pool, "live_keys", AMONG, &[&ids]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Returns keys by tenant and age: those that are valid now, or all of them.

@@ -99,7 +99,7 @@ const EXISTS: &str = "SELECT FROM harness_tenants WHERE name = $1";
 
 const LIST: &str = concat!(
     "SELECT name, weight::bigint, max_running::bigint, max_waiting::bigint, rate_per_s::float8, burst::bigint,
-            (SELECT count(*) FROM harness_api_keys k WHERE k.tenant = t.name AND k.revoked_at IS NULL
+            (SELECT count(*) FROM harness_api_keys k WHERE k.tenant = t.name AND k.id < '~' AND k.revoked_at IS NULL
                 AND (k.expires_at IS NULL OR k.expires_at > now())), ",
     rfc3339!("created_at"),
     ", ",

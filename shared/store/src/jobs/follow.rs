@@ -101,9 +101,13 @@ const STEPS_BEHIND: &str = "
             ORDER BY c.epoch, c.ordinal LIMIT 100) c
      ORDER BY t.ordinality, c.epoch, c.ordinal";
 
-const HAS_SESSION: &str = "
-    SELECT EXISTS (SELECT FROM harness_sessions WHERE session_id = $1)
-        OR EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
+/// A session has no row before its first job is claimed.
+const LAST_PLACE: &str = "
+    SELECT c.epoch, c.ordinal
+      FROM (SELECT WHERE EXISTS (SELECT FROM harness_sessions WHERE session_id = $1)
+                      OR EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)) there
+      LEFT JOIN LATERAL (SELECT epoch, ordinal FROM harness_checkpoints WHERE session_id = $1
+                          ORDER BY epoch DESC, ordinal DESC LIMIT 1) c ON true";
 
 impl StepPlace {
     /// Before the first checkpoint.
@@ -162,10 +166,18 @@ impl Store {
         Ok(steps)
     }
 
-    /// Whether there is a session of this key, or a live job that will make one.
-    pub async fn has_session(&self, session: &SessionKey) -> Result<bool, StoreError> {
-        let rows = query(&self.pool, "has_session", HAS_SESSION, &[&session.as_str()]).await?;
-        Ok(rows.iter().any(|row| row.get(0)))
+    /// Returns the place of the last checkpoint of a session; `None` if there is neither a session of this key nor a
+    /// live job that will make one.
+    pub async fn last_place(&self, session: &SessionKey) -> Result<Option<StepPlace>, StoreError> {
+        let rows = query(&self.pool, "last_place", LAST_PLACE, &[&session.as_str()]).await?;
+        let place = |row: &Row| {
+            let start = StepPlace::START;
+            StepPlace {
+                epoch: row.get::<_, Option<i64>>(0).unwrap_or(start.epoch),
+                ordinal: row.get::<_, Option<i32>>(1).unwrap_or(start.ordinal),
+            }
+        };
+        Ok(rows.first().map(place))
     }
 }
 

@@ -140,11 +140,14 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/jobs/batch",
         "/v1/jobs/{id}",
         "/v1/jobs/{id}/cancel",
+        "/v1/jobs/{id}/events",
         "/v1/jobs/{id}/redrive",
         "/v1/jobs/{id}/why",
         "/v1/pools",
         "/v1/sessions",
         "/v1/sessions/{id}",
+        "/v1/sessions/{id}/events",
+        "/v1/tickets",
         "/v1/workers",
     ];
     assert_eq!(paths, expected.into());

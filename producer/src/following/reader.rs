@@ -1,0 +1,235 @@
+//! Reads what is followed: at once what was announced, and all of it every two seconds.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use job::{JobId, Name, SessionKey, Trouble, decode_changes, decode_text};
+use queue::{Announced, Listener};
+use store::{JobView, LiveJob, StepsOf, Store, StoreError};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::topics::{Question, Reading};
+use super::{Followed, Following, Seen};
+use crate::pulse::Pulse;
+
+/// How often all of it is read, and how often while no announcements come.
+const EVERY: Duration = Duration::from_secs(2);
+const EVERY_UNANNOUNCED: Duration = Duration::from_millis(500);
+/// The pause between two questions, in which announcements gather.
+const WINDOW: Duration = Duration::from_millis(10);
+/// The pause is at least so many times as long as the question took: Postgres has other work as well.
+const REST: u32 = 2;
+/// A question that takes longer is asked again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is asked whether the keys of followers are still valid: a revoked key ends its streams within 5 s.
+const KEYS_EVERY: Duration = Duration::from_secs(2);
+/// A job's end has the time at which its transaction began, and is seen when that is committed.
+const COMMITTED_WITHIN_MS: i64 = 15_000;
+
+impl Following {
+    /// Reads until `end` is cancelled.
+    pub async fn run(self, store: Store, pulse: Pulse, mut listener: Listener, end: CancellationToken) {
+        let listens = listener.listens();
+        let hearing = async {
+            while let Some((to, body)) = listener.next().await {
+                self.hear(to, &body);
+            }
+        };
+        let reading = async {
+            let (mut trouble, mut swept) = (Trouble::default(), Instant::now());
+            loop {
+                let every = if *listens.borrow() { EVERY } else { EVERY_UNANNOUNCED };
+                let rest = every.saturating_sub(swept.elapsed());
+                if rest.is_zero() {
+                    self.lock().sweep();
+                    swept = Instant::now();
+                }
+                if !self.lock().is_due() {
+                    let _ = timeout(rest, self.due.notified()).await;
+                    continue;
+                }
+                let begun = Instant::now();
+                let questions = self.lock().questions();
+                self.read(&store, &pulse, questions, &mut trouble).await;
+                sleep(WINDOW.max(begun.elapsed() * REST)).await;
+            }
+        };
+        let checking = async {
+            loop {
+                sleep(KEYS_EVERY).await;
+                let keys = self.lock().keys();
+                // While Postgres is away nothing is shown either.
+                if !keys.is_empty()
+                    && let Ok(Ok(live)) = timeout(ANSWER_WITHIN, store.live_keys(&keys)).await
+                {
+                    let gone = keys.into_iter().filter(|key| !live.contains(key)).collect::<HashSet<_>>();
+                    if !gone.is_empty() {
+                        self.lock().cut_off(&gone);
+                    }
+                }
+            }
+        };
+        end.run_until_cancelled(async { tokio::join!(hearing, reading, checking) }).await;
+    }
+
+    fn hear(&self, to: Announced, body: &[u8]) {
+        match to {
+            Announced::Changes => {
+                // What cannot be read is of a later version; the next reading finds what it was about.
+                let changes = decode_changes(body).unwrap_or_default();
+                if self.lock().hear(changes) {
+                    self.due.notify_one();
+                }
+            }
+            Announced::Text { .. } => {
+                if let Some(piece) = decode_text(body) {
+                    self.lock().hear_text(piece);
+                }
+            }
+        }
+    }
+
+    async fn read(&self, store: &Store, pulse: &Pulse, questions: Vec<Question>, trouble: &mut Trouble) {
+        let now = pulse.clock().map_or_else(SystemTime::now, |clock| clock.now());
+        let at = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let read = timeout(ANSWER_WITHIN, ask(store, at, &questions)).await;
+        match read.unwrap_or_else(|_| Err(StoreError::unavailable("no answer in time"))) {
+            Ok(readings) => {
+                trouble.ends();
+                let mut topics = self.lock();
+                for (question, reading) in questions.into_iter().zip(readings) {
+                    topics.tell(question, reading);
+                }
+            }
+            Err(error) => {
+                if trouble.begins() {
+                    warn!(cause = error.as_dyn(), "followed jobs cannot be read, retrying");
+                }
+                self.lock().unread(questions);
+                sleep(EVERY_UNANNOUNCED).await;
+            }
+        }
+    }
+}
+
+/// Asks about all of them together. Live jobs first: one that ends in between is then found among the ended.
+async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Reading>, StoreError> {
+    let (mut jobs, mut sessions) = (Vec::new(), Vec::new());
+    for question in questions {
+        match &question.followed {
+            Followed::Job(job_id) => jobs.push(*job_id),
+            Followed::Session(session) => sessions.push(session.clone()),
+        }
+    }
+    let live = if jobs.is_empty() { Vec::new() } else { store.live_jobs(&jobs).await? };
+    let live: HashMap<JobId, LiveJob> = live.into_iter().map(|job| (job.job_id, job)).collect();
+    let (mut live_of, mut versions) = (HashMap::<SessionKey, Vec<LiveJob>>::new(), HashMap::new());
+    if !sessions.is_empty() {
+        versions.extend(store.session_versions(&sessions).await?);
+        for job in store.live_jobs_of(&sessions).await? {
+            live_of.entry(job.session.clone()).or_default().push(job);
+        }
+    }
+
+    let mut missing: Vec<JobId> = jobs.into_iter().filter(|id| !live.contains_key(id)).collect();
+    for question in questions {
+        if let Followed::Session(session) = &question.followed {
+            let live = live_of.get(session).map(Vec::as_slice).unwrap_or_default();
+            missing.extend(question.known.iter().filter(|id| !live.iter().any(|job| job.job_id == **id)));
+        }
+    }
+    let mut ended = Ended::default();
+    ended.read(store, missing).await?;
+    // Jobs may have come and gone since the last reading without an announcement that arrived.
+    let mut unknown = Vec::new();
+    for question in questions {
+        if let Followed::Session(session) = &question.followed {
+            let version = versions.get(session).copied().unwrap_or(0);
+            let known = ended.of(session).len() as i64;
+            if question.version.is_none_or(|last| version - last > known) {
+                unknown.push((session.clone(), question.since));
+            }
+        }
+    }
+    if !unknown.is_empty() {
+        let found = store.ended_since(&unknown).await?;
+        ended.read(store, found).await?;
+    }
+
+    let mut readings = Vec::with_capacity(questions.len());
+    let (mut wanted, mut steps_of) = (Vec::new(), Vec::new());
+    for (number, question) in questions.iter().enumerate() {
+        let mut seen = Seen { at, ..Seen::default() };
+        let (mut session, mut job_id, mut version) = (None, None, None);
+        match &question.followed {
+            Followed::Job(id) => {
+                job_id = Some(*id);
+                seen.live.extend(live.get(id).cloned());
+                seen.ended.extend(ended.jobs.get(id).cloned());
+                let begun = seen.live.first().filter(|job| job.begun).map(|job| job.session.clone());
+                let worked = seen.ended.first().filter(|view| view.iterations > 0);
+                session = begun.or_else(|| session_of(worked?));
+            }
+            Followed::Session(key) => {
+                seen.live = live_of.remove(key).unwrap_or_default();
+                seen.ended = ended.of(key).to_vec();
+                version = Some(versions.get(key).copied().unwrap_or(0));
+                if question.is_first || !seen.ended.is_empty() || seen.live.iter().any(|job| job.begun) {
+                    session = Some(key.clone());
+                }
+            }
+        }
+        // One that waits for an end alone wants none.
+        if let Some(session) = session.filter(|_| question.behind != store::StepPlace::END) {
+            wanted.push(StepsOf { session, job_id, behind: question.behind });
+            steps_of.push(number);
+        }
+        readings.push(Reading { seen, version, since: at - COMMITTED_WITHIN_MS });
+    }
+    if !wanted.is_empty() {
+        for (number, steps) in steps_of.into_iter().zip(store.steps(&wanted).await?) {
+            readings[number].seen.steps = steps;
+        }
+    }
+    Ok(readings)
+}
+
+/// Jobs that have ended, by their ids and by their sessions.
+#[derive(Default)]
+struct Ended {
+    jobs: HashMap<JobId, Arc<JobView>>,
+    sessions: HashMap<SessionKey, Vec<Arc<JobView>>>,
+}
+
+impl Ended {
+    /// Adds those of these jobs that have ended.
+    async fn read(&mut self, store: &Store, mut jobs: Vec<JobId>) -> Result<(), StoreError> {
+        jobs.retain(|job_id| !self.jobs.contains_key(job_id));
+        jobs.sort_unstable();
+        jobs.dedup();
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let views = store.jobs(&jobs).await?;
+        for view in views.into_iter().filter(|view| view.state.is_end()).map(Arc::new) {
+            if let Some(session) = session_of(&view) {
+                self.sessions.entry(session).or_default().push(view.clone());
+            }
+            self.jobs.insert(view.job_id, view);
+        }
+        Ok(())
+    }
+
+    fn of(&self, session: &SessionKey) -> &[Arc<JobView>] {
+        self.sessions.get(session).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// The key of an ended job's session. A job that was cancelled before it was seen has none.
+fn session_of(view: &JobView) -> Option<SessionKey> {
+    let name: Name = view.session_id.parse().ok()?;
+    Some(SessionKey::new(&view.tenant, &name))
+}

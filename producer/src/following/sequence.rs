@@ -1,0 +1,313 @@
+//! What was read, as events in order. Each event that can be resumed from has an id that rises. Pure.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use job::{JobId, JobState};
+use store::{JobView, LiveJob, Step, StepPlace};
+
+use super::Seen;
+
+/// Ended jobs that a session's stream remembers, so that it shows no end twice.
+const REMEMBERED: usize = 256;
+
+/// How far a stream has come, as the id of its last event. It holds all that is needed to go on at any door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Rises with each event: at least the time at which its state was read, in milliseconds of the Unix epoch.
+    pub at: i64,
+    /// The last checkpoint that was shown.
+    pub place: StepPlace,
+    /// Iterations of the job that were shown or are known to be gone; -1 if the job was joined in the middle.
+    pub shown: i64,
+    /// The job that is meant by `shown`, in a session's stream.
+    pub job_id: Option<JobId>,
+}
+
+/// Something that a stream shows.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A job's state.
+    State(LiveJob),
+    /// A checkpoint.
+    Iteration(Step),
+    /// So many iterations of a job cannot be shown any more.
+    Gap(JobId, i64),
+    /// A job's end.
+    End(Arc<JobView>),
+}
+
+/// The events of one stream.
+pub struct Sequence {
+    position: Position,
+    /// The job that the stream is about; `None` if it is about a session.
+    job_id: Option<JobId>,
+    states: HashMap<JobId, (JobState, i32)>,
+    shown: HashMap<JobId, i64>,
+    ended: VecDeque<JobId>,
+    /// Whether jobs that run at the first reading are joined in the middle.
+    joins: bool,
+}
+
+impl Position {
+    /// Before everything.
+    pub const START: Position = Position { at: 0, place: StepPlace::START, shown: 0, job_id: None };
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Position { at, place: StepPlace { epoch, ordinal }, shown, job_id } = self;
+        write!(f, "{at}.{epoch}.{ordinal}.{shown}")?;
+        job_id.map_or(Ok(()), |job_id| write!(f, ".{job_id}"))
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Position, String> {
+        let read = || {
+            let mut parts = text.split('.');
+            let position = Position {
+                at: parts.next()?.parse().ok()?,
+                place: StepPlace { epoch: parts.next()?.parse().ok()?, ordinal: parts.next()?.parse().ok()? },
+                shown: parts.next()?.parse().ok()?,
+                job_id: parts.next().map(|id| id.parse().ok()).map_or(Some(None), |id| id.map(Some))?,
+            };
+            // A time of which milliseconds and microseconds can be made, and that leaves room for events.
+            let fits = (0..=1 << 52).contains(&position.at) && parts.next().is_none();
+            fits.then_some(position)
+        };
+        read().ok_or_else(|| format!("got \"{}\", expected the id of an event of a stream", job::shown(text)))
+    }
+}
+
+impl Sequence {
+    /// The events of a job's stream behind this position.
+    pub fn of_job(job_id: JobId, from: Position) -> Sequence {
+        Sequence { job_id: Some(job_id), ..Sequence::new(from, false) }
+    }
+
+    /// The events of a session's stream behind this position. With `joins` it begins now.
+    pub fn of_session(from: Position, joins: bool) -> Sequence {
+        Sequence::new(from, joins)
+    }
+
+    fn new(position: Position, joins: bool) -> Sequence {
+        let shown = position.job_id.map(|job_id| (job_id, position.shown)).into_iter().collect();
+        let (states, ended) = (HashMap::new(), VecDeque::new());
+        Sequence { position, job_id: None, states, shown, ended, joins }
+    }
+
+    /// Returns what is new in a reading.
+    pub fn events(&mut self, seen: &Seen) -> Vec<(Position, Event)> {
+        let mut events = Vec::new();
+        if std::mem::take(&mut self.joins) {
+            let begun = seen.live.iter().filter(|job| job.begun);
+            self.shown.extend(begun.map(|job| (job.job_id, -1)));
+        }
+        let changed: Vec<&LiveJob> = seen.live.iter().filter(|job| self.is_news(job)).collect();
+        // A run begins before its checkpoints, and whatever comes after a run comes behind them.
+        let (begins, others): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|job| job.state == JobState::Running);
+        for job in begins {
+            events.push((self.next(seen), Event::State(job.clone())));
+        }
+        for step in seen.steps.iter().filter(|step| step.place > self.position.place).collect::<Vec<_>>() {
+            self.position.place = step.place;
+            self.count(step.job_id, step.iterations);
+            events.push((self.next(seen), Event::Iteration(step.clone())));
+        }
+        for job in others {
+            events.push((self.next(seen), Event::State(job.clone())));
+        }
+        for view in seen.ended.iter().filter(|view| !self.ended.contains(&view.job_id)).collect::<Vec<_>>() {
+            let gone = self.gone(view);
+            if gone > 0 {
+                self.count(view.job_id, gone);
+                events.push((self.next(seen), Event::Gap(view.job_id, gone)));
+            }
+            events.push((self.next(seen), Event::End(view.clone())));
+            self.forget(view.job_id);
+        }
+        let live: HashSet<JobId> = seen.live.iter().map(|job| job.job_id).collect();
+        if self.states.len() > live.len() + REMEMBERED {
+            self.states.retain(|job_id, _| live.contains(job_id));
+        }
+        events
+    }
+
+    /// Notes a job's state; false if it was shown before.
+    fn is_news(&mut self, job: &LiveJob) -> bool {
+        let now = (job.state, job.attempts);
+        self.states.insert(job.job_id, now) != Some(now)
+    }
+
+    fn count(&mut self, job_id: JobId, iterations: i64) {
+        let shown = match self.job_id {
+            Some(_) => &mut self.position.shown,
+            None => self.shown.entry(job_id).or_default(),
+        };
+        if *shown >= 0 {
+            *shown = shown.saturating_add(iterations);
+        }
+        if self.job_id.is_none() {
+            (self.position.shown, self.position.job_id) = (*shown, Some(job_id));
+        }
+    }
+
+    /// Iterations of an ended job that were neither shown nor can be.
+    fn gone(&self, view: &JobView) -> i64 {
+        let shown = match self.job_id {
+            Some(_) => self.position.shown,
+            // Of a job that came and went while no stream was there, the end alone is shown.
+            None if !self.states.contains_key(&view.job_id) && !self.shown.contains_key(&view.job_id) => -1,
+            None => self.shown.get(&view.job_id).copied().unwrap_or(0),
+        };
+        if shown < 0 { 0 } else { view.iterations.saturating_sub(shown) }
+    }
+
+    fn forget(&mut self, job_id: JobId) {
+        self.states.remove(&job_id);
+        self.shown.remove(&job_id);
+        self.ended.push_back(job_id);
+        if self.ended.len() > REMEMBERED {
+            self.ended.pop_front();
+        }
+    }
+
+    fn next(&mut self, seen: &Seen) -> Position {
+        self.position.at = seen.at.max(self.position.at + 1);
+        self.position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job::{SessionKey, Tenant, Usd};
+
+    use super::*;
+
+    fn id(number: u8) -> JobId {
+        format!("0198c0de-7a00-7000-8000-0000000000{number:02x}").parse().unwrap()
+    }
+
+    fn live(number: u8, state: JobState) -> LiveJob {
+        let session = SessionKey::of_ledger("s");
+        let begun = state == JobState::Running;
+        LiveJob { job_id: id(number), session, state, attempts: 0, begun, code: None }
+    }
+
+    fn step(number: u8, epoch: i64, ordinal: i32) -> Step {
+        let (cost, place) = (Usd::ZERO, StepPlace { epoch, ordinal });
+        let (input_tokens, output_tokens, progress) = (0, 0, None);
+        Step { place, job_id: id(number), iterations: 1, cost, input_tokens, output_tokens, progress }
+    }
+
+    fn end(number: u8, iterations: i64) -> Arc<JobView> {
+        Arc::new(JobView {
+            job_id: id(number),
+            trace_id: id(number).into(),
+            tenant: Tenant::default(),
+            session_id: "s".to_owned(),
+            agent_id: "a".to_owned(),
+            pool: "default".to_owned(),
+            state: JobState::Succeeded,
+            attempts: 1,
+            iterations,
+            cost_usd: Usd::ZERO,
+            input_tokens: 0,
+            output_tokens: 0,
+            worker_id: None,
+            accepted_at: String::new(),
+            started_at: None,
+            finished_at: None,
+            failure: None,
+            output: None,
+        })
+    }
+
+    fn seen(at: i64, live: Vec<LiveJob>, steps: Vec<Step>, ended: Vec<Arc<JobView>>) -> Seen {
+        Seen { at, live, steps, ended }
+    }
+
+    fn shown(events: &[(Position, Event)]) -> Vec<String> {
+        let text = |event: &Event| match event {
+            Event::State(job) => job.state.to_string(),
+            Event::Iteration(step) => format!("{}.{}", step.place.epoch, step.place.ordinal),
+            Event::Gap(_, iterations) => format!("gap {iterations}"),
+            Event::End(view) => format!("end {}", view.state),
+        };
+        events.iter().map(|(_, event)| text(event)).collect()
+    }
+
+    #[test]
+    fn a_job_is_shown_in_order_with_ids_that_rise_and_nothing_twice() {
+        let mut job = Sequence::of_job(id(1), Position::START);
+        let queued = job.events(&seen(50, vec![live(1, JobState::Queued)], vec![], vec![]));
+        let running = vec![live(1, JobState::Running)];
+        let steps = vec![step(1, 7, 0), step(1, 7, 1)];
+        let runs = job.events(&seen(50, running.clone(), steps.clone(), vec![]));
+        let again = job.events(&seen(60, running, steps, vec![]));
+        let ended = job.events(&seen(60, vec![], vec![step(1, 7, 2)], vec![end(1, 3)]));
+        assert_eq!(shown(&queued), ["queued"]);
+        assert_eq!(shown(&runs), ["running", "7.0", "7.1"]);
+        assert!(again.is_empty());
+        assert_eq!(shown(&ended), ["7.2", "end succeeded"]);
+        let ids: Vec<i64> = [queued, runs, ended].concat().iter().map(|(position, _)| position.at).collect();
+        assert!(ids.is_sorted_by(|one, other| one < other), "{ids:?}");
+    }
+
+    #[test]
+    fn a_stream_goes_on_behind_its_last_event_and_says_what_is_gone() {
+        let mut first = Sequence::of_job(id(1), Position::START);
+        let running = vec![live(1, JobState::Running)];
+        let events = first.events(&seen(50, running, vec![step(1, 7, 0), step(1, 7, 1)], vec![]));
+        let last: Position = events[1].0.to_string().parse().unwrap();
+        assert_eq!((last, last.shown), (events[1].0, 1));
+        // Everything is still there.
+        let mut kept = Sequence::of_job(id(1), last);
+        let all = vec![step(1, 7, 0), step(1, 7, 1), step(1, 7, 2)];
+        assert_eq!(
+            shown(&kept.events(&seen(60, vec![], all, vec![end(1, 3)]))),
+            ["7.1", "7.2", "end succeeded"]
+        );
+        // The session was folded.
+        let mut folded = Sequence::of_job(id(1), last);
+        assert_eq!(
+            shown(&folded.events(&seen(60, vec![], vec![], vec![end(1, 3)]))),
+            ["gap 2", "end succeeded"]
+        );
+    }
+
+    #[test]
+    fn a_session_shows_each_of_its_jobs_and_each_end_once() {
+        let from = Position { place: StepPlace { epoch: 7, ordinal: 4 }, ..Position::START };
+        let mut session = Sequence::of_session(from, true);
+        let both = vec![live(1, JobState::Running), live(2, JobState::Blocked)];
+        let begun = session.events(&seen(50, both, vec![step(1, 7, 4), step(1, 7, 5)], vec![]));
+        assert_eq!(shown(&begun), ["running", "7.5", "blocked"]);
+        // It was joined in the middle, so that what came before is no gap.
+        let next = session.events(&seen(60, vec![live(2, JobState::Running)], vec![], vec![end(1, 6)]));
+        assert_eq!(shown(&next), ["running", "end succeeded"]);
+        let last = session.events(&seen(70, vec![], vec![], vec![end(1, 6), end(2, 2)]));
+        assert_eq!(shown(&last), ["gap 2", "end succeeded"]);
+        let resumed: Position = last[1].0.to_string().parse().unwrap();
+        assert_eq!(resumed.job_id, Some(id(2)));
+        // Ends near the last event may come again; jobs that were not seen have no gap.
+        let mut resumed = Sequence::of_session(resumed, false);
+        assert_eq!(shown(&resumed.events(&seen(80, vec![], vec![], vec![end(3, 9)]))), ["end succeeded"]);
+    }
+
+    #[test]
+    fn what_is_no_position_is_refused() {
+        for wrong in
+            ["", "1", "1.2.3", "1.2.3.4.x", "-1.2.3.4", "1.2.3.4.5", "99999999999999999999.1.1.1", "é"]
+        {
+            assert!(wrong.parse::<Position>().is_err(), "{wrong}");
+        }
+        let whole = format!("5.7.-1.0.{}", id(1));
+        assert!(whole.parse::<Position>().is_ok() && format!("{whole}.1").parse::<Position>().is_err());
+    }
+}

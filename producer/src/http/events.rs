@@ -1,0 +1,332 @@
+//! `/v1/jobs/{id}/events` and `/v1/sessions/{id}/events`: server-sent events.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::RawQuery;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::sse::{Event as Line, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::stream::{self, Stream};
+use job::{JobId, JobState, Json, Name, SessionKey, TextPiece, Usd};
+use serde::Serialize;
+use store::{LiveJob, Step, StepPlace};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::{Principal, Scope};
+use super::jobs::{job_id, seen};
+use super::ledger::Timeout;
+use super::metrics::FollowerGauge;
+use super::path::Id;
+use super::problem::{Kind, Problem};
+use super::query::Query;
+use super::view::Job;
+use super::{Door, Shared};
+use crate::access::take_ticket;
+use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
+
+/// A comment is sent after so long without an event, so that a client that is gone is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// When clients come back after the end of this process. They are spread over as long again.
+const RETRY_MS: u64 = 1_000;
+/// What is asked of a stream that goes on may lie this long before its last event.
+const OVERLAP_MS: i64 = 15_000;
+/// Proxies are asked to pass each event on at once (nginx).
+const UNBUFFERED: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Door>> {
+    OpenApiRouter::new().routes(routes!(follow_job)).routes(routes!(follow_session))
+}
+
+/// The data of the event `state`: where a job is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StateEvent {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// Its state.
+    #[schema(value_type = String, example = "running")]
+    state: JobState,
+    /// Attempts spent.
+    attempts: i32,
+    /// The code of the last failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+}
+
+/// The data of the event `iteration`: what a checkpoint added, which is safe in the ledger.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct IterationEvent {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// Iterations it finished.
+    iterations: i64,
+    /// What they cost, in US dollars.
+    #[schema(value_type = f64)]
+    cost_usd: Usd,
+    /// Tokens read.
+    input_tokens: i64,
+    /// Tokens written.
+    output_tokens: i64,
+    /// What they changed in `feature_progress`: a JSON merge patch; for keys with the scope `content`. A large one is
+    /// left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    progress: Option<Json>,
+}
+
+/// The data of the event `text`: what a job streams; for keys with the scope `content`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TextEvent {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// What it wrote since the last one.
+    text: String,
+}
+
+/// The data of the event `gap`: iterations of a job that cannot be shown any more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GapEvent {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// How many.
+    iterations: i64,
+}
+
+/// Follow a job
+///
+/// Server-sent events: `state`, `iteration`, `text`, `gap` and `end`, whose data is the job as it is read. The stream
+/// ends behind `end`, which always comes. It begins with the job's first iteration, or behind the event that
+/// `Last-Event-ID` names; iterations that are gone by then are a `gap`. `text` comes as it is written, and never again.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/events",
+    tag = "jobs",
+    params(
+        ("id" = Uuid, Path, description = "The job's id"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was received"),
+        ("last_event_id" = Option<String>, Query, description = "The same, for callers that cannot send headers"),
+        ("ticket" = Option<String>, Query, description = "A ticket for this stream, in the place of a key"),
+    ),
+    responses(
+        (status = 200, description = "The events", content_type = "text/event-stream", body = String),
+        (status = 404, description = "There is no such job", body = Problem),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem),
+    )
+)]
+async fn follow_job(
+    door: Shared,
+    Id(id): Id,
+    RawQuery(given): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (principal, from) = caller(&door, &headers, given.as_deref(), &format!("jobs/{id}")).await?;
+    let job_id = job_id(&id)?;
+    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
+    let from = from.unwrap_or(Position::START);
+    // A job that was cancelled before it was seen has no session.
+    let session = view.session_id.parse::<Name>().ok();
+    let shard = session.map(|session| SessionKey::new(&view.tenant, &session).shard());
+    let wish = Wish {
+        followed: Followed::Job(job_id),
+        behind: from.place,
+        since: None,
+        text: shard.filter(|_| principal.may(Scope::Content)),
+        key_id: principal.key_id().to_owned(),
+    };
+    let sequence = Sequence::of_job(job_id, from);
+    Ok(answer(&door, principal, Some(job_id), sequence, wish).await)
+}
+
+/// Follow a session
+///
+/// The events of all its jobs, as those of one job. It begins now, or behind the event that `Last-Event-ID` names, and
+/// goes on until the caller or the API ends it. An end near the place where a stream goes on may come twice.
+#[utoipa::path(
+    get,
+    path = "/v1/sessions/{id}/events",
+    tag = "sessions",
+    params(
+        ("id" = String, Path, description = "The session's name"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was received"),
+        ("last_event_id" = Option<String>, Query, description = "The same, for callers that cannot send headers"),
+        ("ticket" = Option<String>, Query, description = "A ticket for this stream, in the place of a key"),
+    ),
+    responses(
+        (status = 200, description = "The events", content_type = "text/event-stream", body = String),
+        (status = 404, description = "There is no such session", body = Problem),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem),
+    )
+)]
+async fn follow_session(
+    door: Shared,
+    Id(id): Id,
+    RawQuery(given): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (principal, resumed) = caller(&door, &headers, given.as_deref(), &format!("sessions/{id}")).await?;
+    let now = door.now_unix_ms()?;
+    let (session, last) = session(&door, &principal, &id).await?;
+    let from = resumed.unwrap_or(Position { at: now as i64, place: last, ..Position::START });
+    let since = if resumed.is_some() { from.at.saturating_sub(OVERLAP_MS) } else { from.at };
+    let shard = session.shard();
+    let wish = Wish {
+        followed: Followed::Session(session),
+        behind: from.place,
+        since: Some(since),
+        text: Some(shard).filter(|_| principal.may(Scope::Content)),
+        key_id: principal.key_id().to_owned(),
+    };
+    let sequence = Sequence::of_session(from, resumed.is_none());
+    Ok(answer(&door, principal, None, sequence, wish).await)
+}
+
+/// The caller's session and the place of its last checkpoint, or a 404.
+pub async fn session(
+    door: &Door,
+    principal: &Principal,
+    name: &str,
+) -> Result<(SessionKey, StepPlace), Problem> {
+    let none = || Problem::new(Kind::NotFound, "there is no session of this name");
+    let name: Name = name.parse().map_err(|_| none())?;
+    let key = SessionKey::new(principal.tenant(), &name);
+    let last = Timeout::begin().ask(door.dispatch.store.last_place(&key)).await?.ok_or_else(none)?;
+    Ok((key, last))
+}
+
+/// Who asks, by a key or by a ticket for this stream, and from where the stream goes on.
+async fn caller(
+    door: &Arc<Door>,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    stream: &str,
+) -> Result<(Principal, Option<Position>), Problem> {
+    let query = Query::parse(query, &["ticket", "last_event_id"]);
+    let ticket = query.as_ref().ok().and_then(|query| query.one::<String>("ticket").ok()?);
+    let principal = match ticket {
+        Some(ticket) => {
+            let taking = take_ticket(&door.dispatch.store, &ticket, stream);
+            let taken = Timeout::begin().ask(taking).await?;
+            let refused =
+                "expected a ticket for this stream that is not older than 60 s and was not used before";
+            Principal::of_ticket(
+                taken.ok_or_else(|| Problem::new(Kind::Unauthenticated, refused).at("ticket"))?,
+            )
+        }
+        None => Principal::of_headers(headers, door).await?,
+    };
+    principal.needs(Scope::Read)?;
+    let query = query?;
+    let from = match headers.get("last-event-id") {
+        Some(given) => {
+            let wrong = |problem: String| Problem::invalid("last-event-id", problem);
+            let given = given.to_str().map_err(|_| wrong("expected the id of an event".to_owned()))?;
+            Some(given.parse().map_err(wrong)?)
+        }
+        None => query.one("last_event_id")?,
+    };
+    Ok((principal, from))
+}
+
+async fn answer(
+    door: &Door,
+    principal: Principal,
+    job_id: Option<JobId>,
+    sequence: Sequence,
+    wish: Wish,
+) -> Response {
+    let follower = door.following.follow(wish).await;
+    let (stop, gauge) = (door.stop.clone(), FollowerGauge::begin());
+    let lines = VecDeque::new();
+    let spread = follower.id() % RETRY_MS;
+    let streamed =
+        Streamed { follower, sequence, principal, job_id, stop, lines, spread, over: false, _gauge: gauge };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    ([UNBUFFERED], Sse::new(streamed.into_stream()).keep_alive(keep_alive)).into_response()
+}
+
+/// A stream under way.
+struct Streamed {
+    follower: Follower,
+    sequence: Sequence,
+    principal: Principal,
+    /// The job that is followed alone; its end is the stream's.
+    job_id: Option<JobId>,
+    stop: CancellationToken,
+    lines: VecDeque<Line>,
+    spread: u64,
+    over: bool,
+    _gauge: FollowerGauge,
+}
+
+impl Streamed {
+    fn into_stream(self) -> impl Stream<Item = Result<Line, Infallible>> + Send + 'static {
+        stream::unfold(self, async |mut streamed| Some((Ok(streamed.next().await?), streamed)))
+    }
+
+    async fn next(&mut self) -> Option<Line> {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                return Some(line);
+            }
+            if self.over {
+                return None;
+            }
+            let news = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    self.over = true;
+                    return Some(Line::default().retry(Duration::from_millis(RETRY_MS + self.spread)));
+                }
+                news = self.follower.next() => news?,
+            };
+            match news {
+                News::Seen(seen) => {
+                    for (position, event) in self.sequence.events(&seen) {
+                        self.over |= self.job_id.is_some() && matches!(event, Event::End(_));
+                        self.lines.push_back(line(event, &self.principal).id(position.to_string()));
+                    }
+                }
+                News::Text(piece) if self.job_id.is_none_or(|job_id| job_id == piece.job_id) => {
+                    let TextPiece { job_id, text, .. } = &*piece;
+                    self.lines.push_back(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
+                }
+                News::Text(_) => {}
+            }
+        }
+    }
+}
+
+/// An event as it is sent, without its id.
+fn line(event: Event, principal: &Principal) -> Line {
+    match event {
+        Event::State(LiveJob { job_id, state, attempts, code, .. }) => {
+            with("state", &StateEvent { job_id, state, attempts, code })
+        }
+        Event::Iteration(step) => {
+            let Step { job_id, iterations, cost: cost_usd, input_tokens, output_tokens, progress, .. } = step;
+            let progress = progress.filter(|_| principal.may(Scope::Content));
+            with(
+                "iteration",
+                &IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress },
+            )
+        }
+        Event::Gap(job_id, iterations) => with("gap", &GapEvent { job_id, iterations }),
+        Event::End(view) => with("end", &Job::of((*view).clone(), principal)),
+    }
+}
+
+fn with(name: &'static str, data: &impl Serialize) -> Line {
+    let data = serde_json::to_string(data).expect("what we show is plain JSON");
+    Line::default().event(name).data(job::one_line(data))
+}
