@@ -45,6 +45,7 @@ pub struct Listener {
 pub struct Shards {
     wanted: watch::Sender<u64>,
     bound: watch::Receiver<u64>,
+    listens: watch::Receiver<bool>,
 }
 
 impl Shards {
@@ -53,8 +54,11 @@ impl Shards {
         self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, shards) != shards);
     }
 
-    /// Waits until this shard's text comes, but no longer than this.
+    /// Waits until this shard's text comes, but no longer than this, and not while nothing comes at all.
     pub async fn comes(&self, shard: u8, within: Duration) {
+        if !*self.listens.borrow() {
+            return;
+        }
         let mut bound = self.bound.clone();
         let _ = timeout(within, bound.wait_for(|bound| bound & (1 << shard) != 0)).await;
     }
@@ -68,7 +72,8 @@ impl Listener {
         let (says, listens) = watch::channel(false);
         let task = Task { shared: shared.clone(), sender, wants, binds, says };
         shared.announcing.spawn(task.run());
-        Listener { heard, shards: Shards { wanted, bound }, listens, _alive: alive }
+        let shards = Shards { wanted, bound, listens: listens.clone() };
+        Listener { heard, shards, listens, _alive: alive }
     }
 
     /// Waits for the next announcement; `None` when the broker was closed.

@@ -9,6 +9,8 @@ use tests::{Api, Fleet, OwnBroker, ServerEvent, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 
+use super::tenants::caller;
+
 /// The names of these events, without repetitions one behind the other.
 fn names(events: &[ServerEvent]) -> Vec<&str> {
     let mut names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
@@ -26,7 +28,7 @@ fn counting(count: u64, delay_ms: u64) -> Value {
     json!({"agent_id": "scripted", "session_id": "s", "input": {"count": count, "delay_ms": delay_ms}})
 }
 
-/// A job whose first iteration lasts until the test has seen what it waits for.
+/// A job that says these words, one in each iteration.
 fn saying(words: &[&str], delay_ms: u64) -> Value {
     let say = |word: &&str| json!({"say": word, "delay_ms": delay_ms, "cost_usd": 0.5, "input_tokens": 7});
     let iterations: Vec<Value> = words.iter().map(say).collect();
@@ -178,7 +180,7 @@ async fn text_comes_once_to_those_who_may_see_it() {
     let agents = fleet.agents(&[("writer", &fleet.program("writer", program)), ("scripted", "")]);
     let door = fleet.door("door").start().await;
     let api = Api::of(&door).await;
-    let reads = access::caller(&fleet, &api, "default", "read").await;
+    let reads = caller(&fleet, &api, "default", "read").await;
     let job_id = api.submit(&json!({"agent_id": "writer", "session_id": "w"})).await.is(202).text("job_id");
     let path = format!("/v1/jobs/{job_id}/events");
     let (mut sees, mut other) = (api.events(&path, &[]).await, reads.events(&path, &[]).await);

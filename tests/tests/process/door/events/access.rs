@@ -5,13 +5,7 @@ use job::JobId;
 use serde_json::json;
 use tests::{Api, Fleet};
 
-/// A caller with a new key of this tenant; the tenant is created if it is not there.
-pub async fn caller(fleet: &Fleet, api: &Api, tenant: &str, scopes: &str) -> Api {
-    let _ = fleet.producer(&["tenants", "create", tenant]).await;
-    let created = fleet.producer(&["keys", "create", "--tenant", tenant, "--scope", scopes]).await;
-    assert_eq!(created.code, 0, "{created:?}");
-    api.with_key(created.out.trim())
-}
+use crate::door::tenants::caller;
 
 #[tokio::test]
 async fn another_tenant_s_streams_are_not_there() {
