@@ -43,7 +43,7 @@ impl Api {
     }
 
     /// Opens a stream, or returns how it was refused.
-    pub async fn try_events(&self, path: &str, headers: &[(&str, &str)]) -> Result<EventStream, Reply> {
+    pub async fn try_events(&self, path: &str, headers: &[(&str, &str)]) -> Result<EventStream, Box<Reply>> {
         let mut request = Request::builder().method(Method::GET).uri(format!("{}{path}", self.base()));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -57,7 +57,7 @@ impl Api {
             let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
             if status != 200 {
                 let body = answer.body_mut().read_to_string().expect("a body");
-                return Err(Reply { status, headers, body });
+                return Err(Box::new(Reply { status, headers, body }));
             }
             let (sender, events) = mpsc::unbounded_channel();
             let body = answer.into_body();
