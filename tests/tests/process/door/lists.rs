@@ -162,7 +162,11 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         let responses = operation["responses"].as_object().expect("responses");
         assert!(["401", "403", "500", "503"].iter().all(|status| responses.contains_key(*status)), "{path}");
         for (status, response) in responses.iter().filter(|(status, _)| *status != "204") {
-            let kind = if status.starts_with('2') { "application/json" } else { "application/problem+json" };
+            let kind = match status.starts_with('2') {
+                true if path.ends_with("/events") => "text/event-stream",
+                true => "application/json",
+                false => "application/problem+json",
+            };
             assert!(response["content"][kind]["schema"].is_object(), "{method} {path} {status}: {response}");
         }
     }
