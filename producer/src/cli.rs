@@ -2,6 +2,7 @@
 
 mod context;
 mod operator;
+mod api;
 mod migrate;
 mod doctor;
 mod revive;
@@ -11,6 +12,7 @@ mod lines;
 mod progress;
 mod age;
 mod status;
+mod jobs;
 mod wait;
 mod why;
 mod cancel;
@@ -30,7 +32,8 @@ use service::{Common, Health, Problems, Threads, unless_stopped};
 
 /// Accepts jobs and shows what became of them.
 ///
-/// Jobs go into Postgres and from there to RabbitMQ; workers run them.
+/// Jobs go into Postgres and from there to RabbitMQ; workers run them. With HARNESS_URL and HARNESS_API_KEY (or a
+/// profile) the commands enqueue, status, wait, why, jobs, cancel and dead ask the HTTP API instead, and need neither.
 ///
 /// Exit codes: 0 success, 1 something failed, 2 wrong arguments or settings, 3 not finished, incomplete, or an audit
 /// check failed, 130 stopped by a signal.
@@ -61,6 +64,7 @@ enum Command {
     /// Wait until jobs have ended, and show their results
     Wait(wait::Wait),
     Why(why::Why),
+    Jobs(jobs::Jobs),
     /// Cancel jobs that are no longer wanted, whether or not they are running
     Cancel(cancel::Cancel),
     /// Look at sessions
@@ -112,6 +116,7 @@ impl Args {
                 Command::Status(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Wait(args) => args.run(context).await,
                 Command::Why(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Jobs(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Cancel(args) => args.run(context).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,

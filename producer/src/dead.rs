@@ -12,7 +12,7 @@ mod renew;
 
 pub use json::rfc3339;
 pub use plan::Act;
-pub use read::{DeadEntry, find, id_of, list};
+pub use read::{DeadEntry, DeadEntryDetail, find, id_of, list};
 pub use renew::{Renewal, redrive_one};
 pub use selection::{Filter, Kind, Selection};
 pub use settle::{Disposition, Event, Listener, Order, count, settle};

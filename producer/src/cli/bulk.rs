@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use dispatch::Dispatch;
-use job::{JobSpec, Limits};
+use harness_fleet::{Batch, Client};
+use job::{JobId, JobSpec, Limits, ReplyRule};
 use service::{note, printed};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::enqueue::in_words;
 use super::lines::{BadLine, Line, Lines, Room};
 use super::progress::Progress;
 use crate::intake_limits::IntakeLimits;
-use crate::submit::submit;
+use crate::submit::{Submitted, submit};
 
 /// Jobs per transaction.
 const BATCH: usize = 500;
@@ -21,9 +24,63 @@ const BATCH: usize = 500;
 /// confirms of earlier lines.
 const PUBLISHING: usize = 4 * BATCH;
 
+/// Where jobs go.
+pub enum Intake<'a> {
+    /// Into the ledger, and from there to the broker.
+    Ledger { limits: &'a IntakeLimits, dispatch: &'a Dispatch },
+    /// To the HTTP API. It says itself how old an id may be, and where replies may go.
+    Api { client: &'a Client, max_bytes: usize },
+}
+
+/// What became of jobs.
+struct Taken {
+    new: Vec<JobId>,
+    refused: Vec<(JobId, String)>,
+    accepted_before: usize,
+    /// What is left to be published here.
+    publish: Option<Submitted>,
+    /// Why the rest has no answer.
+    error: Option<anyhow::Error>,
+}
+
+impl Intake<'_> {
+    fn limits(&self) -> Limits {
+        match self {
+            Intake::Ledger { limits, .. } => limits.current(),
+            Intake::Api { max_bytes, .. } => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let now_unix_ms = since.as_millis() as u64;
+                Limits { max_bytes: *max_bytes, retention: since, now_unix_ms, replies: ReplyRule::default() }
+            }
+        }
+    }
+
+    async fn take(&self, jobs: Vec<JobSpec>) -> anyhow::Result<Taken> {
+        match self {
+            Intake::Ledger { dispatch, .. } => {
+                let mut submitted = submit(dispatch, jobs, &self.limits()).await?;
+                let refused = std::mem::take(&mut submitted.refused);
+                let (new, accepted_before) = (submitted.new.clone(), submitted.accepted_before);
+                Ok(Taken { new, refused, accepted_before, publish: Some(submitted), error: None })
+            }
+            Intake::Api { client, .. } => {
+                let Batch { answers, error } = client.submit_all(&jobs).await;
+                let (mut new, mut refused, mut accepted_before) = (Vec::new(), Vec::new(), 0);
+                for (job, answer) in jobs.iter().zip(answers) {
+                    match answer.problem {
+                        Some(problem) => refused.push((job.job_id, in_words(problem))),
+                        None if answer.status == 200 => accepted_before += 1,
+                        None => new.push(job.job_id),
+                    }
+                }
+                Ok(Taken { new, refused, accepted_before, publish: None, error: error.map(Into::into) })
+            }
+        }
+    }
+}
+
 pub struct Bulk<'a> {
-    pub intake_limits: &'a IntakeLimits,
-    pub dispatch: &'a Dispatch,
+    pub intake: Intake<'a>,
     /// Stop at the first refused line.
     pub strict: bool,
     /// Print the ids of all accepted jobs.
@@ -44,7 +101,7 @@ struct Sums {
 impl Bulk<'_> {
     /// Accepts jobs in the order of the lines, which is the order within each session; publishes behind.
     pub async fn run(&self, file: PathBuf, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-        let mut lines = Lines::read(file, BATCH, self.intake_limits.current().max_bytes);
+        let mut lines = Lines::read(file, BATCH, self.intake.limits().max_bytes);
         // A pipe opens only once its other end is opened.
         let total = stop.run_until_cancelled(lines.total()).await.flatten();
         let progress = Progress::new(total);
@@ -113,12 +170,12 @@ impl Bulk<'_> {
 
     /// Returns the jobs of these lines and the room that they take. With `strict`, it ends at the first refused line.
     fn decode(&self, lines: Vec<Line>, progress: &Progress, sums: &mut Sums) -> (Vec<JobSpec>, Vec<Room>) {
-        let limits = self.intake_limits.current();
+        let limits = self.intake.limits();
         let mut batch = Vec::with_capacity(lines.len());
         let mut room = Vec::with_capacity(lines.len());
         for line in lines {
             sums.last_line = line.number;
-            match decode(&line, &limits) {
+            match decode(&line, &limits).and_then(|spec| self.of_key(spec)) {
                 Ok(spec) => {
                     batch.push(spec);
                     room.push(line.room);
@@ -135,6 +192,16 @@ impl Bulk<'_> {
         (batch, room)
     }
 
+    /// Over the HTTP API the tenant is the key's.
+    fn of_key(&self, spec: JobSpec) -> Result<JobSpec, String> {
+        match (&self.intake, spec.tenant.unless_default()) {
+            (Intake::Api { .. }, Some(tenant)) => {
+                Err(format!("tenant: got \"{tenant}\", but over the HTTP API it is that of the key"))
+            }
+            _ => Ok(spec),
+        }
+    }
+
     async fn accept(
         &self,
         batch: Vec<JobSpec>,
@@ -146,26 +213,27 @@ impl Bulk<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let submitted = submit(self.dispatch, batch, &self.intake_limits.current()).await?;
-        let count = submitted.new.len();
+        let taken = self.intake.take(batch).await?;
+        let count = taken.new.len();
         sums.accepted += count;
-        sums.duplicates += submitted.accepted_before;
-        sums.refused += submitted.refused.len();
-        for (job_id, reason) in &submitted.refused {
+        sums.duplicates += taken.accepted_before;
+        sums.refused += taken.refused.len();
+        for (job_id, reason) in &taken.refused {
             progress.say(&format!("job {job_id}: {reason}"));
         }
-        let ids: Vec<String> =
-            submitted.new.iter().filter(|_| self.print_ids).map(ToString::to_string).collect();
-        publishing.jobs += count;
-        publishing.batches.spawn(async move {
-            let confirmed = submitted.publish().await?;
-            drop(room);
-            Ok(Published { jobs: count, unconfirmed: count - confirmed })
-        });
+        let ids: Vec<String> = taken.new.iter().filter(|_| self.print_ids).map(ToString::to_string).collect();
+        if let Some(submitted) = taken.publish {
+            publishing.jobs += count;
+            publishing.batches.spawn(async move {
+                let confirmed = submitted.publish().await?;
+                drop(room);
+                Ok(Published { jobs: count, unconfirmed: count - confirmed })
+            });
+        }
         if !ids.is_empty() {
             progress.print(&ids.join("\n"));
         }
-        Ok(())
+        taken.error.map_or(Ok(()), Err)
     }
 }
 

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::Args;
 use job::{JobId, Name, SessionKey, Tenant};
 use serde_json::{Value, json};
-use service::{note, out};
+use service::{note, out, unless_stopped};
 use store::Cancelled;
 
+use super::api::{self, ApiArgs};
 use super::context::{Context, REPLIED_WITHIN};
 use crate::cancel::{Answer, cancel};
 
@@ -15,7 +16,8 @@ use crate::cancel::{Answer, cancel};
 ///
 /// A waiting job has ended when this command returns. A running job gets its stop signal within a second and ends when
 /// its worker acts on it, unless it finishes first; `producer wait` shows its end. A job that is not known yet is
-/// cancelled in advance: its message will find its end recorded. Prints a line for each job.
+/// cancelled in advance: its message will find its end recorded (not over the HTTP API, where the id may become another
+/// tenant's). Prints a line for each job.
 ///
 /// Exit codes: 0 all are cancelled or stopping, 1 something failed, 2 wrong arguments, 3 a job had ended before or is
 /// not known (yet): its message may be on its way, or the id is wrong.
@@ -34,10 +36,19 @@ pub struct Cancel {
     /// that had ended before, its state
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl Cancel {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.api.client(&mut context)? {
+            if !api::is_of_key(&self.tenant) {
+                return Ok(ExitCode::from(2));
+            }
+            let cancelling = api::cancel(&client, self.jobs, self.session, self.json);
+            return unless_stopped(&context.stop, cancelling).await;
+        }
         let (intake_limits, dispatch) = context.dispatch("producer cancel").await?;
         let session = self.session.map(|session| SessionKey::new(&self.tenant, &session));
         let answer = cancel(&dispatch, self.jobs, session.as_ref(), &intake_limits.current()).await?;

@@ -108,7 +108,8 @@ impl Context {
         self.problems.check("AMQP_URL", config.check().map(|()| config))
     }
 
-    fn finish<T>(&mut self, settings: Option<T>) -> anyhow::Result<T> {
+    /// Returns what was read, or all problems so far.
+    pub fn finish<T>(&mut self, settings: Option<T>) -> anyhow::Result<T> {
         let problems = std::mem::take(&mut self.problems);
         match settings {
             Some(settings) if problems.count() == 0 => Ok(settings),

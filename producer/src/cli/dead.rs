@@ -8,8 +8,9 @@ mod act;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use service::unless_stopped;
+use service::{note, unless_stopped};
 
+use super::api::ApiArgs;
 use super::context::{Context, REPLIED_WITHIN};
 use crate::dead::Act;
 
@@ -17,11 +18,15 @@ use crate::dead::Act;
 pub struct DeadArgs {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List failed jobs and dead messages, oldest first, with the reason of each
+    ///
+    /// Over the HTTP API these are failed jobs alone, the newest of them.
     List(view::List),
     /// Show one in full: a job with its envelope and its failure, a message with its headers and body
     ///
@@ -38,7 +43,7 @@ enum Command {
     /// Exit codes: 0 all done, 1 one of the ids names no dead letter, 2 wrong arguments, 3 some were kept, with a
     /// reason.
     Redrive(act::Redrive),
-    /// Take failed jobs out of the list (their results stay), and delete messages
+    /// Take failed jobs out of the list (their results stay), and delete messages; not over the HTTP API
     ///
     /// Exit codes: 0 all done, 1 one of the ids names no dead letter, 2 wrong arguments, 3 some were kept, with a
     /// reason.
@@ -47,6 +52,18 @@ enum Command {
 
 impl DeadArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.api.client(&mut context)? {
+            let stop = &context.stop;
+            return match self.command {
+                Command::List(args) => unless_stopped(stop, args.over(&client)).await,
+                Command::Show(args) => unless_stopped(stop, args.over(&client)).await,
+                Command::Redrive(args) => unless_stopped(stop, args.over(&client, stop)).await,
+                Command::Drop(_) => {
+                    note!("dead drop: the HTTP API has no such route: use DATABASE_URL and AMQP_URL instead");
+                    Ok(ExitCode::from(2))
+                }
+            };
+        }
         let (intake_limits, dispatch) = context.dispatch("producer dead").await?;
         let result = match self.command {
             Command::List(args) => unless_stopped(&context.stop, args.run(&dispatch)).await,

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use dispatch::Dispatch;
+use harness_fleet::{Answer, Batch, Client, Problem};
 use job::{JobId, JobSpec, Json, Name, OnBusy, Tenant};
-use service::{note, out};
+use service::{note, out, unless_stopped};
 
-use super::bulk::Bulk;
+use super::api::{self, ApiArgs};
+use super::bulk::{Bulk, Intake};
 use super::context::Context;
 use crate::intake_limits::IntakeLimits;
 use crate::submit::submit;
@@ -77,16 +79,29 @@ pub struct Enqueue {
     /// Print the id of every accepted job, one per line
     #[arg(long, requires = "file")]
     print_ids: bool,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl Enqueue {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        let (strict, print_ids) = (self.strict, self.print_ids);
+        if let Some(client) = self.api.client(&mut context)? {
+            let max_bytes = context.common.max_message_bytes(&mut context.problems);
+            let max_bytes = context.finish(max_bytes)?;
+            return match &self.file {
+                Some(file) => {
+                    let intake = Intake::Api { client: &client, max_bytes };
+                    Bulk { intake, strict, print_ids }.run(file.clone(), &context.stop).await
+                }
+                None => unless_stopped(&context.stop, self.one_over(&client)).await,
+            };
+        }
         let (intake_limits, dispatch) = context.dispatch("producer enqueue").await?;
         let result = match &self.file {
             Some(file) => {
-                let (strict, print_ids) = (self.strict, self.print_ids);
-                let bulk = Bulk { intake_limits: &intake_limits, dispatch: &dispatch, strict, print_ids };
-                bulk.run(file.clone(), &context.stop).await
+                let intake = Intake::Ledger { limits: &intake_limits, dispatch: &dispatch };
+                Bulk { intake, strict, print_ids }.run(file.clone(), &context.stop).await
             }
             None => self.one(&intake_limits, &dispatch).await,
         };
@@ -94,13 +109,14 @@ impl Enqueue {
         result
     }
 
-    async fn one(&self, intake_limits: &IntakeLimits, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
+    /// The job of the flags, or why there is none.
+    fn spec(&self) -> anyhow::Result<Result<JobSpec, String>> {
         let (Some(session_id), Some(agent_id)) = (self.session.clone(), self.agent.clone()) else {
             bail!("--session and --agent are needed");
         };
         let input = match Json::parse(&self.input) {
             Ok(input) => input,
-            Err(error) => return Ok(refuse(&format!("--input: {error}"))),
+            Err(error) => return Ok(Err(format!("--input: {error}"))),
         };
         let mut spec = JobSpec::new(session_id, agent_id, input);
         spec.job_id = self.job_id.unwrap_or(spec.job_id);
@@ -112,6 +128,37 @@ impl Enqueue {
         spec.deadline_ms = self.deadline_ms;
         spec.max_stalled_iterations = self.max_stalled_iterations;
         spec.on_busy = self.on_busy;
+        Ok(Ok(spec))
+    }
+
+    async fn one_over(&self, client: &Client) -> anyhow::Result<ExitCode> {
+        if !api::is_of_key(&self.tenant) {
+            return Ok(ExitCode::from(2));
+        }
+        let spec = match self.spec()? {
+            Ok(spec) => spec,
+            Err(problem) => return Ok(refuse(&problem)),
+        };
+        let job_id = spec.job_id;
+        let Batch { answers, error } = client.submit_all(&[spec]).await;
+        let answer = answers.into_iter().next();
+        let Some(Answer { status, problem, .. }) = answer else {
+            return Err(error.context("no answer came")?.into());
+        };
+        match problem {
+            Some(problem) => return Ok(refuse(&in_words(problem))),
+            None if status == 200 => note!("{job_id} was accepted before"),
+            None => {}
+        }
+        out!("{job_id}");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn one(&self, intake_limits: &IntakeLimits, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
+        let spec = match self.spec()? {
+            Ok(spec) => spec,
+            Err(problem) => return Ok(refuse(&problem)),
+        };
         // The same checks as in a worker, including the size.
         if let Err(error) = job::decode(job::encode(&spec).as_bytes(), None, &intake_limits.current()) {
             return Ok(refuse(&error.to_string()));
@@ -128,6 +175,15 @@ impl Enqueue {
         }
         out!("{job_id}");
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Why a job was refused, as the field and what is wrong with it.
+pub fn in_words(problem: Problem) -> String {
+    match problem.field {
+        // It means nothing for flags and lines.
+        Some(field) if field != "body" => format!("{field}: {}", problem.detail),
+        _ => problem.detail,
     }
 }
 

@@ -9,6 +9,7 @@ use job::{JobId, JobState, one_line, shown};
 use service::{note, out};
 use store::JobView;
 
+use super::api::{self, ApiArgs};
 use super::context::Context;
 
 /// Show the state of jobs.
@@ -22,10 +23,15 @@ pub struct Status {
     /// Print one JSON object per line, with the outputs, instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl Status {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.api.client(&mut context)? {
+            return api::status(&client, &self.jobs, self.json).await;
+        }
         let ledger = context.checked_ledger().await?;
         let views = ledger.store.jobs(&self.jobs).await?;
         print(&views, self.json)?;

@@ -10,6 +10,7 @@ use job::JobId;
 use service::{note, unless_stopped};
 use tokio_util::sync::CancellationToken;
 
+use super::api::{self, ApiArgs};
 use super::context::Context;
 use super::lines::{Line, Lines};
 use super::progress::Progress;
@@ -39,13 +40,20 @@ pub struct Wait {
     /// Print nothing but errors
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl Wait {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let ledger = context.checked_ledger().await?;
+        let client = self.api.client(&mut context)?;
+        let ledger = if client.is_none() { Some(context.checked_ledger().await?) } else { None };
         let jobs = if self.jobs.is_empty() { read_ids(&context.stop).await? } else { self.jobs.clone() };
         let deadline = Instant::now() + Duration::from_secs(self.timeout_s);
+        let Some(ledger) = ledger else {
+            let client = client.context("an address of the HTTP API")?;
+            return api::wait(&client, &jobs, deadline, &context.stop, (self.quiet, self.json)).await;
+        };
         let progress = Progress::new(Some(jobs.len() as u64));
         let ended = |count| progress.advance(count);
         let open = wait(&ledger.store, &jobs, deadline, &context.stop, ended).await;

@@ -6,6 +6,7 @@ use clap::Args;
 use job::{JobId, shown};
 use service::{note, out};
 
+use super::api::{self, ApiArgs};
 use super::context::Context;
 use crate::why::why;
 
@@ -16,10 +17,15 @@ use crate::why::why;
 pub struct Why {
     /// The job's id
     job: JobId,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 impl Why {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.api.client(&mut context)? {
+            return api::why(&client, self.job).await;
+        }
         let ledger = context.checked_ledger().await?;
         let Some(facts) = ledger.store.facts(self.job).await? else {
             note!(

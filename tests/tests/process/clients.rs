@@ -1,5 +1,6 @@
 //! The clients of the HTTP API: what they promise to programs that use them.
 
+mod commands;
 mod outages;
 mod python;
 mod rust;

@@ -4,14 +4,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 use dispatch::Dispatch;
+use harness_fleet::Client;
 use job::Name;
 use service::note;
 use tokio_util::sync::CancellationToken;
 
 use super::filter::Flags;
 use super::report::Report;
+use crate::cli::api;
 use crate::cli::progress::Progress;
-use crate::dead::{Act, Order, Selection, count, settle};
+use crate::dead::{Act, Filter, Order, Selection, count, settle};
 use crate::intake_limits::IntakeLimits;
 
 #[derive(Debug, Args)]
@@ -45,7 +47,47 @@ pub struct Which {
     json: bool,
 }
 
+impl Redrive {
+    /// Runs failed jobs again over the HTTP API.
+    pub async fn over(self, client: &Client, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+        let Redrive { which, to_pool } = self;
+        if to_pool.is_some() {
+            note!(
+                "--to-pool: the HTTP API runs a job again in its own pool: use DATABASE_URL and AMQP_URL instead"
+            );
+            return Ok(ExitCode::from(2));
+        }
+        let filter = match which.filter() {
+            Some(filter) if which.flags.fit_the_api() => filter,
+            _ => return Ok(ExitCode::from(2)),
+        };
+        let selection = if which.all { Ok(&filter) } else { Err(&which.ids[..]) };
+        let mut report =
+            Report::new(Progress::new(None), stop.clone(), which.json, which.dry_run, !which.all);
+        let done = api::redrive(client, selection, which.dry_run, &mut report).await;
+        let code = report.finish();
+        done?;
+        Ok(code)
+    }
+}
+
 impl Which {
+    /// The filter, if it fits the other arguments.
+    fn filter(&self) -> Option<Filter> {
+        let filter = self.flags.filter();
+        if !self.all && !filter.is_empty() {
+            note!(
+                "filters apply only to --all: got ids and filters, expected ids alone, or --all with filters"
+            );
+            return None;
+        }
+        if self.all && filter.is_empty() && !self.yes && !self.dry_run {
+            note!("--all without a filter means every dead letter: add --yes, or --dry-run to see them");
+            return None;
+        }
+        Some(filter)
+    }
+
     /// Settles all selected letters.
     pub async fn run(
         self,
@@ -54,17 +96,7 @@ impl Which {
         dispatch: &Dispatch,
         stop: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
-        let filter = self.flags.filter();
-        if !self.all && !filter.is_empty() {
-            note!(
-                "filters apply only to --all: got ids and filters, expected ids alone, or --all with filters"
-            );
-            return Ok(ExitCode::from(2));
-        }
-        if self.all && filter.is_empty() && !self.yes && !self.dry_run {
-            note!("--all without a filter means every dead letter: add --yes, or --dry-run to see them");
-            return Ok(ExitCode::from(2));
-        }
+        let Some(filter) = self.filter() else { return Ok(ExitCode::from(2)) };
         let selection = if self.all { Selection::All(filter) } else { Selection::Ids(self.ids) };
         let order = Order { act, selection, dry_run: self.dry_run };
         let progress = Progress::new(count(dispatch, &order.selection).await?);

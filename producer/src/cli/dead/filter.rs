@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use job::{Name, Tenant};
+use service::note;
 use store::FailureFilter;
 
 use crate::cli::age::parse_age;
+use crate::cli::api::is_of_key;
 use crate::dead::{Filter, Kind};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -48,6 +50,15 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Whether the HTTP API can answer this; says so if it cannot.
+    pub fn fit_the_api(&self) -> bool {
+        let is_of_messages = matches!(self.kind, Some(KindFlag::Message));
+        if is_of_messages {
+            note!("--kind message: messages are in RabbitMQ alone: use DATABASE_URL and AMQP_URL");
+        }
+        !is_of_messages && self.tenant.as_ref().is_none_or(is_of_key)
+    }
+
     pub fn filter(&self) -> Filter {
         let kind = self.kind.map(|kind| match kind {
             KindFlag::Job => Kind::Job,

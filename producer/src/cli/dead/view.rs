@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::ColumnConstraint;
 use dispatch::Dispatch;
+use harness_fleet::Client;
 use job::{SessionKey, one_line, pretty_lines, shown};
 use service::{note, out};
 
 use super::filter::Flags;
-use crate::cli::status;
-use crate::dead::{DeadEntry, Kind, find, id_of, list, rfc3339};
+use crate::cli::{api, status};
+use crate::dead::{DeadEntry, DeadEntryDetail, Kind, find, id_of, list, rfc3339};
 
 #[derive(Debug, Args)]
 pub struct List {
@@ -36,15 +37,44 @@ pub struct Show {
 impl List {
     pub async fn run(&self, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
         let found = list(dispatch, &self.flags.filter(), self.limit).await?;
+        self.print(&found.letters);
+        if !self.json {
+            let total = match found.unseen {
+                0 => found.known.to_string(),
+                unseen => format!("up to {}", found.known + unseen),
+            };
+            let count = found.letters.len();
+            note!(
+                "{count} of {total} dead letters; `producer dead show ID` shows one, `redrive` and `drop` settle them"
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The same over the HTTP API.
+    pub async fn over(&self, client: &Client) -> anyhow::Result<ExitCode> {
+        let filter = self.flags.filter();
+        if !self.flags.fit_the_api() {
+            return Ok(ExitCode::from(2));
+        }
+        let letters = api::list(client, &filter, self.limit).await?;
+        self.print(&letters);
+        if !self.json {
+            note!("{} failed jobs; `producer dead show ID` shows one, `redrive` settles it", letters.len());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn print(&self, letters: &[DeadEntry]) {
         if self.json {
-            for letter in &found.letters {
+            for letter in letters {
                 out!("{}", one_line(letter.json().to_string()));
             }
-            return Ok(ExitCode::SUCCESS);
+            return;
         }
         let mut table = status::table();
         table.set_header(["#", "kind", "id", "session", "agent", "code", "reason", "attempts", "when"]);
-        for (number, letter) in (1..).zip(&found.letters) {
+        for (number, letter) in (1..).zip(letters) {
             table.add_row(cells(number, letter));
         }
         // An id that is broken over two lines cannot be copied.
@@ -54,21 +84,21 @@ impl List {
             }
         }
         out!("{table}");
-        let total = match found.unseen {
-            0 => found.known.to_string(),
-            unseen => format!("up to {}", found.known + unseen),
-        };
-        note!(
-            "{} of {total} dead letters; `producer dead show ID` shows one, `redrive` and `drop` settle them",
-            found.letters.len()
-        );
-        Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Show {
     pub async fn run(&self, dispatch: &Dispatch) -> anyhow::Result<ExitCode> {
-        let Some(found) = find(dispatch, &self.id).await? else {
+        self.print(find(dispatch, &self.id).await?)
+    }
+
+    /// The same over the HTTP API.
+    pub async fn over(&self, client: &Client) -> anyhow::Result<ExitCode> {
+        self.print(api::show(client, &self.id).await?)
+    }
+
+    fn print(&self, found: Option<DeadEntryDetail>) -> anyhow::Result<ExitCode> {
+        let Some(found) = found else {
             note!("{}: no such dead letter", self.id);
             return Ok(ExitCode::FAILURE);
         };

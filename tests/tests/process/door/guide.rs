@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
-use tests::{Api, Fleet, Ran};
+use tests::{Api, Fleet, Ran, binary};
 
 /// The job of the page's walk.
 const JOB: &str = "0198c0de-7a00-7000-8000-000000000001";
@@ -34,7 +34,10 @@ async fn the_walk_of_the_guide_works_as_it_is_written() {
         "set -eu\ncurl() {{ command curl --noproxy '*' -w '\\n%{{http_code}}\\n' \"$@\"; }}\n{script}"
     );
     let mut command = Command::new("bash");
-    command.args(["-c", &script]).current_dir(fleet.folder.path());
+    let programs = binary("producer").parent().expect("a folder").display().to_string();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+    command.args(["-c", &script]).current_dir(fleet.folder.path()).env("PATH", path);
+    command.env_remove("DATABASE_URL").env_remove("AMQP_URL");
     let ran = Ran::of(command, "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let statuses: Vec<&str> =

@@ -81,8 +81,10 @@ impl Place {
 
     /// Runs a block of commands.
     async fn run(&self, program: &str, page: &Page, block: &Block<'_>) {
+        let base = self.api.as_ref().map_or("http://localhost:8080", Api::base);
+        let text = block.text.replace("http://localhost:8080", base);
         let mut command = Command::new("timeout");
-        command.args(["120", program, "-c", &script(program, &block.text)]).current_dir(self.folder.path());
+        command.args(["120", program, "-c", &script(program, &text)]).current_dir(self.folder.path());
         let path = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", self.folder.path().join("target/debug").display());
         command
