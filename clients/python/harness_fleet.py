@@ -107,7 +107,10 @@ class Session(TypedDict, total=False):
 
 
 class Event(NamedTuple):
-    """An event of a job: `state`, `iteration`, `text`, `gap` (some were left out) or `end`."""
+    """An event of a job: `state`, `iteration`, `text`, `gap` (some iterations are not shown) or `end`, with its data.
+
+    `id` says where to go on: it is that of this event, or of the last one that has any.
+    """
 
     name: str
     id: str
@@ -268,6 +271,7 @@ class Client:
         tries = _Tries(self._retry_for_s, job_id)
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": last_event_id}
+            # A comment comes every 15 s where nothing else does.
             connection = self._connection(max(self._timeout_s, _WAIT_S))
             pause_s = 0.0
             try:
@@ -277,9 +281,12 @@ class Client:
                     pause_s = _retry_after(answer.headers["Retry-After"])
                     raise Problem(_document(answer, answer.read()))
                 for event in _events(iter(answer.readline, b"")):
+                    if event.name == "retry":
+                        pause_s = event.data / 1000
+                        continue
                     tries = _Tries(self._retry_for_s, job_id)
-                    last_event_id = event.id
-                    yield event
+                    last_event_id = event.id or last_event_id
+                    yield event._replace(id=last_event_id)
                     if event.name == "end":
                         return
                 raise ConnectionError("the stream ended before the job")
@@ -446,7 +453,9 @@ class _Tries:
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[Event]:
-    """Reads server-sent events. One that is not whole at the end is dropped."""
+    """Reads server-sent events, and how long the next connection should wait: `retry`, with milliseconds. An event that
+    is not whole at the end is dropped.
+    """
     name, last_id, data = "", "", []
     for line in lines:
         field, _, value = line.decode(errors="replace").rstrip("\r\n").partition(":")
@@ -457,6 +466,8 @@ def _events(lines: Iterable[bytes]) -> Iterator[Event]:
             last_id = value
         elif field == "data":
             data.append(value)
+        elif field == "retry" and value.isdigit():
+            yield Event("retry", "", int(value))
         elif line.strip(b"\r\n") == b"":
             if data:
                 yield Event(name or "message", last_id, json.loads("\n".join(data)))

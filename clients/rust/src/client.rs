@@ -93,7 +93,8 @@ impl Client {
     }
 }
 
-fn of(job_id: JobId, what: &str) -> String {
+/// Where a job is, or something of it.
+pub(crate) fn of(job_id: JobId, what: &str) -> String {
     format!("/v1/jobs/{job_id}{what}")
 }
 

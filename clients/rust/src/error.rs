@@ -19,6 +19,12 @@ pub enum Error {
         /// Why the last try failed.
         source: reqwest::Error,
     },
+    /// A stream ended, or was silent, before its job had ended, however often it was tried.
+    #[error("{url} cuts the stream off")]
+    CutOff {
+        /// Where the API should be.
+        url: String,
+    },
     /// An answer came that is not the API's, or that of another release.
     #[error("the answer of {url} cannot be read")]
     Unreadable {
@@ -34,7 +40,7 @@ impl Error {
     pub fn status(&self) -> Option<u16> {
         match self {
             Error::Refused(problem) => Some(problem.status),
-            Error::Unreachable { .. } | Error::Unreadable { .. } => None,
+            Error::Unreachable { .. } | Error::CutOff { .. } | Error::Unreadable { .. } => None,
         }
     }
 

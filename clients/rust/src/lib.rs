@@ -1,4 +1,4 @@
-//! A client of the HTTP API: submit jobs, wait for them, read what became of them. It needs neither Postgres nor
+//! A client of the HTTP API: submit jobs, wait for them, follow them, read what became of them. It needs neither Postgres nor
 //! RabbitMQ.
 //!
 //! ```no_run
@@ -30,11 +30,13 @@ mod view;
 mod client;
 mod batch;
 mod lists;
+mod follow;
 
 pub use address::BadAddress;
 pub use batch::{Answer, Batch};
 pub use client::Client;
 pub use error::{Error, Problem};
+pub use follow::{Event, Followed, IterationEvent, StateEvent};
 pub use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, OnBusy, RetryPolicy, Usd};
 pub use lists::JobFilter;
 pub use view::{Job, JobEntry, Session, SessionEntry};

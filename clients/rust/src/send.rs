@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::address::{self, BadAddress};
 use crate::error::{Error, Problem};
@@ -93,7 +94,7 @@ impl Api {
                     (Error::Refused(problem), at_least)
                 }
                 Ok(Err((problem, _))) => return Err(Error::Refused(problem)),
-                Err(source) => (Error::Unreachable { url: self.base.to_string(), source }, Duration::ZERO),
+                Err(source) => (self.unreachable(source), Duration::ZERO),
             };
             tries.pause(error, at_least).await?;
         }
@@ -124,7 +125,30 @@ impl Api {
         request.send().await
     }
 
-    fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
+    /// Begins to read a stream, behind the event of this id.
+    pub(crate) async fn stream(&self, path: &str, last_event_id: &str) -> Result<Response, Error> {
+        let mut request = self.http.get(format!("{}{path}", self.base)).header(ACCEPT, "text/event-stream");
+        if let Some(key) = &self.key {
+            request = request.header(AUTHORIZATION, key);
+        }
+        if !last_event_id.is_empty() {
+            request = request.header("last-event-id", last_event_id);
+        }
+        match timeout(ANSWER_WITHIN, request.send()).await {
+            Ok(answer) => answer.map_err(|source| self.unreachable(source)),
+            Err(_) => Err(self.cut_off()),
+        }
+    }
+
+    pub(crate) fn cut_off(&self) -> Error {
+        Error::CutOff { url: self.base.to_string() }
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> Error {
+        Error::Unreachable { url: self.base.to_string(), source }
+    }
+
+    pub(crate) fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
         serde_json::from_slice(body)
             .map_err(|source| Error::Unreadable { url: self.base.to_string(), source })
     }

@@ -7,7 +7,7 @@ use std::process::Command;
 use command::CommandConfig;
 use job::JobState;
 use serde_json::{Value, json};
-use tests::{Fleet, Launch, Ran, binary, job, until_ok};
+use tests::{Api, Fleet, Launch, Ran, binary, job, until_ok};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
@@ -43,6 +43,24 @@ async fn the_jobs_run_with_the_agents() {
         let view = fleet.ended(id.parse().expect("a job id")).await;
         assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
     }
+}
+
+#[tokio::test]
+async fn the_publisher_in_python_shows_what_became_of_each_line() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let publish = async |agent: &str| {
+        let mut command = Command::new(example("publish.py"));
+        command.arg(agent).env("HARNESS_URL", Api::of(&door).await.base()).env("PYTHONDONTWRITEBYTECODE", "1");
+        Ran::of(command, "one\nzwei\n").await
+    };
+    let ran = publish("echo").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let outputs: Vec<Value> = ran.json().into_iter().map(|line| line["output"].clone()).collect();
+    assert_eq!(outputs, [json!("one"), json!("zwei")]);
+    let ran = publish("nobody").await;
+    assert_eq!((ran.code, ran.json()[1]["state"].as_str()), (1, Some("failed")), "{ran:?}");
 }
 
 #[test]

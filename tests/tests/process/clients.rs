@@ -1,6 +1,7 @@
 //! The clients of the HTTP API: what they promise to programs that use them.
 
 mod commands;
+mod follow;
 mod outages;
 mod python;
 mod rust;

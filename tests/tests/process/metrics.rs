@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use job::JobSpec;
 use serde_json::{Value, json};
-use tests::{Fleet, Worker, http, job, until_ok};
+use tests::{Api, Fleet, Worker, http, job, until_ok};
 
 /// A pool of processes without any work, and so without any process.
 const POOLS: &str = r#"
@@ -22,6 +22,7 @@ fn ops(path: &str) -> PathBuf {
 /// One process of each kind.
 struct Processes {
     fleet: Fleet,
+    api: Api,
     all: Vec<Worker>,
 }
 
@@ -29,6 +30,10 @@ impl Processes {
     async fn start() -> Processes {
         let fleet = Fleet::new().await;
         let worker = fleet.worker("worker").start().await;
+        let door = fleet.door("door").start().await;
+        let api = Api::of(&door).await;
+        // A request is measured when it is answered.
+        api.get("/v1/dead").await.is(200);
         let relay = fleet.relay("relay").launch();
         let autoscaler = fleet.autoscaler("autoscaler", POOLS).launch();
         for (process, name) in
@@ -40,7 +45,7 @@ impl Processes {
             };
             until_ok(&format!("{name} is exported"), look).await;
         }
-        Processes { fleet, all: vec![worker, relay, autoscaler] }
+        Processes { fleet, api, all: vec![worker, door, relay, autoscaler] }
     }
 
     /// Runs jobs that succeed, then one that costs and one that fails and is retried, and a message that is not a job.
@@ -56,6 +61,7 @@ impl Processes {
                 self.fleet.ended(spec.job_id).await;
             }
         }
+        self.api.get("/v1/dead").await.is(200);
         self.fleet.vhost.publish(vec![(b"no job".to_vec(), Default::default())]).await;
     }
 

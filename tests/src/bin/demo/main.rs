@@ -1,6 +1,6 @@
 //! `make demo`: two real workers, several hundred real jobs, and a SIGKILL in the middle of them.
 //!
-//! It declares a workload, enqueues it with `producer`, kills a worker half-way and watches the other one continue. At
+//! It declares a workload, submits it over HTTP with `producer`, kills a worker half-way and watches the other one continue. At
 //! the end it compares every job and every session in the ledger with what was declared. Exit codes: 0 all promises
 //! were kept, 1 one was broken or something failed, 130 and 143 interrupted. Needs `AMQP_URL` and `DATABASE_URL`, which
 //! `ops/dev/demo` provides.
@@ -10,6 +10,7 @@
 mod documents;
 mod workload;
 mod programs;
+mod door;
 mod workers;
 mod ledger;
 mod crash;
@@ -30,6 +31,7 @@ use tokio::time::{interval, timeout};
 
 use crash::Crash;
 use display::{Display, RED, bold};
+use door::Door;
 use ledger::{LOOK, LedgerReader};
 use programs::{Programs, python_is_there, short};
 use report::Report;
@@ -154,16 +156,19 @@ impl Demo {
         let sessions = self.workload.session_ids();
         let mut ledger =
             LedgerReader::connect(&self.programs.database_url, &self.workload.pool, sessions).await?;
+        let mut door = Door::start(&self.programs, &self.folder)?;
         self.start_workers(&mut ledger).await?;
+        let url = door.url().await?;
         let file = self.folder.join("jobs.jsonl");
         self.workload.write(&file)?;
         let started = Instant::now();
-        self.programs.produce(&["enqueue", "--file", &file.display().to_string()]).await?;
+        self.programs.submit(&url, &file).await?;
         let crash = self.watch(&mut ledger, started).await?;
         let seconds = started.elapsed().as_secs_f64();
         let mut problems = self.stop_workers().await?;
-        let scaled = self.scale().await?;
+        let scaled = self.scale(&url).await?;
         problems.extend(scaled);
+        problems.extend(door.stop().await?);
         let kept = self.judge(&ledger, crash.as_ref(), seconds, problems).await?;
         if kept {
             self.programs.delete_queue(&self.workload.pool).await;
@@ -175,10 +180,10 @@ impl Demo {
     }
 
     /// The second act: an autoscaler follows a burst. Returns what went wrong.
-    async fn scale(&self) -> anyhow::Result<Vec<String>> {
+    async fn scale(&self, url: &str) -> anyhow::Result<Vec<String>> {
         eprintln!("\n==> a burst for another pool, which an autoscaler grows and shrinks");
         let mut scaling = Scaling::start(&self.programs, &self.workload.pool, self.folder.clone()).await?;
-        let played = scaling.play().await;
+        let played = scaling.play(url).await;
         let stopped = scaling.stop().await?;
         Ok(played?.into_iter().chain(stopped).collect())
     }

@@ -48,8 +48,22 @@ impl Programs {
     /// Runs a command of `producer` and prints its output.
     pub async fn produce(&self, args: &[&str]) -> anyhow::Result<()> {
         let command = format!("{} {}", self.producer.display(), args.join(" "));
+        self.run(self.command(&self.producer), command, args).await
+    }
+
+    /// Submits a file of jobs to the HTTP API at this address, without the addresses of the services.
+    pub async fn submit(&self, url: &str, file: &Path) -> anyhow::Result<()> {
+        let mut producer = Command::new(&self.producer);
+        producer.env_remove("AMQP_URL").env_remove("DATABASE_URL").env("HARNESS_URL", url);
+        producer.stdin(Stdio::null()).kill_on_drop(true);
+        let file = file.display().to_string();
+        let args = ["enqueue", "--file", &file];
+        let command = format!("HARNESS_URL={url} {} {}", self.producer.display(), args.join(" "));
+        self.run(producer, command, &args).await
+    }
+
+    async fn run(&self, mut producer: Command, command: String, args: &[&str]) -> anyhow::Result<()> {
         show(&command);
-        let mut producer = self.command(&self.producer);
         let status = timeout(TIMEOUT, producer.args(args).status())
             .await
             .with_context(|| format!("`{command}` took longer than {} s", TIMEOUT.as_secs()))?

@@ -76,12 +76,12 @@ impl<'a> Scaling<'a> {
     }
 
     /// Plays a burst from its start to its end. Returns what went wrong.
-    pub async fn play(&mut self) -> anyhow::Result<Vec<String>> {
+    pub async fn play(&mut self, url: &str) -> anyhow::Result<Vec<String>> {
         let started = Instant::now();
         self.watch(started, |seen| seen.workers >= i64::from(MIN)).await?;
         let file = self.folder.join("burst.jsonl");
         self.write_jobs(&file)?;
-        self.programs.produce(&["enqueue", "--file", &file.display().to_string()]).await?;
+        self.programs.submit(url, &file).await?;
         let burst = Instant::now();
         let most = self.watch(burst, |seen| seen.ended == JOBS as i64).await?;
         self.watch(burst, |seen| seen.workers == i64::from(MIN)).await?;

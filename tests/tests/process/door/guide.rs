@@ -37,7 +37,7 @@ async fn the_walk_of_the_guide_works_as_it_is_written() {
     let programs = binary("producer").parent().expect("a folder").display().to_string();
     let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
     command.args(["-c", &script]).current_dir(fleet.folder.path()).env("PATH", path);
-    command.env_remove("DATABASE_URL").env_remove("AMQP_URL");
+    command.env("DATABASE_URL", &fleet.database.url).env_remove("AMQP_URL");
     let ran = Ran::of(command, "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let statuses: Vec<&str> =

@@ -1,0 +1,192 @@
+//! Following a job: its events as they come, over connections that are renewed until its end.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, Stream, StreamExt, try_unfold};
+use job::{JobId, JobState, Json, Usd};
+use reqwest::header::RETRY_AFTER;
+use serde::Deserialize;
+use sse_stream::{Sse, SseByteStream};
+use tokio::time::timeout;
+
+use crate::client::{Client, of};
+use crate::error::{Error, Problem};
+use crate::tries::{Tries, is_retried, retry_after};
+use crate::view::{Job, said};
+
+/// A comment comes every 15 s where nothing else does.
+const SILENT: Duration = Duration::from_secs(45);
+
+/// What happens to a job.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It is in another state, or in another attempt.
+    State(StateEvent),
+    /// A checkpoint is safe in the ledger.
+    Iteration(IterationEvent),
+    /// The job streams text; for keys with the scope `content`.
+    Text(String),
+    /// So many iterations cannot be shown any more.
+    Gap(i64),
+    /// It has ended. Nothing follows.
+    End(Box<Job>),
+}
+
+/// Where a job is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StateEvent {
+    /// The job.
+    pub job_id: JobId,
+    /// Its state.
+    pub state: JobState,
+    /// Attempts spent.
+    pub attempts: i32,
+    /// The code of the last failure.
+    pub code: Option<String>,
+}
+
+/// What a checkpoint added.
+#[derive(Clone, Debug, Deserialize)]
+pub struct IterationEvent {
+    /// The job.
+    pub job_id: JobId,
+    /// Iterations it finished.
+    pub iterations: i64,
+    /// What they cost.
+    pub cost_usd: Usd,
+    /// Tokens read.
+    pub input_tokens: i64,
+    /// Tokens written.
+    pub output_tokens: i64,
+    /// What they changed in `feature_progress`, a JSON merge patch; for keys with the scope `content`.
+    #[serde(default, deserialize_with = "said")]
+    pub progress: Option<Json>,
+}
+
+/// An event, and where to go on after it.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// The id of this event, or of the last one that has any: for [`Client::follow_from`].
+    pub id: String,
+    /// What happened.
+    pub event: Event,
+}
+
+/// A stream under way.
+struct Following {
+    client: Client,
+    job_id: JobId,
+    id: String,
+    lines: Option<Lines>,
+    tries: Tries,
+    /// How long the API asks to wait before the next connection.
+    pause: Duration,
+    over: bool,
+}
+
+type Lines = Pin<Box<SseByteStream<BoxStream<'static, reqwest::Result<Bytes>>>>>;
+
+#[derive(Deserialize)]
+struct Text {
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Gap {
+    iterations: i64,
+}
+
+impl Client {
+    /// What happens to a job, from its first iteration to its end. A connection that breaks is renewed, and goes on where
+    /// it was. The job goes on when the stream is dropped.
+    pub fn follow(&self, job_id: JobId) -> impl Stream<Item = Result<Followed, Error>> + use<> {
+        self.follow_from(job_id, "")
+    }
+
+    /// The same, behind the event of this id.
+    pub fn follow_from(
+        &self,
+        job_id: JobId,
+        id: &str,
+    ) -> impl Stream<Item = Result<Followed, Error>> + use<> {
+        let tries = Tries::begin(self.api.retry_for);
+        let (client, id, pause) = (self.clone(), id.to_owned(), Duration::ZERO);
+        let following = Following { client, job_id, id, lines: None, tries, pause, over: false };
+        try_unfold(following, async |mut following| {
+            Ok(following.next().await?.map(|followed| (followed, following)))
+        })
+    }
+}
+
+impl Following {
+    async fn next(&mut self) -> Result<Option<Followed>, Error> {
+        while !self.over {
+            let Some(lines) = &mut self.lines else {
+                self.connect().await?;
+                continue;
+            };
+            match timeout(SILENT, lines.next()).await {
+                Ok(Some(Ok(sse))) => {
+                    if let Some(followed) = self.read(sse)? {
+                        return Ok(Some(followed));
+                    }
+                }
+                // It was cut off, or is silent.
+                Ok(Some(Err(_)) | None) | Err(_) => {
+                    self.lines = None;
+                    let pause = std::mem::take(&mut self.pause);
+                    self.tries.pause(self.client.api.cut_off(), pause).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn connect(&mut self) -> Result<(), Error> {
+        let (error, pause) = match self.client.api.stream(&of(self.job_id, "/events"), &self.id).await {
+            Ok(answer) if answer.status().is_success() => {
+                self.lines = Some(Box::pin(SseByteStream::new(answer.bytes_stream().boxed())));
+                return Ok(());
+            }
+            Ok(answer) => {
+                let pause = retry_after(answer.headers().get(RETRY_AFTER));
+                let status = answer.status().as_u16();
+                let body = answer.bytes().await.unwrap_or_default();
+                let error = Error::Refused(Problem::read(status, &body));
+                if !is_retried(status) {
+                    return Err(error);
+                }
+                (error, pause)
+            }
+            Err(error) => (error, Duration::ZERO),
+        };
+        self.tries.pause(error, pause).await
+    }
+
+    /// Reads an event; of a kind that this release does not know, nothing.
+    fn read(&mut self, sse: Sse) -> Result<Option<Followed>, Error> {
+        if let Some(ms) = sse.retry {
+            self.pause = Duration::from_millis(ms);
+        }
+        if let Some(id) = sse.id {
+            self.id = id;
+        }
+        let Some(data) = sse.data else { return Ok(None) };
+        self.tries = Tries::begin(self.client.api.retry_for);
+        let api = &self.client.api;
+        let event = match sse.event.as_deref() {
+            Some("state") => Event::State(api.read(data.as_bytes())?),
+            Some("iteration") => Event::Iteration(api.read(data.as_bytes())?),
+            Some("text") => Event::Text(api.read::<Text>(data.as_bytes())?.text),
+            Some("gap") => Event::Gap(api.read::<Gap>(data.as_bytes())?.iterations),
+            Some("end") => {
+                self.over = true;
+                Event::End(Box::new(api.read(data.as_bytes())?))
+            }
+            Some(_) | None => return Ok(None),
+        };
+        Ok(Some(Followed { id: self.id.clone(), event }))
+    }
+}

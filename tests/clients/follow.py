@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Follows a job by `clients/python/harness_fleet.py`, and prints the name and the id of each event; 404 is a refusal."""
+
+import sys
+
+from harness_fleet import Client, Problem
+
+try:
+    for event in Client().follow(sys.argv[1]):
+        print(event.name, event.id, flush=True)
+except Problem as problem:
+    print("refused", problem.status)
