@@ -19,4 +19,5 @@ mod schema;
 mod taken_keys;
 mod partitions;
 mod tenants;
+mod forged;
 mod audit;
