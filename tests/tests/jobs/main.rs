@@ -20,4 +20,5 @@ mod taken_keys;
 mod partitions;
 mod tenants;
 mod forged;
+mod migrating;
 mod audit;
