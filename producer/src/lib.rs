@@ -15,6 +15,7 @@ mod candidate;
 mod older;
 mod submit;
 mod pulse;
+mod backlog;
 mod publishing;
 mod served;
 mod same;

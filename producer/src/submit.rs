@@ -139,6 +139,11 @@ pub async fn redrive(
 }
 
 impl Submitted {
+    /// The size of the messages that still have to be published.
+    pub fn bytes(&self) -> usize {
+        self.due.iter().map(|job| job.message.len()).sum()
+    }
+
     fn accepted(
         dispatch: &Dispatch,
         new: Vec<&JobSpec>,
