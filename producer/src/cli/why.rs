@@ -7,7 +7,7 @@ use job::{JobId, shown};
 use service::{note, out};
 
 use super::context::Context;
-use crate::why::why;
+use crate::why::{Fleet, why};
 
 /// Say in one sentence what a job waits for, or how it ended.
 ///
@@ -28,7 +28,7 @@ impl Why {
             );
             return Ok(ExitCode::FAILURE);
         };
-        out!("{}", shown(&why(&facts)));
+        out!("{}", shown(&why(&facts, Fleet::Numbers)));
         Ok(ExitCode::SUCCESS)
     }
 }

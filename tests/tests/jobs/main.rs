@@ -20,5 +20,6 @@ mod taken_keys;
 mod partitions;
 mod tenants;
 mod forged;
+mod acceptance;
 mod migrating;
 mod audit;
