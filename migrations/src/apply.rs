@@ -5,12 +5,22 @@
 //! of an older release waits for it.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 use sqlx::migrate::Migration;
+use tokio::time::sleep;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, IsolationLevel, Row, Transaction};
+use tracing::warn;
+
+/// How long a migration waits for one of its locks. A transaction that waits for a table holds up all that ask for the
+/// table after it, so behind a long reader it would stop the fleet: this is what the fleet notices of a try.
+const SET_LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
+/// After that it gives way to all others for this long, and tries again: for ten minutes in all.
+const AGAIN_AFTER: Duration = Duration::from_millis(2_500);
+const TRIES: u32 = 200;
 
 /// A migration that a database has.
 pub(crate) struct Applied {
@@ -41,7 +51,8 @@ const JOURNAL: &str = "
         execution_time BIGINT NOT NULL
     )";
 
-/// Lifts the time limits, because a migration takes its time, and lets Postgres plan it like anything else.
+/// Lifts the time limits, because a migration takes its time, and lets Postgres plan it like anything else. Other
+/// migrators are waited for without a bound: that holds up no others.
 const SET: &str = "
     SET LOCAL statement_timeout = 0;
     SET LOCAL lock_timeout = 0;
@@ -53,8 +64,27 @@ const SET: &str = "
     SET LOCAL enable_hashjoin = on;
     SET LOCAL enable_mergejoin = on";
 
-/// Applies a migration, unless another process has done so meanwhile.
+/// Applies a migration, unless another process has done so meanwhile. While others use its tables, it is tried again.
 pub(crate) async fn apply(client: &mut Client, migration: &Migration) -> Result<(), Error> {
+    for tried in 1..TRIES {
+        match try_to_apply(client, migration).await {
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                if tried == 1 {
+                    let version = migration.version;
+                    warn!(
+                        version,
+                        "a migration waits: another transaction uses its tables, see pg_stat_activity"
+                    );
+                }
+                sleep(AGAIN_AFTER).await;
+            }
+            done => return done,
+        }
+    }
+    try_to_apply(client, migration).await
+}
+
+async fn try_to_apply(client: &mut Client, migration: &Migration) -> Result<(), Error> {
     let began = Instant::now();
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
@@ -64,6 +94,7 @@ pub(crate) async fn apply(client: &mut Client, migration: &Migration) -> Result<
     let version = migration.version;
     let sql = "SELECT FROM _sqlx_migrations WHERE version = $1";
     if transaction.query_typed(sql, &[(&version, Type::INT8)]).await?.is_empty() {
+        transaction.batch_execute(SET_LOCK_TIMEOUT).await?;
         transaction.batch_execute(migration.sql.as_str()).await?;
         let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                    VALUES ($1, $2, true, $3, $4)";

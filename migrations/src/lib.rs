@@ -159,6 +159,11 @@ async fn refuse_elsewhere(client: &tokio_postgres::Client, address: &Address) ->
     }
 }
 
+/// Returns the newest migration that this binary knows.
+pub fn newest() -> i64 {
+    known().last().copied().unwrap_or_default()
+}
+
 fn known() -> BTreeSet<i64> {
     MIGRATOR.iter().map(|migration| migration.version).collect()
 }
@@ -166,8 +171,7 @@ fn known() -> BTreeSet<i64> {
 /// Refuses each migration that this binary does not know, unless its name says that it works with this
 /// binary's schema.
 fn refuse_unknown(applied: &BTreeMap<i64, Applied>) -> Result<(), SchemaError> {
-    let known = known();
-    let ours = known.last().copied().unwrap_or_default();
+    let (known, ours) = (known(), newest());
     let refused = applied.iter().find(|(version, found)| {
         !known.contains(version) && works_with(&found.description).is_none_or(|oldest| oldest > ours)
     });

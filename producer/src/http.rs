@@ -16,6 +16,7 @@ mod items;
 mod metrics;
 mod keys;
 mod jobs;
+mod batches;
 mod batch;
 mod lists;
 mod removal;
@@ -27,12 +28,16 @@ mod server;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use dispatch::Dispatch;
 use job::{Limits, ReplyRule};
 use store::Clock;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 pub use auth::Auth;
+pub use batches::Batches;
 pub use router::router;
 pub use server::{Server, Tls};
 
@@ -56,6 +61,9 @@ pub struct Door {
     pub publishing: Publishing,
     pub following: Following,
     pub served: Served,
+    pub batches: Batches,
+    /// What goes on to its end although its caller waits no longer.
+    pub begun: TaskTracker,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }
@@ -70,6 +78,15 @@ impl Door {
     /// Postgres's time, in milliseconds of the Unix epoch.
     fn now_unix_ms(&self) -> Result<u64, Problem> {
         Ok(self.clock()?.now_unix_ms())
+    }
+
+    /// Does something to its end, even if the caller goes away or waits no longer: what follows a commit must not be lost
+    /// with it.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        self.begun.spawn(work.in_current_span()).await.context("a task of the API failed")?
     }
 
     /// What jobs are measured by at this moment.

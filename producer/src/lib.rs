@@ -12,8 +12,10 @@
 mod intake_limits;
 mod send_spans;
 mod candidate;
+mod older;
 mod submit;
 mod pulse;
+mod backlog;
 mod publishing;
 mod served;
 mod same;

@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use dispatch::Dispatch;
 use service::with_causes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::backlog::{Backlog, Held};
 use crate::submit::{self, Submitted};
 
-/// Submissions that wait.
+/// Submissions that wait or are on their way, and the bytes of their messages.
 const WAITING: usize = 4_096;
+const WAITING_BYTES: usize = 64 << 20;
 /// Submissions whose messages go together, so that noting their confirms is one transaction.
 const TOGETHER: usize = 256;
 /// Such groups on their way at a time.
@@ -28,19 +30,20 @@ const LAST_PUBLISHES: Duration = Duration::from_secs(3);
 /// Where submissions are handed over.
 #[derive(Clone)]
 pub struct Publishing {
-    submissions: mpsc::Sender<Submitted>,
+    submissions: Backlog<Submitted>,
 }
 
 impl Publishing {
     /// What is handed over, and what publishes it: to be run beside.
     pub fn new(dispatch: Dispatch) -> (Publishing, Publisher) {
-        let (submissions, waiting) = mpsc::channel(WAITING);
+        let (submissions, waiting) = Backlog::new(WAITING, WAITING_BYTES);
         (Publishing { submissions }, Publisher { dispatch, waiting })
     }
 
     /// Publishes these soon, or leaves them to a relay.
     pub fn hand_over(&self, submitted: Submitted) {
-        if self.submissions.try_send(submitted).is_err() {
+        let bytes = submitted.bytes();
+        if !self.submissions.offer(submitted, bytes) {
             debug!("too much waits to be published: a relay publishes it");
         }
     }
@@ -49,7 +52,7 @@ impl Publishing {
 /// Publishes what is handed over.
 pub struct Publisher {
     dispatch: Dispatch,
-    waiting: mpsc::Receiver<Submitted>,
+    waiting: mpsc::Receiver<Held<Submitted>>,
 }
 
 impl Publisher {
@@ -88,7 +91,9 @@ impl Publisher {
     }
 }
 
-async fn publish(dispatch: &Dispatch, group: Vec<Submitted>) {
+async fn publish(dispatch: &Dispatch, group: Vec<Held<Submitted>>) {
+    let (group, _rooms): (Vec<Submitted>, Vec<OwnedSemaphorePermit>) =
+        group.into_iter().map(|held| (held.entry, held.room)).unzip();
     if let Err(error) = submit::publish(dispatch, group).await {
         warn!("jobs are accepted and not noted as queued: {}", with_causes(error.as_ref()));
     }

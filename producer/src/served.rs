@@ -1,6 +1,6 @@
 //! Which pools are served: a job for another one would make a queue that no worker reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,22 +15,29 @@ const KNOWN_FOR: Duration = Duration::from_secs(10);
 pub struct Served(Mutex<HashMap<Name, Instant>>);
 
 impl Served {
-    /// Whether a worker serves this pool or has served it lately. The pool `default` is always there.
-    pub async fn has(&self, store: &Store, pool: &Name) -> Result<bool, StoreError> {
-        if *pool == Name::default() || self.is_known(pool) {
-            return Ok(true);
+    /// Returns those of these pools that no worker serves, or has served lately. The ledger is asked for all of them at
+    /// once. The pool `default` is always there.
+    pub async fn unserved(
+        &self,
+        store: &Store,
+        mut pools: BTreeSet<Name>,
+    ) -> Result<BTreeSet<Name>, StoreError> {
+        pools.remove(&Name::default());
+        self.lock().retain(|pool, since| {
+            let known = since.elapsed() < KNOWN_FOR;
+            if known {
+                pools.remove(pool);
+            }
+            known
+        });
+        if pools.is_empty() {
+            return Ok(pools);
         }
-        let served = store.pool_is_served(pool).await?;
-        if served {
-            self.lock().insert(pool.clone(), Instant::now());
+        for pool in store.served_pools(&pools).await? {
+            pools.remove(&pool);
+            self.lock().insert(pool, Instant::now());
         }
-        Ok(served)
-    }
-
-    fn is_known(&self, pool: &Name) -> bool {
-        let mut known = self.lock();
-        known.retain(|_, since| since.elapsed() < KNOWN_FOR);
-        known.contains_key(pool)
+        Ok(pools)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Instant>> {

@@ -10,6 +10,7 @@ use store::{Acceptance, Accepted, Ask, DueJob, KeyKind, StoreError, Taken};
 use tracing::warn;
 
 use crate::candidate::Candidate;
+use crate::older::refuse_beside_older_workers;
 use crate::send_spans::SendSpans;
 
 /// Jobs that were submitted, and what became of each. The new ones still have to be published.
@@ -35,6 +36,9 @@ pub async fn submit(
     mut jobs: Vec<JobSpec>,
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
+    if jobs.iter().any(|spec| !spec.tenant.is_default()) {
+        refuse_beside_older_workers(&dispatch.store).await?;
+    }
     let send_spans = SendSpans::begin(&mut jobs, limits);
     let answers = dispatch.store.accept(&jobs).await.context("writing jobs to Postgres")?;
     let (mut new, mut refused) = (Vec::new(), Vec::new());
@@ -135,6 +139,11 @@ pub async fn redrive(
 }
 
 impl Submitted {
+    /// The size of the messages that still have to be published.
+    pub fn bytes(&self) -> usize {
+        self.due.iter().map(|job| job.message.len()).sum()
+    }
+
     fn accepted(
         dispatch: &Dispatch,
         new: Vec<&JobSpec>,

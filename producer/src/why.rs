@@ -5,8 +5,27 @@ use std::time::Duration;
 use job::JobState;
 use store::JobFacts;
 
+/// How a fleet that tenants share is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fleet {
+    /// To an operator: with the numbers of its workers and slots.
+    Numbers,
+    /// To a tenant: without, because what the others use of it would show.
+    Words,
+}
+
+impl Fleet {
+    /// Such as "the 2 workers", or "the workers".
+    fn counted(self, article: &str, count: i64, one: &str, many: &str) -> String {
+        match self {
+            Fleet::Numbers => format!("{article} {}", counted(count, one, many)),
+            Fleet::Words => format!("{article} {many}"),
+        }
+    }
+}
+
 /// The sentence.
-pub fn why(facts: &JobFacts) -> String {
+pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
     let JobFacts { pool, session, since, .. } = facts;
     let since = lasting(*since);
     let state = facts.state;
@@ -16,21 +35,23 @@ pub fn why(facts: &JobFacts) -> String {
     match state {
         JobState::Scheduled => match facts.due_in {
             Some(due) => format!("scheduled: due in {}{}", lasting(due), attempt(facts)),
-            None => format!("scheduled: due, and about to be published{}{}", attempt(facts), served(facts)),
+            None => {
+                format!("scheduled: due, and about to be published{}{}", attempt(facts), served(facts, fleet))
+            }
         },
         JobState::Publishing => format!(
             "publishing: accepted {since} ago, its message is on its way to the queue of pool {pool}{}",
-            served(facts)
+            served(facts, fleet)
         ),
-        JobState::Queued if facts.workers == 0 => format!("queued for {since}{}", served(facts)),
-        JobState::Queued if facts.busy >= facts.slots => format!(
-            "queued for {since}: all {} of pool {pool} are taken",
-            counted(facts.slots, "slot", "slots")
-        ),
-        JobState::Queued => format!(
-            "queued for {since}: {} of pool {pool} will take it in turn",
-            counted(facts.workers, "worker", "workers")
-        ),
+        JobState::Queued if facts.workers == 0 => format!("queued for {since}{}", served(facts, fleet)),
+        JobState::Queued if facts.busy >= facts.slots => {
+            let slots = fleet.counted("all", facts.slots, "slot", "slots");
+            format!("queued for {since}: {slots} of pool {pool} are taken")
+        }
+        JobState::Queued => {
+            let workers = fleet.counted("the", facts.workers, "worker", "workers");
+            format!("queued for {since}: {workers} of pool {pool} will take it in turn")
+        }
         JobState::Blocked => match &facts.turn {
             Some(turn) if turn.state == JobState::Running => format!(
                 "blocked: session {session} works on job {} for {}, {}",
@@ -60,7 +81,8 @@ pub fn why(facts: &JobFacts) -> String {
         JobState::Failed | JobState::Cancelled => {
             let reason = match (&facts.code, &facts.message) {
                 (Some(code), Some(message)) => format!(": {code}: {message}"),
-                _ => String::new(),
+                (Some(code), None) => format!(": {code}"),
+                (None, _) => String::new(),
             };
             let again =
                 facts.redriven_as.map(|id| format!("; job {id} does its work again")).unwrap_or_default();
@@ -70,13 +92,13 @@ pub fn why(facts: &JobFacts) -> String {
 }
 
 /// Nothing where workers take jobs.
-fn served(facts: &JobFacts) -> String {
+fn served(facts: &JobFacts, fleet: Fleet) -> String {
     match (facts.workers, facts.draining) {
         (1.., _) => String::new(),
         (_, 0) => format!(": no worker serves pool {}", facts.pool),
         (_, draining) => {
-            let workers = counted(draining, "worker", "workers");
-            format!(": the {workers} of pool {} take no more jobs", facts.pool)
+            let workers = fleet.counted("the", draining, "worker", "workers");
+            format!(": {workers} of pool {} take no more jobs", facts.pool)
         }
     }
 }
@@ -207,14 +229,33 @@ mod tests {
             ),
         ];
         for (facts, sentence) in cases {
-            assert_eq!(why(&facts), sentence);
+            assert_eq!(why(&facts, Fleet::Numbers), sentence);
+        }
+    }
+
+    #[test]
+    fn a_tenant_is_shown_no_number_of_the_fleet_that_it_shares() {
+        let cases = [
+            (
+                JobFacts { busy: 4, ..facts(JobState::Queued) },
+                "queued for 3 s: all slots of pool gpu are taken",
+            ),
+            (facts(JobState::Queued), "queued for 3 s: the workers of pool gpu will take it in turn"),
+            (
+                JobFacts { workers: 0, draining: 2, ..facts(JobState::Queued) },
+                "queued for 3 s: the workers of pool gpu take no more jobs",
+            ),
+            (JobFacts { workers: 0, ..facts(JobState::Queued) }, "queued for 3 s: no worker serves pool gpu"),
+        ];
+        for (facts, sentence) in cases {
+            assert_eq!(why(&facts, Fleet::Words), sentence);
         }
     }
 
     #[test]
     fn every_state_has_a_sentence_that_begins_with_it() {
         for state in JobState::ALL {
-            assert!(why(&facts(state)).starts_with(state.as_str()), "{state}");
+            assert!(why(&facts(state), Fleet::Numbers).starts_with(state.as_str()), "{state}");
         }
     }
 }

@@ -39,6 +39,7 @@ impl Runner {
             pool: Name::default(),
             slots: 1,
             lease,
+            schema: migrations::newest(),
         };
         store.register_worker(&registration).await.expect("registered");
         Runner { store: store.clone(), worker }

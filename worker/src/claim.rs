@@ -57,6 +57,27 @@ pub async fn claim(worker: &Worker, spec: &JobSpec) -> Result<Option<Answer>, St
     }
 }
 
+/// Returns a job that is not run now as it was accepted, for what its `on_busy` and its `reply_to` ask for. Of another
+/// tenant's job the message proves only the id, so it is read from the ledger; without an envelope there, it asks for
+/// nothing. `None` means that we were asked to stop.
+pub async fn as_accepted(worker: &Worker, spec: JobSpec) -> Option<JobSpec> {
+    if spec.tenant.is_default() {
+        return Some(spec);
+    }
+    let read = || worker.store.known_job(spec.job_id);
+    let known = match retry("reading a job", &worker.stop_waiting, StoreError::is_retryable, read).await {
+        Ok(known) => known,
+        Err(RetryError::Stopped) => return None,
+        Err(RetryError::Permanent(cause)) => {
+            dispatch::job_span(&spec, None).in_scope(|| error!(cause = cause.as_dyn(), "a job was not read"));
+            None
+        }
+    };
+    let envelope = known.and_then(|known| known.message);
+    let accepted = envelope.and_then(|envelope| job::decode_stored(&envelope).ok());
+    Some(accepted.unwrap_or(JobSpec { reply_to: None, on_busy: OnBusy::Enqueue, ..spec }))
+}
+
 /// Applies the `on_busy` of a job that found its session busy. Returns whether that is done; if not, the job's message
 /// must come again.
 pub async fn apply_on_busy(worker: &Worker, spec: &JobSpec) -> bool {

@@ -116,6 +116,7 @@ impl Services {
             pool: settings.pool.clone(),
             slots: settings.slots,
             lease: settings.lease,
+            schema: migrations::newest(),
         };
         let (running, throughput) = (Running::default(), ThroughputWindow::new());
         let register =

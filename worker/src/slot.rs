@@ -107,11 +107,19 @@ async fn claim_and_work(
     let ack_by = Instant::now() + worker.settings.ack_after;
     match answer {
         Answer::Claimed(claimed) => {
+            let spec = match claimed.message.as_deref().map(job::decode_stored).transpose() {
+                Ok(accepted) => accepted.unwrap_or(spec),
+                Err(error) => {
+                    turn::cannot_be_taken(&claimed, spec.trace_id(), Some(error));
+                    return delivery.settle().await;
+                }
+            };
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
             let working = turn::take(worker, spec, *claimed, reservation, arrival);
             settle_when_done(slot, delivery, working, ack_by).await;
         }
         Answer::Finished(state) => {
+            let Some(spec) = claim::as_accepted(worker, spec).await else { return };
             let replying = about(&spec).in_scope(|| {
                 debug!(%state, "delivered again after its end");
                 worker.dispatch.reply(&spec, spec.traceparent)
@@ -133,6 +141,7 @@ async fn claim_and_work(
             intake::refuse(worker, delivery, &reason, "tenant_not_accepted").instrument(about(&spec)).await;
         }
         Answer::Blocked => {
+            let Some(spec) = claim::as_accepted(worker, spec).await else { return };
             if claim::apply_on_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;
             }

@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use dispatch::Sending;
-use job::JobSpec;
+use job::{DecodeError, JobSpec, TraceId};
 use store::{Claimed, Fenced};
 use tracing::{Instrument, warn};
 
@@ -38,17 +38,21 @@ pub async fn take(
             (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
             // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
-                let (job_id, (tenant, session_id)) = (next.claim.job_id(), next.claim.session());
-                let tenant = tenant.unless_default();
-                let trace_id = result.as_ref().map_or(job_id.into(), JobSpec::trace_id);
-                let error = result.err();
-                warn!(parent: None, %job_id, %session_id, tenant, %trace_id, cause = ?error, "the session's next job cannot be taken here");
+                let trace_id = result.as_ref().map_or(next.claim.job_id().into(), JobSpec::trace_id);
+                cannot_be_taken(&next, trace_id, result.err());
                 return replying;
             }
         };
         claimed = *next;
         arrival = Arrival { at: SystemTime::now(), claimed_from: None };
     }
+}
+
+/// Logs that a claimed job does not run here. The heartbeat hands it back.
+pub fn cannot_be_taken(claimed: &Claimed, trace_id: TraceId, cause: Option<DecodeError>) {
+    let (job_id, (tenant, session_id)) = (claimed.claim.job_id(), claimed.claim.session());
+    let tenant = tenant.unless_default();
+    warn!(parent: None, %job_id, %session_id, tenant, %trace_id, ?cause, "a claimed job cannot be taken here");
 }
 
 /// Makes one attempt at one job. Returns the session's next job, and the reply to this job's caller.

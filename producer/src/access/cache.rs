@@ -4,18 +4,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
 /// How long an answer counts, from before it was asked for. A look-up is bounded, so a revocation works within 5 s.
 pub(super) const COUNTS_FOR: Duration = Duration::from_secs(4);
 /// How many answers are kept. A caller that makes up ids cannot use more memory than that.
 const CAPACITY: usize = 10_000;
+/// How many ids are looked up at a time that no key had a moment ago. A caller that makes up ids takes no more than that
+/// of the ledger, and keys that are in use do not wait behind it.
+const STRANGERS: usize = 2;
 
 /// An answer, or a look-up under way: callers that ask for the same id share it.
 struct Answer<T> {
     asked: Instant,
     found: OnceCell<Option<Arc<T>>>,
+    /// Whether there was something under this id when it was asked for before.
+    was_known: bool,
 }
 
 impl<T> Answer<T> {
@@ -23,18 +28,20 @@ impl<T> Answer<T> {
         self.asked.elapsed() < COUNTS_FOR
     }
 
-    fn is_unknown(&self) -> bool {
-        matches!(self.found.get(), Some(None))
+    /// Whether there is something under this id, as far as that is known.
+    fn is_known(&self) -> bool {
+        self.found.get().map_or(self.was_known, Option::is_some)
     }
 }
 
 pub(super) struct Cache<T> {
     answers: Mutex<HashMap<String, Arc<Answer<T>>>>,
+    strangers: Semaphore,
 }
 
 impl<T> Cache<T> {
     pub(super) fn new() -> Self {
-        Cache { answers: Mutex::default() }
+        Cache { answers: Mutex::default(), strangers: Semaphore::new(STRANGERS) }
     }
 
     /// Returns what there is under an id, and the moment from which it may be out of date. A look-up that fails is not
@@ -45,31 +52,39 @@ impl<T> Cache<T> {
         look_up: impl AsyncFnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<(Arc<T>, Instant)>, E> {
         let answer = self.answer(id);
-        let found = answer.found.get_or_try_init(async || Ok(look_up().await?.map(Arc::new))).await?;
+        let found = answer
+            .found
+            .get_or_try_init(async || {
+                // The semaphore is never closed.
+                let _turn = if answer.was_known { None } else { self.strangers.acquire().await.ok() };
+                Ok(look_up().await?.map(Arc::new))
+            })
+            .await?;
         Ok(found.clone().map(|found| (found, answer.asked)))
     }
 
     fn answer(&self, id: &str) -> Arc<Answer<T>> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = answers.get(id)
-            && answer.counts()
-        {
+        let before = answers.get(id);
+        if let Some(answer) = before.filter(|answer| answer.counts()) {
             return answer.clone();
         }
+        let was_known = before.is_some_and(|answer| answer.is_known());
         if answers.len() >= CAPACITY {
             make_room(&mut answers);
         }
-        let answer = Arc::new(Answer { asked: Instant::now(), found: OnceCell::new() });
+        let answer = Arc::new(Answer { asked: Instant::now(), found: OnceCell::new(), was_known });
         answers.insert(id.to_owned(), answer.clone());
         answer
     }
 }
 
-/// Drops what no longer counts; if that is little, ids that no key has; if that is little too, all.
+/// Drops ids that no key has, including those that are looked up at the moment; if that is little, what no longer counts;
+/// if that is little too, all.
 fn make_room<T>(answers: &mut HashMap<String, Arc<Answer<T>>>) {
-    answers.retain(|_, answer| answer.counts());
+    answers.retain(|_, answer| answer.is_known());
     if answers.len() > CAPACITY / 2 {
-        answers.retain(|_, answer| !answer.is_unknown());
+        answers.retain(|_, answer| answer.counts());
     }
     if answers.len() > CAPACITY / 2 {
         answers.clear();
@@ -146,5 +161,35 @@ mod tests {
         }
         get(&cache, "real", &ledger).await;
         assert_eq!(ledger.asked(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn made_up_ids_are_looked_up_few_at_a_time_and_keys_in_use_do_not_wait_for_them() {
+        let (cache, ledger, silent) = (Cache::new(), Ledger::new(Some(1)), AtomicU32::new(0));
+        get(&cache, "real", &ledger).await;
+        let strangers = (0..2 * CAPACITY).map(|id| {
+            let (cache, silent) = (&cache, &silent);
+            async move {
+                let never = async || {
+                    silent.fetch_add(1, Ordering::Relaxed);
+                    std::future::pending::<Result<Option<u32>, Infallible>>().await
+                };
+                cache.get(&id.to_string(), never).await
+            }
+        });
+        let known = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Neither were they more than the cache holds, nor do they hold up the next look-up.
+            get(&cache, "real", &ledger).await;
+            assert_eq!(ledger.asked(), 1);
+            tokio::time::sleep(COUNTS_FOR).await;
+            assert_eq!(get(&cache, "real", &ledger).await, Some(1));
+            assert_eq!(ledger.asked(), 2);
+        };
+        tokio::select! {
+            () = known => {}
+            _ = futures::future::join_all(strangers) => unreachable!("they are not answered"),
+        }
+        assert!(silent.load(Ordering::Relaxed) <= 2, "{silent:?}");
     }
 }

@@ -87,6 +87,14 @@ impl Keys {
 
     /// Returns the caller that a key stands for, and counts the use.
     pub async fn authenticate(&self, text: &str) -> Result<Principal, Refused> {
+        let caller = self.check(text).await?;
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        *uses.entry(caller.key_id.clone()).or_default() += 1;
+        Ok(caller)
+    }
+
+    /// Returns the caller that a key stands for at this moment.
+    pub async fn check(&self, text: &str) -> Result<Principal, Refused> {
         let key = ApiKey::parse(text)?;
         let found = self.cache.get(key.id(), async || self.store.find_key(key.id()).await).await;
         let (found, asked) = found.map_err(Refused::Unavailable)?.ok_or(Refused::Unknown)?;
@@ -102,8 +110,6 @@ impl Keys {
         if found.closed {
             return Err(Refused::TenantClosed);
         }
-        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
-        *uses.entry(key.id().to_owned()).or_default() += 1;
         Ok(Principal { tenant: found.tenant.clone(), key_id: key.id().to_owned(), scopes: found.scopes })
     }
 

@@ -13,13 +13,15 @@ use clap::Args;
 use migrations::SchemaError;
 use serde_json::json;
 use service::{AdminArgs, Check, Lifecycle, ListenAddress, Setting, retry_or_stop};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::context::Context;
 use crate::access::Keys;
 use crate::following::Following;
-use crate::http::{Auth, Door, Server, Tls, router};
+use crate::http::{Auth, Batches, Door, Server, Tls, router};
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
@@ -94,7 +96,7 @@ impl Serve {
         let (stop, bound) = (context.stop.clone(), server.address()?);
         let (handed_over, publisher) = Publishing::new(dispatch.clone());
         let listener = dispatch.broker.listener();
-        let following = Following::new(listener.shards());
+        let (following, begun) = (Following::new(listener.shards()), TaskTracker::new());
         let keys = Arc::new(Keys::new(ledger.store.clone()));
         let door = Arc::new(Door {
             dispatch: dispatch.clone(),
@@ -107,6 +109,8 @@ impl Serve {
             publishing: handed_over,
             following: following.clone(),
             served: Served::default(),
+            batches: Batches::default(),
+            begun: begun.clone(),
             stop: stop.clone(),
         });
         let store = ledger.store.clone();
@@ -141,6 +145,8 @@ impl Serve {
         let result = lifecycle.until(&stop).await;
         // What they need outlasts the last answers.
         answered.cancelled().await;
+        begun.close();
+        let _ = timeout(SHUTDOWN, begun.wait()).await;
         lifecycle.finish().await;
         dispatch.close(SHUTDOWN).await;
         result

@@ -13,6 +13,7 @@ use store::{ChangedTenant, Store, TenantChange, TenantView};
 use super::context::Context;
 use super::operator::operator;
 use super::status;
+use crate::older::refuse_beside_older_workers;
 
 #[derive(Debug, Args)]
 pub struct TenantsArgs {
@@ -25,9 +26,10 @@ enum Command {
     /// Create a tenant
     ///
     /// Its callers need keys: `producer keys create --tenant NAME`. The tenant `default` is always there: jobs that come
-    /// over AMQP, and those that name no tenant, belong to it.
+    /// over AMQP, and those that name no tenant, belong to it. While a worker of an older release runs, which knows no
+    /// tenants, none is created.
     ///
-    /// Exit codes: 0 created, 1 there is one of that name, 2 wrong arguments.
+    /// Exit codes: 0 created, 1 there is one of that name or a worker that knows no tenants, 2 wrong arguments.
     Create {
         /// Its name: 1 to 64 characters of A-Z a-z 0-9 . _ : @ -
         tenant: Tenant,
@@ -138,6 +140,7 @@ impl TenantsArgs {
         let actor = operator();
         match self.command {
             Command::Create { tenant, limits } => {
+                refuse_beside_older_workers(&store).await?;
                 if store
                     .create_tenant(&actor, &tenant, &limits.change())
                     .await

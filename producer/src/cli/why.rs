@@ -8,7 +8,7 @@ use service::{note, out};
 
 use super::api::{self, ApiArgs};
 use super::context::Context;
-use crate::why::why;
+use crate::why::{Fleet, why};
 
 /// Say in one sentence what a job waits for, or how it ended.
 ///
@@ -34,7 +34,7 @@ impl Why {
             );
             return Ok(ExitCode::FAILURE);
         };
-        out!("{}", shown(&why(&facts)));
+        out!("{}", shown(&why(&facts, Fleet::Numbers)));
         Ok(ExitCode::SUCCESS)
     }
 }

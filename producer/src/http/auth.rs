@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue};
 use job::Tenant;
+use secrecy::{ExposeSecret, SecretString};
 pub use store::Scope;
 use store::Scopes;
 
@@ -19,22 +20,41 @@ use crate::access::{Keys, Refused};
 
 /// Who asks.
 #[derive(Clone, Debug)]
-pub struct Principal(store::Principal);
+pub struct Principal {
+    caller: store::Principal,
+    /// The key that was shown.
+    key: Option<SecretString>,
+    /// The limit of its request, which has begun with the look at the key.
+    timeout: Timeout,
+}
 
 impl Principal {
     /// The tenant on whose behalf it asks.
     pub fn tenant(&self) -> &Tenant {
-        &self.0.tenant
+        &self.caller.tenant
+    }
+
+    /// The time limit for what the request asks the ledger.
+    pub fn timeout(&self) -> Timeout {
+        self.timeout
+    }
+
+    /// Refuses a caller whose key counts no longer. A request that takes long asks this again and again, because a key that
+    /// was revoked meanwhile must be refused within seconds.
+    pub async fn still_counts(&self, keys: &Keys, timeout: Timeout) -> Result<(), Problem> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let asking = async { Ok::<_, Problem>(keys.check(key.expose_secret()).await) };
+        timeout.ask(asking).await?.map(drop).map_err(refused)
     }
 
     /// Its name in the operators' log: the key's id, or that it came without a key.
     pub fn actor(&self) -> &str {
-        if self.0.key_id.is_empty() { "without a key" } else { &self.0.key_id }
+        if self.caller.key_id.is_empty() { "without a key" } else { &self.caller.key_id }
     }
 
-    /// The holder of a ticket.
-    pub fn of_ticket(taken: store::Principal) -> Principal {
-        Principal(taken)
+    /// The holder of a ticket, for a request with this limit.
+    pub fn of_ticket(caller: store::Principal, timeout: Timeout) -> Principal {
+        Principal { caller, key: None, timeout }
     }
 
     /// The caller of a request with these headers.
@@ -47,17 +67,17 @@ impl Principal {
 
     /// The id of the key that was shown; empty where there are no keys.
     pub fn key_id(&self) -> &str {
-        &self.0.key_id
+        &self.caller.key_id
     }
 
     /// Who asks, as operations know it.
     pub fn inner(&self) -> &store::Principal {
-        &self.0
+        &self.caller
     }
 
     /// Whether this is allowed.
     pub fn may(&self, scope: Scope) -> bool {
-        self.0.scopes.has(scope)
+        self.caller.scopes.has(scope)
     }
 
     /// The same as an answer.
@@ -91,11 +111,15 @@ impl Auth {
                 let detail = "without keys only this machine may ask, by localhost or a loopback address";
                 Err(Problem::new(Kind::Forbidden, detail).at("host"))
             }
-            Auth::Open => Ok(Principal(store::Principal {
-                tenant: Tenant::default(),
-                key_id: String::new(),
-                scopes: Scopes::all(),
-            })),
+            Auth::Open => Ok(Principal {
+                caller: store::Principal {
+                    tenant: Tenant::default(),
+                    key_id: String::new(),
+                    scopes: Scopes::all(),
+                },
+                key: None,
+                timeout: Timeout::begin(),
+            }),
             Auth::Keys => {
                 let detail = "expected a key of this fleet in the header Authorization, as \"Bearer KEY\"";
                 Err(Problem::new(Kind::Unauthenticated, detail).at("authorization"))
@@ -106,18 +130,26 @@ impl Auth {
 
 /// The caller of a key.
 async fn of_key(keys: &Keys, given: &HeaderValue) -> Result<Principal, Problem> {
-    let refused = |why: String| Problem::new(Kind::Unauthenticated, why).at("authorization");
+    let timeout = Timeout::begin();
     let text = given.to_str().ok().and_then(|text| text.split_once(' '));
     let key = match text {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
-        _ => return Err(refused("expected \"Bearer KEY\"".to_owned())),
+        _ => return Err(unauthenticated("expected \"Bearer KEY\"")),
     };
     let asking = async { Ok::<_, Problem>(keys.authenticate(key).await) };
-    match Timeout::begin().ask(asking).await? {
-        Ok(principal) => Ok(Principal(principal)),
-        Err(Refused::Unavailable(error)) => Err(error.into()),
-        Err(why) => Err(refused(why.to_string())),
+    let caller = timeout.ask(asking).await?.map_err(refused)?;
+    Ok(Principal { caller, key: Some(key.into()), timeout })
+}
+
+fn refused(why: Refused) -> Problem {
+    match why {
+        Refused::Unavailable(error) => error.into(),
+        why => unauthenticated(why.to_string()),
     }
+}
+
+fn unauthenticated(why: impl Into<String>) -> Problem {
+    Problem::new(Kind::Unauthenticated, why).at("authorization")
 }
 
 /// A page of another site can make a browser ask here, under that site's name (DNS rebinding).

@@ -1,5 +1,6 @@
 //! `/v1/jobs/batch`: many jobs in one request. Each is accepted or refused for itself.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use axum::Json;
 use axum::extract::Request;
 use axum::http::header::CONTENT_LENGTH;
 use futures::StreamExt;
-use job::{JobId, JobSpec, JobState, Limits};
+use job::{JobId, JobSpec, JobState, Limits, Name};
 use serde::Serialize;
 use store::Taken;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -18,7 +19,7 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
-use super::jobs::{check, decode, known};
+use super::jobs::{all_known, all_seen, decode, is_served, may_submit};
 use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
@@ -31,10 +32,14 @@ use crate::submit::submit_in_order;
 const MOST_JOBS: usize = 10_000;
 /// The most bytes of a batch.
 const MOST_BYTES: usize = 32 << 20;
-/// Jobs that are accepted in one transaction.
+/// Jobs that are accepted together, at most, and about as many bytes of them.
 const GROUP: usize = 256;
+const GROUP_BYTES: usize = 4 << 20;
 /// How long a batch may take to arrive.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(120);
+/// For how long a batch that arrives without a pause is read on when the process is asked to stop. It has its answer
+/// before requests under way are cut off.
+const READ_ON: Duration = Duration::from_secs(5);
 
 /// The route.
 pub fn routes() -> OpenApiRouter<Arc<Door>> {
@@ -48,9 +53,11 @@ pub struct Batch {
     accepted: usize,
     /// How many were not.
     refused: usize,
-    /// Whether the whole batch was read. If not, the last answer says why, and what follows it was not looked at.
+    /// Whether the whole batch was read. If not, the last answer says why, and the items from its place on were not looked
+    /// at: the batch is malformed or too large, the key was revoked, Postgres is silent, or the process that reads it
+    /// stops.
     complete: bool,
-    /// An answer for each item, in their order.
+    /// An answer for each item, in their order; and one more where the batch was not read to its end.
     items: Vec<Answer>,
 }
 
@@ -71,7 +78,7 @@ pub struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     state: Option<JobState>,
-    /// When it was accepted: RFC 3339, UTC.
+    /// When it was accepted: RFC 3339, UTC; for keys with the scope `read`, like the session.
     #[serde(skip_serializing_if = "Option::is_none")]
     accepted_at: Option<String>,
     /// What has found a job that was accepted before: job_id, idempotency_key or unique.
@@ -100,7 +107,8 @@ impl From<Problem> for Answer {
 ///
 /// A JSON array, or one JSON object a line (NDJSON): up to 10,000 jobs and 32 MiB. Each job is accepted or refused
 /// for itself, while the rest still arrives, and has an answer of its own, in order. Jobs with ids of the caller's
-/// own, or with an `idempotency_key` each, make the batch safe to repeat.
+/// own, or with an `idempotency_key` each, make the batch safe to repeat. A batch that cannot be read to its end has
+/// the answers of what came before, and `"complete": false`.
 #[utoipa::path(
     post,
     path = "/v1/jobs/batch",
@@ -112,6 +120,7 @@ impl From<Problem> for Answer {
     responses(
         (status = 200, description = "An answer for each job", body = Batch),
         (status = 413, description = "It is larger than 32 MiB", body = Problem),
+        (status = 503, description = "Postgres is away or silent, or too many batches are read at this time: 8 of the tenant, or 16 in all. Try again after `Retry-After` seconds", body = Problem),
         (status = 415, description = "It is neither `application/json` nor `application/x-ndjson`", body = Problem),
     )
 )]
@@ -128,6 +137,7 @@ async fn submit_batch(door: Shared, principal: Principal, request: Request) -> R
         return Err(body::too_large(MOST_BYTES));
     }
     let limits = door.limits()?;
+    let _place = door.batches.begin(principal.tenant())?;
     let mut reading = Reading { door: &door, principal: &principal, limits, answers: Vec::new() };
     let read = reading.read(request, format).await;
     let complete = read.is_ok();
@@ -149,26 +159,41 @@ impl Reading<'_> {
     async fn read(&mut self, request: Request, format: Format) -> Result<(), Problem> {
         let deadline = Instant::now() + ARRIVES_WITHIN;
         let mut items = Items::new(format, self.limits.max_bytes);
-        let (mut pieces, mut found, mut bytes) = (request.into_body().into_data_stream(), Vec::new(), 0);
+        let (mut pieces, mut found) = (request.into_body().into_data_stream(), Vec::new());
+        let (mut bytes, mut accepted_bytes) = (0, 0);
         let malformed = |why: &str| Problem::new(Kind::Malformed, why).at("body");
+        let stop = &self.door.stop;
+        let cut_off = async {
+            stop.cancelled().await;
+            sleep(READ_ON).await;
+        };
+        tokio::pin!(cut_off);
         loop {
-            let piece = match timeout_at(deadline, pieces.next()).await {
-                Ok(Some(Ok(piece))) => piece,
-                Ok(Some(Err(_))) => {
+            // What has arrived is taken before a stop counts.
+            let piece = tokio::select! {
+                biased;
+                () = &mut cut_off => Err(stopping()),
+                piece = timeout_at(deadline, pieces.next()) => match piece {
+                    Ok(Some(Ok(piece))) => Ok(piece),
+                    Ok(Some(Err(_))) => Err(malformed("the batch did not arrive whole")),
+                    Ok(None) => break,
+                    Err(_) => Err(body::too_slow(ARRIVES_WITHIN)),
+                },
+                () = stop.cancelled() => Err(stopping()),
+            };
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(why) => {
                     self.accept(&mut found).await?;
-                    return Err(malformed("the batch did not arrive whole"));
-                }
-                Ok(None) => break,
-                Err(_) => {
-                    self.accept(&mut found).await?;
-                    return Err(body::too_slow());
+                    return Err(why);
                 }
             };
             bytes += piece.len();
             let fed = items.feed(&piece, &mut found);
             let is_over = fed.is_err() || bytes > MOST_BYTES || self.answers.len() + found.len() > MOST_JOBS;
-            if found.len() >= GROUP || is_over {
+            if found.len() >= GROUP || bytes - accepted_bytes >= GROUP_BYTES || is_over {
                 self.accept(&mut found).await?;
+                accepted_bytes = bytes;
             }
             fed.map_err(malformed)?;
             if bytes > MOST_BYTES {
@@ -198,11 +223,27 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// One transaction, so that jobs of one session keep their order.
+    /// In one go, so that jobs of one session keep their order. The ledger has one time limit for all questions about them.
     async fn accept_group(&mut self, group: Vec<Item>) -> Result<(), Problem> {
-        let (mut answers, mut jobs) = (Vec::with_capacity(group.len()), Vec::new());
-        for item in group {
-            match self.checked(item).await {
+        let timeout = Timeout::begin();
+        self.principal.still_counts(&self.door.keys, timeout).await?;
+        let decoded: Vec<Result<Candidate, Problem>> =
+            group.into_iter().map(|item| self.decoded(item)).collect();
+        let pools: BTreeSet<Name> = decoded.iter().flatten().map(|job| job.spec.pool.clone()).collect();
+        let unserved = timeout.ask(self.door.served.unserved(&self.door.dispatch.store, pools)).await;
+        let (mut answers, mut jobs) = (Vec::with_capacity(decoded.len()), Vec::new());
+        for decoded in decoded {
+            let checked = decoded.and_then(|job| {
+                let checked = match &unserved {
+                    Ok(unserved) => is_served(&job.spec, unserved),
+                    Err(problem) => Err(problem.clone()),
+                };
+                match checked {
+                    Ok(()) => Ok(job),
+                    Err(problem) => Err(problem.of_job(job.spec.job_id)),
+                }
+            });
+            match checked {
                 Ok(job) => {
                     answers.push(None);
                     jobs.push(job);
@@ -210,7 +251,7 @@ impl Reading<'_> {
                 Err(problem) => answers.push(Some(Answer::from(problem))),
             }
         }
-        let mut accepted = self.submit(jobs).await.into_iter();
+        let mut accepted = self.submit(jobs, timeout).await.into_iter();
         let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| accepted.next()));
         let before = self.answers.len();
         self.answers.extend(answers);
@@ -219,58 +260,105 @@ impl Reading<'_> {
         if is_away { Err(Problem::unavailable()) } else { Ok(()) }
     }
 
-    async fn checked(&self, item: Item) -> Result<Candidate, Problem> {
+    fn decoded(&self, item: Item) -> Result<Candidate, Problem> {
         let Item::Text(text) = item else { return Err(body::too_large(self.limits.max_bytes)) };
         let candidate = Candidate::new(decode(&text, self.principal, &self.limits)?, text.len());
-        let checked = check(self.door, self.principal, &candidate.spec, Timeout::begin()).await;
-        checked.map_err(|problem| problem.of_job(candidate.spec.job_id))?;
+        let spec = &candidate.spec;
+        may_submit(self.principal, spec).map_err(|problem| problem.of_job(spec.job_id))?;
         Ok(candidate)
     }
 
     /// An answer for each job.
-    async fn submit(&self, jobs: Vec<Candidate>) -> Vec<Answer> {
+    async fn submit(&self, jobs: Vec<Candidate>, timeout: Timeout) -> Vec<Answer> {
         if jobs.is_empty() {
             return Vec::new();
         }
         let specs: Vec<JobSpec> = jobs.iter().map(|job| job.spec.clone()).collect();
         let submitting =
             async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
-        let (taken, submitted) = match Timeout::begin().ask(submitting).await {
+        let (taken, submitted) = match timeout.ask(submitting).await {
             Ok(submitted) => submitted,
-            Err(_) => {
-                let unknown = |spec: &JobSpec| Problem::unavailable().of_job(spec.job_id).into();
+            Err(problem) => {
+                let unknown = |spec: &JobSpec| problem.clone().of_job(spec.job_id).into();
                 return specs.iter().map(unknown).collect();
             }
         };
         self.door.publishing.hand_over(submitted);
+        let before: Vec<&JobSpec> = specs
+            .iter()
+            .zip(&taken)
+            .filter_map(|(spec, taken)| matches!(taken, Ok(Taken::Known)).then_some(spec))
+            .collect();
+        let mut known = match before.is_empty() {
+            true => Vec::new().into_iter(),
+            false => match all_known(self.door, self.principal, &before, timeout).await {
+                Ok(known) => known.into_iter(),
+                Err(problem) => before.iter().map(|_| Err(problem.clone())).collect::<Vec<_>>().into_iter(),
+            },
+        };
+        let found: Vec<JobId> = taken
+            .iter()
+            .filter_map(|taken| match taken {
+                Ok(Taken::Found { job_id, .. }) => Some(*job_id),
+                Ok(Taken::New { .. } | Taken::Known) | Err(_) => None,
+            })
+            .collect();
+        let found = match found.is_empty() {
+            true => Ok(HashMap::new()),
+            false => all_seen(self.door, self.principal, &found, timeout).await,
+        };
         let mut answers = Vec::with_capacity(specs.len());
         for (spec, taken) in specs.iter().zip(taken) {
             let accepted = match taken {
                 Ok(Taken::New { accepted_at }) => Ok((Job::accepted(spec, accepted_at), None)),
                 Ok(Taken::Known) => {
-                    let job = known(self.door, self.principal, spec, Timeout::begin()).await;
+                    // One for each, in their order.
+                    let job = known.next().unwrap_or_else(|| Err(Problem::no_job()));
                     job.map(|job| (job, Some(FoundBy::JobId)))
                 }
                 Ok(Taken::Found { by, job_id, same }) => {
-                    let timeout = Timeout::begin();
-                    let job = keys::found(self.door, self.principal, by, job_id, same, timeout).await;
-                    job.map(|job| (job, Some(FoundBy::Key(by))))
+                    let job = keys::refuse_another(by, job_id, same).and_then(|()| match &found {
+                        Ok(found) => found.get(&job_id).cloned().ok_or_else(Problem::no_job),
+                        Err(problem) => Err(problem.clone()),
+                    });
+                    job.map(|view| (Job::of(view, self.principal), Some(FoundBy::Key(by))))
                 }
                 Err(error) => Err(error.into()),
             };
             answers.push(match accepted {
-                Ok((job, found_by)) => Answer {
-                    status: if found_by.is_some() { 200 } else { 202 },
-                    found_by: found_by.map(FoundBy::as_str),
-                    job_id: Some(job.job_id),
-                    session_id: Some(job.session_id),
-                    state: Some(job.state),
-                    accepted_at: Some(job.accepted_at),
-                    problem: None,
-                },
+                Ok((job, found_by)) => self.accepted(job, found_by),
                 Err(problem) => problem.of_job(spec.job_id).into(),
             });
         }
         answers
+    }
+
+    fn accepted(&self, job: Job, found_by: Option<FoundBy>) -> Answer {
+        let reads = self.principal.may(Scope::Read);
+        Answer {
+            status: if found_by.is_some() { 200 } else { 202 },
+            found_by: found_by.map(FoundBy::as_str),
+            job_id: Some(job.job_id),
+            session_id: Some(job.session_id).filter(|_| reads),
+            state: Some(job.state),
+            accepted_at: Some(job.accepted_at).filter(|_| reads),
+            problem: None,
+        }
+    }
+}
+
+/// Why a batch is not read on.
+fn stopping() -> Problem {
+    Problem::new(Kind::Busy, "this process stops; the rest of the batch may be sent again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_is_too_slow_is_answered_with_its_own_time_limit() {
+        let problem = serde_json::to_value(body::too_slow(ARRIVES_WITHIN)).unwrap();
+        assert_eq!(problem["detail"], "the body did not arrive within 120 s");
     }
 }

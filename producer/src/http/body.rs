@@ -72,7 +72,7 @@ pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes,
             Err(too_large(most))
         }
         Ok(Err(_)) => Err(Problem::new(Kind::Malformed, "the body did not arrive whole").at("body")),
-        Err(_) => Err(too_slow()),
+        Err(_) => Err(too_slow(ARRIVES_WITHIN)),
     }
 }
 
@@ -89,8 +89,8 @@ pub fn too_large(most: usize) -> Problem {
     Problem::new(Kind::TooLarge, format!("expected at most {most} bytes")).at("body")
 }
 
-/// The answer to a body that takes too long.
-pub fn too_slow() -> Problem {
-    let detail = format!("the body did not arrive within {} s", ARRIVES_WITHIN.as_secs());
+/// The answer to a body that takes longer than this.
+pub fn too_slow(within: Duration) -> Problem {
+    let detail = format!("the body did not arrive within {} s", within.as_secs());
     Problem::new(Kind::TooSlow, detail).at("body")
 }

@@ -132,7 +132,7 @@ async fn follow_job(
 ) -> Result<Response, Problem> {
     let (principal, from) = caller(&door, &headers, given.as_deref(), &format!("jobs/{id}")).await?;
     let job_id = job_id(&id)?;
-    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
+    let view = seen(&door, &principal, job_id, principal.timeout()).await?;
     let from = from.unwrap_or(Position::START);
     // A job that was cancelled before it was seen has no session.
     let session = view.session_id.parse::<Name>().ok();
@@ -176,7 +176,7 @@ async fn follow_session(
 ) -> Result<Response, Problem> {
     let (principal, resumed) = caller(&door, &headers, given.as_deref(), &format!("sessions/{id}")).await?;
     let now = door.now_unix_ms()?;
-    let (session, last) = session(&door, &principal, &id).await?;
+    let (session, last) = session(&door, &principal, &id, principal.timeout()).await?;
     let from = resumed.unwrap_or(Position { at: now as i64, place: last, ..Position::START });
     let since = if resumed.is_some() { from.at.saturating_sub(OVERLAP_MS) } else { from.at };
     let shard = session.shard();
@@ -196,11 +196,12 @@ pub async fn session(
     door: &Door,
     principal: &Principal,
     name: &str,
+    timeout: Timeout,
 ) -> Result<(SessionKey, StepPlace), Problem> {
     let none = || Problem::new(Kind::NotFound, "there is no session of this name");
     let name: Name = name.parse().map_err(|_| none())?;
     let key = SessionKey::new(principal.tenant(), &name);
-    let last = Timeout::begin().ask(door.dispatch.store.last_place(&key)).await?.ok_or_else(none)?;
+    let last = timeout.ask(door.dispatch.store.last_place(&key)).await?.ok_or_else(none)?;
     Ok((key, last))
 }
 
@@ -216,11 +217,13 @@ async fn caller(
     let principal = match ticket {
         Some(ticket) => {
             let taking = take_ticket(&door.dispatch.store, &ticket, stream);
-            let taken = Timeout::begin().ask(taking).await?;
+            let timeout = Timeout::begin();
+            let taken = timeout.ask(taking).await?;
             let refused =
                 "expected a ticket for this stream that is not older than 60 s and was not used before";
             Principal::of_ticket(
                 taken.ok_or_else(|| Problem::new(Kind::Unauthenticated, refused).at("ticket"))?,
+                timeout,
             )
         }
         None => Principal::of_headers(headers, door).await?,

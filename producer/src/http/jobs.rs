@@ -1,11 +1,13 @@
 //! `/v1/jobs`: one job at a time.
 
+use std::collections::{BTreeSet, HashMap};
+
 use axum::Json;
 use axum::extract::Request;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use job::{JobId, JobSpec, Limits, RequestedJob, decode_strict};
+use job::{JobId, JobSpec, Limits, Name, RequestedJob, decode_strict};
 use store::{Cancelled, JobView, KeyKind};
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,7 +19,7 @@ use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::{Kind, Problem};
-use super::view::Job;
+use super::view::{Acted, Job};
 use super::{Door, Shared, prefer};
 use crate::cancel::{Answer, cancel};
 use crate::candidate::Candidate;
@@ -40,8 +42,9 @@ pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
 /// of the caller's own makes the request safe to repeat: the same job again is answered with 200 and what became of
 /// the first one, another job under the same id with 409. `Idempotency-Key` does the same for 24 hours without an id of
 /// the caller's own. `unique` makes the job the only one with its key while it has not ended, and for a time: another
-/// submission is answered with 200 and the job that is there. `Found-By` says what has found it. With `Prefer: wait=N` (at most 60 seconds) the answer is
-/// 200 with the end, if that comes in time.
+/// submission is answered with 200 and the job that is there. `Found-By` says what has found it. With `Prefer: wait=N`
+/// (at most 60 seconds) the answer is 200 with the end, if that comes in time. A key without the scope `read` is shown
+/// the job's id and state alone.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
@@ -52,8 +55,8 @@ pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
     ),
     request_body(content = super::view::NewJob),
     responses(
-        (status = 202, description = "It is accepted", body = Job, headers(("Location" = String, description = "Where the job is"))),
-        (status = 200, description = "It has ended, or was accepted before", body = Job, headers(
+        (status = 202, description = "It is accepted", body = Acted, headers(("Location" = String, description = "Where the job is"))),
+        (status = 200, description = "It has ended, or was accepted before", body = Acted, headers(
             ("Location" = String, description = "Where the job is"),
             ("Found-By" = Option<String>, description = "What has found the job that was accepted before: `job_id`, `idempotency_key` or `unique`"),
             ("Idempotency-Replayed" = Option<String>, description = "`true` where the request's key has found the job"),
@@ -71,7 +74,9 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     principal.needs(Scope::Submit)?;
     let (parts, body) = request.into_parts();
     expect_json(&parts.headers)?;
+    let arriving = Instant::now();
     let body = body::read(&parts.headers, body, door.max_bytes).await?;
+    let timeout = principal.timeout().after(arriving.elapsed());
     let limits = door.limits()?;
     let mut asked = keys::with_header(decode(&body, &principal, &limits)?, &parts.headers)?;
     if asked.spec.traceparent.is_none() {
@@ -79,16 +84,20 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
             parts.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
     }
     let (tried, begun) = (asked.spec.job_id, Instant::now());
-    let accepted = accept(&door, &principal, Candidate::new(asked, body.len()), &limits).await;
+    let accepted = accept(&door, &principal, Candidate::new(asked, body.len()), &limits, timeout).await;
     let (mut job, found_by) = accepted.map_err(|problem| problem.of_job(tried))?;
     let mut status = if found_by.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    if !job.state.is_end()
-        && let Some(wait) = prefer::wait(&parts.headers)
-        && let Some(ended) = end_of(&door, &principal, job.job_id, begun + wait).await
-    {
-        (status, job) = (StatusCode::OK, Job::of(ended, &principal));
+    if let Some(wait) = prefer::wait(&parts.headers).filter(|_| !job.state.is_end()) {
+        match after_its_end(&door, &principal, job.job_id, begun + wait).await {
+            Ok(view) if view.state.is_end() => (status, job) = (StatusCode::OK, Job::of(view, &principal)),
+            Err(problem) if problem.status() != StatusCode::SERVICE_UNAVAILABLE => {
+                return Err(problem.of_job(job.job_id));
+            }
+            // It is accepted, whatever cannot be read now.
+            Ok(_) | Err(_) => {}
+        }
     }
-    let mut response = at(status, job);
+    let mut response = at(status, job, &principal);
     if let Some(found_by) = found_by {
         response.headers_mut().insert("found-by", HeaderValue::from_static(found_by.as_str()));
         if found_by == FoundBy::Key(KeyKind::Idempotency) {
@@ -122,43 +131,43 @@ async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Read)?;
-    let (job_id, begun) = (job_id(&id)?, Instant::now());
-    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
+    let (job_id, begun, timeout) = (job_id(&id)?, Instant::now(), principal.timeout());
+    let view = seen(&door, &principal, job_id, timeout).await?;
     let Some(wait) = prefer::wait(&headers).filter(|_| !view.state.is_end()) else {
-        let known = Timeout::begin().ask(door.dispatch.store.known_job(job_id)).await?;
+        let known = timeout.ask(door.dispatch.store.known_job(job_id)).await?;
         let envelope = known.and_then(|known| known.message);
         return Ok(Json(Job::of(view, &principal).given(envelope.as_deref(), &principal)).into_response());
     };
-    if let Some(ended) = end_of(&door, &principal, job_id, begun + wait).await {
-        return Ok(Json(Job::of(ended, &principal)).into_response());
-    }
-    let view = seen(&door, &principal, job_id, Timeout::begin()).await?;
+    let view = after_its_end(&door, &principal, job_id, begun + wait).await?;
     let status = if view.state.is_end() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(Job::of(view, &principal))).into_response())
 }
 
 /// Cancel a job
 ///
-/// A job that waits has ended when this is answered (200). A running one is asked to stop and ends soon (202).
+/// A job that waits has ended when this is answered (200). A running one is asked to stop and ends soon (202). A key
+/// without the scope `read` is shown the job's id and state alone.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
     tag = "jobs",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 200, description = "It is cancelled", body = Job),
-        (status = 202, description = "Its worker was asked to stop it", body = Job),
+        (status = 200, description = "It is cancelled", body = Acted),
+        (status = 202, description = "Its worker was asked to stop it", body = Acted),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 409, description = "It had ended before", body = Problem),
     )
 )]
 async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let (job_id, timeout) = (job_id(&id)?, Timeout::begin());
+    let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     let limits = door.limits()?;
     // An id that the ledger does not know is not cancelled ahead: it may become another tenant's.
     seen(&door, &principal, job_id, timeout).await?;
-    let cancelling = cancel(&door.dispatch, vec![job_id], None, &limits);
+    let dispatch = door.dispatch.clone();
+    // The reply to the job's caller follows the commit.
+    let cancelling = door.to_the_end(async move { cancel(&dispatch, vec![job_id], None, &limits).await });
     let answered = timeout.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
     let answer = match answered {
         Answer::Done(answers) => answers.first().map(|(_, answer)| *answer),
@@ -176,26 +185,27 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
         None => return Err(Problem::no_job()),
     };
     let view = seen(&door, &principal, job_id, timeout).await?;
-    Ok((status, Json(Job::of(view, &principal))).into_response())
+    Ok((status, Json(Acted::of(Job::of(view, &principal), &principal))).into_response())
 }
 
 /// Run a failed job again
 ///
-/// A new job does its work, under a new id. That happens once for each failed job.
+/// A new job does its work, under a new id. That happens once for each failed job. A key without the scope `read` is shown
+/// the new job's id and state alone.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/redrive",
     tag = "jobs",
     params(("id" = uuid::Uuid, Path, description = "The failed job's id")),
     responses(
-        (status = 202, description = "The new job", body = Job, headers(("Location" = String, description = "Where the new job is"))),
+        (status = 202, description = "The new job", body = Acted, headers(("Location" = String, description = "Where the new job is"))),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 409, description = "It has not failed, or was dealt with before", body = Problem),
     )
 )]
 async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let (job_id, timeout) = (job_id(&id)?, Timeout::begin());
+    let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     let limits = door.limits()?;
     seen(&door, &principal, job_id, timeout).await?;
     let renewing = redrive_one(&door.dispatch, job_id, &limits);
@@ -203,7 +213,7 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
         Renewal::Redriven(new, submitted) => {
             door.publishing.hand_over(*submitted);
             let view = seen(&door, &principal, new, timeout).await.map_err(|problem| problem.of_job(new))?;
-            Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal)))
+            Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal))
         }
         Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
     }
@@ -231,10 +241,13 @@ async fn accept(
     principal: &Principal,
     candidate: Candidate,
     limits: &Limits,
+    timeout: Timeout,
 ) -> Result<(Job, Option<FoundBy>), Problem> {
-    let (timeout, spec, is_idempotent) =
-        (Timeout::begin(), candidate.spec.clone(), candidate.is_idempotent());
-    check(door, principal, &spec, timeout).await?;
+    let (spec, is_idempotent) = (candidate.spec.clone(), candidate.is_idempotent());
+    may_submit(principal, &spec)?;
+    let pools = [spec.pool.clone()].into();
+    let unserved = timeout.ask(door.served.unserved(&door.dispatch.store, pools)).await?;
+    is_served(&spec, &unserved)?;
     match timeout.ask(submit_one(&door.dispatch, candidate, limits)).await? {
         Submission::New(accepted_at, submitted) => {
             door.publishing.hand_over(*submitted);
@@ -254,36 +267,60 @@ async fn accept(
     }
 }
 
-/// Refuses what the caller may not ask for, and a pool that would be a queue which no worker reads.
-pub async fn check(
-    door: &Door,
-    principal: &Principal,
-    spec: &JobSpec,
-    timeout: Timeout,
-) -> Result<(), Problem> {
-    if spec.reply_to.is_some() {
-        principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to"))?;
+/// Refuses what the caller may not ask for.
+pub fn may_submit(principal: &Principal, spec: &JobSpec) -> Result<(), Problem> {
+    match spec.reply_to {
+        Some(_) => principal.needs(Scope::Admin).map_err(|problem| problem.at("reply_to")),
+        None => Ok(()),
     }
-    if !timeout.ask(door.served.has(&door.dispatch.store, &spec.pool)).await? {
+}
+
+/// Refuses a pool that would be a queue which no worker reads.
+pub fn is_served(spec: &JobSpec, unserved: &BTreeSet<Name>) -> Result<(), Problem> {
+    if unserved.contains(&spec.pool) {
         return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
     }
     Ok(())
 }
 
 /// The job that was accepted under this one's id before, if it is the same.
-pub async fn known(
+async fn known(door: &Door, principal: &Principal, spec: &JobSpec, timeout: Timeout) -> Result<Job, Problem> {
+    let mut known = all_known(door, principal, &[spec], timeout).await?;
+    known.pop().unwrap_or_else(|| Err(Problem::no_job()))
+}
+
+/// The jobs that were accepted under the ids of these before, each if it is the same. The ledger is asked for all of them
+/// at once.
+pub async fn all_known(
     door: &Door,
     principal: &Principal,
-    spec: &JobSpec,
+    specs: &[&JobSpec],
     timeout: Timeout,
-) -> Result<Job, Problem> {
-    let known = timeout.ask(door.dispatch.store.known_job(spec.job_id)).await?;
-    if !known.is_some_and(|known| is_same(spec, &known)) {
-        let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
-        return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
-    }
-    let view = seen(door, principal, spec.job_id, timeout).await?;
-    Ok(Job::of(view, principal))
+) -> Result<Vec<Result<Job, Problem>>, Problem> {
+    let ids: Vec<JobId> = specs.iter().map(|spec| spec.job_id).collect();
+    let known = timeout.ask(door.dispatch.store.known_jobs(&ids)).await?;
+    let views = all_seen(door, principal, &ids, timeout).await?;
+    let found = |spec: &&JobSpec| {
+        if !known.get(&spec.job_id).is_some_and(|known| is_same(spec, known)) {
+            let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
+            return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
+        }
+        let view = views.get(&spec.job_id).cloned();
+        view.map(|view| Job::of(view, principal)).ok_or_else(Problem::no_job)
+    };
+    Ok(specs.iter().map(found).collect())
+}
+
+/// Those of these jobs that are the caller's. The ledger is asked for all of them at once.
+pub async fn all_seen(
+    door: &Door,
+    principal: &Principal,
+    ids: &[JobId],
+    timeout: Timeout,
+) -> Result<HashMap<JobId, JobView>, Problem> {
+    let views = timeout.ask(door.dispatch.store.jobs(ids)).await?;
+    let own = views.into_iter().filter(|view| view.tenant == *principal.tenant());
+    Ok(own.map(|view| (view.job_id, view)).collect())
 }
 
 /// The caller's job, or a 404: another tenant's job is answered like one that is not there.
@@ -297,11 +334,23 @@ pub async fn seen(
     views.into_iter().find(|view| view.tenant == *principal.tenant()).ok_or_else(Problem::no_job)
 }
 
-/// The job at its end, if that comes by then and while this process serves.
-async fn end_of(door: &Door, principal: &Principal, job_id: JobId, until: Instant) -> Option<JobView> {
-    let ended = door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await??;
-    // An id that was not in the ledger yet may have become another tenant's job.
-    (ended.tenant == *principal.tenant()).then(|| (*ended).clone())
+/// The job after its end, or as it is at this time, or when this process stops. The key may have been revoked while its
+/// caller waited.
+async fn after_its_end(
+    door: &Door,
+    principal: &Principal,
+    job_id: JobId,
+    until: Instant,
+) -> Result<JobView, Problem> {
+    let ended = door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await.flatten();
+    let timeout = Timeout::begin();
+    principal.still_counts(&door.keys, timeout).await?;
+    match ended {
+        // An id that was not in the ledger yet may have become another tenant's job.
+        Some(view) if view.tenant == *principal.tenant() => Ok((*view).clone()),
+        Some(_) => Err(Problem::no_job()),
+        None => seen(door, principal, job_id, timeout).await,
+    }
 }
 
 /// What is no id is no job's.
@@ -310,9 +359,9 @@ pub fn job_id(given: &str) -> Result<JobId, Problem> {
 }
 
 /// The job, with the place where it can be read.
-fn at(status: StatusCode, job: Job) -> Response {
+fn at(status: StatusCode, job: Job, principal: &Principal) -> Response {
     let location: Option<HeaderValue> = format!("/v1/jobs/{}", job.job_id).parse().ok();
-    let mut response = (status, Json(job)).into_response();
+    let mut response = (status, Json(Acted::of(job, principal))).into_response();
     if let Some(location) = location {
         response.headers_mut().insert(LOCATION, location);
     }

@@ -75,6 +75,15 @@ pub fn no_header(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Refuses another content than the `same` under a key of a request.
+pub fn refuse_another(by: KeyKind, job_id: JobId, same: bool) -> Result<(), Problem> {
+    if by == KeyKind::Idempotency && !same {
+        let detail = format!("the key was used for the job {job_id}, whose content is another one");
+        return Err(Problem::new(Kind::Conflict, detail).at("idempotency_key"));
+    }
+    Ok(())
+}
+
 /// The job that holds a key, for a caller who has sent the `same` or something else.
 pub async fn found(
     door: &Door,
@@ -84,10 +93,7 @@ pub async fn found(
     same: bool,
     timeout: Timeout,
 ) -> Result<Job, Problem> {
-    if by == KeyKind::Idempotency && !same {
-        let detail = format!("the key was used for the job {job_id}, whose content is another one");
-        return Err(Problem::new(Kind::Conflict, detail).at("idempotency_key"));
-    }
+    refuse_another(by, job_id, same)?;
     Ok(Job::of(seen(door, principal, job_id, timeout).await?, principal))
 }
 

@@ -12,7 +12,8 @@ use super::problem::Problem;
 /// Some of the two seconds is for the way of the answer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
 
-/// All that one request asks the ledger.
+/// The time limit for all that one request asks the ledger. It begins with the request, and again only where the caller
+/// did not wait for the ledger meanwhile: while a body arrived, or a job's end was waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeout(Instant);
 
@@ -20,6 +21,11 @@ impl Timeout {
     /// From now on.
     pub fn begin() -> Timeout {
         Timeout(Instant::now() + ANSWER_WITHIN)
+    }
+
+    /// The same limit, for a request that spent this long on something else.
+    pub fn after(self, spent: Duration) -> Timeout {
+        Timeout(self.0 + spent)
     }
 
     /// The ledger's answer, or a 503.

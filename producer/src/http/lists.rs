@@ -13,12 +13,11 @@ use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
-use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::Problem;
 use super::query::{Moment, Query};
 use super::{Door, Shared};
-use crate::why::why;
+use crate::why::{Fleet, why};
 
 /// Entries of a page where the caller names no number, and at most.
 const USUAL: usize = 50;
@@ -272,7 +271,7 @@ async fn jobs_page(
     };
     let (before, limit) = (query.one("cursor")?, limit(&query)?);
     let listing = door.dispatch.store.list_jobs(&filter, before, limit);
-    let Page { found, next } = Timeout::begin().ask(listing).await?;
+    let Page { found, next } = principal.timeout().ask(listing).await?;
     let items = found.into_iter().map(JobEntry::from).collect();
     Ok(Json(Listed { items, next: next.map(|id| id.to_string()) }))
 }
@@ -297,7 +296,7 @@ async fn list_sessions(
     let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
     let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
     let listing = door.dispatch.store.list_sessions(principal.tenant(), after.as_ref(), limit);
-    let Page { found, next } = Timeout::begin().ask(listing).await?;
+    let Page { found, next } = principal.timeout().ask(listing).await?;
     Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
 }
 
@@ -315,7 +314,8 @@ async fn list_sessions(
 async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Session>, Problem> {
     principal.needs(Scope::Read)?;
     let name: Name = id.parse().map_err(|_| Problem::no_session())?;
-    let view = Timeout::begin()
+    let view = principal
+        .timeout()
         .ask(door.dispatch.store.session(&SessionKey::new(principal.tenant(), &name)))
         .await?
         .ok_or_else(Problem::no_session)?;
@@ -349,7 +349,7 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
 )]
 async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<PoolEntry>>, Problem> {
     principal.needs(Scope::Admin)?;
-    let pools = Timeout::begin().ask(door.dispatch.store.pool_gauges()).await?;
+    let pools = principal.timeout().ask(door.dispatch.store.pool_gauges()).await?;
     let entry = |gauges: store::PoolGauges| PoolEntry {
         pool: gauges.pool.to_string(),
         workers: gauges.alive,
@@ -372,7 +372,7 @@ async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<Po
 )]
 async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<WorkerEntry>>, Problem> {
     principal.needs(Scope::Admin)?;
-    let (store, timeout) = (&door.dispatch.store, Timeout::begin());
+    let (store, timeout) = (&door.dispatch.store, principal.timeout());
     let pools = timeout.ask(store.pool_gauges()).await?;
     let pools: Vec<Name> = pools.into_iter().map(|gauges| gauges.pool).collect();
     let workers = timeout.ask(store.pool_workers(&pools)).await?;
@@ -391,6 +391,9 @@ async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<
 }
 
 /// Explain where a job is
+///
+/// The numbers of workers and slots are for keys with the scope `admin`, because all tenants share them; the message of
+/// a failure is for keys with `content`.
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/why",
@@ -404,11 +407,12 @@ async fn list_workers(door: Shared, principal: Principal) -> Result<Json<Listed<
 async fn explain(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Why>, Problem> {
     principal.needs(Scope::Read)?;
     let job_id = job_id(&id)?;
-    let facts = Timeout::begin().ask(door.dispatch.store.facts(job_id)).await?.ok_or_else(Problem::no_job)?;
-    if facts.tenant != *principal.tenant() {
-        return Err(Problem::no_job());
-    }
-    Ok(Json(Why { job_id, state: facts.state, why: why(&facts) }))
+    let facts = principal.timeout().ask(door.dispatch.store.facts(job_id)).await?;
+    let mut facts = facts.filter(|facts| facts.tenant == *principal.tenant()).ok_or_else(Problem::no_job)?;
+    // It may repeat what the program said.
+    facts.message = facts.message.filter(|_| principal.may(Scope::Content));
+    let fleet = if principal.may(Scope::Admin) { Fleet::Numbers } else { Fleet::Words };
+    Ok(Json(Why { job_id, state: facts.state, why: why(&facts, fleet) }))
 }
 
 fn limit(query: &Query) -> Result<usize, Problem> {

@@ -15,7 +15,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 /// Why a request failed.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
     /// The kind of problem, from a fixed set: `urn:harness:` and a word such as `invalid`.
     #[serde(rename = "type")]
@@ -57,6 +57,7 @@ pub enum Kind {
     Invalid,
     Internal,
     Unavailable,
+    Busy,
 }
 
 impl Kind {
@@ -79,6 +80,7 @@ impl Kind {
             ),
             Kind::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid"),
             Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The request failed here"),
+            Kind::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "The API takes no more of this now"),
             Kind::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The ledger does not answer")
             }

@@ -10,7 +10,6 @@ use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
 use super::jobs::{job_id, seen};
-use super::ledger::Timeout;
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::{Door, Shared};
@@ -40,7 +39,7 @@ async fn empty_session(door: Shared, principal: Principal, Id(id): Id) -> Result
     let name: Name = id.parse().map_err(|_| Problem::no_session())?;
     let key = SessionKey::new(principal.tenant(), &name);
     let emptying = door.dispatch.store.empty_session(principal.actor(), &key);
-    match Timeout::begin().ask(emptying).await? {
+    match principal.timeout().ask(emptying).await? {
         Emptied::Done => Ok(StatusCode::NO_CONTENT),
         Emptied::Unknown => Err(Problem::no_session()),
         Emptied::Busy => {
@@ -66,7 +65,7 @@ async fn empty_session(door: Shared, principal: Principal, Id(id): Id) -> Result
 )]
 async fn drop_dead(door: Shared, principal: Principal, Id(id): Id) -> Result<StatusCode, Problem> {
     principal.needs(Scope::Operate)?;
-    let (job_id, timeout) = (job_id(&id)?, Timeout::begin());
+    let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     seen(&door, &principal, job_id, timeout).await?;
     if timeout.ask(door.dispatch.store.dismiss(&[job_id])).await?.is_empty() {
         let detail = "it has not failed, or was redriven or dropped before";

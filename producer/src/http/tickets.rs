@@ -10,6 +10,7 @@ use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -18,7 +19,6 @@ use super::auth::{Principal, Scope};
 use super::body::{self, expect_json};
 use super::events::session;
 use super::jobs::{job_id, seen};
-use super::ledger::Timeout;
 use super::problem::Problem;
 use super::{Door, Shared};
 use crate::access::{VALID_FOR, create_ticket};
@@ -78,22 +78,24 @@ async fn make(door: Shared, principal: Principal, request: Request) -> Result<Re
     principal.needs(Scope::Read)?;
     let (parts, body) = request.into_parts();
     expect_json(&parts.headers)?;
+    let arriving = Instant::now();
     let body = body::read(&parts.headers, body, MOST).await?;
+    let timeout = principal.timeout().after(arriving.elapsed());
     let stream = match body::parse::<WantedTicket>(&body)? {
         WantedTicket { job_id: Some(given), session_id: None } => {
             let job_id = job_id(&given)?;
-            seen(&door, &principal, job_id, Timeout::begin()).await?;
+            seen(&door, &principal, job_id, timeout).await?;
             format!("jobs/{job_id}")
         }
         WantedTicket { job_id: None, session_id: Some(name) } => {
-            session(&door, &principal, &name).await?;
+            session(&door, &principal, &name, timeout).await?;
             format!("sessions/{name}")
         }
         _ => return Err(Problem::invalid("job_id", "expected either job_id or session_id")),
     };
     let now = door.now_unix_ms()?;
     let making = create_ticket(&door.dispatch.store, principal.inner(), stream.clone(), now);
-    let ticket = Timeout::begin().ask(making).await?;
+    let ticket = timeout.ask(making).await?;
     let ticket = ticket.expose_secret().to_owned();
     let events = format!("/v1/{stream}/events?ticket={ticket}");
     let made = Ticket { ticket, events, valid_for_s: VALID_FOR.as_secs() };

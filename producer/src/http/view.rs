@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use job::{Failure, JobId, JobSpec, JobState, Json, TraceId, Usd};
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, TraceId, Usd};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use store::JobView;
@@ -51,8 +51,7 @@ pub struct Job {
     finished_at: Option<String>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<FailureView>)]
-    failure: Option<Failure>,
+    failure: Option<FailureView>,
     /// What it was given; for keys with the scope `content`. It is not kept of a job that has succeeded, and it is
     /// shown, like its size and digest, only where one job is asked for and not waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,18 +154,66 @@ pub struct NewRetry {
     max_delay_ms: Option<u64>,
 }
 
+/// What a submission, a cancel or a redrive is answered with.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Acted {
+    /// For keys with the scope `read`.
+    Job(Box<Job>),
+    /// For the others.
+    Receipt(Receipt),
+}
+
+/// Which job it is and where it is: all that a key without the scope `read` is shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// A UUID of version 7.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// Where it is.
+    #[schema(value_type = String, example = "queued")]
+    state: JobState,
+}
+
+impl Acted {
+    /// As this caller may see the job.
+    pub fn of(job: Job, principal: &Principal) -> Acted {
+        match principal.may(Scope::Read) {
+            true => Acted::Job(Box::new(job)),
+            false => Acted::Receipt(Receipt { job_id: job.job_id, state: job.state }),
+        }
+    }
+}
+
 /// Why an attempt failed.
-#[derive(ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
-#[expect(dead_code, reason = "describes `job::Failure`, which knows no OpenAPI")]
 pub struct FailureView {
     /// The kind, from a fixed set.
-    #[schema(example = "timeout")]
-    code: String,
-    /// For people.
-    message: String,
+    #[schema(value_type = String, example = "timeout")]
+    code: FailureCode,
+    /// For people; for keys with the scope `content`, because it may repeat what the program said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    /// The size of the message.
+    message_bytes: usize,
+    /// The SHA-256 of the message, in hexadecimal.
+    message_sha256: String,
     /// Whether another attempt could help.
     retryable: bool,
+}
+
+impl FailureView {
+    fn of(failure: Failure, principal: &Principal) -> FailureView {
+        FailureView {
+            code: failure.code,
+            message_bytes: failure.message.len(),
+            message_sha256: sha256(&failure.message),
+            message: Some(failure.message).filter(|_| principal.may(Scope::Content)),
+            retryable: failure.retryable,
+        }
+    }
 }
 
 impl Job {
@@ -189,7 +236,7 @@ impl Job {
             accepted_at: view.accepted_at,
             started_at: view.started_at,
             finished_at: view.finished_at,
-            failure: view.failure,
+            failure: view.failure.map(|failure| FailureView::of(failure, principal)),
             input: None,
             input_bytes: None,
             input_sha256: None,

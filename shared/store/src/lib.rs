@@ -60,7 +60,7 @@ pub use scaling::{
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
-pub use workers::{Beat, Durations, Throughput, WorkerRegistration};
+pub use workers::{Beat, Durations, OlderWorker, Throughput, WorkerRegistration};
 
 /// The answer to a fenced write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,5 +4,5 @@ mod throughput;
 mod lease;
 mod rescue;
 
-pub use lease::{Beat, WorkerRegistration};
+pub use lease::{Beat, OlderWorker, WorkerRegistration};
 pub use throughput::{Durations, Throughput};

@@ -19,4 +19,7 @@ mod schema;
 mod taken_keys;
 mod partitions;
 mod tenants;
+mod forged;
+mod acceptance;
+mod migrating;
 mod audit;

@@ -25,3 +25,4 @@ mod door;
 mod stopping;
 mod backup;
 mod keys;
+mod mixed_fleet;

@@ -20,7 +20,8 @@ fn in_pool(pool: &str, session: &str) -> JobSpec {
 async fn worker(store: &Store, pool: &str, slots: u32, lease: Duration) -> Runner {
     let worker = WorkerId::random();
     let (host, pod_name) = ("host".to_owned(), Some(format!("{pool}-{slots}")));
-    let registration = WorkerRegistration { worker, host, pod_name, pool: name(pool), slots, lease };
+    let schema = migrations::newest();
+    let registration = WorkerRegistration { worker, host, pod_name, pool: name(pool), slots, lease, schema };
     store.register_worker(&registration).await.expect("registered");
     Runner { store: store.clone(), worker }
 }

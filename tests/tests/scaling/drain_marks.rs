@@ -127,6 +127,7 @@ async fn a_worker_that_goes_on_under_a_new_id_stays_marked_and_has_to_confirm_an
         pool: Name::default(),
         slots: 1,
         lease: LONG,
+        schema: migrations::newest(),
     };
     store.register_successor(&successor, dead_worker).await.unwrap();
     assert_eq!(mark_of(&runner).await, None, "a dead worker drains no more");

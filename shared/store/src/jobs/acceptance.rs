@@ -1,7 +1,7 @@
 //! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same
 //! moment share a transaction. A job may come with keys, which find an earlier job for the same request or work.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use deadpool_postgres::Pool;
 use job::{Change, JobId, JobSpec, Name};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
 use super::taken_keys::{ACCEPT_KEYED, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found};
-use crate::database::{Batched, Tx, alone_in_its_batch, commit, query};
+use crate::database::{Batched, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -154,11 +154,17 @@ async fn commit_keyed(
     Ok(columns.jobs.iter().map(taken).collect())
 }
 
+/// Envelopes may be large, so this many jobs are read at a time.
+const READ_AT_ONCE: usize = 16;
+
 const READ_KNOWN: &str = "
-    SELECT session_id, agent_id, user_id, pool, message::text FROM harness_jobs WHERE job_id = $1
-    UNION ALL
-    SELECT session_id, agent_id, user_id, pool, message::text FROM harness_results WHERE job_id = $1
-    LIMIT 1";
+    SELECT t.job_id, k.session_id, k.agent_id, k.user_id, k.pool, k.message::text
+      FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (
+           SELECT session_id, agent_id, user_id, pool, message FROM harness_jobs j WHERE j.job_id = t.job_id
+           UNION ALL
+           SELECT session_id, agent_id, user_id, pool, message FROM harness_results r WHERE r.job_id = t.job_id
+           LIMIT 1) k";
 
 /// How many of the first ones have neither a key nor an id in common; at least one.
 fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
@@ -167,13 +173,25 @@ fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
     jobs.iter().position(repeats).unwrap_or(jobs.len()).max(1)
 }
 
+/// How many of the first ones are no more than a transaction may hold. One that is larger goes alone.
+fn within_the_bounds(jobs: &[Acceptance]) -> usize {
+    let mut bytes = 0;
+    let fits = jobs.iter().take(Acceptance::MAX_ROWS).take_while(|job| {
+        bytes += job.bytes;
+        bytes <= Acceptance::MAX_BYTES
+    });
+    fits.count().max(1)
+}
+
 /// A pool is known from the first worker that served it until the last one has been forgotten.
-const POOL_IS_SERVED: &str = "SELECT EXISTS (SELECT FROM harness_workers WHERE pool = $1)";
+const SERVED_POOLS: &str = "
+    SELECT t.pool FROM unnest($1::text[]) AS t(pool)
+     WHERE (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL";
 
 impl Store {
-    /// Takes jobs of one caller into the ledger, in their order and in one transaction; where one of them makes that fail,
-    /// each alone. A key or an id that comes a second time begins another transaction, which finds the first one's job. After an
-    /// answer that Postgres is not available the rest has the same.
+    /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
+    /// them makes that fail, each alone. A key or an id that comes a second time begins another transaction, which finds the
+    /// first one's job. After an answer that Postgres is not available the rest has the same.
     pub async fn take_in_order(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
         let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
         while answers.len() < jobs.len() {
@@ -183,7 +201,10 @@ impl Store {
                     let error = error.clone();
                     answers.extend(rest.iter().map(|_| Err(error.clone())));
                 }
-                _ => answers.extend(self.take_at_once(&rest[..without_a_key_twice(rest)]).await),
+                _ => {
+                    let count = without_a_key_twice(rest).min(within_the_bounds(rest));
+                    answers.extend(self.take_at_once(&rest[..count]).await);
+                }
             }
         }
         answers
@@ -208,20 +229,30 @@ impl Store {
 
     /// What the ledger has of this id.
     pub async fn known_job(&self, job_id: JobId) -> Result<Option<KnownJob>, StoreError> {
-        let rows = query(&self.pool, "known_job", READ_KNOWN, &[&Uuid::from(job_id)]).await?;
-        let known = |row: &Row| KnownJob {
-            session_key: row.get(0),
-            agent_id: row.get(1),
-            user_id: row.get(2),
-            pool: row.get(3),
-            message: row.get(4),
-        };
-        Ok(rows.first().map(known))
+        Ok(self.known_jobs(&[job_id]).await?.remove(&job_id))
     }
 
-    /// Whether a worker serves this pool, or has served it lately.
-    pub async fn pool_is_served(&self, pool: &Name) -> Result<bool, StoreError> {
-        let rows = query(&self.pool, "pool_is_served", POOL_IS_SERVED, &[&pool.as_str()]).await?;
-        Ok(rows.iter().any(|row| row.get(0)))
+    /// What the ledger has of these ids.
+    pub async fn known_jobs(&self, ids: &[JobId]) -> Result<HashMap<JobId, KnownJob>, StoreError> {
+        let mut known = HashMap::with_capacity(ids.len());
+        let read = |row: &Row| KnownJob {
+            session_key: row.get(1),
+            agent_id: row.get(2),
+            user_id: row.get(3),
+            pool: row.get(4),
+            message: row.get(5),
+        };
+        for ids in ids.chunks(READ_AT_ONCE) {
+            let rows = query(&self.pool, "known_jobs", READ_KNOWN, &[&uuids(ids)]).await?;
+            known.extend(rows.iter().map(|row| (read_job_id(row, 0), read(row))));
+        }
+        Ok(known)
+    }
+
+    /// Returns those of these pools that a worker serves, or has served lately.
+    pub async fn served_pools(&self, pools: &BTreeSet<Name>) -> Result<BTreeSet<Name>, StoreError> {
+        let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        let rows = query(&self.pool, "served_pools", SERVED_POOLS, &[&names]).await?;
+        Ok(rows.iter().filter_map(|row| read_name(row, 0)).collect())
     }
 }

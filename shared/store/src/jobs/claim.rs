@@ -7,7 +7,7 @@ use job::{Change, JobSpec, JobState, WorkerId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::claimed::{Claimed, claimed_columns, read_claimed};
+use super::claimed::{Claimed, claimed_columns, read_claimed, read_claimed_with_message};
 use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
@@ -48,13 +48,17 @@ pub enum Answer {
 }
 
 /// Creates sessions, in order, so that there is a row to lock. Another tenant's session is created only for a job
-/// that the ledger knows.
+/// that the ledger knows, and as that job says, whatever the message says.
 const CREATE_SESSIONS: &str = concat!(
     "
     INSERT INTO harness_sessions (session_id, tenant, agent_id, user_id)
     SELECT session_id, ",
     tenant_of!("session_id"),
-    ", min(agent_id), min(user_id)
+    ",
+           min(CASE WHEN session_id LIKE '~%' THEN (SELECT j.agent_id FROM harness_jobs j WHERE j.job_id = t.job_id)
+                    ELSE agent_id END),
+           min(CASE WHEN session_id LIKE '~%' THEN (SELECT j.user_id FROM harness_jobs j WHERE j.job_id = t.job_id)
+                    ELSE user_id END)
       FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[]) AS t(session_id, agent_id, user_id, job_id)
      WHERE session_id NOT LIKE '~%'
         OR (SELECT j.session_id FROM harness_jobs j WHERE j.job_id = t.job_id) = session_id
@@ -106,6 +110,9 @@ const CLAIM_FRESH: &str = concat!(
 /// other job of their session has begun and none was accepted earlier; otherwise they wait. A job that is to
 /// be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
 /// it does not, runs again, unless the previous statement, at the same moment, has just given it to us.
+///
+/// Any AMQP client can send a message with another tenant's id, session and name, and other fields. So such a job comes
+/// with the ledger's own envelope. The messages of the tenant `default` are believed, and its envelopes are not read.
 const CLAIM_KNOWN: &str = concat!(
     "
     WITH known AS (
@@ -138,11 +145,12 @@ const CLAIM_KNOWN: &str = concat!(
            SET state = 'running', epoch = nextval('harness_epoch'), worker_id = $1,
                started_at = coalesce(started_at, now()), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
-        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths
+        RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
+                  CASE WHEN session_id LIKE '~%' THEN message END AS message
     )
     SELECT ",
     claimed_columns!(),
-    " FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
+    ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
 
 /// Reads the state of each job. A job that was cancelled before it was seen has no session. (Each lateral
@@ -187,8 +195,10 @@ impl Batched for ClaimRequest {
             ])
             .await?;
 
+        let fresh = fresh.iter().map(|row| read_claimed(row, worker));
+        let known = known.iter().map(|row| read_claimed_with_message(row, worker));
         let mut claimed: HashMap<Uuid, Claimed> =
-            fresh.iter().chain(&known).map(|row| (row.get(0), read_claimed(row, worker))).collect();
+            fresh.chain(known).map(|claimed| (claimed.claim.job_id().into(), claimed)).collect();
         let drained = alive.first().is_some_and(|row| row.get(0));
         let others: Vec<Uuid> = jobs.iter().copied().filter(|id| !claimed.contains_key(id)).collect();
         let standing = if alive.is_empty() || drained || others.is_empty() {

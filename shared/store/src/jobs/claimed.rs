@@ -63,7 +63,8 @@ pub struct Claimed {
     pub suspicion: Option<Suspicion>,
     /// How long until its deadline, by Postgres's clock.
     pub remaining: Option<Duration>,
-    /// The envelope, if the worker does not have it: when it continues with a blocked job.
+    /// The envelope, if the worker does not have it, or has it from a message that proves nothing: when it continues with
+    /// a blocked job, and when the job is another tenant's than `default`.
     pub message: Option<String>,
     /// The state of its session.
     pub session: SessionState,
@@ -138,6 +139,11 @@ pub(crate) fn read_claimed(row: &Row, worker: WorkerId) -> Claimed {
             deltas: row.get(11),
         },
     }
+}
+
+/// Reads [`claimed_columns`] and the envelope behind them.
+pub(crate) fn read_claimed_with_message(row: &Row, worker: WorkerId) -> Claimed {
+    Claimed { message: row.get(17), ..read_claimed(row, worker) }
 }
 
 fn read_suspicion(row: &Row, deaths: u32) -> Option<Suspicion> {

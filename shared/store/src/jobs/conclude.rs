@@ -9,8 +9,8 @@ use job::{Change, Failure, JobState, Json, Usd};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::claimed::{Claim, Claimed};
-use super::next::{NEXT, read_next};
+use super::claimed::{Claim, Claimed, read_claimed_with_message};
+use super::next::NEXT;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
 use crate::{Fenced, StoreError};
 
@@ -119,6 +119,9 @@ pub struct Concluded {
 /// its checkpoints, over all its attempts. (There is also an index by worker. With it, each job of the batch
 /// would cost as many pages as the worker has jobs, which Postgres does not foresee. So the job is found by
 /// its id, before the worker is compared.)
+///
+/// The envelope is kept of what did not succeed, so that it can be run again; and of another tenant's job with a
+/// `reply_to`, because no message that comes after the end proves where its reply goes.
 const END: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
@@ -128,7 +131,8 @@ const END: &str = "
                  memory, context, progress, s_iterations, s_cost, s_in, s_out)
     ), ended AS MATERIALIZED (
         SELECT i.*, j.tenant, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
-               CASE WHEN i.state <> 'succeeded' THEN j.message END AS message
+               CASE WHEN i.state <> 'succeeded'
+                      OR (j.session_id LIKE '~%' AND j.message ->> 'reply_to' IS NOT NULL) THEN j.message END AS message
           FROM incoming i
          CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = i.job_id OFFSET 0) j
          WHERE j.epoch = i.epoch AND j.worker_id = $1
@@ -296,7 +300,7 @@ impl Batched for Conclusion {
             recorded.extend(before.iter().map(|row| row.get::<_, Uuid>(0)));
         }
         let mut next: HashMap<String, Claimed> =
-            next.iter().map(|row| (row.get(1), read_next(row, worker))).collect();
+            next.iter().map(|row| (row.get(1), read_claimed_with_message(row, worker))).collect();
         let answer = |call: &Conclusion| Concluded {
             recorded: if recorded.contains(&call.claim.job_id().into()) {
                 Fenced::Done(())

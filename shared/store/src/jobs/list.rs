@@ -65,31 +65,104 @@ pub struct Page<T, K> {
     pub next: Option<K>,
 }
 
-/// The row behind which a look of one table ends.
-const LAST_LIVE: &str =
-    "SELECT job_id FROM harness_jobs WHERE job_id < $1 ORDER BY job_id DESC OFFSET $2 LIMIT 1";
-const LAST_ENDED: &str =
-    "SELECT job_id FROM harness_results WHERE job_id < $1 ORDER BY job_id DESC OFFSET $2 LIMIT 1";
-
-/// The key is compared, too: a result that an older worker wrote has the column's default.
-macro_rules! chosen {
+/// A tenant's rows between two ids, and their order. They are compared and ordered as pairs, as the index on (tenant,
+/// job_id) has them: a plan for any values would otherwise go by the primary key, and walk over the rows of all others.
+/// The key of the session is compared, too: a result that an older worker wrote has the column's default.
+macro_rules! own {
+    ($tenant:literal, $before:literal, $from:literal) => {
+        concat!(
+            "(tenant, job_id) < (",
+            $tenant,
+            ", ",
+            $before,
+            ") AND (tenant, job_id) >= (",
+            $tenant,
+            ", ",
+            $from,
+            ")
+             AND (session_id < '~') = (",
+            $tenant,
+            " = 'default')"
+        )
+    };
+}
+macro_rules! by_tenant {
     () => {
-        "AND (cardinality($3::text[]) = 0 OR state = ANY($3))
-         AND ($4::text IS NULL OR agent_id = $4)
-         AND ($5::text IS NULL OR session_id = $5)
-         AND ($6::text IS NULL OR pool = $6)
-         AND tenant = $8 AND (session_id < '~') = ($8 = 'default')
-         ORDER BY job_id DESC LIMIT $7"
+        " ORDER BY tenant DESC, job_id DESC"
     };
 }
 
-const LIVE: &str = concat!(
-    "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
-    rfc3339!("accepted_at"),
-    ", NULL::text, failure ->> 'code'
-       FROM harness_jobs WHERE job_id < $1 AND job_id >= $2 AND session_id <> '' ",
-    chosen!()
-);
+/// The same of live jobs. There is an index on those of the tenants that are not `default`; most are `default`'s, and
+/// are found by the primary key.
+macro_rules! own_of_another {
+    ($tenant:literal, $before:literal, $from:literal) => {
+        concat!("tenant <> 'default' AND ", own!($tenant, $before, $from))
+    };
+}
+macro_rules! own_of_default {
+    ($tenant:literal, $before:literal, $from:literal) => {
+        concat!(
+            "tenant = ",
+            $tenant,
+            " AND session_id < '~' AND job_id < ",
+            $before,
+            " AND job_id >= ",
+            $from
+        )
+    };
+}
+macro_rules! by_id {
+    () => {
+        " ORDER BY job_id DESC"
+    };
+}
+
+/// The row behind which a look of one table ends.
+macro_rules! last {
+    ($table:literal, $own:ident, $order:ident) => {
+        concat!(
+            "SELECT job_id FROM ",
+            $table,
+            " WHERE ",
+            $own!("$3", "$1", "'00000000-0000-0000-0000-000000000000'::uuid"),
+            $order!(),
+            " OFFSET $2 LIMIT 1"
+        )
+    };
+}
+
+const LAST_LIVE: &str = last!("harness_jobs", own_of_default, by_id);
+const LAST_LIVE_OF_ANOTHER: &str = last!("harness_jobs", own_of_another, by_tenant);
+const LAST_ENDED: &str = last!("harness_results", own, by_tenant);
+
+macro_rules! chosen {
+    ($own:ident, $order:ident) => {
+        concat!(
+            " session_id <> '' AND (cardinality($3::text[]) = 0 OR state = ANY($3))
+             AND ($4::text IS NULL OR agent_id = $4)
+             AND ($5::text IS NULL OR session_id = $5)
+             AND ($6::text IS NULL OR pool = $6)
+             AND ",
+            $own!("$8", "$1", "$2"),
+            $order!(),
+            " LIMIT $7"
+        )
+    };
+}
+
+macro_rules! live {
+    ($own:ident, $order:ident) => {
+        concat!(
+            "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
+            rfc3339!("accepted_at"),
+            ", NULL::text, failure ->> 'code' FROM harness_jobs WHERE",
+            chosen!($own, $order)
+        )
+    };
+}
+
+const LIVE: &str = live!(own_of_default, by_id);
+const LIVE_OF_ANOTHER: &str = live!(own_of_another, by_tenant);
 
 const ENDED: &str = concat!(
     "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
@@ -97,9 +170,9 @@ const ENDED: &str = concat!(
     ", ",
     rfc3339!("finished_at"),
     ", failure ->> 'code'
-       FROM harness_results WHERE job_id < $1 AND job_id >= $2 AND session_id <> ''
-        AND (NOT $9 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) ",
-    chosen!()
+       FROM harness_results
+      WHERE (NOT $9 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) AND",
+    chosen!(own, by_tenant)
 );
 
 impl Store {
@@ -114,25 +187,28 @@ impl Store {
         let end = filter.before_unix_ms.map_or(Uuid::max(), first);
         let before = before.map_or(end, |before| end.min(before.into()));
         let since = filter.since_unix_ms.map_or(Uuid::nil(), first);
-        let skipped = LOOKED_AT - 1;
+        let (skipped, tenant) = (LOOKED_AT - 1, filter.tenant.as_str());
+        let (last_live, live) = match filter.tenant.is_default() {
+            true => (LAST_LIVE, LIVE),
+            false => (LAST_LIVE_OF_ANOTHER, LIVE_OF_ANOTHER),
+        };
         let mut lowest = None;
-        for (name, last) in [("last_live", LAST_LIVE), ("last_ended", LAST_ENDED)] {
-            let rows = query(&self.pool, name, last, &[&before, &skipped]).await?;
+        for (name, last) in [("last_live", last_live), ("last_ended", LAST_ENDED)] {
+            let rows = query(&self.pool, name, last, &[&before, &skipped, &tenant]).await?;
             lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
         }
-        let lowest = lowest.map(first_of_its_millisecond).filter(|lowest| *lowest > since);
+        let lowest = lowest.filter(|lowest| *lowest > since);
         let from = lowest.unwrap_or(since);
         let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
         let (agent, pool) = (filter.agent.as_ref().map(Name::as_str), filter.pool.as_ref().map(Name::as_str));
         let session = filter.session.as_ref().map(|session| SessionKey::new(&filter.tenant, session));
         let session = session.as_ref().map(SessionKey::as_str);
-        let tenant = filter.tenant.as_str();
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut found = Vec::new();
         if !filter.dead {
             let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
                 [&before, &from, &states, &agent, &session, &pool, &most, &tenant];
-            found.extend(query(&self.pool, "list_live", LIVE, &params).await?.iter().map(read_line));
+            found.extend(query(&self.pool, "list_live", live, &params).await?.iter().map(read_line));
         }
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
             [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &filter.dead];
@@ -151,13 +227,6 @@ impl Store {
     }
 }
 
-/// The lowest job id of the millisecond of this one. The row where a look ended may be another tenant's, so
-/// its own id must not show.
-fn first_of_its_millisecond(id: Uuid) -> Uuid {
-    const VERSION_AND_VARIANT: u128 = 7 << 76 | 2 << 62;
-    Uuid::from_u128(id.as_u128() >> 80 << 80 | VERSION_AND_VARIANT)
-}
-
 fn read_line(row: &Row) -> JobLine {
     JobLine {
         job_id: read_job_id(row, 0),
@@ -169,22 +238,5 @@ fn read_line(row: &Row) -> JobLine {
         accepted_at: row.get(6),
         finished_at: row.get(7),
         code: row.get(8),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cursor_shows_the_time_of_the_row_where_a_look_ended_and_not_its_id() {
-        let id = JobId::now();
-        let shown = first_of_its_millisecond(id.into());
-        let cursor = JobId::try_from(shown).expect("a job id");
-        assert!(cursor <= id && cursor.unix_ms() == id.unix_ms(), "{cursor} of {id}");
-        assert_eq!(
-            shown.as_u128().count_ones(),
-            (7_u128 << 76 | 2 << 62 | u128::from(id.unix_ms()) << 80).count_ones()
-        );
     }
 }

@@ -1,9 +1,6 @@
 //! A session's next job: the one whose turn it is when no other has begun.
 
-use job::WorkerId;
-use tokio_postgres::Row;
-
-use super::claimed::{Claimed, claimed_columns, read_claimed};
+use super::claimed::claimed_columns;
 
 /// The CTE `heads`: the first job of each of these sessions in which no job has begun, if it waits only for
 /// its turn. (The subquery looks up whether a job has begun for the few blocked heads alone. NOT EXISTS would
@@ -50,8 +47,3 @@ pub(crate) const NEXT: &str = concat!(
     claimed_columns!(),
     ", c.message::text FROM c JOIN harness_sessions s ON s.session_id = c.session_id"
 );
-
-/// Reads a job that [`NEXT`] lets run here.
-pub(crate) fn read_next(row: &Row, worker: WorkerId) -> Claimed {
-    Claimed { message: row.get(17), ..read_claimed(row, worker) }
-}

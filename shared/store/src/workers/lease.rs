@@ -26,6 +26,17 @@ pub struct WorkerRegistration {
     pub slots: u32,
     /// How long its jobs are safe after its last heartbeat.
     pub lease: Duration,
+    /// The newest migration that it knows.
+    pub schema: i64,
+}
+
+/// A worker, for people.
+#[derive(Clone, Debug)]
+pub struct OlderWorker {
+    /// Its host.
+    pub host: String,
+    /// Its pool.
+    pub pool: String,
 }
 
 /// The answer to a heartbeat.
@@ -46,11 +57,16 @@ pub enum Beat {
 /// about to scale that pod away. So the new id inherits the mark.
 const REGISTER: &str = "
     INSERT INTO harness_workers
-           (worker_id, host, pod_name, pool, slots, state, lease_ms, drain_epoch, drain_until)
-    SELECT $1::uuid, $2::text, $3::text, $4::text, $5::int, 'alive', $6::bigint,
+           (worker_id, host, pod_name, pool, slots, state, lease_ms, schema_version, drain_epoch, drain_until)
+    SELECT $1::uuid, $2::text, $3::text, $4::text, $5::int, 'alive', $6::bigint, $8::bigint,
            (SELECT drain_epoch FROM harness_workers WHERE worker_id = $7),
            (SELECT drain_until FROM harness_workers WHERE worker_id = $7)
     ON CONFLICT DO NOTHING";
+
+/// Those whose lease has run out count until they are declared dead, because until then they may go on.
+const OLDER: &str = "
+    SELECT host, pool FROM harness_workers WHERE state IN ('alive', 'draining') AND schema_version IS NULL
+     ORDER BY started_at LIMIT 1";
 
 const BEAT: &str = "
     WITH beat AS (
@@ -98,8 +114,8 @@ impl Store {
         let id = Uuid::from(worker.worker);
         let (slots, lease_ms) = (worker.slots as i32, worker.lease.as_millis() as i64);
         let pool = worker.pool.as_str();
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead_worker];
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead_worker, &worker.schema];
         // On the heartbeat's connection, which is open from now on.
         query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
         Ok(())
@@ -130,6 +146,12 @@ impl Store {
         let id = Uuid::from(worker);
         Tx::prepare(&self.pool, "mark_stopped", [LOCK_OUT_WORKER, STOP]).await?.run([&[&id], &[&id]]).await?;
         Ok(())
+    }
+
+    /// Returns a worker of a release that may know no tenants, if there is one.
+    pub async fn older_worker(&self) -> Result<Option<OlderWorker>, StoreError> {
+        let rows = query(&self.pool, "older_worker", OLDER, &[]).await?;
+        Ok(rows.first().map(|row| OlderWorker { host: row.get(0), pool: row.get(1) }))
     }
 
     /// Deletes the rows of workers that ended longer ago than this.

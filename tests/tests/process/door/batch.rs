@@ -5,6 +5,8 @@ use job::JobId;
 use serde_json::{Value, json};
 use tests::{Api, Fleet, Reply};
 
+use super::upload::Upload;
+
 async fn send(api: &Api, kind: &str, body: String) -> Reply {
     api.send(Method::POST, "/v1/jobs/batch", &[("content-type", kind)], body.into_bytes()).await
 }
@@ -104,4 +106,32 @@ async fn ten_thousand_jobs_fit_into_a_batch_and_not_one_more() {
     assert_eq!((statuses.len(), statuses[9_999], statuses[10_000]), (10_001, 202, 413));
     assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(10_000), &json!(false)));
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 10_000);
+}
+
+#[tokio::test]
+async fn so_many_batches_run_at_a_time_and_one_tenant_does_not_take_all_places() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let line = "{\"agent_id\":\"echo\"}\n";
+    let mut running: Vec<Upload> = (0..8).map(|_| Upload::begin(&api, None)).collect();
+    for (n, batch) in running.iter_mut().enumerate() {
+        batch.send(&line.repeat(256));
+        let jobs = "SELECT count(*) FROM harness_jobs";
+        let accepted = 256 * (n as i64 + 1);
+        tests::until("it runs", async || (fleet.database.count(jobs).await == accepted).then_some(())).await;
+    }
+    let refused = send(&api, "application/x-ndjson", line.to_owned()).await.problem(503, None);
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(refused.text("type"), "urn:harness:busy");
+    assert_eq!(fleet.producer(&["tenants", "create", "acme"]).await.code, 0);
+    let key = fleet.producer(&["keys", "create", "--tenant", "acme", "--scope", "submit"]).await;
+    let acme = api.with_key(key.out.trim());
+    let batch = send(&acme, "application/x-ndjson", line.to_owned()).await.is(200).json();
+    assert_eq!(statuses(&batch), [202]);
+    // A place that is free again is taken.
+    let ended = running.pop().expect("one of them");
+    let (status, _, answer) = tokio::task::spawn_blocking(move || ended.end()).await.unwrap();
+    assert_eq!((status, &answer["accepted"]), (200, &json!(256)));
+    send(&api, "application/x-ndjson", line.to_owned()).await.is(200);
 }

@@ -98,6 +98,42 @@ async fn lists_have_each_job_once_newest_first_and_pass_filters() {
     }
 }
 
+/// Results of the tenant `default` that are newer than all jobs so far.
+const CROWD: &str = "
+    INSERT INTO harness_results (job_id, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
+                                 input_tokens, output_tokens, epoch, accepted_at)
+    SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+           's', 'echo', 'default', 'succeeded', 1, 0, 0, 0, 0, 1, now()
+      FROM generate_series(1, 10001) n";
+
+#[tokio::test]
+async fn a_tenants_pages_are_of_its_own_jobs_however_many_the_others_have() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    assert_eq!(fleet.producer(&["tenants", "create", "acme"]).await.code, 0);
+    let key = fleet.producer(&["keys", "create", "--tenant", "acme", "--scope", "submit,read,operate"]).await;
+    let acme = api.with_key(key.out.trim());
+    let live = acme.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+    let ended = acme.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+    acme.post(&format!("/v1/jobs/{ended}/cancel"), &json!(null)).await.is(200);
+    fleet.database.execute(CROWD).await;
+    let page = acme.get("/v1/jobs").await.is(200).json();
+    let ids: Vec<&str> = page["items"]
+        .as_array()
+        .expect("entries")
+        .iter()
+        .filter_map(|line| line["job_id"].as_str())
+        .collect();
+    assert_eq!((ids, page.get("next")), (vec![ended.as_str(), live.as_str()], None), "{page}");
+    // What is looked at is bounded, and there is a next page.
+    let mut own = api.get("/v1/jobs?state=failed").await.is(200).json();
+    assert_eq!(own["items"].as_array().map(Vec::len), Some(0), "{own}");
+    let next = own["next"].take();
+    let last = api.get(&format!("/v1/jobs?state=failed&cursor={}", next.as_str().expect("a cursor"))).await;
+    assert_eq!(last.is(200).json().get("next"), None);
+}
+
 #[tokio::test]
 async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
     let fleet = Fleet::new().await;

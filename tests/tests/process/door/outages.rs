@@ -81,6 +81,76 @@ async fn while_postgres_is_silent_a_submission_has_its_503_within_two_seconds_an
 }
 
 #[tokio::test]
+async fn while_postgres_is_silent_a_batch_has_its_answer_in_the_time_of_one_question() {
+    let fleet = Fleet::new().await;
+    let proxy = Proxy::to(&fleet.database.url).await;
+    let url = proxy.through(&fleet.database.url);
+    let door = fleet.door("door").set("DATABASE_URL", url).start().await;
+    let api = Api::of(&door).await;
+    api.submit(&json!({"agent_id": "echo"})).await.is(202);
+    proxy.set(Link::Frozen);
+    // Neither what must be looked up of each pool, nor each of the jobs, costs a time limit of its own.
+    let of_pools: Vec<_> = (0..10).map(|n| json!({"agent_id": "echo", "pool": format!("p-{n}")})).collect();
+    let plain = vec![json!({"agent_id": "echo"}); 600];
+    for jobs in [of_pools, plain] {
+        let asked = Instant::now();
+        let batch = api.post("/v1/jobs/batch", &json!(jobs)).await.is(200).json();
+        assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+        assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(0), &json!(false)), "{batch}");
+        let items = batch["items"].as_array().expect("answers");
+        assert!(items.iter().all(|item| item["status"] == 503), "{batch}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_asks_postgres_several_times_has_one_time_limit_for_all_of_them() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").set("ENVIRONMENT", "production").start().await;
+    let api = Api::of(&door).await;
+    let key = fleet.producer(&["keys", "create", "--scope", "submit,read"]).await;
+    let api = api.with_key(key.out.trim());
+    let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+    // Its statements are prepared from now on: to prepare one takes locks, too.
+    for _ in 0..3 {
+        api.get(&format!("/v1/jobs/{job_id}")).await.is(200);
+    }
+    // One question after the other is answered late: the key's, the job's, and its envelope's.
+    let late = Duration::from_millis(1_200);
+    let lock = async |table: &str| {
+        let mut holder = fleet.database.connect().await;
+        let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+        raw_sql(AssertSqlSafe(lock)).execute(&mut holder).await.expect("locked");
+        holder
+    };
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let one_waits = async || (fleet.database.count(waits).await > 0).then_some(());
+    let (keys, checkpoints) = (lock("harness_api_keys").await, lock("harness_checkpoints").await);
+    let mut holder = fleet.database.connect().await;
+    // The answer about the key that the door keeps is too old after this.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let asked = Instant::now();
+    let asking = tokio::spawn(async move { (api.get(&format!("/v1/jobs/{job_id}")).await, asked.elapsed()) });
+    until("it asks for the key", one_waits).await;
+    tokio::time::sleep(late).await;
+    drop(keys);
+    until("it asks for the job, or has its answer", async || {
+        (asking.is_finished() || fleet.database.count(waits).await > 0).then_some(())
+    })
+    .await;
+    let jobs = tokio::spawn(async move {
+        let lock = "BEGIN; LOCK TABLE harness_jobs IN ACCESS EXCLUSIVE MODE";
+        raw_sql(lock).execute(&mut holder).await.expect("locked");
+        holder
+    });
+    tokio::time::sleep(late).await;
+    drop(checkpoints);
+    let _jobs = jobs.await.unwrap();
+    let (reply, took) = asking.await.unwrap();
+    reply.problem(503, None);
+    assert!(took < Duration::from_millis(3_500), "{took:?}");
+}
+
+#[tokio::test]
 async fn an_id_that_another_transaction_holds_keeps_no_other_caller_waiting() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;

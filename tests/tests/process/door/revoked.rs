@@ -1,0 +1,80 @@
+//! A key that is revoked is refused within seconds, whatever its caller has begun.
+
+use http::Method;
+use serde_json::json;
+use tests::{Api, Fleet, until};
+
+use super::upload::Upload;
+
+const LINE: &str = "{\"agent_id\":\"echo\"}\n";
+
+/// A key of a new tenant, and its id.
+async fn key(fleet: &Fleet, tenant: &str) -> (String, String) {
+    let _ = fleet.producer(&["tenants", "create", tenant]).await;
+    let create = ["keys", "create", "--json", "--tenant", tenant, "--scope", "submit,read,content"];
+    let created = fleet.producer(&create).await.json().remove(0);
+    let text = |field: &str| created[field].as_str().expect("a text").to_owned();
+    (text("key"), text("id"))
+}
+
+/// Revokes a key, and waits until the door refuses it.
+async fn revoke(fleet: &Fleet, api: &Api, id: &str) {
+    assert_eq!(fleet.producer(&["keys", "revoke", id]).await.code, 0);
+    let refused = async || (api.get("/v1/jobs").await.status == 401).then_some(());
+    until("the key is refused", refused).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_for_an_end_does_not_get_it_once_its_key_is_revoked() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let (key, id) = key(&fleet, "acme").await;
+    let acme = Api::of(&door).await.with_key(&key);
+    let spec = json!({"agent_id": "echo", "session_id": "s", "input": "said"});
+    let job_id = acme.submit(&spec).await.is(202).text("job_id");
+    let waiting = ["GET", "POST"].map(|method| {
+        let (acme, job_id, mut spec) = (acme.clone(), job_id.clone(), spec.clone());
+        spec["job_id"] = json!(job_id);
+        tokio::spawn(async move {
+            let headers = [("prefer", "wait=60"), ("content-type", "application/json")];
+            match method {
+                "GET" => acme.send(Method::GET, &format!("/v1/jobs/{job_id}"), &headers, Vec::new()).await,
+                _ => acme.send(Method::POST, "/v1/jobs", &headers, spec.to_string().into_bytes()).await,
+            }
+        })
+    });
+    let asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%harness_results r WHERE r.job_id = t.job_id OFFSET 0%'
+                  AND datname = current_database() AND pid <> pg_backend_pid()";
+    until("the door asks for the end", async || (fleet.database.count(asked).await > 0).then_some(())).await;
+    revoke(&fleet, &acme, &id).await;
+    let _worker = fleet.worker("worker").start().await;
+    for waiting in waiting {
+        let answer = waiting.await.unwrap().problem(401, Some("authorization"));
+        assert!(!answer.body.contains("said"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_under_way_ends_where_its_key_is_revoked() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let (key, id) = key(&fleet, "acme").await;
+    let acme = Api::of(&door).await.with_key(&key);
+    let mut batch = Upload::begin(&acme, Some(&key));
+    batch.send(&LINE.repeat(256));
+    let jobs = "SELECT count(*) FROM harness_jobs";
+    until("a part is accepted", async || (fleet.database.count(jobs).await == 256).then_some(())).await;
+    revoke(&fleet, &acme, &id).await;
+    batch.send(&LINE.repeat(10));
+    let (status, _, answer) = tokio::task::spawn_blocking(move || batch.end()).await.unwrap();
+    assert_eq!(
+        (status, &answer["complete"], &answer["accepted"]),
+        (200, &json!(false), &json!(256)),
+        "{answer}"
+    );
+    assert_eq!(
+        answer["items"].as_array().and_then(|items| items.last()).map(|last| &last["status"]),
+        Some(&json!(401))
+    );
+    assert_eq!(fleet.database.count(jobs).await, 256);
+}

@@ -1,0 +1,43 @@
+//! Processes of an older release may run beside newer ones, but not beside what they do not understand.
+
+use sqlx::AssertSqlSafe;
+use tests::Fleet;
+
+/// A worker as a release registers it that knows no tenants.
+const OLDER: &str = "
+    INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms)
+    VALUES (gen_random_uuid(), 'old-host', 'default', 4, 'alive', 3600000)";
+
+#[tokio::test]
+async fn no_tenant_is_created_while_a_worker_runs_that_knows_none() {
+    let fleet = Fleet::new().await;
+    fleet.database.execute(OLDER).await;
+    let refused = fleet.producer(&["tenants", "create", "acme"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    for said in ["old-host", "pool default", "older release"] {
+        assert!(refused.err.contains(said), "{said}: {refused:?}");
+    }
+    let submitted =
+        fleet.producer(&["enqueue", "--tenant", "acme", "--session", "s", "--agent", "echo"]).await;
+    assert!(submitted.code == 1 && submitted.err.contains("old-host"), "{submitted:?}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_tenants").await, 1);
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
+
+    // One that is gone is in no one's way, and nor is one of this release.
+    fleet.database.execute("UPDATE harness_workers SET state = 'dead', ended_at = now()").await;
+    let _worker = fleet.worker("worker").start().await;
+    let created = fleet.producer(&["tenants", "create", "acme"]).await;
+    assert_eq!(created.code, 0, "{created:?}");
+}
+
+#[tokio::test]
+async fn no_worker_that_knows_no_tenants_registers_where_there_is_one() {
+    let fleet = Fleet::new().await;
+    fleet.database.execute(OLDER).await;
+    fleet.database.execute("DELETE FROM harness_workers").await;
+    assert_eq!(fleet.producer(&["tenants", "create", "acme"]).await.code, 0);
+    let mut connection = fleet.database.connect().await;
+    let refused = sqlx::raw_sql(AssertSqlSafe(OLDER)).execute(&mut connection).await.unwrap_err();
+    assert!(refused.to_string().contains("run a newer release"), "{refused}");
+    let _worker = fleet.worker("worker").start().await;
+}
