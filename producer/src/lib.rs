@@ -15,7 +15,7 @@ mod candidate;
 mod older;
 mod submit;
 mod pulse;
-mod backlog;
+mod bounded_queue;
 mod publishing;
 mod served;
 mod same;

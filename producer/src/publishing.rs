@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::backlog::{Backlog, Held};
+use crate::bounded_queue::{BoundedQueue, Held};
 use crate::submit::{self, Submitted};
 
 /// Submissions that wait or are on their way, and the bytes of their messages.
@@ -30,13 +30,13 @@ const LAST_PUBLISHES: Duration = Duration::from_secs(3);
 /// Where submissions are handed over.
 #[derive(Clone)]
 pub struct Publishing {
-    submissions: Backlog<Submitted>,
+    submissions: BoundedQueue<Submitted>,
 }
 
 impl Publishing {
     /// What is handed over, and what publishes it: to be run beside.
     pub fn new(dispatch: Dispatch) -> (Publishing, Publisher) {
-        let (submissions, waiting) = Backlog::new(WAITING, WAITING_BYTES);
+        let (submissions, waiting) = BoundedQueue::new(WAITING, WAITING_BYTES);
         (Publishing { submissions }, Publisher { dispatch, waiting })
     }
 

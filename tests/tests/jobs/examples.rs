@@ -52,7 +52,10 @@ async fn the_publisher_in_python_shows_what_became_of_each_line() {
     let door = fleet.door("door").start().await;
     let publish = async |agent: &str| {
         let mut command = Command::new(example("publish.py"));
-        command.arg(agent).env("HARNESS_URL", Api::of(&door).await.base()).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+            .arg(agent)
+            .env("HARNESS_URL", Api::of(&door).await.base())
+            .env("PYTHONDONTWRITEBYTECODE", "1");
         Ran::of(command, "one\nzwei\n").await
     };
     let ran = publish("echo").await;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Where entries are offered; clones share the queue.
-pub struct Backlog<T> {
+pub struct BoundedQueue<T> {
     entries: mpsc::Sender<Held<T>>,
     room: Arc<Semaphore>,
 }
 
-impl<T> Clone for Backlog<T> {
+impl<T> Clone for BoundedQueue<T> {
     fn clone(&self) -> Self {
-        Backlog { entries: self.entries.clone(), room: self.room.clone() }
+        BoundedQueue { entries: self.entries.clone(), room: self.room.clone() }
     }
 }
 
@@ -22,11 +22,11 @@ pub struct Held<T> {
     pub room: OwnedSemaphorePermit,
 }
 
-impl<T> Backlog<T> {
+impl<T> BoundedQueue<T> {
     /// A queue for so many entries and bytes, and its other end.
-    pub fn new(entries: usize, bytes: usize) -> (Backlog<T>, mpsc::Receiver<Held<T>>) {
+    pub fn new(entries: usize, bytes: usize) -> (BoundedQueue<T>, mpsc::Receiver<Held<T>>) {
         let (sender, receiver) = mpsc::channel(entries);
-        (Backlog { entries: sender, room: Arc::new(Semaphore::new(bytes)) }, receiver)
+        (BoundedQueue { entries: sender, room: Arc::new(Semaphore::new(bytes)) }, receiver)
     }
 
     /// Takes an entry of this size, if there is room for it.
@@ -43,17 +43,17 @@ mod tests {
 
     #[tokio::test]
     async fn neither_entries_nor_bytes_exceed_their_bound_and_what_is_done_makes_room() {
-        let (backlog, mut waiting) = Backlog::new(3, 10);
-        assert!(backlog.offer("large", 8));
-        assert!(!backlog.offer("too large beside it", 3));
-        assert!(backlog.offer("fits", 2) && backlog.offer("nothing", 0));
-        assert!(!backlog.offer("one too many", 0));
+        let (queue, mut waiting) = BoundedQueue::new(3, 10);
+        assert!(queue.offer("large", 8));
+        assert!(!queue.offer("too large beside it", 3));
+        assert!(queue.offer("fits", 2) && queue.offer("nothing", 0));
+        assert!(!queue.offer("one too many", 0));
         let Held { entry, room } = waiting.recv().await.expect("an entry");
         assert_eq!(entry, "large");
         // What is taken out is not done yet.
-        assert!(!backlog.offer("large", 8));
+        assert!(!queue.offer("large", 8));
         drop(room);
-        assert!(backlog.offer("large", 8));
-        assert!(!backlog.offer("larger than all", usize::MAX));
+        assert!(queue.offer("large", 8));
+        assert!(!queue.offer("larger than all", usize::MAX));
     }
 }
