@@ -1,9 +1,17 @@
 //! What a provider of language models is: what a call costs, what it can cost at most, and how it is metered.
 //!
-//! [`Prices`] is a dated table. This crate has never heard of RabbitMQ, SQL or sessions.
+//! [`Prices`] is a dated table, [`Wire`] reads what a request can cost at most, [`Meter`] reads what an answer has cost.
+//! None of them does I/O. This crate has never heard of RabbitMQ, SQL or sessions.
 
 mod money;
 mod prices;
+mod json;
+mod wire;
+mod frames;
+mod usage;
 
+pub use frames::{Frame, Frames, Oversized};
 pub use money::{BadDollars, Microdollars};
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};
+pub use usage::{Meter, NoUsage, Outcome, Seen, Settled, refused_before_work};
+pub use wire::{Ask, Bound, Counted, HostedCaps, MAX_REQUEST_BYTES, Provider, Refused, Wire};
