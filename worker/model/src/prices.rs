@@ -185,9 +185,13 @@ impl Price {
         tier: Option<&str>,
         region: Option<&str>,
     ) -> Result<Microdollars, Unpriced> {
-        let rates = self.rates_for(tokens.all_input());
-        let exact = self.exact(rates, tokens)?;
-        Ok(scaled(exact, self.tier(tier)?, self.region(region)?))
+        self.cost_at(tokens, self.tier(tier)?, self.region(region)?)
+    }
+
+    /// Returns what these tokens cost at these factors.
+    pub fn cost_at(&self, tokens: &Tokens, tier: Factor, region: Factor) -> Result<Microdollars, Unpriced> {
+        let exact = self.exact(self.rates_for(tokens.all_input()), tokens)?;
+        Ok(scaled(exact, tier, region))
     }
 
     /// Returns the fee for this many calls of a hosted tool.

@@ -184,8 +184,12 @@ impl Meter {
         let model = self.model.clone().unwrap_or_else(|| ask.model.clone());
         let cost = || {
             let price = prices.find(&model, day)?;
-            let tokens_cost =
-                price.cost(&tokens, self.counts.tier.as_deref(), self.counts.region.as_deref())?;
+            // What the answer does not say was the dearest that the request can get.
+            let tier = self.counts.tier.as_deref();
+            let tier = tier.map_or_else(|| ask.tier(price), |name| price.tier(Some(name)))?;
+            let region = self.counts.region.as_deref();
+            let region = region.map_or_else(|| ask.region(price), |name| price.region(Some(name)))?;
+            let tokens_cost = price.cost_at(&tokens, tier, region)?;
             let mut hosted = self.counts.hosted.clone();
             if self.searches > 0 {
                 hosted.insert("web_search".to_owned(), self.searches);

@@ -23,7 +23,7 @@ mod openai;
 
 use crate::json;
 use crate::money::Microdollars;
-use crate::prices::{CacheWrites, Prices, Unpriced};
+use crate::prices::{CacheWrites, Factor, Price, Prices, Unpriced};
 
 pub use counted::Counted;
 
@@ -184,14 +184,7 @@ impl Ask {
         let output = self.output_limit.unwrap_or(price.max_output).saturating_mul(self.choices);
         // What a hosted tool finds is input of one more pass.
         let (input, output) = (input.saturating_mul(passes), output.saturating_mul(passes));
-        let tier = match &self.tier {
-            Choice::Named(name) => price.tier(Some(name))?,
-            Choice::Any => price.dearest_tier(),
-        };
-        let region = match &self.region {
-            Choice::Named(name) => price.region(Some(name))?,
-            Choice::Any => price.dearest_region(),
-        };
+        let (tier, region) = (self.tier(price)?, self.region(price)?);
         let fee = price.fee("web_search", self.web_searches)?;
         Ok(Bound { input, output, cost: price.most(input, output, self.writes, tier, region).plus(fee) })
     }
@@ -200,6 +193,22 @@ impl Ask {
     pub fn conversation(&self) -> Option<[u8; 32]> {
         let in_full = !self.whole_window && self.web_searches == 0;
         self.steps.last().filter(|_| in_full).map(|step| step.hash)
+    }
+
+    /// Returns the dearest factor of a tier that it can get.
+    pub(crate) fn tier(&self, price: &Price) -> Result<Factor, Unpriced> {
+        match &self.tier {
+            Choice::Named(name) => price.tier(Some(name)),
+            Choice::Any => Ok(price.dearest_tier()),
+        }
+    }
+
+    /// Returns the dearest factor of a region that it can get.
+    pub(crate) fn region(&self, price: &Price) -> Result<Factor, Unpriced> {
+        match &self.region {
+            Choice::Named(name) => price.region(Some(name)),
+            Choice::Any => Ok(price.dearest_region()),
+        }
     }
 
     fn counted_input(&self, counted: &Counted) -> u64 {

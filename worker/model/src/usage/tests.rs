@@ -143,7 +143,7 @@ fn an_answer_that_is_no_stream_costs_what_it_reports() {
     let chat = json!({"model": "gpt-6-luna", "choices": [{}], "service_tier": "priority",
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}});
     assert_eq!(micros(&of_body(Wire::Chat, &chat)), 2 * 15);
-    let response = json!({"status": "incomplete", "model": "gpt-6-sol", "output": [],
+    let response = json!({"status": "incomplete", "model": "gpt-6-sol", "output": [], "service_tier": "default",
         "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}});
     assert_eq!(micros(&of_body(Wire::Responses, &response)), 12);
     let embedded = json!({"data": [], "model": "text-embedding-3-small", "usage": {"prompt_tokens": 500, "total_tokens": 500}});
@@ -202,7 +202,7 @@ fn usage_that_is_reported_twice_counts_once_and_the_largest_counts() {
 #[test]
 fn a_field_that_costs_and_has_no_price_makes_the_reservation_count() {
     let message = |usage: Value| {
-        let mut all = json!({"input_tokens": 10, "output_tokens": 5});
+        let mut all = json!({"input_tokens": 10, "output_tokens": 5, "inference_geo": "global"});
         for (name, value) in usage.as_object().expect("fields") {
             all[name] = value.clone();
         }
@@ -237,9 +237,26 @@ fn a_field_that_costs_and_has_no_price_makes_the_reservation_count() {
 }
 
 #[test]
+fn a_tier_or_place_that_the_answer_does_not_name_was_the_dearest() {
+    let chat = |tier: Value| {
+        of_body(Wire::Chat, &json!({"choices": [], "service_tier": tier, "usage": {"prompt_tokens": 10}}))
+    };
+    assert_eq!(micros(&chat(json!("default"))), 20);
+    assert_eq!(micros(&chat(Value::Null)), 40);
+    let message = |region: Value| {
+        of_body(
+            Wire::Messages,
+            &json!({"type": "message", "stop_reason": "end_turn",
+        "usage": {"input_tokens": 100, "output_tokens": 0, "inference_geo": region}}),
+        )
+    };
+    assert_eq!(micros(&message(json!("global"))), 400);
+    assert_eq!(micros(&message(Value::Null)), 440);
+}
+
+#[test]
 fn a_total_that_the_parts_do_not_explain_is_billed_as_output() {
-    let answer =
-        json!({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 40}});
+    let answer = json!({"choices": [], "service_tier": "default", "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 40}});
     assert_eq!(micros(&of_body(Wire::Chat, &answer)), 10 * 2 + 30 * 10);
 }
 
@@ -253,7 +270,7 @@ fn a_failure_within_a_stream_is_no_answer() {
     assert_eq!(outcome(Wire::Messages, &meter), Outcome::Unknown(NoUsage::NoEnd));
     let mut meter = Meter::new(Wire::Responses);
     let failed = json!({"type": "response.failed", "response": {"status": "failed", "error": {"code": "server_error"},
-        "model": "gpt-6-sol", "usage": {"input_tokens": 5, "output_tokens": 1, "total_tokens": 6}}});
+        "model": "gpt-6-sol", "service_tier": "default", "usage": {"input_tokens": 5, "output_tokens": 1, "total_tokens": 6}}});
     assert_eq!(meter.event(&failed.to_string()), Seen::End);
     assert!(!meter.is_answer());
     assert_eq!(micros(&outcome(Wire::Responses, &meter)), 20, "what it reports is billed");
