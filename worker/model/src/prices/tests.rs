@@ -1,6 +1,10 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
+
+static LIST: LazyLock<Prices> = LazyLock::new(Prices::built_in);
 
 fn day(text: &str) -> NaiveDate {
     text.parse().expect("a day")
@@ -11,7 +15,7 @@ fn today() -> NaiveDate {
 }
 
 fn price(model: &str) -> Price {
-    Prices::built_in().find(model, today()).expect("priced").clone()
+    LIST.find(model, today()).expect("priced").clone()
 }
 
 #[test]
@@ -140,7 +144,7 @@ fn any_tokens() -> impl Strategy<Value = Tokens> {
 }
 
 fn any_price() -> impl Strategy<Value = Price> {
-    let names: Vec<String> = Prices::built_in().names(today()).map(str::to_owned).collect();
+    let names: Vec<String> = LIST.names(today()).map(str::to_owned).collect();
     proptest::sample::select(names).prop_map(|name| price(&name))
 }
 

@@ -1,7 +1,11 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+
+static LIST: LazyLock<Prices> = LazyLock::new(Prices::built_in);
 
 fn today() -> NaiveDate {
     "2026-11-28".parse().expect("a day")
@@ -13,7 +17,7 @@ fn read(wire: Wire, request: &Value) -> Result<Ask, Refused> {
 
 fn bound(wire: Wire, request: &Value) -> Bound {
     let ask = read(wire, request).expect("readable");
-    ask.bound(&Prices::built_in(), today(), &Counted::default()).expect("priced")
+    ask.bound(&LIST, today(), &Counted::default()).expect("priced")
 }
 
 fn message(model: &str) -> Value {
@@ -106,7 +110,7 @@ fn what_was_counted_for_the_same_beginning_is_not_reserved_by_its_bytes_again() 
     next["metadata"] = json!({"user_id": "other"});
     let input = |request: &Value| {
         let ask = read(Wire::Messages, request).expect("readable");
-        ask.bound(&Prices::built_in(), today(), &counted).expect("priced").input
+        ask.bound(&LIST, today(), &counted).expect("priced").input
     };
     assert_eq!(input(&first), 12_000);
     assert!((12_001..12_400).contains(&input(&next)), "{}", input(&next));
@@ -197,10 +201,10 @@ fn the_dearest_rate_that_can_apply_is_reserved() {
 #[test]
 fn a_tier_without_a_price_is_an_error_that_names_it() {
     let ask = read(Wire::Chat, &with(&chat("gpt-6-sol"), "service_tier", json!("scale"))).expect("readable");
-    let error = ask.bound(&Prices::built_in(), today(), &Counted::default()).expect_err("no price");
+    let error = ask.bound(&LIST, today(), &Counted::default()).expect_err("no price");
     assert_eq!(error.to_string(), "`gpt-6-sol` has no price for the service tier `scale`");
     let ask = read(Wire::Messages, &message("claude-none")).expect("readable");
-    assert!(ask.bound(&Prices::built_in(), today(), &Counted::default()).is_err());
+    assert!(ask.bound(&LIST, today(), &Counted::default()).is_err());
 }
 
 #[test]
@@ -254,7 +258,7 @@ fn a_capped_search_is_reserved_with_its_fees_and_the_input_of_each_pass() {
     assert!(read(search(json!(4))).is_err());
     assert!(read(search(Value::Null)).is_err());
     let ask = read(search(json!(2))).expect("within the cap");
-    let bound = ask.bound(&Prices::built_in(), today(), &Counted::default()).expect("priced");
+    let bound = ask.bound(&LIST, today(), &Counted::default()).expect("priced");
     assert_eq!((bound.input, bound.output), (600_000, 300));
     assert_eq!(bound.cost.micros(), 600_000 + 300 * 5 + 20_000);
 }
