@@ -1,0 +1,118 @@
+//! A ledger in memory: one limit, the reservations, the settlements and the stored answers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use model::{Answer, Call, Ledger, Outcome, RequestKey, Reserve, Settlement, Unavailable};
+use tokio::sync::{Notify, Semaphore};
+
+/// The accounts of one job. Its attempts share them.
+#[derive(Default)]
+pub struct Accounts {
+    pub books: Mutex<Books>,
+    /// Settlements wait for it, if there is one.
+    pub gate: Mutex<Option<Arc<Semaphore>>>,
+    settled: Notify,
+}
+
+#[derive(Default)]
+pub struct Books {
+    pub limit: Option<u64>,
+    pub down: bool,
+    pub reserve: Option<Reserve>,
+    pub held: HashMap<uuid::Uuid, u64>,
+    pub spent: u64,
+    pub calls: Vec<(Call, Settlement)>,
+    pub answers: HashMap<RequestKey, Answer>,
+}
+
+/// What one attempt sees of them: answers of earlier attempts only.
+pub struct Own {
+    accounts: Arc<Accounts>,
+    earlier: HashMap<RequestKey, Answer>,
+}
+
+impl Accounts {
+    pub fn attempt(self: &Arc<Self>) -> Arc<Own> {
+        let earlier = self.books(|books| books.answers.clone());
+        Arc::new(Own { accounts: self.clone(), earlier })
+    }
+
+    pub fn books<T>(&self, look: impl FnOnce(&mut Books) -> T) -> T {
+        look(&mut self.books.lock().expect("not poisoned"))
+    }
+
+    /// Returns the settlements, once there are this many.
+    pub async fn settled(&self, count: usize) -> Vec<(Call, Settlement)> {
+        let all = async {
+            loop {
+                let changed = self.settled.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                let calls = self.books(|books| books.calls.clone());
+                if calls.len() >= count {
+                    return calls;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(tests::TIMEOUT, all).await.expect("settled in time")
+    }
+
+    /// Returns the one outcome there is.
+    pub async fn outcome(&self) -> Outcome {
+        self.settled(1).await.remove(0).1.outcome
+    }
+}
+
+#[async_trait]
+impl Ledger for Own {
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+        self.accounts.books(|books| {
+            if books.down {
+                return Err(Unavailable("Postgres is away".to_owned()));
+            }
+            if let Some(answer) = &books.reserve {
+                return Ok(answer.clone());
+            }
+            let most = call.bound.cost.micros();
+            let limit = books.limit.unwrap_or(u64::MAX);
+            let held: u64 = books.held.values().sum();
+            if books.spent + most > limit {
+                return Ok(Reserve::Spent { limit: "the job's $1".to_owned() });
+            }
+            if books.spent + held + most > limit {
+                return Ok(Reserve::Busy { retry_after: Duration::from_secs(1) });
+            }
+            books.held.insert(call.id, most);
+            Ok(Reserve::Granted)
+        })
+    }
+
+    async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
+        let gate = self.accounts.gate.lock().expect("not poisoned").clone();
+        if let Some(gate) = gate {
+            gate.acquire().await.expect("open").forget();
+        }
+        self.accounts.books(|books| {
+            let held = books.held.remove(&call.id).unwrap_or_default();
+            books.spent += match &settlement.outcome {
+                Outcome::Settled(settled) => settled.cost.micros(),
+                Outcome::Unknown(_) => held,
+                Outcome::Free => 0,
+            };
+            if let Some(answer) = &settlement.answer {
+                books.answers.insert(call.request, answer.clone());
+            }
+            books.calls.push((call.clone(), settlement));
+        });
+        self.accounts.settled.notify_waiters();
+        Ok(())
+    }
+
+    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {
+        Ok(self.earlier.get(request).cloned())
+    }
+}

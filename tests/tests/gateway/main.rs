@@ -1,0 +1,9 @@
+//! The gateway through which programs call models: what passes, what is refused, and that every call is settled.
+
+mod accounts;
+mod bench;
+mod passing;
+mod refusals;
+mod replay;
+mod sdks;
+mod settling;

@@ -1,0 +1,264 @@
+//! The meter: an HTTP server on the worker's loopback, through which programs call models with any SDK.
+//!
+//! A program gets a base URL and a token of its attempt ([`Gateway::open`]). The token dies with the attempt; the real keys
+//! never leave the worker. Each request is one call with one reservation: it is read, reserved for through the attempt's
+//! [`Ledger`], sent once, read beside while it passes, and settled, also if the program hangs up in the middle. The last
+//! event of an answer is passed on only after the ledger has it, so what a program has seen whole is never paid twice.
+//!
+//! Served are `POST` `/v1/messages`, `/v1/messages/count_tokens`, `/v1/chat/completions`, `/v1/responses` and
+//! `/v1/embeddings`, and `GET /v1/models`. Everything else is refused by its name: nothing is passed on unmetered.
+//!
+//! | what | the program sees |
+//! |---|---|
+//! | no token, a wrong one, or one of an ended attempt | 401 |
+//! | a request whose cost has no bound or no price | 400, with the field |
+//! | a model that the agent does not name | 403 |
+//! | the limit has room again when others are done; a rate limit | 429 with `Retry-After` |
+//! | the budget is spent | 402 |
+//! | the ledger cannot be asked | 503; nothing was sent |
+//! | the provider cannot be reached | 502 |
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use axum::serve::ListenerExt;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod attempt;
+mod client;
+mod exchange;
+mod headers;
+mod include_usage;
+mod refusal;
+
+use crate::prices::Prices;
+use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
+use attempt::Shared;
+pub use attempt::{Attempt, Metered, Opened};
+use exchange::Exchange;
+use refusal::Refusal;
+
+/// Where a provider is, and the key that pays.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Without `/v1` and without a slash at its end.
+    pub base_url: String,
+    /// The real key.
+    pub key: SecretString,
+}
+
+/// What a gateway needs.
+#[derive(Debug)]
+pub struct GatewaySettings {
+    /// Where it listens; loopback only.
+    pub addr: SocketAddr,
+    /// Anthropic, if there is a key.
+    pub anthropic: Option<Upstream>,
+    /// OpenAI, if there is a key.
+    pub openai: Option<Upstream>,
+    /// What calls cost.
+    pub prices: Prices,
+    /// How long an answer that nobody waits for is still read, for its usage.
+    pub usage_drain: Duration,
+}
+
+/// A gateway that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// It would be reachable from elsewhere.
+    #[error("GATEWAY_ADDR: {0} is not loopback, expected 127.0.0.1 or [::1]")]
+    NotLoopback(SocketAddr),
+    /// It cannot listen.
+    #[error("GATEWAY_ADDR: {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// There is no client for the providers.
+    #[error("the client for providers: {0}")]
+    Client(String),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    inner: Arc<Inner>,
+    addr: SocketAddr,
+    stop: CancellationToken,
+}
+
+struct Inner {
+    settings: GatewaySettings,
+    client: reqwest::Client,
+    attempts: Mutex<HashMap<[u8; 32], Arc<Shared>>>,
+    /// The exchanges that are under way, whether or not their programs still wait.
+    exchanges: TaskTracker,
+}
+
+impl Gateway {
+    /// Begins to listen.
+    pub async fn start(settings: GatewaySettings) -> Result<Gateway, GatewayError> {
+        if !settings.addr.ip().is_loopback() {
+            return Err(GatewayError::NotLoopback(settings.addr));
+        }
+        let client = client::build().map_err(GatewayError::Client)?;
+        let failed = |error| GatewayError::Listen(settings.addr, error);
+        let listener = TcpListener::bind(settings.addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let (attempts, exchanges) = (Mutex::default(), TaskTracker::new());
+        let inner = Arc::new(Inner { settings, client, attempts, exchanges });
+        let stop = CancellationToken::new();
+        // Events are small, and each is to arrive at once.
+        let listener = listener.tap_io(|connection| {
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(cause = %error, "a connection of the gateway is slower than it could be");
+            }
+        });
+        let served = axum::serve(listener, routes(inner.clone()))
+            .with_graceful_shutdown(stop.clone().cancelled_owned());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(cause = %error, "the gateway has stopped listening");
+            }
+        });
+        Ok(Gateway { inner, addr, stop })
+    }
+
+    /// Returns where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Lets an attempt call models, until what is returned is dropped.
+    pub fn open(&self, attempt: Attempt) -> Result<Opened, getrandom::Error> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random)?;
+        let text = random.iter().fold("hgw_".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+        let digest = digest(&text);
+        let shared = Arc::new(Shared::new(attempt));
+        lock(&self.inner.attempts).insert(digest, shared.clone());
+        let inner = Arc::downgrade(&self.inner);
+        let close = move || {
+            if let Some(inner) = inner.upgrade() {
+                lock(&inner.attempts).remove(&digest);
+            }
+        };
+        Ok(Opened::new(self.addr, SecretString::from(text), shared, Box::new(close)))
+    }
+
+    /// Takes no more calls, and waits until all that were sent are settled.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.inner.exchanges.close();
+        self.inner.exchanges.wait().await;
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn routes(inner: Arc<Inner>) -> Router {
+    let mut routes = Router::new()
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/v1/models", get(models))
+        .fallback(any(not_served));
+    for wire in [Wire::Messages, Wire::Chat, Wire::Responses, Wire::Embeddings] {
+        let called = move |State(inner): State<Arc<Inner>>, request: Request| call(inner, wire, request);
+        routes = routes.route(wire.path(), post(called));
+    }
+    routes.with_state(inner)
+}
+
+async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {
+    let provider = wire.provider();
+    let begun = async {
+        let attempt = inner.attempt(request.headers())?;
+        let upstream = inner.upstream(provider)?.clone();
+        let (parts, body) = request.into_parts();
+        let body = read(body).await?;
+        Exchange::begin(inner.clone(), attempt, upstream, wire, parts.headers, body).await
+    };
+    begun.await.unwrap_or_else(|refusal| refusal.response(provider))
+}
+
+/// Counting is free at the provider, so it needs no reservation.
+async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let counted = async {
+        let attempt = inner.attempt(request.headers())?;
+        let upstream = inner.upstream(Provider::Anthropic)?;
+        let (parts, body) = request.into_parts();
+        let body = read(body).await?;
+        let value = crate::json::parse(&body).map_err(|error| Refusal::invalid(format!("body: {error}")))?;
+        let model = value.get("model").and_then(serde_json::Value::as_str).unwrap_or_default();
+        attempt.check_model(model)?;
+        let url = format!("{}/v1/messages/count_tokens", upstream.base_url);
+        let headers = headers::to_provider(&parts.headers, Provider::Anthropic, &upstream.key);
+        let answered = inner.client.post(url).headers(headers).body(body).send().await;
+        let answered = answered.map_err(|error| Refusal::unreachable(&error))?;
+        let (status, kept) = (answered.status(), headers::to_program(answered.headers()));
+        let body = answered.bytes().await.map_err(|error| Refusal::unreachable(&error))?;
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = kept;
+        Ok::<Response, Refusal>(response)
+    };
+    counted.await.unwrap_or_else(|refusal| refusal.response(Provider::Anthropic))
+}
+
+async fn models(State(inner): State<Arc<Inner>>, headers: HeaderMap) -> Response {
+    let provider = headers::spoken(&headers);
+    match inner.attempt(&headers) {
+        Ok(attempt) => attempt.models_response(provider),
+        Err(refusal) => refusal.response(provider),
+    }
+}
+
+async fn not_served(method: Method, request: Request) -> Response {
+    let provider = headers::spoken(request.headers());
+    Refusal::not_served(&method, request.uri().path()).response(provider)
+}
+
+async fn read(body: Body) -> Result<axum::body::Bytes, Refusal> {
+    axum::body::to_bytes(body, MAX_REQUEST_BYTES).await.map_err(|error| Refusal::unreadable(&error))
+}
+
+impl Inner {
+    fn attempt(&self, headers: &HeaderMap) -> Result<Arc<Shared>, Refusal> {
+        let token = headers::token(headers).ok_or_else(Refusal::no_token)?;
+        lock(&self.attempts).get(&digest(token)).cloned().ok_or_else(Refusal::dead_token)
+    }
+
+    fn upstream(&self, provider: Provider) -> Result<&Upstream, Refusal> {
+        let upstream = match provider {
+            Provider::Anthropic => &self.settings.anthropic,
+            Provider::OpenAi => &self.settings.openai,
+        };
+        upstream.as_ref().ok_or_else(|| Refusal::no_key(provider))
+    }
+}
+
+/// Tokens are looked up by their hash, so how long that takes says nothing about them.
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that holds these locks can leave what they guard half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bearer(key: &SecretString) -> String {
+    format!("Bearer {}", key.expose_secret())
+}

@@ -1,0 +1,216 @@
+//! One attempt at a job, as the gateway knows it: by a token that dies with it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::Response;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::lock;
+use super::refusal::Refusal;
+use crate::ledger::{Ledger, RequestKey};
+use crate::money::Microdollars;
+use crate::usage::Outcome;
+use crate::wire::{Counted, HostedCaps, Provider};
+
+/// What an attempt may do.
+pub struct Attempt {
+    /// Its accounts.
+    pub ledger: Arc<dyn Ledger>,
+    /// The models that its agent names.
+    pub models: Vec<String>,
+    /// What it may use of the tools that a provider runs.
+    pub caps: HostedCaps,
+}
+
+/// What an attempt's calls have cost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metered {
+    /// Calls that were settled, whatever their outcome.
+    pub calls: u64,
+    /// What they cost; unknown ones count in full.
+    pub cost: Microdollars,
+    /// Input of all classes.
+    pub input_tokens: u64,
+    /// Output.
+    pub output_tokens: u64,
+    /// Answers that an earlier attempt had paid.
+    pub replayed: u64,
+}
+
+/// An attempt whose token is valid until this is dropped.
+pub struct Opened {
+    addr: SocketAddr,
+    token: SecretString,
+    shared: Arc<Shared>,
+    close: Box<dyn Fn() + Send + Sync>,
+}
+
+pub(super) struct Shared {
+    pub attempt: Attempt,
+    state: Mutex<Progress>,
+}
+
+struct Progress {
+    metered: Metered,
+    counted: Counted,
+    /// Which answers to equal requests are given or asked for.
+    taken: HashMap<[u8; 32], BTreeSet<u32>>,
+    spent: Option<String>,
+    last_traffic: Instant,
+}
+
+/// The place of a request among equal ones. It is free again when this is dropped, unless it was answered.
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    pub key: RequestKey,
+    answered: bool,
+}
+
+impl Opened {
+    pub(super) fn new(
+        addr: SocketAddr,
+        token: SecretString,
+        shared: Arc<Shared>,
+        close: Box<dyn Fn() + Send + Sync>,
+    ) -> Opened {
+        Opened { addr, token, shared, close }
+    }
+
+    /// Returns the variables that lead an unchanged SDK here.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
+        let (root, token) = (format!("http://{}", self.addr), self.token.expose_secret());
+        [
+            ("ANTHROPIC_BASE_URL", root.clone()),
+            ("ANTHROPIC_API_KEY", token.to_owned()),
+            ("OPENAI_BASE_URL", format!("{root}/v1")),
+            ("OPENAI_API_KEY", token.to_owned()),
+            ("HARNESS_GATEWAY_URL", root),
+            ("HARNESS_GATEWAY_TOKEN", token.to_owned()),
+        ]
+    }
+
+    /// Returns what its calls have cost.
+    pub fn metered(&self) -> Metered {
+        lock(&self.shared.state).metered
+    }
+
+    /// Returns the limit that is spent, if a call met one.
+    pub fn spent(&self) -> Option<String> {
+        lock(&self.shared.state).spent.clone()
+    }
+
+    /// Returns how long nothing has passed, in either direction.
+    pub fn idle(&self) -> Duration {
+        lock(&self.shared.state).last_traffic.elapsed()
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        (self.close)();
+    }
+}
+
+impl Shared {
+    pub fn new(attempt: Attempt) -> Shared {
+        let progress = Progress {
+            metered: Metered::default(),
+            counted: Counted::default(),
+            taken: HashMap::new(),
+            spent: None,
+            last_traffic: Instant::now(),
+        };
+        Shared { attempt, state: Mutex::new(progress) }
+    }
+
+    pub fn check_model(&self, model: &str) -> Result<(), Refusal> {
+        let allowed = &self.attempt.models;
+        if allowed.iter().any(|name| name == model) { Ok(()) } else { Err(Refusal::model(model, allowed)) }
+    }
+
+    /// Takes the first place among equal requests that has no answer yet.
+    pub fn place(self: &Arc<Shared>, hash: [u8; 32]) -> Place {
+        let mut state = lock(&self.state);
+        let taken = state.taken.entry(hash).or_default();
+        let nth = (0..).find(|nth| !taken.contains(nth)).unwrap_or(u32::MAX);
+        taken.insert(nth);
+        Place { shared: self.clone(), key: RequestKey { hash, nth }, answered: false }
+    }
+
+    pub fn with_counted<T>(&self, look: impl FnOnce(&mut Counted) -> T) -> T {
+        look(&mut lock(&self.state).counted)
+    }
+
+    pub fn note_traffic(&self) {
+        lock(&self.state).last_traffic = Instant::now();
+    }
+
+    pub fn note_spent(&self, limit: &str) {
+        lock(&self.state).spent = Some(limit.to_owned());
+    }
+
+    pub fn note_replayed(&self) {
+        lock(&self.state).metered.replayed += 1;
+    }
+
+    pub fn note_settled(&self, outcome: &Outcome, reserved: Microdollars) {
+        let metered = &mut lock(&self.state).metered;
+        metered.calls += 1;
+        match outcome {
+            Outcome::Settled(settled) => {
+                metered.cost = metered.cost.plus(settled.cost);
+                metered.input_tokens = metered.input_tokens.saturating_add(settled.tokens.all_input());
+                metered.output_tokens = metered.output_tokens.saturating_add(settled.tokens.output);
+            }
+            Outcome::Unknown(_) => metered.cost = metered.cost.plus(reserved),
+            Outcome::Free => {}
+        }
+    }
+
+    pub fn models_response(&self, provider: Provider) -> Response {
+        let models = self.attempt.models.iter();
+        let body = match provider {
+            Provider::Anthropic => {
+                let data: Vec<_> = models
+                    .map(|id| {
+                        json!({"type": "model", "id": id, "display_name": id,
+                    "created_at": "1970-01-01T00:00:00Z"})
+                    })
+                    .collect();
+                let ends = (self.attempt.models.first(), self.attempt.models.last());
+                json!({"data": data, "has_more": false, "first_id": ends.0, "last_id": ends.1})
+            }
+            Provider::OpenAi => {
+                let data: Vec<_> = models
+                    .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "agent"}))
+                    .collect();
+                json!({"object": "list", "data": data})
+            }
+        };
+        let mut response = Response::new(Body::from(body.to_string()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+impl Place {
+    pub fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.answered
+            && let Some(taken) = lock(&self.shared.state).taken.get_mut(&self.key.hash)
+        {
+            taken.remove(&self.key.nth);
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One request, from its reservation to its settlement.
+//!
+//! It runs in a task of its own from before it is reserved until it is settled: a program that hangs up ends nothing but
+//! its own waiting. What is sent is settled in every case; only the death of the worker leaves a call open.
+
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use chrono::Utc;
+use futures::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use uuid::Uuid;
+
+use super::attempt::{Place, Shared};
+use super::include_usage::include_usage;
+use super::refusal::Refusal;
+use super::{Inner, Upstream, headers};
+use crate::frames::Frames;
+use crate::ledger::{Answer, Call, Reserve, Settlement};
+use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
+use crate::wire::{Ask, Wire};
+
+/// The largest answer that is read. No provider sends one that is nearly as large.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// Events that may wait for the program; beyond them the provider waits.
+const WAITING_EVENTS: usize = 16;
+/// How long the connection of an answer that has ended is read on, so that it can be used again.
+const CLOSING: Duration = Duration::from_secs(1);
+
+pub(super) struct Exchange {
+    inner: Arc<Inner>,
+    attempt: Arc<Shared>,
+    upstream: Upstream,
+    ask: Ask,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+type Replied = Result<Response, Refusal>;
+
+impl Exchange {
+    /// Reads a request, and returns the head of its answer as soon as there is one.
+    pub async fn begin(
+        inner: Arc<Inner>,
+        attempt: Arc<Shared>,
+        upstream: Upstream,
+        wire: Wire,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Replied {
+        attempt.note_traffic();
+        let ask =
+            wire.read(&body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))?;
+        attempt.check_model(&ask.model)?;
+        let today = Utc::now().date_naive();
+        let bound = attempt.with_counted(|counted| ask.bound(&inner.settings.prices, today, counted));
+        let bound = bound.map_err(|error| Refusal::invalid(error.to_string()))?;
+        let place = attempt.place(ask.hash);
+        let (provider, model) = (wire.provider(), ask.model.clone());
+        let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key };
+        let exchange = Exchange { inner: inner.clone(), attempt, upstream, ask, call, headers, body };
+        let (reply, replied) = oneshot::channel();
+        inner.exchanges.spawn(exchange.run(place, reply));
+        replied.await.unwrap_or_else(|_| Err(Refusal::cut("the exchange has failed")))
+    }
+
+    async fn run(mut self, place: Place, mut reply: oneshot::Sender<Replied>) {
+        let ledger = self.attempt.attempt.ledger.clone();
+        match ledger.stored(&self.call.request).await {
+            Ok(None) => {}
+            Ok(Some(answer)) => {
+                self.attempt.note_replayed();
+                place.answered();
+                drop(reply.send(Ok(replayed(answer))));
+                return;
+            }
+            Err(error) => return refuse(reply, Refusal::ledger(&error)),
+        }
+        let reserved = ledger.reserve(&self.call).await;
+        match reserved {
+            Ok(Reserve::Granted) => {}
+            Ok(Reserve::Busy { retry_after }) => {
+                let message = "what other calls hold leaves no room for this one: try again";
+                return refuse(reply, Refusal::wait("budget_busy", message, retry_after));
+            }
+            Ok(Reserve::Later { retry_after }) => {
+                let message = "a rate limit is reached: try again";
+                return refuse(reply, Refusal::wait("rate_limit", message, retry_after));
+            }
+            Ok(Reserve::Spent { limit }) => {
+                self.attempt.note_spent(&limit);
+                return refuse(reply, Refusal::spent(&limit));
+            }
+            Err(error) => {
+                refuse(reply, Refusal::ledger(&error));
+                // It may be held all the same.
+                self.settle(Outcome::Free, None, None).await;
+                return;
+            }
+        }
+        if reply.is_closed() {
+            self.settle(Outcome::Free, None, None).await;
+            return;
+        }
+        let request = match self.request() {
+            Ok(request) => request,
+            Err(error) => {
+                self.settle(Outcome::Free, None, None).await;
+                return refuse(reply, Refusal::invalid(format!("body: {error}")));
+            }
+        };
+        let drain = self.inner.settings.usage_drain;
+        let sent = tokio::select! {
+            sent = request.send() => Some(sent),
+            () = async { reply.closed().await; tokio::time::sleep(drain).await } => None,
+        };
+        let response = match sent {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => {
+                // Without a connection nothing was sent. Anything else may have been.
+                let outcome =
+                    if error.is_connect() { Outcome::Free } else { Outcome::Unknown(NoUsage::NoAnswer) };
+                self.settle(outcome, None, None).await;
+                return refuse(reply, Refusal::unreachable(&error));
+            }
+            None => {
+                self.settle(Outcome::Unknown(NoUsage::GivenUp), None, None).await;
+                return;
+            }
+        };
+        self.attempt.note_traffic();
+        let is_stream = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_stream = is_stream.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        if response.status().is_success() && is_stream {
+            self.pass_stream(response, place, reply).await;
+        } else {
+            self.pass_whole(response, place, reply).await;
+        }
+    }
+
+    fn request(&mut self) -> Result<reqwest::RequestBuilder, serde_json::Error> {
+        let body = match self.call.wire {
+            Wire::Chat if self.ask.stream && !self.ask.includes_usage => include_usage(&self.body)?,
+            _ => self.body.clone(),
+        };
+        self.body = Bytes::new();
+        let url = format!("{}{}", self.upstream.base_url, self.call.wire.path());
+        let headers = headers::to_provider(&self.headers, self.call.provider, &self.upstream.key);
+        Ok(self.inner.client.post(url).headers(headers).body(body))
+    }
+
+    /// Passes an answer that is no stream. The program gets it when the ledger has it.
+    async fn pass_whole(
+        self,
+        response: reqwest::Response,
+        place: Place,
+        mut reply: oneshot::Sender<Replied>,
+    ) {
+        let (status, kept) = (response.status(), headers::to_program(response.headers()));
+        let request_id = headers::request_id(response.headers());
+        let drain = self.inner.settings.usage_drain;
+        let body = tokio::select! {
+            body = collect(response) => body,
+            () = async { reply.closed().await; tokio::time::sleep(drain).await } => Err(NoUsage::GivenUp),
+        };
+        let mut meter = Meter::new(self.call.wire);
+        let outcome = match &body {
+            _ if refused_before_work(status.as_u16()) => Outcome::Free,
+            _ if !status.is_success() => Outcome::Unknown(NoUsage::Status(status.as_u16())),
+            Err(reason) => Outcome::Unknown(reason.clone()),
+            Ok(body) => {
+                meter.body(body);
+                self.outcome(&meter)
+            }
+        };
+        let Ok(body) = body else {
+            self.settle(outcome, request_id, None).await;
+            return refuse(reply, Refusal::cut("the provider's answer has no end"));
+        };
+        let is_answer = status.is_success() && meter.is_answer();
+        let content_type =
+            kept.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
+        let answer = is_answer.then(|| Answer { content_type: content_type.to_owned(), body: body.clone() });
+        if !self.settle(outcome, request_id, answer).await && is_answer {
+            return refuse(reply, Refusal::cut("the ledger did not take the answer"));
+        }
+        if is_answer {
+            place.answered();
+        }
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = kept;
+        drop(reply.send(Ok(response)));
+    }
+
+    /// Passes a stream, event by event. Its end waits for the ledger.
+    async fn pass_stream(self, response: reqwest::Response, place: Place, reply: oneshot::Sender<Replied>) {
+        let (status, kept) = (response.status(), headers::to_program(response.headers()));
+        let request_id = headers::request_id(response.headers());
+        let content_type = kept.get(CONTENT_TYPE).cloned();
+        let (events, passed) = mpsc::channel::<io::Result<Bytes>>(WAITING_EVENTS);
+        let mut head = Response::new(Body::from_stream(ReceiverStream::new(passed)));
+        *head.status_mut() = status;
+        *head.headers_mut() = kept;
+        // If the program has gone, its end of the stream must go too.
+        drop(reply.send(Ok(head)));
+
+        let mut program = Program { events, gone_since: None };
+        let (mut meter, mut frames, mut whole) =
+            (Meter::new(self.call.wire), Frames::default(), BytesMut::new());
+        let mut chunks = response.bytes_stream();
+        let given_up = loop {
+            let chunk = tokio::select! {
+                chunk = chunks.next() => chunk,
+                () = program.given_up(self.inner.settings.usage_drain) => break Some(NoUsage::GivenUp),
+            };
+            let chunk = match chunk {
+                None => break None,
+                Some(Err(_)) => break Some(NoUsage::NoEnd),
+                Some(Ok(chunk)) => chunk,
+            };
+            self.attempt.note_traffic();
+            if frames.push(&chunk).is_err() || whole.len() > MAX_ANSWER_BYTES {
+                break Some(NoUsage::Garbage);
+            }
+            while let Some(frame) = frames.take() {
+                let seen = meter.event(&frame.data());
+                if seen == Seen::UsageAlone && !self.ask.includes_usage {
+                    continue;
+                }
+                whole.extend_from_slice(frame.bytes());
+                if seen == Seen::End {
+                    let kind = content_type.as_ref().and_then(|value| value.to_str().ok());
+                    let content_type = kind.unwrap_or("text/event-stream").to_owned();
+                    let answer = Answer { content_type, body: whole.split().freeze() };
+                    let answer = meter.is_answer().then_some(answer);
+                    let is_answer = answer.is_some();
+                    if self.settle(self.outcome(&meter), request_id, answer).await {
+                        if is_answer {
+                            place.answered();
+                        }
+                        program.pass(frame.bytes().clone()).await;
+                    } else {
+                        program.cut("the ledger did not take the answer").await;
+                    }
+                    let _closed =
+                        timeout(CLOSING, async { while let Some(Ok(_)) = chunks.next().await {} }).await;
+                    return;
+                }
+                program.pass(frame.bytes().clone()).await;
+            }
+        };
+        let outcome = given_up.clone().map_or_else(|| self.outcome(&meter), Outcome::Unknown);
+        self.settle(outcome, request_id, None).await;
+        match given_up {
+            None => program.pass(frames.rest()).await,
+            Some(reason) => program.cut(&reason.to_string()).await,
+        }
+    }
+
+    fn outcome(&self, meter: &Meter) -> Outcome {
+        let outcome = meter.outcome(&self.ask, &self.inner.settings.prices, Utc::now().date_naive());
+        if let (Some(conversation), Some(tokens)) = (self.ask.conversation(), meter.counted_input()) {
+            self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
+        }
+        outcome
+    }
+
+    /// Returns whether the ledger has taken it.
+    async fn settle(
+        &self,
+        outcome: Outcome,
+        provider_request_id: Option<String>,
+        answer: Option<Answer>,
+    ) -> bool {
+        self.attempt.note_settled(&outcome, self.call.bound.cost);
+        if let Outcome::Unknown(reason) = &outcome {
+            tracing::warn!(call = %self.call.id, model = self.call.model, cause = %reason,
+                "what a model call costs is not known: its reservation counts in full");
+        }
+        let settlement = Settlement { outcome, provider_request_id, answer };
+        match self.attempt.attempt.ledger.settle(&self.call, settlement).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(call = %self.call.id, cause = %error, "a model call could not be settled");
+                false
+            }
+        }
+    }
+}
+
+fn refuse(reply: oneshot::Sender<Replied>, refusal: Refusal) {
+    // A program that has gone needs no answer.
+    drop(reply.send(Err(refusal)));
+}
+
+fn replayed(answer: Answer) -> Response {
+    let mut response = Response::new(Body::from(answer.body));
+    let headers = response.headers_mut();
+    if let Ok(kind) = HeaderValue::try_from(answer.content_type) {
+        headers.insert(CONTENT_TYPE, kind);
+    }
+    headers.insert("x-harness-replayed", HeaderValue::from_static("true"));
+    response
+}
+
+async fn collect(response: reqwest::Response) -> Result<Bytes, NoUsage> {
+    let mut chunks = response.bytes_stream();
+    let mut body = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        body.extend_from_slice(&chunk.map_err(|_| NoUsage::NoEnd)?);
+        if body.len() > MAX_ANSWER_BYTES {
+            return Err(NoUsage::Garbage);
+        }
+    }
+    Ok(body.freeze())
+}
+
+/// The program's end of a stream.
+struct Program {
+    events: mpsc::Sender<io::Result<Bytes>>,
+    gone_since: Option<Instant>,
+}
+
+impl Program {
+    async fn pass(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() && self.gone_since.is_none() && self.events.send(Ok(bytes)).await.is_err() {
+            self.gone_since = Some(Instant::now());
+        }
+    }
+
+    /// Ends the program's connection in a way that no client takes for the end of an answer.
+    async fn cut(&mut self, why: &str) {
+        let _gone = self.events.send(Err(io::Error::other(why.to_owned()))).await;
+    }
+
+    /// Returns when the program has been gone for as long as its answer is read on.
+    async fn given_up(&mut self, drain: Duration) {
+        if self.gone_since.is_none() {
+            self.events.closed().await;
+            self.gone_since = Some(Instant::now());
+        }
+        match self.gone_since {
+            Some(gone) => sleep_until(gone + drain).await,
+            None => pending().await,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the gateway asks of the accounts, and gives them. One [`Ledger`] belongs to one attempt at a job: who it is that
+//! calls, and which limits apply, is the business of whoever implements it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::usage::Outcome;
+use crate::wire::{Bound, Provider, Wire};
+
+/// One HTTP attempt at a model, and its reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Made by the gateway, so that a reservation whose reply was lost can be settled all the same.
+    pub id: Uuid,
+    /// Who bills it.
+    pub provider: Provider,
+    /// How it is asked.
+    pub wire: Wire,
+    /// The model that the request names.
+    pub model: String,
+    /// The most that it can use and cost.
+    pub bound: Bound,
+    /// Under which its answer is stored and found again.
+    pub request: RequestKey,
+}
+
+/// The n-th time that an attempt sends the same request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestKey {
+    /// Equal for equal requests.
+    pub hash: [u8; 32],
+    /// How many answers to it the attempt had before.
+    pub nth: u32,
+}
+
+/// The answer to a reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// The amount is held. The call may be sent, and must be settled.
+    Granted,
+    /// It would fit if what others hold were settled. Nothing is held.
+    Busy {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// A rate limit is reached. Nothing is held.
+    Later {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// What is settled leaves no room for it. Nothing is held.
+    Spent {
+        /// The limit and its window, for whoever reads why the job stopped.
+        limit: String,
+    },
+}
+
+/// A whole answer, as the program got it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its `Content-Type`.
+    pub content_type: String,
+    /// Its bytes: JSON, or a stream of events to its own end.
+    pub body: Bytes,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// What became of the reservation.
+    pub outcome: Outcome,
+    /// The id by which the provider finds the call, if it gave one.
+    pub provider_request_id: Option<String>,
+    /// The answer, to be stored in the same transaction; only if it was whole.
+    pub answer: Option<Answer>,
+}
+
+/// The ledger did not answer, or refused. Whether it did what it was asked is not known.
+#[derive(Debug, thiserror::Error)]
+#[error("the ledger: {0}")]
+pub struct Unavailable(pub String);
+
+/// The accounts, as one attempt at a job sees them.
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// Holds the most that a call can cost, before it is sent. After an error the gateway does not send the call, and
+    /// settles it as [`Outcome::Free`]: a settlement must win over a reservation that arrives after it.
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable>;
+
+    /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
+    /// after its end. Until it returns, the program does not see the end of the answer.
+    async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable>;
+
+    /// Returns the answer that an earlier attempt at this job got to the same request, unless a checkpoint covers it.
+    /// It waits until the lines that the program wrote before are durable.
+    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable>;
+}

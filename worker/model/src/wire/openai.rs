@@ -1,0 +1,105 @@
+//! OpenAI's Chat Completions, Responses and Embeddings.
+
+use serde_json::{Map, Value};
+
+use super::{
+    Ask, Choice, HostedCaps, MAX_CHOICES, MAX_LIMIT, Refused, Wire, count, flag, is_given, model, refuse,
+    request_hash, steps, text,
+};
+use crate::prices::CacheWrites;
+
+/// The largest image: 10,000 patches of 32 pixels, times the largest factor of a model
+/// (developers.openai.com/api/docs/guides/images-vision).
+const LARGEST_IMAGE: u64 = 25_000;
+
+const NO_BOUND: &str = "what it costs has no bound, so it is not passed on";
+const LATER: &str = "its answer is asked for later, beside the meter, so it is not passed on";
+
+/// The tools that the program runs itself.
+const OWN_TOOLS: [&str; 7] =
+    ["function", "custom", "local_shell", "apply_patch", "computer", "computer_use_preview", "namespace"];
+
+pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps) -> Result<Ask, Refused> {
+    let refused: &[(&str, &str)] = match wire {
+        Wire::Chat => &[("web_search_options", NO_BOUND), ("audio", NO_BOUND), ("prediction", NO_BOUND)],
+        Wire::Responses => {
+            &[("background", LATER), ("context_management", NO_BOUND), ("multi_agent", NO_BOUND)]
+        }
+        Wire::Messages | Wire::Embeddings => &[],
+    };
+    refuse(&fields, refused)?;
+    if let Some(Value::Array(kinds)) = fields.get("modalities")
+        && kinds.iter().any(|kind| kind != "text")
+    {
+        return Err(Refused::new("modalities", "only text has a price here"));
+    }
+    let limits: &[&str] = match wire {
+        Wire::Chat => &["max_completion_tokens", "max_tokens"],
+        Wire::Responses => &["max_output_tokens"],
+        Wire::Messages | Wire::Embeddings => &[],
+    };
+    // The older name is not obeyed by models that think, so the larger of both counts.
+    let mut output_limit = None;
+    for name in limits {
+        output_limit = output_limit.max(count(&fields, name, MAX_LIMIT)?);
+    }
+    let choices = if wire == Wire::Chat { count(&fields, "n", MAX_CHOICES)?.unwrap_or(1) } else { 1 };
+    let web_searches = tools(wire, &fields, caps)?;
+    let tier = match text(&fields, "service_tier")? {
+        Some(name) if name != "auto" => Choice::Named(name),
+        _ => Choice::Any,
+    };
+    let includes_usage = fields.get("stream_options").and_then(|options| options.get("include_usage"));
+    let includes_usage = includes_usage.and_then(Value::as_bool).unwrap_or(false);
+    let (model, stream, hash) = (model(&fields)?, flag(&fields, "stream")?, request_hash(wire, &fields));
+    let stored = ["previous_response_id", "conversation", "prompt"];
+    let stored_elsewhere = wire == Wire::Responses && stored.iter().any(|name| is_given(&fields, name));
+    let items = match fields.remove(if wire == Wire::Chat { "messages" } else { "input" }) {
+        Some(Value::Array(items)) => items,
+        Some(one @ Value::String(_)) => vec![one],
+        None | Some(Value::Null) if stored_elsewhere => Vec::new(),
+        _ => {
+            let field = if wire == Wire::Chat { "messages" } else { "input" };
+            return Err(Refused::new(field, "it is missing, or neither a text nor a list"));
+        }
+    };
+    let (steps, elsewhere) = steps(wire, &fields, &items, LARGEST_IMAGE)?;
+    // Newer models write to their cache unasked. How long they keep it is in fields whose names begin alike.
+    let keeps_longer = |name: &String| name.starts_with("prompt_cache") && name != "prompt_cache_key";
+    let writes = if fields.keys().any(keeps_longer) { CacheWrites::Long } else { CacheWrites::Short };
+    Ok(Ask {
+        wire,
+        model,
+        stream,
+        includes_usage,
+        hash,
+        output_limit,
+        choices,
+        tier,
+        region: Choice::Any,
+        writes,
+        steps,
+        whole_window: stored_elsewhere || elsewhere,
+        web_searches,
+    })
+}
+
+/// Returns how many searches the request allows.
+fn tools(wire: Wire, fields: &Map<String, Value>, caps: HostedCaps) -> Result<u64, Refused> {
+    let mut searches = 0;
+    for tool in fields.get("tools").and_then(Value::as_array).into_iter().flatten() {
+        let kind = tool.get("type").and_then(Value::as_str).unwrap_or("function");
+        if OWN_TOOLS.contains(&kind) {
+            continue;
+        }
+        if wire == Wire::Responses && kind == "web_search" && caps.web_search > 0 {
+            let most = count(fields, "max_tool_calls", MAX_LIMIT)?.filter(|most| *most <= caps.web_search);
+            let problem = format!("`{kind}` needs `max_tool_calls` of at most {}", caps.web_search);
+            searches = most.ok_or_else(|| Refused::new("tools", problem))?;
+        } else {
+            let problem = format!("`{kind}` runs at the provider and has no cap in the agent's settings");
+            return Err(Refused::new("tools", problem));
+        }
+    }
+    Ok(searches)
+}

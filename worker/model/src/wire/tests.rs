@@ -1,0 +1,296 @@
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+static LIST: LazyLock<Prices> = LazyLock::new(Prices::built_in);
+
+fn today() -> NaiveDate {
+    "2026-11-28".parse().expect("a day")
+}
+
+fn read(wire: Wire, request: &Value) -> Result<Ask, Refused> {
+    wire.read(request.to_string().as_bytes(), HostedCaps::default())
+}
+
+fn bound(wire: Wire, request: &Value) -> Bound {
+    let ask = read(wire, request).expect("readable");
+    ask.bound(&LIST, today(), &Counted::default()).expect("priced")
+}
+
+fn message(model: &str) -> Value {
+    json!({"model": model, "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]})
+}
+
+fn chat(model: &str) -> Value {
+    json!({"model": model, "max_completion_tokens": 100, "messages": [{"role": "user", "content": "hello"}]})
+}
+
+fn with(request: &Value, name: &str, value: Value) -> Value {
+    let mut request = request.clone();
+    request[name] = value;
+    request
+}
+
+fn refused(wire: Wire, request: &Value) -> String {
+    read(wire, request).expect_err("refused").field
+}
+
+#[test]
+fn output_is_its_limit_times_its_choices_or_what_the_model_can() {
+    assert_eq!(bound(Wire::Messages, &message("claude-opus-5-5")).output, 100);
+    assert_eq!(bound(Wire::Chat, &chat("gpt-6-sol")).output, 100);
+    assert_eq!(bound(Wire::Chat, &with(&chat("gpt-6-sol"), "n", json!(3))).output, 300);
+    assert_eq!(bound(Wire::Chat, &with(&chat("gpt-6-sol"), "max_tokens", json!(500))).output, 500);
+    assert_eq!(bound(Wire::Responses, &json!({"model": "gpt-6-sol", "input": "hi"})).output, 128_000);
+    assert_eq!(bound(Wire::Embeddings, &json!({"model": "text-embedding-3-small", "input": "hi"})).output, 0);
+}
+
+#[test]
+fn a_request_that_names_no_limit_or_an_absurd_one_is_refused_by_name() {
+    let missing = json!({"model": "claude-opus-5", "messages": []});
+    assert_eq!(read(Wire::Messages, &missing).expect_err("refused").to_string(), "max_tokens: it is missing");
+    for limit in [json!(0), json!(-1), json!(1.5), json!("100"), json!(u64::MAX), json!([])] {
+        assert_eq!(
+            refused(Wire::Messages, &with(&message("m"), "max_tokens", limit.clone())),
+            "max_tokens",
+            "{limit}"
+        );
+    }
+    for (field, value) in [("n", json!(1000)), ("n", json!(0)), ("model", json!(7)), ("stream", json!("yes"))]
+    {
+        assert_eq!(refused(Wire::Chat, &with(&chat("m"), field, value)), field);
+    }
+    assert_eq!(refused(Wire::Messages, &with(&message("m"), "messages", json!("hi"))), "messages");
+    assert_eq!(refused(Wire::Chat, &json!({"messages": []})), "model");
+    for body in
+        ["", "[]", "{", "nonsense", r#"{"model":"m","max_tokens":1,"max_tokens":64000,"messages":[]}"#]
+    {
+        let error = Wire::Messages.read(body.as_bytes(), HostedCaps::default()).expect_err(body);
+        assert_eq!(error.field, "body", "{body}");
+    }
+}
+
+#[test]
+fn input_is_reserved_by_its_bytes_and_never_beyond_the_context_window() {
+    let short = bound(Wire::Messages, &message("claude-opus-5-5")).input;
+    let long = with(
+        &message("claude-opus-5-5"),
+        "messages",
+        json!([{"role": "user", "content": "x".repeat(10_000)}]),
+    );
+    assert_eq!(bound(Wire::Messages, &long).input, short + 10_000 - 5);
+    let huge = json!([{"role": "user", "content": "x".repeat(300_000)}]);
+    assert_eq!(bound(Wire::Messages, &with(&message("claude-haiku-4-5"), "messages", huge)).input, 200_000);
+    let many: Vec<String> = (0..100).map(|_| "x".repeat(8_000)).collect();
+    let embedded = bound(Wire::Embeddings, &json!({"model": "text-embedding-3-small", "input": many}));
+    assert!(embedded.input >= 800_000, "the window is that of each text");
+}
+
+#[test]
+fn what_was_counted_for_the_same_beginning_is_not_reserved_by_its_bytes_again() {
+    let first = message("claude-opus-5-5");
+    let first = with(
+        &first,
+        "system",
+        json!([{"type": "text", "text": "s".repeat(50_000), "cache_control": {"type": "ephemeral"}}]),
+    );
+    let mut counted = Counted::default();
+    let ask = read(Wire::Messages, &first).expect("readable");
+    counted.remember(ask.conversation().expect("whole"), 12_000);
+
+    let mut next = with(&first, "max_tokens", json!(7));
+    next["messages"] = json!([
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "user", "content": [{"type": "text", "text": "more", "cache_control": {"type": "ephemeral"}}]},
+    ]);
+    next["metadata"] = json!({"user_id": "other"});
+    let input = |request: &Value| {
+        let ask = read(Wire::Messages, request).expect("readable");
+        ask.bound(&LIST, today(), &counted).expect("priced").input
+    };
+    assert_eq!(input(&first), 12_000);
+    assert!((12_001..12_400).contains(&input(&next)), "{}", input(&next));
+    let mut edited = next.clone();
+    edited["messages"][0]["content"] = json!("hallo");
+    assert!(input(&edited) > 50_000, "an edited beginning is another one");
+    assert!(input(&with(&next, "model", json!("claude-opus-5"))) > 50_000, "another model counts otherwise");
+}
+
+#[test]
+fn images_count_as_the_largest_instead_of_their_bytes() {
+    let image = |data: &str| {
+        json!([{"role": "user", "content": [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}]}])
+    };
+    let input =
+        |data: &str| bound(Wire::Messages, &with(&message("claude-opus-5"), "messages", image(data))).input;
+    assert_eq!(input("AAAA"), input(&"A".repeat(500_000)));
+    assert!(input("AAAA") > 4_784);
+    // What a tool was called with is text, whatever it looks like.
+    let call = json!([{"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "n", "input":
+        {"type": "image", "source": {"data": "A".repeat(50_000)}}}]}]);
+    assert!(bound(Wire::Messages, &with(&message("claude-opus-5"), "messages", call)).input > 50_000);
+    let chat_image =
+        |url: &str| json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]);
+    let input = |url: &str| bound(Wire::Chat, &with(&chat("gpt-6-sol"), "messages", chat_image(url))).input;
+    assert!(input("https://example.com/a.png") > 25_000);
+    assert!(input(&format!("data:image/png;base64,{}", "A".repeat(100_000))) < 30_000);
+}
+
+#[test]
+fn what_is_not_in_the_request_counts_as_the_whole_window() {
+    let document =
+        |source: Value| json!([{"role": "user", "content": [{"type": "document", "source": source}]}]);
+    let input = |source: Value| {
+        bound(Wire::Messages, &with(&message("claude-haiku-4-5"), "messages", document(source))).input
+    };
+    assert_eq!(input(json!({"type": "file", "file_id": "f"})), 200_000);
+    assert_eq!(input(json!({"type": "base64", "data": "AA"})), 200_000);
+    assert_eq!(input(json!({"type": "url", "url": "https://example.com"})), 200_000);
+    assert!(input(json!({"type": "text", "data": "some text"})) < 3_000);
+    for (field, value) in
+        [("previous_response_id", json!("r")), ("conversation", json!("c")), ("prompt", json!({"id": "p"}))]
+    {
+        let request = with(&json!({"model": "gpt-6-sol", "input": "hi"}), field, value);
+        assert_eq!(bound(Wire::Responses, &request).input, 1_050_000, "{field}");
+        assert_eq!(read(Wire::Responses, &request).expect("readable").conversation(), None);
+    }
+    let file = json!([{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]);
+    assert_eq!(bound(Wire::Responses, &json!({"model": "gpt-6-sol", "input": file})).input, 1_050_000);
+}
+
+#[test]
+fn the_dearest_rate_that_can_apply_is_reserved() {
+    let cost = |request: &Value| bound(Wire::Messages, request).cost.micros();
+    let plain = with(&message("claude-opus-5-5"), "inference_geo", json!("global"));
+    let input = bound(Wire::Messages, &plain).input;
+    assert_eq!(cost(&plain), input * 4 + 2_000);
+    let marked = |ttl: Value| {
+        let block = json!([{"type": "text", "text": "s", "cache_control": ttl}]);
+        let request = with(&plain, "system", block);
+        (cost(&request) - 2_000) / bound(Wire::Messages, &request).input
+    };
+    assert_eq!(marked(json!({"type": "ephemeral"})), 5);
+    assert_eq!(marked(json!({"type": "ephemeral", "ttl": "1h"})), 8);
+    assert_eq!(cost(&with(&plain, "speed", json!("fast"))), 2 * cost(&plain));
+    assert_eq!(cost(&with(&plain, "inference_geo", json!("us"))), (11 * cost(&plain)).div_ceil(10));
+    assert_eq!(
+        cost(&message("claude-opus-5-5")),
+        (11 * cost(&plain)).div_ceil(10),
+        "the account may choose the place"
+    );
+
+    let cost = |request: &Value| bound(Wire::Chat, request).cost.micros();
+    let usual = with(&chat("gpt-6-sol"), "service_tier", json!("default"));
+    let chosen = cost(&chat("gpt-6-sol"));
+    assert!((2 * cost(&usual) - 1..=2 * cost(&usual)).contains(&chosen), "the account may choose the tier");
+    assert_eq!(cost(&with(&usual, "service_tier", json!("flex"))), cost(&usual).div_ceil(2));
+    let long = with(&usual, "messages", json!([{"role": "user", "content": "x".repeat(300_000)}]));
+    let bound = bound(Wire::Chat, &long);
+    assert_eq!(
+        bound.cost.micros(),
+        bound.input * 5 + 100 * 15,
+        "long rates, and the cache writes of a new model"
+    );
+}
+
+#[test]
+fn a_tier_without_a_price_is_an_error_that_names_it() {
+    let ask = read(Wire::Chat, &with(&chat("gpt-6-sol"), "service_tier", json!("scale"))).expect("readable");
+    let error = ask.bound(&LIST, today(), &Counted::default()).expect_err("no price");
+    assert_eq!(error.to_string(), "`gpt-6-sol` has no price for the service tier `scale`");
+    let ask = read(Wire::Messages, &message("claude-none")).expect("readable");
+    assert!(ask.bound(&LIST, today(), &Counted::default()).is_err());
+}
+
+#[test]
+fn hosted_tools_are_refused_without_a_cap_per_call() {
+    for kind in [
+        "web_search_20250305",
+        "web_fetch_20250910",
+        "code_execution_20250825",
+        "advisor_20260301",
+        "unheard_of",
+    ] {
+        let request = with(&message("claude-opus-5"), "tools", json!([{"type": kind, "name": "x"}]));
+        let error = read(Wire::Messages, &request).expect_err(kind);
+        assert!(error.to_string().contains(kind), "{error}");
+    }
+    for kind in ["web_search", "file_search", "code_interpreter", "image_generation", "mcp", "unheard_of"] {
+        let request = json!({"model": "gpt-6-sol", "input": "x", "tools": [{"type": kind}]});
+        assert_eq!(refused(Wire::Responses, &request), "tools", "{kind}");
+    }
+    assert_eq!(
+        refused(Wire::Chat, &with(&chat("m"), "web_search_options", json!({"a": 1}))),
+        "web_search_options"
+    );
+    assert_eq!(
+        refused(Wire::Messages, &with(&message("m"), "mcp_servers", json!([{"url": "x"}]))),
+        "mcp_servers"
+    );
+    assert_eq!(
+        refused(Wire::Responses, &json!({"model": "m", "input": "x", "background": true})),
+        "background"
+    );
+    let compacts = json!({"edits": [{"type": "compact_20260112"}]});
+    assert_eq!(
+        refused(Wire::Messages, &with(&message("m"), "context_management", compacts)),
+        "context_management"
+    );
+    let sound = json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "A"}}]}]);
+    assert_eq!(refused(Wire::Chat, &with(&chat("m"), "messages", sound)), "input_audio");
+    let own = json!([{"name": "f", "input_schema": {}}, {"type": "custom", "name": "g"}, {"type": "bash_20250124", "name": "bash"}]);
+    assert!(read(Wire::Messages, &with(&message("m"), "tools", own)).is_ok());
+}
+
+#[test]
+fn a_capped_search_is_reserved_with_its_fees_and_the_input_of_each_pass() {
+    let caps = HostedCaps { web_search: 3 };
+    let read = |tool: Value| {
+        let request = with(&message("claude-haiku-4-5"), "tools", json!([tool]));
+        Wire::Messages.read(request.to_string().as_bytes(), caps)
+    };
+    let search = |uses: Value| json!({"type": "web_search_20250305", "name": "web_search", "max_uses": uses});
+    assert!(read(search(json!(4))).is_err());
+    assert!(read(search(Value::Null)).is_err());
+    let ask = read(search(json!(2))).expect("within the cap");
+    let bound = ask.bound(&LIST, today(), &Counted::default()).expect("priced");
+    assert_eq!((bound.input, bound.output), (600_000, 300));
+    assert_eq!(bound.cost.micros(), 600_000 + 300 * 5 + 20_000);
+}
+
+#[test]
+fn requests_are_the_same_without_what_is_fresh_each_time() {
+    let hash = |request: &Value| read(Wire::Messages, request).expect("readable").hash;
+    let request = message("claude-opus-5");
+    assert_eq!(hash(&request), hash(&with(&request, "metadata", json!({"user_id": "1"}))));
+    assert_ne!(hash(&request), hash(&with(&request, "max_tokens", json!(101))));
+    assert_ne!(hash(&request), hash(&with(&request, "stream", json!(true))));
+}
+
+#[test]
+fn what_is_remembered_has_a_bound() {
+    let mut counted = Counted::default();
+    for number in 0..5000_u32 {
+        let mut hash = [0; 32];
+        hash[..4].copy_from_slice(&number.to_be_bytes());
+        counted.remember(hash, u64::from(number));
+    }
+    assert_eq!(counted.tokens(&[0; 32]), None);
+    let mut last = [0; 32];
+    last[..4].copy_from_slice(&4999_u32.to_be_bytes());
+    assert_eq!(counted.tokens(&last), Some(4999));
+}
+
+proptest! {
+    /// A byte is never less than a token, so a text's bytes bound its tokens, whatever they are.
+    #[test]
+    fn a_reservation_has_a_token_for_every_byte(text in ".{0,400}") {
+        let request = with(&message("claude-opus-5"), "messages", json!([{"role": "user", "content": text.clone()}]));
+        prop_assert!(bound(Wire::Messages, &request).input >= text.len() as u64);
+    }
+}
