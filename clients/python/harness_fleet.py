@@ -42,16 +42,19 @@ _IDLE_S = 30.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
-class Failure(TypedDict):
-    """Why an attempt failed."""
+class Failure(TypedDict, total=False):
+    """Why an attempt failed. `message` needs a key with the scope `content`; without it there are its size and SHA-256."""
 
     code: str
     message: str
+    message_bytes: int
+    message_sha256: str
     retryable: bool
 
 
 class Job(TypedDict, total=False):
-    """A job. `output` needs a key with the scope `content`; without it there are `output_bytes` and `output_sha256`."""
+    """A job. `output` needs a key with the scope `content`; without it there are `output_bytes` and `output_sha256`.
+    A key without the scope `read` is shown `job_id` and `state` alone."""
 
     job_id: str
     trace_id: str

@@ -1,38 +1,47 @@
 //! What the API shows: jobs and sessions.
 
-use job::{Failure, JobId, JobState, Json, TraceId, Usd};
+use job::{FailureCode, JobId, JobState, Json, TraceId, Usd};
 use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
-/// A job.
+/// A job. A key without the scope `read` is shown its id and its state; all other fields are empty then.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Job {
     /// Its id.
     pub job_id: JobId,
     /// The trace in which its attempts are.
-    #[serde(deserialize_with = "trace")]
-    pub trace_id: TraceId,
+    #[serde(default, deserialize_with = "trace")]
+    pub trace_id: Option<TraceId>,
     /// Its session.
+    #[serde(default)]
     pub session_id: String,
     /// Its agent.
+    #[serde(default)]
     pub agent_id: String,
     /// Its pool.
+    #[serde(default)]
     pub pool: String,
     /// Where it is.
     pub state: JobState,
     /// Attempts spent.
+    #[serde(default)]
     pub attempts: i32,
     /// Iterations that are safe in the ledger.
+    #[serde(default)]
     pub iterations: i64,
     /// Spend so far.
+    #[serde(default)]
     pub cost_usd: Usd,
     /// Tokens read so far.
+    #[serde(default)]
     pub input_tokens: i64,
     /// Tokens written so far.
+    #[serde(default)]
     pub output_tokens: i64,
     /// The worker that runs it or ended it.
     pub worker_id: Option<Uuid>,
     /// RFC 3339, UTC.
+    #[serde(default)]
     pub accepted_at: String,
     /// RFC 3339, UTC.
     pub started_at: Option<String>,
@@ -50,6 +59,17 @@ pub struct Job {
     pub output_bytes: Option<u64>,
     /// The SHA-256 of what it delivered, in hexadecimal.
     pub output_sha256: Option<String>,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Failure {
+    /// The kind, from a fixed set.
+    pub code: FailureCode,
+    /// For people; for keys with the scope `content`.
+    pub message: Option<String>,
+    /// Whether another attempt could help.
+    pub retryable: bool,
 }
 
 /// A job in a list.
@@ -124,6 +144,6 @@ pub(crate) fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     Json::deserialize(deserializer).map(Some)
 }
 
-fn trace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TraceId, D::Error> {
-    Uuid::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+fn trace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceId>, D::Error> {
+    Uuid::deserialize(deserializer)?.try_into().map(Some).map_err(de::Error::custom)
 }

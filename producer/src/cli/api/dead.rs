@@ -63,7 +63,7 @@ fn failed(job: Job) -> Option<FailedJob> {
         pool: job.pool,
         attempts: job.attempts,
         code: failure.code.as_str().to_owned(),
-        reason: failure.message,
+        reason: failure.message.unwrap_or_default(),
         finished_unix_ms: unix_ms(&finished_at),
         finished_at,
         redriven_as: None,

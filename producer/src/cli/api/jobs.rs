@@ -188,7 +188,7 @@ pub(super) fn known<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
 pub(super) fn view(job: Job) -> JobView {
     JobView {
         job_id: job.job_id,
-        trace_id: job.trace_id,
+        trace_id: job.trace_id.unwrap_or_else(|| job.job_id.into()),
         tenant: job::Tenant::default(),
         session_id: job.session_id,
         agent_id: job.agent_id,
@@ -203,7 +203,12 @@ pub(super) fn view(job: Job) -> JobView {
         accepted_at: job.accepted_at,
         started_at: job.started_at,
         finished_at: job.finished_at,
-        failure: job.failure,
+        // Without the scope `content` there is no message.
+        failure: job.failure.map(|failure| job::Failure {
+            code: failure.code,
+            message: failure.message.unwrap_or_default(),
+            retryable: failure.retryable,
+        }),
         output: job.output,
     }
 }

@@ -105,3 +105,22 @@ async fn the_walk_of_the_rust_client_works() {
     assert!(matches!(strange.get(spec.job_id).await, Err(Error::Unreachable { .. })));
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn a_key_that_allows_less_is_enough_for_the_rust_client_to_do_it() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let url = Api::of(&door).await.base().to_owned();
+    let client = async |scopes: &str| {
+        let created = fleet.producer(&["keys", "create", "--scope", scopes]).await;
+        Client::new(&url, Some(created.out.trim())).expect("an address")
+    };
+    let (submits, reads) = (client("submit").await, client("read").await);
+    let spec = job("s", "nobody", json!(1));
+    assert_eq!(submits.submit(&spec).await.expect("accepted").job_id, spec.job_id);
+    let ended = reads.wait(spec.job_id, None).await.expect("its end");
+    let failure = ended.failure.expect("why");
+    assert_eq!((failure.code.as_str(), failure.message), ("unknown_agent", None));
+    assert_eq!(submits.submit(&spec).await.expect("known").state, JobState::Failed);
+}
