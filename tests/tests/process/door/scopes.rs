@@ -62,7 +62,7 @@ async fn a_key_that_only_submits_gets_a_jobs_id_and_state_and_nothing_of_its_end
     let again = submits.submit(&spec).await.is(200);
     assert_eq!(again.json(), json!({"job_id": spec["job_id"], "state": "succeeded"}));
     let batch = submits.post("/v1/jobs/batch", &json!([spec])).await.is(200).json();
-    assert_eq!(fields(&batch["items"][0]), ["job_id", "state", "status"], "{batch}");
+    assert_eq!(fields(&batch["items"][0]), ["found_by", "job_id", "state", "status"], "{batch}");
     let new = submits.submit(&json!({"agent_id": "echo"})).await.is(202).json();
     assert_eq!(fields(&new), ["job_id", "state"], "{new}");
 }
