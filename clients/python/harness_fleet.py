@@ -27,7 +27,8 @@ import os
 import random
 import ssl
 import time
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, TypedDict, Union, cast
+from typing import Any, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, TypedDict, Union
+from typing import cast
 from urllib.parse import quote, urlencode, urlsplit
 
 __all__ = ["Answer", "Client", "Event", "FleetError", "Job", "Problem", "Unreachable", "new_job_id"]
@@ -311,6 +312,10 @@ class Client:
         """
         return cast(Job, self._ask("POST", _of(job_id) + "/redrive"))
 
+    def drop(self, job_id: str) -> None:
+        """Takes a failed job out of the list of dead letters; its result stays. Once dropped, it is a 409."""
+        self._ask("DELETE", "/v1/dead/" + quote(job_id, safe=""))
+
     def why(self, job_id: str) -> str:
         """Says in one sentence what a job waits for, or how it ended."""
         return cast(str, self._ask("GET", _of(job_id) + "/why")["why"])
@@ -331,6 +336,10 @@ class Client:
     def session(self, name: str) -> Session:
         """Reads a session."""
         return cast(Session, self._ask("GET", "/v1/sessions/" + quote(name, safe="")))
+
+    def empty_session(self, name: str) -> None:
+        """Empties a session: its memory, context and progress. A `Problem` of 409: it has jobs that have not ended."""
+        self._ask("DELETE", "/v1/sessions/" + quote(name, safe=""))
 
     def _wait(self, job_id: str, until: Optional[float]) -> Job:
         """The job at its end, or as it is then."""
@@ -379,7 +388,7 @@ class Client:
                 tries.pause(error, 0.0)
                 continue
             if answer.status < 300:
-                return json.loads(content)
+                return json.loads(content) if content else None
             problem = Problem(_document(answer, content))
             if answer.status not in _RETRIED:
                 raise problem

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Submits so many jobs of one session by `clients/python/harness_fleet.py`, and prints the id of each as it is answered."""
+"""Submits so many jobs of one session by `clients/python/harness_fleet.py`, and prints the id of each answer."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Follows a job by `clients/python/harness_fleet.py`, and prints the name and the id of each event; 404 is a refusal."""
+"""Follows a job by `clients/python/harness_fleet.py`, and prints the name and the id of each event."""
 
 import sys
 

@@ -67,7 +67,11 @@ dead = list(fleet.dead())
 assert [job["code"] for job in dead] == ["unknown_agent"], dead
 renewed = fleet.redrive(dead[0]["job_id"])
 assert renewed["job_id"] != dead[0]["job_id"], renewed
+assert [event.name for event in fleet.follow(renewed["job_id"])][-1] == "end"
 fleet.wait(renewed["job_id"])
+fleet.drop(renewed["job_id"])
+assert list(fleet.dead()) == []
+fleet.empty_session("hello")
 
 
 def refused(status, field, call):

@@ -77,6 +77,12 @@ impl Client {
         self.api.ask(Ask::post(&of(job_id, "/redrive"))).await
     }
 
+    /// Takes a failed job out of the list of dead letters; its result stays. It is refused (409) where that was done
+    /// before.
+    pub async fn drop_dead(&self, job_id: JobId) -> Result<(), Error> {
+        self.api.answer(Ask::delete(&format!("/v1/dead/{job_id}"))).await.map(drop)
+    }
+
     /// Says in one sentence what a job waits for, or how it ended.
     pub async fn why(&self, job_id: JobId) -> Result<String, Error> {
         #[derive(Deserialize)]
@@ -90,6 +96,12 @@ impl Client {
     /// Reads a session.
     pub async fn session(&self, name: &job::Name) -> Result<Session, Error> {
         self.api.ask(Ask::get(&format!("/v1/sessions/{name}"))).await
+    }
+
+    /// Empties a session: its memory, context and progress. It is refused (409) while the session has jobs that have
+    /// not ended.
+    pub async fn empty_session(&self, name: &job::Name) -> Result<(), Error> {
+        self.api.answer(Ask::delete(&format!("/v1/sessions/{name}"))).await.map(drop)
     }
 }
 

@@ -99,8 +99,8 @@ struct Gap {
 }
 
 impl Client {
-    /// What happens to a job, from its first iteration to its end. A connection that breaks is renewed, and goes on where
-    /// it was. The job goes on when the stream is dropped.
+    /// What happens to a job, from its first iteration to its end. A connection that breaks is renewed, and goes on
+    /// where it was. The job goes on when the stream is dropped.
     pub fn follow(&self, job_id: JobId) -> impl Stream<Item = Result<Followed, Error>> + use<> {
         self.follow_from(job_id, "")
     }

@@ -1,5 +1,5 @@
-//! A client of the HTTP API: submit jobs, wait for them, follow them, read what became of them. It needs neither Postgres nor
-//! RabbitMQ.
+//! A client of the HTTP API: submit jobs, wait for them, follow them, read what became of them. It needs neither
+//! Postgres nor RabbitMQ.
 //!
 //! ```no_run
 //! use harness_fleet::{Client, JobSpec, Json};

@@ -52,6 +52,10 @@ impl<'a> Ask<'a> {
         Ask { method: Method::POST, ..Ask::get(path) }
     }
 
+    pub(crate) fn delete(path: &'a str) -> Ask<'a> {
+        Ask { method: Method::DELETE, ..Ask::get(path) }
+    }
+
     /// With JSON.
     pub(crate) fn json(self, body: String) -> Ask<'a> {
         Ask { body: Some(("application/json", body)), ..self }
@@ -86,10 +90,15 @@ impl Api {
 
     /// Sends a request until it is answered for good, and reads the answer.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask<'_>) -> Result<T, Error> {
+        self.read(&self.answer(ask).await?)
+    }
+
+    /// Sends a request until it is answered for good, and returns the answer's body.
+    pub(crate) async fn answer(&self, ask: Ask<'_>) -> Result<Vec<u8>, Error> {
         let mut tries = Tries::begin(self.retry_for);
         loop {
             let (error, at_least) = match self.once(&ask).await {
-                Ok(Ok(body)) => return self.read(&body),
+                Ok(Ok(body)) => return Ok(body),
                 Ok(Err((problem, at_least))) if is_retried(problem.status) => {
                     (Error::Refused(problem), at_least)
                 }

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use service::note;
 
 use super::context::Context;
-pub use dead::{list, redrive, show};
+pub use dead::{Act, list, settle, show};
 pub use jobs::{cancel, every_line, status, wait, why};
 
 /// The HTTP API, for commands that can do without a database.

@@ -8,9 +8,9 @@ mod act;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use service::{note, unless_stopped};
+use service::unless_stopped;
 
-use super::api::ApiArgs;
+use super::api::{self, ApiArgs};
 use super::context::{Context, REPLIED_WITHIN};
 use crate::dead::Act;
 
@@ -43,7 +43,7 @@ enum Command {
     /// Exit codes: 0 all done, 1 one of the ids names no dead letter, 2 wrong arguments, 3 some were kept, with a
     /// reason.
     Redrive(act::Redrive),
-    /// Take failed jobs out of the list (their results stay), and delete messages; not over the HTTP API
+    /// Take failed jobs out of the list (their results stay), and delete messages
     ///
     /// Exit codes: 0 all done, 1 one of the ids names no dead letter, 2 wrong arguments, 3 some were kept, with a
     /// reason.
@@ -58,10 +58,7 @@ impl DeadArgs {
                 Command::List(args) => unless_stopped(stop, args.over(&client)).await,
                 Command::Show(args) => unless_stopped(stop, args.over(&client)).await,
                 Command::Redrive(args) => unless_stopped(stop, args.over(&client, stop)).await,
-                Command::Drop(_) => {
-                    note!("dead drop: the HTTP API has no such route: use DATABASE_URL and AMQP_URL instead");
-                    Ok(ExitCode::from(2))
-                }
+                Command::Drop(args) => unless_stopped(stop, args.over(&client, api::Act::Drop, stop)).await,
             };
         }
         let (intake_limits, dispatch) = context.dispatch("producer dead").await?;

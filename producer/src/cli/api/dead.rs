@@ -80,9 +80,19 @@ pub async fn show(client: &Client, id: &str) -> Result<Option<DeadEntryDetail>, 
     Ok(job.and_then(failed).map(|failed| DeadEntryDetail::Job(failed, view)))
 }
 
-/// Runs failed jobs again: those with these ids, or all that pass the filter.
-pub async fn redrive(
+/// What becomes of failed jobs.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// New jobs do their work.
+    Redrive,
+    /// They leave the list.
+    Drop,
+}
+
+/// Settles failed jobs: those with these ids, or all that pass the filter.
+pub async fn settle(
     client: &Client,
+    act: Act,
     selection: Result<&Filter, &[String]>,
     dry_run: bool,
     listener: &mut impl Listener,
@@ -98,7 +108,7 @@ pub async fn redrive(
             listener.hear(missing);
             continue;
         };
-        let disposition = match redriven(client, job_id, dry_run).await {
+        let disposition = match settled(client, act, job_id, dry_run).await {
             Ok(disposition) => disposition,
             Err(error) if error.is_not_found() => {
                 listener.hear(missing);
@@ -112,16 +122,22 @@ pub async fn redrive(
     Ok(())
 }
 
-async fn redriven(client: &Client, job_id: JobId, dry_run: bool) -> Result<Disposition, Error> {
+async fn settled(client: &Client, act: Act, job_id: JobId, dry_run: bool) -> Result<Disposition, Error> {
     if dry_run {
         let job = client.get(job_id).await?;
         let has_failed = job.state == job::JobState::Failed;
-        let kept = || Disposition::Kept("it has not failed".to_owned());
-        return Ok(if has_failed { Disposition::Redriven(job_id) } else { kept() });
+        return Ok(match act {
+            _ if !has_failed => Disposition::Kept("it has not failed".to_owned()),
+            Act::Redrive => Disposition::Redriven(job_id),
+            Act::Drop => Disposition::Dropped,
+        });
     }
-    match client.redrive(job_id).await {
-        Ok(new) => Ok(Disposition::Redriven(new.job_id)),
+    let settled = match act {
+        Act::Redrive => client.redrive(job_id).await.map(|new| Disposition::Redriven(new.job_id)),
+        Act::Drop => client.drop_dead(job_id).await.map(|()| Disposition::Dropped),
+    };
+    match settled {
         Err(Error::Refused(problem)) if problem.status == 409 => Ok(Disposition::Kept(problem.detail)),
-        Err(error) => Err(error),
+        other => other,
     }
 }

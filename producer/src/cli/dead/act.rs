@@ -57,21 +57,30 @@ impl Redrive {
             );
             return Ok(ExitCode::from(2));
         }
-        let filter = match which.filter() {
-            Some(filter) if which.flags.fit_the_api() => filter,
-            _ => return Ok(ExitCode::from(2)),
-        };
-        let selection = if which.all { Ok(&filter) } else { Err(&which.ids[..]) };
-        let mut report =
-            Report::new(Progress::new(None), stop.clone(), which.json, which.dry_run, !which.all);
-        let done = api::redrive(client, selection, which.dry_run, &mut report).await;
-        let code = report.finish();
-        done?;
-        Ok(code)
+        which.over(client, api::Act::Redrive, stop).await
     }
 }
 
 impl Which {
+    /// Settles failed jobs over the HTTP API.
+    pub async fn over(
+        self,
+        client: &Client,
+        act: api::Act,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<ExitCode> {
+        let filter = match self.filter() {
+            Some(filter) if self.flags.fit_the_api() => filter,
+            _ => return Ok(ExitCode::from(2)),
+        };
+        let selection = if self.all { Ok(&filter) } else { Err(&self.ids[..]) };
+        let mut report = Report::new(Progress::new(None), stop.clone(), self.json, self.dry_run, !self.all);
+        let done = api::settle(client, act, selection, self.dry_run, &mut report).await;
+        let code = report.finish();
+        done?;
+        Ok(code)
+    }
+
     /// The filter, if it fits the other arguments.
     fn filter(&self) -> Option<Filter> {
         let filter = self.flags.filter();

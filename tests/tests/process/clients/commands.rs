@@ -106,6 +106,15 @@ async fn the_everyday_commands_print_the_same_over_the_api_as_from_the_ledger() 
     );
     let ran = over(&api, "", &["dead", "redrive", "--all", "--agent", "nobody", "--json"]).await;
     assert_eq!((ran.code, &ran.json()[0]["fate"]), (0, &json!("redriven")), "{ran:?}");
+    let again = ran.json()[0]["redriven_as"].as_str().expect("an id").to_owned();
+    let ran = over(&api, "", &["dead", "drop", &failing, "--dry-run"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let worker = fleet.worker("another worker").start().await;
+    over(&api, "", &["wait", &again]).await;
+    worker.terminate();
+    let ran = over(&api, "", &["dead", "drop", "--all", "--agent", "nobody", "--json"]).await;
+    assert_eq!((ran.code, &ran.json()[0]["fate"]), (0, &json!("dropped")), "{ran:?}");
+    assert_eq!(over(&api, "", &["dead", "list", "--json"]).await.out, "");
     let ran = over(&api, "", &["dead", "redrive", &failing]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("was redriven before"), "{ran:?}");
@@ -208,6 +217,9 @@ async fn a_profile_has_the_address_and_the_key() {
         "{wrong:?}"
     );
     // What the API does not have says so.
-    let dropped = over(&[("HARNESS_URL", url.as_str())], "", &["dead", "drop", "--all", "--yes"]).await;
-    assert!(dropped.code == 2 && dropped.err.contains("DATABASE_URL"), "{dropped:?}");
+    let moved = ["dead", "redrive", "--all", "--yes", "--to-pool", "other"];
+    for arguments in [&moved[..], &["dead", "list", "--kind", "message"]] {
+        let ran = over(&[("HARNESS_URL", url.as_str())], "", arguments).await;
+        assert!(ran.code == 2 && ran.err.contains("DATABASE_URL"), "{ran:?}");
+    }
 }

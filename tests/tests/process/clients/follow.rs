@@ -7,7 +7,8 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::future::ready;
+use futures::{StreamExt, stream};
 use harness_fleet::{Client, Error, Event, Followed, JobId};
 use serde_json::json;
 use tests::{Api, Ran};
@@ -21,9 +22,14 @@ type Seen = Arc<Mutex<Vec<(String, Instant)>>>;
 
 /// Sends a text and cuts the connection, as a process that is killed does.
 fn cut(text: &str) -> Response {
-    let pieces = [Ok(Bytes::copy_from_slice(text.as_bytes())), Err(std::io::Error::other("cut"))];
-    ([("content-type", "text/event-stream")], Body::from_stream(futures::stream::iter(pieces)))
-        .into_response()
+    let text = Bytes::copy_from_slice(text.as_bytes());
+    let cut = async {
+        // The text goes out once there is nothing to be read of the body for a moment.
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("cut"))
+    };
+    let pieces = stream::once(ready(Ok(text))).chain(stream::once(cut));
+    ([("content-type", "text/event-stream")], Body::from_stream(pieces)).into_response()
 }
 
 /// The nth connection: a few events and half of one; an API that is away; one that is asked to stop; the rest.

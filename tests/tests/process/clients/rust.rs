@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use harness_fleet::{Client, Error, Job, JobEntry, JobFilter, JobId, JobSpec, JobState};
+use harness_fleet::{Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState};
 use serde_json::{Value, json};
 use tests::{Api, Authority, Fleet, job};
 
@@ -90,7 +90,16 @@ async fn the_walk_of_the_rust_client_works() {
     assert!(failed.failure.is_some_and(|failure| failure.code.as_str() == "unknown_agent"));
     let dead: Vec<JobEntry> = client.dead(&JobFilter::default(), 50).try_collect().await.expect("a list");
     assert_eq!(dead.iter().map(|entry| entry.job_id).collect::<Vec<_>>(), [failing.job_id]);
-    assert_ne!(client.redrive(failing.job_id).await.expect("a new job").job_id, failing.job_id);
+    let renewed = client.redrive(failing.job_id).await.expect("a new job").job_id;
+    assert_ne!(renewed, failing.job_id);
+    let events: Vec<Followed> = client.follow(renewed).try_collect().await.expect("events");
+    assert!(
+        matches!(&events[events.len() - 1].event, Event::End(job) if job.state == JobState::Failed),
+        "{events:?}"
+    );
+    client.drop_dead(renewed).await.expect("it is dropped");
+    assert_eq!(refusal(client.drop_dead(renewed).await), (409, None));
+    client.empty_session(&spec.session_id).await.expect("it is emptied");
     assert_eq!(refusal(client.redrive(failing.job_id).await), (409, None));
 
     // What is refused says why; a certificate of another authority is none.
