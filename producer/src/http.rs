@@ -5,6 +5,8 @@
 //! seconds; that RabbitMQ is away is no error.
 
 mod problem;
+mod client;
+mod sign_ins;
 mod auth;
 mod body;
 mod prefer;
@@ -14,6 +16,7 @@ mod query;
 mod path;
 mod items;
 mod metrics;
+mod limits;
 mod keys;
 mod jobs;
 mod batch;
@@ -21,7 +24,9 @@ mod lists;
 mod removal;
 mod events;
 mod tickets;
+mod cors;
 mod router;
+mod connections;
 mod server;
 
 use std::sync::Arc;
@@ -33,11 +38,15 @@ use store::Clock;
 use tokio_util::sync::CancellationToken;
 
 pub use auth::Auth;
+pub use client::TrustedProxies;
+pub use cors::Origins;
 pub use router::router;
 pub use server::{Server, Tls};
+pub use sign_ins::SignIns;
 
 use self::problem::Problem;
-use crate::access::Keys;
+use crate::access::{Keys, Limits as TenantsLimits, Rates};
+use crate::backlog::Backlog;
 use crate::following::Following;
 use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
@@ -49,6 +58,8 @@ pub struct Door {
     pub dispatch: Dispatch,
     pub auth: Auth,
     pub keys: Arc<Keys>,
+    pub sign_ins: SignIns,
+    pub proxies: TrustedProxies,
     pub max_bytes: usize,
     pub retention: Duration,
     pub replies: ReplyRule,
@@ -56,6 +67,9 @@ pub struct Door {
     pub publishing: Publishing,
     pub following: Following,
     pub served: Served,
+    pub limits_of: TenantsLimits,
+    pub rates: Rates,
+    pub backlog: Arc<Backlog>,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }

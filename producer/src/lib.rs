@@ -12,6 +12,7 @@
 mod intake_limits;
 mod send_spans;
 mod candidate;
+mod backlog;
 mod submit;
 mod pulse;
 mod publishing;

@@ -31,16 +31,19 @@ impl Processes {
         let worker = fleet.worker("worker").start().await;
         let relay = fleet.relay("relay").launch();
         let autoscaler = fleet.autoscaler("autoscaler", POOLS).launch();
-        for (process, name) in
-            [(&relay, "harness_relay_lag_seconds"), (&autoscaler, "harness_autoscaler_leader 1")]
-        {
+        let door = fleet.door("door").launch();
+        for (process, name) in [
+            (&relay, "harness_relay_lag_seconds"),
+            (&autoscaler, "harness_autoscaler_leader 1"),
+            (&door, "harness_http_connections 0"),
+        ] {
             let look = async || match process.get("/metrics").await {
                 (200, text) if text.contains(name) => Ok(()),
                 other => Err(other),
             };
             until_ok(&format!("{name} is exported"), look).await;
         }
-        Processes { fleet, all: vec![worker, relay, autoscaler] }
+        Processes { fleet, all: vec![worker, relay, autoscaler, door] }
     }
 
     /// Runs jobs that succeed, then one that costs and one that fails and is retried, and a message that is not a job.
