@@ -21,6 +21,7 @@ mod dead;
 mod tenants;
 mod keys;
 mod relay;
+mod door;
 mod serve;
 mod audit;
 mod log;
@@ -79,7 +80,7 @@ enum Command {
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
     Relay(relay::RelayArgs),
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Health(Health),
     /// Check that no job was lost, duplicated or paid twice
     Audit(audit::Audit),

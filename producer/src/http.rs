@@ -5,6 +5,8 @@
 //! seconds; that RabbitMQ is away is no error.
 
 mod problem;
+mod client;
+mod sign_ins;
 mod auth;
 mod body;
 mod prefer;
@@ -14,6 +16,7 @@ mod query;
 mod path;
 mod items;
 mod metrics;
+mod limits;
 mod keys;
 mod jobs;
 mod batches;
@@ -22,7 +25,9 @@ mod lists;
 mod removal;
 mod events;
 mod tickets;
+mod cors;
 mod router;
+mod connections;
 mod server;
 
 use std::sync::Arc;
@@ -38,11 +43,15 @@ use tracing::Instrument;
 
 pub use auth::Auth;
 pub use batches::Batches;
+pub use client::TrustedProxies;
+pub use cors::Origins;
 pub use router::router;
 pub use server::{Server, Tls};
+pub use sign_ins::SignIns;
 
 use self::problem::Problem;
-use crate::access::Keys;
+use crate::access::{Keys, Limits as TenantsLimits, Rates};
+use crate::backlog::Backlog;
 use crate::following::Following;
 use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
@@ -54,6 +63,8 @@ pub struct Door {
     pub dispatch: Dispatch,
     pub auth: Auth,
     pub keys: Arc<Keys>,
+    pub sign_ins: SignIns,
+    pub proxies: TrustedProxies,
     pub max_bytes: usize,
     pub retention: Duration,
     pub replies: ReplyRule,
@@ -64,6 +75,9 @@ pub struct Door {
     pub batches: Batches,
     /// What goes on to its end although its caller waits no longer.
     pub begun: TaskTracker,
+    pub limits_of: TenantsLimits,
+    pub rates: Rates,
+    pub backlog: Arc<Backlog>,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }

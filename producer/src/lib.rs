@@ -13,6 +13,7 @@ mod intake_limits;
 mod send_spans;
 mod candidate;
 mod older;
+mod backlog;
 mod submit;
 mod pulse;
 mod bounded_queue;

@@ -74,6 +74,11 @@ impl Api {
         self.key.as_deref()
     }
 
+    /// The key that it shows.
+    pub fn shown_key(&self) -> Option<&str> {
+        self.key()?.strip_prefix("Bearer ")
+    }
+
     /// Its address.
     pub fn base(&self) -> &str {
         &self.base

@@ -19,9 +19,11 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::context::Context;
-use crate::access::Keys;
+use super::door::DoorArgs;
+use crate::access::{Keys, Limits, Rates};
+use crate::backlog::Backlog;
 use crate::following::Following;
-use crate::http::{Auth, Batches, Door, Server, Tls, router};
+use crate::http::{Auth, Batches, Door, Server, SignIns, Tls, router};
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
@@ -50,6 +52,8 @@ pub struct Serve {
     /// The file of the certificate's key (PEM)
     #[arg(long, env = "API_TLS_KEY", hide_env_values = true)]
     api_tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    door: DoorArgs,
 }
 
 impl Serve {
@@ -73,11 +77,13 @@ impl Serve {
                 None
             }
         };
+        let bounds = self.door.check(problems);
         let (ledger, config) = context.ledger_and_broker("producer serve")?;
         // What is wrong with them is among the problems that end this above.
         let admin = admin.context("reading ADMIN_ADDR")?;
         let address = address.context("reading API_ADDR")?;
-        let server = Server::bind(address, tls).await?;
+        let bounds = bounds.context("reading the bounds of the API")?;
+        let server = Server::bind(address, tls, bounds.connections).await?;
         let dispatch = ledger.beside(&config);
         let (pulse, publishing) = (Pulse::new(), dispatch.broker.clone());
         let felt = pulse.clone();
@@ -98,10 +104,13 @@ impl Serve {
         let listener = dispatch.broker.listener();
         let (following, begun) = (Following::new(listener.shards()), TaskTracker::new());
         let keys = Arc::new(Keys::new(ledger.store.clone()));
+        let backlog = Arc::new(Backlog::new(ledger.store.clone(), bounds.unfinished_jobs));
         let door = Arc::new(Door {
             dispatch: dispatch.clone(),
             auth: Auth::of(&environment, bound.ip()),
             keys: keys.clone(),
+            sign_ins: SignIns::new(bounds.sign_in_failures),
+            proxies: bounds.trusted_proxies,
             max_bytes: ledger.max_message_bytes,
             retention: ledger.retention,
             replies: ledger.replies.clone(),
@@ -111,19 +120,23 @@ impl Serve {
             served: Served::default(),
             batches: Batches::default(),
             begun: begun.clone(),
+            limits_of: Limits::new(ledger.store.clone()),
+            rates: Rates::new(ledger.store.clone()),
+            backlog: backlog.clone(),
             stop: stop.clone(),
         });
         let store = ledger.store.clone();
         lifecycle.spawn("publishing", |end| publisher.run(end));
         let clock = pulse.clone();
         lifecycle.spawn("following", |end| following.run(store, clock, listener, end));
+        lifecycle.spawn("backlog", |end| async move { backlog.keep(end).await });
         lifecycle.spawn("uses of keys", |end| async move {
             keys.keep_uses(&format!("serve {bound}"), &end).await
         });
         // Served from the start: until Postgres has answered, requests have their 503.
         let answered = CancellationToken::new();
         let (all_answered, serving) =
-            (answered.clone().drop_guard(), server.serve(router(door), stop.clone()));
+            (answered.clone().drop_guard(), server.serve(router(door, &bounds.origins), stop.clone()));
         lifecycle.fail_by("API", async move {
             let served = serving.await;
             drop(all_answered);

@@ -12,10 +12,11 @@ use job::Tenant;
 use secrecy::{ExposeSecret, SecretString};
 pub use store::Scope;
 use store::Scopes;
+use tracing::warn;
 
-use super::Door;
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
+use super::{Door, metrics};
 use crate::access::{Keys, Refused};
 
 /// Who asks.
@@ -57,11 +58,11 @@ impl Principal {
         Principal { caller, key: None, timeout }
     }
 
-    /// The caller of a request with these headers.
-    pub async fn of_headers(headers: &HeaderMap, door: &Door) -> Result<Principal, Problem> {
-        match headers.get(AUTHORIZATION) {
-            Some(given) => of_key(&door.keys, given).await,
-            None => door.auth.without_key(headers),
+    /// The caller of a request.
+    pub async fn of_request(parts: &Parts, door: &Door) -> Result<Principal, Problem> {
+        match parts.headers.get(AUTHORIZATION) {
+            Some(given) => of_key(door, door.proxies.of(parts), given).await,
+            None => door.auth.without_key(&parts.headers),
         }
     }
 
@@ -128,16 +129,30 @@ impl Auth {
     }
 }
 
-/// The caller of a key.
-async fn of_key(keys: &Keys, given: &HeaderValue) -> Result<Principal, Problem> {
+/// The caller of a key, who asks from this address.
+async fn of_key(door: &Door, address: Option<IpAddr>, given: &HeaderValue) -> Result<Principal, Problem> {
     let timeout = Timeout::begin();
     let text = given.to_str().ok().and_then(|text| text.split_once(' '));
     let key = match text {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
         _ => return Err(unauthenticated("expected \"Bearer KEY\"")),
     };
-    let asking = async { Ok::<_, Problem>(keys.authenticate(key).await) };
-    let caller = timeout.ask(asking).await?.map_err(refused)?;
+    if let Some(left) = address.and_then(|address| door.sign_ins.refused(address, key)) {
+        metrics::failed_sign_in("refused");
+        let detail = "too many keys that are not valid were shown from this address";
+        return Err(Problem::new(Kind::TooManySignIns, detail).at("authorization").retry_after(left));
+    }
+    let asking = async { Ok::<_, Problem>(door.keys.authenticate(key).await) };
+    let caller = timeout.ask(asking).await?.map_err(|why| {
+        if !matches!(why, Refused::Unavailable(_)) {
+            metrics::failed_sign_in("answered");
+            if let Some(address) = address.filter(|address| door.sign_ins.failed(*address)) {
+                warn!(%address, "an address has shown many keys that are not valid, and is refused for a minute");
+            }
+        }
+        refused(why)
+    })?;
+    door.sign_ins.succeeded(key);
     Ok(Principal { caller, key: Some(key.into()), timeout })
 }
 
@@ -165,7 +180,7 @@ impl FromRequestParts<Arc<Door>> for Principal {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, door: &Arc<Door>) -> Result<Principal, Problem> {
-        Principal::of_headers(&parts.headers, door).await
+        Principal::of_request(parts, door).await
     }
 }
 

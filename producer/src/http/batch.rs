@@ -22,6 +22,7 @@ use super::items::{Format, Item, Items};
 use super::jobs::{all_known, all_seen, decode, is_served, may_submit};
 use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
+use super::limits::admit;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared};
@@ -251,13 +252,29 @@ impl Reading<'_> {
                 Err(problem) => answers.push(Some(Answer::from(problem))),
             }
         }
-        let mut accepted = self.submit(jobs, timeout).await.into_iter();
+        let refused = match jobs.len() {
+            0 => None,
+            count => {
+                let admitted = admit(self.door, self.principal, count, timeout).await?;
+                admitted.refused.map(|problem| (jobs.split_off(admitted.count), problem))
+            }
+        };
+        let mut accepted = self.submit(jobs, timeout).await;
+        if let Some((jobs, problem)) = &refused {
+            let answer = |job: &Candidate| Answer::from(problem.clone().of_job(job.spec.job_id));
+            accepted.extend(jobs.iter().map(answer));
+        }
+        let mut accepted = accepted.into_iter();
         let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| accepted.next()));
         let before = self.answers.len();
         self.answers.extend(answers);
         // The rest would fare no better, and the caller waits.
         let is_away = self.answers[before..].iter().any(|answer| answer.status == 503);
-        if is_away { Err(Problem::unavailable()) } else { Ok(()) }
+        match refused {
+            Some((_, problem)) => Err(problem),
+            None if is_away => Err(Problem::unavailable()),
+            None => Ok(()),
+        }
     }
 
     fn decoded(&self, item: Item) -> Result<Candidate, Problem> {
@@ -283,6 +300,7 @@ impl Reading<'_> {
                 return specs.iter().map(unknown).collect();
             }
         };
+        self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
         let before: Vec<&JobSpec> = specs
             .iter()

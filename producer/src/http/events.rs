@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::RawQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event as Line, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
@@ -128,9 +129,9 @@ async fn follow_job(
     door: Shared,
     Id(id): Id,
     RawQuery(given): RawQuery,
-    headers: HeaderMap,
+    parts: Parts,
 ) -> Result<Response, Problem> {
-    let (principal, from) = caller(&door, &headers, given.as_deref(), &format!("jobs/{id}")).await?;
+    let (principal, from) = caller(&door, &parts, given.as_deref(), &format!("jobs/{id}")).await?;
     let job_id = job_id(&id)?;
     let view = seen(&door, &principal, job_id, principal.timeout()).await?;
     let from = from.unwrap_or(Position::START);
@@ -172,9 +173,9 @@ async fn follow_session(
     door: Shared,
     Id(id): Id,
     RawQuery(given): RawQuery,
-    headers: HeaderMap,
+    parts: Parts,
 ) -> Result<Response, Problem> {
-    let (principal, resumed) = caller(&door, &headers, given.as_deref(), &format!("sessions/{id}")).await?;
+    let (principal, resumed) = caller(&door, &parts, given.as_deref(), &format!("sessions/{id}")).await?;
     let now = door.now_unix_ms()?;
     let (session, last) = session(&door, &principal, &id, principal.timeout()).await?;
     let from = resumed.unwrap_or(Position { at: now as i64, place: last, ..Position::START });
@@ -208,7 +209,7 @@ pub async fn session(
 /// Who asks, by a key or by a ticket for this stream, and from where the stream goes on.
 async fn caller(
     door: &Arc<Door>,
-    headers: &HeaderMap,
+    parts: &Parts,
     query: Option<&str>,
     stream: &str,
 ) -> Result<(Principal, Option<Position>), Problem> {
@@ -226,11 +227,11 @@ async fn caller(
                 timeout,
             )
         }
-        None => Principal::of_headers(headers, door).await?,
+        None => Principal::of_request(parts, door).await?,
     };
     principal.needs(Scope::Read)?;
     let query = query?;
-    let from = match headers.get("last-event-id") {
+    let from = match parts.headers.get("last-event-id") {
         Some(given) => {
             let wrong = |problem: String| Problem::invalid("last-event-id", problem);
             let given = given.to_str().map_err(|_| wrong("expected the id of an event".to_owned()))?;

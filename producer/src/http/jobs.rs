@@ -17,6 +17,7 @@ use super::auth::{Principal, Scope};
 use super::body::{self, expect_json};
 use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
+use super::limits::{RateLimit, admit};
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::view::{Acted, Job};
@@ -85,7 +86,7 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
     }
     let (tried, begun) = (asked.spec.job_id, Instant::now());
     let accepted = accept(&door, &principal, Candidate::new(asked, body.len()), &limits, timeout).await;
-    let (mut job, found_by) = accepted.map_err(|problem| problem.of_job(tried))?;
+    let Accepted { mut job, found_by, rate } = accepted.map_err(|problem| problem.of_job(tried))?;
     let mut status = if found_by.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
     if let Some(wait) = prefer::wait(&parts.headers).filter(|_| !job.state.is_end()) {
         match after_its_end(&door, &principal, job.job_id, begun + wait).await {
@@ -98,6 +99,9 @@ async fn submit(door: Shared, principal: Principal, request: Request) -> Result<
         }
     }
     let mut response = at(status, job, &principal);
+    if let Some(rate) = rate {
+        rate.note(&mut response);
+    }
     if let Some(found_by) = found_by {
         response.headers_mut().insert("found-by", HeaderValue::from_static(found_by.as_str()));
         if found_by == FoundBy::Key(KeyKind::Idempotency) {
@@ -235,6 +239,15 @@ pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<Req
     Ok(asked)
 }
 
+/// A job that is in the ledger.
+struct Accepted {
+    job: Job,
+    /// What has found it, if it was there before.
+    found_by: Option<FoundBy>,
+    /// What is left of its tenant's rate, if that has one.
+    rate: Option<RateLimit>,
+}
+
 /// Takes a job into the ledger, or finds the one that was accepted under its id or that holds a key of it.
 async fn accept(
     door: &Door,
@@ -242,29 +255,35 @@ async fn accept(
     candidate: Candidate,
     limits: &Limits,
     timeout: Timeout,
-) -> Result<(Job, Option<FoundBy>), Problem> {
+) -> Result<Accepted, Problem> {
     let (spec, is_idempotent) = (candidate.spec.clone(), candidate.is_idempotent());
     may_submit(principal, &spec)?;
     let pools = [spec.pool.clone()].into();
     let unserved = timeout.ask(door.served.unserved(&door.dispatch.store, pools)).await?;
     is_served(&spec, &unserved)?;
-    match timeout.ask(submit_one(&door.dispatch, candidate, limits)).await? {
+    let admitted = admit(door, principal, 1, timeout).await?;
+    if let Some(refused) = admitted.refused {
+        return Err(refused);
+    }
+    let (job, found_by) = match timeout.ask(submit_one(&door.dispatch, candidate, limits)).await? {
         Submission::New(accepted_at, submitted) => {
+            door.backlog.taken_in(principal.tenant(), 1);
             door.publishing.hand_over(*submitted);
-            Ok((Job::accepted(&spec, accepted_at), None))
+            (Job::accepted(&spec, accepted_at), None)
         }
-        Submission::Refused(why) => Err(Problem::invalid("body", why)),
+        Submission::Refused(why) => return Err(Problem::invalid("body", why)),
         Submission::Known => {
             let job = known(door, principal, &spec, timeout).await?;
             // Its key, if it has one, is this job's or was given to it too late to be taken.
             let by = if is_idempotent { FoundBy::Key(KeyKind::Idempotency) } else { FoundBy::JobId };
-            Ok((job, Some(by)))
+            (job, Some(by))
         }
         Submission::Found(by, job_id, same) => {
             let job = keys::found(door, principal, by, job_id, same, timeout).await?;
-            Ok((job, Some(FoundBy::Key(by))))
+            (job, Some(FoundBy::Key(by)))
         }
-    }
+    };
+    Ok(Accepted { job, found_by, rate: admitted.rate })
 }
 
 /// Refuses what the caller may not ask for.

@@ -5,7 +5,10 @@ use std::sync::LazyLock;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::Response;
-use prometheus::{HistogramVec, IntGauge, register_histogram_vec, register_int_gauge};
+use prometheus::{
+    HistogramVec, IntCounter, IntCounterVec, IntGauge, register_histogram_vec, register_int_counter,
+    register_int_counter_vec, register_int_gauge,
+};
 use tokio::time::Instant;
 
 static SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
@@ -23,11 +26,6 @@ static FOLLOWERS: LazyLock<IntGauge> = LazyLock::new(|| {
         .expect("every metric has a name of its own, so that registering cannot fail")
 });
 
-/// Shows the gauges before anything happens.
-pub fn register() {
-    LazyLock::force(&FOLLOWERS);
-}
-
 /// Counts a stream while it is open.
 pub struct FollowerGauge;
 
@@ -43,6 +41,80 @@ impl Drop for FollowerGauge {
     fn drop(&mut self) {
         FOLLOWERS.dec();
     }
+}
+
+/// Why jobs are refused that are right.
+const REASONS: [&str; 3] = ["rate", "tenant_backlog", "backlog"];
+
+static REFUSED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "harness_http_submissions_refused_total",
+        "Jobs that were not accepted because of a limit: rate and tenant_backlog are a tenant's, backlog is that of all \
+         unfinished jobs",
+        &["reason"]
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+static SIGN_INS_FAILED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "harness_http_sign_ins_failed_total",
+        "Requests with a key that is not valid (answered), and those that were refused before a look-up because of their \
+         address (refused)",
+        &["outcome"]
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+static CONNECTIONS: LazyLock<IntGauge> = LazyLock::new(|| {
+    register_int_gauge!("harness_http_connections", "Open connections of the API")
+        .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+static CONNECTIONS_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "harness_http_connections_refused_total",
+        "Connections that were closed at once because API_MAX_CONNECTIONS were open"
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+/// Shows the counters as 0 before anything happens, because a counter that appears at 1 has no rate; and the gauges.
+pub fn register() {
+    LazyLock::force(&FOLLOWERS);
+    for reason in REASONS {
+        REFUSED.with_label_values(&[reason]);
+    }
+    for outcome in ["answered", "refused"] {
+        SIGN_INS_FAILED.with_label_values(&[outcome]);
+    }
+    LazyLock::force(&CONNECTIONS);
+    LazyLock::force(&CONNECTIONS_REFUSED);
+}
+
+/// Counts a request with a key that is not valid, or that was not looked at.
+pub fn failed_sign_in(outcome: &str) {
+    SIGN_INS_FAILED.with_label_values(&[outcome]).inc();
+}
+
+/// Counts a connection that is open from now on.
+pub fn opened_connection() {
+    CONNECTIONS.inc();
+}
+
+/// Counts a connection that is open no longer.
+pub fn closed_connection() {
+    CONNECTIONS.dec();
+}
+
+/// Counts a connection that was closed at once.
+pub fn refused_connection() {
+    CONNECTIONS_REFUSED.inc();
+}
+
+/// Counts jobs that were refused.
+pub fn refused_submissions(reason: &str, count: u64) {
+    REFUSED.with_label_values(&[reason]).inc_by(count);
 }
 
 /// Measures a request. What matches no route is one label together: a caller could name any number.

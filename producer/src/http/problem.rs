@@ -1,5 +1,8 @@
 //! What a request is answered with when it fails: a problem document (RFC 9457), which names the field.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -8,6 +11,8 @@ use serde::Serialize;
 use store::StoreError;
 use tracing::{debug, error};
 use utoipa::ToSchema;
+
+use super::limits::RateLimit;
 
 /// The media type.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -40,6 +45,13 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
     job_id: Option<JobId>,
+    /// When to come back, in seconds; for 429.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    retry_after_s: Option<NonZeroU32>,
+    /// What is left of the tenant's rate.
+    #[serde(skip)]
+    rate: Option<Box<RateLimit>>,
 }
 
 /// The kinds of problems.
@@ -58,6 +70,10 @@ pub enum Kind {
     Internal,
     Unavailable,
     Busy,
+    RateLimited,
+    TenantBacklog,
+    Backlog,
+    TooManySignIns,
 }
 
 impl Kind {
@@ -84,6 +100,18 @@ impl Kind {
             Kind::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The ledger does not answer")
             }
+            Kind::RateLimited => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "The tenant submits too fast")
+            }
+            Kind::TenantBacklog => {
+                (StatusCode::TOO_MANY_REQUESTS, "tenant_backlog", "Too many jobs of the tenant wait")
+            }
+            Kind::TooManySignIns => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_sign_ins",
+                "Too many keys that are not valid came from this address",
+            ),
+            Kind::Backlog => (StatusCode::SERVICE_UNAVAILABLE, "backlog", "Too many jobs have not ended"),
         }
     }
 }
@@ -99,6 +127,8 @@ impl Problem {
             detail: detail.into(),
             field: None,
             job_id: None,
+            retry_after_s: None,
+            rate: None,
         }
     }
 
@@ -133,6 +163,17 @@ impl Problem {
     /// It is about this job.
     pub fn of_job(self, job_id: JobId) -> Problem {
         Problem { job_id: Some(job_id), ..self }
+    }
+
+    /// It may be tried again after this time.
+    pub fn retry_after(self, time: Duration) -> Problem {
+        let seconds = u32::try_from(time.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX);
+        Problem { retry_after_s: Some(NonZeroU32::new(seconds).unwrap_or(NonZeroU32::MIN)), ..self }
+    }
+
+    /// This is what is left of the tenant's rate.
+    pub fn of_rate(self, rate: Option<RateLimit>) -> Problem {
+        Problem { rate: rate.map(Box::new), ..self }
     }
 
     /// The HTTP status.
@@ -175,9 +216,15 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if let Some(rate) = &self.rate {
+            rate.note(&mut response);
+        }
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, seconds.get().into());
+        }
         match status {
             StatusCode::SERVICE_UNAVAILABLE => {
-                drop(response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_S))
+                response.headers_mut().entry(RETRY_AFTER).or_insert(RETRY_AFTER_S);
             }
             StatusCode::UNAUTHORIZED => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

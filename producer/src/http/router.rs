@@ -11,6 +11,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
 use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
@@ -32,13 +33,14 @@ use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
 struct Document;
 
 /// What any route may answer beside its own.
-const COMMON: [(&str, &str); 4] = [
+const COMMON: [(&str, &str); 5] = [
     ("401", "No key, or an unknown one"),
     ("403", "The key lacks the scope"),
+    ("429", "A limit of the tenant or of the caller's address. Try again after `Retry-After` seconds"),
     ("500", "The ledger refuses to work; the log of the API says why"),
     (
         "503",
-        "Postgres is away or silent: whether anything was done is not known. Try again after `Retry-After` seconds",
+        "Postgres is away or silent: whether anything was done is not known. Or nothing was done, because too many jobs have not ended (`backlog`). Try again after `Retry-After` seconds",
     ),
 ];
 
@@ -63,8 +65,8 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// The API of this door.
-pub fn router(door: Arc<Door>) -> Router {
+/// The API of this door, for pages of these origins as well.
+pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
     let (routes, mut document) = {
         let document = OpenApiRouter::with_openapi(Document::openapi());
         document
@@ -78,7 +80,7 @@ pub fn router(door: Arc<Door>) -> Router {
     };
     complete(&mut document);
     metrics::register();
-    routes
+    let routes = routes
         .merge(SwaggerUi::new("/docs").url("/v1/openapi.json", document))
         .fallback(|uri: Uri| async move {
             let detail =
@@ -90,5 +92,6 @@ pub fn router(door: Arc<Door>) -> Router {
         })
         .layer(from_fn(body::arrive))
         .layer(from_fn(metrics::measure))
-        .with_state(door)
+        .with_state(door);
+    if origins.is_empty() { routes } else { routes.layer(origins.layer()) }
 }

@@ -15,6 +15,8 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::connections::Bounded;
+
 /// How long the first request of a connection may take to arrive.
 const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(15);
 /// The same for those behind it, and so how long a connection may lie idle: longer than the proxies that keep theirs
@@ -24,6 +26,10 @@ const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// How long a client may take nothing of what it is sent: one that reads no more would otherwise hold its connection, and
 /// what waits for it, for ever.
 const TAKEN_WITHIN: Duration = Duration::from_secs(15);
+/// The most bytes of a request's line and headers; with more the answer is 431.
+const HEAD_BYTES: usize = 64 << 10;
+/// Requests that run at a time on one connection (HTTP/2).
+const STREAMS: u32 = 256;
 /// How long requests may take when the process is asked to stop.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// How often the certificate's files are looked at.
@@ -75,11 +81,12 @@ impl Tls {
 pub struct Server {
     listener: std::net::TcpListener,
     tls: Option<(Tls, RustlsConfig)>,
+    connections: Bounded,
 }
 
 impl Server {
-    /// Binds the port; callers wait until it is served.
-    pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> anyhow::Result<Server> {
+    /// Binds the port, for so many connections at a time; callers wait until it is served.
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>, connections: usize) -> anyhow::Result<Server> {
         let tls = match tls {
             Some(tls) => {
                 let config = tls.read().await?;
@@ -93,7 +100,7 @@ impl Server {
         SockRef::from(&listener)
             .set_tcp_user_timeout(Some(TAKEN_WITHIN))
             .context("setting the timeout of connections")?;
-        Ok(Server { listener, tls })
+        Ok(Server { listener, tls, connections: Bounded::new(connections) })
     }
 
     /// Where it is bound, with the port that was taken.
@@ -103,23 +110,25 @@ impl Server {
 
     /// Serves until `stop` is cancelled. From then on no connection is taken, and requests under way have some seconds.
     pub async fn serve(self, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
-        let Server { listener, tls } = self;
+        let Server { listener, tls, connections } = self;
         let handle = Handle::new();
         let mut server =
             axum_server::from_tcp(listener)?.handle(handle.clone()).first_request_timeout(FIRST_HEAD_WITHIN);
-        server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
-        server.http_builder().http2().keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(256);
-        let service = routes.into_make_service();
+        server.http_builder().http1().header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES);
+        let http2 = &mut server.http_builder().http2();
+        http2.keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(STREAMS);
+        http2.max_header_list_size(HEAD_BYTES as u32);
+        let service = routes.into_make_service_with_connect_info::<SocketAddr>();
         let serving = async {
             match &tls {
                 Some((files, config)) => {
-                    let server = server.acceptor(RustlsAcceptor::new(config.clone()));
+                    let server = server.acceptor(RustlsAcceptor::new(config.clone()).acceptor(connections));
                     tokio::select! {
                         served = server.serve(service) => served,
                         () = files.renew(config) => Ok(()),
                     }
                 }
-                None => server.serve(service).await,
+                None => server.acceptor(connections).serve(service).await,
             }
         };
         // The server itself closes the connections that are still open when the time is over.

@@ -6,11 +6,13 @@
 
 mod scope;
 mod tenants;
+mod limits;
 mod keys;
 mod tickets;
 mod log;
 
 pub use keys::{FoundKey, KeyUse, KeyView, NewKey, RevokedKey};
+pub use limits::{Rate, RateAnswer, RateRequest, TenantLimits};
 pub use log::LogRow;
 pub(crate) use log::logged;
 pub use scope::{Principal, Scope, Scopes, UnknownScope};

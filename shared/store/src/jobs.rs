@@ -5,6 +5,7 @@ mod columns;
 mod accept;
 mod acceptance;
 mod taken_keys;
+mod backlog;
 mod dispatch;
 mod lost;
 mod claimed;

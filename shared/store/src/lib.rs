@@ -42,8 +42,8 @@ mod upkeep;
 mod audit;
 
 pub use access::{
-    ChangedTenant, FoundKey, KeyUse, KeyView, LogRow, NewKey, NewTicket, Principal, RevokedKey, Scope,
-    Scopes, TenantChange, TenantView, UnknownScope,
+    ChangedTenant, FoundKey, KeyUse, KeyView, LogRow, NewKey, NewTicket, Principal, Rate, RateAnswer,
+    RateRequest, RevokedKey, Scope, Scopes, TenantChange, TenantLimits, TenantView, UnknownScope,
 };
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{ChangeReceiver, Clock, ClockStep, StoreConfig, StoreError};

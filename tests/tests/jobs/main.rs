@@ -17,6 +17,7 @@ mod protocol_model;
 mod protocol_conformance;
 mod schema;
 mod taken_keys;
+mod taken_keys_model;
 mod partitions;
 mod tenants;
 mod forged;

@@ -3,6 +3,9 @@
 mod jobs;
 mod idempotency;
 mod events;
+mod limits;
+mod sign_ins;
+mod connections;
 mod bad_input;
 mod batch;
 mod upload;

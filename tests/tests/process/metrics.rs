@@ -36,9 +36,11 @@ impl Processes {
         api.get("/v1/dead").await.is(200);
         let relay = fleet.relay("relay").launch();
         let autoscaler = fleet.autoscaler("autoscaler", POOLS).launch();
-        for (process, name) in
-            [(&relay, "harness_relay_lag_seconds"), (&autoscaler, "harness_autoscaler_leader 1")]
-        {
+        for (process, name) in [
+            (&relay, "harness_relay_lag_seconds"),
+            (&autoscaler, "harness_autoscaler_leader 1"),
+            (&door, "harness_http_connections "),
+        ] {
             let look = async || match process.get("/metrics").await {
                 (200, text) if text.contains(name) => Ok(()),
                 other => Err(other),

@@ -298,6 +298,7 @@ const GUARDS: &str = "
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
                    ('harness_workers', 'harness_workers_lease_ms_check'),
                    ('harness_tenants', 'harness_tenants_pkey'), ('harness_taken_keys', 'harness_taken_keys_pkey'),
+                   ('harness_rates', 'harness_rates_pkey'),
                    ('harness_audit_log', 'harness_audit_log_pkey'), ('harness_api_keys', 'harness_api_keys_pkey'),
                    ('harness_api_keys', 'harness_api_keys_scopes_check')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name

@@ -13,6 +13,7 @@
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
 //! | keys' rows | `id` | revocation, noted uses | each of them changes once |
+//! | a tenant's row of its rate | one, alone | each slice of a rate | no two doors are granted the same |
 //! | the end of the operators' log, advisory | one | every act that is logged | each row follows the one before it |
 //!
 //! Those of results, and of jobs under their sessions' locks, are taken by the statements that choose the rows. The order of jobs matters for transactions

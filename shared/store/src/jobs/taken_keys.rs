@@ -1,8 +1,8 @@
 //! Taken keys: two requests with the same key are one job.
 //!
-//! An acceptance first locks the rows of its keys, in order, and makes those that are not there. A later statement, with
-//! a fresh snapshot, decides which keys are held by an earlier job, and inserts only the jobs whose keys are not. So of
-//! two doors that bring the same key at once, the second one waits for the first and finds its job.
+//! An acceptance first locks the rows of its keys, in order, and makes those that are not there. A later statement,
+//! with a fresh snapshot, decides which keys are held by an earlier job, and inserts only the jobs whose keys are not.
+//! So of two doors that bring the same key at once, the second one waits for the first and finds its job.
 //!
 //! An idempotency key is held until it expires. A unique key is also held while its job lives. Neither is held by a job
 //! that the ledger no longer knows. A job whose id was accepted before takes no key: its id is what finds it.
@@ -206,8 +206,8 @@ const FORGET: &str = "
       FROM old ORDER BY expires_at DESC, job_id DESC LIMIT 1";
 
 impl Store {
-    /// Forgets keys that are held no longer: a bounded number, behind a place. Returns how many, and where the next look
-    /// begins; `None` if nothing is left.
+    /// Forgets keys that are held no longer: a bounded number, behind a place. Returns how many, and where the next
+    /// look begins; `None` if nothing is left.
     pub async fn forget_keys(
         &self,
         behind: Option<KeyCursor>,

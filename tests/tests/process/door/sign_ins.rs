@@ -1,0 +1,65 @@
+//! Who guesses keys is refused before the ledger is asked, and the neighbours are not.
+
+use http::Method;
+use tests::{Api, Fleet, Reply};
+
+use super::tenants::caller;
+
+/// Well-formed, and no key of the fleet.
+fn guess(n: usize) -> String {
+    format!("hfk_wrong{n}")
+}
+
+async fn from(api: &Api, address: &str) -> Reply {
+    api.send(Method::GET, "/v1/jobs", &[("x-forwarded-for", address)], Vec::new()).await
+}
+
+#[tokio::test]
+async fn an_address_that_guesses_keys_is_refused_and_known_keys_go_on() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").set("ENVIRONMENT", "production").set("API_SIGN_IN_FAILURES", 5);
+    let door = door.set("API_TRUSTED_PROXIES", "127.0.0.1").start().await;
+    let api = Api::of(&door).await;
+    let known = caller(&fleet, &api, "acme", "read").await;
+    from(&known, "192.0.2.7").await.is(200);
+    // No key at all is no guess.
+    for _ in 0..10 {
+        from(&api, "192.0.2.7").await.problem(401, Some("authorization"));
+    }
+    for n in 0..5 {
+        from(&api.with_key(&guess(n)), "192.0.2.7").await.problem(401, Some("authorization"));
+    }
+    let refused = from(&api.with_key(&guess(5)), "192.0.2.7").await.problem(429, Some("authorization"));
+    assert_eq!(refused.text("type"), "urn:harness:too_many_sign_ins");
+    let after: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=60).contains(&after), "{refused:?}");
+    // A key that is right and was never seen here could be a guess, too.
+    let fresh = caller(&fleet, &api, "acme", "read").await;
+    from(&fresh, "192.0.2.7").await.problem(429, Some("authorization"));
+    from(&known, "192.0.2.7").await.is(200);
+    from(&fresh, "192.0.2.8").await.is(200);
+    from(&fresh, "192.0.2.7").await.is(200);
+    // What a caller says before the proxy's word does not help it.
+    from(&api.with_key(&guess(6)), "192.0.2.99, 192.0.2.7").await.problem(429, Some("authorization"));
+    // A network of IPv6 is one address.
+    for n in 0..5 {
+        from(&api.with_key(&guess(n)), &format!("2001:db8::{n}")).await.problem(401, Some("authorization"));
+    }
+    from(&api.with_key(&guess(7)), "2001:db8::ffff").await.problem(429, Some("authorization"));
+    from(&api.with_key(&guess(7)), "2001:db8:0:1::1").await.problem(401, Some("authorization"));
+    let (_, metrics) = door.get("/metrics").await;
+    let failures = "harness_http_sign_ins_failed_total{outcome=\"refused\"} ";
+    assert!(metrics.lines().any(|line| line.starts_with(failures) && !line.ends_with(" 0")), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_not_listed_is_not_believed() {
+    let fleet = Fleet::new().await;
+    let door =
+        fleet.door("door").set("ENVIRONMENT", "production").set("API_SIGN_IN_FAILURES", 3).start().await;
+    let api = Api::of(&door).await;
+    for n in 0..3 {
+        from(&api.with_key(&guess(n)), &format!("192.0.2.{n}")).await.problem(401, Some("authorization"));
+    }
+    from(&api.with_key(&guess(3)), "192.0.2.3").await.problem(429, Some("authorization"));
+}
