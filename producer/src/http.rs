@@ -22,6 +22,7 @@ mod lists;
 mod removal;
 mod events;
 mod tickets;
+mod webhooks;
 mod router;
 mod server;
 
@@ -32,6 +33,7 @@ use anyhow::Context as _;
 use dispatch::Dispatch;
 use job::{Limits, ReplyRule};
 use store::Clock;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -40,6 +42,7 @@ pub use auth::Auth;
 pub use batches::Batches;
 pub use router::router;
 pub use server::{Server, Tls};
+pub use view::Job;
 
 use self::problem::Problem;
 use crate::access::Keys;
@@ -48,6 +51,7 @@ use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
+use crate::webhooks::Outbound;
 
 /// What the routes need.
 pub struct Door {
@@ -64,6 +68,9 @@ pub struct Door {
     pub batches: Batches,
     /// What goes on to its end although its caller waits no longer.
     pub begun: TaskTracker,
+    pub outbound: Arc<Outbound>,
+    /// A place for each message that tries a webhook.
+    pub trying: Semaphore,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }

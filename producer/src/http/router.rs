@@ -13,7 +13,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
+use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,6 +23,7 @@ use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
     ),
     tags(
         (name = "jobs", description = "Submit, read, wait, cancel, run again"),
+        (name = "webhooks", description = "Addresses to which ends are sent"),
         (name = "sessions", description = "What sessions have come to"),
         (name = "fleet", description = "Pools and workers")
     ),
@@ -74,6 +75,7 @@ pub fn router(door: Arc<Door>) -> Router {
             .merge(removal::routes())
             .merge(events::routes())
             .merge(tickets::routes())
+            .merge(webhooks::routes())
             .split_for_parts()
     };
     complete(&mut document);

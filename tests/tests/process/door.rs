@@ -15,3 +15,4 @@ mod tenants;
 mod scopes;
 mod revoked;
 mod outages;
+mod webhooks;
