@@ -106,9 +106,8 @@ async fn each_kind_of_end_is_delivered_once_and_verifies_although_two_doors_serv
         // It is what a key without the scope `content` is shown.
         assert!(!message.text().contains("what was said"), "{body}");
         let shown = api.get(&format!("/v1/jobs/{job_id}")).await.is(200).json();
-        for field in
-            ["state", "attempts", "cost_usd", "failure", "finished_at", "output_sha256", "input_bytes"]
-        {
+        assert_eq!(body["data"]["failure"]["code"], shown["failure"]["code"], "{body}");
+        for field in ["state", "attempts", "cost_usd", "finished_at", "output_sha256", "input_bytes"] {
             assert_eq!(body["data"][field], shown[field], "{field}: {body}");
         }
     }
