@@ -20,6 +20,7 @@ mod sessions;
 mod dead;
 mod tenants;
 mod keys;
+mod webhooks;
 mod relay;
 mod door;
 mod serve;
@@ -76,6 +77,8 @@ enum Command {
     Tenants(tenants::TenantsArgs),
     /// Create and revoke keys of the HTTP API
     Keys(keys::KeysArgs),
+    /// Look at webhooks, make and change them: addresses to which the ends of a tenant's jobs are sent
+    Webhooks(webhooks::WebhooksArgs),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
@@ -123,6 +126,7 @@ impl Args {
                 Command::Dead(args) => args.run(context).await,
                 Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Webhooks(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Serve(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,

@@ -33,6 +33,8 @@ struct Metrics {
     oldest_queued: GaugeVec,
     workers: IntGaugeVec,
     queue_depth: IntGaugeVec,
+    webhook_backlog: IntGaugeVec,
+    webhook_lag: GaugeVec,
     failures: IntCounterVec,
 }
 
@@ -75,6 +77,16 @@ fn register() -> prometheus::Result<Metrics> {
             "harness_queue_depth",
             "Messages ready in the pool's queue; absent while that is unknown",
             &["pool"]
+        )?,
+        webhook_backlog: register_int_gauge_vec!(
+            "harness_webhook_backlog",
+            "Ends that wait to be sent to enabled webhooks, for the first time or again; counting stops at 10000",
+            &[]
+        )?,
+        webhook_lag: register_gauge_vec!(
+            "harness_webhook_lag_seconds",
+            "How long the delivery to an enabled webhook that is due the longest has been due",
+            &[]
         )?,
         failures: register_int_counter_vec!(
             "harness_readings_failed_total",
@@ -125,8 +137,13 @@ impl FleetGauges {
     async fn read(&mut self, dispatch: &Dispatch, retention: Duration) {
         let ledger = self.ledger(&dispatch.store, retention).await;
         if ledger.is_err() {
-            forget([&METRICS.relay_lag, &METRICS.partitions_ahead, &METRICS.oldest_queued]);
-            forget([&METRICS.partitions_missing, &METRICS.workers]);
+            forget([
+                &METRICS.relay_lag,
+                &METRICS.partitions_ahead,
+                &METRICS.oldest_queued,
+                &METRICS.webhook_lag,
+            ]);
+            forget([&METRICS.partitions_missing, &METRICS.workers, &METRICS.webhook_backlog]);
         }
         self.report("ledger", ledger);
         let broker = self.broker(&dispatch.broker).await;
@@ -140,9 +157,12 @@ impl FleetGauges {
         let partitions = store.partitions_ahead(retention).await.context("looking at partitions")?;
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
         let pools = store.pool_gauges().await.context("reading the pools")?;
+        let webhooks = store.webhook_backlog().await.context("reading what waits for webhooks")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
+        METRICS.webhook_backlog.with_label_values::<&str>(&[]).set(webhooks.pending);
+        METRICS.webhook_lag.with_label_values::<&str>(&[]).set(webhooks.lag.as_secs_f64());
         self.keep_only(&pools);
         for PoolGauges { pool, oldest_queued, alive, draining } in pools {
             METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());

@@ -26,6 +26,7 @@ mod removal;
 mod events;
 mod tickets;
 mod cors;
+mod webhooks;
 mod router;
 mod connections;
 mod server;
@@ -37,6 +38,7 @@ use anyhow::Context as _;
 use dispatch::Dispatch;
 use job::{Limits, ReplyRule};
 use store::Clock;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -48,6 +50,7 @@ pub use cors::Origins;
 pub use router::router;
 pub use server::{Server, Tls};
 pub use sign_ins::SignIns;
+pub use view::Job;
 
 use self::problem::Problem;
 use crate::access::{Keys, Limits as TenantsLimits, Rates};
@@ -57,6 +60,7 @@ use crate::intake_limits::IntakeLimits;
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
+use crate::webhooks::Outbound;
 
 /// What the routes need.
 pub struct Door {
@@ -78,6 +82,9 @@ pub struct Door {
     pub limits_of: TenantsLimits,
     pub rates: Rates,
     pub backlog: Arc<Backlog>,
+    pub outbound: Arc<Outbound>,
+    /// A place for each message that tries a webhook.
+    pub trying: Semaphore,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }

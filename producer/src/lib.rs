@@ -25,6 +25,7 @@ mod following;
 mod why;
 mod cancel;
 mod dead;
+mod webhooks;
 
 // What `producer relay` exports.
 mod fleet_gauges;

@@ -13,7 +13,9 @@ use service::{AdminArgs, Check, Lifecycle, retry_or_stop};
 use tracing::info;
 
 use super::context::Context;
+use super::webhooks::WebhookAllow;
 use crate::fleet_gauges::FleetGauges;
+use crate::webhooks::{Outbound, Sending};
 
 /// How long outstanding replies may take after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -23,14 +25,20 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 pub struct RelayArgs {
     #[command(flatten)]
     admin: AdminArgs,
+    #[command(flatten)]
+    webhooks: WebhookAllow,
 }
 
 impl RelayArgs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
         let admin = self.admin.check(&mut context.problems);
+        let allowed = self.webhooks.check(&mut context.problems);
+        let authorities = context.common.authorities(&mut context.problems);
         let (ledger, config) = context.ledger_and_broker("producer relay")?;
-        // A problem with it has ended the command above.
+        // A problem with them has ended the command above.
         let admin = admin.context("reading ADMIN_ADDR")?;
+        let allowed = allowed.context("reading WEBHOOK_ALLOW")?;
+        let authorities = authorities.context("reading TLS_CA_FILE")?;
         let dispatch = ledger.beside(&config);
         let publishing = dispatch.broker.clone();
         let gauges = FleetGauges::new();
@@ -52,9 +60,12 @@ impl RelayArgs {
         }
         let relay = Relay::new(dispatch.clone(), ledger.retention);
         lifecycle.spawn("relay", |end| async move { relay.run(end).await });
+        let outbound = Arc::new(Outbound::new(allowed, authorities));
+        let sending = Sending::new(ledger.store.clone(), outbound);
+        lifecycle.spawn("webhooks", |end| sending.run(end));
         let (watched, retention) = (dispatch.clone(), ledger.retention);
         lifecycle.spawn("readings", |end| async move { gauges.keep(&watched, retention, &end).await });
-        info!("relays due jobs and rescues dead workers' jobs");
+        info!("relays due jobs, rescues dead workers' jobs and sends to webhooks");
         let result = lifecycle.until(&context.stop).await;
         lifecycle.finish().await;
         dispatch.close(SHUTDOWN).await;

@@ -32,6 +32,14 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
         );
         keys.iter().for_each(|key| out!("{} of tenant {}, created {}", key.id, key.tenant, key.created_at));
     }
+    let webhooks = ledger.store.webhooks(None).await.context("reading webhooks")?;
+    let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();
+    if enabled > 0 {
+        out!(
+            "{enabled} webhooks are enabled; what was sent after the backup was taken may be sent again. If this is a copy of a \
+             ledger, disable them before a relay or an API starts: `producer webhooks disable`"
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,6 +13,7 @@ use clap::Args;
 use migrations::SchemaError;
 use serde_json::json;
 use service::{AdminArgs, Check, Lifecycle, ListenAddress, Setting, retry_or_stop};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use tracing::info;
 
 use super::context::Context;
 use super::door::DoorArgs;
+use super::webhooks::WebhookAllow;
 use crate::access::{Keys, Limits, Rates};
 use crate::backlog::Backlog;
 use crate::following::Following;
@@ -27,9 +29,12 @@ use crate::http::{Auth, Batches, Door, Server, SignIns, Tls, router};
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
+use crate::webhooks::{Outbound, Sending};
 
 /// The usual port.
 const PORT: u16 = 8_080;
+/// How many webhooks callers may try at a time.
+const TRIED_AT_ONCE: usize = 8;
 /// How long replies that are on their way may take after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,8 @@ pub struct Serve {
     api_tls_key: Option<PathBuf>,
     #[command(flatten)]
     door: DoorArgs,
+    #[command(flatten)]
+    webhooks: WebhookAllow,
 }
 
 impl Serve {
@@ -78,11 +85,16 @@ impl Serve {
             }
         };
         let bounds = self.door.check(problems);
+        let allowed = self.webhooks.check(problems);
+        let authorities = context.common.authorities(problems);
         let (ledger, config) = context.ledger_and_broker("producer serve")?;
         // What is wrong with them is among the problems that end this above.
         let admin = admin.context("reading ADMIN_ADDR")?;
         let address = address.context("reading API_ADDR")?;
         let bounds = bounds.context("reading the bounds of the API")?;
+        let allowed = allowed.context("reading WEBHOOK_ALLOW")?;
+        let authorities = authorities.context("reading TLS_CA_FILE")?;
+        let outbound = Arc::new(Outbound::new(allowed, authorities));
         let server = Server::bind(address, tls, bounds.connections).await?;
         let dispatch = ledger.beside(&config);
         let (pulse, publishing) = (Pulse::new(), dispatch.broker.clone());
@@ -123,6 +135,8 @@ impl Serve {
             limits_of: Limits::new(ledger.store.clone()),
             rates: Rates::new(ledger.store.clone()),
             backlog: backlog.clone(),
+            outbound: outbound.clone(),
+            trying: Semaphore::new(TRIED_AT_ONCE),
             stop: stop.clone(),
         });
         let store = ledger.store.clone();
@@ -154,6 +168,8 @@ impl Serve {
         }
         let store = ledger.store.clone();
         lifecycle.spawn("pulse", |end| pulse.keep(store, end));
+        let sending = Sending::new(ledger.store.clone(), outbound);
+        lifecycle.spawn("webhooks", |end| sending.run(end));
         info!(address = %bound, "takes jobs over HTTP");
         let result = lifecycle.until(&stop).await;
         // What they need outlasts the last answers.

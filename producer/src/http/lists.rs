@@ -58,7 +58,7 @@ struct Chosen {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes what `Query` reads")]
-struct Paged {
+pub struct Paged {
     /// Entries of the page: 1 to 500, 50 when absent
     limit: Option<usize>,
     /// `next` of the page before
@@ -69,11 +69,11 @@ struct Paged {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Listed<T> {
     /// The entries.
-    items: Vec<T>,
+    pub items: Vec<T>,
     /// To be given as `cursor` for the next page; absent where there is no more. A page may have fewer entries than
     /// were asked for, or none, and a next page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
+    pub next: Option<String>,
 }
 
 /// A job in a list.
@@ -415,7 +415,7 @@ async fn explain(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<
     Ok(Json(Why { job_id, state: facts.state, why: why(&facts, fleet) }))
 }
 
-fn limit(query: &Query) -> Result<usize, Problem> {
+pub fn limit(query: &Query) -> Result<usize, Problem> {
     match query.one("limit")? {
         None => Ok(USUAL),
         Some(limit @ 1..=MOST) => Ok(limit),

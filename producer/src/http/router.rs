@@ -14,7 +14,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
+use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -24,6 +24,7 @@ use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets};
     ),
     tags(
         (name = "jobs", description = "Submit, read, wait, cancel, run again"),
+        (name = "webhooks", description = "Addresses to which ends are sent"),
         (name = "sessions", description = "What sessions have come to"),
         (name = "fleet", description = "Pools and workers")
     ),
@@ -76,6 +77,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .merge(removal::routes())
             .merge(events::routes())
             .merge(tickets::routes())
+            .merge(webhooks::routes())
             .split_for_parts()
     };
     complete(&mut document);

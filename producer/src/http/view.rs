@@ -205,12 +205,12 @@ pub struct FailureView {
 }
 
 impl FailureView {
-    fn of(failure: Failure, principal: &Principal) -> FailureView {
+    fn of(failure: Failure, content: bool) -> FailureView {
         FailureView {
             code: failure.code,
             message_bytes: failure.message.len(),
             message_sha256: sha256(&failure.message),
-            message: Some(failure.message).filter(|_| principal.may(Scope::Content)),
+            message: Some(failure.message).filter(|_| content),
             retryable: failure.retryable,
         }
     }
@@ -219,6 +219,15 @@ impl FailureView {
 impl Job {
     /// As the ledger has it. What was said is shown to those who may see it.
     pub fn of(view: JobView, principal: &Principal) -> Job {
+        Job::shown(view, principal.may(Scope::Content))
+    }
+
+    /// At its end, with what it was given, as a key with or without the scope `content` sees it.
+    pub fn ended(view: JobView, envelope: Option<&str>, content: bool) -> Job {
+        Job::shown(view, content).with_input(envelope, content)
+    }
+
+    fn shown(view: JobView, content: bool) -> Job {
         let (output_bytes, output_sha256) = view.output.as_ref().map(size_and_digest).unzip();
         Job {
             job_id: view.job_id,
@@ -236,11 +245,11 @@ impl Job {
             accepted_at: view.accepted_at,
             started_at: view.started_at,
             finished_at: view.finished_at,
-            failure: view.failure.map(|failure| FailureView::of(failure, principal)),
+            failure: view.failure.map(|failure| FailureView::of(failure, content)),
             input: None,
             input_bytes: None,
             input_sha256: None,
-            output: view.output.filter(|_| principal.may(Scope::Content)),
+            output: view.output.filter(|_| content),
             output_bytes,
             output_sha256,
         }
@@ -248,9 +257,13 @@ impl Job {
 
     /// With what it was given, as its envelope has it.
     pub fn given(self, envelope: Option<&str>, principal: &Principal) -> Job {
+        self.with_input(envelope, principal.may(Scope::Content))
+    }
+
+    fn with_input(self, envelope: Option<&str>, content: bool) -> Job {
         let input = envelope.and_then(|envelope| job::decode_stored(envelope).ok()).map(|spec| spec.input);
         let (input_bytes, input_sha256) = input.as_ref().map(size_and_digest).unzip();
-        let input = input.filter(|_| principal.may(Scope::Content));
+        let input = input.filter(|_| content);
         Job { input, input_bytes, input_sha256, ..self }
     }
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// The setting that names a file of the user's own authorities.
@@ -68,6 +68,17 @@ impl Authorities {
             }
         };
         TlsConfig::builder().root_certs(roots).build()
+    }
+
+    /// Returns a rustls configuration with these authorities, for an HTTP client that takes one.
+    pub fn rustls(&self) -> Result<ClientConfig, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let own = self.own.iter().flat_map(|own| &own.certificates);
+        roots.add_parsable_certificates(own.map(|own| CertificateDer::from(own.der().to_vec())));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
     }
 }
 

@@ -36,6 +36,7 @@ mod sessions;
 mod workers;
 mod scaling;
 mod access;
+mod webhooks;
 
 // How the ledger is kept in order, and how that is checked.
 mod upkeep;
@@ -60,6 +61,10 @@ pub use scaling::{
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
+pub use webhooks::{
+    ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook, Sent,
+    WebhookBacklog, WebhookKeys, WebhookView,
+};
 pub use workers::{Beat, Durations, OlderWorker, Throughput, WorkerRegistration};
 
 /// The answer to a fenced write.

@@ -18,3 +18,4 @@ mod tenants;
 mod scopes;
 mod revoked;
 mod outages;
+mod webhooks;

@@ -168,7 +168,7 @@ impl Store {
     }
 
     /// Runs a statement that makes a change and logs it; returns how many rows it has logged.
-    pub(super) async fn act(
+    pub(crate) async fn act(
         &self,
         name: &'static str,
         sql: &str,

@@ -28,7 +28,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 28] = [
+pub(super) const CHECKS: [Check; 29] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -56,6 +56,7 @@ pub(super) const CHECKS: [Check; 28] = [
     check(Conservation, "log", "the operators' log is a chain: each row fits the one before it", LOG),
     check(Conservation, "keys", "a key belongs to a tenant", KEYS),
     check(Conservation, "taken_keys", "a job's key finds a job of its tenant", TAKEN_KEYS),
+    check(Conservation, "deliveries", "an end has its delivery to each webhook that wants it", DELIVERIES),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
@@ -300,7 +301,10 @@ const GUARDS: &str = "
                    ('harness_tenants', 'harness_tenants_pkey'), ('harness_taken_keys', 'harness_taken_keys_pkey'),
                    ('harness_rates', 'harness_rates_pkey'),
                    ('harness_audit_log', 'harness_audit_log_pkey'), ('harness_api_keys', 'harness_api_keys_pkey'),
-                   ('harness_api_keys', 'harness_api_keys_scopes_check')) wanted(tab, name)
+                   ('harness_api_keys', 'harness_api_keys_scopes_check'),
+                   ('harness_webhooks', 'harness_webhooks_pkey'), ('harness_webhooks', 'harness_webhooks_states_check'),
+                   ('harness_deliveries', 'harness_deliveries_pkey'),
+                   ('harness_deliveries', 'harness_deliveries_state_check')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
       LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE
@@ -346,6 +350,19 @@ const TAKEN_KEYS: &str = "
       LEFT JOIN harness_jobs j ON j.job_id = k.job_id
       LEFT JOIN harness_results r ON r.job_id = k.job_id
      WHERE k.expires_at > now() AND k.job_id >= $3 AND k.tenant IS DISTINCT FROM coalesce(j.tenant, r.tenant)";
+
+/// Only what was written for as long as deliveries are kept is looked at. An end bears the time at which its transaction
+/// began, so the first minute of a webhook is left out. A delivery may outlive the result that retention took.
+const DELIVERIES: &str = "
+    SELECT r.job_id::text, format('session %s: %s at %s, and no delivery to webhook %s',
+                                  r.session_id, r.state, r.finished_at, w.id)
+      FROM harness_webhooks w JOIN harness_results r ON r.tenant = w.tenant AND r.state = ANY(w.states)
+     WHERE w.disabled_at IS NULL AND r.job_id >= $1
+       AND r.finished_at > greatest(w.enabled_since + interval '1 minute', now() - interval '6 days')
+       AND NOT EXISTS (SELECT FROM harness_deliveries d WHERE d.webhook_id = w.id AND d.job_id = r.job_id)
+    UNION ALL
+    SELECT d.job_id::text, format('a delivery to webhook %s, and no end', d.webhook_id) FROM harness_deliveries d
+     WHERE d.job_id >= greatest($1, $3) AND NOT EXISTS (SELECT FROM harness_results r WHERE r.job_id = d.job_id)";
 
 /// Allows three leases, because a rescuer must have watched for one before it declares a worker dead.
 const RESCUE: &str = "

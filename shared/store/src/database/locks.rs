@@ -14,15 +14,17 @@
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
 //! | keys' rows | `id` | revocation, noted uses | each of them changes once |
 //! | a tenant's row of its rate | one, alone | each slice of a rate | no two doors are granted the same |
+//! | a tenant's row, `NO KEY UPDATE` | one | a new webhook | two at once do not both take the last place |
+//! | deliveries' rows, then their webhook's | by statement | a result, a request to send again | the row changes once |
 //! | the end of the operators' log, advisory | one | every act that is logged | each row follows the one before it |
 //!
 //! Those of results, and of jobs under their sessions' locks, are taken by the statements that choose the rows. The order of jobs matters for transactions
 //! that may wait for each other without a session's lock.
 //!
 //! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,
-//! stuck, vanished), expired keys of jobs, dates from the future, workers whose lease has run out, and running jobs that a batch of
-//! requests asks to make room. A single such request does wait, because it holds no other lock. A worker
-//! whose row is locked by its own claim is alive.
+//! stuck, vanished), expired keys of jobs, dates from the future, workers whose lease has run out, deliveries that
+//! are due, and running jobs that a batch of requests asks to make room. A single such request does wait, because it
+//! holds no other lock. A worker whose row is locked by its own claim is alive.
 //!
 //! **A heartbeat waits for no claim**: it changes no key, so it does not conflict with `KEY SHARE`.
 //!

@@ -16,6 +16,7 @@ use super::accept::DROP_ENDED;
 use super::claim::READ_ANSWERS;
 use super::next::NEXT;
 use crate::database::{LOCK_SESSIONS, Tx, query, read_change, read_job_id, uuids};
+use crate::webhooks::deliveries;
 use crate::{Store, StoreError};
 
 /// What is asked of a running job.
@@ -162,7 +163,8 @@ const ASK_RUNNING: &str = "
 /// yet to be published, so a dead letter ends it only if it has never begun: only then can the message to
 /// come be its second one, because the first was believed lost. What is published is the row's message, byte
 /// for byte, so a message with another body is not the job's.
-const END_WAITING: &str = "
+const END_WAITING: &str = concat!(
+    "
     WITH waiting AS (
         SELECT job_id FROM harness_jobs
          WHERE job_id = ANY($1) AND state <> 'running'
@@ -185,12 +187,15 @@ const END_WAITING: &str = "
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
                  FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
-    ), counted AS (
+    ), ",
+    deliveries!("ended", "$3"),
+    ", counted AS (
         UPDATE harness_sessions s SET last_updated = now(), version = s.version + e.ends
           FROM (SELECT session_id, count(*) AS ends FROM ended GROUP BY session_id) e
          WHERE s.session_id = e.session_id
     )
-    SELECT job_id, session_id, message::text FROM ended";
+    SELECT job_id, session_id, message::text FROM ended"
+);
 
 const MAKE_ROOM: &str = "
     UPDATE harness_jobs j SET asked = $2

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::claimed::{Claim, Claimed, read_claimed_with_message};
 use super::next::NEXT;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
+use crate::webhooks::deliveries;
 use crate::{Fenced, StoreError};
 
 /// How an attempt ended, as the ledger records it.
@@ -122,7 +123,8 @@ pub struct Concluded {
 ///
 /// The envelope is kept of what did not succeed, so that it can be run again; and of another tenant's job with a
 /// `reply_to`, because no message that comes after the end proves where its reply goes.
-const END: &str = "
+const END: &str = concat!(
+    "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
                              $8::text[], $9::text[], $10::text[],
@@ -148,7 +150,9 @@ const END: &str = "
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
                  FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
-    ), cleared AS (
+    ), ",
+    deliveries!("ended", "e.state"),
+    ", cleared AS (
         DELETE FROM harness_checkpoints
          WHERE session_id = ANY(ARRAY(SELECT session_id FROM ended WHERE memory IS NOT NULL))
     )
@@ -162,7 +166,8 @@ const END: &str = "
            input_tokens = coalesce(e.s_in, s.input_tokens),
            output_tokens = coalesce(e.s_out, s.output_tokens)
       FROM ended e WHERE s.session_id = e.session_id
-    RETURNING e.job_id";
+    RETURNING e.job_id"
+);
 
 /// Gives jobs another attempt. The epoch stays until the next claim, so that a repeated call is recognised.
 /// (The worker is compared by IS NOT DISTINCT FROM, which no index serves, so that the jobs are found by

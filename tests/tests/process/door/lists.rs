@@ -184,6 +184,14 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/sessions/{id}",
         "/v1/sessions/{id}/events",
         "/v1/tickets",
+        "/v1/webhooks",
+        "/v1/webhooks/{id}",
+        "/v1/webhooks/{id}/deliveries",
+        "/v1/webhooks/{id}/disable",
+        "/v1/webhooks/{id}/enable",
+        "/v1/webhooks/{id}/resend",
+        "/v1/webhooks/{id}/rotate",
+        "/v1/webhooks/{id}/test",
         "/v1/workers",
     ];
     assert_eq!(paths, expected.into());

@@ -1,0 +1,368 @@
+//! `/v1/webhooks`: addresses to which the ends of the caller's jobs are sent.
+
+mod view;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawQuery, Request};
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use job::JobState;
+use serde::de::DeserializeOwned;
+use store::{ChangedWebhook, Page, WebhookView};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::view::{Again, Delivery, NewWebhook, Resent, Rotation, Secret, Tried, Webhook};
+use super::auth::{Principal, Scope};
+use super::body::{self, expect_json};
+use super::lists::{Listed, Paged, limit};
+use super::path::Id;
+use super::problem::{Kind, Problem};
+use super::query::Query;
+use super::{Door, Shared};
+use crate::webhooks::{MOST, Made, Wanted, create, new_secret, probe};
+
+/// The largest body.
+const BODY: usize = 16 << 10;
+/// For how long the secret before a rotation signs as well, where the caller names no time, and at most.
+const OVERLAP_S: u64 = 86_400;
+const MOST_OVERLAP_S: u64 = 30 * 86_400;
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Door>> {
+    OpenApiRouter::new()
+        .routes(routes!(list, make))
+        .routes(routes!(read, remove))
+        .routes(routes!(enable))
+        .routes(routes!(disable))
+        .routes(routes!(rotate))
+        .routes(routes!(try_out))
+        .routes(routes!(list_deliveries))
+        .routes(routes!(resend))
+}
+
+/// List webhooks, oldest first
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks",
+    tag = "webhooks",
+    responses((status = 200, description = "The webhooks", body = Listed<Webhook>))
+)]
+async fn list(door: Shared, principal: Principal) -> Result<Json<Listed<Webhook>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let found = principal.timeout().ask(door.dispatch.store.webhooks(Some(principal.tenant()))).await?;
+    Ok(Json(Listed { items: found.into_iter().map(Webhook::from).collect(), next: None }))
+}
+
+/// Make a webhook
+///
+/// The ends of the caller's jobs are sent to it from now on, each at least once, signed by Standard Webhooks. The
+/// answer has the secret, which is shown this once. A tenant may have 20 of them.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks",
+    tag = "webhooks",
+    request_body(content = NewWebhook),
+    responses(
+        (status = 201, description = "It is made", body = Secret, headers(("Location" = String, description = "Where the webhook is"))),
+        (status = 400, description = "No JSON", body = Problem),
+        (status = 403, description = "The key lacks the scope `operate`, or `content` for that", body = Problem),
+        (status = 408, description = "The body took too long", body = Problem),
+        (status = 409, description = "The tenant has as many as it may have", body = Problem),
+        (status = 413, description = "It is too large", body = Problem),
+        (status = 415, description = "It is not `application/json`", body = Problem),
+        (status = 422, description = "A field is unknown or wrong", body = Problem),
+    )
+)]
+async fn make(door: Shared, principal: Principal, request: Request) -> Result<Response, Problem> {
+    principal.needs(Scope::Operate)?;
+    let NewWebhook { url, states, content, label } = read_json(request).await?;
+    if content {
+        principal.needs(Scope::Content).map_err(|problem| problem.at("content"))?;
+    }
+    let states: Result<Vec<JobState>, String> = states.iter().map(|state| state.parse()).collect();
+    let states = states.map_err(|why| Problem::invalid("states", job::shown(&why)))?;
+    let wanted = Wanted { tenant: principal.tenant().clone(), url, states, content, label };
+    let (store, allowed, actor) = (&door.dispatch.store, door.outbound.allowed(), actor(&principal));
+    match principal.timeout().ask(create(store, allowed, &actor, wanted)).await? {
+        Made::Done { id, secret } => {
+            let location = [(LOCATION, format!("/v1/webhooks/{id}"))];
+            Ok((StatusCode::CREATED, location, Json(Secret { id, secret })).into_response())
+        }
+        Made::Refused { field, why } => Err(Problem::invalid(field, job::shown(&why))),
+        Made::NoPlace => {
+            let detail = format!("there are {MOST} webhooks, as many as a tenant may have");
+            Err(Problem::new(Kind::Conflict, detail))
+        }
+    }
+}
+
+/// Read a webhook
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks/{id}",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    responses(
+        (status = 200, description = "The webhook", body = Webhook),
+        (status = 404, description = "There is no such webhook", body = Problem),
+    )
+)]
+async fn read(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
+    principal.needs(Scope::Read)?;
+    Ok(Json(seen(&door, &principal, &id).await?.into()))
+}
+
+/// Remove a webhook
+///
+/// Nothing is sent to it any more.
+#[utoipa::path(
+    delete,
+    path = "/v1/webhooks/{id}",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    responses(
+        (status = 204, description = "It is removed"),
+        (status = 404, description = "There is no such webhook", body = Problem),
+    )
+)]
+async fn remove(door: Shared, principal: Principal, Id(id): Id) -> Result<StatusCode, Problem> {
+    principal.needs(Scope::Operate)?;
+    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    let removing = store.remove_webhook(&actor, principal.tenant(), &id);
+    if principal.timeout().ask(removing).await? { Ok(StatusCode::NO_CONTENT) } else { Err(none()) }
+}
+
+/// Enable a webhook
+///
+/// What waits is sent, and so are the ends from now on. Those in between are not; a resend has them sent.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/enable",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    responses(
+        (status = 200, description = "It is enabled", body = Webhook),
+        (status = 404, description = "There is no such webhook", body = Problem),
+    )
+)]
+async fn enable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
+    principal.needs(Scope::Operate)?;
+    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    changed(principal.timeout().ask(store.enable_webhook(&actor, principal.tenant(), &id)).await?)?;
+    Ok(Json(seen(&door, &principal, &id).await?.into()))
+}
+
+/// Disable a webhook
+///
+/// Nothing is sent to it until it is enabled, and ends in between are not kept for it.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/disable",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    responses(
+        (status = 200, description = "It is disabled", body = Webhook),
+        (status = 404, description = "There is no such webhook", body = Problem),
+    )
+)]
+async fn disable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
+    principal.needs(Scope::Operate)?;
+    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    changed(principal.timeout().ask(store.disable_webhook(&actor, principal.tenant(), &id)).await?)?;
+    Ok(Json(seen(&door, &principal, &id).await?.into()))
+}
+
+/// Give a webhook a new secret
+///
+/// Deliveries are signed with both for a while. The answer has the new one, which is shown this once.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/rotate",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    request_body(content = Rotation),
+    responses(
+        (status = 200, description = "The new secret", body = Secret),
+        (status = 400, description = "No JSON", body = Problem),
+        (status = 404, description = "There is no such webhook", body = Problem),
+        (status = 408, description = "The body took too long", body = Problem),
+        (status = 413, description = "It is too large", body = Problem),
+        (status = 415, description = "It is not `application/json`", body = Problem),
+        (status = 422, description = "A field is unknown or wrong", body = Problem),
+    )
+)]
+async fn rotate(
+    door: Shared,
+    principal: Principal,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Secret>, Problem> {
+    principal.needs(Scope::Operate)?;
+    let overlap_s = read_json::<Rotation>(request).await?.overlap_s.unwrap_or(OVERLAP_S);
+    if overlap_s > MOST_OVERLAP_S {
+        let detail = format!("got {overlap_s}, expected at most {MOST_OVERLAP_S}");
+        return Err(Problem::invalid("overlap_s", detail));
+    }
+    let secret = new_secret().map_err(|error| Problem::from(anyhow::Error::new(error)))?;
+    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    let overlap = std::time::Duration::from_secs(overlap_s);
+    let rotating = store.rotate_webhook(&actor, principal.tenant(), &id, &secret, overlap);
+    if !principal.timeout().ask(rotating).await? {
+        return Err(none());
+    }
+    Ok(Json(Secret { id, secret }))
+}
+
+/// Try a webhook
+///
+/// Sends a message of the type `webhook.test`, once and now, and answers with what became of it.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/test",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    responses(
+        (status = 200, description = "What the message was answered with", body = Tried),
+        (status = 404, description = "There is no such webhook", body = Problem),
+        (status = 409, description = "Too many are tried at this moment", body = Problem),
+    )
+)]
+async fn try_out(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Tried>, Problem> {
+    principal.needs(Scope::Operate)?;
+    let webhook = seen(&door, &principal, &id).await?;
+    let busy = |_| Problem::new(Kind::Conflict, "too many webhooks are tried at this moment; try again");
+    let _place = door.trying.try_acquire().map_err(busy)?;
+    let answer = probe(&door.dispatch.store, &door.outbound, &webhook).await?.ok_or_else(none)?;
+    Ok(Json(Tried { delivered: answer.problem.is_none(), status: answer.status, problem: answer.problem }))
+}
+
+/// List deliveries, newest job first
+///
+/// They are kept for a week.
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks/{id}/deliveries",
+    tag = "webhooks",
+    params(
+        ("id" = String, Path, description = "The webhook's id"),
+        ("state" = Option<String>, Query, description = "pending, delivered or failed"),
+        Paged
+    ),
+    responses(
+        (status = 200, description = "A page", body = Listed<Delivery>),
+        (status = 404, description = "There is no such webhook", body = Problem),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem),
+    )
+)]
+async fn list_deliveries(
+    door: Shared,
+    principal: Principal,
+    Id(id): Id,
+    RawQuery(given): RawQuery,
+) -> Result<Json<Listed<Delivery>>, Problem> {
+    principal.needs(Scope::Read)?;
+    let query = Query::parse(given.as_deref(), &["state", "limit", "cursor"])?;
+    let (state, before, limit) = (query.one("state")?, query.one("cursor")?, limit(&query)?);
+    seen(&door, &principal, &id).await?;
+    let listing = door.dispatch.store.deliveries(&id, state, before, limit);
+    let Page { found, next } = principal.timeout().ask(listing).await?;
+    let items = found.into_iter().map(Delivery::from).collect();
+    Ok(Json(Listed { items, next: next.map(|id| id.to_string()) }))
+}
+
+/// Send again
+///
+/// The end of a job, whether or not it was sent before, or all that was given up. The message has the same
+/// `webhook-id` as before.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/resend",
+    tag = "webhooks",
+    params(("id" = String, Path, description = "The webhook's id")),
+    request_body(content = Again),
+    responses(
+        (status = 202, description = "They are due", body = Resent),
+        (status = 400, description = "No JSON", body = Problem),
+        (status = 404, description = "There is no such webhook, or no such end", body = Problem),
+        (status = 408, description = "The body took too long", body = Problem),
+        (status = 409, description = "The webhook is disabled", body = Problem),
+        (status = 413, description = "It is too large", body = Problem),
+        (status = 415, description = "It is not `application/json`", body = Problem),
+        (status = 422, description = "A field is unknown or wrong", body = Problem),
+    )
+)]
+async fn resend(
+    door: Shared,
+    principal: Principal,
+    Id(id): Id,
+    request: Request,
+) -> Result<Response, Problem> {
+    principal.needs(Scope::Operate)?;
+    let Again { job_id, failed } = read_json(request).await?;
+    if job_id.is_some() == failed {
+        return Err(Problem::invalid("job_id", "expected either a job's id or \"failed\": true"));
+    }
+    if seen(&door, &principal, &id).await?.disabled_at.is_some() {
+        return Err(Problem::new(Kind::Conflict, "the webhook is disabled; enable it first"));
+    }
+    let (store, actor, timeout) = (&door.dispatch.store, actor(&principal), principal.timeout());
+    let deliveries = match job_id {
+        None => timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?,
+        Some(job_id) => {
+            let job_id = super::jobs::job_id(&job_id)?;
+            let resending = store.resend(&actor, principal.tenant(), &id, job_id);
+            if !timeout.ask(resending).await? {
+                return Err(Problem::no_job());
+            }
+            1
+        }
+    };
+    Ok((StatusCode::ACCEPTED, Json(Resent { deliveries })).into_response())
+}
+
+/// The caller's webhook, or a 404: another tenant's webhook is answered like one that is not there.
+async fn seen(door: &Door, principal: &Principal, id: &str) -> Result<WebhookView, Problem> {
+    let found = principal.timeout().ask(door.dispatch.store.webhook(principal.tenant(), id)).await?;
+    found.ok_or_else(none)
+}
+
+fn none() -> Problem {
+    Problem::new(Kind::NotFound, "there is no webhook of this id")
+}
+
+fn changed(change: ChangedWebhook) -> Result<(), Problem> {
+    match change {
+        ChangedWebhook::Done | ChangedWebhook::Before => Ok(()),
+        ChangedWebhook::Unknown => Err(none()),
+    }
+}
+
+/// Who acts, for the operators' log.
+fn actor(principal: &Principal) -> String {
+    match principal.key_id() {
+        "" => "API, without a key".to_owned(),
+        key => format!("key {key}"),
+    }
+}
+
+/// Reads a small body.
+async fn read_json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
+    let (parts, body) = request.into_parts();
+    expect_json(&parts.headers)?;
+    let body = body::read(&parts.headers, body, BODY).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        let text = error.to_string();
+        if !error.is_data() {
+            return Problem::new(Kind::Malformed, format!("not JSON: {text}")).at("body");
+        }
+        // serde names the field in the text alone.
+        let named = ["unknown field `", "missing field `", "duplicate field `"];
+        let named = named.iter().find_map(|kind| text.strip_prefix(kind)?.split_once('`'));
+        let field = named.map_or("body", |(field, _)| field);
+        Problem::invalid(job::shown(field), job::shown(&text))
+    })
+}

@@ -1,0 +1,91 @@
+//! Webhooks are made and tried.
+
+use anyhow::Context as _;
+use job::{JobState, Tenant};
+use store::{NewWebhook, Store, WebhookView};
+use uuid::Uuid;
+
+use super::address::Allowed;
+use super::client::{Answer, Outbound};
+use super::event::test_body;
+pub use super::signature::new_secret;
+
+/// The most webhooks of a tenant. Each end costs a row for each that wants it.
+pub const MOST: i64 = 20;
+/// The longest label.
+const LABEL: usize = 200;
+
+/// What a new webhook is to be.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Whose ends it gets.
+    pub tenant: Tenant,
+    /// Where they are sent.
+    pub url: String,
+    /// Which ends; all if none is named.
+    pub states: Vec<JobState>,
+    /// Whether inputs and outputs are sent as well.
+    pub content: bool,
+    /// What it is for.
+    pub label: String,
+}
+
+/// The answer to a request for a webhook.
+pub enum Made {
+    /// It is made.
+    Done {
+        /// Its id.
+        id: String,
+        /// What its deliveries are signed with. It is shown this once.
+        secret: String,
+    },
+    /// A field is wrong.
+    Refused {
+        /// Which one.
+        field: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// Its tenant is not there, is closed, or has too many of them.
+    NoPlace,
+}
+
+/// Makes a webhook.
+pub async fn create(store: &Store, allowed: &Allowed, actor: &str, wanted: Wanted) -> anyhow::Result<Made> {
+    let Wanted { tenant, url, states, content, label } = wanted;
+    let url = match allowed.check(&url) {
+        Ok(url) => url.into(),
+        Err(why) => return Ok(Made::Refused { field: "url", why }),
+    };
+    if let Some(state) = states.iter().find(|state| !state.is_end()) {
+        let why = format!("got \"{state}\", expected succeeded, failed or cancelled");
+        return Ok(Made::Refused { field: "states", why });
+    }
+    if label.chars().count() > LABEL || label.chars().any(char::is_control) {
+        let why = format!("expected up to {LABEL} characters, none of them a control character");
+        return Ok(Made::Refused { field: "label", why });
+    }
+    let ends = [JobState::Succeeded, JobState::Failed, JobState::Cancelled];
+    let states = ends.into_iter().filter(|end| states.is_empty() || states.contains(end)).collect();
+    let id = format!("wh_{}", Uuid::new_v4().simple());
+    let secret = new_secret().context("reading random bytes")?;
+    let new = NewWebhook { id: id.clone(), tenant, url, states, content, label, secret: secret.clone() };
+    let made = store.create_webhook(actor, &new, MOST).await.context("writing the webhook")?;
+    Ok(if made { Made::Done { id, secret } } else { Made::NoPlace })
+}
+
+/// Sends a message that only tries a webhook, now and once; `None` if it has been removed.
+pub async fn probe(
+    store: &Store,
+    outbound: &Outbound,
+    webhook: &WebhookView,
+) -> anyhow::Result<Option<Answer>> {
+    let Ok(tenant) = webhook.tenant.clone().try_into() else { return Ok(None) };
+    let clock = store.clock().await.context("reading Postgres's clock")?;
+    let Some(keys) = store.webhook_keys(&tenant, &webhook.id).await.context("reading the webhook")? else {
+        return Ok(None);
+    };
+    let now = humantime::format_rfc3339_millis(clock.now()).to_string();
+    let id = format!("{}_test_{}", webhook.id, Uuid::now_v7());
+    Ok(Some(outbound.post(&webhook.url, &id, &keys, test_body(&webhook.id, &now)).await))
+}
