@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
 /// The key that it accepts.
@@ -131,9 +131,11 @@ impl Provider {
         format!("http://{}", self.addr)
     }
 
-    /// Closes its port.
-    pub fn close(&self) {
+    /// Closes its port, and returns when it is closed.
+    pub async fn close(&self) {
         self.serving.abort();
+        let refused = async || TcpStream::connect(self.addr).await.err();
+        crate::until("the provider's port is closed", refused).await;
     }
 
     /// Adds a fault. Each request takes one.

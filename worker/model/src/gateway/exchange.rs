@@ -86,27 +86,31 @@ impl Exchange {
             }
             Err(error) => return refuse(reply, Refusal::ledger(&error)),
         }
-        let reserved = ledger.reserve(&self.call).await;
-        match reserved {
-            Ok(Reserve::Granted) => {}
+        let refusal = match ledger.reserve(&self.call).await {
+            Ok(Reserve::Granted) => None,
             Ok(Reserve::Busy { retry_after }) => {
                 let message = "what other calls hold leaves no room for this one: try again";
-                return refuse(reply, Refusal::wait("budget_busy", message, retry_after));
+                Some(Refusal::wait("budget_busy", message, retry_after))
             }
             Ok(Reserve::Later { retry_after }) => {
-                let message = "a rate limit is reached: try again";
-                return refuse(reply, Refusal::wait("rate_limit", message, retry_after));
+                Some(Refusal::wait("rate_limit", "a rate limit is reached: try again", retry_after))
             }
             Ok(Reserve::Spent { limit }) => {
                 self.attempt.note_spent(&limit);
-                return refuse(reply, Refusal::spent(&limit));
+                Some(Refusal::spent(&limit))
             }
             Err(error) => {
+                drop(place);
                 refuse(reply, Refusal::ledger(&error));
                 // It may be held all the same.
                 self.settle(Outcome::Free, None, None).await;
                 return;
             }
+        };
+        if let Some(refusal) = refusal {
+            // The place is free before the program can ask again.
+            drop(place);
+            return refuse(reply, refusal);
         }
         if reply.is_closed() {
             self.settle(Outcome::Free, None, None).await;
@@ -131,6 +135,7 @@ impl Exchange {
                 let outcome =
                     if error.is_connect() { Outcome::Free } else { Outcome::Unknown(NoUsage::NoAnswer) };
                 self.settle(outcome, None, None).await;
+                drop(place);
                 return refuse(reply, Refusal::unreachable(&error));
             }
             None => {
@@ -185,6 +190,7 @@ impl Exchange {
         };
         let Ok(body) = body else {
             self.settle(outcome, request_id, None).await;
+            drop(place);
             return refuse(reply, Refusal::cut("the provider's answer has no end"));
         };
         let is_answer = status.is_success() && meter.is_answer();
@@ -195,7 +201,9 @@ impl Exchange {
             return refuse(reply, Refusal::cut("the ledger did not take the answer"));
         }
         if is_answer {
-            place.answered();
+            place.answered()
+        } else {
+            drop(place)
         }
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
@@ -247,7 +255,9 @@ impl Exchange {
                     let is_answer = answer.is_some();
                     if self.settle(self.outcome(&meter), request_id, answer).await {
                         if is_answer {
-                            place.answered();
+                            place.answered()
+                        } else {
+                            drop(place)
                         }
                         program.pass(frame.bytes().clone()).await;
                     } else {
@@ -262,6 +272,7 @@ impl Exchange {
         };
         let outcome = given_up.clone().map_or_else(|| self.outcome(&meter), Outcome::Unknown);
         self.settle(outcome, request_id, None).await;
+        drop(place);
         match given_up {
             None => program.pass(frames.rest()).await,
             Some(reason) => program.cut(&reason.to_string()).await,
