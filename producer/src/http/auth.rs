@@ -76,11 +76,6 @@ impl Principal {
         &self.caller
     }
 
-    /// The key's public id; empty without one.
-    pub fn key_id(&self) -> &str {
-        &self.caller.key_id
-    }
-
     /// Whether this is allowed.
     pub fn may(&self, scope: Scope) -> bool {
         self.caller.scopes.has(scope)

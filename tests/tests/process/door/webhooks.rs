@@ -50,12 +50,12 @@ async fn each_kind_of_end(fleet: &Fleet, api: &Api) -> Vec<JobId> {
     let cancelled = submitted(api, json!({"agent_id": "echo"})).await;
     api.post(&format!("/v1/jobs/{cancelled}/cancel"), &json!(null)).await.is(200);
     let overdue = submitted(api, json!({"agent_id": "echo", "deadline_ms": 1})).await;
-    assert_eq!(fleet.store.end_waiting(&[overdue], Unwanted::Overdue).await.unwrap().len(), 1);
+    assert_eq!(fleet.store.end_waiting(&[overdue], Unwanted::Overdue).await.expect("an answer").len(), 1);
     let dead = job("dead", "echo", json!(1));
     fleet.enqueue(std::slice::from_ref(&dead)).await;
     let (body, pool) = (job::encode(&dead), dead.pool.clone());
     let given_up = Unwanted::DeadLettered { pool: &pool, body: body.as_bytes(), reason: "too often" };
-    assert_eq!(fleet.store.end_waiting(&[dead.job_id], given_up).await.unwrap().len(), 1);
+    assert_eq!(fleet.store.end_waiting(&[dead.job_id], given_up).await.expect("an answer").len(), 1);
     let unseen = JobId::now();
     assert_eq!(fleet.producer(&["cancel", &unseen.to_string()]).await.code, 3, "it may be no job");
 
