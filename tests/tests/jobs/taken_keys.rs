@@ -1,5 +1,5 @@
-//! Keys of jobs in the ledger: one job holds a key at a time, whoever brings it and in whatever order, and a key that
-//! is held no longer is forgotten at a bounded cost.
+//! Keys of jobs in the ledger: one job holds a key at a time, however many callers bring it and in whatever order, and
+//! a key that is held no longer is forgotten at a bounded cost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What the gateway asks of the accounts, and gives them. One [`Ledger`] belongs to one attempt at a job: who it is that
-//! calls, and which limits apply, is the business of whoever implements it.
+//! What the gateway asks of the accounts, and gives them. One [`Ledger`] belongs to one attempt at a job: its
+//! implementation knows which job calls, and which limits apply.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub enum Reserve {
     },
     /// What is settled leaves no room for it. Nothing is held.
     Spent {
-        /// The limit and its window, for whoever reads why the job stopped.
+        /// The limit and its window, for people who read why the job stopped.
         limit: String,
     },
 }

@@ -126,7 +126,7 @@ fn a_wrong_file_is_refused_by_model_and_field() {
     assert!(wrong.starts_with("the price of `m`, cache_read: `-1` is no number of dollars"), "{wrong}");
     let wrong = file("tiers = { fast = \"2x\" }").expect_err("no factor");
     assert!(wrong.starts_with("the price of `m`, tiers.fast"), "{wrong}");
-    assert!(file("cache_raed = \"1\"").expect_err("misspelt").contains("cache_raed"));
+    assert!(file("cache_reads = \"1\"").expect_err("an unknown key").contains("cache_reads"));
     assert!(file("cache_read = 1.5").is_err(), "a binary fraction is not exact");
 }
 
