@@ -3,6 +3,9 @@
 //! The queue is exclusive and bounded, and drops its oldest messages. One queue takes both kinds, so that text which
 //! was sent before a change comes before it. Little is on its way to us at a time, so that a process that is slow has
 //! its messages in that queue, and not in its memory.
+//!
+//! An exchange that is deleted takes its bindings with it, and the broker does not report it: the queue stays, and
+//! stays empty. So exchanges and bindings are declared again every few seconds, which changes nothing where they exist.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +19,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, warn};
 
 use crate::QueueError;
@@ -31,6 +34,8 @@ const MAX_BYTES: i64 = 16 * 1024 * 1024;
 const PREFETCH: u16 = 64;
 /// The pause before another attempt to listen.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often the bindings are made again. A listener hears nothing for at most so long after an exchange was deleted.
+const BIND_EVERY: Duration = Duration::from_secs(5);
 
 /// Receives announcements. Dropping it ends its queue.
 pub struct Listener {
@@ -142,14 +147,14 @@ impl Task {
         ]));
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(broken)?;
         channel.queue_declare(queue.clone(), options, arguments).await.map_err(broken)?;
-        let table = FieldTable::default();
-        let (exchange, options) = (EVENTS_EXCHANGE.into(), QueueBindOptions::default());
-        channel.queue_bind(queue.clone(), exchange, "".into(), options, table).await.map_err(broken)?;
+        bind(channel, &queue, EVENTS_EXCHANGE, "").await.map_err(broken)?;
         let (tag, options) = ("".into(), BasicConsumeOptions::default());
         let consuming = channel.basic_consume(queue.clone(), tag, options, FieldTable::default());
         let mut consumer = consuming.await.map_err(broken)?;
         self.says.send_replace(true);
         self.wants.mark_changed();
+        let mut again = tokio::time::interval(BIND_EVERY);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let delivered = tokio::select! {
                 biased;
@@ -157,7 +162,11 @@ impl Task {
                 () = self.sender.closed() => return Ok(()),
                 _ = link.failure() => return Ok(()),
                 Ok(()) = self.wants.changed() => {
-                    self.bind(channel, &queue).await.map_err(broken)?;
+                    self.bind_wanted(channel, &queue).await.map_err(broken)?;
+                    continue;
+                }
+                _ = again.tick() => {
+                    self.bind_again(channel, &queue).await?;
                     continue;
                 }
                 delivered = consumer.next() => delivered,
@@ -177,21 +186,43 @@ impl Task {
     }
 
     /// Binds the shards that are wanted now, and no others.
-    async fn bind(&mut self, channel: &Channel, queue: &ShortString) -> Result<(), lapin::Error> {
+    async fn bind_wanted(&mut self, channel: &Channel, queue: &ShortString) -> Result<(), lapin::Error> {
         let (wanted, bound) = (*self.wants.borrow_and_update(), *self.binds.borrow());
-        for shard in (0..u64::BITS).filter(|shard| (wanted ^ bound) & (1 << shard) != 0) {
-            let (exchange, key) = (TEXT_EXCHANGE.into(), ShortString::from(shard.to_string()));
-            let table = FieldTable::default();
+        for shard in shards(wanted ^ bound) {
             if wanted & (1 << shard) != 0 {
-                let options = QueueBindOptions::default();
-                channel.queue_bind(queue.clone(), exchange, key, options, table).await?;
+                bind(channel, queue, TEXT_EXCHANGE, &shard.to_string()).await?;
             } else {
-                channel.queue_unbind(queue.clone(), exchange, key, table).await?;
+                let (exchange, key) = (TEXT_EXCHANGE.into(), shard.to_string().into());
+                channel.queue_unbind(queue.clone(), exchange, key, FieldTable::default()).await?;
             }
         }
         self.binds.send_replace(wanted);
         Ok(())
     }
+
+    /// Declares the exchanges and all bindings once more, in case an exchange was deleted.
+    async fn bind_again(&self, channel: &Channel, queue: &ShortString) -> Result<(), QueueError> {
+        announcing::declare(channel).await?;
+        let bound = async {
+            bind(channel, queue, EVENTS_EXCHANGE, "").await?;
+            let bound = *self.binds.borrow();
+            for shard in shards(bound) {
+                bind(channel, queue, TEXT_EXCHANGE, &shard.to_string()).await?;
+            }
+            Ok(())
+        };
+        bound.await.map_err(|error: lapin::Error| failed("listen to the changes of jobs", &error))
+    }
+}
+
+async fn bind(channel: &Channel, queue: &ShortString, exchange: &str, key: &str) -> Result<(), lapin::Error> {
+    let (exchange, key) = (exchange.into(), key.into());
+    channel.queue_bind(queue.clone(), exchange, key, QueueBindOptions::default(), FieldTable::default()).await
+}
+
+/// The shards of this set of bits.
+fn shards(set: u64) -> impl Iterator<Item = u32> {
+    (0..u64::BITS).filter(move |shard| set & (1 << shard) != 0)
 }
 
 fn announced(exchange: &str, key: &str) -> Option<Announced> {
