@@ -101,7 +101,7 @@ impl Following {
                 trouble.ends();
                 let mut topics = self.lock();
                 for (question, reading) in questions.into_iter().zip(readings) {
-                    topics.tell(question, reading);
+                    topics.hand_out(question, reading);
                 }
             }
             Err(error) => {

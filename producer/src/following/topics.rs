@@ -64,7 +64,7 @@ enum Stage {
     /// The reading under way is its first.
     Reading,
     /// It has what was read.
-    Told,
+    Current,
 }
 
 /// What is asked about one topic.
@@ -216,7 +216,7 @@ impl Topics {
     }
 
     /// Hands what was read to those to whom it is new.
-    pub(super) fn tell(&mut self, question: Question, reading: Reading) {
+    pub(super) fn hand_out(&mut self, question: Question, reading: Reading) {
         let Question { followed, behind, .. } = question;
         let Reading { mut seen, version, since } = reading;
         let Some(topic) = self.topics.get_mut(&followed) else { return };
@@ -238,9 +238,9 @@ impl Topics {
         let news = News::Seen(Arc::new(seen));
         let gone = topic.places.extract_if(.., |place| match place.stage {
             Stage::New => false,
-            Stage::Told if !is_news => false,
-            Stage::Told | Stage::Reading => {
-                place.stage = Stage::Told;
+            Stage::Current if !is_news => false,
+            Stage::Current | Stage::Reading => {
+                place.stage = Stage::Current;
                 let is_slow = place.news.try_send(news.clone()).is_err();
                 if is_slow {
                     debug!("a follower that did not keep up was cut off");

@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue};
-use job::Tenant;
+use job::{Name, SessionKey, Tenant};
 use secrecy::{ExposeSecret, SecretString};
 pub use store::Scope;
 use store::Scopes;
@@ -48,9 +49,23 @@ impl Principal {
         timeout.ask(asking).await?.map(drop).map_err(refused)
     }
 
-    /// Its name in the operators' log: the key's id, or that it came without a key.
-    pub fn actor(&self) -> &str {
-        if self.caller.key_id.is_empty() { "without a key" } else { &self.caller.key_id }
+    /// Lets what the request asks the ledger begin later, because it has spent this long on something else.
+    pub fn waited(&mut self, spent: Duration) {
+        self.timeout = self.timeout.after(spent);
+    }
+
+    /// Its name in the operators' log.
+    pub fn actor(&self) -> String {
+        match self.key_id() {
+            "" => "API, without a key".to_owned(),
+            key => format!("key {key}"),
+        }
+    }
+
+    /// The key of its tenant's session of this name. What cannot be a name names no session.
+    pub fn session_key(&self, name: &str) -> Result<SessionKey, Problem> {
+        let name: Name = name.parse().map_err(|_| Problem::no_session())?;
+        Ok(SessionKey::new(self.tenant(), &name))
     }
 
     /// The holder of a ticket, for a request with this limit.

@@ -123,6 +123,7 @@ impl From<Problem> for Answer {
         (status = 413, description = "It is larger than 32 MiB", body = Problem),
         (status = 503, description = "Postgres is away or silent, or too many batches are read at this time: 8 of the tenant, or 16 in all. Try again after `Retry-After` seconds", body = Problem),
         (status = 415, description = "It is neither `application/json` nor `application/x-ndjson`", body = Problem),
+        (status = 422, description = "It has the header `Idempotency-Key`: each job of a batch has a key of its own", body = Problem),
     )
 )]
 async fn submit_batch(door: Shared, principal: Principal, request: Request) -> Result<Json<Batch>, Problem> {

@@ -1,5 +1,5 @@
 //! How many batches are read at a time. Each holds some megabytes and keeps Postgres busy, so there is a bound for all, and
-//! one for each tenant, so that none takes all places.
+//! one for each tenant, so that no tenant takes all places.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -7,14 +7,16 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use job::shown;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::auth::Principal;
 use super::problem::{Kind, Problem};
 
 /// A body of at most so many bytes is small.
@@ -29,7 +31,7 @@ pub fn media_type(headers: &HeaderMap) -> String {
 }
 
 /// Refuses a body of another media type.
-pub fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
+fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
     match media_type(headers).as_str() {
         "application/json" => Ok(()),
         given => Err(other_media_type(given, "application/json")),
@@ -62,7 +64,7 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A whole body of at most so many bytes.
-pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
+async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
     if announced(headers).is_some_and(|bytes| bytes > most as u64) {
         return Err(too_large(most));
     }
@@ -76,12 +78,44 @@ pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes,
     }
 }
 
-/// Reads the fields of a body.
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+/// Takes apart a request whose body is JSON of at most so many bytes. The time in which the body arrives does not count
+/// against what is asked of the ledger.
+pub async fn receive(
+    principal: &mut Principal,
+    request: Request,
+    most: usize,
+) -> Result<(Parts, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    expect_json(&parts.headers)?;
+    let arriving = Instant::now();
+    let body = read(&parts.headers, body, most).await?;
+    principal.waited(arriving.elapsed());
+    Ok((parts, body))
+}
+
+/// Reads the fields of a body of at most so many bytes.
+pub async fn read_json<T: DeserializeOwned>(
+    principal: &mut Principal,
+    request: Request,
+    most: usize,
+) -> Result<T, Problem> {
+    let (_, body) = receive(principal, request, most).await?;
+    serde_json::from_str(json_text(&body)?).map_err(|error| {
+        let text = error.to_string();
+        // serde names the field in the text alone.
+        let named = ["unknown field `", "missing field `", "duplicate field `"];
+        let named = named.iter().find_map(|kind| text.strip_prefix(kind)?.split_once('`'));
+        let field = named.map_or("body", |(field, _)| field);
+        Problem::invalid(shown(field), shown(&text))
+    })
+}
+
+/// The text of a body, which must be JSON.
+pub fn json_text(body: &[u8]) -> Result<&str, Problem> {
     let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
     let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
     serde_json::from_str::<&RawValue>(text).map_err(|error| malformed(format!("not JSON: {error}")))?;
-    serde_json::from_str(text).map_err(|error| Problem::invalid("body", shown(&error.to_string())))
+    Ok(text)
 }
 
 /// The answer to a body that is larger than this.

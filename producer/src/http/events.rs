@@ -15,7 +15,7 @@ use job::{JobId, JobState, Json, Name, SessionKey, TextPiece, Usd};
 use serde::Serialize;
 use store::{LiveJob, Step, StepPlace};
 use tokio_util::sync::CancellationToken;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -104,6 +104,17 @@ pub struct GapEvent {
     iterations: i64,
 }
 
+/// What callers that cannot send headers give in the address.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `Query` reads")]
+struct WithoutHeaders {
+    /// The same, for callers that cannot send headers
+    last_event_id: Option<String>,
+    /// A ticket for this stream, in the place of a key
+    ticket: Option<String>,
+}
+
 /// Follow a job
 ///
 /// Server-sent events: `state`, `iteration`, `text`, `gap` and `end`, whose data is the job as it is read. The stream
@@ -116,8 +127,7 @@ pub struct GapEvent {
     params(
         ("id" = Uuid, Path, description = "The job's id"),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was received"),
-        ("last_event_id" = Option<String>, Query, description = "The same, for callers that cannot send headers"),
-        ("ticket" = Option<String>, Query, description = "A ticket for this stream, in the place of a key"),
+        WithoutHeaders,
     ),
     responses(
         (status = 200, description = "The events", content_type = "text/event-stream", body = String),
@@ -160,8 +170,7 @@ async fn follow_job(
     params(
         ("id" = String, Path, description = "The session's name"),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was received"),
-        ("last_event_id" = Option<String>, Query, description = "The same, for callers that cannot send headers"),
-        ("ticket" = Option<String>, Query, description = "A ticket for this stream, in the place of a key"),
+        WithoutHeaders,
     ),
     responses(
         (status = 200, description = "The events", content_type = "text/event-stream", body = String),
@@ -199,11 +208,9 @@ pub async fn session(
     name: &str,
     timeout: Timeout,
 ) -> Result<(SessionKey, StepPlace), Problem> {
-    let none = || Problem::new(Kind::NotFound, "there is no session of this name");
-    let name: Name = name.parse().map_err(|_| none())?;
-    let key = SessionKey::new(principal.tenant(), &name);
-    let last = timeout.ask(door.dispatch.store.last_place(&key)).await?.ok_or_else(none)?;
-    Ok((key, last))
+    let key = principal.session_key(name)?;
+    let last = timeout.ask(door.dispatch.store.last_place(&key)).await?;
+    Ok((key, last.ok_or_else(Problem::no_session)?))
 }
 
 /// Who asks, by a key or by a ticket for this stream, and from where the stream goes on.

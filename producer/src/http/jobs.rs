@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
-use super::body::{self, expect_json};
+use super::body;
 use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::limits::{RateLimit, admit};
@@ -62,22 +62,15 @@ pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
             ("Found-By" = Option<String>, description = "What has found the job that was accepted before: `job_id`, `idempotency_key` or `unique`"),
             ("Idempotency-Replayed" = Option<String>, description = "`true` where the request's key has found the job"),
         )),
-        (status = 400, description = "No JSON", body = Problem),
         (status = 403, description = "The key lacks the scope `submit`, or `admin` for `reply_to`", body = Problem),
-        (status = 408, description = "The body took too long", body = Problem),
         (status = 409, description = "Another job has this id or key", body = Problem),
         (status = 413, description = "It is larger than MAX_MESSAGE_BYTES", body = Problem),
-        (status = 415, description = "It is not `application/json`", body = Problem),
-        (status = 422, description = "A field is unknown or wrong", body = Problem),
     )
 )]
-async fn submit(door: Shared, principal: Principal, request: Request) -> Result<Response, Problem> {
+async fn submit(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
     principal.needs(Scope::Submit)?;
-    let (parts, body) = request.into_parts();
-    expect_json(&parts.headers)?;
-    let arriving = Instant::now();
-    let body = body::read(&parts.headers, body, door.max_bytes).await?;
-    let timeout = principal.timeout().after(arriving.elapsed());
+    let (parts, body) = body::receive(&mut principal, request, door.max_bytes).await?;
+    let timeout = principal.timeout();
     let limits = door.limits()?;
     let mut asked = keys::with_header(decode(&body, &principal, &limits)?, &parts.headers)?;
     if asked.spec.traceparent.is_none() {
@@ -225,10 +218,7 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
 
 /// A job from a body.
 pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<RequestedJob, Problem> {
-    let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
-    let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
-    serde_json::from_str::<&serde_json::value::RawValue>(text)
-        .map_err(|error| malformed(format!("not JSON: {error}")))?;
+    let text = body::json_text(body)?;
     // What counts is the message that is made of it, which has more members.
     let unbounded = Limits { max_bytes: usize::MAX, ..limits.clone() };
     let mut asked = decode_strict(text, &unbounded)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::RawQuery;
-use job::{JobId, JobState, Name, SessionKey};
+use job::{JobId, JobState, Name};
 use serde::Serialize;
 use store::{JobFilter, JobLine, Page, SessionLine};
 use utoipa::{IntoParams, ToSchema};
@@ -313,12 +313,9 @@ async fn list_sessions(
 )]
 async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Session>, Problem> {
     principal.needs(Scope::Read)?;
-    let name: Name = id.parse().map_err(|_| Problem::no_session())?;
-    let view = principal
-        .timeout()
-        .ask(door.dispatch.store.session(&SessionKey::new(principal.tenant(), &name)))
-        .await?
-        .ok_or_else(Problem::no_session)?;
+    let key = principal.session_key(&id)?;
+    let view = principal.timeout().ask(door.dispatch.store.session(&key)).await?;
+    let view = view.ok_or_else(Problem::no_session)?;
     let shown = |value: serde_json::Value| principal.may(Scope::Content).then_some(value);
     Ok(Json(Session {
         session_id: view.session_id,

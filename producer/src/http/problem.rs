@@ -147,6 +147,11 @@ impl Problem {
         Problem::new(Kind::NotFound, "there is no session of this name")
     }
 
+    /// What is not there, or is another tenant's.
+    pub fn no_webhook() -> Problem {
+        Problem::new(Kind::NotFound, "there is no webhook of this id")
+    }
+
     /// Postgres is away or silent.
     pub fn unavailable() -> Problem {
         Problem::new(

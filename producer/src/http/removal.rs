@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use job::{Name, SessionKey};
 use store::Emptied;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -36,9 +35,8 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
 )]
 async fn empty_session(door: Shared, principal: Principal, Id(id): Id) -> Result<StatusCode, Problem> {
     principal.needs(Scope::Operate)?;
-    let name: Name = id.parse().map_err(|_| Problem::no_session())?;
-    let key = SessionKey::new(principal.tenant(), &name);
-    let emptying = door.dispatch.store.empty_session(principal.actor(), &key);
+    let (key, actor) = (principal.session_key(&id)?, principal.actor());
+    let emptying = door.dispatch.store.empty_session(&actor, &key);
     match principal.timeout().ask(emptying).await? {
         Emptied::Done => Ok(StatusCode::NO_CONTENT),
         Emptied::Unknown => Err(Problem::no_session()),

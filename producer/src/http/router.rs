@@ -45,6 +45,15 @@ const COMMON: [(&str, &str); 5] = [
     ),
 ];
 
+/// What any route that reads a body may answer beside its own.
+const WITH_BODY: [(&str, &str); 5] = [
+    ("400", "No JSON"),
+    ("408", "The body took too long"),
+    ("413", "It is too large"),
+    ("415", "It is not `application/json`"),
+    ("422", "A field is unknown or wrong"),
+];
+
 /// Adds what all routes have in common, and the media type of problems.
 fn complete(document: &mut utoipa::openapi::OpenApi) {
     let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
@@ -53,7 +62,8 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     for path in document.paths.paths.values_mut() {
         for operation in [&mut path.get, &mut path.post, &mut path.delete].into_iter().flatten() {
             let responses = &mut operation.responses.responses;
-            for (status, description) in COMMON {
+            let with_body = operation.request_body.is_some().then_some(WITH_BODY).into_iter().flatten();
+            for (status, description) in COMMON.into_iter().chain(with_body) {
                 let response = ResponseBuilder::new().description(description).build();
                 responses.entry(status.to_owned()).or_insert_with(|| response.into());
             }

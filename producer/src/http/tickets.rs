@@ -10,13 +10,12 @@ use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
-use super::body::{self, expect_json};
+use super::body;
 use super::events::session;
 use super::jobs::{job_id, seen};
 use super::problem::Problem;
@@ -66,22 +65,15 @@ pub struct Ticket {
     request_body(content = WantedTicket),
     responses(
         (status = 201, description = "The ticket", body = Ticket),
-        (status = 400, description = "No JSON", body = Problem),
         (status = 404, description = "There is no such job or session", body = Problem),
-        (status = 408, description = "The body took too long", body = Problem),
         (status = 413, description = "It is larger than 4 KiB", body = Problem),
-        (status = 415, description = "It is not `application/json`", body = Problem),
-        (status = 422, description = "A field is unknown or wrong", body = Problem),
     )
 )]
-async fn make(door: Shared, principal: Principal, request: Request) -> Result<Response, Problem> {
+async fn make(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
     principal.needs(Scope::Read)?;
-    let (parts, body) = request.into_parts();
-    expect_json(&parts.headers)?;
-    let arriving = Instant::now();
-    let body = body::read(&parts.headers, body, MOST).await?;
-    let timeout = principal.timeout().after(arriving.elapsed());
-    let stream = match body::parse::<WantedTicket>(&body)? {
+    let wanted = body::read_json(&mut principal, request, MOST).await?;
+    let timeout = principal.timeout();
+    let stream = match wanted {
         WantedTicket { job_id: Some(given), session_id: None } => {
             let job_id = job_id(&given)?;
             seen(&door, &principal, job_id, timeout).await?;

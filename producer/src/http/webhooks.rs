@@ -2,6 +2,7 @@
 
 mod view;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,14 +11,13 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use job::JobState;
-use serde::de::DeserializeOwned;
-use store::{ChangedWebhook, Page, WebhookView};
+use store::{ChangedWebhook, Page, StoreError, WebhookView};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::view::{Again, Delivery, NewWebhook, Resent, Rotation, Secret, Tried, Webhook};
 use super::auth::{Principal, Scope};
-use super::body::{self, expect_json};
+use super::body::read_json;
 use super::lists::{Listed, Paged, limit};
 use super::path::Id;
 use super::problem::{Kind, Problem};
@@ -68,25 +68,20 @@ async fn list(door: Shared, principal: Principal) -> Result<Json<Listed<Webhook>
     request_body(content = NewWebhook),
     responses(
         (status = 201, description = "It is made", body = Secret, headers(("Location" = String, description = "Where the webhook is"))),
-        (status = 400, description = "No JSON", body = Problem),
         (status = 403, description = "The key lacks the scope `operate`, or `content` for that", body = Problem),
-        (status = 408, description = "The body took too long", body = Problem),
         (status = 409, description = "The tenant has as many as it may have", body = Problem),
-        (status = 413, description = "It is too large", body = Problem),
-        (status = 415, description = "It is not `application/json`", body = Problem),
-        (status = 422, description = "A field is unknown or wrong", body = Problem),
     )
 )]
-async fn make(door: Shared, principal: Principal, request: Request) -> Result<Response, Problem> {
+async fn make(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let NewWebhook { url, states, content, label } = read_json(request).await?;
+    let NewWebhook { url, states, content, label } = read_json(&mut principal, request, BODY).await?;
     if content {
         principal.needs(Scope::Content).map_err(|problem| problem.at("content"))?;
     }
     let states: Result<Vec<JobState>, String> = states.iter().map(|state| state.parse()).collect();
     let states = states.map_err(|why| Problem::invalid("states", job::shown(&why)))?;
     let wanted = Wanted { tenant: principal.tenant().clone(), url, states, content, label };
-    let (store, allowed, actor) = (&door.dispatch.store, door.outbound.allowed(), actor(&principal));
+    let (store, allowed, actor) = (&door.dispatch.store, door.outbound.allowed(), principal.actor());
     match principal.timeout().ask(create(store, allowed, &actor, wanted)).await? {
         Made::Done { id, secret } => {
             let location = [(LOCATION, format!("/v1/webhooks/{id}"))];
@@ -131,9 +126,13 @@ async fn read(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Web
 )]
 async fn remove(door: Shared, principal: Principal, Id(id): Id) -> Result<StatusCode, Problem> {
     principal.needs(Scope::Operate)?;
-    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    let (store, actor) = (&door.dispatch.store, principal.actor());
     let removing = store.remove_webhook(&actor, principal.tenant(), &id);
-    if principal.timeout().ask(removing).await? { Ok(StatusCode::NO_CONTENT) } else { Err(none()) }
+    if principal.timeout().ask(removing).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Problem::no_webhook())
+    }
 }
 
 /// Enable a webhook
@@ -151,9 +150,8 @@ async fn remove(door: Shared, principal: Principal, Id(id): Id) -> Result<Status
 )]
 async fn enable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
     principal.needs(Scope::Operate)?;
-    let (store, actor) = (&door.dispatch.store, actor(&principal));
-    changed(principal.timeout().ask(store.enable_webhook(&actor, principal.tenant(), &id)).await?)?;
-    Ok(Json(seen(&door, &principal, &id).await?.into()))
+    let (store, actor) = (&door.dispatch.store, principal.actor());
+    changed(&door, &principal, &id, store.enable_webhook(&actor, principal.tenant(), &id)).await
 }
 
 /// Disable a webhook
@@ -171,9 +169,8 @@ async fn enable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<W
 )]
 async fn disable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
     principal.needs(Scope::Operate)?;
-    let (store, actor) = (&door.dispatch.store, actor(&principal));
-    changed(principal.timeout().ask(store.disable_webhook(&actor, principal.tenant(), &id)).await?)?;
-    Ok(Json(seen(&door, &principal, &id).await?.into()))
+    let (store, actor) = (&door.dispatch.store, principal.actor());
+    changed(&door, &principal, &id, store.disable_webhook(&actor, principal.tenant(), &id)).await
 }
 
 /// Give a webhook a new secret
@@ -187,32 +184,28 @@ async fn disable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<
     request_body(content = Rotation),
     responses(
         (status = 200, description = "The new secret", body = Secret),
-        (status = 400, description = "No JSON", body = Problem),
         (status = 404, description = "There is no such webhook", body = Problem),
-        (status = 408, description = "The body took too long", body = Problem),
-        (status = 413, description = "It is too large", body = Problem),
-        (status = 415, description = "It is not `application/json`", body = Problem),
-        (status = 422, description = "A field is unknown or wrong", body = Problem),
     )
 )]
 async fn rotate(
     door: Shared,
-    principal: Principal,
+    mut principal: Principal,
     Id(id): Id,
     request: Request,
 ) -> Result<Json<Secret>, Problem> {
     principal.needs(Scope::Operate)?;
-    let overlap_s = read_json::<Rotation>(request).await?.overlap_s.unwrap_or(OVERLAP_S);
+    let Rotation { overlap_s } = read_json(&mut principal, request, BODY).await?;
+    let overlap_s = overlap_s.unwrap_or(OVERLAP_S);
     if overlap_s > MOST_OVERLAP_S {
         let detail = format!("got {overlap_s}, expected at most {MOST_OVERLAP_S}");
         return Err(Problem::invalid("overlap_s", detail));
     }
     let secret = new_secret().map_err(|error| Problem::from(anyhow::Error::new(error)))?;
-    let (store, actor) = (&door.dispatch.store, actor(&principal));
+    let (store, actor) = (&door.dispatch.store, principal.actor());
     let overlap = std::time::Duration::from_secs(overlap_s);
     let rotating = store.rotate_webhook(&actor, principal.tenant(), &id, &secret, overlap);
     if !principal.timeout().ask(rotating).await? {
-        return Err(none());
+        return Err(Problem::no_webhook());
     }
     Ok(Json(Secret { id, secret }))
 }
@@ -236,7 +229,8 @@ async fn try_out(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<
     let webhook = seen(&door, &principal, &id).await?;
     let busy = |_| Problem::new(Kind::Conflict, "too many webhooks are tried at this moment; try again");
     let _place = door.trying.try_acquire().map_err(busy)?;
-    let answer = probe(&door.dispatch.store, &door.outbound, &webhook).await?.ok_or_else(none)?;
+    let answer =
+        probe(&door.dispatch.store, &door.outbound, &webhook).await?.ok_or_else(Problem::no_webhook)?;
     Ok(Json(Tried { delivered: answer.problem.is_none(), status: answer.status, problem: answer.problem }))
 }
 
@@ -286,30 +280,25 @@ async fn list_deliveries(
     request_body(content = Again),
     responses(
         (status = 202, description = "They are due", body = Resent),
-        (status = 400, description = "No JSON", body = Problem),
         (status = 404, description = "There is no such webhook, or no such end", body = Problem),
-        (status = 408, description = "The body took too long", body = Problem),
         (status = 409, description = "The webhook is disabled", body = Problem),
-        (status = 413, description = "It is too large", body = Problem),
-        (status = 415, description = "It is not `application/json`", body = Problem),
-        (status = 422, description = "A field is unknown or wrong", body = Problem),
     )
 )]
 async fn resend(
     door: Shared,
-    principal: Principal,
+    mut principal: Principal,
     Id(id): Id,
     request: Request,
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let Again { job_id, failed } = read_json(request).await?;
+    let Again { job_id, failed } = read_json(&mut principal, request, BODY).await?;
     if job_id.is_some() == failed {
         return Err(Problem::invalid("job_id", "expected either a job's id or \"failed\": true"));
     }
     if seen(&door, &principal, &id).await?.disabled_at.is_some() {
         return Err(Problem::new(Kind::Conflict, "the webhook is disabled; enable it first"));
     }
-    let (store, actor, timeout) = (&door.dispatch.store, actor(&principal), principal.timeout());
+    let (store, actor, timeout) = (&door.dispatch.store, principal.actor(), principal.timeout());
     let deliveries = match job_id {
         None => timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?,
         Some(job_id) => {
@@ -327,42 +316,18 @@ async fn resend(
 /// The caller's webhook, or a 404: another tenant's webhook is answered like one that is not there.
 async fn seen(door: &Door, principal: &Principal, id: &str) -> Result<WebhookView, Problem> {
     let found = principal.timeout().ask(door.dispatch.store.webhook(principal.tenant(), id)).await?;
-    found.ok_or_else(none)
+    found.ok_or_else(Problem::no_webhook)
 }
 
-fn none() -> Problem {
-    Problem::new(Kind::NotFound, "there is no webhook of this id")
-}
-
-fn changed(change: ChangedWebhook) -> Result<(), Problem> {
-    match change {
-        ChangedWebhook::Done | ChangedWebhook::Before => Ok(()),
-        ChangedWebhook::Unknown => Err(none()),
+/// The webhook after a change.
+async fn changed(
+    door: &Door,
+    principal: &Principal,
+    id: &str,
+    changing: impl Future<Output = Result<ChangedWebhook, StoreError>>,
+) -> Result<Json<Webhook>, Problem> {
+    match principal.timeout().ask(changing).await? {
+        ChangedWebhook::Done | ChangedWebhook::Before => Ok(Json(seen(door, principal, id).await?.into())),
+        ChangedWebhook::Unknown => Err(Problem::no_webhook()),
     }
-}
-
-/// Who acts, for the operators' log.
-fn actor(principal: &Principal) -> String {
-    match principal.key_id() {
-        "" => "API, without a key".to_owned(),
-        key => format!("key {key}"),
-    }
-}
-
-/// Reads a small body.
-async fn read_json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
-    let (parts, body) = request.into_parts();
-    expect_json(&parts.headers)?;
-    let body = body::read(&parts.headers, body, BODY).await?;
-    serde_json::from_slice(&body).map_err(|error| {
-        let text = error.to_string();
-        if !error.is_data() {
-            return Problem::new(Kind::Malformed, format!("not JSON: {text}")).at("body");
-        }
-        // serde names the field in the text alone.
-        let named = ["unknown field `", "missing field `", "duplicate field `"];
-        let named = named.iter().find_map(|kind| text.strip_prefix(kind)?.split_once('`'));
-        let field = named.map_or("body", |(field, _)| field);
-        Problem::invalid(job::shown(field), job::shown(&text))
-    })
 }

@@ -6,7 +6,7 @@ use job::{Change, JobSpec, JobState};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::columns::{Columns, job_columns, job_values, new_jobs};
+use super::columns::{Columns, insert_for_publishing, new_jobs};
 use crate::database::{Tx, rfc3339};
 use crate::{Store, StoreError};
 
@@ -22,14 +22,7 @@ pub enum Accepted {
 }
 
 pub(super) const ACCEPT: &str = concat!(
-    "
-    INSERT INTO harness_jobs (",
-    job_columns!(),
-    ", state, due_at)
-    SELECT ",
-    job_values!(),
-    ", 'publishing', now()
-      FROM ",
+    insert_for_publishing!(),
     new_jobs!(),
     "
      ORDER BY turn

@@ -67,6 +67,22 @@ macro_rules! job_values {
 }
 pub(crate) use job_values;
 
+/// The insert of new jobs that their caller publishes next, up to its FROM.
+macro_rules! insert_for_publishing {
+    () => {
+        concat!(
+            "INSERT INTO harness_jobs (",
+            $crate::jobs::columns::job_columns!(),
+            ", state, due_at)
+        SELECT ",
+            $crate::jobs::columns::job_values!(),
+            ", 'publishing', now()
+          FROM "
+        )
+    };
+}
+pub(crate) use insert_for_publishing;
+
 impl<'a> Columns<'a> {
     pub(crate) fn of(specs: impl Iterator<Item = &'a JobSpec> + Clone) -> Columns<'a> {
         Columns {

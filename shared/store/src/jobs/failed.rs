@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::accept::accepted;
-use super::columns::{Columns, job_columns, job_values, new_jobs};
+use super::columns::{Columns, insert_for_publishing, new_jobs};
 use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
@@ -178,13 +178,9 @@ const REDRIVE: &str = concat!(
          WHERE r.job_id = o.job_id
         RETURNING r.redriven_as AS new_id
     )
-    INSERT INTO harness_jobs (",
-    job_columns!(),
-    ", state, due_at)
-    SELECT ",
-    job_values!(),
-    ", 'publishing', now()
-      FROM marked m JOIN incoming i ON i.job_id = m.new_id
+    ",
+    insert_for_publishing!(),
+    "marked m JOIN incoming i ON i.job_id = m.new_id
      ORDER BY turn
     RETURNING job_id"
 );

@@ -16,7 +16,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::acceptance::{Acceptance, Taken};
-use super::columns::{job_columns, job_values, new_jobs};
+use super::columns::{insert_for_publishing, new_jobs};
 use crate::database::{millis, query, read_job_id, rfc3339};
 use crate::{Store, StoreError};
 
@@ -89,13 +89,8 @@ pub(super) const ACCEPT_KEYED: &str = concat!(
            AND CASE WHEN l.lives THEN counts OR kind = 'unique'
                     ELSE counts AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = w.holder) IS NOT NULL END
     ), new AS (
-        INSERT INTO harness_jobs (",
-    job_columns!(),
-    ", state, due_at)
-        SELECT ",
-    job_values!(),
-    ", 'publishing', now()
-          FROM ",
+        ",
+    insert_for_publishing!(),
     new_jobs!(),
     "
          WHERE job_id <> ALL(ARRAY(SELECT job_id FROM held))

@@ -6,6 +6,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tests::{Api, Fleet, Ran, Worker, binary, job, until};
 
+use super::outages::{JOBS, survives_a_kill};
+
 /// A door that wants keys, and a key of the tenant `default`.
 async fn door(fleet: &Fleet) -> (Worker, String, String) {
     let door = fleet.door("door").set("ENVIRONMENT", "production").start().await;
@@ -158,9 +160,8 @@ async fn lines_are_accepted_or_refused_by_the_api_each_for_itself() {
 
 #[tokio::test]
 async fn a_door_that_is_killed_while_lines_are_sent_loses_and_doubles_nothing() {
-    const JOBS: usize = 10_000;
     let fleet = Fleet::new().await;
-    let mut door = fleet.door("door").start().await;
+    let door = fleet.door("door").start().await;
     let url = Api::of(&door).await.base().to_owned();
     let lines: Vec<String> =
         (0..JOBS).map(|n| json!({"session_id": "s", "agent_id": "echo", "input": n}).to_string()).collect();
@@ -168,16 +169,7 @@ async fn a_door_that_is_killed_while_lines_are_sent_loses_and_doubles_nothing() 
         let settings = [("HARNESS_URL", url.as_str())];
         over(&settings, &lines.join("\n"), &["enqueue", "--file", "-", "--print-ids"]).await
     };
-    let killing = async {
-        let accepted = "SELECT count(*) FROM harness_jobs";
-        let begun = async || (fleet.database.count(accepted).await >= 1_000).then_some(());
-        until("a part is accepted", begun).await;
-        door.kill();
-        door.ended().await;
-        assert!(fleet.database.count(accepted).await < JOBS as i64, "all were accepted");
-        fleet.door("the next door").set("API_ADDR", url.replace("http://", "")).start().await
-    };
-    let (ran, _door) = tokio::join!(enqueuing, killing);
+    let ran = survives_a_kill(&fleet, door, enqueuing).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let inputs = fleet.database.texts("SELECT message ->> 'input' FROM harness_jobs ORDER BY seq").await;
     assert!(inputs.iter().cloned().eq((0..JOBS).map(|n| n.to_string())), "another order, or other jobs");

@@ -11,15 +11,12 @@ use tests::{Api, Fleet, Ran, Worker, job, until};
 
 use super::python;
 
-const JOBS: usize = 10_000;
+/// Jobs of a batch that is cut off.
+pub const JOBS: usize = 10_000;
 
-/// Kills the door while a client submits a batch, and starts it again at the same address. Returns the ids that the
-/// client was answered.
-async fn survives_a_kill(
-    fleet: &Fleet,
-    mut door: Worker,
-    client: impl Future<Output = Vec<String>>,
-) -> Vec<String> {
+/// Kills the door while a client submits [`JOBS`] jobs, and starts it again at the same address. Returns what the client
+/// returned.
+pub async fn survives_a_kill<T>(fleet: &Fleet, mut door: Worker, client: impl Future<Output = T>) -> T {
     let address = Api::of(&door).await.base().replace("http://", "");
     let killing = async {
         let accepted = "SELECT count(*) FROM harness_jobs";
@@ -31,8 +28,8 @@ async fn survives_a_kill(
         assert!(reached < JOBS as i64, "the batch was over: {reached}");
         fleet.door("the next door").set("API_ADDR", address).start().await
     };
-    let (ids, _door) = tokio::join!(client, killing);
-    ids
+    let (returned, _door) = tokio::join!(client, killing);
+    returned
 }
 
 /// Each job is in the ledger once, in the order given, under the id that the client was answered.
@@ -52,7 +49,7 @@ async fn a_door_that_is_killed_in_a_batch_loses_and_doubles_nothing_with_the_pyt
     let client = async {
         let ran = Ran::of(command, "").await;
         assert_eq!(ran.code, 0, "{ran:?}");
-        ran.out.lines().map(str::to_owned).collect()
+        ran.out.lines().map(str::to_owned).collect::<Vec<_>>()
     };
     let ids = survives_a_kill(&fleet, door, client).await;
     are_whole(&fleet, &ids).await;
@@ -67,7 +64,7 @@ async fn a_door_that_is_killed_in_a_batch_loses_and_doubles_nothing_with_the_rus
     let submitting = async {
         let batch = client.submit_all(&jobs).await;
         assert!(batch.error.is_none(), "{:?}", batch.error);
-        batch.answers.iter().map(|answer| answer.job_id.expect("an id").to_string()).collect()
+        batch.answers.iter().map(|answer| answer.job_id.expect("an id").to_string()).collect::<Vec<_>>()
     };
     let ids = survives_a_kill(&fleet, door, submitting).await;
     assert!(jobs.iter().map(|job| job.job_id.to_string()).eq(ids.iter().cloned()));

@@ -1,3 +1,5 @@
+//! What the table of prices promises: nothing is rounded down, and what has no price has no cost.
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! What an answer has cost, as each provider says it, whole or cut off.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a request can cost at most, for each rule of each wire.
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
