@@ -13,7 +13,7 @@ use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
 use crate::refusal::refused;
-use crate::running::{Reservation, Reserved};
+use crate::running::Reservation;
 use crate::worker::Worker;
 
 /// Runs a claimed job, and after it the session's next ones. Returns the first reply; the messages of the other jobs
@@ -35,7 +35,7 @@ pub async fn take(
         let message = next.message.as_deref().unwrap_or_default();
         let reserved = worker.running.reserve(next.claim.job_id());
         (spec, reservation) = match (job::decode_stored(message), reserved) {
-            (Ok(next), Reserved::Ours(reservation)) => (next, reservation),
+            (Ok(next), Some(reservation)) => (next, reservation),
             // The heartbeat finds it among the unknown jobs and hands it back.
             (result, _) => {
                 let trace_id = result.as_ref().map_or(next.claim.job_id().into(), JobSpec::trace_id);
