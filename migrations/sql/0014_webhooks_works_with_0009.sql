@@ -50,6 +50,8 @@ CREATE TABLE harness_deliveries (
     CHECK ((state = 'pending') = (ended_at IS NULL))
 );
 CREATE INDEX harness_deliveries_due ON harness_deliveries (webhook_id, due_at) WHERE state = 'pending';
+-- Those that were given up, for a request to send them again.
+CREATE INDEX harness_deliveries_failed ON harness_deliveries (webhook_id, job_id) WHERE state = 'failed';
 CREATE INDEX harness_deliveries_age ON harness_deliveries (created_at);
 
 -- And no such worker comes where there is one that is enabled, for instance under a new id after its lease was lost.

@@ -124,7 +124,7 @@ enum Command {
         /// The jobs whose ends are sent, whether or not they were sent before
         #[arg(required_unless_present = "failed", value_name = "JOB")]
         jobs: Vec<JobId>,
-        /// All deliveries that were given up
+        /// The deliveries that were given up, 10,000 at a time
         #[arg(long, conflicts_with = "jobs")]
         failed: bool,
     },
@@ -376,8 +376,11 @@ async fn resend(store: &Store, id: &str, jobs: &[JobId], failed: bool) -> anyhow
     }
     let actor = operator();
     if failed {
-        let due = store.resend_failed(&actor, &tenant, id).await.context("making deliveries due")?;
-        out!("{due} deliveries are due again");
+        let resent = store.resend_failed(&actor, &tenant, id).await.context("making deliveries due")?;
+        out!("{} deliveries are due again", resent.due);
+        if resent.left > 0 {
+            note!("{} or more are left: repeat this when those are sent", resent.left);
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;

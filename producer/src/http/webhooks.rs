@@ -275,8 +275,8 @@ async fn list_deliveries(
 
 /// Send again
 ///
-/// The end of a job, whether or not it was sent before, or all that was given up. The message has the same
-/// `webhook-id` as before.
+/// The end of a job, whether or not it was sent before, or what was given up: 10,000 at a time, those of the oldest jobs
+/// first. The message has the same `webhook-id` as before.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/resend",
@@ -304,18 +304,21 @@ async fn resend(
         return Err(Problem::new(Kind::Conflict, "the webhook is disabled; enable it first"));
     }
     let (store, actor, timeout) = (&door.dispatch.store, principal.actor(), principal.timeout());
-    let deliveries = match job_id {
-        None => timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?,
+    let resent = match job_id {
+        None => {
+            let resent = timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?;
+            Resent { deliveries: resent.due, left: resent.left }
+        }
         Some(job_id) => {
             let job_id = super::jobs::job_id(&job_id)?;
             let resending = store.resend(&actor, principal.tenant(), &id, job_id);
             if !timeout.ask(resending).await? {
                 return Err(Problem::no_job());
             }
-            1
+            Resent { deliveries: 1, left: 0 }
         }
     };
-    Ok((StatusCode::ACCEPTED, Json(Resent { deliveries })).into_response())
+    Ok((StatusCode::ACCEPTED, Json(resent)).into_response())
 }
 
 /// The caller's webhook, or a 404: another tenant's webhook is answered like one that is not there.

@@ -62,8 +62,8 @@ pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use webhooks::{
-    ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook, Sent,
-    WebhookBacklog, WebhookKeys, WebhookView,
+    ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook,
+    ResentFailed, Sent, WebhookBacklog, WebhookKeys, WebhookView,
 };
 pub use workers::{Beat, Durations, OlderWorker, Throughput, WorkerRegistration};
 

@@ -8,6 +8,8 @@ mod written;
 mod endpoint;
 mod delivery;
 
-pub use delivery::{DeliveryResult, DeliveryState, DeliveryView, DueDelivery, Sent, WebhookBacklog};
+pub use delivery::{
+    DeliveryResult, DeliveryState, DeliveryView, DueDelivery, ResentFailed, Sent, WebhookBacklog,
+};
 pub use endpoint::{ChangedWebhook, DisabledBy, NewWebhook, WebhookKeys, WebhookView};
 pub(crate) use written::deliveries;

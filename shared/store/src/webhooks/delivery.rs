@@ -124,6 +124,17 @@ pub struct WebhookBacklog {
     pub lag: Duration,
 }
 
+/// What became of the failed deliveries of a webhook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResentFailed {
+    /// How many are due again.
+    pub due: i64,
+    /// How many are still failed, because one call makes a bounded number due; counting stops at 10,000.
+    pub left: i64,
+}
+
+/// How many failed deliveries are made due again at a time.
+pub const RESEND_AT_MOST: i64 = 10_000;
 /// How long deliveries are kept.
 const KEEP: Duration = Duration::from_secs(7 * 86_400);
 /// How many are removed at a time.
@@ -225,11 +236,16 @@ const RESEND: &str = concat!(
     )
 );
 
+/// Oldest job first, and a bounded number. All members of the statement see the rows as they were before it.
 const RESEND_FAILED: &str = concat!(
-    "WITH again AS (
+    "WITH given_up AS MATERIALIZED (
+         SELECT webhook_id, job_id FROM harness_deliveries
+          WHERE webhook_id = (SELECT id FROM harness_webhooks WHERE tenant = $2 AND id = $3) AND state = 'failed'
+          ORDER BY job_id LIMIT $4::bigint
+     ), again AS (
          UPDATE harness_deliveries d
             SET state = 'pending', attempts = 0, due_at = now(), taken_by = NULL, created_at = now(), ended_at = NULL
-          WHERE d.webhook_id = (SELECT id FROM harness_webhooks WHERE tenant = $2 AND id = $3) AND d.state = 'failed'
+           FROM given_up g WHERE d.webhook_id = g.webhook_id AND d.job_id = g.job_id AND d.state = 'failed'
          RETURNING 1
      ), made AS (
          SELECT $2::text AS tenant, count(*) AS deliveries FROM again HAVING count(*) > 0)",
@@ -239,7 +255,9 @@ const RESEND_FAILED: &str = concat!(
         "jsonb_build_object('webhook', $3::text, 'deliveries', deliveries)",
         "made"
     ),
-    ", (SELECT deliveries FROM made)"
+    ", (SELECT deliveries FROM made),
+       (SELECT count(*) FROM (SELECT FROM harness_deliveries WHERE webhook_id = $3 AND state = 'failed'
+                               ORDER BY job_id LIMIT $4 OFFSET $4) rest)"
 );
 
 const FORGET: &str = "
@@ -352,16 +370,17 @@ impl Store {
         Ok(made > 0)
     }
 
-    /// Makes all failed deliveries of a webhook of this tenant due again; returns how many.
+    /// Makes failed deliveries of a webhook of this tenant due again, those of the oldest jobs first.
     pub async fn resend_failed(
         &self,
         actor: &str,
         tenant: &Tenant,
         webhook_id: &str,
-    ) -> Result<i64, StoreError> {
-        let params: &Params<'_> = &[&actor, &tenant.as_str(), &webhook_id];
+    ) -> Result<ResentFailed, StoreError> {
+        let params: &Params<'_> = &[&actor, &tenant.as_str(), &webhook_id, &RESEND_AT_MOST];
         let rows = query(&self.pool, "resend_failed", RESEND_FAILED, params).await?;
-        Ok(rows.first().map_or(0, |row| row.get(1)))
+        let resent = |row: &Row| ResentFailed { due: row.get(1), left: row.get(2) };
+        Ok(rows.first().map_or(ResentFailed::default(), resent))
     }
 
     /// Removes some deliveries that have been kept long enough; returns whether there may be more.

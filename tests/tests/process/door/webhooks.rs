@@ -376,3 +376,25 @@ async fn another_tenant_s_webhook_is_answered_like_one_that_is_not_there() {
     assert!(log.out.contains("webhook_created") && log.out.contains("webhook_removed"), "{log:?}");
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn what_was_given_up_is_sent_again_in_bounded_parts() {
+    let fleet = Fleet::new().await;
+    let door = door(&fleet, "door").start().await;
+    let api = Api::of(&door).await;
+    let receiver = Receiver::start().await;
+    receiver.hold();
+    let (id, _) = webhook(&api, &receiver.url(), json!({})).await;
+    let given_up = format!(
+        "INSERT INTO harness_deliveries (webhook_id, job_id, state, ended_at)
+         SELECT '{id}', gen_random_uuid(), 'failed', now() FROM generate_series(1, 10007)"
+    );
+    fleet.database.execute(&given_up).await;
+    let again = async || {
+        api.post(&format!("/v1/webhooks/{id}/resend"), &json!({"failed": true})).await.is(202).json()
+    };
+    assert_eq!(again().await, json!({"deliveries": 10_000, "left": 7}));
+    let resent = fleet.producer(&["webhooks", "resend", &id, "--failed"]).await;
+    assert!(resent.code == 0 && resent.out.contains("7 deliveries are due again"), "{resent:?}");
+    assert_eq!(again().await, json!({"deliveries": 0, "left": 0}));
+}
