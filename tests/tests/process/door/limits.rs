@@ -154,3 +154,31 @@ async fn a_tenant_submits_no_faster_than_its_rate_over_all_doors() {
     };
     until("the limit is gone", free).await;
 }
+
+#[tokio::test]
+async fn a_tenant_whose_jobs_end_as_fast_as_they_come_is_never_refused_below_its_bound() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let acme = caller(&fleet, &api, "acme", "submit,read,operate").await;
+    for tenant in ["acme", "default"] {
+        set(&fleet, tenant, &["--max-waiting", "5"]).await;
+    }
+    // A neighbour's jobs, which make the counts of the tenant `default` slow.
+    let neighbour = "
+        INSERT INTO harness_jobs (job_id, tenant, session_id, agent_id, pool, message, state)
+        SELECT overlay(overlay(gen_random_uuid()::text placing '7' from 15) placing '01900000-0000' from 1)::uuid,
+               'other', '~other/s', 'echo', 'idle', '{}', 'blocked' FROM generate_series(1, 100000)";
+    fleet.database.execute(neighbour).await;
+    for n in 0..60 {
+        for caller in [&acme, &api] {
+            let batch = caller.post("/v1/jobs/batch", &json!(vec![json!({"agent_id": "echo"}); 4])).await;
+            let batch = batch.is(200).json();
+            assert_eq!(batch["accepted"], 4, "{n}: {batch}");
+            for item in batch["items"].as_array().expect("items") {
+                let id = item["job_id"].as_str().expect("an id");
+                caller.post(&format!("/v1/jobs/{id}/cancel"), &json!(null)).await.is(200);
+            }
+        }
+    }
+}
