@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use job::JobId;
 use serde_json::json;
 use tests::{Api, Fleet, Reply, until};
 use tokio::time::Instant;
@@ -181,4 +182,47 @@ async fn a_tenant_whose_jobs_end_as_fast_as_they_come_is_never_refused_below_its
             }
         }
     }
+}
+
+#[tokio::test]
+async fn the_repeat_of_an_accepted_request_is_answered_although_a_limit_is_reached() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").set("API_MAX_UNFINISHED_JOBS", 12).start().await;
+    let api = Api::of(&door).await;
+    let bounded = caller(&fleet, &api, "bounded", "submit,read").await;
+    let rated = caller(&fleet, &api, "rated", "submit,read").await;
+    set(&fleet, "bounded", &["--max-waiting", "3"]).await;
+    set(&fleet, "rated", &["--rate-per-s", "0.001", "--burst", "3"]).await;
+    for (caller, refusal) in [(&bounded, "tenant_backlog"), (&rated, "rate_limited"), (&api, "backlog")] {
+        let keyed = json!({"agent_id": "echo", "idempotency_key": "k"});
+        let unique = json!({"agent_id": "echo", "unique": {"key": "u"}});
+        let own = json!({"agent_id": "echo", "job_id": JobId::now().to_string()});
+        let earlier = [&keyed, &unique, &own];
+        let mut ids = Vec::new();
+        for job in earlier {
+            ids.push(caller.submit(job).await.is(202).text("job_id"));
+        }
+        let new = json!({"agent_id": "echo"});
+        let full = async || {
+            let reply = caller.submit(&new).await;
+            (reply.status != 202).then_some(reply)
+        };
+        let refused = until("the limit is reached", full).await;
+        assert_eq!(refused.text("type"), format!("urn:harness:{refusal}"));
+        for (job, id) in earlier.into_iter().zip(&ids) {
+            assert_eq!(&caller.submit(job).await.is(200).text("job_id"), id, "{refusal}");
+        }
+        let other = json!({"agent_id": "echo", "input": 2, "idempotency_key": "k"});
+        caller.submit(&other).await.problem(409, Some("idempotency_key"));
+
+        // A batch is answered like its jobs.
+        let batch = caller.post("/v1/jobs/batch", &json!([keyed, unique, own])).await.is(200).json();
+        let items = batch["items"].as_array().expect("items");
+        let found: Vec<&str> = items.iter().filter_map(|item| item["job_id"].as_str()).collect();
+        assert!(found == ids && batch["complete"] == true, "{refusal}: {batch}");
+        let batch = caller.post("/v1/jobs/batch", &json!([new, own])).await.is(200).json();
+        let statuses = [&batch["items"][0]["status"], &batch["items"][1]["status"]];
+        assert!(statuses[0] != 202 && statuses[1] == 200 && batch["accepted"] == 1, "{refusal}: {batch}");
+    }
+    fleet.database.audited().await;
 }
