@@ -187,8 +187,8 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
 
 /// Run a failed job again
 ///
-/// A new job does its work, under a new id. That happens once for each failed job. A key without the scope `read` is shown
-/// the new job's id and state alone.
+/// A new job does its work, under a new id. That happens once for each failed job. It counts against the tenant's limits
+/// like a submission. A key without the scope `read` is shown the new job's id and state alone.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/redrive",
@@ -205,12 +205,22 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
     let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     let limits = door.limits()?;
     seen(&door, &principal, job_id, timeout).await?;
+    // It is one more job of the tenant, like one that is submitted.
+    let admitted = admit(&door, &principal, 1, timeout).await?;
+    if let Some(refused) = admitted.refused {
+        return Err(refused.of_job(job_id));
+    }
     let renewing = redrive_one(&door.dispatch, job_id, &limits);
     match timeout.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
         Renewal::Redriven(new, submitted) => {
+            door.backlog.taken_in(principal.tenant(), 1);
             door.publishing.hand_over(*submitted);
             let view = seen(&door, &principal, new, timeout).await.map_err(|problem| problem.of_job(new))?;
-            Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal))
+            let mut response = at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal);
+            if let Some(rate) = admitted.rate {
+                rate.note(&mut response);
+            }
+            Ok(response)
         }
         Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
     }

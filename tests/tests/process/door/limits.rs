@@ -226,3 +226,36 @@ async fn the_repeat_of_an_accepted_request_is_answered_although_a_limit_is_reach
     }
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn a_tenant_redrives_no_more_than_it_may_submit_and_an_operator_is_not_limited() {
+    let fleet = Fleet::new().await;
+    let worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let mut failed = Vec::new();
+    for _ in 0..2 {
+        let id = api.submit(&json!({"agent_id": "nobody"})).await.is(202).text("job_id");
+        api.wait(&id).await.is(200);
+        failed.push(id);
+    }
+    drop(worker);
+    set(&fleet, "default", &["--max-waiting", "1"]).await;
+    let full = async || (api.submit(&json!({"agent_id": "echo"})).await.status == 429).then_some(());
+    until("the bound is reached", full).await;
+    let redrive = format!("/v1/jobs/{}/redrive", failed[0]);
+    refused(api.post(&redrive, &json!(null)).await, 429, "tenant_backlog");
+    set(&fleet, "default", &["--max-waiting", "none", "--rate-per-s", "0.02", "--burst", "1"]).await;
+    let limited = async || {
+        let reply = api.submit(&json!({"agent_id": "echo"})).await;
+        (reply.status == 429 && reply.text("type") == "urn:harness:rate_limited").then_some(())
+    };
+    until("the rate is used up", limited).await;
+    refused(api.post(&redrive, &json!(null)).await, 429, "rate_limited");
+    assert_eq!(fleet.producer(&["dead", "redrive", &failed[1]]).await.code, 0);
+
+    set(&fleet, "default", &["--rate-per-s", "none"]).await;
+    let accepted = async || (api.post(&redrive, &json!(null)).await.status == 202).then_some(());
+    until("the limit is gone", accepted).await;
+    fleet.database.audited().await;
+}
