@@ -259,3 +259,30 @@ async fn a_tenant_redrives_no_more_than_it_may_submit_and_an_operator_is_not_lim
     until("the limit is gone", accepted).await;
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn a_burst_that_no_clock_could_hold_is_refused_and_an_older_one_is_bounded() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    for limits in [
+        ["tenants", "create", "acme", "--rate-per-s", "0.001", "--burst", "31537"],
+        ["tenants", "set", "default", "--rate-per-s", "0.001", "--burst", "2147483647"],
+    ] {
+        let refused = fleet.producer(&limits).await;
+        assert!(refused.code == 2 && refused.err.contains("expected at most 31536"), "{refused:?}");
+    }
+    set(&fleet, "default", &["--rate-per-s", "0.001"]).await;
+    let refused = fleet.producer(&["tenants", "set", "default", "--burst", "31537"]).await;
+    assert!(refused.code == 2 && refused.err.contains("expected at most 31536"), "{refused:?}");
+    set(&fleet, "default", &["--burst", "31535"]).await;
+
+    // As it could be set before.
+    let absurd = "UPDATE harness_tenants SET rate_per_s = 1e-12, burst = 2147483647";
+    fleet.database.execute(absurd).await;
+    let limited = async || {
+        (api.submit(&json!({"agent_id": "echo"})).await.header("ratelimit-limit") == "31536").then_some(())
+    };
+    until("the limit counts", limited).await;
+    api.submit(&json!({"agent_id": "echo"})).await.is(202);
+}
