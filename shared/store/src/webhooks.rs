@@ -7,9 +7,9 @@
 mod written;
 mod endpoint;
 mod delivery;
+mod resend;
 
-pub use delivery::{
-    DeliveryResult, DeliveryState, DeliveryView, DueDelivery, ResentFailed, Sent, WebhookBacklog,
-};
+pub use delivery::{DeliveryResult, DeliveryState, DeliveryView, DueDelivery, Sent, WebhookBacklog};
 pub use endpoint::{ChangedWebhook, DisabledBy, NewWebhook, WebhookKeys, WebhookView};
+pub use resend::ResentFailed;
 pub(crate) use written::deliveries;
