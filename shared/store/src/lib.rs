@@ -63,7 +63,7 @@ pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use webhooks::{
     ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook,
-    ResentFailed, Sent, WebhookBacklog, WebhookKeys, WebhookView,
+    ResentFailed, Sent, WebhookBacklog, WebhookHealth, WebhookKeys, WebhookView,
 };
 pub use workers::{Beat, Durations, OlderWorker, Throughput, WorkerRegistration};
 
