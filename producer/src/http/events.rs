@@ -35,6 +35,8 @@ use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When clients come back after the end of this process. They are spread over as long again.
 const RETRY_MS: u64 = 1_000;
+/// When clients come back whose stream was ended because what it follows cannot be read.
+const UNREADABLE_RETRY: Duration = Duration::from_secs(30);
 /// What is asked of a stream that goes on may lie this long before its last event.
 const OVERLAP_MS: i64 = 15_000;
 /// Proxies are asked to pass each event on at once (nginx).
@@ -270,10 +272,10 @@ async fn answer(
 ) -> Response {
     let follower = door.following.follow(wish).await;
     let (stop, gauge) = (door.stop.clone(), FollowerGauge::begin());
-    let lines = VecDeque::new();
+    let events = VecDeque::new();
     let spread = follower.id() % RETRY_MS;
     let streamed =
-        Streamed { follower, sequence, principal, job_id, stop, lines, spread, over: false, _gauge: gauge };
+        Streamed { follower, sequence, principal, job_id, stop, events, spread, over: false, _gauge: gauge };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     ([UNBUFFERED], Sse::new(streamed.into_stream()).keep_alive(keep_alive)).into_response()
 }
@@ -286,7 +288,8 @@ struct Streamed {
     /// The job that is followed alone; its end is the stream's.
     job_id: Option<JobId>,
     stop: CancellationToken,
-    lines: VecDeque<Line>,
+    /// What was read and not sent yet. Each is written as text when its turn has come.
+    events: VecDeque<(Position, Event)>,
     spread: u64,
     over: bool,
     _gauge: FollowerGauge,
@@ -299,8 +302,8 @@ impl Streamed {
 
     async fn next(&mut self) -> Option<Line> {
         loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Some(line);
+            if let Some((position, event)) = self.events.pop_front() {
+                return Some(line(event, &self.principal).id(position.to_string()));
             }
             if self.over {
                 return None;
@@ -315,16 +318,20 @@ impl Streamed {
             };
             match news {
                 News::Seen(seen) => {
-                    for (position, event) in self.sequence.events(&seen) {
-                        self.over |= self.job_id.is_some() && matches!(event, Event::End(_));
-                        self.lines.push_back(line(event, &self.principal).id(position.to_string()));
-                    }
+                    let events = self.sequence.events(&seen);
+                    let is_end = |(_, event): &(Position, Event)| matches!(event, Event::End(_));
+                    self.over = self.job_id.is_some() && events.iter().any(is_end);
+                    self.events.extend(events);
                 }
                 News::Text(piece) if self.job_id.is_none_or(|job_id| job_id == piece.job_id) => {
-                    let TextPiece { job_id, text, .. } = &*piece;
-                    self.lines.push_back(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
+                    let TextPiece { job_id, text, .. } = &**piece;
+                    return Some(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
                 }
                 News::Text(_) => {}
+                News::Unreadable => {
+                    self.over = true;
+                    return Some(Line::default().retry(UNREADABLE_RETRY));
+                }
             }
         }
     }
