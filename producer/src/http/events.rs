@@ -20,15 +20,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
+use super::followers::FollowerPlace;
 use super::jobs::{job_id, seen};
 use super::ledger::Timeout;
 use super::metrics::FollowerGauge;
 use super::path::Id;
-use super::problem::{Kind, Problem};
+use super::problem::Problem;
 use super::query::Query;
 use super::view::Job;
 use super::{Door, Shared};
-use crate::access::take_ticket;
 use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
 
 /// A comment is sent after so long without an event, so that a client that is gone is noticed.
@@ -170,7 +170,8 @@ async fn follow_job(
         key_id: principal.key_id().to_owned(),
     };
     let sequence = Sequence::of_job(job_id, from);
-    Ok(answer(&door, principal, Some(job_id), sequence, wish).await)
+    let place = door.followers.begin(&principal)?;
+    Ok(answer(&door, principal, Some(job_id), sequence, wish, place).await)
 }
 
 /// Follow a session
@@ -212,7 +213,8 @@ async fn follow_session(
         key_id: principal.key_id().to_owned(),
     };
     let sequence = Sequence::of_session(from, resumed.is_none());
-    Ok(answer(&door, principal, None, sequence, wish).await)
+    let place = door.followers.begin(&principal)?;
+    Ok(answer(&door, principal, None, sequence, wish, place).await)
 }
 
 /// The caller's session and the place of its last checkpoint, or a 404.
@@ -237,17 +239,7 @@ async fn caller(
     let query = Query::parse(query, &["ticket", "last_event_id"]);
     let ticket = query.as_ref().ok().and_then(|query| query.one::<String>("ticket").ok()?);
     let principal = match ticket {
-        Some(ticket) => {
-            let taking = take_ticket(&door.dispatch.store, &ticket, stream);
-            let timeout = Timeout::begin();
-            let taken = timeout.ask(taking).await?;
-            let refused =
-                "expected a ticket for this stream that is not older than 60 s and was not used before";
-            Principal::of_ticket(
-                taken.ok_or_else(|| Problem::new(Kind::Unauthenticated, refused).at("ticket"))?,
-                timeout,
-            )
-        }
+        Some(ticket) => Principal::of_ticket(parts, door, &ticket, stream).await?,
         None => Principal::of_request(parts, door).await?,
     };
     principal.needs(Scope::Read)?;
@@ -269,13 +261,24 @@ async fn answer(
     job_id: Option<JobId>,
     sequence: Sequence,
     wish: Wish,
+    place: FollowerPlace,
 ) -> Response {
     let follower = door.following.follow(wish).await;
     let (stop, gauge) = (door.stop.clone(), FollowerGauge::begin());
     let events = VecDeque::new();
     let spread = follower.id() % RETRY_MS;
-    let streamed =
-        Streamed { follower, sequence, principal, job_id, stop, events, spread, over: false, _gauge: gauge };
+    let streamed = Streamed {
+        follower,
+        sequence,
+        principal,
+        job_id,
+        stop,
+        events,
+        spread,
+        over: false,
+        _gauge: gauge,
+        _place: place,
+    };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     ([UNBUFFERED], Sse::new(streamed.into_stream()).keep_alive(keep_alive)).into_response()
 }
@@ -293,6 +296,7 @@ struct Streamed {
     spread: u64,
     over: bool,
     _gauge: FollowerGauge,
+    _place: FollowerPlace,
 }
 
 impl Streamed {
