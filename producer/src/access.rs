@@ -11,4 +11,4 @@ pub use api_key::{ApiKey, BadKey};
 pub use keys::{Keys, Refused, Wanted, create_key};
 pub use limits::Limits;
 pub use rates::{Granted, Rates};
-pub use ticket::{VALID_FOR, create_ticket, take_ticket};
+pub use ticket::{VALID_FOR, create_ticket};

@@ -8,21 +8,30 @@
 //! A follower costs a place in a list and a bounded queue: no connection, query or binding of its own. It is
 //! registered first, and what it follows is read after that, so that no change is missed in between. A follower that
 //! does not keep up is cut off.
+//!
+//! No follower holds up the others. A question is bounded in topics, in ends and in bytes; what is left comes behind
+//! what the others wait for. Topics that could not be read together are read one by one, beside all others, until they
+//! can be read; a topic that still cannot be read is given up, and its followers know that.
+//!
+//! What waits for followers is bounded: 1 MiB for each, and 64 MiB for all ([`topics::HELD`]). Beside that, a stream
+//! holds the part of a reading that it is sending.
 
+mod mailbox;
+mod queue_of_topics;
 mod reader;
 mod sequence;
 mod topics;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use job::{JobId, SessionKey, TextPiece};
 use queue::Shards;
 use store::{JobView, LiveJob, Step, StepPlace};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use mailbox::{Counted, Mailbox};
 pub use sequence::{Event, Position, Sequence};
 use topics::Topics;
 
@@ -54,7 +63,7 @@ pub struct Wish {
 }
 
 /// What was read at one time.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Seen {
     /// When, by Postgres's clock, in milliseconds of the Unix epoch.
     pub at: i64,
@@ -70,9 +79,11 @@ pub struct Seen {
 #[derive(Clone, Debug)]
 pub enum News {
     /// What was read.
-    Seen(Arc<Seen>),
+    Seen(Arc<Counted<Seen>>),
     /// Text that a job streams.
-    Text(Arc<TextPiece>),
+    Text(Arc<Counted<TextPiece>>),
+    /// What is followed cannot be read, again and again. Nothing comes behind this.
+    Unreadable,
 }
 
 /// All that is followed in this process; clones share it.
@@ -80,6 +91,8 @@ pub enum News {
 pub struct Following {
     topics: Arc<Mutex<Topics>>,
     due: Arc<Notify>,
+    /// Topics that are read apart from the others may be due.
+    apart: Arc<Notify>,
     shards: Shards,
 }
 
@@ -88,30 +101,33 @@ pub struct Follower {
     following: Following,
     followed: Followed,
     id: u64,
-    news: mpsc::Receiver<News>,
-    /// Bytes of text that wait here.
-    waiting: Arc<AtomicUsize>,
+    news: Arc<Mailbox>,
 }
 
 impl Following {
     /// Nothing is followed yet. The text of these shards can be had.
     pub fn new(shards: Shards) -> Following {
-        Following { topics: Arc::default(), due: Arc::default(), shards }
+        Following { topics: Arc::default(), due: Arc::default(), apart: Arc::default(), shards }
     }
 
     /// Follows from now on. What there is comes first.
     pub async fn follow(&self, wish: Wish) -> Follower {
         let (followed, text) = (wish.followed.clone(), wish.text);
-        let waiting = Arc::<AtomicUsize>::default();
-        let (id, news, wanted) = self.lock().enter(wish, waiting.clone());
+        let (id, news, wanted) = self.lock().enter(wish);
         // From here on its end takes it out of the list again.
-        let follower = Follower { following: self.clone(), followed, id, news, waiting };
+        let follower = Follower { following: self.clone(), followed, id, news };
         if let Some(shard) = text {
             self.shards.want(wanted);
             self.shards.comes(shard, TEXT_COMES_WITHIN).await;
         }
-        self.due.notify_one();
+        self.notify();
         follower
+    }
+
+    /// Something may be due.
+    fn notify(&self) {
+        self.due.notify_one();
+        self.apart.notify_one();
     }
 
     /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does
@@ -133,6 +149,7 @@ impl Following {
                     }
                 }
                 News::Text(_) => {}
+                News::Unreadable => return None,
             }
         }
     }
@@ -150,11 +167,10 @@ impl Follower {
 
     /// Waits for what comes next; `None` when it was cut off, or nothing comes any more.
     pub async fn next(&mut self) -> Option<News> {
-        let news = self.news.recv().await;
-        if let Some(News::Text(piece)) = &news {
-            self.waiting.fetch_sub(piece.text.len(), Ordering::Relaxed);
+        if self.news.is_empty() && self.following.lock().taken(&self.followed) {
+            self.following.notify();
         }
-        news
+        self.news.next().await
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod problem;
 mod client;
+mod shares;
 mod sign_ins;
 mod auth;
+mod bodies;
 mod body;
 mod prefer;
 mod view;
@@ -20,6 +22,7 @@ mod limits;
 mod keys;
 mod jobs;
 mod batches;
+mod followers;
 mod batch;
 mod lists;
 mod removal;
@@ -45,11 +48,15 @@ use tracing::Instrument;
 
 pub use auth::Auth;
 pub use batches::Batches;
+pub use bodies::Bodies;
 pub use client::TrustedProxies;
+pub use connections::Bounded;
 pub use cors::Origins;
+pub use followers::Followers;
 pub use router::router;
 pub use server::{Server, Tls};
 pub use sign_ins::SignIns;
+pub use tickets::Tickets;
 pub use view::Job;
 
 use self::problem::Problem;
@@ -77,6 +84,9 @@ pub struct Door {
     pub following: Following,
     pub served: Served,
     pub batches: Batches,
+    pub followers: Followers,
+    pub bodies: Bodies,
+    pub tickets: Tickets,
     /// What goes on to its end although its caller waits no longer.
     pub begun: TaskTracker,
     pub limits_of: TenantsLimits,

@@ -14,9 +14,17 @@ pub fn cpu_s(pid: u32) -> f64 {
 
 /// Returns its resident memory (VmRSS), in megabytes of 1024² bytes.
 pub fn resident_mb(pid: u32) -> f64 {
+    status_mb(pid, "VmRSS:")
+}
+
+/// Returns the most resident memory that it had (VmHWM), in the same unit.
+pub fn peak_mb(pid: u32) -> f64 {
+    status_mb(pid, "VmHWM:")
+}
+
+fn status_mb(pid: u32, field: &str) -> f64 {
     let status = read_to_string(format!("/proc/{pid}/status")).expect("a process that runs");
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process that has memory");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process that has memory");
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kib / 1024.0
 }

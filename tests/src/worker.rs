@@ -303,6 +303,11 @@ impl Worker {
         usage::resident_mb(self.child.id())
     }
 
+    /// The most memory that its process had, in megabytes.
+    pub fn peak_mb(&self) -> f64 {
+        usage::peak_mb(self.child.id())
+    }
+
     /// Sends SIGKILL. The process is gone when this returns.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// How long an answer counts, from before it was asked for. A look-up is bounded, so a revocation works within 5 s.
@@ -55,12 +55,17 @@ impl<T> Cache<T> {
         let found = answer
             .found
             .get_or_try_init(async || {
-                // The semaphore is never closed.
-                let _turn = if answer.was_known { None } else { self.strangers.acquire().await.ok() };
+                let _turn = if answer.was_known { None } else { self.turn().await };
                 Ok(look_up().await?.map(Arc::new))
             })
             .await?;
         Ok(found.clone().map(|found| (found, answer.asked)))
+    }
+
+    /// Waits for a turn to look up something that was not there a moment ago.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.strangers.acquire().await.ok()
     }
 
     fn answer(&self, id: &str) -> Arc<Answer<T>> {

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::api_key::{ApiKey, BadKey};
 use super::cache::Cache;
+use super::ticket::take_ticket;
 
 /// How often the uses of keys are noted.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
@@ -74,6 +75,9 @@ pub enum Refused {
     /// Its tenant is closed.
     #[error("this key's tenant is closed")]
     TenantClosed,
+    /// There is no such ticket for this stream.
+    #[error("expected a ticket for this stream that is not older than 60 s and was not used before")]
+    NoTicket,
     /// The ledger did not answer; the key may be valid.
     #[error("keys cannot be looked up")]
     Unavailable(#[source] StoreError),
@@ -91,6 +95,14 @@ impl Keys {
         let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         *uses.entry(caller.key_id.clone()).or_default() += 1;
         Ok(caller)
+    }
+
+    /// Takes a ticket for this stream: whom it stands for. No ticket was seen before, so each waits for its turn among
+    /// the ids that no key had a moment ago.
+    pub async fn take_ticket(&self, text: &str, stream: &str) -> Result<Principal, Refused> {
+        let _turn = self.cache.turn().await;
+        let taken = take_ticket(&self.store, text, stream).await;
+        taken.map_err(Refused::Unavailable)?.ok_or(Refused::NoTicket)
     }
 
     /// Returns the caller that a key stands for at this moment.

@@ -13,6 +13,23 @@ pub struct DoorArgs {
     /// The most connections that are open at a time; a further one is closed at once
     #[arg(long, env = "API_MAX_CONNECTIONS", default_value = "10000")]
     api_max_connections: Setting<usize>,
+    /// The same of one address (for IPv6 of a network of 64 bits) that is not listed in API_TRUSTED_PROXIES; or none
+    #[arg(long, env = "API_MAX_CONNECTIONS_PER_ADDRESS", default_value = "2000")]
+    api_max_connections_per_address: Setting<Bound>,
+    /// The most streams of events and waits for an end (Prefer: wait) that are open at a time; with more, the answer is
+    /// 503 `busy`; or none
+    #[arg(long, env = "API_MAX_FOLLOWERS", default_value = "10000")]
+    api_max_followers: Setting<Bound>,
+    /// The same of one tenant: with more, the answer is 429 `too_many_followers`; or none
+    #[arg(long, env = "API_MAX_FOLLOWERS_PER_TENANT", default_value = "5000")]
+    api_max_followers_per_tenant: Setting<Bound>,
+    /// The same of one key; or none
+    #[arg(long, env = "API_MAX_FOLLOWERS_PER_CALLER", default_value = "2500")]
+    api_max_followers_per_caller: Setting<Bound>,
+    /// The most bytes of bodies that are being read at a time, batches excluded: with more, the answer is 503 `busy`. A
+    /// tenant, and an address before its key is known, has a quarter of it (429 `too_many_bodies`)
+    #[arg(long, env = "API_MAX_BODY_BYTES", default_value = "268435456")]
+    api_max_body_bytes: Setting<usize>,
     /// The most unfinished jobs in the ledger: with more, a submission is answered with 503 `backlog`; or none
     #[arg(long, env = "API_MAX_UNFINISHED_JOBS", default_value = "1000000")]
     api_max_unfinished_jobs: Setting<Bound>,
@@ -33,6 +50,11 @@ pub struct DoorArgs {
 #[derive(Debug)]
 pub struct DoorBounds {
     pub connections: usize,
+    pub connections_per_address: usize,
+    pub followers: usize,
+    pub followers_per_tenant: usize,
+    pub followers_per_caller: usize,
+    pub body_bytes: usize,
     pub unfinished_jobs: Option<u32>,
     pub sign_in_failures: Option<u32>,
     pub trusted_proxies: TrustedProxies,
@@ -43,12 +65,23 @@ impl DoorArgs {
     /// Notes what is wrong with them.
     pub fn check(self, problems: &mut Problems) -> Option<DoorBounds> {
         let connections = problems.within("API_MAX_CONNECTIONS", self.api_max_connections, 1..=1_000_000);
+        let mut most = |name, given: Setting<Bound>| Some(problems.take(name, given)?.most());
+        let per_address = most("API_MAX_CONNECTIONS_PER_ADDRESS", self.api_max_connections_per_address);
+        let followers = most("API_MAX_FOLLOWERS", self.api_max_followers);
+        let of_tenant = most("API_MAX_FOLLOWERS_PER_TENANT", self.api_max_followers_per_tenant);
+        let of_key = most("API_MAX_FOLLOWERS_PER_CALLER", self.api_max_followers_per_caller);
+        let body_bytes = problems.within("API_MAX_BODY_BYTES", self.api_max_body_bytes, 1 << 20..=1 << 40);
         let unfinished = problems.take("API_MAX_UNFINISHED_JOBS", self.api_max_unfinished_jobs);
         let failures = problems.take("API_SIGN_IN_FAILURES", self.api_sign_in_failures);
         let proxies = problems.take("API_TRUSTED_PROXIES", self.api_trusted_proxies);
         let origins = problems.take("CORS_ORIGINS", self.cors_origins);
         Some(DoorBounds {
             connections: connections?,
+            connections_per_address: per_address?,
+            followers: followers?,
+            followers_per_tenant: of_tenant?,
+            followers_per_caller: of_key?,
+            body_bytes: body_bytes?,
             unfinished_jobs: unfinished?.0,
             sign_in_failures: failures?.0,
             trusted_proxies: proxies?,
@@ -60,6 +93,12 @@ impl DoorArgs {
 /// A count, or none.
 #[derive(Clone, Copy, Debug)]
 struct Bound(Option<u32>);
+
+impl Bound {
+    fn most(self) -> usize {
+        self.0.map_or(usize::MAX, |most| most as usize)
+    }
+}
 
 impl FromStr for Bound {
     type Err = String;

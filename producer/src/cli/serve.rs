@@ -25,7 +25,7 @@ use super::webhooks::WebhookAllow;
 use crate::access::{Keys, Limits, Rates};
 use crate::backlog::Backlog;
 use crate::following::Following;
-use crate::http::{Auth, Batches, Door, Server, SignIns, Tls, router};
+use crate::http::{Auth, Batches, Bodies, Bounded, Door, Followers, Server, SignIns, Tickets, Tls, router};
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
@@ -95,7 +95,9 @@ impl Serve {
         let allowed = allowed.context("reading WEBHOOK_ALLOW")?;
         let authorities = authorities.context("reading TLS_CA_FILE")?;
         let outbound = Arc::new(Outbound::new(allowed, authorities));
-        let server = Server::bind(address, tls, bounds.connections).await?;
+        let connections =
+            Bounded::new(bounds.connections, bounds.connections_per_address, bounds.trusted_proxies.clone());
+        let server = Server::bind(address, tls, connections).await?;
         let dispatch = ledger.beside(&config);
         let (pulse, publishing) = (Pulse::new(), dispatch.broker.clone());
         let felt = pulse.clone();
@@ -131,6 +133,13 @@ impl Serve {
             following: following.clone(),
             served: Served::default(),
             batches: Batches::default(),
+            followers: Followers::new(
+                bounds.followers,
+                bounds.followers_per_tenant,
+                bounds.followers_per_caller,
+            ),
+            bodies: Bodies::new(bounds.body_bytes),
+            tickets: Tickets::default(),
             begun: begun.clone(),
             limits_of: Limits::new(ledger.store.clone()),
             rates: Rates::new(ledger.store.clone()),

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use job::{JobId, Name, SessionKey, Trouble, decode_changes, decode_text};
+use job::{JobId, SessionKey, Trouble, decode_changes, decode_text};
 use queue::{Announced, Listener};
-use store::{JobView, LiveJob, StepsOf, Store, StoreError};
+use store::{EndedSize, JobView, LiveJob, StepsOf, Store, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -22,7 +22,12 @@ const EVERY_UNANNOUNCED: Duration = Duration::from_millis(500);
 const WINDOW: Duration = Duration::from_millis(10);
 /// The pause is at least so many times as long as the question took: Postgres has other work as well.
 const REST: u32 = 2;
-/// A question that takes longer is asked again.
+/// The ends that one question reads at most, and about as many bytes of them. One end may be larger.
+const ENDS: usize = 256;
+const ENDS_BYTES: i64 = 4 << 20;
+/// The bytes of checkpoints that it reads at most, as they are stored. One checkpoint may be larger.
+const STEPS_BYTES: i64 = 4 << 20;
+/// A question that takes longer is asked again, about each topic alone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is asked whether the keys of followers are still valid: a revoked key ends its streams within 5 s.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
@@ -57,6 +62,17 @@ impl Following {
                 sleep(WINDOW.max(begun.elapsed() * REST)).await;
             }
         };
+        // Beside the others, so that what cannot be read in time holds up nothing else.
+        let reading_apart = async {
+            let mut trouble = Trouble::default();
+            loop {
+                let question = self.lock().question_apart();
+                match question {
+                    Some(question) => self.read(&store, &pulse, vec![question], &mut trouble).await,
+                    None => drop(timeout(EVERY, self.apart.notified()).await),
+                }
+            }
+        };
         let checking = async {
             loop {
                 sleep(KEYS_EVERY).await;
@@ -72,7 +88,7 @@ impl Following {
                 }
             }
         };
-        end.run_until_cancelled(async { tokio::join!(hearing, reading, checking) }).await;
+        end.run_until_cancelled(async { tokio::join!(hearing, reading, reading_apart, checking) }).await;
     }
 
     fn hear(&self, to: Announced, body: &[u8]) {
@@ -81,7 +97,7 @@ impl Following {
                 // What cannot be read is of a later version; the next reading finds what it was about.
                 let changes = decode_changes(body).unwrap_or_default();
                 if self.lock().hear(changes) {
-                    self.due.notify_one();
+                    self.notify();
                 }
             }
             Announced::Text { .. } => {
@@ -100,7 +116,12 @@ impl Following {
             Ok(readings) => {
                 trouble.ends();
                 let mut topics = self.lock();
-                for (question, reading) in questions.into_iter().zip(readings) {
+                let mut read: Vec<(Question, Reading)> = questions.into_iter().zip(readings).collect();
+                // Those for which nothing was left come first the next time.
+                read.sort_by_key(|(_, reading)| {
+                    !reading.seen.steps.is_empty() || !reading.seen.ended.is_empty()
+                });
+                for (question, reading) in read {
                     topics.hand_out(question, reading);
                 }
             }
@@ -108,7 +129,8 @@ impl Following {
                 if trouble.begins() {
                     warn!(cause = error.as_dyn(), "followed jobs cannot be read, retrying");
                 }
-                self.lock().unread(questions);
+                self.lock().unread(questions, pulse.trouble().is_some());
+                self.apart.notify_one();
                 sleep(EVERY_UNANNOUNCED).await;
             }
         }
@@ -142,7 +164,7 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
         }
     }
     let mut ended = Ended::default();
-    ended.read(store, missing).await?;
+    ended.find(store, missing).await?;
     // Jobs may have come and gone since the last reading without an announcement that arrived.
     let mut unknown = Vec::new();
     for question in questions {
@@ -156,26 +178,29 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     }
     if !unknown.is_empty() {
         let found = store.ended_since(&unknown).await?;
-        ended.read(store, found).await?;
+        ended.find(store, found).await?;
     }
+    ended.read(store, questions).await?;
 
     let mut readings = Vec::with_capacity(questions.len());
     let (mut wanted, mut steps_of) = (Vec::new(), Vec::new());
     for (number, question) in questions.iter().enumerate() {
         let mut seen = Seen { at, ..Seen::default() };
         let (mut session, mut job_id, mut version) = (None, None, None);
+        let left;
         match &question.followed {
             Followed::Job(id) => {
                 job_id = Some(*id);
                 seen.live.extend(live.get(id).cloned());
-                seen.ended.extend(ended.jobs.get(id).cloned());
+                let found = ended.found.get(id);
+                left = ended.take(found.map(|found| found.job_id).as_slice(), &mut seen.ended);
                 let begun = seen.live.first().filter(|job| job.begun).map(|job| job.session.clone());
-                let worked = seen.ended.first().filter(|view| view.iterations > 0);
-                session = begun.or_else(|| session_of(worked?));
+                let worked = seen.ended.first().is_some_and(|view| view.iterations > 0);
+                session = begun.or_else(|| found.filter(|_| worked).map(|found| found.session.clone()));
             }
             Followed::Session(key) => {
                 seen.live = live_of.remove(key).unwrap_or_default();
-                seen.ended = ended.of(key).to_vec();
+                left = ended.take(ended.of(key), &mut seen.ended);
                 version = Some(versions.get(key).copied().unwrap_or(0));
                 if question.is_first || !seen.ended.is_empty() || seen.live.iter().any(|job| job.begun) {
                     session = Some(key.clone());
@@ -187,49 +212,76 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             wanted.push(StepsOf { session, job_id, behind: question.behind });
             steps_of.push(number);
         }
-        readings.push(Reading { seen, version, since: at - COMMITTED_WITHIN_MS });
+        let since = at - COMMITTED_WITHIN_MS;
+        readings.push(Reading { seen, version, since, left, more_steps: false });
     }
     if !wanted.is_empty() {
-        for (number, steps) in steps_of.into_iter().zip(store.steps(&wanted).await?) {
-            readings[number].seen.steps = steps;
+        for (number, steps) in steps_of.into_iter().zip(store.steps(&wanted, STEPS_BYTES).await?) {
+            let reading = &mut readings[number];
+            (reading.seen.steps, reading.more_steps) = (steps.steps, steps.is_more);
         }
     }
     Ok(readings)
 }
 
-/// Jobs that have ended, by their ids and by their sessions.
+/// Jobs that have ended: all that were found, and those of them that were read.
 #[derive(Default)]
 struct Ended {
-    jobs: HashMap<JobId, Arc<JobView>>,
-    sessions: HashMap<SessionKey, Vec<Arc<JobView>>>,
+    found: HashMap<JobId, EndedSize>,
+    sessions: HashMap<SessionKey, Vec<JobId>>,
+    read: HashMap<JobId, Arc<JobView>>,
+    left: HashSet<JobId>,
 }
 
 impl Ended {
-    /// Adds those of these jobs that have ended.
-    async fn read(&mut self, store: &Store, mut jobs: Vec<JobId>) -> Result<(), StoreError> {
-        jobs.retain(|job_id| !self.jobs.contains_key(job_id));
+    /// Looks which of these jobs have ended.
+    async fn find(&mut self, store: &Store, mut jobs: Vec<JobId>) -> Result<(), StoreError> {
+        jobs.retain(|job_id| !self.found.contains_key(job_id));
         jobs.sort_unstable();
         jobs.dedup();
         if jobs.is_empty() {
             return Ok(());
         }
-        let views = store.jobs(&jobs).await?;
-        for view in views.into_iter().filter(|view| view.state.is_end()).map(Arc::new) {
-            if let Some(session) = session_of(&view) {
-                self.sessions.entry(session).or_default().push(view.clone());
-            }
-            self.jobs.insert(view.job_id, view);
+        for ended in store.ended_sizes(&jobs).await? {
+            self.sessions.entry(ended.session.clone()).or_default().push(ended.job_id);
+            self.found.insert(ended.job_id, ended);
         }
         Ok(())
     }
 
-    fn of(&self, session: &SessionKey) -> &[Arc<JobView>] {
+    /// Reads what fits into one question, in the order in which topics became due. What comes first is always read.
+    async fn read(&mut self, store: &Store, questions: &[Question]) -> Result<(), StoreError> {
+        let (mut jobs, mut left, mut bytes) = (Vec::new(), HashSet::new(), 0);
+        for question in questions {
+            let own = match &question.followed {
+                Followed::Job(job_id) => std::slice::from_ref(job_id),
+                Followed::Session(session) => self.of(session),
+            };
+            for ended in own.iter().filter_map(|job_id| self.found.get(job_id)) {
+                bytes += ended.bytes;
+                if jobs.len() >= ENDS || (bytes > ENDS_BYTES && !jobs.is_empty()) {
+                    left.insert(ended.job_id);
+                } else {
+                    jobs.push(ended.job_id);
+                }
+            }
+        }
+        self.left = left;
+        if !jobs.is_empty() {
+            let views = store.ended_jobs(&jobs).await?;
+            self.read = views.into_iter().map(|view| (view.job_id, Arc::new(view))).collect();
+        }
+        Ok(())
+    }
+
+    /// All that were found of a session.
+    fn of(&self, session: &SessionKey) -> &[JobId] {
         self.sessions.get(session).map(Vec::as_slice).unwrap_or_default()
     }
-}
 
-/// The key of an ended job's session. A job that was cancelled before it was seen has none.
-fn session_of(view: &JobView) -> Option<SessionKey> {
-    let name: Name = view.session_id.parse().ok()?;
-    Some(SessionKey::new(&view.tenant, &name))
+    /// Adds those of these jobs that were read. Returns those that were left.
+    fn take(&self, jobs: &[JobId], read: &mut Vec<Arc<JobView>>) -> Vec<JobId> {
+        read.extend(jobs.iter().filter_map(|job_id| self.read.get(job_id).cloned()));
+        jobs.iter().filter(|job_id| self.left.contains(job_id)).copied().collect()
+    }
 }

@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use job::{Change, JobId, TextPiece};
 use store::{LiveJob, STEPS, StepPlace};
-use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::mailbox::{Counted, Mailbox};
+use super::queue_of_topics::{TopicQueue, Turn};
 use super::{Followed, News, Seen, Wish};
 
-/// What waits for one follower: so many readings and pieces of text, and so many bytes of text.
-const WAITING: usize = 128;
-const WAITING_BYTES: usize = 1 << 20;
 /// What is asked about at once: of what is due, and of the rest.
-const TOGETHER: usize = 1_000;
-const SWEPT: usize = 500;
+const TOGETHER: usize = 256;
+/// What waits for all followers, in bytes. Beyond it, those for which most waits are cut off.
+pub(super) const HELD: usize = 64 << 20;
+/// A topic that could not be read so many times, alone and while Postgres answered others, is given up.
+const TRIES_ALONE: u32 = 3;
+/// Topics that were given up and are remembered: a new follower of one is read apart from the others at once.
+const REMEMBERED: usize = 1_000;
 /// Jobs of a session that are remembered from announcements between two readings.
 const HINTED: usize = 256;
 
@@ -24,18 +27,29 @@ const HINTED: usize = 256;
 pub(super) struct Topics {
     topics: HashMap<Followed, Topic>,
     /// What is to be read again, because it was announced or has a new follower.
-    due: HashSet<Followed>,
+    due: TopicQueue,
+    /// The same of those that are read apart from the others.
+    due_apart: TopicQueue,
     /// What is to be read again, because that was long ago.
     sweep: Vec<Followed>,
+    given_up: HashSet<Followed>,
     next_id: u64,
     /// Followers that want the text of each shard.
     shards: HashMap<u8, usize>,
+    /// Bytes that wait for all followers.
+    held: Arc<AtomicUsize>,
 }
 
 /// What is followed, as it was read last.
 #[derive(Default)]
 struct Topic {
     places: Vec<Place>,
+    /// Its place among what is due.
+    turn: Option<Turn>,
+    /// Whether more of it is to be read as soon as a follower has taken what was read.
+    has_more: bool,
+    /// How many times it could not be read alone; `None` if it is read together with others.
+    apart: Option<u32>,
     /// Checkpoints behind this place were not read yet.
     behind: StepPlace,
     live: Vec<LiveJob>,
@@ -46,14 +60,19 @@ struct Topic {
     since: i64,
 }
 
-/// A follower's place in the list.
+/// A follower's place in the list. When it is dropped, nothing more comes to the follower.
 struct Place {
     id: u64,
-    news: mpsc::Sender<News>,
-    waiting: Arc<AtomicUsize>,
+    news: Arc<Mailbox>,
     text: Option<u8>,
     key_id: String,
     stage: Stage,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.news.close();
+    }
 }
 
 /// How far a follower is.
@@ -84,31 +103,34 @@ pub(super) struct Reading {
     pub(super) seen: Seen,
     pub(super) version: Option<i64>,
     pub(super) since: i64,
+    /// Ends that were left for the next reading.
+    pub(super) left: Vec<JobId>,
+    /// Whether checkpoints were left for the next reading.
+    pub(super) more_steps: bool,
 }
 
 impl Topics {
     /// Enters a follower. Returns its id, what it receives, and the shards that are wanted now.
-    pub(super) fn enter(
-        &mut self,
-        wish: Wish,
-        waiting: Arc<AtomicUsize>,
-    ) -> (u64, mpsc::Receiver<News>, u64) {
+    pub(super) fn enter(&mut self, wish: Wish) -> (u64, Arc<Mailbox>, u64) {
         let Wish { followed, behind, since, text, key_id } = wish;
-        let (sender, news) = mpsc::channel(WAITING);
+        let news = Arc::<Mailbox>::default();
         self.next_id += 1;
         let id = self.next_id;
         let is_new = !self.topics.contains_key(&followed);
         let topic = self.topics.entry(followed.clone()).or_default();
         topic.behind = if is_new { behind } else { topic.behind.min(behind) };
+        if is_new && self.given_up.contains(&followed) {
+            topic.apart = Some(0);
+        }
         if let Some(since) = since {
             topic.since = if is_new { since } else { topic.since.min(since) };
             topic.version = None;
         }
-        topic.places.push(Place { id, news: sender, waiting, text, key_id, stage: Stage::New });
+        topic.places.push(Place { id, news: news.clone(), text, key_id, stage: Stage::New });
         if let Some(shard) = text {
             *self.shards.entry(shard).or_default() += 1;
         }
-        self.due.insert(followed);
+        self.make_due(&followed);
         (id, news, self.wanted())
     }
 
@@ -118,11 +140,42 @@ impl Topics {
             let gone = topic.places.extract_if(.., |place| place.id == id);
             release(&mut self.shards, gone);
             if topic.places.is_empty() {
-                self.topics.remove(followed);
-                self.due.remove(followed);
+                self.remove(followed);
+            } else {
+                self.taken(followed);
             }
         }
         self.wanted()
+    }
+
+    /// A follower of this has taken all that was read. Returns whether more of it is due now.
+    pub(super) fn taken(&mut self, followed: &Followed) -> bool {
+        let has_more = self.topics.get_mut(followed).is_some_and(|topic| std::mem::take(&mut topic.has_more));
+        if has_more {
+            self.make_due(followed);
+        }
+        has_more
+    }
+
+    /// Lets a topic be read again, behind all that is due. What is left of it waits until a follower has taken what
+    /// was read.
+    fn make_due(&mut self, followed: &Followed) {
+        let is_due = |topic: &&mut Topic| {
+            topic.turn.is_none()
+                && (!topic.has_more || topic.places.iter().any(|place| place.stage == Stage::New))
+        };
+        let Some(topic) = self.topics.get_mut(followed).filter(is_due) else { return };
+        let queue = if topic.apart.is_some() { &mut self.due_apart } else { &mut self.due };
+        topic.turn = Some(queue.push(followed.clone()));
+    }
+
+    fn remove(&mut self, followed: &Followed) -> Option<Topic> {
+        let topic = self.topics.remove(followed)?;
+        if let Some(turn) = topic.turn {
+            let queue = if topic.apart.is_some() { &mut self.due_apart } else { &mut self.due };
+            queue.remove(turn);
+        }
+        Some(topic)
     }
 
     fn wanted(&self) -> u64 {
@@ -131,42 +184,60 @@ impl Topics {
 
     /// Notes what was announced. Returns whether any of it is followed.
     pub(super) fn hear(&mut self, changes: Vec<Change>) -> bool {
-        let before = self.due.len();
+        let mut is_followed = false;
         for change in changes {
             let job = Followed::Job(change.job_id());
-            if self.topics.contains_key(&job) {
-                self.due.insert(job);
-            }
+            is_followed |= self.topics.contains_key(&job);
+            self.make_due(&job);
             let session = Followed::Session(change.session().clone());
             if let Some(topic) = self.topics.get_mut(&session) {
                 if topic.hinted.len() < HINTED && !topic.hinted.contains(&change.job_id()) {
                     topic.hinted.push(change.job_id());
                 }
-                self.due.insert(session);
+                is_followed = true;
+                self.make_due(&session);
             }
         }
-        self.due.len() > before
+        is_followed
     }
 
     /// Hands text to those who want it.
     pub(super) fn hear_text(&mut self, piece: TextPiece) {
         let topics = [Followed::Job(piece.job_id), Followed::Session(piece.session.clone())];
-        let piece = Arc::new(piece);
+        let bytes = size_of::<TextPiece>() + piece.text.len();
+        let news = News::Text(Arc::new(Counted::new(piece, bytes, &self.held)));
         for followed in topics {
             let Some(topic) = self.topics.get_mut(&followed) else { continue };
-            let slow = topic.places.extract_if(.., |place| {
-                if place.text.is_none() {
-                    return false;
-                }
-                let bytes = piece.text.len();
-                let waits = place.waiting.fetch_add(bytes, Ordering::Relaxed);
-                waits + bytes > WAITING_BYTES || place.news.try_send(News::Text(piece.clone())).is_err()
-            });
+            let slow = topic.places.extract_if(.., |place| place.text.is_some() && !deliver(place, &news));
             release(&mut self.shards, slow);
         }
+        self.keep_within(HELD);
     }
 
-    /// Whether anything is to be read.
+    /// Cuts off the followers for which most waits, until no more waits than this.
+    fn keep_within(&mut self, most: usize) {
+        if self.held.load(Ordering::Relaxed) <= most {
+            return;
+        }
+        let places = self.topics.values().flat_map(|topic| &topic.places);
+        let mut waiting: Vec<(usize, u64, Arc<Mailbox>)> = places
+            .map(|place| (place.news.bytes(), place.id, place.news.clone()))
+            .filter(|(bytes, ..)| *bytes > 0)
+            .collect();
+        waiting.sort_unstable_by_key(|(bytes, id, _)| (*bytes, *id));
+        let mut slow = HashSet::new();
+        while let Some((_, id, news)) = waiting.pop() {
+            if self.held.load(Ordering::Relaxed) <= most {
+                break;
+            }
+            news.cut_off();
+            slow.insert(id);
+        }
+        warn!(followers = slow.len(), "too much waited for followers: those with most were cut off");
+        self.cut_off_places(|place| slow.contains(&place.id));
+    }
+
+    /// Whether anything is to be read together.
     pub(super) fn is_due(&self) -> bool {
         !self.due.is_empty() || !self.sweep.is_empty()
     }
@@ -180,49 +251,109 @@ impl Topics {
 
     /// Takes some of what is to be read. What was announced comes first.
     pub(super) fn questions(&mut self) -> Vec<Question> {
-        let mut due: Vec<Followed> = self.due.iter().take(TOGETHER).cloned().collect();
-        if due.is_empty() {
-            due.extend(self.sweep.drain(self.sweep.len().saturating_sub(SWEPT)..));
+        let mut due: Vec<Followed> = std::iter::from_fn(|| self.due.pop()).take(TOGETHER).collect();
+        for followed in &due {
+            self.topics.get_mut(followed).into_iter().for_each(|topic| topic.turn = None);
         }
-        let mut questions = Vec::with_capacity(due.len());
-        for followed in due {
-            self.due.remove(&followed);
-            let Some(topic) = self.topics.get_mut(&followed) else { continue };
-            let mut is_first = false;
-            for place in topic.places.iter_mut().filter(|place| place.stage == Stage::New) {
-                place.stage = Stage::Reading;
-                is_first = true;
+        while due.is_empty() && !self.sweep.is_empty() {
+            let swept = self.sweep.split_off(self.sweep.len().saturating_sub(TOGETHER));
+            for followed in swept {
+                match self.topics.get(&followed).map(|topic| (topic.apart.is_some(), topic.has_more)) {
+                    Some((true, false)) => self.make_due(&followed),
+                    Some((false, false)) => due.push(followed),
+                    Some((_, true)) | None => {}
+                }
             }
-            let mut known: Vec<JobId> = topic.live.iter().map(|job| job.job_id).collect();
-            known.append(&mut topic.hinted);
-            known.sort_unstable();
-            known.dedup();
-            let Topic { behind, version, since, .. } = *topic;
-            questions.push(Question { followed, behind, known, version, since, is_first });
         }
-        questions
+        due.into_iter().filter_map(|followed| self.question(followed)).collect()
     }
 
-    /// Makes them due again, because they could not be read.
-    pub(super) fn unread(&mut self, questions: Vec<Question>) {
+    /// Takes one of those that are read apart from the others.
+    pub(super) fn question_apart(&mut self) -> Option<Question> {
+        let followed = self.due_apart.pop()?;
+        self.topics.get_mut(&followed)?.turn = None;
+        self.question(followed)
+    }
+
+    fn question(&mut self, followed: Followed) -> Option<Question> {
+        let topic = self.topics.get_mut(&followed)?;
+        topic.has_more = false;
+        let mut is_first = false;
+        for place in topic.places.iter_mut().filter(|place| place.stage == Stage::New) {
+            place.stage = Stage::Reading;
+            is_first = true;
+        }
+        let mut known: Vec<JobId> = topic.live.iter().map(|job| job.job_id).collect();
+        known.append(&mut topic.hinted);
+        known.sort_unstable();
+        known.dedup();
+        let Topic { behind, version, since, .. } = *topic;
+        Some(Question { followed, behind, known, version, since, is_first })
+    }
+
+    /// Makes them due again, because they could not be read. If Postgres answers others, each is read alone from now on;
+    /// one that cannot be read alone either, several times, is given up.
+    pub(super) fn unread(&mut self, questions: Vec<Question>, is_away: bool) {
         for question in questions {
-            let Some(topic) = self.topics.get_mut(&question.followed) else { continue };
+            let followed = question.followed;
+            let Some(topic) = self.topics.get_mut(&followed) else { continue };
             for place in topic.places.iter_mut().filter(|place| place.stage == Stage::Reading) {
                 place.stage = Stage::New;
             }
             topic.hinted.extend(question.known);
-            self.due.insert(question.followed);
+            if !is_away {
+                // It may be due already, among the others.
+                if let Some(turn) = topic.turn.take_if(|_| topic.apart.is_none()) {
+                    self.due.remove(turn);
+                }
+                let tries = topic.apart.map_or(0, |tries| tries + 1);
+                topic.apart = Some(tries);
+                if tries >= TRIES_ALONE {
+                    self.give_up(&followed);
+                    continue;
+                }
+            }
+            self.make_due(&followed);
         }
+    }
+
+    /// Ends the followers of a topic that cannot be read.
+    fn give_up(&mut self, followed: &Followed) {
+        let Some(mut topic) = self.remove(followed) else { return };
+        warn!(
+            ?followed,
+            followers = topic.places.len(),
+            "what is followed cannot be read, its followers are ended"
+        );
+        for place in &topic.places {
+            place.news.cut_off_with(News::Unreadable);
+        }
+        release(&mut self.shards, topic.places.drain(..));
+        if self.given_up.len() >= REMEMBERED {
+            self.given_up.clear();
+        }
+        self.given_up.insert(followed.clone());
     }
 
     /// Hands what was read to those to whom it is new.
     pub(super) fn hand_out(&mut self, question: Question, reading: Reading) {
         let Question { followed, behind, .. } = question;
-        let Reading { mut seen, version, since } = reading;
+        let Reading { mut seen, version, since, left, more_steps } = reading;
+        self.given_up.remove(&followed);
         let Some(topic) = self.topics.get_mut(&followed) else { return };
+        if topic.apart.is_some() {
+            // It can be read. If it has become due meanwhile, it is due among the others.
+            topic.apart = None;
+            if let Some(turn) = topic.turn.take() {
+                self.due_apart.remove(turn);
+                topic.turn = Some(self.due.push(followed.clone()));
+            }
+        }
         // An end comes behind the last checkpoint.
-        let is_more = seen.steps.len() >= STEPS;
-        if is_more {
+        let mut is_more = !left.is_empty();
+        topic.hinted.extend(left);
+        if more_steps || seen.steps.len() >= STEPS {
+            is_more = true;
             topic.hinted.extend(seen.ended.drain(..).map(|view| view.job_id));
         }
         let is_whole = topic.places.iter().all(|place| place.stage != Stage::New);
@@ -235,26 +366,29 @@ impl Topics {
         let is_news = !seen.steps.is_empty() || !seen.ended.is_empty() || topic.live != seen.live;
         let is_over = matches!(followed, Followed::Job(_)) && !seen.ended.is_empty();
         topic.live = seen.live.clone();
-        let news = News::Seen(Arc::new(seen));
+        let bytes = seen.bytes();
+        let news = News::Seen(Arc::new(Counted::new(seen, bytes, &self.held)));
+        let mut is_handed_out = false;
         let gone = topic.places.extract_if(.., |place| match place.stage {
             Stage::New => false,
             Stage::Current if !is_news => false,
             Stage::Current | Stage::Reading => {
                 place.stage = Stage::Current;
-                let is_slow = place.news.try_send(news.clone()).is_err();
-                if is_slow {
-                    debug!("a follower that did not keep up was cut off");
-                }
-                is_slow || is_over
+                let keeps_up = deliver(place, &news);
+                is_handed_out |= keeps_up;
+                !keeps_up || is_over
             }
         });
         release(&mut self.shards, gone);
         if topic.places.is_empty() {
-            self.topics.remove(&followed);
-            self.due.remove(&followed);
+            self.remove(&followed);
+        } else if is_more && is_handed_out {
+            topic.has_more = true;
         } else if is_more {
-            self.due.insert(followed);
+            self.make_due(&followed);
         }
+        drop(news);
+        self.keep_within(HELD);
     }
 
     /// Returns the keys that followers have shown.
@@ -266,12 +400,42 @@ impl Topics {
 
     /// Cuts off the followers whose key is among these.
     pub(super) fn cut_off(&mut self, keys: &HashSet<String>) {
-        for topic in self.topics.values_mut() {
-            let gone = topic.places.extract_if(.., |place| keys.contains(&place.key_id));
-            release(&mut self.shards, gone);
-        }
-        self.topics.retain(|_, topic| !topic.places.is_empty());
+        self.cut_off_places(|place| keys.contains(&place.key_id));
     }
+
+    fn cut_off_places(&mut self, is_gone: impl Fn(&Place) -> bool) {
+        let mut empty = Vec::new();
+        for (followed, topic) in &mut self.topics {
+            release(&mut self.shards, topic.places.extract_if(.., |place| is_gone(place)));
+            if topic.places.is_empty() {
+                empty.push(followed.clone());
+            }
+        }
+        for followed in empty {
+            self.remove(&followed);
+        }
+    }
+}
+
+impl Seen {
+    /// Its size in memory, about.
+    fn bytes(&self) -> usize {
+        let steps = self.steps.iter().map(|step| {
+            size_of::<store::Step>() + step.progress.as_ref().map_or(0, |progress| progress.as_str().len())
+        });
+        let ended = self.ended.iter().map(|view| view.bytes());
+        size_of::<Seen>() + size_of::<LiveJob>() * self.live.len() + steps.chain(ended).sum::<usize>()
+    }
+}
+
+/// Hands news to a follower, or cuts it off if it does not keep up. Returns whether it does.
+fn deliver(place: &Place, news: &News) -> bool {
+    let keeps_up = place.news.offer(news.clone());
+    if !keeps_up {
+        debug!("a follower that did not keep up was cut off");
+        place.news.cut_off();
+    }
+    keeps_up
 }
 
 /// Drops places, and with them the wish for text.
@@ -283,5 +447,113 @@ fn release(shards: &mut HashMap<u8, usize>, gone: impl Iterator<Item = Place>) {
                 shards.remove(&shard);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> JobId {
+        format!("0198c0de-7a00-7000-8000-{number:012x}").parse().expect("an id")
+    }
+
+    fn follow(topics: &mut Topics, number: usize) -> Arc<Mailbox> {
+        let wish = Wish {
+            followed: Followed::Job(id(number)),
+            behind: StepPlace::START,
+            since: None,
+            text: None,
+            key_id: String::new(),
+        };
+        topics.enter(wish).1
+    }
+
+    fn numbers(questions: &[Question]) -> Vec<Followed> {
+        questions.iter().map(|question| question.followed.clone()).collect()
+    }
+
+    fn nothing() -> Reading {
+        Reading { seen: Seen::default(), version: None, since: 0, left: Vec::new(), more_steps: false }
+    }
+
+    #[test]
+    fn what_could_not_be_read_comes_behind_all_that_waits() {
+        let mut topics = Topics::default();
+        let _news: Vec<_> = (0..TOGETHER + 3).map(|number| follow(&mut topics, number)).collect();
+        let first = topics.questions();
+        assert_eq!(first.len(), TOGETHER);
+        topics.unread(first, true);
+        let second = topics.questions();
+        let expected: Vec<Followed> =
+            (TOGETHER..TOGETHER + 3).chain(0..TOGETHER - 3).map(|n| Followed::Job(id(n))).collect();
+        assert_eq!(numbers(&second), expected);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_read_alone_and_given_up_while_the_others_go_on() {
+        let mut topics = Topics::default();
+        let news: Vec<_> = (0..3).map(|number| follow(&mut topics, number)).collect();
+        let together = topics.questions();
+        topics.unread(together, false);
+        // A new one does not wait for them.
+        let _late = follow(&mut topics, 7);
+        assert_eq!(numbers(&topics.questions()), [Followed::Job(id(7))]);
+        assert!(!topics.is_due());
+        for tries in 0..TRIES_ALONE {
+            for number in 0..3 {
+                let Some(question) = topics.question_apart() else { continue };
+                if question.followed == Followed::Job(id(1)) {
+                    topics.unread(vec![question], false);
+                } else {
+                    assert_eq!((tries, &question.followed), (0, &Followed::Job(id(number))));
+                    topics.hand_out(question, nothing());
+                }
+            }
+        }
+        assert!(topics.question_apart().is_none());
+        assert!(matches!(news[1].next().await, Some(News::Unreadable)));
+        assert!(news[1].next().await.is_none());
+        assert!(matches!(news[0].next().await, Some(News::Seen(_))));
+        // Those that can be read are read with the others again; who follows the other one again holds up none of them.
+        topics.hear(vec![]);
+        topics.sweep();
+        let _again = follow(&mut topics, 1);
+        assert_eq!(topics.questions().len(), 3);
+        assert_eq!(topics.question_apart().map(|question| question.followed), Some(Followed::Job(id(1))));
+    }
+
+    #[test]
+    fn an_outage_gives_up_nothing() {
+        let mut topics = Topics::default();
+        let _news = follow(&mut topics, 1);
+        for _ in 0..10 {
+            let questions = topics.questions();
+            assert_eq!(questions.len(), 1);
+            topics.unread(questions, true);
+        }
+    }
+
+    #[test]
+    fn who_leaves_is_not_due_and_what_waits_for_all_has_a_bound() {
+        let mut topics = Topics::default();
+        let followed = Followed::Job(id(1));
+        for _ in 0..1_000 {
+            follow(&mut topics, 1);
+            topics.leave(&followed, topics.next_id);
+        }
+        assert!(!topics.is_due() && topics.questions().is_empty());
+        let news: Vec<_> = (0..8).map(|number| follow(&mut topics, number)).collect();
+        let questions = topics.questions();
+        for (number, question) in questions.into_iter().enumerate() {
+            // Each waits alone, and so may be large.
+            let seen = Counted::new(Seen::default(), (number + 1) << 20, &topics.held);
+            assert!(topics.topics[&question.followed].places[0].news.offer(News::Seen(Arc::new(seen))));
+        }
+        topics.keep_within(20 << 20);
+        assert!(topics.held.load(Ordering::Relaxed) <= 20 << 20);
+        let waiting: Vec<usize> = news.iter().map(|news| news.bytes() >> 20).collect();
+        assert_eq!(waiting, [1, 2, 3, 4, 5, 0, 0, 0], "those with most were cut off");
+        assert_eq!(topics.topics.len(), 5);
     }
 }

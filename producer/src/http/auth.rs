@@ -46,7 +46,7 @@ impl Principal {
     pub async fn still_counts(&self, keys: &Keys, timeout: Timeout) -> Result<(), Problem> {
         let Some(key) = &self.key else { return Ok(()) };
         let asking = async { Ok::<_, Problem>(keys.check(key.expose_secret()).await) };
-        timeout.ask(asking).await?.map(drop).map_err(refused)
+        timeout.ask(asking).await?.map(drop).map_err(|why| refused(why, "authorization"))
     }
 
     /// Lets what the request asks the ledger begin later, because it has spent this long on something else.
@@ -68,9 +68,17 @@ impl Principal {
         Ok(SessionKey::new(self.tenant(), &name))
     }
 
-    /// The holder of a ticket, for a request with this limit.
-    pub fn of_ticket(caller: store::Principal, timeout: Timeout) -> Principal {
-        Principal { caller, key: None, timeout }
+    /// The holder of a ticket for this stream.
+    pub async fn of_ticket(
+        parts: &Parts,
+        door: &Door,
+        ticket: &str,
+        stream: &str,
+    ) -> Result<Principal, Problem> {
+        let (timeout, address) = (Timeout::begin(), door.proxies.of(parts));
+        let taking = door.keys.take_ticket(ticket, stream);
+        let caller = sign_in(door, address, ticket, "ticket", timeout, taking).await?;
+        Ok(Principal { caller, key: None, timeout })
     }
 
     /// The caller of a request.
@@ -150,36 +158,49 @@ async fn of_key(door: &Door, address: Option<IpAddr>, given: &HeaderValue) -> Re
     let text = given.to_str().ok().and_then(|text| text.split_once(' '));
     let key = match text {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
-        _ => return Err(unauthenticated("expected \"Bearer KEY\"")),
+        _ => return Err(unauthenticated("expected \"Bearer KEY\"", "authorization")),
     };
-    if let Some(left) = address.and_then(|address| door.sign_ins.refused(address, key)) {
+    let caller = sign_in(door, address, key, "authorization", timeout, door.keys.authenticate(key)).await?;
+    door.sign_ins.succeeded(key);
+    Ok(Principal { caller, key: Some(key.into()), timeout })
+}
+
+/// Looks up the caller of what was shown from this address in this field: a key or a ticket. An address that has shown
+/// too many that are not valid is refused before that.
+async fn sign_in(
+    door: &Door,
+    address: Option<IpAddr>,
+    shown: &str,
+    field: &'static str,
+    timeout: Timeout,
+    looking: impl Future<Output = Result<store::Principal, Refused>>,
+) -> Result<store::Principal, Problem> {
+    if let Some(left) = address.and_then(|address| door.sign_ins.refused(address, shown)) {
         metrics::failed_sign_in("refused");
-        let detail = "too many keys that are not valid were shown from this address";
-        return Err(Problem::new(Kind::TooManySignIns, detail).at("authorization").retry_after(left));
+        let detail = "too many keys or tickets that are not valid were shown from this address";
+        return Err(Problem::new(Kind::TooManySignIns, detail).at(field).retry_after(left));
     }
-    let asking = async { Ok::<_, Problem>(door.keys.authenticate(key).await) };
-    let caller = timeout.ask(asking).await?.map_err(|why| {
+    let looking = async { Ok::<_, Problem>(looking.await) };
+    timeout.ask(looking).await?.map_err(|why| {
         if !matches!(why, Refused::Unavailable(_)) {
             metrics::failed_sign_in("answered");
             if let Some(address) = address.filter(|address| door.sign_ins.failed(*address)) {
                 warn!(%address, "an address has shown many keys that are not valid, and is refused for a minute");
             }
         }
-        refused(why)
-    })?;
-    door.sign_ins.succeeded(key);
-    Ok(Principal { caller, key: Some(key.into()), timeout })
+        refused(why, field)
+    })
 }
 
-fn refused(why: Refused) -> Problem {
+fn refused(why: Refused, field: &'static str) -> Problem {
     match why {
         Refused::Unavailable(error) => error.into(),
-        why => unauthenticated(why.to_string()),
+        why => unauthenticated(why.to_string(), field),
     }
 }
 
-fn unauthenticated(why: impl Into<String>) -> Problem {
-    Problem::new(Kind::Unauthenticated, why).at("authorization")
+fn unauthenticated(why: impl Into<String>, field: &'static str) -> Problem {
+    Problem::new(Kind::Unauthenticated, why).at(field)
 }
 
 /// A page of another site can make a browser ask here, under that site's name (DNS rebinding).

@@ -140,7 +140,8 @@ async fn submit_batch(door: Shared, principal: Principal, request: Request) -> R
     }
     let limits = door.limits()?;
     let _place = door.batches.begin(principal.tenant())?;
-    let mut reading = Reading { door: &door, principal: &principal, limits, answers: Vec::new() };
+    let mut reading =
+        Reading { door: &door, principal: &principal, limits, answers: Vec::new(), refused: None };
     let read = reading.read(request, format).await;
     let complete = read.is_ok();
     let mut items = reading.answers;
@@ -154,6 +155,8 @@ struct Reading<'a> {
     principal: &'a Principal,
     limits: Limits,
     answers: Vec<Answer>,
+    /// Why what comes behind the answers is not looked at.
+    refused: Option<Problem>,
 }
 
 impl Reading<'_> {
@@ -193,7 +196,8 @@ impl Reading<'_> {
             bytes += piece.len();
             let fed = items.feed(&piece, &mut found);
             let is_over = fed.is_err() || bytes > MOST_BYTES || self.answers.len() + found.len() > MOST_JOBS;
-            if found.len() >= GROUP || bytes - accepted_bytes >= GROUP_BYTES || is_over {
+            let is_refused = self.refused.is_some() && !found.is_empty();
+            if found.len() >= GROUP || bytes - accepted_bytes >= GROUP_BYTES || is_over || is_refused {
                 self.accept(&mut found).await?;
                 accepted_bytes = bytes;
             }
@@ -216,6 +220,9 @@ impl Reading<'_> {
             if group.is_empty() {
                 break;
             }
+            if let Some(refused) = self.refused.take() {
+                return Err(refused);
+            }
             self.accept_group(group).await?;
         }
         if found.next().is_some() {
@@ -225,7 +232,8 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// In one go, so that jobs of one session keep their order. The ledger has one time limit for all questions about them.
+    /// Submits a group in one go, so that jobs of one session keep their order. The ledger has one time limit for all
+    /// questions about it. If what comes behind it would fare no better, `refused` holds the reason afterwards.
     async fn accept_group(&mut self, group: Vec<Item>) -> Result<(), Problem> {
         let timeout = Timeout::begin();
         self.principal.still_counts(&self.door.keys, timeout).await?;
@@ -253,21 +261,16 @@ impl Reading<'_> {
                 Err(problem) => answers.push(Some(Answer::from(problem))),
             }
         }
-        let (accepted, refused) = match jobs.is_empty() {
-            true => (Vec::new(), None),
-            false => self.admit(jobs, timeout).await?,
-        };
+        let (accepted, refused) =
+            if jobs.is_empty() { (Vec::new(), None) } else { self.admit(jobs, timeout).await? };
         let mut accepted = accepted.into_iter();
         let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| accepted.next()));
         let before = self.answers.len();
         self.answers.extend(answers);
         // The rest would fare no better, and the caller waits.
         let is_away = self.answers[before..].iter().any(|answer| answer.status == 503);
-        match refused {
-            Some(problem) => Err(problem),
-            None if is_away => Err(Problem::unavailable()),
-            None => Ok(()),
-        }
+        self.refused = refused.or_else(|| is_away.then(Problem::unavailable));
+        Ok(())
     }
 
     /// Submits those that the limits admit. Where they refuse some, a repeat of a request that was accepted has its answer all

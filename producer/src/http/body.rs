@@ -1,10 +1,11 @@
 //! Reading what a caller sends: of the right media type, within a size, within a time.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
@@ -16,7 +17,9 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
+use super::Door;
 use super::auth::Principal;
+use super::bodies::Sender;
 use super::problem::{Kind, Problem};
 
 /// A body of at most so many bytes is small.
@@ -47,13 +50,16 @@ pub fn other_media_type(given: &str, expected: &str) -> Problem {
 
 /// Reads a small body before its route sees the request. An answer that leaves a body unread closes the connection, and a
 /// caller that is still sending may then lose the answer.
-pub async fn arrive(request: Request, next: Next) -> Response {
+pub async fn arrive(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let body = match announced(&parts.headers) {
-        Some(1..=SMALL) => match read(&parts.headers, body, SMALL as usize).await {
-            Ok(bytes) => Body::from(bytes),
-            Err(problem) => return problem.into_response(),
-        },
+        Some(1..=SMALL) => {
+            let sender = door.proxies.of(&parts).map(Sender::at);
+            match read(&door, sender.as_ref(), &parts.headers, body, SMALL as usize).await {
+                Ok(bytes) => Body::from(bytes),
+                Err(problem) => return problem.into_response(),
+            }
+        }
         _ => body,
     };
     next.run(Request::from_parts(parts, body)).await
@@ -64,10 +70,18 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A whole body of at most so many bytes.
-async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
-    if announced(headers).is_some_and(|bytes| bytes > most as u64) {
+async fn read(
+    door: &Door,
+    sender: Option<&Sender>,
+    headers: &HeaderMap,
+    body: Body,
+    most: usize,
+) -> Result<Bytes, Problem> {
+    let announced = announced(headers).map_or(most, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if announced > most {
         return Err(too_large(most));
     }
+    let _room = door.bodies.begin(sender, announced)?;
     match timeout(ARRIVES_WITHIN, to_bytes(body, most)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
@@ -81,6 +95,7 @@ async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Pro
 /// Takes apart a request whose body is JSON of at most so many bytes. The time in which the body arrives does not count
 /// against what is asked of the ledger.
 pub async fn receive(
+    door: &Door,
     principal: &mut Principal,
     request: Request,
     most: usize,
@@ -88,18 +103,20 @@ pub async fn receive(
     let (parts, body) = request.into_parts();
     expect_json(&parts.headers)?;
     let arriving = Instant::now();
-    let body = read(&parts.headers, body, most).await?;
+    let sender = Sender::Tenant(principal.tenant().clone());
+    let body = read(door, Some(&sender), &parts.headers, body, most).await?;
     principal.waited(arriving.elapsed());
     Ok((parts, body))
 }
 
 /// Reads the fields of a body of at most so many bytes.
 pub async fn read_json<T: DeserializeOwned>(
+    door: &Door,
     principal: &mut Principal,
     request: Request,
     most: usize,
 ) -> Result<T, Problem> {
-    let (_, body) = receive(principal, request, most).await?;
+    let (_, body) = receive(door, principal, request, most).await?;
     serde_json::from_str(json_text(&body)?).map_err(|error| {
         let text = error.to_string();
         // serde names the field in the text alone.

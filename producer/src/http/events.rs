@@ -20,21 +20,23 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Principal, Scope};
+use super::followers::FollowerPlace;
 use super::jobs::{job_id, seen};
 use super::ledger::Timeout;
 use super::metrics::FollowerGauge;
 use super::path::Id;
-use super::problem::{Kind, Problem};
+use super::problem::Problem;
 use super::query::Query;
 use super::view::Job;
 use super::{Door, Shared};
-use crate::access::take_ticket;
 use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
 
 /// A comment is sent after so long without an event, so that a client that is gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When clients come back after the end of this process. They are spread over as long again.
 const RETRY_MS: u64 = 1_000;
+/// When clients come back whose stream was ended because what it follows cannot be read.
+const UNREADABLE_RETRY: Duration = Duration::from_secs(30);
 /// What is asked of a stream that goes on may lie this long before its last event.
 const OVERLAP_MS: i64 = 15_000;
 /// Proxies are asked to pass each event on at once (nginx).
@@ -168,7 +170,8 @@ async fn follow_job(
         key_id: principal.key_id().to_owned(),
     };
     let sequence = Sequence::of_job(job_id, from);
-    Ok(answer(&door, principal, Some(job_id), sequence, wish).await)
+    let place = door.followers.begin(&principal)?;
+    Ok(answer(&door, principal, Some(job_id), sequence, wish, place).await)
 }
 
 /// Follow a session
@@ -210,7 +213,8 @@ async fn follow_session(
         key_id: principal.key_id().to_owned(),
     };
     let sequence = Sequence::of_session(from, resumed.is_none());
-    Ok(answer(&door, principal, None, sequence, wish).await)
+    let place = door.followers.begin(&principal)?;
+    Ok(answer(&door, principal, None, sequence, wish, place).await)
 }
 
 /// The caller's session and the place of its last checkpoint, or a 404.
@@ -235,17 +239,7 @@ async fn caller(
     let query = Query::parse(query, &["ticket", "last_event_id"]);
     let ticket = query.as_ref().ok().and_then(|query| query.one::<String>("ticket").ok()?);
     let principal = match ticket {
-        Some(ticket) => {
-            let taking = take_ticket(&door.dispatch.store, &ticket, stream);
-            let timeout = Timeout::begin();
-            let taken = timeout.ask(taking).await?;
-            let refused =
-                "expected a ticket for this stream that is not older than 60 s and was not used before";
-            Principal::of_ticket(
-                taken.ok_or_else(|| Problem::new(Kind::Unauthenticated, refused).at("ticket"))?,
-                timeout,
-            )
-        }
+        Some(ticket) => Principal::of_ticket(parts, door, &ticket, stream).await?,
         None => Principal::of_request(parts, door).await?,
     };
     principal.needs(Scope::Read)?;
@@ -267,13 +261,24 @@ async fn answer(
     job_id: Option<JobId>,
     sequence: Sequence,
     wish: Wish,
+    place: FollowerPlace,
 ) -> Response {
     let follower = door.following.follow(wish).await;
     let (stop, gauge) = (door.stop.clone(), FollowerGauge::begin());
-    let lines = VecDeque::new();
+    let events = VecDeque::new();
     let spread = follower.id() % RETRY_MS;
-    let streamed =
-        Streamed { follower, sequence, principal, job_id, stop, lines, spread, over: false, _gauge: gauge };
+    let streamed = Streamed {
+        follower,
+        sequence,
+        principal,
+        job_id,
+        stop,
+        events,
+        spread,
+        over: false,
+        _gauge: gauge,
+        _place: place,
+    };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     ([UNBUFFERED], Sse::new(streamed.into_stream()).keep_alive(keep_alive)).into_response()
 }
@@ -286,10 +291,12 @@ struct Streamed {
     /// The job that is followed alone; its end is the stream's.
     job_id: Option<JobId>,
     stop: CancellationToken,
-    lines: VecDeque<Line>,
+    /// What was read and not sent yet. Each is written as text when its turn has come.
+    events: VecDeque<(Position, Event)>,
     spread: u64,
     over: bool,
     _gauge: FollowerGauge,
+    _place: FollowerPlace,
 }
 
 impl Streamed {
@@ -299,8 +306,8 @@ impl Streamed {
 
     async fn next(&mut self) -> Option<Line> {
         loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Some(line);
+            if let Some((position, event)) = self.events.pop_front() {
+                return Some(line(event, &self.principal).id(position.to_string()));
             }
             if self.over {
                 return None;
@@ -315,16 +322,20 @@ impl Streamed {
             };
             match news {
                 News::Seen(seen) => {
-                    for (position, event) in self.sequence.events(&seen) {
-                        self.over |= self.job_id.is_some() && matches!(event, Event::End(_));
-                        self.lines.push_back(line(event, &self.principal).id(position.to_string()));
-                    }
+                    let events = self.sequence.events(&seen);
+                    let is_end = |(_, event): &(Position, Event)| matches!(event, Event::End(_));
+                    self.over = self.job_id.is_some() && events.iter().any(is_end);
+                    self.events.extend(events);
                 }
                 News::Text(piece) if self.job_id.is_none_or(|job_id| job_id == piece.job_id) => {
-                    let TextPiece { job_id, text, .. } = &*piece;
-                    self.lines.push_back(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
+                    let TextPiece { job_id, text, .. } = &**piece;
+                    return Some(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
                 }
                 News::Text(_) => {}
+                News::Unreadable => {
+                    self.over = true;
+                    return Some(Line::default().retry(UNREADABLE_RETRY));
+                }
             }
         }
     }

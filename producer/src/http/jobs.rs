@@ -69,7 +69,10 @@ pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
 )]
 async fn submit(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
     principal.needs(Scope::Submit)?;
-    let (parts, body) = body::receive(&mut principal, request, door.max_bytes).await?;
+    let (parts, body) = body::receive(&door, &mut principal, request, door.max_bytes).await?;
+    // Before anything is accepted: a caller that may not wait has done nothing then.
+    let wait = prefer::wait(&parts.headers);
+    let _place = wait.map(|_| door.followers.begin(&principal)).transpose()?;
     let timeout = principal.timeout();
     let limits = door.limits()?;
     let mut asked = keys::with_header(decode(&body, &principal, &limits)?, &parts.headers)?;
@@ -81,7 +84,7 @@ async fn submit(door: Shared, mut principal: Principal, request: Request) -> Res
     let accepted = accept(&door, &principal, Candidate::new(asked, body.len()), &limits, timeout).await;
     let Accepted { mut job, found_by, rate } = accepted.map_err(|problem| problem.of_job(tried))?;
     let mut status = if found_by.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    if let Some(wait) = prefer::wait(&parts.headers).filter(|_| !job.state.is_end()) {
+    if let Some(wait) = wait.filter(|_| !job.state.is_end()) {
         match after_its_end(&door, &principal, job.job_id, begun + wait).await {
             Ok(view) if view.state.is_end() => (status, job) = (StatusCode::OK, Job::of(view, &principal)),
             Err(problem) if problem.status() != StatusCode::SERVICE_UNAVAILABLE => {
@@ -135,6 +138,7 @@ async fn read(
         let envelope = known.and_then(|known| known.message);
         return Ok(Json(Job::of(view, &principal).given(envelope.as_deref(), &principal)).into_response());
     };
+    let _place = door.followers.begin(&principal)?;
     let view = after_its_end(&door, &principal, job_id, begun + wait).await?;
     let status = if view.state.is_end() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(Job::of(view, &principal))).into_response())

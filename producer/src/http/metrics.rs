@@ -74,7 +74,21 @@ static CONNECTIONS: LazyLock<IntGauge> = LazyLock::new(|| {
 static CONNECTIONS_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!(
         "harness_http_connections_refused_total",
-        "Connections that were closed at once because API_MAX_CONNECTIONS were open"
+        "Connections that were closed at once because API_MAX_CONNECTIONS, or API_MAX_CONNECTIONS_PER_ADDRESS of their \
+         address, were open"
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+/// What callers have too much of.
+const BOUNDS: [&str; 4] = ["followers", "bodies", "batches", "tickets"];
+
+static BOUNDS_MET: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "harness_http_bounds_met_total",
+        "Requests that were refused because the caller, or all callers together, have as much of this under way as they may: \
+         followers are streams and waits for an end",
+        &["bound"]
     )
     .expect("every metric has a name of its own, so that registering cannot fail")
 });
@@ -88,6 +102,9 @@ pub fn register() {
     for outcome in ["answered", "refused"] {
         SIGN_INS_FAILED.with_label_values(&[outcome]);
     }
+    for bound in BOUNDS {
+        BOUNDS_MET.with_label_values(&[bound]);
+    }
     LazyLock::force(&CONNECTIONS);
     LazyLock::force(&CONNECTIONS_REFUSED);
 }
@@ -95,6 +112,11 @@ pub fn register() {
 /// Counts a request with a key that is not valid, or that was not looked at.
 pub fn failed_sign_in(outcome: &str) {
     SIGN_INS_FAILED.with_label_values(&[outcome]).inc();
+}
+
+/// Counts a request that met a bound.
+pub fn met_bound(bound: &str) {
+    BOUNDS_MET.with_label_values(&[bound]).inc();
 }
 
 /// Counts a connection that is open from now on.

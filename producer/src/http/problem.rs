@@ -74,6 +74,9 @@ pub enum Kind {
     TenantBacklog,
     Backlog,
     TooManySignIns,
+    TooManyFollowers,
+    TooManyBodies,
+    TooManyTickets,
 }
 
 impl Kind {
@@ -111,6 +114,19 @@ impl Kind {
                 "too_many_sign_ins",
                 "Too many keys that are not valid came from this address",
             ),
+            Kind::TooManyFollowers => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_followers",
+                "Too many streams and waits of the caller are open",
+            ),
+            Kind::TooManyBodies => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_bodies",
+                "Too many bytes of the caller are arriving at a time",
+            ),
+            Kind::TooManyTickets => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_tickets", "Too many tickets of the key are valid")
+            }
             Kind::Backlog => (StatusCode::SERVICE_UNAVAILABLE, "backlog", "Too many jobs have not ended"),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Uri;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
@@ -37,11 +37,14 @@ struct Document;
 const COMMON: [(&str, &str); 5] = [
     ("401", "No key, or an unknown one"),
     ("403", "The key lacks the scope"),
-    ("429", "A limit of the tenant or of the caller's address. Try again after `Retry-After` seconds"),
+    (
+        "429",
+        "A limit of the tenant, of the key or of the caller's address. Try again after `Retry-After` seconds",
+    ),
     ("500", "The ledger refuses to work; the log of the API says why"),
     (
         "503",
-        "Postgres is away or silent: whether anything was done is not known. Or nothing was done, because too many jobs have not ended (`backlog`). Try again after `Retry-After` seconds",
+        "Postgres is away or silent: whether anything was done is not known. Or nothing was done, because too many jobs have not ended (`backlog`), or this process has too much of this kind to do (`busy`). Try again after `Retry-After` seconds",
     ),
 ];
 
@@ -102,7 +105,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::MethodNotAllowed, "expected a method that the header Allow names")
         })
-        .layer(from_fn(body::arrive))
+        .layer(from_fn_with_state(door.clone(), body::arrive))
         .layer(from_fn(metrics::measure))
         .with_state(door);
     if origins.is_empty() { routes } else { routes.layer(origins.layer()) }

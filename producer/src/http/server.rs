@@ -85,8 +85,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port, for so many connections at a time; callers wait until it is served.
-    pub async fn bind(address: SocketAddr, tls: Option<Tls>, connections: usize) -> anyhow::Result<Server> {
+    /// Binds the port; callers wait until it is served.
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>, connections: Bounded) -> anyhow::Result<Server> {
         let tls = match tls {
             Some(tls) => {
                 let config = tls.read().await?;
@@ -100,7 +100,7 @@ impl Server {
         SockRef::from(&listener)
             .set_tcp_user_timeout(Some(TAKEN_WITHIN))
             .context("setting the timeout of connections")?;
-        Ok(Server { listener, tls, connections: Bounded::new(connections) })
+        Ok(Server { listener, tls, connections })
     }
 
     /// Where it is bound, with the port that was taken.

@@ -2,7 +2,7 @@
 //! its keys are looked up.
 //!
 //! Many callers may share an address (NAT, a proxy that is not listed), and one of them may have a wrong key in a loop.
-//! So a key that was accepted here within the last hour is looked up all the same.
+//! So a key that was accepted here within the last hour is looked up all the same, and so is a ticket that was made here.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,10 +12,14 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use crate::access::VALID_FOR;
+
 /// The time in which failures are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 /// How long an accepted key passes from any address.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60 * 60);
+/// How long a ticket does that was made here.
+const MADE_FOR: Duration = VALID_FOR;
 /// Addresses, and keys, that are kept at most. Callers cannot use more memory than that.
 const CAPACITY: usize = 10_000;
 
@@ -31,6 +35,8 @@ struct Seen {
     failures: HashMap<IpAddr, Failures>,
     /// SHA-256 of keys, and when they were accepted last.
     accepted: HashMap<[u8; 32], Instant>,
+    /// SHA-256 of tickets, and when they were made.
+    made: HashMap<[u8; 32], Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -45,15 +51,17 @@ impl SignIns {
         SignIns { most, seen: Mutex::default() }
     }
 
-    /// For how long this key is refused from this address, if it is.
-    pub fn refused(&self, address: IpAddr, key: &str) -> Option<Duration> {
+    /// For how long this key or ticket is refused from this address, if it is.
+    pub fn refused(&self, address: IpAddr, shown: &str) -> Option<Duration> {
         let most = self.most?;
         let mut seen = self.lock();
         let failures =
             seen.failures.get(&network(address)).copied().filter(|failures| failures.count >= most)?;
         let left = WINDOW.checked_sub(failures.since.elapsed()).filter(|left| !left.is_zero())?;
-        let is_known = seen.accepted.get(&digest(key)).is_some_and(|at| at.elapsed() < REMEMBERED_FOR);
-        if is_known {
+        let digest = digest(shown);
+        let is_known =
+            |seen: &HashMap<_, Instant>, within| seen.get(&digest).is_some_and(|at| at.elapsed() < within);
+        if is_known(&seen.accepted, REMEMBERED_FOR) || is_known(&seen.made, MADE_FOR) {
             return None;
         }
         // What is refused keeps no address refused for longer.
@@ -83,19 +91,29 @@ impl SignIns {
         if self.most.is_none() {
             return;
         }
-        let mut seen = self.lock();
-        if seen.accepted.len() >= CAPACITY {
-            seen.accepted.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
-            if seen.accepted.len() >= CAPACITY {
-                seen.accepted.clear();
-            }
+        remember(&mut self.lock().accepted, key, REMEMBERED_FOR);
+    }
+
+    /// Notes that a ticket was made.
+    pub fn made(&self, ticket: &str) {
+        if self.most.is_some() {
+            remember(&mut self.lock().made, ticket, MADE_FOR);
         }
-        seen.accepted.insert(digest(key), Instant::now());
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn remember(seen: &mut HashMap<[u8; 32], Instant>, shown: &str, within: Duration) {
+    if seen.len() >= CAPACITY {
+        seen.retain(|_, at| at.elapsed() < within);
+        if seen.len() >= CAPACITY {
+            seen.clear();
+        }
+    }
+    seen.insert(digest(shown), Instant::now());
 }
 
 /// Drops what no longer counts; if that is little, addresses that are not refused; if that is little too, all.
@@ -110,7 +128,7 @@ fn make_room(failures: &mut HashMap<IpAddr, Failures>, most: u32) {
 }
 
 /// A caller with IPv6 has a network of 64 bits, and any address in it.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let network = address.to_bits() & !u128::from(u64::MAX);
@@ -120,8 +138,8 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-fn digest(key: &str) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
+fn digest(shown: &str) -> [u8; 32] {
+    Sha256::digest(shown.as_bytes()).into()
 }
 
 #[cfg(test)]
@@ -143,7 +161,8 @@ mod tests {
         assert_eq!(sign_ins.refused(bad, "k"), Some(Duration::from_secs(40)));
         assert_eq!(sign_ins.refused(neighbour, "k"), None);
         sign_ins.succeeded("known");
-        assert_eq!(sign_ins.refused(bad, "known"), None);
+        sign_ins.made("ticket");
+        assert_eq!((sign_ins.refused(bad, "known"), sign_ins.refused(bad, "ticket")), (None, None));
         tokio::time::sleep(Duration::from_secs(40)).await;
         assert_eq!(sign_ins.refused(bad, "k"), None);
         assert!(!sign_ins.failed(bad), "counted anew");

@@ -73,7 +73,7 @@ async fn list(door: Shared, principal: Principal) -> Result<Json<Listed<Webhook>
 )]
 async fn make(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let NewWebhook { url, states, content, label } = read_json(&mut principal, request, BODY).await?;
+    let NewWebhook { url, states, content, label } = read_json(&door, &mut principal, request, BODY).await?;
     if content {
         principal.needs(Scope::Content).map_err(|problem| problem.at("content"))?;
     }
@@ -199,7 +199,7 @@ async fn rotate(
     request: Request,
 ) -> Result<Json<Secret>, Problem> {
     principal.needs(Scope::Operate)?;
-    let Rotation { overlap_s } = read_json(&mut principal, request, BODY).await?;
+    let Rotation { overlap_s } = read_json(&door, &mut principal, request, BODY).await?;
     let overlap_s = overlap_s.unwrap_or(OVERLAP_S);
     if overlap_s > MOST_OVERLAP_S {
         let detail = format!("got {overlap_s}, expected at most {MOST_OVERLAP_S}");
@@ -296,7 +296,7 @@ async fn resend(
     request: Request,
 ) -> Result<Response, Problem> {
     principal.needs(Scope::Operate)?;
-    let Again { job_id, failed } = read_json(&mut principal, request, BODY).await?;
+    let Again { job_id, failed } = read_json(&door, &mut principal, request, BODY).await?;
     if job_id.is_some() == failed {
         return Err(Problem::invalid("job_id", "expected either a job's id or \"failed\": true"));
     }

@@ -4,6 +4,7 @@ mod jobs;
 mod idempotency;
 mod events;
 mod limits;
+mod shares;
 mod sign_ins;
 mod connections;
 mod bad_input;

@@ -133,11 +133,35 @@ pub(crate) async fn query_within(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>, StoreError> {
-    let client = pool.get().await?;
+    let mut busy = Busy(Some(pool.get().await?));
     let asking = async {
+        let client = busy.client();
         let statement = client.prepare_cached(sql).await?;
         client.query(&statement, params).await
     };
-    let (_, rows) = bounded(name, bound, asking).await.keep(client)?;
+    let answer = bounded(name, bound, asking).await;
+    let (_, rows) = answer.keep(busy.done())?;
     Ok(rows)
+}
+
+/// A connection whose answer is awaited. If its caller waits no longer, the connection is closed: in the pool, the next
+/// question would wait behind this one.
+struct Busy(Option<Client>);
+
+impl Busy {
+    fn client(&self) -> &Client {
+        self.0.as_ref().expect("it is there until it is done")
+    }
+
+    fn done(&mut self) -> Client {
+        self.0.take().expect("it is done once")
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Client::take(client));
+        }
+    }
 }

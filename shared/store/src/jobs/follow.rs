@@ -63,6 +63,26 @@ pub struct StepsOf {
     pub behind: StepPlace,
 }
 
+/// The next checkpoints of one [`StepsOf`].
+#[derive(Clone, Debug, Default)]
+pub struct Steps {
+    /// In order.
+    pub steps: Vec<Step>,
+    /// Whether more were left, because they would have been too many bytes.
+    pub is_more: bool,
+}
+
+/// A job that has ended, and what it takes to read it.
+#[derive(Clone, Debug)]
+pub struct EndedSize {
+    /// The job.
+    pub job_id: JobId,
+    /// The key of its session.
+    pub session: SessionKey,
+    /// Bytes, about: what is stored, or eight times as much where that is compressed.
+    pub bytes: i64,
+}
+
 /// Live jobs of one session, and checkpoints of one [`StepsOf`], that are read at a time.
 pub const STEPS: usize = 100;
 
@@ -87,19 +107,37 @@ const ENDED_SINCE: &str = "
                           ORDER BY job_id DESC LIMIT 100) r
      WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)";
 
-/// The row comparison is a range of the primary key.
+/// No output is read for this: what is large is stored elsewhere, and its size with the row.
+const ENDED_SIZES: &str = "
+    SELECT r.job_id, r.session_id,
+           coalesce(pg_column_size(r.output) * CASE WHEN pg_column_compression(r.output) IS NULL THEN 1 ELSE 8 END, 0)::bigint
+             + coalesce(pg_column_size(r.failure), 0) + 512
+      FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (SELECT job_id, session_id, output, failure FROM harness_results r
+                          WHERE r.job_id = t.job_id OFFSET 0) r";
+
+/// The row comparison is a range of the primary key. Nothing of a checkpoint is read that does not fit. A topic of which
+/// nothing fits has its first checkpoint as a row, which says so.
 const STEPS_BEHIND: &str = "
-    SELECT t.ordinality, c.job_id, c.epoch, c.ordinal, c.iterations, c.cost_microusd, c.input_tokens, c.output_tokens,
-           CASE WHEN length((c.delta -> 'feature_progress')::text) <= 16384
-                THEN (c.delta -> 'feature_progress')::text END
-      FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::int[])
-      WITH ORDINALITY AS t(session_id, job_id, epoch, ordinal, ordinality)
-     CROSS JOIN LATERAL (
-           SELECT * FROM harness_checkpoints c
-            WHERE c.session_id = t.session_id AND (c.epoch, c.ordinal) > (t.epoch, t.ordinal)
-              AND (t.job_id IS NULL OR c.job_id = t.job_id)
-            ORDER BY c.epoch, c.ordinal LIMIT 100) c
-     ORDER BY t.ordinality, c.epoch, c.ordinal";
+    SELECT ordinality, job_id, epoch, ordinal, iterations, cost_microusd, input_tokens, output_tokens,
+           CASE WHEN fits AND length((delta -> 'feature_progress')::text) <= 16384
+                THEN (delta -> 'feature_progress')::text END,
+           fits, count
+      FROM (
+           SELECT t.ordinality, c.job_id, c.epoch, c.ordinal, c.iterations, c.cost_microusd, c.input_tokens,
+                  c.output_tokens, c.delta,
+                  sum(c.bytes) OVER (ORDER BY t.ordinality, c.epoch, c.ordinal) - c.bytes < $5::bigint AS fits,
+                  row_number() OVER (PARTITION BY t.ordinality ORDER BY c.epoch, c.ordinal) = 1 AS is_first,
+                  count(*) OVER (PARTITION BY t.ordinality) AS count
+             FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::int[])
+             WITH ORDINALITY AS t(session_id, job_id, epoch, ordinal, ordinality)
+            CROSS JOIN LATERAL (
+                  SELECT c.*, pg_column_size(c.delta) AS bytes FROM harness_checkpoints c
+                   WHERE c.session_id = t.session_id AND (c.epoch, c.ordinal) > (t.epoch, t.ordinal)
+                     AND (t.job_id IS NULL OR c.job_id = t.job_id)
+                   ORDER BY c.epoch, c.ordinal LIMIT 100) c) c
+     WHERE fits OR is_first
+     ORDER BY ordinality, epoch, ordinal";
 
 /// A session has no row before its first job is claimed.
 const LAST_PLACE: &str = "
@@ -147,23 +185,38 @@ impl Store {
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 
-    /// Returns the next hundred checkpoints of each of these, in the same order. Those of a job that has ended are
-    /// there until its session is folded.
-    pub async fn steps(&self, of: &[StepsOf]) -> Result<Vec<Vec<Step>>, StoreError> {
+    /// Returns those of these jobs that have ended, and what it takes to read each.
+    pub async fn ended_sizes(&self, jobs: &[JobId]) -> Result<Vec<EndedSize>, StoreError> {
+        let rows = query(&self.pool, "ended_sizes", ENDED_SIZES, &[&uuids(jobs)]).await?;
+        let size = |row: &Row| EndedSize {
+            job_id: read_job_id(row, 0),
+            session: SessionKey::of_ledger(row.get::<_, String>(1)),
+            bytes: row.get(2),
+        };
+        Ok(rows.iter().map(size).collect())
+    }
+
+    /// Returns the next hundred checkpoints of each of these, in the same order, but no more than so many bytes of all
+    /// together, as they are stored; the first one is always returned. Those of a job that has ended are there until its
+    /// session is folded.
+    pub async fn steps(&self, of: &[StepsOf], bytes: i64) -> Result<Vec<Steps>, StoreError> {
         let sessions: Vec<&str> = of.iter().map(|of| of.session.as_str()).collect();
         let jobs: Vec<Option<Uuid>> = of.iter().map(|of| of.job_id.map(Uuid::from)).collect();
         let epochs: Vec<i64> = of.iter().map(|of| of.behind.epoch).collect();
         let ordinals: Vec<i32> = of.iter().map(|of| of.behind.ordinal).collect();
-        let rows = query(&self.pool, "steps", STEPS_BEHIND, &[&sessions, &jobs, &epochs, &ordinals]).await?;
-        let mut steps = vec![Vec::new(); of.len()];
+        let params: &crate::database::Params<'_> = &[&sessions, &jobs, &epochs, &ordinals, &bytes];
+        let rows = query(&self.pool, "steps", STEPS_BEHIND, params).await?;
+        let mut found = vec![Steps::default(); of.len()];
         for row in &rows {
             // The ordinality counts from 1.
             let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
-            if let Some(steps) = steps.get_mut(at) {
-                steps.push(read_step(row));
+            let Some(found) = found.get_mut(at) else { continue };
+            if row.get(9) {
+                found.steps.push(read_step(row));
             }
+            found.is_more = (found.steps.len() as i64) < row.get(10);
         }
-        Ok(steps)
+        Ok(found)
     }
 
     /// Returns the place of the last checkpoint of a session; `None` if there is neither a session of this key nor a

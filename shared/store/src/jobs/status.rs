@@ -137,6 +137,14 @@ const SESSION_PROGRESS: &str = "
      WHERE s.session_id = ANY($1)
      ORDER BY s.session_id";
 
+impl JobView {
+    /// Its size in memory, about.
+    pub fn bytes(&self) -> usize {
+        let failure = self.failure.as_ref().map_or(0, |failure| failure.message.len());
+        size_of::<JobView>() + 256 + failure + self.output.as_ref().map_or(0, |output| output.as_str().len())
+    }
+}
+
 impl Store {
     /// Returns those of these jobs that the ledger knows, in the order asked for.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
@@ -147,6 +155,12 @@ impl Store {
         let mut views: BTreeMap<JobId, JobView> =
             live.iter().chain(&ended).map(|row| (read_job_id(row, 0), read_view(row))).collect();
         Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
+    }
+
+    /// Returns those of these jobs that have ended.
+    pub async fn ended_jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+        let rows = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids(ids)]).await?;
+        Ok(rows.iter().map(read_view).collect())
     }
 
     /// Returns those of these jobs that have ended, with their final states.

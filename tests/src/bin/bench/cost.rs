@@ -16,7 +16,8 @@ pub struct Meter {
 pub struct Cpu {
     pub broker: f64,
     pub postgres: f64,
-    pub worker: f64,
+    /// The program that is measured: a worker, or the HTTP API.
+    pub program: f64,
     /// This process: it publishes and, in the raw phases, also consumes.
     pub client: f64,
 }
@@ -36,12 +37,12 @@ impl Meter {
         })
     }
 
-    /// Reads the time used so far; `worker` is a process id.
-    pub fn read(&self, worker: u32) -> Cpu {
+    /// Reads the time used so far; `program` is a process id.
+    pub fn read(&self, program: u32) -> Cpu {
         Cpu {
             broker: usage::cpu_s(self.broker),
             postgres: usage::family_cpu_s(self.postgres),
-            worker: usage::cpu_s(worker),
+            program: usage::cpu_s(program),
             client: usage::cpu_s(std::process::id()),
         }
     }
@@ -54,14 +55,14 @@ impl Cpu {
         Cpu {
             broker: each(self.broker, before.broker),
             postgres: each(self.postgres, before.postgres),
-            worker: each(self.worker, before.worker),
+            program: each(self.program, before.program),
             client: each(self.client, before.client),
         }
     }
 
     /// The sum of all four.
     pub fn total(self) -> f64 {
-        self.broker + self.postgres + self.worker + self.client
+        self.broker + self.postgres + self.program + self.client
     }
 
     /// The median of each process.
@@ -70,17 +71,34 @@ impl Cpu {
         Cpu {
             broker: middle(|cpu| cpu.broker),
             postgres: middle(|cpu| cpu.postgres),
-            worker: middle(|cpu| cpu.worker),
+            program: middle(|cpu| cpu.program),
             client: middle(|cpu| cpu.client),
         }
     }
 
-    pub fn to_json(self) -> Value {
+    /// The figures, with this name of the program.
+    pub fn to_json(self, program: &str) -> Value {
         let whole = |figure: f64| json!(figure.round());
-        json!({
-            "broker_us": whole(self.broker), "postgres_us": whole(self.postgres), "worker_us": whole(self.worker),
+        let mut figures = json!({
+            "broker_us": whole(self.broker), "postgres_us": whole(self.postgres),
             "client_us": whole(self.client), "total_us": whole(self.total()),
-        })
+        });
+        figures[format!("{program}_us")] = whole(self.program);
+        figures
+    }
+
+    /// Prints the heading of a table of costs, with this name of the program.
+    pub fn heading(program: &str) {
+        println!(
+            "{:<28}{:>9}{:>9}{program:>9}{:>9}{:>9}",
+            "CPU µs each", "broker", "Postgres", "client", "all"
+        );
+    }
+
+    /// Prints a row of it.
+    pub fn show(self, name: &str) {
+        let Cpu { broker, postgres, program, client } = self;
+        println!("{name:<28}{broker:>9.0}{postgres:>9.0}{program:>9.0}{client:>9.0}{:>9.0}", self.total());
     }
 }
 

@@ -4,8 +4,11 @@
 //! Everything is measured in one run on one machine, which the broker, Postgres, worker and publisher share. So the
 //! ratios matter, not the rates, and CPU time per job matters most. Raw messages and jobs take turns, and each figure
 //! is the median of its rounds. Writes `target/bench.json`.
+//!
+//! `make bench-http` (`bench http`) measures the HTTP API instead; a number behind it makes it shorter.
 
 mod cost;
+mod http;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -55,6 +58,18 @@ async fn main() -> anyhow::Result<()> {
     let publisher = publishing.publisher();
 
     let database = fresh_database(&database_url).await?;
+
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("http") {
+        let jobs =
+            arguments.next().map_or(Ok(JOBS), |jobs| jobs.parse()).context("expected a number of jobs")?;
+        let raw =
+            http::Raw { publisher: &publisher, consuming: &consuming, queue: &raw_queue, pool: &raw_pool };
+        http::run(&meter, raw, &database, jobs).await?;
+        publishing.close().await;
+        consuming.close().await;
+        return drop_database(&database_url, &database).await;
+    }
 
     eprintln!("raw drain: {JOBS} messages of 1 KiB on a prefilled queue");
     publish(&publisher, &raw_queue, &raw_pool, JOBS).await?;
@@ -114,7 +129,7 @@ async fn main() -> anyhow::Result<()> {
         "drain_of_raw_drain_ratio": ratio(drain_per_s, raw_drain_per_s),
         "start_p50_ms": waits.quantile_ms(0.50), "start_p99_ms": waits.quantile_ms(0.99),
         "worker_rss_mb": worker_rss_mb,
-        "raw_cost": raw_cost.to_json(), "job_cost": job_cost.to_json(), "cost_ratio": cost_ratio,
+        "raw_cost": raw_cost.to_json("worker"), "job_cost": job_cost.to_json("worker"), "cost_ratio": cost_ratio,
     });
     std::fs::create_dir_all("target")?;
     std::fs::write("target/bench.json", serde_json::to_string_pretty(&figures)?)?;
@@ -127,14 +142,9 @@ async fn main() -> anyhow::Result<()> {
     ] {
         println!("{name:<28}{per_s:>12.0}{:>9.2}", ratio(per_s, raw_per_s));
     }
-    println!(
-        "{:<28}{:>9}{:>9}{:>9}{:>9}{:>9}",
-        "CPU µs each", "broker", "Postgres", "worker", "client", "all"
-    );
+    Cpu::heading("worker");
     for (name, cost) in [("raw message", raw_cost), ("job, steady", job_cost)] {
-        let Cpu { broker, postgres, worker, client } = cost;
-        let all = cost.total();
-        println!("{name:<28}{broker:>9.0}{postgres:>9.0}{worker:>9.0}{client:>9.0}{all:>9.0}");
+        cost.show(name);
     }
     println!("a job costs {cost_ratio:.2} raw messages");
     println!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Method;
 use serde_json::json;
 use tests::{Api, Fleet, until};
+use tokio::net::TcpSocket;
 
 fn open(api: &Api) -> TcpStream {
     let address = api.base().strip_prefix("http://").expect("an address");
@@ -55,6 +56,43 @@ async fn with_as_many_connections_as_may_be_a_further_one_is_closed_and_the_othe
     next.write_all(b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .expect("sent");
     assert!(answered(next).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn one_address_leaves_connections_for_the_others() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").set("API_MAX_CONNECTIONS_PER_ADDRESS", 2).set("API_MAX_CONNECTIONS", 6);
+    let door = door.set("API_TRUSTED_PROXIES", "127.0.0.3").start().await;
+    let api = Api::of(&door).await;
+    let from = async |address: [u8; 4]| {
+        let to = api.base().strip_prefix("http://").expect("an address").parse().expect("an address");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((address, 0).into()).expect("an address of this machine");
+        let stream = socket.connect(to).await.expect("connected").into_std().expect("a socket");
+        stream.set_nonblocking(false).expect("a blocking one");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a bound");
+        stream
+    };
+    let works = async |mut stream: TcpStream| {
+        let request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        // It may have been closed at once.
+        let _ = stream.write_all(request);
+        answered(stream).await.starts_with("HTTP/1.1 200")
+    };
+    let held = [from([127, 0, 0, 2]).await, from([127, 0, 0, 2]).await];
+    let both = async || (door.metric("harness_http_connections").await == 2.0).then_some(());
+    until("both are open", both).await;
+    assert!(!works(from([127, 0, 0, 2]).await).await);
+    assert!(works(from([127, 0, 0, 4]).await).await, "another address");
+    // A listed proxy has the connections of all its clients.
+    let proxied = [from([127, 0, 0, 3]).await, from([127, 0, 0, 3]).await, from([127, 0, 0, 3]).await];
+    let all = async || (door.metric("harness_http_connections").await == 5.0).then_some(());
+    until("all are open", all).await;
+    assert!(works(from([127, 0, 0, 3]).await).await);
+    drop((held, proxied));
+    until("none is open", async || (door.metric("harness_http_connections").await == 0.0).then_some(()))
+        .await;
+    assert!(works(from([127, 0, 0, 2]).await).await);
 }
 
 #[tokio::test]
@@ -116,6 +154,11 @@ async fn bounds_that_make_no_sense_are_all_named() {
     let mut command = fleet.producer_command(&["serve"]);
     for (name, value) in [
         ("API_MAX_CONNECTIONS", "0"),
+        ("API_MAX_CONNECTIONS_PER_ADDRESS", "0"),
+        ("API_MAX_FOLLOWERS", "0"),
+        ("API_MAX_FOLLOWERS_PER_TENANT", "-1"),
+        ("API_MAX_FOLLOWERS_PER_CALLER", "all"),
+        ("API_MAX_BODY_BYTES", "1"),
         ("API_MAX_UNFINISHED_JOBS", "many"),
         ("API_SIGN_IN_FAILURES", "0"),
         ("API_TRUSTED_PROXIES", "proxy"),
@@ -127,6 +170,11 @@ async fn bounds_that_make_no_sense_are_all_named() {
     assert_eq!(ran.code, 2, "{ran:?}");
     for part in [
         "API_MAX_CONNECTIONS: got 0, expected 1 to",
+        "API_MAX_CONNECTIONS_PER_ADDRESS: got \"0\"",
+        "API_MAX_FOLLOWERS: got \"0\"",
+        "API_MAX_FOLLOWERS_PER_TENANT: got \"-1\"",
+        "API_MAX_FOLLOWERS_PER_CALLER: got \"all\"",
+        "API_MAX_BODY_BYTES: got 1, expected",
         "API_MAX_UNFINISHED_JOBS: got \"many\": expected a whole number",
         "API_SIGN_IN_FAILURES: got \"0\"",
         "API_TRUSTED_PROXIES: got \"proxy\", expected addresses",

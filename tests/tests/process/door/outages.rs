@@ -92,11 +92,12 @@ async fn while_postgres_is_silent_a_batch_has_its_answer_in_the_time_of_one_ques
     // Neither what must be looked up of each pool, nor each of the jobs, costs a time limit of its own.
     let of_pools: Vec<_> = (0..10).map(|n| json!({"agent_id": "echo", "pool": format!("p-{n}")})).collect();
     let plain = vec![json!({"agent_id": "echo"}); 600];
-    for jobs in [of_pools, plain] {
+    // The few were all looked at.
+    for (jobs, complete) in [(of_pools, true), (plain, false)] {
         let asked = Instant::now();
         let batch = api.post("/v1/jobs/batch", &json!(jobs)).await.is(200).json();
         assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
-        assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(0), &json!(false)), "{batch}");
+        assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(0), &json!(complete)), "{batch}");
         let items = batch["items"].as_array().expect("answers");
         assert!(items.iter().all(|item| item["status"] == 503), "{batch}");
     }

@@ -1,0 +1,75 @@
+//! The process that is measured: `producer serve` of the same build.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::client::Connection;
+
+/// A process; it is killed when this is dropped.
+pub struct Door {
+    process: Child,
+    address: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Door {
+    pub async fn start(database: &str) -> anyhow::Result<Door> {
+        let folder = tempfile::tempdir()?;
+        let log = folder.path().join("serve.log");
+        let binary = std::env::current_exe()?.with_file_name("producer");
+        let mut command = Command::new(&binary);
+        command.args(["serve", "--api-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"]);
+        command.env("DATABASE_URL", database).env("ENVIRONMENT", "development");
+        command.env("LOG_LEVEL", "info").env("LOG_JSON", "false");
+        // One client on one address is all its callers here.
+        for bound in [
+            "API_MAX_CONNECTIONS_PER_ADDRESS",
+            "API_MAX_FOLLOWERS_PER_TENANT",
+            "API_MAX_FOLLOWERS_PER_CALLER",
+            "API_MAX_UNFINISHED_JOBS",
+        ] {
+            command.env(bound, "none");
+        }
+        let out = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let process = command.spawn().with_context(|| {
+            format!("starting {}: run `cargo build --release -p producer` first", binary.display())
+        })?;
+        let mut door = Door { process, address: String::new(), _folder: folder };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while door.address.is_empty() {
+            let text = std::fs::read_to_string(&log)?;
+            let said = text.lines().find(|line| line.contains("takes jobs over HTTP"));
+            let address = said.and_then(|line| line.split("address=").nth(1));
+            door.address = address.unwrap_or_default().trim().to_owned();
+            let ended = door.process.try_wait()?;
+            ensure!(ended.is_none() && Instant::now() < deadline, "`producer serve` takes no jobs: {text}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(door)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A connection to it.
+    pub async fn caller(&self) -> anyhow::Result<Connection> {
+        Connection::open(&self.address).await
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // The measurement is complete.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
