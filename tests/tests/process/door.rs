@@ -12,6 +12,7 @@ mod upload;
 mod stopping;
 mod guide;
 mod lists;
+mod labels;
 mod removal;
 mod port;
 mod tenants;
