@@ -62,6 +62,7 @@ class Job(TypedDict, total=False):
     session_id: str
     agent_id: str
     pool: str
+    labels: Dict[str, str]  # where it has any; not in lists
     state: str
     attempts: int
     iterations: int
@@ -198,7 +199,7 @@ class Client:
     ) -> Job:
         """Submits a job. With `wait_s` it waits up to so many seconds, and the answer may be its end.
 
-        `fields` are the other fields of a job, such as `session_id`, `pool`, `retry`, `timeout_ms`, `deadline_ms`.
+        `fields` are the other fields of a job, such as `session_id`, `pool`, `labels`, `retry`, `timeout_ms`.
         """
         job = {"job_id": job_id or new_job_id(), "agent_id": agent_id, "input": input, **fields}
         until = time.monotonic() + wait_s
@@ -320,14 +321,23 @@ class Client:
         """Says in one sentence what a job waits for, or how it ended."""
         return cast(str, self._ask("GET", _of(job_id) + "/why")["why"])
 
-    def jobs(self, *, state: Union[str, Iterable[str], None] = None, **filters: str) -> Iterator[Job]:
-        """Lists jobs, newest first, page by page. Filters: `state` (one or several), `agent`, `session`, `pool`."""
-        states = state if state is None or isinstance(state, str) else ",".join(state)
-        return cast(Iterator[Job], self._pages("/v1/jobs", {"state": states, **filters}))
+    def jobs(
+        self,
+        *,
+        state: Union[str, Iterable[str], None] = None,
+        labels: Optional[Mapping[str, str]] = None,
+        **filters: str,
+    ) -> Iterator[Job]:
+        """Lists jobs, newest first, page by page.
 
-    def dead(self, **filters: str) -> Iterator[Job]:
+        Filters: `state` (one or several), `labels` (a job has them all), `agent`, `session`, `pool`.
+        """
+        states = state if state is None or isinstance(state, str) else ",".join(state)
+        return cast(Iterator[Job], self._pages("/v1/jobs", {"state": states, "label": _labels(labels), **filters}))
+
+    def dead(self, *, labels: Optional[Mapping[str, str]] = None, **filters: str) -> Iterator[Job]:
         """Lists failed jobs that were neither redriven nor dropped, newest first. Filters as for `jobs`, no `state`."""
-        return cast(Iterator[Job], self._pages("/v1/dead", filters))
+        return cast(Iterator[Job], self._pages("/v1/dead", {"label": _labels(labels), **filters}))
 
     def sessions(self) -> Iterator[Session]:
         """Lists sessions, by name."""
@@ -351,11 +361,11 @@ class Client:
             if left < 1:
                 time.sleep(max(0.0, min(left, 0.1)))
 
-    def _pages(self, path: str, filters: Mapping[str, Optional[str]]) -> Iterator[Any]:
+    def _pages(self, path: str, filters: Mapping[str, Union[str, List[str], None]]) -> Iterator[Any]:
         query = {name: value for name, value in filters.items() if value is not None}
         query.setdefault("limit", "500")
         while True:
-            page = self._ask("GET", f"{path}?{urlencode(query)}")
+            page = self._ask("GET", f"{path}?{urlencode(query, doseq=True)}")
             yield from page["items"]
             if not page.get("next"):
                 return
@@ -484,6 +494,10 @@ def _events(lines: Iterable[bytes]) -> Iterator[Event]:
             if data:
                 yield Event(name or "message", last_id, json.loads("\n".join(data)))
             name, data = "", []
+
+
+def _labels(labels: Optional[Mapping[str, str]]) -> List[str]:
+    return [f"{key}={value}" for key, value in (labels or {}).items()]
 
 
 def _of(job_id: str) -> str:

@@ -50,12 +50,12 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         partitions_missing: register_int_gauge_vec!(
             "harness_partitions_missing",
-            "Weeks that an accepted job can fall into and for which harness_results has no partition",
+            "Weeks that an accepted job can fall into and for which results or labels have no partition",
             &[]
         )?,
         partitions_ahead: register_gauge_vec!(
             "harness_partitions_ahead_seconds",
-            "Time from now until the first moment for which harness_results has no partition",
+            "Time from now until the first moment for which results or labels have no partition",
             &[]
         )?,
         dead_letters: register_int_gauge_vec!(

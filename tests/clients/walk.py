@@ -59,6 +59,14 @@ assert len(of_batch) == 90 and [job["job_id"] for job in of_batch] == sorted(
     (answer["job_id"] for answer in answers if answer["status"] == 202), reverse=True
 ), of_batch
 assert {job["state"] for job in fleet.jobs(state=["cancelled", "failed"])} == {"cancelled", "failed"}
+labelled = fleet.submit("echo", labels={"team": "search", "run": "7"})
+assert labelled["labels"] == {"team": "search", "run": "7"}, labelled
+fleet.submit("echo", labels={"team": "search", "run": "8"})
+assert len(list(fleet.jobs(labels={"team": "search"}))) == 2
+found = list(fleet.jobs(labels={"team": "search", "run": "7"}))
+assert [job["job_id"] for job in found] == [labelled["job_id"]], found
+assert list(fleet.dead(labels={"team": "search"})) == []
+fleet.wait(labelled["job_id"])
 assert "hello" in [session["session_id"] for session in fleet.sessions()]
 assert fleet.session("hello")["jobs"] == 1, fleet.session("hello")
 

@@ -188,6 +188,7 @@ impl Execution<'_> {
             session_id: spec.session_id.clone(),
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),
+            labels: spec.labels.clone(),
             input: spec.input.clone(),
             attempt: claimed.attempts + 1,
             epoch: claimed.claim.epoch(),

@@ -37,6 +37,6 @@ pub use batch::{Answer, Batch};
 pub use client::Client;
 pub use error::{Error, Problem};
 pub use follow::{Event, Followed, IterationEvent, StateEvent};
-pub use job::{FailureCode, JobId, JobSpec, JobState, Json, Name, OnBusy, RetryPolicy, Usd};
+pub use job::{FailureCode, JobId, JobSpec, JobState, Json, Label, Labels, Name, OnBusy, RetryPolicy, Usd};
 pub use lists::JobFilter;
 pub use view::{Failure, Job, JobEntry, Session, SessionEntry};

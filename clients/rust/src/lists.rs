@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use futures::stream::{Stream, try_unfold};
-use job::{JobState, Name};
+use job::{JobState, Label, Name};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded::Serializer;
@@ -27,6 +27,8 @@ pub struct JobFilter {
     pub session: Option<Name>,
     /// Of this pool.
     pub pool: Option<Name>,
+    /// With these labels, all of them; at most 8.
+    pub labels: Vec<Label>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +50,7 @@ impl JobFilter {
         for (name, value) in [("agent", &self.agent), ("session", &self.session), ("pool", &self.pool)] {
             query.extend(value.as_ref().map(|value| (name, value.to_string())));
         }
+        query.extend(self.labels.iter().map(|label| ("label", label.to_string())));
         query
     }
 }

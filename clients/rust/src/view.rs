@@ -1,6 +1,6 @@
 //! What the API shows: jobs and sessions.
 
-use job::{FailureCode, JobId, JobState, Json, TraceId, Usd};
+use job::{FailureCode, JobId, JobState, Json, Labels, TraceId, Usd};
 use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
@@ -21,6 +21,9 @@ pub struct Job {
     /// Its pool.
     #[serde(default)]
     pub pool: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
     /// Where it is.
     pub state: JobState,
     /// Attempts spent.

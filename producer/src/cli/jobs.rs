@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use comfy_table::ColumnConstraint;
-use job::{JobState, Name, Tenant, one_line};
+use job::{JobState, Label, MAX_LABELS, Name, Tenant, one_line};
 use serde_json::json;
-use service::out;
+use service::{note, out};
 use store::{JobFilter, JobLine, Store};
 
 use super::api::{self, ApiArgs};
@@ -30,6 +30,9 @@ pub struct Jobs {
     /// Only of this pool
     #[arg(long)]
     pool: Option<Name>,
+    /// Only with this label; may be given up to 8 times, and then all must be there
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Label>,
     /// The tenant whose jobs are listed
     #[arg(long, default_value_t)]
     tenant: Tenant,
@@ -45,9 +48,12 @@ pub struct Jobs {
 
 impl Jobs {
     pub async fn run(self, mut context: Context) -> anyhow::Result<ExitCode> {
-        let Jobs { state: states, agent, session, pool, tenant, limit, json, api } = self;
+        let Jobs { state: states, agent, session, pool, labels, tenant, limit, json, api } = self;
+        if !are_few(&labels) {
+            return Ok(ExitCode::from(2));
+        }
         let client = api.client(&mut context)?;
-        let filter = JobFilter { tenant, states, agent, session, pool, ..JobFilter::default() };
+        let filter = JobFilter { tenant, states, agent, session, pool, labels, ..JobFilter::default() };
         let mut lines = Vec::new();
         match client {
             Some(_) if !api::is_of_key(&filter.tenant) => return Ok(ExitCode::from(2)),
@@ -60,6 +66,15 @@ impl Jobs {
         print(&lines, json);
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Whether so many labels can be asked for; says so if not.
+pub fn are_few(labels: &[Label]) -> bool {
+    let few = labels.len() <= MAX_LABELS;
+    if !few {
+        note!("--label: got {}, expected at most {MAX_LABELS}", labels.len());
+    }
+    few
 }
 
 /// One look finds a bounded number of jobs, so it takes several.

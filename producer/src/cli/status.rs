@@ -54,6 +54,10 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     let mut header =
         vec!["job", "session", "agent", "state", "attempts", "iterations", "cost", "finished", "result"];
+    let labelled = views.iter().any(|view| !view.labels.is_empty());
+    if labelled {
+        header.insert(1, "labels");
+    }
     // A trace that the caller did not choose is the job's id without its dashes, and needs no column.
     let traced = views.iter().any(|view| view.trace_id != view.job_id.into());
     if traced {
@@ -81,6 +85,9 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
             view.finished_at.clone().unwrap_or_default(),
             result,
         ];
+        if labelled {
+            row.insert(1, view.labels.texts().collect::<Vec<_>>().join("\n"));
+        }
         if traced {
             row.insert(1, view.trace_id.to_string());
         }

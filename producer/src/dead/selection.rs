@@ -66,7 +66,8 @@ impl Filter {
 
     /// Whether a message passes.
     pub fn passes(&self, letter: &DeadLetter, peek: &Peek, now: SystemTime) -> bool {
-        let FailureFilter { code, tenant, session: _, agent, pool: of_pool, since, before } = &self.of;
+        let FailureFilter { code, tenant, session: _, agent, pool: of_pool, labels, since, before } =
+            &self.of;
         let session = self.of.session_key();
         let is = |wanted: &Option<Name>, got: &Option<Name>| wanted.is_none() || wanted == got;
         let age = letter.dead_at_unix_ms.map(|at| {
@@ -80,6 +81,7 @@ impl Filter {
             && (session.is_none() || session == peek.session_key())
             && is(agent, &peek.agent_id)
             && is(of_pool, &pool)
+            && labels.iter().all(|label| peek.labels.has(label))
             && since.is_none_or(|since| age.is_some_and(|age| age <= since))
             && before.is_none_or(|before| age.is_some_and(|age| age > before))
     }
@@ -95,7 +97,7 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
         let letter = DeadLetter {
             mark: "m".to_owned(),
-            body: br#"{"session_id":"s","agent_id":"a"}"#.to_vec(),
+            body: br#"{"session_id":"s","agent_id":"a","labels":{"team":"t"}}"#.to_vec(),
             message_id: None,
             kind: None,
             reason: "r".to_owned(),
@@ -118,6 +120,7 @@ mod tests {
             Filter { kind: Some(Kind::Message), of: FailureFilter { code: code("undecodable"), ..any() } },
             of(FailureFilter { session: name("s"), agent: name("a"), pool: name("p"), ..any() }),
             of(FailureFilter { tenant: Some(Tenant::default()), session: name("s"), ..any() }),
+            of(FailureFilter { labels: vec!["team=t".parse().unwrap()], ..any() }),
             of(FailureFilter { since: minutes(120), before: minutes(30), ..any() }),
             of(FailureFilter { since: minutes(60), ..any() }),
         ];
@@ -132,6 +135,7 @@ mod tests {
             of(FailureFilter { tenant: Some("acme".parse().unwrap()), ..any() }),
             of(FailureFilter { agent: name("s"), ..any() }),
             of(FailureFilter { pool: name("default"), ..any() }),
+            of(FailureFilter { labels: vec!["team=t".parse().unwrap(), "team=u".parse().unwrap()], ..any() }),
             of(FailureFilter { since: minutes(59), ..any() }),
             of(FailureFilter { before: minutes(60), ..any() }),
             of(FailureFilter { session: name("s"), code: code("unroutable"), ..any() }),

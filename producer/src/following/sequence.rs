@@ -213,6 +213,7 @@ mod tests {
             session_id: "s".to_owned(),
             agent_id: "a".to_owned(),
             pool: "default".to_owned(),
+            labels: Default::default(),
             state: JobState::Succeeded,
             attempts: 1,
             iterations,

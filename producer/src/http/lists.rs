@@ -46,6 +46,9 @@ struct Chosen {
     session: Option<String>,
     /// The pool
     pool: Option<String>,
+    /// A label that the job has, as `key=value`; if several are given, it has them all
+    #[param(max_items = 8, example = json!(["team=search"]))]
+    label: Option<Vec<String>>,
     /// Submitted at this time or later, by the time in the job's id; RFC 3339, UTC
     #[param(example = "2026-01-31T08:00:00Z")]
     since: Option<String>,
@@ -223,7 +226,7 @@ async fn list_jobs(
     principal.needs(Scope::Read)?;
     let query = Query::parse(
         given.as_deref(),
-        &["state", "agent", "session", "pool", "since", "before", "limit", "cursor"],
+        &["state", "agent", "session", "pool", "label", "since", "before", "limit", "cursor"],
     )?;
     let states = query.all("state")?;
     jobs_page(&door, &principal, query, JobFilter { states, ..JobFilter::default() }).await
@@ -249,8 +252,10 @@ async fn list_dead(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query =
-        Query::parse(given.as_deref(), &["agent", "session", "pool", "since", "before", "limit", "cursor"])?;
+    let query = Query::parse(
+        given.as_deref(),
+        &["agent", "session", "pool", "label", "since", "before", "limit", "cursor"],
+    )?;
     jobs_page(&door, &principal, query, JobFilter { dead: true, ..JobFilter::default() }).await
 }
 
@@ -265,6 +270,7 @@ async fn jobs_page(
         agent: query.one("agent")?,
         session: query.one("session")?,
         pool: query.one("pool")?,
+        labels: query.labels()?,
         since_unix_ms: query.one("since")?.map(|Moment(unix_ms)| unix_ms),
         before_unix_ms: query.one("before")?.map(|Moment(unix_ms)| unix_ms),
         ..filter

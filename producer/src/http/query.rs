@@ -3,15 +3,18 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use job::shown;
+use job::{Label, MAX_LABELS, shown};
 
 use super::problem::Problem;
+
+/// The parameter that may be given several times.
+const REPEATED: &str = "label";
 
 /// Parameters by name.
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Reads what follows the `?`; refuses a name that is not among these, or comes twice.
+    /// Reads what follows the `?`; refuses a name that is not among these, or that comes twice and must not.
     pub fn parse(given: Option<&str>, known: &[&str]) -> Result<Query, Problem> {
         let mut parameters: Vec<(String, String)> = Vec::new();
         for (name, value) in url::form_urlencoded::parse(given.unwrap_or_default().as_bytes()) {
@@ -19,7 +22,7 @@ impl Query {
                 let detail = format!("an unknown parameter, expected one of {}", known.join(", "));
                 return Err(Problem::invalid(shown(&name), detail));
             }
-            if parameters.iter().any(|(before, _)| *before == name) {
+            if name != REPEATED && parameters.iter().any(|(before, _)| *before == name) {
                 return Err(Problem::invalid(name, "given twice, expected once"));
             }
             parameters.push((name.into_owned(), value.into_owned()));
@@ -36,6 +39,16 @@ impl Query {
     pub fn all<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Vec<T>, Problem> {
         let values = self.value(name).into_iter().flat_map(|value| value.split(','));
         values.map(|value| read(name, value.trim())).collect()
+    }
+
+    /// The labels that are asked for.
+    pub fn labels(&self) -> Result<Vec<Label>, Problem> {
+        let given = self.0.iter().filter(|(name, _)| name == REPEATED);
+        let labels = given.map(|(name, value)| read(name, value)).collect::<Result<Vec<Label>, _>>()?;
+        match labels.len() {
+            0..=MAX_LABELS => Ok(labels),
+            more => Err(Problem::invalid(REPEATED, format!("got {more}, expected at most {MAX_LABELS}"))),
+        }
     }
 
     fn value(&self, name: &str) -> Option<&str> {
@@ -76,6 +89,12 @@ mod tests {
         assert_eq!(query.one::<usize>("limit").unwrap(), Some(7));
         assert_eq!(query.one::<usize>("cursor").unwrap(), None);
         assert_eq!(query.one::<job::Name>("agent").unwrap_err().status(), 422);
+        let query = Query::parse(Some("label=a%3D1&label=b="), &["label"]).unwrap();
+        assert_eq!(query.labels().unwrap().iter().map(Label::to_string).collect::<Vec<_>>(), ["a=1", "b="]);
+        for wrong in ["label=a".to_owned(), "label=a=1&".repeat(9)] {
+            let problem = Query::parse(Some(&wrong), &["label"]).unwrap().labels().unwrap_err();
+            assert_eq!(problem.status(), 422, "{wrong}");
+        }
         for wrong in ["memroy=7", "limit=7&limit=8"] {
             assert_eq!(
                 Query::parse(Some(wrong), &["limit"]).err().map(|problem| problem.status()),

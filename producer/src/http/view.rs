@@ -1,8 +1,9 @@
 //! A job as the API shows it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, TraceId, Usd};
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Labels, TraceId, Usd};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use store::JobView;
@@ -26,6 +27,10 @@ pub struct Job {
     agent_id: String,
     /// Its pool.
     pool: String,
+    /// Its labels.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    labels: Labels,
     /// Where it is: scheduled, publishing, queued, blocked or running; succeeded, failed or cancelled when it has
     /// ended.
     #[schema(value_type = String, example = "queued")]
@@ -110,6 +115,10 @@ pub struct NewJob {
     /// What to do when the session is busy: enqueue, reject, interrupt or rollback.
     #[schema(default = "enqueue")]
     on_busy: Option<String>,
+    /// What to find the job by: at most 8. A key is 1 to 63 of `A-Z a-z 0-9 . _ - /`, a value at most 63 of these and
+    /// `: @ +`.
+    #[schema(example = json!({"team": "search"}))]
+    labels: Option<BTreeMap<String, String>>,
     /// The queue that gets the result; for keys with the scope `admin`.
     #[schema(min_length = 1, max_length = 255)]
     reply_to: Option<String>,
@@ -235,6 +244,7 @@ impl Job {
             session_id: view.session_id,
             agent_id: view.agent_id,
             pool: view.pool,
+            labels: view.labels,
             state: view.state,
             attempts: view.attempts,
             iterations: view.iterations,
@@ -275,6 +285,7 @@ impl Job {
             session_id: spec.session_id.to_string(),
             agent_id: spec.agent_id.to_string(),
             pool: spec.pool.to_string(),
+            labels: spec.labels.clone(),
             state: JobState::Publishing,
             attempts: 0,
             iterations: 0,

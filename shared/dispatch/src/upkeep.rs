@@ -25,7 +25,7 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
     if let Some((made, dropped)) = store.maintain_partitions(retention).await?
         && made + dropped > 0
     {
-        info!(made, dropped, "partitions of harness_results were made or dropped");
+        info!(made, dropped, "weeks of partitions were made or dropped");
     }
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await

@@ -5,6 +5,7 @@
 //! Postgres or a harness. Every other crate uses its types.
 
 mod id;
+mod labels;
 mod tenant;
 mod json;
 mod usd;
@@ -26,6 +27,7 @@ pub use change::{
 };
 pub use id::{IdError, JobId, Name, WorkerId};
 pub use json::{Json, JsonError};
+pub use labels::{Label, Labels, MAX_LABELS};
 pub use message::{
     DEFAULT_MAX_BYTES, DecodeError, Limits, Peek, SCHEMA, decode, decode_loose, decode_stored, encode, peek,
 };

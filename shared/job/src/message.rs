@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 
 use crate::id::clip;
-use crate::{JobId, JobSpec, JsonError, Name, ReplyRule, SessionKey, Tenant, shown};
+use crate::{JobId, JobSpec, JsonError, Labels, Name, ReplyRule, SessionKey, Tenant, shown};
 
 /// The version that this fleet reads and writes, in the body's field `schema` and in the AMQP property `type`.
 pub const SCHEMA: &str = "harness.job.v1";
@@ -180,6 +180,8 @@ pub struct Peek {
     pub session_id: Option<Name>,
     /// Its agent.
     pub agent_id: Option<Name>,
+    /// Its labels, where all can be read.
+    pub labels: Labels,
 }
 
 /// Reads what it can of a message that may not be a job. The result is unchecked: it helps to find the job, and must
@@ -192,6 +194,7 @@ pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
         tenant: Value,
         session_id: Value,
         agent_id: Value,
+        labels: Value,
     }
     let seen: Seen = serde_json::from_slice(body).unwrap_or_default();
     let name = |value: Value| value.as_str()?.parse().ok();
@@ -206,7 +209,8 @@ pub fn peek(body: &[u8], message_id: Option<&str>) -> Peek {
         Value::Null => Some(Tenant::default()),
         tenant => tenant.as_str().and_then(|tenant| tenant.parse().ok()),
     };
-    Peek { job_id, tenant, session_id: name(seen.session_id), agent_id: name(seen.agent_id) }
+    let labels = serde_json::from_value(seen.labels).unwrap_or_default();
+    Peek { job_id, tenant, session_id: name(seen.session_id), agent_id: name(seen.agent_id), labels }
 }
 
 impl Peek {

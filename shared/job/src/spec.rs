@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
 use crate::{
-    DecodeError, JobId, Json, Limits, Name, RetryPolicy, SessionKey, Tenant, TraceId, TraceParent, given,
-    trace,
+    DecodeError, JobId, Json, Labels, Limits, Name, RetryPolicy, SessionKey, Tenant, TraceId, TraceParent,
+    given, trace,
 };
 
 /// What a job does when another job of its session runs, or an earlier one is unfinished.
@@ -93,6 +93,13 @@ pub struct JobSpec {
     /// What to do when the session is busy.
     #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
+    /// What the caller writes on the job, to find it by: at most eight, each with a key of its own.
+    #[serde(
+        default,
+        deserialize_with = "given::object_or_default",
+        skip_serializing_if = "Labels::is_empty"
+    )]
+    pub labels: Labels,
     /// The queue that gets a `harness.result.v1` message at the end. The [`crate::ReplyRule`] must allow it. The AMQP
     /// property `reply_to` sets it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +129,7 @@ impl JobSpec {
             deadline_ms: None,
             max_stalled_iterations: None,
             on_busy: OnBusy::default(),
+            labels: Labels::default(),
             reply_to: None,
             correlation_id: None,
             traceparent: None,
@@ -150,7 +158,7 @@ impl JobSpec {
         if self.max_stalled_iterations == Some(0) {
             return Err(DecodeError::new("max_stalled_iterations", "got 0, expected at least 1"));
         }
-        Ok(())
+        self.labels.check()
     }
 
     /// Returns the key of its session in the ledger.

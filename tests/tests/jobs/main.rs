@@ -18,6 +18,7 @@ mod protocol_conformance;
 mod schema;
 mod taken_keys;
 mod taken_keys_model;
+mod labels;
 mod partitions;
 mod tenants;
 mod forged;

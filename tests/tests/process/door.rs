@@ -13,6 +13,7 @@ mod upload;
 mod stopping;
 mod guide;
 mod lists;
+mod labels;
 mod removal;
 mod port;
 mod tenants;

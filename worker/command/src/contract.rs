@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use harness::{Delta, Event, Session, Task, Usage, storable};
-use job::{Failure, FailureCode, JobId, Json, JsonError, Name, Tenant, Usd};
+use job::{Failure, FailureCode, JobId, Json, JsonError, Labels, Name, Tenant, Usd};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -32,6 +32,7 @@ struct OrderedJob<'a> {
     session_id: &'a Name,
     agent_id: &'a Name,
     user_id: Option<&'a str>,
+    labels: &'a Labels,
     input: &'a Json,
     attempt: u32,
     epoch: i64,
@@ -45,6 +46,7 @@ pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_j
         session_id: &task.session_id,
         agent_id: &task.agent_id,
         user_id: task.user_id.as_deref(),
+        labels: &task.labels,
         input: &task.input,
         attempt: task.attempt,
         epoch: task.epoch,
@@ -378,6 +380,7 @@ mod tests {
             session_id: Name::default(),
             agent_id: Name::default(),
             user_id: None,
+            labels: Labels::default(),
             input: Json::parse("{\n  \"a\": \"x\\ny\u{2028}\u{85}\u{2029}\"\r\n}").unwrap(),
             attempt: 1,
             epoch: 2,

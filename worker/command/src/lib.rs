@@ -10,7 +10,7 @@
 //! ```json
 //! {"protocol": "harness.command.v1",
 //!  "job": {"job_id": "0198…", "tenant": "default", "session_id": "…", "agent_id": "…", "user_id": null,
-//!          "input": …, "attempt": 1, "epoch": 7},
+//!          "labels": {}, "input": …, "attempt": 1, "epoch": 7},
 //!  "session": {"memory": {}, "context_window": [], "feature_progress": {}, "iteration_count": 0,
 //!              "cost_usd": 0.0, "input_tokens": 0, "output_tokens": 0},
 //!  "workspace": "/var/lib/harness/<session_id>"}

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use job::{JobId, Json, Name, Tenant, TraceParent};
+use job::{JobId, Json, Labels, Name, Tenant, TraceParent};
 
 use crate::{Delta, Event, Session, Stop, StopSignal, Usage};
 
@@ -23,6 +23,8 @@ pub struct Task {
     pub agent_id: Name,
     /// The user on whose behalf the job runs.
     pub user_id: Option<String>,
+    /// What the caller has written on the job.
+    pub labels: Labels,
     /// What the caller gave; the harness alone knows its shape.
     pub input: Json,
     /// 1 for the first attempt.

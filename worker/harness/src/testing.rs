@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, JobId, Json, Tenant};
+use job::{Failure, FailureCode, JobId, Json, Labels, Tenant};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -97,6 +97,7 @@ pub fn task(input: Value) -> Task {
         session_id: "session-1".parse().expect("a valid name"),
         agent_id: "agent-1".parse().expect("a valid name"),
         user_id: Some("somebody".to_owned()),
+        labels: Labels::default(),
         input: Json::from_value(&input).expect("input that can be kept"),
         attempt: 1,
         epoch: 7,

@@ -154,8 +154,8 @@ pub async fn every_line(
     limit: usize,
     mut found: impl FnMut(JobLine),
 ) -> anyhow::Result<()> {
-    let store::JobFilter { states, agent, session, pool, .. } = filter;
-    let filter = JobFilter { states, agent, session, pool };
+    let store::JobFilter { states, agent, session, pool, labels, .. } = filter;
+    let filter = JobFilter { states, agent, session, pool, labels };
     let mut entries = std::pin::pin!(client.jobs(&filter, limit).take(limit));
     while let Some(entry) = entries.try_next().await? {
         let JobEntry { job_id, session_id, agent_id, pool, state, attempts, accepted_at, finished_at, code } =
@@ -193,6 +193,7 @@ pub(super) fn view(job: Job) -> JobView {
         session_id: job.session_id,
         agent_id: job.agent_id,
         pool: job.pool,
+        labels: job.labels,
         state: job.state,
         attempts: job.attempts,
         iterations: job.iterations,

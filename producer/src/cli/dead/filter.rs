@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use job::{Name, Tenant};
+use job::{Label, Name, Tenant};
 use service::note;
 use store::FailureFilter;
 
@@ -41,6 +41,9 @@ pub struct Flags {
     /// Only of this pool
     #[arg(long)]
     pool: Option<Name>,
+    /// Only with this label; if given several times, all must be there
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Label>,
     /// Only letters that died within this time, such as 90s, 15m, 2h or 3d
     #[arg(long, value_parser = parse_age)]
     since: Option<Duration>,
@@ -70,6 +73,7 @@ impl Flags {
             session: self.session.clone(),
             agent: self.agent.clone(),
             pool: self.pool.clone(),
+            labels: self.labels.clone(),
             since: self.since,
             before: self.before,
         };

@@ -35,6 +35,7 @@ fn what_is_encoded_decodes_to_the_same() {
     spec.deadline_ms = Some(6);
     spec.max_stalled_iterations = Some(7);
     spec.on_busy = crate::OnBusy::Rollback;
+    spec.labels = crate::Labels::of(["team=search".parse().unwrap(), "run=".parse().unwrap()]).unwrap();
     let id = spec.job_id.to_string();
     assert_eq!(decode(encode(&spec).as_bytes(), Some(&id), &limits()).unwrap(), spec);
 }
@@ -54,7 +55,7 @@ fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
 fn every_optional_field_may_be_null() {
     let all = format!(
         r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","tenant":null,"user_id":null,"pool":null,"input":null,
-        "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"reply_to":null,
+        "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"labels":null,"reply_to":null,
         "correlation_id":null,"traceparent":null}}"#,
         JobId::now()
     );
@@ -104,6 +105,24 @@ fn an_error_names_the_field_and_what_would_be_right() {
         (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
         (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
         (with("on_busy", json!("wait")), "on_busy", "enqueue"),
+        (with("labels", json!(["a"])), "labels", "expected an object"),
+        (with("labels", json!({"a b": "c"})), "labels", "the key \"a b\""),
+        (with("labels", json!({"": "c"})), "labels", "1 to 63"),
+        (with("labels", json!({"team": "a b"})), "labels.team", "\"a b\""),
+        (with("labels", json!({"team": "x".repeat(64)})), "labels.team", "at most 63"),
+        (with("labels", json!({"team": 7})), "labels.team", "integer `7`"),
+        (with("labels", json!({"team": null})), "labels.team", "expected a string"),
+        (with("labels", json!({"team": "\u{1b}[2J"})), "labels.team", "\\u{1b}[2J"),
+        (
+            with("labels", (0..9).map(|n| (format!("k{n}"), json!("v"))).collect()),
+            "labels",
+            "got 9, expected at most 8",
+        ),
+        (
+            with("labels", json!({"team": 0})).replace("\"team\":0", "\"k\":\"1\",\"k\":\"2\""),
+            "labels",
+            "twice",
+        ),
         (with("reply_to", json!("harness.dead")), "reply_to", "reserved"),
         (with("retry", json!([])), "retry", "expected an object"),
         (with("retry", json!([1, 2, 3])), "retry", "expected an object"),
@@ -165,6 +184,8 @@ fn of_a_message_that_is_no_job_is_read_what_can_be_read() {
     let nothing = Peek { tenant: Some(Tenant::default()), ..Peek::default() };
     assert_eq!(peek(br#"{"job_id":7,"session_id":"a/b","agent_id":[]}"#, None), nothing);
     assert_eq!(peek(b"\xff", None), nothing);
+    let labels = peek(br#"{"labels":{"team":"search"}}"#, None).labels;
+    assert!(labels.has(&"team=search".parse().unwrap()) && !labels.has(&"team=a".parse().unwrap()));
     let of = |tenant: &str| peek(with("tenant", serde_json::json!(tenant)).as_bytes(), None);
     assert_eq!(of("acme").session_key().unwrap().as_str(), "~acme/s-1");
     assert_eq!((of("a/b").tenant, of("a/b").session_key()), (None, None));

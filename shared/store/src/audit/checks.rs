@@ -28,7 +28,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 29] = [
+pub(super) const CHECKS: [Check; 30] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -56,13 +56,14 @@ pub(super) const CHECKS: [Check; 29] = [
     check(Conservation, "log", "the operators' log is a chain: each row fits the one before it", LOG),
     check(Conservation, "keys", "a key belongs to a tenant", KEYS),
     check(Conservation, "taken_keys", "a job's key finds a job of its tenant", TAKEN_KEYS),
+    check(Conservation, "labels", "a label is on a job of its tenant", LABELS),
     check(Conservation, "deliveries", "an end has its delivery to each webhook that wants it", DELIVERIES),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
     check(Liveness, "queued", "a queued job is claimed", QUEUED),
     check(Liveness, "unwanted", "a waiting job that is cancelled or overdue is ended", UNWANTED),
-    check(Liveness, "partitions", "results have a partition to go to", PARTITIONS),
+    check(Liveness, "partitions", "results and labels have a partition to go to", PARTITIONS),
 ];
 
 const ONE_PLACE: &str = "
@@ -299,7 +300,7 @@ const GUARDS: &str = "
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
                    ('harness_workers', 'harness_workers_lease_ms_check'),
                    ('harness_tenants', 'harness_tenants_pkey'), ('harness_taken_keys', 'harness_taken_keys_pkey'),
-                   ('harness_rates', 'harness_rates_pkey'),
+                   ('harness_rates', 'harness_rates_pkey'), ('harness_labels', 'harness_labels_pkey'),
                    ('harness_audit_log', 'harness_audit_log_pkey'), ('harness_api_keys', 'harness_api_keys_pkey'),
                    ('harness_api_keys', 'harness_api_keys_scopes_check'),
                    ('harness_webhooks', 'harness_webhooks_pkey'), ('harness_webhooks', 'harness_webhooks_states_check'),
@@ -351,6 +352,15 @@ const TAKEN_KEYS: &str = "
       LEFT JOIN harness_results r ON r.job_id = k.job_id
      WHERE k.expires_at > now() AND k.job_id >= $3 AND k.tenant IS DISTINCT FROM coalesce(j.tenant, r.tenant)";
 
+/// A job's labels are written with it and stay until retention takes both.
+const LABELS: &str = "
+    SELECT l.job_id::text, format('label %s of tenant %s: %s', l.label, l.tenant,
+                                  coalesce('its job is of tenant ' || coalesce(j.tenant, r.tenant), 'no such job'))
+      FROM harness_labels l
+      LEFT JOIN harness_jobs j ON j.job_id = l.job_id
+      LEFT JOIN harness_results r ON r.job_id = l.job_id
+     WHERE l.job_id >= greatest($1, $3) AND l.tenant IS DISTINCT FROM coalesce(j.tenant, r.tenant)";
+
 /// Only what was written for as long as deliveries are kept is looked at. An end bears the time at which its transaction
 /// began, so the first minute of a webhook is left out. A delivery may outlive the result that retention took.
 const DELIVERIES: &str = "
@@ -401,8 +411,8 @@ const UNWANTED: &str = "
             OR deadline_at < now() - $6 * interval '1 millisecond')";
 
 const PARTITIONS: &str = "
-    SELECT 'harness_results_w' || week, format('the week from %s has no partition', to_timestamp(week * 604800) AT TIME ZONE 'UTC')
-      FROM generate_series($7, $8) AS week
+    SELECT tab || '_w' || week, format('the week from %s has no partition', to_timestamp(week * 604800) AT TIME ZONE 'UTC')
+      FROM unnest(ARRAY['harness_results', 'harness_labels']) AS tab, generate_series($7, $8) AS week
      WHERE NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-                        WHERE i.inhparent = 'harness_results'::regclass AND NOT i.inhdetachpending
-                          AND c.relname = 'harness_results_w' || week)";
+                        WHERE i.inhparent = to_regclass(tab) AND NOT i.inhdetachpending
+                          AND c.relname = tab || '_w' || week)";

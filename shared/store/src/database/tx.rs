@@ -23,22 +23,35 @@ pub(crate) struct Tx<const N: usize> {
     name: &'static str,
     client: Client,
     statements: [Statement; N],
+    /// One that only some transactions of this name need; it comes last, and its rows are not read.
+    more: Option<Statement>,
 }
 
 impl<const N: usize> Tx<N> {
     /// Takes a connection from the pool. Each statement is prepared once per connection.
     pub(crate) async fn prepare(pool: &Pool, name: &'static str, sql: [&str; N]) -> Result<Self, StoreError> {
+        Tx::prepare_more(pool, name, sql, None).await
+    }
+
+    /// As [`Tx::prepare`], with one more statement at the end where one is needed.
+    pub(crate) async fn prepare_more(
+        pool: &Pool,
+        name: &'static str,
+        sql: [&str; N],
+        more: Option<&str>,
+    ) -> Result<Self, StoreError> {
         let client = pool.get().await?;
         let preparing = async {
-            let mut statements = Vec::with_capacity(N);
-            for text in sql {
+            let mut statements = Vec::with_capacity(N + 1);
+            for text in sql.into_iter().chain(more) {
                 statements.push(client.prepare_cached(text).await?);
             }
             Ok(statements)
         };
-        let (client, statements) = bounded(name, BOUND, preparing).await.keep(client)?;
+        let (client, mut statements) = bounded(name, BOUND, preparing).await.keep(client)?;
+        let more = if more.is_some() { statements.pop() } else { None };
         let statements = statements.try_into().map_err(|_| StoreError::Closed)?;
-        Ok(Tx { name, client, statements })
+        Ok(Tx { name, client, statements, more })
     }
 
     /// Sends BEGIN, every statement with its parameters, and COMMIT at once; then reads the answers.
@@ -47,11 +60,17 @@ impl<const N: usize> Tx<N> {
     /// order. After a failed statement Postgres refuses the later ones and turns COMMIT into ROLLBACK, so the
     /// first error is the one that explains the failure.
     pub(crate) async fn run(self, params: [&Params<'_>; N]) -> Result<[Vec<Row>; N], StoreError> {
-        let queries = self
-            .statements
-            .iter()
-            .zip(params)
-            .map(|(statement, params)| self.client.query(statement, params));
+        self.run_more(params, &[]).await
+    }
+
+    /// As [`Tx::run`], with the parameters of the statement that was added by [`Tx::prepare_more`], if one was.
+    pub(crate) async fn run_more(
+        self,
+        params: [&Params<'_>; N],
+        more: &Params<'_>,
+    ) -> Result<[Vec<Row>; N], StoreError> {
+        let statements = self.statements.iter().zip(params).chain(self.more.iter().map(|last| (last, more)));
+        let queries = statements.map(|(statement, params)| self.client.query(statement, params));
         let running = async {
             let (begin, answers, commit) = join3(
                 self.client.batch_execute(BEGIN),
@@ -64,7 +83,8 @@ impl<const N: usize> Tx<N> {
             commit?;
             Ok(answers)
         };
-        let (_, answers) = bounded(self.name, BOUND, running).await.keep(self.client)?;
+        let (_, mut answers) = bounded(self.name, BOUND, running).await.keep(self.client)?;
+        answers.truncate(N);
         Ok(answers.try_into().expect("as many answers as statements"))
     }
 }

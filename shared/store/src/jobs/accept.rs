@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::columns::{Columns, insert_for_publishing, new_jobs};
+use super::labels::LabelColumns;
 use crate::database::{Tx, rfc3339};
 use crate::{Store, StoreError};
 
@@ -80,8 +81,10 @@ impl Store {
     async fn accept_together(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         let columns = Columns::of(specs.iter());
         let jobs = &columns.jobs;
-        let tx = Tx::prepare(&self.pool, "accept", [ACCEPT, DROP_ENDED]).await?;
-        let [inserted, ended] = tx.run([&columns.params(), &[jobs]]).await?;
+        let labels = LabelColumns::of(specs.iter());
+        let sql = [ACCEPT, DROP_ENDED];
+        let tx = Tx::prepare_more(&self.pool, "accept", sql, labels.statement()).await?;
+        let [inserted, ended] = tx.run_more([&columns.params(), &[jobs]], &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         // An id that occurs twice in one call is new once.
         let answer = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };

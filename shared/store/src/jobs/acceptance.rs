@@ -10,10 +10,13 @@ use uuid::Uuid;
 
 use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
+use super::labels::LabelColumns;
 use super::taken_keys::{
     ACCEPT_KEYED, FIND_HELD, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found,
 };
-use crate::database::{Batched, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, uuids};
+use crate::database::{
+    Batched, Params, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, uuids,
+};
 use crate::{Store, StoreError};
 
 /// A job to be taken in.
@@ -106,11 +109,14 @@ impl Batched for Acceptance {
         let columns = Columns::of(batch.iter().map(|acceptance| &acceptance.spec));
         let lock_timeout = if batch.len() > 1 { TOGETHER } else { ALONE };
         let keys = KeyColumns::of(batch);
+        let labels = LabelColumns::of(batch.iter().map(|acceptance| &acceptance.spec));
         if !keys.is_empty() {
-            return commit_keyed(pool, &columns, &keys, lock_timeout).await;
+            return commit_keyed(pool, &columns, &keys, &labels, lock_timeout).await;
         }
-        let tx = Tx::prepare(pool, "take", [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED]).await?;
-        let [_, inserted, ended] = tx.run([&[&lock_timeout], &columns.params(), &[&columns.jobs]]).await?;
+        let sql = [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED];
+        let tx = Tx::prepare_more(pool, "take", sql, labels.statement()).await?;
+        let params: [&Params<'_>; 3] = [&[&lock_timeout], &columns.params(), &[&columns.jobs]];
+        let [_, inserted, ended] = tx.run_more(params, &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         let taken = |id: &Uuid| match new.remove(id) {
             Some(accepted_at) => Taken::New { accepted_at },
@@ -131,14 +137,15 @@ async fn commit_keyed(
     pool: &Pool,
     columns: &Columns<'_>,
     keys: &KeyColumns<'_>,
+    labels: &LabelColumns,
     lock_timeout: &str,
 ) -> Result<Vec<Taken>, StoreError> {
     let sql = [SET_LOCK_TIMEOUT, LOCK_KEYS, ACCEPT_KEYED, DROP_ENDED, SETTLE_KEYS];
-    let tx = Tx::prepare(pool, "take_keyed", sql).await?;
+    let tx = Tx::prepare_more(pool, "take_keyed", sql, labels.statement()).await?;
     let accept = [columns.params().as_slice(), keys.params().as_slice()].concat();
     let params = keys.params();
-    let [_, _, accepted, ended, _] =
-        tx.run([&[&lock_timeout], &params, &accept, &[&columns.jobs], &params]).await?;
+    let all: [&Params<'_>; 5] = [&[&lock_timeout], &params, &accept, &[&columns.jobs], &params];
+    let [_, _, accepted, ended, _] = tx.run_more(all, &labels.params()).await?;
     let mut found = held_by(&accepted);
     let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(2).is_none());
     let mut new = new_jobs_of(inserted, &ended);

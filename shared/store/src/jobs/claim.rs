@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed, read_claimed_with_message};
 use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
+use super::labels::LabelColumns;
 use crate::StoreError;
-use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Params, Tx, may_take, query};
 
 /// A request to run the job of a delivery. The worker does not run the job at present: if the ledger says
 /// that it does, the reply to an earlier claim was lost.
@@ -184,16 +185,16 @@ impl Batched for ClaimRequest {
         let columns = Columns::of(mine.iter().copied());
         let Columns { jobs, sessions, agents, users, .. } = &columns;
         let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
-        let tx = Tx::prepare(pool, "claim", statements).await?;
-        let [alive, _, _, fresh, known] = tx
-            .run([
-                &[&worker_id],
-                &[sessions, agents, users, jobs],
-                &[sessions],
-                &columns.params_and(&worker_id),
-                &[&worker_id, jobs, sessions],
-            ])
-            .await?;
+        let labels = LabelColumns::of(mine.iter().copied());
+        let tx = Tx::prepare_more(pool, "claim", statements, labels.statement()).await?;
+        let params: [&Params<'_>; 5] = [
+            &[&worker_id],
+            &[sessions, agents, users, jobs],
+            &[sessions],
+            &columns.params_and(&worker_id),
+            &[&worker_id, jobs, sessions],
+        ];
+        let [alive, _, _, fresh, known] = tx.run_more(params, &labels.params()).await?;
 
         let fresh = fresh.iter().map(|row| read_claimed(row, worker));
         let known = known.iter().map(|row| read_claimed_with_message(row, worker));

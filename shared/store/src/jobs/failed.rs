@@ -5,14 +5,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use job::{JobId, JobSpec, JobState, Name, SessionKey, Tenant};
+use job::{JobId, JobSpec, JobState, Label, Name, SessionKey, Tenant};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::accept::accepted;
 use super::columns::{Columns, insert_for_publishing, new_jobs};
-use crate::database::{millis, query, read_job_id, read_state, rfc3339, uuids};
+use super::labels::{LabelColumns, has_labels};
+use crate::database::{Tx, millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// Selects failed jobs. A field that is `None` lets all of them pass.
@@ -28,6 +29,8 @@ pub struct FailureFilter {
     pub agent: Option<Name>,
     /// The pool.
     pub pool: Option<Name>,
+    /// The labels, all of them.
+    pub labels: Vec<Label>,
     /// Failed no longer ago than this.
     pub since: Option<Duration>,
     /// Failed longer ago than this.
@@ -112,7 +115,8 @@ macro_rules! columns {
 /// index.
 macro_rules! open {
     () => {
-        "harness_results r
+        concat!(
+            "harness_results r
           WHERE r.state = 'failed' AND r.redriven_as IS NULL AND r.dismissed_at IS NULL
             AND ($1::text IS NULL OR r.failure ->> 'code' = $1)
             AND ($2::text IS NULL OR r.session_id = $2)
@@ -120,18 +124,22 @@ macro_rules! open {
             AND ($4::text IS NULL OR r.pool = $4)
             AND ($5::float8 IS NULL OR r.finished_at >= now() - $5 * interval '1 millisecond')
             AND ($6::float8 IS NULL OR r.finished_at < now() - $6 * interval '1 millisecond')
-            AND ($7::text IS NULL OR r.tenant = $7)"
+            AND ($7::text IS NULL OR r.tenant = $7)
+            AND (cardinality($8::text[]) = 0 OR ",
+            has_labels!("r.tenant", "r.job_id", "$8"),
+            ")"
+        )
     };
 }
 
-const OLDEST: &str = concat!(columns!("NULL::text"), open!(), " ORDER BY r.finished_at, r.job_id LIMIT $8");
+const OLDEST: &str = concat!(columns!("NULL::text"), open!(), " ORDER BY r.finished_at, r.job_id LIMIT $9");
 
 const COUNT: &str = concat!("SELECT count(*) FROM ", open!());
 
 const AFTER: &str = concat!(
     columns!("r.message::text"),
     open!(),
-    " AND r.job_id > $8 AND r.finished_at <= $9 ORDER BY r.job_id LIMIT $10"
+    " AND r.job_id > $9 AND r.finished_at <= $10 ORDER BY r.job_id LIMIT $11"
 );
 
 const AMONG: &str = concat!(
@@ -254,7 +262,15 @@ impl Store {
     pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
-        let rows = query(&self.pool, "redrive", REDRIVE, &columns.params_and(&failed)).await?;
+        let labels = LabelColumns::of(jobs.iter().map(|(_, spec)| spec));
+        let params = columns.params_and(&failed);
+        let rows = if labels.statement().is_none() {
+            query(&self.pool, "redrive", REDRIVE, &params).await?
+        } else {
+            let tx = Tx::prepare_more(&self.pool, "redrive", [REDRIVE], labels.statement()).await?;
+            let [rows] = tx.run_more([&params], &labels.params()).await?;
+            rows
+        };
         let new: Vec<JobId> = rows.iter().map(|row| read_job_id(row, 0)).collect();
         self.changes.note(|| {
             let specs = jobs.iter().map(|(_, spec)| spec);
@@ -278,6 +294,7 @@ struct Values<'a> {
     pool: Option<&'a str>,
     ages: [Option<f64>; 2],
     tenant: Option<&'a str>,
+    labels: Vec<String>,
 }
 
 impl Values<'_> {
@@ -289,12 +306,13 @@ impl Values<'_> {
             pool: filter.pool.as_ref().map(Name::as_str),
             ages: [filter.since.map(millis), filter.before.map(millis)],
             tenant: filter.tenant.as_ref().map(Tenant::as_str),
+            labels: filter.labels.iter().map(Label::to_string).collect(),
         }
     }
 
     fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
-        let Values { code, session, agent, pool, ages: [since, before], tenant } = self;
-        vec![code, session, agent, pool, since, before, tenant]
+        let Values { code, session, agent, pool, ages: [since, before], tenant, labels } = self;
+        vec![code, session, agent, pool, since, before, tenant, labels]
     }
 }
 

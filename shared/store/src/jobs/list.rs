@@ -2,15 +2,15 @@
 //!
 //! A look reads a bounded number of rows, whatever the filter lets pass, and answers where the next look goes on.
 
-use job::{JobId, JobState, Name, SessionKey, Tenant};
+use job::{JobId, JobState, Label, Name, SessionKey, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::database::{query, read_job_id, read_state, rfc3339};
 use crate::{Store, StoreError};
 
-/// Rows that one look reads of each table, at most.
-const LOOKED_AT: i64 = 10_000;
+/// Rows that one look reads of each table, at most; where labels are asked for, of one label.
+pub(super) const LOOKED_AT: i64 = 10_000;
 
 /// Which jobs of a tenant; what is `None` or empty lets all pass.
 #[derive(Clone, Debug, Default)]
@@ -25,12 +25,28 @@ pub struct JobFilter {
     pub session: Option<Name>,
     /// The pool.
     pub pool: Option<Name>,
+    /// The labels, all of them.
+    pub labels: Vec<Label>,
     /// Failed, and neither redriven nor dismissed.
     pub dead: bool,
     /// The time inside the id is not before this, as Unix time in milliseconds.
     pub since_unix_ms: Option<u64>,
     /// The time inside the id is before this, as Unix time in milliseconds.
     pub before_unix_ms: Option<u64>,
+}
+
+impl JobFilter {
+    pub(super) fn agent_text(&self) -> Option<&str> {
+        self.agent.as_ref().map(Name::as_str)
+    }
+
+    pub(super) fn pool_text(&self) -> Option<&str> {
+        self.pool.as_ref().map(Name::as_str)
+    }
+
+    pub(super) fn session_key(&self) -> Option<SessionKey> {
+        self.session.as_ref().map(|session| SessionKey::new(&self.tenant, session))
+    }
 }
 
 /// A job in a list.
@@ -187,32 +203,15 @@ impl Store {
         let end = filter.before_unix_ms.map_or(Uuid::max(), first);
         let before = before.map_or(end, |before| end.min(before.into()));
         let since = filter.since_unix_ms.map_or(Uuid::nil(), first);
-        let (skipped, tenant) = (LOOKED_AT - 1, filter.tenant.as_str());
-        let (last_live, live) = match filter.tenant.is_default() {
-            true => (LAST_LIVE, LIVE),
-            false => (LAST_LIVE_OF_ANOTHER, LIVE_OF_ANOTHER),
-        };
-        let mut lowest = None;
-        for (name, last) in [("last_live", last_live), ("last_ended", LAST_ENDED)] {
-            let rows = query(&self.pool, name, last, &[&before, &skipped, &tenant]).await?;
-            lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
-        }
-        let lowest = lowest.filter(|lowest| *lowest > since);
-        let from = lowest.unwrap_or(since);
-        let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
-        let (agent, pool) = (filter.agent.as_ref().map(Name::as_str), filter.pool.as_ref().map(Name::as_str));
-        let session = filter.session.as_ref().map(|session| SessionKey::new(&filter.tenant, session));
-        let session = session.as_ref().map(SessionKey::as_str);
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut found = Vec::new();
-        if !filter.dead {
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
-                [&before, &from, &states, &agent, &session, &pool, &most, &tenant];
-            found.extend(query(&self.pool, "list_live", live, &params).await?.iter().map(read_line));
-        }
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
-            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &filter.dead];
-        found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
+        let (lowest, mut found) = if filter.labels.is_empty() {
+            let lowest = self.lowest(filter, before).await?.filter(|lowest| *lowest > since);
+            (lowest, self.list_between(filter, [before, lowest.unwrap_or(since)], most).await?)
+        } else {
+            let range = self.rarest_label(filter, before, since).await?;
+            let bounds = [before, range.lowest.unwrap_or(since)];
+            (range.lowest, self.list_labelled(filter, &range, bounds, most).await?)
+        };
         // A job that has ended between the two questions is in both; its end comes last and counts.
         found.reverse();
         found.sort_by_key(|line| std::cmp::Reverse(line.job_id));
@@ -225,9 +224,45 @@ impl Store {
         };
         Ok(Page { found, next })
     }
+
+    /// Returns the row behind which a look ends, if there may be more behind it.
+    async fn lowest(&self, filter: &JobFilter, before: Uuid) -> Result<Option<Uuid>, StoreError> {
+        let (skipped, tenant) = (LOOKED_AT - 1, filter.tenant.as_str());
+        let last_live = if filter.tenant.is_default() { LAST_LIVE } else { LAST_LIVE_OF_ANOTHER };
+        let mut lowest = None;
+        for (name, last) in [("last_live", last_live), ("last_ended", LAST_ENDED)] {
+            let rows = query(&self.pool, name, last, &[&before, &skipped, &tenant]).await?;
+            lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
+        }
+        Ok(lowest)
+    }
+
+    /// Returns the jobs between two ids that pass: live ones first, then ended ones, each newest first.
+    async fn list_between(
+        &self,
+        filter: &JobFilter,
+        [before, from]: [Uuid; 2],
+        most: i64,
+    ) -> Result<Vec<JobLine>, StoreError> {
+        let live = if filter.tenant.is_default() { LIVE } else { LIVE_OF_ANOTHER };
+        let states: Vec<&str> = filter.states.iter().map(|state| state.as_str()).collect();
+        let (agent, pool, tenant) = (filter.agent_text(), filter.pool_text(), filter.tenant.as_str());
+        let session = filter.session_key();
+        let session = session.as_ref().map(SessionKey::as_str);
+        let mut found = Vec::new();
+        if !filter.dead {
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+                [&before, &from, &states, &agent, &session, &pool, &most, &tenant];
+            found.extend(query(&self.pool, "list_live", live, &params).await?.iter().map(read_line));
+        }
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &filter.dead];
+        found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
+        Ok(found)
+    }
 }
 
-fn read_line(row: &Row) -> JobLine {
+pub(super) fn read_line(row: &Row) -> JobLine {
     JobLine {
         job_id: read_job_id(row, 0),
         session_id: SessionKey::split(row.get(1)).1.into(),

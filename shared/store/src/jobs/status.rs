@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use job::{Failure, JobId, JobState, Json, Name, SessionKey, Tenant, TraceId, Usd};
+use job::{Failure, JobId, JobState, Json, Labels, Name, SessionKey, Tenant, TraceId, Usd};
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::labels::{labels_of, read_labels};
 use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
@@ -26,6 +27,9 @@ pub struct JobView {
     pub agent_id: String,
     /// Its pool.
     pub pool: String,
+    /// Its labels.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Its state.
     pub state: JobState,
     /// Attempts spent.
@@ -88,7 +92,9 @@ const READ_LIVE: &str = concat!(
     rfc3339!("j.accepted_at"),
     ", ",
     rfc3339!("j.started_at"),
-    ", NULL::text, j.failure::text, NULL::text, j.trace_id
+    ", NULL::text, j.failure::text, NULL::text, j.trace_id, ",
+    labels_of!("j.job_id"),
+    "
   FROM harness_jobs j
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
@@ -105,7 +111,9 @@ const READ_ENDED: &str = concat!(
     rfc3339!("r.started_at"),
     ", ",
     rfc3339!("r.finished_at"),
-    ", r.failure::text, r.output::text, r.trace_id
+    ", r.failure::text, r.output::text, r.trace_id, ",
+    labels_of!("r.job_id"),
+    "
   FROM unnest($1::uuid[]) AS t(job_id)
  CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
 );
@@ -211,6 +219,7 @@ fn read_view(row: &Row) -> JobView {
         session_id: session.into(),
         agent_id: row.get(2),
         pool: row.get(3),
+        labels: read_labels(row, 17),
         state: read_state(row, 4),
         attempts: row.get(5),
         iterations: row.get(6),

@@ -1,4 +1,5 @@
-//! Partitions of `harness_results`: one per week of the job ids' own time, made ahead and dropped by retention.
+//! Partitions of `harness_results` and `harness_labels`: one of each per week of the job ids' own time, made ahead and
+//! dropped by retention. A week's labels go before its results, so that no label is left without its job.
 //!
 //! A partition holds a week, not a day, because every transaction that looks for a result opens all
 //! partitions. With one per day, that cost more than the rest of the transaction.
@@ -32,8 +33,12 @@ pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
-fn table(week: u64) -> String {
-    format!("harness_results_w{week}")
+/// The tables, in the order in which their partitions are dropped.
+const LABELS: &str = "harness_labels";
+const RESULTS: &str = "harness_results";
+
+fn partition(table: &str, week: u64) -> String {
+    format!("{table}_w{week}")
 }
 
 impl Store {
@@ -50,7 +55,7 @@ impl Store {
     }
 }
 
-/// Whether results have a partition to go to.
+/// Whether results and labels have a partition to go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionsAhead {
     /// Weeks that have no partition although an accepted job id can fall into them now.
@@ -65,7 +70,9 @@ impl Store {
         let fail = |error| StoreError::from_pg("partitions_ahead", error);
         let client = self.pool.get().await?;
         let now_ms = unix_ms(client.query_one(NOW, &[]).await.map_err(fail)?.get(0));
-        let present = read(&client).await.map_err(fail)?;
+        let mut present = read(&client, RESULTS).await.map_err(fail)?;
+        let labels = read(&client, LABELS).await.map_err(fail)?;
+        present.retain(|week, standing| labels.get(week) == Some(standing));
         Ok(ahead(&present, now_ms, retention))
     }
 }
@@ -88,10 +95,13 @@ async fn maintain(
     let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
-    let present = read(client).await?;
+    let (labels, results) = (read(client, LABELS).await?, read(client, RESULTS).await?);
 
+    let lacks = |present: &BTreeMap<u64, Standing>, week: &u64| {
+        matches!(present.get(week), None | Some(Standing::Apart))
+    };
     let missing: Vec<u64> =
-        (oldest..=last).filter(|week| matches!(present.get(week), None | Some(Standing::Apart))).collect();
+        (oldest..=last).filter(|week| lacks(&labels, week) || lacks(&results, week)).collect();
     for week in &missing {
         if !make(client, *week).await? {
             return Ok(None);
@@ -101,26 +111,31 @@ async fn maintain(
     let live = client.query_opt("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await?;
     let oldest_live = live.map_or(u64::MAX, |row| (row.get::<_, Uuid>(0).as_u128() >> 80) as u64 / WEEK_MS);
     let kept_from = oldest.min(oldest_live);
-    let mut expired: Vec<(u64, Standing)> = present
-        .into_iter()
-        .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
-        .collect();
-    // Postgres removes no other one while a removal is unfinished.
-    expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
-    for (dropped, (week, standing)) in expired.iter().enumerate() {
-        if let Err(cause) = remove(client, *week, *standing, set_by).await {
-            // A long reader is in the way. The space is not needed so badly, least of all by a worker that
-            // starts.
-            let cause: &dyn std::error::Error = &cause;
-            warn!(cause, table = table(*week), "old results cannot be removed now, trying again later");
-            return Ok(Some((missing.len(), dropped)));
+    let mut dropped = 0;
+    for (table, present) in [(LABELS, labels), (RESULTS, results)] {
+        let mut expired: Vec<(u64, Standing)> = present
+            .into_iter()
+            .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
+            .collect();
+        // Postgres removes no other one of a table while a removal is unfinished.
+        expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
+        for (week, standing) in expired {
+            if let Err(cause) = remove(client, table, week, standing, set_by).await {
+                // A long reader is in the way. The space is not needed so badly, least of all by a worker that
+                // starts.
+                let cause: &dyn std::error::Error = &cause;
+                let table = partition(table, week);
+                warn!(cause, table, "an old partition cannot be removed now, trying again later");
+                return Ok(Some((missing.len(), dropped)));
+            }
+            dropped += usize::from(table == RESULTS);
         }
     }
-    Ok(Some((missing.len(), expired.len())))
+    Ok(Some((missing.len(), dropped)))
 }
 
-/// How a partition's table relates to `harness_results`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// How a partition relates to its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// A part of it.
     Attached,
@@ -130,15 +145,15 @@ enum Standing {
     Apart,
 }
 
-async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
+async fn read(client: &Client, table: &str) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
     let rows = client
         .query(
             "SELECT substring(c.relname FROM '\\d+$')::bigint, i.inhdetachpending
                FROM pg_class p JOIN pg_class c ON c.relnamespace = p.relnamespace
                LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = p.oid
-              WHERE p.oid = 'harness_results'::regclass
-                AND c.relkind = 'r' AND c.relname ~ '^harness_results_w\\d+$'",
-            &[],
+              WHERE p.oid = to_regclass($1)
+                AND c.relkind = 'r' AND c.relname ~ ('^' || $1 || '_w\\d+$')",
+            &[&table],
         )
         .await?;
     let standing = |row: &Row| match row.get(1) {
@@ -149,10 +164,10 @@ async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres
     Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
 }
 
-/// Makes a partition, unless it exists by now. Returns whether that was possible: not while another process
+/// Makes a week's partitions, unless they exist by now. Returns whether that was possible: not while another process
 /// makes one.
 async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Error> {
-    let (table, from, to) = (table(week), first_id(week), first_id(week + 1));
+    let (from, to) = (first_id(week), first_id(week + 1));
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
@@ -161,14 +176,17 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
         return Ok(false);
     }
     let attached = "SELECT EXISTS (SELECT FROM pg_inherits
-                     WHERE inhparent = 'harness_results'::regclass AND inhrelid = to_regclass($1))";
-    if !transaction.query_one(attached, &[&table]).await?.get::<_, bool>(0) {
-        transaction
-            .batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
-                 ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
-            ))
-            .await?;
+                     WHERE inhparent = to_regclass($1) AND inhrelid = to_regclass($2))";
+    for table in [LABELS, RESULTS] {
+        let partition = partition(table, week);
+        if !transaction.query_one(attached, &[&table, &partition]).await?.get::<_, bool>(0) {
+            transaction
+                .batch_execute(&format!(
+                    "CREATE TABLE IF NOT EXISTS {partition} (LIKE {table} INCLUDING ALL);
+                     ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ('{from}') TO ('{to}')"
+                ))
+                .await?;
+        }
     }
     transaction.commit().await?;
     Ok(true)
@@ -176,35 +194,36 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
 
 async fn remove(
     client: &mut Client,
+    table: &str,
     week: u64,
     standing: Standing,
     set_by: SetBy,
 ) -> Result<(), tokio_postgres::Error> {
-    let table = table(week);
+    let partition = partition(table, week);
+    let detaching = |how| format!("ALTER TABLE {table} DETACH PARTITION {partition} {how}");
     match standing {
-        Standing::Attached => detach(client, &table, "CONCURRENTLY", set_by).await?,
-        Standing::Leaving => detach(client, &table, "FINALIZE", set_by).await?,
+        Standing::Attached => detach(client, &detaching("CONCURRENTLY"), set_by).await?,
+        Standing::Leaving => detach(client, &detaching("FINALIZE"), set_by).await?,
         Standing::Apart => {}
     }
     let transaction = client.transaction().await?;
-    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '3s'; DROP TABLE {table}")).await?;
+    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '3s'; DROP TABLE {partition}")).await?;
     transaction.commit().await
 }
 
 /// Detaches a partition, outside of a transaction block, because CONCURRENTLY makes transactions of its own:
 /// one to announce and one to remove. If two processes do this at once, one of them fails and finds it done
 /// the next time.
-async fn detach(client: &Client, table: &str, how: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
-    let statement = format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}");
+async fn detach(client: &Client, statement: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
     if set_by == SetBy::Role {
         // Where a pooler shares sessions, a setting would apply to others as well. There, `statement_timeout`
         // is the bound.
-        return client.batch_execute(&statement).await;
+        return client.batch_execute(statement).await;
     }
     // The address may have set one.
     let before: String = client.query_one("SHOW lock_timeout", &[]).await?.get(0);
     client.batch_execute("SET lock_timeout = '3s'").await?;
-    let detached = client.batch_execute(&statement).await;
+    let detached = client.batch_execute(statement).await;
     client.batch_execute(&format!("SET lock_timeout = '{before}'")).await?;
     detached
 }

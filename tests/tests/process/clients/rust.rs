@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use harness_fleet::{Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState};
+use harness_fleet::{
+    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels,
+};
 use serde_json::{Value, json};
 use tests::{Api, Authority, Fleet, job};
 
@@ -80,6 +82,17 @@ async fn the_walk_of_the_rust_client_works() {
     assert_eq!(ids(&client, &of_batch).await, expected);
     let cancelled = JobFilter { states: vec![JobState::Cancelled], ..JobFilter::default() };
     assert_eq!(ids(&client, &cancelled).await, [long.job_id]);
+    let label = |text: &str| text.parse::<Label>().expect("a label");
+    let mut labelled = job("hello", "echo", json!(1));
+    labelled.labels = Labels::of([label("team=search"), label("run=7")]).expect("labels");
+    assert_eq!(client.submit(&labelled).await.expect("accepted").labels, labelled.labels);
+    assert_eq!(client.wait(labelled.job_id, None).await.expect("its end").labels, labelled.labels);
+    for (texts, expected) in
+        [(["team=search", "run=7"], vec![labelled.job_id]), (["team=search", "run=8"], vec![])]
+    {
+        let filter = JobFilter { labels: texts.map(label).to_vec(), ..JobFilter::default() };
+        assert_eq!(ids(&client, &filter).await, expected);
+    }
     let sessions: Vec<_> = client.sessions().try_collect().await.expect("a list");
     assert_eq!(sessions.len(), 3, "{sessions:?}");
 

@@ -54,7 +54,7 @@ async fn the_program_gets_everything_about_its_job() {
         json!({
             "protocol": "harness.command.v1",
             "job": {"job_id": task.job_id, "tenant": "default", "session_id": "session-1", "agent_id": "agent-1",
-                    "user_id": "somebody", "input": {"question": "6 × 7\nor so"}, "attempt": 1, "epoch": 7},
+                    "user_id": "somebody", "labels": {}, "input": {"question": "6 × 7\nor so"}, "attempt": 1, "epoch": 7},
             "session": {"memory": {"name": "Ada"}, "context_window": [], "feature_progress": {},
                         "iteration_count": 9, "cost_usd": 1.25, "input_tokens": 3, "output_tokens": 4},
             "workspace": bench.workspaces().join("session-1"),
