@@ -61,7 +61,7 @@ pub struct Upstream {
 }
 
 /// What a gateway needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GatewaySettings {
     /// Where it listens; loopback only.
     pub addr: SocketAddr,
@@ -156,7 +156,7 @@ impl Gateway {
     }
 
     /// Takes no more calls, and waits until all that were sent are settled.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.inner.exchanges.close();
         self.inner.exchanges.wait().await;
