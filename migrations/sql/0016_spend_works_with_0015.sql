@@ -87,8 +87,8 @@ CREATE TABLE harness_accounts (
     changed_at        timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What was added to an account since its last fold. An account that every call meets would otherwise be rewritten by every
--- call, and while a snapshot is held each touch would walk over all its dead versions.
+-- What was added to an account since its last fold. An account that every call meets would otherwise be rewritten by
+-- every call, and while a snapshot is held each touch would walk over all its dead versions.
 CREATE TABLE harness_account_moves (
     key              text COLLATE "C" NOT NULL,
     tx               xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -108,7 +108,7 @@ CREATE TABLE harness_budgets (
     set_at         timestamptz NOT NULL DEFAULT now(),
     set_by         text NOT NULL,
     PRIMARY KEY (scope, period, name),
-    CHECK (period IN ('day', 'month') AND scope NOT IN ('session', 'job') OR period = 'life' AND scope IN ('session', 'job')),
+    CHECK ((period = 'life') = (scope IN ('session', 'job')) AND period IN ('day', 'month', 'life')),
     CHECK ((scope = 'fleet') = (name = ''))
 );
 

@@ -6,12 +6,12 @@
 //! > what the provider bills ≤ spent + held ≤ limit
 //!
 //! # Rules
-//! * **A hold has no timer.** It ends by its settlement, or becomes `unknown`, which is spent in full: when a newer run of
-//!   its job is claimed, when its worker is found dead or stops, when a backup is restored.
-//! * **Money is a fact.** A call may be settled after its lease is lost, and after it became `unknown`; once. A settlement
-//!   of a call that is not there is kept, and the reservation that arrives after it is refused.
-//! * **Lock first, decide second.** A reservation locks its job's row, so that no newer run begins meanwhile, and then the
-//!   accounts that carry a limit, in the order of their keys. It decides in a later statement.
+//! * **A hold has no timer.** It ends by its settlement, or becomes `unknown`, which is spent in full: when a newer
+//!   run of its job is claimed, when its worker is found dead or stops, when a backup is restored.
+//! * **Money is a fact.** A call may be settled after its lease is lost, and after it became `unknown`; once. A
+//!   settlement of a call that is not there is kept, and the reservation that arrives after it is refused.
+//! * **Lock first, decide second.** A reservation locks its job's row, so that no newer run begins meanwhile, and then
+//!   the accounts that carry a limit, in the order of their keys. It decides in a later statement.
 //! * **Only what is spent stops a job.** What others hold makes it wait.
 //! * **An account is locked, not rewritten, by each call**: moves are appended, and folded now and then.
 

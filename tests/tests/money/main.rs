@@ -1,5 +1,7 @@
 //! What is promised about money: no provider bills more than a limit says, whatever is killed, cancelled or lost.
 
+mod machine;
+mod conformance;
 mod caller;
 mod reservations;
 mod settlements;

@@ -164,7 +164,8 @@ async fn a_reservation_that_waits_for_a_newer_run_of_its_job_is_refused() {
     let call = caller.call(10);
     let waiting = caller.reserve(&call);
     let committing = async {
-        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let blocked = "SELECT count(*) FROM pg_stat_activity
+                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
         tests::until("it waits", async || (database.count(blocked).await > 0).then_some(())).await;
         rescuing.commit().await.expect("committed");
     };

@@ -2,8 +2,8 @@
 
 use crate::spend::keys_of_call;
 
-/// Accounts with the moves that are not folded, and whether all their calls are still there. Retention keeps those of this
-/// month. An account that was opened for calls from before may have lost some of them; it has no bound.
+/// Accounts with the moves that are not folded, and whether all their calls are still there. Retention keeps those of
+/// this month. An account that was opened for calls from before may have lost some of them; it has no bound.
 macro_rules! accounts {
     () => {
         concat!(
@@ -50,7 +50,8 @@ pub(super) const LIMITS: &str = concat!(
     ") a WHERE bound > 0 AND bound < 9223372036854775807 AND spent + held > bound + overrun"
 );
 
-/// Postgres's clock may have been set, or a transaction begun before midnight. So it is only the day that is compared.
+/// Postgres's clock may have been set, or a transaction begun before midnight. So it is only the day that is
+/// compared.
 pub(super) const WINDOWS: &str = "
     SELECT call_id::text, format('job %s: it counts for %s and was reserved at %s', job_id, day, reserved_at)
       FROM harness_calls, harness_spend_zone
@@ -58,8 +59,8 @@ pub(super) const WINDOWS: &str = "
 
 /// A run may have ended whose call is still read to its end. Only the death of its worker ends that.
 pub(super) const HOLDS: &str = "
-    SELECT c.call_id::text, format('job %s: held under epoch %s by worker %s, which is %s', c.job_id, c.epoch, c.worker_id,
-                                   coalesce(w.state, 'unknown'))
+    SELECT c.call_id::text, format('job %s: held under epoch %s by worker %s, which is %s',
+                                   c.job_id, c.epoch, c.worker_id, coalesce(w.state, 'unknown'))
       FROM harness_calls c LEFT JOIN harness_workers w ON w.worker_id = c.worker_id
      WHERE c.state = 'held'
        AND (w.worker_id IS NULL

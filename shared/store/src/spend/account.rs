@@ -1,9 +1,9 @@
 //! Which accounts a call counts in, and what they say.
 //!
-//! An account is a scope and a window, `scope:period:window:name`. Every call counts in those of the fleet, of its tenant,
-//! of its agent and of its user, per day and per month, whether a limit names them or not. So a limit that is set later
-//! finds what was spent before. Those of a session and of a job exist only once a limit names them; then they take in
-//! their earlier calls.
+//! An account is a scope and a window, `scope:period:window:name`. Every call counts in those of the fleet, of its
+//! tenant, of its agent and of its user, per day and per month, whether a limit names them or not. So a limit that is
+//! set later finds what was spent before. Those of a session and of a job exist only once a limit names them; then
+//! they take in their earlier calls.
 //!
 //! Days and months turn in one time zone for the whole fleet, by Postgres's clock.
 
@@ -178,8 +178,8 @@ macro_rules! keys_of_call {
 }
 pub(crate) use keys_of_call;
 
-/// From which transaction on an account's moves are read, of a row of `harness_accounts`. A position that Postgres has
-/// not reached is that of another server, from which the ledger was restored, and counts for nothing.
+/// From which transaction on an account's moves are read, of a row of `harness_accounts`. A position that Postgres
+/// has not reached is that of another server, from which the ledger was restored, and counts for nothing.
 macro_rules! unfolded_from {
     () => {
         "CASE WHEN folded_tx <= pg_snapshot_xmax(pg_current_snapshot()) THEN folded_tx ELSE '0'::xid8 END"
@@ -222,7 +222,8 @@ pub(super) const OPEN_JOBS: &str = concat!(
         UPDATE harness_calls SET on_job = true
          WHERE call_id = ANY(ARRAY(
                SELECT c.call_id FROM accounts a JOIN opened o ON o.key = a.key
-                CROSS JOIN LATERAL (SELECT session_id, job_id FROM harness_jobs j WHERE j.job_id = a.name::uuid OFFSET 0) j
+                CROSS JOIN LATERAL (SELECT session_id, job_id FROM harness_jobs j
+                                     WHERE j.job_id = a.name::uuid OFFSET 0) j
                 CROSS JOIN LATERAL (SELECT call_id FROM harness_calls c
                                      WHERE c.session_id = j.session_id AND c.job_id = j.job_id OFFSET 0) c
                 WHERE a.scope = 'job'))
@@ -288,9 +289,9 @@ macro_rules! fold {
     };
 }
 
-/// Folds those of the limited accounts of a batch that have many moves. A move's transaction is known by its id, and all
-/// that are older than the oldest one under way have ended: what they appended is folded, and later readers start behind
-/// it. Otherwise they would walk over everything that was ever folded while a snapshot is held somewhere.
+/// Folds those of the limited accounts of a batch that have many moves. A move's transaction is known by its id, and
+/// all that are older than the oldest one under way have ended: what they appended is folded, and later readers start
+/// behind it. Otherwise they would walk over everything that was ever folded while a snapshot is held somewhere.
 pub(super) const FOLD: &str = fold!(
     concat!(accounts!(), ", "),
     "SELECT key FROM accounts WHERE named IS NOT NULL OR budget IS NOT NULL",

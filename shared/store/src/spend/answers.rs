@@ -1,8 +1,8 @@
 //! Answers that were paid, for a later attempt that asks the same.
 //!
-//! A checkpoint covers an answer when the run had been given the answer before it wrote the checkpoint. What the ledger
-//! knows is how many checkpoints the run had written when the answer was settled, which is before the run gets its end. So
-//! an answer is covered by any later checkpoint of its run, and by any checkpoint of a newer run.
+//! A checkpoint covers an answer when the run had been given the answer before it wrote the checkpoint. What the
+//! ledger knows is how many checkpoints the run had written when the answer was settled, which is before the run gets
+//! its end. So an answer is covered by any later checkpoint of its run, and by any checkpoint of a newer run.
 
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -99,8 +99,8 @@ impl<'a> Answers<'a> {
 }
 
 impl Store {
-    /// Returns the answer that the job got when a run sent this request for the n-th time, unless a checkpoint covers it.
-    /// What the run has written before must be durable.
+    /// Returns the answer that the job got when a run sent this request for the n-th time, unless a checkpoint covers
+    /// it. What the run has written before must be durable.
     pub async fn stored_answer(
         &self,
         claim: &Claim,

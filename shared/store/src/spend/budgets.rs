@@ -57,7 +57,8 @@ const REMOVE: &str = "
 
 const LOG: &str = "
     INSERT INTO harness_audit_log (actor, act, detail)
-    VALUES ($1, $2, jsonb_build_object('scope', $3::text, 'name', $4::text, 'period', $5::text, 'limit_microusd', $6::bigint))";
+    VALUES ($1, $2, jsonb_build_object('scope', $3::text, 'name', $4::text, 'period', $5::text,
+                                       'limit_microusd', $6::bigint))";
 
 const REOPEN: &str = "
     UPDATE harness_accounts a

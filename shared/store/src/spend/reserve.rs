@@ -40,9 +40,9 @@ const KEEP_RUNS: &str = "
     SELECT count(*) FROM (SELECT FROM harness_jobs
      WHERE job_id = ANY($1) AND state = 'running' ORDER BY job_id FOR SHARE) kept";
 
-/// Decides about the calls of a batch, in their order. A call that would not even fit alone counts for nothing; of the
-/// others each counts for those after it, even if another account refuses it. So a batch may grant less than its calls
-/// would get one after the other, never more, and such a call is busy.
+/// Decides about the calls of a batch, in their order. A call that would not even fit alone counts for nothing; of
+/// the others each counts for those after it, even if another account refuses it. So a batch may grant less than its
+/// calls would get one after the other, never more, and such a call is busy.
 ///
 /// A call that is there already was reserved by an earlier try whose reply was lost, or was settled before.
 const RESERVE: &str = concat!(

@@ -94,7 +94,8 @@ const INSERT_MISSING: &str = concat!(
     " GROUP BY k.key"
 );
 
-/// Settles calls, once. What became `unknown` because its run was lost may still be settled: whoever made the call knows.
+/// Settles calls, once. What became `unknown` because its run was lost may still be settled: whoever made the call
+/// knows.
 const SETTLE: &str = concat!(
     "WITH incoming AS MATERIALIZED (
         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
@@ -106,7 +107,8 @@ const SETTLE: &str = concat!(
     ), c AS (
         UPDATE harness_calls c
            SET state = i.state, settled_at = now(), answered_by = i.answered_by,
-               cost_microusd = CASE i.state WHEN 'settled' THEN i.cost WHEN 'unknown' THEN c.reserved_microusd ELSE 0 END,
+               cost_microusd = CASE i.state WHEN 'settled' THEN i.cost
+                                            WHEN 'unknown' THEN c.reserved_microusd ELSE 0 END,
                overrun_microusd = CASE i.state WHEN 'settled' THEN greatest(i.cost - c.reserved_microusd, 0) ELSE 0 END,
                input_tokens = i.input, cache_read_tokens = i.cache_read, cache_write_tokens = i.cache_write,
                output_tokens = i.output, provider_request_id = coalesce(i.request_id, c.provider_request_id),
@@ -235,22 +237,24 @@ fn read_settled(row: &Row) -> (Uuid, Usd) {
 const LOG: &str = "
     INSERT INTO harness_audit_log (actor, act, detail)
     SELECT $1, 'call_settled', jsonb_build_object('call', $2::uuid::text, 'cost_microusd', $3::bigint)
-     WHERE EXISTS (SELECT FROM harness_calls WHERE call_id = $2 AND state IN ('settled', 'free') AND settled_at = now())";
+     WHERE EXISTS (SELECT FROM harness_calls
+                    WHERE call_id = $2 AND state IN ('settled', 'free') AND settled_at = now())";
 
 impl Store {
-    /// Holds the most that a call can cost, together with those that are asked for meanwhile. Safe to repeat after a lost
-    /// reply.
+    /// Holds the most that a call can cost, together with those that are asked for meanwhile. Safe to repeat after a
+    /// lost reply.
     pub async fn reserve(&self, call: NewCall) -> Result<Reserved, StoreError> {
         self.reservations.call(call).await
     }
 
-    /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost reply.
+    /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost
+    /// reply.
     pub async fn settle(&self, settled: SettledCall) -> Result<Settled, StoreError> {
         self.settlements.call(settled).await
     }
 
-    /// Settles a call whose cost is not known, after somebody has looked at the provider's record. Returns whether there
-    /// was such a call.
+    /// Settles a call whose cost is not known, after somebody has looked at the provider's record. Returns whether
+    /// there was such a call.
     pub async fn settle_unknown(&self, call_id: Uuid, cost: Usd, actor: &str) -> Result<bool, StoreError> {
         let outcome = match cost {
             Usd::ZERO => CallOutcome::Free,

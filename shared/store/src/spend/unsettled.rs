@@ -1,7 +1,8 @@
 //! What a run left open: a call that nobody will settle any more may have been billed, so it counts in full.
 //!
-//! Each statement is part of the transaction that ends the run, and comes after the one that locks the jobs: its snapshot
-//! shows every call that the run could reserve. (It finds the ids first, then locks the calls in their order.)
+//! Each statement is part of the transaction that ends the run, and comes after the one that locks the jobs: its
+//! snapshot shows every call that the run could reserve. (It finds the ids first, then locks the calls in their
+//! order.)
 
 use super::account::keys_of_call;
 
@@ -43,7 +44,8 @@ macro_rules! of_older_runs {
     };
 }
 
-/// After a claim of the jobs $1. A job that was claimed for the first time has no older run, and costs no look-up of calls.
+/// After a claim of the jobs $1. A job that was claimed for the first time has no older run, and costs no look-up of
+/// calls.
 pub(crate) const LEAVE_OLDER_RUNS: &str = leave!(of_older_runs!(
     "SELECT job_id, session_id, epoch FROM harness_jobs
       WHERE job_id = ANY($1) AND epoch > 0 AND started_at < state_since"

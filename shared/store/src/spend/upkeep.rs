@@ -17,8 +17,8 @@ pub(crate) const OLDEST_CALLS: &str = "
                    - interval '1 day',
                (SELECT min(reserved_at) - interval '1 day' FROM harness_calls WHERE state = 'held'))) * 1000)::bigint";
 
-/// Adds the calls of a partition to the daily sums, in the transaction that drops it. To be followed by the partition's
-/// name and [`SUM_UP`]'s second part.
+/// Adds the calls of a partition to the daily sums, in the transaction that drops it. To be followed by the
+/// partition's name and [`SUM_UP`]'s second part.
 pub(crate) const SUM_UP: [&str; 2] = [
     "SET LOCAL statement_timeout = '600s';
      INSERT INTO harness_spend AS s
