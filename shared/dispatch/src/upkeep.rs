@@ -25,8 +25,10 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
     if let Some((made, dropped)) = store.maintain_partitions(retention).await?
         && made + dropped > 0
     {
-        info!(made, dropped, "partitions of harness_results were made or dropped");
+        info!(made, dropped, "partitions of results and calls were made or dropped");
     }
+    store.fold_accounts().await?;
+    store.forget_spend(retention).await?;
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await
 }

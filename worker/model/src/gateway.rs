@@ -173,13 +173,13 @@ fn routes(inner: Arc<Inner>) -> Router {
     let mut routes = Router::new()
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
-        .fallback(any(not_served))
-        .method_not_allowed_fallback(not_served);
+        .fallback(any(not_served));
     for wire in [Wire::Messages, Wire::Chat, Wire::Responses, Wire::Embeddings] {
         let called = move |State(inner): State<Arc<Inner>>, request: Request| call(inner, wire, request);
         routes = routes.route(wire.path(), post(called));
     }
-    routes.with_state(inner)
+    // It counts for the routes that are there before it.
+    routes.method_not_allowed_fallback(not_served).with_state(inner)
 }
 
 async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {

@@ -11,6 +11,7 @@ use super::claimed::{Claimed, claimed_columns, read_claimed, read_claimed_with_m
 use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, may_take, query};
+use crate::spend::LEAVE_OLDER_RUNS;
 
 /// A request to run the job of a delivery. The worker does not run the job at present: if the ledger says
 /// that it does, the reply to an earlier claim was lost.
@@ -183,15 +184,17 @@ impl Batched for ClaimRequest {
         let mine: Vec<&JobSpec> = mine.map(|call| &call.spec).collect();
         let columns = Columns::of(mine.iter().copied());
         let Columns { jobs, sessions, agents, users, .. } = &columns;
-        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
+        let statements =
+            [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN, LEAVE_OLDER_RUNS];
         let tx = Tx::prepare(pool, "claim", statements).await?;
-        let [alive, _, _, fresh, known] = tx
+        let [alive, _, _, fresh, known, _] = tx
             .run([
                 &[&worker_id],
                 &[sessions, agents, users, jobs],
                 &[sessions],
                 &columns.params_and(&worker_id),
                 &[&worker_id, jobs, sessions],
+                &[jobs],
             ])
             .await?;
 

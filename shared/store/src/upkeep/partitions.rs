@@ -1,4 +1,5 @@
-//! Partitions of `harness_results`: one per week of the job ids' own time, made ahead and dropped by retention.
+//! Partitions of `harness_results` and `harness_calls`: one per week of the ids' own time, made ahead and dropped by
+//! retention.
 //!
 //! A partition holds a week, not a day, because every transaction that looks for a result opens all
 //! partitions. With one per day, that cost more than the rest of the transaction.
@@ -18,6 +19,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::database::{NOW, PARTITIONS_KEY, unix_ms};
+use crate::spend::{OLDEST_CALLS, SUM_UP};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
@@ -32,14 +34,24 @@ pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
-fn table(week: u64) -> String {
-    format!("harness_results_w{week}")
+/// A table in weekly partitions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Parent(&'static str);
+
+const RESULTS: Parent = Parent("harness_results");
+const CALLS: Parent = Parent("harness_calls");
+
+impl Parent {
+    fn table(self, week: u64) -> String {
+        format!("{}_w{week}", self.0)
+    }
 }
 
 impl Store {
     /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead.
-    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many
-    /// were made and dropped, or `None` if another process is doing this.
+    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many of
+    /// the results were made and dropped, or `None` if another process is doing this. Those of calls go with them; they
+    /// also stay while a call of this month or one that is held lies in or before them.
     pub async fn maintain_partitions(
         &self,
         retention: Duration,
@@ -65,8 +77,12 @@ impl Store {
         let fail = |error| StoreError::from_pg("partitions_ahead", error);
         let client = self.pool.get().await?;
         let now_ms = unix_ms(client.query_one(NOW, &[]).await.map_err(fail)?.get(0));
-        let present = read(&client).await.map_err(fail)?;
-        Ok(ahead(&present, now_ms, retention))
+        let results = ahead(&read(&client, RESULTS).await.map_err(fail)?, now_ms, retention);
+        let calls = ahead(&read(&client, CALLS).await.map_err(fail)?, now_ms, retention);
+        Ok(PartitionsAhead {
+            missing: results.missing.max(calls.missing),
+            ahead: results.ahead.min(calls.ahead),
+        })
     }
 }
 
@@ -84,23 +100,39 @@ async fn maintain(
     retention: Duration,
     set_by: SetBy,
 ) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
+    let oldest_call: Option<i64> = client.query_one(OLDEST_CALLS, &[]).await?.get(0);
+    let oldest_call = oldest_call.map_or(u64::MAX, |ms| ms.max(0).unsigned_abs() / WEEK_MS);
+    if maintain_one(client, CALLS, retention, oldest_call, set_by).await?.is_none() {
+        return Ok(None);
+    }
+    maintain_one(client, RESULTS, retention, u64::MAX, set_by).await
+}
+
+/// Keeps those from `kept_from` on in any case.
+async fn maintain_one(
+    client: &mut Client,
+    parent: Parent,
+    retention: Duration,
+    kept_from: u64,
+    set_by: SetBy,
+) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
     // By Postgres's clock: a host whose clock is ahead would drop results that are still wanted.
     let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
-    let present = read(client).await?;
+    let present = read(client, parent).await?;
 
     let missing: Vec<u64> =
         (oldest..=last).filter(|week| matches!(present.get(week), None | Some(Standing::Apart))).collect();
     for week in &missing {
-        if !make(client, *week).await? {
+        if !make(client, parent, *week).await? {
             return Ok(None);
         }
     }
 
     let live = client.query_opt("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await?;
     let oldest_live = live.map_or(u64::MAX, |row| (row.get::<_, Uuid>(0).as_u128() >> 80) as u64 / WEEK_MS);
-    let kept_from = oldest.min(oldest_live);
+    let kept_from = kept_from.min(oldest).min(oldest_live);
     let mut expired: Vec<(u64, Standing)> = present
         .into_iter()
         .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
@@ -108,18 +140,22 @@ async fn maintain(
     // Postgres removes no other one while a removal is unfinished.
     expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
     for (dropped, (week, standing)) in expired.iter().enumerate() {
-        if let Err(cause) = remove(client, *week, *standing, set_by).await {
+        if let Err(cause) = remove(client, parent, *week, *standing, set_by).await {
             // A long reader is in the way. The space is not needed so badly, least of all by a worker that
             // starts.
             let cause: &dyn std::error::Error = &cause;
-            warn!(cause, table = table(*week), "old results cannot be removed now, trying again later");
+            warn!(
+                cause,
+                table = parent.table(*week),
+                "an old partition cannot be removed now, trying again later"
+            );
             return Ok(Some((missing.len(), dropped)));
         }
     }
     Ok(Some((missing.len(), expired.len())))
 }
 
-/// How a partition's table relates to `harness_results`.
+/// How a partition's table relates to its parent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// A part of it.
@@ -130,15 +166,15 @@ enum Standing {
     Apart,
 }
 
-async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
+async fn read(client: &Client, parent: Parent) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
     let rows = client
         .query(
             "SELECT substring(c.relname FROM '\\d+$')::bigint, i.inhdetachpending
                FROM pg_class p JOIN pg_class c ON c.relnamespace = p.relnamespace
                LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = p.oid
-              WHERE p.oid = 'harness_results'::regclass
-                AND c.relkind = 'r' AND c.relname ~ '^harness_results_w\\d+$'",
-            &[],
+              WHERE p.oid = to_regclass($1)
+                AND c.relkind = 'r' AND c.relname ~ ('^' || $1 || '_w\\d+$')",
+            &[&parent.0],
         )
         .await?;
     let standing = |row: &Row| match row.get(1) {
@@ -151,8 +187,8 @@ async fn read(client: &Client) -> Result<BTreeMap<u64, Standing>, tokio_postgres
 
 /// Makes a partition, unless it exists by now. Returns whether that was possible: not while another process
 /// makes one.
-async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Error> {
-    let (table, from, to) = (table(week), first_id(week), first_id(week + 1));
+async fn make(client: &mut Client, parent: Parent, week: u64) -> Result<bool, tokio_postgres::Error> {
+    let (table, from, to) = (parent.table(week), first_id(week), first_id(week + 1));
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
@@ -161,12 +197,13 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
         return Ok(false);
     }
     let attached = "SELECT EXISTS (SELECT FROM pg_inherits
-                     WHERE inhparent = 'harness_results'::regclass AND inhrelid = to_regclass($1))";
-    if !transaction.query_one(attached, &[&table]).await?.get::<_, bool>(0) {
+                     WHERE inhparent = to_regclass($2) AND inhrelid = to_regclass($1))";
+    let Parent(parent) = parent;
+    if !transaction.query_one(attached, &[&table, &parent]).await?.get::<_, bool>(0) {
         transaction
             .batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {table} (LIKE harness_results INCLUDING ALL);
-                 ALTER TABLE harness_results ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
+                "CREATE TABLE IF NOT EXISTS {table} (LIKE {parent} INCLUDING ALL);
+                 ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
             ))
             .await?;
     }
@@ -176,26 +213,38 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
 
 async fn remove(
     client: &mut Client,
+    parent: Parent,
     week: u64,
     standing: Standing,
     set_by: SetBy,
 ) -> Result<(), tokio_postgres::Error> {
-    let table = table(week);
+    let table = parent.table(week);
     match standing {
-        Standing::Attached => detach(client, &table, "CONCURRENTLY", set_by).await?,
-        Standing::Leaving => detach(client, &table, "FINALIZE", set_by).await?,
+        Standing::Attached => detach(client, parent, &table, "CONCURRENTLY", set_by).await?,
+        Standing::Leaving => detach(client, parent, &table, "FINALIZE", set_by).await?,
         Standing::Apart => {}
     }
     let transaction = client.transaction().await?;
-    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '3s'; DROP TABLE {table}")).await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
+    if parent == CALLS {
+        let [insert, add] = SUM_UP;
+        transaction.batch_execute(&format!("{insert}{table}{add}")).await?;
+    }
+    transaction.batch_execute(&format!("DROP TABLE {table}")).await?;
     transaction.commit().await
 }
 
 /// Detaches a partition, outside of a transaction block, because CONCURRENTLY makes transactions of its own:
 /// one to announce and one to remove. If two processes do this at once, one of them fails and finds it done
 /// the next time.
-async fn detach(client: &Client, table: &str, how: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
-    let statement = format!("ALTER TABLE harness_results DETACH PARTITION {table} {how}");
+async fn detach(
+    client: &Client,
+    parent: Parent,
+    table: &str,
+    how: &str,
+    set_by: SetBy,
+) -> Result<(), tokio_postgres::Error> {
+    let statement = format!("ALTER TABLE {} DETACH PARTITION {table} {how}", parent.0);
     if set_by == SetBy::Role {
         // Where a pooler shares sessions, a setting would apply to others as well. There, `statement_timeout`
         // is the bound.
