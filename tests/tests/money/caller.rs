@@ -62,7 +62,7 @@ impl Caller {
             call_id: Uuid::now_v7(),
             claim: self.run.claim.clone(),
             agent_id: self.spec.agent_id.clone(),
-            user_id: Some("ann".parse::<Name>().expect("a name")),
+            user_id: Some("ann".to_owned()),
             provider: "anthropic",
             model: "m".to_owned(),
             reserved: usd(reserved),

@@ -9,3 +9,4 @@ mod ended_runs;
 mod stored_answers;
 mod budgets;
 mod kept;
+mod programs;

@@ -47,7 +47,7 @@ mod refusal;
 use crate::prices::Prices;
 use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
 use attempt::Shared;
-pub use attempt::{Attempt, Metered, Opened};
+pub use attempt::{Attempt, GATEWAY_VARIABLES, Metered, Opened};
 use exchange::Exchange;
 use refusal::Refusal;
 

@@ -1,5 +1,7 @@
 //! Limits that operators set while the fleet runs, and what accounts say.
 
+use std::time::Duration;
+
 use job::Usd;
 use tokio_postgres::Row;
 
@@ -100,6 +102,12 @@ const SET_ZONE: &str = "
     UPDATE harness_spend_zone SET zone = $1
      WHERE zone <> $1 AND now() AT TIME ZONE $1 IS NOT NULL AND NOT EXISTS (SELECT FROM harness_accounts)";
 
+/// In some zones a day begins later than at midnight, or a month with a gap: the zone's own rules say when it turns.
+const UNTIL_TURN: &str = "
+    SELECT extract(epoch FROM (date_trunc($1, now() AT TIME ZONE zone) + ('1 ' || $1)::interval) AT TIME ZONE zone
+                              - now())::float8
+      FROM harness_spend_zone";
+
 const ZONE: &str = "SELECT zone FROM harness_spend_zone";
 
 impl Store {
@@ -170,6 +178,18 @@ impl Store {
             .run([&[&account], &[&actor, &"account_reopened", &none, &account, &none, &None::<i64>]])
             .await?;
         Ok(!opened.is_empty())
+    }
+
+    /// Returns how long it takes until the window of an account ends, by Postgres's clock; `None` if it has no end. The
+    /// account is written as scope:period:window:name.
+    pub async fn until_turn(&self, account: &str) -> Result<Option<Duration>, StoreError> {
+        let period = account.split(':').nth(1).unwrap_or_default();
+        if period == Period::Life.as_str() {
+            return Ok(None);
+        }
+        let rows = query(&self.pool, "until_turn", UNTIL_TURN, &[&period]).await?;
+        let seconds = rows.first().map(|row| row.get::<_, f64>(0));
+        Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
     }
 
     /// Sets the time zone in which days and months turn, while nothing is counted yet. Returns the one that holds.

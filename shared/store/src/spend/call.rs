@@ -17,7 +17,7 @@ pub struct NewCall {
     /// The job's agent.
     pub agent_id: Name,
     /// The job's user.
-    pub user_id: Option<Name>,
+    pub user_id: Option<String>,
     /// Who bills it.
     pub provider: &'static str,
     /// The model that it names.
@@ -91,7 +91,7 @@ impl<'a> Columns<'a> {
             workers: calls.clone().map(|call| call.claim.worker().into()).collect(),
             sessions: calls.clone().map(|call| call.claim.session_key()).collect(),
             agents: calls.clone().map(|call| call.agent_id.as_str()).collect(),
-            users: calls.clone().map(|call| call.user_id.as_ref().map(Name::as_str)).collect(),
+            users: calls.clone().map(|call| call.user_id.as_deref()).collect(),
             providers: calls.clone().map(|call| call.provider).collect(),
             models: calls.clone().map(|call| call.model.as_str()).collect(),
             reserved: calls.clone().map(|call| micros(call.reserved)).collect(),
