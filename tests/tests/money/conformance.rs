@@ -139,10 +139,9 @@ impl Real {
                 None
             }
             Action::RescueEnded => {
-                for at in 0..CALLS {
-                    let call = before.calls[at];
-                    if call.maker == Maker::Gone && call.row == Row::Held && before.jobs[JOB_OF[at]].over {
-                        let run = self.runs[&(JOB_OF[at], call.epoch)].clone();
+                for (call, job) in before.calls.iter().zip(JOB_OF) {
+                    if call.maker == Maker::Gone && call.row == Row::Held && before.jobs[job].over {
+                        let run = self.runs[&(job, call.epoch)].clone();
                         self.die(&run).await;
                     }
                 }
@@ -171,7 +170,7 @@ impl Real {
     }
 
     async fn settle(&self, before: &World, at: usize, outcome: Outcome, way: &str) -> Option<String> {
-        let changes = before.clone().settle(Broken::None, at, outcome);
+        let changes = { *before }.settle(Broken::None, at, outcome);
         let outcome = match outcome {
             Outcome::Settled(units) => cost(u64::from(units) * UNIT),
             Outcome::Free => CallOutcome::Free,
