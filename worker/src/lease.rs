@@ -84,8 +84,8 @@ impl Lease {
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            done = work => Some(done),
             () = self.over() => None,
+            done = work => Some(done),
         }
     }
 
@@ -125,6 +125,7 @@ impl Lease {
                 *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
                 *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                 let listed: Vec<_> = held.iter().map(|claim| (claim.job_id(), claim.epoch())).collect();
+                self.running.listed(&listed, sent);
                 self.stop_lost(&mine, &listed);
                 self.running.keep_unrecorded(&listed);
                 self.return_unknown_jobs(held, unknown_jobs).await;

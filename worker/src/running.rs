@@ -3,10 +3,12 @@
 //! The ledger has its own view of the same; `lease` compares the two.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use harness::{Stop, Stopper};
 use job::JobId;
+use tokio::time::Instant;
 
 use crate::metrics::METRICS;
 
@@ -26,26 +28,46 @@ struct Table {
 struct Entry {
     /// 0 while the claim is under way.
     epoch: i64,
+    /// When the last heartbeat was sent whose answer listed this run.
+    listed: Option<Instant>,
     /// For a suspect, which one more death would prove to be poison: beside which other suspects it may run.
     suspect: Option<Isolation>,
     stop: Stopper,
 }
 
+impl Entry {
+    fn new(epoch: i64, stop: Stopper) -> Entry {
+        Entry { epoch, listed: None, suspect: None, stop }
+    }
+}
+
 impl Running {
     /// Reserves a job before it is claimed, so that if it is delivered twice, one delivery claims it and the other
-    /// waits for the outcome.
-    pub fn reserve(&self, job_id: JobId) -> Reserved {
-        let mut table = self.lock();
-        match table.jobs.get(&job_id) {
-            Some(entry) if entry.epoch == 0 || entry.stop.asked() == Some(Stop::LeaseLost) => {
-                Reserved::Undecided
-            }
-            Some(_) => Reserved::Runs,
-            None => {
-                table.jobs.insert(job_id, Entry { epoch: 0, suspect: None, stop: Stopper::default() });
-                Reserved::Ours(Reservation { running: self.clone(), job_id })
+    /// waits for the outcome. Returns `None` while another slot claims or runs it.
+    pub fn reserve(&self, job_id: JobId) -> Option<Reservation> {
+        match self.lock().jobs.entry(job_id) {
+            Occupied(_) => None,
+            Vacant(place) => {
+                place.insert(Entry::new(0, Stopper::default()));
+                Some(Reservation { running: self.clone(), job_id })
             }
         }
+    }
+
+    /// Notes which runs the ledger has listed in answer to a heartbeat that was sent at this moment.
+    pub fn listed(&self, listed: &[(JobId, i64)], sent: Instant) {
+        let mut table = self.lock();
+        for (job_id, epoch) in listed {
+            if let Some(entry) = table.jobs.get_mut(job_id).filter(|entry| entry.epoch == *epoch) {
+                entry.listed = Some(sent);
+            }
+        }
+    }
+
+    /// Returns whether a heartbeat that was sent at this moment or later has found that the ledger lists the present
+    /// run of this job.
+    pub fn is_listed_since(&self, job_id: JobId, moment: Instant) -> bool {
+        self.lock().jobs.get(&job_id).and_then(|entry| entry.listed).is_some_and(|sent| sent >= moment)
     }
 
     /// Returns the jobs that run, with their epochs.
@@ -117,17 +139,6 @@ pub enum Isolation {
     Alone,
 }
 
-/// The answer to a reservation.
-pub enum Reserved {
-    /// The job is ours to claim.
-    Ours(Reservation),
-    /// Another slot is claiming it, or has lost the lease on it and will leave it: the ledger may have given the job
-    /// to another worker, or wait for this very message.
-    Undecided,
-    /// Another slot runs it: it is safe in the ledger.
-    Runs,
-}
-
 /// A job's place in the table. Dropping it removes the job.
 pub struct Reservation {
     running: Running,
@@ -140,7 +151,7 @@ impl Reservation {
         let mut table = self.running.lock();
         let stop = Stopper::default();
         table.stop_all.iter().for_each(|reason| stop.ask(reason.clone()));
-        table.jobs.insert(self.job_id, Entry { epoch, suspect: None, stop: stop.clone() });
+        table.jobs.insert(self.job_id, Entry::new(epoch, stop.clone()));
         METRICS.running.set(table.jobs.len() as i64);
         stop
     }
@@ -178,14 +189,13 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     impl Running {
         fn reservation(&self, job_id: JobId) -> Reservation {
-            match self.reserve(job_id) {
-                Reserved::Ours(reservation) => reservation,
-                Reserved::Undecided | Reserved::Runs => panic!("{job_id} is reserved already"),
-            }
+            self.reserve(job_id).expect("not reserved")
         }
     }
 
@@ -194,17 +204,30 @@ mod tests {
         let running = Running::default();
         let id = JobId::now();
         let reservation = running.reservation(id);
-        assert!(matches!(running.reserve(id), Reserved::Undecided));
+        assert!(running.reserve(id).is_none());
         assert!(running.epochs().is_empty(), "not yet claimed");
         let _stop = reservation.begin(7);
-        assert!(matches!(running.reserve(id), Reserved::Runs));
+        assert!(running.reserve(id).is_none());
         assert_eq!(running.epochs(), [(id, 7)]);
-        running.stop(id, 7, Stop::Drain);
-        assert!(matches!(running.reserve(id), Reserved::Runs), "the lease lasts until its end is recorded");
-        running.stop(id, 7, Stop::LeaseLost);
-        assert!(matches!(running.reserve(id), Reserved::Undecided), "it may run elsewhere by now");
         drop(reservation);
         assert!(!running.contains(id));
+    }
+
+    #[test]
+    fn a_run_is_safe_in_the_ledger_once_a_heartbeat_behind_the_question_has_listed_it() {
+        let running = Running::default();
+        let reservation = running.reservation(JobId::now());
+        let id = reservation.job_id;
+        let _stop = reservation.begin(7);
+        let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        running.listed(&[(id, 7)], earlier);
+        assert!(running.is_listed_since(id, earlier));
+        // Suspended in between, for example: the ledger may have given the job to another worker by now.
+        assert!(!running.is_listed_since(id, later));
+        running.listed(&[(id, 6)], later);
+        assert!(!running.is_listed_since(id, later), "another run of the job");
+        running.listed(&[(id, 7)], later);
+        assert!(running.is_listed_since(id, later));
     }
 
     #[test]

@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{Instrument, Span, debug, info};
 
 use crate::attempt::Arrival;
-use crate::running::{Reservation, Reserved};
+use crate::running::Reservation;
 use crate::worker::Worker;
 use crate::{claim, intake, turn};
 
-/// How often a second delivery checks whether the claim for the first one is done.
+/// How often a second delivery looks at what became of the first one.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
 
 /// How long a slot waits for its reply; a healthy broker confirms it in a few milliseconds.
@@ -110,7 +110,7 @@ async fn claim_and_work(
             let spec = match claimed.message.as_deref().map(job::decode_stored).transpose() {
                 Ok(accepted) => accepted.unwrap_or(spec),
                 Err(error) => {
-                    turn::cannot_be_taken(&claimed, spec.trace_id(), Some(error));
+                    turn::fail_unreadable(worker, &claimed, &error).await;
                     return delivery.settle().await;
                 }
             };
@@ -202,15 +202,19 @@ async fn settle_when_replied(
     });
 }
 
-/// Reserves the job. Returns `None` when another slot of this worker already runs it, so that this message is one too
-/// many. While another slot claims the job, or is about to leave a run that has lost its lease, this waits for the
-/// outcome: until the job runs here under a lease, every message counts.
+/// Reserves the job. While another slot claims or runs it, this waits for the outcome. Returns `None` when the message
+/// is one too many: the ledger said, after the message arrived, that the job runs here. What the running table says is
+/// not enough for that, because this process may have been suspended for longer than its lease lasts, and the message
+/// may be the one of a rescued job.
 async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
+    let arrived = Instant::now();
     loop {
-        match worker.running.reserve(spec.job_id) {
-            Reserved::Ours(reservation) => return Some(reservation),
-            Reserved::Runs => return None,
-            Reserved::Undecided => sleep(CLAIM_POLL).await,
+        if let Some(reservation) = worker.running.reserve(spec.job_id) {
+            return Some(reservation);
         }
+        if worker.running.is_listed_since(spec.job_id, arrived) {
+            return None;
+        }
+        sleep(CLAIM_POLL).await;
     }
 }

@@ -46,6 +46,18 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
     OpenApiRouter::new().routes(routes!(follow_job)).routes(routes!(follow_session))
 }
 
+/// An event of a stream: its lines `event`, `id` and `data`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `Line` writes")]
+pub struct StreamEvent {
+    /// Its kind: `state`, `iteration`, `text`, `gap` or `end`.
+    event: String,
+    /// Where a later stream goes on, by `Last-Event-ID`. Text has none, because it is not repeated.
+    id: Option<String>,
+    /// JSON, by the kind: `StateEvent`, `IterationEvent`, `TextEvent`, `GapEvent`, or the job as it is read.
+    data: String,
+}
+
 /// The data of the event `state`: where a job is.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StateEvent {
@@ -130,7 +142,7 @@ struct WithoutHeaders {
         WithoutHeaders,
     ),
     responses(
-        (status = 200, description = "The events", content_type = "text/event-stream", body = String),
+        (status = 200, description = "The events", content_type = "text/event-stream", body = StreamEvent),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 422, description = "A parameter is unknown or wrong", body = Problem),
     )
@@ -173,7 +185,7 @@ async fn follow_job(
         WithoutHeaders,
     ),
     responses(
-        (status = 200, description = "The events", content_type = "text/event-stream", body = String),
+        (status = 200, description = "The events", content_type = "text/event-stream", body = StreamEvent),
         (status = 404, description = "There is no such session", body = Problem),
         (status = 422, description = "A parameter is unknown or wrong", body = Problem),
     )
