@@ -13,8 +13,3 @@ BEGIN
 END $$;
 CREATE TRIGGER harness_workers_know_tenants BEFORE INSERT ON harness_workers
     FOR EACH ROW WHEN (NEW.schema_version IS NULL) EXECUTE FUNCTION harness_workers_know_tenants();
-
--- A tenant's list of jobs looks at its own jobs alone, however many the others have. Most live jobs are the tenant
--- `default`'s, and cost nothing here. The index on results is built at once: ends wait for it meanwhile.
-CREATE INDEX harness_results_tenant ON harness_results (tenant, job_id);
-CREATE INDEX harness_jobs_tenant ON harness_jobs (tenant, job_id) WHERE tenant <> 'default';

@@ -17,9 +17,9 @@ use tracing::warn;
 
 /// How long a migration waits for one of its locks. A transaction that waits for a table holds up all that ask for the
 /// table after it, so behind a long reader it would stop the fleet: this is what the fleet notices of a try.
-const SET_LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
+pub(crate) const SET_LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
 /// After that it gives way to all others for this long, and tries again: for ten minutes in all.
-const AGAIN_AFTER: Duration = Duration::from_millis(2_500);
+pub(crate) const AGAIN_AFTER: Duration = Duration::from_millis(2_500);
 const TRIES: u32 = 200;
 
 /// A migration that a database has.

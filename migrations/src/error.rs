@@ -1,6 +1,6 @@
 //! Why a schema cannot be used.
 
-use postgres::{PostgresError, is_ended};
+use postgres::{Pooling, PostgresError, is_ended};
 
 /// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,40 @@ pub enum SchemaError {
         /// The schemas in which our statements look.
         search_path: String,
     },
+    /// An index is not built. The fleet works without it.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Why a partition has no index yet.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Another process builds it.
+    #[error("another process builds the index of {table}")]
+    UnderWay {
+        /// The partition.
+        table: String,
+    },
+    /// It cannot be built now.
+    #[error("building the index of {table}{}", remedy(*pooling))]
+    Failed {
+        /// The partition.
+        table: String,
+        /// What is between us and Postgres.
+        pooling: Pooling,
+        /// Postgres's answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+fn remedy(pooling: Pooling) -> &'static str {
+    match pooling {
+        Pooling::Own => "",
+        Pooling::Shared => {
+            " (through a pooler in transaction mode it has 10 s; DATABASE_URL may name Postgres itself for this command)"
+        }
+    }
 }
 
 impl SchemaError {
@@ -59,7 +93,8 @@ impl SchemaError {
             SchemaError::Changed { .. }
             | SchemaError::Behind { .. }
             | SchemaError::Ahead { .. }
-            | SchemaError::Elsewhere { .. } => false,
+            | SchemaError::Elsewhere { .. }
+            | SchemaError::Index(_) => false,
         }
     }
 
@@ -71,7 +106,8 @@ impl SchemaError {
             | SchemaError::Changed { .. }
             | SchemaError::Behind { .. }
             | SchemaError::Ahead { .. }
-            | SchemaError::Elsewhere { .. } => false,
+            | SchemaError::Elsewhere { .. }
+            | SchemaError::Index(_) => false,
         }
     }
 }

@@ -6,10 +6,12 @@
 //!
 //! A file `0042_what_it_does_works_with_0041.sql` says that binaries of schema 41 work with its changes as
 //! well, so that a release can be taken back without its migration. The database keeps the name, and an older
-//! binary reads it there. A migration that a binary does not know is refused unless its name says so.
+//! binary reads it there. A migration that a binary does not know is refused unless its name says so. What a later
+//! migration works with is never older than what an earlier one works with: a database has all of them.
 
 mod apply;
 mod error;
+mod indexes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +21,8 @@ use sqlx::migrate::Migrator;
 use tokio::time::{sleep, timeout};
 
 use crate::apply::{Applied, applied, apply};
-pub use crate::error::SchemaError;
+pub use crate::error::{IndexError, SchemaError};
+pub use crate::indexes::{build_indexes, lacking_indexes};
 
 /// A directive for the log filter (`EnvFilter` syntax). Without it, the driver logs each notice of Postgres
 /// as a line of its own.
@@ -182,4 +185,52 @@ fn refuse_unknown(applied: &BTreeMap<i64, Applied>) -> Result<(), SchemaError> {
 /// names none.
 fn works_with(description: &str) -> Option<i64> {
     description.rsplit_once(" works with ")?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first migration of which a later one says that a still older schema works with it, with that later one.
+    fn broken_chain<'a>(files: impl Iterator<Item = (i64, &'a str)>) -> Option<(i64, i64)> {
+        let mut newest = (0, 0);
+        for (version, description) in files {
+            let oldest = works_with(description).unwrap_or(version);
+            if oldest < newest.1 {
+                return Some((newest.0, version));
+            }
+            newest = (version, oldest);
+        }
+        None
+    }
+
+    #[test]
+    fn what_runs_beside_a_migration_runs_beside_all_that_it_does_not_know() {
+        let names = |names: &'static [&'static str]| (1..).zip(names.iter().copied());
+        assert_eq!(broken_chain(names(&["a", "b works with 0001", "c works with 0001", "d"])), None);
+        assert_eq!(broken_chain(names(&["a", "b", "c works with 0001"])), Some((2, 3)));
+        assert_eq!(
+            broken_chain(names(&["a", "b works with 0001", "c works with 0002", "d works with 0001"])),
+            Some((3, 4))
+        );
+
+        let files = || MIGRATOR.iter().map(|file| (file.version, file.description.as_ref()));
+        assert_eq!(broken_chain(files()), None, "(the earlier file, the later file)");
+        for (version, name) in files() {
+            assert!(works_with(name).is_none_or(|oldest| oldest < version), "{version}: {name}");
+        }
+    }
+
+    #[test]
+    fn no_migration_builds_an_index_on_the_results_while_their_writers_wait() {
+        // The first ten were applied to small ledgers.
+        for file in MIGRATOR.iter().filter(|file| file.version > 10) {
+            let sql = file.sql.as_str().split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(!sql.contains(" ON harness_results ("), "{}: {}", file.version, file.description);
+            let heartbeats_wait =
+                sql.contains("ALTER TABLE harness_workers") || sql.contains("LOCK TABLE harness_workers");
+            let builds = sql.contains("INDEX") && sql.contains(" ON harness_jobs (");
+            assert!(!(heartbeats_wait && builds), "{}: heartbeats wait for a build", file.version);
+        }
+    }
 }

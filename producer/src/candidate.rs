@@ -19,13 +19,14 @@ pub struct Candidate {
     keys: Vec<JobKey>,
     /// The SHA-256 of what the caller sent.
     sent: [u8; 32],
+    has_own_id: bool,
 }
 
 impl Candidate {
     /// A job that was asked for in a body of so many bytes.
     pub fn new(asked: RequestedJob, bytes: usize) -> Candidate {
         let sent = digest(&asked);
-        let RequestedJob { spec, idempotency_key, unique, .. } = asked;
+        let RequestedJob { spec, idempotency_key, unique, has_own_id } = asked;
         let idempotency = idempotency_key.map(|key| JobKey {
             kind: KeyKind::Idempotency,
             key,
@@ -36,12 +37,17 @@ impl Candidate {
             key: unique.key,
             held_for: Duration::from_millis(unique.for_ms.unwrap_or(0)),
         });
-        Candidate { spec, bytes, keys: idempotency.into_iter().chain(unique).collect(), sent }
+        Candidate { spec, bytes, keys: idempotency.into_iter().chain(unique).collect(), sent, has_own_id }
     }
 
     /// Whether the same request finds its job by a key.
     pub fn is_idempotent(&self) -> bool {
         self.keys.iter().any(|key| key.kind == KeyKind::Idempotency)
+    }
+
+    /// Whether the ledger may have it already: by an id of the caller's own, or by a key.
+    pub fn may_be_known(&self) -> bool {
+        self.has_own_id || !self.keys.is_empty()
     }
 
     /// As the ledger takes it in.

@@ -1,17 +1,35 @@
 //! What a fleet of mixed releases must not begin yet.
 
 use anyhow::{Context, bail};
-use store::Store;
+use store::{OlderWorker, Store};
+
+/// The first schema whose workers know tenants, and say so.
+const KNOWS_TENANTS: i64 = 11;
+/// The first schema whose workers write deliveries with the ends of jobs.
+const KNOWS_WEBHOOKS: i64 = 14;
 
 /// Refuses work of tenants while a worker may run that knows none: it would fail their jobs.
 pub async fn refuse_beside_older_workers(store: &Store) -> anyhow::Result<()> {
-    let Some(older) = store.older_worker().await.context("looking for workers of older releases")? else {
-        return Ok(());
-    };
-    bail!(
-        "a worker on {}, pool {}, is of an older release, which would fail the jobs of a tenant: upgrade all workers \
-         first (one that is gone counts until a worker or a relay has declared it dead)",
-        older.host,
-        older.pool
+    match older_than(store, KNOWS_TENANTS).await? {
+        Some(older) => bail!(said(&older, "would fail the jobs of a tenant")),
+        None => Ok(()),
+    }
+}
+
+/// Returns a worker that ends jobs without deliveries, if there is one: a webhook beside it would miss ends.
+pub async fn without_deliveries(store: &Store) -> anyhow::Result<Option<OlderWorker>> {
+    older_than(store, KNOWS_WEBHOOKS).await
+}
+
+/// Says for operators which worker has to be upgraded, and why.
+pub fn said(older: &OlderWorker, does: &str) -> String {
+    format!(
+        "a worker on {}, pool {}, is of an older release, which {does}: upgrade all workers first (one that is gone \
+         counts until a worker or a relay has declared it dead)",
+        older.host, older.pool
     )
+}
+
+async fn older_than(store: &Store, schema: i64) -> anyhow::Result<Option<OlderWorker>> {
+    store.older_worker(schema).await.context("looking for workers of older releases")
 }

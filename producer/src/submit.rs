@@ -120,6 +120,19 @@ pub async fn submit_in_order(
     (answers, submitted)
 }
 
+/// Finds which of these jobs the ledger has already, by their ids and keys, and takes none in; `None` for those that it
+/// does not have.
+pub async fn find_earlier(
+    dispatch: &Dispatch,
+    candidates: &[Candidate],
+) -> Result<Vec<Option<Taken>>, StoreError> {
+    if !candidates.iter().any(Candidate::may_be_known) {
+        return Ok(candidates.iter().map(|_| None).collect());
+    }
+    let jobs: Vec<Acceptance> = candidates.iter().map(Candidate::acceptance).collect();
+    dispatch.store.find_taken(&jobs).await
+}
+
 /// Accepts jobs that redo the work of failed ones; each comes with the id of its failed job. If another caller has
 /// settled the failed job meanwhile, its new job is not accepted.
 pub async fn redrive(

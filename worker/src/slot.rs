@@ -110,7 +110,7 @@ async fn claim_and_work(
             let spec = match claimed.message.as_deref().map(job::decode_stored).transpose() {
                 Ok(accepted) => accepted.unwrap_or(spec),
                 Err(error) => {
-                    turn::cannot_be_taken(&claimed, spec.trace_id(), Some(error));
+                    turn::fail_unreadable(worker, &claimed, &error).await;
                     return delivery.settle().await;
                 }
             };

@@ -4,9 +4,10 @@
 use std::time::SystemTime;
 
 use dispatch::Sending;
-use job::{DecodeError, JobSpec, TraceId};
-use store::{Claimed, Fenced};
-use tracing::{Instrument, warn};
+use job::{DecodeError, Failure, FailureCode, JobSpec, TraceId};
+use service::{RetryError, retry};
+use store::{Claimed, Conclusion, End, Fenced, StoreError};
+use tracing::{Instrument, error, warn};
 
 use crate::attempt::{Arrival, Attempt};
 use crate::conclude::conclude;
@@ -36,10 +37,14 @@ pub async fn take(
         let reserved = worker.running.reserve(next.claim.job_id());
         (spec, reservation) = match (job::decode_stored(message), reserved) {
             (Ok(next), Some(reservation)) => (next, reservation),
+            (Err(error), Some(_reservation)) => {
+                fail_unreadable(worker, &next, &error).await;
+                return replying;
+            }
             // The heartbeat finds it among the unknown jobs and hands it back.
-            (result, _) => {
+            (result, None) => {
                 let trace_id = result.as_ref().map_or(next.claim.job_id().into(), JobSpec::trace_id);
-                cannot_be_taken(&next, trace_id, result.err());
+                cannot_be_taken(&next, trace_id);
                 return replying;
             }
         };
@@ -49,10 +54,44 @@ pub async fn take(
 }
 
 /// Logs that a claimed job does not run here. The heartbeat hands it back.
-pub fn cannot_be_taken(claimed: &Claimed, trace_id: TraceId, cause: Option<DecodeError>) {
+fn cannot_be_taken(claimed: &Claimed, trace_id: TraceId) {
     let (job_id, (tenant, session_id)) = (claimed.claim.job_id(), claimed.claim.session());
     let tenant = tenant.unless_default();
-    warn!(parent: None, %job_id, %session_id, tenant, %trace_id, ?cause, "a claimed job cannot be taken here");
+    warn!(parent: None, %job_id, %session_id, tenant, %trace_id, "a claimed job cannot be taken here");
+}
+
+/// Ends a claimed job whose envelope in the ledger cannot be decoded, because no worker could run it. It gets no reply: the
+/// envelope would say where to. If the end cannot be recorded, the heartbeat hands the job back.
+pub async fn fail_unreadable(worker: &Worker, claimed: &Claimed, error: &DecodeError) {
+    let failure = Failure::permanent(
+        FailureCode::DeadLettered,
+        format!("the job's envelope in the ledger cannot be decoded: {error}"),
+    );
+    let conclusion = Conclusion {
+        claim: claimed.claim.clone(),
+        end: End::Failed(failure.clone()),
+        attempts: claimed.attempts,
+        fold: None,
+        take_next: false,
+    };
+    let record = || worker.store.conclude(conclusion.clone());
+    let recorded =
+        retry("recording a job's end", &worker.stop_waiting, StoreError::is_retryable, record).await;
+    let (job_id, (tenant, session_id)) = (claimed.claim.job_id(), claimed.claim.session());
+    let tenant = tenant.unless_default();
+    match recorded {
+        Ok(concluded) if concluded.recorded == Fenced::Done(()) => {
+            METRICS.errors.with_label_values(&[failure.code.as_str()]).inc();
+            METRICS.requests.with_label_values(&["failed"]).inc();
+            warn!(parent: None, %job_id, %session_id, tenant, reason = failure.message, "a claimed job has failed");
+        }
+        // The lease is lost, or we were asked to stop.
+        Ok(_) | Err(RetryError::Stopped) => {}
+        Err(RetryError::Permanent(cause)) => {
+            let cause = cause.as_dyn();
+            error!(parent: None, %job_id, %session_id, tenant, cause, "the end of a claimed job cannot be recorded");
+        }
+    }
 }
 
 /// Makes one attempt at one job. Returns the session's next job, and the reply to this job's caller.

@@ -1,6 +1,7 @@
 //! `producer doctor`: checks whether a process of the fleet could work with these settings.
 
 mod postgres;
+mod webhooks;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,11 +1,14 @@
-//! `producer migrate`: updates the schema and prints what was applied.
+//! `producer migrate`: updates the schema, builds indexes, and prints what was done.
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use postgres::Address;
+
+use migrations::{IndexError, SchemaError};
+use service::{note, out, with_causes};
 
 use super::context::Context;
-use service::out;
 
 pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
     let ledger = context.ledger()?;
@@ -25,5 +28,24 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
             migrated.older_sessions
         );
     }
+    build_indexes(&ledger.address).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds indexes that take their time, after the schema is there: programs of this release may start meanwhile.
+async fn build_indexes(address: &Address) -> anyhow::Result<()> {
+    let says = |table: &str, left: usize| {
+        note!("building the index of {table}, {left} to build; the fleet works meanwhile");
+    };
+    match migrations::build_indexes(address, says).await {
+        Ok(0) => {}
+        Ok(built) => out!("harness_results: {built} indexes built"),
+        Err(SchemaError::Index(error @ IndexError::UnderWay { .. })) => note!("{error}"),
+        Err(SchemaError::Index(error)) => note!(
+            "{}; the fleet works without it, and lists of a tenant are slower: run `producer migrate` again later",
+            with_causes(&error)
+        ),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }

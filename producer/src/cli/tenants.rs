@@ -116,7 +116,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             _ if text == "none" => Ok(Rate(None)),
-            Ok(rate) if (0.001..=1e6).contains(&rate) => Ok(Rate(Some(rate))),
+            Ok(rate) if store::Rate::PER_S.contains(&rate) => Ok(Rate(Some(rate))),
             _ => Err("expected a number from 0.001 to 1000000, or none".to_owned()),
         }
     }
@@ -140,6 +140,10 @@ impl TenantsArgs {
         let actor = operator();
         match self.command {
             Command::Create { tenant, limits } => {
+                if let Err(why) = fits(&limits.change(), None) {
+                    note!("{why}");
+                    return Ok(ExitCode::from(2));
+                }
                 refuse_beside_older_workers(&store).await?;
                 if store
                     .create_tenant(&actor, &tenant, &limits.change())
@@ -171,6 +175,21 @@ impl TenantsArgs {
     }
 }
 
+/// Refuses a burst that the rate would not bring back in a reasonable time; what is not changed is as it was.
+fn fits(change: &TenantChange, before: Option<&TenantView>) -> Result<(), String> {
+    let rate = change.rate_per_s.unwrap_or(before.and_then(|before| before.rate_per_s));
+    let burst = change.burst.map_or(before.and_then(|before| before.burst), |burst| burst.map(i64::from));
+    let (Some(rate), Some(burst)) = (rate, burst) else { return Ok(()) };
+    let most = store::Rate::most_burst(rate);
+    if burst <= i64::from(most) {
+        return Ok(());
+    }
+    let days = store::Rate::WHOLE_WITHIN_DAYS;
+    Err(format!(
+        "--burst: got {burst} beside {rate} jobs per second, expected at most {most}: what that rate gives in {days} days"
+    ))
+}
+
 async fn set(
     store: &Store,
     actor: &str,
@@ -184,6 +203,11 @@ async fn set(
         return Ok(ExitCode::from(2));
     }
     if changes {
+        let tenants = store.tenants().await.context("reading tenants")?;
+        if let Err(why) = fits(change, tenants.iter().find(|view| view.tenant == tenant.as_str())) {
+            note!("{why}");
+            return Ok(ExitCode::from(2));
+        }
         let done = store.change_tenant(actor, tenant, change).await.context("changing a tenant")?;
         let answer = if done { ChangedTenant::Done } else { ChangedTenant::Unknown };
         let code = report(tenant, answer, "is changed", "");

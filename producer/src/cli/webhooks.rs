@@ -9,13 +9,14 @@ use clap::{Args, Subcommand};
 use job::{JobId, JobState, Tenant, one_line, shown};
 use serde_json::json;
 use service::{Authorities, Problems, Setting, note, out};
-use store::{ChangedWebhook, DeliveryState, Store, WebhookView};
+use store::{ChangedWebhook, DeliveryState, OlderWorker, Store, WebhookView};
 
 use super::age::parse_age;
 use super::context::Context;
 use super::operator::operator;
 use super::status;
-use crate::webhooks::{Allowed, MOST, Made, Outbound, Wanted, create, new_secret, probe};
+use crate::older::said;
+use crate::webhooks::{Allowed, MOST, Made, Outbound, Wanted, create, enable, new_secret, probe};
 
 /// The longest time for which two secrets sign.
 const MOST_OVERLAP: Duration = Duration::from_secs(30 * 86_400);
@@ -51,7 +52,8 @@ impl WebhookAllow {
 enum Command {
     /// Make a webhook and print its secret to stdout, once
     ///
-    /// Exit codes: 0 made, 1 there is no such tenant, it is closed, or it has 20 webhooks, 2 wrong arguments.
+    /// Exit codes: 0 made, 1 there is no such tenant, it is closed or has 20 webhooks, or a worker of an older release runs,
+    /// which would end jobs without deliveries, 2 wrong arguments.
     Add(Add),
     /// List webhooks
     List {
@@ -88,6 +90,8 @@ enum Command {
         id: String,
     },
     /// Send to a webhook again: what waits, and the ends from now on
+    ///
+    /// Exit codes: 0 enabled, 1 there is no such webhook, or a worker of an older release runs, 2 wrong arguments.
     Enable {
         /// Its id
         id: String,
@@ -120,7 +124,7 @@ enum Command {
         /// The jobs whose ends are sent, whether or not they were sent before
         #[arg(required_unless_present = "failed", value_name = "JOB")]
         jobs: Vec<JobId>,
-        /// All deliveries that were given up
+        /// The deliveries that were given up, 10,000 at a time
         #[arg(long, conflicts_with = "jobs")]
         failed: bool,
     },
@@ -197,8 +201,10 @@ impl WebhooksArgs {
             }
             Command::Enable { id } => {
                 let Some((_, tenant)) = find(&store, &id).await? else { return Ok(none(&id)) };
-                let change = store.enable_webhook(&operator(), &tenant, &id).await?;
-                Ok(changed(&id, change, "enabled"))
+                match enable(&store, &operator(), &tenant, &id).await? {
+                    Ok(change) => Ok(changed(&id, change, "enabled")),
+                    Err(older) => Ok(beside(&older)),
+                }
             }
             Command::Remove { id } => {
                 let Some((_, tenant)) = find(&store, &id).await? else { return Ok(none(&id)) };
@@ -236,6 +242,7 @@ impl Add {
                 note!("{tenant}: no such tenant, or it is closed, or it has {MOST} webhooks");
                 return Ok(ExitCode::FAILURE);
             }
+            Made::OlderWorker(older) => return Ok(beside(&older)),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -251,6 +258,11 @@ async fn find(store: &Store, id: &str) -> anyhow::Result<Option<(WebhookView, Te
 
 fn none(id: &str) -> ExitCode {
     note!("{}: no such webhook; `producer webhooks list` has them all", shown(id));
+    ExitCode::FAILURE
+}
+
+fn beside(older: &OlderWorker) -> ExitCode {
+    note!("{}", shown(&said(older, "would end jobs without deliveries")));
     ExitCode::FAILURE
 }
 
@@ -364,8 +376,11 @@ async fn resend(store: &Store, id: &str, jobs: &[JobId], failed: bool) -> anyhow
     }
     let actor = operator();
     if failed {
-        let due = store.resend_failed(&actor, &tenant, id).await.context("making deliveries due")?;
-        out!("{due} deliveries are due again");
+        let resent = store.resend_failed(&actor, &tenant, id).await.context("making deliveries due")?;
+        out!("{} deliveries are due again", resent.due);
+        if resent.left > 0 {
+            note!("{} or more are left: repeat this when those are sent", resent.left);
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;

@@ -10,7 +10,7 @@ use axum::http::header::CONTENT_LENGTH;
 use futures::StreamExt;
 use job::{JobId, JobSpec, JobState, Limits, Name};
 use serde::Serialize;
-use store::Taken;
+use store::{StoreError, Taken};
 use tokio::time::{Instant, sleep, timeout_at};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -27,7 +27,7 @@ use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared};
 use crate::candidate::Candidate;
-use crate::submit::submit_in_order;
+use crate::submit::{find_earlier, submit_in_order};
 
 /// The most jobs of a batch.
 const MOST_JOBS: usize = 10_000;
@@ -253,18 +253,10 @@ impl Reading<'_> {
                 Err(problem) => answers.push(Some(Answer::from(problem))),
             }
         }
-        let refused = match jobs.len() {
-            0 => None,
-            count => {
-                let admitted = admit(self.door, self.principal, count, timeout).await?;
-                admitted.refused.map(|problem| (jobs.split_off(admitted.count), problem))
-            }
+        let (accepted, refused) = match jobs.is_empty() {
+            true => (Vec::new(), None),
+            false => self.admit(jobs, timeout).await?,
         };
-        let mut accepted = self.submit(jobs, timeout).await;
-        if let Some((jobs, problem)) = &refused {
-            let answer = |job: &Candidate| Answer::from(problem.clone().of_job(job.spec.job_id));
-            accepted.extend(jobs.iter().map(answer));
-        }
         let mut accepted = accepted.into_iter();
         let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| accepted.next()));
         let before = self.answers.len();
@@ -272,10 +264,51 @@ impl Reading<'_> {
         // The rest would fare no better, and the caller waits.
         let is_away = self.answers[before..].iter().any(|answer| answer.status == 503);
         match refused {
-            Some((_, problem)) => Err(problem),
+            Some(problem) => Err(problem),
             None if is_away => Err(Problem::unavailable()),
             None => Ok(()),
         }
+    }
+
+    /// Submits those that the limits admit. Where they refuse some, a repeat of a request that was accepted has its answer all
+    /// the same, because it takes nothing more in. Returns an answer for each job, and why some are refused.
+    async fn admit(
+        &self,
+        jobs: Vec<Candidate>,
+        timeout: Timeout,
+    ) -> Result<(Vec<Answer>, Option<Problem>), Problem> {
+        let admitted = admit(self.door, self.principal, jobs.len(), timeout).await?;
+        let Some(problem) = admitted.refused else { return Ok((self.submit(jobs, timeout).await, None)) };
+        let earlier = match timeout.ask(find_earlier(&self.door.dispatch, &jobs)).await {
+            Ok(earlier) => earlier,
+            Err(_) => jobs.iter().map(|_| None).collect(),
+        };
+        let (mut specs, mut taken, mut new, mut ways) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (job, earlier) in jobs.into_iter().zip(earlier) {
+            let job_id = job.spec.job_id;
+            ways.push((job_id, earlier.is_some(), new.len() < admitted.count));
+            match earlier {
+                Some(earlier) => {
+                    specs.push(job.spec);
+                    taken.push(Ok(earlier));
+                }
+                None if new.len() < admitted.count => new.push(job),
+                None => {}
+            }
+        }
+        let is_refused = ways.iter().any(|(_, is_known, has_room)| !is_known && !has_room);
+        let mut known = self.answered(&specs, taken, timeout).await.into_iter();
+        let mut new = self.submit(new, timeout).await.into_iter();
+        let answer = |(job_id, is_known, has_room): (JobId, bool, bool)| {
+            let answer = match (is_known, has_room) {
+                (true, _) => known.next(),
+                (false, true) => new.next(),
+                (false, false) => None,
+            };
+            answer.unwrap_or_else(|| problem.clone().of_job(job_id).into())
+        };
+        let answers = ways.into_iter().map(answer).collect();
+        Ok((answers, is_refused.then_some(problem)))
     }
 
     fn decoded(&self, item: Item) -> Result<Candidate, Problem> {
@@ -303,6 +336,16 @@ impl Reading<'_> {
         };
         self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
+        self.answered(&specs, taken, timeout).await
+    }
+
+    /// An answer for each job, of which the ledger has said this.
+    async fn answered(
+        &self,
+        specs: &[JobSpec],
+        taken: Vec<Result<Taken, StoreError>>,
+        timeout: Timeout,
+    ) -> Vec<Answer> {
         let before: Vec<&JobSpec> = specs
             .iter()
             .zip(&taken)

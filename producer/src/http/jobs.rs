@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use job::{JobId, JobSpec, Limits, Name, RequestedJob, decode_strict};
-use store::{Cancelled, JobView, KeyKind};
+use store::{Cancelled, JobView, KeyKind, Taken};
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,7 +26,7 @@ use crate::cancel::{Answer, cancel};
 use crate::candidate::Candidate;
 use crate::dead::{Renewal, redrive_one};
 use crate::same::is_same;
-use crate::submit::{Submission, submit_one};
+use crate::submit::{Submission, find_earlier, submit_one};
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<std::sync::Arc<Door>> {
@@ -187,8 +187,8 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
 
 /// Run a failed job again
 ///
-/// A new job does its work, under a new id. That happens once for each failed job. A key without the scope `read` is shown
-/// the new job's id and state alone.
+/// A new job does its work, under a new id. That happens once for each failed job. It counts against the tenant's limits
+/// like a submission. A key without the scope `read` is shown the new job's id and state alone.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/redrive",
@@ -205,12 +205,22 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
     let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     let limits = door.limits()?;
     seen(&door, &principal, job_id, timeout).await?;
+    // It is one more job of the tenant, like one that is submitted.
+    let admitted = admit(&door, &principal, 1, timeout).await?;
+    if let Some(refused) = admitted.refused {
+        return Err(refused.of_job(job_id));
+    }
     let renewing = redrive_one(&door.dispatch, job_id, &limits);
     match timeout.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
         Renewal::Redriven(new, submitted) => {
+            door.backlog.taken_in(principal.tenant(), 1);
             door.publishing.hand_over(*submitted);
             let view = seen(&door, &principal, new, timeout).await.map_err(|problem| problem.of_job(new))?;
-            Ok(at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal))
+            let mut response = at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal);
+            if let Some(rate) = admitted.rate {
+                rate.note(&mut response);
+            }
+            Ok(response)
         }
         Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
     }
@@ -252,10 +262,19 @@ async fn accept(
     let unserved = timeout.ask(door.served.unserved(&door.dispatch.store, pools)).await?;
     is_served(&spec, &unserved)?;
     let admitted = admit(door, principal, 1, timeout).await?;
-    if let Some(refused) = admitted.refused {
-        return Err(refused);
-    }
-    let (job, found_by) = match timeout.ask(submit_one(&door.dispatch, candidate, limits)).await? {
+    let submission = match admitted.refused {
+        None => timeout.ask(submit_one(&door.dispatch, candidate, limits)).await?,
+        // The repeat of a request that was accepted takes nothing more in.
+        Some(refused) => {
+            let earlier = timeout.ask(find_earlier(&door.dispatch, &[candidate])).await?;
+            match earlier.into_iter().next().flatten() {
+                Some(Taken::Found { by, job_id, same }) => Submission::Found(by, job_id, same),
+                Some(Taken::Known) => Submission::Known,
+                Some(Taken::New { .. }) | None => return Err(refused),
+            }
+        }
+    };
+    let (job, found_by) = match submission {
         Submission::New(accepted_at, submitted) => {
             door.backlog.taken_in(principal.tenant(), 1);
             door.publishing.hand_over(*submitted);

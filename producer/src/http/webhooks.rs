@@ -2,7 +2,6 @@
 
 mod view;
 
-use std::future::Future;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,7 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use job::JobState;
-use store::{ChangedWebhook, Page, StoreError, WebhookView};
+use store::{ChangedWebhook, Page, WebhookView};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -23,7 +22,7 @@ use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::query::Query;
 use super::{Door, Shared};
-use crate::webhooks::{MOST, Made, Wanted, create, new_secret, probe};
+use crate::webhooks::{self, MOST, Made, Wanted, create, new_secret, probe};
 
 /// The largest body.
 const BODY: usize = 16 << 10;
@@ -69,7 +68,7 @@ async fn list(door: Shared, principal: Principal) -> Result<Json<Listed<Webhook>
     responses(
         (status = 201, description = "It is made", body = Secret, headers(("Location" = String, description = "Where the webhook is"))),
         (status = 403, description = "The key lacks the scope `operate`, or `content` for that", body = Problem),
-        (status = 409, description = "The tenant has as many as it may have", body = Problem),
+        (status = 409, description = "The tenant has as many as it may have, or a worker of an older release runs, which ends jobs without deliveries", body = Problem),
     )
 )]
 async fn make(door: Shared, mut principal: Principal, request: Request) -> Result<Response, Problem> {
@@ -92,6 +91,7 @@ async fn make(door: Shared, mut principal: Principal, request: Request) -> Resul
             let detail = format!("there are {MOST} webhooks, as many as a tenant may have");
             Err(Problem::new(Kind::Conflict, detail))
         }
+        Made::OlderWorker(_) => Err(beside_older_workers()),
     }
 }
 
@@ -146,12 +146,15 @@ async fn remove(door: Shared, principal: Principal, Id(id): Id) -> Result<Status
     responses(
         (status = 200, description = "It is enabled", body = Webhook),
         (status = 404, description = "There is no such webhook", body = Problem),
+        (status = 409, description = "A worker of an older release runs, which ends jobs without deliveries", body = Problem),
     )
 )]
 async fn enable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
     principal.needs(Scope::Operate)?;
     let (store, actor) = (&door.dispatch.store, principal.actor());
-    changed(&door, &principal, &id, store.enable_webhook(&actor, principal.tenant(), &id)).await
+    let enabling = webhooks::enable(store, &actor, principal.tenant(), &id);
+    let change = principal.timeout().ask(enabling).await?.map_err(|_| beside_older_workers())?;
+    answer(&door, &principal, &id, change).await
 }
 
 /// Disable a webhook
@@ -170,7 +173,9 @@ async fn enable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<W
 async fn disable(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Webhook>, Problem> {
     principal.needs(Scope::Operate)?;
     let (store, actor) = (&door.dispatch.store, principal.actor());
-    changed(&door, &principal, &id, store.disable_webhook(&actor, principal.tenant(), &id)).await
+    let disabling = store.disable_webhook(&actor, principal.tenant(), &id);
+    let change = principal.timeout().ask(disabling).await?;
+    answer(&door, &principal, &id, change).await
 }
 
 /// Give a webhook a new secret
@@ -270,8 +275,8 @@ async fn list_deliveries(
 
 /// Send again
 ///
-/// The end of a job, whether or not it was sent before, or all that was given up. The message has the same
-/// `webhook-id` as before.
+/// The end of a job, whether or not it was sent before, or what was given up: 10,000 at a time, those of the oldest jobs
+/// first. The message has the same `webhook-id` as before.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/resend",
@@ -299,18 +304,21 @@ async fn resend(
         return Err(Problem::new(Kind::Conflict, "the webhook is disabled; enable it first"));
     }
     let (store, actor, timeout) = (&door.dispatch.store, principal.actor(), principal.timeout());
-    let deliveries = match job_id {
-        None => timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?,
+    let resent = match job_id {
+        None => {
+            let resent = timeout.ask(store.resend_failed(&actor, principal.tenant(), &id)).await?;
+            Resent { deliveries: resent.due, left: resent.left }
+        }
         Some(job_id) => {
             let job_id = super::jobs::job_id(&job_id)?;
             let resending = store.resend(&actor, principal.tenant(), &id, job_id);
             if !timeout.ask(resending).await? {
                 return Err(Problem::no_job());
             }
-            1
+            Resent { deliveries: 1, left: 0 }
         }
     };
-    Ok((StatusCode::ACCEPTED, Json(Resent { deliveries })).into_response())
+    Ok((StatusCode::ACCEPTED, Json(resent)).into_response())
 }
 
 /// The caller's webhook, or a 404: another tenant's webhook is answered like one that is not there.
@@ -319,14 +327,20 @@ async fn seen(door: &Door, principal: &Principal, id: &str) -> Result<WebhookVie
     found.ok_or_else(Problem::no_webhook)
 }
 
+/// Which worker it is, is for operators alone.
+fn beside_older_workers() -> Problem {
+    let detail = "a worker of an older release runs, which ends jobs without deliveries; expected all workers to be newer";
+    Problem::new(Kind::Conflict, detail)
+}
+
 /// The webhook after a change.
-async fn changed(
+async fn answer(
     door: &Door,
     principal: &Principal,
     id: &str,
-    changing: impl Future<Output = Result<ChangedWebhook, StoreError>>,
+    change: ChangedWebhook,
 ) -> Result<Json<Webhook>, Problem> {
-    match principal.timeout().ask(changing).await? {
+    match change {
         ChangedWebhook::Done | ChangedWebhook::Before => Ok(Json(seen(door, principal, id).await?.into())),
         ChangedWebhook::Unknown => Err(Problem::no_webhook()),
     }

@@ -2,13 +2,14 @@
 
 use anyhow::Context as _;
 use job::{JobState, Tenant};
-use store::{NewWebhook, Store, WebhookView};
+use store::{ChangedWebhook, NewWebhook, OlderWorker, Store, WebhookView};
 use uuid::Uuid;
 
 use super::address::Allowed;
 use super::client::{Answer, Outbound};
 use super::event::test_body;
 pub use super::signature::new_secret;
+use crate::older::without_deliveries;
 
 /// The most webhooks of a tenant. Each end costs a row for each that wants it.
 pub const MOST: i64 = 20;
@@ -48,6 +49,8 @@ pub enum Made {
     },
     /// Its tenant is not there, is closed, or has too many of them.
     NoPlace,
+    /// This worker would end jobs without deliveries.
+    OlderWorker(OlderWorker),
 }
 
 /// Makes a webhook.
@@ -65,6 +68,9 @@ pub async fn create(store: &Store, allowed: &Allowed, actor: &str, wanted: Wante
         let why = format!("expected up to {LABEL} characters, none of them a control character");
         return Ok(Made::Refused { field: "label", why });
     }
+    if let Some(older) = without_deliveries(store).await? {
+        return Ok(Made::OlderWorker(older));
+    }
     let ends = [JobState::Succeeded, JobState::Failed, JobState::Cancelled];
     let states = ends.into_iter().filter(|end| states.is_empty() || states.contains(end)).collect();
     let id = format!("wh_{}", Uuid::new_v4().simple());
@@ -72,6 +78,19 @@ pub async fn create(store: &Store, allowed: &Allowed, actor: &str, wanted: Wante
     let new = NewWebhook { id: id.clone(), tenant, url, states, content, label, secret: secret.clone() };
     let made = store.create_webhook(actor, &new, MOST).await.context("writing the webhook")?;
     Ok(if made { Made::Done { id, secret } } else { Made::NoPlace })
+}
+
+/// Lets a webhook go on. Not while a worker would end jobs without deliveries, which is returned then.
+pub async fn enable(
+    store: &Store,
+    actor: &str,
+    tenant: &Tenant,
+    id: &str,
+) -> anyhow::Result<Result<ChangedWebhook, OlderWorker>> {
+    if let Some(older) = without_deliveries(store).await? {
+        return Ok(Err(older));
+    }
+    Ok(Ok(store.enable_webhook(actor, tenant, id).await.context("enabling the webhook")?))
 }
 
 /// Sends a message that only tries a webhook, now and once; `None` if it has been removed.

@@ -21,6 +21,8 @@ use uuid::Uuid;
 use super::client::{ANSWERED_WITHIN, Outbound};
 use super::event;
 
+/// The lease under which one process sends.
+pub const LEASE_NAME: &str = "webhooks";
 /// How often due deliveries are looked for.
 const EVERY: Duration = Duration::from_millis(250);
 /// How often old deliveries are removed.
@@ -100,7 +102,7 @@ impl Sending {
 
     /// Sends while this process leads, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let leader = Leader::new("webhooks".to_owned(), LEASE, |_| {});
+        let leader = Leader::new(LEASE_NAME.to_owned(), LEASE, |_| {});
         let this = Arc::new(self);
         tokio::join!(leader.keep(&this.store, &stop), this.clone().send(&leader, &stop));
     }

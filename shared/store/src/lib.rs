@@ -67,8 +67,8 @@ pub use spend::{
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use webhooks::{
-    ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook, Sent,
-    WebhookBacklog, WebhookKeys, WebhookView,
+    ChangedWebhook, DeliveryResult, DeliveryState, DeliveryView, DisabledBy, DueDelivery, NewWebhook,
+    ResentFailed, Sent, WebhookBacklog, WebhookHealth, WebhookKeys, WebhookView,
 };
 pub use workers::{Beat, Durations, OlderWorker, Throughput, WorkerRegistration};
 

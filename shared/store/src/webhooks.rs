@@ -7,7 +7,11 @@
 mod written;
 mod endpoint;
 mod delivery;
+mod resend;
+mod health;
 
 pub use delivery::{DeliveryResult, DeliveryState, DeliveryView, DueDelivery, Sent, WebhookBacklog};
 pub use endpoint::{ChangedWebhook, DisabledBy, NewWebhook, WebhookKeys, WebhookView};
+pub use health::WebhookHealth;
+pub use resend::ResentFailed;
 pub(crate) use written::deliveries;

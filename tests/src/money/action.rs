@@ -63,11 +63,10 @@ impl World {
         let mut actions = Vec::new();
         let lucks: &[Luck] =
             if self.mishaps > 0 { &[Luck::Heard, Luck::ReplyLost, Luck::Late] } else { &[Luck::Heard] };
-        for at in 0..CALLS {
-            let call = self.calls[at];
-            let job = self.jobs[JOB_OF[at]];
+        for (at, job) in JOB_OF.into_iter().enumerate() {
+            let (call, job) = (self.calls[at], self.jobs[job]);
             match call.maker {
-                Maker::Idle if !job.over => actions.push(Action::Begin(at)),
+                Maker::Idle if !job.over && !self.needs_rescue(JOB_OF[at]) => actions.push(Action::Begin(at)),
                 Maker::Asking if broken == Broken::CheckedThenHeld => actions.push(Action::Check(at)),
                 Maker::Asking => actions.extend(lucks.iter().map(|luck| Action::Reserve(at, *luck))),
                 Maker::Checked => actions.push(Action::Hold(at)),
@@ -230,12 +229,8 @@ impl World {
             }
             Action::Crash(at) => {
                 let (job, epoch) = (JOB_OF[at], self.calls[at].epoch);
-                for at in 0..CALLS {
-                    let call = &mut self.calls[at];
-                    if JOB_OF[at] == job
-                        && call.epoch == epoch
-                        && !matches!(call.maker, Maker::Idle | Maker::Done)
-                    {
+                for (call, of) in self.calls.iter_mut().zip(JOB_OF) {
+                    if of == job && call.epoch == epoch && !matches!(call.maker, Maker::Idle | Maker::Done) {
                         call.maker = Maker::Gone;
                     }
                 }

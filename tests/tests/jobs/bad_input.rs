@@ -356,3 +356,39 @@ async fn every_optional_field_of_a_message_may_be_null() {
     fleet.vhost.publish(vec![(body.to_string().into_bytes(), BasicProperties::default())]).await;
     assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
 }
+
+#[tokio::test]
+async fn a_job_whose_envelope_in_the_ledger_cannot_be_decoded_fails_with_its_reason() {
+    let fleet = Fleet::new().await;
+    let theirs = job::JobSpec { tenant: "acme".parse().expect("a tenant"), ..job("s", "echo", json!(1)) };
+    let (first, next) =
+        (job("s", "scripted", json!({"count": 9000, "delay_ms": 20})), job("s", "echo", json!(2)));
+    let after = job("s", "echo", json!(3));
+    let worker = fleet.worker("worker").start().await;
+    fleet.enqueue(&[first.clone(), next.clone(), after.clone()]).await;
+    fleet.iterated(first.job_id, 1).await;
+    let blocked =
+        format!("SELECT count(*) FROM harness_jobs WHERE job_id = '{}' AND state = 'blocked'", next.job_id);
+    until("the next one waits", async || (fleet.database.count(&blocked).await > 0).then_some(())).await;
+    fleet.store.accept(std::slice::from_ref(&theirs)).await.expect("accepted");
+    let broken = format!(
+        r#"UPDATE harness_jobs SET message = (message::jsonb || '{{"retry": "x"}}')::json
+            WHERE job_id IN ('{}', '{}')"#,
+        theirs.job_id, next.job_id
+    );
+    fleet.database.execute(&broken).await;
+    // One comes by its message, and the other one by the end of the job before it.
+    fleet.vhost.publish(vec![(job::encode(&theirs).into_bytes(), BasicProperties::default())]).await;
+    fleet.store.cancel(&[first.job_id]).await.expect("an answer");
+    for job_id in [theirs.job_id, next.job_id] {
+        let view = fleet.ended(job_id).await;
+        let failure = view.failure.expect("a failure");
+        assert_eq!((view.state, failure.code), (JobState::Failed, FailureCode::DeadLettered));
+        let said = "the job's envelope in the ledger cannot be decoded: retry: ";
+        assert!(failure.message.starts_with(said), "{failure:?}");
+    }
+    assert_eq!(fleet.ended(after.job_id).await.state, JobState::Succeeded, "its session goes on");
+    assert!(worker.log().contains("a claimed job has failed"), "{}", worker.log());
+    assert!(fleet.vhost.dead_letters().await.is_empty(), "its message was no bad one");
+    fleet.database.audited().await;
+}

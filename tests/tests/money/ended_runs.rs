@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use store::{CallOutcome, Settled, Store};
+use store::{CallOutcome, Reserved, Settled, Store};
 use tests::{Database, Runner, declare_dead, until};
 
 use crate::caller::{Caller, account, cost, daily, usd};
@@ -75,16 +75,40 @@ async fn a_call_of_a_job_that_has_ended_is_held_until_its_worker_is_gone() {
 }
 
 #[tokio::test]
+async fn what_a_process_of_an_older_release_has_left_open_is_found() {
+    let database = Database::new().await;
+    let store = database.store();
+    let (one, other) = (Runner::register(&store).await, Runner::register(&store).await);
+    let dead = Caller::new(&one, "s", &daily(1_000)).await;
+    dead.granted(10).await;
+    let taken = Caller::new(&other, "t", &daily(1_000)).await;
+    taken.granted(20).await;
+    Caller::new(&other, "u", &daily(1_000)).await.granted(40).await;
+    let job = taken.spec.job_id;
+    let worker = one.worker;
+    database
+        .execute(&format!(
+            "UPDATE harness_jobs SET epoch = nextval('harness_epoch') WHERE job_id = '{job}';
+             UPDATE harness_workers SET state = 'dead', ended_at = now(), rescued_at = now() WHERE worker_id = '{worker}'"
+        ))
+        .await;
+    assert_eq!(store.leave_lost_calls().await.expect("left"), 2);
+    assert_eq!(account(&store, "fleet:day:").await, (30, 40));
+    assert_eq!(store.leave_lost_calls().await.expect("left"), 0);
+}
+
+#[tokio::test]
 async fn after_a_restore_every_call_that_was_held_counts_in_full() {
     let database = Database::new().await;
     let store = database.store();
     let runner = Runner::register(&store).await;
-    let caller = Caller::new(&runner, "s", &daily(1_000)).await;
+    let caller = Caller::new(&runner, "s", &daily(100)).await;
     caller.granted(40).await;
     // Another server has given out other numbers of transactions.
     store.fold_accounts().await.expect("folded");
     database.execute("UPDATE harness_accounts SET folded_tx = '9000000000'").await;
     caller.granted(60).await;
+    assert!(matches!(caller.reserve(&caller.call(1)).await, Reserved::Busy { .. }));
     assert_eq!(account(&store, "fleet:day:").await, (0, 100));
     let revived = store.revive("ann").await.expect("revived");
     assert_eq!((revived.calls, revived.last_call.is_some()), (2, true));

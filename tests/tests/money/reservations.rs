@@ -86,12 +86,32 @@ async fn many_at_once_never_hold_more_than_the_limit() {
     let spent: i64 = done.iter().map(|it| it.0).sum();
     assert!((970..=1_000).contains(&spent), "{spent} of 1000 in {done:?}");
     assert_eq!(account(&stores[0], "fleet:day:").await, (spent, 0));
-    let moves =
-        database.count("SELECT count(*) FROM harness_account_moves WHERE key LIKE 'fleet:day:%'").await;
-    assert!(moves < 80, "{moves} moves of the account that every call meets are not folded");
     while stores[0].fold_accounts().await.expect("folded") > 0 {}
     assert_eq!(database.count("SELECT count(*) FROM harness_account_moves").await, 0);
     assert_eq!(account(&stores[0], "fleet:day:").await, (spent, 0));
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn the_moves_of_an_account_are_folded_while_it_is_used() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let caller = Caller::new(&runner, "s", &daily(1_000_000)).await;
+    // One after the other, so that each is a batch of its own.
+    for _ in 0..200 {
+        let call = caller.granted(10).await;
+        caller.settle(&call, cost(2)).await;
+    }
+    let moves = "SELECT count(*) FROM harness_account_moves WHERE key LIKE 'fleet:day:%'";
+    let moves = database.count(moves).await;
+    assert!(moves < 300, "{moves} moves are not folded");
+    assert_eq!(account(&runner.store, "fleet:day:").await, (400, 0));
+    let folded =
+        database.count("SELECT spent_microusd FROM harness_accounts WHERE key LIKE 'fleet:day:%'").await;
+    assert!(folded > 0);
+    while runner.store.fold_accounts().await.expect("folded") > 0 {}
+    assert_eq!(database.count("SELECT count(*) FROM harness_account_moves").await, 0);
+    assert_eq!(account(&runner.store, "tenant:month:").await, (400, 0));
     database.audited().await;
 }
 

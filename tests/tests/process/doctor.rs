@@ -101,3 +101,19 @@ async fn each_broken_server_is_reported_with_the_remedy() {
     postgres.become_primary().await;
     assert_eq!(doctor(&fleet, &[]).await.code, 0);
 }
+
+#[tokio::test]
+async fn ends_that_wait_for_webhooks_while_no_process_sends_are_named() {
+    let fleet = Fleet::new().await;
+    assert!(!doctor(&fleet, &[]).await.out.contains("webhooks"), "there are none");
+    let added = fleet.producer(&["webhooks", "add", "https://example.com/hook"]).await;
+    assert_eq!(added.code, 0, "{added:?}");
+    let waits = "INSERT INTO harness_deliveries (webhook_id, job_id, due_at)
+                 SELECT id, gen_random_uuid(), now() - interval '5 minutes' FROM harness_webhooks";
+    fleet.database.execute(waits).await;
+    reports(&doctor(&fleet, &[]).await, &["webhooks", "1 ends wait", "no process sends", "producer serve"]);
+    let given_up = "UPDATE harness_webhooks SET disabled_at = now(), disabled_by = 'failing'";
+    fleet.database.execute(given_up).await;
+    let seen = doctor(&fleet, &[]).await;
+    assert!(seen.code == 0 && seen.out.contains("1 disabled because all attempts failed"), "{seen:?}");
+}

@@ -1,7 +1,8 @@
 //! Processes of an older release may run beside newer ones, but not beside what they do not understand.
 
+use serde_json::json;
 use sqlx::AssertSqlSafe;
-use tests::Fleet;
+use tests::{Api, Fleet};
 
 /// A worker as a release registers it that knows no tenants.
 const OLDER: &str = "
@@ -38,6 +39,45 @@ async fn no_worker_that_knows_no_tenants_registers_where_there_is_one() {
     assert_eq!(fleet.producer(&["tenants", "create", "acme"]).await.code, 0);
     let mut connection = fleet.database.connect().await;
     let refused = sqlx::raw_sql(AssertSqlSafe(OLDER)).execute(&mut connection).await.unwrap_err();
+    assert!(refused.to_string().contains("run a newer release"), "{refused}");
+    let _worker = fleet.worker("worker").start().await;
+}
+
+/// A worker of a release that knows tenants and no webhooks.
+const WITHOUT_DELIVERIES: &str = "
+    INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms, schema_version)
+    VALUES (gen_random_uuid(), 'old-host', 'default', 4, 'alive', 3600000, 13)";
+
+#[tokio::test]
+async fn no_webhook_is_made_or_enabled_while_a_worker_runs_that_ends_jobs_without_deliveries() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let url = "https://example.com/hook";
+    let made = api.post("/v1/webhooks", &json!({"url": url})).await.is(201).text("id");
+    api.post(&format!("/v1/webhooks/{made}/disable"), &json!(null)).await.is(200);
+
+    fleet.database.execute(WITHOUT_DELIVERIES).await;
+    for (path, body) in [
+        ("/v1/webhooks".to_owned(), json!({"url": url})),
+        (format!("/v1/webhooks/{made}/enable"), json!(null)),
+    ] {
+        let refused = api.post(&path, &body).await.problem(409, None);
+        let detail = refused.text("detail");
+        assert!(detail.contains("older release") && !detail.contains("old-host"), "{path}: {detail}");
+    }
+    for arguments in [["webhooks", "add", url], ["webhooks", "enable", &made]] {
+        let refused = fleet.producer(&arguments).await;
+        assert!(refused.code == 1 && refused.err.contains("old-host, pool default"), "{refused:?}");
+    }
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_webhooks").await, 1);
+
+    fleet.database.execute("UPDATE harness_workers SET state = 'dead', ended_at = now()").await;
+    api.post(&format!("/v1/webhooks/{made}/enable"), &json!(null)).await.is(200);
+    assert_eq!(fleet.producer(&["webhooks", "add", url]).await.code, 0);
+    let mut connection = fleet.database.connect().await;
+    let refused =
+        sqlx::raw_sql(AssertSqlSafe(WITHOUT_DELIVERIES)).execute(&mut connection).await.unwrap_err();
     assert!(refused.to_string().contains("run a newer release"), "{refused}");
     let _worker = fleet.worker("worker").start().await;
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
-use super::{Checklist, chain};
+use super::{Checklist, chain, webhooks};
 use crate::cli::context::LedgerAccess;
 
 /// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
@@ -28,8 +28,13 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     }
     let schema = migrations::check_schema(address, &session).await;
     let schema = schema.map(|()| "the schema of this release".to_owned());
+    let current = list.report("schema_current", schema.map_err(chain));
+    if current {
+        let lacking = migrations::lacking_indexes(address, &session.client).await;
+        list.report("indexes", lacking.map_err(chain).and_then(indexed));
+    }
     session.close().await;
-    if !list.report("schema_current", schema.map_err(chain)) {
+    if !current {
         return;
     }
     match store.server().await {
@@ -58,6 +63,7 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     };
     list.report("partitions", partitions);
     list.report("clock", clock(store).await);
+    webhooks::look(store, list).await;
 }
 
 fn answers(address: &Address) -> String {
@@ -77,6 +83,15 @@ fn settings(set_by: SetBy, pooling: Pooling) -> String {
             "the account has the settings that its sessions need; a pooler shares the sessions by transaction"
                 .to_owned()
         }
+    }
+}
+
+fn indexed(lacking: usize) -> Result<String, String> {
+    match lacking {
+        0 => Ok("all partitions of the results have their indexes".to_owned()),
+        lacking => Err(format!(
+            "{lacking} partitions of harness_results lack an index, so lists of a tenant are slow: run `producer migrate`"
+        )),
     }
 }
 

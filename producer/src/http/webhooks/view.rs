@@ -131,6 +131,8 @@ pub struct Delivery {
 pub struct Resent {
     /// Their number.
     pub deliveries: i64,
+    /// How many more were given up, and are not due yet: ask again. Counting stops at 10,000.
+    pub left: i64,
 }
 
 impl From<WebhookView> for Webhook {

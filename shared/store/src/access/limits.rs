@@ -28,6 +28,26 @@ pub struct Rate {
     pub burst: u32,
 }
 
+impl Rate {
+    /// The slowest and the fastest rate.
+    pub const PER_S: std::ops::RangeInclusive<f64> = 0.001..=1e6;
+    /// The whole burst comes again within so many days, at most. In nanoseconds it is then far below what a `bigint` holds.
+    pub const WHOLE_WITHIN_DAYS: u32 = 365;
+
+    /// The largest burst beside a rate.
+    pub fn most_burst(per_s: f64) -> u32 {
+        let most = per_s * f64::from(Rate::WHOLE_WITHIN_DAYS) * 86_400.0;
+        (most as u32).clamp(1, i32::MAX as u32)
+    }
+
+    /// A rate as it is in the ledger, within these bounds. Without a burst, what comes in a second may come at once.
+    fn bounded(per_s: f64, burst: Option<u32>) -> Rate {
+        let per_s = per_s.clamp(*Rate::PER_S.start(), *Rate::PER_S.end());
+        let burst = burst.unwrap_or(per_s.ceil() as u32);
+        Rate { per_s, burst: burst.clamp(1, Rate::most_burst(per_s)) }
+    }
+}
+
 /// What a tenant is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateRequest {
@@ -77,12 +97,7 @@ impl Store {
         Ok(rows.first().map(|row| {
             let count = |column| row.get::<_, Option<i64>>(column).map(|count| count as u32);
             let rate = row.get::<_, Option<f64>>(1);
-            // Without a burst, what comes in a second may come at once.
-            let burst = |per_s: f64| count(2).unwrap_or(per_s.ceil() as u32).max(1);
-            TenantLimits {
-                max_waiting: count(0),
-                rate: rate.map(|per_s| Rate { per_s, burst: burst(per_s) }),
-            }
+            TenantLimits { max_waiting: count(0), rate: rate.map(|per_s| Rate::bounded(per_s, count(2))) }
         }))
     }
 

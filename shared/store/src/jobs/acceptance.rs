@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
-use super::taken_keys::{ACCEPT_KEYED, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found};
+use super::taken_keys::{
+    ACCEPT_KEYED, FIND_HELD, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found,
+};
 use crate::database::{Batched, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
 
@@ -137,13 +139,7 @@ async fn commit_keyed(
     let params = keys.params();
     let [_, _, accepted, ended, _] =
         tx.run([&[&lock_timeout], &params, &accept, &[&columns.jobs], &params]).await?;
-    let mut found: HashMap<Uuid, Taken> = HashMap::new();
-    for (job, taken) in accepted.iter().filter_map(read_found) {
-        let by_idempotency = matches!(taken, Taken::Found { by: KeyKind::Idempotency, .. });
-        if by_idempotency || !found.contains_key(&job) {
-            found.insert(job, taken);
-        }
-    }
+    let mut found = held_by(&accepted);
     let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(2).is_none());
     let mut new = new_jobs_of(inserted, &ended);
     let taken = |id: &Uuid| match (new.remove(id), found.remove(id)) {
@@ -153,6 +149,24 @@ async fn commit_keyed(
     };
     Ok(columns.jobs.iter().map(taken).collect())
 }
+
+/// Returns the jobs that were found by their keys, with what holds them. Where both keys are held, the idempotency key
+/// counts.
+fn held_by(rows: &[Row]) -> HashMap<Uuid, Taken> {
+    let mut found: HashMap<Uuid, Taken> = HashMap::new();
+    for (job, taken) in rows.iter().filter_map(read_found) {
+        let by_idempotency = matches!(taken, Taken::Found { by: KeyKind::Idempotency, .. });
+        if by_idempotency || !found.contains_key(&job) {
+            found.insert(job, taken);
+        }
+    }
+    found
+}
+
+const FIND_IDS: &str = "
+    SELECT t.job_id FROM unnest($1::uuid[]) AS t(job_id)
+     WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NOT NULL
+        OR (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL";
 
 /// Envelopes may be large, so this many jobs are read at a time.
 const READ_AT_ONCE: usize = 16;
@@ -225,6 +239,21 @@ impl Store {
             answers.push(answer);
         }
         answers
+    }
+
+    /// What an acceptance of these jobs would find, without taking one in: for each [`Taken::Known`] or [`Taken::Found`],
+    /// or `None` if it would be new.
+    pub async fn find_taken(&self, jobs: &[Acceptance]) -> Result<Vec<Option<Taken>>, StoreError> {
+        let ids: Vec<Uuid> = jobs.iter().map(|job| job.spec.job_id.into()).collect();
+        let keys = KeyColumns::of(jobs);
+        let mut found = match keys.is_empty() {
+            true => HashMap::new(),
+            false => held_by(&query(&self.pool, "find_held", FIND_HELD, &keys.params()).await?),
+        };
+        let known = query(&self.pool, "find_ids", FIND_IDS, &[&ids]).await?;
+        let known: HashSet<Uuid> = known.iter().map(|row| row.get(0)).collect();
+        let answer = |id: &Uuid| found.remove(id).or_else(|| known.contains(id).then_some(Taken::Known));
+        Ok(ids.iter().map(answer).collect())
     }
 
     /// What the ledger has of this id.

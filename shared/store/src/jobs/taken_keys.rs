@@ -177,6 +177,20 @@ pub(super) fn read_found(row: &Row) -> Option<(Uuid, Taken)> {
     Some((row.get(0), Taken::Found { by, job_id: read_job_id(row, 2), same: row.get(4) }))
 }
 
+/// Reads which jobs hold keys, as [`ACCEPT_KEYED`] finds them, and changes nothing.
+pub(super) const FIND_HELD: &str = "
+    SELECT t.job_id, NULL::text, k.holder, t.kind, k.was_sent = t.sent
+      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::float8[])
+           AS t(job_id, tenant, kind, key, sent, held_for)
+     CROSS JOIN LATERAL (SELECT job_id AS holder, sent AS was_sent, expires_at > now() AS counts
+                           FROM harness_taken_keys k
+                          WHERE k.tenant = t.tenant AND k.kind = t.kind AND k.key = t.key OFFSET 0) k
+     CROSS JOIN LATERAL (SELECT (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = k.holder) IS NOT NULL
+                                AS lives OFFSET 0) l
+     WHERE holder <> t.job_id
+       AND CASE WHEN l.lives THEN counts OR kind = 'unique'
+                ELSE counts AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = k.holder) IS NOT NULL END";
+
 /// Where a look at expired keys stopped: a time in microseconds, and a job.
 pub type KeyCursor = (i64, Uuid);
 

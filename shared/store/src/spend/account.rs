@@ -131,7 +131,7 @@ pub(super) fn micros(amount: Usd) -> i64 {
 /// The day that it is now in the fleet's time zone.
 macro_rules! today {
     () => {
-        "(SELECT (now() AT TIME ZONE zone)::date FROM harness_spend_zone)"
+        "(SELECT (now() AT TIME ZONE zone)::date FROM harness_spend_zone WHERE one)"
     };
 }
 pub(crate) use today;
@@ -246,23 +246,14 @@ pub(super) const LOCK: &str = concat!(
          ORDER BY key FOR NO KEY UPDATE) locked"
 );
 
-/// Moves that an account may have before they are folded.
-macro_rules! few_moves {
-    () => {
-        "32"
-    };
-}
-
-/// Folds the moves of accounts. `$keys` selects their keys; this transaction has locked them.
+/// Folds the moves of accounts, of those in the CTE `of` that have at least this many.
 macro_rules! fold {
-    ($with:expr, $keys:expr, $least:expr) => {
+    ($of:expr, $least:literal) => {
         concat!(
             "WITH ",
-            $with,
-            "due AS MATERIALIZED (
-                SELECT h.key, h.unfolded_from FROM (",
-            $keys,
-            ") AS of(key)
+            $of,
+            ", many AS MATERIALIZED (
+                SELECT h.key, h.unfolded_from FROM of
                  CROSS JOIN LATERAL (SELECT key, ",
             $crate::spend::account::unfolded_from!(),
             " AS unfolded_from FROM harness_accounts a WHERE a.key = of.key OFFSET 0) h
@@ -272,37 +263,52 @@ macro_rules! fold {
             ") few) >= ",
             $least,
             "
+            ), due AS MATERIALIZED (
+                SELECT key FROM harness_accounts WHERE key = ANY(ARRAY(SELECT key FROM many))
+                 ORDER BY key FOR NO KEY UPDATE SKIP LOCKED
             ), folded AS (
-                DELETE FROM harness_account_moves m USING due d WHERE m.key = d.key AND m.tx >= d.unfolded_from
-                RETURNING m.*
+                DELETE FROM harness_account_moves
+                 WHERE ctid = ANY(ARRAY(
+                       SELECT m.ctid FROM many d
+                        CROSS JOIN LATERAL (SELECT ctid FROM harness_account_moves m
+                                             WHERE m.key = d.key AND m.tx >= d.unfolded_from OFFSET 0) m
+                        WHERE d.key IN (SELECT key FROM due)))
+                RETURNING *
+            ), f AS MATERIALIZED (
+                SELECT key, sum(spent_microusd) AS spent, sum(held_microusd) AS held,
+                       sum(overrun_microusd) AS overrun, max(bound_microusd) AS bound
+                  FROM folded GROUP BY key
             )
             UPDATE harness_accounts a
                SET spent_microusd = a.spent_microusd + f.spent, held_microusd = a.held_microusd + f.held,
                    overrun_microusd = a.overrun_microusd + f.overrun,
                    bound_microusd = greatest(a.bound_microusd, f.bound),
                    folded_tx = pg_snapshot_xmin(pg_current_snapshot()), changed_at = now()
-              FROM (SELECT key, sum(spent_microusd) AS spent, sum(held_microusd) AS held,
-                           sum(overrun_microusd) AS overrun, max(bound_microusd) AS bound
-                      FROM folded GROUP BY key) f
-             WHERE a.key = f.key"
+              FROM f WHERE a.key = ANY(ARRAY(SELECT key FROM f)) AND a.key = f.key"
         )
     };
 }
 
-/// Folds those of the limited accounts of a batch that have many moves. A move's transaction is known by its id, and
-/// all that are older than the oldest one under way have ended: what they appended is folded, and later readers start
-/// behind it. Otherwise they would walk over everything that was ever folded while a snapshot is held somewhere.
+/// Folds those accounts of a batch that have many moves: the limited ones, which this transaction has locked, and now
+/// and then the others.
+///
+/// A fold leaves a dead version of the account, which every reader walks over while a snapshot is held somewhere. So
+/// it is not done sooner than after 256 moves. Of the moves only the live ones are walked over: a move's transaction
+/// is known by its id, and all that are older than the oldest one under way have ended. What they appended is folded,
+/// and later readers start behind it. (If another transaction has folded meanwhile, its moves are not deleted again,
+/// and so not counted again.)
 pub(super) const FOLD: &str = fold!(
-    concat!(accounts!(), ", "),
-    "SELECT key FROM accounts WHERE named IS NOT NULL OR budget IS NOT NULL",
-    few_moves!()
+    concat!(
+        accounts!(),
+        ", of AS MATERIALIZED (
+            SELECT key FROM accounts, (SELECT random() < 0.05 AS now) others
+             WHERE named IS NOT NULL OR budget IS NOT NULL OR others.now)"
+    ),
+    "256"
 );
 
-/// Locks some accounts that have moves, unless others hold them.
-pub(super) const LOCK_UNFOLDED: &str = "
-    SELECT key FROM harness_accounts
-     WHERE key = ANY(ARRAY(SELECT DISTINCT key FROM harness_account_moves ORDER BY key LIMIT 1000))
-     ORDER BY key FOR NO KEY UPDATE SKIP LOCKED";
-
-/// Folds these accounts, however few moves they have.
-pub(super) const FOLD_ALL: &str = fold!("", "SELECT unnest($1::text[])", "1");
+/// Folds some accounts, however few moves they have. Returns how many there were.
+pub(super) const FOLD_SOME: &str = concat!(
+    fold!("of AS MATERIALIZED (SELECT DISTINCT key FROM harness_account_moves ORDER BY key LIMIT 1000)", "1"),
+    " RETURNING a.key"
+);

@@ -51,7 +51,7 @@ const RESERVE: &str = concat!(
     ", asked AS MATERIALIZED (
         SELECT t.*, c.state AS found, c.epoch = t.epoch AS found_same,
                EXISTS (SELECT FROM harness_jobs j
-                        WHERE j.job_id = t.job_id AND j.epoch = t.epoch AND j.session_id = t.session_id
+                        WHERE j.job_id = t.job_id AND j.epoch = t.epoch AND j.session_id || '' = t.session_id
                           AND j.worker_id IS NOT DISTINCT FROM t.worker_id) AS runs
           FROM unnest($6::uuid[], $7::uuid[], $8::bigint[], $9::uuid[], $10::text[], $11::text[], $12::text[],
                       $13::text[], $14::text[], $15::bigint[], $16::bytea[], $17::int[])

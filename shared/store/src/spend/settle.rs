@@ -114,7 +114,8 @@ const SETTLE: &str = concat!(
                output_tokens = i.output, provider_request_id = coalesce(i.request_id, c.provider_request_id),
                reason = i.reason
           FROM incoming i JOIN locked l ON l.call_id = i.call_id
-         WHERE c.call_id = i.call_id AND (l.before = 'held' OR i.state <> 'unknown')
+         WHERE c.call_id = ANY(ARRAY(SELECT call_id FROM locked)) AND c.call_id = i.call_id
+           AND (l.before = 'held' OR i.state <> 'unknown')
         RETURNING c.*, l.before, l.spent, l.reserved
     ), moved AS (
         INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd)

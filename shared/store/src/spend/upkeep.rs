@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::Client;
-use tokio_postgres::IsolationLevel;
-
-use super::account::{FOLD_ALL, LOCK_UNFOLDED};
+use super::account::FOLD_SOME;
+use super::unsettled::LEAVE_LEFT;
 use crate::database::{millis, query};
 use crate::{Store, StoreError};
 
@@ -52,15 +50,13 @@ const FORGET_ACCOUNTS: &str = "
 impl Store {
     /// Folds the moves of some accounts. Returns how many accounts there were.
     pub async fn fold_accounts(&self) -> Result<usize, StoreError> {
-        let fail = |error| StoreError::from_pg("fold_accounts", error);
-        let mut client: Client = self.pool.get().await?;
-        let transaction = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted);
-        let transaction = transaction.start().await.map_err(fail)?;
-        let keys = transaction.query(LOCK_UNFOLDED, &[]).await.map_err(fail)?;
-        let keys: Vec<String> = keys.iter().map(|row| row.get(0)).collect();
-        transaction.query(FOLD_ALL, &[&keys]).await.map_err(fail)?;
-        transaction.commit().await.map_err(fail)?;
-        Ok(keys.len())
+        Ok(query(&self.pool, "fold_accounts", FOLD_SOME, &[]).await?.len())
+    }
+
+    /// Counts in full what is held for workers that are gone and for runs that are over, where a process of an older
+    /// release has ended them. Returns how many calls there were.
+    pub async fn leave_lost_calls(&self) -> Result<usize, StoreError> {
+        Ok(query(&self.pool, "leave_lost_calls", LEAVE_LEFT, &[]).await?.len())
     }
 
     /// Deletes the answers of jobs that have ended, and old accounts.

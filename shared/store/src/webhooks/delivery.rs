@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use job::{JobId, Tenant};
+use job::JobId;
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::endpoint::{DisabledBy, WebhookKeys};
-use crate::access::logged;
-use crate::database::{Params, millis, query, read_job_id, read_millis, rfc3339};
+use crate::database::{millis, query, read_job_id, read_millis, rfc3339};
 use crate::{Page, Store, StoreError};
 
 /// A delivery that this process is to send.
@@ -131,15 +130,33 @@ const REMOVE_AT_ONCE: i64 = 1_000;
 /// How many rows a list looks at, and a count counts.
 const LOOK_AT_MOST: i64 = 10_000;
 
+/// The webhooks for which something waits: from one to the next in `harness_deliveries_due`, however many there are for
+/// which nothing does. The last row is null.
+macro_rules! waiting {
+    () => {
+        "waiting AS (
+        (SELECT webhook_id FROM harness_deliveries WHERE state = 'pending' ORDER BY webhook_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.webhook_id FROM harness_deliveries d WHERE d.state = 'pending' AND d.webhook_id > w.webhook_id
+                 ORDER BY d.webhook_id LIMIT 1)
+          FROM waiting w WHERE w.webhook_id IS NOT NULL
+    )"
+    };
+}
+
 /// Takes deliveries that are due. Each webhook has a few places at a time, one if its last attempt failed, so that a
 /// slow one holds up no other. `$2` and `$3` say how many are under way here. The order of webhooks is by chance, so
 /// that the bound `$5` leaves out a different one each time.
-const TAKE: &str = "
-    WITH places AS MATERIALIZED (
-        SELECT id, url, content, secret, CASE WHEN old_secret_until > now() THEN old_secret END AS old_secret,
-               CASE WHEN failing_since IS NULL THEN $4::bigint ELSE 1 END
+const TAKE: &str = concat!(
+    "WITH RECURSIVE ",
+    waiting!(),
+    ", places AS MATERIALIZED (
+        SELECT w.id, w.url, w.content, w.secret,
+               CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
+               CASE WHEN w.failing_since IS NULL THEN $4::bigint ELSE 1 END
                - coalesce((SELECT u.n FROM unnest($2::text[], $3::bigint[]) u(id, n) WHERE u.id = w.id), 0) AS free
-          FROM harness_webhooks w WHERE disabled_at IS NULL ORDER BY random()
+          FROM waiting CROSS JOIN LATERAL (SELECT * FROM harness_webhooks w WHERE w.id = waiting.webhook_id OFFSET 0) w
+         WHERE w.disabled_at IS NULL ORDER BY random()
     ), due AS MATERIALIZED (
         SELECT p.id, p.url, p.content, p.secret, p.old_secret, d.job_id
           FROM places p CROSS JOIN LATERAL (
@@ -150,7 +167,8 @@ const TAKE: &str = "
     )
     UPDATE harness_deliveries d SET taken_by = $1, due_at = now() + $6::float8 * interval '1 millisecond'
       FROM due WHERE d.webhook_id = due.id AND d.job_id = due.job_id
-    RETURNING d.webhook_id, d.job_id, d.attempts, due.url, due.content, due.secret, due.old_secret";
+    RETURNING d.webhook_id, d.job_id, d.attempts, due.url, due.content, due.secret, due.old_secret"
+);
 
 const DELIVERED: &str = "
     WITH done AS (
@@ -202,46 +220,6 @@ const LIST: &str = concat!(
       ORDER BY f.job_id DESC"
 );
 
-/// Also for an end whose delivery was removed, or that came before the webhook. The log has it.
-const RESEND: &str = concat!(
-    "WITH ended AS (
-         SELECT w.id, w.tenant, r.job_id
-           FROM harness_webhooks w
-          CROSS JOIN LATERAL (SELECT job_id FROM harness_results r
-                               WHERE r.job_id = $4 AND r.tenant = w.tenant OFFSET 0) r
-          WHERE w.tenant = $2 AND w.id = $3
-     ), again AS (
-         INSERT INTO harness_deliveries (webhook_id, job_id) SELECT id, job_id FROM ended
-         ON CONFLICT (webhook_id, job_id) DO UPDATE
-            SET state = 'pending', attempts = 0, due_at = now(), taken_by = NULL, created_at = now(), ended_at = NULL
-         RETURNING webhook_id
-     ), made AS (
-         SELECT e.tenant, e.id, e.job_id FROM ended e JOIN again a ON a.webhook_id = e.id)",
-    logged!(
-        "webhook_resent",
-        "tenant",
-        "jsonb_build_object('webhook', id, 'job_id', job_id)",
-        "made"
-    )
-);
-
-const RESEND_FAILED: &str = concat!(
-    "WITH again AS (
-         UPDATE harness_deliveries d
-            SET state = 'pending', attempts = 0, due_at = now(), taken_by = NULL, created_at = now(), ended_at = NULL
-          WHERE d.webhook_id = (SELECT id FROM harness_webhooks WHERE tenant = $2 AND id = $3) AND d.state = 'failed'
-         RETURNING 1
-     ), made AS (
-         SELECT $2::text AS tenant, count(*) AS deliveries FROM again HAVING count(*) > 0)",
-    logged!(
-        "webhook_resent",
-        "tenant",
-        "jsonb_build_object('webhook', $3::text, 'deliveries', deliveries)",
-        "made"
-    ),
-    ", (SELECT deliveries FROM made)"
-);
-
 const FORGET: &str = "
     DELETE FROM harness_deliveries
      WHERE ctid = ANY(ARRAY(
@@ -249,16 +227,22 @@ const FORGET: &str = "
             ORDER BY created_at LIMIT $2))
     RETURNING 1";
 
-const BACKLOG: &str = "
+const BACKLOG: &str = concat!(
+    "WITH RECURSIVE ",
+    waiting!(),
+    ", enabled AS MATERIALIZED (
+        SELECT w.id FROM waiting CROSS JOIN LATERAL (
+               SELECT id FROM harness_webhooks w WHERE w.id = waiting.webhook_id AND w.disabled_at IS NULL OFFSET 0) w
+    )
     SELECT (SELECT count(*) FROM (
-              SELECT FROM harness_webhooks w CROSS JOIN LATERAL (
+              SELECT FROM enabled w CROSS JOIN LATERAL (
                      SELECT FROM harness_deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending' OFFSET 0) d
-               WHERE w.disabled_at IS NULL LIMIT $1) pending),
+               LIMIT $1) pending),
            (SELECT (extract(epoch FROM now() - min(d.due_at)) * 1000)::bigint
-              FROM harness_webhooks w CROSS JOIN LATERAL (
+              FROM enabled w CROSS JOIN LATERAL (
                    SELECT due_at FROM harness_deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending'
-                    ORDER BY due_at LIMIT 1) d
-             WHERE w.disabled_at IS NULL)";
+                    ORDER BY due_at LIMIT 1) d)"
+);
 
 impl Store {
     /// Takes deliveries that are due for this process, each for as long as `lease`. `under_way` says how many of
@@ -337,31 +321,6 @@ impl Store {
         let full = (found.len() == limit).then(|| found.last().map(|last| last.job_id)).flatten();
         let cut = rows.first().and_then(|row| row.get::<_, Option<Uuid>>(8)?.try_into().ok());
         Ok(Page { next: full.or(cut), found })
-    }
-
-    /// Makes a job's end due again for a webhook of this tenant; false if either is not there. Safe to repeat.
-    pub async fn resend(
-        &self,
-        actor: &str,
-        tenant: &Tenant,
-        webhook_id: &str,
-        job_id: JobId,
-    ) -> Result<bool, StoreError> {
-        let job_id = Uuid::from(job_id);
-        let made = self.act("resend", RESEND, &[&actor, &tenant.as_str(), &webhook_id, &job_id]).await?;
-        Ok(made > 0)
-    }
-
-    /// Makes all failed deliveries of a webhook of this tenant due again; returns how many.
-    pub async fn resend_failed(
-        &self,
-        actor: &str,
-        tenant: &Tenant,
-        webhook_id: &str,
-    ) -> Result<i64, StoreError> {
-        let params: &Params<'_> = &[&actor, &tenant.as_str(), &webhook_id];
-        let rows = query(&self.pool, "resend_failed", RESEND_FAILED, params).await?;
-        Ok(rows.first().map_or(0, |row| row.get(1)))
     }
 
     /// Removes some deliveries that have been kept long enough; returns whether there may be more.

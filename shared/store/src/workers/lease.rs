@@ -64,9 +64,11 @@ const REGISTER: &str = "
            (SELECT drain_until FROM harness_workers WHERE worker_id = $7)
     ON CONFLICT DO NOTHING";
 
-/// Those whose lease has run out count until they are declared dead, because until then they may go on.
+/// Those whose lease has run out count until they are declared dead, because until then they may go on. Releases from
+/// before the column know no schema that is asked for.
 const OLDER: &str = "
-    SELECT host, pool FROM harness_workers WHERE state IN ('alive', 'draining') AND schema_version IS NULL
+    SELECT host, pool FROM harness_workers
+     WHERE state IN ('alive', 'draining') AND coalesce(schema_version, 0) < $1
      ORDER BY started_at LIMIT 1";
 
 const BEAT: &str = "
@@ -151,9 +153,9 @@ impl Store {
         Ok(())
     }
 
-    /// Returns a worker of a release that may know no tenants, if there is one.
-    pub async fn older_worker(&self) -> Result<Option<OlderWorker>, StoreError> {
-        let rows = query(&self.pool, "older_worker", OLDER, &[]).await?;
+    /// Returns a worker that does not know this schema, if there is one.
+    pub async fn older_worker(&self, schema: i64) -> Result<Option<OlderWorker>, StoreError> {
+        let rows = query(&self.pool, "older_worker", OLDER, &[&schema]).await?;
         Ok(rows.first().map(|row| OlderWorker { host: row.get(0), pool: row.get(1) }))
     }
 

@@ -159,6 +159,31 @@ async fn no_job_pays_for_those_that_run_beside_it() {
     }
 }
 
+/// A webhook for which nothing waits, and one for which something does, later.
+const WEBHOOKS: &str = "
+    INSERT INTO harness_webhooks (id, tenant, url, states, secret)
+    SELECT 'wh_' || n, 'default', 'https://example.com/', ARRAY['failed'], 'whsec_' FROM generate_series(1, 5000) n;
+    INSERT INTO harness_deliveries (webhook_id, job_id, due_at)
+    VALUES ('wh_7', gen_random_uuid(), now() + interval '1 hour');
+    ANALYZE harness_webhooks, harness_deliveries";
+
+#[tokio::test]
+async fn who_sends_to_webhooks_does_not_pay_for_those_for_which_nothing_waits() {
+    let fleet = Fleet::new().await;
+    let mut connection = fleet.database.connect().await;
+    sqlx::raw_sql(WEBHOOKS).execute(&mut connection).await.expect("webhooks");
+    explain(&fleet.database).await;
+    let relay = fleet.relay("relay").set("LOG_LEVEL", NOTICES).launch();
+    for part in ["SET taken_by = $1", "pending),"] {
+        let pages = async || {
+            let seen = statements(&[&relay.log()]);
+            seen.iter().filter(|(statement, _)| statement.contains(part)).map(|(_, cost)| cost.pages).max()
+        };
+        let pages = until(part, pages).await;
+        assert!(pages < 60, "{pages} pages: {part}");
+    }
+}
+
 /// So many that, by [`RUNNING_PAGES`], they fill far more pages than five jobs should touch.
 const RUNNING: usize = 900;
 /// Fewer pages than these jobs fill, at five jobs a page.

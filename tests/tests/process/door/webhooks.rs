@@ -376,3 +376,24 @@ async fn another_tenant_s_webhook_is_answered_like_one_that_is_not_there() {
     assert!(log.out.contains("webhook_created") && log.out.contains("webhook_removed"), "{log:?}");
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn what_was_given_up_is_sent_again_in_bounded_parts() {
+    // Without a process that sends.
+    let fleet = Fleet::new().await;
+    assert_eq!(fleet.producer(&["webhooks", "add", "https://example.com/hook"]).await.code, 0);
+    let id = fleet.database.texts("SELECT id FROM harness_webhooks").await.remove(0);
+    let given_up = "
+        INSERT INTO harness_deliveries (webhook_id, job_id, state, ended_at)
+        SELECT id, overlay(gen_random_uuid()::text placing '7' from 15)::uuid, 'failed', now()
+          FROM harness_webhooks, generate_series(1, 10007)";
+    fleet.database.execute(given_up).await;
+    let again = async || {
+        let ran = fleet.producer(&["webhooks", "resend", &id, "--failed"]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        (ran.out.trim().to_owned(), ran.err.contains("7 or more are left"))
+    };
+    assert_eq!(again().await, ("10000 deliveries are due again".to_owned(), true));
+    assert_eq!(again().await, ("7 deliveries are due again".to_owned(), false));
+    assert_eq!(again().await, ("0 deliveries are due again".to_owned(), false));
+}

@@ -1,5 +1,5 @@
--- Webhooks: addresses to which the ends of a tenant's jobs are sent. An older binary ends jobs without deliveries, so no
--- webhook is made before all processes are newer.
+-- Webhooks: addresses to which the ends of a tenant's jobs are sent. An older worker ends jobs without deliveries, so no
+-- webhook is made or enabled while there is one.
 CREATE TABLE harness_webhooks (
     id               text COLLATE "C" PRIMARY KEY,
     tenant           text COLLATE "C" NOT NULL,
@@ -50,4 +50,17 @@ CREATE TABLE harness_deliveries (
     CHECK ((state = 'pending') = (ended_at IS NULL))
 );
 CREATE INDEX harness_deliveries_due ON harness_deliveries (webhook_id, due_at) WHERE state = 'pending';
+-- Those that were given up, for a request to send them again.
+CREATE INDEX harness_deliveries_failed ON harness_deliveries (webhook_id, job_id) WHERE state = 'failed';
 CREATE INDEX harness_deliveries_age ON harness_deliveries (created_at);
+
+-- And no such worker comes where there is one that is enabled, for instance under a new id after its lease was lost.
+CREATE FUNCTION harness_workers_know_webhooks() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM harness_webhooks WHERE disabled_at IS NULL) THEN
+        RAISE EXCEPTION 'a worker of this release ends jobs without deliveries, and this fleet has webhooks: run a newer release';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER harness_workers_know_webhooks BEFORE INSERT ON harness_workers
+    FOR EACH ROW WHEN (coalesce(NEW.schema_version, 0) < 14) EXECUTE FUNCTION harness_workers_know_webhooks();
