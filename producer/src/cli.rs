@@ -21,6 +21,8 @@ mod dead;
 mod tenants;
 mod keys;
 mod webhooks;
+mod budget;
+mod spend;
 mod relay;
 mod door;
 mod serve;
@@ -79,6 +81,9 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Look at webhooks, make and change them: addresses to which the ends of a tenant's jobs are sent
     Webhooks(webhooks::WebhooksArgs),
+    /// Set limits on what model calls may cost, while the fleet runs
+    Budget(budget::BudgetArgs),
+    Spend(spend::SpendArgs),
     /// Run a relay: send due jobs to the broker and rescue dead workers' jobs, until SIGTERM
     ///
     /// Every worker does this too. A separate relay keeps retries and schedules moving while no worker runs.
@@ -127,6 +132,8 @@ impl Args {
                 Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Webhooks(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Budget(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Spend(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Relay(args) => args.run(context).await,
                 Command::Serve(args) => args.run(context).await,
                 Command::Audit(args) => args.run(context).await,

@@ -37,6 +37,7 @@ mod collector;
 mod cluster;
 mod node;
 pub mod model;
+pub mod money;
 pub mod replay;
 
 use std::fmt::Debug;

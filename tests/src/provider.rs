@@ -18,6 +18,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::serve::ListenerExt;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -122,6 +123,8 @@ impl Provider {
             .route(Speaks::Responses.path(), spoken(Speaks::Responses))
             .route("/v1/messages/count_tokens", post(count_tokens))
             .with_state(state.clone());
+        // Events leave at once, as from a real provider.
+        let listener = listener.tap_io(|connection| connection.set_nodelay(true).expect("a socket"));
         let serving = tokio::spawn(async move { axum::serve(listener, routes).await.expect("served") });
         Provider { addr, state, serving: serving.abort_handle() }
     }

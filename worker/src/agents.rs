@@ -9,14 +9,22 @@ use std::sync::Arc;
 
 use harness::Harness;
 use job::{Failure, FailureCode, Name};
+use model::GATEWAY_VARIABLES;
 use service::{TomlFile, TomlValue};
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
+use crate::calls::AgentCalls;
 use kinds::HarnessConfig;
 
 /// The agents of this worker, by name.
-pub struct Agents(HashMap<Name, Arc<dyn Harness>>);
+pub struct Agents(HashMap<Name, Agent>);
+
+struct Agent {
+    harness: Arc<dyn Harness>,
+    /// Which models its programs may call.
+    calls: Option<AgentCalls>,
+}
 
 /// The agents of a worker that has no file.
 const BUILT_IN: &str = "
@@ -43,21 +51,53 @@ impl Agents {
         for (name, table) in file.tables("agents") {
             let place = format!("agents.{name}");
             let name = name.parse::<Name>().map_err(|problem| file.note(&place, &table, "", problem));
-            let harness = harness(&mut file, &place, &table, workspace_dir);
-            if let (Ok(name), Some(harness)) = (name, harness) {
-                agents.insert(name, harness);
+            if let (Ok(name), Some(agent)) = (name, agent(&mut file, &place, &table, workspace_dir)) {
+                agents.insert(name, agent);
             }
         }
         file.finish(Agents(agents))
     }
 
+    /// Returns what each agent that may call models may call.
+    pub fn all_calls(&self) -> impl Iterator<Item = &AgentCalls> {
+        self.0.values().filter_map(|agent| agent.calls.as_ref())
+    }
+
+    /// Returns which models the agent may call, if it may call any.
+    pub fn calls(&self, name: &Name) -> Option<&AgentCalls> {
+        self.0.get(name)?.calls.as_ref()
+    }
+
     /// Returns the agent's harness, or the failure of a job that asks for an unknown agent.
     pub fn get(&self, name: &Name) -> Result<&Arc<dyn Harness>, Failure> {
-        self.0.get(name).ok_or_else(|| {
+        self.0.get(name).map(|agent| &agent.harness).ok_or_else(|| {
             let problem = format!("agent_id: got \"{name}\", expected an agent of this pool's workers");
             Failure::permanent(FailureCode::UnknownAgent, problem)
         })
     }
+}
+
+/// Makes an agent of its table, or notes what is wrong with the table.
+fn agent<'i>(
+    file: &mut TomlFile<'i>,
+    place: &str,
+    table: &TomlValue<'i>,
+    workspace_dir: &Path,
+) -> Option<Agent> {
+    let mut settings = table.clone();
+    let DeValue::Table(entries) = settings.get_mut() else { return None };
+    let mut calls = DeTable::new();
+    for key in AgentCalls::KEYS {
+        calls.extend(entries.remove_entry(key));
+    }
+    let calls = if calls.is_empty() {
+        None
+    } else {
+        let calls = Spanned::new(table.span(), DeValue::Table(calls));
+        Some(file.read(place, calls, AgentCalls::read)?)
+    };
+    let harness = harness(file, place, table, settings, (calls.is_some(), workspace_dir))?;
+    Some(Agent { harness, calls })
 }
 
 /// Makes the harness of an agent's table, or notes what is wrong with the table.
@@ -65,9 +105,9 @@ fn harness<'i>(
     file: &mut TomlFile<'i>,
     place: &str,
     table: &TomlValue<'i>,
-    workspace_dir: &Path,
+    mut settings: TomlValue<'i>,
+    (calls_models, workspace_dir): (bool, &Path),
 ) -> Option<Arc<dyn Harness>> {
-    let mut settings = table.clone();
     let DeValue::Table(entries) = settings.get_mut() else { return None };
     let name = entries.remove("harness").map(Spanned::into_inner);
     let got = match &name {
@@ -84,6 +124,12 @@ fn harness<'i>(
         }
     };
     let config = file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?;
+    if calls_models {
+        for setting in config.naming(&GATEWAY_VARIABLES) {
+            let problem = "it is set for each run of an agent with `models`, expected another name";
+            file.note(place, table, &setting, problem);
+        }
+    }
     let built = config.build(workspace_dir);
     built
         .map_err(|errors| {

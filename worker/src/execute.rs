@@ -12,6 +12,7 @@ use service::Span;
 use tracing::warn;
 
 use crate::attempt::{Attempt, Ended, handed_on};
+use crate::calls::Calls;
 use crate::fold::{fold_is_due, read_session};
 use crate::journal::{Journal, Settled};
 use crate::refusal::{clear, overdue};
@@ -51,8 +52,13 @@ impl Execution<'_> {
             }
         };
         let journal = Arc::new(Journal::new(self.attempt, self.span.place()));
+        let calls = match Calls::open(self.attempt, &journal) {
+            Ok(calls) => calls,
+            Err(failure) => return self.ended(Outcome::Failed(failure), None),
+        };
         let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
-            .within(worker.settings.max_session_bytes, before);
+            .within(worker.settings.max_session_bytes, before)
+            .metered_by(calls.as_ref().map(Calls::meter));
         let result = self.result(harness, &mut run).await;
         // Its text comes before its end.
         worker.streaming.flush(self.attempt.spec.job_id);
@@ -63,6 +69,11 @@ impl Execution<'_> {
             Settled::Nothing => {}
             Settled::Stands(delta) => run.catch_up(&delta),
             Settled::LeaseLost => return Ended::Lost,
+        }
+        if let (Outcome::Failed(_), Some(calls)) = (&outcome, &calls)
+            && let Some(ended) = calls.exhausted(self.attempt).await
+        {
+            return ended;
         }
         let session = match (stopped, &outcome) {
             (Some(Stop::RolledBack), Outcome::Cancelled(_)) => {

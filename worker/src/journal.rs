@@ -77,6 +77,11 @@ impl Journal {
         self.ordinal.load(Ordering::Relaxed) > 0
     }
 
+    /// Returns how many checkpoints the run has written, or tried to.
+    pub fn written(&self) -> u32 {
+        self.ordinal.load(Ordering::Relaxed).unsigned_abs()
+    }
+
     fn unanswered(&self) -> MutexGuard<'_, Option<(CheckpointRow, Delta)>> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,6 +14,7 @@ mod settings;
 mod agents;
 
 // What its slots share.
+mod calls;
 mod metrics;
 mod running;
 mod machine;

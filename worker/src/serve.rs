@@ -27,7 +27,7 @@ use crate::settings::Settings;
 use crate::streaming::Streaming;
 use crate::throughput::ThroughputWindow;
 use crate::worker::Worker;
-use crate::{heartbeat, slot};
+use crate::{calls, heartbeat, slot};
 
 /// How long, after the drain's grace, stopped harnesses have to hand back their jobs and the broker to take the last
 /// acks.
@@ -53,6 +53,11 @@ pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Resu
     tokio::select! {
         () = mark_draining(&worker) => {}
         () = drain_slots(&worker, slots) => {}
+    }
+    if let Some(gateway) = &worker.gateway
+        && !within(HAND_BACK_GRACE, gateway.stop()).await
+    {
+        warn!("not all model calls could be settled; what they may have cost is counted in full");
     }
     sign_off(&worker).await;
     lifecycle.finish().await;
@@ -126,6 +131,11 @@ impl Services {
         else {
             return Ok(None);
         };
+        let gateway = calls::start(&settings.calls).await?;
+        if let Some(gateway) = &gateway {
+            self.agree_on_zone(settings.calls.zone(), drain).await?;
+            info!(address = %gateway.addr(), "programs call models through the gateway");
+        }
         let dispatch = Dispatch::new(
             self.store.clone(),
             self.publishing.clone(),
@@ -136,6 +146,7 @@ impl Services {
             store: self.store.clone(),
             streaming: Arc::new(Streaming::new(dispatch.clone(), settings.enable_streaming)),
             dispatch,
+            gateway,
             lease,
             mark: Mark::none(settings.slots),
             running,
@@ -146,6 +157,19 @@ impl Services {
             settings,
         });
         Ok(Some(worker))
+    }
+
+    /// Sets the time zone of budgets, or fails if the ledger counts by another one.
+    async fn agree_on_zone(&self, zone: &str, drain: &CancellationToken) -> anyhow::Result<()> {
+        let set = || self.store.set_spend_zone(zone);
+        let holds =
+            retry_or_stop("setting the time zone of budgets", drain, StoreError::is_retryable, set).await?;
+        match holds {
+            Some(holds) if holds != zone => Err(anyhow!(
+                "BUDGET_TIMEZONE: got {zone}, expected {holds}: budgets are counted by it, and what is spent would start anew"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Starts what runs beside the slots.

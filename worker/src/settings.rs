@@ -14,6 +14,7 @@ use service::{
 use store::StoreConfig;
 
 use crate::agents::Agents;
+use crate::calls::{CallArgs, CallSettings};
 
 /// Takes jobs from RabbitMQ, runs their harnesses, and keeps sessions and results in Postgres.
 ///
@@ -60,6 +61,8 @@ pub struct Args {
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
     #[command(flatten)]
+    calls: CallArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -83,6 +86,7 @@ pub struct Settings {
     pub(crate) max_session_bytes: usize,
     pub(crate) enable_streaming: bool,
     pub(crate) pod_name: Option<String>,
+    pub(crate) calls: CallSettings,
     pub(crate) retention: Duration,
     pub(crate) max_message_bytes: usize,
     pub(crate) replies: ReplyRule,
@@ -118,6 +122,7 @@ impl Args {
 
     fn settings(self, problems: &mut Problems) -> Option<Settings> {
         let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
+        let calls = self.calls.check(agents.iter().flat_map(Agents::all_calls), problems);
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin = self.admin.check(problems);
@@ -162,6 +167,7 @@ impl Args {
             max_session_bytes: max_session_bytes?,
             enable_streaming: enable_streaming?,
             pod_name: self.pod_name,
+            calls: calls?,
             retention: retention?,
             max_message_bytes: max_message_bytes?,
             replies: replies?,

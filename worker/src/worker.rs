@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dispatch::Dispatch;
+use model::Gateway;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,8 @@ pub struct Worker {
     pub dispatch: Dispatch,
     /// The text that running jobs stream.
     pub streaming: Arc<Streaming>,
+    /// Through which programs call models, if an agent does.
+    pub gateway: Option<Gateway>,
     pub lease: Lease,
     /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
     pub mark: Mark,

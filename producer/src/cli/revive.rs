@@ -24,6 +24,13 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
         revived.jobs,
         revived.workers
     );
+    if let Some(last_call) = &revived.last_call {
+        out!(
+            "{} model calls were under way and count in full now; what was spent after {last_call} is missing: compare the \
+             providers' records, and lower the limits by it (`producer budget set`)",
+            revived.calls
+        );
+    }
     let keys = ledger.store.keys(None, false).await.context("reading keys")?;
     if !keys.is_empty() {
         out!(

@@ -10,6 +10,8 @@ use tracing::{info, warn};
 use crate::tick::tick;
 
 const EVERY: Duration = Duration::from_secs(15 * 60);
+/// How many times accounts are folded at a time. The busy ones are folded by those who reserve.
+const FOLDS: usize = 100;
 const FORGET_WORKERS_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) async fn run(store: &Store, retention: Duration, stop: &CancellationToken) {
@@ -27,6 +29,16 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
     {
         info!(made, dropped, "weeks of partitions were made or dropped");
     }
+    let lost = store.leave_lost_calls().await?;
+    if lost > 0 {
+        info!(calls = lost, "model calls of ended runs were left open and count in full now");
+    }
+    for _ in 0..FOLDS {
+        if store.fold_accounts().await? == 0 {
+            break;
+        }
+    }
+    store.forget_spend(retention).await?;
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await
 }

@@ -79,6 +79,8 @@ pub enum FailureCode {
     Poison,
     /// It had not ended by its `deadline_ms`.
     DeadlineExceeded,
+    /// A budget left no room for its model calls.
+    BudgetExhausted,
     /// Too many iterations in a row changed neither memory nor progress.
     NoProgress,
     /// Its session was busy, and its `on_busy` says not to wait.
@@ -93,7 +95,7 @@ pub enum FailureCode {
 
 impl FailureCode {
     /// All of them.
-    pub const ALL: [FailureCode; 18] = [
+    pub const ALL: [FailureCode; 19] = [
         FailureCode::HarnessError,
         FailureCode::Protocol,
         FailureCode::Crashed,
@@ -107,6 +109,7 @@ impl FailureCode {
         FailureCode::WorkerLost,
         FailureCode::Poison,
         FailureCode::DeadlineExceeded,
+        FailureCode::BudgetExhausted,
         FailureCode::NoProgress,
         FailureCode::SessionBusy,
         FailureCode::DeadLettered,
@@ -130,6 +133,7 @@ impl FailureCode {
             FailureCode::WorkerLost => "worker_lost",
             FailureCode::Poison => "poison",
             FailureCode::DeadlineExceeded => "deadline_exceeded",
+            FailureCode::BudgetExhausted => "budget_exhausted",
             FailureCode::NoProgress => "no_progress",
             FailureCode::SessionBusy => "session_busy",
             FailureCode::DeadLettered => "dead_lettered",

@@ -131,7 +131,7 @@ fn secrets() -> &'static [Secret] {
 }
 
 /// Returns a variable of the environment that the process was started with, whether it is a secret or not.
-pub(crate) fn variable(name: &str) -> Option<String> {
+pub fn variable(name: &str) -> Option<String> {
     let secret = secrets().iter().find(|secret| secret.name == name);
     secret.map(|secret| secret.value.expose_secret().to_owned()).or_else(|| env::var(name).ok())
 }

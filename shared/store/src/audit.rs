@@ -35,6 +35,7 @@
 //! to disk. [`AuditScope::since`] looks at fewer rows, and a hot standby serves as well.
 
 mod checks;
+mod money;
 
 use std::time::{Duration, Instant};
 
@@ -121,7 +122,7 @@ const BOUND: Duration = Duration::from_secs(610);
 /// process goes away, its statement ends.
 const OPEN: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;
-    LOCK TABLE harness_results, harness_labels IN ACCESS SHARE MODE;
+    LOCK TABLE harness_results, harness_labels, harness_calls IN ACCESS SHARE MODE;
     SET LOCAL timezone = 'UTC';
     SET LOCAL statement_timeout = '600s';
     SET LOCAL client_connection_check_interval = '2s';

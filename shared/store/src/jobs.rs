@@ -30,6 +30,7 @@ pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest};
 pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};
+pub(crate) use columns::tenant_of;
 pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dispatch::DueJob;
 pub use facts::{JobFacts, Turn};

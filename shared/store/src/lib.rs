@@ -37,6 +37,7 @@ mod workers;
 mod scaling;
 mod access;
 mod webhooks;
+mod spend;
 
 // How the ledger is kept in order, and how that is checked.
 mod upkeep;
@@ -59,6 +60,10 @@ pub use scaling::{
     PoolGauges, WorkerView,
 };
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
+pub use spend::{
+    AccountView, Budget, CallOutcome, CallTokens, Limit, NewCall, Period, Reserved, Scope as SpendScope,
+    Settled, SettledCall, SpendBy, SpendRow, StoredAnswer, UnknownCall,
+};
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};
 pub use webhooks::{

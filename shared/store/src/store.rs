@@ -10,6 +10,7 @@ use crate::database::{
     Batcher, ChangeReceiver, Changes, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query,
 };
 use crate::jobs::{Acceptance, Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
+use crate::spend::{NewCall, SettledCall};
 
 /// A handle on the ledger; clones share its connections and batches.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub struct Store {
     claims: Batcher<ClaimRequest>,
     checkpoints: Batcher<CheckpointRow>,
     conclusions: Batcher<Conclusion>,
+    pub(crate) reservations: Batcher<NewCall>,
+    pub(crate) settlements: Batcher<SettledCall>,
 }
 
 impl Store {
@@ -40,6 +43,8 @@ impl Store {
             claims: Batcher::start(pool.clone(), changes.clone()),
             checkpoints: Batcher::start(pool.clone(), changes.clone()),
             conclusions: Batcher::start(pool.clone(), changes.clone()),
+            reservations: Batcher::start(pool.clone(), changes.clone()),
+            settlements: Batcher::start(pool.clone(), changes.clone()),
             changes,
             set_by: config.address().set_by(),
             beats,

@@ -44,6 +44,9 @@ async fn no_path_leads_through_unmetered() {
         assert_eq!(answer.status(), 404, "{path}");
         assert!(answer.text().await.expect("text").contains(&format!("`POST {path}` is not served")));
     }
+    let url = format!("http://{}{}", bench.gateway.addr(), PATHS[0]);
+    let read = bench.client.get(url).bearer_auth(token(&bench.attempt)).send().await.expect("an answer");
+    assert!(read.text().await.expect("text").contains("`GET /v1/messages` is not served"));
     assert!(bench.provider.asked().is_empty());
 }
 

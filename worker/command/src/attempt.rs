@@ -5,13 +5,15 @@
 //! ends, so does the attempt, and [`verdict`] decides its outcome. This module does not handle a lost lease: the whole
 //! attempt is dropped.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use harness::{Delta, Run, RunError, Stop, StopSignal, Usage};
+use harness::{Delta, Meter, Run, RunError, Stop, StopSignal, Usage};
 use job::{Failure, FailureCode, Json};
 use process::{Exit, Group, Stderr};
+use rustix::io::ioctl_fionread;
 use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -38,7 +40,12 @@ impl Attempt<'_> {
         let Attempt { settings, run, group, stderr } = self;
         let signal = run.stop_signal();
         let asked = OnceLock::new();
-        let silence = Silence::default();
+        let silence = Arc::new(Silence::default());
+        let meter = run.meter().cloned();
+        if let Some(meter) = &meter {
+            let (silence, pipe) = (silence.clone(), stdout.as_fd().try_clone_to_owned().ok());
+            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| silence.holds_on(pipe))));
+        }
         let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
         let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
 
@@ -46,7 +53,7 @@ impl Attempt<'_> {
             let mut listening = pin!(listener.listen());
             tokio::select! {
                 last_message = &mut listening => last_message,
-                () = supervise(&group, signal, &silence, &asked, settings) => {
+                () = supervise(&group, signal, (&silence, meter.as_deref()), &asked, settings) => {
                     group.kill();
                     // Everything that it wrote while it lived still counts.
                     let over = silence.lasts(DRAIN, Instant::now());
@@ -57,6 +64,8 @@ impl Attempt<'_> {
                 }
             }
         };
+        // Nothing that it writes from here on counts, so nothing has to become durable.
+        silence.begin();
         wait_for_exit(&group, &mut listener.lines, &last_message, settings.stop_grace).await;
         let exit = group.end().await;
         listener.warn_of_program_mistakes(&last_message, exit).await;
@@ -69,7 +78,7 @@ impl Attempt<'_> {
 async fn supervise(
     group: &Group,
     signal: StopSignal,
-    silence: &Silence,
+    (silence, meter): (&Silence, Option<&dyn Meter>),
     asked: &OnceLock<Asked>,
     settings: &Settings,
 ) {
@@ -77,12 +86,24 @@ async fn supervise(
         () = group.exited() => return,
         stop = signal.stopped() => Asked::Stop(stop),
         () = sleep(settings.timeout) => Asked::Timeout,
-        () = silence.lasts(settings.idle_timeout, Instant::now()) => Asked::Idle,
+        () = idle(silence, meter, settings.idle_timeout) => Asked::Idle,
     };
     asked.get_or_init(|| reason);
     group.terminate();
     // In either case the caller kills it next.
     let _ = timeout(settings.stop_grace, group.exited()).await;
+}
+
+/// Resolves when the program has neither written a line nor called a model for this long.
+async fn idle(silence: &Silence, meter: Option<&dyn Meter>, limit: Duration) {
+    let mut from = Instant::now();
+    loop {
+        silence.lasts(limit, from).await;
+        match meter.map(Meter::idle) {
+            Some(idle) if idle < limit => from = Instant::now() - idle,
+            _ => return,
+        }
+    }
 }
 
 /// Gives a program that has said its last word, or closed its stdout, some time to exit by itself.
@@ -215,6 +236,13 @@ impl Silence {
 
     fn end(&self) {
         self.set(None);
+    }
+
+    /// Returns whether everything that was written into this pipe so far was read and is handled.
+    fn holds_on(&self, pipe: &OwnedFd) -> bool {
+        let unread = ioctl_fionread(pipe);
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+            && matches!(unread, Ok(0) | Err(_))
     }
 
     fn set(&self, since: Option<Instant>) {

@@ -37,6 +37,11 @@
 //! - `PATH`, `LANG`, `LC_ALL` and `TZ` as the worker has them;
 //! - the variables that the agent's settings name (`env_allow`, `env`);
 //! - `HARNESS_JOB_ID`, `HARNESS_TENANT`, `HARNESS_SESSION_ID`, `HARNESS_WORKSPACE` and `HARNESS_EPOCH`;
+//! - where the agent's settings name `models`: `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`, `OPENAI_BASE_URL` and
+//!   `OPENAI_API_KEY`, which lead any SDK to the worker's gateway for model calls, and `HARNESS_GATEWAY_URL` and
+//!   `HARNESS_GATEWAY_TOKEN` with the same for other programs. The token dies with the attempt, and the real keys stay
+//!   with the worker. What the gateway metered is the job's usage, and `cost_usd`, `input_tokens` and `output_tokens`
+//!   that the program reports are ignored. Traffic is a sign of life like a line on stdout;
 //! - `TRACEPARENT` (W3C Trace Context). Spans that the program makes belong below it, so that they are found with the
 //!   job;
 //! - `HOME`, which is the workspace unless the settings name another, so that each session's tools have their own
@@ -181,7 +186,9 @@ impl Command {
         let order = contract::order(run.task(), run.session(), &workspace)
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&self.settings.workspace_dir, &session).await?;
-        let mut group = process::spawn(self.process(run.task(), &workspace), self.settings.memory_limit_mb)
+        let mut process = self.process(run.task(), &workspace);
+        process.envs(run.meter().map(|meter| meter.environment()).unwrap_or_default());
+        let mut group = process::spawn(process, self.settings.memory_limit_mb)
             .await
             .map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use job::{JobId, Json, Labels, Name, Tenant, TraceParent};
 
-use crate::{Delta, Event, Session, Stop, StopSignal, Usage};
+use crate::{Delta, Event, Meter, Session, Stop, StopSignal, Usage};
 
 /// What a harness is asked to do: read-only.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +59,9 @@ pub struct Run {
     /// Iterations since memory or progress last changed.
     stalled: u64,
     room: Room,
+    meter: Option<Arc<dyn Meter>>,
+    /// What the meter had counted by the last checkpoint.
+    paid: Usage,
 }
 
 /// How much a session may hold.
@@ -87,7 +90,17 @@ impl Run {
     /// Makes a run that starts from `session` and ends when `stop` says so.
     pub fn new(task: Task, session: Session, journal: Arc<dyn Journal>, stop: StopSignal) -> Run {
         let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
-        Run { task, session, journal, stop, stalled: 0, room }
+        Run { task, session, journal, stop, stalled: 0, room, meter: None, paid: Usage::default() }
+    }
+
+    /// Takes what the run uses from a meter.
+    pub fn metered_by(self, meter: Option<Arc<dyn Meter>>) -> Run {
+        Run { meter, ..self }
+    }
+
+    /// Returns the meter through which the run calls models, if it has one.
+    pub fn meter(&self) -> Option<&Arc<dyn Meter>> {
+        self.meter.as_ref()
     }
 
     /// Bounds the session's size to `most` bytes. `appended` is what was appended to it before this run.
@@ -115,18 +128,23 @@ impl Run {
     ///
     /// A delta that Postgres cannot hold, or that is too large, is refused before anything is written, but its usage is
     /// recorded. After an error the run must end. The session here holds the delta only if it became durable.
-    pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
+    pub async fn checkpoint(&mut self, mut delta: Delta) -> Result<(), Stop> {
+        let used = self.meter.as_ref().map(|meter| meter.used());
+        if let Some(used) = used {
+            delta.usage = used.since(self.paid);
+        }
         if delta.is_empty() {
             return Ok(());
         }
         let room = match self.room_for(&delta) {
             Ok(room) => room,
             Err(refused) => {
-                self.pay(delta.usage).await?;
+                self.pay(delta.usage, used).await?;
                 return Err(refused);
             }
         };
         self.journal.checkpoint(&delta).await?;
+        self.paid = used.unwrap_or_default();
         self.room = room;
         let before = self.task.max_stalled_iterations.map(|_| self.session.progress());
         self.session.apply(&delta);
@@ -172,10 +190,11 @@ impl Run {
     }
 
     /// Records only what was used.
-    async fn pay(&mut self, usage: Usage) -> Result<(), Stop> {
+    async fn pay(&mut self, usage: Usage, metered: Option<Usage>) -> Result<(), Stop> {
         let delta = Delta { usage, ..Delta::default() };
         if !delta.is_empty() && delta.check().is_ok() {
             self.journal.checkpoint(&delta).await?;
+            self.paid = metered.unwrap_or_default();
             self.session.apply(&delta);
         }
         Ok(())

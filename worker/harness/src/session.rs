@@ -57,6 +57,15 @@ impl Usage {
     pub fn is_zero(&self) -> bool {
         *self == Usage::default()
     }
+
+    /// Returns what was used since an earlier count.
+    pub fn since(self, earlier: Usage) -> Usage {
+        Usage {
+            cost: Usd::from_micros(self.cost.micros().saturating_sub(earlier.cost.micros())),
+            input_tokens: self.input_tokens.saturating_sub(earlier.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(earlier.output_tokens),
+        }
+    }
 }
 
 impl Add for Usage {

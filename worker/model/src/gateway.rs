@@ -47,7 +47,7 @@ mod refusal;
 use crate::prices::Prices;
 use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
 use attempt::Shared;
-pub use attempt::{Attempt, Metered, Opened};
+pub use attempt::{Attempt, GATEWAY_VARIABLES, Metered, Opened};
 use exchange::Exchange;
 use refusal::Refusal;
 
@@ -61,7 +61,7 @@ pub struct Upstream {
 }
 
 /// What a gateway needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GatewaySettings {
     /// Where it listens; loopback only.
     pub addr: SocketAddr,
@@ -156,7 +156,7 @@ impl Gateway {
     }
 
     /// Takes no more calls, and waits until all that were sent are settled.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.inner.exchanges.close();
         self.inner.exchanges.wait().await;
@@ -173,13 +173,13 @@ fn routes(inner: Arc<Inner>) -> Router {
     let mut routes = Router::new()
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
-        .fallback(any(not_served))
-        .method_not_allowed_fallback(not_served);
+        .fallback(any(not_served));
     for wire in [Wire::Messages, Wire::Chat, Wire::Responses, Wire::Embeddings] {
         let called = move |State(inner): State<Arc<Inner>>, request: Request| call(inner, wire, request);
         routes = routes.route(wire.path(), post(called));
     }
-    routes.with_state(inner)
+    // It counts for the routes that are there before it.
+    routes.method_not_allowed_fallback(not_served).with_state(inner)
 }
 
 async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {

@@ -14,7 +14,9 @@ mod ledger;
 mod gateway;
 
 pub use frames::{Frame, Frames, Oversized};
-pub use gateway::{Attempt, Gateway, GatewayError, GatewaySettings, Metered, Opened, Upstream};
+pub use gateway::{
+    Attempt, GATEWAY_VARIABLES, Gateway, GatewayError, GatewaySettings, Metered, Opened, Upstream,
+};
 pub use ledger::{Answer, Call, Ledger, RequestKey, Reserve, Settlement, Unavailable};
 pub use money::{BadDollars, Microdollars};
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};

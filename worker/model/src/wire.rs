@@ -36,6 +36,16 @@ pub enum Provider {
     OpenAi,
 }
 
+impl Provider {
+    /// Returns its name in the ledger.
+    pub fn name(self) -> &'static str {
+        match self {
+            Provider::Anthropic => "anthropic",
+            Provider::OpenAi => "openai",
+        }
+    }
+}
+
 /// A protocol for a model call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {

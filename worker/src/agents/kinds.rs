@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use command::CommandConfig;
 use harness::{ConfigError, Echo, EchoConfig, Harness, Scripted, ScriptedConfig};
+use model::GATEWAY_VARIABLES;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -41,9 +42,35 @@ impl HarnessConfig {
         match self {
             HarnessConfig::Echo(EchoConfig {}) => Ok(Arc::new(Echo)),
             HarnessConfig::Scripted(ScriptedConfig {}) => Ok(Arc::new(Scripted)),
-            HarnessConfig::Command(config) => Ok(Arc::new(config.build(workspace_dir)?)),
+            HarnessConfig::Command(config) => Ok(Arc::new(with_taken_keys(config).build(workspace_dir)?)),
         }
     }
+
+    /// Returns the settings that name one of these variables, by `env` or `env_allow`.
+    pub fn naming<'a>(&'a self, variables: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+        let config = match self {
+            HarnessConfig::Command(config) => Some(config),
+            HarnessConfig::Echo(_) | HarnessConfig::Scripted(_) => None,
+        };
+        let is_named = |name: &String| variables.contains(&name.as_str());
+        config.into_iter().flat_map(move |config| {
+            let allowed = config.env_allow.iter().enumerate().filter(move |(_, name)| is_named(name));
+            let fixed = config.env.keys().filter(move |name| is_named(name));
+            let allowed = allowed.map(|(at, _)| format!("env_allow[{at}]"));
+            allowed.chain(fixed.map(|name| format!("env.{name}")))
+        })
+    }
+}
+
+/// Adds the keys of providers that a program is to get. They are no longer in the worker's environment, because they are
+/// secrets of the worker's as well.
+fn with_taken_keys(mut config: CommandConfig) -> CommandConfig {
+    for name in &config.env_allow {
+        if let Some(key) = service::variable(name).filter(|_| GATEWAY_VARIABLES.contains(&name.as_str())) {
+            config.env.entry(name.clone()).or_insert(key);
+        }
+    }
+    config
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use self::Kind::{Conservation, Liveness};
+use super::money::{ACCOUNTS, HOLDS, LIMITS, WINDOWS};
 
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,7 +29,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 30] = [
+pub(super) const CHECKS: [Check; 34] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -58,6 +59,10 @@ pub(super) const CHECKS: [Check; 30] = [
     check(Conservation, "taken_keys", "a job's key finds a job of its tenant", TAKEN_KEYS),
     check(Conservation, "labels", "a label is on a job of its tenant", LABELS),
     check(Conservation, "deliveries", "an end has its delivery to each webhook that wants it", DELIVERIES),
+    check(Conservation, "accounts", "an account equals its calls", ACCOUNTS),
+    check(Conservation, "limits", "no account is above its limit, but for overruns", LIMITS),
+    check(Conservation, "windows", "a call counts in the window in which it was reserved", WINDOWS),
+    check(Conservation, "holds", "a call is held by a worker that is neither dead nor stopped", HOLDS),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
@@ -305,7 +310,10 @@ const GUARDS: &str = "
                    ('harness_api_keys', 'harness_api_keys_scopes_check'),
                    ('harness_webhooks', 'harness_webhooks_pkey'), ('harness_webhooks', 'harness_webhooks_states_check'),
                    ('harness_deliveries', 'harness_deliveries_pkey'),
-                   ('harness_deliveries', 'harness_deliveries_state_check')) wanted(tab, name)
+                   ('harness_deliveries', 'harness_deliveries_state_check'),
+                   ('harness_calls', 'harness_calls_pkey'), ('harness_calls', 'harness_calls_state_check'),
+                   ('harness_calls', 'harness_calls_check'), ('harness_calls', 'harness_calls_check1'),
+                   ('harness_accounts', 'harness_accounts_pkey'), ('harness_budgets', 'harness_budgets_pkey')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
       LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE
@@ -412,7 +420,7 @@ const UNWANTED: &str = "
 
 const PARTITIONS: &str = "
     SELECT tab || '_w' || week, format('the week from %s has no partition', to_timestamp(week * 604800) AT TIME ZONE 'UTC')
-      FROM unnest(ARRAY['harness_results', 'harness_labels']) AS tab, generate_series($7, $8) AS week
+      FROM unnest(ARRAY['harness_results', 'harness_labels', 'harness_calls']) AS tab, generate_series($7, $8) AS week
      WHERE NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                         WHERE i.inhparent = to_regclass(tab) AND NOT i.inhdetachpending
                           AND c.relname = tab || '_w' || week)";

@@ -8,8 +8,10 @@
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
 //! | sessions' rows | `session_id` | claim, conclude, cancel, rescue | only one of them at a time decides about a session |
-//! | jobs' rows | `job_id` | claim, cancel, rescue; checkpoint (`SHARE`), jobs of a deleted queue | the row stays as it was read |
+//! | jobs' rows | `job_id` | claim, cancel, rescue; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
+//! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
+//! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
 //! | keys' rows | `id` | revocation, noted uses | each of them changes once |
@@ -23,7 +25,7 @@
 //!
 //! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,
 //! stuck, vanished), expired keys of jobs, dates from the future, workers whose lease has run out, deliveries that
-//! are due, and running jobs that a batch of requests asks to make room. A single such request does wait, because it
+//! are due, accounts that upkeep folds, and running jobs that a batch of requests asks to make room. A single such request does wait, because it
 //! holds no other lock. A worker whose row is locked by its own claim is alive.
 //!
 //! **A heartbeat waits for no claim**: it changes no key, so it does not conflict with `KEY SHARE`.

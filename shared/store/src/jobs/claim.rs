@@ -12,6 +12,7 @@ use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
 use super::labels::LabelColumns;
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Params, Tx, may_take, query};
+use crate::spend::LEAVE_OLDER_RUNS;
 
 /// A request to run the job of a delivery. The worker does not run the job at present: if the ledger says
 /// that it does, the reply to an earlier claim was lost.
@@ -184,17 +185,19 @@ impl Batched for ClaimRequest {
         let mine: Vec<&JobSpec> = mine.map(|call| &call.spec).collect();
         let columns = Columns::of(mine.iter().copied());
         let Columns { jobs, sessions, agents, users, .. } = &columns;
-        let statements = [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN];
+        let statements =
+            [LOCK_WORKER, CREATE_SESSIONS, LOCK_SESSIONS, CLAIM_FRESH, CLAIM_KNOWN, LEAVE_OLDER_RUNS];
         let labels = LabelColumns::of(mine.iter().copied());
         let tx = Tx::prepare_more(pool, "claim", statements, labels.statement()).await?;
-        let params: [&Params<'_>; 5] = [
+        let params: [&Params<'_>; 6] = [
             &[&worker_id],
             &[sessions, agents, users, jobs],
             &[sessions],
             &columns.params_and(&worker_id),
             &[&worker_id, jobs, sessions],
+            &[jobs],
         ];
-        let [alive, _, _, fresh, known] = tx.run_more(params, &labels.params()).await?;
+        let [alive, _, _, fresh, known, _] = tx.run_more(params, &labels.params()).await?;
 
         let fresh = fresh.iter().map(|row| read_claimed(row, worker));
         let known = known.iter().map(|row| read_claimed_with_message(row, worker));

@@ -1,5 +1,5 @@
-//! Partitions of `harness_results` and `harness_labels`: one of each per week of the job ids' own time, made ahead and
-//! dropped by retention. A week's labels go before its results, so that no label is left without its job.
+//! Partitions of `harness_results`, `harness_labels` and `harness_calls`: one of each per week of the ids' own time, made
+//! ahead and dropped by retention. A week's labels go before its results, so that no label is left without its job.
 //!
 //! A partition holds a week, not a day, because every transaction that looks for a result opens all
 //! partitions. With one per day, that cost more than the rest of the transaction.
@@ -19,6 +19,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::database::{NOW, PARTITIONS_KEY, unix_ms};
+use crate::spend::{OLDEST_CALLS, SUM_UP};
 use crate::{Store, StoreError};
 
 pub(crate) const WEEK_MS: u64 = 7 * 86_400_000;
@@ -33,18 +34,25 @@ pub(crate) fn first_id(week: u64) -> Uuid {
     Uuid::from_u128(u128::from(week * WEEK_MS) << 80)
 }
 
-/// The tables, in the order in which their partitions are dropped.
-const LABELS: &str = "harness_labels";
-const RESULTS: &str = "harness_results";
+/// A table in weekly partitions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Parent(&'static str);
 
-fn partition(table: &str, week: u64) -> String {
-    format!("{table}_w{week}")
+const LABELS: Parent = Parent("harness_labels");
+const RESULTS: Parent = Parent("harness_results");
+const CALLS: Parent = Parent("harness_calls");
+
+impl Parent {
+    fn table(self, week: u64) -> String {
+        format!("{}_w{week}", self.0)
+    }
 }
 
 impl Store {
     /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead.
-    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many
-    /// were made and dropped, or `None` if another process is doing this.
+    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many of
+    /// the results were made and dropped, or `None` if another process is doing this. Those of labels and calls go with
+    /// them; those of calls also stay while a call of this month or one that is held lies in or before them.
     pub async fn maintain_partitions(
         &self,
         retention: Duration,
@@ -55,7 +63,7 @@ impl Store {
     }
 }
 
-/// Whether results and labels have a partition to go to.
+/// Whether results, labels and calls have a partition to go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionsAhead {
     /// Weeks that have no partition although an accepted job id can fall into them now.
@@ -70,10 +78,13 @@ impl Store {
         let fail = |error| StoreError::from_pg("partitions_ahead", error);
         let client = self.pool.get().await?;
         let now_ms = unix_ms(client.query_one(NOW, &[]).await.map_err(fail)?.get(0));
-        let mut present = read(&client, RESULTS).await.map_err(fail)?;
-        let labels = read(&client, LABELS).await.map_err(fail)?;
-        present.retain(|week, standing| labels.get(week) == Some(standing));
-        Ok(ahead(&present, now_ms, retention))
+        let mut least = PartitionsAhead { missing: 0, ahead: Duration::MAX };
+        for parent in [LABELS, RESULTS, CALLS] {
+            let one = ahead(&read(&client, parent).await.map_err(fail)?, now_ms, retention);
+            least.missing = least.missing.max(one.missing);
+            least.ahead = least.ahead.min(one.ahead);
+        }
+        Ok(least)
     }
 }
 
@@ -91,51 +102,67 @@ async fn maintain(
     retention: Duration,
     set_by: SetBy,
 ) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
+    let oldest_call: Option<i64> = client.query_one(OLDEST_CALLS, &[]).await?.get(0);
+    let oldest_call = oldest_call.map_or(u64::MAX, |ms| ms.max(0).unsigned_abs() / WEEK_MS);
+    for (parent, kept_from) in [(CALLS, oldest_call), (LABELS, u64::MAX)] {
+        if maintain_one(client, parent, retention, kept_from, set_by).await?.is_none() {
+            return Ok(None);
+        }
+    }
+    // Where a week's labels could not be removed now, its results stay as well.
+    let oldest_labels = read(client, LABELS).await?.keys().next().copied().unwrap_or(u64::MAX);
+    maintain_one(client, RESULTS, retention, oldest_labels, set_by).await
+}
+
+/// Keeps those from `kept_from` on in any case.
+async fn maintain_one(
+    client: &mut Client,
+    parent: Parent,
+    retention: Duration,
+    kept_from: u64,
+    set_by: SetBy,
+) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
     // By Postgres's clock: a host whose clock is ahead would drop results that are still wanted.
     let now_ms = unix_ms(client.query_one(NOW, &[]).await?.get(0));
     let last = (now_ms + AHEAD_MS) / WEEK_MS;
     let oldest = now_ms.saturating_sub(retention.as_millis() as u64) / WEEK_MS;
-    let (labels, results) = (read(client, LABELS).await?, read(client, RESULTS).await?);
+    let present = read(client, parent).await?;
 
-    let lacks = |present: &BTreeMap<u64, Standing>, week: &u64| {
-        matches!(present.get(week), None | Some(Standing::Apart))
-    };
     let missing: Vec<u64> =
-        (oldest..=last).filter(|week| lacks(&labels, week) || lacks(&results, week)).collect();
+        (oldest..=last).filter(|week| matches!(present.get(week), None | Some(Standing::Apart))).collect();
     for week in &missing {
-        if !make(client, *week).await? {
+        if !make(client, parent, *week).await? {
             return Ok(None);
         }
     }
 
     let live = client.query_opt("SELECT job_id FROM harness_jobs ORDER BY job_id LIMIT 1", &[]).await?;
     let oldest_live = live.map_or(u64::MAX, |row| (row.get::<_, Uuid>(0).as_u128() >> 80) as u64 / WEEK_MS);
-    let kept_from = oldest.min(oldest_live);
-    let mut dropped = 0;
-    for (table, present) in [(LABELS, labels), (RESULTS, results)] {
-        let mut expired: Vec<(u64, Standing)> = present
-            .into_iter()
-            .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
-            .collect();
-        // Postgres removes no other one of a table while a removal is unfinished.
-        expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
-        for (week, standing) in expired {
-            if let Err(cause) = remove(client, table, week, standing, set_by).await {
-                // A long reader is in the way. The space is not needed so badly, least of all by a worker that
-                // starts.
-                let cause: &dyn std::error::Error = &cause;
-                let table = partition(table, week);
-                warn!(cause, table, "an old partition cannot be removed now, trying again later");
-                return Ok(Some((missing.len(), dropped)));
-            }
-            dropped += usize::from(table == RESULTS);
+    let kept_from = kept_from.min(oldest).min(oldest_live);
+    let mut expired: Vec<(u64, Standing)> = present
+        .into_iter()
+        .filter(|(week, standing)| *week < kept_from || *standing == Standing::Leaving)
+        .collect();
+    // Postgres removes no other one while a removal is unfinished.
+    expired.sort_by_key(|(_, standing)| *standing != Standing::Leaving);
+    for (dropped, (week, standing)) in expired.iter().enumerate() {
+        if let Err(cause) = remove(client, parent, *week, *standing, set_by).await {
+            // A long reader is in the way. The space is not needed so badly, least of all by a worker that
+            // starts.
+            let cause: &dyn std::error::Error = &cause;
+            warn!(
+                cause,
+                table = parent.table(*week),
+                "an old partition cannot be removed now, trying again later"
+            );
+            return Ok(Some((missing.len(), dropped)));
         }
     }
-    Ok(Some((missing.len(), dropped)))
+    Ok(Some((missing.len(), expired.len())))
 }
 
-/// How a partition relates to its table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a partition's table relates to its parent.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// A part of it.
     Attached,
@@ -145,7 +172,7 @@ enum Standing {
     Apart,
 }
 
-async fn read(client: &Client, table: &str) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
+async fn read(client: &Client, parent: Parent) -> Result<BTreeMap<u64, Standing>, tokio_postgres::Error> {
     let rows = client
         .query(
             "SELECT substring(c.relname FROM '\\d+$')::bigint, i.inhdetachpending
@@ -153,7 +180,7 @@ async fn read(client: &Client, table: &str) -> Result<BTreeMap<u64, Standing>, t
                LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = p.oid
               WHERE p.oid = to_regclass($1)
                 AND c.relkind = 'r' AND c.relname ~ ('^' || $1 || '_w\\d+$')",
-            &[&table],
+            &[&parent.0],
         )
         .await?;
     let standing = |row: &Row| match row.get(1) {
@@ -164,10 +191,10 @@ async fn read(client: &Client, table: &str) -> Result<BTreeMap<u64, Standing>, t
     Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
 }
 
-/// Makes a week's partitions, unless they exist by now. Returns whether that was possible: not while another process
+/// Makes a partition, unless it exists by now. Returns whether that was possible: not while another process
 /// makes one.
-async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Error> {
-    let (from, to) = (first_id(week), first_id(week + 1));
+async fn make(client: &mut Client, parent: Parent, week: u64) -> Result<bool, tokio_postgres::Error> {
+    let (table, from, to) = (parent.table(week), first_id(week), first_id(week + 1));
     let transaction =
         client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
@@ -176,17 +203,15 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
         return Ok(false);
     }
     let attached = "SELECT EXISTS (SELECT FROM pg_inherits
-                     WHERE inhparent = to_regclass($1) AND inhrelid = to_regclass($2))";
-    for table in [LABELS, RESULTS] {
-        let partition = partition(table, week);
-        if !transaction.query_one(attached, &[&table, &partition]).await?.get::<_, bool>(0) {
-            transaction
-                .batch_execute(&format!(
-                    "CREATE TABLE IF NOT EXISTS {partition} (LIKE {table} INCLUDING ALL);
-                     ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ('{from}') TO ('{to}')"
-                ))
-                .await?;
-        }
+                     WHERE inhparent = to_regclass($2) AND inhrelid = to_regclass($1))";
+    let Parent(parent) = parent;
+    if !transaction.query_one(attached, &[&table, &parent]).await?.get::<_, bool>(0) {
+        transaction
+            .batch_execute(&format!(
+                "CREATE TABLE IF NOT EXISTS {table} (LIKE {parent} INCLUDING ALL);
+                 ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
+            ))
+            .await?;
     }
     transaction.commit().await?;
     Ok(true)
@@ -194,36 +219,47 @@ async fn make(client: &mut Client, week: u64) -> Result<bool, tokio_postgres::Er
 
 async fn remove(
     client: &mut Client,
-    table: &str,
+    parent: Parent,
     week: u64,
     standing: Standing,
     set_by: SetBy,
 ) -> Result<(), tokio_postgres::Error> {
-    let partition = partition(table, week);
-    let detaching = |how| format!("ALTER TABLE {table} DETACH PARTITION {partition} {how}");
+    let table = parent.table(week);
     match standing {
-        Standing::Attached => detach(client, &detaching("CONCURRENTLY"), set_by).await?,
-        Standing::Leaving => detach(client, &detaching("FINALIZE"), set_by).await?,
+        Standing::Attached => detach(client, parent, &table, "CONCURRENTLY", set_by).await?,
+        Standing::Leaving => detach(client, parent, &table, "FINALIZE", set_by).await?,
         Standing::Apart => {}
     }
     let transaction = client.transaction().await?;
-    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '3s'; DROP TABLE {partition}")).await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '3s'").await?;
+    if parent == CALLS {
+        let [insert, add] = SUM_UP;
+        transaction.batch_execute(&format!("{insert}{table}{add}")).await?;
+    }
+    transaction.batch_execute(&format!("DROP TABLE {table}")).await?;
     transaction.commit().await
 }
 
 /// Detaches a partition, outside of a transaction block, because CONCURRENTLY makes transactions of its own:
 /// one to announce and one to remove. If two processes do this at once, one of them fails and finds it done
 /// the next time.
-async fn detach(client: &Client, statement: &str, set_by: SetBy) -> Result<(), tokio_postgres::Error> {
+async fn detach(
+    client: &Client,
+    parent: Parent,
+    table: &str,
+    how: &str,
+    set_by: SetBy,
+) -> Result<(), tokio_postgres::Error> {
+    let statement = format!("ALTER TABLE {} DETACH PARTITION {table} {how}", parent.0);
     if set_by == SetBy::Role {
         // Where a pooler shares sessions, a setting would apply to others as well. There, `statement_timeout`
         // is the bound.
-        return client.batch_execute(statement).await;
+        return client.batch_execute(&statement).await;
     }
     // The address may have set one.
     let before: String = client.query_one("SHOW lock_timeout", &[]).await?.get(0);
     client.batch_execute("SET lock_timeout = '3s'").await?;
-    let detached = client.batch_execute(statement).await;
+    let detached = client.batch_execute(&statement).await;
     client.batch_execute(&format!("SET lock_timeout = '{before}'")).await?;
     detached
 }

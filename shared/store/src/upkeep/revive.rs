@@ -6,7 +6,8 @@
 
 use uuid::Uuid;
 
-use crate::database::{LOCK_WORKERS_AND_JOBS, Tx, query};
+use crate::database::{LOCK_WORKERS_AND_JOBS, Tx, query, rfc3339};
+use crate::spend::LEAVE_ALL;
 use crate::{Store, StoreError};
 
 /// A worker that the ledger believes to be alive.
@@ -21,12 +22,17 @@ pub struct FreshLease {
 }
 
 /// What was revived.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revived {
     /// Workers that were signed off.
     pub workers: u64,
     /// Jobs that are due again.
     pub jobs: u64,
+    /// Calls of models that were under way, and count in full now.
+    pub calls: u64,
+    /// When the last call that the ledger knows was reserved, if it knows any: RFC 3339, UTC. What was spent between
+    /// then and the restore is missing.
+    pub last_call: Option<String>,
 }
 
 const FRESH: &str = "
@@ -54,6 +60,11 @@ const MAKE_DUE: &str = "
 const SIGN_OFF: &str = "
     UPDATE harness_workers SET state = 'stopped', ended_at = now() WHERE state IN ('alive', 'draining') RETURNING worker_id";
 
+/// The numbers of transactions begin anew on another server.
+const READ_ALL_MOVES: &str = "UPDATE harness_accounts SET folded_tx = '0' WHERE folded_tx <> '0'";
+
+const LAST_CALL: &str = concat!("SELECT ", rfc3339!("max(reserved_at)"), " FROM harness_calls");
+
 const LOG: &str = "INSERT INTO harness_audit_log (actor, act) VALUES ($1, 'revived')";
 
 impl Store {
@@ -72,9 +83,24 @@ impl Store {
     /// Makes a restored ledger ready. Call this only when no worker is alive ([`Store::fresh_leases`]): a
     /// live one would lose its jobs.
     pub async fn revive(&self, actor: &str) -> Result<Revived, StoreError> {
-        let sql = [LOCK_WORKERS_AND_JOBS, SKIP_EPOCHS, MAKE_DUE, SIGN_OFF, LOG];
+        let sql = [
+            LOCK_WORKERS_AND_JOBS,
+            SKIP_EPOCHS,
+            MAKE_DUE,
+            SIGN_OFF,
+            LEAVE_ALL,
+            READ_ALL_MOVES,
+            LAST_CALL,
+            LOG,
+        ];
         let tx = Tx::prepare(&self.pool, "revive", sql).await?;
-        let [_, _, jobs, workers, _] = tx.run([&[], &[], &[], &[], &[&actor]]).await?;
-        Ok(Revived { workers: workers.len() as u64, jobs: jobs.len() as u64 })
+        let [_, _, jobs, workers, calls, _, last_call, _] =
+            tx.run([&[], &[], &[], &[], &[], &[], &[], &[&actor]]).await?;
+        Ok(Revived {
+            workers: workers.len() as u64,
+            jobs: jobs.len() as u64,
+            calls: calls.len() as u64,
+            last_call: last_call.first().and_then(|row| row.get(0)),
+        })
     }
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within};
 use crate::jobs::read_claim;
+use crate::spend::LEAVE_WORKERS;
 use crate::{Claim, Clock, Store, StoreError, Throughput};
 
 /// What a worker says about itself when it starts.
@@ -146,7 +147,9 @@ impl Store {
     /// runs out and they are rescued.
     pub async fn mark_stopped(&self, worker: WorkerId) -> Result<(), StoreError> {
         let id = Uuid::from(worker);
-        Tx::prepare(&self.pool, "mark_stopped", [LOCK_OUT_WORKER, STOP]).await?.run([&[&id], &[&id]]).await?;
+        let sql = [LOCK_OUT_WORKER, STOP, LEAVE_WORKERS];
+        let tx = Tx::prepare(&self.pool, "mark_stopped", sql).await?;
+        tx.run([&[&id], &[&id], &[&[id].as_slice()]]).await?;
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::database::{LOCK_SESSIONS, Params, Tx, millis, query, read_change, read_job_id};
 use crate::jobs::heads;
+use crate::spend::{LEAVE_OLDER_RUNS_OF, LEAVE_WORKERS};
 use crate::{Clock, Store, StoreError};
 
 /// Skips a worker whose row is locked by its own claim, because it is alive. `$2` is what Postgres's clock
@@ -134,7 +135,8 @@ impl Store {
         let all = (lost.len() as i64) < SESSIONS;
         let (taken, left) = self.take_sessions("rescue", &lost, TAKE_LOST, &[&all], &[&false]).await?;
         if all && left.is_none() {
-            query(&self.pool, "rescued", RESCUED, &[&dead_workers]).await?;
+            let tx = Tx::prepare(&self.pool, "rescued", [LEAVE_WORKERS, RESCUED]).await?;
+            tx.run([&[&dead_workers], &[&dead_workers]]).await?;
         }
         // The next call looks for those that are left.
         left.filter(|_| taken.is_empty()).map_or(Ok(taken), Err)
@@ -195,9 +197,9 @@ impl Store {
         if sessions.is_empty() {
             return Ok(Vec::new());
         }
-        let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take]).await?;
+        let tx = Tx::prepare(&self.pool, name, [LOCK_SESSIONS, take, LEAVE_OLDER_RUNS_OF]).await?;
         let params = [&[&sessions as &(dyn ToSql + Sync)], more].concat();
-        let [_, taken] = tx.run([&[&sessions], &params]).await?;
+        let [_, taken, _] = tx.run([&[&sessions], &params, &[&sessions]]).await?;
         self.changes.note(|| taken.iter().map(|row| read_change(row, JobState::Scheduled)));
         Ok(taken.iter().map(|row| read_job_id(row, 0)).collect())
     }

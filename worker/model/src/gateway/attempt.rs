@@ -18,6 +18,16 @@ use crate::money::Microdollars;
 use crate::usage::Outcome;
 use crate::wire::{Counted, HostedCaps, Provider};
 
+/// The variables that lead an unchanged SDK to the gateway.
+pub const GATEWAY_VARIABLES: [&str; 6] = [
+    "ANTHROPIC_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENAI_API_KEY",
+    "HARNESS_GATEWAY_URL",
+    "HARNESS_GATEWAY_TOKEN",
+];
+
 /// What an attempt may do.
 pub struct Attempt {
     /// Its accounts.
@@ -82,16 +92,17 @@ impl Opened {
         Opened { addr, token, shared, close }
     }
 
-    /// Returns the variables that lead an unchanged SDK here.
+    /// Returns [`GATEWAY_VARIABLES`] with their values.
     pub fn environment(&self) -> [(&'static str, String); 6] {
-        let (root, token) = (format!("http://{}", self.addr), self.token.expose_secret());
+        let (root, token) = (format!("http://{}", self.addr), self.token.expose_secret().to_owned());
+        let [anthropic, anthropic_key, openai, openai_key, gateway, gateway_token] = GATEWAY_VARIABLES;
         [
-            ("ANTHROPIC_BASE_URL", root.clone()),
-            ("ANTHROPIC_API_KEY", token.to_owned()),
-            ("OPENAI_BASE_URL", format!("{root}/v1")),
-            ("OPENAI_API_KEY", token.to_owned()),
-            ("HARNESS_GATEWAY_URL", root),
-            ("HARNESS_GATEWAY_TOKEN", token.to_owned()),
+            (anthropic, root.clone()),
+            (anthropic_key, token.clone()),
+            (openai, format!("{root}/v1")),
+            (openai_key, token.clone()),
+            (gateway, root),
+            (gateway_token, token),
         ]
     }
 

@@ -1,0 +1,72 @@
+//! The rules of money, as the rules of jobs are in `checks`.
+
+use crate::spend::keys_of_call;
+
+/// Accounts with the moves that are not folded, and whether all their calls are still there. Retention keeps those of
+/// this month. An account that was opened for calls from before may have lost some of them; it has no bound.
+macro_rules! accounts {
+    () => {
+        concat!(
+            "SELECT a.key, a.spent_microusd + m.spent AS spent, a.held_microusd + m.held AS held,
+                    a.overrun_microusd + m.overrun AS overrun, greatest(a.bound_microusd, m.bound) AS bound,
+                    split_part(a.key, ':', 3) = '' AND a.counts_from >= month.starts
+                       AND greatest(a.bound_microusd, m.bound) < 9223372036854775807
+                    OR split_part(a.key, ':', 3) >= to_char(month.starts AT TIME ZONE zone, 'YYYY-MM') AS is_whole
+               FROM (SELECT *, ",
+            $crate::spend::unfolded_from!(),
+            " AS unfolded_from FROM harness_accounts) a
+              CROSS JOIN LATERAL (
+                    SELECT coalesce(sum(spent_microusd), 0) AS spent, coalesce(sum(held_microusd), 0) AS held,
+                           coalesce(sum(overrun_microusd), 0) AS overrun, coalesce(max(bound_microusd), 0) AS bound
+                      FROM harness_account_moves m WHERE m.key = a.key AND m.tx >= a.unfolded_from) m
+              CROSS JOIN (SELECT zone, date_trunc('month', now() AT TIME ZONE zone) AT TIME ZONE zone AS starts
+                            FROM harness_spend_zone) month"
+        )
+    };
+}
+
+/// Calls without an account are a finding, too. So is a move that no reader finds.
+pub(super) const ACCOUNTS: &str = concat!(
+    "SELECT coalesce(a.key, c.key), format('%s spent and %s held, its calls: %s and %s',
+                                          a.spent, a.held, coalesce(c.spent, 0), coalesce(c.held, 0))
+       FROM (",
+    accounts!(),
+    ") a
+       FULL JOIN (SELECT k.key, sum(c.cost_microusd) AS spent,
+                         sum(CASE c.state WHEN 'held' THEN c.reserved_microusd ELSE 0 END) AS held,
+                         max(c.reserved_at) AS newest
+                    FROM harness_calls c ",
+    keys_of_call!(),
+    " GROUP BY k.key) c ON c.key = a.key
+      WHERE (a.key IS NULL AND c.newest >= now() - interval '28 days')
+         OR (a.is_whole AND (a.spent, a.held) IS DISTINCT FROM (coalesce(c.spent, 0), coalesce(c.held, 0)))"
+);
+
+/// The greatest limit under which a call was granted in the window: a limit that was lowered is no finding.
+pub(super) const LIMITS: &str = concat!(
+    "SELECT key, format('%s spent and %s held under a limit of %s, with overruns of %s', spent, held, bound, overrun)
+       FROM (",
+    accounts!(),
+    ") a WHERE bound > 0 AND bound < 9223372036854775807 AND spent + held > bound + overrun"
+);
+
+/// Postgres's clock may have been set, or a transaction begun before midnight. So it is only the day that is
+/// compared.
+pub(super) const WINDOWS: &str = "
+    SELECT call_id::text, format('job %s: it counts for %s and was reserved at %s', job_id, day, reserved_at)
+      FROM harness_calls, harness_spend_zone
+     WHERE call_id >= $1 AND day <> (reserved_at AT TIME ZONE zone)::date";
+
+/// A run may have ended whose call is still read to its end. Only the death of its worker ends that.
+pub(super) const HOLDS: &str = "
+    SELECT c.call_id::text, format('job %s: held under epoch %s by worker %s, which is %s',
+                                   c.job_id, c.epoch, c.worker_id, coalesce(w.state, 'unknown'))
+      FROM harness_calls c LEFT JOIN harness_workers w ON w.worker_id = c.worker_id
+     WHERE c.state = 'held'
+       AND (w.worker_id IS NULL
+            OR (w.state = 'stopped' OR w.rescued_at IS NOT NULL)
+               AND w.ended_at < now() - $5 * interval '1 millisecond')
+    UNION ALL
+    SELECT c.call_id::text, format('job %s: held under epoch %s, and its run has epoch %s', c.job_id, c.epoch, j.epoch)
+      FROM harness_calls c JOIN harness_jobs j ON j.job_id = c.job_id
+     WHERE c.state = 'held' AND j.epoch <> c.epoch";

@@ -1,0 +1,37 @@
+//! Money: what model calls cost, what they may still cost, and the limits on both.
+//!
+//! Before a call is sent, the most that it can cost is held ([`Store::reserve`]); afterwards it is settled
+//! ([`Store::settle`]). In every state, for every limit and window:
+//!
+//! > what the provider bills ≤ spent + held ≤ limit
+//!
+//! # Rules
+//! * **A hold has no timer.** It ends by its settlement, or becomes `unknown`, which is spent in full: when a newer
+//!   run of its job is claimed, when its worker is found dead or stops, when a backup is restored.
+//! * **Money is a fact.** A call may be settled after its lease is lost, and after it became `unknown`; once. A
+//!   settlement of a call that is not there is kept, and the reservation that arrives after it is refused.
+//! * **Lock first, decide second.** A reservation locks its job's row, so that no newer run begins meanwhile, and then
+//!   the accounts that carry a limit, in the order of their keys. It decides in a later statement.
+//! * **Only what is spent stops a job.** What others hold makes it wait.
+//! * **An account is locked, not rewritten, by each call**: moves are appended, and folded now and then.
+
+mod account;
+mod call;
+mod reserve;
+mod settle;
+mod unsettled;
+mod answers;
+mod budgets;
+mod report;
+mod upkeep;
+
+pub use account::{Limit, Period, Scope};
+pub(crate) use account::{keys_of_call, unfolded_from};
+pub use answers::StoredAnswer;
+pub use budgets::{AccountView, Budget};
+pub use call::{CallTokens, NewCall};
+pub use report::{SpendBy, SpendRow, UnknownCall};
+pub use reserve::Reserved;
+pub use settle::{CallOutcome, Settled, SettledCall};
+pub(crate) use unsettled::{LEAVE_ALL, LEAVE_OLDER_RUNS, LEAVE_OLDER_RUNS_OF, LEAVE_WORKERS};
+pub(crate) use upkeep::{OLDEST_CALLS, SUM_UP};

@@ -1,0 +1,119 @@
+//! Answers that were paid, for a later attempt that asks the same.
+//!
+//! A checkpoint covers an answer when the run had been given the answer before it wrote the checkpoint. What the
+//! ledger knows is how many checkpoints the run had written when the answer was settled, which is before the run gets
+//! its end. So an answer is covered by any later checkpoint of its run, and by any checkpoint of a newer run.
+
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::settle::SettledCall;
+use crate::database::query;
+use crate::jobs::Claim;
+use crate::{Store, StoreError};
+
+/// A whole answer, as the run got it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredAnswer {
+    /// Its `Content-Type`.
+    pub content_type: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+    /// How many checkpoints the run had written when it was settled.
+    pub after_checkpoints: u32,
+}
+
+/// Stores the answers of live jobs. One that a stale run settles late does not replace that of a newer run.
+pub(super) const STORE: &str = "
+    INSERT INTO harness_call_answers
+           (job_id, request_hash, request_nth, session_id, epoch, after_checkpoints, call_id, content_type, body)
+    SELECT t.* FROM unnest($1::uuid[], $2::bytea[], $3::int[], $4::text[], $5::bigint[], $6::int[], $7::uuid[],
+                           $8::text[], $9::bytea[])
+           AS t(job_id, request_hash, request_nth, session_id, epoch, after_checkpoints, call_id, content_type, body)
+     WHERE EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = t.job_id)
+     ORDER BY t.job_id, t.request_hash, t.request_nth
+    ON CONFLICT (job_id, request_hash, request_nth) DO UPDATE
+       SET epoch = excluded.epoch, after_checkpoints = excluded.after_checkpoints, call_id = excluded.call_id,
+           content_type = excluded.content_type, body = excluded.body, stored_at = excluded.stored_at
+     WHERE harness_call_answers.epoch <= excluded.epoch";
+
+const READ: &str = "
+    SELECT content_type, body, after_checkpoints FROM harness_call_answers a
+     WHERE job_id = $1 AND request_hash = $2 AND request_nth = $3
+       AND NOT EXISTS (SELECT FROM harness_checkpoints c
+                        WHERE c.session_id = a.session_id AND c.job_id = a.job_id AND c.epoch >= a.epoch
+                          AND (c.epoch > a.epoch OR c.ordinal >= a.after_checkpoints))";
+
+/// The answers of a batch, as [`STORE`] takes them.
+pub(super) struct Answers<'a> {
+    jobs: Vec<Uuid>,
+    hashes: Vec<&'a [u8]>,
+    nths: Vec<i32>,
+    sessions: Vec<&'a str>,
+    epochs: Vec<i64>,
+    after: Vec<i32>,
+    calls: Vec<Uuid>,
+    content_types: Vec<&'a str>,
+    bodies: Vec<&'a [u8]>,
+}
+
+impl<'a> Answers<'a> {
+    /// Takes the last one where two answer the same request: one statement changes a row only once.
+    pub fn of(batch: &'a [SettledCall]) -> Answers<'a> {
+        let mut answers = std::collections::BTreeMap::new();
+        for settled in batch {
+            if let Some(answer) = &settled.answer {
+                let call = &settled.call;
+                let job = Uuid::from(call.claim.job_id());
+                answers.insert((job, call.request_hash, call.request_nth), (call, answer));
+            }
+        }
+        let all = || answers.values();
+        let int = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        Answers {
+            jobs: all().map(|(call, _)| call.claim.job_id().into()).collect(),
+            hashes: all().map(|(call, _)| call.request_hash.as_slice()).collect(),
+            nths: all().map(|(call, _)| int(call.request_nth)).collect(),
+            sessions: all().map(|(call, _)| call.claim.session_key()).collect(),
+            epochs: all().map(|(call, _)| call.claim.epoch()).collect(),
+            after: all().map(|(_, answer)| int(answer.after_checkpoints)).collect(),
+            calls: all().map(|(call, _)| call.call_id).collect(),
+            content_types: all().map(|(_, answer)| answer.content_type.as_str()).collect(),
+            bodies: all().map(|(_, answer)| answer.body.as_slice()).collect(),
+        }
+    }
+
+    pub fn params(&self) -> [&(dyn ToSql + Sync); 9] {
+        [
+            &self.jobs,
+            &self.hashes,
+            &self.nths,
+            &self.sessions,
+            &self.epochs,
+            &self.after,
+            &self.calls,
+            &self.content_types,
+            &self.bodies,
+        ]
+    }
+}
+
+impl Store {
+    /// Returns the answer that the job got when a run sent this request for the n-th time, unless a checkpoint covers
+    /// it. What the run has written before must be durable.
+    pub async fn stored_answer(
+        &self,
+        claim: &Claim,
+        request_hash: &[u8; 32],
+        request_nth: u32,
+    ) -> Result<Option<StoredAnswer>, StoreError> {
+        let (job, hash) = (Uuid::from(claim.job_id()), request_hash.as_slice());
+        let nth = i32::try_from(request_nth).unwrap_or(i32::MAX);
+        let rows = query(&self.pool, "stored_answer", READ, &[&job, &hash, &nth]).await?;
+        Ok(rows.first().map(|row| StoredAnswer {
+            content_type: row.get(0),
+            body: row.get(1),
+            after_checkpoints: row.get::<_, i32>(2).unsigned_abs(),
+        }))
+    }
+}

@@ -1,0 +1,276 @@
+//! Settle: records what became of a call. It asks for no lease, because what a call has cost is a fact.
+
+use std::collections::{BTreeMap, HashSet};
+
+use deadpool_postgres::Pool;
+use job::{Change, Usd};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::account::{keys_of_call, micros};
+use super::answers::{Answers, STORE, StoredAnswer};
+use super::call::{CallTokens, Columns, NewCall, call_columns, call_values};
+use super::reserve::Reserved;
+use crate::database::{Batched, Params, Tx};
+use crate::{Store, StoreError};
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// The provider has reported what it used.
+    Settled {
+        /// What it costs.
+        cost: Usd,
+        /// The tokens.
+        tokens: CallTokens,
+        /// The model that answered.
+        answered_by: String,
+    },
+    /// Nothing is billed: it was never sent, or refused before any work.
+    Free,
+    /// It was sent, and what it costs is not known. The reservation counts in full.
+    Unknown {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// The end of a call.
+#[derive(Clone, Debug)]
+pub struct SettledCall {
+    /// The call, as it was reserved.
+    pub call: NewCall,
+    /// What became of it.
+    pub outcome: CallOutcome,
+    /// The id by which the provider finds it.
+    pub provider_request_id: Option<String>,
+    /// Its answer, for later attempts at the job; only if it was whole.
+    pub answer: Option<StoredAnswer>,
+}
+
+/// The answer to a settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is recorded now. It cost this much more than its reservation.
+    Now {
+        /// Zero, unless the bound was wrong.
+        overrun: Usd,
+    },
+    /// It was recorded before, and nothing has changed.
+    Before,
+}
+
+impl CallOutcome {
+    fn state(&self) -> &'static str {
+        match self {
+            CallOutcome::Settled { .. } => "settled",
+            CallOutcome::Free => "free",
+            CallOutcome::Unknown { .. } => "unknown",
+        }
+    }
+}
+
+/// Inserts the calls that are not there: their reservation was refused, or has not arrived, and then it finds them
+/// settled. They are held within this transaction only.
+const INSERT_MISSING: &str = concat!(
+    "WITH inserted AS (
+        INSERT INTO harness_calls (",
+    call_columns!(),
+    ", on_session, on_job)
+        SELECT ",
+    call_values!(),
+    ", false, false
+          FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+                      $8::text[], $9::text[], $10::bigint[], $11::bytea[], $12::int[])
+               AS a(call_id, job_id, epoch, worker_id, session_id, agent_id, user_id, provider, model, reserved,
+                    request_hash, request_nth)
+         ORDER BY a.call_id
+        ON CONFLICT DO NOTHING RETURNING *
+    )
+    INSERT INTO harness_account_moves (key, held_microusd)
+    SELECT k.key, sum(c.reserved_microusd) FROM inserted c ",
+    keys_of_call!(),
+    " GROUP BY k.key"
+);
+
+/// Settles calls, once. What became `unknown` because its run was lost may still be settled: whoever made the call
+/// knows.
+const SETTLE: &str = concat!(
+    "WITH incoming AS MATERIALIZED (
+        SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
+                             $8::bigint[], $9::text[], $10::text[])
+            AS t(call_id, state, cost, answered_by, input, cache_read, cache_write, output, request_id, reason)
+    ), locked AS MATERIALIZED (
+        SELECT call_id, state AS before, cost_microusd AS spent, reserved_microusd AS reserved FROM harness_calls
+         WHERE call_id = ANY($1) AND state = ANY($11) ORDER BY call_id FOR UPDATE
+    ), c AS (
+        UPDATE harness_calls c
+           SET state = i.state, settled_at = now(), answered_by = i.answered_by,
+               cost_microusd = CASE i.state WHEN 'settled' THEN i.cost
+                                            WHEN 'unknown' THEN c.reserved_microusd ELSE 0 END,
+               overrun_microusd = CASE i.state WHEN 'settled' THEN greatest(i.cost - c.reserved_microusd, 0) ELSE 0 END,
+               input_tokens = i.input, cache_read_tokens = i.cache_read, cache_write_tokens = i.cache_write,
+               output_tokens = i.output, provider_request_id = coalesce(i.request_id, c.provider_request_id),
+               reason = i.reason
+          FROM incoming i JOIN locked l ON l.call_id = i.call_id
+         WHERE c.call_id = ANY(ARRAY(SELECT call_id FROM locked)) AND c.call_id = i.call_id
+           AND (l.before = 'held' OR i.state <> 'unknown')
+        RETURNING c.*, l.before, l.spent, l.reserved
+    ), moved AS (
+        INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd)
+        SELECT k.key, sum(c.cost_microusd - c.spent), -sum(CASE c.before WHEN 'held' THEN c.reserved ELSE 0 END),
+               sum(c.overrun_microusd)
+          FROM c ",
+    keys_of_call!(),
+    " GROUP BY k.key
+    )
+    SELECT call_id, overrun_microusd FROM c"
+);
+
+/// The states from which the one who made a call settles it.
+const OPEN: [&str; 2] = ["held", "unknown"];
+
+/// As [`INSERT_MISSING`] and [`SETTLE`] take them.
+struct Outcomes<'a> {
+    calls: Vec<Uuid>,
+    states: Vec<&'static str>,
+    costs: Vec<i64>,
+    answered_by: Vec<Option<&'a str>>,
+    tokens: [Vec<i64>; 4],
+    request_ids: Vec<Option<&'a str>>,
+    reasons: Vec<Option<&'a str>>,
+}
+
+impl<'a> Outcomes<'a> {
+    fn of(batch: &[(Uuid, &'a CallOutcome, Option<&'a str>)]) -> Outcomes<'a> {
+        let settled = |outcome: &'a CallOutcome| match outcome {
+            CallOutcome::Settled { cost, tokens, answered_by } => {
+                Some((*cost, *tokens, answered_by.as_str()))
+            }
+            CallOutcome::Free | CallOutcome::Unknown { .. } => None,
+        };
+        let tokens = |of: fn(CallTokens) -> u64| {
+            let count = |(_, outcome, _): &(Uuid, &'a CallOutcome, Option<&'a str>)| {
+                settled(outcome).map_or(0, |(_, tokens, _)| i64::try_from(of(tokens)).unwrap_or(i64::MAX))
+            };
+            batch.iter().map(count).collect()
+        };
+        Outcomes {
+            calls: batch.iter().map(|it| it.0).collect(),
+            states: batch.iter().map(|it| it.1.state()).collect(),
+            costs: batch.iter().map(|it| settled(it.1).map_or(0, |(cost, ..)| micros(cost))).collect(),
+            answered_by: batch.iter().map(|it| settled(it.1).map(|(_, _, model)| model)).collect(),
+            tokens: [
+                tokens(|it| it.input),
+                tokens(|it| it.cache_read),
+                tokens(|it| it.cache_write),
+                tokens(|it| it.output),
+            ],
+            request_ids: batch.iter().map(|it| it.2).collect(),
+            reasons: batch
+                .iter()
+                .map(|it| match it.1 {
+                    CallOutcome::Unknown { reason } => Some(reason.as_str()),
+                    CallOutcome::Settled { .. } | CallOutcome::Free => None,
+                })
+                .collect(),
+        }
+    }
+
+    fn params<'b>(&'b self, from: &'b &'b [&'static str]) -> [&'b (dyn ToSql + Sync); 11] {
+        let [input, cache_read, cache_write, output] = &self.tokens;
+        [
+            &self.calls,
+            &self.states,
+            &self.costs,
+            &self.answered_by,
+            input,
+            cache_read,
+            cache_write,
+            output,
+            &self.request_ids,
+            &self.reasons,
+            from,
+        ]
+    }
+}
+
+impl Batched for SettledCall {
+    type Answer = Settled;
+    const MAX_ROWS: usize = 64;
+
+    fn bytes(&self) -> usize {
+        self.answer.as_ref().map_or(0, |answer| answer.body.len()) + 700
+    }
+
+    fn key(&self) -> u128 {
+        self.call.call_id.as_u128()
+    }
+
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Settled>, StoreError> {
+        let columns = Columns::of(batch.iter().map(|settled| &settled.call));
+        let outcomes: Vec<_> = batch
+            .iter()
+            .map(|it| (it.call.call_id, &it.outcome, it.provider_request_id.as_deref()))
+            .collect();
+        let outcomes = Outcomes::of(&outcomes);
+        let answers = Answers::of(batch);
+        let tx = Tx::prepare(pool, "settle", [INSERT_MISSING, SETTLE, STORE]).await?;
+        let [_, settled, _] =
+            tx.run([&columns.params(), &outcomes.params(&OPEN.as_slice()), &answers.params()]).await?;
+        let settled: BTreeMap<Uuid, Usd> = settled.iter().map(read_settled).collect();
+        let answer = |it: &SettledCall| {
+            settled
+                .get(&it.call.call_id)
+                .map_or(Settled::Before, |overrun| Settled::Now { overrun: *overrun })
+        };
+        Ok(batch.iter().map(answer).collect())
+    }
+
+    fn changed(&self, _: &Settled, _: &mut Vec<Change>) {}
+}
+
+fn read_settled(row: &Row) -> (Uuid, Usd) {
+    (row.get(0), Usd::from_micros(row.get::<_, i64>(1).max(0).unsigned_abs()))
+}
+
+const LOG: &str = "
+    INSERT INTO harness_audit_log (actor, act, detail)
+    SELECT $1, 'call_settled', jsonb_build_object('call', $2::uuid::text, 'cost_microusd', $3::bigint)
+     WHERE EXISTS (SELECT FROM harness_calls
+                    WHERE call_id = $2 AND state IN ('settled', 'free') AND settled_at = now())";
+
+impl Store {
+    /// Holds the most that a call can cost, together with those that are asked for meanwhile. Safe to repeat after a
+    /// lost reply.
+    pub async fn reserve(&self, call: NewCall) -> Result<Reserved, StoreError> {
+        self.reservations.call(call).await
+    }
+
+    /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost
+    /// reply.
+    pub async fn settle(&self, settled: SettledCall) -> Result<Settled, StoreError> {
+        self.settlements.call(settled).await
+    }
+
+    /// Settles a call whose cost is not known, after somebody has looked at the provider's record. Returns whether
+    /// there was such a call.
+    pub async fn settle_unknown(&self, call_id: Uuid, cost: Usd, actor: &str) -> Result<bool, StoreError> {
+        let outcome = match cost {
+            Usd::ZERO => CallOutcome::Free,
+            cost => CallOutcome::Settled { cost, tokens: CallTokens::default(), answered_by: String::new() },
+        };
+        let outcomes = [(call_id, &outcome, None)];
+        let outcomes = Outcomes::of(&outcomes);
+        let cost = micros(cost);
+        let from = ["unknown"];
+        let from = from.as_slice();
+        let params = outcomes.params(&from);
+        let log: [&(dyn ToSql + Sync); 3] = [&actor, &call_id, &cost];
+        let tx = Tx::prepare(&self.pool, "settle_unknown", [SETTLE, LOG]).await?;
+        let [settled, _] = tx.run([&params as &Params<'_>, &log]).await?;
+        let settled: HashSet<Uuid> = settled.iter().map(|row| row.get(0)).collect();
+        Ok(settled.contains(&call_id))
+    }
+}

@@ -1,0 +1,127 @@
+//! How fast calls are reserved and settled against one limit of the whole fleet, which every one of them meets.
+//!
+//! `ops/dev/services run -- cargo run -p tests --bin reserve [SECONDS]`, on a Postgres of its own. First as fast as it
+//! goes, reservations alone; then 400 calls a second, each reserved and settled, with and without a snapshot that is
+//! held meanwhile, as a backup holds one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use job::Usd;
+use serde_json::json;
+use sqlx::Connection;
+use store::{
+    CallOutcome, CallTokens, Claimed, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
+};
+use tests::{Database, Runner, claimed, job};
+use tokio::time::interval;
+use uuid::Uuid;
+
+/// Runs that call at the same time.
+const RUNS: usize = 256;
+const CALLS_PER_S: u64 = 400;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let seconds = std::env::args().nth(1).map_or(Ok(5), |text| text.parse()).context("SECONDS")?;
+    let for_ = Duration::from_secs(seconds);
+    let database = Database::new().await;
+    let store = database.store();
+    let runner = Runner::register(&store).await;
+    let mut runs = Vec::new();
+    for at in 0..RUNS {
+        runs.push(claimed(runner.claim(&job(&format!("s-{at}"), "coder", json!(1))).await?));
+    }
+
+    let (before, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = runs
+        .iter()
+        .map(|run| {
+            let (store, run, count, stop) = (store.clone(), run.clone(), before.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let reserved = store.reserve(call(&run)).await?;
+                    ensure!(reserved == Reserved::Granted, "{reserved:?}");
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    tokio::time::sleep(for_).await;
+    stop.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await??;
+    }
+    let rate = before.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+    println!("reservations against one limit, {RUNS} callers: {rate:.0} a second");
+
+    println!("{CALLS_PER_S} calls a second: {}", paced(&store, &runs, for_).await?);
+    let mut holder = database.connect().await;
+    let mut holding = holder.begin().await?;
+    sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_calls")
+        .execute(&mut *holding)
+        .await?;
+    for part in 1..=3 {
+        let figures = paced(&store, &runs, for_).await?;
+        println!("while a snapshot is held, part {part}: {figures}");
+    }
+    holding.rollback().await?;
+    Ok(())
+}
+
+/// Reserves and settles at a steady rate. Returns the quantiles of a reservation.
+async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Result<String> {
+    let mut ticks = interval(Duration::from_micros(1_000_000 / CALLS_PER_S));
+    let began = Instant::now();
+    let mut calls = Vec::new();
+    for run in runs.iter().cycle() {
+        if began.elapsed() > for_ {
+            break;
+        }
+        ticks.tick().await;
+        let (store, call) = (store.clone(), call(run));
+        calls.push(tokio::spawn(async move {
+            let asked = Instant::now();
+            let reserved = store.reserve(call.clone()).await?;
+            let took = asked.elapsed();
+            ensure!(reserved == Reserved::Granted, "{reserved:?}");
+            let outcome = CallOutcome::Settled {
+                cost: Usd::from_micros(1),
+                tokens: CallTokens::default(),
+                answered_by: "m".to_owned(),
+            };
+            store.settle(SettledCall { call, outcome, provider_request_id: None, answer: None }).await?;
+            Ok(took)
+        }));
+    }
+    let mut took = Vec::new();
+    for call in calls {
+        took.push(call.await??);
+    }
+    took.sort_unstable();
+    let at = |quantile: f64| took[((took.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e3;
+    Ok(format!("{} reserved, p50 {:.1} ms, p99 {:.1} ms", took.len(), at(0.5), at(0.99)))
+}
+
+fn call(run: &Claimed) -> NewCall {
+    NewCall {
+        call_id: Uuid::now_v7(),
+        claim: run.claim.clone(),
+        agent_id: "coder".parse().expect("a name"),
+        user_id: None,
+        provider: "anthropic",
+        model: "m".to_owned(),
+        reserved: Usd::from_micros(10),
+        request_hash: [7; 32],
+        request_nth: 0,
+        limits: vec![Limit {
+            scope: SpendScope::Fleet,
+            period: Period::Day,
+            limit: Usd::from_micros(1_000_000_000_000),
+        }],
+    }
+}

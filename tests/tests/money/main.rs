@@ -1,0 +1,12 @@
+//! What is promised about money: no provider bills more than a limit says, whatever is killed, cancelled or lost.
+
+mod machine;
+mod conformance;
+mod caller;
+mod reservations;
+mod settlements;
+mod ended_runs;
+mod stored_answers;
+mod budgets;
+mod kept;
+mod programs;

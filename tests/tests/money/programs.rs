@@ -1,0 +1,166 @@
+//! Programs call models through the worker's gateway: what a job costs is what was metered, a budget that is spent stops
+//! it, and what was answered before a worker died is not paid again.
+
+use job::{Failure, JobSpec, JobState};
+use serde_json::{Value, json};
+use tests::Fleet;
+use tests::Launch;
+use tests::provider::{PROVIDER_KEY, Provider};
+use tests::{job, until};
+
+/// Asks a model as often as its input says, each time something else, and stops before the question `halt` until a file
+/// is there. It knows the gateway by its environment alone.
+const ASKS: &str = r#"#!/usr/bin/env python3
+import json, os, sys, time, urllib.error, urllib.request
+
+order = json.load(sys.stdin)
+asked = order["job"]["input"]
+assert not os.environ["ANTHROPIC_API_KEY"].startswith("sk-"), "the real key"
+for number in range(asked["questions"]):
+    while number == asked.get("halt") and not os.path.exists(asked["go"]):
+        open(asked["go"] + ".halted", "w").close()
+        time.sleep(0.02)
+    body = {"model": "claude-opus-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": f"Question {number}"}]}
+    request = urllib.request.Request(
+        os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages",
+        json.dumps(body).encode(),
+        {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "anthropic-version": "2023-06-01", "content-type": "application/json"},
+    )
+    while True:
+        try:
+            answer = json.load(urllib.request.urlopen(request))
+            break
+        except urllib.error.HTTPError as refused:
+            if refused.code != 429:
+                print(json.dumps({"type": "error", "message": f"{refused.code} {refused.read().decode()}"}), flush=True)
+                sys.exit(0)
+            time.sleep(float(refused.headers["retry-after"]) / 20)
+    print(json.dumps({"type": "cost", "cost_usd": 99}), flush=True)
+print(json.dumps({"type": "result", "output": answer["content"][0]["text"]}), flush=True)
+"#;
+
+/// One question of the program: 4 and 20 micro-dollars a token of input and output.
+async fn fleet_and_provider() -> (Fleet, Provider) {
+    (Fleet::new().await, Provider::start().await)
+}
+
+fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Launch {
+    let program = fleet.program("asks", ASKS);
+    let agents = fleet.folder.path().join("agents.toml");
+    let toml = format!(
+        "[agents.asks]\nharness = \"command\"\ncommand = [{program:?}]\nmodels = [\"claude-opus-5-5\"]\n{more}"
+    );
+    std::fs::write(&agents, toml).expect("written");
+    let launch = fleet.worker(name).short_lease().set("AGENTS_FILE", agents.display());
+    launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
+}
+
+fn failure(view: store::JobView) -> Failure {
+    view.failure.expect("a failure")
+}
+
+fn asks(session: &str, input: Value) -> JobSpec {
+    job(session, "asks", input)
+}
+
+#[tokio::test]
+async fn a_job_costs_what_the_gateway_metered_and_the_provider_bills() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let _worker = worker(&fleet, &provider, "worker", "").start().await;
+    let spec = asks("s", json!({"questions": 3}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    assert_eq!(provider.asked().len(), 3);
+    assert_eq!(view.cost_usd.micros(), provider.bill_micros(), "{view:?}");
+    let settled = "SELECT count(*) FROM harness_calls WHERE state = 'settled' AND agent_id = 'asks'";
+    assert_eq!(fleet.database.count(settled).await, 3);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_is_spent_stops_the_job_and_the_bill_stays_within_it() {
+    let (fleet, provider) = fleet_and_provider().await;
+    // A question costs less than 0.001 dollars, and about ten times as much is held for it.
+    let _worker = worker(&fleet, &provider, "worker", "").set("BUDGET_DAILY", "0.03").start().await;
+    let spec = asks("s", json!({"questions": 1_000}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    let failure = failure(view);
+    assert_eq!(failure.code.as_str(), "budget_exhausted", "{failure:?}");
+    assert!(failure.message.contains("fleet:day:"), "{failure:?}");
+    let bill = provider.bill_micros();
+    assert!((10_000..=30_000).contains(&bill), "{bill}");
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_job_that_may_wait_comes_back_when_the_window_turns() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nbudget_daily = \"0.002\"\n");
+    let _worker = launch.start().await;
+    let (waits, fails) = (asks("s-1", json!({"questions": 99})), asks("s-2", json!({"questions": 99})));
+    let fails = JobSpec { deadline_ms: Some(120_000), ..fails };
+    fleet.enqueue(&[waits.clone(), fails.clone()]).await;
+    let view = fleet.ended(fails.job_id).await;
+    assert_eq!(failure(view).code.as_str(), "budget_exhausted", "its deadline is sooner");
+    let due = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0
+               AND due_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '1 day'";
+    until("it is due tomorrow", async || (fleet.database.count(due).await == 1).then_some(())).await;
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn what_was_answered_before_the_worker_died_is_not_paid_again() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let go = fleet.folder.path().join("go");
+    let mut first = worker(&fleet, &provider, "first", "").start().await;
+    let spec = asks("s", json!({"questions": 6, "halt": 4, "go": go}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let halted = fleet.folder.path().join("go.halted");
+    until("four questions are answered", async || halted.exists().then_some(())).await;
+    first.kill();
+    std::fs::write(&go, "").unwrap();
+    let _second = worker(&fleet, &provider, "second", "").start().await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2), "{view:?}");
+    assert_eq!(provider.asked().len(), 6, "the second run paid for the last two alone");
+    let calls = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
+    assert_eq!(fleet.database.count(calls).await, provider.bill_micros() as i64);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_program_gets_the_key_that_its_settings_name_unless_its_agent_names_models() {
+    let fleet = Fleet::new().await;
+    let program = fleet.program(
+        "key",
+        "#!/bin/sh\necho \"{\\\"type\\\":\\\"result\\\",\\\"output\\\":\\\"$ANTHROPIC_API_KEY\\\"}\"\n",
+    );
+    let agents = fleet.folder.path().join("agents.toml");
+    let toml = format!(
+        "[agents.key]\nharness = \"command\"\ncommand = [{program:?}]\nenv_allow = [\"ANTHROPIC_API_KEY\"]\n"
+    );
+    std::fs::write(&agents, &toml).unwrap();
+    let launch =
+        || fleet.worker("worker").set("AGENTS_FILE", agents.display()).set("ANTHROPIC_API_KEY", "sk-own");
+    let worker = launch().start().await;
+    let spec = job("s", "key", json!(null));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    let output = "SELECT output #>> '{}' FROM harness_results";
+    assert_eq!(fleet.database.texts(output).await, ["sk-own"]);
+    drop(worker);
+
+    std::fs::write(
+        &agents,
+        toml + "models = [\"claude-opus-5-5\", \"claude-none\"]\nbudget_daily = \"a lot\"\n",
+    )
+    .unwrap();
+    let mut refused = launch().set("BUDGET_DAILY", "ten").launch();
+    assert_eq!(refused.exit().await, 2);
+    let log = refused.log();
+    for said in ["env_allow[0]: it is set for each run", "budget_daily: ", "BUDGET_DAILY: got \"ten\""] {
+        assert!(log.contains(said), "{said} is not in {log}");
+    }
+}

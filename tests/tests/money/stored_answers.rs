@@ -1,0 +1,74 @@
+//! An answer that was paid is there for a later attempt, until a checkpoint covers it.
+
+use store::{Fenced, NewCall, StoredAnswer};
+use tests::{Database, Runner};
+
+use crate::caller::{Caller, cost, daily};
+
+fn answer(text: &str, after_checkpoints: u32) -> StoredAnswer {
+    StoredAnswer {
+        content_type: "application/json".to_owned(),
+        body: text.as_bytes().to_vec(),
+        after_checkpoints,
+    }
+}
+
+async fn ask(caller: &Caller, nth: u32, text: &str, after_checkpoints: u32) {
+    let call = NewCall { request_nth: nth, ..caller.call(10) };
+    caller.reserve(&call).await;
+    caller.settle_with(&call, cost(1), Some(answer(text, after_checkpoints))).await;
+}
+
+async fn stored(caller: &Caller, nth: u32) -> Option<String> {
+    let found = caller.runner.store.stored_answer(&caller.run.claim, &[7; 32], nth).await.expect("an answer");
+    found.map(|it| String::from_utf8(it.body).expect("text"))
+}
+
+async fn checkpoint(caller: &Caller, ordinal: i32) {
+    let written = caller.runner.checkpoint(&caller.run, ordinal).await.expect("an answer");
+    assert_eq!(written, Fenced::Done(()));
+}
+
+#[tokio::test]
+async fn a_later_attempt_finds_the_answers_that_no_checkpoint_covers() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let first = Caller::new(&runner, "s", &daily(1_000)).await;
+    ask(&first, 0, "one", 0).await;
+    checkpoint(&first, 0).await;
+    ask(&first, 1, "two", 1).await;
+    ask(&first, 2, "three", 1).await;
+    first.hand_back().await;
+    let second = first.again(&runner).await;
+    assert_eq!(stored(&second, 0).await, None, "a checkpoint covers it");
+    assert_eq!(stored(&second, 1).await.as_deref(), Some("two"));
+    assert_eq!(stored(&second, 2).await.as_deref(), Some("three"));
+    assert_eq!(stored(&second, 3).await, None);
+    // It counts from zero again, and so it replaces what is covered.
+    ask(&second, 0, "new", 0).await;
+    assert_eq!(stored(&second, 0).await.as_deref(), Some("new"));
+    // A stale run settles late.
+    ask(&first, 0, "late", 1).await;
+    assert_eq!(stored(&second, 0).await.as_deref(), Some("new"));
+    checkpoint(&second, 0).await;
+    for nth in 0..3 {
+        assert_eq!(stored(&second, nth).await, None);
+    }
+}
+
+#[tokio::test]
+async fn answers_go_when_their_job_has_ended() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (one, other) = (Caller::new(&runner, "s", &[]).await, Caller::new(&runner, "t", &[]).await);
+    ask(&one, 0, "one", 0).await;
+    ask(&other, 0, "other", 0).await;
+    one.succeed().await;
+    ask(&one, 1, "late", 0).await;
+    runner.store.forget_spend(std::time::Duration::from_secs(1)).await.expect("forgotten");
+    assert_eq!(stored(&one, 0).await, None);
+    assert_eq!(stored(&one, 1).await, None);
+    assert_eq!(stored(&other, 0).await.as_deref(), Some("other"));
+    assert_eq!(database.count("SELECT count(*) FROM harness_call_answers").await, 1);
+    database.audited().await;
+}

@@ -1,0 +1,32 @@
+//! The meter of a run: the place through which its program calls models, and what that has cost.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::Usage;
+
+/// What a harness needs of the meter of its run. Where a run has one, what it metered is the job's usage, and what the
+/// program reports beside it counts for nothing.
+pub trait Meter: Send + Sync {
+    /// Returns the variables that lead the program's SDK to the meter.
+    fn environment(&self) -> Vec<(&'static str, String)>;
+
+    /// Returns what all calls of the run have used so far. It only grows.
+    fn used(&self) -> Usage;
+
+    /// Returns for how long nothing has passed through it. Traffic is a sign of life.
+    fn idle(&self) -> Duration;
+
+    /// Takes a function that returns whether everything that the program wrote so far is durable. A stored answer is
+    /// looked up only then, because a checkpoint covers the answers before it.
+    fn follow(&self, is_durable: IsDurable);
+}
+
+/// Returns whether everything that the program wrote so far is durable.
+pub type IsDurable = Box<dyn Fn() -> bool + Send + Sync>;
+
+impl fmt::Debug for dyn Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").field("used", &self.used()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,58 @@
+//! The keys of an agent's table that are about model calls.
+
+use model::{HostedCaps, Microdollars};
+use serde::{Deserialize, Deserializer, de};
+
+/// Which models an agent's programs may call, and what they may spend. The keys are those of `agents.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentCalls {
+    /// The models, as requests name them. Each has a price.
+    pub models: Vec<String>,
+    /// What becomes of a job that meets a spent limit.
+    #[serde(default)]
+    pub on_exhausted: OnExhausted,
+    /// What all jobs of the agent may spend in a day.
+    #[serde(default, deserialize_with = "dollars")]
+    pub budget_daily: Option<Microdollars>,
+    /// And in a month.
+    #[serde(default, deserialize_with = "dollars")]
+    pub budget_monthly: Option<Microdollars>,
+    /// What each of its jobs may spend.
+    #[serde(default, deserialize_with = "dollars")]
+    pub max_cost_usd: Option<Microdollars>,
+    /// The most web searches that the provider may make in one call; none unless set.
+    #[serde(default)]
+    web_searches_per_call: u64,
+    #[serde(skip)]
+    pub caps: HostedCaps,
+}
+
+/// What becomes of a job that meets a spent limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExhausted {
+    /// It fails as `budget_exhausted`.
+    #[default]
+    Stop,
+    /// It is handed back, and comes again when the limit's window turns.
+    Wait,
+}
+
+impl AgentCalls {
+    /// The keys, besides which a table has those of its harness.
+    pub const KEYS: [&str; 6] =
+        ["models", "on_exhausted", "budget_daily", "budget_monthly", "max_cost_usd", "web_searches_per_call"];
+
+    /// Reads the keys.
+    pub fn read<'de, D: Deserializer<'de>>(keys: D) -> Result<AgentCalls, D::Error> {
+        let read = AgentCalls::deserialize(keys)?;
+        let caps = HostedCaps { web_search: read.web_searches_per_call };
+        Ok(AgentCalls { caps, ..read })
+    }
+}
+
+/// Dollars are text, because a binary fraction is not exact.
+fn dollars<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Microdollars>, D::Error> {
+    String::deserialize(value)?.parse().map(Some).map_err(de::Error::custom)
+}

@@ -1,0 +1,206 @@
+//! One attempt's side of the accounts: what its gateway asks becomes rows of the ledger.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use harness::IsDurable;
+use job::{Name, Usd};
+use model::{Answer, Call, Ledger, Microdollars, Outcome, RequestKey, Reserve, Settlement, Unavailable};
+use service::{RetryError, retry};
+use store::{
+    CallOutcome, CallTokens, Claim, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
+    StoreError, StoredAnswer,
+};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::agent::{AgentCalls, OnExhausted};
+use crate::attempt::Attempt;
+use crate::journal::Journal;
+
+/// When a program asks again whose call does not fit beside what others hold.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked whether a program's lines are durable.
+const DURABLE_POLL: Duration = Duration::from_millis(2);
+
+pub struct AttemptLedger {
+    store: Store,
+    claim: Claim,
+    agent_id: Name,
+    user_id: Option<String>,
+    limits: Vec<Limit>,
+    on_exhausted: OnExhausted,
+    journal: Arc<Journal>,
+    is_durable: OnceLock<IsDurable>,
+    spent: Mutex<Option<Spent>>,
+    /// Ends the waits for Postgres with the process.
+    stop_waiting: CancellationToken,
+}
+
+/// A limit that left no room for a call.
+#[derive(Clone, Debug)]
+pub struct Spent {
+    /// The account, as scope:period:window:name.
+    pub account: String,
+    limit: Usd,
+    shut: bool,
+}
+
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spent { account, limit, shut } = self;
+        if *shut {
+            return write!(
+                f,
+                "the budget {account} is shut, because a call has cost more than was held for it"
+            );
+        }
+        write!(f, "the budget {account} of {limit} is spent")
+    }
+}
+
+impl AttemptLedger {
+    pub fn new(attempt: &Attempt<'_>, agent: &AgentCalls, journal: Arc<Journal>) -> AttemptLedger {
+        let (worker, spec) = (attempt.worker, attempt.spec);
+        AttemptLedger {
+            store: worker.store.clone(),
+            claim: attempt.claimed.claim.clone(),
+            agent_id: spec.agent_id.clone(),
+            user_id: spec.user_id.clone(),
+            limits: limits(worker.settings.calls.fleet(), agent),
+            on_exhausted: agent.on_exhausted,
+            journal,
+            is_durable: OnceLock::new(),
+            spent: Mutex::default(),
+            stop_waiting: worker.stop_waiting.clone(),
+        }
+    }
+
+    pub fn follow(&self, is_durable: IsDurable) {
+        // An attempt has one program.
+        let _ = self.is_durable.set(is_durable);
+    }
+
+    /// Returns the limit that left no room for the last call, if one did.
+    pub fn spent(&self) -> Option<Spent> {
+        self.spent_now().clone()
+    }
+
+    pub fn waits(&self) -> bool {
+        self.on_exhausted == OnExhausted::Wait
+    }
+
+    fn spent_now(&self) -> MutexGuard<'_, Option<Spent>> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn row(&self, call: &Call) -> NewCall {
+        NewCall {
+            call_id: call.id,
+            claim: self.claim.clone(),
+            agent_id: self.agent_id.clone(),
+            user_id: self.user_id.clone(),
+            provider: call.provider.name(),
+            model: call.model.clone(),
+            reserved: usd(call.bound.cost),
+            request_hash: call.request.hash,
+            request_nth: call.request.nth,
+            limits: self.limits.clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for AttemptLedger {
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+        let reserved = self.store.reserve(self.row(call)).await.map_err(unavailable)?;
+        let spent = match reserved {
+            Reserved::Granted => {
+                *self.spent_now() = None;
+                return Ok(Reserve::Granted);
+            }
+            Reserved::Busy { .. } => return Ok(Reserve::Busy { retry_after: BUSY_RETRY }),
+            Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
+            Reserved::Spent { account, limit, shut } => Spent { account, limit, shut },
+        };
+        let limit = spent.to_string();
+        *self.spent_now() = Some(spent);
+        Ok(Reserve::Spent { limit })
+    }
+
+    /// Retries until Postgres has answered: the money is spent, whatever became of the run.
+    async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
+        let Settlement { outcome, provider_request_id, answer } = settlement;
+        let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
+            content_type,
+            body: body.into(),
+            after_checkpoints: self.journal.written(),
+        });
+        let settled =
+            SettledCall { call: self.row(call), outcome: outcome_row(outcome), provider_request_id, answer };
+        let settle = || self.store.settle(settled.clone());
+        let settling =
+            retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;
+        match settling {
+            Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
+                error!(call = %call.id, model = call.model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(RetryError::Stopped) => Err(Unavailable("this process ends".to_owned())),
+            Err(RetryError::Permanent(error)) => Err(unavailable(error)),
+        }
+    }
+
+    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {
+        while self.is_durable.get().is_some_and(|is_durable| !is_durable()) {
+            sleep(DURABLE_POLL).await;
+        }
+        let stored = self.store.stored_answer(&self.claim, &request.hash, request.nth).await;
+        let stored = stored.map_err(unavailable)?;
+        Ok(stored.map(|stored| Answer { content_type: stored.content_type, body: stored.body.into() }))
+    }
+}
+
+fn unavailable(error: StoreError) -> Unavailable {
+    Unavailable(error.to_string())
+}
+
+fn usd(sum: Microdollars) -> Usd {
+    Usd::from_micros(sum.micros())
+}
+
+fn limits([daily, monthly]: [Option<Microdollars>; 2], agent: &AgentCalls) -> Vec<Limit> {
+    let named = [
+        (SpendScope::Fleet, Period::Day, daily),
+        (SpendScope::Fleet, Period::Month, monthly),
+        (SpendScope::Agent, Period::Day, agent.budget_daily),
+        (SpendScope::Agent, Period::Month, agent.budget_monthly),
+        (SpendScope::Job, Period::Life, agent.max_cost_usd),
+    ];
+    let limit = |(scope, period, limit): (_, _, Option<_>)| Some(Limit { scope, period, limit: usd(limit?) });
+    named.into_iter().filter_map(limit).collect()
+}
+
+fn outcome_row(outcome: Outcome) -> CallOutcome {
+    match outcome {
+        Outcome::Settled(settled) => {
+            let tokens = settled.tokens;
+            CallOutcome::Settled {
+                cost: usd(settled.cost),
+                tokens: CallTokens {
+                    input: tokens.input,
+                    cache_read: tokens.cache_read,
+                    cache_write: tokens.cache_write.saturating_add(tokens.cache_write_long),
+                    output: tokens.output,
+                },
+                answered_by: settled.model,
+            }
+        }
+        Outcome::Free => CallOutcome::Free,
+        Outcome::Unknown(reason) => CallOutcome::Unknown { reason: reason.to_string() },
+    }
+}

@@ -1,0 +1,130 @@
+//! The settings of model calls.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::Utc;
+use clap::Args;
+use model::{GatewaySettings, Microdollars, Prices, Upstream};
+use secrecy::SecretString;
+use service::{Problems, Setting};
+
+use super::AgentCalls;
+
+/// Model calls. They matter only where an agent names `models`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model calls")]
+pub struct CallArgs {
+    /// Where this worker's programs reach the gateway; loopback only, port 0 takes a free one
+    #[arg(long, env = "GATEWAY_ADDR", default_value = "127.0.0.1:0")]
+    gateway_addr: Setting<SocketAddr>,
+    /// Dollars that the fleet may spend on model calls in a day, such as 250.00
+    #[arg(long, env = "BUDGET_DAILY")]
+    budget_daily: Option<Setting<Microdollars>>,
+    /// Dollars that the fleet may spend on model calls in a month
+    #[arg(long, env = "BUDGET_MONTHLY")]
+    budget_monthly: Option<Setting<Microdollars>>,
+    /// The time zone in which days and months of budgets turn. It cannot be changed once something was spent
+    #[arg(long, env = "BUDGET_TIMEZONE", default_value = "UTC")]
+    budget_timezone: String,
+    /// Prices of models, a TOML file; its rows add to those that are built in, and replace those of the same model and day
+    #[arg(long, env = "PRICES_FILE")]
+    prices: Option<PathBuf>,
+    /// The key for Anthropic
+    #[arg(long, env = "ANTHROPIC_API_KEY", hide_env_values = true)]
+    anthropic_api_key: Option<SecretString>,
+    /// The same, by its other name
+    #[arg(long, env = "CLAUDE_API_KEY", hide_env_values = true)]
+    claude_api_key: Option<SecretString>,
+    /// The key for OpenAI
+    #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
+    openai_api_key: Option<SecretString>,
+    /// Where Anthropic's API is, without /v1
+    #[arg(long, env = "ANTHROPIC_BASE_URL", default_value = "https://api.anthropic.com")]
+    anthropic_base_url: String,
+    /// Where OpenAI's API is, without /v1
+    #[arg(long, env = "OPENAI_BASE_URL", default_value = "https://api.openai.com")]
+    openai_base_url: String,
+    /// Seconds for which an answer that a program has given up is read on, because its end says what it costs
+    #[arg(long, env = "USAGE_DRAIN_S", default_value = "60")]
+    usage_drain_s: Setting<u64>,
+}
+
+/// Settings that have been checked.
+pub struct CallSettings {
+    gateway: Option<GatewaySettings>,
+    fleet: [Option<Microdollars>; 2],
+    zone: String,
+}
+
+impl CallArgs {
+    /// Checks the settings against what the agents call.
+    pub fn check<'a>(
+        self,
+        agents: impl Iterator<Item = &'a AgentCalls>,
+        problems: &mut Problems,
+    ) -> Option<CallSettings> {
+        let addr = problems.take("GATEWAY_ADDR", self.gateway_addr);
+        let daily = self.budget_daily.map(|limit| problems.take("BUDGET_DAILY", limit));
+        let monthly = self.budget_monthly.map(|limit| problems.take("BUDGET_MONTHLY", limit));
+        let drain = problems.within("USAGE_DRAIN_S", self.usage_drain_s, 0..=3_600);
+        let prices = problems.check("PRICES_FILE", prices(self.prices.as_deref()));
+        let upstream = |key: Option<SecretString>, base_url: String| {
+            let base_url = base_url.trim_end_matches('/').to_owned();
+            key.map(|key| Upstream { base_url, key })
+        };
+        let anthropic = upstream(self.anthropic_api_key.or(self.claude_api_key), self.anthropic_base_url);
+        let openai = upstream(self.openai_api_key, self.openai_base_url);
+        let (addr, drain, prices) = (addr?, drain?, prices?);
+        let models: Vec<&String> = agents.flat_map(|agent| &agent.models).collect();
+        for model in &models {
+            if let Err(unpriced) = prices.find(model, Utc::now().date_naive()) {
+                problems.add("AGENTS_FILE", unpriced);
+            }
+        }
+        if !models.is_empty() && anthropic.is_none() && openai.is_none() {
+            problems.add("ANTHROPIC_API_KEY", "not set, expected it or OPENAI_API_KEY: agents name models");
+        }
+        let usage_drain = Duration::from_secs(drain);
+        let gateway =
+            (!models.is_empty()).then_some(GatewaySettings { addr, anthropic, openai, prices, usage_drain });
+        Some(CallSettings {
+            gateway,
+            fleet: [daily.flatten(), monthly.flatten()],
+            zone: self.budget_timezone,
+        })
+    }
+}
+
+impl CallSettings {
+    /// Returns what the gateway needs, if an agent calls models.
+    pub fn gateway(&self) -> Option<GatewaySettings> {
+        self.gateway.clone()
+    }
+
+    /// Returns what the fleet may spend in a day and in a month.
+    pub fn fleet(&self) -> [Option<Microdollars>; 2] {
+        self.fleet
+    }
+
+    /// Returns the time zone in which windows turn.
+    pub fn zone(&self) -> &str {
+        &self.zone
+    }
+}
+
+impl fmt::Debug for CallSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallSettings").field("fleet", &self.fleet).finish_non_exhaustive()
+    }
+}
+
+fn prices(file: Option<&Path>) -> Result<Prices, String> {
+    let Some(path) = file else { return Ok(Prices::built_in()) };
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{shown} cannot be read: {error}, expected a TOML file"))?;
+    Prices::built_in().with(&text).map_err(|error| format!("{shown}: {error}"))
+}
