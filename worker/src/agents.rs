@@ -14,7 +14,7 @@ use service::{TomlFile, TomlValue};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::calls::AgentCalls;
+use crate::calls::{AgentCalls, PROVIDER_KEYS};
 use kinds::HarnessConfig;
 
 /// The agents of this worker, by name.
@@ -125,7 +125,8 @@ fn harness<'i>(
     };
     let config = file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?;
     if calls_models {
-        for setting in config.naming(&GATEWAY_VARIABLES) {
+        let variables: Vec<&str> = GATEWAY_VARIABLES.into_iter().chain(PROVIDER_KEYS).collect();
+        for setting in config.naming(&variables) {
             let problem = "it is set for each run of an agent with `models`, expected another name";
             file.note(place, table, &setting, problem);
         }

@@ -24,7 +24,7 @@ use tracing::warn;
 pub use agent::AgentCalls;
 use ledger::AttemptLedger;
 use meter::AttemptMeter;
-pub use settings::{CallArgs, CallSettings};
+pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS};
 
 use crate::attempt::{Attempt, Ended};
 use crate::journal::Journal;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use command::CommandConfig;
 use harness::{ConfigError, Echo, EchoConfig, Harness, Scripted, ScriptedConfig};
-use model::GATEWAY_VARIABLES;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+
+use crate::calls::PROVIDER_KEYS;
 
 /// Which harness an agent uses (`harness = "…"`), and its settings. Keys that the harness does not have are refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +67,7 @@ impl HarnessConfig {
 /// secrets of the worker's as well.
 fn with_taken_keys(mut config: CommandConfig) -> CommandConfig {
     for name in &config.env_allow {
-        if let Some(key) = service::variable(name).filter(|_| GATEWAY_VARIABLES.contains(&name.as_str())) {
+        if let Some(key) = service::variable(name).filter(|_| PROVIDER_KEYS.contains(&name.as_str())) {
             config.env.entry(name.clone()).or_insert(key);
         }
     }

@@ -13,6 +13,9 @@ use service::{Problems, Setting};
 
 use super::AgentCalls;
 
+/// The keys of providers. Agents that call them without the gateway may name them in `env_allow`.
+pub const PROVIDER_KEYS: [&str; 3] = ["ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "OPENAI_API_KEY"];
+
 /// Model calls. They matter only where an agent names `models`.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model calls")]
