@@ -1,7 +1,7 @@
 //! A migration that waits for a lock does not hold up the fleet: it asks for a moment, gives way, and asks again.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postgres::SetBy;
 use serde_json::json;
@@ -10,6 +10,7 @@ use sqlx::raw_sql;
 use store::{Beat, Fenced, Throughput};
 use tests::{Database, Fleet, Pooler, Runner, TIMEOUT, claimed, job, until};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn a_migration_behind_a_long_reader_keeps_no_others_waiting_and_is_applied_when_it_can_be() {
@@ -57,7 +58,18 @@ async fn older_fleet(database: Database) -> Fleet {
     let migrator = Migrator::new(folder).await.expect("the migrations");
     migrator.run_to(10, &mut database.connect().await).await.expect("an older schema");
     let fleet = Fleet::on(database);
-    fleet.store.maintain_partitions(DAY * 2).await.expect("partitions");
+    let week_ms = 7 * DAY.as_millis();
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    let first_id = |week: u128| Uuid::from_u128((week * week_ms) << 80);
+    for week in now_ms / week_ms..=now_ms / week_ms + 1 {
+        let (from, to) = (first_id(week), first_id(week + 1));
+        let make = format!(
+            "CREATE TABLE harness_results_w{week} (LIKE harness_results INCLUDING ALL);
+             ALTER TABLE harness_results ATTACH PARTITION harness_results_w{week}
+                   FOR VALUES FROM ('{from}') TO ('{to}')"
+        );
+        fleet.database.execute(&make).await;
+    }
     fleet
 }
 
@@ -112,7 +124,7 @@ async fn an_index_on_the_results_is_built_while_heartbeats_and_ends_go_on() {
     assert_eq!(database.count(INDEXED).await, 0);
     let doctor = fleet.producer(&["doctor"]).await;
     let missing = format!("MISSING  indexes             {parts} partitions");
-    assert!(doctor.code == 1 && doctor.out.contains(&missing), "{doctor:?}");
+    assert!(doctor.code == 1 && doctor.out.contains(&missing), "{missing} {doctor:?}");
 
     raw_sql("COMMIT").execute(&mut reader).await.expect("the reader ends");
     // A partition that is made meanwhile has its index by itself.

@@ -50,9 +50,9 @@ impl Parent {
 
 impl Store {
     /// Makes every partition that an accepted job id can fall into, from `retention` ago to a few days ahead.
-    /// Drops those past the retention, except where a live job's id lies in or before them. Returns how many of
-    /// the results were made and dropped, or `None` if another process is doing this. Those of labels and calls go with
-    /// them; those of calls also stay while a call of this month or one that is held lies in or before them.
+    /// Drops those past the retention, except where a live job's id lies in or before them. Returns for how many weeks
+    /// some were made and dropped, or `None` if another process is doing this. Those of calls also stay while a call of
+    /// this month or one that is held lies in or before them.
     pub async fn maintain_partitions(
         &self,
         retention: Duration,
@@ -104,14 +104,21 @@ async fn maintain(
 ) -> Result<Option<(usize, usize)>, tokio_postgres::Error> {
     let oldest_call: Option<i64> = client.query_one(OLDEST_CALLS, &[]).await?.get(0);
     let oldest_call = oldest_call.map_or(u64::MAX, |ms| ms.max(0).unsigned_abs() / WEEK_MS);
-    for (parent, kept_from) in [(CALLS, oldest_call), (LABELS, u64::MAX)] {
-        if maintain_one(client, parent, retention, kept_from, set_by).await?.is_none() {
+    let (mut made, mut dropped) = (0, 0);
+    // Results come last: where one of them is dropped, the others have left that week before.
+    for parent in [CALLS, LABELS, RESULTS] {
+        let kept_from = match parent {
+            CALLS => oldest_call,
+            // Where a week's labels could not be removed, its results stay as well.
+            RESULTS => read(client, LABELS).await?.keys().next().copied().unwrap_or(u64::MAX),
+            _ => u64::MAX,
+        };
+        let Some(one) = maintain_one(client, parent, retention, kept_from, set_by).await? else {
             return Ok(None);
-        }
+        };
+        (made, dropped) = (made.max(one.0), one.1);
     }
-    // Where a week's labels could not be removed now, its results stay as well.
-    let oldest_labels = read(client, LABELS).await?.keys().next().copied().unwrap_or(u64::MAX);
-    maintain_one(client, RESULTS, retention, oldest_labels, set_by).await
+    Ok(Some((made, dropped)))
 }
 
 /// Keeps those from `kept_from` on in any case.
