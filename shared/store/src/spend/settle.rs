@@ -94,8 +94,8 @@ const INSERT_MISSING: &str = concat!(
     " GROUP BY k.key"
 );
 
-/// Settles calls, once. What became `unknown` because its run was lost may still be settled: whoever made the call
-/// knows.
+/// Settles calls, once. What became `unknown` because its run was lost may still be settled: the process that made
+/// the call knows.
 const SETTLE: &str = concat!(
     "WITH incoming AS MATERIALIZED (
         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],

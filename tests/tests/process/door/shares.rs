@@ -36,7 +36,7 @@ async fn a_tenant_and_a_key_follow_so_much_at_a_time_and_no_more() {
         streams.push(acme.events(&path, &[]).await);
     }
     refused(*acme.try_events(&path, &[]).await.err().expect("refused"), 429, "too_many_followers");
-    // Whoever waits follows. Nothing is accepted then.
+    // A caller that waits follows. Nothing is accepted then.
     let waits = [("prefer", "wait=1"), ("content-type", "application/json")];
     let jobs = fleet.database.count("SELECT count(*) FROM harness_jobs").await;
     let submitted = acme.send(Method::POST, "/v1/jobs", &waits, spec.to_string().into_bytes()).await;
