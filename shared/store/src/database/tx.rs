@@ -40,15 +40,15 @@ impl<const N: usize> Tx<N> {
         sql: [&str; N],
         more: Option<&str>,
     ) -> Result<Self, StoreError> {
-        let client = pool.get().await?;
+        let busy = Busy(Some(pool.get().await?));
         let preparing = async {
             let mut statements = Vec::with_capacity(N + 1);
             for text in sql.into_iter().chain(more) {
-                statements.push(client.prepare_cached(text).await?);
+                statements.push(busy.client().prepare_cached(text).await?);
             }
             Ok(statements)
         };
-        let (client, mut statements) = bounded(name, BOUND, preparing).await.keep(client)?;
+        let (client, mut statements) = bounded(name, BOUND, preparing).await.keep(busy)?;
         let more = if more.is_some() { statements.pop() } else { None };
         let statements = statements.try_into().map_err(|_| StoreError::Closed)?;
         Ok(Tx { name, client, statements, more })
@@ -69,13 +69,15 @@ impl<const N: usize> Tx<N> {
         params: [&Params<'_>; N],
         more: &Params<'_>,
     ) -> Result<[Vec<Row>; N], StoreError> {
+        let busy = Busy(Some(self.client));
+        let client = busy.client();
         let statements = self.statements.iter().zip(params).chain(self.more.iter().map(|last| (last, more)));
-        let queries = statements.map(|(statement, params)| self.client.query(statement, params));
+        let queries = statements.map(|(statement, params)| client.query(statement, params));
         let running = async {
             let (begin, answers, commit) = join3(
-                self.client.batch_execute(BEGIN),
+                client.batch_execute(BEGIN),
                 futures::future::join_all(queries),
-                self.client.batch_execute("COMMIT"),
+                client.batch_execute("COMMIT"),
             )
             .await;
             begin?;
@@ -83,7 +85,7 @@ impl<const N: usize> Tx<N> {
             commit?;
             Ok(answers)
         };
-        let (_, mut answers) = bounded(self.name, BOUND, running).await.keep(self.client)?;
+        let (_, mut answers) = bounded(self.name, BOUND, running).await.keep(busy)?;
         answers.truncate(N);
         Ok(answers.try_into().expect("as many answers as statements"))
     }
@@ -100,7 +102,8 @@ impl<T> Bounded<T> {
     /// Returns the answer with its connection. A connection is not used again if no answer came, or if it
     /// leads to a server that no longer takes writes. The idle ones in the pool are closed as well, because
     /// they lead to the same place.
-    fn keep(self, client: Client) -> Result<(Client, T), StoreError> {
+    fn keep(self, mut busy: Busy) -> Result<(Client, T), StoreError> {
+        let client = busy.0.take().expect("it is taken once");
         match self.0 {
             Ok(answer) => Ok((client, answer)),
             Err(error) => {
@@ -153,14 +156,13 @@ pub(crate) async fn query_within(
     sql: &str,
     params: &Params<'_>,
 ) -> Result<Vec<Row>, StoreError> {
-    let mut busy = Busy(Some(pool.get().await?));
+    let busy = Busy(Some(pool.get().await?));
     let asking = async {
         let client = busy.client();
         let statement = client.prepare_cached(sql).await?;
         client.query(&statement, params).await
     };
-    let answer = bounded(name, bound, asking).await;
-    let (_, rows) = answer.keep(busy.done())?;
+    let (_, rows) = bounded(name, bound, asking).await.keep(busy)?;
     Ok(rows)
 }
 
@@ -170,11 +172,7 @@ struct Busy(Option<Client>);
 
 impl Busy {
     fn client(&self) -> &Client {
-        self.0.as_ref().expect("it is there until it is done")
-    }
-
-    fn done(&mut self) -> Client {
-        self.0.take().expect("it is done once")
+        self.0.as_ref().expect("it is there until its answer is")
     }
 }
 
