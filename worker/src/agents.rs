@@ -10,6 +10,7 @@ use std::sync::Arc;
 use harness::Harness;
 use job::{Failure, FailureCode, Name};
 use model::GATEWAY_VARIABLES;
+use serde::Deserialize;
 use service::{TomlFile, TomlValue};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -94,7 +95,7 @@ fn agent<'i>(
         None
     } else {
         let calls = Spanned::new(table.span(), DeValue::Table(calls));
-        Some(file.read(place, calls, AgentCalls::read)?)
+        Some(file.read(place, calls, AgentCalls::deserialize)?)
     };
     let harness = harness(file, place, table, settings, (calls.is_some(), workspace_dir))?;
     Some(Agent { harness, calls })

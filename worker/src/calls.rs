@@ -11,71 +11,62 @@
 mod settings;
 mod agent;
 mod ledger;
-mod meter;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::Meter;
-use job::{Failure, FailureCode, Outcome};
-use model::{Attempt as Opening, Gateway};
+use harness::{IsDurable, Meter, Usage};
+use job::{Failure, FailureCode, Usd};
+use model::{Attempt as Opening, Gateway, Opened};
 use tracing::warn;
 
 pub use agent::AgentCalls;
 use ledger::AttemptLedger;
-use meter::AttemptMeter;
 pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS};
 
-use crate::attempt::{Attempt, Ended};
+use crate::attempt::Attempt;
 use crate::journal::Journal;
 
 /// Jobs that wait for a window to turn come back spread over this time.
 const SPREAD: Duration = Duration::from_secs(600);
 
-/// The calls of one attempt.
+/// The calls of one attempt, and their meter as its harness sees it.
 pub struct Calls {
+    opened: Opened,
     ledger: Arc<AttemptLedger>,
-    meter: Arc<AttemptMeter>,
 }
 
 impl Calls {
     /// Lets an attempt's program call models, if its agent names any. An error means that it cannot run now.
-    pub fn open(attempt: &Attempt<'_>, journal: &Arc<Journal>) -> Result<Option<Calls>, Failure> {
+    pub fn open(attempt: &Attempt<'_>, journal: &Arc<Journal>) -> Result<Option<Arc<Calls>>, Failure> {
         let worker = attempt.worker;
         let agent = worker.settings.agents.calls(&attempt.spec.agent_id);
         let (Some(agent), Some(gateway)) = (agent, &worker.gateway) else { return Ok(None) };
         let ledger = Arc::new(AttemptLedger::new(attempt, agent, journal.clone()));
-        let (models, caps) = (agent.models.clone(), agent.caps);
+        let (models, caps) = (agent.models.clone(), agent.caps());
         let opened = gateway.open(Opening { ledger: ledger.clone(), models, caps }).map_err(|error| {
             Failure::retryable(
                 FailureCode::StartFailed,
                 format!("there is no token for the gateway: {error}"),
             )
         })?;
-        let meter = Arc::new(AttemptMeter::new(opened, ledger.clone()));
-        Ok(Some(Calls { ledger, meter }))
+        Ok(Some(Arc::new(Calls { opened, ledger })))
     }
 
-    /// Returns what the run is metered by.
-    pub fn meter(&self) -> Arc<dyn Meter> {
-        self.meter.clone()
-    }
-
-    /// Returns what a failed attempt leads to that has met a spent limit: it ends as `budget_exhausted`, or comes back
-    /// when the limit's window turns.
-    pub async fn exhausted(&self, attempt: &Attempt<'_>) -> Option<Ended> {
+    /// Returns what a failed attempt leads to if a spent limit left no room for its last call: it comes back after this
+    /// time, when the limit's window has turned, or it fails as `budget_exhausted`.
+    pub async fn exhausted(&self, attempt: &Attempt<'_>) -> Option<Result<Duration, Failure>> {
         let spent = self.ledger.spent()?;
-        let failure = || {
-            let message = format!(
-                "{spent}; the limits are set by BUDGET_DAILY, BUDGET_MONTHLY, the agents' file and `producer budget`"
-            );
-            Ended::Ran(Outcome::Failed(Failure::permanent(FailureCode::BudgetExhausted, message)), None)
-        };
+        let message = format!(
+            "{spent}; the limits are set by BUDGET_DAILY, BUDGET_MONTHLY, the agents' file and `producer budget`"
+        );
+        let failure = Failure::permanent(FailureCode::BudgetExhausted, message);
         if !self.ledger.waits() {
-            return Some(failure());
+            return Some(Err(failure));
         }
         let turn = match attempt.worker.store.until_turn(&spent.account).await {
-            Ok(turn) => turn?,
+            Ok(Some(turn)) => turn,
+            Ok(None) => return Some(Err(failure)),
             Err(cause) => {
                 warn!(
                     cause = cause.as_dyn(),
@@ -85,10 +76,33 @@ impl Calls {
             }
         };
         let delay = turn + SPREAD.mul_f64(fastrand::f64());
-        match attempt.claimed.remaining {
-            Some(remaining) if remaining.saturating_sub(attempt.begun.elapsed()) < delay => Some(failure()),
-            _ => Some(Ended::Postponed(delay)),
+        let remaining =
+            attempt.claimed.remaining.map(|remaining| remaining.saturating_sub(attempt.begun.elapsed()));
+        let is_too_late = remaining.is_some_and(|remaining| remaining < delay);
+        Some(if is_too_late { Err(failure) } else { Ok(delay) })
+    }
+}
+
+impl Meter for Calls {
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        self.opened.environment().into()
+    }
+
+    fn used(&self) -> Usage {
+        let metered = self.opened.metered();
+        Usage {
+            cost: Usd::from_micros(metered.cost.micros()),
+            input_tokens: metered.input_tokens,
+            output_tokens: metered.output_tokens,
         }
+    }
+
+    fn idle(&self) -> Duration {
+        self.opened.idle()
+    }
+
+    fn follow(&self, is_durable: IsDurable) {
+        self.ledger.follow(is_durable);
     }
 }
 

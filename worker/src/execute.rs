@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use harness::{Delta, Harness, Run, RunError, Session, Stop, StopSignal, Task};
+use harness::{Delta, Harness, Meter, Run, RunError, Session, Stop, StopSignal, Task};
 use job::{Failure, FailureCode, Json, Outcome};
 use service::Span;
 use tracing::warn;
@@ -58,22 +58,24 @@ impl Execution<'_> {
         };
         let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
             .within(worker.settings.max_session_bytes, before)
-            .metered_by(calls.as_ref().map(Calls::meter));
+            .metered_by(calls.clone().map(|calls| calls as Arc<dyn Meter>));
         let result = self.result(harness, &mut run).await;
         // Its text comes before its end.
         worker.streaming.flush(self.attempt.spec.job_id);
         let stopped = stop.asked();
-        let Some(outcome) = self.outcome(result, stopped.as_ref()) else { return Ended::Lost };
+        let Some(mut outcome) = self.outcome(result, stopped.as_ref()) else { return Ended::Lost };
         // A harness that was dropped in the middle of a checkpoint does not know whether it became durable.
         match journal.settle().await {
             Settled::Nothing => {}
             Settled::Stands(delta) => run.catch_up(&delta),
             Settled::LeaseLost => return Ended::Lost,
         }
-        if let (Outcome::Failed(_), Some(calls)) = (&outcome, &calls)
-            && let Some(ended) = calls.exhausted(self.attempt).await
-        {
-            return ended;
+        if let (Outcome::Failed(_), Some(calls)) = (&outcome, &calls) {
+            match calls.exhausted(self.attempt).await {
+                Some(Ok(delay)) => return Ended::Postponed(delay),
+                Some(Err(failure)) => outcome = Outcome::Failed(failure),
+                None => {}
+            }
         }
         let session = match (stopped, &outcome) {
             (Some(Stop::RolledBack), Outcome::Cancelled(_)) => {

@@ -44,7 +44,7 @@ impl Attempt<'_> {
         let meter = run.meter().cloned();
         if let Some(meter) = &meter {
             let (silence, pipe) = (silence.clone(), stdout.as_fd().try_clone_to_owned().ok());
-            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| silence.holds_on(pipe))));
+            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| silence.has_handled(pipe))));
         }
         let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
         let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
@@ -239,7 +239,7 @@ impl Silence {
     }
 
     /// Returns whether everything that was written into this pipe so far was read and is handled.
-    fn holds_on(&self, pipe: &OwnedFd) -> bool {
+    fn has_handled(&self, pipe: &OwnedFd) -> bool {
         let unread = ioctl_fionread(pipe);
         self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
             && matches!(unread, Ok(0) | Err(_))

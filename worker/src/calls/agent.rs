@@ -24,8 +24,6 @@ pub struct AgentCalls {
     /// The most web searches that the provider may make in one call; none unless set.
     #[serde(default)]
     web_searches_per_call: u64,
-    #[serde(skip)]
-    pub caps: HostedCaps,
 }
 
 /// What becomes of a job that meets a spent limit.
@@ -44,11 +42,9 @@ impl AgentCalls {
     pub const KEYS: [&str; 6] =
         ["models", "on_exhausted", "budget_daily", "budget_monthly", "max_cost_usd", "web_searches_per_call"];
 
-    /// Reads the keys.
-    pub fn read<'de, D: Deserializer<'de>>(keys: D) -> Result<AgentCalls, D::Error> {
-        let read = AgentCalls::deserialize(keys)?;
-        let caps = HostedCaps { web_search: read.web_searches_per_call };
-        Ok(AgentCalls { caps, ..read })
+    /// Returns what its programs may use of the tools that a provider runs.
+    pub fn caps(&self) -> HostedCaps {
+        HostedCaps { web_search: self.web_searches_per_call }
     }
 }
 
