@@ -10,6 +10,7 @@ mod shares;
 mod sign_ins;
 mod auth;
 mod bodies;
+mod unread;
 mod body;
 mod prefer;
 mod view;

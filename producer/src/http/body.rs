@@ -21,6 +21,7 @@ use super::Door;
 use super::auth::Principal;
 use super::bodies::Sender;
 use super::problem::{Kind, Problem};
+use super::unread::read_on;
 
 /// A body of at most so many bytes is small.
 const SMALL: u64 = 64 << 10;
@@ -48,10 +49,11 @@ pub fn other_media_type(given: &str, expected: &str) -> Problem {
     Problem::new(Kind::UnsupportedMediaType, detail).at("content-type")
 }
 
-/// Reads a small body before its route sees the request. An answer that leaves a body unread closes the connection, and a
-/// caller that is still sending may then lose the answer.
+/// Reads a small body before its route sees the request, so that no refusal leaves it unread. Of a larger one the rest is
+/// read on.
 pub async fn arrive(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
+    let body = read_on(&parts.headers, body);
     let body = match announced(&parts.headers) {
         Some(1..=SMALL) => {
             let sender = door.proxies.of(&parts).map(Sender::at);
