@@ -130,6 +130,22 @@ impl Database {
         PgConnection::connect(&with_path(&self.server, &self.name)).await.expect("a connection")
     }
 
+    /// Makes each new connection explain what it runs, with the pages that it touched.
+    pub async fn explain(&self) {
+        let name = self.url.rsplit('/').next().expect("a name");
+        for setting in [
+            "session_preload_libraries = auto_explain",
+            "auto_explain.log_min_duration = 0",
+            "auto_explain.log_analyze = on",
+            "auto_explain.log_buffers = on",
+            "auto_explain.log_timing = off",
+            "auto_explain.log_format = json",
+            "auto_explain.log_level = notice",
+        ] {
+            self.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
+        }
+    }
+
     /// Runs one statement of the test.
     pub async fn execute(&self, sql: &str) {
         run(&mut self.connect().await, sql.to_owned()).await;

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use job::Tenant;
 
-use super::metrics;
 use super::problem::{Kind, Problem};
-use super::shares::{Full, Share, Shares};
+use super::shares::{Share, Shares};
 use super::sign_ins::network;
 
 /// One caller may have this part of all.
@@ -43,15 +42,9 @@ impl Bodies {
     /// Room for a body of so many bytes, until it is dropped.
     pub fn begin(&self, sender: Option<&Sender>, bytes: usize) -> Result<Share<Sender>, Problem> {
         self.0.take(sender, bytes).map_err(|full| {
-            metrics::met_bound("bodies");
-            let (kind, detail) = match full {
-                Full::One(most) => (
-                    Kind::TooManyBodies,
-                    format!("bodies of {most} bytes of this caller are being read at a time"),
-                ),
-                Full::All(most) => (Kind::Busy, format!("bodies of {most} bytes are being read at a time")),
-            };
-            Problem::new(kind, detail).at("body").retry_after(AGAIN)
+            let one = |most| format!("bodies of {most} bytes of this caller are being read at a time");
+            let all = |most| format!("bodies of {most} bytes are being read at a time");
+            full.problem("bodies", Kind::TooManyBodies, (one, all)).at("body").retry_after(AGAIN)
         })
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use job::Tenant;
 
 use super::auth::Principal;
-use super::metrics;
 use super::problem::{Kind, Problem};
 use super::shares::{Full, Share, Shares};
 
@@ -42,15 +41,8 @@ impl Followers {
 }
 
 fn refused(whose: &str, full: Full) -> Problem {
-    metrics::met_bound("followers");
-    let (kind, detail) = match full {
-        Full::One(most) => (
-            Kind::TooManyFollowers,
-            format!("{most} streams and waits of the {whose} are open, which is its bound at one process"),
-        ),
-        Full::All(most) => {
-            (Kind::Busy, format!("{most} streams and waits are open, which is the bound of this process"))
-        }
-    };
-    Problem::new(kind, detail).retry_after(AGAIN)
+    let one =
+        |most| format!("{most} streams and waits of the {whose} are open, which is its bound at one process");
+    let all = |most| format!("{most} streams and waits are open, which is the bound of this process");
+    full.problem("followers", Kind::TooManyFollowers, (one, all)).retry_after(AGAIN)
 }

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::metrics;
+use super::problem::{Kind, Problem};
+
 /// What is taken, in all and by each.
 pub struct Shares<K> {
     most: usize,
@@ -25,6 +28,22 @@ pub enum Full {
     One(usize),
     /// Of all together.
     All(usize),
+}
+
+impl Full {
+    /// Returns the answer to a caller that has met the bound, and counts it by the bound's name.
+    pub fn problem(
+        self,
+        name: &'static str,
+        of_one: Kind,
+        (one, all): (impl FnOnce(usize) -> String, impl FnOnce(usize) -> String),
+    ) -> Problem {
+        metrics::met_bound(name);
+        match self {
+            Full::One(most) => Problem::new(of_one, one(most)),
+            Full::All(most) => Problem::new(Kind::Busy, all(most)),
+        }
+    }
 }
 
 /// What a caller has taken. It is given back when this is dropped.

@@ -23,8 +23,8 @@ use super::body;
 use super::events::session;
 use super::jobs::{job_id, seen};
 use super::problem::{Kind, Problem};
-use super::shares::{Full, Share, Shares};
-use super::{Door, Shared, metrics};
+use super::shares::{Share, Shares};
+use super::{Door, Shared};
 use crate::access::{VALID_FOR, create_ticket};
 
 /// The largest body.
@@ -65,15 +65,9 @@ impl Tickets {
         drop(over);
         let maker = (principal.tenant().clone(), principal.key_id().to_owned());
         self.shares.take(Some(&maker), 1).map_err(|full| {
-            metrics::met_bound("tickets");
-            let (kind, detail) = match full {
-                Full::One(most) => (
-                    Kind::TooManyTickets,
-                    format!("{most} tickets of the key were made within the last minute"),
-                ),
-                Full::All(most) => (Kind::Busy, format!("{most} tickets were made within the last minute")),
-            };
-            Problem::new(kind, detail).retry_after(AGAIN)
+            let one = |most| format!("{most} tickets of the key were made within the last minute");
+            let all = |most| format!("{most} tickets were made within the last minute");
+            full.problem("tickets", Kind::TooManyTickets, (one, all)).retry_after(AGAIN)
         })
     }
 

@@ -19,7 +19,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, warn};
 
 use crate::QueueError;
@@ -153,7 +153,7 @@ impl Task {
         let mut consumer = consuming.await.map_err(broken)?;
         self.says.send_replace(true);
         self.wants.mark_changed();
-        let mut again = tokio::time::interval(BIND_EVERY);
+        let mut again = interval_at(Instant::now() + BIND_EVERY, BIND_EVERY);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let delivered = tokio::select! {

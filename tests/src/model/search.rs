@@ -56,7 +56,7 @@ pub fn explore(broken: Broken, scope: &Scope, promises: &[Promise]) -> Found {
 }
 
 /// Returns the actions that led to the last state.
-fn way_back(ways: &[(usize, Option<Action>)]) -> Vec<Action> {
+pub(crate) fn way_back<A: Copy>(ways: &[(usize, Option<A>)]) -> Vec<A> {
     let mut way = Vec::new();
     let mut at = ways.len() - 1;
     while let (before, Some(action)) = ways[at] {

@@ -6,6 +6,7 @@ use super::action::Action;
 use super::broken::Broken;
 use super::promise::Promise;
 use super::world::World;
+use crate::model::search::way_back;
 
 /// The result of a search.
 pub struct Found {
@@ -36,16 +37,4 @@ pub fn explore(broken: Broken, mishaps: u8, promises: &[Promise]) -> Found {
         }
     }
     Found { states: ways.len(), broken: None }
-}
-
-/// Returns the actions that led to the last state.
-fn way_back(ways: &[(usize, Option<Action>)]) -> Vec<Action> {
-    let mut way = Vec::new();
-    let mut at = ways.len() - 1;
-    while let (before, Some(action)) = ways[at] {
-        way.push(action);
-        at = before;
-    }
-    way.reverse();
-    way
 }

@@ -2,19 +2,25 @@
 
 use std::time::Duration;
 
-use store::SpendBy;
+use store::{SpendBy, Store};
 use tests::{Database, Runner};
 
 use crate::caller::{Caller, cost, daily};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-#[tokio::test]
-async fn retention_takes_old_calls_and_leaves_their_daily_sums() {
+/// A ledger with partitions for the last hundred days.
+async fn with_a_hundred_days() -> (Database, Store) {
     let database = Database::empty().await;
     database.migrate().await;
     let store = database.store();
     store.maintain_partitions(100 * DAY).await.expect("partitions");
+    (database, store)
+}
+
+#[tokio::test]
+async fn retention_takes_old_calls_and_leaves_their_daily_sums() {
+    let (database, store) = with_a_hundred_days().await;
     let runner = Runner::register(&store).await;
     let caller = Caller::new(&runner, "s", &daily(1_000)).await;
     for micros in [3, 4] {
@@ -46,10 +52,7 @@ async fn retention_takes_old_calls_and_leaves_their_daily_sums() {
 
 #[tokio::test]
 async fn a_call_that_is_held_keeps_its_partition() {
-    let database = Database::empty().await;
-    database.migrate().await;
-    let store = database.store();
-    store.maintain_partitions(100 * DAY).await.expect("partitions");
+    let (database, store) = with_a_hundred_days().await;
     let runner = Runner::register(&store).await;
     let caller = Caller::new(&runner, "s", &daily(1_000)).await;
     caller.granted(10).await;

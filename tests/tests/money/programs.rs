@@ -1,7 +1,7 @@
 //! Programs call models through the worker's gateway: what a job costs is what was metered, a budget that is spent stops
 //! it, and what was answered before a worker died is not paid again.
 
-use job::{Failure, JobSpec, JobState};
+use job::{JobSpec, JobState};
 use serde_json::{Value, json};
 use tests::Fleet;
 use tests::Launch;
@@ -55,10 +55,6 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Launch 
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 
-fn failure(view: store::JobView) -> Failure {
-    view.failure.expect("a failure")
-}
-
 fn asks(session: &str, input: Value) -> JobSpec {
     job(session, "asks", input)
 }
@@ -86,7 +82,7 @@ async fn a_budget_that_is_spent_stops_the_job_and_the_bill_stays_within_it() {
     let spec = asks("s", json!({"questions": 1_000}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let view = fleet.ended(spec.job_id).await;
-    let failure = failure(view);
+    let failure = view.failure.expect("a failure");
     assert_eq!(failure.code.as_str(), "budget_exhausted", "{failure:?}");
     assert!(failure.message.contains("fleet:day:"), "{failure:?}");
     let bill = provider.bill_micros();
@@ -103,11 +99,24 @@ async fn a_job_that_may_wait_comes_back_when_the_window_turns() {
     let fails = JobSpec { deadline_ms: Some(120_000), ..fails };
     fleet.enqueue(&[waits.clone(), fails.clone()]).await;
     let view = fleet.ended(fails.job_id).await;
-    assert_eq!(failure(view).code.as_str(), "budget_exhausted", "its deadline is sooner");
+    let failure = view.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "budget_exhausted", "its deadline is sooner");
     let due = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0
                AND due_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '1 day'";
     until("it is due tomorrow", async || (fleet.database.count(due).await == 1).then_some(())).await;
     fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_limit_without_a_window_stops_a_job_that_may_wait() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nmax_cost_usd = \"0.002\"\n");
+    let _worker = launch.start().await;
+    let spec = asks("s", json!({"questions": 99}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "budget_exhausted", "{failure:?}");
+    assert!(failure.message.contains("job:life:"), "{failure:?}");
 }
 
 #[tokio::test]

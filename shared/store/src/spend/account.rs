@@ -187,6 +187,23 @@ macro_rules! unfolded_from {
 }
 pub(crate) use unfolded_from;
 
+/// Moves what the calls in the CTE `adopted` have spent and hold into the accounts of their sessions, or of their jobs.
+macro_rules! take_in {
+    ($scope:literal, $id:literal) => {
+        concat!(
+            " INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd, bound_microusd)
+              SELECT '",
+            $scope,
+            ":life::' || ",
+            $id,
+            ", sum(cost_microusd), coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0),
+                     sum(overrun_microusd), 9223372036854775807
+                FROM adopted GROUP BY ",
+            $id
+        )
+    };
+}
+
 /// Opens the accounts that are to be open, but those of jobs. A session's takes in the calls that it had before.
 pub(super) const OPEN: &str = concat!(
     "WITH ",
@@ -201,12 +218,9 @@ pub(super) const OPEN: &str = concat!(
          WHERE session_id = ANY(ARRAY(SELECT a.name FROM accounts a JOIN opened o ON o.key = a.key
                                        WHERE a.scope = 'session'))
            AND NOT on_session
-        RETURNING session_id, state, reserved_microusd, cost_microusd, overrun_microusd
-    )
-    INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd, bound_microusd)
-    SELECT 'session:life::' || session_id, sum(cost_microusd),
-           coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0), sum(overrun_microusd), 9223372036854775807
-      FROM adopted GROUP BY session_id"
+        RETURNING *
+    )",
+    take_in!("session", "session_id")
 );
 
 /// As [`OPEN`], for jobs. It is a statement of its own, because one changes a row only once.
@@ -228,12 +242,9 @@ pub(super) const OPEN_JOBS: &str = concat!(
                                      WHERE c.session_id = j.session_id AND c.job_id = j.job_id OFFSET 0) c
                 WHERE a.scope = 'job'))
            AND NOT on_job
-        RETURNING job_id, state, reserved_microusd, cost_microusd, overrun_microusd
-    )
-    INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd, bound_microusd)
-    SELECT 'job:life::' || job_id, sum(cost_microusd),
-           coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0), sum(overrun_microusd), 9223372036854775807
-      FROM adopted GROUP BY job_id"
+        RETURNING *
+    )",
+    take_in!("job", "job_id")
 );
 
 /// Locks the accounts that carry a limit, in the order of their keys, and rewrites none.

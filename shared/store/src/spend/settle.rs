@@ -254,7 +254,7 @@ impl Store {
         self.settlements.call(settled).await
     }
 
-    /// Settles a call whose cost is not known, after somebody has looked at the provider's record. Returns whether
+    /// Settles a call whose cost is not known, after an operator has looked at the provider's record. Returns whether
     /// there was such a call.
     pub async fn settle_unknown(&self, call_id: Uuid, cost: Usd, actor: &str) -> Result<bool, StoreError> {
         let outcome = match cost {

@@ -1,4 +1,4 @@
-//! What a run left open: a call that nobody will settle any more may have been billed, so it counts in full.
+//! What a run left open: a call that is never settled may have been billed, so it counts in full.
 //!
 //! Each statement is part of the transaction that ends the run, and comes after the one that locks the jobs: its
 //! snapshot shows every call that the run could reserve. It finds the ids first, then locks the calls in their order.

@@ -80,7 +80,7 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
     database.execute(FILL).await;
     database.execute("VACUUM ANALYZE harness_jobs").await;
     database.execute("VACUUM ANALYZE harness_workers").await;
-    explain(&database).await;
+    database.explain().await;
 
     let fleet = Fleet::on(database);
     let worker = fleet.worker("worker").set("LOG_LEVEL", NOTICES).start().await;
@@ -120,7 +120,7 @@ async fn no_loop_and_no_job_pays_for_a_million_rows_of_each_kind_that_wait() {
 async fn no_job_pays_for_those_that_run_beside_it() {
     let fleet = Fleet::new().await;
     fleet.database.execute("ALTER TABLE harness_jobs SET (autovacuum_enabled = off)").await;
-    explain(&fleet.database).await;
+    fleet.database.explain().await;
     let worker = fleet.worker("worker").set("LOG_LEVEL", NOTICES).set("WORKER_SLOTS", "1000").start().await;
     let first = [job("first", "echo", serde_json::json!(0))];
     fleet.enqueue(&first).await;
@@ -172,7 +172,7 @@ async fn who_sends_to_webhooks_does_not_pay_for_those_for_which_nothing_waits() 
     let fleet = Fleet::new().await;
     let mut connection = fleet.database.connect().await;
     sqlx::raw_sql(WEBHOOKS).execute(&mut connection).await.expect("webhooks");
-    explain(&fleet.database).await;
+    fleet.database.explain().await;
     let relay = fleet.relay("relay").set("LOG_LEVEL", NOTICES).launch();
     for part in ["SET taken_by = $1", "pending),"] {
         let pages = async || {
@@ -188,22 +188,6 @@ async fn who_sends_to_webhooks_does_not_pay_for_those_for_which_nothing_waits() 
 const RUNNING: usize = 900;
 /// Fewer pages than these jobs fill, at five jobs a page.
 const RUNNING_PAGES: u64 = 150;
-
-/// Makes each new connection explain what it runs.
-async fn explain(database: &Database) {
-    let name = database.url.rsplit('/').next().expect("a name");
-    for setting in [
-        "session_preload_libraries = auto_explain",
-        "auto_explain.log_min_duration = 0",
-        "auto_explain.log_analyze = on",
-        "auto_explain.log_buffers = on",
-        "auto_explain.log_timing = off",
-        "auto_explain.log_format = json",
-        "auto_explain.log_level = notice",
-    ] {
-        database.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
-    }
-}
 
 /// The most pages that a statement has touched.
 #[derive(Debug, Default)]

@@ -123,18 +123,7 @@ fn plans(log: &str, part: &str) -> Vec<Value> {
 #[tokio::test]
 async fn a_rare_label_is_found_among_many_jobs_by_the_index() {
     let fleet = Fleet::new().await;
-    let name = fleet.database.url.rsplit('/').next().expect("a name").to_owned();
-    for setting in [
-        "session_preload_libraries = auto_explain",
-        "auto_explain.log_min_duration = 0",
-        "auto_explain.log_analyze = on",
-        "auto_explain.log_buffers = on",
-        "auto_explain.log_timing = off",
-        "auto_explain.log_format = json",
-        "auto_explain.log_level = notice",
-    ] {
-        fleet.database.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
-    }
+    fleet.database.explain().await;
     let door = fleet.door("door").set("LOG_LEVEL", "info,tokio_postgres=info").start().await;
     let api = Api::of(&door).await;
     let spec = json!({"agent_id": "echo", "labels": {"team": "common", "run": "rare"}});
