@@ -2,7 +2,9 @@
 //!
 //! `ops/dev/services run -- cargo run -p tests --bin reserve [SECONDS]`, on a Postgres of its own. First as fast as it
 //! goes, reservations alone; then 400 calls a second, each reserved and settled, with and without a snapshot that is
-//! held meanwhile, as a backup holds one.
+//! held meanwhile, as a backup holds one. Then what the gateway of a worker adds; that needs `cargo build -p worker`.
+
+mod gateway;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,7 +72,7 @@ async fn main() -> anyhow::Result<()> {
         println!("while a snapshot is held, part {part}: {figures}");
     }
     holding.rollback().await?;
-    Ok(())
+    gateway::measure().await
 }
 
 /// Reserves and settles at a steady rate. Returns the quantiles of a reservation.
