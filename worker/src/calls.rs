@@ -88,6 +88,10 @@ impl Meter for Calls {
         self.opened.environment().into()
     }
 
+    fn port(&self) -> u16 {
+        self.opened.port()
+    }
+
     fn used(&self) -> Usage {
         let metered = self.opened.metered();
         Usage {

@@ -20,6 +20,7 @@ mod pipes;
 mod stalled_readers;
 mod terminals;
 mod drain;
+mod sandbox;
 mod clients;
 mod door;
 mod stopping;

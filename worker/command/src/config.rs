@@ -9,7 +9,10 @@ use std::time::Duration;
 use std::{env, fmt, fs};
 
 use harness::ConfigError;
+use process::Sandbox;
 use serde::Deserialize;
+
+use crate::sandbox::SandboxConfig;
 
 /// What every program gets from the worker's environment. Anything else may be one of the worker's secrets
 /// (`DATABASE_URL`, `AMQP_URL`, keys) and is passed on only if the settings name it.
@@ -45,6 +48,8 @@ pub struct CommandConfig {
     pub max_line_bytes: usize,
     /// The most a program may write to stdout in one attempt; 64 MiB unless set.
     pub max_output_bytes: u64,
+    /// What the program may reach.
+    pub sandbox: SandboxConfig,
 }
 
 impl Default for CommandConfig {
@@ -59,6 +64,7 @@ impl Default for CommandConfig {
             memory_limit_mb: None,
             max_line_bytes: MIB as usize,
             max_output_bytes: 64 * MIB,
+            sandbox: SandboxConfig::default(),
         }
     }
 }
@@ -76,6 +82,7 @@ impl fmt::Debug for CommandConfig {
             .field("memory_limit_mb", &self.memory_limit_mb)
             .field("max_line_bytes", &self.max_line_bytes)
             .field("max_output_bytes", &self.max_output_bytes)
+            .field("sandbox", &self.sandbox)
             .finish()
     }
 }
@@ -92,6 +99,7 @@ pub(crate) struct Settings {
     pub memory_limit_mb: Option<u64>,
     pub max_line_bytes: usize,
     pub max_output_bytes: u64,
+    pub sandbox: Option<Sandbox>,
 }
 
 impl CommandConfig {
@@ -106,8 +114,12 @@ impl CommandConfig {
         let program = noted(self.program(env.as_ref()), &mut problems);
         let workspace_dir =
             noted(prepare_workspace_dir(workspace_dir).map_err(|error| vec![error]), &mut problems);
-        let (Some(env), Some((program, args)), Some(workspace_dir), true) =
-            (env, program, workspace_dir, problems.is_empty())
+        let command = program
+            .iter()
+            .flat_map(|(program, args)| [program.as_path()].into_iter().chain(args.iter().map(Path::new)));
+        let sandbox = noted(self.sandbox.clone().check(command), &mut problems);
+        let (Some(env), Some((program, args)), Some(workspace_dir), Some(sandbox), true) =
+            (env, program, workspace_dir, sandbox, problems.is_empty())
         else {
             return Err(problems);
         };
@@ -122,6 +134,7 @@ impl CommandConfig {
             memory_limit_mb: self.memory_limit_mb,
             max_line_bytes: self.max_line_bytes,
             max_output_bytes: self.max_output_bytes,
+            sandbox,
         })
     }
 
@@ -280,6 +293,7 @@ fn prepare_workspace_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::Reach;
 
     fn refused(config: CommandConfig) -> ConfigError {
         let dir = tempfile::tempdir().unwrap();
@@ -326,6 +340,21 @@ mod tests {
         let error = refused(CommandConfig::new(["python3", "Cargo.toml"]));
         assert_eq!(error.setting, "command[1]");
         assert!(error.problem.contains(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), "{error}");
+    }
+
+    #[test]
+    fn paths_of_a_sandbox_exist_and_are_named_only_where_files_are_bounded() {
+        let of = |files, read: &str| {
+            let sandbox = SandboxConfig { files, read: vec![read.into()], ..SandboxConfig::default() };
+            refused(CommandConfig { sandbox, ..CommandConfig::new(["true"]) })
+        };
+        let error = of(Reach::Workspace, "/no/such/path");
+        assert_eq!(
+            error.to_string(),
+            "sandbox.read[0]: got \"/no/such/path\", expected the absolute path of something that exists"
+        );
+        assert!(of(Reach::Workspace, "Cargo.toml").problem.contains("absolute"));
+        assert!(of(Reach::All, "/usr").problem.contains("files = \"workspace\""));
     }
 
     #[test]

@@ -45,7 +45,7 @@
 //! - `TRACEPARENT` (W3C Trace Context). Spans that the program makes belong below it, so that they are found with the
 //!   job;
 //! - `HOME`, which is the workspace unless the settings name another, so that each session's tools have their own
-//!   dotfiles.
+//!   dotfiles; in a sandbox that bounds files `TMPDIR` as well.
 //!
 //! The **working directory** is the workspace. Each session has one folder, with mode 0700: `<session_id>` for
 //! the tenant `default`, and `~<tenant>/<session_id>` for another. It is kept between jobs,
@@ -57,14 +57,20 @@
 //! The worker's secrets (`DATABASE_URL`, `AMQP_URL`, …) are in no program's environment, and an agent whose `env_allow`
 //! names one is refused. Only root can open the worker's own `/proc/PID/environ` and `/proc/PID/mem`.
 //!
-//! The worker and its programs run as the same user, however. So a program can still
-//! - read and write **other sessions' workspaces**, and any file that the worker may read, including the file of a
-//!   `…_FILE` secret;
-//! - send signals to the worker and to other programs;
-//! - use the network as the worker does.
+//! A program runs in a sandbox, which holds for all processes that it starts. It needs neither root nor a container.
+//! On Linux 6.12 and newer no program can signal, trace or read the worker and other programs, and so none finds
+//! another attempt's token in `/proc`; from 5.13 on it can still signal them. On any kernel it gets no raw sockets,
+//! `ptrace`, mounts, keyrings, BPF and `io_uring`. More is bounded where the agent's table `sandbox` says so:
+//! - `files = "workspace"`: the program changes its session's workspace and the paths in `write`, and reads those in
+//!   `read`, the files that its command names, and the system's programs and libraries. Unless this is set, it can read
+//!   and write **other sessions' workspaces**, and any file that the worker may read, including the file of a `…_FILE`
+//!   secret;
+//! - `network = "gateway"`: it reaches the worker's gateway for model calls alone. The kernel knows the gateway by its
+//!   port, so the same port of another machine can be reached as well. `network = "none"`: it reaches nothing.
 //!
-//! A program that runs as root can get around all of this. Run programs that you do not trust in a pool of their own,
-//! whose worker runs as a separate user.
+//! A program of a worker that runs as root is root, but without the capabilities that reach past this.
+//! With `level = "required"` the worker does not start on a kernel that cannot keep all of this; `level = "off"` is no
+//! sandbox, for programs that trace others.
 //!
 //! # What the program may write
 //!
@@ -123,6 +129,7 @@
 //! A last line without a newline counts if it is complete. If it is not, it was torn: a crash is then reported as
 //! `crashed`, and after exit code 0 the torn line itself is the failure.
 
+mod sandbox;
 mod config;
 mod contract;
 mod lines;
@@ -146,6 +153,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{CommandConfig, WITHHELD};
 pub use process::limit_open_files;
+pub use sandbox::SandboxConfig;
 
 use attempt::Attempt;
 use config::Settings;
@@ -187,8 +195,12 @@ impl Command {
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&self.settings.workspace_dir, &session).await?;
         let mut process = self.process(run.task(), &workspace);
-        process.envs(run.meter().map(|meter| meter.environment()).unwrap_or_default());
-        let mut group = process::spawn(process, self.settings.memory_limit_mb)
+        let meter = run.meter();
+        process.envs(meter.map(|meter| meter.environment()).unwrap_or_default());
+        let sandbox = self.settings.sandbox.as_ref();
+        let sandbox = sandbox.map(|sandbox| sandbox.enter(&workspace, meter.map(|meter| meter.port())));
+        let sandbox = sandbox.transpose().map_err(|error| self.not_started(&error))?;
+        let mut group = process::spawn(process, self.settings.memory_limit_mb, sandbox)
             .await
             .map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();
@@ -221,6 +233,13 @@ impl Command {
             .current_dir(workspace)
             .env_clear()
             .env("HOME", workspace)
+            .envs(
+                self.settings
+                    .sandbox
+                    .as_ref()
+                    .filter(|sandbox| sandbox.bounds_files())
+                    .map(|_| ("TMPDIR", workspace)),
+            )
             .envs(&self.settings.env)
             .env("HARNESS_JOB_ID", task.job_id.to_string())
             .env("HARNESS_TENANT", task.tenant.as_str())

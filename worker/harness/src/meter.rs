@@ -11,6 +11,9 @@ pub trait Meter: Send + Sync {
     /// Returns the variables that lead the program's SDK to the meter.
     fn environment(&self) -> Vec<(&'static str, String)>;
 
+    /// Returns the TCP port of the meter, on this machine.
+    fn port(&self) -> u16;
+
     /// Returns what all calls of the run have used so far. It only grows.
     fn used(&self) -> Usage;
 

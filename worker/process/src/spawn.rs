@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::group::Group;
+use crate::sandbox::Entry;
 
 /// The soft limit of open files that programs get; see [`limit_open_files`].
 static OPEN_FILES: OnceLock<u64> = OnceLock::new();
@@ -33,16 +34,23 @@ pub fn limit_open_files(soft: u64) {
     let _ = OPEN_FILES.set(soft);
 }
 
-/// Starts `command` as the leader of its own process group. `memory_limit_mb` limits the address space of each of its
-/// processes.
-pub async fn spawn(mut command: Command, memory_limit_mb: Option<u64>) -> io::Result<Group> {
+/// Starts `command` as the leader of its own process group, in a sandbox if there is one. `memory_limit_mb` limits the
+/// address space of each of its processes.
+pub async fn spawn(
+    mut command: Command,
+    memory_limit_mb: Option<u64>,
+    mut sandbox: Option<Entry>,
+) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
     let worker = getpid();
     let open_files = OPEN_FILES.get().copied();
-    let prepare = move || prepare(worker, memory_limit_mb, open_files).map_err(io::Error::from);
+    let prepare = move || {
+        prepare(worker, memory_limit_mb, open_files)?;
+        sandbox.as_mut().map_or(Ok(()), Entry::apply).map_err(io::Error::from)
+    };
     #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal and a limit")]
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` makes system calls and
-    // returns numbers; it neither allocates nor locks.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` and `apply` make system calls
+    // and return numbers; they neither allocate nor lock.
     unsafe {
         command.pre_exec(prepare)
     };

@@ -106,6 +106,11 @@ impl Opened {
         ]
     }
 
+    /// Returns the gateway's port.
+    pub fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
     /// Returns what its calls have cost.
     pub fn metered(&self) -> Metered {
         lock(&self.shared.state).metered
