@@ -199,7 +199,8 @@ class Client:
     ) -> Job:
         """Submits a job. With `wait_s` it waits up to so many seconds, and the answer may be its end.
 
-        `fields` are the other fields of a job, such as `session_id`, `pool`, `labels`, `retry`, `timeout_ms`.
+        `fields` are the other fields of a job, such as `session_id`, `pool`, `labels`, `retry`, `timeout_ms`,
+        `max_cost_usd`.
         """
         job = {"job_id": job_id or new_job_id(), "agent_id": agent_id, "input": input, **fields}
         until = time.monotonic() + wait_s

@@ -61,7 +61,7 @@ assert len(of_batch) == 90 and [job["job_id"] for job in of_batch] == sorted(
 assert {job["state"] for job in fleet.jobs(state=["cancelled", "failed"])} == {"cancelled", "failed"}
 labelled = fleet.submit("echo", labels={"team": "search", "run": "7"})
 assert labelled["labels"] == {"team": "search", "run": "7"}, labelled
-fleet.submit("echo", labels={"team": "search", "run": "8"})
+fleet.submit("echo", labels={"team": "search", "run": "8"}, max_cost_usd="0.25")
 assert len(list(fleet.jobs(labels={"team": "search"}))) == 2
 found = list(fleet.jobs(labels={"team": "search", "run": "7"}))
 assert [job["job_id"] for job in found] == [labelled["job_id"]], found

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use dispatch::Dispatch;
 use harness_fleet::{Answer, Batch, Client, Problem};
-use job::{JobId, JobSpec, Json, Label, Labels, Name, OnBusy, Tenant};
+use job::{JobId, JobSpec, Json, Label, Labels, Name, OnBusy, Tenant, Usd};
 use service::{note, out, unless_stopped};
 
 use super::api::{self, ApiArgs};
@@ -20,8 +20,8 @@ use crate::submit::submit;
 ///
 /// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object such
 /// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant, user_id, pool,
-/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, on_busy, labels,
-/// reply_to, correlation_id, traceparent. A job_id that was accepted before means the same job, which is not run again.
+/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, max_cost_usd, on_busy,
+/// labels, reply_to, correlation_id, traceparent. A job_id that was accepted before means the same job, which is not run again.
 ///
 /// Lines are sent as they arrive: a pipe may stay open, and SIGTERM ends the command. Lines read until then are sent;
 /// the summary on stderr names the last of them. A line that is not a job (not JSON, not UTF-8, longer than
@@ -65,6 +65,9 @@ pub struct Enqueue {
     /// How many iterations in a row may change neither memory nor progress
     #[arg(long)]
     max_stalled_iterations: Option<u32>,
+    /// Dollars that the job's model calls may cost, in all attempts; lower limits stay
+    #[arg(long, value_name = "DOLLARS")]
+    max_cost_usd: Option<Usd>,
     /// What to do when the session is busy: enqueue (wait), reject (fail), interrupt (stop the running job at its next
     /// checkpoint), rollback (stop it now and undo it)
     #[arg(long, default_value = "enqueue")]
@@ -74,7 +77,7 @@ pub struct Enqueue {
     labels: Vec<Label>,
     /// A file of JSON lines; - reads stdin
     #[arg(long, conflicts_with_all = ["session", "tenant", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
-          "deadline_ms", "max_stalled_iterations", "on_busy", "labels"])]
+          "deadline_ms", "max_stalled_iterations", "max_cost_usd", "on_busy", "labels"])]
     file: Option<PathBuf>,
     /// Stop at the first line that is refused; the lines before it stay accepted
     #[arg(long, requires = "file")]
@@ -130,6 +133,7 @@ impl Enqueue {
         spec.timeout_ms = self.timeout_ms;
         spec.deadline_ms = self.deadline_ms;
         spec.max_stalled_iterations = self.max_stalled_iterations;
+        spec.max_cost_usd = self.max_cost_usd;
         spec.on_busy = self.on_busy;
         spec.labels = match Labels::of(self.labels.iter().cloned()) {
             Ok(labels) => labels,

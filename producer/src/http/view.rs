@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use store::JobView;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use uuid::Uuid;
 
 use super::auth::{Principal, Scope};
@@ -112,6 +113,10 @@ pub struct NewJob {
     /// How many iterations in a row may leave memory and progress as they are; no limit when absent.
     #[schema(minimum = 1)]
     max_stalled_iterations: Option<u32>,
+    /// What the job's model calls may cost, in all attempts. The lowest limit holds: the agent's and those of the ledger
+    /// stay.
+    #[schema(schema_with = dollars)]
+    max_cost_usd: Option<f64>,
     /// What to do when the session is busy: enqueue, reject, interrupt or rollback.
     #[schema(default = "enqueue")]
     on_busy: Option<String>,
@@ -132,6 +137,14 @@ pub struct NewJob {
     idempotency_key: Option<String>,
     /// Makes the job the only one of its kind.
     unique: Option<NewUnique>,
+}
+
+/// A limit in dollars: a number or a text, with at most 6 digits after the point.
+fn dollars() -> Schema {
+    let number = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(1_000_000_000));
+    let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^[0-9]{1,10}(\.[0-9]{1,6})?$"));
+    let none = ObjectBuilder::new().schema_type(Type::Null);
+    OneOfBuilder::new().item(number).item(text).item(none).into()
 }
 
 /// What makes a job the only one of its kind: while it has not ended, and for a time.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::clip;
 use crate::{
     DecodeError, JobId, Json, Labels, Limits, Name, RetryPolicy, SessionKey, Tenant, TraceId, TraceParent,
-    given, trace,
+    Usd, given, trace, usd,
 };
 
 /// What a job does when another job of its session runs, or an earlier one is unfinished.
@@ -90,6 +90,10 @@ pub struct JobSpec {
     /// No limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stalled_iterations: Option<u32>,
+    /// The most that the job's model calls may cost, in dollars, in all attempts. The lowest limit holds: the agent's and
+    /// those of the ledger stay. What a program reports itself has no limit.
+    #[serde(default, deserialize_with = "usd::limit", skip_serializing_if = "Option::is_none")]
+    pub max_cost_usd: Option<Usd>,
     /// What to do when the session is busy.
     #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
@@ -128,6 +132,7 @@ impl JobSpec {
             timeout_ms: None,
             deadline_ms: None,
             max_stalled_iterations: None,
+            max_cost_usd: None,
             on_busy: OnBusy::default(),
             labels: Labels::default(),
             reply_to: None,

@@ -15,7 +15,7 @@ use crate::spec::{check_span, check_text};
 use crate::{DecodeError, JobId, JobSpec, Limits, SCHEMA, decode};
 
 /// The fields of a job. A test keeps them in step with [`JobSpec`].
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "job_id",
     "session_id",
     "agent_id",
@@ -26,6 +26,7 @@ const FIELDS: [&str; 17] = [
     "timeout_ms",
     "deadline_ms",
     "max_stalled_iterations",
+    "max_cost_usd",
     "on_busy",
     "labels",
     "reply_to",
@@ -200,6 +201,7 @@ mod tests {
         assert_eq!(refused(r#"{"agent_id":"echo","agent_id":"echo"}"#), "agent_id");
         assert_eq!(refused(r#"{"agent_id":"echo","job_id":"x"}"#), "job_id");
         assert_eq!(refused(r#"{"agent_id":"echo","labels":{"team":7}}"#), "labels.team");
+        assert_eq!(refused(r#"{"agent_id":"echo","max_cost_usd":"much"}"#), "max_cost_usd");
         assert_eq!(refused(r#"{"agent_id":7}"#), "agent_id");
         assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":7}"#), "idempotency_key");
         assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":""}"#), "idempotency_key");
@@ -237,6 +239,7 @@ mod tests {
                 "job_id" => JobId::now().to_string().into(),
                 "retry" => serde_json::json!({"max_attempts": 2, "base_delay_ms": 1, "max_delay_ms": 2}),
                 "timeout_ms" | "deadline_ms" | "max_stalled_iterations" => 9.into(),
+                "max_cost_usd" => "0.25".into(),
                 "on_busy" => "reject".into(),
                 "labels" => serde_json::json!({"team": "search"}),
                 "traceparent" => "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),

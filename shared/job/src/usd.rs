@@ -3,8 +3,11 @@
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
+use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::id::clip;
 
 /// An amount in millionths of a US dollar, at least zero. As JSON it is a number of dollars.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +75,75 @@ impl Serialize for Usd {
     }
 }
 
+/// Digits after the point.
+const DIGITS: usize = 6;
+
+impl FromStr for Usd {
+    type Err = String;
+
+    /// Reads dollars exactly; no binary fraction takes part.
+    fn from_str(text: &str) -> Result<Usd, String> {
+        let read = || {
+            let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+            let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            if !digits(whole) || !digits(fraction) || fraction.len() > DIGITS {
+                return None;
+            }
+            let fraction: u64 = format!("{fraction:0<DIGITS$}").parse().ok()?;
+            let micros = whole.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(fraction)?;
+            (micros <= Self::MAX_DOLLARS as u64 * 1_000_000).then_some(Usd(micros))
+        };
+        read().ok_or_else(|| not_exact(&format!("\"{}\"", clip(&text.escape_default().to_string()))))
+    }
+}
+
+fn not_exact(given: &str) -> String {
+    format!(
+        "got {given}, expected dollars from 0 to 1000000000 with at most {DIGITS} digits after the point, such as 0.5"
+    )
+}
+
+fn exact<E: de::Error>(number: String) -> Result<Usd, E> {
+    number.parse().map_err(|_| E::custom(not_exact(&clip(&number))))
+}
+
+/// Reads a limit: a number or a text, or `null` for none. Unlike a cost it is not rounded, because the caller is to get the
+/// limit that was written.
+pub(crate) fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usd>, D::Error> {
+    struct Exact(Usd);
+    impl<'de> Deserialize<'de> for Exact {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_any(Written).map(Exact)
+        }
+    }
+    struct Written;
+    impl de::Visitor<'_> for Written {
+        type Value = Usd;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("dollars, as a number or a text")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Usd, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_u64<E: de::Error>(self, dollars: u64) -> Result<Usd, E> {
+            exact(dollars.to_string())
+        }
+
+        fn visit_i64<E: de::Error>(self, dollars: i64) -> Result<Usd, E> {
+            exact(dollars.to_string())
+        }
+
+        /// What a number is written as is its shortest decimal, which is what its writer meant.
+        fn visit_f64<E: de::Error>(self, dollars: f64) -> Result<Usd, E> {
+            exact(dollars.to_string())
+        }
+    }
+    Ok(Option::<Exact>::deserialize(deserializer)?.map(|Exact(dollars)| dollars))
+}
+
 impl<'de> Deserialize<'de> for Usd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Usd, D::Error> {
         let dollars = f64::deserialize(deserializer)?;
@@ -101,6 +173,48 @@ mod tests {
         assert_eq!(Usd::from_dollars(1.2345674), Some(Usd::from_micros(1_234_568)));
         for bad in [-0.1, f64::NAN, f64::INFINITY, 1e10] {
             assert_eq!(Usd::from_dollars(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_what_was_written_or_refused() {
+        #[derive(Deserialize, Debug)]
+        struct Limited {
+            #[serde(default, deserialize_with = "limit")]
+            most: Option<Usd>,
+        }
+        let read = |value: &str| serde_json::from_str::<Limited>(&format!("{{\"most\":{value}}}"));
+        for (value, micros) in [
+            ("0.1", 100_000),
+            ("\"0.1\"", 100_000),
+            ("3", 3_000_000),
+            ("0", 0),
+            ("1e-6", 1),
+            ("2.500000", 2_500_000),
+        ] {
+            assert_eq!(read(value).unwrap().most, Some(Usd::from_micros(micros)), "{value}");
+        }
+        assert_eq!(read("null").unwrap().most, None);
+        assert_eq!(serde_json::from_str::<Limited>("{}").unwrap().most, None);
+        for bad in
+            ["-1", "-0.5", "1e-7", "0.1234567", "1000000001", "1e300", "\"\"", "\"1e3\"", "\"$1\"", "\" 1\""]
+        {
+            let problem = read(bad).unwrap_err().to_string();
+            assert!(problem.starts_with("got ") && problem.contains("1000000000"), "{bad}: {problem}");
+        }
+        for bad in ["true", "[1]", "{}"] {
+            assert!(read(bad).unwrap_err().to_string().contains("as a number or a text"), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_limit_is_read_as_it_was_shown(micros in 0u64..=1_000_000_000_000_000) {
+            let text = Usd::from_micros(micros).to_string();
+            prop_assert_eq!(text[1..].parse::<Usd>(), Ok(Usd::from_micros(micros)));
+            let json = serde_json::to_string(&Usd::from_micros(micros)).unwrap();
+            let read = limit(&mut serde_json::Deserializer::from_str(&json)).unwrap();
+            prop_assert_eq!(read, Some(Usd::from_micros(micros)));
         }
     }
 

@@ -350,7 +350,7 @@ async fn every_optional_field_of_a_message_may_be_null() {
     let id = JobId::now();
     let body = json!({
         "schema": "harness.job.v1", "job_id": id, "session_id": "s", "agent_id": "echo", "input": null, "user_id": null,
-        "timeout_ms": null, "deadline_ms": null, "max_stalled_iterations": null, "reply_to": null, "correlation_id": null,
+        "timeout_ms": null, "deadline_ms": null, "max_stalled_iterations": null, "max_cost_usd": null, "reply_to": null, "correlation_id": null,
         "traceparent": null, "pool": null, "retry": null, "on_busy": null,
     });
     fleet.vhost.publish(vec![(body.to_string().into_bytes(), BasicProperties::default())]).await;

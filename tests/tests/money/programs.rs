@@ -1,8 +1,10 @@
 //! Programs call models through the worker's gateway: what a job costs is what was metered, a budget that is spent stops
 //! it, and what was answered before a worker died is not paid again.
 
-use job::{JobSpec, JobState};
+use job::{JobSpec, JobState, Usd};
+use lapin::BasicProperties;
 use serde_json::{Value, json};
+use store::{Budget, Period, SpendScope};
 use tests::Fleet;
 use tests::Launch;
 use tests::provider::{PROVIDER_KEY, Provider};
@@ -117,6 +119,46 @@ async fn a_limit_without_a_window_stops_a_job_that_may_wait() {
     let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
     assert_eq!(failure.code.as_str(), "budget_exhausted", "{failure:?}");
     assert!(failure.message.contains("job:life:"), "{failure:?}");
+}
+
+#[tokio::test]
+async fn the_lowest_limit_of_a_job_holds_whoever_names_it() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let _worker = worker(&fleet, &provider, "worker", "max_cost_usd = \"0.02\"\n").start().await;
+    let limited = |session: &str, micros| JobSpec {
+        max_cost_usd: Some(Usd::from_micros(micros)),
+        ..asks(session, json!({"questions": 999}))
+    };
+    let (lower, higher, tabled) = (limited("s-1", 15_000), limited("s-2", 500_000), limited("s-3", 15_000));
+    let budget = Budget {
+        scope: SpendScope::Job,
+        period: Period::Life,
+        name: tabled.job_id.to_string(),
+        limit: Usd::from_micros(12_000),
+    };
+    fleet.store.set_budget(&budget, "test").await.expect("set");
+    // One comes as a message alone.
+    fleet.vhost.publish(vec![(job::encode(&lower).into_bytes(), BasicProperties::default())]).await;
+    fleet.enqueue(&[higher.clone(), tabled.clone()]).await;
+    for (spec, limit) in [(&lower, 15_000), (&higher, 20_000), (&tabled, 12_000)] {
+        let view = fleet.ended(spec.job_id).await;
+        let failure = view.failure.expect("a failure");
+        let said = format!("the budget job:life::{} of {} is spent", spec.job_id, Usd::from_micros(limit));
+        assert!(failure.message.contains(&said), "{said}: {failure:?}");
+        assert!((1..=limit).contains(&view.cost_usd.micros()), "{:?} of {limit}", view.cost_usd);
+    }
+    // The job that redoes its work has the same limit, and an account of its own.
+    let redriven = fleet.producer(&["dead", "redrive", &lower.job_id.to_string()]).await;
+    assert_eq!(redriven.code, 0, "{redriven:?}");
+    let accounts = format!(
+        "SELECT count(*) FROM harness_accounts WHERE key LIKE 'job:%' AND bound_microusd = 15000 AND key NOT LIKE '%{}'",
+        lower.job_id
+    );
+    let failed = "SELECT count(*) FROM harness_results WHERE state = 'failed'";
+    until("it ends as well", async || (fleet.database.count(failed).await == 4).then_some(())).await;
+    fleet.store.fold_accounts().await.expect("folded");
+    assert_eq!(fleet.database.count(&accounts).await, 1);
+    fleet.database.audited().await;
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod stopping;
 mod guide;
 mod lists;
 mod labels;
+mod max_cost;
 mod removal;
 mod port;
 mod tenants;

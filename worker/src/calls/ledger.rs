@@ -70,7 +70,7 @@ impl AttemptLedger {
             claim: attempt.claimed.claim.clone(),
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),
-            limits: limits(worker.settings.calls.fleet(), agent),
+            limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
             on_exhausted: agent.on_exhausted,
             journal,
             is_durable: OnceLock::new(),
@@ -173,7 +173,12 @@ fn usd(sum: Microdollars) -> Usd {
     Usd::from_micros(sum.micros())
 }
 
-fn limits([daily, monthly]: [Option<Microdollars>; 2], agent: &AgentCalls) -> Vec<Limit> {
+/// Where the agent and the job both name a limit, the ledger takes the lowest.
+fn limits(
+    [daily, monthly]: [Option<Microdollars>; 2],
+    agent: &AgentCalls,
+    of_job: Option<Usd>,
+) -> Vec<Limit> {
     let named = [
         (SpendScope::Fleet, Period::Day, daily),
         (SpendScope::Fleet, Period::Month, monthly),
@@ -182,7 +187,8 @@ fn limits([daily, monthly]: [Option<Microdollars>; 2], agent: &AgentCalls) -> Ve
         (SpendScope::Job, Period::Life, agent.max_cost_usd),
     ];
     let limit = |(scope, period, limit): (_, _, Option<_>)| Some(Limit { scope, period, limit: usd(limit?) });
-    named.into_iter().filter_map(limit).collect()
+    let of_job = of_job.map(|limit| Limit { scope: SpendScope::Job, period: Period::Life, limit });
+    named.into_iter().filter_map(limit).chain(of_job).collect()
 }
 
 fn outcome_row(outcome: Outcome) -> CallOutcome {

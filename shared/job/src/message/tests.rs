@@ -34,6 +34,7 @@ fn what_is_encoded_decodes_to_the_same() {
     spec.timeout_ms = Some(5);
     spec.deadline_ms = Some(6);
     spec.max_stalled_iterations = Some(7);
+    spec.max_cost_usd = Some(crate::Usd::from_micros(100_001));
     spec.on_busy = crate::OnBusy::Rollback;
     spec.labels = crate::Labels::of(["team=search".parse().unwrap(), "run=".parse().unwrap()]).unwrap();
     let id = spec.job_id.to_string();
@@ -55,7 +56,7 @@ fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
 fn every_optional_field_may_be_null() {
     let all = format!(
         r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","tenant":null,"user_id":null,"pool":null,"input":null,
-        "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"on_busy":null,"labels":null,"reply_to":null,
+        "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"max_cost_usd":null,"on_busy":null,"labels":null,"reply_to":null,
         "correlation_id":null,"traceparent":null}}"#,
         JobId::now()
     );
@@ -104,6 +105,10 @@ fn an_error_names_the_field_and_what_would_be_right() {
         (" [\"harness.job.v1\"]".to_owned(), "body", "array"),
         (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
         (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
+        (with("max_cost_usd", json!(-0.5)), "max_cost_usd", "got -0.5, expected dollars from 0"),
+        (with("max_cost_usd", json!(0.0000001)), "max_cost_usd", "at most 6 digits"),
+        (with("max_cost_usd", json!("1,5")), "max_cost_usd", "got \"1,5\""),
+        (with("max_cost_usd", json!(true)), "max_cost_usd", "as a number or a text"),
         (with("on_busy", json!("wait")), "on_busy", "enqueue"),
         (with("labels", json!(["a"])), "labels", "expected an object"),
         (with("labels", json!({"a b": "c"})), "labels", "the key \"a b\""),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use harness_fleet::{
-    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels,
+    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels, Usd,
 };
 use serde_json::{Value, json};
 use tests::{Api, Authority, Fleet, job};
@@ -85,6 +85,7 @@ async fn the_walk_of_the_rust_client_works() {
     let label = |text: &str| text.parse::<Label>().expect("a label");
     let mut labelled = job("hello", "echo", json!(1));
     labelled.labels = Labels::of([label("team=search"), label("run=7")]).expect("labels");
+    labelled.max_cost_usd = Some(Usd::from_micros(250_000));
     assert_eq!(client.submit(&labelled).await.expect("accepted").labels, labelled.labels);
     assert_eq!(client.wait(labelled.job_id, None).await.expect("its end").labels, labelled.labels);
     for (texts, expected) in
