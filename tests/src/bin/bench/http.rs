@@ -50,6 +50,7 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
     // Thousands of connections are open on both ends.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    ensure!(jobs <= BATCH || jobs.is_multiple_of(BATCH), "expected a multiple of {BATCH} jobs");
     let door = Door::start(database).await?;
     let pool = Name::default();
     let queue = queue::jobs_queue(&pool);
@@ -92,19 +93,7 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
     wait_for(&worker, waiting + jobs).await?;
     let steady_per_s = rate(jobs, started);
 
-    let paced = (jobs / 4).max(CALLERS);
-    eprintln!("state changes: {paced} jobs of {FOLLOWED} followed sessions, at a quarter of the steady rate");
-    let sessions = sessions();
-    for session in &sessions {
-        door.caller().await?.send(&post(&door, &job_of(Some(session)))).await?.accepted()?;
-    }
-    wait_for(&worker, waiting + jobs + FOLLOWED).await?;
-    let following = follow(&door, &sessions).await?;
-    let before = meter.read(door.pid());
-    let paced_posts = posts(&door, paced, Some((steady_per_s / 4.0, &sessions))).await?;
-    wait_for(&worker, waiting + jobs + FOLLOWED + paced).await?;
-    let seen = following.finish(paced).await?;
-    let followed_cost = meter.read(door.pid()).per_job_since(before, paced);
+    let changes = state_changes(meter, &door, &worker, waiting + jobs, jobs / 4, steady_per_s / 4.0).await?;
     drop(worker);
 
     eprintln!("idle streams: {IDLE} over HTTP/1.1, and over HTTP/2");
@@ -120,13 +109,13 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
         "batch_to_queued_per_s": queued_per_s.round(),
         "posts_per_s": posts_per_s.round(), "post_p50_ms": posted.quantile_ms(0.5), "post_p99_ms": posted.quantile_ms(0.99),
         "steady_per_s": steady_per_s.round(),
-        "paced_post_p50_ms": paced_posts.quantile_ms(0.5), "paced_post_p99_ms": paced_posts.quantile_ms(0.99),
-        "state_change_p50_ms": seen.quantile_ms(0.5), "state_change_p99_ms": seen.quantile_ms(0.99),
-        "state_changes_seen": seen.count(),
+        "paced_post_p50_ms": changes.posts.quantile_ms(0.5), "paced_post_p99_ms": changes.posts.quantile_ms(0.99),
+        "state_change_p50_ms": changes.ends.quantile_ms(0.5), "state_change_p99_ms": changes.ends.quantile_ms(0.99),
+        "state_changes_seen": changes.ends.count(),
         "idle_streams": IDLE, "idle_http1": http1.to_json(), "idle_http2": http2.to_json(),
         "raw_cost": Cpu::median(&raw_costs).to_json("producer"),
         "batch_cost": Cpu::median(&batch_costs).to_json("producer"),
-        "post_cost": post_cost.to_json("producer"), "followed_cost": followed_cost.to_json("producer"),
+        "post_cost": post_cost.to_json("producer"), "followed_cost": changes.cost.to_json("producer"),
     });
     std::fs::create_dir_all("target")?;
     std::fs::write("target/bench-http.json", serde_json::to_string_pretty(&figures)?)?;
@@ -136,11 +125,57 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
         ("raw message, confirmed", Cpu::median(&raw_costs)),
         ("job of a batch", Cpu::median(&batch_costs)),
         ("job of its own request", post_cost),
-        ("job that is followed", followed_cost),
+        ("job that is followed", changes.cost),
     ] {
         cost.show(name);
     }
     Ok(())
+}
+
+/// Measures state changes alone, at this many jobs per second.
+pub async fn run_followed(meter: &Meter, database: &str, jobs: usize, per_s: f64) -> anyhow::Result<()> {
+    let door = Door::start(database).await?;
+    let worker = Worker::start(database, &Name::default())?;
+    let StateChanges { posts, ends, cost } = state_changes(meter, &door, &worker, 0, jobs, per_s).await?;
+    for (name, of) in [("a request", posts), ("an end at the client", ends)] {
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|quantile| of.quantile_ms(quantile));
+        println!("{name:<28} p50 {p50} ms, p90 {p90} ms, p99 {p99} ms");
+    }
+    Cpu::heading("producer");
+    cost.show("job that is followed");
+    Ok(())
+}
+
+/// What those who follow see, and what it costs.
+struct StateChanges {
+    posts: Latencies,
+    ends: Latencies,
+    cost: Cpu,
+}
+
+/// Submits jobs of followed sessions, at this many per second. The worker has ended so many before.
+async fn state_changes(
+    meter: &Meter,
+    door: &Door,
+    worker: &Worker,
+    ended: usize,
+    jobs: usize,
+    per_s: f64,
+) -> anyhow::Result<StateChanges> {
+    let jobs = jobs.max(CALLERS);
+    eprintln!("state changes: {jobs} jobs of {FOLLOWED} followed sessions, {per_s:.0} per second");
+    let sessions = sessions();
+    for session in &sessions {
+        door.caller().await?.send(&post(door, &job_of(Some(session)))).await?.accepted()?;
+    }
+    wait_for(worker, ended + FOLLOWED).await?;
+    let following = follow(door, &sessions).await?;
+    let before = meter.read(door.pid());
+    let posts = posts(door, jobs, Some((per_s, &sessions))).await?;
+    wait_for(worker, ended + FOLLOWED + jobs).await?;
+    let ends = following.finish(jobs).await?;
+    let cost = meter.read(door.pid()).per_job_since(before, jobs);
+    Ok(StateChanges { posts, ends, cost })
 }
 
 /// Prints each figure beside its aim.

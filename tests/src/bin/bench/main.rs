@@ -6,6 +6,7 @@
 //! is the median of its rounds. Writes `target/bench.json`.
 //!
 //! `make bench-http` (`bench http`) measures the HTTP API instead; a number behind it makes it shorter.
+//! `bench follow JOBS PER_SECOND` measures state changes alone, to compare two builds at one rate.
 
 mod cost;
 mod http;
@@ -60,12 +61,18 @@ async fn main() -> anyhow::Result<()> {
     let database = fresh_database(&database_url).await?;
 
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("http") {
+    let what = arguments.next();
+    if let Some(what @ ("http" | "follow")) = what.as_deref() {
         let jobs =
             arguments.next().map_or(Ok(JOBS), |jobs| jobs.parse()).context("expected a number of jobs")?;
-        let raw =
-            http::Raw { publisher: &publisher, consuming: &consuming, queue: &raw_queue, pool: &raw_pool };
-        http::run(&meter, raw, &database, jobs).await?;
+        if what == "http" {
+            let raw =
+                http::Raw { publisher: &publisher, consuming: &consuming, queue: &raw_queue, pool: &raw_pool };
+            http::run(&meter, raw, &database, jobs).await?;
+        } else {
+            let per_s = arguments.next().context("expected jobs per second")?.parse()?;
+            http::run_followed(&meter, &database, jobs, per_s).await?;
+        }
         publishing.close().await;
         consuming.close().await;
         return drop_database(&database_url, &database).await;
