@@ -42,6 +42,7 @@ mod client;
 mod exchange;
 mod headers;
 mod include_usage;
+mod limits;
 mod refusal;
 
 use crate::prices::Prices;

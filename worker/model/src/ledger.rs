@@ -67,6 +67,48 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// What a provider's answer says of the rate limits of the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learnt {
+    /// The limits for this model, as far as the answer names them.
+    pub limits: RateLimits,
+    /// Set if the provider takes no call with this key now.
+    pub refused: Option<KeyRefused>,
+}
+
+/// What a key may use in a minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Requests.
+    pub requests: Option<u64>,
+    /// Tokens of input, where they are counted by themselves.
+    pub input_tokens: Option<u64>,
+    /// Tokens of output, where they are counted by themselves.
+    pub output_tokens: Option<u64>,
+    /// Tokens of input and output together.
+    pub tokens: Option<u64>,
+}
+
+/// A refusal that is about the key, not about the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRefused {
+    /// Why.
+    pub why: RefusedFor,
+    /// How long to wait, if the provider says so.
+    pub retry_after: Option<Duration>,
+}
+
+/// Why a provider takes no call with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedFor {
+    /// A rate limit is reached.
+    RateLimit,
+    /// The provider has too much to do.
+    Overloaded,
+    /// The account has no credit left.
+    Quota,
+}
+
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
@@ -76,6 +118,8 @@ pub struct Settlement {
     pub provider_request_id: Option<String>,
     /// The answer, to be stored in the same transaction; only if it was whole.
     pub answer: Option<Answer>,
+    /// What the answer says of the key's rate limits.
+    pub learnt: Learnt,
 }
 
 /// The ledger did not answer, or refused. Whether it did what it was asked is not known.

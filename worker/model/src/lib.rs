@@ -17,7 +17,10 @@ pub use frames::{Frame, Frames, Oversized};
 pub use gateway::{
     Attempt, GATEWAY_VARIABLES, Gateway, GatewayError, GatewaySettings, Metered, Opened, Upstream,
 };
-pub use ledger::{Answer, Call, Ledger, RequestKey, Reserve, Settlement, Unavailable};
+pub use ledger::{
+    Answer, Call, KeyRefused, Learnt, Ledger, RateLimits, RefusedFor, RequestKey, Reserve, Settlement,
+    Unavailable,
+};
 pub use money::{BadDollars, Microdollars};
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};
 pub use usage::{Meter, NoUsage, Outcome, Seen, Settled, refused_before_work};

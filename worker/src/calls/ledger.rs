@@ -133,7 +133,7 @@ impl Ledger for AttemptLedger {
 
     /// Retries until Postgres has answered: the money is spent, whatever became of the run.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
-        let Settlement { outcome, provider_request_id, answer } = settlement;
+        let Settlement { outcome, provider_request_id, answer, learnt: _ } = settlement;
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),

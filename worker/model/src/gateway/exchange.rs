@@ -23,9 +23,9 @@ use uuid::Uuid;
 use super::attempt::{Place, Shared};
 use super::include_usage::include_usage;
 use super::refusal::Refusal;
-use super::{Inner, Upstream, headers};
+use super::{Inner, Upstream, headers, limits};
 use crate::frames::Frames;
-use crate::ledger::{Answer, Call, Reserve, Settlement};
+use crate::ledger::{Answer, Call, Learnt, Reserve, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
 use crate::wire::{Ask, Wire};
 
@@ -44,6 +44,7 @@ pub(super) struct Exchange {
     call: Call,
     headers: HeaderMap,
     body: Bytes,
+    learnt: Learnt,
 }
 
 type Replied = Result<Response, Refusal>;
@@ -68,7 +69,8 @@ impl Exchange {
         let place = attempt.place(ask.hash);
         let (provider, model) = (wire.provider(), ask.model.clone());
         let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key };
-        let exchange = Exchange { inner: inner.clone(), attempt, upstream, ask, call, headers, body };
+        let learnt = Learnt::default();
+        let exchange = Exchange { inner: inner.clone(), attempt, upstream, ask, call, headers, body, learnt };
         let (reply, replied) = oneshot::channel();
         inner.exchanges.spawn(exchange.run(place, reply));
         replied.await.unwrap_or_else(|_| Err(Refusal::cut("the exchange has failed")))
@@ -144,6 +146,7 @@ impl Exchange {
             }
         };
         self.attempt.note_traffic();
+        self.learnt = limits::learnt(self.call.provider, response.status(), response.headers());
         let is_stream = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_stream = is_stream.is_some_and(|kind| kind.starts_with("text/event-stream"));
         if response.status().is_success() && is_stream {
@@ -166,7 +169,7 @@ impl Exchange {
 
     /// Passes an answer that is no stream. The program gets it when the ledger has it.
     async fn pass_whole(
-        self,
+        mut self,
         response: reqwest::Response,
         place: Place,
         mut reply: oneshot::Sender<Replied>,
@@ -188,6 +191,9 @@ impl Exchange {
                 self.outcome(&meter)
             }
         };
+        if let Ok(body) = &body {
+            limits::learnt_from_body(&mut self.learnt, body);
+        }
         let Ok(body) = body else {
             self.settle(outcome, request_id, None).await;
             drop(place);
@@ -299,7 +305,8 @@ impl Exchange {
             tracing::warn!(call = %self.call.id, model = self.call.model, cause = %reason,
                 "what a model call costs is not known: its reservation counts in full");
         }
-        let settlement = Settlement { outcome, provider_request_id, answer };
+        let learnt = self.learnt.clone();
+        let settlement = Settlement { outcome, provider_request_id, answer, learnt };
         match self.attempt.attempt.ledger.settle(&self.call, settlement).await {
             Ok(()) => true,
             Err(error) => {
