@@ -75,13 +75,16 @@ struct Office {
     pause: Mutex<Duration>,
 }
 
-/// Returns an HTTP client that knows no proxy and no authority: everything is on this machine.
-pub fn client() -> reqwest::Client {
+/// Returns a TLS configuration that knows no authority: everything is on this machine.
+pub fn tls() -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let tls =
-        tls.expect("versions").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-    reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().expect("a client")
+    tls.expect("versions").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+}
+
+/// Returns an HTTP client that knows no proxy and no authority.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().tls_backend_preconfigured(tls()).no_proxy().build().expect("a client")
 }
 
 /// Which protocol a request speaks.

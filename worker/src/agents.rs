@@ -17,6 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::calls::{AgentCalls, PROVIDER_KEYS};
 use kinds::HarnessConfig;
+pub use kinds::Machine;
 
 /// The agents of this worker, by name.
 pub struct Agents(HashMap<Name, Agent>);
@@ -36,23 +37,23 @@ const BUILT_IN: &str = "
 
 impl Agents {
     /// Reads the file and makes every agent's harness. The error lists everything that is wrong, line by line.
-    pub fn load(file: Option<&Path>, workspace_dir: &Path) -> Result<Agents, String> {
-        let Some(path) = file else { return Agents::parse(BUILT_IN, workspace_dir) };
+    pub fn load(file: Option<&Path>, machine: &Machine<'_>) -> Result<Agents, String> {
+        let Some(path) = file else { return Agents::parse(BUILT_IN, machine) };
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))?;
-        Agents::parse(&text, workspace_dir).map_err(|problem| format!("{}:{problem}", path.display()))
+        Agents::parse(&text, machine).map_err(|problem| format!("{}:{problem}", path.display()))
     }
 
-    fn parse(text: &str, workspace_dir: &Path) -> Result<Agents, String> {
+    fn parse(text: &str, machine: &Machine<'_>) -> Result<Agents, String> {
         let mut file = TomlFile::parse(text)?;
-        // The values of `env` may be secrets.
-        file.hide("env");
+        // The values of these may be secrets.
+        file.hide(&["env", "headers"]);
         file.only(&["agents"]);
         let mut agents = HashMap::new();
         for (name, table) in file.tables("agents") {
             let place = format!("agents.{name}");
             let name = name.parse::<Name>().map_err(|problem| file.note(&place, &table, "", problem));
-            if let (Ok(name), Some(agent)) = (name, agent(&mut file, &place, &table, workspace_dir)) {
+            if let (Ok(name), Some(agent)) = (name, agent(&mut file, &place, &table, machine)) {
                 agents.insert(name, agent);
             }
         }
@@ -83,7 +84,7 @@ fn agent<'i>(
     file: &mut TomlFile<'i>,
     place: &str,
     table: &TomlValue<'i>,
-    workspace_dir: &Path,
+    machine: &Machine<'_>,
 ) -> Option<Agent> {
     let mut settings = table.clone();
     let DeValue::Table(entries) = settings.get_mut() else { return None };
@@ -97,7 +98,7 @@ fn agent<'i>(
         let calls = Spanned::new(table.span(), DeValue::Table(calls));
         Some(file.read(place, calls, AgentCalls::deserialize)?)
     };
-    let harness = harness(file, place, table, settings, (calls.is_some(), workspace_dir))?;
+    let harness = harness(file, place, table, settings, (calls.is_some(), machine))?;
     Some(Agent { harness, calls })
 }
 
@@ -107,7 +108,7 @@ fn harness<'i>(
     place: &str,
     table: &TomlValue<'i>,
     mut settings: TomlValue<'i>,
-    (calls_models, workspace_dir): (bool, &Path),
+    (calls_models, machine): (bool, &Machine<'_>),
 ) -> Option<Arc<dyn Harness>> {
     let DeValue::Table(entries) = settings.get_mut() else { return None };
     let name = entries.remove("harness").map(Spanned::into_inner);
@@ -132,7 +133,7 @@ fn harness<'i>(
             file.note(place, table, &setting, problem);
         }
     }
-    let built = config.build(workspace_dir);
+    let built = config.build(machine);
     built
         .map_err(|errors| {
             errors.iter().for_each(|error| file.note(place, table, &error.setting, &error.problem));
@@ -148,10 +149,20 @@ impl fmt::Debug for Agents {
 
 #[cfg(test)]
 mod tests {
+    use rustls::ClientConfig;
+
     use super::*;
 
+    fn tls() -> ClientConfig {
+        service::Authorities::default().rustls().unwrap()
+    }
+
+    fn machine(tls: &ClientConfig) -> Machine<'_> {
+        Machine { workspace_dir: Path::new("/nonexistent"), tls }
+    }
+
     fn parse(text: &str) -> Result<Agents, String> {
-        Agents::parse(text, Path::new("/nonexistent"))
+        Agents::parse(text, &machine(&tls()))
     }
 
     #[test]
@@ -225,7 +236,7 @@ mod tests {
 
     #[test]
     fn without_a_file_there_are_echo_and_scripted() {
-        let agents = Agents::load(None, Path::new("/nonexistent")).unwrap();
+        let agents = Agents::load(None, &machine(&tls())).unwrap();
         assert!(agents.get(&"echo".parse().unwrap()).is_ok());
         assert!(agents.get(&"scripted".parse().unwrap()).is_ok());
         assert!(agents.get(&"other".parse().unwrap()).is_err());

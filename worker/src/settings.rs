@@ -9,11 +9,12 @@ use postgres::Address;
 use queue::BrokerConfig;
 use secrecy::ExposeSecret;
 use service::{
-    AdminAddress, AdminArgs, Common, Health, OpenFiles, Problems, Setting, SettingsError, Telemetry,
+    AdminAddress, AdminArgs, Authorities, Common, Health, OpenFiles, Problems, Setting, SettingsError,
+    Telemetry,
 };
 use store::StoreConfig;
 
-use crate::agents::Agents;
+use crate::agents::{Agents, Machine};
 use crate::calls::{CallArgs, CallSettings};
 
 /// Takes jobs from RabbitMQ, runs their harnesses, and keeps sessions and results in Postgres.
@@ -121,14 +122,17 @@ impl Args {
     }
 
     fn settings(self, problems: &mut Problems) -> Option<Settings> {
-        let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
-        let calls = self.calls.check(agents.iter().flat_map(Agents::all_calls), problems);
+        let authorities = self.common.authorities(problems);
+        let tls = authorities.as_ref().unwrap_or(&Authorities::default()).rustls();
+        let tls = problems.check("TLS_CA_FILE", tls.map_err(|error| error.to_string()))?;
+        let machine = Machine { workspace_dir: &self.workspace_dir, tls: &tls };
+        let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &machine));
+        let calls = self.calls.check(agents.iter().flat_map(Agents::all_calls), tls, problems);
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin = self.admin.check(problems);
         let drain_grace = problems.within("DRAIN_GRACE_S", self.drain_grace_s, 0..=7 * 86_400);
-        let authorities = self.common.authorities(problems);
-        let own_authorities = authorities.as_ref().and_then(service::Authorities::own_pem);
+        let own_authorities = authorities.as_ref().and_then(Authorities::own_pem);
         let lease = problems.within("LEASE_S", self.lease_s, 2..=3_600);
         let ack_after = problems.within("ACK_AFTER_S", self.ack_after_s, 1..=7 * 86_400);
         let max_session_bytes =

@@ -25,8 +25,8 @@ pub struct TomlFile<'i> {
     wrong: BTreeSet<(usize, String)>,
     /// Paths of the mistakes that were noted while reading.
     unread: Vec<String>,
-    /// The name of the settings whose values are not shown.
-    secret: Option<&'static str>,
+    /// The names of the settings whose values are not shown.
+    secret: &'static [&'static str],
 }
 
 impl<'i> TomlFile<'i> {
@@ -43,7 +43,7 @@ impl<'i> TomlFile<'i> {
             paths,
             wrong: BTreeSet::new(),
             unread: Vec::new(),
-            secret: None,
+            secret: &[],
         };
         for error in errors {
             file.add(&error.span().unwrap_or(0..0), error.message());
@@ -51,9 +51,9 @@ impl<'i> TomlFile<'i> {
         if file.wrong.is_empty() { Ok(file) } else { Err(file.complaint()) }
     }
 
-    /// Hides the values of settings of this name, and all values below them.
-    pub fn hide(&mut self, name: &'static str) {
-        self.secret = Some(name);
+    /// Hides the values of settings of these names, and all values below them.
+    pub fn hide(&mut self, names: &'static [&'static str]) {
+        self.secret = names;
     }
 
     /// Returns the whole file as one table.
@@ -124,7 +124,7 @@ impl<'i> TomlFile<'i> {
             if !missing.is_some_and(|name| left_out.iter().any(|left| left == name)) {
                 let path = self.path(&span).unwrap_or(place).to_owned();
                 let at = if span == NOWHERE { value.span() } else { span.clone() };
-                let is_secret = path.split('.').any(|name| Some(name) == self.secret);
+                let is_secret = path.split('.').any(|name| self.secret.contains(&name));
                 let problem = if is_secret { expected(error.message()) } else { plain(error.message()) };
                 self.add(&at, format!("{path}: {problem}"));
                 self.unread.push(path);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use model::{Attempt, Gateway, GatewaySettings, HostedCaps, Opened, Prices, Upstream};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
-use tests::provider::{PROVIDER_KEY, Provider, client};
+use tests::provider::{PROVIDER_KEY, Provider, client, tls};
 
 use crate::accounts::Accounts;
 
@@ -31,6 +31,7 @@ impl Bench {
             addr: "127.0.0.1:0".parse().expect("an address"),
             anthropic: Some(upstream.clone()),
             openai: Some(upstream),
+            tls: tls(),
             prices: Prices::built_in(),
             usage_drain,
         });

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use model::{Gateway, GatewayError, GatewaySettings, Outcome, Prices, Reserve};
 use serde_json::{Value, json};
+use tests::provider::tls;
 
 use crate::bench::{Bench, PATHS, request, token, with_key};
 
@@ -104,6 +105,7 @@ async fn it_listens_on_loopback_alone() {
         addr: "0.0.0.0:0".parse().expect("an address"),
         anthropic: None,
         openai: None,
+        tls: tls(),
         prices: Prices::built_in(),
         usage_drain: Duration::ZERO,
     });

@@ -1,10 +1,14 @@
 //! Promise 3: any worker continues a session from its last checkpoint; finished iterations are not paid for twice.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
 
 use job::{JobId, JobState};
 use serde_json::{Value, json};
 use tests::{Fleet, job};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
 /// The number of a job's iterations in the ledger, now that its worker is dead.
 async fn committed(fleet: &Fleet, job_id: JobId) -> i64 {
@@ -42,6 +46,36 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (12, session.cost_usd, 120));
     // What was done before is not paid again.
     second.counted("harness_iterations_total", (12 - before) as f64).await;
+}
+
+#[tokio::test]
+async fn a_service_does_each_step_once_when_its_worker_is_killed_or_stopped() {
+    let fleet = Fleet::new().await;
+    let service = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/service.py");
+    let mut service = Command::new(service);
+    let mut service = service.arg("0").stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("python3");
+    let said = BufReader::new(service.stdout.take().expect("a pipe")).lines().next_line().await;
+    let url = said.expect("read").expect("a line");
+    let agents = fleet.folder.path().join("agents.toml");
+    std::fs::write(&agents, format!("[agents.counter]\nharness = \"http\"\nurl = \"{url}\"\n")).unwrap();
+    let launch = |name| fleet.worker(name).set("AGENTS_FILE", agents.display()).set("DRAIN_GRACE_S", 0);
+    let worker = async |name| launch(name).short_lease().start().await;
+    let mut first = worker("first").await;
+    let spec = job("s", "counter", json!({"steps": 14, "delay_ms": 150}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    fleet.iterated(spec.job_id, 3).await;
+    first.kill();
+
+    let mut second = worker("second").await;
+    fleet.iterated(spec.job_id, committed(&fleet, spec.job_id).await + 3).await;
+    second.terminate();
+    assert_eq!(second.exit().await, 0);
+    let before = committed(&fleet, spec.job_id).await;
+    let _third = worker("third").await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2), "{view:?}");
+    assert_eq!(output(&view), json!({"steps": 14, "resumed_at": before}));
+    assert_eq!(fleet.session("s").await.iteration_count, 14);
 }
 
 #[tokio::test]

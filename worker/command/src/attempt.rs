@@ -2,26 +2,24 @@
 //!
 //! Two futures run side by side. [`Listener::listen`] takes one line after the other and finishes each before the next.
 //! [`supervise`] watches the clock, the stop signal and the process, and asks the program to stop. When one of the two
-//! ends, so does the attempt, and [`verdict`] decides its outcome. This module does not handle a lost lease: the whole
+//! ends, so does the attempt, and [`outcome`] says what that means. This module does not handle a lost lease: the whole
 //! attempt is dropped.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use harness::{Delta, Meter, Run, RunError, Stop, StopSignal, Usage};
-use job::{Failure, FailureCode, Json};
+use harness::{Meter, Run, RunError, StopSignal};
+use job::Json;
+use lines::{Asked, LastMessage, Lines, Listener, Silence, idle};
 use process::{Exit, Group, Stderr};
 use rustix::io::ioctl_fionread;
-use tokio::io::AsyncRead;
 use tokio::process::ChildStdout;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Settings;
-use crate::contract::{self, Message};
-use crate::lines::{LineError, Lines};
-use crate::verdict::{Asked, LastMessage, verdict};
+use crate::outcome::outcome;
 
 /// How long to wait for the rest of stdout once the group is dead: a process that left the group may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -44,10 +42,10 @@ impl Attempt<'_> {
         let meter = run.meter().cloned();
         if let Some(meter) = &meter {
             let (silence, pipe) = (silence.clone(), stdout.as_fd().try_clone_to_owned().ok());
-            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| silence.has_handled(pipe))));
+            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| has_handled(&silence, pipe))));
         }
-        let lines = Lines::new(stdout, settings.max_line_bytes, settings.max_output_bytes);
-        let mut listener = Listener { run, lines, silence: &silence, unpaid: Usage::default() };
+        let lines = Lines::new("stdout", stdout, settings.max_line_bytes, settings.max_output_bytes);
+        let mut listener = Listener::new(run, lines, &silence);
 
         let last_message = {
             let mut listening = pin!(listener.listen());
@@ -66,11 +64,11 @@ impl Attempt<'_> {
         };
         // Nothing that it writes from here on counts, so nothing has to become durable.
         silence.begin();
-        wait_for_exit(&group, &mut listener.lines, &last_message, settings.stop_grace).await;
+        wait_for_exit(&group, &mut listener, &last_message, settings.stop_grace).await;
         let exit = group.end().await;
-        listener.warn_of_program_mistakes(&last_message, exit).await;
+        warn_of_program_mistakes(&mut listener, &last_message, exit).await;
         listener.settle(&last_message).await?;
-        verdict(asked.into_inner(), last_message, exit, &stderr.tail().await, settings)
+        outcome(asked.into_inner(), last_message, exit, &stderr.tail().await, settings)
     }
 }
 
@@ -94,28 +92,16 @@ async fn supervise(
     let _ = timeout(settings.stop_grace, group.exited()).await;
 }
 
-/// Resolves when the program has neither written a line nor called a model for this long.
-async fn idle(silence: &Silence, meter: Option<&dyn Meter>, limit: Duration) {
-    let mut from = Instant::now();
-    loop {
-        silence.lasts(limit, from).await;
-        match meter.map(Meter::idle) {
-            Some(idle) if idle < limit => from = Instant::now() - idle,
-            _ => return,
-        }
-    }
-}
-
 /// Gives a program that has said its last word, or closed its stdout, some time to exit by itself.
-async fn wait_for_exit<R: AsyncRead + Unpin>(
+async fn wait_for_exit(
     group: &Group,
-    lines: &mut Lines<R>,
+    listener: &mut Listener<'_, ChildStdout>,
     last_message: &LastMessage,
     grace: Duration,
 ) {
     let reading = async {
         // The pipe is emptied, so that the program does not hang on it instead of exiting.
-        lines.discard().await;
+        listener.discard().await;
         std::future::pending::<()>().await
     };
     match last_message {
@@ -128,137 +114,27 @@ async fn wait_for_exit<R: AsyncRead + Unpin>(
     }
 }
 
-/// Reads what the program writes.
-struct Listener<'a> {
-    run: &'a mut Run,
-    lines: Lines<ChildStdout>,
-    silence: &'a Silence,
-    /// Usage that was reported with `cost` and is in no checkpoint yet.
-    unpaid: Usage,
-}
-
-impl Listener<'_> {
-    /// Takes one line after the other, up to the last word. A checkpoint is durable before the next line is looked at:
-    /// while we commit, the pipe fills and the program waits.
-    async fn listen(&mut self) -> LastMessage {
-        loop {
-            self.silence.begin();
-            let line = self.lines.next().await;
-            self.silence.end();
-            let line = match line {
-                Ok(Some(line)) => line,
-                Ok(None) => return LastMessage::Nothing { torn: None },
-                Err(error) => return LastMessage::Broken(cannot_read(error)),
-            };
-            let message = match contract::parse(&line) {
-                Ok(Some(message)) => message,
-                Ok(None) => continue,
-                Err(failure) if line.complete => return LastMessage::Broken(failure),
-                Err(failure) => return LastMessage::Nothing { torn: Some(failure) },
-            };
-            match message {
-                Message::Checkpoint(delta) => {
-                    if let Err(stop) = self.checkpoint(delta).await {
-                        return LastMessage::Refused(at_line(stop, line.number));
-                    }
-                }
-                Message::Event(event) => self.run.event(event),
-                Message::Text(text) => self.run.text(&text),
-                Message::Cost(usage) => self.unpaid += usage,
-                Message::Result(output) => return LastMessage::Result(output),
-                Message::Error(failure) => return LastMessage::Error(failure),
-            }
-        }
+/// Logs what does not change the outcome but is probably a mistake in the program.
+async fn warn_of_program_mistakes(
+    listener: &mut Listener<'_, ChildStdout>,
+    last_message: &LastMessage,
+    exit: Exit,
+) {
+    if !matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
+        return;
     }
-
-    async fn checkpoint(&mut self, mut delta: Delta) -> Result<(), Stop> {
-        delta.usage += self.unpaid;
-        self.run.checkpoint(delta).await?;
-        self.unpaid = Usage::default();
-        Ok(())
-    }
-
-    /// Logs what does not change the outcome but is probably a mistake in the program.
-    async fn warn_of_program_mistakes(&mut self, last_message: &LastMessage, exit: Exit) {
-        if !matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
-            return;
-        }
-        let _ = timeout(DRAIN, self.lines.discard()).await;
-        let ignored_bytes = self.lines.discarded();
-        let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
-        let ended_well = exited_well || matches!(last_message, LastMessage::Error(_));
-        if ignored_bytes > 0 || !ended_well {
-            tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
-                "a program went on writing after its result, or did not exit with 0 in time; its result counts");
-        }
-    }
-
-    /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
-    async fn settle(&mut self, last_message: &LastMessage) -> Result<(), Stop> {
-        match last_message {
-            LastMessage::Refused(_) => Ok(()),
-            _ => self.checkpoint(Delta::default()).await,
-        }
+    let _ = timeout(DRAIN, listener.discard()).await;
+    let ignored_bytes = listener.discarded();
+    let exited_well = exit.by_itself && exit.status.is_some_and(|status| status.success());
+    let ended_well = exited_well || matches!(last_message, LastMessage::Error(_));
+    if ignored_bytes > 0 || !ended_well {
+        tracing::warn!(ignored_bytes, status = ?exit.status, exited = exit.by_itself,
+            "a program went on writing after its result, or did not exit with 0 in time; its result counts");
     }
 }
 
-/// Adds the line's number if the refused checkpoint is the program's fault.
-fn at_line(stop: Stop, number: u64) -> Stop {
-    match stop {
-        Stop::Unstorable(problem) => Stop::Unstorable(format!("stdout line {number}: {problem}")),
-        Stop::OutputLimit(problem) => Stop::OutputLimit(format!("stdout line {number}: {problem}")),
-        _ => stop,
-    }
-}
-
-fn cannot_read(error: LineError) -> Failure {
-    match &error {
-        LineError::TooLong { .. } | LineError::TooMuch { .. } => {
-            Failure::permanent(FailureCode::OutputLimit, error.to_string())
-        }
-        LineError::Io { source, .. } => {
-            Failure::retryable(FailureCode::Crashed, format!("{error}: {source}"))
-        }
-    }
-}
-
-/// Since when we have been waiting for a line. The count pauses while a line is handled: our slowness is not the
-/// program's silence.
-#[derive(Default)]
-struct Silence {
-    since: Mutex<Option<Instant>>,
-}
-
-impl Silence {
-    fn begin(&self) {
-        self.set(Some(Instant::now()));
-    }
-
-    fn end(&self) {
-        self.set(None);
-    }
-
-    /// Returns whether everything that was written into this pipe so far was read and is handled.
-    fn has_handled(&self, pipe: &OwnedFd) -> bool {
-        let unread = ioctl_fionread(pipe);
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-            && matches!(unread, Ok(0) | Err(_))
-    }
-
-    fn set(&self, since: Option<Instant>) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
-    }
-
-    /// Resolves when the silence has lasted for `limit`, counted from `from` at the earliest.
-    async fn lasts(&self, limit: Duration, from: Instant) {
-        loop {
-            let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let due = since.map_or(now, |since| since.max(from)) + limit;
-            if due <= now {
-                return;
-            }
-            sleep_until(due).await;
-        }
-    }
+/// Returns whether everything that was written into this pipe so far was read and is handled.
+fn has_handled(silence: &Silence, pipe: &OwnedFd) -> bool {
+    let unread = ioctl_fionread(pipe);
+    silence.is_on() && matches!(unread, Ok(0) | Err(_))
 }

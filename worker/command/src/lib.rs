@@ -131,10 +131,8 @@
 
 mod sandbox;
 mod config;
-mod contract;
-mod lines;
 mod attempt;
-mod verdict;
+mod outcome;
 
 use std::fmt::Display;
 use std::io;
@@ -191,7 +189,7 @@ impl Command {
         }
         let session = SessionKey::new(&run.task().tenant, &run.task().session_id);
         let workspace = self.settings.workspace_dir.join(session.as_str());
-        let order = contract::order(run.task(), run.session(), &workspace)
+        let order = lines::order(run.task(), run.session(), Some(&workspace))
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&self.settings.workspace_dir, &session).await?;
         let mut process = self.process(run.task(), &workspace);

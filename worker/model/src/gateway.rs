@@ -31,6 +31,7 @@ use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use axum::serve::ListenerExt;
+use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -70,6 +71,8 @@ pub struct GatewaySettings {
     pub anthropic: Option<Upstream>,
     /// OpenAI, if there is a key.
     pub openai: Option<Upstream>,
+    /// How providers are reached.
+    pub tls: ClientConfig,
     /// What calls cost.
     pub prices: Prices,
     /// How long an answer that nobody waits for is still read, for its usage.
@@ -111,7 +114,7 @@ impl Gateway {
         if !settings.addr.ip().is_loopback() {
             return Err(GatewayError::NotLoopback(settings.addr));
         }
-        let client = client::build().map_err(GatewayError::Client)?;
+        let client = client::build(settings.tls.clone()).map_err(GatewayError::Client)?;
         let failed = |error| GatewayError::Listen(settings.addr, error);
         let listener = TcpListener::bind(settings.addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;

@@ -6,10 +6,20 @@ use std::sync::Arc;
 
 use command::CommandConfig;
 use harness::{ConfigError, Echo, EchoConfig, Harness, Scripted, ScriptedConfig};
+use remote::RemoteConfig;
+use rustls::ClientConfig;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::calls::PROVIDER_KEYS;
+
+/// What harnesses need of this machine.
+pub struct Machine<'a> {
+    /// Below it the folders of sessions are made.
+    pub workspace_dir: &'a Path,
+    /// How services over HTTPS are reached.
+    pub tls: &'a ClientConfig,
+}
 
 /// Which harness an agent uses (`harness = "…"`), and its settings. Keys that the harness does not have are refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,11 +30,13 @@ pub enum HarnessConfig {
     Scripted(ScriptedConfig),
     /// Runs a program.
     Command(CommandConfig),
+    /// Asks a service.
+    Http(RemoteConfig),
 }
 
 impl HarnessConfig {
     /// The values that `harness` may have.
-    pub const NAMES: [&str; 3] = ["echo", "scripted", "command"];
+    pub const NAMES: [&str; 4] = ["echo", "scripted", "command", "http"];
 
     /// Reads the settings of the harness with this name. They come without the key `harness`. An error keeps the
     /// place of its setting in the file.
@@ -33,17 +45,21 @@ impl HarnessConfig {
             "echo" => EchoConfig::deserialize(settings).map(HarnessConfig::Echo),
             "scripted" => ScriptedConfig::deserialize(settings).map(HarnessConfig::Scripted),
             "command" => CommandConfig::deserialize(settings).map(HarnessConfig::Command),
+            "http" => RemoteConfig::deserialize(settings).map(HarnessConfig::Http),
             other => Err(D::Error::unknown_variant(other, &HarnessConfig::NAMES)),
         }
     }
 
-    /// Checks the settings against this machine and makes the harness. Session folders are made below `workspace_dir`.
+    /// Checks the settings against this machine and makes the harness.
     /// The error lists everything that is wrong.
-    pub fn build(self, workspace_dir: &Path) -> Result<Arc<dyn Harness>, Vec<ConfigError>> {
+    pub fn build(self, machine: &Machine<'_>) -> Result<Arc<dyn Harness>, Vec<ConfigError>> {
         match self {
             HarnessConfig::Echo(EchoConfig {}) => Ok(Arc::new(Echo)),
             HarnessConfig::Scripted(ScriptedConfig {}) => Ok(Arc::new(Scripted)),
-            HarnessConfig::Command(config) => Ok(Arc::new(with_taken_keys(config).build(workspace_dir)?)),
+            HarnessConfig::Command(config) => {
+                Ok(Arc::new(with_taken_keys(config).build(machine.workspace_dir)?))
+            }
+            HarnessConfig::Http(config) => Ok(Arc::new(config.build(machine.tls)?)),
         }
     }
 
@@ -51,7 +67,7 @@ impl HarnessConfig {
     pub fn naming<'a>(&'a self, variables: &'a [&str]) -> impl Iterator<Item = String> + 'a {
         let config = match self {
             HarnessConfig::Command(config) => Some(config),
-            HarnessConfig::Echo(_) | HarnessConfig::Scripted(_) => None,
+            HarnessConfig::Echo(_) | HarnessConfig::Scripted(_) | HarnessConfig::Http(_) => None,
         };
         let is_named = |name: &String| variables.contains(&name.as_str());
         config.into_iter().flat_map(move |config| {

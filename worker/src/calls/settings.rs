@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::Utc;
 use clap::Args;
 use model::{GatewaySettings, Microdollars, Prices, Upstream};
+use rustls::ClientConfig;
 use secrecy::SecretString;
 use service::{Problems, Setting};
 
@@ -67,6 +68,7 @@ impl CallArgs {
     pub fn check<'a>(
         self,
         agents: impl Iterator<Item = &'a AgentCalls>,
+        tls: ClientConfig,
         problems: &mut Problems,
     ) -> Option<CallSettings> {
         let addr = problems.take("GATEWAY_ADDR", self.gateway_addr);
@@ -91,8 +93,14 @@ impl CallArgs {
             problems.add("ANTHROPIC_API_KEY", "not set, expected it or OPENAI_API_KEY: agents name models");
         }
         let usage_drain = Duration::from_secs(drain);
-        let gateway =
-            (!models.is_empty()).then_some(GatewaySettings { addr, anthropic, openai, prices, usage_drain });
+        let gateway = (!models.is_empty()).then_some(GatewaySettings {
+            addr,
+            anthropic,
+            openai,
+            tls,
+            prices,
+            usage_drain,
+        });
         Some(CallSettings {
             gateway,
             fleet: [daily.flatten(), monthly.flatten()],

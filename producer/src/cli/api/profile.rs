@@ -40,7 +40,7 @@ fn path() -> Option<PathBuf> {
 
 fn parse(text: &str, name: &str) -> Result<Table, String> {
     let mut file = TomlFile::parse(text)?;
-    file.hide("key");
+    file.hide(&["key"]);
     file.only(&["profiles"]);
     let tables = file.tables("profiles");
     let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();

@@ -16,13 +16,14 @@ use crate::lines::Line;
 /// The value of the field `protocol`.
 const PROTOCOL: &str = "harness.command.v1";
 
-/// What the program is given on stdin.
+/// What the program is given.
 #[derive(Serialize)]
 struct Order<'a> {
     protocol: &'static str,
     job: OrderedJob<'a>,
     session: &'a Session,
-    workspace: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace: Option<&'a Path>,
 }
 
 #[derive(Serialize)]
@@ -38,8 +39,8 @@ struct OrderedJob<'a> {
     epoch: i64,
 }
 
-/// Writes the line for the program's stdin.
-pub(crate) fn order(task: &Task, session: &Session, workspace: &Path) -> serde_json::Result<String> {
+/// Writes the line that a program is given.
+pub fn order(task: &Task, session: &Session, workspace: Option<&Path>) -> serde_json::Result<String> {
     let job = OrderedJob {
         job_id: task.job_id,
         tenant: &task.tenant,
@@ -154,7 +155,8 @@ struct ErrorLine {
 pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     let protocol = |problem: String| {
         let text = String::from_utf8_lossy(&line.bytes);
-        let message = format!("stdout line {}: {problem}; the line begins: {}", line.number, quote(&text));
+        let message =
+            format!("{} line {}: {problem}; the line begins: {}", line.source, line.number, quote(&text));
         Failure::permanent(FailureCode::Protocol, message)
     };
     let text = std::str::from_utf8(&line.bytes)
@@ -171,7 +173,7 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
             return Err(protocol("expected a JSON object with a field \"type\"".to_owned()));
         }
         Err(_) => {
-            let message = format!("stdout line {}: {}", line.number, storable::describe(text));
+            let message = format!("{} line {}: {}", line.source, line.number, storable::describe(text));
             return Err(Failure::permanent(FailureCode::Unstorable, message));
         }
     }
@@ -185,7 +187,7 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         _ => None,
     };
     if let Some(lost) = lost {
-        let message = format!("stdout line {}: {lost}", line.number);
+        let message = format!("{} line {}: {lost}", line.source, line.number);
         return Err(Failure::permanent(FailureCode::Unstorable, message));
     }
     let message = match kind {
@@ -277,7 +279,7 @@ mod tests {
     use serde_json::json;
 
     fn read(text: impl AsRef<[u8]>) -> Result<Option<Message>, Failure> {
-        parse(&Line { number: 7, bytes: text.as_ref().to_vec(), complete: true })
+        parse(&Line { source: "stdout", number: 7, bytes: text.as_ref().to_vec(), complete: true })
     }
 
     #[test]
@@ -337,7 +339,12 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_before_the_first_line_is_ignored() {
-        let line = |number| Line { number, bytes: "\u{feff}{\"type\":\"result\"}\r".into(), complete: true };
+        let line = |number| Line {
+            source: "stdout",
+            number,
+            bytes: "\u{feff}{\"type\":\"result\"}\r".into(),
+            complete: true,
+        };
         assert_eq!(parse(&line(1)).unwrap(), Some(Message::Result(Json::null())));
         assert_eq!(parse(&line(2)).unwrap_err().code, FailureCode::Protocol);
     }
@@ -387,7 +394,7 @@ mod tests {
             traceparent: None,
             max_stalled_iterations: None,
         };
-        let line = order(&task, &Session::default(), Path::new("/w")).unwrap();
+        let line = order(&task, &Session::default(), Some(Path::new("/w"))).unwrap();
         assert_eq!(line.matches(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count(), 1);
         let read: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(read["job"]["input"], json!({"a": "x\ny\u{2028}\u{85}\u{2029}"}));

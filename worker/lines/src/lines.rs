@@ -1,11 +1,13 @@
-//! Reads lines from a pipe, and never holds more of them in memory than the limits allow. It does not know what a line
+//! Reads lines from a stream of bytes, and never holds more of them in memory than the limits allow. It does not know what a line
 //! means.
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// Reads lines of at most `max_line` bytes, and `max_total` bytes in all.
-pub(crate) struct Lines<R> {
-    pipe: BufReader<R>,
+pub struct Lines<R> {
+    /// What is read, as people know it.
+    source: &'static str,
+    stream: BufReader<R>,
     max_line: usize,
     max_total: u64,
     line: Vec<u8>,
@@ -17,6 +19,8 @@ pub(crate) struct Lines<R> {
 /// One line, without its newline.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Line {
+    /// Where it comes from, as people know it.
+    pub source: &'static str,
     /// 1 for the first.
     pub number: u64,
     /// Its bytes, as they came.
@@ -28,12 +32,13 @@ pub(crate) struct Line {
 /// Why no further line can be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
-    #[error("stdout line {number} is longer than max_line_bytes = {limit}")]
-    TooLong { number: u64, limit: usize },
-    #[error("stdout is longer than max_output_bytes = {limit} (reached in line {number})")]
-    TooMuch { number: u64, limit: u64 },
-    #[error("stdout cannot be read after line {number}")]
+    #[error("{stream} line {number} is longer than max_line_bytes = {limit}")]
+    TooLong { stream: &'static str, number: u64, limit: usize },
+    #[error("{stream} is longer than max_output_bytes = {limit} (reached in line {number})")]
+    TooMuch { stream: &'static str, number: u64, limit: u64 },
+    #[error("{stream} cannot be read after line {number}")]
     Io {
+        stream: &'static str,
         number: u64,
         #[source]
         source: std::io::Error,
@@ -41,17 +46,21 @@ pub(crate) enum LineError {
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    pub fn new(pipe: R, max_line: usize, max_total: u64) -> Lines<R> {
-        let pipe = BufReader::new(pipe);
-        Lines { pipe, max_line, max_total, line: Vec::new(), number: 0, total: 0, discarded: 0 }
+    /// Reads what people know by this name.
+    pub fn new(source: &'static str, stream: R, max_line: usize, max_total: u64) -> Lines<R> {
+        let stream = BufReader::new(stream);
+        Lines { source, stream, max_line, max_total, line: Vec::new(), number: 0, total: 0, discarded: 0 }
     }
 
     /// Returns the next line, or `None` at the end. Cancel-safe: a partly read line is kept for the next call.
-    pub async fn next(&mut self) -> Result<Option<Line>, LineError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Line>, LineError> {
         loop {
-            let number = self.number + 1;
-            let chunk =
-                self.pipe.fill_buf().await.map_err(|source| LineError::Io { number: self.number, source })?;
+            let (stream, number) = (self.source, self.number + 1);
+            let chunk = self.stream.fill_buf().await.map_err(|source| LineError::Io {
+                stream,
+                number: number - 1,
+                source,
+            })?;
             if chunk.is_empty() {
                 return Ok((!self.line.is_empty()).then(|| self.take(false)));
             }
@@ -59,14 +68,14 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             let piece = &chunk[..newline.unwrap_or(chunk.len())];
             let used = piece.len() + usize::from(newline.is_some());
             if self.line.len() + piece.len() > self.max_line {
-                return Err(LineError::TooLong { number, limit: self.max_line });
+                return Err(LineError::TooLong { stream, number, limit: self.max_line });
             }
             if self.total + used as u64 > self.max_total {
-                return Err(LineError::TooMuch { number, limit: self.max_total });
+                return Err(LineError::TooMuch { stream, number, limit: self.max_total });
             }
             self.line.extend_from_slice(piece);
             self.total += used as u64;
-            self.pipe.consume(used);
+            self.stream.consume(used);
             if newline.is_some() {
                 return Ok(Some(self.take(true)));
             }
@@ -74,24 +83,24 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads to the end and keeps nothing. Cancel-safe.
-    pub async fn discard(&mut self) {
-        while let Ok(chunk) = self.pipe.fill_buf().await
+    pub(crate) async fn discard(&mut self) {
+        while let Ok(chunk) = self.stream.fill_buf().await
             && !chunk.is_empty()
         {
             let used = chunk.len();
             self.discarded += used as u64;
-            self.pipe.consume(used);
+            self.stream.consume(used);
         }
     }
 
     /// Returns how many bytes were discarded.
-    pub fn discarded(&self) -> u64 {
+    pub(crate) fn discarded(&self) -> u64 {
         self.discarded
     }
 
     fn take(&mut self, complete: bool) -> Line {
         self.number += 1;
-        Line { number: self.number, bytes: std::mem::take(&mut self.line), complete }
+        Line { source: self.source, number: self.number, bytes: std::mem::take(&mut self.line), complete }
     }
 }
 
@@ -100,7 +109,7 @@ mod tests {
     use super::*;
 
     async fn all(text: &[u8], max_line: usize, max_total: u64) -> (Vec<Line>, Option<String>) {
-        let mut lines = Lines::new(text, max_line, max_total);
+        let mut lines = Lines::new("stdout", text, max_line, max_total);
         let mut seen = Vec::new();
         loop {
             match lines.next().await {
@@ -112,7 +121,7 @@ mod tests {
     }
 
     fn line(number: u64, text: &str, complete: bool) -> Line {
-        Line { number, bytes: text.as_bytes().to_vec(), complete }
+        Line { source: "stdout", number, bytes: text.as_bytes().to_vec(), complete }
     }
 
     #[tokio::test]

@@ -1,67 +1,27 @@
-//! Decides an attempt's outcome from how it was stopped, what the program said last, and how it ended. The decision is
-//! pure; it holds the rules of the contract's failure table in one place.
+//! What an attempt comes to: how its process ended says why there is no last word, and its stderr is quoted.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use harness::{RunError, Stop};
+use harness::RunError;
 use job::{Failure, FailureCode, Json};
+use lines::{Asked, LastMessage, Limits, verdict};
 use nix::sys::signal::Signal;
 use process::Exit;
 
 use crate::config::Settings;
 
-/// Why we asked the program to stop.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Asked {
-    /// The worker asked for it.
-    Stop(Stop),
-    /// `timeout_ms` is over.
-    Timeout,
-    /// `idle_timeout_ms` is over.
-    Idle,
-}
-
-/// The last thing that the program said.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum LastMessage {
-    /// `result`.
-    Result(Json),
-    /// `error`.
-    Error(Failure),
-    /// A line that breaks the contract, or output over a limit.
-    Broken(Failure),
-    /// A checkpoint that was refused.
-    Refused(Stop),
-    /// The end of stdout. `torn` says what is wrong with a torn last line.
-    Nothing { torn: Option<Failure> },
-}
-
 /// Returns the job's output, or why there is none.
-pub(crate) fn verdict(
+pub(crate) fn outcome(
     asked: Option<Asked>,
     last_message: LastMessage,
     exit: Exit,
     stderr: &[String],
     settings: &Settings,
 ) -> Result<Json, RunError> {
-    match (asked, last_message) {
-        (_, LastMessage::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
-        (None | Some(Asked::Stop(Stop::Drain)), LastMessage::Result(output)) => Ok(output),
-        (Some(Asked::Stop(stop)), _) => Err(stop.into()),
-        (Some(Asked::Timeout), _) => {
-            let problem = format!("ran longer than timeout_ms = {}", settings.timeout.as_millis());
-            Err(Failure::retryable(FailureCode::Timeout, with_stderr(problem, stderr)).into())
-        }
-        (Some(Asked::Idle), _) => {
-            let limit = settings.idle_timeout.as_millis();
-            let problem = format!("no line on stdout for longer than idle_timeout_ms = {limit}");
-            Err(Failure::retryable(FailureCode::IdleTimeout, with_stderr(problem, stderr)).into())
-        }
-        (None, LastMessage::Error(failure) | LastMessage::Broken(failure)) => Err(failure.into()),
-        (None, LastMessage::Refused(stop)) => Err(stop.into()),
-        (None, LastMessage::Nothing { torn }) => Err(silent_end(torn, exit, stderr, settings).into()),
-    }
+    let limits = Limits { timeout: settings.timeout, idle_timeout: settings.idle_timeout };
+    let silent_end = |torn| silent_end(torn, exit, stderr, settings);
+    verdict(asked, last_message, limits, |problem| with_stderr(problem, stderr), silent_end)
 }
 
 /// Returns the failure of a program that ended, or closed its stdout, with neither a result nor an error.
