@@ -96,7 +96,15 @@ async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Resul
                 tokens: CallTokens::default(),
                 answered_by: "m".to_owned(),
             };
-            store.settle(SettledCall { call, outcome, provider_request_id: None, answer: None }).await?;
+            store
+                .settle(SettledCall {
+                    call,
+                    outcome,
+                    provider_request_id: None,
+                    answer: None,
+                    used: Vec::new(),
+                })
+                .await?;
             Ok(took)
         }));
     }
@@ -125,5 +133,6 @@ fn call(run: &Claimed) -> NewCall {
             period: Period::Day,
             limit: Usd::from_micros(1_000_000_000_000),
         }],
+        rate_use: None,
     }
 }
