@@ -35,6 +35,7 @@ struct Metrics {
     queue_depth: IntGaugeVec,
     webhook_backlog: IntGaugeVec,
     webhook_lag: GaugeVec,
+    keys_shut: IntGaugeVec,
     failures: IntCounterVec,
 }
 
@@ -86,6 +87,11 @@ fn register() -> prometheus::Result<Metrics> {
         webhook_lag: register_gauge_vec!(
             "harness_webhook_lag_seconds",
             "How long the delivery to an enabled webhook that is due the longest has been due",
+            &[]
+        )?,
+        keys_shut: register_int_gauge_vec!(
+            "harness_model_keys_shut",
+            "Keys of model providers with which no call is granted now, because the provider refuses calls",
             &[]
         )?,
         failures: register_int_counter_vec!(
@@ -143,7 +149,12 @@ impl FleetGauges {
                 &METRICS.oldest_queued,
                 &METRICS.webhook_lag,
             ]);
-            forget([&METRICS.partitions_missing, &METRICS.workers, &METRICS.webhook_backlog]);
+            forget([
+                &METRICS.partitions_missing,
+                &METRICS.workers,
+                &METRICS.webhook_backlog,
+                &METRICS.keys_shut,
+            ]);
         }
         self.report("ledger", ledger);
         let broker = self.broker(&dispatch.broker).await;
@@ -158,11 +169,13 @@ impl FleetGauges {
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
         let pools = store.pool_gauges().await.context("reading the pools")?;
         let webhooks = store.webhook_backlog().await.context("reading what waits for webhooks")?;
+        let shut = store.shut_keys().await.context("reading which keys are shut")?;
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
         METRICS.webhook_backlog.with_label_values::<&str>(&[]).set(webhooks.pending);
         METRICS.webhook_lag.with_label_values::<&str>(&[]).set(webhooks.lag.as_secs_f64());
+        METRICS.keys_shut.with_label_values::<&str>(&[]).set(shut.len() as i64);
         self.keep_only(&pools);
         for PoolGauges { pool, oldest_queued, alive, draining } in pools {
             METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());

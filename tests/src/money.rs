@@ -9,7 +9,8 @@
 //! one.
 //!
 //! Not modelled: batches (the calls of one are calls one after the other), more than one account, overruns, stored
-//! answers.
+//! answers. Nor are rate limits: they can only turn *granted* into *later*, and a call that is not granted changes no row.
+//! That is the step that a call does not take here, and the search takes every order of the others.
 
 pub mod broken;
 pub mod world;

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -57,6 +57,8 @@ pub struct Asked {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// When it arrived.
+    pub at: Instant,
 }
 
 /// A running provider. It ends when it is dropped.
@@ -73,6 +75,7 @@ struct Office {
     bill_micros: Mutex<u64>,
     words: Mutex<u64>,
     pause: Mutex<Duration>,
+    headers: Mutex<HeaderMap>,
 }
 
 /// Returns a TLS configuration that knows no authority: everything is on this machine.
@@ -116,8 +119,10 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
         let spoken = |speaks| {
-            post(move |State(office): State<Arc<Office>>, headers: HeaderMap, body: Bytes| {
-                answer(office, speaks, headers, body)
+            post(move |State(office): State<Arc<Office>>, headers: HeaderMap, body: Bytes| async move {
+                let mut response = answer(office.clone(), speaks, headers, body).await;
+                response.headers_mut().extend(office.headers.lock().expect("not poisoned").clone());
+                response
             })
         };
         let routes = Router::new()
@@ -157,6 +162,11 @@ impl Provider {
     /// Sets how long it waits before each event.
     pub fn pause(&self, pause: Duration) {
         *self.state.pause.lock().expect("not poisoned") = pause;
+    }
+
+    /// Adds a header to all its answers.
+    pub fn report(&self, name: &'static str, value: u64) {
+        self.state.headers.lock().expect("not poisoned").insert(name, value.into());
     }
 
     /// Returns its bill, in micro-dollars.
@@ -316,7 +326,8 @@ fn tokens(body: &[u8]) -> u64 {
 
 impl Office {
     fn note(&self, path: &str, headers: &HeaderMap, body: &Bytes) {
-        let asked = Asked { path: path.to_owned(), headers: headers.clone(), body: body.clone() };
+        let (path, headers, body) = (path.to_owned(), headers.clone(), body.clone());
+        let asked = Asked { path, headers, body, at: Instant::now() };
         self.asked.lock().expect("not poisoned").push(asked);
     }
 }

@@ -10,6 +10,7 @@
 
 mod settings;
 mod agent;
+mod rates;
 mod ledger;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tracing::warn;
 
 pub use agent::AgentCalls;
 use ledger::AttemptLedger;
+pub use rates::LIMITS;
 pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS};
 
 use crate::attempt::Attempt;

@@ -8,6 +8,8 @@ use prometheus::{
     register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge,
 };
 
+use crate::calls::LIMITS;
+
 /// The metrics of this process.
 pub struct Metrics {
     /// Attempts by how they ended: succeeded, failed, retried, cancelled, interrupted, lost.
@@ -42,6 +44,10 @@ pub struct Metrics {
     pub leases_lost: IntCounter,
     /// Runs that could not begin because the machine lacked something: workspace, resources.
     pub shortages: IntCounterVec,
+    /// Model calls that have to wait for a rate limit, by provider and limit.
+    pub rate_limited: IntCounterVec,
+    /// Refusals of a provider that are about its key, by reason.
+    pub key_refusals: IntCounterVec,
 }
 
 /// The metrics of this process, registered at first use.
@@ -69,6 +75,14 @@ impl Metrics {
         }
         for direction in ["input", "output"] {
             self.tokens.with_label_values(&[direction]);
+        }
+        for provider in ["anthropic", "openai"] {
+            for limit in LIMITS {
+                self.rate_limited.with_label_values(&[provider, limit]);
+            }
+            for reason in ["rate_limit", "overloaded", "quota"] {
+                self.key_refusals.with_label_values(&[provider, reason]);
+            }
         }
     }
 }
@@ -128,6 +142,16 @@ fn register() -> prometheus::Result<Metrics> {
             "harness_shortages_total",
             "Runs that could not begin because the machine lacked something, by what: workspace, resources",
             &["kind"]
+        )?,
+        rate_limited: register_int_counter_vec!(
+            "harness_model_rate_limited_total",
+            "Model calls that were asked to wait for a rate limit: requests, input_tokens, output_tokens, tokens; or for a key that is shut",
+            &["provider", "limit"]
+        )?,
+        key_refusals: register_int_counter_vec!(
+            "harness_model_key_refusals_total",
+            "Answers with which a provider refused a call because of its key, by reason: rate_limit, overloaded, quota",
+            &["provider", "reason"]
         )?,
     })
 }

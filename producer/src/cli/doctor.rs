@@ -1,6 +1,7 @@
 //! `producer doctor`: checks whether a process of the fleet could work with these settings.
 
 mod postgres;
+mod provider_keys;
 mod webhooks;
 
 use std::process::ExitCode;

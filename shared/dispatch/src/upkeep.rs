@@ -39,6 +39,7 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
         }
     }
     store.forget_spend(retention).await?;
+    store.forget_rates().await?;
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await
 }

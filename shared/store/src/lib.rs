@@ -61,8 +61,9 @@ pub use scaling::{
 };
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use spend::{
-    AccountView, Budget, CallOutcome, CallTokens, Limit, NewCall, Period, Reserved, Scope as SpendScope,
-    Settled, SettledCall, SpendBy, SpendRow, StoredAnswer, UnknownCall,
+    AccountView, Budget, CallOutcome, CallTokens, Limit, NewCall, Period, RateUse, Reserved,
+    Scope as SpendScope, Settled, SettledCall, ShutFor, ShutKey, SpendBy, SpendRow, StoredAnswer, Take,
+    UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

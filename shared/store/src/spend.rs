@@ -14,14 +14,18 @@
 //!   the accounts that carry a limit, in the order of their keys. It decides in a later statement.
 //! * **Only what is spent stops a job.** What others hold makes it wait.
 //! * **An account is locked, not rewritten, by each call**: moves are appended, and folded now and then.
+//! * **Rate limits only make calls wait.** What a call takes of its key's limits is decided with its reservation, and what
+//!   it did not use is given back with its settlement: see `rates`.
 
 mod account;
+mod rates;
 mod call;
 mod reserve;
 mod settle;
 mod unsettled;
 mod answers;
 mod budgets;
+mod keys;
 mod report;
 mod upkeep;
 
@@ -30,6 +34,8 @@ pub(crate) use account::{keys_of_call, unfolded_from};
 pub use answers::StoredAnswer;
 pub use budgets::{AccountView, Budget};
 pub use call::{CallTokens, NewCall};
+pub use keys::{ShutFor, ShutKey};
+pub use rates::{RateUse, Take};
 pub use report::{SpendBy, SpendRow, UnknownCall};
 pub use reserve::Reserved;
 pub use settle::{CallOutcome, Settled, SettledCall};

@@ -69,6 +69,7 @@ impl Caller {
             request_hash: [7; 32],
             request_nth: 0,
             limits: self.limits.clone(),
+            rate_use: None,
         }
     }
 
@@ -98,6 +99,7 @@ impl Caller {
             outcome,
             provider_request_id: Some("req-1".to_owned()),
             answer,
+            used: Vec::new(),
         };
         self.runner.store.settle(settled).await.expect("an answer")
     }

@@ -118,6 +118,7 @@ impl Real {
                     Reserved::Busy { .. } => Reply::Busy,
                     Reserved::Spent { .. } => Reply::Spent,
                     Reserved::Lost => Reply::Lost,
+                    Reserved::Later { .. } => panic!("the call names no key"),
                 };
                 assert_eq!(reply, expected, "{way}");
                 Some(format!("{reply:?}"))
@@ -177,7 +178,8 @@ impl Real {
             Outcome::Unknown => unknown(),
         };
         let call = self.calls[at].clone().expect("it has begun");
-        let settled = store::SettledCall { call, outcome, provider_request_id: None, answer: None };
+        let settled =
+            store::SettledCall { call, outcome, provider_request_id: None, answer: None, used: Vec::new() };
         let now = matches!(self.store.settle(settled).await.expect("an answer"), Settled::Now { .. });
         assert_eq!(now, changes, "{way}");
         Some(if now { "settled" } else { "settled before" }.to_owned())

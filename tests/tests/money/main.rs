@@ -9,5 +9,7 @@ mod ended_runs;
 mod stored_answers;
 mod budgets;
 mod kept;
+mod rates;
 mod programs;
 mod greedy;
+mod rates_of_programs;

@@ -76,7 +76,9 @@ async fn many_at_once_never_hold_more_than_the_limit() {
                     );
                     spent += 17;
                 }
-                Reserved::Busy { .. } => tokio::time::sleep(Duration::from_millis(2)).await,
+                Reserved::Busy { .. } | Reserved::Later { .. } => {
+                    tokio::time::sleep(Duration::from_millis(2)).await
+                }
                 Reserved::Spent { .. } => return (spent, granted),
                 Reserved::Lost => panic!("the run is live"),
             }

@@ -62,6 +62,14 @@ pub struct Upstream {
     pub key: SecretString,
 }
 
+impl Upstream {
+    /// Returns a name for the key. Keys are random and long, so a part of the hash says nothing about them.
+    pub fn fingerprint(&self) -> String {
+        let hash = Sha256::digest(format!("harness provider key {}", self.key.expose_secret()));
+        hash.iter().take(6).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    }
+}
+
 /// What a gateway needs.
 #[derive(Clone, Debug)]
 pub struct GatewaySettings {

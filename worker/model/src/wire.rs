@@ -82,6 +82,8 @@ pub struct Bound {
     pub input: u64,
     /// Tokens of output, of all choices.
     pub output: u64,
+    /// Whether the request itself names that limit.
+    pub names_output: bool,
     /// The cost.
     pub cost: Microdollars,
 }
@@ -196,7 +198,13 @@ impl Ask {
         let (input, output) = (input.saturating_mul(passes), output.saturating_mul(passes));
         let (tier, region) = (self.tier(price)?, self.region(price)?);
         let fee = price.fee("web_search", self.web_searches)?;
-        Ok(Bound { input, output, cost: price.most(input, output, self.writes, tier, region).plus(fee) })
+        let names_output = self.output_limit.is_some();
+        Ok(Bound {
+            input,
+            output,
+            names_output,
+            cost: price.most(input, output, self.writes, tier, region).plus(fee),
+        })
     }
 
     /// Returns the hash of the whole conversation, under which its counted tokens are remembered.

@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::agent::{AgentCalls, OnExhausted};
+use super::rates::{ProviderKeys, limit_name};
 use crate::attempt::Attempt;
 use crate::journal::Journal;
+use crate::metrics::METRICS;
 
 /// When a program asks again whose call does not fit beside what others hold.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
@@ -32,6 +34,7 @@ pub struct AttemptLedger {
     agent_id: Name,
     user_id: Option<String>,
     limits: Vec<Limit>,
+    keys: Arc<ProviderKeys>,
     on_exhausted: OnExhausted,
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
@@ -71,6 +74,7 @@ impl AttemptLedger {
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),
             limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
+            keys: worker.settings.calls.keys().clone(),
             on_exhausted: agent.on_exhausted,
             journal,
             is_durable: OnceLock::new(),
@@ -109,6 +113,7 @@ impl AttemptLedger {
             request_hash: call.request.hash,
             request_nth: call.request.nth,
             limits: self.limits.clone(),
+            rate_use: self.keys.takes(call),
         }
     }
 }
@@ -122,6 +127,10 @@ impl Ledger for AttemptLedger {
                 *self.spent_now() = None;
                 return Ok(Reserve::Granted);
             }
+            Reserved::Later { limit, retry_after } => {
+                METRICS.rate_limited.with_label_values(&[call.provider.name(), limit_name(&limit)]).inc();
+                return Ok(Reserve::Later { retry_after });
+            }
             Reserved::Busy { .. } => return Ok(Reserve::Busy { retry_after: BUSY_RETRY }),
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, shut } => Spent { account, limit, shut },
@@ -133,14 +142,17 @@ impl Ledger for AttemptLedger {
 
     /// Retries until Postgres has answered: the money is spent, whatever became of the run.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
-        let Settlement { outcome, provider_request_id, answer, learnt: _ } = settlement;
+        let Settlement { outcome, provider_request_id, answer, learnt } = settlement;
+        self.keys.learn(&self.store, call, &learnt).await;
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),
             after_checkpoints: self.journal.written(),
         });
-        let settled =
-            SettledCall { call: self.row(call), outcome: outcome_row(outcome), provider_request_id, answer };
+        let row = self.row(call);
+        let used = row.rate_use.as_ref().map(|takes| self.keys.used(call, takes, &outcome));
+        let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
+        let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
         let settle = || self.store.settle(settled.clone());
         let settling =
             retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;

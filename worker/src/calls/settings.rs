@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use service::{Problems, Setting};
 
 use super::AgentCalls;
+use super::rates::{ProviderKeys, RateArgs};
 
 /// The keys of providers. Agents that call them without the gateway may name them in `env_allow`.
 pub const PROVIDER_KEYS: [&str; 3] = ["ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "OPENAI_API_KEY"];
@@ -54,6 +56,8 @@ pub struct CallArgs {
     /// Seconds for which an answer that a program has given up is read on, because its end says what it costs
     #[arg(long, env = "USAGE_DRAIN_S", default_value = "60")]
     usage_drain_s: Setting<u64>,
+    #[command(flatten)]
+    rates: RateArgs,
 }
 
 /// Settings that have been checked.
@@ -61,6 +65,7 @@ pub struct CallSettings {
     gateway: Option<GatewaySettings>,
     fleet: [Option<Microdollars>; 2],
     zone: String,
+    keys: Arc<ProviderKeys>,
 }
 
 impl CallArgs {
@@ -75,6 +80,7 @@ impl CallArgs {
         let daily = self.budget_daily.map(|limit| problems.take("BUDGET_DAILY", limit));
         let monthly = self.budget_monthly.map(|limit| problems.take("BUDGET_MONTHLY", limit));
         let drain = problems.within("USAGE_DRAIN_S", self.usage_drain_s, 0..=3_600);
+        let rates = self.rates.check(problems);
         let prices = problems.check("PRICES_FILE", prices(self.prices.as_deref()));
         let upstream = |key: Option<SecretString>, base_url: String| {
             let base_url = base_url.trim_end_matches('/').to_owned();
@@ -101,8 +107,10 @@ impl CallArgs {
             prices,
             usage_drain,
         });
+        let keys = Arc::new(ProviderKeys::new(gateway.as_ref(), rates));
         Some(CallSettings {
             gateway,
+            keys,
             fleet: [daily.flatten(), monthly.flatten()],
             zone: self.budget_timezone,
         })
@@ -118,6 +126,11 @@ impl CallSettings {
     /// Returns what the fleet may spend in a day and in a month.
     pub fn fleet(&self) -> [Option<Microdollars>; 2] {
         self.fleet
+    }
+
+    /// Returns the providers' keys with their rate limits.
+    pub fn keys(&self) -> &Arc<ProviderKeys> {
+        &self.keys
     }
 
     /// Returns the time zone in which windows turn.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
-use super::{Checklist, chain, webhooks};
+use super::{Checklist, chain, provider_keys, webhooks};
 use crate::cli::context::LedgerAccess;
 
 /// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
@@ -64,6 +64,7 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     list.report("partitions", partitions);
     list.report("clock", clock(store).await);
     webhooks::look(store, list).await;
+    provider_keys::look(store, list).await;
 }
 
 fn answers(address: &Address) -> String {

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use self::Kind::{Conservation, Liveness};
-use super::money::{ACCOUNTS, HOLDS, LIMITS, WINDOWS};
+use super::money::{ACCOUNTS, HOLDS, LIMITS, RATES, WINDOWS};
 
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -29,7 +29,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 34] = [
+pub(super) const CHECKS: [Check; 35] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -63,6 +63,12 @@ pub(super) const CHECKS: [Check; 34] = [
     check(Conservation, "limits", "no account is above its limit, but for overruns", LIMITS),
     check(Conservation, "windows", "a call counts in the window in which it was reserved", WINDOWS),
     check(Conservation, "holds", "a call is held by a worker that is neither dead nor stopped", HOLDS),
+    check(
+        Conservation,
+        "rates",
+        "an account of a rate limit has what calls took and did not give back",
+        RATES,
+    ),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
@@ -313,7 +319,11 @@ const GUARDS: &str = "
                    ('harness_deliveries', 'harness_deliveries_state_check'),
                    ('harness_calls', 'harness_calls_pkey'), ('harness_calls', 'harness_calls_state_check'),
                    ('harness_calls', 'harness_calls_check'), ('harness_calls', 'harness_calls_check1'),
-                   ('harness_accounts', 'harness_accounts_pkey'), ('harness_budgets', 'harness_budgets_pkey')) wanted(tab, name)
+                   ('harness_accounts', 'harness_accounts_pkey'), ('harness_budgets', 'harness_budgets_pkey'),
+                   ('harness_provider_keys', 'harness_provider_keys_pkey'),
+                   ('harness_provider_keys', 'harness_provider_keys_shut_for_check'),
+                   ('harness_provider_rates', 'harness_provider_rates_pkey'),
+                   ('harness_provider_rates', 'harness_provider_rates_learnt_check')) wanted(tab, name)
       LEFT JOIN pg_constraint c ON c.conrelid = to_regclass(wanted.tab) AND c.conname = wanted.name
       LEFT JOIN pg_index i ON i.indrelid = to_regclass(wanted.tab) AND i.indexrelid = to_regclass(wanted.name)
      WHERE coalesce(c.convalidated, i.indexrelid IS NOT NULL) IS NOT TRUE

@@ -1,6 +1,6 @@
 //! The rules of money, as the rules of jobs are in `checks`.
 
-use crate::spend::keys_of_call;
+use crate::spend::{keys_of_call, unfolded_from};
 
 /// Accounts with the moves that are not folded, and whether all their calls are still there. Retention keeps those of
 /// this month. An account that was opened for calls from before may have lost some of them; it has no bound.
@@ -56,6 +56,35 @@ pub(super) const WINDOWS: &str = "
     SELECT call_id::text, format('job %s: it counts for %s and was reserved at %s', job_id, day, reserved_at)
       FROM harness_calls, harness_spend_zone
      WHERE call_id >= $1 AND day <> (reserved_at AT TIME ZONE zone)::date";
+
+/// A take and what is given back of it end at the same moment, so at no moment can more end than was taken. A request is
+/// never given back, so an account of requests has at least those that were reserved since it was opened.
+pub(super) const RATES: &str = concat!(
+    "WITH moves AS MATERIALIZED (
+        SELECT m.account, m.counts_until, m.amount, a.account IS NOT NULL AND m.tx < a.unfolded_from AS is_hidden
+          FROM harness_provider_moves m
+          LEFT JOIN (SELECT account, ",
+    unfolded_from!(),
+    " AS unfolded_from FROM harness_provider_rates) a ON a.account = m.account
+         WHERE m.counts_until > now() + interval '5 seconds'
+    )
+    SELECT account, format('%s count until %s', sum(amount), counts_until) FROM moves
+     GROUP BY account, counts_until HAVING sum(amount) < 0
+    UNION ALL
+    SELECT account, format('%s that count until %s are found by no reader', amount, counts_until) FROM moves
+     WHERE is_hidden
+    UNION ALL
+    SELECT a.account, format('%s requests count, and %s were reserved', coalesce(m.level, 0), c.calls)
+      FROM harness_provider_rates a
+      JOIN (SELECT account, count(*) AS calls
+              FROM (SELECT unnest(rate_accounts) AS account, reserved_at FROM harness_calls
+                     WHERE rate_accounts IS NOT NULL AND reserved_at > now() - interval '50 seconds') c
+              JOIN harness_provider_rates a USING (account)
+             WHERE split_part(account, ':', 3) = 'requests' AND reserved_at >= a.opened_at
+             GROUP BY account) c ON c.account = a.account
+      LEFT JOIN (SELECT account, sum(amount) AS level FROM moves GROUP BY account) m ON m.account = a.account
+     WHERE c.calls > coalesce(m.level, 0)"
+);
 
 /// A run may have ended whose call is still read to its end. Only the death of its worker ends that.
 pub(super) const HOLDS: &str = "

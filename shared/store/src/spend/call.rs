@@ -5,6 +5,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::account::{Limit, Period, Scope, micros};
+use super::rates::RateUse;
 use crate::jobs::Claim;
 
 /// One HTTP attempt at a model.
@@ -30,6 +31,8 @@ pub struct NewCall {
     pub request_nth: u32,
     /// The limits that its worker, its agent and its job name.
     pub limits: Vec<Limit>,
+    /// The provider's key, and what it takes of the key's rate limits.
+    pub rate_use: Option<RateUse>,
 }
 
 /// Tokens by the rates at which they are billed.

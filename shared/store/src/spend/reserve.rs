@@ -1,6 +1,7 @@
 //! Reserve: holds the most that a call can cost, before it is sent.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use job::{Change, Usd};
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use super::account::{Accounts, FOLD, LOCK, OPEN, OPEN_JOBS, accounts, unfolded_from};
 use super::call::{Columns, NewCall, call_columns, call_values};
+use super::rates::{FOLD_RATES, LOCK_RATES, Takes, rate_ctes, rate_moves};
 use crate::StoreError;
 use crate::database::{Batched, Tx};
 
@@ -21,6 +23,13 @@ pub enum Reserved {
     Busy {
         /// The account, as scope:period:window:name.
         account: String,
+    },
+    /// It would fit into every budget, and a rate limit of its key is reached, or the key is shut.
+    Later {
+        /// The account of the limit, or the key.
+        limit: String,
+        /// When it fits, if no other call takes what becomes free until then.
+        retry_after: Duration,
     },
     /// What is spent leaves no room for it.
     Spent {
@@ -45,7 +54,9 @@ const KEEP_RUNS: &str = "
 /// calls would get one after the other, never more, and such a call is busy.
 ///
 /// A call that is there already was reserved by an earlier try whose reply was lost, or was settled before.
-const RESERVE: &str = concat!(
+macro_rules! reserve {
+    (ctes: $ctes:expr, refused: $refused:expr, columns: $columns:expr, values: $values:expr, moves: $moves:expr,
+     answers: $answers:expr) => { concat!(
     "WITH ",
     accounts!(),
     ", asked AS MATERIALIZED (
@@ -87,32 +98,60 @@ const RESERVE: &str = concat!(
             SELECT turn, spent + held + sum(reserved) OVER (PARTITION BY n ORDER BY turn) > max AS over
               FROM checked WHERE turn IN (SELECT turn FROM alone)) o
          WHERE over
-    ), inserted AS (
+    )",
+    $ctes,
+    ", inserted AS (
         INSERT INTO harness_calls (",
     call_columns!(),
-    ", on_session, on_job)
+    ", on_session, on_job",
+    $columns,
+    ")
         SELECT ",
     call_values!(),
     ",
                EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'session'),
-               EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'job')
+               EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'job')",
+    $values,
+    "
           FROM asked a
-         WHERE turn IN (SELECT turn FROM alone EXCEPT SELECT turn FROM crowded) ORDER BY a.call_id
+         WHERE turn IN (SELECT turn FROM alone EXCEPT SELECT turn FROM crowded",
+    $refused,
+    ") ORDER BY a.call_id
         ON CONFLICT DO NOTHING RETURNING call_id
     ), moved AS (
         INSERT INTO harness_account_moves (key, held_microusd, bound_microusd)
         SELECT c.key, sum(a.reserved), max(coalesce(c.max, 9223372036854775807))
           FROM inserted i JOIN asked a ON a.call_id = i.call_id JOIN counted c ON c.turn = a.turn
          GROUP BY c.key
-    )
+    )",
+    $moves,
+    "
     SELECT a.call_id, (found IS NOT DISTINCT FROM 'held' AND found_same) OR i.call_id IS NOT NULL,
-           found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut
+           found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut, ",
+    $answers,
+    "
       FROM asked a
       LEFT JOIN inserted i ON i.call_id = a.call_id
       LEFT JOIN LATERAL (
            SELECT * FROM checked b
             WHERE b.turn = a.turn AND (NOT b.fits OR a.turn IN (SELECT turn FROM crowded))
             ORDER BY b.exhausted DESC, b.fits, b.max - b.spent - b.held LIMIT 1) b ON true"
+    ) };
+}
+
+const RESERVE: &str = reserve!(
+    ctes: "", refused: "", columns: "", values: "", moves: "", answers: "NULL::text, NULL::float8"
+);
+
+/// As [`RESERVE`], for calls with keys of providers, whose limits are decided as well.
+const RESERVE_WITH_RATES: &str = reserve!(
+    ctes: rate_ctes!(),
+    refused: " EXCEPT SELECT turn FROM hindered",
+    columns: ", rate_accounts",
+    values: ", (SELECT array_agg(r.account) FROM rated r WHERE r.turn = a.turn)",
+    moves: rate_moves!(),
+    answers: "(SELECT h.by FROM hindered h WHERE h.turn = a.turn ORDER BY h.wait DESC, h.by LIMIT 1),
+           (SELECT max(h.wait) FROM hindered h WHERE h.turn = a.turn)"
 );
 
 impl Batched for NewCall {
@@ -130,15 +169,36 @@ impl Batched for NewCall {
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Reserved>, StoreError> {
         let (accounts, columns) = (Accounts::of(batch.iter()), Columns::of(batch.iter()));
         let Accounts { scopes, periods, names, always, named, calls, of, limits } = &accounts;
-        let tx = Tx::prepare(pool, "reserve", [KEEP_RUNS, OPEN, OPEN_JOBS, LOCK, RESERVE, FOLD]).await?;
         let of_accounts: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [scopes, periods, names, always, named];
         let mut params = of_accounts.to_vec();
         params.extend(columns.params());
         params.extend([calls as &(dyn tokio_postgres::types::ToSql + Sync), of, limits]);
-        let [_, _, _, _, decided, _] = tx
-            .run([&[&columns.jobs], &of_accounts, &of_accounts, &of_accounts, &params, &of_accounts])
-            .await?;
+        let jobs: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&columns.jobs];
+        let decided = if let Some(takes) = Takes::of(batch) {
+            let sql = [KEEP_RUNS, OPEN, OPEN_JOBS, LOCK, LOCK_RATES, RESERVE_WITH_RATES, FOLD, FOLD_RATES];
+            let tx = Tx::prepare(pool, "reserve", sql).await?;
+            params.extend(takes.params());
+            let locked: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&takes.accounts, &takes.limits];
+            let [_, _, _, _, _, decided, _, _] = tx
+                .run([
+                    &jobs,
+                    &of_accounts,
+                    &of_accounts,
+                    &of_accounts,
+                    &locked,
+                    &params,
+                    &of_accounts,
+                    &locked[..1],
+                ])
+                .await?;
+            decided
+        } else {
+            let tx = Tx::prepare(pool, "reserve", [KEEP_RUNS, OPEN, OPEN_JOBS, LOCK, RESERVE, FOLD]).await?;
+            let [_, _, _, _, decided, _] =
+                tx.run([&jobs, &of_accounts, &of_accounts, &of_accounts, &params, &of_accounts]).await?;
+            decided
+        };
         let decided: HashMap<Uuid, &Row> = decided.iter().map(|row| (row.get(0), row)).collect();
         let answer = |call: &NewCall| decided.get(&call.call_id).map_or(Reserved::Lost, |row| read(row));
         Ok(batch.iter().map(answer).collect())
@@ -161,7 +221,13 @@ fn read(row: &Row) -> Reserved {
                 Reserved::Busy { account }
             }
         }
-        // It was settled while this transaction waited for it.
-        _ => Reserved::Lost,
+        _ => match row.get::<_, Option<String>>(7) {
+            Some(limit) if may_call => {
+                let wait = Duration::from_secs_f64(row.get::<_, f64>(8).max(0.0));
+                Reserved::Later { limit, retry_after: wait }
+            }
+            // It was settled while this transaction waited for it.
+            _ => Reserved::Lost,
+        },
     }
 }

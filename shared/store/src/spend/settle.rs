@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::account::{keys_of_call, micros};
 use super::answers::{Answers, STORE, StoredAnswer};
 use super::call::{CallTokens, Columns, NewCall, call_columns, call_values};
+use super::rates::{Uses, give_back};
 use super::reserve::Reserved;
 use crate::database::{Batched, Params, Tx};
 use crate::{Store, StoreError};
@@ -47,6 +48,8 @@ pub struct SettledCall {
     pub provider_request_id: Option<String>,
     /// Its answer, for later attempts at the job; only if it was whole.
     pub answer: Option<StoredAnswer>,
+    /// What it has used of each of the call's takes, in their order. What is missing was used as it was taken.
+    pub used: Vec<u64>,
 }
 
 /// The answer to a settlement.
@@ -96,7 +99,8 @@ const INSERT_MISSING: &str = concat!(
 
 /// Settles calls, once. What became `unknown` because its run was lost may still be settled: the process that made
 /// the call knows.
-const SETTLE: &str = concat!(
+macro_rules! settle {
+    ($more:expr) => { concat!(
     "WITH incoming AS MATERIALIZED (
         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
                              $8::bigint[], $9::text[], $10::text[])
@@ -124,9 +128,17 @@ const SETTLE: &str = concat!(
           FROM c ",
     keys_of_call!(),
     " GROUP BY k.key
-    )
+    )",
+    $more,
+    "
     SELECT call_id, overrun_microusd FROM c"
-);
+    ) };
+}
+
+const SETTLE: &str = settle!("");
+
+/// As [`SETTLE`], for calls that have used less of their keys' rate limits than they took.
+const SETTLE_WITH_RATES: &str = settle!(give_back!());
 
 /// The states from which the one who made a call settles it.
 const OPEN: [&str; 2] = ["held", "unknown"];
@@ -216,9 +228,17 @@ impl Batched for SettledCall {
             .collect();
         let outcomes = Outcomes::of(&outcomes);
         let answers = Answers::of(batch);
-        let tx = Tx::prepare(pool, "settle", [INSERT_MISSING, SETTLE, STORE]).await?;
-        let [_, settled, _] =
-            tx.run([&columns.params(), &outcomes.params(&OPEN.as_slice()), &answers.params()]).await?;
+        let mut uses = Uses::default();
+        batch.iter().for_each(|it| uses.add(&it.call, &it.used));
+        let open = OPEN.as_slice();
+        let mut params = outcomes.params(&open).to_vec();
+        let mut settle = SETTLE;
+        if !uses.is_empty() {
+            settle = SETTLE_WITH_RATES;
+            params.extend(uses.params());
+        }
+        let tx = Tx::prepare(pool, "settle", [INSERT_MISSING, settle, STORE]).await?;
+        let [_, settled, _] = tx.run([&columns.params(), &params, &answers.params()]).await?;
         let settled: BTreeMap<Uuid, Usd> = settled.iter().map(read_settled).collect();
         let answer = |it: &SettledCall| {
             settled

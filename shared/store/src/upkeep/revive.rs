@@ -63,6 +63,11 @@ const SIGN_OFF: &str = "
 /// The numbers of transactions begin anew on another server.
 const READ_ALL_MOVES: &str = "UPDATE harness_accounts SET folded_tx = '0' WHERE folded_tx <> '0'";
 
+/// What was used in the minute before the backup no longer counts, and keys were shut for minutes at most.
+const BEGIN_RATES: &str = "
+    WITH keys AS (DELETE FROM harness_provider_keys), rates AS (DELETE FROM harness_provider_rates)
+    DELETE FROM harness_provider_moves";
+
 const LAST_CALL: &str = concat!("SELECT ", rfc3339!("max(reserved_at)"), " FROM harness_calls");
 
 const LOG: &str = "INSERT INTO harness_audit_log (actor, act) VALUES ($1, 'revived')";
@@ -90,12 +95,13 @@ impl Store {
             SIGN_OFF,
             LEAVE_ALL,
             READ_ALL_MOVES,
+            BEGIN_RATES,
             LAST_CALL,
             LOG,
         ];
         let tx = Tx::prepare(&self.pool, "revive", sql).await?;
-        let [_, _, jobs, workers, calls, _, last_call, _] =
-            tx.run([&[], &[], &[], &[], &[], &[], &[], &[&actor]]).await?;
+        let [_, _, jobs, workers, calls, _, _, last_call, _] =
+            tx.run([&[], &[], &[], &[], &[], &[], &[], &[], &[&actor]]).await?;
         Ok(Revived {
             workers: workers.len() as u64,
             jobs: jobs.len() as u64,

@@ -1,6 +1,7 @@
 //! How fast calls are reserved and settled against one limit of the whole fleet, which every one of them meets.
 //!
-//! `ops/dev/services run -- cargo run -p tests --bin reserve [SECONDS]`, on a Postgres of its own. First as fast as it
+//! `ops/dev/services run -- cargo run -p tests --bin reserve [SECONDS [key | rates]]`, on a Postgres of its own. With `key`,
+//! calls name a key of which no limit is known, with `rates` one with three limits. First as fast as it
 //! goes, reservations alone; then 400 calls a second, each reserved and settled, with and without a snapshot that is
 //! held meanwhile, as a backup holds one. Then what the gateway of a worker adds; that needs `cargo build -p worker`.
 
@@ -15,7 +16,8 @@ use job::Usd;
 use serde_json::json;
 use sqlx::Connection;
 use store::{
-    CallOutcome, CallTokens, Claimed, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
+    CallOutcome, CallTokens, Claimed, Limit, NewCall, Period, RateUse, Reserved, SettledCall, SpendScope,
+    Store, Take,
 };
 use tests::{Database, Runner, claimed, job};
 use tokio::time::interval;
@@ -29,6 +31,7 @@ const CALLS_PER_S: u64 = 400;
 async fn main() -> anyhow::Result<()> {
     let seconds = std::env::args().nth(1).map_or(Ok(5), |text| text.parse()).context("SECONDS")?;
     let for_ = Duration::from_secs(seconds);
+    let limits = std::env::args().nth(2).unwrap_or_default();
     let database = Database::new().await;
     let store = database.store();
     let runner = Runner::register(&store).await;
@@ -43,9 +46,10 @@ async fn main() -> anyhow::Result<()> {
         .iter()
         .map(|run| {
             let (store, run, count, stop) = (store.clone(), run.clone(), before.clone(), stop.clone());
+            let rates = rates(&limits);
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let reserved = store.reserve(call(&run)).await?;
+                    let reserved = store.reserve(call(&run, &rates)).await?;
                     ensure!(reserved == Reserved::Granted, "{reserved:?}");
                     count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -61,14 +65,14 @@ async fn main() -> anyhow::Result<()> {
     let rate = before.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
     println!("reservations against one limit, {RUNS} callers: {rate:.0} a second");
 
-    println!("{CALLS_PER_S} calls a second: {}", paced(&store, &runs, for_).await?);
+    println!("{CALLS_PER_S} calls a second: {}", paced(&store, &runs, for_, &rates(&limits)).await?);
     let mut holder = database.connect().await;
     let mut holding = holder.begin().await?;
     sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_calls")
         .execute(&mut *holding)
         .await?;
     for part in 1..=3 {
-        let figures = paced(&store, &runs, for_).await?;
+        let figures = paced(&store, &runs, for_, &rates(&limits)).await?;
         println!("while a snapshot is held, part {part}: {figures}");
     }
     holding.rollback().await?;
@@ -76,7 +80,12 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Reserves and settles at a steady rate. Returns the quantiles of a reservation.
-async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Result<String> {
+async fn paced(
+    store: &Store,
+    runs: &[Claimed],
+    for_: Duration,
+    rates: &Option<RateUse>,
+) -> anyhow::Result<String> {
     let mut ticks = interval(Duration::from_micros(1_000_000 / CALLS_PER_S));
     let began = Instant::now();
     let mut calls = Vec::new();
@@ -85,7 +94,7 @@ async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Resul
             break;
         }
         ticks.tick().await;
-        let (store, call) = (store.clone(), call(run));
+        let (store, call) = (store.clone(), call(run, rates));
         calls.push(tokio::spawn(async move {
             let asked = Instant::now();
             let reserved = store.reserve(call.clone()).await?;
@@ -96,7 +105,15 @@ async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Resul
                 tokens: CallTokens::default(),
                 answered_by: "m".to_owned(),
             };
-            store.settle(SettledCall { call, outcome, provider_request_id: None, answer: None }).await?;
+            store
+                .settle(SettledCall {
+                    call,
+                    outcome,
+                    provider_request_id: None,
+                    answer: None,
+                    used: vec![1, 400, 20],
+                })
+                .await?;
             Ok(took)
         }));
     }
@@ -109,7 +126,19 @@ async fn paced(store: &Store, runs: &[Claimed], for_: Duration) -> anyhow::Resul
     Ok(format!("{} reserved, p50 {:.1} ms, p99 {:.1} ms", took.len(), at(0.5), at(0.99)))
 }
 
-fn call(run: &Claimed) -> NewCall {
+/// What each call takes of its key's limits, for an argument of the command line.
+fn rates(limits: &str) -> Option<RateUse> {
+    let take = |limit: &str, amount| Take {
+        account: format!("anthropic:0f1e2d3c4b5a:{limit}"),
+        limit: (limits == "rates").then_some(1_000_000_000_000),
+        amount,
+        as_produced: limit == "output_tokens",
+    };
+    let takes = vec![take("requests", 1), take("input_tokens", 900), take("output_tokens", 100)];
+    (!limits.is_empty()).then(|| RateUse { key: "anthropic:0f1e2d3c4b5a".to_owned(), takes })
+}
+
+fn call(run: &Claimed, rates: &Option<RateUse>) -> NewCall {
     NewCall {
         call_id: Uuid::now_v7(),
         claim: run.claim.clone(),
@@ -125,5 +154,6 @@ fn call(run: &Claimed) -> NewCall {
             period: Period::Day,
             limit: Usd::from_micros(1_000_000_000_000),
         }],
+        rate_use: rates.clone(),
     }
 }

@@ -1,0 +1,88 @@
+//! Workers keep to the rate limits of a provider's key together, whatever their programs ask for.
+
+use std::time::Duration;
+
+use job::JobState;
+use serde_json::json;
+use tests::{Fleet, Worker, until};
+
+use crate::programs::{asks, fleet_and_provider, worker};
+
+/// Dates everything that was taken back by more than a minute.
+async fn pass_a_minute(fleet: &Fleet) {
+    let back = "UPDATE harness_provider_moves SET counts_until = counts_until - interval '70 seconds';
+                UPDATE harness_calls SET reserved_at = reserved_at - interval '70 seconds'";
+    fleet.database.execute(back).await;
+}
+
+async fn waits_for(worker: &Worker, limit: &str) -> Option<()> {
+    let name = format!("harness_model_rate_limited_total{{limit=\"{limit}\",provider=\"anthropic\"}}");
+    (worker.metric(&name).await > 0.0).then_some(())
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_is_asked_by_no_worker_until_the_time_that_it_names() {
+    let (fleet, provider) = fleet_and_provider().await;
+    // With Retry-After: 7.
+    provider.fault(tests::provider::Fault::Refuses(429));
+    let _first = worker(&fleet, &provider, "first", "").set("WORKER_SLOTS", 1).start().await;
+    let (refused, other) = (asks("s-1", json!({"questions": 1})), asks("s-2", json!({"questions": 3})));
+    fleet.enqueue(std::slice::from_ref(&refused)).await;
+    let shut = "SELECT count(*) FROM harness_provider_keys WHERE shut_for = 'rate_limit'";
+    until("the key is shut", async || (fleet.database.count(shut).await == 1).then_some(())).await;
+    // The first one still runs its job, so this is the second one's.
+    let second = worker(&fleet, &provider, "second", "").set("WORKER_SLOTS", 1).start().await;
+    fleet.enqueue(std::slice::from_ref(&other)).await;
+    until("the second waits, too", async || waits_for(&second, "shut").await).await;
+    for spec in [refused, other] {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    }
+    let asked = provider.asked();
+    assert_eq!(asked.len(), 5, "one was refused, four were answered");
+    assert!(asked[1].at - asked[0].at >= Duration::from_secs(7));
+    let keys = "SELECT key FROM harness_provider_keys";
+    let key = fleet.database.texts(keys).await.remove(0);
+    assert!(!key.contains("sk-") && key.len() == "anthropic:".len() + 12, "{key}");
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn workers_send_no_more_requests_in_a_minute_than_the_settings_allow() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = |name| {
+        let launch = worker(&fleet, &provider, name, "").set("WORKER_SLOTS", 1);
+        launch.set("ANTHROPIC_REQUESTS_PER_MINUTE", 5).set("ANTHROPIC_INPUT_TOKENS_PER_MINUTE", 1_000_000)
+    };
+    let (first, second) = (launch("first").start().await, launch("second").start().await);
+    let jobs = ["s-1", "s-2"].map(|session| asks(session, json!({"questions": 6})));
+    fleet.enqueue(&jobs).await;
+    for worker in [&first, &second] {
+        until("each worker waits", async || waits_for(worker, "requests").await).await;
+    }
+    assert_eq!(provider.asked().len(), 5);
+    pass_a_minute(&fleet).await;
+    until("five more", async || (provider.asked().len() == 10).then_some(())).await;
+    pass_a_minute(&fleet).await;
+    for spec in jobs {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    }
+    assert_eq!(provider.asked().len(), 12);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_worker_keeps_to_the_limits_that_answers_report() {
+    let (fleet, provider) = fleet_and_provider().await;
+    provider.report("anthropic-ratelimit-requests-limit", 3);
+    let started = worker(&fleet, &provider, "worker", "").start().await;
+    let spec = asks("s", json!({"questions": 6}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    until("it waits", async || waits_for(&started, "requests").await).await;
+    assert_eq!(provider.asked().len(), 4, "the first answer has reported a limit of three");
+    pass_a_minute(&fleet).await;
+    assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    assert_eq!(provider.asked().len(), 6);
+    fleet.database.audited().await;
+}
