@@ -122,7 +122,8 @@ impl Args {
 
     fn settings(self, problems: &mut Problems) -> Option<Settings> {
         let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &self.workspace_dir));
-        let calls = self.calls.check(agents.iter().flat_map(Agents::all_calls), problems);
+        let calls =
+            self.calls.check(agents.iter().flat_map(Agents::all_calls).map(|(_, calls)| calls), problems);
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin = self.admin.check(problems);

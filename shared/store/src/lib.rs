@@ -61,8 +61,8 @@ pub use scaling::{
 };
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use spend::{
-    AccountView, Budget, CallOutcome, CallTokens, Limit, NewCall, Period, Reserved, Scope as SpendScope,
-    Settled, SettledCall, SpendBy, SpendRow, StoredAnswer, UnknownCall,
+    AccountView, Budget, BudgetGauge, CallOutcome, CallTokens, Limit, NewCall, PaidRequest, Period, Reserved,
+    Scope as SpendScope, Settled, SettledCall, SpendBy, SpendGauges, SpendRow, StoredAnswer, UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

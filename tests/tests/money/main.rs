@@ -10,3 +10,4 @@ mod stored_answers;
 mod budgets;
 mod kept;
 mod programs;
+mod seen;

@@ -42,11 +42,11 @@ print(json.dumps({"type": "result", "output": answer["content"][0]["text"]}), fl
 "#;
 
 /// One question of the program: 4 and 20 micro-dollars a token of input and output.
-async fn fleet_and_provider() -> (Fleet, Provider) {
+pub async fn fleet_and_provider() -> (Fleet, Provider) {
     (Fleet::new().await, Provider::start().await)
 }
 
-fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Launch {
+pub fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Launch {
     let program = fleet.program("asks", ASKS);
     let agents = fleet.folder.path().join("agents.toml");
     let toml = format!(
@@ -57,7 +57,7 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Launch 
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 
-fn asks(session: &str, input: Value) -> JobSpec {
+pub fn asks(session: &str, input: Value) -> JobSpec {
     job(session, "asks", input)
 }
 

@@ -43,6 +43,7 @@ mod exchange;
 mod headers;
 mod include_usage;
 mod refusal;
+mod responsive;
 
 use crate::prices::Prices;
 use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
