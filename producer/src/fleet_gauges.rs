@@ -21,6 +21,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::spend_gauges::ExportedBudgets;
+
 /// The interval between readings. Prometheus scrapes less often.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -51,12 +53,12 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         partitions_missing: register_int_gauge_vec!(
             "harness_partitions_missing",
-            "Weeks that an accepted job can fall into and for which results or labels have no partition",
+            "Weeks that an accepted job can fall into and for which results, labels or model calls have no partition",
             &[]
         )?,
         partitions_ahead: register_gauge_vec!(
             "harness_partitions_ahead_seconds",
-            "Time from now until the first moment for which results or labels have no partition",
+            "Time from now until the first moment for which results, labels or model calls have no partition",
             &[]
         )?,
         dead_letters: register_int_gauge_vec!(
@@ -107,6 +109,8 @@ fn register() -> prometheus::Result<Metrics> {
 pub struct FleetGauges {
     /// The pools whose figures are exported.
     pools: BTreeSet<Name>,
+    /// The limits whose figures are exported.
+    budgets: ExportedBudgets,
     /// The sources that failed at the last reading, and why.
     failing: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
@@ -118,7 +122,11 @@ impl FleetGauges {
     /// Starts with both sources not read yet.
     pub fn new() -> FleetGauges {
         let failing = ["ledger", "broker"].map(|source| (source, NOT_YET.to_owned()));
-        FleetGauges { pools: BTreeSet::new(), failing: Arc::new(Mutex::new(failing.into())) }
+        FleetGauges {
+            pools: BTreeSet::new(),
+            budgets: ExportedBudgets::default(),
+            failing: Arc::new(Mutex::new(failing.into())),
+        }
     }
 
     /// Returns why a source could not be read last time.
@@ -155,6 +163,7 @@ impl FleetGauges {
                 &METRICS.webhook_backlog,
                 &METRICS.keys_shut,
             ]);
+            self.budgets.forget();
         }
         self.report("ledger", ledger);
         let broker = self.broker(&dispatch.broker).await;
@@ -170,6 +179,8 @@ impl FleetGauges {
         let pools = store.pool_gauges().await.context("reading the pools")?;
         let webhooks = store.webhook_backlog().await.context("reading what waits for webhooks")?;
         let shut = store.shut_keys().await.context("reading which keys are shut")?;
+        let spend = store.spend_gauges().await.context("reading how budgets fare")?;
+        self.budgets.show(&spend);
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());

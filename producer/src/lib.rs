@@ -28,6 +28,7 @@ mod dead;
 mod webhooks;
 
 // What `producer relay` exports.
+mod spend_gauges;
 mod fleet_gauges;
 
 // Which caller of the HTTP API a key stands for.

@@ -17,7 +17,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -130,6 +130,7 @@ impl Provider {
             .route(Speaks::Chat.path(), spoken(Speaks::Chat))
             .route(Speaks::Responses.path(), spoken(Speaks::Responses))
             .route("/v1/messages/count_tokens", post(count_tokens))
+            .route("/v1/models", get(models))
             .with_state(state.clone());
         // Events leave at once, as from a real provider.
         let listener = listener.tap_io(|connection| connection.set_nodelay(true).expect("a socket"));
@@ -184,6 +185,17 @@ impl Drop for Provider {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Lists no models, and notes nothing: it is free.
+async fn models(headers: HeaderMap) -> Response {
+    let key = headers.get("x-api-key").and_then(|key| key.to_str().ok());
+    if key == Some(PROVIDER_KEY) && headers.contains_key("anthropic-version")
+        || headers.get("authorization").is_some_and(|key| *key == *format!("Bearer {PROVIDER_KEY}"))
+    {
+        return axum::Json(json!({"data": []})).into_response();
+    }
+    StatusCode::UNAUTHORIZED.into_response()
 }
 
 async fn count_tokens(State(office): State<Arc<Office>>, headers: HeaderMap, body: Bytes) -> Response {

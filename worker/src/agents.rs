@@ -61,8 +61,8 @@ impl Agents {
     }
 
     /// Returns what each agent that may call models may call.
-    pub fn all_calls(&self) -> impl Iterator<Item = &AgentCalls> {
-        self.0.values().filter_map(|agent| agent.calls.as_ref())
+    pub fn all_calls(&self) -> impl Iterator<Item = (&Name, &AgentCalls)> {
+        self.0.iter().filter_map(|(name, agent)| Some((name, agent.calls.as_ref()?)))
     }
 
     /// Returns which models the agent may call, if it may call any.

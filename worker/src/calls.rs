@@ -12,20 +12,24 @@ mod settings;
 mod agent;
 mod rates;
 mod ledger;
+mod look;
+mod metrics;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{IsDurable, Meter, Usage};
 use job::{Failure, FailureCode, Usd};
-use model::{Attempt as Opening, Gateway, Opened};
+use model::{Attempt as Opening, Gateway, Microdollars, Opened};
 use tracing::warn;
 
 pub use agent::AgentCalls;
 use ledger::AttemptLedger;
+pub use look::{Look, keep_looking};
 pub use rates::LIMITS;
 pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS};
 
+use crate::agents::Agents;
 use crate::attempt::Attempt;
 use crate::journal::Journal;
 
@@ -97,7 +101,7 @@ impl Meter for Calls {
     fn used(&self) -> Usage {
         let metered = self.opened.metered();
         Usage {
-            cost: Usd::from_micros(metered.cost.micros()),
+            cost: usd(metered.cost),
             input_tokens: metered.input_tokens,
             output_tokens: metered.output_tokens,
         }
@@ -113,9 +117,16 @@ impl Meter for Calls {
 }
 
 /// Starts the gateway, if an agent calls models.
-pub async fn start(settings: &CallSettings) -> Result<Option<Gateway>, model::GatewayError> {
+pub async fn start(settings: &CallSettings, agents: &Agents) -> Result<Option<Gateway>, model::GatewayError> {
     match settings.gateway() {
-        Some(gateway) => Gateway::start(gateway).await.map(Some),
+        Some(gateway) => {
+            metrics::show_zeros(agents.all_calls());
+            Gateway::start(gateway).await.map(Some)
+        }
         None => Ok(None),
     }
+}
+
+fn usd(sum: Microdollars) -> Usd {
+    Usd::from_micros(sum.micros())
 }

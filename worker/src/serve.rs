@@ -131,7 +131,7 @@ impl Services {
         else {
             return Ok(None);
         };
-        let gateway = calls::start(&settings.calls).await?;
+        let gateway = calls::start(&settings.calls, &settings.agents).await?;
         if let Some(gateway) = &gateway {
             self.agree_on_zone(settings.calls.zone(), drain).await?;
             info!(address = %gateway.addr(), "programs call models through the gateway");
@@ -147,6 +147,7 @@ impl Services {
             streaming: Arc::new(Streaming::new(dispatch.clone(), settings.enable_streaming)),
             dispatch,
             gateway,
+            look: Arc::default(),
             lease,
             mark: Mark::none(settings.slots),
             running,
@@ -178,6 +179,11 @@ impl Services {
         lifecycle.spawn("heartbeat", |end| async move { heartbeat::keep(&beating, end).await });
         let looking = worker.clone();
         lifecycle.spawn("look at the machine", |end| async move { looking.machine.keep(end).await });
+        if worker.gateway.is_some() {
+            let looking = worker.clone();
+            lifecycle
+                .spawn("look at model calls", |end| async move { calls::keep_looking(&looking, end).await });
+        }
         let streaming = worker.streaming.clone();
         lifecycle.spawn("streaming", |end| async move { streaming.keep(end).await });
         let relay = Relay::new(worker.dispatch.clone(), worker.settings.retention);
@@ -291,12 +297,18 @@ fn readiness(
         };
         let no_lease = (!database).then(|| "no heartbeat within the lease".to_owned());
         let Lacks { workspace, resources } = worker.map(|worker| worker.machine.lacks()).unwrap_or_default();
-        BTreeMap::from([
+        let mut checks = BTreeMap::from([
             ("database_connected", Check::unless(no_lease)),
             ("queue_consuming", Check::unless(consuming)),
             ("queue_publishing", Check::unless(publishing.held_up())),
             ("workspace_accessible", Check::unless(workspace)),
             ("resources_available", Check::unless(resources)),
-        ])
+        ]);
+        if let Some(worker) = worker
+            && worker.gateway.is_some()
+        {
+            checks.extend(worker.look.checks());
+        }
+        checks
     })
 }

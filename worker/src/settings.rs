@@ -127,7 +127,11 @@ impl Args {
         let tls = problems.check("TLS_CA_FILE", tls.map_err(|error| error.to_string()))?;
         let machine = Machine { workspace_dir: &self.workspace_dir, tls: &tls };
         let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &machine));
-        let calls = self.calls.check(agents.iter().flat_map(Agents::all_calls), tls, problems);
+        let calls = self.calls.check(
+            agents.iter().flat_map(Agents::all_calls).map(|(_, calls)| calls),
+            tls,
+            problems,
+        );
         let pool = problems.take("POOL", self.pool);
         let slots = problems.within("WORKER_SLOTS", self.slots, 1..=1024);
         let admin = self.admin.check(problems);

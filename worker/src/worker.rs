@@ -7,6 +7,7 @@ use model::Gateway;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::Look;
 use crate::lease::Lease;
 use crate::machine::Machine;
 use crate::mark::Mark;
@@ -24,6 +25,8 @@ pub struct Worker {
     pub streaming: Arc<Streaming>,
     /// Through which programs call models, if an agent does.
     pub gateway: Option<Gateway>,
+    /// How budgets and providers fare, for `/ready`.
+    pub look: Arc<Look>,
     pub lease: Lease,
     /// Whether jobs are taken: an autoscaler may have marked this worker to drain.
     pub mark: Mark,

@@ -82,6 +82,8 @@ pub enum Check {
     Must(bool, Option<String>),
     /// For information only.
     Info(Value),
+    /// For information only: whether something is well, and why it is not.
+    Note(bool, Option<String>),
 }
 
 impl Check {
@@ -185,11 +187,12 @@ impl Connections {
 
 async fn ready(State(readiness): State<Readiness>) -> Response {
     let checks = readiness();
+    let ready = !checks.values().any(|check| matches!(check, Check::Must(false, _)));
     let mut reasons = BTreeMap::new();
     let mut lines = BTreeMap::new();
     for (name, check) in checks {
         match check {
-            Check::Must(ok, reason) => {
+            Check::Must(ok, reason) | Check::Note(ok, reason) => {
                 if let (false, Some(reason)) = (ok, reason) {
                     reasons.insert(name, reason);
                 }
@@ -200,7 +203,6 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
             }
         }
     }
-    let ready = !lines.values().any(|value| *value == json!(false));
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({"ready": ready, "checks": lines, "reasons": reasons}))).into_response()
 }

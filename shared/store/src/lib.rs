@@ -61,9 +61,9 @@ pub use scaling::{
 };
 pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
 pub use spend::{
-    AccountView, Budget, CallOutcome, CallTokens, Limit, NewCall, Period, RateUse, Reserved,
-    Scope as SpendScope, Settled, SettledCall, ShutFor, ShutKey, SpendBy, SpendRow, StoredAnswer, Take,
-    UnknownCall,
+    AccountView, Budget, BudgetGauge, CallOutcome, CallTokens, Limit, NewCall, PaidRequest, Period, RateUse,
+    Reserved, Scope as SpendScope, Settled, SettledCall, ShutFor, ShutKey, SpendBy, SpendGauges, SpendRow,
+    StoredAnswer, Take, UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

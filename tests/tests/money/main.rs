@@ -13,3 +13,4 @@ mod rates;
 mod programs;
 mod greedy;
 mod rates_of_programs;
+mod seen;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use job::JobSpec;
 use serde_json::{Value, json};
+use tests::provider::{PROVIDER_KEY, Provider};
 use tests::{Api, Fleet, Worker, http, job, until_ok};
 
 /// A pool of processes without any work, and so without any process.
@@ -19,17 +20,41 @@ fn ops(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops").join(path)
 }
 
-/// One process of each kind.
+/// Asks a model once, through the worker's gateway.
+const ASKS: &str = r#"#!/usr/bin/env python3
+import json, os, sys, urllib.request
+
+json.load(sys.stdin)
+body = {"model": "claude-opus-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
+headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "anthropic-version": "2023-06-01", "content-type": "application/json"}
+request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", json.dumps(body).encode(), headers)
+json.load(urllib.request.urlopen(request))
+print(json.dumps({"type": "result"}), flush=True)
+"#;
+
+/// One process of each kind, and a provider of models.
 struct Processes {
     fleet: Fleet,
     api: Api,
+    _provider: Provider,
     all: Vec<Worker>,
 }
 
 impl Processes {
     async fn start() -> Processes {
         let fleet = Fleet::new().await;
-        let worker = fleet.worker("worker").start().await;
+        let provider = Provider::start().await;
+        let agents = format!(
+            "[agents.echo]\nharness = \"echo\"\n[agents.scripted]\nharness = \"scripted\"\n[agents.asks]\nharness = \"command\"\n\
+             command = [{:?}]\nmodels = [\"claude-opus-5-5\"]\n",
+            fleet.program("asks", ASKS)
+        );
+        let file = fleet.folder.path().join("agents.toml");
+        std::fs::write(&file, agents).expect("written");
+        let worker = fleet.worker("worker").set("AGENTS_FILE", file.display()).set("BUDGET_DAILY", "1000");
+        let worker =
+            worker.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url());
+        let worker = worker.start().await;
         let door = fleet.door("door").start().await;
         let api = Api::of(&door).await;
         // A request is measured when it is answered.
@@ -47,7 +72,7 @@ impl Processes {
             };
             until_ok(&format!("{name} is exported"), look).await;
         }
-        Processes { fleet, api, all: vec![worker, door, relay, autoscaler] }
+        Processes { fleet, api, _provider: provider, all: vec![worker, door, relay, autoscaler] }
     }
 
     /// Runs jobs that succeed, then one that costs and one that fails and is retried, and a message that is not a job.
@@ -56,13 +81,19 @@ impl Processes {
         let costly = json!({"iterations": [{"cost_usd": 0.01, "input_tokens": 10, "output_tokens": 5}, {}]});
         let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true, "attempts": 1}}]});
         let good: Vec<JobSpec> = (0..60).map(|n| job(&format!("good-{n}"), "echo", json!(n))).collect();
-        let others = [job("s-1", "scripted", costly), job("s-2", "scripted", failing)];
+        let asking = job("s-3", "asks", json!(null));
+        let others = [job("s-1", "scripted", costly), job("s-2", "scripted", failing), asking];
         for jobs in [good.as_slice(), &others] {
             self.fleet.enqueue(jobs).await;
             for spec in jobs {
                 self.fleet.ended(spec.job_id).await;
             }
         }
+        let budgets = async || match self.all[2].get("/metrics").await {
+            (200, text) if text.contains("harness_budget_remaining_usd{") => Ok(()),
+            other => Err(other),
+        };
+        until_ok("the relay shows a budget", budgets).await;
         self.api.get("/v1/dead").await.is(200);
         self.fleet.vhost.publish(vec![(b"no job".to_vec(), Default::default())]).await;
     }

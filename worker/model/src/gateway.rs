@@ -45,6 +45,7 @@ mod headers;
 mod include_usage;
 mod limits;
 mod refusal;
+mod responsive;
 
 use crate::prices::Prices;
 use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};

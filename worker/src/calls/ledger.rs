@@ -1,5 +1,6 @@
 //! One attempt's side of the accounts: what its gateway asks becomes rows of the ledger.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,12 +14,15 @@ use store::{
     CallOutcome, CallTokens, Claim, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
     StoreError, StoredAnswer,
 };
+use tokio::sync::OnceCell;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::agent::{AgentCalls, OnExhausted};
+use super::look::Look;
 use super::rates::{ProviderKeys, limit_name};
+use super::{metrics, usd};
 use crate::attempt::Attempt;
 use crate::journal::Journal;
 use crate::metrics::METRICS;
@@ -39,6 +43,10 @@ pub struct AttemptLedger {
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
     spent: Mutex<Option<Spent>>,
+    /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
+    /// run first pays.
+    paid_before: OnceCell<Mutex<HashMap<([u8; 32], u32), Usd>>>,
+    look: Arc<Look>,
     /// Ends the waits for Postgres with the process.
     stop_waiting: CancellationToken,
 }
@@ -79,6 +87,8 @@ impl AttemptLedger {
             journal,
             is_durable: OnceLock::new(),
             spent: Mutex::default(),
+            paid_before: OnceCell::new(),
+            look: worker.look.clone(),
             stop_waiting: worker.stop_waiting.clone(),
         }
     }
@@ -95,6 +105,27 @@ impl AttemptLedger {
 
     pub fn waits(&self) -> bool {
         self.on_exhausted == OnExhausted::Wait
+    }
+
+    /// Counts what an earlier run has paid for the request that this run has paid now.
+    async fn note_repaid(&self, request: &RequestKey) {
+        let look = || async {
+            let paid = self.store.paid_before(&self.claim).await?;
+            let key = |hash: Vec<u8>| <[u8; 32]>::try_from(hash).unwrap_or_default();
+            let paid = paid.into_iter().map(|paid| ((key(paid.hash), paid.nth), paid.cost));
+            Ok::<_, StoreError>(Mutex::new(paid.collect()))
+        };
+        match self.paid_before.get_or_try_init(look).await {
+            Ok(paid) => {
+                let paid =
+                    paid.lock().unwrap_or_else(PoisonError::into_inner).remove(&(request.hash, request.nth));
+                paid.into_iter().for_each(metrics::repaid);
+            }
+            Err(cause) => warn!(
+                cause = cause.as_dyn(),
+                "what earlier runs have paid cannot be read, and is not counted"
+            ),
+        }
     }
 
     fn spent_now(&self) -> MutexGuard<'_, Option<Spent>> {
@@ -122,6 +153,7 @@ impl AttemptLedger {
 impl Ledger for AttemptLedger {
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
         let reserved = self.store.reserve(self.row(call)).await.map_err(unavailable)?;
+        metrics::reserved(&reserved);
         let spent = match reserved {
             Reserved::Granted => {
                 *self.spent_now() = None;
@@ -135,6 +167,7 @@ impl Ledger for AttemptLedger {
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, shut } => Spent { account, limit, shut },
         };
+        self.look.note_spent(&spent.account, usd(call.bound.cost));
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
         Ok(Reserve::Spent { limit })
@@ -151,11 +184,18 @@ impl Ledger for AttemptLedger {
         });
         let row = self.row(call);
         let used = row.rate_use.as_ref().map(|takes| self.keys.used(call, takes, &outcome));
+        let (counted, costs) = (outcome.clone(), outcome != Outcome::Free);
         let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
         let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
         let settle = || self.store.settle(settled.clone());
         let settling =
             retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;
+        if settling.is_ok() {
+            metrics::settled(&self.agent_id, call, &counted);
+            if costs {
+                self.note_repaid(&call.request).await;
+            }
+        }
         match settling {
             Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
                 error!(call = %call.id, model = call.model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
@@ -173,16 +213,15 @@ impl Ledger for AttemptLedger {
         }
         let stored = self.store.stored_answer(&self.claim, &request.hash, request.nth).await;
         let stored = stored.map_err(unavailable)?;
+        if stored.is_some() {
+            metrics::replayed(&self.agent_id);
+        }
         Ok(stored.map(|stored| Answer { content_type: stored.content_type, body: stored.body.into() }))
     }
 }
 
 fn unavailable(error: StoreError) -> Unavailable {
     Unavailable(error.to_string())
-}
-
-fn usd(sum: Microdollars) -> Usd {
-    Usd::from_micros(sum.micros())
 }
 
 /// Where the agent and the job both name a limit, the ledger takes the lowest.

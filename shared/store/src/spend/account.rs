@@ -40,6 +40,15 @@ pub enum Period {
 }
 
 impl Scope {
+    /// All of them.
+    pub const ALL: [Scope; 6] =
+        [Scope::Fleet, Scope::Tenant, Scope::Agent, Scope::User, Scope::Session, Scope::Job];
+
+    /// Returns the one of this name.
+    pub fn of(name: &str) -> Option<Scope> {
+        Scope::ALL.into_iter().find(|scope| scope.as_str() == name)
+    }
+
     /// Returns its name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -59,6 +68,11 @@ impl Scope {
 }
 
 impl Period {
+    /// Returns the one of this name.
+    pub fn of(name: &str) -> Option<Period> {
+        [Period::Day, Period::Month, Period::Life].into_iter().find(|period| period.as_str() == name)
+    }
+
     /// Returns its name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {

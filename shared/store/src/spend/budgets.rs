@@ -201,11 +201,9 @@ impl Store {
 }
 
 fn read_budget(row: &Row) -> Option<Budget> {
-    let scope = [Scope::Fleet, Scope::Tenant, Scope::Agent, Scope::User, Scope::Session, Scope::Job];
-    let period = [Period::Day, Period::Month, Period::Life];
     Some(Budget {
-        scope: scope.into_iter().find(|it| it.as_str() == row.get::<_, &str>(0))?,
-        period: period.into_iter().find(|it| it.as_str() == row.get::<_, &str>(1))?,
+        scope: Scope::of(row.get(0))?,
+        period: Period::of(row.get(1))?,
         name: row.get(2),
         limit: Usd::from_micros(row.get::<_, i64>(3).max(0).unsigned_abs()),
     })

@@ -1,0 +1,150 @@
+//! What a worker counts of model calls. Agents and models come from the agents' file, so there are few of them.
+
+use std::sync::LazyLock;
+
+use job::Name;
+use model::{Call, Outcome};
+use prometheus::{
+    Counter, CounterVec, IntCounterVec, register_counter, register_counter_vec, register_int_counter_vec,
+};
+use store::{Reserved, SpendScope};
+
+use super::AgentCalls;
+
+struct Metrics {
+    calls: IntCounterVec,
+    refused: IntCounterVec,
+    cost: CounterVec,
+    tokens: IntCounterVec,
+    replays: IntCounterVec,
+    unknown: Counter,
+    overrun: Counter,
+    repaid: Counter,
+}
+
+static METRICS: LazyLock<Metrics> =
+    LazyLock::new(|| register().expect("the metrics' names are unique, so registering cannot fail"));
+
+const OUTCOMES: [&str; 3] = ["settled", "free", "unknown"];
+const CLASSES: [&str; 4] = ["input", "cache_read", "cache_write", "output"];
+const REASONS: [&str; 3] = ["busy", "spent", "shut"];
+
+fn register() -> prometheus::Result<Metrics> {
+    Ok(Metrics {
+        calls: register_int_counter_vec!(
+            "harness_model_calls_total",
+            "Model calls by what became of them: settled; free (not sent, or refused before any work); unknown (what it \
+             costs is not known)",
+            &["model", "outcome"]
+        )?,
+        refused: register_int_counter_vec!(
+            "harness_model_calls_refused_total",
+            "Model calls that a limit left no room for, by the limit's scope and why: busy (what others hold is in the \
+             way), spent, shut (after an overrun)",
+            &["scope", "reason"]
+        )?,
+        cost: register_counter_vec!(
+            "harness_model_cost_usd_total",
+            "What model calls cost in dollars; a call whose cost is not known counts with its reservation",
+            &["agent", "model"]
+        )?,
+        tokens: register_int_counter_vec!(
+            "harness_model_tokens_total",
+            "Tokens of model calls, by the rate at which they are billed: input, cache_read, cache_write, output",
+            &["agent", "model", "class"]
+        )?,
+        replays: register_int_counter_vec!(
+            "harness_model_replays_total",
+            "Requests that were given the stored answer of an earlier run of their job, and cost nothing",
+            &["agent"]
+        )?,
+        unknown: register_counter!(
+            "harness_cost_unknown_usd_total",
+            "Dollars that were counted for calls whose cost this worker could not learn"
+        )?,
+        overrun: register_counter!(
+            "harness_cost_overrun_usd_total",
+            "Dollars that calls have cost beyond what was held for them"
+        )?,
+        repaid: register_counter!(
+            "harness_cost_repaid_usd_total",
+            "Dollars that earlier runs of jobs had paid for requests that a later run had to pay again"
+        )?,
+    })
+}
+
+/// Shows every label from the start, because a counter that appears at 1 has no rate.
+pub fn show_zeros<'a>(agents: impl Iterator<Item = (&'a Name, &'a AgentCalls)>) {
+    for scope in SpendScope::ALL {
+        for reason in REASONS {
+            METRICS.refused.with_label_values(&[scope.as_str(), reason]);
+        }
+    }
+    for (agent, calls) in agents {
+        METRICS.replays.with_label_values(&[agent.as_str()]);
+        for model in &calls.models {
+            METRICS.cost.with_label_values(&[agent.as_str(), model]);
+            for outcome in OUTCOMES {
+                METRICS.calls.with_label_values(&[model.as_str(), outcome]);
+            }
+            for class in CLASSES {
+                METRICS.tokens.with_label_values(&[agent.as_str(), model, class]);
+            }
+        }
+    }
+}
+
+/// Counts a reservation that was refused for a budget.
+pub fn reserved(reserved: &Reserved) {
+    let (account, reason) = match reserved {
+        Reserved::Busy { account } => (account, "busy"),
+        Reserved::Spent { account, shut: false, .. } => (account, "spent"),
+        Reserved::Spent { account, shut: true, .. } => (account, "shut"),
+        // A rate limit is no budget.
+        Reserved::Granted | Reserved::Later { .. } | Reserved::Lost => return,
+    };
+    if let Some(scope) = account.split(':').next().and_then(SpendScope::of) {
+        METRICS.refused.with_label_values(&[scope.as_str(), reason]).inc();
+    }
+}
+
+/// Counts a call that has ended.
+pub fn settled(agent: &Name, call: &Call, outcome: &Outcome) {
+    let (agent, model) = (agent.as_str(), call.model.as_str());
+    let label = match outcome {
+        Outcome::Settled(_) => "settled",
+        Outcome::Free => "free",
+        Outcome::Unknown(_) => "unknown",
+    };
+    METRICS.calls.with_label_values(&[model, label]).inc();
+    let cost = METRICS.cost.with_label_values(&[agent, model]);
+    let dollars = |sum: model::Microdollars| super::usd(sum).dollars();
+    match outcome {
+        Outcome::Settled(settled) => {
+            cost.inc_by(dollars(settled.cost));
+            METRICS.overrun.inc_by((dollars(settled.cost) - dollars(call.bound.cost)).max(0.0));
+            let tokens = settled.tokens;
+            let written = tokens.cache_write.saturating_add(tokens.cache_write_long);
+            for (class, count) in
+                CLASSES.into_iter().zip([tokens.input, tokens.cache_read, written, tokens.output])
+            {
+                METRICS.tokens.with_label_values(&[agent, model, class]).inc_by(count);
+            }
+        }
+        Outcome::Unknown(_) => {
+            cost.inc_by(dollars(call.bound.cost));
+            METRICS.unknown.inc_by(dollars(call.bound.cost));
+        }
+        Outcome::Free => {}
+    }
+}
+
+/// Counts a stored answer that was given.
+pub fn replayed(agent: &Name) {
+    METRICS.replays.with_label_values(&[agent.as_str()]).inc();
+}
+
+/// Counts what was paid for nothing.
+pub fn repaid(cost: job::Usd) {
+    METRICS.repaid.inc_by(cost.dollars());
+}
