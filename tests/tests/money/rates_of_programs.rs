@@ -34,6 +34,8 @@ async fn a_provider_that_refuses_is_asked_by_no_worker_until_the_time_that_it_na
     let second = worker(&fleet, &provider, "second", "").set("WORKER_SLOTS", 1).start().await;
     fleet.enqueue(std::slice::from_ref(&other)).await;
     until("the second waits, too", async || waits_for(&second, "shut").await).await;
+    let doctor = fleet.producer(&["doctor"]).await;
+    assert!(doctor.out.contains("ok       provider_keys"), "{doctor:?}");
     for spec in [refused, other] {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!(view.state, JobState::Succeeded, "{view:?}");
@@ -44,6 +46,11 @@ async fn a_provider_that_refuses_is_asked_by_no_worker_until_the_time_that_it_na
     let keys = "SELECT key FROM harness_provider_keys";
     let key = fleet.database.texts(keys).await.remove(0);
     assert!(!key.contains("sk-") && key.len() == "anthropic:".len() + 12, "{key}");
+    let no_credit =
+        "UPDATE harness_provider_keys SET shut_for = 'quota', shut_until = now() + interval '1 hour'";
+    fleet.database.execute(no_credit).await;
+    let doctor = fleet.producer(&["doctor"]).await;
+    assert!(doctor.code == 1 && doctor.out.contains("MISSING  provider_keys"), "{doctor:?}");
     fleet.database.audited().await;
 }
 
