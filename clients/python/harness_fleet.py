@@ -94,6 +94,24 @@ class Answer(TypedDict, total=False):
     problem: Dict[str, Any]
 
 
+class Spend(TypedDict, total=False):
+    """A sum of model calls, in dollars. The first five fields are there where the sums are taken by them."""
+
+    day: str
+    agent_id: str
+    user_id: str
+    model: str
+    job_id: str
+    calls: int
+    cost_usd: float
+    unknown_usd: float
+    held_usd: float
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+
+
 class Session(TypedDict, total=False):
     """A session. The last three fields need a key with the scope `content`; lists have the first five."""
 
@@ -351,6 +369,14 @@ class Client:
     def empty_session(self, name: str) -> None:
         """Empties a session: its memory, context and progress. A `Problem` of 409: it has jobs that have not ended."""
         self._ask("DELETE", "/v1/sessions/" + quote(name, safe=""))
+
+    def spend(self, *by: str, days: int = 1) -> List[Spend]:
+        """Sums up what model calls have cost, by `day` (the default), `agent`, `user`, `model`, `job`, or several.
+
+        Of the last `days` days, today among them.
+        """
+        query = urlencode({"by": ",".join(by) or "day", "days": days})
+        return cast(List[Spend], self._ask("GET", f"/v1/spend?{query}")["items"])
 
     def _wait(self, job_id: str, until: Optional[float]) -> Job:
         """The job at its end, or as it is then."""

@@ -26,6 +26,7 @@ mod batches;
 mod followers;
 mod batch;
 mod lists;
+mod spend;
 mod removal;
 mod events;
 mod tickets;

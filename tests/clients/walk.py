@@ -66,6 +66,7 @@ assert len(list(fleet.jobs(labels={"team": "search"}))) == 2
 found = list(fleet.jobs(labels={"team": "search", "run": "7"}))
 assert [job["job_id"] for job in found] == [labelled["job_id"]], found
 assert list(fleet.dead(labels={"team": "search"})) == []
+assert fleet.spend() == [] and fleet.spend("agent", "model", days=7) == []
 fleet.wait(labelled["job_id"])
 assert "hello" in [session["session_id"] for session in fleet.sessions()]
 assert fleet.session("hello")["jobs"] == 1, fleet.session("hello")

@@ -38,5 +38,5 @@ pub use client::Client;
 pub use error::{Error, Problem};
 pub use follow::{Event, Followed, IterationEvent, StateEvent};
 pub use job::{FailureCode, JobId, JobSpec, JobState, Json, Label, Labels, Name, OnBusy, RetryPolicy, Usd};
-pub use lists::JobFilter;
-pub use view::{Failure, Job, JobEntry, Session, SessionEntry};
+pub use lists::{JobFilter, SpendBy};
+pub use view::{Failure, Job, JobEntry, Session, SessionEntry, SpendEntry};

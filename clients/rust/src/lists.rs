@@ -11,7 +11,7 @@ use url::form_urlencoded::Serializer;
 use crate::client::Client;
 use crate::error::Error;
 use crate::send::Ask;
-use crate::view::{JobEntry, SessionEntry};
+use crate::view::{JobEntry, SessionEntry, SpendEntry};
 
 /// Entries of a page.
 const PAGE: usize = 500;
@@ -31,9 +31,37 @@ pub struct JobFilter {
     pub labels: Vec<Label>,
 }
 
+/// What sums of spend are taken by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpendBy {
+    /// The day, in the time zone of the fleet's budgets.
+    Day,
+    /// The agent.
+    Agent,
+    /// The user.
+    User,
+    /// The model that the request named.
+    Model,
+    /// The job.
+    Job,
+}
+
+impl SpendBy {
+    fn as_str(self) -> &'static str {
+        match self {
+            SpendBy::Day => "day",
+            SpendBy::Agent => "agent",
+            SpendBy::User => "user",
+            SpendBy::Model => "model",
+            SpendBy::Job => "job",
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Page<T> {
     items: Vec<T>,
+    #[serde(default)]
     next: Option<String>,
 }
 
@@ -78,6 +106,15 @@ impl Client {
     /// Sessions, by name.
     pub fn sessions(&self) -> impl Stream<Item = Result<SessionEntry, Error>> + use<> {
         self.pages("/v1/sessions", JobFilter::default().query(PAGE))
+    }
+
+    /// Sums up what model calls have cost in the last days, today among them; by day, if nothing is named.
+    pub async fn spend(&self, by: &[SpendBy], days: u32) -> Result<Vec<SpendEntry>, Error> {
+        let by = if by.is_empty() { &[SpendBy::Day] } else { by };
+        let by: Vec<&str> = by.iter().map(|by| by.as_str()).collect();
+        let query = [("by", by.join(",")), ("days", days.to_string())];
+        let page: Page<SpendEntry> = self.api.ask(Ask::get(&asked("/v1/spend", &query, None))).await?;
+        Ok(page.items)
     }
 
     fn pages<T: DeserializeOwned>(

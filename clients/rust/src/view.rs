@@ -150,3 +150,36 @@ pub(crate) fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 fn trace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceId>, D::Error> {
     Uuid::deserialize(deserializer)?.try_into().map(Some).map_err(de::Error::custom)
 }
+
+/// A sum of model calls. The first five fields are set where the sums are taken by them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SpendEntry {
+    /// The day of the calls, in the time zone of the fleet's budgets.
+    pub day: Option<String>,
+    /// The agent.
+    pub agent_id: Option<String>,
+    /// The user; empty for jobs without one.
+    pub user_id: Option<String>,
+    /// The model that the request named.
+    pub model: Option<String>,
+    /// The job; empty for calls that are so old that only their sums are kept.
+    pub job_id: Option<String>,
+    /// Calls.
+    pub calls: u64,
+    /// What they cost; what is not known counts in full.
+    pub cost_usd: Usd,
+    /// The part of the cost that is not known.
+    pub unknown_usd: Usd,
+    /// What is held for calls under way.
+    pub held_usd: Usd,
+    /// Input that no cache had.
+    pub input_tokens: u64,
+    /// Input from a cache.
+    pub cache_read_tokens: u64,
+    /// Input that was written into a cache.
+    pub cache_write_tokens: u64,
+    /// Output.
+    pub output_tokens: u64,
+}

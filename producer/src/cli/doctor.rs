@@ -3,6 +3,7 @@
 mod postgres;
 mod provider_keys;
 mod webhooks;
+mod money;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets, webhooks};
+use super::{Door, batch, body, events, jobs, lists, metrics, removal, spend, tickets, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,6 +26,7 @@ use super::{Door, batch, body, events, jobs, lists, metrics, removal, tickets, w
         (name = "jobs", description = "Submit, read, wait, cancel, run again"),
         (name = "webhooks", description = "Addresses to which ends are sent"),
         (name = "sessions", description = "What sessions have come to"),
+        (name = "spend", description = "What model calls have cost"),
         (name = "fleet", description = "Pools and workers")
     ),
     security(("key" = [])),
@@ -87,6 +88,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .merge(jobs::routes())
             .merge(batch::routes())
             .merge(lists::routes())
+            .merge(spend::routes())
             .merge(removal::routes())
             .merge(events::routes())
             .merge(tickets::routes())

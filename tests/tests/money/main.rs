@@ -10,6 +10,7 @@ mod stored_answers;
 mod budgets;
 mod kept;
 mod rates;
+mod audit;
 mod programs;
 mod greedy;
 mod rates_of_programs;

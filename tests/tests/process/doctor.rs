@@ -117,3 +117,35 @@ async fn ends_that_wait_for_webhooks_while_no_process_sends_are_named() {
     let seen = doctor(&fleet, &[]).await;
     assert!(seen.code == 0 && seen.out.contains("1 disabled because all attempts failed"), "{seen:?}");
 }
+
+#[tokio::test]
+async fn limits_that_are_shut_and_calls_of_unknown_cost_are_named() {
+    let fleet = Fleet::new().await;
+    let quiet = doctor(&fleet, &[]).await;
+    assert!(!quiet.out.contains("budgets") && !quiet.out.contains("calls_settled"), "{quiet:?}");
+    assert_eq!(fleet.producer(&["budget", "set", "10", "--per", "day"]).await.code, 0);
+    let unknown = "
+        INSERT INTO harness_calls (call_id, state, tenant, session_id, job_id, epoch, worker_id, agent_id, provider, model,
+                                   reserved_microusd, cost_microusd, request_hash, request_nth, day, on_session, on_job,
+                                   reserved_at, settled_at)
+        SELECT ($1::jsonb->>'id')::uuid, 'unknown', 'default', 's', gen_random_uuid(), 1, gen_random_uuid(), 'a', 'anthropic', 'm',
+               2500000, 2500000, sha256(''), 0, current_date, false, false, now() - interval '2 hours', now()";
+    let id = format!("'{{\"id\": \"{}\"}}'", job::JobId::now());
+    fleet.database.execute(&unknown.replace("$1", &id)).await;
+    let seen = doctor(&fleet, &[]).await;
+    for said in [
+        "1 limits; the least is left of fleet:day:",
+        "$10.000000 of $10.000000",
+        "1 calls of unknown cost for more than an hour; all 1 count $2.500000",
+    ] {
+        assert!(seen.code == 0 && seen.out.contains(said), "{said}: {seen:?}");
+    }
+    fleet
+        .database
+        .execute("UPDATE harness_accounts SET overrun_microusd = 1 WHERE key LIKE 'fleet:day:%'")
+        .await;
+    reports(
+        &doctor(&fleet, &[]).await,
+        &["budgets", "no call is granted under fleet:day:", "producer budget reopen"],
+    );
+}

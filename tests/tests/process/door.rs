@@ -15,6 +15,7 @@ mod guide;
 mod lists;
 mod labels;
 mod max_cost;
+mod spend;
 mod removal;
 mod port;
 mod tenants;

@@ -45,11 +45,14 @@ pub struct AttemptLedger {
     spent: Mutex<Option<Spent>>,
     /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
     /// run first pays.
-    paid_before: OnceCell<Mutex<HashMap<([u8; 32], u32), Usd>>>,
+    paid_before: OnceCell<Mutex<PaidBefore>>,
     look: Arc<Look>,
     /// Ends the waits for Postgres with the process.
     stop_waiting: CancellationToken,
 }
+
+/// What requests have cost, by their hash and number.
+type PaidBefore = HashMap<([u8; 32], u32), Usd>;
 
 /// A limit that left no room for a call.
 #[derive(Clone, Debug)]

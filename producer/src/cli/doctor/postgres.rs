@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
-use super::{Checklist, chain, provider_keys, webhooks};
+use super::{Checklist, chain, money, provider_keys, webhooks};
 use crate::cli::context::LedgerAccess;
 
 /// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
@@ -55,9 +55,10 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     };
     list.report("database_rights", rights);
     let partitions = match store.partitions_ahead(ledger.retention).await {
-        Ok(found) if found.missing == 0 => {
-            Ok(format!("results have partitions for {} hours more", found.ahead.as_secs() / 3_600))
-        }
+        Ok(found) if found.missing == 0 => Ok(format!(
+            "results, labels and model calls have partitions for {} hours more",
+            found.ahead.as_secs() / 3_600
+        )),
         Ok(found) => Err(format!("{} weeks have no partition: run `producer migrate`", found.missing)),
         Err(error) => Err(chain(error)),
     };
@@ -65,6 +66,7 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     list.report("clock", clock(store).await);
     webhooks::look(store, list).await;
     provider_keys::look(store, list).await;
+    money::look(store, list).await;
 }
 
 fn answers(address: &Address) -> String {

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use self::Kind::{Conservation, Liveness};
-use super::money::{ACCOUNTS, HOLDS, LIMITS, RATES, WINDOWS};
+use super::money::{ACCOUNTS, HOLDS, LIMITS, PAID, RATES, WINDOWS};
 
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -29,7 +29,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 35] = [
+pub(super) const CHECKS: [Check; 36] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -69,6 +69,7 @@ pub(super) const CHECKS: [Check; 35] = [
         "an account of a rate limit has what calls took and did not give back",
         RATES,
     ),
+    check(Conservation, "paid", "what a job's checkpoints cost is no more than what its calls cost", PAID),
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),

@@ -99,3 +99,21 @@ pub(super) const HOLDS: &str = "
     SELECT c.call_id::text, format('job %s: held under epoch %s, and its run has epoch %s', c.job_id, c.epoch, j.epoch)
       FROM harness_calls c JOIN harness_jobs j ON j.job_id = c.job_id
      WHERE c.state = 'held' AND j.epoch <> c.epoch";
+
+/// What a checkpoint counts was metered by the run's gateway, which has reserved before and settles soon after. A call
+/// that the gateway could not settle counted with its reservation there, even if an operator has settled it for less.
+pub(super) const PAID: &str = "
+    SELECT u.job_id::text, format('session %s: its checkpoints cost %s microdollars, its calls %s', u.session_id, u.cost, c.cost)
+      FROM (SELECT session_id, job_id,
+                   sum(CASE WHEN state IN ('held', 'unknown') OR l.call IS NOT NULL
+                            THEN greatest(cost_microusd, reserved_microusd) ELSE cost_microusd END) AS cost
+              FROM harness_calls
+              LEFT JOIN (SELECT DISTINCT detail->>'call' AS call FROM harness_audit_log WHERE act = 'call_settled') l
+                     ON l.call = call_id::text
+             GROUP BY session_id, job_id) c
+      JOIN (SELECT job_id, session_id, cost_microusd AS cost FROM harness_results WHERE job_id >= $1
+            UNION ALL
+            SELECT k.job_id, k.session_id, sum(k.cost_microusd)
+              FROM harness_checkpoints k JOIN harness_jobs j ON j.job_id = k.job_id
+             GROUP BY k.job_id, k.session_id) u ON u.job_id = c.job_id AND u.session_id = c.session_id
+     WHERE u.cost > c.cost";

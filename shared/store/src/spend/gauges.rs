@@ -41,6 +41,8 @@ pub struct SpendGauges {
     pub unknown_calls: i64,
     /// What these count.
     pub unknown: Usd,
+    /// Those of them that were reserved more than an hour ago.
+    pub unknown_for_an_hour: i64,
 }
 
 impl BudgetGauge {
@@ -96,18 +98,19 @@ const BUDGETS: &str = concat!(
 );
 
 const UNKNOWN: &str = "
-    SELECT count(*), coalesce(sum(cost_microusd), 0)::bigint
-      FROM (SELECT cost_microusd FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u";
+    SELECT count(*), coalesce(sum(cost_microusd), 0)::bigint,
+           count(*) FILTER (WHERE reserved_at < now() - interval '1 hour')
+      FROM (SELECT cost_microusd, reserved_at FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u";
 
 impl Store {
     /// Reads how limits fare, and what is not known.
     pub async fn spend_gauges(&self) -> Result<SpendGauges, StoreError> {
         let tx = Tx::prepare(&self.pool, "spend_gauges", [BUDGETS, UNKNOWN]).await?;
         let [budgets, unknown] = tx.run([&[], &[]]).await?;
-        let (unknown_calls, unknown) =
-            unknown.first().map(|row| (row.get(0), read_usd(row, 1))).unwrap_or_default();
+        let (unknown_calls, unknown, unknown_for_an_hour) =
+            unknown.first().map(|row| (row.get(0), read_usd(row, 1), row.get(2))).unwrap_or_default();
         let budgets = budgets.iter().filter_map(read_budget).collect();
-        Ok(SpendGauges { budgets, unknown_calls, unknown })
+        Ok(SpendGauges { budgets, unknown_calls, unknown, unknown_for_an_hour })
     }
 }
 

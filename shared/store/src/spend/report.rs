@@ -1,7 +1,11 @@
 //! What was spent, for people.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use job::Tenant;
 use serde::Serialize;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::database::{query, rfc3339};
@@ -93,11 +97,34 @@ impl Store {
     /// Sums up the calls of the last days, today's among them: those in the ledger, and the daily sums of those that
     /// retention has removed.
     pub async fn spend(&self, by: &[SpendBy], days: u32) -> Result<Vec<SpendRow>, StoreError> {
+        self.sum_up(by, days, None, i64::MAX).await
+    }
+
+    /// As [`Store::spend`], of one tenant's calls alone, and at most so many sums.
+    pub async fn spend_of(
+        &self,
+        tenant: &Tenant,
+        by: &[SpendBy],
+        days: u32,
+        most: u32,
+    ) -> Result<Vec<SpendRow>, StoreError> {
+        self.sum_up(by, days, Some(tenant.as_str()), i64::from(most)).await
+    }
+
+    async fn sum_up(
+        &self,
+        by: &[SpendBy],
+        days: u32,
+        tenant: Option<&str>,
+        most: i64,
+    ) -> Result<Vec<SpendRow>, StoreError> {
         let columns: Vec<&str> = by.iter().map(|by| by.column()).collect();
         let (of, group) = match columns.as_slice() {
             [] => ("ARRAY[]::text[]".to_owned(), String::new()),
             columns => (format!("ARRAY[{}]", columns.join(", ")), format!("GROUP BY {}", columns.join(", "))),
         };
+        // Only the tenant's own are looked at, by an index.
+        let of_tenant = if tenant.is_some() { "AND tenant = $4" } else { "" };
         let sql = format!(
             "SELECT {of}, coalesce(sum(calls), 0)::bigint, coalesce(sum(cost), 0)::bigint,
                     coalesce(sum(unknown), 0)::bigint, coalesce(sum(held), 0)::bigint, coalesce(sum(input), 0)::bigint,
@@ -109,16 +136,20 @@ impl Store {
                             CASE WHEN state = 'held' THEN reserved_microusd ELSE 0 END AS held,
                             input_tokens AS input, cache_read_tokens AS cache_read,
                             cache_write_tokens AS cache_write, output_tokens AS output
-                       FROM harness_calls
+                       FROM harness_calls WHERE call_id >= $2 {of_tenant}
                      UNION ALL
                      SELECT day, tenant, agent_id, user_id, model, '', calls, cost_microusd, unknown_microusd, 0,
                             input_tokens, cache_read_tokens, cache_write_tokens, output_tokens
-                       FROM harness_spend) s
+                       FROM harness_spend WHERE true {of_tenant}) s
               WHERE day > (SELECT (now() AT TIME ZONE zone)::date FROM harness_spend_zone) - $1::int
-              {group} ORDER BY 1"
+              {group} ORDER BY 1 LIMIT $3"
         );
-        let days = i32::try_from(days).unwrap_or(i32::MAX);
-        let rows = query(&self.pool, "spend", &sql, &[&days]).await?;
+        let (since, days) = (oldest_call(days), i32::try_from(days).unwrap_or(i32::MAX));
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&days, &since, &most];
+        if let Some(tenant) = &tenant {
+            params.push(tenant);
+        }
+        let rows = query(&self.pool, "spend", &sql, &params).await?;
         let read = |row: &Row| SpendRow {
             of: row.get(0),
             calls: row.get(1),
@@ -149,4 +180,11 @@ impl Store {
         };
         Ok(rows.iter().map(read).collect())
     }
+}
+
+/// Returns an id before all calls of the last days, so that older partitions are not looked at. The id's time is that of
+/// the worker's clock and the day is that of Postgres in some time zone, so two days are added.
+fn oldest_call(days: u32) -> Uuid {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    Uuid::from_u128(now.saturating_sub((u128::from(days) + 2) * 86_400_000) << 80)
 }

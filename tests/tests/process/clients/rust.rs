@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use harness_fleet::{
-    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels, Usd,
+    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels,
+    SpendBy, Usd,
 };
 use serde_json::{Value, json};
 use tests::{Api, Authority, Fleet, job};
@@ -94,6 +95,8 @@ async fn the_walk_of_the_rust_client_works() {
         let filter = JobFilter { labels: texts.map(label).to_vec(), ..JobFilter::default() };
         assert_eq!(ids(&client, &filter).await, expected);
     }
+    assert_eq!(client.spend(&[], 1).await.expect("sums"), []);
+    assert_eq!(client.spend(&[SpendBy::Agent, SpendBy::Job], 7).await.expect("sums"), []);
     let sessions: Vec<_> = client.sessions().try_collect().await.expect("a list");
     assert_eq!(sessions.len(), 3, "{sessions:?}");
 

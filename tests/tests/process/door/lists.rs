@@ -183,6 +183,7 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/sessions",
         "/v1/sessions/{id}",
         "/v1/sessions/{id}/events",
+        "/v1/spend",
         "/v1/tickets",
         "/v1/webhooks",
         "/v1/webhooks/{id}",

@@ -137,6 +137,8 @@ async fn a_key_allows_what_its_scopes_say() {
     for route in ["/v1/pools", "/v1/workers"] {
         reads.get(route).await.problem(403, None);
     }
+    reads.get("/v1/spend").await.is(200);
+    submits.get("/v1/spend").await.problem(403, None);
 }
 
 #[tokio::test]
