@@ -22,6 +22,10 @@ pub struct Books {
     pub limit: Option<u64>,
     pub down: bool,
     pub reserve: Option<Reserve>,
+    /// When a busy request is to ask again.
+    pub busy_retry_s: u64,
+    /// How many reservations were asked for.
+    pub asked: u64,
     pub held: HashMap<uuid::Uuid, u64>,
     pub spent: u64,
     pub calls: Vec<(Call, Settlement)>,
@@ -77,6 +81,7 @@ impl Ledger for Own {
             if let Some(answer) = &books.reserve {
                 return Ok(answer.clone());
             }
+            books.asked += 1;
             let most = call.bound.cost.micros();
             let limit = books.limit.unwrap_or(u64::MAX);
             let held: u64 = books.held.values().sum();
@@ -84,7 +89,8 @@ impl Ledger for Own {
                 return Ok(Reserve::Spent { limit: "the job's $1".to_owned() });
             }
             if books.spent + held + most > limit {
-                return Ok(Reserve::Busy { retry_after: Duration::from_secs(1) });
+                let retry_after = Duration::from_secs(books.busy_retry_s);
+                return Ok(Reserve::Busy { behind: "job".to_owned(), retry_after });
             }
             books.held.insert(call.id, most);
             Ok(Reserve::Granted)
@@ -110,6 +116,10 @@ impl Ledger for Own {
         });
         self.accounts.settled.notify_waiters();
         Ok(())
+    }
+
+    fn counts_in(&self, limit: &str) -> bool {
+        limit == "job"
     }
 
     async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {

@@ -20,11 +20,20 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start() -> Bench {
-        Bench::draining(Duration::from_secs(60)).await
+        Bench::with(Duration::from_secs(60), Duration::from_secs(60)).await
+    }
+
+    /// Starts with another time for which a request waits for room.
+    pub async fn waiting(wait: Duration) -> Bench {
+        Bench::with(Duration::from_secs(60), wait).await
     }
 
     /// Starts with another time for which an answer is read on that nobody waits for.
     pub async fn draining(usage_drain: Duration) -> Bench {
+        Bench::with(usage_drain, Duration::from_secs(60)).await
+    }
+
+    async fn with(usage_drain: Duration, wait: Duration) -> Bench {
         let provider = Provider::start().await;
         let upstream = Upstream { base_url: provider.base_url(), key: PROVIDER_KEY.into() };
         let gateway = Gateway::start(GatewaySettings {
@@ -34,6 +43,7 @@ impl Bench {
             tls: tls(),
             prices: Prices::built_in(),
             usage_drain,
+            wait,
         });
         let gateway = gateway.await.expect("started");
         let accounts = Arc::new(Accounts::default());

@@ -7,3 +7,4 @@ mod refusals;
 mod replay;
 mod sdks;
 mod settling;
+mod waiting;

@@ -77,10 +77,10 @@ async fn a_request_without_a_bound_is_refused_in_the_shape_of_its_provider() {
 
 #[tokio::test]
 async fn what_the_ledger_does_not_grant_is_not_sent() {
-    let bench = Bench::start().await;
+    let bench = Bench::waiting(Duration::ZERO).await;
     let wait = |seconds: u64| Duration::from_millis(seconds * 1000 - 500);
     for (reserve, status, after) in [
-        (Reserve::Busy { retry_after: wait(3) }, 429, Some("3")),
+        (Reserve::Busy { behind: "the job's $1".to_owned(), retry_after: wait(3) }, 429, Some("3")),
         (Reserve::Later { retry_after: wait(9) }, 429, Some("9")),
         (Reserve::Spent { limit: "agent x, 2026-11-28: $1".to_owned() }, 402, None),
     ] {
@@ -108,6 +108,7 @@ async fn it_listens_on_loopback_alone() {
         tls: tls(),
         prices: Prices::built_in(),
         usage_drain: Duration::ZERO,
+        wait: Duration::ZERO,
     });
     assert!(matches!(started.await, Err(GatewayError::NotLoopback(_))));
 }

@@ -13,7 +13,7 @@
 //! | no token, a wrong one, or one of an ended attempt | 401 |
 //! | a request whose cost has no bound or no price | 400, with the field |
 //! | a model that the agent does not name | 403 |
-//! | the limit has room again when others are done; a rate limit | 429 with `Retry-After` |
+//! | the limit has room again when others are done; a rate limit | its answer, later; 429 with `Retry-After` after a while |
 //! | the budget is spent | 402 |
 //! | the ledger cannot be asked | 503; nothing was sent |
 //! | the provider cannot be reached | 502 |
@@ -44,14 +44,17 @@ mod exchange;
 mod headers;
 mod include_usage;
 mod limits;
+mod lines;
 mod refusal;
 mod responsive;
+mod waiting;
 
 use crate::prices::Prices;
 use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
 use attempt::Shared;
 pub use attempt::{Attempt, GATEWAY_VARIABLES, Metered, Opened};
 use exchange::Exchange;
+use lines::Lines;
 use refusal::Refusal;
 
 /// Where a provider is, and the key that pays.
@@ -86,6 +89,8 @@ pub struct GatewaySettings {
     pub prices: Prices,
     /// How long an answer that nobody waits for is still read, for its usage.
     pub usage_drain: Duration,
+    /// How long a request waits here for room, before its program is refused.
+    pub wait: Duration,
 }
 
 /// A gateway that could not start.
@@ -115,6 +120,7 @@ struct Inner {
     attempts: Mutex<HashMap<[u8; 32], Arc<Shared>>>,
     /// The exchanges that are under way, whether or not their programs still wait.
     exchanges: TaskTracker,
+    lines: Arc<Lines>,
 }
 
 impl Gateway {
@@ -128,7 +134,7 @@ impl Gateway {
         let listener = TcpListener::bind(settings.addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let (attempts, exchanges) = (Mutex::default(), TaskTracker::new());
-        let inner = Arc::new(Inner { settings, client, attempts, exchanges });
+        let inner = Arc::new(Inner { settings, client, attempts, exchanges, lines: Lines::new() });
         let stop = CancellationToken::new();
         // Events are small, and each is to arrive at once.
         let listener = listener.tap_io(|connection| {
@@ -157,7 +163,7 @@ impl Gateway {
         getrandom::fill(&mut random)?;
         let text = random.iter().fold("hgw_".to_owned(), |text, byte| text + &format!("{byte:02x}"));
         let digest = digest(&text);
-        let shared = Arc::new(Shared::new(attempt));
+        let shared = Arc::new(Shared::new(attempt, self.stop.child_token()));
         lock(&self.inner.attempts).insert(digest, shared.clone());
         let inner = Arc::downgrade(&self.inner);
         let close = move || {
@@ -166,6 +172,11 @@ impl Gateway {
             }
         };
         Ok(Opened::new(self.addr, SecretString::from(text), shared, Box::new(close)))
+    }
+
+    /// Returns how many requests wait for room.
+    pub fn waiting(&self) -> usize {
+        self.inner.lines.waiting()
     }
 
     /// Takes no more calls, and waits until all that were sent are settled.

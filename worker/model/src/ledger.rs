@@ -43,6 +43,8 @@ pub enum Reserve {
     Granted,
     /// It would fit if what others hold were settled. Nothing is held.
     Busy {
+        /// The limit, by a name. Requests that it holds up wait in one line.
+        behind: String,
         /// When to ask again.
         retry_after: Duration,
     },
@@ -133,6 +135,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// Holds the most that a call can cost, before it is sent. After an error the gateway does not send the call, and
     /// settles it as [`Outcome::Free`]: a settlement must win over a reservation that arrives after it.
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable>;
+
+    /// Returns whether each call of this attempt counts in the limit of this name ([`Reserve::Busy`]). It then waits behind
+    /// those that the limit holds up.
+    fn counts_in(&self, limit: &str) -> bool;
 
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.

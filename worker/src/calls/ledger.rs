@@ -27,7 +27,7 @@ use crate::attempt::Attempt;
 use crate::journal::Journal;
 use crate::metrics::METRICS;
 
-/// When a program asks again whose call does not fit beside what others hold.
+/// When the gateway asks again for a call that does not fit beside what others hold.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether a program's lines are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(2);
@@ -166,7 +166,9 @@ impl Ledger for AttemptLedger {
                 METRICS.rate_limited.with_label_values(&[call.provider.name(), limit_name(&limit)]).inc();
                 return Ok(Reserve::Later { retry_after });
             }
-            Reserved::Busy { .. } => return Ok(Reserve::Busy { retry_after: BUSY_RETRY }),
+            Reserved::Busy { account } => {
+                return Ok(Reserve::Busy { behind: account, retry_after: BUSY_RETRY });
+            }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, shut } => Spent { account, limit, shut },
         };
@@ -174,6 +176,18 @@ impl Ledger for AttemptLedger {
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
         Ok(Reserve::Spent { limit })
+    }
+
+    fn counts_in(&self, limit: &str) -> bool {
+        // scope:period:window:name
+        let mut parts = limit.splitn(4, ':');
+        let (scope, name) = (parts.next().and_then(SpendScope::of), parts.nth(2).unwrap_or_default());
+        match scope {
+            Some(SpendScope::Fleet) => true,
+            Some(SpendScope::Agent) => name == self.agent_id.as_str(),
+            Some(SpendScope::Job) => name == self.claim.job_id().to_string(),
+            _ => false,
+        }
     }
 
     /// Retries until Postgres has answered: the money is spent, whatever became of the run.

@@ -56,6 +56,10 @@ pub struct CallArgs {
     /// Seconds for which an answer that a program has given up is read on, because its end says what it costs
     #[arg(long, env = "USAGE_DRAIN_S", default_value = "60")]
     usage_drain_s: Setting<u64>,
+    /// Seconds for which a model call that has no room now waits in the gateway, before its program gets a 429. SDKs wait for
+    /// ten minutes
+    #[arg(long, env = "MODEL_WAIT_S", default_value = "60")]
+    model_wait_s: Setting<u64>,
     #[command(flatten)]
     rates: RateArgs,
 }
@@ -80,6 +84,7 @@ impl CallArgs {
         let daily = self.budget_daily.map(|limit| problems.take("BUDGET_DAILY", limit));
         let monthly = self.budget_monthly.map(|limit| problems.take("BUDGET_MONTHLY", limit));
         let drain = problems.within("USAGE_DRAIN_S", self.usage_drain_s, 0..=3_600);
+        let wait = problems.within("MODEL_WAIT_S", self.model_wait_s, 0..=540);
         let rates = self.rates.check(problems);
         let prices = problems.check("PRICES_FILE", prices(self.prices.as_deref()));
         let upstream = |key: Option<SecretString>, base_url: String| {
@@ -88,7 +93,7 @@ impl CallArgs {
         };
         let anthropic = upstream(self.anthropic_api_key.or(self.claude_api_key), self.anthropic_base_url);
         let openai = upstream(self.openai_api_key, self.openai_base_url);
-        let (addr, drain, prices) = (addr?, drain?, prices?);
+        let (addr, drain, wait, prices) = (addr?, drain?, wait?, prices?);
         let models: Vec<&String> = agents.flat_map(|agent| &agent.models).collect();
         for model in &models {
             if let Err(unpriced) = prices.find(model, Utc::now().date_naive()) {
@@ -98,15 +103,9 @@ impl CallArgs {
         if !models.is_empty() && anthropic.is_none() && openai.is_none() {
             problems.add("ANTHROPIC_API_KEY", "not set, expected it or OPENAI_API_KEY: agents name models");
         }
-        let usage_drain = Duration::from_secs(drain);
-        let gateway = (!models.is_empty()).then_some(GatewaySettings {
-            addr,
-            anthropic,
-            openai,
-            tls,
-            prices,
-            usage_drain,
-        });
+        let (usage_drain, wait) = (Duration::from_secs(drain), Duration::from_secs(wait));
+        let gateway = GatewaySettings { addr, anthropic, openai, tls, prices, usage_drain, wait };
+        let gateway = (!models.is_empty()).then_some(gateway);
         let keys = Arc::new(ProviderKeys::new(gateway.as_ref(), rates));
         Some(CallSettings {
             gateway,

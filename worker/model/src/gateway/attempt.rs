@@ -10,6 +10,7 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::lock;
 use super::refusal::Refusal;
@@ -63,6 +64,8 @@ pub struct Opened {
 
 pub(super) struct Shared {
     pub attempt: Attempt,
+    /// Cancelled when the attempt ends.
+    pub ended: CancellationToken,
     state: Mutex<Progress>,
 }
 
@@ -73,6 +76,8 @@ struct Progress {
     taken: HashMap<[u8; 32], BTreeSet<u32>>,
     spent: Option<String>,
     last_traffic: Instant,
+    /// Requests that wait for room.
+    waiting: usize,
 }
 
 /// The place of a request among equal ones. It is free again when this is dropped, unless it was answered.
@@ -81,6 +86,9 @@ pub(super) struct Place {
     pub key: RequestKey,
     answered: bool,
 }
+
+/// A request that waits for room, until this is dropped.
+pub(super) struct Waits(Arc<Shared>);
 
 impl Opened {
     pub(super) fn new(
@@ -121,28 +129,32 @@ impl Opened {
         lock(&self.shared.state).spent.clone()
     }
 
-    /// Returns how long nothing has passed, in either direction.
+    /// Returns how long nothing has passed, in either direction. While a request waits for room, this is no time: its
+    /// program can do nothing about it.
     pub fn idle(&self) -> Duration {
-        lock(&self.shared.state).last_traffic.elapsed()
+        let state = lock(&self.shared.state);
+        if state.waiting > 0 { Duration::ZERO } else { state.last_traffic.elapsed() }
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
+        self.shared.ended.cancel();
         (self.close)();
     }
 }
 
 impl Shared {
-    pub fn new(attempt: Attempt) -> Shared {
+    pub fn new(attempt: Attempt, ended: CancellationToken) -> Shared {
         let progress = Progress {
             metered: Metered::default(),
             counted: Counted::default(),
             taken: HashMap::new(),
             spent: None,
             last_traffic: Instant::now(),
+            waiting: 0,
         };
-        Shared { attempt, state: Mutex::new(progress) }
+        Shared { attempt, ended, state: Mutex::new(progress) }
     }
 
     pub fn check_model(&self, model: &str) -> Result<(), Refusal> {
@@ -165,6 +177,12 @@ impl Shared {
 
     pub fn note_traffic(&self) {
         lock(&self.state).last_traffic = Instant::now();
+    }
+
+    /// Notes that a request waits for room.
+    pub fn waits(self: &Arc<Shared>) -> Waits {
+        lock(&self.state).waiting += 1;
+        Waits(self.clone())
     }
 
     pub fn note_spent(&self, limit: &str) {
@@ -218,6 +236,14 @@ impl Shared {
 impl Place {
     pub fn answered(mut self) {
         self.answered = true;
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.waiting -= 1;
+        state.last_traffic = Instant::now();
     }
 }
 

@@ -23,9 +23,10 @@ use uuid::Uuid;
 use super::attempt::{Place, Shared};
 use super::include_usage::include_usage;
 use super::refusal::Refusal;
+use super::waiting::{Room, Waiting};
 use super::{Inner, Upstream, headers, limits};
 use crate::frames::Frames;
-use crate::ledger::{Answer, Call, Learnt, Reserve, Settlement};
+use crate::ledger::{Answer, Call, Learnt, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
 use crate::wire::{Ask, Wire};
 
@@ -88,20 +89,15 @@ impl Exchange {
             }
             Err(error) => return refuse(reply, Refusal::ledger(&error)),
         }
-        let refusal = match ledger.reserve(&self.call).await {
-            Ok(Reserve::Granted) => None,
-            Ok(Reserve::Busy { retry_after }) => {
-                let message = "what other calls hold leaves no room for this one: try again";
-                Some(Refusal::wait("budget_busy", message, retry_after))
-            }
-            Ok(Reserve::Later { retry_after }) => {
-                Some(Refusal::wait("rate_limit", "a rate limit is reached: try again", retry_after))
-            }
-            Ok(Reserve::Spent { limit }) => {
+        let refusal = match self.room(&mut reply).await {
+            Room::Granted => None,
+            Room::Gone => return,
+            Room::Refused(refusal) => Some(refusal),
+            Room::Spent(limit) => {
                 self.attempt.note_spent(&limit);
                 Some(Refusal::spent(&limit))
             }
-            Err(error) => {
+            Room::Unavailable(error) => {
                 drop(place);
                 refuse(reply, Refusal::ledger(&error));
                 // It may be held all the same.
@@ -153,6 +149,21 @@ impl Exchange {
             self.pass_stream(response, place, reply).await;
         } else {
             self.pass_whole(response, place, reply).await;
+        }
+    }
+
+    /// Reserves, as soon as there is room.
+    async fn room(&self, reply: &mut oneshot::Sender<Replied>) -> Room {
+        let rates = format!("{} {}", self.call.provider.name(), self.call.model);
+        let mut waiting = Waiting::begin(&self.inner, &self.attempt, &rates);
+        loop {
+            if let Some(end) = waiting.turn(reply).await {
+                return end;
+            }
+            let reserved = self.attempt.attempt.ledger.reserve(&self.call).await;
+            if let Some(end) = waiting.answered(reserved, &rates) {
+                return end;
+            }
         }
     }
 
@@ -307,7 +318,9 @@ impl Exchange {
         }
         let learnt = self.learnt.clone();
         let settlement = Settlement { outcome, provider_request_id, answer, learnt };
-        match self.attempt.attempt.ledger.settle(&self.call, settlement).await {
+        let settled = self.attempt.attempt.ledger.settle(&self.call, settlement).await;
+        self.inner.lines.note_settled();
+        match settled {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(call = %self.call.id, cause = %error, "a model call could not be settled");

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::ledger::Unavailable;
 use crate::wire::Provider;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,

@@ -1,0 +1,154 @@
+//! Lines of requests that wait for room, first come first served.
+//!
+//! Requests that the same limit holds up are in one line. When a call of this worker is settled, the first of each line
+//! asks again; when it gets its room, the next one asks. What other workers settle is found by asking now and then, and
+//! further back in a line more rarely. Those behind the first ask too, because a request may need less than the first.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use super::lock;
+
+/// How many places of a line make a wait longer.
+const MOST_PLACES: u32 = 10;
+
+/// All lines of a gateway.
+pub(super) struct Lines {
+    state: Mutex<State>,
+    settled: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: HashMap<String, VecDeque<(u64, Arc<Notify>)>>,
+    tickets: u64,
+}
+
+/// A place in a line. It is free when this is dropped.
+pub(super) struct Ticket {
+    lines: Arc<Lines>,
+    line: String,
+    number: u64,
+    is_first: Arc<Notify>,
+}
+
+impl Lines {
+    pub fn new() -> Arc<Lines> {
+        Arc::new(Lines { state: Mutex::default(), settled: watch::Sender::new(()) })
+    }
+
+    /// Notes that a call is settled, so there may be room.
+    pub fn note_settled(&self) {
+        self.settled.send_replace(());
+    }
+
+    /// Returns what changes whenever a call is settled.
+    pub fn settlements(&self) -> watch::Receiver<()> {
+        self.settled.subscribe()
+    }
+
+    /// Returns how many requests wait.
+    pub fn waiting(&self) -> usize {
+        lock(&self.state).lines.values().map(VecDeque::len).sum()
+    }
+
+    /// Takes the last place of a line.
+    pub fn join(self: &Arc<Lines>, line: String) -> Ticket {
+        self.enter(&mut lock(&self.state), line)
+    }
+
+    /// Takes the last place of a line that stands and is in the request's way, if there is one.
+    pub fn join_any(self: &Arc<Lines>, is_in_the_way: impl Fn(&str) -> bool) -> Option<Ticket> {
+        let mut state = lock(&self.state);
+        let line = state.lines.keys().find(|line| is_in_the_way(line))?.clone();
+        Some(self.enter(&mut state, line))
+    }
+
+    fn enter(self: &Arc<Lines>, state: &mut State, line: String) -> Ticket {
+        state.tickets += 1;
+        let (number, is_first) = (state.tickets, Arc::new(Notify::new()));
+        state.lines.entry(line.clone()).or_default().push_back((number, is_first.clone()));
+        Ticket { lines: self.clone(), line, number, is_first }
+    }
+}
+
+impl Ticket {
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    /// Returns when it is time to ask again: there may be room, or `again` has passed.
+    pub async fn turn(&self, settlements: &mut watch::Receiver<()>, again: Duration) {
+        let place = self.place();
+        let again = again.mul_f64(0.75 + fastrand::f64() / 2.0) * (place + 1).min(MOST_PLACES);
+        tokio::select! {
+            // It has become the first, because the one before it has gone.
+            () = self.is_first.notified() => {}
+            // The sender lives as long as the lines.
+            _changed = settlements.changed(), if place == 0 => {}
+            () = sleep(again) => {}
+        }
+    }
+
+    fn place(&self) -> u32 {
+        let state = lock(&self.lines.state);
+        let line = state.lines.get(&self.line);
+        let place = line.and_then(|line| line.iter().position(|(number, _)| *number == self.number));
+        place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX - 1))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = lock(&self.lines.state);
+        let Some(line) = state.lines.get_mut(&self.line) else { return };
+        let was_first = line.front().is_some_and(|(number, _)| *number == self.number);
+        line.retain(|(number, _)| *number != self.number);
+        match line.front() {
+            Some((_, next)) if was_first => next.notify_one(),
+            Some(_) => {}
+            None => drop(state.lines.remove(&self.line)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_of_a_line_is_asked_at_each_settlement_and_the_next_when_it_has_gone() {
+        let lines = Lines::new();
+        let (first, second, other) = (lines.join("a".into()), lines.join("a".into()), lines.join("b".into()));
+        let [mut of_first, mut of_second, mut of_other] = [(); 3].map(|()| lines.settlements());
+        lines.note_settled();
+        first.turn(&mut of_first, LONG).await;
+        other.turn(&mut of_other, LONG).await;
+        let waiting = async { second.turn(&mut of_second, LONG).await };
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending(), "the first is still there");
+        drop(first);
+        assert!(futures::poll!(&mut waiting).is_ready());
+        assert!(lines.join_any(|line| line == "c").is_none());
+        drop((second, other));
+        assert!(lines.join_any(|_| true).is_none(), "an empty line does not stand");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_of_a_line_ask_now_and_then_and_the_last_more_rarely() {
+        let lines = Lines::new();
+        let tickets: Vec<Ticket> = (0..20).map(|_| lines.join("a".into())).collect();
+        for (place, longest) in [(0, 1.25), (1, 2.5), (19, 12.5)] {
+            let began = tokio::time::Instant::now();
+            tickets[place].turn(&mut lines.settlements(), Duration::from_secs(1)).await;
+            assert!(began.elapsed().as_secs_f64() <= longest + 0.01, "{place}: {:?}", began.elapsed());
+            assert!(began.elapsed().as_secs_f64() >= longest * 0.59, "{place}: {:?}", began.elapsed());
+        }
+    }
+}
