@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{Answer, Call, Ledger, Outcome, RequestKey, Reserve, Settlement, Unavailable};
+use model::{Answer, Call, Ledger, Microdollars, Outcome, RequestKey, Reserve, Settlement, Unavailable};
 use tokio::sync::{Notify, Semaphore};
 
 /// The accounts of one job. Its attempts share them.
@@ -86,7 +86,8 @@ impl Ledger for Own {
             let limit = books.limit.unwrap_or(u64::MAX);
             let held: u64 = books.held.values().sum();
             if books.spent + most > limit {
-                return Ok(Reserve::Spent { limit: "the job's $1".to_owned() });
+                let room = Microdollars::new(limit.saturating_sub(books.spent));
+                return Ok(Reserve::Spent { limit: "the job's $1".to_owned(), room });
             }
             if books.spent + held + most > limit {
                 let retry_after = Duration::from_secs(books.busy_retry_s);

@@ -76,7 +76,10 @@ async fn a_wait_ends_with_the_time_the_program_and_the_attempt() {
     for reserve in [Reserve::Busy { behind: "job".to_owned(), retry_after }, later.clone()] {
         bench.accounts.books(|books| books.reserve = Some(reserve));
         let answer = bench.send(PATHS[0], &request(PATHS[0], false)).await;
-        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (429, &"9".parse().expect("a value")));
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (429, &"9".parse().expect("a value"))
+        );
     }
     let bench = Bench::start().await;
     bench.accounts.books(|books| books.reserve = Some(later));

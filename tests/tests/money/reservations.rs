@@ -22,8 +22,10 @@ async fn what_is_held_makes_a_call_wait_and_only_what_is_spent_stops_it() {
     assert_eq!(account(&runner.store, "fleet:day:").await, (20, 80));
     caller.settle(&second, unknown()).await;
     assert_eq!(account(&runner.store, "fleet:day:").await, (100, 0));
-    let Reserved::Spent { limit, shut, .. } = caller.reserve(&caller.call(1)).await else { panic!("spent") };
-    assert_eq!((limit.micros(), shut), (100, false));
+    let Reserved::Spent { limit, shut, room, .. } = caller.reserve(&caller.call(1)).await else {
+        panic!("spent")
+    };
+    assert_eq!((limit.micros(), shut, room.micros()), (100, false, 0));
     database.audited().await;
 }
 
@@ -45,9 +47,9 @@ async fn every_limit_counts_its_own_calls_and_the_lowest_holds() {
         let caller = Caller { limits: limits[..=at].to_vec(), ..caller.clone() };
         let (scope, period) = (limits[at].scope.as_str(), limits[at].period.as_str());
         let answer = caller.reserve(&caller.call(allowed + 1)).await;
-        let Reserved::Spent { account, limit, .. } = answer else { panic!("{scope}: {answer:?}") };
+        let Reserved::Spent { account, limit, room, .. } = answer else { panic!("{scope}: {answer:?}") };
         assert!(account.starts_with(&format!("{scope}:{period}:")), "{account}");
-        assert_eq!(limit.micros(), allowed);
+        assert_eq!((limit.micros(), room.micros()), (allowed, allowed));
         let call = caller.granted(allowed).await;
         caller.settle(&call, store::CallOutcome::Free).await;
     }

@@ -3,10 +3,13 @@
 //! A provider's parser may take the first of two equal keys and ours the last. `{"max_tokens": 1, "max_tokens": 64000}`
 //! would then be reserved as one and billed as the other.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 
+use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 use sha2::{Digest, Sha256};
 
@@ -84,6 +87,22 @@ impl<'de> Visitor<'de> for Unambiguous {
     }
 }
 
+/// Returns a JSON object with this value, as JSON, in the field of this name. No other byte of it changes.
+pub(crate) fn with_field(object: &Bytes, name: &str, value: &str) -> Result<Bytes, serde_json::Error> {
+    let fields: HashMap<String, &RawValue> = serde_json::from_slice(object)?;
+    let splice = |from: usize, to: usize, text: &str| {
+        Bytes::from([&object[..from], text.as_bytes(), &object[to..]].concat())
+    };
+    if let Some(given) = fields.get(name) {
+        // The raw value is a piece of the object, so its address says where it begins.
+        let from = given.get().as_ptr() as usize - object.as_ptr() as usize;
+        return Ok(splice(from, from + given.get().len(), value));
+    }
+    let begin = object.iter().position(|byte| *byte == b'{').map_or(0, |at| at + 1);
+    let comma = if fields.is_empty() { "" } else { "," };
+    Ok(splice(begin, begin, &format!("{}:{value}{comma}", Value::from(name))))
+}
+
 /// Returns how many bytes a value has as compact JSON.
 pub(crate) fn size(value: &Value) -> u64 {
     struct Count(u64);
@@ -143,6 +162,19 @@ mod tests {
         assert_eq!(parse(br#"{"a":{"a":[1,-2,1.5,null,true,"x"]}}"#).expect("valid")["a"]["a"][2], 1.5);
         assert!(parse(b"{} {}").is_err());
         assert!(parse(b"").is_err());
+    }
+
+    #[test]
+    fn a_field_is_set_and_no_other_byte_changes() {
+        for (object, expected) in [
+            (r#" {"b":1.50, "a" : null,"c":{"a":2}}"#, r#" {"b":1.50, "a" : "x","c":{"a":2}}"#),
+            (r#"{"\u0061":1,"x":"é"}"#, r#"{"\u0061":"x","x":"é"}"#),
+            (r#" { "b":1}"#, r#" {"a":"x", "b":1}"#),
+            ("{}", r#"{"a":"x"}"#),
+        ] {
+            let changed = with_field(&Bytes::from_static(object.as_bytes()), "a", "\"x\"");
+            assert_eq!(changed.expect("valid"), expected);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::money::Microdollars;
 use crate::usage::Outcome;
 use crate::wire::{Bound, Provider, Wire};
 
@@ -57,6 +58,8 @@ pub enum Reserve {
     Spent {
         /// The limit and its window, for people who read why the job stopped.
         limit: String,
+        /// The most that a call may cost which would fit if others settled for nothing.
+        room: Microdollars,
     },
 }
 

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 mod content;
 mod counted;
+mod fit;
 mod messages;
 mod openai;
 
@@ -127,6 +128,8 @@ pub struct Ask {
     /// Equal for requests that are the same but for what SDKs make fresh each time (`metadata`, `user`).
     pub hash: [u8; 32],
     output_limit: Option<u64>,
+    /// The least limit of output with which the provider takes it.
+    least_output: u64,
     choices: u64,
     tier: Choice,
     region: Choice,
@@ -169,6 +172,16 @@ impl Wire {
         }
     }
 
+    /// Returns the fields that limit an answer; the newest is the first.
+    fn output_limits(self) -> &'static [&'static str] {
+        match self {
+            Wire::Messages => &["max_tokens"],
+            Wire::Chat => &["max_completion_tokens", "max_tokens"],
+            Wire::Responses => &["max_output_tokens"],
+            Wire::Embeddings => &[],
+        }
+    }
+
     /// Reads what a request can cost. `caps` are the agent's own.
     pub fn read(self, body: &[u8], caps: HostedCaps) -> Result<Ask, Refused> {
         let value = json::parse(body).map_err(|error| Refused::new("body", format!("no JSON: {error}")))?;
@@ -185,6 +198,17 @@ impl Wire {
 impl Ask {
     /// Returns the most that it can cost, or what of it has no price.
     pub fn bound(&self, prices: &Prices, day: NaiveDate, counted: &Counted) -> Result<Bound, Unpriced> {
+        self.bound_within(prices, day, counted, self.output_limit)
+    }
+
+    /// Returns the most that it can cost with this limit of output.
+    fn bound_within(
+        &self,
+        prices: &Prices,
+        day: NaiveDate,
+        counted: &Counted,
+        output_limit: Option<u64>,
+    ) -> Result<Bound, Unpriced> {
         let price = prices.find(&self.model, day)?;
         let passes = self.web_searches.saturating_add(1);
         let input = match self.web_searches {
@@ -193,12 +217,12 @@ impl Ask {
             0 if !self.whole_window => self.counted_input(counted).min(price.context_window),
             _ => price.context_window,
         };
-        let output = self.output_limit.unwrap_or(price.max_output).saturating_mul(self.choices);
+        let output = output_limit.unwrap_or(price.max_output).saturating_mul(self.choices);
         // What a hosted tool finds is input of one more pass.
         let (input, output) = (input.saturating_mul(passes), output.saturating_mul(passes));
         let (tier, region) = (self.tier(price)?, self.region(price)?);
         let fee = price.fee("web_search", self.web_searches)?;
-        let names_output = self.output_limit.is_some();
+        let names_output = output_limit.is_some();
         Ok(Bound {
             input,
             output,

@@ -157,7 +157,7 @@ impl Ledger for AttemptLedger {
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
         let reserved = self.store.reserve(self.row(call)).await.map_err(unavailable)?;
         metrics::reserved(&reserved);
-        let spent = match reserved {
+        let (spent, room) = match reserved {
             Reserved::Granted => {
                 *self.spent_now() = None;
                 return Ok(Reserve::Granted);
@@ -170,12 +170,12 @@ impl Ledger for AttemptLedger {
                 return Ok(Reserve::Busy { behind: account, retry_after: BUSY_RETRY });
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
-            Reserved::Spent { account, limit, shut } => Spent { account, limit, shut },
+            Reserved::Spent { account, limit, room, shut } => (Spent { account, limit, shut }, room),
         };
         self.look.note_spent(&spent.account, usd(call.bound.cost));
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
-        Ok(Reserve::Spent { limit })
+        Ok(Reserve::Spent { limit, room: Microdollars::new(room.micros()) })
     }
 
     fn counts_in(&self, limit: &str) -> bool {

@@ -37,6 +37,8 @@ pub enum Reserved {
         account: String,
         /// Its limit.
         limit: Usd,
+        /// The most that a call may cost which all its limits leave room for, once others have settled for nothing.
+        room: Usd,
         /// Whether a call has cost more than was held for it, so that no further call is granted.
         shut: bool,
     },
@@ -129,6 +131,8 @@ macro_rules! reserve {
     SELECT a.call_id, (found IS NOT DISTINCT FROM 'held' AND found_same) OR i.call_id IS NOT NULL,
            found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut, ",
     $answers,
+    ",
+           (SELECT min(CASE WHEN c.shut THEN 0 ELSE c.max - c.spent END)::bigint FROM checked c WHERE c.turn = a.turn)",
     "
       FROM asked a
       LEFT JOIN inserted i ON i.call_id = a.call_id
@@ -215,8 +219,9 @@ fn read(row: &Row) -> Reserved {
     match row.get::<_, Option<String>>(3) {
         Some(account) if may_call => {
             if row.get(5) {
-                let limit = Usd::from_micros(row.get::<_, i64>(4).max(0).unsigned_abs());
-                Reserved::Spent { account, limit, shut: row.get(6) }
+                let [limit, room] =
+                    [4, 9].map(|at| Usd::from_micros(row.get::<_, i64>(at).max(0).unsigned_abs()));
+                Reserved::Spent { account, limit, room, shut: row.get(6) }
             } else {
                 Reserved::Busy { account }
             }

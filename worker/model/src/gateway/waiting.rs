@@ -75,7 +75,7 @@ impl Waiting {
     pub fn answered(&mut self, answer: Result<Reserve, Unavailable>, rates: &str) -> Option<Room> {
         let (line, again) = match answer {
             Ok(Reserve::Granted) => return Some(Room::Granted),
-            Ok(Reserve::Spent { limit }) => return Some(Room::Spent(limit)),
+            Ok(Reserve::Spent { limit, .. }) => return Some(Room::Spent(limit)),
             Err(error) => return Some(Room::Unavailable(error)),
             Ok(Reserve::Busy { behind, retry_after }) => {
                 self.refusal = busy(retry_after);

@@ -26,6 +26,9 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
     }
     let limit = count(&fields, "max_tokens", MAX_LIMIT)?;
     let output_limit = Some(limit.ok_or_else(|| Refused::new("max_tokens", "it is missing"))?);
+    // Thinking of a fixed length has to end below the limit.
+    let thinking = fields.get("thinking").and_then(|thinking| thinking.get("budget_tokens"));
+    let least_output = thinking.and_then(Value::as_u64).map_or(0, |budget| budget.saturating_add(1));
     let (known_tools, web_searches) = tools(&fields, caps)?;
     let tier = text(&fields, "speed")?.unwrap_or_else(|| "standard".to_owned());
     let region = text(&fields, "inference_geo")?.map_or(Choice::Any, Choice::Named);
@@ -44,6 +47,7 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
         includes_usage: true,
         hash,
         output_limit,
+        least_output,
         choices: 1,
         tier: Choice::Named(tier),
         region,

@@ -33,14 +33,9 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
     {
         return Err(Refused::new("modalities", "only text has a price here"));
     }
-    let limits: &[&str] = match wire {
-        Wire::Chat => &["max_completion_tokens", "max_tokens"],
-        Wire::Responses => &["max_output_tokens"],
-        Wire::Messages | Wire::Embeddings => &[],
-    };
     // The older name is not obeyed by models that think, so the larger of both counts.
     let mut output_limit = None;
-    for name in limits {
+    for name in wire.output_limits() {
         output_limit = output_limit.max(count(&fields, name, MAX_LIMIT)?);
     }
     let choices = if wire == Wire::Chat { count(&fields, "n", MAX_CHOICES)?.unwrap_or(1) } else { 1 };
@@ -74,6 +69,7 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
         includes_usage,
         hash,
         output_limit,
+        least_output: 0,
         choices,
         tier,
         region: Choice::Any,

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -295,4 +296,40 @@ proptest! {
         let request = with(&message("claude-opus-5"), "messages", json!([{"role": "user", "content": text.clone()}]));
         prop_assert!(bound(Wire::Messages, &request).input >= text.len() as u64);
     }
+}
+
+#[test]
+fn a_limit_of_output_that_fits_is_found_to_the_token_and_written_in_its_own_field() {
+    let message = json!({"model": "claude-opus-5-5", "max_tokens": 64_000, "messages": [{"role": "user", "content": "hi"}]});
+    for (wire, body, field) in [
+        (Wire::Messages, message.clone(), "max_tokens"),
+        (Wire::Chat, json!({"model": "gpt-6-sol", "max_tokens": 64_000, "messages": []}), "max_tokens"),
+        (Wire::Chat, json!({"model": "gpt-6-sol", "messages": []}), "max_completion_tokens"),
+        (Wire::Responses, json!({"model": "gpt-6-sol", "input": "hi"}), "max_output_tokens"),
+    ] {
+        let body = Bytes::from(body.to_string());
+        let ask = wire.read(&body, HostedCaps::default()).expect("a request");
+        let fitting = |room, least| {
+            ask.fitting(&LIST, today(), &Counted::default(), Microdollars::new(room), least).expect("a price")
+        };
+        let bound = |limit| {
+            let body = ask.with_output_limit(&body, limit).expect("valid");
+            let ask = wire.read(&body, HostedCaps::default()).expect("a request");
+            (body, ask.bound(&LIST, today(), &Counted::default()).expect("a price").cost.micros())
+        };
+        let room = 300_000;
+        let limit = fitting(room, 100).expect("it fits");
+        let (written, cost) = bound(limit);
+        assert!(cost <= room && bound(limit + 1).1 > room, "{limit} costs {cost}");
+        let written: Value = serde_json::from_slice(&written).expect("JSON");
+        assert_eq!(written[field], json!(limit), "{written}");
+        assert_eq!((fitting(room, limit + 1), fitting(1_000, 1)), (None, None));
+    }
+    let mut thinks = message;
+    thinks["thinking"] = json!({"type": "enabled", "budget_tokens": 20_000});
+    let ask = Wire::Messages.read(thinks.to_string().as_bytes(), HostedCaps::default()).expect("a request");
+    let fitting =
+        |room| ask.fitting(&LIST, today(), &Counted::default(), Microdollars::new(room), 1).expect("a price");
+    assert_eq!(fitting(300_000), None, "its thinking alone costs more");
+    assert!(fitting(1_000_000).is_some_and(|limit| limit > 20_000));
 }
