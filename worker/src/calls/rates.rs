@@ -27,7 +27,7 @@ const MOST: u64 = 1_000_000_000_000;
 /// A key is shut for no longer, whatever an answer says.
 const LONGEST_SHUT: Duration = Duration::from_secs(600);
 /// How long it is shut if an answer says nothing. Up to as much again is added, so that workers do not come back together.
-const SHUT: Duration = Duration::from_secs(5);
+const SHUT: Duration = Duration::from_secs(1);
 /// As [`SHUT`], for an account without credit: only its owner mends that.
 const SHUT_FOR_QUOTA: Duration = Duration::from_secs(60);
 /// A limit that was reported again is written as often as this, so that the ledger does not forget it.
