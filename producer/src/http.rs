@@ -33,6 +33,7 @@ mod cors;
 mod webhooks;
 mod router;
 mod connections;
+mod protocol;
 mod server;
 
 use std::sync::Arc;
