@@ -66,8 +66,12 @@ async fn main() -> anyhow::Result<()> {
         let jobs =
             arguments.next().map_or(Ok(JOBS), |jobs| jobs.parse()).context("expected a number of jobs")?;
         if what == "http" {
-            let raw =
-                http::Raw { publisher: &publisher, consuming: &consuming, queue: &raw_queue, pool: &raw_pool };
+            let raw = http::Raw {
+                publisher: &publisher,
+                consuming: &consuming,
+                queue: &raw_queue,
+                pool: &raw_pool,
+            };
             http::run(&meter, raw, &database, jobs).await?;
         } else {
             let per_s = arguments.next().context("expected jobs per second")?.parse()?;
