@@ -34,6 +34,7 @@ mod cors;
 mod webhooks;
 mod router;
 mod connections;
+mod protocol;
 mod server;
 
 use std::sync::Arc;

@@ -2,12 +2,16 @@
 //!
 //! The row is what was promised. What is not published here, because the broker is away or too much waits already,
 //! stays `publishing` in the ledger, and a relay publishes it seconds later. So this has bounds and no retries.
+//!
+//! Nothing waits for the note that the broker has confirmed a job. So it is written a moment later, for many jobs at a
+//! time, and most jobs that a worker could take at once have begun by then: they need no note, and no change of them is
+//! announced.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispatch::Dispatch;
-use service::with_causes;
+use dispatch::{Dispatch, Sent};
+use job::Trouble;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,10 +24,13 @@ use crate::submit::{self, Submitted};
 /// Submissions that wait or are on their way, and the bytes of their messages.
 const WAITING: usize = 4_096;
 const WAITING_BYTES: usize = 64 << 20;
-/// Submissions whose messages go together, so that noting their confirms is one transaction.
+/// Submissions whose messages go together.
 const TOGETHER: usize = 256;
 /// Such groups on their way at a time.
 const GROUPS: usize = 8;
+/// How long the broker's answers gather before they are noted, and how many jobs one note is about, or a few more.
+const NOTED_AFTER: Duration = Duration::from_millis(50);
+const NOTED_TOGETHER: usize = 1_024;
 /// How long the end of the process waits for what is on its way.
 const LAST_PUBLISHES: Duration = Duration::from_secs(3);
 
@@ -59,6 +66,8 @@ impl Publisher {
     /// Publishes until `end` is cancelled, and then what is on its way.
     pub async fn run(mut self, end: CancellationToken) {
         let (groups, slots) = (TaskTracker::new(), Arc::new(Semaphore::new(GROUPS)));
+        let (answers, answered) = mpsc::channel(WAITING);
+        let noting = tokio::spawn(note(self.dispatch.clone(), answered));
         loop {
             let mut group = Vec::new();
             let next = async {
@@ -71,9 +80,9 @@ impl Publisher {
             if self.dispatch.broker.held_up().is_some() {
                 continue;
             }
-            let dispatch = self.dispatch.clone();
+            let (dispatch, answers) = (self.dispatch.clone(), answers.clone());
             groups.spawn(async move {
-                publish(&dispatch, group).await;
+                publish(&dispatch, group, &answers).await;
                 drop(slot);
             });
         }
@@ -82,19 +91,80 @@ impl Publisher {
         while let Ok(submitted) = self.waiting.try_recv() {
             rest.push(submitted);
         }
-        if !rest.is_empty() && self.dispatch.broker.held_up().is_none() {
-            let dispatch = self.dispatch.clone();
-            groups.spawn(async move { publish(&dispatch, rest).await });
-        }
-        groups.close();
-        let _ = timeout(LAST_PUBLISHES, groups.wait()).await;
+        let last = async {
+            if !rest.is_empty() && self.dispatch.broker.held_up().is_none() {
+                publish(&self.dispatch, rest, &answers).await;
+            }
+            drop(answers);
+            groups.close();
+            groups.wait().await;
+            let _ = noting.await;
+        };
+        let _ = timeout(LAST_PUBLISHES, last).await;
     }
 }
 
-async fn publish(dispatch: &Dispatch, group: Vec<Held<Submitted>>) {
+async fn publish(dispatch: &Dispatch, group: Vec<Held<Submitted>>, answers: &mpsc::Sender<Sent>) {
     let (group, _rooms): (Vec<Submitted>, Vec<OwnedSemaphorePermit>) =
         group.into_iter().map(|held| (held.entry, held.room)).unzip();
-    if let Err(error) = submit::publish(dispatch, group).await {
-        warn!("jobs are accepted and not noted as queued: {}", with_causes(error.as_ref()));
+    // It is received until all senders are gone.
+    let _ = answers.send(submit::send(dispatch, group).await).await;
+}
+
+/// Notes the broker's answers until nothing more comes.
+async fn note(dispatch: Dispatch, mut answered: mpsc::Receiver<Sent>) {
+    let mut trouble = Trouble::default();
+    while let Some(sent) = gather(&mut answered).await {
+        match dispatch.note(&sent).await {
+            Ok(_) => {
+                trouble.ends();
+            }
+            Err(cause) if trouble.begins() => {
+                warn!(cause = cause.as_dyn(), "jobs are accepted and not noted as queued");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Waits for the next answers, and for those that come soon after them; `None` when nothing more comes.
+async fn gather(answered: &mut mpsc::Receiver<Sent>) -> Option<Sent> {
+    let mut sent = answered.recv().await?;
+    let more = async {
+        while sent.jobs() < NOTED_TOGETHER {
+            match answered.recv().await {
+                Some(more) => sent.add(more),
+                None => break,
+            }
+        }
+    };
+    let _ = timeout(NOTED_AFTER, more).await;
+    Some(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use job::JobId;
+
+    use super::*;
+
+    fn confirmed() -> Sent {
+        Sent { confirmed: vec![JobId::now()], refused: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn answers_that_come_together_are_noted_together() {
+        let (sender, mut answered) = mpsc::channel(2 * NOTED_TOGETHER);
+        for _ in 0..3 {
+            sender.try_send(confirmed()).expect("room");
+        }
+        assert_eq!(gather(&mut answered).await.expect("answers").jobs(), 3);
+        for _ in 0..NOTED_TOGETHER + 2 {
+            sender.try_send(confirmed()).expect("room");
+        }
+        assert_eq!(gather(&mut answered).await.expect("answers").jobs(), NOTED_TOGETHER);
+        drop(sender);
+        assert_eq!(gather(&mut answered).await.expect("the rest").jobs(), 2);
+        assert!(gather(&mut answered).await.is_none());
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use anyhow::Context;
-use dispatch::Dispatch;
+use dispatch::{Dispatch, Sent};
 use job::{JobId, JobSpec, Limits, OnBusy};
 use store::{Acceptance, Accepted, Ask, DueJob, KeyKind, StoreError, Taken};
 use tracing::warn;
@@ -175,12 +175,14 @@ impl Submitted {
     /// not confirmed stays accepted, and a relay publishes it later. Returns how many were confirmed.
     pub async fn publish(self) -> anyhow::Result<usize> {
         let dispatch = self.dispatch.clone();
-        publish(&dispatch, vec![self]).await
+        let sent = send(&dispatch, vec![self]).await;
+        dispatch.note(&sent).await.context("noting the broker's confirms in Postgres")
     }
 }
 
-/// Publishes the new ones of several submissions, as [`Submitted::publish`] does those of one.
-pub async fn publish(dispatch: &Dispatch, submitted: Vec<Submitted>) -> anyhow::Result<usize> {
+/// Publishes the new ones of several submissions, as [`Submitted::publish`] does those of one. The broker's answers have
+/// to be noted.
+pub async fn send(dispatch: &Dispatch, submitted: Vec<Submitted>) -> Sent {
     let (mut due, mut asking, mut send_spans) = (Vec::new(), Vec::new(), Vec::new());
     for one in submitted {
         due.extend(one.due);
@@ -193,9 +195,9 @@ pub async fn publish(dispatch: &Dispatch, submitted: Vec<Submitted>) -> anyhow::
     {
         warn!(cause = cause.as_dyn(), "running jobs were not asked to give way yet; workers will ask them");
     }
-    let confirmed = dispatch.publish(due).await.context("noting the broker's confirms in Postgres");
+    let sent = dispatch.send_all(due).await;
     drop(send_spans);
-    confirmed
+    sent
 }
 
 /// What the job asks of the one that runs in its session.

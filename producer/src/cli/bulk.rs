@@ -175,7 +175,7 @@ impl Bulk<'_> {
         let mut room = Vec::with_capacity(lines.len());
         for line in lines {
             sums.last_line = line.number;
-            match decode(&line, &limits).and_then(|spec| self.of_key(spec)) {
+            match self.decode_line(&line, &limits).and_then(|spec| self.of_key(spec)) {
                 Ok(spec) => {
                     batch.push(spec);
                     room.push(line.room);
@@ -190,6 +190,20 @@ impl Bulk<'_> {
             }
         }
         (batch, room)
+    }
+
+    /// Decodes a line. A problem with the whole line is shown without the field name `body`, which means nothing for a
+    /// line. Over the HTTP API a job without a session has one of its own, as the API has it.
+    fn decode_line(&self, line: &Line, limits: &Limits) -> Result<JobSpec, String> {
+        let text = line.text.as_ref().map_err(|bad| match bad {
+            BadLine::TooLong { .. } => format!("{bad} (MAX_MESSAGE_BYTES)"),
+            BadLine::NotUtf8 { .. } => bad.to_string(),
+        })?;
+        let own_session = matches!(self.intake, Intake::Api { .. });
+        job::decode_loose(text, own_session, limits).map_err(|error| match error.field.as_str() {
+            "body" => error.problem,
+            _ => error.to_string(),
+        })
     }
 
     /// Over the HTTP API the tenant is the key's.
@@ -262,17 +276,4 @@ impl Publishing {
             unconfirmed += published.unconfirmed;
         }
     }
-}
-
-/// Decodes a line. A problem with the whole line is shown without the field name `body`, which means nothing for a
-/// line.
-fn decode(line: &Line, limits: &Limits) -> Result<JobSpec, String> {
-    let text = line.text.as_ref().map_err(|bad| match bad {
-        BadLine::TooLong { .. } => format!("{bad} (MAX_MESSAGE_BYTES)"),
-        BadLine::NotUtf8 { .. } => bad.to_string(),
-    })?;
-    job::decode_loose(text, limits).map_err(|error| match error.field.as_str() {
-        "body" => error.problem,
-        _ => error.to_string(),
-    })
 }

@@ -20,8 +20,9 @@ use crate::submit::submit;
 ///
 /// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object such
 /// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant, user_id, pool,
-/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, max_cost_usd, on_busy,
-/// labels, reply_to, correlation_id, traceparent. A job_id that was accepted before means the same job, which is not run again.
+/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, max_cost_usd,
+/// on_busy, labels, reply_to, correlation_id, traceparent. A job_id that was accepted before means the same job, which is
+/// not run again. Over the HTTP API session_id may be left out: the job then has a session of its own.
 ///
 /// Lines are sent as they arrive: a pipe may stay open, and SIGTERM ends the command. Lines read until then are sent;
 /// the summary on stderr names the last of them. A line that is not a job (not JSON, not UTF-8, longer than
@@ -32,8 +33,8 @@ use crate::submit::submit;
 /// arguments, 3 some lines were refused, 130 stopped by a signal.
 #[derive(Debug, Args)]
 pub struct Enqueue {
-    /// The session to continue; it is created if it does not exist
-    #[arg(long, required_unless_present = "file")]
+    /// The session to continue; it is created if it does not exist. Without one, the job has a session of its own
+    #[arg(long)]
     session: Option<Name>,
     /// The agent, as named in the workers' agents.toml
     #[arg(long, required_unless_present = "file")]
@@ -117,15 +118,18 @@ impl Enqueue {
 
     /// The job of the flags, or why there is none.
     fn spec(&self) -> anyhow::Result<Result<JobSpec, String>> {
-        let (Some(session_id), Some(agent_id)) = (self.session.clone(), self.agent.clone()) else {
-            bail!("--session and --agent are needed");
+        let Some(agent_id) = self.agent.clone() else { bail!("--agent is needed") };
+        let job_id = self.job_id.unwrap_or_else(JobId::now);
+        let session_id = match &self.session {
+            Some(session) => session.clone(),
+            None => job_id.to_string().parse()?,
         };
         let input = match Json::parse(&self.input) {
             Ok(input) => input,
             Err(error) => return Ok(Err(format!("--input: {error}"))),
         };
         let mut spec = JobSpec::new(session_id, agent_id, input);
-        spec.job_id = self.job_id.unwrap_or(spec.job_id);
+        spec.job_id = job_id;
         spec.tenant = self.tenant.clone();
         spec.user_id = self.user.clone();
         spec.pool = self.pool.clone();

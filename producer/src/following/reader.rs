@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use job::{JobId, SessionKey, Trouble, decode_changes, decode_text};
 use queue::{Announced, Listener};
-use store::{EndedSize, JobView, LiveJob, StepsOf, Store, StoreError};
+use store::{EndedJob, JobView, LiveJob, LiveSession, StepsOf, Store, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -20,10 +20,10 @@ const EVERY: Duration = Duration::from_secs(2);
 const EVERY_UNANNOUNCED: Duration = Duration::from_millis(500);
 /// The pause between two questions, in which announcements gather.
 const WINDOW: Duration = Duration::from_millis(10);
-/// The pause is at least so many times as long as the question took: Postgres has other work as well.
-const REST: u32 = 2;
-/// The ends that one question reads at most, and about as many bytes of them. One end may be larger.
-const ENDS: usize = 256;
+/// The pause is at least as long as the question took: Postgres has other work as well.
+const REST: u32 = 1;
+/// The ends that one question reads at most, and about as many bytes of them. An end that comes first may be larger.
+const ENDS: i64 = 256;
 const ENDS_BYTES: i64 = 4 << 20;
 /// The bytes of checkpoints that it reads at most, as they are stored. One checkpoint may be larger.
 const STEPS_BYTES: i64 = 4 << 20;
@@ -148,28 +148,27 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     }
     let live = if jobs.is_empty() { Vec::new() } else { store.live_jobs(&jobs).await? };
     let live: HashMap<JobId, LiveJob> = live.into_iter().map(|job| (job.job_id, job)).collect();
-    let (mut live_of, mut versions) = (HashMap::<SessionKey, Vec<LiveJob>>::new(), HashMap::new());
-    if !sessions.is_empty() {
-        versions.extend(store.session_versions(&sessions).await?);
-        for job in store.live_jobs_of(&sessions).await? {
-            live_of.entry(job.session.clone()).or_default().push(job);
-        }
-    }
+    let live_of = if sessions.is_empty() { Vec::new() } else { store.live_sessions(&sessions).await? };
+    let mut live_of: HashMap<SessionKey, LiveSession> =
+        live_of.into_iter().map(|of| (of.session.clone(), of)).collect();
 
-    let mut missing: Vec<JobId> = jobs.into_iter().filter(|id| !live.contains_key(id)).collect();
+    let mut missing: Vec<JobId> = Vec::new();
     for question in questions {
-        if let Followed::Session(session) = &question.followed {
-            let live = live_of.get(session).map(Vec::as_slice).unwrap_or_default();
-            missing.extend(question.known.iter().filter(|id| !live.iter().any(|job| job.job_id == **id)));
+        match &question.followed {
+            Followed::Job(id) => missing.extend(Some(*id).filter(|id| !live.contains_key(id))),
+            Followed::Session(session) => {
+                let live = live_of.get(session).map(|of| of.live.as_slice()).unwrap_or_default();
+                missing.extend(question.known.iter().filter(|id| !live.iter().any(|job| job.job_id == **id)));
+            }
         }
     }
     let mut ended = Ended::default();
-    ended.find(store, missing).await?;
+    ended.read(store, missing).await?;
     // Jobs may have come and gone since the last reading without an announcement that arrived.
     let mut unknown = Vec::new();
     for question in questions {
         if let Followed::Session(session) = &question.followed {
-            let version = versions.get(session).copied().unwrap_or(0);
+            let version = live_of.get(session).map_or(0, |of| of.version);
             let known = ended.of(session).len() as i64;
             if question.version.is_none_or(|last| version - last > known) {
                 unknown.push((session.clone(), question.since));
@@ -178,9 +177,8 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     }
     if !unknown.is_empty() {
         let found = store.ended_since(&unknown).await?;
-        ended.find(store, found).await?;
+        ended.read(store, found).await?;
     }
-    ended.read(store, questions).await?;
 
     let mut readings = Vec::with_capacity(questions.len());
     let (mut wanted, mut steps_of) = (Vec::new(), Vec::new());
@@ -195,14 +193,15 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
                 let found = ended.found.get(id);
                 left = ended.take(found.map(|found| found.job_id).as_slice(), &mut seen.ended);
                 let begun = seen.live.first().filter(|job| job.begun).map(|job| job.session.clone());
-                let worked = seen.ended.first().is_some_and(|view| view.iterations > 0);
-                session = begun.or_else(|| found.filter(|_| worked).map(|found| found.session.clone()));
+                let worked = found.filter(|_| has_worked(&seen.ended));
+                session = begun.or_else(|| worked.map(|found| found.session.clone()));
             }
             Followed::Session(key) => {
-                seen.live = live_of.remove(key).unwrap_or_default();
+                let of = live_of.remove(key);
+                version = Some(of.as_ref().map_or(0, |of| of.version));
+                seen.live = of.map(|of| of.live).unwrap_or_default();
                 left = ended.take(ended.of(key), &mut seen.ended);
-                version = Some(versions.get(key).copied().unwrap_or(0));
-                if question.is_first || !seen.ended.is_empty() || seen.live.iter().any(|job| job.begun) {
+                if question.is_first || has_worked(&seen.ended) || seen.live.iter().any(|job| job.begun) {
                     session = Some(key.clone());
                 }
             }
@@ -224,52 +223,45 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     Ok(readings)
 }
 
-/// Jobs that have ended: all that were found, and those of them that were read.
+/// Whether any of these jobs has checkpoints. Those of a job that left none are not looked for.
+fn has_worked(ended: &[Arc<JobView>]) -> bool {
+    ended.iter().any(|view| view.iterations > 0)
+}
+
+/// Jobs that have ended: all that were found, those of them that were read, and what that took.
 #[derive(Default)]
 struct Ended {
-    found: HashMap<JobId, EndedSize>,
+    found: HashMap<JobId, Found>,
     sessions: HashMap<SessionKey, Vec<JobId>>,
-    read: HashMap<JobId, Arc<JobView>>,
-    left: HashSet<JobId>,
+    count: i64,
+    bytes: i64,
+}
+
+struct Found {
+    job_id: JobId,
+    session: SessionKey,
+    /// `None` if it was left for the next reading.
+    view: Option<Arc<JobView>>,
 }
 
 impl Ended {
-    /// Looks which of these jobs have ended.
-    async fn find(&mut self, store: &Store, mut jobs: Vec<JobId>) -> Result<(), StoreError> {
-        jobs.retain(|job_id| !self.found.contains_key(job_id));
-        jobs.sort_unstable();
-        jobs.dedup();
+    /// Looks which of these jobs have ended, and reads what fits into one question, in the order in which topics became
+    /// due. What comes first is always read.
+    async fn read(&mut self, store: &Store, jobs: Vec<JobId>) -> Result<(), StoreError> {
+        let mut asked = HashSet::new();
+        let is_new = |job_id: &JobId| !self.found.contains_key(job_id) && asked.insert(*job_id);
+        let jobs: Vec<JobId> = jobs.into_iter().filter(is_new).collect();
         if jobs.is_empty() {
             return Ok(());
         }
-        for ended in store.ended_sizes(&jobs).await? {
-            self.sessions.entry(ended.session.clone()).or_default().push(ended.job_id);
-            self.found.insert(ended.job_id, ended);
-        }
-        Ok(())
-    }
-
-    /// Reads what fits into one question, in the order in which topics became due. What comes first is always read.
-    async fn read(&mut self, store: &Store, questions: &[Question]) -> Result<(), StoreError> {
-        let (mut jobs, mut left, mut bytes) = (Vec::new(), HashSet::new(), 0);
-        for question in questions {
-            let own = match &question.followed {
-                Followed::Job(job_id) => std::slice::from_ref(job_id),
-                Followed::Session(session) => self.of(session),
-            };
-            for ended in own.iter().filter_map(|job_id| self.found.get(job_id)) {
-                bytes += ended.bytes;
-                if jobs.len() >= ENDS || (bytes > ENDS_BYTES && !jobs.is_empty()) {
-                    left.insert(ended.job_id);
-                } else {
-                    jobs.push(ended.job_id);
-                }
+        let (bytes, count) = (ENDS_BYTES - self.bytes, ENDS - self.count);
+        for EndedJob { job_id, session, bytes, view } in store.ended_jobs(&jobs, bytes, count).await? {
+            if view.is_some() {
+                self.count += 1;
+                self.bytes += bytes;
             }
-        }
-        self.left = left;
-        if !jobs.is_empty() {
-            let views = store.ended_jobs(&jobs).await?;
-            self.read = views.into_iter().map(|view| (view.job_id, Arc::new(view))).collect();
+            self.sessions.entry(session.clone()).or_default().push(job_id);
+            self.found.insert(job_id, Found { job_id, session, view: view.map(Arc::new) });
         }
         Ok(())
     }
@@ -281,7 +273,8 @@ impl Ended {
 
     /// Adds those of these jobs that were read. Returns those that were left.
     fn take(&self, jobs: &[JobId], read: &mut Vec<Arc<JobView>>) -> Vec<JobId> {
-        read.extend(jobs.iter().filter_map(|job_id| self.read.get(job_id).cloned()));
-        jobs.iter().filter(|job_id| self.left.contains(job_id)).copied().collect()
+        let found = || jobs.iter().filter_map(|job_id| self.found.get(job_id));
+        read.extend(found().filter_map(|found| found.view.clone()));
+        found().filter(|found| found.view.is_none()).map(|found| found.job_id).collect()
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::connections::Bounded;
+use super::protocol::Looking;
 
 /// How long the first request of a connection may take to arrive.
 const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(15);
@@ -128,7 +129,7 @@ impl Server {
                         () = files.renew(config) => Ok(()),
                     }
                 }
-                None => server.acceptor(connections).serve(service).await,
+                None => server.acceptor(Looking(connections)).serve(service).await,
             }
         };
         // The server itself closes the connections that are still open when the time is over.

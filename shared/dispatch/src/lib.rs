@@ -31,5 +31,6 @@ pub use about::job_span;
 pub use dispatch::Dispatch;
 pub use leader::{Heard, Leader};
 pub use lost::return_lost;
+pub use publish::Sent;
 pub use relay::Relay;
 pub use reply::Sending;

@@ -44,37 +44,70 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
     Ok(())
 }
 
+/// What the broker answered for jobs that were published.
+#[derive(Debug, Default)]
+#[must_use = "what is not noted is published again"]
+pub struct Sent {
+    /// What the broker has confirmed.
+    pub confirmed: Vec<JobId>,
+    /// What it did not take.
+    pub refused: Vec<JobId>,
+}
+
+impl Sent {
+    /// Adds the answers for other jobs.
+    pub fn add(&mut self, other: Sent) {
+        self.confirmed.extend(other.confirmed);
+        self.refused.extend(other.refused);
+    }
+
+    /// How many jobs it is about.
+    pub fn jobs(&self) -> usize {
+        self.confirmed.len() + self.refused.len()
+    }
+}
+
 impl Dispatch {
     /// Publishes jobs that are in the state `publishing`, and notes what the broker confirmed. Returns how many.
     ///
     /// Jobs that were not confirmed come due again soon. The reason is logged.
     pub async fn publish(&self, due: Vec<DueJob>) -> Result<usize, StoreError> {
+        let sent = self.send_all(due).await;
+        self.note(&sent).await
+    }
+
+    /// Publishes jobs that are in the state `publishing`. The answers have to be noted.
+    pub async fn send_all(&self, due: Vec<DueJob>) -> Sent {
         let mut sending: FuturesUnordered<_> = due.into_iter().map(|job| self.send(job)).collect();
-        let mut confirmed = Vec::with_capacity(sending.len());
-        let mut refused = Vec::new();
-        let mut reason = None;
+        let (mut sent, mut reason) = (Sent::default(), None);
         while let Some((job_id, result)) = sending.next().await {
             match result {
-                Ok(()) => confirmed.push(job_id),
+                Ok(()) => sent.confirmed.push(job_id),
                 Err(error) => {
-                    refused.push(job_id);
+                    sent.refused.push(job_id);
                     reason = Some(error);
                 }
             }
         }
-        if !confirmed.is_empty() {
-            METRICS.published.inc_by(confirmed.len() as u64);
-            self.store.confirm(&confirmed).await?;
+        METRICS.published.inc_by(sent.confirmed.len() as u64);
+        METRICS.refused.inc_by(sent.refused.len() as u64);
+        // That refusal was logged once, as an error.
+        if let Some(reason) = reason.filter(|_| !self.broker.refuses_publishing()) {
+            let jobs = sent.refused.len();
+            warn!(%reason, jobs, "the broker did not take all due jobs; they come due again");
         }
-        if let Some(reason) = reason {
-            METRICS.refused.inc_by(refused.len() as u64);
-            // That refusal was logged once, as an error.
-            if !self.broker.refuses_publishing() {
-                warn!(%reason, jobs = refused.len(), "the broker did not take all due jobs; they come due again");
-            }
-            self.store.unconfirmed(&refused, REFUSED_FOR).await?;
+        sent
+    }
+
+    /// Notes the broker's answers in the ledger. Returns how many jobs were confirmed.
+    pub async fn note(&self, sent: &Sent) -> Result<usize, StoreError> {
+        if !sent.confirmed.is_empty() {
+            self.store.confirm(&sent.confirmed).await?;
         }
-        Ok(confirmed.len())
+        if !sent.refused.is_empty() {
+            self.store.unconfirmed(&sent.refused, REFUSED_FOR).await?;
+        }
+        Ok(sent.confirmed.len())
     }
 
     async fn send(&self, job: DueJob) -> (JobId, Result<(), PublishError>) {

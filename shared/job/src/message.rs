@@ -108,18 +108,27 @@ pub fn decode(body: &[u8], message_id: Option<&str>, limits: &Limits) -> Result<
 }
 
 /// Reads a job that a person wrote. It is like a message's body, but `schema` and `job_id` may be left out or null.
-/// They are then the present version and a new id.
-pub fn decode_loose(text: &str, limits: &Limits) -> Result<JobSpec, DecodeError> {
+/// They are then the present version and a new id. With `own_session`, `session_id` may be left out or null as well: the
+/// job then has a session of its own, named like the job.
+pub fn decode_loose(text: &str, own_session: bool, limits: &Limits) -> Result<JobSpec, DecodeError> {
     #[derive(Deserialize)]
     struct Given<'a> {
         #[serde(borrow, default)]
         schema: Loose<'a>,
         #[serde(borrow, default)]
         job_id: Loose<'a>,
+        #[serde(borrow, default)]
+        session_id: Loose<'a>,
     }
     let given: Given<'_> = parse(text)?;
-    let members =
-        [("schema", given.schema, SCHEMA.to_owned()), ("job_id", given.job_id, JobId::now().to_string())];
+    // One that is no id is refused below, by its own name.
+    let own = peek(text.as_bytes(), None).job_id.unwrap_or_else(JobId::now);
+    let session = if own_session { given.session_id } else { Loose::Given };
+    let members = [
+        ("schema", given.schema, SCHEMA.to_owned()),
+        ("job_id", given.job_id, own.to_string()),
+        ("session_id", session, own.to_string()),
+    ];
     decode(complete(text, members).as_bytes(), None, limits)
 }
 

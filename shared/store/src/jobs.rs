@@ -35,7 +35,7 @@ pub use conclude::{Concluded, Conclusion, End, Fold};
 pub use dispatch::DueJob;
 pub use facts::{JobFacts, Turn};
 pub use failed::{FailedJob, FailureFilter, Standing};
-pub use follow::{EndedSize, LiveJob, STEPS, Step, StepPlace, Steps, StepsOf};
+pub use follow::{EndedJob, LiveJob, LiveSession, STEPS, Step, StepPlace, Steps, StepsOf};
 pub use list::{JobFilter, JobLine, Page};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;

@@ -51,9 +51,10 @@ pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{ChangeReceiver, Clock, ClockStep, StoreConfig, StoreError};
 pub use jobs::{
     Acceptance, Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded,
-    Conclusion, DueJob, End, EndedSize, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobFacts,
-    JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob, Page, STEPS, SessionProgress,
-    SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, Turn, Unwanted,
+    Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobFacts,
+    JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, Page, STEPS,
+    SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, Turn,
+    Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

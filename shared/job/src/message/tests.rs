@@ -163,16 +163,31 @@ fn a_traceparent_that_is_none_is_passed_over_and_a_wrong_type_is_not() {
 #[test]
 fn a_line_needs_neither_version_nor_id() {
     let text = r#" {"session_id":"s","agent_id":"a","input":{"n":12345678901234567890123}}"#;
-    let spec = decode_loose(text, &limits()).unwrap();
+    let spec = decode_loose(text, false, &limits()).unwrap();
     assert_eq!(spec.input.as_str(), r#"{"n":12345678901234567890123}"#);
-    assert_eq!(decode_loose(&encode(&spec), &limits()).unwrap(), spec);
+    assert_eq!(decode_loose(&encode(&spec), false, &limits()).unwrap(), spec);
     let nulls = r#"{"job_id": null,"session_id":"s","schema":null , "agent_id":"a","input":{"job_id":null}}"#;
-    let spec = decode_loose(nulls, &limits()).unwrap();
+    let spec = decode_loose(nulls, false, &limits()).unwrap();
     assert_eq!(spec.input.as_str(), r#"{"job_id":null}"#);
     assert_eq!(decode(encode(&spec).as_bytes(), None, &limits()).unwrap(), spec);
     for (bad, field) in [("{}", "session_id"), ("[1]", "body"), ("{", "body"), ("7", "body"), ("", "body")] {
-        assert_eq!(decode_loose(bad, &limits()).unwrap_err().field, field, "{bad}");
+        assert_eq!(decode_loose(bad, false, &limits()).unwrap_err().field, field, "{bad}");
     }
+}
+
+#[test]
+fn a_line_over_the_api_needs_no_session_either() {
+    let own = |text: &str| decode_loose(text, true, &limits());
+    for text in [r#"{"agent_id":"a"}"#, r#"{"session_id":null,"agent_id":"a","job_id":null}"#] {
+        let spec = own(text).unwrap();
+        assert_eq!(spec.session_id.as_str(), spec.job_id.to_string());
+        assert_eq!(decode_loose(text, false, &limits()).unwrap_err().field, "session_id", "{text}");
+    }
+    let job_id = JobId::now();
+    let spec = own(&format!(r#"{{"agent_id":"a","job_id":"{job_id}"}}"#)).unwrap();
+    assert_eq!((spec.job_id, spec.session_id.to_string()), (job_id, job_id.to_string()));
+    assert_eq!(own(r#"{"session_id":"s","agent_id":"a"}"#).unwrap().session_id.as_str(), "s");
+    assert_eq!(own(r#"{"agent_id":"a","job_id":"x"}"#).unwrap_err().field, "job_id");
 }
 
 #[test]

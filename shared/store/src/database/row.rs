@@ -25,7 +25,7 @@ macro_rules! rfc3339 {
 pub(crate) use rfc3339;
 
 pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
-    JobId::try_from(row.get::<_, Uuid>(column)).expect("only ids of version 7 are written")
+    JobId::of_ledger(row.get(column))
 }
 
 /// Reads a job and the key of its session from the first columns of a row: the job is in this state now.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use job::{JobId, JobState, Name};
+use tracing::error;
 
 use crate::database::{millis, query, read_change, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
@@ -42,12 +43,15 @@ impl Store {
     pub async fn take_due(&self, limit: i64) -> Result<Vec<DueJob>, StoreError> {
         let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
         self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Publishing)));
-        let due = |row: &tokio_postgres::Row| DueJob {
-            job_id: read_job_id(row, 0),
-            pool: read_name(row, 2).expect("only valid pool names are written"),
-            message: row.get(3),
+        let due = |row: &tokio_postgres::Row| {
+            let job_id = read_job_id(row, 0);
+            let Some(pool) = read_name(row, 2) else {
+                error!(%job_id, "the row of this job in harness_jobs was changed by hand: its pool is no name, and it is not published");
+                return None;
+            };
+            Some(DueJob { job_id, pool, message: row.get(3) })
         };
-        Ok(rows.iter().map(due).collect())
+        Ok(rows.iter().filter_map(due).collect())
     }
 
     /// Notes the broker's confirm, for those that are still being published.

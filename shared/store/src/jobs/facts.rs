@@ -129,6 +129,6 @@ fn read(row: &Row) -> JobFacts {
         draining: row.get(15),
         slots: row.get(16),
         busy: row.get(17),
-        redriven_as: row.get::<_, Option<Uuid>>(18).and_then(|id| id.try_into().ok()),
+        redriven_as: row.get::<_, Option<Uuid>>(18).map(JobId::of_ledger),
     }
 }

@@ -329,7 +329,7 @@ fn read(row: &Row) -> FailedJob {
         reason: row.get(6),
         finished_at: row.get(7),
         finished_unix_ms: row.get(8),
-        redriven_as: row.get::<_, Option<Uuid>>(9).and_then(|id| id.try_into().ok()),
+        redriven_as: row.get::<_, Option<Uuid>>(9).map(JobId::of_ledger),
         dismissed_at: row.get(10),
         message: row.get(11),
     }

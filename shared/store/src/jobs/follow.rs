@@ -4,7 +4,9 @@ use job::{JobId, JobState, Json, SessionKey, Usd};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{query, read_job_id, read_state, read_usd, uuids};
+use super::labels::labels_of;
+use super::status::{JobView, ended_columns, read_view};
+use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// A job that has not ended.
@@ -72,15 +74,28 @@ pub struct Steps {
     pub is_more: bool,
 }
 
-/// A job that has ended, and what it takes to read it.
+/// A session's jobs that have not ended.
 #[derive(Clone, Debug)]
-pub struct EndedSize {
+pub struct LiveSession {
+    /// The key of the session.
+    pub session: SessionKey,
+    /// A number that each end of one of its jobs raises; 0 before the first job was claimed.
+    pub version: i64,
+    /// The first hundred of its live jobs, in their order.
+    pub live: Vec<LiveJob>,
+}
+
+/// A job that has ended.
+#[derive(Clone, Debug)]
+pub struct EndedJob {
     /// The job.
     pub job_id: JobId,
     /// The key of its session.
     pub session: SessionKey,
     /// Bytes, about: what is stored, or eight times as much where that is compressed.
     pub bytes: i64,
+    /// The job as it is read; `None` if it did not fit.
+    pub view: Option<JobView>,
 }
 
 /// Live jobs of one session, and checkpoints of one [`StepsOf`], that are read at a time.
@@ -91,15 +106,13 @@ const LIVE: &str = "
       FROM unnest($1::uuid[]) AS t(job_id)
      CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j";
 
+/// A session without live jobs has one row. Each end of a job raises its session's version, and both are of one snapshot.
 const LIVE_OF: &str = "
-    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code'
+    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code', t.session_id, s.version
       FROM unnest($1::text[]) AS t(session_id)
-     CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 100) j";
-
-/// Each end of a job raises its session's version.
-const VERSIONS: &str = "
-    SELECT t.session_id, s.version FROM unnest($1::text[]) AS t(session_id)
-     CROSS JOIN LATERAL (SELECT version FROM harness_sessions s WHERE s.session_id = t.session_id OFFSET 0) s";
+      LEFT JOIN LATERAL (SELECT version FROM harness_sessions s WHERE s.session_id = t.session_id OFFSET 0) s ON true
+      LEFT JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.session_id = t.session_id
+                          ORDER BY j.seq LIMIT 100) j ON true";
 
 const ENDED_SINCE: &str = "
     SELECT r.job_id FROM unnest($1::text[], $2::float8[]) AS t(session_id, since_ms)
@@ -107,14 +120,24 @@ const ENDED_SINCE: &str = "
                           ORDER BY job_id DESC LIMIT 100) r
      WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)";
 
-/// No output is read for this: what is large is stored elsewhere, and its size with the row.
-const ENDED_SIZES: &str = "
-    SELECT r.job_id, r.session_id,
-           coalesce(pg_column_size(r.output) * CASE WHEN pg_column_compression(r.output) IS NULL THEN 1 ELSE 8 END, 0)::bigint
-             + coalesce(pg_column_size(r.failure), 0) + 512
-      FROM unnest($1::uuid[]) AS t(job_id)
-     CROSS JOIN LATERAL (SELECT job_id, session_id, output, failure FROM harness_results r
-                          WHERE r.job_id = t.job_id OFFSET 0) r";
+/// An end's size is what is stored, or eight times as much where that is compressed. No output is read that does not fit:
+/// what is large is stored elsewhere, and its size with the row. The first one always fits.
+const ENDED_WITHIN: &str = concat!(
+    "SELECT ",
+    ended_columns!("r.fits"),
+    ", r.fits, r.bytes
+  FROM (
+       SELECT r.*, sum(r.bytes) OVER w <= $2::bigint AND row_number() OVER w <= $3::bigint
+                OR row_number() OVER w = 1 AS fits
+         FROM (
+              SELECT r.*, t.ordinality,
+                     coalesce(pg_column_size(r.output)
+                                * CASE WHEN pg_column_compression(r.output) IS NULL THEN 1 ELSE 8 END, 0)::bigint
+                       + coalesce(pg_column_size(r.failure), 0) + 512 AS bytes
+                FROM unnest($1::uuid[]) WITH ORDINALITY AS t(job_id, ordinality)
+               CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r) r
+       WINDOW w AS (ORDER BY r.ordinality ROWS UNBOUNDED PRECEDING)) r"
+);
 
 /// The row comparison is a range of the primary key. Nothing of a checkpoint is read that does not fit. A topic of which
 /// nothing fits has its first checkpoint as a row, which says so.
@@ -161,19 +184,23 @@ impl Store {
         Ok(rows.iter().map(read_live).collect())
     }
 
-    /// Returns the first hundred live jobs of each of these sessions, in their order.
-    pub async fn live_jobs_of(&self, sessions: &[SessionKey]) -> Result<Vec<LiveJob>, StoreError> {
-        let rows = query(&self.pool, "live_jobs_of", LIVE_OF, &[&texts(sessions)]).await?;
-        Ok(rows.iter().map(read_live).collect())
-    }
-
-    /// Returns a number for each of these sessions that each end of one of its jobs raises.
-    pub async fn session_versions(
-        &self,
-        sessions: &[SessionKey],
-    ) -> Result<Vec<(SessionKey, i64)>, StoreError> {
-        let rows = query(&self.pool, "session_versions", VERSIONS, &[&texts(sessions)]).await?;
-        Ok(rows.iter().map(|row| (SessionKey::of_ledger(row.get::<_, String>(0)), row.get(1))).collect())
+    /// Returns each of these sessions with its live jobs.
+    pub async fn live_sessions(&self, sessions: &[SessionKey]) -> Result<Vec<LiveSession>, StoreError> {
+        let rows = query(&self.pool, "live_sessions", LIVE_OF, &[&texts(sessions)]).await?;
+        let mut found: Vec<LiveSession> = Vec::with_capacity(sessions.len());
+        for row in &rows {
+            let key: &str = row.get(6);
+            if found.last().is_none_or(|last| last.session.as_str() != key) {
+                let version = row.get::<_, Option<i64>>(7).unwrap_or(0);
+                found.push(LiveSession { session: SessionKey::of_ledger(key), version, live: Vec::new() });
+            }
+            if let Some(last) = found.last_mut()
+                && row.get::<_, Option<Uuid>>(0).is_some()
+            {
+                last.live.push(read_live(row));
+            }
+        }
+        Ok(found)
     }
 
     /// Returns jobs of these sessions that have ended since a time (in milliseconds of the Unix epoch): of the newest
@@ -185,15 +212,23 @@ impl Store {
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 
-    /// Returns those of these jobs that have ended, and what it takes to read each.
-    pub async fn ended_sizes(&self, jobs: &[JobId]) -> Result<Vec<EndedSize>, StoreError> {
-        let rows = query(&self.pool, "ended_sizes", ENDED_SIZES, &[&uuids(jobs)]).await?;
-        let size = |row: &Row| EndedSize {
+    /// Returns those of these jobs that have ended, in the order asked for, and reads as many as fit into so many bytes; the
+    /// first one is always read.
+    pub async fn ended_jobs(
+        &self,
+        jobs: &[JobId],
+        bytes: i64,
+        count: i64,
+    ) -> Result<Vec<EndedJob>, StoreError> {
+        let params: &crate::database::Params<'_> = &[&uuids(jobs), &bytes, &count];
+        let rows = query(&self.pool, "ended_jobs", ENDED_WITHIN, params).await?;
+        let ended = |row: &Row| EndedJob {
             job_id: read_job_id(row, 0),
-            session: SessionKey::of_ledger(row.get::<_, String>(1)),
-            bytes: row.get(2),
+            session: SessionKey::of_ledger(row.get::<_, &str>(1)),
+            view: row.get::<_, bool>(18).then(|| read_view(row)),
+            bytes: row.get(19),
         };
-        Ok(rows.iter().map(size).collect())
+        Ok(rows.iter().map(ended).collect())
     }
 
     /// Returns the next hundred checkpoints of each of these, in the same order, but no more than so many bytes of all

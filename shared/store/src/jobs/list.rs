@@ -81,22 +81,25 @@ pub struct Page<T, K> {
     pub next: Option<K>,
 }
 
-/// A tenant's rows between two ids, and their order. They are compared and ordered as pairs, as the index on (tenant,
-/// job_id) has them: a plan for any values would otherwise go by the primary key, and walk over the rows of all others.
-/// The key of the session is compared, too: a result that an older worker wrote has the column's default.
+/// Rows of a table of which a list is made, at most: twice as many as are looked at, because rows may come between the
+/// question for the last of these and the list.
+const LISTED: i64 = 2 * LOOKED_AT;
+
+/// A tenant's rows before an id. They are compared and ordered as pairs, as the index on (tenant, job_id) has them: a plan
+/// for any values would otherwise go by the primary key, and walk over the rows of all others. A pair bounds a scan at
+/// its beginning alone. So the tenant is compared a second time, which ends the scan with the tenant's rows, and an id
+/// behind which it may end is compared outside, behind a limit. The key of the session is compared, too: a result that
+/// an older worker wrote has the column's default.
 macro_rules! own {
-    ($tenant:literal, $before:literal, $from:literal) => {
+    ($tenant:literal, $before:literal) => {
         concat!(
             "(tenant, job_id) < (",
             $tenant,
             ", ",
             $before,
-            ") AND (tenant, job_id) >= (",
+            ") AND tenant >= ",
             $tenant,
-            ", ",
-            $from,
-            ")
-             AND (session_id < '~') = (",
+            " AND (session_id < '~') = (",
             $tenant,
             " = 'default')"
         )
@@ -109,76 +112,61 @@ macro_rules! by_tenant {
 }
 
 /// The same of live jobs. There is an index on those of the tenants that are not `default`; most are `default`'s, and
-/// are found by the primary key.
+/// are found by the primary key, among those of the others.
 macro_rules! own_of_another {
-    ($tenant:literal, $before:literal, $from:literal) => {
-        concat!("tenant <> 'default' AND ", own!($tenant, $before, $from))
-    };
-}
-macro_rules! own_of_default {
-    ($tenant:literal, $before:literal, $from:literal) => {
-        concat!(
-            "tenant = ",
-            $tenant,
-            " AND session_id < '~' AND job_id < ",
-            $before,
-            " AND job_id >= ",
-            $from
-        )
-    };
-}
-macro_rules! by_id {
-    () => {
-        " ORDER BY job_id DESC"
+    ($tenant:literal, $before:literal) => {
+        concat!("tenant <> 'default' AND ", own!($tenant, $before))
     };
 }
 
 /// The row behind which a look of one table ends.
 macro_rules! last {
-    ($table:literal, $own:ident, $order:ident) => {
-        concat!(
-            "SELECT job_id FROM ",
-            $table,
-            " WHERE ",
-            $own!("$3", "$1", "'00000000-0000-0000-0000-000000000000'::uuid"),
-            $order!(),
-            " OFFSET $2 LIMIT 1"
-        )
+    ($table:literal, $own:expr) => {
+        concat!("SELECT job_id FROM ", $table, " WHERE ", $own, by_tenant!(), " OFFSET $2 LIMIT 1")
     };
 }
 
-const LAST_LIVE: &str = last!("harness_jobs", own_of_default, by_id);
-const LAST_LIVE_OF_ANOTHER: &str = last!("harness_jobs", own_of_another, by_tenant);
-const LAST_ENDED: &str = last!("harness_results", own, by_tenant);
+const LAST_LIVE: &str = "
+    SELECT job_id FROM harness_jobs WHERE $3::text IS NOT NULL AND job_id < $1 ORDER BY job_id DESC OFFSET $2 LIMIT 1";
+const LAST_LIVE_OF_ANOTHER: &str = last!("harness_jobs", own_of_another!("$3", "$1"));
+const LAST_ENDED: &str = last!("harness_results", own!("$3", "$1"));
 
 macro_rules! chosen {
-    ($own:ident, $order:ident) => {
-        concat!(
-            " session_id <> '' AND (cardinality($3::text[]) = 0 OR state = ANY($3))
-             AND ($4::text IS NULL OR agent_id = $4)
-             AND ($5::text IS NULL OR session_id = $5)
-             AND ($6::text IS NULL OR pool = $6)
-             AND ",
-            $own!("$8", "$1", "$2"),
-            $order!(),
-            " LIMIT $7"
-        )
+    () => {
+        " session_id <> '' AND job_id >= $2
+          AND (cardinality($3::text[]) = 0 OR state = ANY($3))
+          AND ($4::text IS NULL OR agent_id = $4)
+          AND ($5::text IS NULL OR session_id = $5)
+          AND ($6::text IS NULL OR pool = $6)"
     };
 }
 
 macro_rules! live {
-    ($own:ident, $order:ident) => {
+    ($from:expr) => {
         concat!(
             "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
             rfc3339!("accepted_at"),
-            ", NULL::text, failure ->> 'code' FROM harness_jobs WHERE",
-            chosen!($own, $order)
+            ", NULL::text, failure ->> 'code' FROM ",
+            $from,
         )
     };
 }
 
-const LIVE: &str = live!(own_of_default, by_id);
-const LIVE_OF_ANOTHER: &str = live!(own_of_another, by_tenant);
+const LIVE: &str = live!(concat!(
+    "harness_jobs WHERE tenant = $8 AND session_id < '~' AND job_id < $1 AND $9::bigint IS NOT NULL AND",
+    chosen!(),
+    " ORDER BY job_id DESC LIMIT $7"
+));
+
+const LIVE_OF_ANOTHER: &str = live!(concat!(
+    "(SELECT * FROM harness_jobs WHERE ",
+    own_of_another!("$8", "$1"),
+    by_tenant!(),
+    " LIMIT $9) j WHERE",
+    chosen!(),
+    by_tenant!(),
+    " LIMIT $7"
+));
 
 const ENDED: &str = concat!(
     "SELECT job_id, session_id, agent_id, pool, state, attempts, ",
@@ -186,9 +174,14 @@ const ENDED: &str = concat!(
     ", ",
     rfc3339!("finished_at"),
     ", failure ->> 'code'
-       FROM harness_results
-      WHERE (NOT $9 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) AND",
-    chosen!(own, by_tenant)
+       FROM (SELECT * FROM harness_results WHERE ",
+    own!("$8", "$1"),
+    by_tenant!(),
+    " LIMIT $9) r
+      WHERE (NOT $10 OR (state = 'failed' AND redriven_as IS NULL AND dismissed_at IS NULL)) AND",
+    chosen!(),
+    by_tenant!(),
+    " LIMIT $7"
 );
 
 impl Store {
@@ -220,7 +213,7 @@ impl Store {
         found.truncate(limit);
         let next = match found.last() {
             Some(last) if more => Some(last.job_id),
-            _ => lowest.and_then(|id| id.try_into().ok()),
+            _ => lowest.map(JobId::of_ledger),
         };
         Ok(Page { found, next })
     }
@@ -251,12 +244,12 @@ impl Store {
         let session = session.as_ref().map(SessionKey::as_str);
         let mut found = Vec::new();
         if !filter.dead {
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
-                [&before, &from, &states, &agent, &session, &pool, &most, &tenant];
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+                [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &LISTED];
             found.extend(query(&self.pool, "list_live", live, &params).await?.iter().map(read_line));
         }
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
-            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &filter.dead];
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
+            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &LISTED, &filter.dead];
         found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
         Ok(found)
     }

@@ -103,16 +103,34 @@ const READ_LIVE: &str = concat!(
  WHERE j.job_id = ANY($1)"
 );
 
+/// The columns of an ended job `r`, as [`read_view`] takes them. What may be large is read only where the condition holds.
+macro_rules! ended_columns {
+    ($is_read:literal) => {
+        concat!(
+            "r.job_id, r.session_id, r.agent_id, r.pool, r.state, r.attempts, r.iterations, r.cost_microusd,
+             r.input_tokens, r.output_tokens, r.worker_id, ",
+            rfc3339!("r.accepted_at"),
+            ", ",
+            rfc3339!("r.started_at"),
+            ", ",
+            rfc3339!("r.finished_at"),
+            ", CASE WHEN ",
+            $is_read,
+            " THEN r.failure::text END, CASE WHEN ",
+            $is_read,
+            " THEN r.output::text END, r.trace_id, CASE WHEN ",
+            $is_read,
+            " THEN ",
+            labels_of!("r.job_id"),
+            " END"
+        )
+    };
+}
+pub(super) use ended_columns;
+
 const READ_ENDED: &str = concat!(
-    "SELECT r.job_id, r.session_id, r.agent_id, r.pool, r.state, r.attempts, r.iterations, r.cost_microusd,
-       r.input_tokens, r.output_tokens, r.worker_id, ",
-    rfc3339!("r.accepted_at"),
-    ", ",
-    rfc3339!("r.started_at"),
-    ", ",
-    rfc3339!("r.finished_at"),
-    ", r.failure::text, r.output::text, r.trace_id, ",
-    labels_of!("r.job_id"),
+    "SELECT ",
+    ended_columns!("true"),
     "
   FROM unnest($1::uuid[]) AS t(job_id)
  CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
@@ -165,12 +183,6 @@ impl Store {
         Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
     }
 
-    /// Returns those of these jobs that have ended.
-    pub async fn ended_jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
-        let rows = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids(ids)]).await?;
-        Ok(rows.iter().map(read_view).collect())
-    }
-
     /// Returns those of these jobs that have ended, with their final states.
     pub async fn ended_among(&self, ids: &[JobId]) -> Result<Vec<(JobId, JobState)>, StoreError> {
         let rows = query(&self.pool, "ended_among", ENDED_AMONG, &[&uuids(ids)]).await?;
@@ -207,7 +219,7 @@ impl Store {
     }
 }
 
-fn read_view(row: &Row) -> JobView {
+pub(super) fn read_view(row: &Row) -> JobView {
     let failure: Option<String> = row.get(14);
     let output: Option<String> = row.get(15);
     let (tenant, session) = SessionKey::split(row.get(1));

@@ -319,7 +319,7 @@ impl Store {
         let there = rows.iter().filter(|row| row.get::<_, Option<Uuid>>(0).is_some());
         let found: Vec<DeliveryView> = there.map(read_delivery).collect();
         let full = (found.len() == limit).then(|| found.last().map(|last| last.job_id)).flatten();
-        let cut = rows.first().and_then(|row| row.get::<_, Option<Uuid>>(8)?.try_into().ok());
+        let cut = rows.first().and_then(|row| row.get::<_, Option<Uuid>>(8)).map(JobId::of_ledger);
         Ok(Page { next: full.or(cut), found })
     }
 

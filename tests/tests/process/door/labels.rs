@@ -99,7 +99,7 @@ const CROWD: [&str; 2] = [
 ];
 
 /// The plans of a statement, as the process's log has them by auto_explain.
-fn plans(log: &str, part: &str) -> Vec<Value> {
+pub(super) fn plans(log: &str, part: &str) -> Vec<Value> {
     let mut lines = log.lines();
     let mut found = Vec::new();
     while let Some(line) = lines.next() {

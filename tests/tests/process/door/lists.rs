@@ -6,6 +6,9 @@ use job::JobId;
 use serde_json::{Value, json};
 use tests::{Api, Fleet};
 
+use super::labels::plans;
+use super::tenants::caller;
+
 /// All entries of a list, page by page.
 async fn all(api: &Api, path: &str, limit: usize) -> Vec<Value> {
     let separator = if path.contains('?') { '&' } else { '?' };
@@ -218,4 +221,35 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
     let (_, metrics) = door.get("/metrics").await;
     let measured = r#"harness_http_request_seconds_count{route="/v1/jobs/{id}/why",status="4xx"} 1"#;
     assert!(metrics.contains(measured), "{metrics}");
+}
+
+/// Ended jobs of a tenant: 21,000 of this week and 300,000 of the last one.
+const OLD: &str = "
+    INSERT INTO harness_results (job_id, tenant, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
+                                 input_tokens, output_tokens, epoch, accepted_at)
+    SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - CASE WHEN n > 21000 THEN 604800000 ELSE 0 END), 12, '0')
+            || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+           'acme', '~acme/s', 'echo', 'default', 'succeeded', 1, 0, 0, 0, 0, 1, now()
+      FROM generate_series(1, 321000) n";
+
+#[tokio::test]
+async fn a_list_without_hits_reads_no_more_than_its_bound() {
+    let fleet = Fleet::new().await;
+    fleet.database.explain().await;
+    let door = fleet.door("door").set("LOG_LEVEL", "info,tokio_postgres=info").start().await;
+    let api = Api::of(&door).await;
+    let acme = caller(&fleet, &api, "acme", "read").await;
+    fleet.database.execute(OLD).await;
+    fleet.database.execute("VACUUM ANALYZE harness_results").await;
+    let page = acme.get("/v1/jobs?agent=nobody").await.is(200).json();
+    assert!(page["items"] == json!([]) && page["next"].is_string(), "{page}");
+    let found = plans(&door.log(), "FROM harness_results");
+    let lists: Vec<&Value> =
+        found.iter().filter(|plan| plan["Query Text"].to_string().contains("finished_at")).collect();
+    assert!(!lists.is_empty());
+    for plan in lists {
+        let pages = plan["Plan"]["Shared Hit Blocks"].as_u64().unwrap_or_default()
+            + plan["Plan"]["Shared Read Blocks"].as_u64().unwrap_or_default();
+        assert!(pages < 1_400, "{pages} pages: {plan:#}");
+    }
 }

@@ -397,3 +397,25 @@ async fn what_was_given_up_is_sent_again_in_bounded_parts() {
     assert_eq!(again().await, ("7 deliveries are due again".to_owned(), false));
     assert_eq!(again().await, ("0 deliveries are due again".to_owned(), false));
 }
+
+#[tokio::test]
+async fn a_delivery_that_was_written_by_hand_stops_no_other() {
+    let fleet = Fleet::new().await;
+    let receiver = Receiver::start().await;
+    let mut door = door(&fleet, "door").start().await;
+    let api = Api::of(&door).await;
+    let (id, _) = webhook(&api, &receiver.url(), json!({})).await;
+    let by_hand = format!(
+        "INSERT INTO harness_deliveries (webhook_id, job_id, due_at)
+         SELECT '{id}', ('f47ac10b-58cc-4372-a567-0e02b2c3d4' || n)::uuid, now() FROM generate_series(10, 19) n"
+    );
+    fleet.database.execute(&by_hand).await;
+    let job = submitted(&api, json!({"agent_id": "echo"})).await;
+    api.post(&format!("/v1/jobs/{job}/cancel"), &json!(null)).await.is(200);
+    delivered(&api, &id, 1).await;
+    let look = async || (deliveries(&api, &id, "failed").await.len() == 10).then_some(());
+    until("those without an end are given up", look).await;
+    assert!(door.lives(), "{}", door.log());
+    let audit = fleet.producer(&["audit"]).await;
+    assert!(audit.out.contains("f47ac10b-58cc-4372-a567-0e02b2c3d410"), "{audit:?}");
+}
