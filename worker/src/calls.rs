@@ -10,6 +10,7 @@
 
 mod settings;
 mod agent;
+mod concurrency;
 mod rates;
 mod ledger;
 mod look;
@@ -49,13 +50,14 @@ impl Calls {
         let agent = worker.settings.agents.calls(&attempt.spec.agent_id);
         let (Some(agent), Some(gateway)) = (agent, &worker.gateway) else { return Ok(None) };
         let ledger = Arc::new(AttemptLedger::new(attempt, agent, journal.clone()));
-        let (models, caps) = (agent.models.clone(), agent.caps());
-        let opened = gateway.open(Opening { ledger: ledger.clone(), models, caps }).map_err(|error| {
-            Failure::retryable(
-                FailureCode::StartFailed,
-                format!("there is no token for the gateway: {error}"),
-            )
-        })?;
+        let (models, degrades, caps) = (agent.models.clone(), agent.degrades(), agent.caps());
+        let opened =
+            gateway.open(Opening { ledger: ledger.clone(), models, degrades, caps }).map_err(|error| {
+                Failure::retryable(
+                    FailureCode::StartFailed,
+                    format!("there is no token for the gateway: {error}"),
+                )
+            })?;
         Ok(Some(Arc::new(Calls { opened, ledger })))
     }
 
@@ -121,7 +123,9 @@ pub async fn start(settings: &CallSettings, agents: &Agents) -> Result<Option<Ga
     match settings.gateway() {
         Some(gateway) => {
             metrics::show_zeros(agents.all_calls());
-            Gateway::start(gateway).await.map(Some)
+            let gateway = Gateway::start(gateway).await?;
+            concurrency::show(&gateway);
+            Ok(Some(gateway))
         }
         None => Ok(None),
     }

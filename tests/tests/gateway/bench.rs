@@ -20,32 +20,35 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start() -> Bench {
-        Bench::with(Duration::from_secs(60), Duration::from_secs(60)).await
+        Bench::with(|_| {}).await
     }
 
     /// Starts with another time for which a request waits for room.
     pub async fn waiting(wait: Duration) -> Bench {
-        Bench::with(Duration::from_secs(60), wait).await
+        Bench::with(|settings| settings.wait = wait).await
     }
 
     /// Starts with another time for which an answer is read on that nobody waits for.
     pub async fn draining(usage_drain: Duration) -> Bench {
-        Bench::with(usage_drain, Duration::from_secs(60)).await
+        Bench::with(|settings| settings.usage_drain = usage_drain).await
     }
 
-    async fn with(usage_drain: Duration, wait: Duration) -> Bench {
+    /// Starts with other settings.
+    pub async fn with(change: impl FnOnce(&mut GatewaySettings)) -> Bench {
         let provider = Provider::start().await;
         let upstream = Upstream { base_url: provider.base_url(), key: PROVIDER_KEY.into() };
-        let gateway = Gateway::start(GatewaySettings {
+        let mut settings = GatewaySettings {
             addr: "127.0.0.1:0".parse().expect("an address"),
             anthropic: Some(upstream.clone()),
             openai: Some(upstream),
             tls: tls(),
             prices: Prices::built_in(),
-            usage_drain,
-            wait,
-        });
-        let gateway = gateway.await.expect("started");
+            usage_drain: Duration::from_secs(60),
+            wait: Duration::from_secs(60),
+            most_calls: 256,
+        };
+        change(&mut settings);
+        let gateway = Gateway::start(settings).await.expect("started");
         let accounts = Arc::new(Accounts::default());
         let attempt = open(&gateway, &accounts);
         Bench { provider, gateway, accounts, attempt, client: client() }
@@ -93,7 +96,8 @@ pub fn token(attempt: &Opened) -> String {
 
 fn open(gateway: &Gateway, accounts: &Arc<Accounts>) -> Opened {
     let models = ["claude-opus-5-5", "claude-haiku-4-5", "gpt-6-sol"].map(str::to_owned).to_vec();
-    gateway.open(Attempt { ledger: accounts.attempt(), models, caps: HostedCaps::default() }).expect("opened")
+    let (ledger, caps) = (accounts.attempt(), HostedCaps::default());
+    gateway.open(Attempt { ledger, models, degrades: false, caps }).expect("opened")
 }
 
 pub const PATHS: [&str; 3] = ["/v1/messages", "/v1/chat/completions", "/v1/responses"];

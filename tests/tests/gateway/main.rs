@@ -2,6 +2,8 @@
 
 mod accounts;
 mod bench;
+mod crowding;
+mod degrading;
 mod passing;
 mod refusals;
 mod replay;

@@ -109,6 +109,7 @@ async fn it_listens_on_loopback_alone() {
         prices: Prices::built_in(),
         usage_drain: Duration::ZERO,
         wait: Duration::ZERO,
+        most_calls: 1,
     });
     assert!(matches!(started.await, Err(GatewayError::NotLoopback(_))));
 }

@@ -14,7 +14,7 @@
 //! | a request whose cost has no bound or no price | 400, with the field |
 //! | a model that the agent does not name | 403 |
 //! | the limit has room again when others are done; a rate limit | its answer, later; 429 with `Retry-After` after a while |
-//! | the budget is spent | 402 |
+//! | the budget is spent, also for the agent's next models if it degrades | 402 |
 //! | the ledger cannot be asked | 503; nothing was sent |
 //! | the provider cannot be reached | 502 |
 
@@ -38,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod admission;
 mod attempt;
 mod client;
 mod exchange;
@@ -45,6 +46,9 @@ mod headers;
 mod include_usage;
 mod limits;
 mod lines;
+mod next_model;
+mod places;
+mod program;
 mod refusal;
 mod responsive;
 mod waiting;
@@ -55,6 +59,8 @@ use attempt::Shared;
 pub use attempt::{Attempt, GATEWAY_VARIABLES, Metered, Opened};
 use exchange::Exchange;
 use lines::Lines;
+pub use places::Load;
+use places::Places;
 use refusal::Refusal;
 
 /// Where a provider is, and the key that pays.
@@ -91,6 +97,8 @@ pub struct GatewaySettings {
     pub usage_drain: Duration,
     /// How long a request waits here for room, before its program is refused.
     pub wait: Duration,
+    /// The most calls that a provider is sent at a time.
+    pub most_calls: usize,
 }
 
 /// A gateway that could not start.
@@ -114,6 +122,24 @@ pub struct Gateway {
     stop: CancellationToken,
 }
 
+/// How much is under way.
+pub struct Loads {
+    places: [(Provider, Arc<Places>); 2],
+    lines: Arc<Lines>,
+}
+
+impl Loads {
+    /// Returns how each provider fares.
+    pub fn now(&self) -> [(Provider, Load); 2] {
+        self.places.each_ref().map(|(provider, places)| (*provider, places.load()))
+    }
+
+    /// Returns how many requests wait for room in a budget or a rate limit.
+    pub fn waiting(&self) -> usize {
+        self.lines.waiting()
+    }
+}
+
 struct Inner {
     settings: GatewaySettings,
     client: reqwest::Client,
@@ -121,6 +147,7 @@ struct Inner {
     /// The exchanges that are under way, whether or not their programs still wait.
     exchanges: TaskTracker,
     lines: Arc<Lines>,
+    places: [(Provider, Arc<Places>); 2],
 }
 
 impl Gateway {
@@ -134,7 +161,9 @@ impl Gateway {
         let listener = TcpListener::bind(settings.addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let (attempts, exchanges) = (Mutex::default(), TaskTracker::new());
-        let inner = Arc::new(Inner { settings, client, attempts, exchanges, lines: Lines::new() });
+        let places = [Provider::Anthropic, Provider::OpenAi]
+            .map(|provider| (provider, Places::new(settings.most_calls)));
+        let inner = Arc::new(Inner { settings, client, attempts, exchanges, lines: Lines::new(), places });
         let stop = CancellationToken::new();
         // Events are small, and each is to arrive at once.
         let listener = listener.tap_io(|connection| {
@@ -174,9 +203,9 @@ impl Gateway {
         Ok(Opened::new(self.addr, SecretString::from(text), shared, Box::new(close)))
     }
 
-    /// Returns how many requests wait for room.
-    pub fn waiting(&self) -> usize {
-        self.inner.lines.waiting()
+    /// Returns what says how much is under way. It may outlive the gateway.
+    pub fn loads(&self) -> Loads {
+        Loads { places: self.inner.places.clone(), lines: self.inner.lines.clone() }
     }
 
     /// Takes no more calls, and waits until all that were sent are settled.
@@ -263,6 +292,14 @@ impl Inner {
     fn attempt(&self, headers: &HeaderMap) -> Result<Arc<Shared>, Refusal> {
         let token = headers::token(headers).ok_or_else(Refusal::no_token)?;
         lock(&self.attempts).get(&digest(token)).cloned().ok_or_else(Refusal::dead_token)
+    }
+
+    fn places(&self, provider: Provider) -> &Arc<Places> {
+        let [anthropic, openai] = &self.places;
+        match provider {
+            Provider::Anthropic => &anthropic.1,
+            Provider::OpenAi => &openai.1,
+        }
     }
 
     fn upstream(&self, provider: Provider) -> Result<&Upstream, Refusal> {

@@ -15,7 +15,8 @@ mod gateway;
 
 pub use frames::{Frame, Frames, Oversized};
 pub use gateway::{
-    Attempt, GATEWAY_VARIABLES, Gateway, GatewayError, GatewaySettings, Metered, Opened, Upstream,
+    Attempt, GATEWAY_VARIABLES, Gateway, GatewayError, GatewaySettings, Load, Loads, Metered, Opened,
+    Upstream,
 };
 pub use ledger::{
     Answer, Call, KeyRefused, Learnt, Ledger, RateLimits, RefusedFor, RequestKey, Reserve, Settlement,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentCalls {
-    /// The models, as requests name them. Each has a price.
+    /// The models, as requests name them, in the order of preference. Each has a price.
     pub models: Vec<String>,
     /// What becomes of a job that meets a spent limit.
     #[serde(default)]
@@ -35,12 +35,19 @@ pub enum OnExhausted {
     Stop,
     /// It is handed back, and comes again when the limit's window turns.
     Wait,
+    /// Its calls are made with the next of the agent's models. Where none is left, it fails as `budget_exhausted`.
+    Degrade,
 }
 
 impl AgentCalls {
     /// The keys, besides which a table has those of its harness.
     pub const KEYS: [&str; 6] =
         ["models", "on_exhausted", "budget_daily", "budget_monthly", "max_cost_usd", "web_searches_per_call"];
+
+    /// Returns whether its calls go to its next models where a limit leaves no room.
+    pub fn degrades(&self) -> bool {
+        self.on_exhausted == OnExhausted::Degrade
+    }
 
     /// Returns what its programs may use of the tools that a provider runs.
     pub fn caps(&self) -> HostedCaps {

@@ -60,6 +60,9 @@ pub struct CallArgs {
     /// ten minutes
     #[arg(long, env = "MODEL_WAIT_S", default_value = "60")]
     model_wait_s: Setting<u64>,
+    /// The most model calls that this worker sends to a provider at a time. It sends fewer while the provider has too much to do
+    #[arg(long, env = "MODEL_CONCURRENCY", default_value = "256")]
+    model_concurrency: Setting<usize>,
     #[command(flatten)]
     rates: RateArgs,
 }
@@ -84,6 +87,7 @@ impl CallArgs {
         let daily = self.budget_daily.map(|limit| problems.take("BUDGET_DAILY", limit));
         let monthly = self.budget_monthly.map(|limit| problems.take("BUDGET_MONTHLY", limit));
         let drain = problems.within("USAGE_DRAIN_S", self.usage_drain_s, 0..=3_600);
+        let most_calls = problems.within("MODEL_CONCURRENCY", self.model_concurrency, 1..=10_000);
         let wait = problems.within("MODEL_WAIT_S", self.model_wait_s, 0..=540);
         let rates = self.rates.check(problems);
         let prices = problems.check("PRICES_FILE", prices(self.prices.as_deref()));
@@ -93,7 +97,7 @@ impl CallArgs {
         };
         let anthropic = upstream(self.anthropic_api_key.or(self.claude_api_key), self.anthropic_base_url);
         let openai = upstream(self.openai_api_key, self.openai_base_url);
-        let (addr, drain, wait, prices) = (addr?, drain?, wait?, prices?);
+        let (addr, drain, wait, most_calls, prices) = (addr?, drain?, wait?, most_calls?, prices?);
         let models: Vec<&String> = agents.flat_map(|agent| &agent.models).collect();
         for model in &models {
             if let Err(unpriced) = prices.find(model, Utc::now().date_naive()) {
@@ -104,7 +108,7 @@ impl CallArgs {
             problems.add("ANTHROPIC_API_KEY", "not set, expected it or OPENAI_API_KEY: agents name models");
         }
         let (usage_drain, wait) = (Duration::from_secs(drain), Duration::from_secs(wait));
-        let gateway = GatewaySettings { addr, anthropic, openai, tls, prices, usage_drain, wait };
+        let gateway = GatewaySettings { addr, anthropic, openai, tls, prices, usage_drain, wait, most_calls };
         let gateway = (!models.is_empty()).then_some(gateway);
         let keys = Arc::new(ProviderKeys::new(gateway.as_ref(), rates));
         Some(CallSettings {

@@ -35,6 +35,8 @@ pub struct Attempt {
     pub ledger: Arc<dyn Ledger>,
     /// The models that its agent names.
     pub models: Vec<String>,
+    /// Whether a call for which a limit leaves no room is made with the next of the models.
+    pub degrades: bool,
     /// What it may use of the tools that a provider runs.
     pub caps: HostedCaps,
 }

@@ -3,7 +3,6 @@
 //! It runs in a task of its own from before it is reserved until it is settled: a program that hangs up ends nothing but
 //! its own waiting. What is sent is settled in every case; only the death of the worker leaves a call open.
 
-use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +15,16 @@ use bytes::{Bytes, BytesMut};
 use chrono::Utc;
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
 use super::attempt::{Place, Shared};
 use super::include_usage::include_usage;
+use super::places::Slot;
+use super::program::Program;
 use super::refusal::Refusal;
-use super::waiting::{Room, Waiting};
+use super::waiting::Room;
 use super::{Inner, Upstream, headers, limits};
 use crate::frames::Frames;
 use crate::ledger::{Answer, Call, Learnt, Settlement};
@@ -38,17 +39,21 @@ const WAITING_EVENTS: usize = 16;
 const CLOSING: Duration = Duration::from_secs(1);
 
 pub(super) struct Exchange {
-    inner: Arc<Inner>,
-    attempt: Arc<Shared>,
+    pub(super) inner: Arc<Inner>,
+    pub(super) attempt: Arc<Shared>,
     upstream: Upstream,
-    ask: Ask,
-    call: Call,
+    pub(super) ask: Ask,
+    pub(super) call: Call,
     headers: HeaderMap,
-    body: Bytes,
+    pub(super) body: Bytes,
     learnt: Learnt,
+    /// Whether another model is asked than the request named.
+    pub(super) degraded: bool,
+    /// Its place among the calls of its provider.
+    pub(super) slot: Option<Slot>,
 }
 
-type Replied = Result<Response, Refusal>;
+pub(super) type Replied = Result<Response, Refusal>;
 
 impl Exchange {
     /// Reads a request, and returns the head of its answer as soon as there is one.
@@ -71,7 +76,18 @@ impl Exchange {
         let (provider, model) = (wire.provider(), ask.model.clone());
         let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key };
         let learnt = Learnt::default();
-        let exchange = Exchange { inner: inner.clone(), attempt, upstream, ask, call, headers, body, learnt };
+        let exchange = Exchange {
+            inner: inner.clone(),
+            attempt,
+            upstream,
+            ask,
+            call,
+            headers,
+            body,
+            learnt,
+            degraded: false,
+            slot: None,
+        };
         let (reply, replied) = oneshot::channel();
         inner.exchanges.spawn(exchange.run(place, reply));
         replied.await.unwrap_or_else(|_| Err(Refusal::cut("the exchange has failed")))
@@ -129,6 +145,9 @@ impl Exchange {
         let response = match sent {
             Some(Ok(response)) => response,
             Some(Err(error)) => {
+                if error.is_timeout() {
+                    self.note_answered(None);
+                }
                 // Without a connection nothing was sent. Anything else may have been.
                 let outcome =
                     if error.is_connect() { Outcome::Free } else { Outcome::Unknown(NoUsage::NoAnswer) };
@@ -142,6 +161,7 @@ impl Exchange {
             }
         };
         self.attempt.note_traffic();
+        self.note_answered(Some(response.status().as_u16()));
         self.learnt = limits::learnt(self.call.provider, response.status(), response.headers());
         let is_stream = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_stream = is_stream.is_some_and(|kind| kind.starts_with("text/event-stream"));
@@ -152,19 +172,21 @@ impl Exchange {
         }
     }
 
-    /// Reserves, as soon as there is room.
-    async fn room(&self, reply: &mut oneshot::Sender<Replied>) -> Room {
-        let rates = format!("{} {}", self.call.provider.name(), self.call.model);
-        let mut waiting = Waiting::begin(&self.inner, &self.attempt, &rates);
-        loop {
-            if let Some(end) = waiting.turn(reply).await {
-                return end;
-            }
-            let reserved = self.attempt.attempt.ledger.reserve(&self.call).await;
-            if let Some(end) = waiting.answered(reserved, &rates) {
-                return end;
-            }
+    fn note_answered(&self, status: Option<u16>) {
+        if let Some(slot) = &self.slot {
+            slot.answered(status);
         }
+    }
+
+    /// Returns the headers for the program. They name the model, if it is another than the request names.
+    fn kept(&self, response: &reqwest::Response) -> HeaderMap {
+        let mut kept = headers::to_program(response.headers());
+        if self.degraded
+            && let Ok(model) = HeaderValue::try_from(&self.call.model)
+        {
+            kept.insert("x-harness-model", model);
+        }
+        kept
     }
 
     fn request(&mut self) -> Result<reqwest::RequestBuilder, serde_json::Error> {
@@ -185,7 +207,7 @@ impl Exchange {
         place: Place,
         mut reply: oneshot::Sender<Replied>,
     ) {
-        let (status, kept) = (response.status(), headers::to_program(response.headers()));
+        let (status, kept) = (response.status(), self.kept(&response));
         let request_id = headers::request_id(response.headers());
         let drain = self.inner.settings.usage_drain;
         let body = tokio::select! {
@@ -230,7 +252,7 @@ impl Exchange {
 
     /// Passes a stream, event by event. Its end waits for the ledger.
     async fn pass_stream(self, response: reqwest::Response, place: Place, reply: oneshot::Sender<Replied>) {
-        let (status, kept) = (response.status(), headers::to_program(response.headers()));
+        let (status, kept) = (response.status(), self.kept(&response));
         let request_id = headers::request_id(response.headers());
         let content_type = kept.get(CONTENT_TYPE).cloned();
         let (events, passed) = mpsc::channel::<io::Result<Bytes>>(WAITING_EVENTS);
@@ -240,7 +262,7 @@ impl Exchange {
         // If the program has gone, its end of the stream must go too.
         drop(reply.send(Ok(head)));
 
-        let mut program = Program { events, gone_since: None };
+        let mut program = Program::new(events);
         let (mut meter, mut frames, mut whole) =
             (Meter::new(self.call.wire), Frames::default(), BytesMut::new());
         let mut chunks = response.bytes_stream();
@@ -355,35 +377,4 @@ async fn collect(response: reqwest::Response) -> Result<Bytes, NoUsage> {
         }
     }
     Ok(body.freeze())
-}
-
-/// The program's end of a stream.
-struct Program {
-    events: mpsc::Sender<io::Result<Bytes>>,
-    gone_since: Option<Instant>,
-}
-
-impl Program {
-    async fn pass(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() && self.gone_since.is_none() && self.events.send(Ok(bytes)).await.is_err() {
-            self.gone_since = Some(Instant::now());
-        }
-    }
-
-    /// Ends the program's connection in a way that no client takes for the end of an answer.
-    async fn cut(&mut self, why: &str) {
-        let _gone = self.events.send(Err(io::Error::other(why.to_owned()))).await;
-    }
-
-    /// Returns when the program has been gone for as long as its answer is read on.
-    async fn given_up(&mut self, drain: Duration) {
-        if self.gone_since.is_none() {
-            self.events.closed().await;
-            self.gone_since = Some(Instant::now());
-        }
-        match self.gone_since {
-            Some(gone) => sleep_until(gone + drain).await,
-            None => pending().await,
-        }
-    }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Inner;
 use super::attempt::Shared;
 use super::lines::{Lines, Ticket};
+use super::places::{Places, Slot};
 use super::refusal::Refusal;
 use crate::ledger::{Reserve, Unavailable};
 
@@ -70,12 +71,35 @@ impl Waiting {
         end
     }
 
+    /// Waits for one of the provider's places, behind those that came before. Returns how the wait has ended, if it has.
+    pub async fn slot<T>(
+        &self,
+        places: &Arc<Places>,
+        reply: &mut oneshot::Sender<T>,
+    ) -> Result<Option<Slot>, Room> {
+        let _waits = self.attempt.waits();
+        tokio::select! {
+            biased;
+            slot = places.take() => Ok(slot),
+            () = reply.closed() => Err(Room::Gone),
+            () = self.attempt.ended.cancelled() => Err(Room::Refused(Refusal::dead_token())),
+            () = sleep_until(self.until) => {
+                let message = "this worker has as many calls under way as the provider takes: try again";
+                Err(Room::Refused(Refusal::wait("provider_busy", message, ASK_AGAIN)))
+            }
+        }
+    }
+
     /// Takes the answer to a reservation; `rates` names the limits of the key for this model. Returns how the wait has
     /// ended, if it has. Else it goes on.
     pub fn answered(&mut self, answer: Result<Reserve, Unavailable>, rates: &str) -> Option<Room> {
         let (line, again) = match answer {
             Ok(Reserve::Granted) => return Some(Room::Granted),
-            Ok(Reserve::Spent { limit, .. }) => return Some(Room::Spent(limit)),
+            Ok(Reserve::Spent { limit, .. }) => {
+                // With another model it asks at once.
+                self.place = None;
+                return Some(Room::Spent(limit));
+            }
             Err(error) => return Some(Room::Unavailable(error)),
             Ok(Reserve::Busy { behind, retry_after }) => {
                 self.refusal = busy(retry_after);
