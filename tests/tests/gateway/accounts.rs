@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{Answer, Call, Ledger, Microdollars, Outcome, RequestKey, Reserve, Settlement, Unavailable};
+use model::{
+    Answer, Call, Ledger, Microdollars, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
+};
 use tokio::sync::{Notify, Semaphore};
 
 /// The accounts of one job. Its attempts share them.
@@ -30,6 +32,7 @@ pub struct Books {
     pub spent: u64,
     pub calls: Vec<(Call, Settlement)>,
     pub answers: HashMap<RequestKey, Answer>,
+    pub purchases: Vec<(Purchase, Outcome)>,
 }
 
 /// What one attempt sees of them: answers of earlier attempts only.
@@ -71,9 +74,8 @@ impl Accounts {
     }
 }
 
-#[async_trait]
-impl Ledger for Own {
-    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+impl Own {
+    fn hold(&self, id: uuid::Uuid, most: u64) -> Result<Reserve, Unavailable> {
         self.accounts.books(|books| {
             if books.down {
                 return Err(Unavailable("Postgres is away".to_owned()));
@@ -82,7 +84,6 @@ impl Ledger for Own {
                 return Ok(answer.clone());
             }
             books.asked += 1;
-            let most = call.bound.cost.micros();
             let limit = books.limit.unwrap_or(u64::MAX);
             let held: u64 = books.held.values().sum();
             if books.spent + most > limit {
@@ -93,9 +94,20 @@ impl Ledger for Own {
                 let retry_after = Duration::from_secs(books.busy_retry_s);
                 return Ok(Reserve::Busy { behind: "job".to_owned(), retry_after });
             }
-            books.held.insert(call.id, most);
+            books.held.insert(id, most);
             Ok(Reserve::Granted)
         })
+    }
+}
+
+#[async_trait]
+impl Ledger for Own {
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+        self.hold(call.id, call.bound.cost.micros())
+    }
+
+    async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
+        self.hold(purchase.id, purchase.most.micros())
     }
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
@@ -114,6 +126,20 @@ impl Ledger for Own {
                 books.answers.insert(call.request, answer.clone());
             }
             books.calls.push((call.clone(), settlement));
+        });
+        self.accounts.settled.notify_waiters();
+        Ok(())
+    }
+
+    async fn settle_purchase(&self, purchase: &Purchase, outcome: Outcome) -> Result<(), Unavailable> {
+        self.accounts.books(|books| {
+            let held = books.held.remove(&purchase.id).unwrap_or_default();
+            books.spent += match &outcome {
+                Outcome::Settled(settled) => settled.cost.micros(),
+                Outcome::Unknown(_) => held,
+                Outcome::Free => 0,
+            };
+            books.purchases.push((purchase.clone(), outcome));
         });
         self.accounts.settled.notify_waiters();
         Ok(())

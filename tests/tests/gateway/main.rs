@@ -5,6 +5,7 @@ mod bench;
 mod crowding;
 mod degrading;
 mod passing;
+mod purchases;
 mod refusals;
 mod replay;
 mod sdks;

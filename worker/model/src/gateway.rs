@@ -6,7 +6,7 @@
 //! event of an answer is passed on only after the ledger has it, so what a program has seen whole is never paid twice.
 //!
 //! Served are `POST` `/v1/messages`, `/v1/messages/count_tokens`, `/v1/chat/completions`, `/v1/responses` and
-//! `/v1/embeddings`, and `GET /v1/models`. Everything else is refused by its name: nothing is passed on unmetered.
+//! `/v1/embeddings`, and `GET /v1/models`; `POST` `/reserve` and `/settle` for other things that cost. Everything else is refused by its name: nothing is passed on unmetered.
 //!
 //! | what | the program sees |
 //! |---|---|
@@ -49,6 +49,7 @@ mod lines;
 mod next_model;
 mod places;
 mod program;
+mod purchase;
 mod refusal;
 mod responsive;
 mod waiting;
@@ -226,6 +227,8 @@ fn routes(inner: Arc<Inner>) -> Router {
     let mut routes = Router::new()
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
+        .route("/reserve", post(purchase::reserve))
+        .route("/settle", post(purchase::settle))
         .fallback(any(not_served));
     for wire in [Wire::Messages, Wire::Chat, Wire::Responses, Wire::Embeddings] {
         let called = move |State(inner): State<Arc<Inner>>, request: Request| call(inner, wire, request);

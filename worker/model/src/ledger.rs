@@ -28,6 +28,17 @@ pub struct Call {
     pub request: RequestKey,
 }
 
+/// Something else that costs, and its reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purchase {
+    /// Made by the gateway.
+    pub id: Uuid,
+    /// What it is, by the program's name.
+    pub what: String,
+    /// The most that it can cost.
+    pub most: Microdollars,
+}
+
 /// The n-th time that an attempt sends the same request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestKey {
@@ -146,6 +157,12 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable>;
+
+    /// As [`Ledger::reserve`], for something else.
+    async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable>;
+
+    /// As [`Ledger::settle`], for something else.
+    async fn settle_purchase(&self, purchase: &Purchase, outcome: Outcome) -> Result<(), Unavailable>;
 
     /// Returns the answer that an earlier attempt at this job got to the same request, unless a checkpoint covers it.
     /// It waits until the lines that the program wrote before are durable.

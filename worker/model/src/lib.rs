@@ -19,8 +19,8 @@ pub use gateway::{
     Upstream,
 };
 pub use ledger::{
-    Answer, Call, KeyRefused, Learnt, Ledger, RateLimits, RefusedFor, RequestKey, Reserve, Settlement,
-    Unavailable,
+    Answer, Call, KeyRefused, Learnt, Ledger, Purchase, RateLimits, RefusedFor, RequestKey, Reserve,
+    Settlement, Unavailable,
 };
 pub use money::{BadDollars, Microdollars};
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};

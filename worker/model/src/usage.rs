@@ -67,6 +67,9 @@ pub enum NoUsage {
     /// It was given up, by the program or by us, and did not end in the time that was left.
     #[error("the answer was given up before its end")]
     GivenUp,
+    /// Its program did not settle it.
+    #[error("it was not settled before its attempt ended")]
+    NotSettled,
 }
 
 /// Returns whether a status says that the provider did no work. 500, 502 and 504 do not: it may have failed in the

@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use harness::IsDurable;
 use job::{Name, Usd};
-use model::{Answer, Call, Ledger, Microdollars, Outcome, RequestKey, Reserve, Settlement, Unavailable};
+use model::{
+    Answer, Call, Ledger, Microdollars, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
+};
 use service::{RetryError, retry};
 use store::{
     CallOutcome, CallTokens, Claim, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
@@ -29,6 +31,8 @@ use crate::metrics::METRICS;
 
 /// When the gateway asks again for a call that does not fit beside what others hold.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// The provider of other things that cost, in the ledger.
+const OTHER: &str = "other";
 /// How often it is looked whether a program's lines are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(2);
 
@@ -150,12 +154,27 @@ impl AttemptLedger {
             rate_use: self.keys.takes(call),
         }
     }
-}
 
-#[async_trait]
-impl Ledger for AttemptLedger {
-    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
-        let reserved = self.store.reserve(self.row(call)).await.map_err(unavailable)?;
+    fn purchase_row(&self, purchase: &Purchase) -> NewCall {
+        NewCall {
+            call_id: purchase.id,
+            claim: self.claim.clone(),
+            agent_id: self.agent_id.clone(),
+            user_id: self.user_id.clone(),
+            provider: OTHER,
+            model: purchase.what.clone(),
+            reserved: usd(purchase.most),
+            // No answer is stored for it.
+            request_hash: [0; 32],
+            request_nth: 0,
+            limits: self.limits.clone(),
+            rate_use: None,
+        }
+    }
+
+    async fn reserve_row(&self, row: NewCall) -> Result<Reserve, Unavailable> {
+        let (provider, most) = (row.provider, row.reserved);
+        let reserved = self.store.reserve(row).await.map_err(unavailable)?;
         metrics::reserved(&reserved);
         let (spent, room) = match reserved {
             Reserved::Granted => {
@@ -163,7 +182,7 @@ impl Ledger for AttemptLedger {
                 return Ok(Reserve::Granted);
             }
             Reserved::Later { limit, retry_after } => {
-                METRICS.rate_limited.with_label_values(&[call.provider.name(), limit_name(&limit)]).inc();
+                METRICS.rate_limited.with_label_values(&[provider, limit_name(&limit)]).inc();
                 return Ok(Reserve::Later { retry_after });
             }
             Reserved::Busy { account } => {
@@ -172,10 +191,38 @@ impl Ledger for AttemptLedger {
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, room, shut } => (Spent { account, limit, shut }, room),
         };
-        self.look.note_spent(&spent.account, usd(call.bound.cost));
+        self.look.note_spent(&spent.account, most);
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
         Ok(Reserve::Spent { limit, room: Microdollars::new(room.micros()) })
+    }
+
+    /// Retries until Postgres has answered: the money is spent, whatever became of the run.
+    async fn settle_row(&self, settled: SettledCall) -> Result<(), Unavailable> {
+        let settle = || self.store.settle(settled.clone());
+        let settling =
+            retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;
+        match settling {
+            Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
+                let NewCall { call_id, model, .. } = &settled.call;
+                error!(call = %call_id, model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(RetryError::Stopped) => Err(Unavailable("this process ends".to_owned())),
+            Err(RetryError::Permanent(error)) => Err(unavailable(error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for AttemptLedger {
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+        self.reserve_row(self.row(call)).await
+    }
+
+    async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
+        self.reserve_row(self.purchase_row(purchase)).await
     }
 
     fn counts_in(&self, limit: &str) -> bool {
@@ -190,7 +237,6 @@ impl Ledger for AttemptLedger {
         }
     }
 
-    /// Retries until Postgres has answered: the money is spent, whatever became of the run.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
         let Settlement { outcome, provider_request_id, answer, learnt } = settlement;
         self.keys.learn(&self.store, call, &learnt).await;
@@ -204,24 +250,27 @@ impl Ledger for AttemptLedger {
         let (counted, costs) = (outcome.clone(), outcome != Outcome::Free);
         let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
         let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
-        let settle = || self.store.settle(settled.clone());
-        let settling =
-            retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;
-        if settling.is_ok() {
-            metrics::settled(&self.agent_id, call, &counted);
-            if costs {
-                self.note_repaid(&call.request).await;
-            }
+        self.settle_row(settled).await?;
+        metrics::settled(&self.agent_id, &call.model, call.bound.cost, &counted);
+        if costs {
+            self.note_repaid(&call.request).await;
         }
-        match settling {
-            Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
-                error!(call = %call.id, model = call.model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-            Err(RetryError::Stopped) => Err(Unavailable("this process ends".to_owned())),
-            Err(RetryError::Permanent(error)) => Err(unavailable(error)),
-        }
+        Ok(())
+    }
+
+    async fn settle_purchase(&self, purchase: &Purchase, outcome: Outcome) -> Result<(), Unavailable> {
+        let (call, counted) = (self.purchase_row(purchase), outcome.clone());
+        let settled = SettledCall {
+            call,
+            outcome: outcome_row(outcome),
+            provider_request_id: None,
+            answer: None,
+            used: Vec::new(),
+        };
+        self.settle_row(settled).await?;
+        // Programs choose the names, so they are no label.
+        metrics::settled(&self.agent_id, OTHER, purchase.most, &counted);
+        Ok(())
     }
 
     async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {

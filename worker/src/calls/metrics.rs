@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use job::Name;
-use model::{Call, Outcome};
+use model::{Microdollars, Outcome};
 use prometheus::{
     Counter, CounterVec, IntCounterVec, register_counter, register_counter_vec, register_int_counter_vec,
 };
@@ -109,8 +109,8 @@ pub fn reserved(reserved: &Reserved) {
 }
 
 /// Counts a call that has ended.
-pub fn settled(agent: &Name, call: &Call, outcome: &Outcome) {
-    let (agent, model) = (agent.as_str(), call.model.as_str());
+pub fn settled(agent: &Name, model: &str, reserved: Microdollars, outcome: &Outcome) {
+    let agent = agent.as_str();
     let label = match outcome {
         Outcome::Settled(_) => "settled",
         Outcome::Free => "free",
@@ -118,11 +118,11 @@ pub fn settled(agent: &Name, call: &Call, outcome: &Outcome) {
     };
     METRICS.calls.with_label_values(&[model, label]).inc();
     let cost = METRICS.cost.with_label_values(&[agent, model]);
-    let dollars = |sum: model::Microdollars| super::usd(sum).dollars();
+    let dollars = |sum: Microdollars| super::usd(sum).dollars();
     match outcome {
         Outcome::Settled(settled) => {
             cost.inc_by(dollars(settled.cost));
-            METRICS.overrun.inc_by((dollars(settled.cost) - dollars(call.bound.cost)).max(0.0));
+            METRICS.overrun.inc_by((dollars(settled.cost) - dollars(reserved)).max(0.0));
             let tokens = settled.tokens;
             let written = tokens.cache_write.saturating_add(tokens.cache_write_long);
             for (class, count) in
@@ -132,8 +132,8 @@ pub fn settled(agent: &Name, call: &Call, outcome: &Outcome) {
             }
         }
         Outcome::Unknown(_) => {
-            cost.inc_by(dollars(call.bound.cost));
-            METRICS.unknown.inc_by(dollars(call.bound.cost));
+            cost.inc_by(dollars(reserved));
+            METRICS.unknown.inc_by(dollars(reserved));
         }
         Outcome::Free => {}
     }

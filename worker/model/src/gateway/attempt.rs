@@ -10,9 +10,12 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::lock;
+use super::purchase::Payment;
 use super::refusal::Refusal;
 use crate::ledger::{Ledger, RequestKey};
 use crate::money::Microdollars;
@@ -80,6 +83,8 @@ struct Progress {
     last_traffic: Instant,
     /// Requests that wait for room.
     waiting: usize,
+    /// Purchases that are not settled.
+    purchases: HashMap<Uuid, oneshot::Sender<Payment>>,
 }
 
 /// The place of a request among equal ones. It is free again when this is dropped, unless it was answered.
@@ -155,6 +160,7 @@ impl Shared {
             spent: None,
             last_traffic: Instant::now(),
             waiting: 0,
+            purchases: HashMap::new(),
         };
         Shared { attempt, ended, state: Mutex::new(progress) }
     }
@@ -185,6 +191,18 @@ impl Shared {
     pub fn waits(self: &Arc<Shared>) -> Waits {
         lock(&self.state).waiting += 1;
         Waits(self.clone())
+    }
+
+    pub fn open_purchase(&self, id: Uuid, payment: oneshot::Sender<Payment>) {
+        lock(&self.state).purchases.insert(id, payment);
+    }
+
+    pub fn take_purchase(&self, id: &Uuid) -> Option<oneshot::Sender<Payment>> {
+        lock(&self.state).purchases.remove(id)
+    }
+
+    pub fn open_purchases(&self) -> usize {
+        lock(&self.state).purchases.len()
     }
 
     pub fn note_spent(&self, limit: &str) {

@@ -97,6 +97,20 @@ impl Refusal {
         Refusal::new(StatusCode::BAD_GATEWAY, "provider_unreachable", message)
     }
 
+    pub fn not_open() -> Refusal {
+        let message =
+            "call_id: this attempt has no open reservation of this id: it was settled, or never made";
+        Refusal::new(StatusCode::NOT_FOUND, "not_open", message)
+    }
+
+    /// Returns it in no provider's shape (RFC 9457).
+    pub fn problem(&self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let body = json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "code": self.code,
+            "detail": self.message});
+        self.with_body(&body, "application/problem+json")
+    }
+
     pub fn response(&self, provider: Provider) -> Response {
         let body = match provider {
             Provider::Anthropic => {
@@ -107,10 +121,14 @@ impl Refusal {
                 "code": self.code}})
             }
         };
+        self.with_body(&body, "application/json")
+    }
+
+    fn with_body(&self, body: &serde_json::Value, content_type: &'static str) -> Response {
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
