@@ -176,7 +176,9 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
         }
     }
     if !unknown.is_empty() {
-        let found = store.ended_since(&unknown).await?;
+        let mut found = store.ended_since(&unknown).await?;
+        // The oldest of a session come first.
+        found.sort_unstable();
         ended.read(store, found).await?;
     }
 

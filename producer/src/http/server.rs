@@ -27,7 +27,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// How long a client may take nothing of what it is sent: one that reads no more would otherwise hold its connection, and
 /// what waits for it, for ever.
 const TAKEN_WITHIN: Duration = Duration::from_secs(15);
-/// The most bytes of a request's line and headers; with more the answer is 431.
+/// The most bytes of a request's line and headers; with more the answer is 431. What arrives at once may be up to twice as
+/// much, because the buffer grows in doubles.
 const HEAD_BYTES: usize = 64 << 10;
 /// Requests that run at a time on one connection (HTTP/2).
 const STREAMS: u32 = 256;

@@ -105,7 +105,7 @@ async fn a_head_that_is_too_large_and_a_body_that_is_too_slow_are_answered_and_c
     slow.write_all(format!("{head}Content-Length: 100\r\n\r\n{{").as_bytes()).expect("sent");
     let slow = tokio::spawn(answered(slow));
     let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
-    for large in [format!("X: {}\r\n", "x".repeat(80 << 10)), many] {
+    for large in [format!("X: {}\r\n", "x".repeat(200 << 10)), many] {
         let mut stream = open(&api);
         // It may be cut while it is still sent, and its answer with it.
         let _ = stream.write_all(format!("{head}{large}\r\n").as_bytes());
