@@ -9,6 +9,7 @@ mod answers;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,7 @@ struct Office {
     bill_micros: Mutex<u64>,
     words: Mutex<u64>,
     pause: Mutex<Duration>,
+    counts_nothing: AtomicBool,
     headers: Mutex<HeaderMap>,
 }
 
@@ -170,6 +172,11 @@ impl Provider {
         self.state.headers.lock().expect("not poisoned").insert(name, value.into());
     }
 
+    /// Refuses to count tokens from now on.
+    pub fn count_nothing(&self) {
+        self.state.counts_nothing.store(true, Ordering::Relaxed);
+    }
+
     /// Returns its bill, in micro-dollars.
     pub fn bill_micros(&self) -> u64 {
         *self.state.bill_micros.lock().expect("not poisoned")
@@ -199,6 +206,9 @@ async fn models(headers: HeaderMap) -> Response {
 }
 
 async fn count_tokens(State(office): State<Arc<Office>>, headers: HeaderMap, body: Bytes) -> Response {
+    if office.counts_nothing.load(Ordering::Relaxed) {
+        return refusal(Speaks::Messages, 404, "not found");
+    }
     office.note("/v1/messages/count_tokens", &headers, &body);
     axum::Json(json!({"input_tokens": tokens(&body)})).into_response()
 }

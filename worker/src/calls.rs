@@ -51,13 +51,15 @@ impl Calls {
         let (Some(agent), Some(gateway)) = (agent, &worker.gateway) else { return Ok(None) };
         let ledger = Arc::new(AttemptLedger::new(attempt, agent, journal.clone()));
         let (models, degrades, caps) = (agent.models.clone(), agent.degrades(), agent.caps());
-        let opened =
-            gateway.open(Opening { ledger: ledger.clone(), models, degrades, caps }).map_err(|error| {
+        let fit = agent.fit();
+        let opened = gateway.open(Opening { ledger: ledger.clone(), models, degrades, fit, caps }).map_err(
+            |error| {
                 Failure::retryable(
                     FailureCode::StartFailed,
                     format!("there is no token for the gateway: {error}"),
                 )
-            })?;
+            },
+        )?;
         Ok(Some(Arc::new(Calls { opened, ledger })))
     }
 

@@ -97,7 +97,7 @@ pub fn token(attempt: &Opened) -> String {
 fn open(gateway: &Gateway, accounts: &Arc<Accounts>) -> Opened {
     let models = ["claude-opus-5-5", "claude-haiku-4-5", "gpt-6-sol"].map(str::to_owned).to_vec();
     let (ledger, caps) = (accounts.attempt(), HostedCaps::default());
-    gateway.open(Attempt { ledger, models, degrades: false, caps }).expect("opened")
+    gateway.open(Attempt { ledger, models, degrades: false, fit: None, caps }).expect("opened")
 }
 
 pub const PATHS: [&str; 3] = ["/v1/messages", "/v1/chat/completions", "/v1/responses"];

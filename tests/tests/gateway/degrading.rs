@@ -10,13 +10,14 @@ fn degrading(bench: &Bench) -> Opened {
     let (ledger, models) = (bench.accounts.attempt(), MODELS.map(str::to_owned).to_vec());
     bench
         .gateway
-        .open(Attempt { ledger, models, degrades: true, caps: HostedCaps::default() })
+        .open(Attempt { ledger, models, degrades: true, fit: None, caps: HostedCaps::default() })
         .expect("opened")
 }
 
 #[tokio::test]
 async fn where_a_limit_leaves_no_room_the_next_model_answers_and_the_answer_says_so() {
     let bench = Bench::start().await;
+    bench.provider.count_nothing();
     for stream in [false, true] {
         let attempt = degrading(&bench);
         let mut body = request(PATHS[0], stream);
@@ -58,6 +59,7 @@ async fn where_a_limit_leaves_no_room_the_next_model_answers_and_the_answer_says
 #[tokio::test]
 async fn a_call_is_spent_only_if_no_model_behind_it_fits() {
     let bench = Bench::start().await;
+    bench.provider.count_nothing();
     bench.accounts.books(|books| books.limit = Some(0));
     let attempt = degrading(&bench);
     for (path, model) in [(PATHS[0], MODELS[0]), (PATHS[0], MODELS[2]), (PATHS[1], MODELS[1])] {

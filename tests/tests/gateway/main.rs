@@ -4,6 +4,7 @@ mod accounts;
 mod bench;
 mod crowding;
 mod degrading;
+mod fitting;
 mod passing;
 mod purchases;
 mod refusals;

@@ -78,6 +78,7 @@ async fn a_request_without_a_bound_is_refused_in_the_shape_of_its_provider() {
 #[tokio::test]
 async fn what_the_ledger_does_not_grant_is_not_sent() {
     let bench = Bench::waiting(Duration::ZERO).await;
+    bench.provider.count_nothing();
     let wait = |seconds: u64| Duration::from_millis(seconds * 1000 - 500);
     for (reserve, status, after) in [
         (Reserve::Busy { behind: "the job's $1".to_owned(), retry_after: wait(3) }, 429, Some("3")),

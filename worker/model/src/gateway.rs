@@ -14,7 +14,7 @@
 //! | a request whose cost has no bound or no price | 400, with the field |
 //! | a model that the agent does not name | 403 |
 //! | the limit has room again when others are done; a rate limit | its answer, later; 429 with `Retry-After` after a while |
-//! | the budget is spent, also for the agent's next models if it degrades | 402 |
+//! | the budget is spent, also for a lower limit of output or the agent's next models if it allows them | 402 |
 //! | the ledger cannot be asked | 503; nothing was sent |
 //! | the provider cannot be reached | 502 |
 
@@ -41,6 +41,7 @@ use tokio_util::task::TaskTracker;
 mod admission;
 mod attempt;
 mod client;
+mod counting;
 mod exchange;
 mod headers;
 mod include_usage;

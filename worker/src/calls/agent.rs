@@ -21,6 +21,12 @@ pub struct AgentCalls {
     /// What each of its jobs may spend.
     #[serde(default, deserialize_with = "dollars")]
     pub max_cost_usd: Option<Microdollars>,
+    /// Whether the limit of output of a call is lowered where a limit leaves no room for more.
+    #[serde(default)]
+    fit: bool,
+    /// But not below so many tokens.
+    #[serde(default = "min_output_tokens")]
+    min_output_tokens: u64,
     /// The most web searches that the provider may make in one call; none unless set.
     #[serde(default)]
     web_searches_per_call: u64,
@@ -39,10 +45,28 @@ pub enum OnExhausted {
     Degrade,
 }
 
+/// Enough for a short answer, or a call of a tool.
+fn min_output_tokens() -> u64 {
+    1_024
+}
+
 impl AgentCalls {
     /// The keys, besides which a table has those of its harness.
-    pub const KEYS: [&str; 6] =
-        ["models", "on_exhausted", "budget_daily", "budget_monthly", "max_cost_usd", "web_searches_per_call"];
+    pub const KEYS: [&str; 8] = [
+        "models",
+        "on_exhausted",
+        "budget_daily",
+        "budget_monthly",
+        "max_cost_usd",
+        "web_searches_per_call",
+        "fit",
+        "min_output_tokens",
+    ];
+
+    /// Returns the fewest tokens to which the limit of output of its calls may be lowered, if it may be.
+    pub fn fit(&self) -> Option<u64> {
+        self.fit.then_some(self.min_output_tokens)
+    }
 
     /// Returns whether its calls go to its next models where a limit leaves no room.
     pub fn degrades(&self) -> bool {

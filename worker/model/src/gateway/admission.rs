@@ -1,14 +1,16 @@
-//! How a request gets its reservation: in its turn, with a place at its provider, and with another model where the agent
-//! says so.
+//! How a request gets its reservation: in its turn, with a place at its provider. Where a limit leaves no room for it, its
+//! input is counted, and with the agent's leave its output is limited, or another model is asked.
 
+use bytes::Bytes;
 use chrono::Utc;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::exchange::{Exchange, Replied};
-use super::next_model;
 use super::waiting::{Room, Waiting};
+use super::{counting, next_model};
 use crate::ledger::Call;
+use crate::money::Microdollars;
 
 impl Exchange {
     /// Reserves, as soon as there is room.
@@ -25,7 +27,7 @@ impl Exchange {
             };
             let reserved = self.attempt.attempt.ledger.reserve(&self.call).await;
             match waiting.answered(reserved, &self.rates()) {
-                Some(Room::Spent(_)) if self.degrade() => {}
+                Some(Room::Spent { room, .. }) if self.count().await || self.fit(room) || self.degrade() => {}
                 Some(end) => return end,
                 None => {}
             }
@@ -38,23 +40,59 @@ impl Exchange {
         format!("{} {}", self.call.provider.name(), self.call.model)
     }
 
-    /// Takes the agent's next model whose cost has a bound. Its answer is stored under the request that the program sent.
+    /// Bounds its input by the provider's own count, once. Returns whether it costs less by that.
+    async fn count(&mut self) -> bool {
+        let Some(conversation) = self.ask.conversation().filter(|_| !self.is_counted) else { return false };
+        self.is_counted = true;
+        let of = (self.call.wire, &self.headers);
+        match counting::count(&self.inner, &self.upstream, of, &self.body).await {
+            Some(tokens) if tokens < self.call.bound.input => {
+                self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
+                self.ask_with(self.body.clone())
+            }
+            _ => false,
+        }
+    }
+
+    /// Lowers its limit of output to what there is room for, if its agent allows that.
+    fn fit(&mut self, room: Microdollars) -> bool {
+        let Some(least) = self.attempt.attempt.fit else { return false };
+        let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
+        let limit =
+            self.attempt.with_counted(|counted| self.ask.fitting(prices, today, counted, room, least));
+        let Ok(Some(limit)) = limit else { return false };
+        let Ok(body) = self.ask.with_output_limit(&self.body, limit) else { return false };
+        self.lowered_to = Some(limit);
+        self.ask_with(body)
+    }
+
+    /// Takes the agent's next model whose cost has a bound.
     fn degrade(&mut self) -> bool {
-        let may = &self.attempt.attempt;
-        if !may.degrades {
+        if !self.attempt.attempt.degrades {
             return false;
         }
-        let (today, named) = (Utc::now().date_naive(), self.call.model.clone());
-        for model in next_model::after(&may.models, &named) {
+        let attempt = self.attempt.clone();
+        let named = self.call.model.clone();
+        for model in next_model::after(&attempt.attempt.models, &named) {
             let Ok(body) = next_model::with_model(&self.body, model) else { return false };
-            let Ok(ask) = self.call.wire.read(&body, may.caps) else { continue };
-            let bound =
-                self.attempt.with_counted(|counted| ask.bound(&self.inner.settings.prices, today, counted));
-            let Ok(bound) = bound else { continue };
-            self.call = Call { id: Uuid::now_v7(), model: model.clone(), bound, ..self.call.clone() };
-            (self.ask, self.body, self.degraded) = (ask, body, true);
-            return true;
+            if self.ask_with(body) {
+                (self.degraded, self.is_counted) = (true, false);
+                return true;
+            }
         }
         false
+    }
+
+    /// Makes the call with another body, if what that can cost has a bound. Its answer is stored under the request that the
+    /// program sent.
+    fn ask_with(&mut self, body: Bytes) -> bool {
+        let Ok(ask) = self.call.wire.read(&body, self.attempt.attempt.caps) else { return false };
+        let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
+        let Ok(bound) = self.attempt.with_counted(|counted| ask.bound(prices, today, counted)) else {
+            return false;
+        };
+        self.call = Call { id: Uuid::now_v7(), model: ask.model.clone(), bound, ..self.call.clone() };
+        (self.ask, self.body) = (ask, body);
+        true
     }
 }

@@ -40,6 +40,8 @@ pub struct Attempt {
     pub models: Vec<String>,
     /// Whether a call for which a limit leaves no room is made with the next of the models.
     pub degrades: bool,
+    /// The fewest tokens to which its limit of output may be lowered, where a limit leaves no room for more.
+    pub fit: Option<u64>,
     /// What it may use of the tools that a provider runs.
     pub caps: HostedCaps,
 }

@@ -41,14 +41,18 @@ const CLOSING: Duration = Duration::from_secs(1);
 pub(super) struct Exchange {
     pub(super) inner: Arc<Inner>,
     pub(super) attempt: Arc<Shared>,
-    upstream: Upstream,
+    pub(super) upstream: Upstream,
     pub(super) ask: Ask,
     pub(super) call: Call,
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     learnt: Learnt,
     /// Whether another model is asked than the request named.
     pub(super) degraded: bool,
+    /// The limit of output that it has instead of its own.
+    pub(super) lowered_to: Option<u64>,
+    /// Whether the provider was asked how many tokens it has.
+    pub(super) is_counted: bool,
     /// Its place among the calls of its provider.
     pub(super) slot: Option<Slot>,
 }
@@ -86,6 +90,8 @@ impl Exchange {
             body,
             learnt,
             degraded: false,
+            lowered_to: None,
+            is_counted: false,
             slot: None,
         };
         let (reply, replied) = oneshot::channel();
@@ -109,7 +115,7 @@ impl Exchange {
             Room::Granted => None,
             Room::Gone => return,
             Room::Refused(refusal) => Some(refusal),
-            Room::Spent(limit) => {
+            Room::Spent { limit, .. } => {
                 self.attempt.note_spent(&limit);
                 Some(Refusal::spent(&limit))
             }
@@ -178,13 +184,17 @@ impl Exchange {
         }
     }
 
-    /// Returns the headers for the program. They name the model, if it is another than the request names.
+    /// Returns the headers for the program. They name the model and the limit of output, if these are others than the
+    /// request names.
     fn kept(&self, response: &reqwest::Response) -> HeaderMap {
         let mut kept = headers::to_program(response.headers());
         if self.degraded
             && let Ok(model) = HeaderValue::try_from(&self.call.model)
         {
             kept.insert("x-harness-model", model);
+        }
+        if let Some(limit) = self.lowered_to {
+            kept.insert("x-harness-output-limit", limit.into());
         }
         kept
     }

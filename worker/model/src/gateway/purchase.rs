@@ -108,7 +108,7 @@ async fn hold(
         Room::Granted => {}
         Room::Gone => return,
         Room::Refused(refusal) => return refused(reply, refusal),
-        Room::Spent(limit) => {
+        Room::Spent { limit, .. } => {
             attempt.note_spent(&limit);
             return refused(reply, Refusal::spent(&limit));
         }

@@ -16,13 +16,18 @@ use super::lines::{Lines, Ticket};
 use super::places::{Places, Slot};
 use super::refusal::Refusal;
 use crate::ledger::{Reserve, Unavailable};
+use crate::money::Microdollars;
 
 /// How the wait for room has ended.
 pub(super) enum Room {
     /// The amount is held.
     Granted,
     /// What is settled leaves no room. The limit, for people.
-    Spent(String),
+    Spent {
+        limit: String,
+        /// The most that a call may cost which would fit if others settled for nothing.
+        room: Microdollars,
+    },
     /// It took too long, or the attempt has ended.
     Refused(Refusal),
     /// The program has hung up.
@@ -95,10 +100,10 @@ impl Waiting {
     pub fn answered(&mut self, answer: Result<Reserve, Unavailable>, rates: &str) -> Option<Room> {
         let (line, again) = match answer {
             Ok(Reserve::Granted) => return Some(Room::Granted),
-            Ok(Reserve::Spent { limit, .. }) => {
-                // With another model it asks at once.
+            Ok(Reserve::Spent { limit, room }) => {
+                // If it can be made to cost less, it asks at once.
                 self.place = None;
-                return Some(Room::Spent(limit));
+                return Some(Room::Spent { limit, room });
             }
             Err(error) => return Some(Room::Unavailable(error)),
             Ok(Reserve::Busy { behind, retry_after }) => {
