@@ -15,3 +15,4 @@ mod programs;
 mod greedy;
 mod rates_of_programs;
 mod seen;
+mod waiting_programs;
