@@ -28,6 +28,8 @@ pub struct Books {
     pub busy_retry_s: u64,
     /// How many reservations were asked for.
     pub asked: u64,
+    /// How many calls were refused for good.
+    pub given_up: u64,
     pub held: HashMap<uuid::Uuid, u64>,
     pub spent: u64,
     pub calls: Vec<(Call, Settlement)>,
@@ -108,6 +110,10 @@ impl Ledger for Own {
 
     async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
         self.hold(purchase.id, purchase.most.micros())
+    }
+
+    fn note_spent(&self, _: Microdollars) {
+        self.accounts.books(|books| books.given_up += 1);
     }
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {

@@ -154,6 +154,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// those that the limit holds up.
     fn counts_in(&self, limit: &str) -> bool;
 
+    /// Notes that something of this cost was refused, because a limit is spent. It is called only where nothing could make
+    /// it cost less.
+    fn note_spent(&self, most: Microdollars);
+
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable>;

@@ -173,9 +173,8 @@ impl AttemptLedger {
     }
 
     async fn reserve_row(&self, row: NewCall) -> Result<Reserve, Unavailable> {
-        let (provider, most) = (row.provider, row.reserved);
+        let provider = row.provider;
         let reserved = self.store.reserve(row).await.map_err(unavailable)?;
-        metrics::reserved(&reserved);
         let (spent, room) = match reserved {
             Reserved::Granted => {
                 *self.spent_now() = None;
@@ -186,12 +185,12 @@ impl AttemptLedger {
                 return Ok(Reserve::Later { retry_after });
             }
             Reserved::Busy { account } => {
+                metrics::refused(&account, "busy");
                 return Ok(Reserve::Busy { behind: account, retry_after: BUSY_RETRY });
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, room, shut } => (Spent { account, limit, shut }, room),
         };
-        self.look.note_spent(&spent.account, most);
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
         Ok(Reserve::Spent { limit, room: Microdollars::new(room.micros()) })
@@ -219,6 +218,13 @@ impl AttemptLedger {
 impl Ledger for AttemptLedger {
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
         self.reserve_row(self.row(call)).await
+    }
+
+    fn note_spent(&self, most: Microdollars) {
+        if let Some(Spent { account, shut, .. }) = self.spent() {
+            metrics::refused(&account, if shut { "shut" } else { "spent" });
+            self.look.note_spent(&account, usd(most));
+        }
     }
 
     async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {

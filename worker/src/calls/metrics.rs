@@ -7,7 +7,7 @@ use model::{Microdollars, Outcome};
 use prometheus::{
     Counter, CounterVec, IntCounterVec, register_counter, register_counter_vec, register_int_counter_vec,
 };
-use store::{Reserved, SpendScope};
+use store::SpendScope;
 
 use super::AgentCalls;
 
@@ -94,15 +94,8 @@ pub fn show_zeros<'a>(agents: impl Iterator<Item = (&'a Name, &'a AgentCalls)>) 
     }
 }
 
-/// Counts a reservation that was refused for a budget.
-pub fn reserved(reserved: &Reserved) {
-    let (account, reason) = match reserved {
-        Reserved::Busy { account } => (account, "busy"),
-        Reserved::Spent { account, shut: false, .. } => (account, "spent"),
-        Reserved::Spent { account, shut: true, .. } => (account, "shut"),
-        // A rate limit is no budget.
-        Reserved::Granted | Reserved::Later { .. } | Reserved::Lost => return,
-    };
+/// Counts a reservation that a budget of this account has refused. A rate limit is no budget.
+pub fn refused(account: &str, reason: &str) {
     if let Some(scope) = account.split(':').next().and_then(SpendScope::of) {
         METRICS.refused.with_label_values(&[scope.as_str(), reason]).inc();
     }

@@ -81,7 +81,6 @@ struct Progress {
     counted: Counted,
     /// Which answers to equal requests are given or asked for.
     taken: HashMap<[u8; 32], BTreeSet<u32>>,
-    spent: Option<String>,
     last_traffic: Instant,
     /// Requests that wait for room.
     waiting: usize,
@@ -133,11 +132,6 @@ impl Opened {
         lock(&self.shared.state).metered
     }
 
-    /// Returns the limit that is spent, if a call met one.
-    pub fn spent(&self) -> Option<String> {
-        lock(&self.shared.state).spent.clone()
-    }
-
     /// Returns how long nothing has passed, in either direction. While a request waits for room, this is no time: its
     /// program can do nothing about it.
     pub fn idle(&self) -> Duration {
@@ -159,7 +153,6 @@ impl Shared {
             metered: Metered::default(),
             counted: Counted::default(),
             taken: HashMap::new(),
-            spent: None,
             last_traffic: Instant::now(),
             waiting: 0,
             purchases: HashMap::new(),
@@ -205,10 +198,6 @@ impl Shared {
 
     pub fn open_purchases(&self) -> usize {
         lock(&self.state).purchases.len()
-    }
-
-    pub fn note_spent(&self, limit: &str) {
-        lock(&self.state).spent = Some(limit.to_owned());
     }
 
     pub fn note_replayed(&self) {

@@ -116,7 +116,7 @@ impl Exchange {
             Room::Gone => return,
             Room::Refused(refusal) => Some(refusal),
             Room::Spent { limit, .. } => {
-                self.attempt.note_spent(&limit);
+                ledger.note_spent(self.call.bound.cost);
                 Some(Refusal::spent(&limit))
             }
             Room::Unavailable(error) => {

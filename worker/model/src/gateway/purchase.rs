@@ -109,7 +109,7 @@ async fn hold(
         Room::Gone => return,
         Room::Refused(refusal) => return refused(reply, refusal),
         Room::Spent { limit, .. } => {
-            attempt.note_spent(&limit);
+            attempt.attempt.ledger.note_spent(purchase.most);
             return refused(reply, Refusal::spent(&limit));
         }
         Room::Unavailable(error) => {
