@@ -1,14 +1,15 @@
-//! Greedy jobs on a small budget, beside kills, cancels and cut streams: the provider's bill stays within it.
+//! Greedy jobs on a small budget: the provider's bill stays within it through kills, cancels and cut streams, and nearly all
+//! of it is used.
 
 use std::time::Duration;
 
 use job::JobSpec;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::provider::{Fault, PROVIDER_KEY, Provider};
 use tests::{Fleet, Launch, job, until};
 use tokio::time::sleep;
 
-/// Asks a model for as long as it gets answers, as streams.
+/// Asks a model for as long as it gets answers. Its input is what all its requests have.
 const GREEDY: &str = r#"#!/usr/bin/env python3
 import http.client, itertools, json, os, sys, time, urllib.parse
 
@@ -17,8 +18,7 @@ job, memory = order["job"], order["session"]["memory"]
 gateway = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
 headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "anthropic-version": "2023-06-01", "content-type": "application/json"}
 for number in itertools.count(memory.get("next", 0)):
-    body = {"model": "claude-haiku-4-5", "max_tokens": 2_000, "stream": True,
-            "messages": [{"role": "user", "content": f"{job['job_id']}: question {number}"}]}
+    body = {**job["input"], "messages": [{"role": "user", "content": f"{job['job_id']}: question {number}"}]}
     while True:
         connection = http.client.HTTPConnection(gateway.netloc)
         connection.request("POST", "/v1/messages", json.dumps(body), headers)
@@ -44,25 +44,31 @@ const COUNTED: &str = "
 const JOBS: usize = 200;
 const WORKERS: usize = 4;
 
-fn worker(fleet: &Fleet, provider: &Provider, number: usize) -> Launch {
+fn worker(fleet: &Fleet, provider: &Provider, number: usize, toml: &str) -> Launch {
     let program = fleet.program("greedy", GREEDY);
-    let toml = "models = [\"claude-haiku-4-5\"]\n";
     let agents = fleet.agents(&[("greedy", &program)]);
     std::fs::write(&agents, std::fs::read_to_string(&agents).expect("agents") + toml).expect("written");
     let launch = fleet.worker(&format!("worker-{number}")).short_lease().set("AGENTS_FILE", agents);
-    // Its programs ask again by themselves, and sooner than the gateway would.
-    let launch = launch.set("BUDGET_DAILY", "1.00").set("MODEL_WAIT_S", 0);
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
+}
+
+fn jobs(input: Value) -> Vec<JobSpec> {
+    (0..JOBS).map(|n| job(&format!("s-{n}"), "greedy", input.clone())).collect()
 }
 
 #[tokio::test]
 async fn two_hundred_greedy_jobs_stay_within_a_dollar_through_kills_cancels_and_cut_streams() {
     let (fleet, provider) = (Fleet::new().await, Provider::start().await);
     provider.say(400);
-    let jobs: Vec<JobSpec> = (0..JOBS).map(|n| job(&format!("s-{n}"), "greedy", json!(null))).collect();
+    let jobs = jobs(json!({"model": "claude-haiku-4-5", "max_tokens": 2_000, "stream": true}));
+    // The programs ask again by themselves, and sooner than the gateway would.
+    let worker = |number| {
+        let launch = worker(&fleet, &provider, number, "models = [\"claude-haiku-4-5\"]\n");
+        launch.set("BUDGET_DAILY", "1.00").set("MODEL_WAIT_S", 0)
+    };
     let mut workers = Vec::new();
     for number in 0..WORKERS {
-        workers.push(worker(&fleet, &provider, number).start().await);
+        workers.push(worker(number).start().await);
     }
     fleet.enqueue(&jobs).await;
 
@@ -93,7 +99,7 @@ async fn two_hundred_greedy_jobs_stay_within_a_dollar_through_kills_cancels_and_
             }
             let number = round % WORKERS;
             workers[number].kill();
-            workers[number] = worker(&fleet, &provider, number).start().await;
+            workers[number] = worker(number).start().await;
         }
         // A rescued job waits behind all the others.
         for ended in (JOBS / 10..=JOBS).step_by(JOBS / 10) {
@@ -113,4 +119,18 @@ async fn two_hundred_greedy_jobs_stay_within_a_dollar_through_kills_cancels_and_
     let stopped = fleet.database.count(stopped).await;
     assert!(stopped as usize > JOBS * 3 / 4, "{stopped}");
     fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn two_hundred_jobs_with_long_answers_use_nearly_all_of_ten_dollars_before_one_stops() {
+    let (fleet, provider) = (Fleet::new().await, Provider::start().await);
+    // Each answer costs 1.28 dollars.
+    provider.say(64_000);
+    let toml = "models = [\"claude-opus-5-5\"]\nfit = true\n";
+    let _worker = worker(&fleet, &provider, 0, toml).set("BUDGET_DAILY", "10.00").start().await;
+    fleet.enqueue(&jobs(json!({"model": "claude-opus-5-5", "max_tokens": 64_000}))).await;
+    let stopped = "SELECT count(*) FROM harness_results WHERE failure ->> 'code' = 'budget_exhausted'";
+    until("a job stops", async || (fleet.database.count(stopped).await > 0).then_some(())).await;
+    let bill = provider.bill_micros();
+    assert!((9_500_000..=10_000_000).contains(&bill), "the bill is {bill}");
 }

@@ -554,12 +554,13 @@ impl Arena {
     }
 }
 
-/// Writes the workers' agents file. The witness is this program itself.
+/// Writes the workers' agents file. The witness is this program itself. It kills workers, which a sandbox would not allow.
 fn agents(folder: &Path, account: &Path) -> anyhow::Result<String> {
     let program = std::env::current_exe().context("finding this program")?;
     let toml = format!(
         "[agents.echo]\nharness = \"echo\"\n[agents.scripted]\nharness = \"scripted\"\n\
-         [agents.witness]\nharness = \"command\"\ncommand = [{program:?}, \"witness\", {account:?}]\n"
+         [agents.witness]\nharness = \"command\"\ncommand = [{program:?}, \"witness\", {account:?}]\n\
+         sandbox = {{ level = \"off\" }}\n"
     );
     let path = folder.join("agents.toml");
     std::fs::write(&path, toml).with_context(|| format!("writing {}", path.display()))?;
