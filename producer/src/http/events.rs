@@ -270,7 +270,7 @@ async fn answer(
     let streamed = Streamed {
         follower,
         sequence,
-        principal,
+        content: principal.may(Scope::Content),
         job_id,
         stop,
         events,
@@ -287,7 +287,8 @@ async fn answer(
 struct Streamed {
     follower: Follower,
     sequence: Sequence,
-    principal: Principal,
+    /// Whether the caller is shown what was said. The rest of it is not kept: there are thousands of streams.
+    content: bool,
     /// The job that is followed alone; its end is the stream's.
     job_id: Option<JobId>,
     stop: CancellationToken,
@@ -301,13 +302,15 @@ struct Streamed {
 
 impl Streamed {
     fn into_stream(self) -> impl Stream<Item = Result<Line, Infallible>> + Send + 'static {
-        stream::unfold(self, async |mut streamed| Some((Ok(streamed.next().await?), streamed)))
+        // A future has what it is given twice, once before and once while it runs. So it is given a pointer.
+        let this = Box::new(self);
+        stream::unfold(this, async |mut streamed| Some((Ok(streamed.next().await?), streamed)))
     }
 
     async fn next(&mut self) -> Option<Line> {
         loop {
             if let Some((position, event)) = self.events.pop_front() {
-                return Some(line(event, &self.principal).id(position.to_string()));
+                return Some(line(event, self.content).id(position.to_string()));
             }
             if self.over {
                 return None;
@@ -342,21 +345,21 @@ impl Streamed {
 }
 
 /// An event as it is sent, without its id.
-fn line(event: Event, principal: &Principal) -> Line {
+fn line(event: Event, content: bool) -> Line {
     match event {
         Event::State(LiveJob { job_id, state, attempts, code, .. }) => {
             with("state", &StateEvent { job_id, state, attempts, code })
         }
         Event::Iteration(step) => {
             let Step { job_id, iterations, cost: cost_usd, input_tokens, output_tokens, progress, .. } = step;
-            let progress = progress.filter(|_| principal.may(Scope::Content));
+            let progress = progress.filter(|_| content);
             with(
                 "iteration",
                 &IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress },
             )
         }
         Event::Gap(job_id, iterations) => with("gap", &GapEvent { job_id, iterations }),
-        Event::End(view) => with("end", &Job::of((*view).clone(), principal)),
+        Event::End(view) => with("end", &Job::shown((*view).clone(), content)),
     }
 }
 

@@ -249,7 +249,8 @@ impl Job {
         Job::shown(view, content).with_input(envelope, content)
     }
 
-    fn shown(view: JobView, content: bool) -> Job {
+    /// The job as it is shown, with what was said if the caller may see it.
+    pub fn shown(view: JobView, content: bool) -> Job {
         let (output_bytes, output_sha256) = view.output.as_ref().map(size_and_digest).unzip();
         Job {
             job_id: view.job_id,
