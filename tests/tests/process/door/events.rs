@@ -51,13 +51,19 @@ async fn a_followed_job_shows_its_states_its_iterations_and_its_end_in_order() {
     let _worker = fleet.worker("worker").start().await;
     let mut events = vec![first];
     events.extend(stream.rest().await);
-    let order = names(&events);
+    // The end folds what was not read until then: on a busy machine that is a gap before it.
+    let mut order = names(&events);
+    order.retain(|name| *name != "gap");
     assert_eq!(order, ["state", "iteration", "end"], "{events:?}");
     let states: Vec<&str> =
         events.iter().filter(|event| event.name == "state").map(|event| event.text("state")).collect();
     assert_eq!(states.last(), Some(&"running"), "{states:?}");
     let iterations: Vec<&ServerEvent> = events.iter().filter(|event| event.name == "iteration").collect();
-    assert_eq!(iterations.len(), 3);
+    let folded: u64 = events
+        .iter()
+        .filter_map(|event| event.data["iterations"].as_u64().filter(|_| event.name == "gap"))
+        .sum();
+    assert_eq!(iterations.len() as u64 + folded, 3, "{events:?}");
     for iteration in iterations {
         let data = &iteration.data;
         assert_eq!((&data["cost_usd"], &data["input_tokens"]), (&json!(0.5), &json!(7)), "{data}");

@@ -151,7 +151,7 @@ fn wrong(words: &[String], facts: &Facts) -> Option<String> {
 fn refused(program: Command, words: &[String]) -> Option<String> {
     // The values that pages leave open.
     let words = words.iter().map(|word| match word.as_str() {
-        "JOB" | "$job" => "0199f3b0-0000-7000-8000-000000000000",
+        "JOB" | "CALL" | "$job" => "0199f3b0-0000-7000-8000-000000000000",
         word => word,
     });
     let error = program.try_get_matches_from(words).err()?;
