@@ -73,6 +73,7 @@ class Job(TypedDict, total=False):
     accepted_at: str
     started_at: Optional[str]
     finished_at: Optional[str]
+    questions: List["Question"]  # while it is awaiting_input
     failure: Failure
     code: Optional[str]  # of the last failure; in lists
     input: Any
@@ -81,6 +82,16 @@ class Job(TypedDict, total=False):
     output: Any
     output_bytes: int
     output_sha256: str
+
+
+class Question(TypedDict, total=False):
+    """What a job asks a person. `question` needs a key with the scope `content`."""
+
+    call_id: str
+    kind: str  # question or approval
+    question: Any
+    asked_at: str
+    expires_at: str
 
 
 class Answer(TypedDict, total=False):
@@ -130,7 +141,7 @@ class Session(TypedDict, total=False):
 
 
 class Event(NamedTuple):
-    """An event of a job: `state`, `iteration`, `text`, `gap` (some iterations are not shown) or `end`, with its data.
+    """An event of a job: `state`, `iteration`, `text`, `note`, `gap` (some iterations are not shown) or `end`, with its data.
 
     `id` says where to go on: it is that of this event, or of the last one that has any.
     """
@@ -218,7 +229,7 @@ class Client:
         """Submits a job. With `wait_s` it waits up to so many seconds, and the answer may be its end.
 
         `fields` are the other fields of a job, such as `session_id`, `pool`, `labels`, `retry`, `timeout_ms`,
-        `max_cost_usd`.
+        `max_iterations`, `max_tokens`, `max_cost_usd`, `run_at` (RFC 3339: not before), `delay_ms`.
         """
         job = {"job_id": job_id or new_job_id(), "agent_id": agent_id, "input": input, **fields}
         until = time.monotonic() + wait_s
@@ -285,6 +296,29 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Cancels a job. One that waits has ended then; a running one ends soon. A `Problem` of 409: it had ended."""
         return cast(Job, self._ask("POST", _of(job_id) + "/cancel"))
+
+    def answer(
+        self,
+        job_id: str,
+        call_id: str,
+        answer: Any = None,
+        *,
+        approve: Optional[bool] = None,
+        by: Optional[str] = None,
+    ) -> Job:
+        """Answers a question of a job: with any JSON, or with `approve`, for somebody if that is given.
+
+        A `Problem` of 409: it was answered in another way, its time is over, the job has ended or waits for other calls.
+        The same answer again is answered as the first.
+        """
+        body: Dict[str, Any] = {"call_id": call_id}
+        if approve is None:
+            body["answer"] = answer
+        else:
+            body["approve"] = approve
+        if by is not None:
+            body["by"] = by
+        return cast(Job, self._ask("POST", _of(job_id) + "/answers", body))
 
     def follow(self, job_id: str, *, last_event_id: str = "") -> Iterator[Event]:
         """Yields what happens to a job, as it happens, until `end`. Nothing is asked until you iterate.
@@ -358,9 +392,12 @@ class Client:
         """Lists failed jobs that were neither redriven nor dropped, newest first. Filters as for `jobs`, no `state`."""
         return cast(Iterator[Job], self._pages("/v1/dead", {"label": _labels(labels), **filters}))
 
-    def sessions(self) -> Iterator[Session]:
-        """Lists sessions, by name."""
-        return cast(Iterator[Session], self._pages("/v1/sessions", {}))
+    def sessions(self, **filters: str) -> Iterator[Session]:
+        """Lists sessions, by name.
+
+        Filters: `agent`, `created_since`, `created_before`, `updated_since`, `updated_before`.
+        """
+        return cast(Iterator[Session], self._pages("/v1/sessions", {**filters}))
 
     def session(self, name: str) -> Session:
         """Reads a session."""

@@ -1,7 +1,7 @@
 //! Cancels jobs that are no longer wanted.
 
 use anyhow::Context;
-use dispatch::Dispatch;
+use dispatch::{Dispatch, InboxRules};
 use job::{IdError, JobId, Limits, SessionKey};
 use store::Cancelled;
 
@@ -13,9 +13,10 @@ pub enum Answer {
     Refused(IdError),
 }
 
-/// Cancels these jobs, and all live jobs of `session` if one is given.
+/// Cancels these jobs, and all live jobs of `session` if one is given. The operators' log names the actor.
 pub async fn cancel(
     dispatch: &Dispatch,
+    actor: &str,
     mut jobs: Vec<JobId>,
     session: Option<&SessionKey>,
     limits: &Limits,
@@ -30,6 +31,9 @@ pub async fn cancel(
             return Ok(Answer::Refused(error));
         }
     }
-    let answers = dispatch.cancel(&jobs).await.context("cancelling jobs")?;
+    // One that was enqueued by SQL a moment ago is a job of its tenant's first, and then ends as one.
+    let rules = InboxRules::of(limits);
+    dispatch.take_from_inbox(&jobs, &rules).await.context("taking jobs from the inbox")?;
+    let answers = dispatch.cancel(actor, &jobs).await.context("cancelling jobs")?;
     Ok(Answer::Done(jobs.into_iter().zip(answers).collect()))
 }

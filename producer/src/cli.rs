@@ -16,11 +16,14 @@ mod jobs;
 mod wait;
 mod why;
 mod cancel;
+mod answer;
 mod sessions;
 mod dead;
 mod tenants;
+mod roles;
 mod keys;
 mod webhooks;
+mod schedules;
 mod budget;
 mod spend;
 mod relay;
@@ -37,7 +40,7 @@ use service::{Common, Health, Problems, Threads, unless_stopped};
 /// Accepts jobs and shows what became of them.
 ///
 /// Jobs go into Postgres and from there to RabbitMQ; workers run them. With HARNESS_URL and HARNESS_API_KEY (or a
-/// profile) the commands enqueue, status, wait, why, jobs, cancel and dead ask the HTTP API instead, and need neither.
+/// profile) the commands enqueue, status, wait, why, jobs, cancel, answer and dead ask the HTTP API instead, and need neither.
 ///
 /// Exit codes: 0 success, 1 something failed, 2 wrong arguments or settings, 3 not finished, incomplete, or an audit
 /// check failed, 130 stopped by a signal.
@@ -71,14 +74,19 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Cancel jobs that are no longer wanted, whether or not they are running
     Cancel(cancel::Cancel),
+    Answer(answer::AnswerArgs),
     /// Look at sessions
     Sessions(sessions::Sessions),
     /// Look at failed jobs and at messages that no worker could use; run them again, or drop them
     Dead(dead::DeadArgs),
     /// Create and change tenants: groups of callers that do not see each other's work
     Tenants(tenants::TenantsArgs),
+    /// Let database roles enqueue jobs by SQL, within transactions of their own
+    Roles(roles::RolesArgs),
     /// Create and revoke keys of the HTTP API
     Keys(keys::KeysArgs),
+    /// Look at schedules, make and change them: jobs that are made by the clock
+    Schedules(schedules::SchedulesArgs),
     /// Look at webhooks, make and change them: addresses to which the ends of a tenant's jobs are sent
     Webhooks(webhooks::WebhooksArgs),
     /// Set limits on what model calls may cost, while the fleet runs
@@ -127,10 +135,13 @@ impl Args {
                 Command::Why(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Jobs(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Cancel(args) => args.run(context).await,
+                Command::Answer(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Roles(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Schedules(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Webhooks(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Budget(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Spend(args) => unless_stopped(&stop, args.run(context)).await,

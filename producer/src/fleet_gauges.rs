@@ -35,8 +35,14 @@ struct Metrics {
     oldest_queued: GaugeVec,
     workers: IntGaugeVec,
     queue_depth: IntGaugeVec,
+    inbox_jobs: IntGaugeVec,
+    inbox_lag: GaugeVec,
+    schedules: IntGaugeVec,
+    schedules_late: GaugeVec,
     webhook_backlog: IntGaugeVec,
     webhook_lag: GaugeVec,
+    awaiting_input: IntGaugeVec,
+    awaiting_input_age: GaugeVec,
     keys_shut: IntGaugeVec,
     failures: IntCounterVec,
 }
@@ -81,6 +87,26 @@ fn register() -> prometheus::Result<Metrics> {
             "Messages ready in the pool's queue; absent while that is unknown",
             &["pool"]
         )?,
+        inbox_jobs: register_int_gauge_vec!(
+            "harness_inbox_jobs",
+            "Jobs enqueued by SQL that have not been taken in yet; counting stops at 10000",
+            &[]
+        )?,
+        inbox_lag: register_gauge_vec!(
+            "harness_inbox_lag_seconds",
+            "How long the job that was enqueued by SQL first has waited to be taken in",
+            &[]
+        )?,
+        schedules: register_int_gauge_vec!(
+            "harness_schedules",
+            "Schedules, by state: active (an instant is left), paused",
+            &["state"]
+        )?,
+        schedules_late: register_gauge_vec!(
+            "harness_schedules_late_seconds",
+            "For how long the schedule that waits the longest to be fired has been due",
+            &[]
+        )?,
         webhook_backlog: register_int_gauge_vec!(
             "harness_webhook_backlog",
             "Ends that wait to be sent to enabled webhooks, for the first time or again; counting stops at 10000",
@@ -89,6 +115,16 @@ fn register() -> prometheus::Result<Metrics> {
         webhook_lag: register_gauge_vec!(
             "harness_webhook_lag_seconds",
             "How long the delivery to an enabled webhook that is due the longest has been due",
+            &[]
+        )?,
+        awaiting_input: register_int_gauge_vec!(
+            "harness_jobs_awaiting_input",
+            "Jobs that wait for a person's answer; counting stops at 10000",
+            &[]
+        )?,
+        awaiting_input_age: register_gauge_vec!(
+            "harness_awaiting_input_age_seconds",
+            "How long the job that waits the longest for a person has waited",
             &[]
         )?,
         keys_shut: register_int_gauge_vec!(
@@ -156,11 +192,17 @@ impl FleetGauges {
                 &METRICS.partitions_ahead,
                 &METRICS.oldest_queued,
                 &METRICS.webhook_lag,
+                &METRICS.awaiting_input_age,
+                &METRICS.inbox_lag,
+                &METRICS.schedules_late,
             ]);
             forget([
                 &METRICS.partitions_missing,
                 &METRICS.workers,
                 &METRICS.webhook_backlog,
+                &METRICS.awaiting_input,
+                &METRICS.inbox_jobs,
+                &METRICS.schedules,
                 &METRICS.keys_shut,
             ]);
             self.budgets.forget();
@@ -178,6 +220,9 @@ impl FleetGauges {
         let lag = store.relay_lag().await.context("reading the relays' lag")?;
         let pools = store.pool_gauges().await.context("reading the pools")?;
         let webhooks = store.webhook_backlog().await.context("reading what waits for webhooks")?;
+        let (awaiting, age) = store.awaiting_input().await.context("reading what waits for persons")?;
+        let inbox = store.inbox_backlog().await.context("counting the inbox")?;
+        let schedules = store.schedule_backlog().await.context("counting schedules")?;
         let shut = store.shut_keys().await.context("reading which keys are shut")?;
         let spend = store.spend_gauges().await.context("reading how budgets fare")?;
         self.budgets.show(&spend);
@@ -186,6 +231,13 @@ impl FleetGauges {
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
         METRICS.webhook_backlog.with_label_values::<&str>(&[]).set(webhooks.pending);
         METRICS.webhook_lag.with_label_values::<&str>(&[]).set(webhooks.lag.as_secs_f64());
+        METRICS.awaiting_input.with_label_values::<&str>(&[]).set(awaiting);
+        METRICS.awaiting_input_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
+        METRICS.inbox_jobs.with_label_values::<&str>(&[]).set(inbox.jobs as i64);
+        METRICS.inbox_lag.with_label_values::<&str>(&[]).set(inbox.oldest.as_secs_f64());
+        METRICS.schedules.with_label_values(&["active"]).set(schedules.active as i64);
+        METRICS.schedules.with_label_values(&["paused"]).set(schedules.paused as i64);
+        METRICS.schedules_late.with_label_values::<&str>(&[]).set(schedules.late.as_secs_f64());
         METRICS.keys_shut.with_label_values::<&str>(&[]).set(shut.len() as i64);
         self.keep_only(&pools);
         for PoolGauges { pool, oldest_queued, alive, draining } in pools {

@@ -8,8 +8,9 @@ mod problem;
 mod client;
 mod shares;
 mod sign_ins;
-mod auth;
 mod bodies;
+mod answers;
+mod auth;
 mod unread;
 mod body;
 mod prefer;
@@ -24,6 +25,7 @@ mod keys;
 mod jobs;
 mod batches;
 mod followers;
+mod inputs;
 mod batch;
 mod lists;
 mod spend;
@@ -32,6 +34,7 @@ mod events;
 mod tickets;
 mod cors;
 mod webhooks;
+mod schedules;
 mod router;
 mod connections;
 mod protocol;
@@ -44,11 +47,11 @@ use anyhow::Context as _;
 use dispatch::Dispatch;
 use job::{Limits, ReplyRule};
 use store::Clock;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+pub use answers::Answers;
 pub use auth::Auth;
 pub use batches::Batches;
 pub use bodies::Bodies;
@@ -61,6 +64,7 @@ pub use server::{Server, Tls};
 pub use sign_ins::SignIns;
 pub use tickets::Tickets;
 pub use view::Job;
+pub use webhooks::Trying;
 
 use self::problem::Problem;
 use crate::access::{Keys, Limits as TenantsLimits, Rates};
@@ -89,6 +93,7 @@ pub struct Door {
     pub batches: Batches,
     pub followers: Followers,
     pub bodies: Bodies,
+    pub answers: Answers,
     pub tickets: Tickets,
     /// What goes on to its end although its caller waits no longer.
     pub begun: TaskTracker,
@@ -97,7 +102,7 @@ pub struct Door {
     pub backlog: Arc<Backlog>,
     pub outbound: Arc<Outbound>,
     /// A place for each message that tries a webhook.
-    pub trying: Semaphore,
+    pub trying: Trying,
     /// Cancelled when the process is asked to stop: callers that wait for an end wait no longer.
     pub stop: CancellationToken,
 }

@@ -11,13 +11,13 @@
 // Operations, and what they share.
 mod intake_limits;
 mod send_spans;
-mod candidate;
 mod older;
 mod backlog;
 mod submit;
 mod pulse;
 mod bounded_queue;
 mod publishing;
+mod schedules;
 mod served;
 mod same;
 mod wait;
@@ -26,6 +26,7 @@ mod why;
 mod cancel;
 mod dead;
 mod webhooks;
+mod session_now;
 
 // What `producer relay` exports.
 mod spend_gauges;
@@ -37,3 +38,5 @@ pub mod access;
 // The HTTP API and the command line.
 mod http;
 pub mod cli;
+
+pub use session_now::{Appended, SessionNow};

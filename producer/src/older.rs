@@ -7,6 +7,8 @@ use store::{OlderWorker, Store};
 const KNOWS_TENANTS: i64 = 11;
 /// The first schema whose workers write deliveries with the ends of jobs.
 const KNOWS_WEBHOOKS: i64 = 14;
+/// The first schema whose workers fire schedules when they lead.
+const KNOWS_SCHEDULES: i64 = 30;
 
 /// Refuses work of tenants while a worker may run that knows none: it would fail their jobs.
 pub async fn refuse_beside_older_workers(store: &Store) -> anyhow::Result<()> {
@@ -19,6 +21,11 @@ pub async fn refuse_beside_older_workers(store: &Store) -> anyhow::Result<()> {
 /// Returns a worker that ends jobs without deliveries, if there is one: a webhook beside it would miss ends.
 pub async fn without_deliveries(store: &Store) -> anyhow::Result<Option<OlderWorker>> {
     older_than(store, KNOWS_WEBHOOKS).await
+}
+
+/// Returns a worker that fires no schedules when it leads, if there is one.
+pub async fn without_schedules(store: &Store) -> anyhow::Result<Option<OlderWorker>> {
+    older_than(store, KNOWS_SCHEDULES).await
 }
 
 /// Says for operators which worker has to be upgraded, and why.

@@ -4,12 +4,11 @@
 use std::collections::HashSet;
 
 use anyhow::Context;
-use dispatch::{Dispatch, Sent};
-use job::{JobId, JobSpec, Limits, OnBusy};
+use dispatch::{Candidate, Dispatch, Sent};
+use job::{JobId, JobSpec, Limits};
 use store::{Acceptance, Accepted, Ask, DueJob, KeyKind, StoreError, Taken};
 use tracing::warn;
 
-use crate::candidate::Candidate;
 use crate::older::refuse_beside_older_workers;
 use crate::send_spans::SendSpans;
 
@@ -23,6 +22,8 @@ pub struct Submitted {
     /// How many jobs had been accepted before.
     pub accepted_before: usize,
     due: Vec<DueJob>,
+    /// How many of the new ones are not due yet. A relay publishes them when they are.
+    later: usize,
     /// Jobs that want their session's running job to give way.
     asking: Vec<(JobId, Ask)>,
     /// The spans end when the broker has confirmed.
@@ -50,7 +51,7 @@ pub async fn submit(
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans))
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans, limits))
 }
 
 /// What became of one job that shared its transaction with those of other callers.
@@ -77,7 +78,7 @@ pub async fn submit_one(
     let spec = candidate.spec;
     match dispatch.store.take(acceptance).await {
         Ok(Taken::New { accepted_at }) => {
-            let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans);
+            let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans, limits);
             Ok(Submission::New(accepted_at, Box::new(submitted)))
         }
         Ok(Taken::Known) => {
@@ -116,7 +117,7 @@ pub async fn submit_in_order(
         }
     }
     let before = specs.len() - new.len() - refused.len();
-    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans);
+    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans, limits);
     (answers, submitted)
 }
 
@@ -134,21 +135,22 @@ pub async fn find_earlier(
 }
 
 /// Accepts jobs that redo the work of failed ones; each comes with the id of its failed job. If another caller has
-/// settled the failed job meanwhile, its new job is not accepted.
+/// settled the failed job meanwhile, its new job is not accepted. The operators' log names the actor.
 pub async fn redrive(
     dispatch: &Dispatch,
+    actor: &str,
     jobs: Vec<(JobId, JobSpec)>,
     limits: &Limits,
 ) -> anyhow::Result<Submitted> {
     let (failed, mut jobs): (Vec<JobId>, Vec<JobSpec>) = jobs.into_iter().unzip();
     let send_spans = SendSpans::begin(&mut jobs, limits);
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
-    let taken = dispatch.store.redrive(&pairs).await.context("redriving jobs")?;
+    let taken = dispatch.store.redrive(actor, &pairs).await.context("redriving jobs")?;
     let taken: HashSet<JobId> = taken.into_iter().collect();
     let new: Vec<&JobSpec> =
         pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
     let before = pairs.len() - new.len();
-    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans, limits))
 }
 
 impl Submitted {
@@ -163,20 +165,34 @@ impl Submitted {
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
         mut send_spans: SendSpans,
+        limits: &Limits,
     ) -> Submitted {
-        let asking = new.iter().filter_map(|spec| ask(spec)).collect();
-        let due: Vec<DueJob> = new.into_iter().map(due).collect();
-        send_spans.accepted(&due, &refused);
-        let new = due.iter().map(|job| job.job_id).collect();
-        Submitted { new, refused, accepted_before, due, asking, send_spans, dispatch: dispatch.clone() }
+        let accepted: Vec<DueJob> = new.iter().map(|spec| DueJob::of(spec)).collect();
+        send_spans.accepted(&accepted, &refused);
+        let is_due = |spec: &JobSpec| spec.is_due(limits.now_unix_ms);
+        let asking = new.iter().filter(|spec| is_due(spec));
+        let asking = asking.filter_map(|spec| Some((spec.job_id, Ask::of(spec)?))).collect();
+        let due = accepted.into_iter().zip(&new).filter(|(_, spec)| is_due(spec));
+        let due: Vec<DueJob> = due.map(|(job, _)| job).collect();
+        let (later, new) = (new.len() - due.len(), new.iter().map(|spec| spec.job_id).collect());
+        Submitted {
+            new,
+            refused,
+            accepted_before,
+            due,
+            later,
+            asking,
+            send_spans,
+            dispatch: dispatch.clone(),
+        }
     }
 
     /// Asks running jobs to give way where the new ones want that, and publishes the new ones. A job whose publish is
-    /// not confirmed stays accepted, and a relay publishes it later. Returns how many were confirmed.
+    /// not confirmed stays accepted, and a relay publishes it later. Returns how many were confirmed or are not due yet.
     pub async fn publish(self) -> anyhow::Result<usize> {
-        let dispatch = self.dispatch.clone();
+        let (dispatch, later) = (self.dispatch.clone(), self.later);
         let sent = send(&dispatch, vec![self]).await;
-        dispatch.note(&sent).await.context("noting the broker's confirms in Postgres")
+        Ok(later + dispatch.note(&sent).await.context("noting the broker's confirms in Postgres")?)
     }
 }
 
@@ -198,17 +214,4 @@ pub async fn send(dispatch: &Dispatch, submitted: Vec<Submitted>) -> Sent {
     let sent = dispatch.send_all(due).await;
     drop(send_spans);
     sent
-}
-
-/// What the job asks of the one that runs in its session.
-fn ask(spec: &JobSpec) -> Option<(JobId, Ask)> {
-    match spec.on_busy {
-        OnBusy::Interrupt => Some((spec.job_id, Ask::Interrupt)),
-        OnBusy::Rollback => Some((spec.job_id, Ask::Rollback)),
-        OnBusy::Enqueue | OnBusy::Reject => None,
-    }
-}
-
-fn due(spec: &JobSpec) -> DueJob {
-    DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) }
 }

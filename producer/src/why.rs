@@ -77,6 +77,17 @@ pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
             };
             format!("running for {since}{}{asked}", attempt(facts))
         }
+        JobState::AwaitingInput => {
+            let calls = match facts.calls.as_slice() {
+                [call] => format!("call {call}"),
+                calls => format!("calls {}", calls.join(", ")),
+            };
+            let asked = match facts.asked.as_deref() {
+                Some(_) => "; it ends soon: a later job of its session wants its place",
+                None => "",
+            };
+            format!("awaiting_input: waits for an answer to {calls} for {since}{asked}")
+        }
         JobState::Succeeded => format!("succeeded {since} ago{}", spent(facts)),
         JobState::Failed | JobState::Cancelled => {
             let reason = match (&facts.code, &facts.message) {
@@ -172,6 +183,7 @@ mod tests {
             draining: 0,
             slots: 4,
             busy: 0,
+            calls: Vec::new(),
             redriven_as: None,
         }
     }
@@ -212,6 +224,14 @@ mod tests {
                 "scheduled: due in 500 ms",
             ),
             (facts(JobState::Running), "running for 3 s: attempt 1 of 3"),
+            (
+                JobFacts { calls: vec!["c-1".to_owned()], ..facts(JobState::AwaitingInput) },
+                "awaiting_input: waits for an answer to call c-1 for 3 s",
+            ),
+            (
+                JobFacts { calls: vec!["a".to_owned(), "b".to_owned()], ..facts(JobState::AwaitingInput) },
+                "awaiting_input: waits for an answer to calls a, b for 3 s",
+            ),
             (
                 JobFacts { asked: Some("cancel".to_owned()), ..facts(JobState::Running) },
                 "running: it was cancelled, and ends soon",

@@ -35,6 +35,17 @@ except TimeoutError as error:
 fleet.cancel(long["job_id"])
 assert fleet.wait(long["job_id"])["state"] == "cancelled"
 
+# A job that asks is answered once; the same answer again changes nothing.
+asking = fleet.submit("scripted", {"iterations": [{"ask": {"call_id": "c1", "question": {"n": 1}}}]})
+for event in fleet.follow(asking["job_id"]):
+    if event.name == "state" and event.data["state"] == "awaiting_input":
+        assert event.data["questions"][0]["question"] == {"n": 1}, event
+        break
+question = fleet.get(asking["job_id"])["questions"][0]
+assert (question["call_id"], question["kind"], question["question"]) == ("c1", "question", {"n": 1}), question
+assert fleet.answer(asking["job_id"], "c1", None, by="Ada")["job_id"] == asking["job_id"]
+assert fleet.wait(asking["job_id"])["state"] == "succeeded"
+
 # A batch from an iterator, whose groups are sent as they are read; each job has its answer, in order.
 jobs = ({"agent_id": "echo" if n % 10 else 7, "session_id": "batch", "input": n} for n in range(100))
 answers = list(fleet.batch(jobs, group=30))
@@ -61,7 +72,7 @@ assert len(of_batch) == 90 and [job["job_id"] for job in of_batch] == sorted(
 assert {job["state"] for job in fleet.jobs(state=["cancelled", "failed"])} == {"cancelled", "failed"}
 labelled = fleet.submit("echo", labels={"team": "search", "run": "7"})
 assert labelled["labels"] == {"team": "search", "run": "7"}, labelled
-fleet.submit("echo", labels={"team": "search", "run": "8"}, max_cost_usd="0.25")
+fleet.submit("echo", labels={"team": "search", "run": "8"}, max_cost_usd="0.25", max_iterations=7, max_tokens=9_000)
 assert len(list(fleet.jobs(labels={"team": "search"}))) == 2
 found = list(fleet.jobs(labels={"team": "search", "run": "7"}))
 assert [job["job_id"] for job in found] == [labelled["job_id"]], found

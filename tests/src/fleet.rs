@@ -9,7 +9,8 @@ use std::process::{Command, Output, Stdio};
 
 use job::{JobId, JobSpec, JobState};
 use postgres::SetBy;
-use store::{JobView, SessionView, Store};
+use producer::SessionNow;
+use store::{JobView, Store};
 use tempfile::TempDir;
 
 use crate::database::RETENTION;
@@ -231,9 +232,9 @@ impl Fleet {
     }
 
     /// Returns a session, which must exist.
-    pub async fn session(&self, name: &str) -> SessionView {
+    pub async fn session(&self, name: &str) -> SessionNow {
         let key: job::Name = name.parse().expect("a name");
-        let found = self.store.session(&key.into()).await.expect("the ledger");
+        let found = SessionNow::read(&self.store, &key.into()).await.expect("the ledger");
         found.unwrap_or_else(|| panic!("no session {name}"))
     }
 

@@ -13,7 +13,7 @@
 //! set.
 //!
 //! Not modelled: batches (the calls of one batch are calls one after the other), more than one slot, harnesses, the
-//! content of a session, deadlines, `on_busy`.
+//! content of a session, deadlines, `on_busy`, several questions of one job.
 
 pub mod row;
 pub mod call;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, Store, Throughput, Unwanted};
+use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, RunFold, Store, Throughput, Unwanted};
 
-use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Reply, Run};
+use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Heard, Reply, Run};
 use crate::model::ledger::Ledger;
-use crate::model::row::{self, JOBS, Lease, Row, SESSION_OF, SESSIONS, WORKERS};
+use crate::model::row::{self, Input, JOBS, Lease, NO_PLACE, Row, SESSION_OF, SESSIONS, WORKERS};
 use crate::{Database, Runner, declare_dead, folded, job};
 
 /// A lease or a delay that ends only when the walk says so.
@@ -36,13 +36,17 @@ impl Real {
         Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default(), claims: HashMap::new() }
     }
 
-    /// Returns to the initial state, with other jobs.
-    pub async fn begin_anew(&mut self) {
+    /// Returns to the initial state, with other jobs. These bits of them are not due before the walk says so.
+    pub async fn begin_anew(&mut self, later: u8) {
         let empty =
-            "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_workers";
+            "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_history, harness_workers,
+              harness_inputs";
         sqlx::query(empty).execute(&mut self.sql).await.expect("empty tables");
         self.workers.clear();
-        self.jobs.iter_mut().for_each(|spec| spec.job_id = JobId::now());
+        for (at, spec) in self.jobs.iter_mut().enumerate() {
+            spec.job_id = JobId::now();
+            spec.delay_ms = (later & 1 << at != 0).then_some(HOUR.as_millis() as u64);
+        }
         self.epochs = Default::default();
         self.claims.clear();
     }
@@ -66,7 +70,7 @@ impl Real {
                     store::Answer::Finished(_) => Answer::Finished,
                     store::Answer::Held => Answer::Held,
                     store::Answer::Blocked => Answer::Blocked,
-                    store::Answer::NotDue => Answer::NotDue,
+                    store::Answer::NotDue | store::Answer::AwaitingInput => Answer::NotDue,
                     store::Answer::LeaseLost => Answer::LeaseLost,
                     store::Answer::Drained => panic!("no worker is marked to drain here"),
                     store::Answer::OtherSession(session) => panic!("{session} has this job"),
@@ -78,12 +82,22 @@ impl Real {
                     claim: self.claims[&(worker, job, epoch)].clone(),
                     ordinal: ordinal.into(),
                     delta: "{}".to_owned(),
+                    entries: None,
                     iterations: 1,
                     cost: Usd::from_micros(7),
                     input_tokens: 1,
                     output_tokens: 1,
                 };
                 Reply::Stands(store.checkpoint(row).await.expect("an answer") == Fenced::Done(()))
+            }
+            Call::Fold { worker, job, epoch, ordinal, total } => {
+                let call = RunFold {
+                    claim: self.claims[&(worker, job, epoch)].clone(),
+                    ordinal: ordinal.into(),
+                    fold: folded(total.into()),
+                    before: Some(folded(0).state),
+                };
+                Reply::Stands(store.fold(call).await.expect("an answer") == Fenced::Done(()))
             }
             Call::Conclude(conclusion) => {
                 let concluded = store.conclude(self.conclusion(conclusion)).await.expect("an answer");
@@ -140,7 +154,7 @@ impl Real {
                 self.bits(rescued)
             }
             Call::Cancel(job) => {
-                let (answers, _) = store.cancel(&[spec(job).job_id]).await.expect("an answer");
+                let (answers, _) = store.cancel("a test", &[spec(job).job_id]).await.expect("an answer");
                 Reply::Cancelled(match answers[0] {
                     store::Cancelled::Now => Cancelled::Now,
                     store::Cancelled::Stopping => Cancelled::Stopping,
@@ -153,6 +167,25 @@ impl Real {
                 let unwanted: Vec<JobId> = unwanted.into_iter().map(|job| job.0).collect();
                 let ended = store.end_waiting(&unwanted, Unwanted::Cancelled).await.expect("an answer");
                 self.bits(ended.into_iter().map(|job| job.job_id))
+            }
+            Call::Answer(job) => {
+                let call_id = "c".parse().expect("a call");
+                let input = job::Input::of(spec(job).job_id, call_id, (Some(Json::null()), None), None);
+                let heard =
+                    store.answer(Some("a test"), &input.expect("an input"), None).await.expect("an answer");
+                Reply::Heard(match heard {
+                    store::Answered::Counts { .. } => Heard::Counts,
+                    store::Answered::Early => Heard::Early,
+                    _ => Heard::Refused,
+                })
+            }
+            Call::TimeOut(job) => {
+                let past = "UPDATE harness_inputs SET expires_at = now() - interval '1 s'
+                             WHERE outcome IS NULL AND job_id::text = $1";
+                let job_id = spec(job).job_id.to_string();
+                sqlx::query(past).bind(job_id).execute(&mut self.sql).await.expect("the time is over");
+                let due = store.time_out_inputs().await.expect("an answer");
+                self.bits(due)
             }
             Call::LeaseRunsOut(id) => {
                 let worker = self.workers[&id].worker.to_string();
@@ -181,6 +214,12 @@ impl Real {
                 End::Cancelled => store::End::Cancelled(failure()),
                 End::Retry => store::End::Retry { failure: failure(), delay: HOUR },
                 End::HandBack => store::End::HandBack { delay: Duration::ZERO },
+                End::Ask => store::End::Asks(vec![job::InputRequest {
+                    call_id: "c".parse().expect("a call"),
+                    kind: job::InputKind::Question,
+                    content: Json::null(),
+                    timeout: Some(HOUR),
+                }]),
             },
             attempts: attempts.into(),
             fold: fold.map(|iterations| folded(iterations.into())),
@@ -203,6 +242,8 @@ impl Real {
             before: run.session.iteration_count as u8 + deltas.len() as u8,
             resumed: !deltas.is_empty(),
             own: 0,
+            folded: 0,
+            told: !run.answers.is_empty(),
         }
     }
 
@@ -231,23 +272,26 @@ impl Real {
 
     /// Returns the tables in the model's terms.
     pub async fn view(&mut self) -> View {
-        type Job = (String, String, i64, i32, i32, Option<String>, bool, bool);
+        type Job = (String, String, i64, i32, i32, Option<String>, bool, bool, i64, bool);
         let live: Vec<Job> = sqlx::query_as(
-            "SELECT job_id::text, state, epoch, attempts, deaths, worker_id::text, asked IS NOT NULL, due_at <= now()
+            "SELECT job_id::text, state, epoch, attempts, deaths, worker_id::text, asked IS NOT NULL, due_at <= now(),
+                    coalesce(folded_iterations, 0), seq < 9223372036854775807
                FROM harness_jobs ORDER BY seq",
         )
         .fetch_all(&mut self.sql)
         .await
         .expect("rows");
         let mut view = View::default();
-        for (job_id, state, epoch, attempts, deaths, worker, asked, due) in live {
+        for (job_id, state, epoch, attempts, deaths, worker, asked, due, folded, placed) in live {
             let (job, state) = (self.named(&job_id), state.parse().expect("a state"));
             let epoch = if epoch == 0 { 0 } else { self.given(SESSION_OF[job], epoch) };
             let worker = worker.map(|worker| self.worker(&worker));
             let due = state != JobState::Scheduled || due;
-            let (attempts, deaths) = (attempts as u8, deaths as u8);
-            view.live[job] = Some(Live { state, due, epoch, worker, attempts, deaths, asked });
-            view.order[SESSION_OF[job]].push(job);
+            let (attempts, deaths, folded) = (attempts as u8, deaths as u8, folded as u8);
+            view.live[job] = Some(Live { state, due, epoch, worker, attempts, deaths, asked, folded });
+            if placed {
+                view.order[SESSION_OF[job]].push(job);
+            }
         }
         type Result = (String, String, i64, Option<String>, i32, i64);
         let ended: Vec<Result> = sqlx::query_as(
@@ -273,6 +317,18 @@ impl Real {
         let deltas: Vec<(String, i64)> = sqlx::query_as(deltas).fetch_all(&mut self.sql).await.expect("rows");
         for (job_id, count) in deltas {
             view.deltas[self.named(&job_id)] = count as u8;
+        }
+        let inputs = "SELECT job_id::text, asked_at IS NOT NULL, outcome FROM harness_inputs";
+        let inputs: Vec<(String, bool, Option<String>)> =
+            sqlx::query_as(inputs).fetch_all(&mut self.sql).await.expect("rows");
+        for (job_id, asked, outcome) in inputs {
+            view.inputs[self.named(&job_id)] = match outcome.as_deref() {
+                Some("answered") if !asked => Input::Early,
+                None => Input::Open,
+                Some("answered") => Input::Answered,
+                Some("timed_out") => Input::TimedOut,
+                Some(_) => Input::Left,
+            };
         }
         let workers = "SELECT worker_id::text, state,
                               heartbeat_at < now() - lease_ms * interval '1 millisecond' FROM harness_workers";
@@ -312,10 +368,11 @@ fn as_many(count: u64, expected: Reply) -> Reply {
 pub struct View {
     live: [Option<Live>; JOBS],
     ended: [Option<Ended>; JOBS],
-    /// The live jobs of each session, in order.
+    /// The live jobs of each session that have a place in its order.
     order: [Vec<usize>; SESSIONS],
     folded: [u8; SESSIONS],
     deltas: [u8; JOBS],
+    inputs: [Input; JOBS],
     leases: [Lease; WORKERS],
 }
 
@@ -328,6 +385,7 @@ struct Live {
     attempts: u8,
     deaths: u8,
     asked: bool,
+    folded: u8,
 }
 
 #[derive(Debug, PartialEq)]
@@ -350,12 +408,13 @@ impl View {
             attempts: row.attempts,
             deaths: row.deaths,
             asked: row.asked,
+            folded: row.folded,
         };
         let ended = |it: row::Ended| Ended {
             state: match it.end {
                 End::Succeeded => JobState::Succeeded,
                 End::Cancelled => JobState::Cancelled,
-                End::Failed | End::Retry | End::HandBack => JobState::Failed,
+                End::Failed | End::Retry | End::HandBack | End::Ask => JobState::Failed,
             },
             epoch: it.epoch,
             worker: it.worker,
@@ -363,7 +422,8 @@ impl View {
             iterations: it.iterations,
         };
         let order = std::array::from_fn(|session| {
-            let mut jobs: Vec<(u8, usize)> = ledger.of(session).map(|(job, row)| (row.seq, job)).collect();
+            let placed = ledger.of(session).filter(|(_, row)| row.seq < NO_PLACE);
+            let mut jobs: Vec<(u8, usize)> = placed.map(|(job, row)| (row.seq, job)).collect();
             jobs.sort_unstable();
             jobs.into_iter().map(|(_, job)| job).collect()
         });
@@ -373,6 +433,7 @@ impl View {
             order,
             folded: ledger.sessions.map(|session| session.folded),
             deltas: ledger.deltas,
+            inputs: ledger.inputs,
             leases: ledger.leases,
         }
     }

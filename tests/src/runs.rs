@@ -5,7 +5,7 @@ use std::time::Duration;
 use job::{JobSpec, Json, Name, WorkerId};
 use store::{
     Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Fold, Leadership,
-    Store, StoreError, WorkerRegistration,
+    RunFold, Store, StoreError, WorkerRegistration,
 };
 
 /// A worker that claims, checkpoints and concludes.
@@ -21,6 +21,14 @@ pub struct Runner {
 pub async fn declare_dead(store: &Store) -> Vec<WorkerId> {
     let clock = store.clock().await.expect("an answer");
     store.declare_dead(Duration::MAX, &clock).await.expect("an answer")
+}
+
+/// Returns the statement that puts a worker of a release with this schema into the list, on the host `old-host`.
+pub fn older_worker(schema: i64) -> String {
+    format!(
+        "INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms, schema_version)
+         VALUES (gen_random_uuid(), 'old-host', 'default', 4, 'alive', 3600000, {schema})"
+    )
 }
 
 impl Runner {
@@ -56,6 +64,7 @@ impl Runner {
             claim: run.claim.clone(),
             ordinal,
             delta: "{}".to_owned(),
+            entries: None,
             iterations: 1,
             cost: job::Usd::from_micros(7),
             input_tokens: 1,
@@ -64,10 +73,16 @@ impl Runner {
         self.store.checkpoint(row).await
     }
 
+    /// Folds the session within a run, up to this checkpoint.
+    pub async fn fold(&self, run: &Claimed, ordinal: i32, fold: Fold) -> Result<Fenced<()>, StoreError> {
+        let before = (!run.session.folded_within).then(|| folded(0).state);
+        self.store.fold(RunFold { claim: run.claim.clone(), ordinal, fold, before }).await
+    }
+
     /// Returns a conclusion that does not fold the session's deltas.
     pub fn conclusion(&self, run: &Claimed, end: End) -> Conclusion {
         let spent = match end {
-            End::HandBack { .. } => run.attempts,
+            End::HandBack { .. } | End::Asks(_) => run.attempts,
             End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) | End::Retry { .. } => run.attempts + 1,
         };
         Conclusion { claim: run.claim.clone(), end, attempts: spent, fold: None, take_next: true }
@@ -87,6 +102,8 @@ pub fn folded(iterations: u64) -> Fold {
         cost: job::Usd::from_micros(7 * iterations),
         input_tokens: iterations,
         output_tokens: iterations,
+        undone: false,
+        blobs: Vec::new(),
     }
 }
 

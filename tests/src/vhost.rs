@@ -7,7 +7,7 @@ use queue::{Broker, BrokerConfig, DeadLetter, jobs_queue};
 use tokio_util::sync::CancellationToken;
 
 use crate::services::{address, unique_name, with_path};
-use crate::{TIMEOUT, http};
+use crate::{TIMEOUT, http, until};
 
 /// A vhost; it is deleted when this is dropped.
 pub struct Vhost {
@@ -175,7 +175,15 @@ impl Vhost {
         Ok(closed)
     }
 
-    /// The messages in `harness.dead`.
+    /// The messages in `harness.dead`, once there are so many. What another reader has looked at comes back a moment after it.
+    pub async fn so_many_dead_letters(&self, count: usize) -> Vec<DeadLetter> {
+        until("the dead letters", async || {
+            Some(self.dead_letters().await).filter(|letters| letters.len() == count)
+        })
+        .await
+    }
+
+    /// The messages in `harness.dead` that nobody else looks at.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
         let broker = self.broker().await;
         let letters = broker.dead_letters(1_000).await.expect("dead letters");

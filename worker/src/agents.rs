@@ -1,29 +1,69 @@
 //! `agents.toml`: which agents there are, and how each one's harness is set up.
 
 mod kinds;
+mod check;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::Args;
+use futures::future::join_all;
 use harness::Harness;
 use job::{Failure, FailureCode, Name};
 use model::GATEWAY_VARIABLES;
+use rustls::ClientConfig;
 use serde::Deserialize;
-use service::{TomlFile, TomlValue};
+use service::{Problems, TomlFile, TomlValue};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tools::{ToolsConfig, Toolset};
 
 use crate::calls::{AgentCalls, PROVIDER_KEYS};
-use kinds::HarnessConfig;
+pub use check::{AgentsCheck, CheckArgs};
 pub use kinds::Machine;
+use kinds::{Built, HarnessConfig};
+
+/// Which agents there are, and where they work.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Agents and their harnesses, a TOML file; without one there are `echo` and `scripted`
+    #[arg(long, env = "AGENTS_FILE")]
+    agents: Option<PathBuf>,
+    /// Where sessions have their folders
+    #[arg(long, env = "WORKSPACE_DIR", default_value = "./workspaces")]
+    pub workspace_dir: PathBuf,
+}
+
+impl AgentArgs {
+    /// Reads the file. What is wrong with it is noted.
+    pub fn load(&self, tls: &ClientConfig, problems: &mut Problems) -> Option<Agents> {
+        let machine = Machine { workspace_dir: &self.workspace_dir, tls };
+        problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &machine))
+    }
+
+    /// Makes the folder of sessions, or notes why it cannot be.
+    pub fn make_workspaces(&self, problems: &mut Problems) {
+        if let Err(error) = std::fs::create_dir_all(&self.workspace_dir) {
+            let folder = self.workspace_dir.display();
+            problems.add(
+                "WORKSPACE_DIR",
+                format!("{folder} cannot be made: {error}, expected a folder to write to"),
+            );
+        }
+    }
+}
 
 /// The agents of this worker, by name.
 pub struct Agents(HashMap<Name, Agent>);
 
 struct Agent {
+    /// The name of its kind of harness.
+    kind: String,
     harness: Arc<dyn Harness>,
+    /// The tools of a model loop.
+    tools: Option<Arc<Toolset>>,
     /// Which models its programs may call.
     calls: Option<AgentCalls>,
 }
@@ -39,13 +79,29 @@ impl Agents {
     /// Reads the file and makes every agent's harness. The error lists everything that is wrong, line by line.
     pub fn load(file: Option<&Path>, machine: &Machine<'_>) -> Result<Agents, String> {
         let Some(path) = file else { return Agents::parse(BUILT_IN, machine) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))?;
+        let text = read(path)?;
         Agents::parse(&text, machine).map_err(|problem| format!("{}:{problem}", path.display()))
     }
 
     fn parse(text: &str, machine: &Machine<'_>) -> Result<Agents, String> {
         let mut file = TomlFile::parse(text)?;
+        let agents = Agents::of(&mut file, machine);
+        file.finish(agents)
+    }
+
+    /// Makes what can be made of a file, and returns what is wrong with the rest.
+    fn examine(text: &str, machine: &Machine<'_>) -> (Agents, Vec<String>) {
+        match TomlFile::parse(text) {
+            Ok(mut file) => (Agents::of(&mut file, machine), file.problems()),
+            Err(problems) => {
+                let lines = problems.lines().map(str::trim).filter(|line| !line.is_empty());
+                (Agents(HashMap::new()), lines.map(str::to_owned).collect())
+            }
+        }
+    }
+
+    /// Makes the agents of a file. What is wrong is noted in it.
+    fn of(file: &mut TomlFile<'_>, machine: &Machine<'_>) -> Agents {
         // The values of these may be secrets.
         file.hide(&["env", "headers"]);
         file.only(&["agents"]);
@@ -53,16 +109,26 @@ impl Agents {
         for (name, table) in file.tables("agents") {
             let place = format!("agents.{name}");
             let name = name.parse::<Name>().map_err(|problem| file.note(&place, &table, "", problem));
-            if let (Ok(name), Some(agent)) = (name, agent(&mut file, &place, &table, machine)) {
+            if let (Ok(name), Some(agent)) = (name, agent(file, &place, &table, machine)) {
                 agents.insert(name, agent);
             }
         }
-        file.finish(Agents(agents))
+        Agents(agents)
     }
 
     /// Returns what each agent that may call models may call.
     pub fn all_calls(&self) -> impl Iterator<Item = (&Name, &AgentCalls)> {
         self.0.iter().filter_map(|(name, agent)| Some((name, agent.calls.as_ref()?)))
+    }
+
+    /// Returns the names of all agents, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.0.keys()
+    }
+
+    /// Ends the servers of tools that live as long as the worker.
+    pub async fn close(&self) {
+        join_all(self.0.values().filter_map(|agent| Some(agent.tools.as_ref()?.close()))).await;
     }
 
     /// Returns which models the agent may call, if it may call any.
@@ -98,18 +164,25 @@ fn agent<'i>(
         let calls = Spanned::new(table.span(), DeValue::Table(calls));
         Some(file.read(place, calls, AgentCalls::deserialize)?)
     };
-    let harness = harness(file, place, table, settings, (calls.is_some(), machine))?;
-    Some(Agent { harness, calls })
+    let (kind, built) = harness(file, place, table, settings, (calls.as_ref(), machine))?;
+    let Built { harness, tools } = built;
+    let calls = calls.map(|calls| calls.made_by_loop(tools.is_some()));
+    Some(Agent { kind, harness, tools, calls })
 }
 
-/// Makes the harness of an agent's table, or notes what is wrong with the table.
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("{} cannot be read: {error}, expected a TOML file", path.display()))
+}
+
+/// Makes the harness of an agent's table, with its name, or notes what is wrong with the table.
 fn harness<'i>(
     file: &mut TomlFile<'i>,
     place: &str,
     table: &TomlValue<'i>,
     mut settings: TomlValue<'i>,
-    (calls_models, machine): (bool, &Machine<'_>),
-) -> Option<Arc<dyn Harness>> {
+    (calls, machine): (Option<&AgentCalls>, &Machine<'_>),
+) -> Option<(String, Built)> {
     let DeValue::Table(entries) = settings.get_mut() else { return None };
     let name = entries.remove("harness").map(Spanned::into_inner);
     let got = match &name {
@@ -125,20 +198,33 @@ fn harness<'i>(
             return None;
         }
     };
-    let config = file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?;
-    if calls_models {
+    let config = if name == "agent" {
+        // Tools are settings of another crate.
+        let mut tools = DeTable::new();
+        if let DeValue::Table(entries) = settings.get_mut() {
+            ToolsConfig::KEYS.iter().for_each(|key| tools.extend(entries.remove_entry(*key)));
+        }
+        let tools = Spanned::new(table.span(), DeValue::Table(tools));
+        let tools = file.read(place, tools, ToolsConfig::deserialize)?;
+        let config = file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?;
+        config.with_tools(tools)
+    } else {
+        file.read(place, settings, |settings| HarnessConfig::read(&name, settings))?
+    };
+    if calls.is_some() {
         let variables: Vec<&str> = GATEWAY_VARIABLES.into_iter().chain(PROVIDER_KEYS).collect();
         for setting in config.naming(&variables) {
             let problem = "it is set for each run of an agent with `models`, expected another name";
             file.note(place, table, &setting, problem);
         }
     }
-    let built = config.build(machine);
+    let built = config.build(calls, machine);
     built
         .map_err(|errors| {
             errors.iter().for_each(|error| file.note(place, table, &error.setting, &error.problem));
         })
         .ok()
+        .map(|built| (name.into_owned(), built))
 }
 
 impl fmt::Debug for Agents {
@@ -149,8 +235,6 @@ impl fmt::Debug for Agents {
 
 #[cfg(test)]
 mod tests {
-    use rustls::ClientConfig;
-
     use super::*;
 
     fn tls() -> ClientConfig {
@@ -191,8 +275,8 @@ mod tests {
         let error = parse(text).unwrap_err();
         let said: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
         for (at, start) in [
-            "line 5: agents.typo.harness: got \"ecko\", expected one of echo, scripted, command",
-            "line 6: agents.none.harness: missing, expected one of echo, scripted, command",
+            "line 5: agents.typo.harness: got \"ecko\", expected one of echo, scripted, command, http, agent",
+            "line 6: agents.none.harness: missing, expected one of echo, scripted, command, http, agent",
             "line 10: agents.loud.volume: unknown `volume`, there are no fields",
             "line 11: agents.a b: got \"a b\", expected 1 to 128 characters",
             "line 16: agents.wrong.timeout: unknown `timeout`, expected one of `command`, `env_allow`",

@@ -5,12 +5,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use harness::{Delta, Session, Stopper};
+use harness::{Delta, Stopper};
 use job::{Failure, FailureCode, JobSpec, Outcome, TraceParent};
 use queue::jobs_queue;
 use service::{JobIds, Origin, Place, Role, Span};
 use store::Claimed;
 
+use crate::fold::Whole;
 use crate::metrics::METRICS;
 use crate::running::Reservation;
 use crate::worker::Worker;
@@ -39,9 +40,9 @@ pub struct Attempt<'a> {
 /// How an attempt has ended, as far as this worker knows.
 pub enum Ended {
     /// The outcome of its run, with the session's new state if that is to be written whole.
-    Ran(Outcome, Option<Session>),
+    Ran(Outcome, Option<Whole>),
     /// It was not run, and never will be. Holds the session's state as well if that is to be written whole.
-    Refused(Failure, Option<Session>),
+    Refused(Failure, Option<Whole>),
     /// It was not run, and comes again after this time.
     Postponed(Duration),
     /// The lease is lost, and nothing may be recorded.

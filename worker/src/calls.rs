@@ -13,6 +13,7 @@ mod agent;
 mod concurrency;
 mod rates;
 mod ledger;
+mod accounts;
 mod look;
 mod metrics;
 
@@ -20,15 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{IsDurable, Meter, Usage};
-use job::{Failure, FailureCode, Usd};
-use model::{Attempt as Opening, Gateway, Microdollars, Opened};
+use job::{Failure, FailureCode};
+use model::{Attempt as Opening, Gateway, Opened};
 use tracing::warn;
 
+pub use accounts::{Accounts, Limit, Total};
 pub use agent::AgentCalls;
 use ledger::AttemptLedger;
 pub use look::{Look, keep_looking};
 pub use rates::LIMITS;
-pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS};
+pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS, missing_key, prices};
 
 use crate::agents::Agents;
 use crate::attempt::Attempt;
@@ -39,7 +41,7 @@ const SPREAD: Duration = Duration::from_secs(600);
 
 /// The calls of one attempt, and their meter as its harness sees it.
 pub struct Calls {
-    opened: Opened,
+    opened: Metered,
     ledger: Arc<AttemptLedger>,
 }
 
@@ -50,7 +52,7 @@ impl Calls {
         let agent = worker.settings.agents.calls(&attempt.spec.agent_id);
         let (Some(agent), Some(gateway)) = (agent, &worker.gateway) else { return Ok(None) };
         let ledger = Arc::new(AttemptLedger::new(attempt, agent, journal.clone()));
-        let (models, degrades, caps) = (agent.models.clone(), agent.degrades(), agent.caps());
+        let (models, degrades, caps) = (agent.models.clone(), agent.gateway_degrades(), agent.caps());
         let fit = agent.fit();
         let opened = gateway.open(Opening { ledger: ledger.clone(), models, degrades, fit, caps }).map_err(
             |error| {
@@ -60,7 +62,7 @@ impl Calls {
                 )
             },
         )?;
-        Ok(Some(Arc::new(Calls { opened, ledger })))
+        Ok(Some(Arc::new(Calls { opened: Metered(opened), ledger })))
     }
 
     /// Returns what a failed attempt leads to if a spent limit left no room for its last call: it comes back after this
@@ -95,7 +97,7 @@ impl Calls {
 
 impl Meter for Calls {
     fn environment(&self) -> Vec<(&'static str, String)> {
-        self.opened.environment().into()
+        self.opened.environment()
     }
 
     fn port(&self) -> u16 {
@@ -103,21 +105,49 @@ impl Meter for Calls {
     }
 
     fn used(&self) -> Usage {
-        let metered = self.opened.metered();
-        Usage {
-            cost: usd(metered.cost),
-            input_tokens: metered.input_tokens,
-            output_tokens: metered.output_tokens,
-        }
+        self.opened.used()
     }
 
     fn idle(&self) -> Duration {
         self.opened.idle()
     }
 
+    fn close(&self) {
+        self.opened.close();
+    }
+
     fn follow(&self, is_durable: IsDurable) {
         self.ledger.follow(is_durable);
     }
+}
+
+/// What the gateway knows of an attempt, as the meter of its harness.
+pub struct Metered(pub Opened);
+
+impl Meter for Metered {
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        self.0.environment().into()
+    }
+
+    fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    fn used(&self) -> Usage {
+        let metered = self.0.metered();
+        Usage { cost: metered.cost, input_tokens: metered.input_tokens, output_tokens: metered.output_tokens }
+    }
+
+    fn idle(&self) -> Duration {
+        self.0.idle()
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+
+    /// Without a ledger no answer is stored, and none is looked up.
+    fn follow(&self, _: IsDurable) {}
 }
 
 /// Starts the gateway, if an agent calls models.
@@ -131,8 +161,4 @@ pub async fn start(settings: &CallSettings, agents: &Agents) -> Result<Option<Ga
         }
         None => Ok(None),
     }
-}
-
-fn usd(sum: Microdollars) -> Usd {
-    Usd::from_micros(sum.micros())
 }

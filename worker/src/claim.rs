@@ -112,6 +112,7 @@ fn label(answer: &Answer) -> &'static str {
         Answer::Held => "held",
         Answer::Blocked => "blocked",
         Answer::NotDue => "not_due",
+        Answer::AwaitingInput => "awaiting_input",
         Answer::OtherSession(_) => "other_session",
         Answer::NotAccepted => "not_accepted",
         Answer::LeaseLost => "lease_lost",

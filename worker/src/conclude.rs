@@ -3,14 +3,13 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use harness::Session;
 use job::{Failure, FailureCode, Outcome, RetryPolicy};
 use service::{RetryError, retry};
 use store::{Concluded, Conclusion, End, Fenced, StoreError};
 use tracing::{error, info, warn};
 
 use crate::attempt::{Attempt, Ended};
-use crate::fold::fold;
+use crate::fold::{Whole, fold};
 use crate::metrics::METRICS;
 
 /// Returns what an outcome leads to, and the attempts spent by then. `jitter` is drawn evenly from 0 to 1.
@@ -19,6 +18,7 @@ fn decide(outcome: Outcome, attempts_before: u32, policy: &RetryPolicy, jitter: 
     match outcome {
         Outcome::Succeeded(output) => (End::Succeeded(output), spent),
         Outcome::Cancelled(failure) => (End::Cancelled(failure), spent),
+        Outcome::Asks(asks) => (End::Asks(asks), attempts_before),
         Outcome::Interrupted => (End::HandBack { delay: Duration::ZERO }, attempts_before),
         Outcome::Failed(failure) => match policy.next_delay(spent, jitter) {
             Some(delay) if failure.retryable => (End::Retry { failure, delay }, spent),
@@ -62,12 +62,12 @@ async fn record(
     attempt: &mut Attempt<'_>,
     end: End,
     attempts: u32,
-    session: Option<Session>,
+    session: Option<Whole>,
 ) -> Option<Concluded> {
     let since = SystemTime::now();
     let fold = match &end {
         End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => session.map(fold),
-        End::Retry { .. } | End::HandBack { .. } => None,
+        End::Retry { .. } | End::HandBack { .. } | End::Asks(_) => None,
     };
     // A state that undoes something takes effect only if it is written whole.
     let stays_in_parts = !matches!(end, End::Cancelled(_));
@@ -127,7 +127,7 @@ async fn commit(
         let (conclusion, alone) = (conclusion.clone(), refused.get().is_some());
         async move {
             if alone {
-                worker.store.conclude_alone(&conclusion).await
+                worker.store.conclude_alone(conclusion).await
             } else {
                 worker.store.conclude(conclusion).await
             }
@@ -151,7 +151,7 @@ fn unstorable(cause: &StoreError) -> Failure {
 fn failure_of(end: &End) -> Option<FailureCode> {
     match end {
         End::Failed(failure) | End::Retry { failure, .. } => Some(failure.code),
-        End::Succeeded(_) | End::Cancelled(_) | End::HandBack { .. } => None,
+        End::Succeeded(_) | End::Cancelled(_) | End::HandBack { .. } | End::Asks(_) => None,
     }
 }
 
@@ -162,6 +162,7 @@ fn label(end: &End) -> &'static str {
         End::Cancelled(_) => "cancelled",
         End::Retry { .. } => "retried",
         End::HandBack { .. } => "interrupted",
+        End::Asks(_) => "asked",
     }
 }
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use harness::{Delta, Harness, Meter, Run, RunError, Session, Stop, StopSignal, Task};
-use job::{Failure, FailureCode, Json, Outcome};
+use harness::{Ask, CallId, Delta, Harness, Meter, Run, RunError, Session, Stop, StopSignal, Task};
+use job::{Failure, FailureCode, Json, MAX_INPUTS, Outcome};
 use service::Span;
 use tracing::warn;
 
 use crate::attempt::{Attempt, Ended, handed_on};
 use crate::calls::Calls;
-use crate::fold::{fold_is_due, read_session};
+use crate::fold::{Whole, has_appended, read_session};
 use crate::journal::{Journal, Settled};
 use crate::refusal::{clear, overdue};
 
@@ -58,6 +58,7 @@ impl Execution<'_> {
         };
         let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
             .within(worker.settings.max_session_bytes, before)
+            .answered(claimed.answers.iter().cloned())
             .metered_by(calls.clone().map(|calls| calls as Arc<dyn Meter>));
         let result = self.result(harness, &mut run).await;
         // Its text comes before its end.
@@ -77,12 +78,18 @@ impl Execution<'_> {
                 None => {}
             }
         }
+        if self.is_end(&outcome)
+            && let Err(Stop::LeaseLost) = run.checkpoint(Delta::default()).await
+        {
+            return Ended::Lost;
+        }
         let session = match (stopped, &outcome) {
             (Some(Stop::RolledBack), Outcome::Cancelled(_)) => {
-                let changed = journal.has_begun() || before.rows > 0;
-                changed.then(|| self.rolled_back(run.into_session())).flatten()
+                let changed = journal.has_begun() || before.rows > 0 || claimed.session.folded_within;
+                let before = changed.then(|| self.rolled_back(run.into_session())).flatten();
+                before.map(|session| Whole { session, undone: true })
             }
-            _ => fold_is_due(&claimed.session, run.appended()).then(|| run.into_session()),
+            _ => Whole::if_due(run.parts(), run.into_session()),
         };
         self.ended(outcome, session)
     }
@@ -123,11 +130,8 @@ impl Execution<'_> {
     /// Answers tool calls that an earlier job of the session left open. That job may have ended in the middle of a
     /// call, with nothing left to answer it.
     async fn answer_open_calls(&self, run: &mut Run) -> Result<(), Stop> {
-        let begun = self.attempt.claimed.session.deltas.as_ref().is_some_and(|deltas| {
-            // A job answers its own calls itself.
-            deltas.contains(&self.attempt.spec.job_id.to_string())
-        });
-        if begun {
+        // A job answers its own calls itself.
+        if has_appended(&self.attempt.claimed.session, self.attempt.spec.job_id) {
             return Ok(());
         }
         let context_window = run.session().answers_for_open_calls();
@@ -140,6 +144,7 @@ impl Execution<'_> {
             Some(Ok(output)) => Some(Outcome::Succeeded(output)),
             Some(Err(RunError::Failed(failure))) => Some(Outcome::Failed(failure)),
             Some(Err(RunError::Stopped(stop))) => self.outcome_of_stop(stop),
+            Some(Err(RunError::Asks(asks))) => Some(self.asks(asks)),
             Some(Err(RunError::Short(shortage))) => {
                 self.attempt.worker.machine.ran_short(&shortage);
                 Some(Outcome::Interrupted)
@@ -151,6 +156,29 @@ impl Execution<'_> {
         }
     }
 
+    /// Returns whether the job ends with this attempt. Then what was used since the last checkpoint is to be written. Where
+    /// the job goes on, that would cover an answer which is still on its way, and it would be paid again.
+    fn is_end(&self, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Succeeded(_) | Outcome::Cancelled(_) => true,
+            Outcome::Failed(failure) => {
+                let spent = self.attempt.claimed.attempts + 1;
+                !failure.retryable || self.attempt.spec.retry.next_delay(spent, 0.0).is_none()
+            }
+            Outcome::Asks(_) | Outcome::Interrupted => false,
+        }
+    }
+
+    /// Returns what follows from a run's questions.
+    fn asks(&self, asks: Vec<Ask>) -> Outcome {
+        let given = &self.attempt.claimed.answers;
+        let was_given = |call_id: &CallId| given.iter().any(|(other, _)| other == call_id);
+        match cannot_be_asked(&asks, given.len(), was_given) {
+            Some(problem) => Outcome::Failed(Failure::permanent(FailureCode::Protocol, problem)),
+            None => Outcome::Asks(asks),
+        }
+    }
+
     fn outcome_of_stop(&self, stop: Stop) -> Option<Outcome> {
         let failed = |failure| Some(Outcome::Failed(failure));
         let interrupted =
@@ -159,7 +187,7 @@ impl Execution<'_> {
             Stop::Cancelled => {
                 Some(Outcome::Cancelled(Failure::permanent(FailureCode::Cancelled, "cancelled while it ran")))
             }
-            Stop::Drain => Some(Outcome::Interrupted),
+            Stop::Drain | Stop::HandBack => Some(Outcome::Interrupted),
             Stop::LeaseLost => None,
             Stop::Timeout => {
                 let message =
@@ -173,12 +201,13 @@ impl Execution<'_> {
             }
             Stop::Stalled(_) | Stop::Unstorable(_) | Stop::OutputLimit(_) => match RunError::from(stop) {
                 RunError::Failed(failure) => failed(failure),
-                RunError::Stopped(_) | RunError::Short(_) => None,
+                RunError::Stopped(_) | RunError::Short(_) | RunError::Asks(_) => None,
             },
         }
     }
 
-    /// Returns the session as it would be without this job, except for what the job used.
+    /// Returns the session as it would be without this job, except for what the job used. (If an earlier attempt has folded
+    /// the session, only the ledger knows that state, and takes its own.)
     fn rolled_back(&self, whole: Session) -> Option<Session> {
         let job_id = self.attempt.spec.job_id;
         // This succeeds, since the session was read before with this job's deltas in it.
@@ -186,7 +215,7 @@ impl Execution<'_> {
         Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
     }
 
-    fn ended(&mut self, outcome: Outcome, session: Option<Session>) -> Ended {
+    fn ended(&mut self, outcome: Outcome, session: Option<Whole>) -> Ended {
         if let Outcome::Failed(failure) = &outcome {
             self.span.fail(failure.code.as_str());
         }
@@ -207,12 +236,32 @@ impl Execution<'_> {
             epoch: claimed.claim.epoch(),
             traceparent: Some(handed_on(self.span.place(), spec)),
             max_stalled_iterations: spec.max_stalled_iterations,
+            max_iterations: spec.max_iterations,
+            max_tokens: spec.max_tokens,
         }
     }
 }
 
+/// Returns why a run cannot ask this, if so, after as many answers as it was given. One that was answered is not
+/// asked again: the job would go on at once, with the same answer, for ever.
+pub fn cannot_be_asked(asks: &[Ask], given: usize, was_given: impl Fn(&CallId) -> bool) -> Option<String> {
+    let again = asks.iter().find(|ask| was_given(&ask.call_id));
+    let problem = match (Ask::check(asks), again) {
+        (Err(error), _) => error.to_string(),
+        (Ok(()), Some(ask)) => format!(
+            "call_id: got \"{}\", whose answer the run was given, expected a new id for a new question",
+            ask.call_id
+        ),
+        (Ok(()), None) if given + asks.len() > MAX_INPUTS => {
+            format!("questions: the job has asked {given}, expected at most {MAX_INPUTS}")
+        }
+        (Ok(()), None) => return None,
+    };
+    Some(format!("what it asks cannot be asked: {problem}"))
+}
+
 /// Resolves when [`STOP_GRACE`] has passed since a stop was asked for.
-async fn grace(stop: StopSignal) {
+pub async fn grace(stop: StopSignal) {
     stop.stopped().await;
     tokio::time::sleep(STOP_GRACE).await;
 }

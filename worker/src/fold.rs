@@ -1,69 +1,190 @@
 //! Fold: takes a session from the ledger to a harness and back. The ledger keeps the last fold and what was appended
 //! since; a harness works on the whole state. This module also decides when a session is written whole again.
 
-use harness::{Appended, Delta, Session};
+use harness::{Delta, Parts, Session};
 use job::JobId;
 use serde::Deserialize;
+use serde::de::Error as _;
+use serde_json::value::RawValue;
 use store::{Fold, SessionState};
 
-/// A state of at most this many bytes is written whole at every end, for those who look at it in the ledger.
-const SMALL_STATE: usize = 64 * 1024;
-/// At most this many checkpoints are left for the next claim to fold.
-const MOST_ROWS: usize = 500;
+/// A fold rewrites the state and moves the checkpoints, so what is only appended stays in parts: up to this many
+/// checkpoints, which the next claim reads one by one.
+const MANY_ROWS: usize = 256;
+/// More than so many are folded even if the state is much larger than they are.
+const MOST_ROWS: usize = 1024;
 
-/// Returns whether a job's end writes the session's state whole. It does if the state is small or no larger than what
-/// was appended to it, or if too many checkpoints were appended.
-pub fn fold_is_due(state: &SessionState, appended: Appended) -> bool {
-    let folded = state.folded.as_ref().map_or(0, |texts| texts.iter().map(String::len).sum());
-    appended.rows > 0 && (folded <= SMALL_STATE || appended.bytes >= folded || appended.rows > MOST_ROWS)
+/// A session's state that is to be written whole.
+pub struct Whole {
+    /// The state.
+    pub session: Session,
+    /// Whether what the job appended is no part of it, because the job is rolled back.
+    pub undone: bool,
 }
 
-/// Returns the state at the last fold, with the deltas that jobs in `of` have appended since; and how much all jobs
-/// have appended since.
+impl Whole {
+    /// Returns the session as a job leaves it, if the job's end is to write it whole: if most of what lies there is not
+    /// of the state any more (a context was replaced, memory was overwritten), or if too many checkpoints were appended,
+    /// which together outweigh the last fold.
+    pub fn if_due(parts: Parts, session: Session) -> Option<Whole> {
+        let Parts { folded, rows, bytes, .. } = parts;
+        let many = rows > MANY_ROWS && bytes >= folded || rows > MOST_ROWS;
+        let due = rows > 0 && (many || parts.outweigh(session.bytes(), 0));
+        due.then_some(Whole { session, undone: false })
+    }
+}
+
+/// A checkpoint, as the ledger gives it.
+#[derive(Deserialize)]
+struct Added<'a> {
+    job_id: JobId,
+    #[serde(borrow)]
+    delta: &'a RawValue,
+    #[serde(borrow)]
+    entries: Option<&'a RawValue>,
+}
+
+/// Returns the state at the last fold, with the deltas that jobs in `of` have appended since; and what lies there of it.
 pub fn read_session(
     state: &SessionState,
     of: impl Fn(JobId) -> bool,
-) -> serde_json::Result<(Session, Appended)> {
-    #[derive(Deserialize)]
-    struct Added {
-        job_id: JobId,
-        delta: Delta,
+) -> serde_json::Result<(Session, Parts)> {
+    if let Some(hash) = &state.missing {
+        return Err(serde_json::Error::custom(format!("it refers to the blob {hash}, which is not there")));
     }
     let mut session = Session::default();
-    if let Some([memory, context_window, feature_progress]) = &state.folded {
-        session.memory = serde_json::from_str(memory)?;
-        session.context_window = serde_json::from_str(context_window)?;
-        session.feature_progress = serde_json::from_str(feature_progress)?;
+    let mut parts = Parts { has_before: state.folded_within, ..Parts::default() };
+    if let Some(folded) = &state.folded {
+        parts.folded = folded.iter().map(String::len).sum();
+        session = Session::of_kept(folded.each_ref().map(String::as_str))?;
         session.iteration_count = state.iteration_count.unsigned_abs();
         session.usage.cost = state.cost;
         session.usage.input_tokens = state.input_tokens.unsigned_abs();
         session.usage.output_tokens = state.output_tokens.unsigned_abs();
     }
-    let mut appended = Appended::default();
     if let Some(text) = &state.deltas {
-        let deltas = serde_json::from_str::<Vec<Added>>(text)?;
-        appended = Appended { rows: deltas.len(), bytes: text.len() };
-        let deltas = deltas.into_iter().filter(|added| of(added.job_id));
-        deltas.for_each(|added| session.apply(&added.delta));
+        let deltas = serde_json::from_str::<Vec<Added<'_>>>(text)?;
+        (parts.rows, parts.bytes) = (deltas.len(), text.len());
+        for added in deltas.iter().filter(|added| of(added.job_id)) {
+            session.apply(&Delta::of_kept(added.delta.get(), added.entries.map(RawValue::get))?);
+        }
     }
-    Ok((session, appended))
+    Ok((session, parts))
 }
 
-/// Folds the session as a job leaves it. Its open tool calls get their answers here, since nothing will answer them any
-/// more.
-pub fn fold(mut session: Session) -> Fold {
-    session.context_window.extend(session.answers_for_open_calls());
-    let text =
-        |value: Result<String, serde_json::Error>| value.expect("JSON values are written without errors");
+/// Returns whether the claimed job, which is this one, has appended anything to the session.
+pub fn has_appended(state: &SessionState, job_id: JobId) -> bool {
+    if state.folded_within {
+        return true;
+    }
+    #[derive(Deserialize)]
+    struct Of {
+        job_id: JobId,
+    }
+    let Some(text) = state.deltas.as_ref().filter(|text| text.contains(&job_id.to_string())) else {
+        return false;
+    };
+    serde_json::from_str::<Vec<Of>>(text).is_ok_and(|all| all.iter().any(|of| of.job_id == job_id))
+}
+
+/// Folds the session as a job leaves it.
+pub fn fold(Whole { session, undone }: Whole) -> Fold {
+    Fold { undone, ..whole(&session) }
+}
+
+/// Returns a session as it is written whole.
+pub fn whole(session: &Session) -> Fold {
     Fold {
-        state: [
-            text(serde_json::to_string(&session.memory)),
-            text(serde_json::to_string(&session.context_window)),
-            text(serde_json::to_string(&session.feature_progress)),
-        ],
+        state: session.to_kept().expect("JSON values are written without errors"),
         iteration_count: session.iteration_count,
         cost: session.usage.cost,
         input_tokens: session.usage.input_tokens,
         output_tokens: session.usage.output_tokens,
+        undone: false,
+        blobs: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use job::Json;
+    use serde_json::json;
+
+    fn state(folded: &Session, deltas: &[(JobId, Delta)]) -> SessionState {
+        let kept = |(job_id, delta): &(JobId, Delta)| {
+            let (delta, entries) = delta.to_kept().unwrap();
+            let entries = entries.as_deref().unwrap_or("null");
+            format!(r#"{{"job_id" : "{job_id}", "delta" : {delta}, "entries" : {entries}}}"#)
+        };
+        let deltas: Vec<String> = deltas.iter().map(kept).collect();
+        SessionState {
+            folded: Some(folded.to_kept().unwrap()),
+            deltas: (!deltas.is_empty()).then(|| format!("[{}]", deltas.join(", "))),
+            ..SessionState::default()
+        }
+    }
+
+    fn says(bytes: usize) -> Delta {
+        let entry = Json::from_value(&"x".repeat(bytes)).unwrap();
+        Delta { context_window: vec![entry], ..Delta::default() }
+    }
+
+    fn due(folded: &Session, deltas: Vec<Delta>) -> bool {
+        let job = JobId::now();
+        let deltas: Vec<(JobId, Delta)> = deltas.into_iter().map(|delta| (job, delta)).collect();
+        let state = state(folded, &deltas);
+        let (session, parts) = read_session(&state, |_| true).unwrap();
+        Whole::if_due(parts, session).is_some()
+    }
+
+    #[test]
+    fn what_is_only_appended_stays_in_parts_until_it_is_many_and_outweighs_the_last_fold() {
+        let large = {
+            let mut session = Session::default();
+            session.apply(&says(1_000_000));
+            session
+        };
+        assert!(!due(&Session::default(), vec![]));
+        assert!(!due(&Session::default(), vec![says(10_000); 200]));
+        assert!(due(&Session::default(), vec![says(10_000); 257]));
+        assert!(!due(&large, vec![says(10); 257]));
+        assert!(due(&large, vec![says(10_000); 257]));
+        assert!(due(&large, vec![says(10); 1_025]));
+    }
+
+    #[test]
+    fn a_state_is_written_whole_once_most_of_what_lies_there_is_not_of_it_any_more() {
+        let replaced = Delta { replace_context: true, ..says(1_000) };
+        assert!(!due(&Session::default(), vec![says(60_000), replaced.clone()]));
+        assert!(due(&Session::default(), vec![says(70_000), replaced.clone()]));
+        let remembers = |n: usize| {
+            let memory = json!({"notes": format!("{n:010000}")});
+            Delta { memory: memory.as_object().cloned(), ..Delta::default() }
+        };
+        assert!(!due(&Session::default(), (0..7).map(remembers).collect()));
+        assert!(due(&Session::default(), (0..10).map(remembers).collect()));
+    }
+
+    #[test]
+    fn a_delta_is_read_however_deep_it_is() {
+        let deep = format!(r#"{{"a":{}1{}}}"#, "[".repeat(124), "]".repeat(124));
+        let memory = serde_json::from_str(&deep).unwrap();
+        let delta = Delta { memory: Some(memory), ..Delta::default() };
+        let (job, other) = (JobId::now(), JobId::now());
+        let state = state(&Session::default(), &[(job, delta), (other, says(5))]);
+        let (session, parts) = read_session(&state, |_| true).unwrap();
+        assert_eq!((session.memory.len(), session.context_window.len(), parts.rows), (1, 1, 2));
+        let (without, _) = read_session(&state, |of| of != job).unwrap();
+        assert_eq!((without.memory.len(), without.context_window.len()), (0, 1));
+        assert_eq!((has_appended(&state, job), has_appended(&state, JobId::now())), (true, false));
+    }
+
+    #[test]
+    fn a_job_that_is_only_spoken_of_has_appended_nothing() {
+        let spoken_of = JobId::now();
+        let entry = Json::from_value(&json!({"job_id": spoken_of})).unwrap();
+        let delta = Delta { context_window: vec![entry], ..Delta::default() };
+        assert!(!has_appended(&state(&Session::default(), &[(JobId::now(), delta)]), spoken_of));
     }
 }

@@ -5,21 +5,25 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use harness::{Delta, Event, Stop};
+use harness::{Delta, Event, Part, Session, Stop};
 use service::{Place, RetryError, retry};
-use store::{CheckpointRow, Claim, Fenced, Store, StoreError};
+use store::{CheckpointRow, Claim, Fenced, RunFold, SessionState, Store, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::attempt::{Attempt, note_iteration};
+use crate::fold::{read_session, whole};
 use crate::metrics::METRICS;
+use crate::parts;
 use crate::streaming::Streaming;
 
 /// The journal of one run, kept in the ledger.
 pub struct Journal {
     store: Store,
     claim: Claim,
+    /// The session as it was claimed.
+    claimed: Arc<SessionState>,
     ordinal: AtomicI32,
     /// A checkpoint that was sent and has not been answered.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
@@ -37,6 +41,7 @@ impl Journal {
         Journal {
             store: attempt.worker.store.clone(),
             claim: attempt.claimed.claim.clone(),
+            claimed: attempt.claimed.session.clone(),
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
@@ -48,13 +53,27 @@ impl Journal {
 
     /// Repeats the same row until Postgres has answered. Its ordinal shows whether it was written before.
     async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
+        self.patiently("writing a checkpoint", || self.store.checkpoint(row.clone())).await
+    }
+
+    /// Repeats a write until Postgres has answered.
+    async fn patiently<W: Future<Output = Result<Fenced<()>, StoreError>>>(
+        &self,
+        what: &'static str,
+        write: impl Fn() -> W,
+    ) -> Result<Fenced<()>, RetryError<StoreError>> {
         let (never, too_much) = (CancellationToken::new(), OnceLock::new());
         let try_again = |error: &StoreError| match error {
             StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.timeout,
             _ => error.is_retryable(),
         };
-        let append = || self.store.checkpoint(row.clone());
-        retry("writing a checkpoint", &never, try_again, append).await
+        retry(what, &never, try_again, write).await
+    }
+
+    /// Returns the session's state before the job.
+    fn before(&self) -> serde_json::Result<[String; 3]> {
+        let (before, _) = read_session(&self.claimed, |job_id| job_id != self.claim.job_id())?;
+        before.to_kept()
     }
 
     /// Asks again about a checkpoint whose answer was not waited for.
@@ -113,10 +132,12 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// If the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let (patches, entries) = delta.to_kept().map_err(|error| Stop::Unstorable(error.to_string()))?;
         let row = CheckpointRow {
             claim: self.claim.clone(),
             ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
-            delta: serde_json::to_string(delta).map_err(|error| Stop::Unstorable(error.to_string()))?,
+            delta: patches,
+            entries,
             iterations: delta.iterations,
             cost: delta.usage.cost,
             input_tokens: delta.usage.input_tokens,
@@ -137,11 +158,36 @@ impl harness::Journal for Journal {
         }
     }
 
+    /// Without an answer from Postgres it waits, as a checkpoint does. What Postgres refuses stays in parts: the run goes on.
+    async fn fold(&self, session: &Session, is_first: bool) -> Result<bool, Stop> {
+        let ordinal = self.ordinal.load(Ordering::Relaxed) - 1;
+        if ordinal < 0 || !self.store.folds_within_runs() {
+            return Ok(false);
+        }
+        let Ok(before) = is_first.then(|| self.before()).transpose() else { return Ok(false) };
+        let call = RunFold { claim: self.claim.clone(), ordinal, fold: whole(session), before };
+        match self.patiently("folding a session", || self.store.fold(call.clone())).await {
+            Ok(Fenced::Done(())) => {
+                debug!(ordinal, "the session was folded within the run");
+                Ok(true)
+            }
+            Ok(Fenced::Lost) | Err(RetryError::Stopped) => Err(Stop::LeaseLost),
+            Err(RetryError::Permanent(cause)) => {
+                warn!(cause = cause.as_dyn(), "a session's state was refused; it stays in parts");
+                Ok(false)
+            }
+        }
+    }
+
     fn event(&self, event: Event) {
-        debug!(name = event.name, "event");
+        self.streaming.note(self.claim.job_id(), self.claim.session_key(), event);
     }
 
     fn text(&self, text: &str) {
         self.streaming.add(self.claim.job_id(), self.claim.session_key(), text);
+    }
+
+    fn part(&self, part: &Part) {
+        parts::note(self.place, part);
     }
 }

@@ -27,12 +27,14 @@ mod worker;
 mod asked;
 mod heartbeat;
 
-// The pipeline of a slot. `attempt`, `fold`, `journal` and `streaming` are what its steps work with; `turn` and `slot` drive it.
+// The pipeline of a slot. `attempt`, `fold`, `journal`, `parts` and `streaming` are what its steps work with; `turn` and `slot` drive it.
 mod intake;
+mod input;
 mod claim;
 mod attempt;
 mod fold;
 mod journal;
+mod parts;
 mod streaming;
 mod refusal;
 mod execute;
@@ -43,5 +45,8 @@ mod slot;
 // The process: boot, serve, drain.
 mod serve;
 
+// One job on the terminal, without any of these but the agents and the gateway.
+mod once;
+
 pub use serve::serve;
-pub use settings::{Args, Settings};
+pub use settings::{Args, Checked, Settings};

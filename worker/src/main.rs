@@ -8,6 +8,6 @@ fn main() -> ExitCode {
         return health.run();
     }
     command::limit_open_files(service::open_files().given);
-    let (telemetry, settings) = args.check();
-    service::run(telemetry, service::Threads::Cores, |stop| async { worker::serve(settings?, stop).await })
+    let (telemetry, checked) = args.check();
+    service::run(telemetry, service::Threads::Cores, |stop| async { checked?.run(stop).await })
 }

@@ -12,7 +12,7 @@ use crate::calls::LIMITS;
 
 /// The metrics of this process.
 pub struct Metrics {
-    /// Attempts by how they ended: succeeded, failed, retried, cancelled, interrupted, lost.
+    /// Attempts by how they ended: succeeded, failed, retried, cancelled, interrupted, asked, lost.
     pub requests: IntCounterVec,
     /// Failed attempts by failure code.
     pub errors: IntCounterVec,
@@ -61,13 +61,20 @@ impl Metrics {
     /// Shows every label from the start. A counter that first appears at 1 has no rate, so the first event would not be
     /// seen.
     fn show_zeros(&self) {
-        for outcome in ["succeeded", "failed", "retried", "cancelled", "interrupted", "lost"] {
+        for outcome in ["succeeded", "failed", "retried", "cancelled", "interrupted", "asked", "lost"] {
             self.requests.with_label_values(&[outcome]);
         }
         for code in FailureCode::ALL {
             self.errors.with_label_values(&[code.as_str()]);
         }
-        for code in ["undecodable", "unknown_agent", "unstorable", "job_id_taken", "tenant_not_accepted"] {
+        for code in [
+            "undecodable",
+            "unknown_agent",
+            "unstorable",
+            "job_id_taken",
+            "tenant_not_accepted",
+            "input_refused",
+        ] {
             self.dead_letters.with_label_values(&[code]);
         }
         for kind in ["workspace", "resources"] {

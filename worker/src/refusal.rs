@@ -4,14 +4,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use harness::Session;
 use job::{Failure, FailureCode, JobSpec, POISON_DEATHS};
 use service::retry;
 use store::{Claimed, Fenced, SessionState, StoreError, Suspicion};
 use tracing::info;
 
 use crate::attempt::{Attempt, Ended};
-use crate::fold::{fold_is_due, read_session};
+use crate::fold::{Whole, read_session};
 use crate::running::Isolation;
 
 /// How long a suspect is postponed when it finds another one here.
@@ -51,9 +50,9 @@ pub fn overdue() -> Failure {
 }
 
 /// Returns the session as it is now, if the job's end writes it whole.
-fn to_be_folded(state: &SessionState) -> Option<Session> {
-    let (session, appended) = read_session(state, |_| true).ok()?;
-    fold_is_due(state, appended).then_some(session)
+fn to_be_folded(state: &SessionState) -> Option<Whole> {
+    let (session, parts) = read_session(state, |_| true).ok()?;
+    Whole::if_due(parts, session)
 }
 
 /// Returns beside which other suspects this one may run.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use harness::{Stop, Stopper};
 use job::JobId;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::metrics::METRICS;
@@ -33,11 +34,14 @@ struct Entry {
     /// For a suspect, which one more death would prove to be poison: beside which other suspects it may run.
     suspect: Option<Isolation>,
     stop: Stopper,
+    /// While the claim is under way: who has been given the job by the end of another one, and takes the place if the
+    /// claim is not granted.
+    heir: Option<oneshot::Sender<Reservation>>,
 }
 
 impl Entry {
     fn new(epoch: i64, stop: Stopper) -> Entry {
-        Entry { epoch, listed: None, suspect: None, stop }
+        Entry { epoch, listed: None, suspect: None, stop, heir: None }
     }
 }
 
@@ -52,6 +56,30 @@ impl Running {
                 Some(Reservation { running: self.clone(), job_id })
             }
         }
+    }
+
+    /// Reserves a job that the ledger has given to this worker under this epoch without a claim, as the next one of its
+    /// session. A delivery of the same job may be claiming it just then, and then one of the two runs it: this waits for
+    /// the claim's answer.
+    pub async fn inherit(&self, job_id: JobId, epoch: i64) -> Inherited {
+        let claimed = {
+            let mut table = self.lock();
+            match table.jobs.entry(job_id) {
+                Vacant(place) => {
+                    place.insert(Entry::new(0, Stopper::default()));
+                    return Inherited::Place(Reservation { running: self.clone(), job_id });
+                }
+                Occupied(mut place) if place.get().epoch == 0 => {
+                    let (heir, claimed) = oneshot::channel();
+                    place.get_mut().heir = Some(heir);
+                    claimed
+                }
+                Occupied(place) if place.get().epoch > epoch => return Inherited::RunsAnew,
+                Occupied(_) => return Inherited::RunsStill,
+            }
+        };
+        // A claim is granted under a later epoch, because the ledger gives a job that it believes to run here again.
+        claimed.await.map_or(Inherited::RunsAnew, Inherited::Place)
     }
 
     /// Notes which runs the ledger has listed in answer to a heartbeat that was sent at this moment.
@@ -128,6 +156,16 @@ impl Running {
     }
 }
 
+/// What became of the place of a job that was given to this worker without a claim.
+pub enum Inherited {
+    /// It is free for the job.
+    Place(Reservation),
+    /// A claim of the same job was granted meanwhile, so that it runs under a later epoch.
+    RunsAnew,
+    /// An earlier run of the job has not ended here.
+    RunsStill,
+}
+
 /// Beside which other suspects a suspect may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -181,15 +219,27 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut table = self.running.lock();
-        table.jobs.remove(&self.job_id);
-        METRICS.running.set(table.jobs.len() as i64);
+        let heir = {
+            let mut table = self.running.lock();
+            let heir = table.jobs.get_mut(&self.job_id).and_then(|entry| entry.heir.take());
+            if heir.is_none() {
+                table.jobs.remove(&self.job_id);
+                METRICS.running.set(table.jobs.len() as i64);
+            }
+            heir
+        };
+        if let Some(heir) = heir {
+            // If nobody waits for it any more, this drops it, now without an heir.
+            drop(heir.send(Reservation { running: self.running.clone(), job_id: self.job_id }));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use futures::FutureExt;
 
     use super::*;
 
@@ -211,6 +261,33 @@ mod tests {
         assert_eq!(running.epochs(), [(id, 7)]);
         drop(reservation);
         assert!(!running.contains(id));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_given_while_it_is_claimed_runs_once_whether_the_claim_is_granted_or_not() {
+        let running = Running::default();
+        let id = JobId::now();
+        let claiming = running.reservation(id);
+        let (inherited, ()) = tokio::join!(running.inherit(id, 7), async { drop(claiming) });
+        let Inherited::Place(inherited) = inherited else { panic!("the claim was not granted") };
+        assert!(running.reserve(id).is_none(), "the place was not free in between");
+        let _stop = inherited.begin(7);
+        assert!(matches!(running.inherit(id, 6).await, Inherited::RunsAnew));
+        assert!(matches!(running.inherit(id, 8).await, Inherited::RunsStill));
+        drop(inherited);
+        assert!(!running.contains(id));
+
+        let claiming = running.reservation(id);
+        let (inherited, _stop) = tokio::join!(running.inherit(id, 7), async { claiming.begin(8) });
+        assert!(matches!(inherited, Inherited::RunsAnew), "the claim was granted");
+        assert_eq!(running.epochs(), [(id, 8)]);
+        drop(claiming);
+
+        let claiming = running.reservation(id);
+        assert!(running.inherit(id, 7).now_or_never().is_none(), "it is being claimed");
+        drop(claiming);
+        assert!(!running.contains(id), "nobody waits for the place any more");
+        assert!(matches!(running.inherit(id, 7).await, Inherited::Place(_)));
     }
 
     #[test]

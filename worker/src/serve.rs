@@ -59,6 +59,8 @@ pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Resu
     {
         warn!("not all model calls could be settled; what they may have cost is counted in full");
     }
+    // What does not end by itself ends with this process.
+    within(HAND_BACK_GRACE, worker.settings.agents.close()).await;
     sign_off(&worker).await;
     lifecycle.finish().await;
     services.close().await;
@@ -186,7 +188,7 @@ impl Services {
         }
         let streaming = worker.streaming.clone();
         lifecycle.spawn("streaming", |end| async move { streaming.keep(end).await });
-        let relay = Relay::new(worker.dispatch.clone(), worker.settings.retention);
+        let relay = Relay::new(worker.dispatch.clone(), worker.settings.inbox_rules());
         lifecycle.spawn("relay", |end| async move { relay.run(end).await });
         let (store, broker) = (self.store.clone(), self.consuming.clone());
         lifecycle.spawn("watch over the queue", |end| async move {
@@ -225,11 +227,13 @@ async fn sign_off(worker: &Worker) {
     }
 }
 
-/// Lets running jobs end within the grace, then stops them and lets them be handed back.
+/// Lets running jobs end within the grace, then stops them and lets them be handed back. Those that call models hand
+/// themselves back at once, at their next checkpoint: a call that is made now is likely to be cut, and paid twice.
 async fn drain_slots(worker: &Worker, mut slots: JoinSet<()>) {
     let grace = worker.settings.drain_grace;
     let jobs = worker.running.epochs().len();
     info!(jobs, grace_s = grace.as_secs(), "draining: takes no more jobs");
+    worker.running.stop_all(Stop::HandBack);
     if within(grace, all_joined(&mut slots)).await {
         return;
     }

@@ -1,21 +1,26 @@
 //! The settings that a worker is started with.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use dispatch::InboxRules;
 use job::{Name, ReplyRule};
 use postgres::Address;
 use queue::BrokerConfig;
+use rustls::ClientConfig;
 use secrecy::ExposeSecret;
 use service::{
     AdminAddress, AdminArgs, Authorities, Common, Health, OpenFiles, Problems, Setting, SettingsError,
     Telemetry,
 };
 use store::StoreConfig;
+use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Agents, Machine};
+use crate::agents::{AgentArgs, Agents, AgentsCheck, CheckArgs};
 use crate::calls::{CallArgs, CallSettings};
+use crate::once::{Once, RunArgs};
 
 /// Takes jobs from RabbitMQ, runs their harnesses, and keeps sessions and results in Postgres.
 ///
@@ -26,18 +31,14 @@ use crate::calls::{CallArgs, CallSettings};
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Agents and their harnesses, a TOML file; without one there are `echo` and `scripted`
-    #[arg(long, env = "AGENTS_FILE")]
-    agents: Option<PathBuf>,
+    #[command(flatten)]
+    agents: AgentArgs,
     /// The pool to serve: jobs come from the queue harness.jobs.<pool>
     #[arg(long, env = "POOL", default_value = "default")]
     pool: Setting<Name>,
     /// How many jobs to run at a time
     #[arg(long, env = "WORKER_SLOTS", default_value = "16")]
     slots: Setting<u32>,
-    /// Where sessions have their folders
-    #[arg(long, env = "WORKSPACE_DIR", default_value = "./workspaces")]
-    workspace_dir: PathBuf,
     #[command(flatten)]
     admin: AdminArgs,
     /// Seconds that jobs may go on after SIGTERM, before they are stopped and handed back
@@ -71,6 +72,37 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Health(Health),
+    Run(Box<RunArgs>),
+    /// Work with a file of agents
+    #[command(subcommand)]
+    Agents(AgentsCommand),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum AgentsCommand {
+    Check(CheckArgs),
+}
+
+/// What the process was started for, checked.
+#[derive(Debug)]
+pub enum Checked {
+    /// A worker.
+    Worker(Box<Settings>),
+    /// One job on the terminal.
+    Once(Box<Once>),
+    /// A look at a file of agents.
+    Agents(Box<AgentsCheck>),
+}
+
+impl Checked {
+    /// Does it, until it has ended or `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+        match self {
+            Checked::Worker(settings) => crate::serve(*settings, stop).await,
+            Checked::Once(once) => crate::once::run(*once, stop).await,
+            Checked::Agents(check) => check.run(stop).await,
+        }
+    }
 }
 
 /// Settings that have been checked.
@@ -97,6 +129,14 @@ pub struct Settings {
     pub(crate) replying: BrokerConfig,
 }
 
+impl Settings {
+    /// What jobs that come by SQL must keep.
+    pub(crate) fn inbox_rules(&self) -> InboxRules {
+        let (retention, replies) = (self.retention, self.replies.clone());
+        InboxRules { max_bytes: self.max_message_bytes, retention, replies }
+    }
+}
+
 impl AsMut<Common> for Args {
     fn as_mut(&mut self) -> &mut Common {
         &mut self.common
@@ -106,27 +146,47 @@ impl AsMut<Common> for Args {
 impl Args {
     /// Returns the health check to make instead of starting a worker, if one was asked for.
     pub fn health(&self) -> Option<Health> {
-        self.command.as_ref().map(|Command::Health(health)| health.clone())
+        match &self.command {
+            Some(Command::Health(health)) => Some(health.clone()),
+            Some(Command::Run(_) | Command::Agents(_)) | None => None,
+        }
     }
 
     /// Checks all settings; the error lists everything that is wrong.
-    pub fn check(self) -> (Telemetry, Result<Settings, SettingsError>) {
+    pub fn check(mut self) -> (Telemetry, Result<Checked, SettingsError>) {
         let mut problems = Problems::default();
-        let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE];
-        let mut telemetry = self.common.telemetry("harness-worker", &quiet, &mut problems);
-        let settings = self.settings(&mut problems);
-        if let Some(settings) = &settings {
-            telemetry = telemetry.in_pool(settings.pool.as_str());
+        let command = self.command.take();
+        if command.is_some() && self.common.log_level == DEFAULT_LOG_LEVEL {
+            ON_TERMINAL.clone_into(&mut self.common.log_level);
         }
-        (telemetry, settings.ok_or_else(|| problems.into_error()))
+        // The library for MCP logs what servers say.
+        let quiet = [queue::LOG_DIRECTIVE, migrations::LOG_DIRECTIVE, "rmcp=off"];
+        let telemetry = self.common.telemetry("harness-worker", &quiet, &mut problems);
+        let (telemetry, checked) = match command {
+            Some(Command::Run(args)) => {
+                let tls = tls(self.common.authorities(&mut problems).as_ref(), &mut problems);
+                let once = tls.and_then(|tls| args.check(tls, &mut problems));
+                (telemetry, once.map(|once| Checked::Once(Box::new(once))))
+            }
+            Some(Command::Agents(AgentsCommand::Check(args))) => {
+                let tls = tls(self.common.authorities(&mut problems).as_ref(), &mut problems);
+                let check = tls.and_then(|tls| args.check(tls, &mut problems));
+                (telemetry, check.map(|check| Checked::Agents(Box::new(check))))
+            }
+            Some(Command::Health(_)) | None => match self.settings(&mut problems) {
+                Some(settings) => {
+                    (telemetry.in_pool(settings.pool.as_str()), Some(Checked::Worker(Box::new(settings))))
+                }
+                None => (telemetry, None),
+            },
+        };
+        (telemetry, checked.ok_or_else(|| problems.into_error()))
     }
 
     fn settings(self, problems: &mut Problems) -> Option<Settings> {
         let authorities = self.common.authorities(problems);
-        let tls = authorities.as_ref().unwrap_or(&Authorities::default()).rustls();
-        let tls = problems.check("TLS_CA_FILE", tls.map_err(|error| error.to_string()))?;
-        let machine = Machine { workspace_dir: &self.workspace_dir, tls: &tls };
-        let agents = problems.check("AGENTS_FILE", Agents::load(self.agents.as_deref(), &machine));
+        let tls = tls(authorities.as_ref(), problems)?;
+        let agents = self.agents.load(&tls, problems);
         let calls = self.calls.check(
             agents.iter().flat_map(Agents::all_calls).map(|(_, calls)| calls),
             tls,
@@ -152,13 +212,7 @@ impl Args {
         if let (Some(slots), Some(pool_size)) = (slots, pool_size) {
             fit_files(slots, pool_size, service::open_files(), problems);
         }
-        if let Err(error) = std::fs::create_dir_all(&self.workspace_dir) {
-            let folder = self.workspace_dir.display();
-            problems.add(
-                "WORKSPACE_DIR",
-                format!("{folder} cannot be made: {error}, expected a folder to write to"),
-            );
-        }
+        self.agents.make_workspaces(problems);
         if problems.count() > 0 {
             return None;
         }
@@ -167,7 +221,7 @@ impl Args {
             agents: agents?,
             pool: pool?,
             slots: slots?,
-            workspace_dir: self.workspace_dir,
+            workspace_dir: self.agents.workspace_dir,
             admin: admin?,
             drain_grace: Duration::from_secs(drain_grace?),
             lease: Duration::from_secs(lease?),
@@ -185,6 +239,16 @@ impl Args {
             consuming,
         })
     }
+}
+
+/// The level that stands for none.
+const DEFAULT_LOG_LEVEL: &str = "info";
+/// What a command logs beside what it prints, unless another level is set: what is wrong, and what programs say.
+const ON_TERMINAL: &str = "warn,harness::command::stderr=info";
+
+fn tls(authorities: Option<&Authorities>, problems: &mut Problems) -> Option<ClientConfig> {
+    let tls = authorities.unwrap_or(&Authorities::default()).rustls();
+    problems.check("TLS_CA_FILE", tls.map_err(|error| error.to_string()))
 }
 
 fn store_config(

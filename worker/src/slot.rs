@@ -13,7 +13,7 @@ use tracing::{Instrument, Span, debug, info};
 use crate::attempt::Arrival;
 use crate::running::Reservation;
 use crate::worker::Worker;
-use crate::{claim, intake, turn};
+use crate::{claim, input, intake, turn};
 
 /// How often a second delivery looks at what became of the first one.
 const CLAIM_POLL: Duration = Duration::from_millis(20);
@@ -64,6 +64,7 @@ async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
+        Err(_) if job::is_input(&delivery.body) => return input::take(worker, delivery).await,
         Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
     if let Err(unknown) = worker.settings.agents.get(&spec.agent_id) {
@@ -119,12 +120,12 @@ async fn claim_and_work(
             settle_when_done(slot, delivery, working, ack_by).await;
         }
         Answer::Finished(state) => {
-            let Some(spec) = claim::as_accepted(worker, spec).await else { return };
-            let replying = about(&spec).in_scope(|| {
-                debug!(%state, "delivered again after its end");
-                worker.dispatch.reply(&spec, spec.traceparent)
-            });
-            settle_when_replied(slot, delivery, replying, ack_by).await;
+            let said = || debug!(%state, "delivered again after its end");
+            reply_again(worker, slot, delivery, spec, ack_by, said).await;
+        }
+        Answer::AwaitingInput => {
+            let said = || debug!("delivered again while it waits for a person");
+            reply_again(worker, slot, delivery, spec, ack_by, said).await;
         }
         Answer::OtherSession(session) => {
             let reason = format!(
@@ -141,15 +142,37 @@ async fn claim_and_work(
             intake::refuse(worker, delivery, &reason, "tenant_not_accepted").instrument(about(&spec)).await;
         }
         Answer::Blocked => {
+            // The end of the job before it may already have given it to another slot of ours, which waits for the place.
+            drop(reservation);
             let Some(spec) = claim::as_accepted(worker, spec).await else { return };
             if claim::apply_on_busy(worker, &spec).instrument(about(&spec)).await {
                 delivery.settle().await;
             }
         }
-        Answer::Held | Answer::NotDue => delivery.settle().await,
+        Answer::Held | Answer::NotDue => {
+            drop(reservation);
+            delivery.settle().await;
+        }
         // The delivery goes back to the broker, for another worker.
         Answer::Drained | Answer::LeaseLost => {}
     }
+}
+
+/// Replies once more: the worker that ran the job may have died before its reply was out.
+async fn reply_again(
+    worker: &Worker,
+    slot: &mut Slot,
+    delivery: Delivery,
+    spec: JobSpec,
+    ack_by: Instant,
+    said: impl FnOnce(),
+) {
+    let Some(spec) = claim::as_accepted(worker, spec).await else { return };
+    let replying = about(&spec).in_scope(|| {
+        said();
+        worker.dispatch.reply(&spec, spec.traceparent)
+    });
+    settle_when_replied(slot, delivery, replying, ack_by).await;
 }
 
 /// Acks the delivery when its job is done and the reply is out, or at `ack_by` if that comes first.

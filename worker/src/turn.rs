@@ -14,7 +14,7 @@ use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
 use crate::refusal::refused;
-use crate::running::Reservation;
+use crate::running::{Inherited, Reservation};
 use crate::worker::Worker;
 
 /// Runs a claimed job, and after it the session's next ones. Returns the first reply; the messages of the other jobs
@@ -34,15 +34,18 @@ pub async fn take(
         replying = replying.or(reply);
         let Some(next) = next else { return replying };
         let message = next.message.as_deref().unwrap_or_default();
-        let reserved = worker.running.reserve(next.claim.job_id());
-        (spec, reservation) = match (job::decode_stored(message), reserved) {
-            (Ok(next), Some(reservation)) => (next, reservation),
-            (Err(error), Some(_reservation)) => {
+        // Its message may have come at the same time, and another slot asks the ledger for it.
+        let inheriting = worker.running.inherit(next.claim.job_id(), next.claim.epoch());
+        let inherited = worker.lease.during(inheriting).await;
+        (spec, reservation) = match (job::decode_stored(message), inherited) {
+            (Ok(next), Some(Inherited::Place(reservation))) => (next, reservation),
+            (Err(error), Some(Inherited::Place(_reservation))) => {
                 fail_unreadable(worker, &next, &error).await;
                 return replying;
             }
+            (_, Some(Inherited::RunsAnew)) => return replying,
             // The heartbeat finds it among the unknown jobs and hands it back.
-            (result, None) => {
+            (result, Some(Inherited::RunsStill) | None) => {
                 let trace_id = result.as_ref().map_or(next.claim.job_id().into(), JobSpec::trace_id);
                 cannot_be_taken(&next, trace_id);
                 return replying;

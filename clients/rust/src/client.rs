@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobSpec};
-use serde::Deserialize;
+use job::{InputAnswer, JobId, JobSpec};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::address::BadAddress;
@@ -68,6 +68,28 @@ impl Client {
     /// ended before.
     pub async fn cancel(&self, job_id: JobId) -> Result<Job, Error> {
         self.api.ask(Ask::post(&of(job_id, "/cancel"))).await
+    }
+
+    /// Answers a question of a job, for somebody if that is given. It is refused (409) where the question was answered in
+    /// another way, or its time is over; and where the job has ended, or waits for other calls. The same answer again is
+    /// answered as the first.
+    pub async fn answer(
+        &self,
+        job_id: JobId,
+        call_id: &str,
+        answer: &InputAnswer,
+        by: Option<&str>,
+    ) -> Result<Job, Error> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            call_id: &'a str,
+            #[serde(flatten)]
+            answer: &'a InputAnswer,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            by: Option<&'a str>,
+        }
+        let body = serde_json::to_string(&Body { call_id, answer, by }).expect("an answer is JSON");
+        self.api.ask(Ask::post(&of(job_id, "/answers")).json(body)).await
     }
 
     /// Runs a failed job again, and returns the new job. It is refused (409) where the job was redriven before.

@@ -28,6 +28,8 @@ pub enum Event {
     Iteration(IterationEvent),
     /// The job streams text; for keys with the scope `content`.
     Text(String),
+    /// The job's harness shows something else, such as a call of a tool; for keys with the scope `content`.
+    Note(NoteEvent),
     /// So many iterations cannot be shown any more.
     Gap(i64),
     /// It has ended. Nothing follows.
@@ -63,6 +65,15 @@ pub struct IterationEvent {
     /// What they changed in `feature_progress`, a JSON merge patch; for keys with the scope `content`.
     #[serde(default, deserialize_with = "said")]
     pub progress: Option<Json>,
+}
+
+/// What a job's harness shows beside its text.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NoteEvent {
+    /// What happened, in the harness's own words, such as `tool_call`.
+    pub name: String,
+    /// Details, in the harness's own shape.
+    pub data: Json,
 }
 
 /// An event, and where to go on after it.
@@ -180,6 +191,7 @@ impl Following {
             Some("state") => Event::State(api.read(data.as_bytes())?),
             Some("iteration") => Event::Iteration(api.read(data.as_bytes())?),
             Some("text") => Event::Text(api.read::<Text>(data.as_bytes())?.text),
+            Some("note") => Event::Note(api.read(data.as_bytes())?),
             Some("gap") => Event::Gap(api.read::<Gap>(data.as_bytes())?.iterations),
             Some("end") => {
                 self.over = true;

@@ -36,7 +36,10 @@ pub use address::BadAddress;
 pub use batch::{Answer, Batch};
 pub use client::Client;
 pub use error::{Error, Problem};
-pub use follow::{Event, Followed, IterationEvent, StateEvent};
-pub use job::{FailureCode, JobId, JobSpec, JobState, Json, Label, Labels, Name, OnBusy, RetryPolicy, Usd};
+pub use follow::{Event, Followed, IterationEvent, NoteEvent, StateEvent};
+pub use job::{
+    FailureCode, InputAnswer, InputKind, JobId, JobSpec, JobState, Json, Label, Labels, Name, OnBusy,
+    RetryPolicy, Usd,
+};
 pub use lists::{JobFilter, SpendBy};
-pub use view::{Failure, Job, JobEntry, Session, SessionEntry, SpendEntry};
+pub use view::{Failure, Job, JobEntry, Question, Session, SessionEntry, SpendEntry};

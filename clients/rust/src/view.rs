@@ -1,6 +1,6 @@
 //! What the API shows: jobs and sessions.
 
-use job::{FailureCode, JobId, JobState, Json, Labels, TraceId, Usd};
+use job::{FailureCode, InputKind, JobId, JobState, Json, Labels, TraceId, Usd};
 use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
@@ -50,6 +50,9 @@ pub struct Job {
     pub started_at: Option<String>,
     /// RFC 3339, UTC.
     pub finished_at: Option<String>,
+    /// What it asks persons, while it waits for their answers.
+    #[serde(default)]
+    pub questions: Vec<Question>,
     /// Why the last attempt failed.
     pub failure: Option<Failure>,
     /// What it was given; for keys with the scope `content`, and where one job is read.
@@ -62,6 +65,22 @@ pub struct Job {
     pub output_bytes: Option<u64>,
     /// The SHA-256 of what it delivered, in hexadecimal.
     pub output_sha256: Option<String>,
+}
+
+/// A question that waits for a person: see [`Client::answer`](crate::Client::answer).
+#[derive(Clone, Debug, Deserialize)]
+pub struct Question {
+    /// The call, which the answer names.
+    pub call_id: String,
+    /// What kind of answer it takes.
+    pub kind: InputKind,
+    /// What the person is shown; for keys with the scope `content`.
+    #[serde(default, deserialize_with = "said")]
+    pub question: Option<Json>,
+    /// RFC 3339, UTC.
+    pub asked_at: String,
+    /// When the job goes on without an answer: RFC 3339, UTC.
+    pub expires_at: Option<String>,
 }
 
 /// Why an attempt failed.
@@ -134,11 +153,11 @@ pub struct Session {
     pub input_tokens: i64,
     /// Tokens written in all.
     pub output_tokens: i64,
-    /// Its memory at the last fold; for keys with the scope `content`, like the next two.
+    /// Its memory as of its last checkpoint; for keys with the scope `content`, like the next two.
     pub memory: Option<serde_json::Value>,
-    /// Its context at the last fold.
+    /// Its context as of its last checkpoint.
     pub context_window: Option<serde_json::Value>,
-    /// Its progress at the last fold.
+    /// Its progress as of its last checkpoint.
     pub feature_progress: Option<serde_json::Value>,
 }
 

@@ -12,7 +12,7 @@ use service::note;
 
 use super::context::Context;
 pub use dead::{Act, list, settle, show};
-pub use jobs::{cancel, every_line, status, wait, why};
+pub use jobs::{answer, cancel, every_line, status, wait, why};
 
 /// The HTTP API, for commands that can do without a database.
 #[derive(Args, Clone, Debug)]

@@ -10,6 +10,7 @@ use store::Cancelled;
 
 use super::api::{self, ApiArgs};
 use super::context::{Context, REPLIED_WITHIN};
+use super::operator::operator;
 use crate::cancel::{Answer, cancel};
 
 /// Cancel jobs: queued, scheduled, blocked and running ones.
@@ -51,7 +52,8 @@ impl Cancel {
         }
         let (intake_limits, dispatch) = context.dispatch("producer cancel").await?;
         let session = self.session.map(|session| SessionKey::new(&self.tenant, &session));
-        let answer = cancel(&dispatch, self.jobs, session.as_ref(), &intake_limits.current()).await?;
+        let limits = intake_limits.current();
+        let answer = cancel(&dispatch, &operator(), self.jobs, session.as_ref(), &limits).await?;
         dispatch.close(REPLIED_WITHIN).await;
         let answers = match answer {
             Answer::Done(answers) => answers,

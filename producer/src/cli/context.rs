@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dispatch::Dispatch;
+use dispatch::{Dispatch, InboxRules};
 use job::ReplyRule;
 use postgres::Address;
 use queue::{Broker, BrokerConfig};
@@ -41,6 +41,12 @@ impl LedgerAccess {
     pub fn beside(&self, config: &BrokerConfig) -> Dispatch {
         let broker = Broker::start(config.clone(), CancellationToken::new());
         Dispatch::new(self.store.clone(), broker, config, self.replies.clone())
+    }
+
+    /// What jobs that come by SQL must keep.
+    pub fn inbox_rules(&self) -> InboxRules {
+        let (retention, replies) = (self.retention, self.replies.clone());
+        InboxRules { max_bytes: self.max_message_bytes, retention, replies }
     }
 }
 

@@ -3,7 +3,11 @@
 mod postgres;
 mod provider_keys;
 mod webhooks;
+mod questions;
+mod inbox;
+mod schedules;
 mod money;
+mod access;
 
 use std::process::ExitCode;
 use std::time::Duration;

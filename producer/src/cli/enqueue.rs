@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use dispatch::Dispatch;
 use harness_fleet::{Answer, Batch, Client, Problem};
-use job::{JobId, JobSpec, Json, Label, Labels, Name, OnBusy, Tenant, Usd};
+use job::{JobId, JobSpec, Json, Label, Labels, Name, OnBusy, RunAt, Tenant, Usd};
 use service::{note, out, unless_stopped};
 
+use super::age::parse_age;
 use super::api::{self, ApiArgs};
 use super::bulk::{Bulk, Intake};
 use super::context::Context;
@@ -18,11 +20,12 @@ use crate::submit::submit;
 
 /// Enqueue one job from flags, or many from JSON lines.
 ///
-/// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object such
-/// as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant, user_id, pool,
-/// retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, deadline_ms, max_stalled_iterations, max_cost_usd,
-/// on_busy, labels, reply_to, correlation_id, traceparent. A job_id that was accepted before means the same job, which is
-/// not run again. Over the HTTP API session_id may be left out: the job then has a session of its own.
+/// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object
+/// such as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant,
+/// user_id, pool, retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, run_at, delay_ms, deadline_ms,
+/// max_stalled_iterations, max_iterations, max_tokens, max_cost_usd, on_busy, labels, reply_to, correlation_id,
+/// traceparent. A job_id that was accepted before means the same job, which is not run again. Over the HTTP API
+/// session_id may be left out: the job then has a session of its own.
 ///
 /// Lines are sent as they arrive: a pipe may stay open, and SIGTERM ends the command. Lines read until then are sent;
 /// the summary on stderr names the last of them. A line that is not a job (not JSON, not UTF-8, longer than
@@ -60,12 +63,25 @@ pub struct Enqueue {
     /// Wall-clock limit of one attempt, in milliseconds
     #[arg(long)]
     timeout_ms: Option<u64>,
-    /// Milliseconds within which the job must end, including all attempts and waits
+    /// The moment before which the job does not start, such as 2026-03-29T06:30:00+02:00; at most half the retention of
+    /// results ahead. Until then the job holds up no other one of its session
+    #[arg(long, value_name = "TIME", conflicts_with = "delay")]
+    run_at: Option<RunAt>,
+    /// The same as a time from now, such as 90s, 15m or 36h
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    delay: Option<Duration>,
+    /// Milliseconds, from when it is due, within which the job must end, including all attempts and waits
     #[arg(long)]
     deadline_ms: Option<u64>,
     /// How many iterations in a row may change neither memory nor progress
     #[arg(long)]
     max_stalled_iterations: Option<u32>,
+    /// Answers that the job's model loop may have, in all attempts; lower limits stay
+    #[arg(long)]
+    max_iterations: Option<u32>,
+    /// Tokens that the job's model loop may read and write, in all attempts; lower limits stay
+    #[arg(long)]
+    max_tokens: Option<u64>,
     /// Dollars that the job's model calls may cost, in all attempts; lower limits stay
     #[arg(long, value_name = "DOLLARS")]
     max_cost_usd: Option<Usd>,
@@ -78,7 +94,8 @@ pub struct Enqueue {
     labels: Vec<Label>,
     /// A file of JSON lines; - reads stdin
     #[arg(long, conflicts_with_all = ["session", "tenant", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
-          "deadline_ms", "max_stalled_iterations", "max_cost_usd", "on_busy", "labels"])]
+          "run_at", "delay", "deadline_ms", "max_stalled_iterations", "max_iterations", "max_tokens", "max_cost_usd",
+          "on_busy", "labels"])]
     file: Option<PathBuf>,
     /// Stop at the first line that is refused; the lines before it stay accepted
     #[arg(long, requires = "file")]
@@ -135,8 +152,12 @@ impl Enqueue {
         spec.pool = self.pool.clone();
         spec.retry.max_attempts = self.max_attempts;
         spec.timeout_ms = self.timeout_ms;
+        spec.run_at = self.run_at;
+        spec.delay_ms = self.delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         spec.deadline_ms = self.deadline_ms;
         spec.max_stalled_iterations = self.max_stalled_iterations;
+        spec.max_iterations = self.max_iterations;
+        spec.max_tokens = self.max_tokens;
         spec.max_cost_usd = self.max_cost_usd;
         spec.on_busy = self.on_busy;
         spec.labels = match Labels::of(self.labels.iter().cloned()) {

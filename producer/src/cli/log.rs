@@ -10,7 +10,8 @@ use service::out;
 use super::context::Context;
 use super::status;
 
-/// Show the operators' log, newest first: who changed tenants and keys, and how often each key was used in a minute
+/// Show the operators' log, newest first: who changed tenants and keys, who cancelled, redrove and dropped jobs and answered
+/// what they ask, and how often each key was used in a minute
 ///
 /// Its rows cannot be changed or removed; each holds the hash of the one before it, and `producer audit` checks the chain.
 /// Keep the newest hash somewhere else from time to time: it shows whether rows were cut off the end.

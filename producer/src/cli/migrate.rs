@@ -19,7 +19,9 @@ pub async fn run(mut context: Context) -> anyhow::Result<ExitCode> {
         versions => out!("applied {} migrations, the schema is up to date", versions.len()),
     }
     if let Some((made, dropped)) = partitions {
-        out!("harness_results and harness_labels: {made} weeks of partitions made, {dropped} dropped");
+        out!(
+            "harness_results, harness_labels, harness_calls and harness_history: {made} weeks of partitions made, {dropped} dropped"
+        );
     }
     if migrated.older_sessions > 0 {
         out!(

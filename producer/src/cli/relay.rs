@@ -58,7 +58,7 @@ impl RelayArgs {
             info!("stopped before it was ready");
             return Ok(ExitCode::SUCCESS);
         }
-        let relay = Relay::new(dispatch.clone(), ledger.retention);
+        let relay = Relay::new(dispatch.clone(), ledger.inbox_rules());
         lifecycle.spawn("relay", |end| async move { relay.run(end).await });
         let outbound = Arc::new(Outbound::new(allowed, authorities));
         let sending = Sending::new(ledger.store.clone(), outbound);

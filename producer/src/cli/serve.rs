@@ -13,7 +13,6 @@ use clap::Args;
 use migrations::SchemaError;
 use serde_json::json;
 use service::{AdminArgs, Check, Lifecycle, ListenAddress, Setting, retry_or_stop};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,9 @@ use super::webhooks::WebhookAllow;
 use crate::access::{Keys, Limits, Rates};
 use crate::backlog::Backlog;
 use crate::following::Following;
-use crate::http::{Auth, Batches, Bodies, Bounded, Door, Followers, Server, SignIns, Tickets, Tls, router};
+use crate::http::{
+    Answers, Auth, Batches, Bodies, Bounded, Door, Followers, Server, SignIns, Tickets, Tls, Trying, router,
+};
 use crate::publishing::Publishing;
 use crate::pulse::Pulse;
 use crate::served::Served;
@@ -33,8 +34,6 @@ use crate::webhooks::{Outbound, Sending};
 
 /// The usual port.
 const PORT: u16 = 8_080;
-/// How many webhooks callers may try at a time.
-const TRIED_AT_ONCE: usize = 8;
 /// How long replies that are on their way may take after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -139,13 +138,14 @@ impl Serve {
                 bounds.followers_per_caller,
             ),
             bodies: Bodies::new(bounds.body_bytes),
+            answers: Answers::new(bounds.body_bytes),
             tickets: Tickets::default(),
             begun: begun.clone(),
             limits_of: Limits::new(ledger.store.clone()),
             rates: Rates::new(ledger.store.clone()),
             backlog: backlog.clone(),
             outbound: outbound.clone(),
-            trying: Semaphore::new(TRIED_AT_ONCE),
+            trying: Trying::default(),
             stop: stop.clone(),
         });
         let store = ledger.store.clone();

@@ -7,7 +7,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use job::{JobId, JobState, one_line, shown};
 use service::{note, out};
-use store::JobView;
+use store::{JobView, OpenInput};
 
 use super::api::{self, ApiArgs};
 use super::context::Context;
@@ -72,7 +72,7 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
         let result = match (&view.output, &view.failure) {
             (Some(output), _) => clip(&shown(output.as_str())),
             (None, Some(failure)) => clip(&shown(&failure.to_string())),
-            (None, None) => String::new(),
+            (None, None) => asked(&view.questions),
         };
         let mut row = vec![
             view.job_id.to_string(),
@@ -98,6 +98,14 @@ pub fn print(views: &[JobView], json: bool) -> anyhow::Result<()> {
     }
     out!("{table}");
     Ok(())
+}
+
+/// What a job asks, and the calls by which it is answered.
+fn asked(questions: &[OpenInput]) -> String {
+    let question = |open: &OpenInput| {
+        clip(&shown(&format!("{} {}: {}", open.kind, open.call_id, open.question.as_str())))
+    };
+    questions.iter().map(question).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns an empty table that fits the terminal, or 160 columns if there is none.

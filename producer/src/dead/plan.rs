@@ -3,7 +3,7 @@
 //! A letter whose job has failed in the ledger belongs to that job: the same id in the same session is the same job.
 //! Settling the job settles its letter too.
 
-use job::{JobId, JobSpec, JobState, Limits, Name, Peek, SessionKey};
+use job::{FailureCode, JobId, JobSpec, JobState, Limits, Name, Peek, SessionKey};
 use queue::{DeadLetter, jobs_queue, pool_of_queue};
 use store::{FailedJob, Standing};
 
@@ -86,11 +86,16 @@ pub fn step(
 /// Returns a job that redoes the work of a failed one. It has a new id, from which its deadline counts anew. Its reply
 /// carries the old id as correlation id, unless the caller chose another.
 pub fn renewed(failed: &FailedJob, to_pool: Option<&Name>, limits: &Limits) -> Result<JobSpec, String> {
+    if failed.code == FailureCode::Invalid.as_str() {
+        return Err("it was never a job (invalid): what enqueued it has to be corrected".to_owned());
+    }
     let message = failed.message.as_deref().ok_or("its envelope was not kept")?;
     let mut spec =
         job::decode_stored(message).map_err(|error| format!("its envelope cannot be read: {error}"))?;
     spec.correlation_id.get_or_insert_with(|| failed.job_id.to_string());
     spec.job_id = JobId::now();
+    // It is redriven now.
+    (spec.run_at, spec.delay_ms) = (None, None);
     if let Some(pool) = to_pool {
         spec.pool = pool.clone();
     }
@@ -218,10 +223,12 @@ mod tests {
     fn a_renewed_job_is_the_same_but_for_its_id() {
         let mut old = spec();
         old.deadline_ms = Some(60_000);
+        old.delay_ms = Some(5);
         old.reply_to = Some("replies".to_owned());
         let new = renewed(&failed(&old), None, &limits()).unwrap();
         assert_ne!(new.job_id, old.job_id);
-        assert!(new.deadline_unix_ms() >= old.deadline_unix_ms());
+        assert!(new.deadline_unix_ms() >= old.deadline_unix_ms().map(|ms| ms - 5));
+        old.delay_ms = None;
         assert_eq!(new.correlation_id, Some(old.job_id.to_string()));
         let same = JobSpec { job_id: old.job_id, correlation_id: None, ..new };
         assert_eq!(same, old);

@@ -17,8 +17,13 @@ pub enum Renewal {
     Kept(String),
 }
 
-/// Redrives one job.
-pub async fn redrive_one(dispatch: &Dispatch, job_id: JobId, limits: &Limits) -> anyhow::Result<Renewal> {
+/// Redrives one job. The operators' log names the actor.
+pub async fn redrive_one(
+    dispatch: &Dispatch,
+    actor: &str,
+    job_id: JobId,
+    limits: &Limits,
+) -> anyhow::Result<Renewal> {
     let Some(job) = failed(&dispatch.store, &[job_id]).await?.pop() else {
         return Ok(Renewal::Kept("it has not failed".to_owned()));
     };
@@ -30,7 +35,7 @@ pub async fn redrive_one(dispatch: &Dispatch, job_id: JobId, limits: &Limits) ->
         Err(why) => return Ok(Renewal::Kept(why)),
     };
     let new = spec.job_id;
-    let submitted = submit::redrive(dispatch, vec![(job_id, spec)], limits).await?;
+    let submitted = submit::redrive(dispatch, actor, vec![(job_id, spec)], limits).await?;
     Ok(match submitted.new.is_empty() {
         false => Renewal::Redriven(new, Box::new(submitted)),
         true => Renewal::Kept("it was redriven or dropped just now".to_owned()),

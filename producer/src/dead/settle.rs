@@ -13,7 +13,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use job::{FailureCode, JobId, JobSpec, Name, Peek};
 use queue::{DeadLetterCursor, HeldLetter};
-use store::FailedJob;
+use store::{FailedJob, MessageAct};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Act, Step, renewed, step};
@@ -32,6 +32,8 @@ const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 pub struct Order {
     pub act: Act,
     pub selection: Selection,
+    /// Who asks, for the operators' log.
+    pub actor: String,
     /// Only report what would be done.
     pub dry_run: bool,
 }
@@ -196,7 +198,8 @@ impl<L: Listener> Work<'_, L> {
         let dropped: HashSet<JobId> = if self.order.dry_run || jobs.is_empty() {
             jobs.iter().copied().collect()
         } else {
-            let dismissed = self.dispatch.store.dismiss(&jobs).await.context("dismissing jobs")?;
+            let dismissed =
+                self.dispatch.store.dismiss(&self.order.actor, &jobs).await.context("dismissing jobs")?;
             dismissed.into_iter().collect()
         };
         for job_id in jobs {
@@ -221,7 +224,7 @@ impl<L: Listener> Work<'_, L> {
             }
             return Ok(());
         }
-        let submitted = submit::redrive(self.dispatch, renewing, &limits).await?;
+        let submitted = submit::redrive(self.dispatch, &self.order.actor, renewing, &limits).await?;
         let taken: HashSet<JobId> = submitted.new.iter().copied().collect();
         for (job_id, new) in ids {
             self.note_job(job_id, if taken.contains(&new) { Disposition::Redriven(new) } else { lost() });
@@ -280,13 +283,18 @@ impl<L: Listener> Work<'_, L> {
         let standing = standing(&self.dispatch.store, chunk.iter().map(|seen| &seen.peek)).await?;
         let limits = self.intake_limits.current();
         let by_id = matches!(self.order.selection, Selection::Ids(_));
+        let step = |seen: &Seen| {
+            let standing = standing_of(&standing, &seen.peek);
+            step(&self.order.act, &seen.held.letter, &seen.peek, standing, &limits)
+        };
+        let steps: Vec<Step> = chunk.iter().map(step).collect();
+        self.log(&chunk, &steps).await?;
         let mut publishing = FuturesUnordered::new();
-        for seen in chunk {
+        for (seen, step) in chunk.into_iter().zip(steps) {
             let letter = &seen.held.letter;
             if let Selection::Ids(ids) = &self.order.selection {
                 self.found.extend(ids.iter().filter(|id| is_called(letter, id)).cloned());
             }
-            let step = step(&self.order.act, letter, &seen.peek, standing_of(&standing, &seen.peek), &limits);
             match step {
                 Step::Clear => self.clear(cursor, seen),
                 Step::AsJob(job_id) if seen.is_wanted && by_id && self.jobs.insert(job_id) => {
@@ -322,6 +330,25 @@ impl<L: Listener> Work<'_, L> {
                     self.remove(cursor, seen);
                 }
                 Err(error) => self.note(&seen, Disposition::Kept(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what is about to be done with the messages that belong to no job.
+    async fn log(&self, chunk: &[Seen], steps: &[Step]) -> anyhow::Result<()> {
+        if self.order.dry_run {
+            return Ok(());
+        }
+        for (act, is_of) in [
+            (MessageAct::Returned, (|step| matches!(step, Step::Publish(_))) as fn(&Step) -> bool),
+            (MessageAct::Dropped, |step| matches!(step, Step::Remove)),
+        ] {
+            let of_act = chunk.iter().zip(steps).filter(|(seen, step)| seen.is_wanted && is_of(step));
+            let ids: Vec<String> = of_act.map(|(seen, _)| id_of(&seen.held.letter)).collect();
+            if !ids.is_empty() {
+                let noting = self.dispatch.store.note_messages(&self.order.actor, act, &ids);
+                noting.await.context("writing the operators' log")?;
             }
         }
         Ok(())

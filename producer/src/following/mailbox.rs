@@ -112,6 +112,10 @@ impl Mailbox {
                 let mut held = self.lock();
                 if let Some(news) = held.news.pop_front() {
                     held.bytes -= news.bytes();
+                    if held.news.is_empty() {
+                        // Thousands lie idle, so that none keeps its room.
+                        held.news = VecDeque::new();
+                    }
                     return Some(news);
                 }
                 if held.is_closed {
@@ -149,6 +153,7 @@ mod tests {
             job_id: job::JobId::now(),
             session: job::SessionKey::of_ledger("s"),
             text: String::new(),
+            note: None,
         };
         News::Text(Arc::new(Counted::new(piece, bytes, total)))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use job::{JobId, JobState};
+use job::{CallId, JobId, JobState};
 use store::{JobView, LiveJob, Step, StepPlace};
 
 use super::Seen;
@@ -44,7 +44,8 @@ pub struct Sequence {
     position: Position,
     /// The job that the stream is about; `None` if it is about a session.
     job_id: Option<JobId>,
-    states: HashMap<JobId, (JobState, i32)>,
+    /// What was shown last: state, attempts, and the calls that persons are asked to answer.
+    states: HashMap<JobId, (JobState, i32, Vec<CallId>)>,
     shown: HashMap<JobId, i64>,
     ended: VecDeque<JobId>,
     /// Whether jobs that run at the first reading are joined in the middle.
@@ -140,8 +141,13 @@ impl Sequence {
 
     /// Notes a job's state; false if it was shown before.
     fn is_news(&mut self, job: &LiveJob) -> bool {
-        let now = (job.state, job.attempts);
-        self.states.insert(job.job_id, now) != Some(now)
+        let asked = job.questions.iter().map(|question| question.call_id.clone()).collect();
+        let now = (job.state, job.attempts, asked);
+        if self.states.get(&job.job_id) == Some(&now) {
+            return false;
+        }
+        self.states.insert(job.job_id, now);
+        true
     }
 
     fn count(&mut self, job_id: JobId, iterations: i64) {
@@ -196,7 +202,8 @@ mod tests {
     fn live(number: u8, state: JobState) -> LiveJob {
         let session = SessionKey::of_ledger("s");
         let begun = state == JobState::Running;
-        LiveJob { job_id: id(number), session, state, attempts: 0, begun, code: None }
+        let questions = Vec::new();
+        LiveJob { job_id: id(number), session, state, attempts: 0, begun, code: None, questions }
     }
 
     fn step(number: u8, epoch: i64, ordinal: i32) -> Step {
@@ -224,6 +231,7 @@ mod tests {
             accepted_at: String::new(),
             started_at: None,
             finished_at: None,
+            questions: Vec::new(),
             failure: None,
             output: None,
         })

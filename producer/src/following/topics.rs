@@ -28,7 +28,8 @@ const HINTED: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Topics {
-    topics: HashMap<Followed, Topic>,
+    /// Boxed, because nearly half of the table's places may be empty.
+    topics: HashMap<Followed, Box<Topic>>,
     /// What is to be read again, because it was announced or has a new follower.
     due: TopicQueue,
     /// The same of those that are read apart from the others.
@@ -129,6 +130,10 @@ impl Topics {
             topic.since = if is_new { since } else { topic.since.min(since) };
             topic.version = None;
         }
+        // Most are followed by one alone, and there are thousands. The second one makes room for more.
+        if is_new {
+            topic.places.reserve_exact(1);
+        }
         topic.places.push(Place { id, news: news.clone(), text, key_id, stage: Stage::New });
         if let Some(shard) = text {
             *self.shards.entry(shard).or_default() += 1;
@@ -163,7 +168,7 @@ impl Topics {
     /// Lets a topic be read again, behind all that is due. What is left of it waits until a follower has taken what
     /// was read.
     fn make_due(&mut self, followed: &Followed) {
-        let is_due = |topic: &&mut Topic| {
+        let is_due = |topic: &&mut Box<Topic>| {
             topic.turn.is_none()
                 && (!topic.has_more || topic.places.iter().any(|place| place.stage == Stage::New))
         };
@@ -172,7 +177,7 @@ impl Topics {
         topic.turn = Some(queue.push(followed.clone()));
     }
 
-    fn remove(&mut self, followed: &Followed) -> Option<Topic> {
+    fn remove(&mut self, followed: &Followed) -> Option<Box<Topic>> {
         let topic = self.topics.remove(followed)?;
         if let Some(turn) = topic.turn {
             let queue = if topic.apart.is_some() { &mut self.due_apart } else { &mut self.due };
@@ -207,7 +212,7 @@ impl Topics {
     /// Hands text to those who want it.
     pub(super) fn hear_text(&mut self, piece: TextPiece) {
         let topics = [Followed::Job(piece.job_id), Followed::Session(piece.session.clone())];
-        let bytes = size_of::<TextPiece>() + piece.text.len();
+        let bytes = size_of::<TextPiece>() + piece.bytes();
         let news = News::Text(Arc::new(Counted::new(piece, bytes, &self.held)));
         for followed in topics {
             let Some(topic) = self.topics.get_mut(&followed) else { continue };
@@ -290,7 +295,7 @@ impl Topics {
         known.append(&mut topic.hinted);
         known.sort_unstable();
         known.dedup();
-        let Topic { behind, version, since, .. } = *topic;
+        let Topic { behind, version, since, .. } = **topic;
         Some(Question { followed, behind, known, version, since, is_first })
     }
 

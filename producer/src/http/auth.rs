@@ -8,13 +8,14 @@ use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, Method};
 use job::{Name, SessionKey, Tenant};
 use secrecy::{ExposeSecret, SecretString};
 pub use store::Scope;
 use store::Scopes;
 use tracing::warn;
 
+use super::answers::Asker;
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
 use super::{Door, metrics};
@@ -83,10 +84,17 @@ impl Principal {
 
     /// The caller of a request.
     pub async fn of_request(parts: &Parts, door: &Door) -> Result<Principal, Problem> {
-        match parts.headers.get(AUTHORIZATION) {
-            Some(given) => of_key(door, door.proxies.of(parts), given).await,
-            None => door.auth.without_key(&parts.headers),
+        let principal = match parts.headers.get(AUTHORIZATION) {
+            Some(given) => of_key(door, door.proxies.of(parts), given).await?,
+            None => door.auth.without_key(&parts.headers)?,
+        };
+        if let Some(asker) = parts.extensions.get::<Asker>() {
+            asker.is(principal.tenant());
         }
+        if parts.method != Method::GET {
+            door.answers.room(principal.tenant())?;
+        }
+        Ok(principal)
     }
 
     /// The id of the key that was shown; empty where there are no keys.

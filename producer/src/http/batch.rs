@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::Request;
 use axum::http::header::CONTENT_LENGTH;
+use dispatch::Candidate;
 use futures::StreamExt;
 use job::{JobId, JobSpec, JobState, Limits, Name};
 use serde::Serialize;
@@ -26,7 +27,6 @@ use super::limits::admit;
 use super::problem::{Kind, Problem};
 use super::view::Job;
 use super::{Door, Shared};
-use crate::candidate::Candidate;
 use crate::submit::{find_earlier, submit_in_order};
 
 /// The most jobs of a batch.

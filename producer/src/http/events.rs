@@ -11,7 +11,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event as Line, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
-use job::{JobId, JobState, Json, Name, SessionKey, TextPiece, Usd};
+use job::{JobId, JobState, Json, Name, Note, SessionKey, TextPiece, Usd};
 use serde::Serialize;
 use store::{LiveJob, Step, StepPlace};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ use super::metrics::FollowerGauge;
 use super::path::Id;
 use super::problem::Problem;
 use super::query::Query;
-use super::view::Job;
+use super::view::{Job, Question};
 use super::{Door, Shared};
 use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
 
@@ -52,11 +52,11 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes what `Line` writes")]
 pub struct StreamEvent {
-    /// Its kind: `state`, `iteration`, `text`, `gap` or `end`.
+    /// Its kind: `state`, `iteration`, `text`, `note`, `gap` or `end`.
     event: String,
-    /// Where a later stream goes on, by `Last-Event-ID`. Text has none, because it is not repeated.
+    /// Where a later stream goes on, by `Last-Event-ID`. Texts and notes have none, because they are not repeated.
     id: Option<String>,
-    /// JSON, by the kind: `StateEvent`, `IterationEvent`, `TextEvent`, `GapEvent`, or the job as it is read.
+    /// JSON, by the kind: `StateEvent`, `IterationEvent`, `TextEvent`, `NoteEvent`, `GapEvent`, or the job as it is read.
     data: String,
 }
 
@@ -74,6 +74,9 @@ pub struct StateEvent {
     /// The code of the last failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<String>,
+    /// What it asks persons, where it is `awaiting_input`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    questions: Vec<Question>,
 }
 
 /// The data of the event `iteration`: what a checkpoint added, which is safe in the ledger.
@@ -108,6 +111,20 @@ pub struct TextEvent {
     text: String,
 }
 
+/// The data of the event `note`: what a job's harness shows beside its text, such as the calls of tools (`tool_call`,
+/// `tool_result`); for keys with the scope `content`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NoteEvent {
+    /// The job.
+    #[schema(value_type = Uuid)]
+    job_id: JobId,
+    /// What happened, in the harness's own words.
+    name: String,
+    /// Details, in the harness's own shape.
+    #[schema(value_type = serde_json::Value)]
+    data: Json,
+}
+
 /// The data of the event `gap`: iterations of a job that cannot be shown any more.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct GapEvent {
@@ -131,9 +148,10 @@ struct WithoutHeaders {
 
 /// Follow a job
 ///
-/// Server-sent events: `state`, `iteration`, `text`, `gap` and `end`, whose data is the job as it is read. The stream
-/// ends behind `end`, which always comes. It begins with the job's first iteration, or behind the event that
-/// `Last-Event-ID` names; iterations that are gone by then are a `gap`. `text` comes as it is written, and never again.
+/// Server-sent events: `state`, `iteration`, `text`, `note`, `gap` and `end`, whose data is the job as it is read. The
+/// stream ends behind `end`, which always comes. It begins with the job's first iteration, or behind the event that
+/// `Last-Event-ID` names; iterations that are gone by then are a `gap`. `text` and `note` come as they are written, and
+/// never again.
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
@@ -310,6 +328,10 @@ impl Streamed {
     async fn next(&mut self) -> Option<Line> {
         loop {
             if let Some((position, event)) = self.events.pop_front() {
+                if self.events.is_empty() {
+                    // An idle stream keeps no room for events.
+                    self.events = VecDeque::new();
+                }
                 return Some(line(event, self.content).id(position.to_string()));
             }
             if self.over {
@@ -328,11 +350,14 @@ impl Streamed {
                     let events = self.sequence.events(&seen);
                     let is_end = |(_, event): &(Position, Event)| matches!(event, Event::End(_));
                     self.over = self.job_id.is_some() && events.iter().any(is_end);
-                    self.events.extend(events);
+                    self.events = events.into();
                 }
                 News::Text(piece) if self.job_id.is_none_or(|job_id| job_id == piece.job_id) => {
-                    let TextPiece { job_id, text, .. } = &**piece;
-                    return Some(with("text", &TextEvent { job_id: *job_id, text: text.clone() }));
+                    let TextPiece { job_id, text, note, .. } = TextPiece::clone(&piece);
+                    return Some(match note {
+                        Some(Note { name, data }) => with("note", &NoteEvent { job_id, name, data }),
+                        None => with("text", &TextEvent { job_id, text }),
+                    });
                 }
                 News::Text(_) => {}
                 News::Unreadable => {
@@ -347,8 +372,9 @@ impl Streamed {
 /// An event as it is sent, without its id.
 fn line(event: Event, content: bool) -> Line {
     match event {
-        Event::State(LiveJob { job_id, state, attempts, code, .. }) => {
-            with("state", &StateEvent { job_id, state, attempts, code })
+        Event::State(LiveJob { job_id, state, attempts, code, questions, .. }) => {
+            let questions = questions.into_iter().map(|open| Question::of(open, content)).collect();
+            with("state", &StateEvent { job_id, state, attempts, code, questions })
         }
         Event::Iteration(step) => {
             let Step { job_id, iterations, cost: cost_usd, input_tokens, output_tokens, progress, .. } = step;

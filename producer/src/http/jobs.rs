@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use dispatch::Candidate;
 use job::{JobId, JobSpec, Limits, Name, RequestedJob, decode_strict};
 use store::{Cancelled, JobView, KeyKind, Taken};
 use tokio::time::Instant;
@@ -23,7 +24,6 @@ use super::problem::{Kind, Problem};
 use super::view::{Acted, Job};
 use super::{Door, Shared, prefer};
 use crate::cancel::{Answer, cancel};
-use crate::candidate::Candidate;
 use crate::dead::{Renewal, redrive_one};
 use crate::same::is_same;
 use crate::submit::{Submission, find_earlier, submit_one};
@@ -166,9 +166,10 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
     let limits = door.limits()?;
     // An id that the ledger does not know is not cancelled ahead: it may become another tenant's.
     seen(&door, &principal, job_id, timeout).await?;
-    let dispatch = door.dispatch.clone();
+    let (dispatch, actor) = (door.dispatch.clone(), principal.actor());
     // The reply to the job's caller follows the commit.
-    let cancelling = door.to_the_end(async move { cancel(&dispatch, vec![job_id], None, &limits).await });
+    let cancelling =
+        door.to_the_end(async move { cancel(&dispatch, &actor, vec![job_id], None, &limits).await });
     let answered = timeout.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
     let answer = match answered {
         Answer::Done(answers) => answers.first().map(|(_, answer)| *answer),
@@ -214,7 +215,8 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
     if let Some(refused) = admitted.refused {
         return Err(refused.of_job(job_id));
     }
-    let renewing = redrive_one(&door.dispatch, job_id, &limits);
+    let actor = principal.actor();
+    let renewing = redrive_one(&door.dispatch, &actor, job_id, &limits);
     match timeout.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
         Renewal::Redriven(new, submitted) => {
             door.backlog.taken_in(principal.tenant(), 1);

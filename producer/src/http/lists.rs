@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::RawQuery;
 use job::{JobId, JobState, Name};
 use serde::Serialize;
-use store::{JobFilter, JobLine, Page, SessionLine};
+use store::{JobFilter, JobLine, Page, SessionFilter, SessionLine};
+use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -14,9 +15,10 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
 use super::path::Id;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::query::{Moment, Query};
 use super::{Door, Shared};
+use crate::SessionNow;
 use crate::why::{Fleet, why};
 
 /// Entries of a page where the caller names no number, and at most.
@@ -55,6 +57,24 @@ struct Chosen {
     /// Submitted before this time, likewise
     #[param(example = "2026-02-01T00:00:00Z")]
     before: Option<String>,
+}
+
+/// Which sessions.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `Query` reads")]
+struct ChosenSessions {
+    /// The agent of its first job
+    agent: Option<String>,
+    /// Created at this time or later; RFC 3339, UTC
+    #[param(example = "2026-01-31T08:00:00Z")]
+    created_since: Option<String>,
+    /// Created before this time; RFC 3339, UTC
+    created_before: Option<String>,
+    /// Last updated, by the end of a job, at this time or later; RFC 3339, UTC
+    updated_since: Option<String>,
+    /// Last updated before this time; RFC 3339, UTC
+    updated_before: Option<String>,
 }
 
 /// Which page.
@@ -141,13 +161,14 @@ pub struct Session {
     input_tokens: i64,
     /// Tokens written in all.
     output_tokens: i64,
-    /// Its memory at the last fold; for keys with the scope `content`, like the next two.
+    /// Its memory as of its last checkpoint; for keys with the scope `content`, like the next two.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<serde_json::Value>,
-    /// Its context at the last fold.
+    /// Its context as of its last checkpoint: a list, whose entries are as they were written, to the letter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    context_window: Option<serde_json::Value>,
-    /// Its progress at the last fold.
+    #[schema(value_type = Option<serde_json::Value>)]
+    context_window: Option<Vec<job::Json>>,
+    /// Its progress as of its last checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     feature_progress: Option<serde_json::Value>,
 }
@@ -287,7 +308,7 @@ async fn jobs_page(
     get,
     path = "/v1/sessions",
     tag = "sessions",
-    params(Paged),
+    params(ChosenSessions, Paged),
     responses(
         (status = 200, description = "A page", body = Listed<SessionEntry>),
         (status = 422, description = "A parameter is unknown or wrong", body = Problem),
@@ -299,9 +320,18 @@ async fn list_sessions(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<SessionEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
+    let times = ["created_since", "created_before", "updated_since", "updated_before"];
+    let query = Query::parse(given.as_deref(), &[&["agent", "limit", "cursor"][..], &times].concat())?;
+    let time = |name| query.one(name).map(|time| time.map(|Moment(unix_ms)| unix_ms));
+    let filter = SessionFilter {
+        agent: query.one("agent")?,
+        created_since: time("created_since")?,
+        created_before: time("created_before")?,
+        updated_since: time("updated_since")?,
+        updated_before: time("updated_before")?,
+    };
     let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
-    let listing = door.dispatch.store.list_sessions(principal.tenant(), after.as_ref(), limit);
+    let listing = door.dispatch.store.list_sessions(principal.tenant(), &filter, after.as_ref(), limit);
     let Page { found, next } = principal.timeout().ask(listing).await?;
     Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
 }
@@ -321,22 +351,27 @@ async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<
     principal.needs(Scope::Read)?;
     let key = principal.session_key(&id)?;
     let view = principal.timeout().ask(door.dispatch.store.session(&key)).await?;
-    let view = view.ok_or_else(Problem::no_session)?;
-    let shown = |value: serde_json::Value| principal.may(Scope::Content).then_some(value);
+    let view = SessionNow::of(view.ok_or_else(Problem::no_session)?).map_err(|error| unreadable(&error))?;
+    let may_see = principal.may(Scope::Content);
     Ok(Json(Session {
-        session_id: view.session_id,
-        agent_id: view.agent_id,
-        created_at: view.created_at,
-        last_updated: view.last_updated,
-        jobs: view.version,
-        iterations: view.iteration_count,
-        cost_usd: view.cost_usd,
-        input_tokens: view.input_tokens,
-        output_tokens: view.output_tokens,
-        memory: shown(view.memory),
-        context_window: shown(view.context_window),
-        feature_progress: shown(view.feature_progress),
+        session_id: view.head.session_id,
+        agent_id: view.head.agent_id,
+        created_at: view.head.created_at,
+        last_updated: view.head.last_updated,
+        jobs: view.head.version,
+        iterations: view.head.iteration_count,
+        cost_usd: view.head.cost_usd,
+        input_tokens: view.head.input_tokens,
+        output_tokens: view.head.output_tokens,
+        memory: may_see.then_some(view.memory),
+        context_window: may_see.then_some(view.context_window),
+        feature_progress: may_see.then_some(view.feature_progress),
     }))
+}
+
+fn unreadable(cause: &serde_json::Error) -> Problem {
+    error!(cause = cause as &dyn std::error::Error, "a session's state cannot be read");
+    Problem::new(Kind::Internal, "the session's state cannot be read; the log of the API says why")
 }
 
 /// List pools

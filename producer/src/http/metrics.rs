@@ -81,7 +81,7 @@ static CONNECTIONS_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
 });
 
 /// What callers have too much of.
-const BOUNDS: [&str; 4] = ["followers", "bodies", "batches", "tickets"];
+const BOUNDS: [&str; 6] = ["followers", "bodies", "answers", "batches", "tickets", "tries"];
 
 static BOUNDS_MET: LazyLock<IntCounterVec> = LazyLock::new(|| {
     register_int_counter_vec!(

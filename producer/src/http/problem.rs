@@ -76,6 +76,7 @@ pub enum Kind {
     TooManySignIns,
     TooManyFollowers,
     TooManyBodies,
+    TooManyAnswers,
     TooManyTickets,
 }
 
@@ -124,6 +125,11 @@ impl Kind {
                 "too_many_bodies",
                 "Too many bytes of the caller are arriving at a time",
             ),
+            Kind::TooManyAnswers => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_answers",
+                "Too many bytes of answers wait for the caller to take them",
+            ),
             Kind::TooManyTickets => {
                 (StatusCode::TOO_MANY_REQUESTS, "too_many_tickets", "Too many tickets of the key are valid")
             }
@@ -166,6 +172,11 @@ impl Problem {
     /// What is not there, or is another tenant's.
     pub fn no_webhook() -> Problem {
         Problem::new(Kind::NotFound, "there is no webhook of this id")
+    }
+
+    /// What is not there, or is another tenant's.
+    pub fn no_schedule() -> Problem {
+        Problem::new(Kind::NotFound, "there is no schedule of this name")
     }
 
     /// Postgres is away or silent.

@@ -49,7 +49,8 @@ async fn empty_session(door: Shared, principal: Principal, Id(id): Id) -> Result
 
 /// Drop a dead letter
 ///
-/// The failed job leaves the list of dead letters and can no longer be run again. Its result stays.
+/// The failed job leaves the list of dead letters and can no longer be run again. Its result stays. The operators' log names
+/// the key that asked.
 #[utoipa::path(
     delete,
     path = "/v1/dead/{id}",
@@ -65,7 +66,7 @@ async fn drop_dead(door: Shared, principal: Principal, Id(id): Id) -> Result<Sta
     principal.needs(Scope::Operate)?;
     let (job_id, timeout) = (job_id(&id)?, principal.timeout());
     seen(&door, &principal, job_id, timeout).await?;
-    if timeout.ask(door.dispatch.store.dismiss(&[job_id])).await?.is_empty() {
+    if timeout.ask(door.dispatch.store.dismiss(&principal.actor(), &[job_id])).await?.is_empty() {
         let detail = "it has not failed, or was redriven or dropped before";
         return Err(Problem::new(Kind::Conflict, detail).of_job(job_id));
     }

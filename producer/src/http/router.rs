@@ -12,9 +12,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::cors::Origins;
-use super::events::{GapEvent, IterationEvent, StateEvent, TextEvent};
+use super::events::{GapEvent, IterationEvent, NoteEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::{Door, batch, body, events, jobs, lists, metrics, removal, spend, tickets, webhooks};
+use super::{
+    Door, answers, batch, body, events, inputs, jobs, lists, metrics, removal, schedules, spend, tickets,
+    webhooks,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -24,13 +27,14 @@ use super::{Door, batch, body, events, jobs, lists, metrics, removal, spend, tic
     ),
     tags(
         (name = "jobs", description = "Submit, read, wait, cancel, run again"),
+        (name = "schedules", description = "Jobs that are made by the clock"),
         (name = "webhooks", description = "Addresses to which ends are sent"),
         (name = "sessions", description = "What sessions have come to"),
         (name = "spend", description = "What model calls have cost"),
         (name = "fleet", description = "Pools and workers")
     ),
     security(("key" = [])),
-    components(schemas(Problem, StateEvent, IterationEvent, TextEvent, GapEvent))
+    components(schemas(Problem, StateEvent, IterationEvent, TextEvent, NoteEvent, GapEvent))
 )]
 struct Document;
 
@@ -86,12 +90,14 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
         let document = OpenApiRouter::with_openapi(Document::openapi());
         document
             .merge(jobs::routes())
+            .merge(inputs::routes())
             .merge(batch::routes())
             .merge(lists::routes())
             .merge(spend::routes())
             .merge(removal::routes())
             .merge(events::routes())
             .merge(tickets::routes())
+            .merge(schedules::routes())
             .merge(webhooks::routes())
             .split_for_parts()
     };
@@ -107,6 +113,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::MethodNotAllowed, "expected a method that the header Allow names")
         })
+        .layer(from_fn_with_state(door.clone(), answers::count))
         .layer(from_fn_with_state(door.clone(), body::arrive))
         .layer(from_fn(metrics::measure))
         .with_state(door);

@@ -116,7 +116,8 @@ impl Server {
         let handle = Handle::new();
         let mut server =
             axum_server::from_tcp(listener)?.handle(handle.clone()).first_request_timeout(FIRST_HEAD_WITHIN);
-        server.http_builder().http1().header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES);
+        // Without writev an idle stream keeps no list of what is to be written.
+        server.http_builder().http1().header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES).writev(false);
         let http2 = &mut server.http_builder().http2();
         http2.keep_alive_interval(HEAD_WITHIN).max_concurrent_streams(STREAMS);
         http2.max_header_list_size(HEAD_BYTES as u32);

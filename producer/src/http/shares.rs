@@ -66,6 +66,17 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         Shares { most, most_of_one, taken: Arc::new(Mutex::new(Taken { all: 0, of: HashMap::new() })) }
     }
 
+    /// How much a caller may have.
+    pub fn most_of_one(&self) -> usize {
+        self.most_of_one
+    }
+
+    /// How much more this caller may take of what is its own; `None` if it has nothing.
+    pub fn left(&self, of: &K) -> Option<usize> {
+        let taken = lock(&self.taken);
+        taken.of.get(of).map(|own| self.most_of_one.saturating_sub(*own))
+    }
+
     /// Takes a part for this caller; without one it counts in all alone. What is larger than a caller's part takes the
     /// whole of it.
     pub fn take(&self, of: Option<&K>, amount: usize) -> Result<Share<K>, Full> {
@@ -78,11 +89,24 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         if taken.all + amount > self.most {
             return Err(Full::All(self.most));
         }
+        Ok(self.give(&mut taken, of, amount))
+    }
+
+    /// Takes as much of this as is left, which may be nothing.
+    pub fn take_what_is_left(&self, of: Option<&K>, amount: usize) -> Share<K> {
+        let mut taken = lock(&self.taken);
+        let own = of.and_then(|of| taken.of.get(of)).copied().unwrap_or_default();
+        let of_own = if of.is_some() { self.most_of_one.saturating_sub(own) } else { usize::MAX };
+        let amount = amount.min(of_own).min(self.most.saturating_sub(taken.all));
+        self.give(&mut taken, of, amount)
+    }
+
+    fn give(&self, taken: &mut Taken<K>, of: Option<&K>, amount: usize) -> Share<K> {
         taken.all += amount;
         if let Some(of) = of {
-            taken.of.insert(of.clone(), own + amount);
+            *taken.of.entry(of.clone()).or_default() += amount;
         }
-        Ok(Share { taken: self.taken.clone(), of: of.cloned(), amount })
+        Share { taken: self.taken.clone(), of: of.cloned(), amount }
     }
 }
 
@@ -116,6 +140,9 @@ mod tests {
         assert_eq!(shares.take(Some(&"a"), 2).err(), Some(Full::One(4)));
         let whole = shares.take(Some(&"b"), 99).expect("its whole part");
         assert_eq!(shares.take(Some(&"c"), 4).err(), Some(Full::All(10)));
+        let rest = shares.take_what_is_left(Some(&"a"), 9);
+        assert_eq!([shares.left(&"a"), shares.left(&"b"), shares.left(&"c")], [Some(0), Some(0), None]);
+        drop(rest);
         let _rest = shares.take(None, 3).expect("what is left");
         drop(whole);
         assert!(shares.take(Some(&"a"), 1).is_ok());

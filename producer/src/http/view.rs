@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Labels, TraceId, Usd};
+use job::{CallId, Failure, FailureCode, InputKind, JobId, JobSpec, JobState, Json, Labels, TraceId, Usd};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use store::JobView;
+use store::{JobView, OpenInput};
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use uuid::Uuid;
@@ -32,8 +32,8 @@ pub struct Job {
     #[serde(skip_serializing_if = "Labels::is_empty")]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
     labels: Labels,
-    /// Where it is: scheduled, publishing, queued, blocked or running; succeeded, failed or cancelled when it has
-    /// ended.
+    /// Where it is: scheduled, publishing, queued, blocked, running or awaiting_input; succeeded, failed or cancelled
+    /// when it has ended.
     #[schema(value_type = String, example = "queued")]
     pub state: JobState,
     /// Attempts spent.
@@ -55,6 +55,10 @@ pub struct Job {
     started_at: Option<String>,
     /// When it ended: RFC 3339, UTC.
     finished_at: Option<String>,
+    /// What it asks persons, while it waits for their answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<Question>>)]
+    questions: Vec<Question>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<FailureView>,
@@ -107,12 +111,26 @@ pub struct NewJob {
     /// Wall-clock limit of one attempt, in milliseconds; the agent's own when absent.
     #[schema(minimum = 1, maximum = 604_800_000)]
     timeout_ms: Option<u64>,
-    /// Milliseconds from the time inside `job_id` until the job must have ended; no limit when absent.
+    /// The moment before which the job does not start: RFC 3339, at most half the results' retention ahead. Until then
+    /// it holds up no other job of its session.
+    #[schema(format = DateTime, example = "2026-03-29T06:30:00+02:00")]
+    run_at: Option<String>,
+    /// The same as milliseconds from the time inside `job_id`.
+    delay_ms: Option<u64>,
+    /// Milliseconds from the time inside `job_id`, or from when the job is due if that is later, until the job must have
+    /// ended; no limit when absent.
     #[schema(minimum = 1, maximum = 31_536_000_000_u64)]
     deadline_ms: Option<u64>,
     /// How many iterations in a row may leave memory and progress as they are; no limit when absent.
     #[schema(minimum = 1)]
     max_stalled_iterations: Option<u32>,
+    /// How many answers its model loop may have, in all attempts. The lower limit holds: the agent's stays.
+    #[schema(minimum = 1)]
+    max_iterations: Option<u32>,
+    /// How many tokens its model loop may read and write, in all attempts. The lower limit holds: the agent's
+    /// stays.
+    #[schema(minimum = 1)]
+    max_tokens: Option<u64>,
     /// What the job's model calls may cost, in all attempts. The lowest limit holds: the agent's and those of the ledger
     /// stay.
     #[schema(schema_with = dollars)]
@@ -238,6 +256,34 @@ impl FailureView {
     }
 }
 
+/// A question that waits for a person.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Question {
+    /// The call, which the answer names.
+    #[schema(value_type = String, example = "toolu_01A")]
+    call_id: CallId,
+    /// What answers it: for `question` any JSON, for `approval` yes or no.
+    #[schema(value_type = String, example = "approval")]
+    kind: InputKind,
+    /// What the person is shown; for keys with the scope `content`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    question: Option<Json>,
+    /// When it was asked: RFC 3339, UTC.
+    asked_at: String,
+    /// When the job goes on without an answer: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+}
+
+impl Question {
+    /// The question as it is shown, with what was said if the caller may see it.
+    pub fn of(open: OpenInput, content: bool) -> Question {
+        let OpenInput { call_id, kind, question, asked_at, expires_at } = open;
+        Question { call_id, kind, question: Some(question).filter(|_| content), asked_at, expires_at }
+    }
+}
+
 impl Job {
     /// As the ledger has it. What was said is shown to those who may see it.
     pub fn of(view: JobView, principal: &Principal) -> Job {
@@ -269,6 +315,7 @@ impl Job {
             accepted_at: view.accepted_at,
             started_at: view.started_at,
             finished_at: view.finished_at,
+            questions: view.questions.into_iter().map(|open| Question::of(open, content)).collect(),
             failure: view.failure.map(|failure| FailureView::of(failure, content)),
             input: None,
             input_bytes: None,
@@ -293,6 +340,8 @@ impl Job {
 
     /// As it was accepted at this time.
     pub fn accepted(spec: &JobSpec, accepted_at: String) -> Job {
+        let is_due = spec.is_due(JobId::now().unix_ms());
+        let state = if is_due { JobState::Publishing } else { JobState::Scheduled };
         Job {
             job_id: spec.job_id,
             trace_id: spec.trace_id(),
@@ -300,7 +349,7 @@ impl Job {
             agent_id: spec.agent_id.to_string(),
             pool: spec.pool.to_string(),
             labels: spec.labels.clone(),
-            state: JobState::Publishing,
+            state,
             attempts: 0,
             iterations: 0,
             cost_usd: Usd::ZERO,
@@ -310,6 +359,7 @@ impl Job {
             accepted_at,
             started_at: None,
             finished_at: None,
+            questions: Vec::new(),
             failure: None,
             input: None,
             input_bytes: None,

@@ -9,7 +9,7 @@ use axum::extract::{RawQuery, Request};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use job::JobState;
+use job::{JobState, Tenant};
 use store::{ChangedWebhook, Page, WebhookView};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,6 +21,7 @@ use super::lists::{Listed, Paged, limit};
 use super::path::Id;
 use super::problem::{Kind, Problem};
 use super::query::Query;
+use super::shares::{Share, Shares};
 use super::{Door, Shared};
 use crate::webhooks::{self, MOST, Made, Wanted, create, new_secret, probe};
 
@@ -29,6 +30,30 @@ const BODY: usize = 16 << 10;
 /// For how long the secret before a rotation signs as well, where the caller names no time, and at most.
 const OVERLAP_S: u64 = 86_400;
 const MOST_OVERLAP_S: u64 = 30 * 86_400;
+
+/// How many webhooks are tried at a time, in all and of one tenant: a receiver may take its time.
+const TRIED: usize = 8;
+const TRIED_OF_ONE: usize = 2;
+
+/// The webhooks that are being tried.
+pub struct Trying(Shares<Tenant>);
+
+impl Default for Trying {
+    fn default() -> Trying {
+        Trying(Shares::new(TRIED, TRIED_OF_ONE))
+    }
+}
+
+impl Trying {
+    /// A place for a message that tries one of this tenant's, until it is dropped.
+    fn begin(&self, tenant: &Tenant) -> Result<Share<Tenant>, Problem> {
+        self.0.take(Some(tenant), 1).map_err(|full| {
+            let one = |most| format!("{most} webhooks of the tenant are tried at this moment; try again");
+            let all = |most| format!("{most} webhooks are tried at this moment; try again");
+            full.problem("tries", Kind::Conflict, (one, all))
+        })
+    }
+}
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Door>> {
@@ -226,14 +251,13 @@ async fn rotate(
     responses(
         (status = 200, description = "What the message was answered with", body = Tried),
         (status = 404, description = "There is no such webhook", body = Problem),
-        (status = 409, description = "Too many are tried at this moment", body = Problem),
+        (status = 409, description = "Two of the tenant are tried at this moment", body = Problem),
     )
 )]
 async fn try_out(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Tried>, Problem> {
     principal.needs(Scope::Operate)?;
     let webhook = seen(&door, &principal, &id).await?;
-    let busy = |_| Problem::new(Kind::Conflict, "too many webhooks are tried at this moment; try again");
-    let _place = door.trying.try_acquire().map_err(busy)?;
+    let _place = door.trying.begin(principal.tenant())?;
     let answer =
         probe(&door.dispatch.store, &door.outbound, &webhook).await?.ok_or_else(Problem::no_webhook)?;
     Ok(Json(Tried { delivered: answer.problem.is_none(), status: answer.status, problem: answer.problem }))

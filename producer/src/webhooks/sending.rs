@@ -35,6 +35,8 @@ const TAKEN_FOR: Duration = Duration::from_secs(60);
 const PLACES: u32 = 8;
 /// How many are under way in all. Each is a connection, and a body in memory.
 const PLACES_IN_ALL: usize = 256;
+/// How many of one tenant's, so that slow receivers of one leave places for the others.
+const PLACES_OF_TENANT: u32 = 64;
 /// How many attempts ask the ledger at a time.
 const ASKING_AT_ONCE: usize = 2;
 /// How long attempts that are under way have after SIGTERM. The others are made again by the next one to lead.
@@ -168,7 +170,7 @@ impl Sending {
             return Ok(Vec::new());
         }
         let under_way: Vec<(String, u32)> = under_way.iter().map(|(id, n)| (id.clone(), *n)).collect();
-        self.store.take_deliveries(self.sender, &under_way, PLACES, most, TAKEN_FOR).await
+        self.store.take_deliveries(self.sender, &under_way, [PLACES, PLACES_OF_TENANT], most, TAKEN_FOR).await
     }
 
     /// Makes one attempt; returns the webhook whose place is free again.

@@ -10,6 +10,7 @@
 //! no longer wanted or can no longer start.
 
 mod about;
+mod leader;
 mod dispatch;
 mod reply;
 mod tick;
@@ -23,12 +24,16 @@ mod rescue;
 mod redate;
 mod upkeep;
 mod taken_keys;
+mod candidate;
+mod inbox;
+mod schedules;
 mod metrics;
 mod relay;
-mod leader;
 
 pub use about::job_span;
+pub use candidate::Candidate;
 pub use dispatch::Dispatch;
+pub use inbox::InboxRules;
 pub use leader::{Heard, Leader};
 pub use lost::return_lost;
 pub use publish::Sent;

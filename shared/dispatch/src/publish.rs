@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use job::{JobId, SCHEMA};
 use queue::{Message, PublishError, jobs_queue};
-use store::{DueJob, StoreError};
+use store::{Ask, DueJob, StoreError};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -35,6 +35,7 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
         let due = dispatch.store.take_due(BATCH).await?;
         let full = due.len() as i64 == BATCH;
         if !due.is_empty() {
+            make_room(dispatch, &due).await;
             dispatch.publish(due).await?;
         }
         if !full {
@@ -42,6 +43,23 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Asks running jobs to give way where these want that: they were not due when they were accepted. A worker asks as well
+/// when it claims such a job, but until then all workers may be busy.
+async fn make_room(dispatch: &Dispatch, due: &[DueJob]) {
+    let ask = |job: &DueJob| {
+        // Few jobs have one, and only they are read.
+        let spec =
+            job.message.contains("\"on_busy\"").then(|| job::decode_stored(&job.message).ok()).flatten()?;
+        Some((job.job_id, Ask::of(&spec)?))
+    };
+    let asking: Vec<(JobId, Ask)> = due.iter().filter_map(ask).collect();
+    if !asking.is_empty()
+        && let Err(cause) = dispatch.store.make_room(&asking).await
+    {
+        warn!(cause = cause.as_dyn(), "running jobs were not asked to give way yet; workers will ask them");
+    }
 }
 
 /// What the broker answered for jobs that were published.

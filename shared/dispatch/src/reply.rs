@@ -1,4 +1,5 @@
-//! The reply: a `harness.result.v1` message for a caller that named a queue.
+//! The reply: a `harness.result.v1` message for a caller that named a queue, and a `harness.question.v1` message before
+//! it each time that the job begins to wait for a person.
 //!
 //! The name comes from a stranger, so it is used where it can hurt nothing else: on connections and in tasks
 //! of their own, which are bounded in number. RabbitMQ up to 4.1 closes a connection that writes to a client
@@ -14,7 +15,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use job::{JobId, JobSpec, ReplyRule, ReplyTo, TraceParent};
+use job::{JobId, JobSpec, JobState, ReplyRule, ReplyTo, TraceParent};
 use queue::{Broker, BrokerConfig, Message, PublishError};
 use serde::Serialize;
 use store::{JobView, Store};
@@ -23,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, warn};
 
+/// The version of the reply of a job that waits for a person.
+const QUESTION_SCHEMA: &str = "harness.question.v1";
 /// The version of the reply, in its field `schema` and in the AMQP property `type`.
 const SCHEMA: &str = "harness.result.v1";
 /// How many replies are on their way at once, to queues and to clients at nodes that were reached before.
@@ -168,6 +171,14 @@ impl Replies {
     }
 }
 
+/// Returns the version of the reply of a job in this state; none of one that goes on by itself.
+fn schema(state: JobState) -> Option<&'static str> {
+    match state {
+        JobState::AwaitingInput => Some(QUESTION_SCHEMA),
+        end => end.is_end().then_some(SCHEMA),
+    }
+}
+
 /// A reply without the result.
 struct Addressed {
     job_id: JobId,
@@ -200,8 +211,10 @@ impl Shared {
                     );
                 }
             };
-            let Some(view) = view.filter(|view| view.state.is_end()) else { return };
-            let body = match serde_json::to_vec(&Reply { schema: SCHEMA, job: &view }) {
+            let Some((schema, view)) = view.and_then(|view| Some((schema(view.state)?, view))) else {
+                return;
+            };
+            let body = match serde_json::to_vec(&Reply { schema, job: &view }) {
                 Ok(body) => body,
                 Err(error) => {
                     return warn!(cause = %error, "the reply was not sent: the result cannot be written");
@@ -211,7 +224,7 @@ impl Shared {
                 message_id: Some(job_id.to_string()),
                 correlation_id: Some(addressed.correlation_id.clone()),
                 traceparent: addressed.traceparent.clone(),
-                ..Message::new(SCHEMA, body)
+                ..Message::new(schema, body)
             };
             match lane.publisher().reply(queue, message).await {
                 Ok(()) => {

@@ -47,6 +47,13 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
             "blocked jobs with nothing before them cannot be looked for",
             || { release_stranded(dispatch, &behind) }
         ),
+        while_connected(
+            dispatch,
+            stop,
+            EVERY,
+            "questions that nobody has answered in time cannot be looked for",
+            || { time_out_inputs(dispatch) }
+        ),
     );
 }
 
@@ -81,6 +88,14 @@ async fn queue_is_empty(dispatch: &Dispatch, pool: &Name) -> bool {
         tokio::time::sleep(pause).await;
     }
     true
+}
+
+async fn time_out_inputs(dispatch: &Dispatch) -> Result<(), StoreError> {
+    let due = dispatch.store.time_out_inputs().await?;
+    if !due.is_empty() {
+        info!(jobs = due.len(), "jobs go on whose questions nobody has answered in time");
+    }
+    Ok(())
 }
 
 /// Continues after the session at which the previous round stopped.

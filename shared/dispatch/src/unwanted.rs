@@ -9,11 +9,11 @@ use crate::{Dispatch, job_span};
 
 impl Dispatch {
     /// Cancels jobs, whatever their state. A running job gets its stop signal within a second. Returns the
-    /// answers in the order of the jobs.
+    /// answers in the order of the jobs. The operators' log names the actor.
     ///
     /// The ids must lie within the retention. For older ones there is no partition to record the end in.
-    pub async fn cancel(&self, jobs: &[JobId]) -> Result<Vec<Cancelled>, StoreError> {
-        let (answers, ended) = self.store.cancel(jobs).await?;
+    pub async fn cancel(&self, actor: &str, jobs: &[JobId]) -> Result<Vec<Cancelled>, StoreError> {
+        let (answers, ended) = self.store.cancel(actor, jobs).await?;
         self.reply_to(ended);
         Ok(answers)
     }
@@ -29,7 +29,7 @@ impl Dispatch {
     /// Ends the jobs that are no longer wanted and have not ended yet.
     pub(crate) async fn end_unwanted(&self) -> Result<(), StoreError> {
         let unwanted = self.store.unwanted().await?;
-        for why in [Unwanted::Cancelled, Unwanted::Overdue] {
+        for why in [Unwanted::Cancelled, Unwanted::Overdue, Unwanted::Interrupted, Unwanted::RolledBack] {
             let jobs: Vec<JobId> = unwanted.iter().filter(|job| job.1 == why).map(|job| job.0).collect();
             if jobs.is_empty() {
                 continue;

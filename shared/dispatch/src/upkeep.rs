@@ -38,8 +38,11 @@ async fn keep_up(store: &Store, retention: Duration) -> Result<(), StoreError> {
             break;
         }
     }
+    store.forget_inputs(retention).await?;
     store.forget_spend(retention).await?;
     store.forget_rates().await?;
+    store.forget_cached().await?;
+    store.forget_blobs().await?;
     store.forget_decisions(retention).await?;
     store.forget_workers(FORGET_WORKERS_AFTER).await
 }

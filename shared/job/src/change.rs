@@ -1,4 +1,4 @@
-//! What travels to those who follow jobs: that a job has changed, and the text that it streams.
+//! What travels to those who follow jobs: that a job has changed, and what it streams: text and notes.
 //!
 //! A [`Change`] is a hint. It says which job to read again; what is shown is read from the ledger. So it may get lost
 //! or come twice, and it carries no cost or progress, which would be a second truth. A [`TextPiece`] is in no ledger:
@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, JobState, SessionKey};
+use crate::{JobId, JobState, Json, SessionKey};
 
 /// The AMQP property `type` of a message with changes.
 pub const CHANGES: &str = "harness.changes.v1";
@@ -41,8 +41,8 @@ impl Change {
     }
 }
 
-/// A piece of the text that a running job streams.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A piece of what a running job streams: text, or a note.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextPiece {
     /// The job.
     pub job_id: JobId,
@@ -50,6 +50,26 @@ pub struct TextPiece {
     pub session: SessionKey,
     /// What it wrote since the last piece.
     pub text: String,
+    /// What it notes instead. A reader of an older release takes it for no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<Note>,
+}
+
+/// What a job's harness shows beside its text, such as a call of a tool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Note {
+    /// What happened, in the harness's own words.
+    pub name: String,
+    /// Details, in the harness's own shape.
+    pub data: Json,
+}
+
+impl TextPiece {
+    /// Returns how many bytes of text and notes it has.
+    pub fn bytes(&self) -> usize {
+        let note = self.note.as_ref().map_or(0, |note| note.name.len() + note.data.as_str().len());
+        self.text.len() + note
+    }
 }
 
 /// Writes the body of a message with changes.
@@ -89,8 +109,13 @@ mod tests {
             "[[\"0198c0de-7a00-7000-8000-000000000001\",\"~acme/s-1\",\"running\"],"
         );
         assert_eq!(decode_changes(&body), Some(changes));
-        let piece = TextPiece { job_id, session, text: "\u{1f600}\n".to_owned() };
-        assert_eq!(decode_text(&encode_text(&piece)), Some(piece));
+        let text = TextPiece { job_id, session, text: "\u{1f600}\n".to_owned(), note: None };
+        assert!(!String::from_utf8_lossy(&encode_text(&text)).contains("note"));
+        let note = Note { name: "tool_call".to_owned(), data: Json::parse(r#"{"b":1e5,"a":[]}"#).unwrap() };
+        let note = TextPiece { text: String::new(), note: Some(note), ..text.clone() };
+        for piece in [text, note] {
+            assert_eq!(decode_text(&encode_text(&piece)), Some(piece));
+        }
     }
 
     proptest! {

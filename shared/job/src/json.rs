@@ -4,6 +4,9 @@
 //! saves a parse and keeps big numbers exact. But not all JSON fits into `jsonb`: it has no place for `\u0000`, for
 //! half a surrogate pair, for numbers beyond its range or for unlimited nesting. Such a value is refused here, on
 //! entry, so that no transaction fails later because of it.
+//!
+//! What a model's provider has said is the exception ([`Json::verbatim`]): it must go back to the letter, so it is kept
+//! even where `jsonb` could not hold it. It rests in columns of the type `json` alone, and nothing casts it.
 
 use std::fmt;
 
@@ -15,7 +18,7 @@ const MAX_DEPTH: usize = 128;
 /// The longest number in digits, and the greatest power of ten. `numeric` ends at 131,072 digits, doubles at 10^308.
 const MAX_NUMBER: usize = 512;
 
-/// A JSON value as text. It is known to fit into Postgres's `jsonb`.
+/// A JSON value as text. It is known to fit into Postgres's `jsonb`, unless it was made by [`Json::verbatim`].
 #[derive(Clone)]
 pub struct Json(Box<RawValue>);
 
@@ -25,6 +28,14 @@ impl Json {
         let raw: Box<RawValue> =
             serde_json::from_str(text).map_err(|error| JsonError::malformed(text, &error))?;
         Json::from_raw(raw)
+    }
+
+    /// Parses a text that must be exactly one JSON value, and keeps it whatever it says: it may hold escapes and numbers
+    /// that `jsonb` has no place for. Only nesting without bound is refused. For entries of a session's context.
+    pub fn verbatim(text: &str) -> Result<Json, JsonError> {
+        let raw: Box<RawValue> =
+            serde_json::from_str(text).map_err(|error| JsonError::malformed(text, &error))?;
+        Json::verbatim_raw(raw)
     }
 
     /// Serializes a value that we made.
@@ -44,10 +55,33 @@ impl Json {
         self.0.get()
     }
 
+    /// Parses the value, for those who look inside.
+    pub fn to_value(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::from_str(self.as_str())
+    }
+
     fn from_raw(raw: Box<RawValue>) -> Result<Json, JsonError> {
         check_storable(raw.get())?;
         Ok(Json(raw))
     }
+
+    fn verbatim_raw(raw: Box<RawValue>) -> Result<Json, JsonError> {
+        check_depth(raw.get())?;
+        Ok(Json(raw))
+    }
+}
+
+/// Reads a list of values as [`Json::verbatim`] does: for `#[serde(deserialize_with = "job::verbatim_list")]`.
+pub fn verbatim_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Json>, D::Error> {
+    struct Verbatim(Json);
+    impl<'de> Deserialize<'de> for Verbatim {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Verbatim, D::Error> {
+            let raw = Box::<RawValue>::deserialize(deserializer)?;
+            Json::verbatim_raw(raw).map(Verbatim).map_err(de::Error::custom)
+        }
+    }
+    let list = Vec::<Verbatim>::deserialize(deserializer)?;
+    Ok(list.into_iter().map(|Verbatim(json)| json).collect())
 }
 
 impl fmt::Debug for Json {
@@ -132,6 +166,28 @@ fn check_storable(text: &str) -> Result<(), JsonError> {
     Ok(())
 }
 
+/// Checks only the nesting of a text that is known to be well-formed JSON.
+fn check_depth(text: &str) -> Result<(), JsonError> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(JsonError::TooDeep);
+                }
+            }
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Checks the inside of a string. Returns the position after its closing quote.
 fn check_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonError> {
     loop {
@@ -204,6 +260,24 @@ mod tests {
         let fine =
             r#"{"big":123456789012345678901234567890,"s":"\ud83d\ude00 \\u0000 \"","e":1.5e-300,"a":[[]]}"#;
         assert_eq!(Json::parse(fine).unwrap().as_str(), fine);
+    }
+
+    #[test]
+    fn what_a_provider_has_said_is_kept_whatever_it_is() {
+        for said in [
+            r#"{"b":1e5,"a":"x\u0000y","a b":"\ud800"}"#,
+            "[12345678901234567890123, 1e400000,\n\t{ } ]",
+            r#""[[[\"[[[""#,
+        ] {
+            assert_eq!(Json::verbatim(said).unwrap().as_str(), said);
+            let list = format!("[{said} , 1]");
+            let read = verbatim_list(&mut serde_json::Deserializer::from_str(&list)).unwrap();
+            assert_eq!(read[0].as_str(), said);
+        }
+        let deep = format!("{}\"]{{\\\"\"{}", "[".repeat(128), "]".repeat(128));
+        assert_eq!(Json::verbatim(&deep).unwrap().as_str(), deep);
+        assert_eq!(Json::verbatim(&format!("[{deep}]")), Err(JsonError::TooDeep));
+        assert!(matches!(Json::verbatim("{"), Err(JsonError::Malformed(_))));
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Json;
+use crate::{InputRequest, Json};
 
 /// The end of one attempt, as the worker reports it to the ledger.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub enum Outcome {
     Cancelled(Failure),
     /// We stopped it (drain, rescale). It continues elsewhere, and no attempt is spent.
     Interrupted,
+    /// It asks a person, and goes on when the answers are there. No attempt is spent.
+    Asks(Vec<InputRequest>),
 }
 
 /// What went wrong, for the caller and for the retry policy.
@@ -81,12 +83,24 @@ pub enum FailureCode {
     DeadlineExceeded,
     /// A budget left no room for its model calls.
     BudgetExhausted,
+    /// The provider of its models failed, or could not be reached, however often it was asked.
+    ProviderError,
+    /// The provider of its models does not answer this.
+    ProviderRefused,
+    /// The conversation does not fit the model's context window, also not after a compaction.
+    ContextOverflow,
+    /// Its tools cannot be used.
+    ToolError,
+    /// What the model answers does not fit the agent's schema of its output.
+    OutputInvalid,
     /// Too many iterations in a row changed neither memory nor progress.
     NoProgress,
     /// Its session was busy, and its `on_busy` says not to wait.
     SessionBusy,
     /// The broker dead-lettered its message before a worker took it.
     DeadLettered,
+    /// What was enqueued by SQL is no job.
+    Invalid,
     /// It was cancelled on request.
     Cancelled,
     /// A later job of its session took its place.
@@ -95,7 +109,7 @@ pub enum FailureCode {
 
 impl FailureCode {
     /// All of them.
-    pub const ALL: [FailureCode; 19] = [
+    pub const ALL: [FailureCode; 25] = [
         FailureCode::HarnessError,
         FailureCode::Protocol,
         FailureCode::Crashed,
@@ -110,9 +124,15 @@ impl FailureCode {
         FailureCode::Poison,
         FailureCode::DeadlineExceeded,
         FailureCode::BudgetExhausted,
+        FailureCode::ProviderError,
+        FailureCode::ProviderRefused,
+        FailureCode::ContextOverflow,
+        FailureCode::ToolError,
+        FailureCode::OutputInvalid,
         FailureCode::NoProgress,
         FailureCode::SessionBusy,
         FailureCode::DeadLettered,
+        FailureCode::Invalid,
         FailureCode::Cancelled,
         FailureCode::Interrupted,
     ];
@@ -134,9 +154,15 @@ impl FailureCode {
             FailureCode::Poison => "poison",
             FailureCode::DeadlineExceeded => "deadline_exceeded",
             FailureCode::BudgetExhausted => "budget_exhausted",
+            FailureCode::ProviderError => "provider_error",
+            FailureCode::ProviderRefused => "provider_refused",
+            FailureCode::ContextOverflow => "context_overflow",
+            FailureCode::ToolError => "tool_error",
+            FailureCode::OutputInvalid => "output_invalid",
             FailureCode::NoProgress => "no_progress",
             FailureCode::SessionBusy => "session_busy",
             FailureCode::DeadLettered => "dead_lettered",
+            FailureCode::Invalid => "invalid",
             FailureCode::Cancelled => "cancelled",
             FailureCode::Interrupted => "interrupted",
         }

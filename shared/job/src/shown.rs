@@ -14,17 +14,26 @@ fn acts(character: char) -> bool {
 /// Returns the text with such characters as escapes, such as `\u{1b}`. Text from outside reaches no terminal without
 /// this.
 pub fn shown(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts) {
+    escape(text, acts)
+}
+
+/// As [`shown`], but keeps line ends and tabs: for text of many lines.
+pub fn shown_lines(text: &str) -> Cow<'_, str> {
+    escape(text, |character| acts(character) && !matches!(character, '\n' | '\t'))
+}
+
+fn escape(text: &str, acts: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&acts) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for character in text.chars() {
         match character {
+            _ if !acts(character) => shown.push(character),
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            _ if acts(character) => shown.extend(character.escape_unicode()),
-            _ => shown.push(character),
+            _ => shown.extend(character.escape_unicode()),
         }
     }
     Cow::Owned(shown)
@@ -72,6 +81,7 @@ mod tests {
             "boom\\u{1b}[2J\\u{7}\\rSUCCEEDED\\u{202e}txt\\u{9b}31m\\n\\té\\u{2028}"
         );
         assert!(matches!(shown("plain é 😀 שלום"), Cow::Borrowed(_)));
+        assert_eq!(shown_lines("one\n\ttwo\r\u{1b}[2J"), "one\n\ttwo\\r\\u{1b}[2J");
     }
 
     proptest! {

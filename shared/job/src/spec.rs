@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
 use crate::{
-    DecodeError, JobId, Json, Labels, Limits, Name, RetryPolicy, SessionKey, Tenant, TraceId, TraceParent,
-    Usd, given, trace, usd,
+    DecodeError, JobId, Json, Labels, Limits, Name, RetryPolicy, RunAt, SessionKey, Tenant, TraceId,
+    TraceParent, Usd, given, trace, usd,
 };
 
 /// What a job does when another job of its session runs, or an earlier one is unfinished.
@@ -82,7 +82,14 @@ pub struct JobSpec {
     /// The wall-clock limit of one attempt, in milliseconds. If absent, the agent's own limit holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Milliseconds from the time inside `job_id` until the job must have ended. After that it fails, whether it runs
+    /// The moment before which the job does not start. Until then it is not in its session's order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<RunAt>,
+    /// The same, as milliseconds from the time inside `job_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// Milliseconds until the job must have ended: from the time inside `job_id`, or from `run_at` or the end of `delay_ms`
+    /// where that is later. After that it fails, whether it runs
     /// or not, and is not tried again. No limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
@@ -90,6 +97,13 @@ pub struct JobSpec {
     /// No limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_stalled_iterations: Option<u32>,
+    /// The most answers of a model loop, in all attempts. The lower limit holds: the agent's stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_iterations: Option<u32>,
+    /// The most tokens of a model loop, read and written in all its answers. The lower limit holds: the agent's
+    /// stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
     /// The most that the job's model calls may cost, in dollars, in all attempts. The lowest limit holds: the agent's and
     /// those of the ledger stay. What a program reports itself has no limit.
     #[serde(default, deserialize_with = "usd::limit", skip_serializing_if = "Option::is_none")]
@@ -130,8 +144,12 @@ impl JobSpec {
             input,
             retry: RetryPolicy::default(),
             timeout_ms: None,
+            run_at: None,
+            delay_ms: None,
             deadline_ms: None,
             max_stalled_iterations: None,
+            max_iterations: None,
+            max_tokens: None,
             max_cost_usd: None,
             on_busy: OnBusy::default(),
             labels: Labels::default(),
@@ -159,9 +177,16 @@ impl JobSpec {
             limits.replies.check(name).map_err(|problem| DecodeError::new("reply_to", problem))?;
         }
         check_span("timeout_ms", self.timeout_ms, "a week", 7)?;
+        self.check_due(limits)?;
         check_span("deadline_ms", self.deadline_ms, "a year", 365)?;
-        if self.max_stalled_iterations == Some(0) {
-            return Err(DecodeError::new("max_stalled_iterations", "got 0, expected at least 1"));
+        for (field, count) in [
+            ("max_stalled_iterations", self.max_stalled_iterations.map(u64::from)),
+            ("max_iterations", self.max_iterations.map(u64::from)),
+            ("max_tokens", self.max_tokens),
+        ] {
+            if count == Some(0) {
+                return Err(DecodeError::new(field, "got 0, expected at least 1"));
+            }
         }
         self.labels.check()
     }
@@ -176,9 +201,45 @@ impl JobSpec {
         self.traceparent.map_or(self.job_id.into(), TraceParent::trace_id)
     }
 
+    /// A job's id must still be young when its message is published, and its result must find a place. So the bound
+    /// counts from the time inside the id.
+    fn check_due(&self, limits: &Limits) -> Result<(), DecodeError> {
+        if self.run_at.is_some() && self.delay_ms.is_some() {
+            return Err(DecodeError::new("delay_ms", "given beside run_at, expected one of the two"));
+        }
+        let most_ms = u64::try_from(limits.retention.as_millis() / 2).unwrap_or(u64::MAX);
+        if let Some(delay_ms) = self.delay_ms.filter(|delay_ms| *delay_ms > most_ms) {
+            let problem = format!("got {delay_ms}, expected 0 to {most_ms} (half of RETENTION_DAYS)");
+            return Err(DecodeError::new("delay_ms", problem));
+        }
+        let last = self.job_id.unix_ms().saturating_add(most_ms);
+        match self.run_at {
+            Some(run_at) if run_at.unix_ms() > last => {
+                let last = RunAt::of_unix_ms(last).map(|last| format!(", {last}")).unwrap_or_default();
+                let problem = format!(
+                    "got {run_at}, expected at most {most_ms} ms (half of RETENTION_DAYS) after the time inside job_id{last}"
+                );
+                Err(DecodeError::new("run_at", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the moment before which the job does not start, as Unix time in milliseconds.
+    pub fn due_unix_ms(&self) -> Option<u64> {
+        let delayed = self.delay_ms.map(|delay_ms| self.job_id.unix_ms().saturating_add(delay_ms));
+        self.run_at.map(RunAt::unix_ms).or(delayed)
+    }
+
+    /// Returns whether the job may start.
+    pub fn is_due(&self, now_unix_ms: u64) -> bool {
+        self.due_unix_ms().is_none_or(|due| due <= now_unix_ms)
+    }
+
     /// Returns the moment by which the job must have ended, as Unix time in milliseconds.
     pub fn deadline_unix_ms(&self) -> Option<u64> {
-        Some(self.job_id.unix_ms() + self.deadline_ms?)
+        let from = self.due_unix_ms().unwrap_or(0).max(self.job_id.unix_ms());
+        Some(from.saturating_add(self.deadline_ms?))
     }
 }
 

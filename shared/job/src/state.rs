@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The state of a job. The first five are live, in the table `harness_jobs`. The last three are ends, in
+/// The state of a job. The first six are live, in the table `harness_jobs`. The last three are ends, in
 /// `harness_results`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -20,6 +20,8 @@ pub enum JobState {
     Blocked,
     /// A worker holds it under a lease.
     Running,
+    /// It has begun, and waits for a person's answer. No worker holds it, and it keeps its session's turn.
+    AwaitingInput,
     /// It ended with an output.
     Succeeded,
     /// It ended without an output.
@@ -47,6 +49,10 @@ pub enum JobEvent {
     Released,
     /// Its attempt failed and another is left, or its worker died or was drained.
     Rescheduled,
+    /// Its attempt ended with questions to a person, and one of them has no answer yet.
+    Asked,
+    /// Each of its questions is answered, or its time is over.
+    Answered,
     /// It produced its output.
     Succeeded,
     /// It failed for good: in a run, because it waited past its deadline, or because it would not wait at all.
@@ -57,7 +63,7 @@ pub enum JobEvent {
 
 impl JobEvent {
     /// Every event.
-    pub const ALL: [JobEvent; 11] = [
+    pub const ALL: [JobEvent; 13] = [
         JobEvent::Due,
         JobEvent::Confirmed,
         JobEvent::Unconfirmed,
@@ -66,6 +72,8 @@ impl JobEvent {
         JobEvent::SessionBusy,
         JobEvent::Released,
         JobEvent::Rescheduled,
+        JobEvent::Asked,
+        JobEvent::Answered,
         JobEvent::Succeeded,
         JobEvent::Failed,
         JobEvent::Cancelled,
@@ -74,12 +82,13 @@ impl JobEvent {
 
 impl JobState {
     /// Every state, live ones first.
-    pub const ALL: [JobState; 8] = [
+    pub const ALL: [JobState; 9] = [
         JobState::Scheduled,
         JobState::Publishing,
         JobState::Queued,
         JobState::Blocked,
         JobState::Running,
+        JobState::AwaitingInput,
         JobState::Succeeded,
         JobState::Failed,
         JobState::Cancelled,
@@ -101,9 +110,15 @@ impl JobState {
             (Scheduled | Publishing | Queued, JobEvent::SessionBusy) => Some(Blocked),
             (Blocked, JobEvent::Released) => Some(Scheduled),
             (Running, JobEvent::Rescheduled) => Some(Scheduled),
+            (Running, JobEvent::Asked) => Some(AwaitingInput),
+            (AwaitingInput, JobEvent::Answered) => Some(Scheduled),
             (Running, JobEvent::Succeeded) => Some(Succeeded),
-            (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Failed) => Some(Failed),
-            (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Cancelled) => Some(Cancelled),
+            (Scheduled | Publishing | Queued | Blocked | Running | AwaitingInput, JobEvent::Failed) => {
+                Some(Failed)
+            }
+            (Scheduled | Publishing | Queued | Blocked | Running | AwaitingInput, JobEvent::Cancelled) => {
+                Some(Cancelled)
+            }
             _ => None,
         }
     }
@@ -121,6 +136,7 @@ impl JobState {
             JobState::Queued => "queued",
             JobState::Blocked => "blocked",
             JobState::Running => "running",
+            JobState::AwaitingInput => "awaiting_input",
             JobState::Succeeded => "succeeded",
             JobState::Failed => "failed",
             JobState::Cancelled => "cancelled",
@@ -169,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_a_claim_makes_a_job_run(state in 0usize..8, event in 0usize..JobEvent::ALL.len()) {
+        fn only_a_claim_makes_a_job_run(state in 0usize..JobState::ALL.len(), event in 0usize..JobEvent::ALL.len()) {
             if JobState::ALL[state].next(JobEvent::ALL[event]) == Some(JobState::Running) {
                 prop_assert_eq!(JobEvent::ALL[event], JobEvent::Claimed);
             }

@@ -15,7 +15,7 @@ use crate::spec::{check_span, check_text};
 use crate::{DecodeError, JobId, JobSpec, Limits, SCHEMA, decode};
 
 /// The fields of a job. A test keeps them in step with [`JobSpec`].
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 22] = [
     "job_id",
     "session_id",
     "agent_id",
@@ -24,8 +24,12 @@ const FIELDS: [&str; 18] = [
     "input",
     "retry",
     "timeout_ms",
+    "run_at",
+    "delay_ms",
     "deadline_ms",
     "max_stalled_iterations",
+    "max_iterations",
+    "max_tokens",
     "max_cost_usd",
     "on_busy",
     "labels",
@@ -67,6 +71,11 @@ pub struct Unique {
 /// Reads a job of which every field must be known. `job_id` may be left out or null and is then a fresh id;
 /// `session_id` as well, and is then the text of the job's id: a session of the job's own.
 pub fn decode_strict(text: &str, limits: &Limits) -> Result<RequestedJob, DecodeError> {
+    decode_strict_as(text, JobId::now(), limits)
+}
+
+/// As [`decode_strict`], where a job that brings no id of its own has this one.
+pub fn decode_strict_as(text: &str, fresh: JobId, limits: &Limits) -> Result<RequestedJob, DecodeError> {
     let Members(members) = parse(text)?;
     check_known(&members, "", &FIELDS)?;
     let given = |name: &str| members.iter().find(|(field, _)| field == name).map(|(_, raw)| *raw);
@@ -86,7 +95,7 @@ pub fn decode_strict(text: &str, limits: &Limits) -> Result<RequestedJob, Decode
     let has_own_id = matches!(loose("job_id"), Loose::Given);
     // One that is no id is refused below, by its own name.
     let own = given("job_id").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
-    let own = own.and_then(|id| JobId::from_str(&id).ok()).unwrap_or_else(JobId::now).to_string();
+    let own = own.and_then(|id| JobId::from_str(&id).ok()).unwrap_or(fresh).to_string();
     let members = [
         ("schema", Loose::Absent, SCHEMA.to_owned()),
         ("job_id", loose("job_id"), own.clone()),
@@ -202,6 +211,8 @@ mod tests {
         assert_eq!(refused(r#"{"agent_id":"echo","job_id":"x"}"#), "job_id");
         assert_eq!(refused(r#"{"agent_id":"echo","labels":{"team":7}}"#), "labels.team");
         assert_eq!(refused(r#"{"agent_id":"echo","max_cost_usd":"much"}"#), "max_cost_usd");
+        assert_eq!(refused(r#"{"agent_id":"echo","max_iterations":0}"#), "max_iterations");
+        assert_eq!(refused(r#"{"agent_id":"echo","max_tokens":"many"}"#), "max_tokens");
         assert_eq!(refused(r#"{"agent_id":7}"#), "agent_id");
         assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":7}"#), "idempotency_key");
         assert_eq!(refused(r#"{"agent_id":"echo","idempotency_key":""}"#), "idempotency_key");
@@ -215,6 +226,45 @@ mod tests {
         assert_eq!(refused("[]"), "body");
         let many: String = (0..100).map(|n| format!("\"x{n}\":1,")).collect();
         assert_eq!(refused(&format!("{{{many}\"agent_id\":\"echo\"}}")), "x0");
+    }
+
+    #[test]
+    fn a_start_is_at_most_half_the_retention_ahead_of_the_id() {
+        let (id, half_ms) = (JobId::now(), 43_200_000);
+        let with = |field: &str| format!(r#"{{"agent_id":"echo","job_id":"{id}",{field}}}"#);
+        let at = |ms: u64| format!(r#""run_at":"{}""#, crate::RunAt::of_unix_ms(id.unix_ms() + ms).unwrap());
+        for (field, due_ms) in [
+            (at(half_ms), Some(half_ms)),
+            (format!(r#""delay_ms":{half_ms}"#), Some(half_ms)),
+            (r#""delay_ms":0"#.to_owned(), Some(0)),
+            (r#""delay_ms":null,"run_at":null"#.to_owned(), None),
+        ] {
+            let spec = decode_strict(&with(&field), &limits()).expect(&field).spec;
+            assert_eq!(spec.due_unix_ms(), due_ms.map(|ms| id.unix_ms() + ms), "{field}");
+        }
+        assert_eq!(refused(&with(&at(half_ms + 1))), "run_at");
+        assert_eq!(refused(&with(&format!(r#""delay_ms":{}"#, half_ms + 1))), "delay_ms");
+        assert_eq!(refused(&with(&format!(r#"{},"delay_ms":1"#, at(1)))), "delay_ms");
+        assert_eq!(refused(&with(r#""run_at":"tomorrow""#)), "run_at");
+        assert_eq!(refused(&with(r#""run_at":7"#)), "run_at");
+        assert_eq!(refused(&with(r#""delay_ms":-1"#)), "delay_ms");
+    }
+
+    #[test]
+    fn a_deadline_counts_from_when_the_job_is_due() {
+        let id = JobId::now();
+        let deadline = |fields: &str| {
+            let text = format!(r#"{{"agent_id":"echo","job_id":"{id}","deadline_ms":10{fields}}}"#);
+            decode_strict(&text, &limits()).expect(&text).spec.deadline_unix_ms().expect("given")
+                - id.unix_ms()
+        };
+        assert_eq!(deadline(""), 10);
+        assert_eq!(deadline(r#","delay_ms":500"#), 510);
+        assert_eq!(
+            deadline(r#","run_at":"2026-01-01T00:00:00Z""#),
+            10,
+            "a moment that is over counts for nothing"
+        );
     }
 
     #[test]
@@ -233,12 +283,16 @@ mod tests {
     #[test]
     fn every_field_of_a_job_is_known() {
         let mut text: serde_json::Value = serde_json::from_str(r#"{"agent_id":"echo"}"#).unwrap();
-        let of_jobs = FIELDS.iter().copied().filter(|field| !["idempotency_key", "unique"].contains(field));
+        let of_jobs =
+            FIELDS.iter().copied().filter(|field| !["idempotency_key", "unique", "delay_ms"].contains(field));
         for field in of_jobs.clone() {
             text[field] = match field {
                 "job_id" => JobId::now().to_string().into(),
                 "retry" => serde_json::json!({"max_attempts": 2, "base_delay_ms": 1, "max_delay_ms": 2}),
-                "timeout_ms" | "deadline_ms" | "max_stalled_iterations" => 9.into(),
+                "timeout_ms" | "deadline_ms" | "max_stalled_iterations" | "max_iterations" | "max_tokens" => {
+                    9.into()
+                }
+                "run_at" => "2026-03-29T06:30:00Z".into(),
                 "max_cost_usd" => "0.25".into(),
                 "on_busy" => "reject".into(),
                 "labels" => serde_json::json!({"team": "search"}),
@@ -253,5 +307,8 @@ mod tests {
         written.sort();
         known.sort();
         assert_eq!(written, known);
+        // It is refused beside run_at.
+        let delayed = decode_strict(r#"{"agent_id":"echo","delay_ms":7}"#, &limits()).unwrap().spec;
+        assert_eq!(delayed.delay_ms, Some(7));
     }
 }

@@ -16,12 +16,24 @@ pub struct Usd(u64);
 impl Usd {
     /// Nothing.
     pub const ZERO: Usd = Usd(0);
+    /// The greatest amount that a ledger of signed 64-bit integers can keep, 9.2 trillion dollars. Sums beyond it stay there.
+    pub const MAX: Usd = Usd(i64::MAX as u64);
     /// The greatest amount that is read: a billion dollars, up to which a double still distinguishes millionths.
     const MAX_DOLLARS: f64 = 1e9;
 
-    /// Makes an amount from whole millionths of a dollar.
+    /// Makes an amount from whole millionths of a dollar, at most [`Usd::MAX`].
     pub const fn from_micros(micros: u64) -> Usd {
-        Usd(micros)
+        if micros > Usd::MAX.0 { Usd::MAX } else { Usd(micros) }
+    }
+
+    /// Returns the smallest amount that is not below this many millionths divided by `divisor`, at most [`Usd::MAX`].
+    pub fn from_quotient(micros: u128, divisor: u128) -> Usd {
+        u64::try_from(micros.div_ceil(divisor)).map_or(Usd::MAX, Usd::from_micros)
+    }
+
+    /// Returns this amount as often as it is counted, at most [`Usd::MAX`].
+    pub fn times(self, count: u64) -> Usd {
+        Usd::from_micros(self.0.saturating_mul(count))
     }
 
     /// Makes an amount from dollars, rounded up to the next millionth, so that a sum never falls short of what was
@@ -47,7 +59,7 @@ impl Usd {
 impl Add for Usd {
     type Output = Usd;
     fn add(self, other: Usd) -> Usd {
-        Usd(self.0.saturating_add(other.0))
+        Usd::from_micros(self.0.saturating_add(other.0))
     }
 }
 
@@ -216,6 +228,15 @@ mod tests {
             let read = limit(&mut serde_json::Deserializer::from_str(&json)).unwrap();
             prop_assert_eq!(read, Some(Usd::from_micros(micros)));
         }
+    }
+
+    #[test]
+    fn sums_stay_at_the_largest_that_a_ledger_can_keep() {
+        assert_eq!(Usd::MAX + Usd::from_micros(1), Usd::MAX);
+        assert_eq!(Usd::from_micros(u64::MAX), Usd::MAX);
+        assert_eq!(Usd::from_micros(3).times(u64::MAX), Usd::MAX);
+        assert_eq!(Usd::from_quotient(u128::MAX, 1), Usd::MAX);
+        assert_eq!(Usd::from_quotient(7, 2), Usd::from_micros(4), "a part of a millionth is rounded up");
     }
 
     #[test]

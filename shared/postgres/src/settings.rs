@@ -34,7 +34,14 @@ impl FromStr for SetBy {
 /// empty, and does not plan the same statement again and again. (A bitmap scan would visit the same dead entries each
 /// time, whereas an index scan marks them as dead.) A lock is waited for as long as a statement may take. The
 /// isolation is set here, because a statement that is its own transaction has no BEGIN to state it.
-const SETTINGS: [(&str, &str); 17] = [
+///
+/// A statement ends soon after its client has gone (`client_connection_check_interval`), also while it waits for a lock.
+/// We close the connection of a question that nobody waits for any more, and a killed process closes all of its own;
+/// without this setting each of their statements would go on until `statement_timeout`. A cancel request would need
+/// another connection for each such question, at a time when Postgres is slow, and behind a pooler it could come late and
+/// cancel another client's statement. The check costs a timer, and a look at the socket only in a statement that runs for
+/// that long.
+const SETTINGS: [(&str, &str); 18] = [
     ("enable_indexscan", "on"),
     ("enable_nestloop", "on"),
     ("enable_seqscan", "off"),
@@ -47,6 +54,7 @@ const SETTINGS: [(&str, &str); 17] = [
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "30s"),
     ("idle_session_timeout", "0"),
+    ("client_connection_check_interval", "2s"),
     ("synchronous_commit", "on"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),

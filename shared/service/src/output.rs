@@ -47,6 +47,11 @@ pub fn print_out(line: fmt::Arguments<'_>) {
     PRINTER.print(Stream::Out, format!("{line}\n"));
 }
 
+/// Prints a piece of text to stdout, without a line end: text that comes piece by piece.
+pub fn print_piece(text: &str) {
+    PRINTER.print(Stream::Out, text.to_owned());
+}
+
 /// Implements [`note!`](crate::note).
 pub fn print_note(line: fmt::Arguments<'_>) {
     PRINTER.print(Stream::Err, format!("{line}\n"));

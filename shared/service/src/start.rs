@@ -136,6 +136,11 @@ pub fn variable(name: &str) -> Option<String> {
     secret.map(|secret| secret.value.expose_secret().to_owned()).or_else(|| env::var(name).ok())
 }
 
+/// Returns the values of all secrets that the process was started with.
+pub fn secret_values() -> impl Iterator<Item = &'static SecretString> {
+    secrets().iter().map(|secret| &secret.value)
+}
+
 /// Returns the secrets that were removed from the environment, with their names, to start another of our processes with
 /// the same settings.
 pub fn taken_secrets() -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -168,9 +168,14 @@ impl<'i> TomlFile<'i> {
         if self.wrong.is_empty() { Ok(made) } else { Err(self.complaint()) }
     }
 
+    /// Returns what is wrong with the file, each with its line.
+    pub fn problems(&self) -> Vec<String> {
+        self.wrong.iter().map(|(line, problem)| format!("line {line}: {problem}")).collect()
+    }
+
     /// Returns a line for each problem. They follow the name of the file.
     fn complaint(&self) -> String {
-        self.wrong.iter().map(|(line, problem)| format!("\n    line {line}: {problem}")).collect()
+        self.problems().iter().map(|problem| format!("\n    {problem}")).collect()
     }
 }
 

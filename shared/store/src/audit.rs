@@ -16,10 +16,11 @@
 //! A checkpoint is counted in two places: in the result of its job, when that ends, and in its session, when
 //! some job of the session folds it. Until it is folded, its row stays, even beyond its job's end: a job that
 //! ends without a fold leaves its rows to the next one that folds. No other job of the session ends while one
-//! that has begun is live, so a fold takes whole jobs. Therefore, for iterations, cost and both kinds of
-//! tokens, at every moment:
+//! that has begun is live, so a fold takes whole jobs; but a fold within a run takes what its job has appended so
+//! far, and the job's row counts that. Therefore, for iterations, cost and both kinds of tokens, at every moment:
 //!
-//! > session + checkpoints whose job has ended = sum of all results of the session
+//! > session - what was folded within the run of its live job + checkpoints whose job has ended = sum of all results
+//! > of the session
 //!
 //! Retention removes results, but not sessions. A session counts its ends in `version`. If as many results
 //! are left, the equation is exact. If fewer are left, the left side is the greater one. Missing results are
@@ -118,14 +119,12 @@ const BOUND: Duration = Duration::from_secs(610);
 
 /// The lock is taken before the snapshot, so that no partition that the snapshot shows is dropped while the
 /// audit reads. It holds up neither writers nor new partitions, and holds up a removal no more than any long
-/// reader does. The pool's planner settings are for short statements by index; these read tables. If this
-/// process goes away, its statement ends.
+/// reader does. The pool's planner settings are for short statements by index; these read tables.
 const OPEN: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;
-    LOCK TABLE harness_results, harness_labels, harness_calls IN ACCESS SHARE MODE;
+    LOCK TABLE harness_results, harness_labels, harness_calls, harness_history IN ACCESS SHARE MODE;
     SET LOCAL timezone = 'UTC';
     SET LOCAL statement_timeout = '600s';
-    SET LOCAL client_connection_check_interval = '2s';
     SET LOCAL plan_cache_mode = force_custom_plan;
     SET LOCAL work_mem = '64MB';
     SET LOCAL enable_seqscan = on;

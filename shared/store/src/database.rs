@@ -9,6 +9,7 @@ mod clock;
 mod changes;
 mod batch;
 mod row;
+mod form;
 mod locks;
 
 pub(crate) use batch::{Batched, Batcher, alone_in_its_batch, commit};
@@ -17,6 +18,7 @@ pub(crate) use changes::Changes;
 pub use clock::{Clock, ClockStep};
 pub(crate) use clock::{NOW, unix_ms};
 pub use error::StoreError;
+pub(crate) use form::{Switches, TURN_SWITCHES, as_text};
 pub(crate) use locks::{
     LOCK_LEADERSHIP, LOCK_OUT_WORKER, LOCK_OUT_WORKERS, LOCK_SESSIONS, LOCK_WORKER, LOCK_WORKERS_AND_JOBS,
     PARTITIONS_KEY, leads, may_take,

@@ -36,6 +36,8 @@ mod sessions;
 mod workers;
 mod scaling;
 mod access;
+mod inbox;
+mod schedules;
 mod webhooks;
 mod spend;
 
@@ -44,27 +46,35 @@ mod upkeep;
 mod audit;
 
 pub use access::{
-    ChangedTenant, FoundKey, KeyUse, KeyView, LogRow, NewKey, NewTicket, Principal, Rate, RateAnswer,
-    RateRequest, RevokedKey, Scope, Scopes, TenantChange, TenantLimits, TenantView, UnknownScope,
+    AccessHealth, ChangedTenant, EndingKey, FoundKey, KeyUse, KeyView, LogRow, MessageAct, NewKey, NewTicket,
+    Principal, Rate, RateAnswer, RateRequest, RevokedKey, Scope, Scopes, TenantChange, TenantLimits,
+    TenantView, UnknownScope,
 };
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{ChangeReceiver, Clock, ClockStep, StoreConfig, StoreError};
+pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxCursor, InboxRow, RoleView};
 pub use jobs::{
-    Acceptance, Accepted, Answer, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed, Concluded,
-    Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold, JobFacts,
-    JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, Page, STEPS,
-    SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, Turn,
-    Unwanted,
+    Acceptance, Accepted, Answer, Answered, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed,
+    Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold,
+    JobFacts, JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession,
+    OpenInput, Page, RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps,
+    StepsOf, Suspicion, Taken, Turn, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
     PoolGauges, WorkerView,
 };
-pub use sessions::{CheckpointView, Emptied, SessionLine, SessionView};
+pub use schedules::{
+    ChangedSchedule, CreatedSchedule, DueSchedule, Fired, Instant, MovedSchedule, NewSchedule,
+    ScheduleBacklog, ScheduleView,
+};
+pub use sessions::{
+    CheckpointView, Emptied, HistoryRow, SessionFilter, SessionHead, SessionLine, SessionView,
+};
 pub use spend::{
-    AccountView, Budget, BudgetGauge, CallOutcome, CallTokens, Limit, NewCall, PaidRequest, Period, RateUse,
-    Reserved, Scope as SpendScope, Settled, SettledCall, ShutFor, ShutKey, SpendBy, SpendGauges, SpendRow,
-    StoredAnswer, Take, UnknownCall,
+    AccountView, Budget, BudgetGauge, CacheEntry, CacheLookup, CallOutcome, CallTokens, GivenAnswer, Limit,
+    Lookup, NewCall, PaidRequest, Period, RateUse, Reserved, Scope as SpendScope, Settled, SettledCall,
+    ShutFor, ShutKey, SpendBy, SpendGauges, SpendRow, StoredAnswer, Take, UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

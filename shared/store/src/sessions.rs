@@ -1,15 +1,22 @@
-//! Sessions, as people view them.
+//! Sessions, for people: their list, their state, which they can also empty, and their history.
 
-use job::{JobId, Name, SessionKey, Tenant, Usd};
-use serde::Serialize;
+mod history;
+mod list;
 
+use job::{JobId, SessionKey, Tenant, Usd};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+pub use self::history::HistoryRow;
+pub use self::list::{SessionFilter, SessionLine};
 use crate::access::logged;
-use crate::database::{Tx, query, read_job_id, read_usd, rfc3339};
-use crate::{Page, Store, StoreError};
+use crate::database::{Tx, query, read_usd, rfc3339};
+use crate::jobs::{Contents, session_blobs};
+use crate::{Store, StoreError};
 
-/// A session: its folded state, and what has been checkpointed since.
+/// What is known of a session beside its state.
 #[derive(Clone, Debug, Serialize)]
-pub struct SessionView {
+pub struct SessionHead {
     /// Its tenant.
     #[serde(skip_serializing_if = "Tenant::is_default")]
     pub tenant: Tenant,
@@ -23,7 +30,7 @@ pub struct SessionView {
     pub created_at: String,
     /// RFC 3339, UTC.
     pub last_updated: String,
-    /// Jobs folded so far.
+    /// Jobs that have ended.
     pub version: i64,
     /// Iterations, including those since the last fold.
     pub iteration_count: i64,
@@ -33,18 +40,25 @@ pub struct SessionView {
     pub input_tokens: i64,
     /// Tokens written, including those since the last fold.
     pub output_tokens: i64,
-    /// At the last fold.
-    pub memory: serde_json::Value,
-    /// At the last fold.
-    pub context_window: serde_json::Value,
-    /// At the last fold.
-    pub feature_progress: serde_json::Value,
+}
+
+/// A session: its folded state, and what has been checkpointed since. What the two come to, only the harness's side knows.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// What is known of it beside its state.
+    pub head: SessionHead,
+    /// At the last fold, as JSON.
+    pub memory: String,
+    /// At the last fold, as JSON.
+    pub context_window: String,
+    /// At the last fold, as JSON.
+    pub feature_progress: String,
     /// What has been appended since.
     pub checkpoints: Vec<CheckpointView>,
 }
 
 /// One delta that is not folded yet.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct CheckpointView {
     /// The job that wrote it.
     pub job_id: JobId,
@@ -52,8 +66,10 @@ pub struct CheckpointView {
     pub epoch: i64,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// What it adds.
-    pub delta: serde_json::Value,
+    /// What it adds, as JSON.
+    pub delta: Box<RawValue>,
+    /// A JSON array of the entries of the context that it adds, where `delta` does not have them.
+    pub entries: Option<Box<RawValue>>,
 }
 
 const READ: &str = concat!(
@@ -63,42 +79,20 @@ const READ: &str = concat!(
     rfc3339!("s.last_updated"),
     ", s.version,
        s.iteration_count + c.iterations, s.cost_microusd + c.cost, s.input_tokens + c.tokens_in,
-       s.output_tokens + c.tokens_out, s.memory, s.context_window, s.feature_progress
+       s.output_tokens + c.tokens_out, s.memory::text, coalesce(s.context_json::text, s.context_window::text, '[]'),
+       s.feature_progress::text, c.checkpoints::text, ",
+    session_blobs!("s.blobs IS NOT NULL OR c.refers", "s.session_id"),
+    "
   FROM harness_sessions s
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
-              coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out
+              coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out,
+              json_agg(json_build_object('job_id', job_id, 'epoch', epoch, 'created_at', ",
+    rfc3339!("created_at"),
+    ", 'delta', delta, 'entries', context_json) ORDER BY epoch, ordinal) AS checkpoints,
+              coalesce(bool_or(blobs IS NOT NULL), false) AS refers
          FROM harness_checkpoints c WHERE c.session_id = s.session_id) c
  WHERE s.session_id = $1"
-);
-
-const READ_CHECKPOINTS: &str = concat!(
-    "SELECT job_id, epoch, ",
-    rfc3339!("created_at"),
-    ", delta FROM harness_checkpoints WHERE session_id = $1 ORDER BY epoch, ordinal"
-);
-
-/// A session in a list.
-#[derive(Clone, Debug)]
-pub struct SessionLine {
-    /// Its name.
-    pub session_id: String,
-    /// The agent of its first job.
-    pub agent_id: String,
-    /// RFC 3339, UTC.
-    pub created_at: String,
-    /// RFC 3339, UTC.
-    pub last_updated: String,
-    /// Jobs folded so far.
-    pub jobs: i64,
-}
-
-const LIST: &str = concat!(
-    "SELECT session_id, agent_id, ",
-    rfc3339!("created_at"),
-    ", ",
-    rfc3339!("last_updated"),
-    ", version FROM harness_sessions WHERE session_id > $1 AND session_id < $2 ORDER BY session_id LIMIT $3"
 );
 
 /// What emptying a session's state came to.
@@ -115,6 +109,15 @@ pub enum Emptied {
 /// Holds up claims and conclusions of the session's jobs.
 const LOCK: &str = "SELECT FROM harness_sessions WHERE session_id = $1 FOR UPDATE";
 
+const FORGET_BLOBS: &str = "
+    DELETE FROM harness_blobs
+     WHERE session_id = $1 AND NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
+
+/// In a statement of its own, because a trigger of the next one looks for the same rows.
+const FORGET_HISTORY: &str = "
+    DELETE FROM harness_history
+     WHERE session_id = $1 AND NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
+
 /// What was checkpointed since the last fold is counted, and then removed with the rest of the state.
 const EMPTY: &str = concat!(
     "WITH free AS (
@@ -128,7 +131,8 @@ const EMPTY: &str = concat!(
            FROM cleared
      ), made AS (
          UPDATE harness_sessions s
-            SET memory = DEFAULT, context_window = DEFAULT, feature_progress = DEFAULT, last_updated = now(),
+            SET memory = DEFAULT, context_window = DEFAULT, context_json = NULL, blobs = NULL, feature_progress = DEFAULT,
+                last_updated = now(),
                 iteration_count = s.iteration_count + c.iterations, cost_microusd = s.cost_microusd + c.cost,
                 input_tokens = s.input_tokens + c.tokens_in, output_tokens = s.output_tokens + c.tokens_out
            FROM sums c WHERE s.session_id = (SELECT session_id FROM free)
@@ -137,11 +141,13 @@ const EMPTY: &str = concat!(
 );
 
 impl Store {
-    /// Empties a session's state: memory, context window, progress. An actor is noted in the operators' log.
+    /// Empties a session's state: memory, context window, progress; and its history. An actor is noted in the operators' log.
     pub async fn empty_session(&self, actor: &str, key: &SessionKey) -> Result<Emptied, StoreError> {
         let (key, name) = (key.as_str(), SessionKey::split(key.as_str()).1);
-        let tx = Tx::prepare(&self.pool, "empty_session", [LOCK, EMPTY]).await?;
-        let [locked, emptied] = tx.run([&[&key], &[&actor, &key, &name.as_str()]]).await?;
+        let tx =
+            Tx::prepare(&self.pool, "empty_session", [LOCK, FORGET_HISTORY, FORGET_BLOBS, EMPTY]).await?;
+        let [locked, _, _, emptied] =
+            tx.run([&[&key], &[&key], &[&key], &[&actor, &key, &name.as_str()]]).await?;
         Ok(match (locked.is_empty(), emptied.is_empty()) {
             (true, _) => Emptied::Unknown,
             (false, true) => Emptied::Busy,
@@ -149,58 +155,45 @@ impl Store {
         })
     }
 
-    /// Returns a tenant's sessions behind this one, by name.
-    pub async fn list_sessions(
-        &self,
-        tenant: &Tenant,
-        after: Option<&Name>,
-        limit: usize,
-    ) -> Result<Page<SessionLine, String>, StoreError> {
-        let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let (first, end) = SessionKey::range(tenant);
-        let after = after.map_or(first, |name| SessionKey::new(tenant, name).into());
-        let rows = query(&self.pool, "list_sessions", LIST, &[&after, &end, &most]).await?;
-        let line = |row: &tokio_postgres::Row| SessionLine {
-            session_id: SessionKey::split(row.get(0)).1.into(),
-            agent_id: row.get(1),
-            created_at: row.get(2),
-            last_updated: row.get(3),
-            jobs: row.get(4),
-        };
-        let found: Vec<SessionLine> = rows.iter().map(line).collect();
-        let next = found.last().filter(|_| found.len() == limit).map(|last| last.session_id.clone());
-        Ok(Page { found, next })
-    }
-
     /// Returns a session, or `None` if there is none of that key.
     pub async fn session(&self, key: &SessionKey) -> Result<Option<SessionView>, StoreError> {
         let rows = query(&self.pool, "session", READ, &[&key.as_str()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let checkpoints =
-            query(&self.pool, "session_checkpoints", READ_CHECKPOINTS, &[&key.as_str()]).await?;
-        let checkpoint = |row: &tokio_postgres::Row| CheckpointView {
-            job_id: read_job_id(row, 0),
-            epoch: row.get(1),
-            created_at: row.get(2),
-            delta: row.get(3),
+        let blobs: Option<&str> = row.get(14);
+        let blobs = blobs.map(Contents::of);
+        let whole = |text: &str| match &blobs {
+            Some(blobs) => blobs.join(text, &mut None),
+            None => text.to_owned(),
         };
+        let checkpoints = row.get::<_, Option<&str>>(13).unwrap_or("[]");
+        // SQLSTATE: invalid_json_text.
+        let mut checkpoints: Vec<CheckpointView> =
+            serde_json::from_str(checkpoints).map_err(|error| StoreError::Refused {
+                sqlstate: "22032".to_owned(),
+                message: format!("a session's checkpoints cannot be read: {error}"),
+            })?;
+        for entries in checkpoints.iter_mut().filter_map(|checkpoint| checkpoint.entries.as_mut()) {
+            *entries = RawValue::from_string(whole(entries.get())).expect("strings for strings");
+        }
         let (tenant, session) = SessionKey::split(row.get(0));
         Ok(Some(SessionView {
-            tenant,
-            session_id: session.into(),
-            agent_id: row.get(1),
-            user_id: row.get(2),
-            created_at: row.get(3),
-            last_updated: row.get(4),
-            version: row.get(5),
-            iteration_count: row.get(6),
-            cost_usd: read_usd(row, 7),
-            input_tokens: row.get(8),
-            output_tokens: row.get(9),
+            head: SessionHead {
+                tenant,
+                session_id: session.into(),
+                agent_id: row.get(1),
+                user_id: row.get(2),
+                created_at: row.get(3),
+                last_updated: row.get(4),
+                version: row.get(5),
+                iteration_count: row.get(6),
+                cost_usd: read_usd(row, 7),
+                input_tokens: row.get(8),
+                output_tokens: row.get(9),
+            },
             memory: row.get(10),
-            context_window: row.get(11),
+            context_window: whole(row.get(11)),
             feature_progress: row.get(12),
-            checkpoints: checkpoints.iter().map(checkpoint).collect(),
+            checkpoints,
         }))
     }
 }

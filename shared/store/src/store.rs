@@ -1,16 +1,19 @@
 //! A handle on the ledger: its connections, and the calls that share transactions. All other calls are in the
 //! module of their subject.
 
+use std::sync::Arc;
+
 use deadpool_postgres::Pool;
 use postgres::SetBy;
 use tokio::time::Instant;
 
 use crate::Fenced;
 use crate::database::{
-    Batcher, ChangeReceiver, Changes, Clock, NOW, StoreConfig, StoreError, alone_in_its_batch, query,
+    Batcher, ChangeReceiver, Changes, Clock, NOW, StoreConfig, StoreError, Switches, alone_in_its_batch,
+    query,
 };
-use crate::jobs::{Acceptance, Answer, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
-use crate::spend::{NewCall, SettledCall};
+use crate::jobs::{Acceptance, Answer, Append, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
+use crate::spend::{CacheHealth, Reservation, SettledCall};
 
 /// A handle on the ledger; clones share its connections and batches.
 #[derive(Clone)]
@@ -24,10 +27,14 @@ pub struct Store {
     pub(crate) changes: Changes,
     acceptances: Batcher<Acceptance>,
     claims: Batcher<ClaimRequest>,
-    checkpoints: Batcher<CheckpointRow>,
+    checkpoints: Batcher<Append>,
     conclusions: Batcher<Conclusion>,
-    pub(crate) reservations: Batcher<NewCall>,
+    pub(crate) reservations: Batcher<Reservation>,
     pub(crate) settlements: Batcher<SettledCall>,
+    /// What may be written that older workers could not read.
+    pub(crate) switches: Arc<Switches>,
+    /// How the cache of answers fares.
+    pub(crate) cache: Arc<CacheHealth>,
 }
 
 impl Store {
@@ -45,6 +52,8 @@ impl Store {
             conclusions: Batcher::start(pool.clone(), changes.clone()),
             reservations: Batcher::start(pool.clone(), changes.clone()),
             settlements: Batcher::start(pool.clone(), changes.clone()),
+            switches: Arc::default(),
+            cache: Arc::default(),
             changes,
             set_by: config.address().set_by(),
             beats,
@@ -84,19 +93,29 @@ impl Store {
 
     /// Appends one delta; it is durable when this returns `Done`. Safe to repeat after a lost reply.
     pub async fn checkpoint(&self, row: CheckpointRow) -> Result<Fenced<()>, StoreError> {
-        self.checkpoints.call(row).await
+        self.checkpoints.call(Append::of(row, self.switches.schema_26())).await
     }
 
     /// Records the end of an attempt; it is durable when this returns. Safe to repeat after a lost reply, but
     /// a `next` that the lost reply had claimed is not returned again: the heartbeat's comparison finds it.
-    pub async fn conclude(&self, conclusion: Conclusion) -> Result<Concluded, StoreError> {
+    pub async fn conclude(&self, mut conclusion: Conclusion) -> Result<Concluded, StoreError> {
+        self.refer(&mut conclusion).await?;
         self.conclusions.call(conclusion).await
     }
 
     /// As [`Store::conclude`], but in a transaction of its own: for a conclusion that was too much for
     /// Postgres, so that it does not hold up others.
-    pub async fn conclude_alone(&self, conclusion: &Conclusion) -> Result<Concluded, StoreError> {
-        alone_in_its_batch(&self.pool, &self.changes, conclusion).await
+    pub async fn conclude_alone(&self, mut conclusion: Conclusion) -> Result<Concluded, StoreError> {
+        self.refer(&mut conclusion).await?;
+        alone_in_its_batch(&self.pool, &self.changes, &conclusion).await
+    }
+
+    /// Writes references into the state that a conclusion folds.
+    async fn refer(&self, conclusion: &mut Conclusion) -> Result<(), StoreError> {
+        match &mut conclusion.fold {
+            Some(fold) => self.refer_in_fold(conclusion.claim.session_key(), fold).await,
+            None => Ok(()),
+        }
     }
 
     /// Closes all connections; calls under way finish, later ones fail.

@@ -2,6 +2,7 @@
 //! server and the account grant.
 
 mod partitions;
+mod blobs;
 mod redate;
 mod revive;
 mod rights;

@@ -41,6 +41,8 @@ pub enum Action {
     Claim(usize, Luck),
     /// A run finishes an iteration.
     Checkpoint(usize, Luck),
+    /// A run folds its session.
+    Fold(usize, Luck),
     /// A run survives the time after which its job killed before.
     Outlive(usize),
     /// A run ends.
@@ -59,6 +61,10 @@ pub enum Action {
     Rescue,
     /// A sweep ends the jobs that are no longer wanted.
     EndUnwanted,
+    /// A person answers a job.
+    Answer(Job, Luck),
+    /// A sweep finds that the time for an answer is over.
+    TimeOut(Job, Luck),
     /// The call that hung arrives.
     ArriveLate,
     /// The lease of a worker expires.

@@ -26,12 +26,16 @@ pub enum Broken {
     UnknownJobsKept,
     /// A claim does not look for jobs that were accepted earlier.
     ClaimOutOfTurn,
+    /// A job that is not due yet has a place in its session's order.
+    PlaceBeforeDue,
     /// A job that waits for its next attempt does not keep its turn in its session.
     TurnGivenUp,
     /// An epoch counts the runs of a job instead of those of its session.
     EpochPerJob,
     /// A checkpoint that is repeated after a lost reply is appended again.
     CheckpointAppendedAgain,
+    /// A fold within a run does not keep which checkpoints it has taken.
+    FoldForgotten,
     /// A drain spends an attempt of the job.
     DrainSpendsAttempt,
     /// A claim that hung is granted to a worker that has ended in good order meanwhile.
@@ -46,11 +50,19 @@ pub enum Broken {
     NoticeIgnored,
     /// All suspects that a dead worker had are charged.
     SuspectsChargedTogether,
+    /// A job that asks waits, without a look for an answer that came first.
+    AskWithoutLook,
+    /// A sweep closes a question that it has found open, without a second look.
+    TimeOutWithoutLook,
+    /// An answer counts although the call was closed before.
+    AnsweredAgain,
+    /// An answer is kept, and its job waits on.
+    AnswerWakesNobody,
 }
 
 impl Broken {
     /// All broken rules.
-    pub const ALL: [Broken; 18] = [
+    pub const ALL: [Broken; 24] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
         Broken::AckBeforeClaim,
@@ -59,9 +71,11 @@ impl Broken {
         Broken::OwnLeaseReadAsForeign,
         Broken::UnknownJobsKept,
         Broken::ClaimOutOfTurn,
+        Broken::PlaceBeforeDue,
         Broken::TurnGivenUp,
         Broken::EpochPerJob,
         Broken::CheckpointAppendedAgain,
+        Broken::FoldForgotten,
         Broken::DrainSpendsAttempt,
         Broken::StoppedMayClaim,
         Broken::EndNotRecognised,
@@ -69,6 +83,10 @@ impl Broken {
         Broken::PublishingKept,
         Broken::NoticeIgnored,
         Broken::SuspectsChargedTogether,
+        Broken::AskWithoutLook,
+        Broken::TimeOutWithoutLook,
+        Broken::AnsweredAgain,
+        Broken::AnswerWakesNobody,
     ];
 
     /// The promise that cannot be kept without the rule.
@@ -83,14 +101,18 @@ impl Broken {
                 Promise::AttemptsAreFailures
             }
             Broken::SuspectsChargedTogether => Promise::CertainCulprit,
+            Broken::TimeOutWithoutLook | Broken::AnsweredAgain => Promise::AnsweredOnce,
             Broken::ClaimOutOfTurn => Promise::InOrder,
+            Broken::PlaceBeforeDue => Promise::NoneWaitsForLater,
             Broken::TurnGivenUp => Promise::OneBegun,
             Broken::EpochPerJob => Promise::EpochsGrow,
-            Broken::CheckpointAppendedAgain => Promise::CountedOnce,
+            Broken::CheckpointAppendedAgain | Broken::FoldForgotten => Promise::CountedOnce,
             Broken::OwnLeaseReadAsForeign
             | Broken::UnknownJobsKept
             | Broken::StoppedMayClaim
             | Broken::NextForgotten
+            | Broken::AskWithoutLook
+            | Broken::AnswerWakesNobody
             | Broken::PublishingKept => Promise::EveryJobEnds,
         })
     }

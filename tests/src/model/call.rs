@@ -24,6 +24,10 @@ pub struct Run {
     pub resumed: bool,
     /// Iterations that the run has finished and knows to be in the ledger.
     pub own: u8,
+    /// Those of them that it has folded.
+    pub folded: u8,
+    /// Whether it was told what became of its job's call.
+    pub told: bool,
 }
 
 impl Run {
@@ -51,6 +55,8 @@ pub enum End {
     Retry,
     /// The worker interrupted it; it is due at once.
     HandBack,
+    /// It asks a person.
+    Ask,
 }
 
 impl End {
@@ -108,6 +114,19 @@ pub enum Call {
         /// The ordinal of the iteration within the run, from 0.
         ordinal: u8,
     },
+    /// A worker folds a session within a run.
+    Fold {
+        /// The worker.
+        worker: WorkerId,
+        /// The job.
+        job: Job,
+        /// The run's fencing token.
+        epoch: u8,
+        /// The ordinal of its last iteration.
+        ordinal: u8,
+        /// The session's iterations with it.
+        total: u8,
+    },
     /// A worker ends a run.
     Conclude(Conclusion),
     /// A relay takes jobs that are due.
@@ -141,6 +160,10 @@ pub enum Call {
     Cancel(Job),
     /// Jobs that are neither running nor wanted end.
     EndUnwanted,
+    /// A person answers a job.
+    Answer(Job),
+    /// The time for an answer is over.
+    TimeOut(Job),
     /// Time: a lease expires.
     LeaseRunsOut(WorkerId),
     /// Time: a job comes due.
@@ -205,7 +228,7 @@ pub enum Reply {
     Accepted(bool),
     /// To a claim.
     Answer(Answer),
-    /// To a checkpoint, or to the clearing of a suspect: whether it was recorded.
+    /// To a checkpoint, a fold or the clearing of a suspect: whether it was recorded.
     Stands(bool),
     /// To a conclusion.
     Concluded {
@@ -222,4 +245,17 @@ pub enum Reply {
     Workers(u8),
     /// To a cancel.
     Cancelled(Cancelled),
+    /// To a person's answer.
+    Heard(Heard),
+}
+
+/// The result of a person's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// It counts.
+    Counts,
+    /// It counts when it is asked for.
+    Early,
+    /// It does not count.
+    Refused,
 }

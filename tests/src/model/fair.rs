@@ -39,6 +39,7 @@ impl Fleet {
                 Work::Claims(_) if broken == Broken::OneStatementClaim => return Some(Action::Read(at)),
                 Work::Claims(_) | Work::Waits(..) => return Some(Action::Claim(at, Luck::Heard)),
                 Work::Appends(_) => return Some(Action::Checkpoint(at, Luck::Heard)),
+                Work::Folds(_) => return Some(Action::Fold(at, Luck::Heard)),
                 Work::Concludes(_, end) => return Some(Action::Conclude(at, end, Luck::Heard)),
                 Work::Runs(run) => {
                     let end = match run.is_hopeless() {
@@ -71,6 +72,9 @@ impl Fleet {
         }
         if self.has_unwanted() {
             return Some(Action::EndUnwanted);
+        }
+        if let Some(job) = (0..JOBS).find(|job| self.is_open(*job)) {
+            return Some(Action::Answer(job as Job, Luck::Heard));
         }
         (self.is_stuck() && broken != Broken::PublishingKept).then_some(Action::ReturnStuck)
     }

@@ -7,7 +7,7 @@ use super::broken::Broken;
 use super::call::Call;
 use super::ledger::Ledger;
 use super::process::{PROCESSES, Process};
-use super::row::{JOBS, Job, Lease, WorkerId};
+use super::row::{Input, JOBS, Job, Lease, WorkerId};
 use super::scope::Scope;
 
 /// Everything, at one moment.
@@ -45,7 +45,8 @@ impl Fleet {
     /// The initial state, with the jobs that wait in the queue from the start.
     pub fn new(scope: &Scope) -> Fleet {
         let processes = std::array::from_fn(Process::new);
-        let mut ledger = Ledger::default();
+        let later = scope.later.iter().fold(0, |bits, job| bits | 1 << job);
+        let mut ledger = Ledger { later, ..Ledger::default() };
         for process in &processes {
             ledger.call(Broken::None, Call::Register(process.id));
         }
@@ -116,6 +117,11 @@ impl Fleet {
     /// Whether a job that does not run is to be cancelled.
     pub fn has_unwanted(&self) -> bool {
         self.ledger.rows.iter().flatten().any(|row| row.asked && row.state != JobState::Running)
+    }
+
+    /// Whether a job's question waits for its answer.
+    pub fn is_open(&self, job: usize) -> bool {
+        self.ledger.inputs[job] == Input::Open
     }
 
     /// Whether a process's heartbeat finds a job in the ledger's list that is not in its own.

@@ -6,9 +6,11 @@
 use job::{JobState, POISON_DEATHS};
 
 use super::broken::Broken;
-use super::call::{Answer, Call, Cancelled, Conclusion, Decision, End, Reply, Run};
+use super::call::{Answer, Call, Cancelled, Conclusion, Decision, End, Heard, Reply, Run};
 use super::promise::{Marks, Promise};
-use super::row::{Ended, JOBS, Job, Lease, Row, SESSION_OF, SESSIONS, Session, WORKERS, WorkerId};
+use super::row::{
+    Ended, Input, JOBS, Job, Lease, NO_PLACE, Row, SESSION_OF, SESSIONS, Session, WORKERS, WorkerId,
+};
 
 /// The tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -23,6 +25,10 @@ pub struct Ledger {
     pub deltas: [u8; JOBS],
     /// Places in the order of acceptance that uncommitted insertions have taken; 0 for none.
     pub numbers: [u8; JOBS],
+    /// The jobs that say that they start later, as bits.
+    pub later: u8,
+    /// What jobs ask persons.
+    pub inputs: [Input; JOBS],
     /// Workers.
     pub leases: [Lease; WORKERS],
     /// The workers that were asked to end, as bits.
@@ -43,10 +49,13 @@ impl Ledger {
                 self.numbers[usize::from(job)] = self.next_number(job);
                 Reply::Done
             }
-            Call::Accept(job) => Reply::Accepted(self.accept(job)),
+            Call::Accept(job) => Reply::Accepted(self.accept(broken, job)),
             Call::Claim { worker, job, seen } => Reply::Answer(self.claim(broken, worker, job, seen)),
             Call::Checkpoint { worker, job, epoch, ordinal } => {
                 Reply::Stands(self.checkpoint(broken, worker, job, epoch, ordinal))
+            }
+            Call::Fold { worker, job, epoch, ordinal, total } => {
+                Reply::Stands(self.fold(broken, (worker, job, epoch), ordinal, total))
             }
             Call::Conclude(conclusion) => {
                 let recorded = self.conclude(broken, conclusion);
@@ -54,10 +63,7 @@ impl Ledger {
                 let next = self.release_next(broken, SESSION_OF[usize::from(conclusion.job)], taker);
                 Reply::Concluded { recorded, next }
             }
-            Call::TakeDue => self.each(|row| {
-                let takes = row.state == JobState::Scheduled && row.due;
-                takes.then(|| row.state = JobState::Publishing)
-            }),
+            Call::TakeDue => Reply::Jobs(self.take_due()),
             Call::Confirm(job) => {
                 let row = self.rows[usize::from(job)].as_mut();
                 if let Some(row) = row.filter(|row| row.state == JobState::Publishing) {
@@ -112,6 +118,8 @@ impl Ledger {
                 });
                 Reply::Jobs(ended.fold(0, |jobs, job| jobs | 1 << job))
             }
+            Call::Answer(job) => Reply::Heard(self.answer(broken, usize::from(job))),
+            Call::TimeOut(job) => Reply::Jobs(self.time_out(broken, usize::from(job))),
             Call::LeaseRunsOut(worker) => {
                 self.leases[usize::from(worker)] = Lease::Overdue;
                 Reply::Done
@@ -168,14 +176,17 @@ impl Ledger {
         session.seq
     }
 
-    fn insert(&mut self, job: Job, state: JobState) -> &mut Row {
+    /// Inserts a job in this state, unless it starts later.
+    fn insert(&mut self, broken: Broken, job: Job, state: JobState) {
+        let later = self.is_later(job);
         let seq = match std::mem::take(&mut self.numbers[usize::from(job)]) {
+            _ if later && broken != Broken::PlaceBeforeDue => NO_PLACE,
             0 => self.next_number(job),
             taken => taken,
         };
-        self.rows[usize::from(job)].insert(Row {
-            state,
-            due: true,
+        self.rows[usize::from(job)] = Some(Row {
+            state: if later { JobState::Scheduled } else { state },
+            due: !later,
             seq,
             epoch: 0,
             worker: None,
@@ -183,18 +194,40 @@ impl Ledger {
             deaths: 0,
             asked: false,
             landed: 0,
+            place: 0,
+            folded: 0,
             failures: 0,
             killed: 0,
             left: None,
-        })
+        });
     }
 
-    fn accept(&mut self, job: Job) -> bool {
+    fn is_later(&self, job: Job) -> bool {
+        self.later & 1 << job != 0
+    }
+
+    fn accept(&mut self, broken: Broken, job: Job) -> bool {
         let new = !self.knows(job);
         if new {
-            self.insert(job, JobState::Publishing);
+            self.insert(broken, job, JobState::Publishing);
         }
         new
+    }
+
+    /// Takes what is due. What is due for the first time gets its place.
+    fn take_due(&mut self) -> u8 {
+        let mut jobs = 0;
+        for job in 0..JOBS as Job {
+            let Some(row) =
+                self.rows[usize::from(job)].filter(|row| row.state == JobState::Scheduled && row.due)
+            else {
+                continue;
+            };
+            let seq = if row.seq == NO_PLACE { self.next_number(job) } else { row.seq };
+            self.rows[usize::from(job)] = Some(Row { state: JobState::Publishing, seq, ..row });
+            jobs |= 1 << job;
+        }
+        jobs
     }
 
     /// Whether a worker may get jobs. One whose lease has expired may, until a rescuer has noticed.
@@ -211,7 +244,9 @@ impl Ledger {
     pub fn decide(&self, broken: Broken, worker: WorkerId, job: Job) -> Decision {
         match &self.rows[usize::from(job)] {
             None if self.ends[usize::from(job)].is_some() => Decision::Leave,
-            None => Decision::Insert { free: self.others(job).count() == 0 },
+            None => Decision::Insert {
+                free: !self.is_later(job) && self.others(job).all(|other| other.seq == NO_PLACE),
+            },
             Some(row) if !row.may_be_claimed(broken, worker) => Decision::Leave,
             Some(row) => Decision::Take {
                 free: row.epoch > 0
@@ -243,10 +278,11 @@ impl Ledger {
             return Answer::Refused;
         }
         if free.is_some() && self.rows[at].is_none() {
-            self.insert(job, JobState::Blocked);
+            self.insert(broken, job, JobState::Blocked);
         }
         match (free, &mut self.rows[at]) {
             (_, None) => Answer::Finished,
+            (Some(false), Some(row)) if row.is_later() => Answer::NotDue,
             (Some(true), _) => Answer::Claimed(self.grant(broken, worker, job)),
             (Some(false), Some(row)) => {
                 row.state = JobState::Blocked;
@@ -267,10 +303,13 @@ impl Ledger {
         row.epoch = if broken == Broken::EpochPerJob { row.epoch } else { session.epoch } + 1;
         self.marks.mark(Promise::EpochsGrow, row.epoch <= session.epoch);
         session.epoch = session.epoch.max(row.epoch);
-        (row.state, row.worker, row.landed, row.left) = (JobState::Running, Some(worker), 0, None);
+        (row.state, row.worker, row.left) = (JobState::Running, Some(worker), None);
+        (row.landed, row.place) = (0, 0);
         let before = session.folded + unfolded;
         let (attempts, deaths) = (row.attempts, row.deaths);
-        Run { job, worker, epoch: row.epoch, attempts, deaths, before, resumed: unfolded > 0, own: 0 }
+        let told = matches!(self.inputs[usize::from(job)], Input::Answered | Input::TimedOut);
+        let (epoch, resumed) = (row.epoch, unfolded > 0);
+        Run { job, worker, epoch, attempts, deaths, before, resumed, own: 0, folded: 0, told }
     }
 
     /// Returns the row, if a run's write may change it.
@@ -281,14 +320,37 @@ impl Ledger {
 
     fn checkpoint(&mut self, broken: Broken, worker: WorkerId, job: Job, epoch: u8, ordinal: u8) -> bool {
         let Some(row) = self.fenced(broken, worker, job, epoch) else { return false };
-        let repeated = row.landed & 1 << ordinal != 0;
+        // Or it comes before one that was folded; then it is no checkpoint of this run.
+        let folded = ordinal < row.place && broken != Broken::FoldForgotten;
+        let repeated = row.landed & 1 << ordinal != 0 || folded;
         if !repeated || broken == Broken::CheckpointAppendedAgain {
             self.deltas[usize::from(job)] += 1;
         }
         let newest = self.sessions[SESSION_OF[usize::from(job)]].epoch;
         self.marks.mark(Promise::OneWriter, epoch < newest);
         self.marks.mark(Promise::CountedOnce, repeated && broken == Broken::CheckpointAppendedAgain);
-        self.rows[usize::from(job)] = Some(Row { landed: row.landed | 1 << ordinal, ..row });
+        let landed = row.landed | u8::from(!folded) << ordinal;
+        self.rows[usize::from(job)] = Some(Row { landed, ..row });
+        true
+    }
+
+    /// Writes a session whole within a run, up to one of its checkpoints, unless that was done before.
+    fn fold(&mut self, broken: Broken, run: (WorkerId, Job, u8), ordinal: u8, total: u8) -> bool {
+        let (worker, job, epoch) = run;
+        let (at, session) = (usize::from(job), SESSION_OF[usize::from(job)]);
+        let Some(row) = self.fenced(broken, worker, job, epoch) else { return false };
+        if row.landed & 1 << ordinal == 0 || ordinal < row.place {
+            return true;
+        }
+        self.marks.mark(Promise::OneWriter, epoch < self.sessions[session].epoch);
+        // Those behind it are left.
+        let left = (row.landed >> (ordinal + 1)).count_ones() as u8;
+        let folded = row.folded + self.deltas[at] - left;
+        (0..JOBS).filter(|job| SESSION_OF[*job] == session).for_each(|job| self.deltas[job] = 0);
+        self.deltas[at] = left;
+        self.sessions[session].folded = total;
+        let landed = if broken == Broken::FoldForgotten { 0 } else { row.landed };
+        self.rows[at] = Some(Row { landed, place: ordinal + 1, folded, ..row });
         true
     }
 
@@ -301,7 +363,7 @@ impl Ledger {
             self.marks.mark(Promise::OneWriter, epoch < self.sessions[session].epoch);
             if end.is_end() {
                 self.marks.mark(Promise::OneEnd, self.ends[at].is_some());
-                let iterations = self.deltas[at];
+                let iterations = self.deltas[at] + row.folded;
                 self.ends[at] = Some(Ended { end, epoch, worker: Some(worker), attempts, iterations });
                 self.rows[at] = None;
                 if let Some(fold) = fold {
@@ -310,6 +372,15 @@ impl Ledger {
                     self.sessions[session].folded = fold;
                     (0..JOBS).filter(|job| SESSION_OF[*job] == session).for_each(|job| self.deltas[job] = 0);
                 }
+            } else if end == End::Ask {
+                self.inputs[at] = match self.inputs[at] {
+                    Input::None => Input::Open,
+                    Input::Early => Input::Answered,
+                    asked => asked,
+                };
+                let waits = self.inputs[at] == Input::Open || broken == Broken::AskWithoutLook;
+                let state = if waits { JobState::AwaitingInput } else { JobState::Scheduled };
+                self.rows[at] = Some(Row { worker: None, state, due: true, left: Some(end), ..row });
             } else {
                 let (worker, state, due) = (None, JobState::Scheduled, end == End::HandBack);
                 let failures = row.failures + u8::from(end == End::Retry);
@@ -397,7 +468,7 @@ impl Ledger {
                 let session = &mut self.sessions[SESSION_OF[job]];
                 session.epoch += 1;
                 row.epoch = session.epoch;
-                row.landed = 0;
+                (row.landed, row.place) = (0, 0);
             }
             row.worker = None;
             row.left = None;
@@ -410,6 +481,44 @@ impl Ledger {
             self.noticed &= !(1 << worker);
         }
         Reply::Jobs(jobs)
+    }
+
+    fn answer(&mut self, broken: Broken, job: usize) -> Heard {
+        let Some(row) = &mut self.rows[job] else { return Heard::Refused };
+        match self.inputs[job] {
+            Input::None => {
+                self.inputs[job] = Input::Early;
+                Heard::Early
+            }
+            Input::Open => {
+                self.inputs[job] = Input::Answered;
+                if row.state == JobState::AwaitingInput && broken != Broken::AnswerWakesNobody {
+                    row.come_due();
+                }
+                Heard::Counts
+            }
+            Input::TimedOut if broken == Broken::AnsweredAgain => {
+                self.inputs[job] = Input::Answered;
+                self.marks.mark(Promise::AnsweredOnce, true);
+                Heard::Counts
+            }
+            Input::Early | Input::Answered | Input::TimedOut | Input::Left => Heard::Refused,
+        }
+    }
+
+    fn time_out(&mut self, broken: Broken, job: usize) -> u8 {
+        let Some(row) = &mut self.rows[job] else { return 0 };
+        let answered = self.inputs[job] == Input::Answered && broken == Broken::TimeOutWithoutLook;
+        if self.inputs[job] != Input::Open && !answered {
+            return 0;
+        }
+        self.marks.mark(Promise::AnsweredOnce, answered);
+        self.inputs[job] = Input::TimedOut;
+        if row.state != JobState::AwaitingInput {
+            return 0;
+        }
+        row.come_due();
+        1 << job
     }
 
     fn cancel(&mut self, broken: Broken, job: Job) -> Cancelled {
@@ -433,9 +542,12 @@ impl Ledger {
     }
 
     fn end_waiting(&mut self, broken: Broken, job: usize) {
-        let Some(Row { epoch, attempts, .. }) = self.rows[job].take() else { return };
+        let Some(Row { epoch, attempts, folded, .. }) = self.rows[job].take() else { return };
         self.marks.mark(Promise::OneEnd, self.ends[job].is_some());
-        let iterations = self.deltas[job];
+        if self.inputs[job] == Input::Open {
+            self.inputs[job] = Input::Left;
+        }
+        let iterations = self.deltas[job] + folded;
         self.ends[job] = Some(Ended { end: End::Cancelled, epoch, worker: None, attempts, iterations });
         self.release_next(broken, SESSION_OF[job], None);
     }

@@ -23,6 +23,9 @@ impl Fleet {
                 actions.push(Action::TakeNumber(job));
             }
             self.possible_for_job(job, scope.direct.contains(&job), actions);
+            if scope.asks.contains(&job) {
+                self.possible_for_input(job, actions);
+            }
         }
         self.possible_upkeep(broken, actions);
         for (at, process) in self.processes.iter().enumerate() {
@@ -63,6 +66,17 @@ impl Fleet {
         }
         if self.ledger.ends[at].is_none() {
             actions.push(Action::Cancel(job));
+        }
+    }
+
+    /// A person answers whenever the job is there, and a question waits for any time.
+    fn possible_for_input(&self, job: Job, actions: &mut Vec<Action>) {
+        let lucks = || self.lucks().filter(|luck| *luck != Luck::ReplyLost);
+        if self.ledger.rows[usize::from(job)].is_some() {
+            actions.extend(lucks().map(|luck| Action::Answer(job, luck)));
+        }
+        if self.is_open(usize::from(job)) {
+            actions.extend(lucks().map(|luck| Action::TimeOut(job, luck)));
         }
     }
 
@@ -124,8 +138,17 @@ impl Fleet {
             Work::Claims(_) if broken == Broken::OneStatementClaim => actions.push(Action::Read(at)),
             Work::Claims(_) => actions.extend(self.lucks().map(|luck| Action::Claim(at, luck))),
             Work::Waits(..) => actions.push(Action::Claim(at, Luck::Heard)),
-            Work::Runs(run) => self.possible_for_run(at, process, run, actions),
+            Work::Runs(run) => {
+                if !run.told && !run.is_hopeless() && scope.asks.contains(&run.job) {
+                    actions.extend(self.lucks().map(|luck| Action::Conclude(at, End::Ask, luck)));
+                }
+                if run.folded < run.own && scope.folds.contains(&run.job) {
+                    actions.extend(self.lucks().map(|luck| Action::Fold(at, luck)));
+                }
+                self.possible_for_run(at, process, run, actions);
+            }
             Work::Appends(_) => actions.extend(self.lucks().map(|luck| Action::Checkpoint(at, luck))),
+            Work::Folds(_) => actions.extend(self.lucks().map(|luck| Action::Fold(at, luck))),
             Work::Concludes(_, end) => {
                 actions.extend(self.lucks().map(|luck| Action::Conclude(at, end, luck)));
             }

@@ -37,6 +37,8 @@ pub enum Work {
     Runs(Run),
     /// It appends a checkpoint and has had no reply.
     Appends(Run),
+    /// It folds the session of a run and has had no reply.
+    Folds(Run),
     /// It ends a run and has had no reply.
     Concludes(Run, End),
 }
@@ -56,7 +58,7 @@ impl Process {
     /// The run that it can be asked to stop. A run whose end is being recorded cannot be stopped.
     pub fn runs(&self) -> Option<Run> {
         match self.work {
-            Work::Runs(run) | Work::Appends(run) => Some(run),
+            Work::Runs(run) | Work::Appends(run) | Work::Folds(run) => Some(run),
             Work::Idle | Work::Claims(_) | Work::Waits(..) | Work::Concludes(..) => None,
         }
     }
@@ -66,7 +68,9 @@ impl Process {
         match self.work {
             Work::Idle => false,
             Work::Claims(mine) | Work::Waits(mine, _) => mine == job,
-            Work::Runs(run) | Work::Appends(run) | Work::Concludes(run, _) => run.job == job,
+            Work::Runs(run) | Work::Appends(run) | Work::Folds(run) | Work::Concludes(run, _) => {
+                run.job == job
+            }
         }
     }
 
@@ -75,7 +79,7 @@ impl Process {
         let spends = match end {
             End::Succeeded | End::Cancelled | End::Retry => true,
             // The job was not tried, because no attempt was left.
-            End::Failed => false,
+            End::Failed | End::Ask => false,
             End::HandBack => broken == Broken::DrainSpendsAttempt,
         };
         let changed = run.resumed || run.own > 0;

@@ -3,8 +3,10 @@
 //! Most promises can be read off a state. Those about a single step (a stale write that took effect, an ack that came
 //! too early) are marked in the ledger by the step that breaks them, and the mark stays.
 
+use job::JobState;
+
 use super::ledger::Ledger;
-use super::row::{JOBS, SESSION_OF, SESSIONS};
+use super::row::{JOBS, Row, SESSION_OF, SESSIONS};
 
 /// A promise; the search reports by its name that it was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,10 @@ pub enum Promise {
     EveryJobEnds = 512,
     /// A job is charged with the death that proves it to be the cause only if its worker had no other suspect.
     CertainCulprit = 1024,
+    /// What became of a call is decided once: what a person was told, the job is told.
+    AnsweredOnce = 2048,
+    /// A job that is not due yet holds up nobody in its session.
+    NoneWaitsForLater = 4096,
 }
 
 /// The promises that a step has broken.
@@ -54,7 +60,7 @@ impl Marks {
 
 impl Promise {
     /// All promises.
-    pub const ALL: [Promise; 11] = [
+    pub const ALL: [Promise; 13] = [
         Promise::OneWriter,
         Promise::OneEnd,
         Promise::CountedOnce,
@@ -66,6 +72,8 @@ impl Promise {
         Promise::AnswersAreTrue,
         Promise::EveryJobEnds,
         Promise::CertainCulprit,
+        Promise::AnsweredOnce,
+        Promise::NoneWaitsForLater,
     ];
 
     /// The promise as a sentence.
@@ -81,6 +89,8 @@ impl Promise {
             Promise::AckedWhenSafe => "a message is acked when its job is safe",
             Promise::AnswersAreTrue => "a conclusion is answered recorded exactly when it is recorded",
             Promise::EveryJobEnds => "when nothing more goes wrong, every accepted job ends",
+            Promise::AnsweredOnce => "what became of a call is decided once",
+            Promise::NoneWaitsForLater => "no job waits for one that is not due yet",
             Promise::CertainCulprit => "none of several suspects is charged with the death of their worker",
         }
     }
@@ -98,11 +108,24 @@ impl Promise {
                 let ended: u8 = jobs().filter_map(|job| Some(ledger.ends[job]?.iterations)).sum();
                 let unfolded: u8 =
                     jobs().filter(|job| ledger.ends[*job].is_some()).map(|job| ledger.deltas[job]).sum();
-                ledger.sessions[session].folded + unfolded == ended
+                // What was folded within the run of a live job is not in a result yet.
+                let within: u8 = ledger.of(session).map(|(_, row)| row.folded).sum();
+                ledger.sessions[session].folded + unfolded == ended + within
             }),
             Promise::OneBegun => {
                 (0..SESSIONS).all(|session| ledger.of(session).filter(|(_, row)| row.epoch > 0).count() <= 1)
             }
+            Promise::NoneWaitsForLater => (0..SESSIONS).all(|session| {
+                let in_line = |row: &Row| !row.is_later();
+                let head = ledger
+                    .of(session)
+                    .map(|(_, row)| row)
+                    .filter(|row| in_line(row))
+                    .min_by_key(|row| row.seq);
+                // What waits is behind the head, or a job has begun.
+                head.is_none_or(|head| head.state != JobState::Blocked)
+                    || ledger.of(session).any(|(_, row)| row.epoch > 0)
+            }),
             Promise::AttemptsAreFailures => {
                 let rows = ledger.rows.iter().flatten();
                 rows.into_iter()
@@ -114,7 +137,8 @@ impl Promise {
             | Promise::AckedWhenSafe
             | Promise::AnswersAreTrue
             | Promise::EveryJobEnds
-            | Promise::CertainCulprit => true,
+            | Promise::CertainCulprit
+            | Promise::AnsweredOnce => true,
         }
     }
 }

@@ -20,56 +20,110 @@ pub struct Scope {
     /// Jobs that the ledger has given to the first process, which does not know it yet. If there is one, all jobs are
     /// suspects.
     pub given: &'static [Job],
+    /// Jobs that may ask a person.
+    pub asks: &'static [Job],
+    /// Jobs in whose runs their session may be folded.
+    pub folds: &'static [Job],
+    /// Jobs that are not due when they are accepted.
+    pub later: &'static [Job],
 }
 
 impl Scope {
+    /// Without anything.
+    const NONE: Scope = Scope {
+        name: "",
+        jobs: &[],
+        direct: &[],
+        queued: &[],
+        slow: false,
+        mishaps: 0,
+        given: &[],
+        asks: &[],
+        folds: &[],
+        later: &[],
+    };
+
     /// The scopes that are explored.
-    pub const ALL: [Scope; 6] = [
-        Scope { name: "a job", jobs: &[0], direct: &[0], queued: &[], slow: false, mishaps: 2, given: &[] },
+    pub const ALL: [Scope; 12] = [
+        Scope { name: "a job", jobs: &[0], direct: &[0], mishaps: 2, ..Scope::NONE },
+        Scope {
+            name: "a job that folds within its run",
+            jobs: &[0],
+            queued: &[0],
+            mishaps: 2,
+            folds: &[0],
+            ..Scope::NONE
+        },
         Scope {
             name: "two accepted jobs of a session",
             jobs: &[0, 1],
-            direct: &[],
-            queued: &[],
             slow: true,
             mishaps: 1,
-            given: &[],
+            ..Scope::NONE
         },
         Scope {
             name: "an accepted and a direct job of a session",
             jobs: &[0, 1],
             direct: &[1],
-            queued: &[],
-            slow: false,
             mishaps: 1,
-            given: &[],
+            ..Scope::NONE
         },
-        Scope {
-            name: "two jobs of two sessions",
-            jobs: &[0, 2],
-            direct: &[2],
-            queued: &[],
-            slow: false,
-            mishaps: 1,
-            given: &[],
-        },
+        Scope { name: "two jobs of two sessions", jobs: &[0, 2], direct: &[2], mishaps: 1, ..Scope::NONE },
         Scope {
             name: "two queued jobs of a session",
             jobs: &[0, 1],
             direct: &[1],
             queued: &[0, 1],
-            slow: false,
             mishaps: 2,
-            given: &[],
+            ..Scope::NONE
         },
         Scope {
             name: "two suspects, one of them on its way back",
             jobs: &[0, 2],
-            direct: &[],
             queued: &[0, 2],
-            slow: false,
             mishaps: 1,
             given: &[2],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "a job that asks a person",
+            jobs: &[0],
+            queued: &[0],
+            mishaps: 2,
+            asks: &[0],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "a job that asks a person, and one behind it",
+            jobs: &[0, 1],
+            queued: &[0],
+            mishaps: 1,
+            asks: &[0],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "a job that folds within its run, and one behind it",
+            jobs: &[0, 1],
+            queued: &[0, 1],
+            mishaps: 1,
+            folds: &[0, 1],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "an accepted job that is not due yet, and a direct one behind it",
+            jobs: &[0, 1],
+            direct: &[1],
+            mishaps: 1,
+            later: &[0],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "two jobs of a session that are not due yet, one of them direct",
+            jobs: &[0, 1],
+            direct: &[1],
+            mishaps: 1,
+            later: &[0, 1],
+            ..Scope::NONE
         },
     ];
 
@@ -82,5 +136,11 @@ impl Scope {
         slow: false,
         mishaps: 30,
         given: &[],
+        asks: &[0, 2],
+        folds: &[0, 1, 2],
+        later: &[],
     };
+
+    /// The same, with jobs that are not due when they are accepted.
+    pub const LATER: Scope = Scope { name: "the whole fleet, later", later: &[1, 2], ..Scope::WHOLE };
 }

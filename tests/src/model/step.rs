@@ -1,5 +1,7 @@
 //! The state that an action leads to.
 
+use job::JobState;
+
 use super::action::{Action, Luck};
 use super::broken::Broken;
 use super::call::{Answer, Call, Conclusion, End, Reply, Run};
@@ -31,7 +33,7 @@ impl Step<'_> {
             Action::Accept(job) => {
                 let new = self.call(Call::Accept(job)) == Reply::Accepted(true);
                 self.fleet.accepted[usize::from(job)] = true;
-                if new {
+                if new && self.fleet.is(usize::from(job), JobState::Publishing) {
                     self.fleet.relays[usize::from(job)] = Relay::Publishes;
                 }
             }
@@ -73,6 +75,7 @@ impl Step<'_> {
             }
             Action::Claim(at, luck) => self.claim(at, luck)?,
             Action::Checkpoint(at, luck) => self.checkpoint(at, luck)?,
+            Action::Fold(at, luck) => self.fold(at, luck)?,
             Action::Conclude(at, end, luck) => self.conclude(at, end, luck)?,
             Action::Outlive(at) => {
                 let Work::Runs(run) = self.fleet.processes[at].work else { return None };
@@ -97,6 +100,8 @@ impl Step<'_> {
             Action::DeclareDead => drop(self.call(Call::DeclareDead)),
             Action::Rescue => drop(self.call(Call::Rescue)),
             Action::EndUnwanted => drop(self.call(Call::EndUnwanted)),
+            Action::Answer(job, luck) => drop(self.send(Call::Answer(job), luck)),
+            Action::TimeOut(job, luck) => drop(self.send(Call::TimeOut(job), luck)),
             Action::ArriveLate => {
                 let call = self.fleet.late.take()?;
                 self.call(call);
@@ -182,6 +187,20 @@ impl Step<'_> {
             None => self.fleet.processes[at].work = Work::Appends(run),
             Some(Reply::Stands(true)) => {
                 self.fleet.processes[at].work = Work::Runs(Run { own: run.own + 1, ..run });
+            }
+            Some(_) => self.finish(at),
+        }
+        Some(())
+    }
+
+    fn fold(&mut self, at: usize, luck: Luck) -> Option<()> {
+        let run = self.fleet.processes[at].runs()?;
+        let (job, worker, epoch, ordinal) = (run.job, run.worker, run.epoch, run.own.checked_sub(1)?);
+        let total = run.before + run.own;
+        match self.send(Call::Fold { worker, job, epoch, ordinal, total }, luck) {
+            None => self.fleet.processes[at].work = Work::Folds(run),
+            Some(Reply::Stands(true)) => {
+                self.fleet.processes[at].work = Work::Runs(Run { folded: run.own, ..run });
             }
             Some(_) => self.finish(at),
         }

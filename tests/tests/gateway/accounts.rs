@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{
-    Answer, Call, Ledger, Microdollars, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
-};
+use job::Usd;
+use model::{Answer, Call, Given, Ledger, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable};
 use tokio::sync::{Notify, Semaphore};
 
 /// The accounts of one job. Its attempts share them.
@@ -23,6 +22,10 @@ pub struct Accounts {
 pub struct Books {
     pub limit: Option<u64>,
     pub down: bool,
+    /// Whether lines of the program never become durable.
+    pub undurable: bool,
+    /// How many requests wait for them.
+    pub waits_for_lines: u32,
     pub reserve: Option<Reserve>,
     /// When a busy request is to ask again.
     pub busy_retry_s: u64,
@@ -34,6 +37,8 @@ pub struct Books {
     pub spent: u64,
     pub calls: Vec<(Call, Settlement)>,
     pub answers: HashMap<RequestKey, Answer>,
+    /// What other jobs may be given, if anything.
+    pub cache: Option<HashMap<[u8; 32], Answer>>,
     pub purchases: Vec<(Purchase, Outcome)>,
 }
 
@@ -89,7 +94,7 @@ impl Own {
             let limit = books.limit.unwrap_or(u64::MAX);
             let held: u64 = books.held.values().sum();
             if books.spent + most > limit {
-                let room = Microdollars::new(limit.saturating_sub(books.spent));
+                let room = Usd::from_micros(limit.saturating_sub(books.spent));
                 return Ok(Reserve::Spent { limit: "the job's $1".to_owned(), room });
             }
             if books.spent + held + most > limit {
@@ -104,15 +109,28 @@ impl Own {
 
 #[async_trait]
 impl Ledger for Own {
+    async fn until_durable(&self) {
+        let waits = self.accounts.books(|books| {
+            books.waits_for_lines += u32::from(books.undurable);
+            books.undurable
+        });
+        if waits {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
-        self.hold(call.id, call.bound.cost.micros())
+        match self.look_up(call).await? {
+            Some(given) => Ok(Reserve::Answered(given)),
+            None => self.hold(call.id, call.bound.cost.micros()),
+        }
     }
 
     async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
         self.hold(purchase.id, purchase.most.micros())
     }
 
-    fn note_spent(&self, _: Microdollars) {
+    fn note_spent(&self, _: Usd) {
         self.accounts.books(|books| books.given_up += 1);
     }
 
@@ -130,6 +148,11 @@ impl Ledger for Own {
             };
             if let Some(answer) = &settlement.answer {
                 books.answers.insert(call.request, answer.clone());
+                if let (Some(cache), Some(key), true) =
+                    (&mut books.cache, call.cache_key, settlement.is_shareable)
+                {
+                    cache.insert(key, answer.clone());
+                }
             }
             books.calls.push((call.clone(), settlement));
         });
@@ -155,7 +178,18 @@ impl Ledger for Own {
         limit == "job"
     }
 
-    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {
-        Ok(self.earlier.get(request).cloned())
+    async fn look_up(&self, call: &Call) -> Result<Option<Given>, Unavailable> {
+        self.accounts.books(|books| {
+            if books.down {
+                return Err(Unavailable("Postgres is away".to_owned()));
+            }
+            let earlier = self.earlier.get(&call.request).map(|answer| (answer.clone(), false));
+            let cached = || Some((books.cache.as_ref()?.get(&call.cache_key?)?.clone(), true));
+            Ok(earlier.or_else(cached).map(|(answer, cached)| Given {
+                answer,
+                cached,
+                paid: job::Usage::default(),
+            }))
+        })
     }
 }

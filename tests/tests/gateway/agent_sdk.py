@@ -1,4 +1,4 @@
-"""An ordinary program of the Claude Agent SDK, with a tool of its own. It reads its address and key from the environment."""
+"""An ordinary program of the Claude Agent SDK, without tools. It reads its address and key from the environment."""
 import asyncio
 
 from claude_agent_sdk import AssistantMessage, ClaudeAgentOptions, ResultMessage, TextBlock, query

@@ -48,3 +48,30 @@ async fn a_provider_with_too_much_to_do_is_sent_half_as_many_until_it_answers_ag
     tests::until("it is sent as many as before", crowd).await;
     bench.check_bill();
 }
+
+#[tokio::test]
+async fn an_attempt_that_sends_many_requests_does_not_keep_others_waiting() {
+    let alone = |settings: &mut model::GatewaySettings| {
+        (settings.most_calls, settings.usage_drain) = (1, std::time::Duration::from_millis(50));
+    };
+    let bench = Bench::with(alone).await;
+    bench.provider.fault(Fault::Stalls);
+    let first = tokio::spawn(bench.to(PATHS[0], &request(PATHS[0], false)).send());
+    tests::until("it is asked", async || (bench.provider.asked().len() == 1).then_some(())).await;
+    let greedy: Vec<_> =
+        (0..40).map(|_| tokio::spawn(bench.to(PATHS[0], &request(PATHS[0], false)).send())).collect();
+    // They are read one after the other, and wait.
+    let other = bench.another_attempt();
+    tests::until("they wait", async || (bench.attempt.idle().is_zero()).then_some(())).await;
+    let mut body = request(PATHS[0], false);
+    body["messages"][0]["content"] = serde_json::json!("The other one.");
+    let modest = tokio::spawn(bench.to_as(&other, PATHS[0], &body).send());
+    tests::until("it waits, too", async || other.idle().is_zero().then_some(())).await;
+    // The stalled call is given up, and its place becomes free.
+    first.abort();
+    modest.await.expect("no panic").expect("an answer");
+    let asked = bench.provider.asked();
+    let place = asked.iter().position(|asked| asked.body.windows(14).any(|part| part == b"The other one."));
+    assert!(place.is_some_and(|place| place <= 2), "{place:?} of {}", asked.len());
+    greedy.iter().for_each(|sent| sent.abort());
+}

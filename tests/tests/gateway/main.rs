@@ -2,8 +2,10 @@
 
 mod accounts;
 mod bench;
+mod caching;
 mod crowding;
 mod degrading;
+mod double;
 mod fitting;
 mod passing;
 mod purchases;

@@ -27,6 +27,12 @@ async fn something_else_is_reserved_and_settled_once_beside_the_model_calls() {
     let settle = json!({"call_id": reserved["call_id"], "cost_usd": "0.07"});
     // Another attempt does not know it.
     assert_eq!(ask(&bench, &bench.another_attempt(), "/settle", settle.clone()).await.0, 404);
+    // Nobody can check what it says, so it cannot take more from the others than it was given.
+    let too_much = json!({"call_id": reserved["call_id"], "cost_usd": "0.100001"});
+    let (status, problem) = ask(&bench, &bench.attempt, "/settle", too_much).await;
+    let said =
+        "cost_usd: got $0.100001, expected at most the $0.100000 that was reserved: reserve the rest first";
+    assert_eq!((status, &problem["detail"]), (400, &json!(said)));
     let (status, settled) = ask(&bench, &bench.attempt, "/settle", settle.clone()).await;
     assert_eq!((status, &settled["call_id"]), (200, &reserved["call_id"]));
     let (status, problem) = ask(&bench, &bench.attempt, "/settle", settle).await;
@@ -61,12 +67,25 @@ async fn what_is_not_settled_when_the_attempt_ends_counts_in_full() {
     let attempt = bench.another_attempt();
     let (status, _) = ask(&bench, &attempt, "/reserve", json!({"what": "gpu", "max_cost_usd": "0.25"})).await;
     assert_eq!(status, 200);
-    drop(attempt);
-    let outcome =
-        async || bench.accounts.books(|books| books.purchases.first().map(|(_, outcome)| outcome.clone()));
+    attempt.close();
+    assert_eq!(attempt.metered().cost.micros(), 250_000, "it is the job's cost at once");
+    let (status, problem) =
+        ask(&bench, &attempt, "/reserve", json!({"what": "gpu", "max_cost_usd": "0.25"})).await;
+    assert_eq!((status, &problem["code"]), (401, &json!("invalid_api_key")), "nobody would settle it");
+    let outcome = async || {
+        bench.accounts.books(|books| {
+            books
+                .purchases
+                .iter()
+                .map(|(_, outcome)| outcome.clone())
+                .find(|outcome| *outcome != Outcome::Free)
+        })
+    };
     let outcome = tests::until("it is settled", outcome).await;
     assert_eq!(outcome, Outcome::Unknown(NoUsage::NotSettled));
     assert_eq!(bench.accounts.books(|books| books.spent), 250_000);
+    assert_eq!(attempt.metered().cost.micros(), 250_000, "once");
+    drop(attempt);
     bench.gateway.stop().await;
 }
 
@@ -79,7 +98,12 @@ async fn a_request_that_is_wrong_is_answered_with_its_field() {
         (
             "/reserve",
             json!({"what": "search", "max_cost_usd": "-1"}),
-            "max_cost_usd: `-1` is no number of dollars",
+            "max_cost_usd: got \"-1\", expected dollars from 0",
+        ),
+        (
+            "/reserve",
+            json!({"what": "search", "max_cost_usd": "100000.01"}),
+            "max_cost_usd: got $100000.010000, expected at most $100000.000000",
         ),
         ("/reserve", json!({"what": "search", "max_cost_usd": 1}), "body: invalid type"),
         ("/reserve", json!({"what": "search", "max_cost": "1"}), "body: unknown field `max_cost`"),

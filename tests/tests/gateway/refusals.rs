@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use model::{Gateway, GatewayError, GatewaySettings, Microdollars, Outcome, Prices, Reserve};
+use job::Usd;
+use model::{Gateway, GatewayError, GatewaySettings, Outcome, Prices, Reserve};
 use serde_json::{Value, json};
 use tests::provider::tls;
 
@@ -83,7 +84,7 @@ async fn what_the_ledger_does_not_grant_is_not_sent() {
     for (reserve, status, after) in [
         (Reserve::Busy { behind: "the job's $1".to_owned(), retry_after: wait(3) }, 429, Some("3")),
         (Reserve::Later { retry_after: wait(9) }, 429, Some("9")),
-        (Reserve::Spent { limit: "agent x, 2026-11-28: $1".to_owned(), room: Microdollars::ZERO }, 402, None),
+        (Reserve::Spent { limit: "agent x, 2026-11-28: $1".to_owned(), room: Usd::ZERO }, 402, None),
     ] {
         bench.accounts.books(|books| books.reserve = Some(reserve));
         let answer = bench.send(PATHS[0], &request(PATHS[0], false)).await;

@@ -55,7 +55,7 @@ async fn requests_get_their_room_in_the_order_in_which_they_came() {
     *bench.accounts.gate.lock().expect("not poisoned") = Some(gate.clone());
     let send = |number: usize| {
         let mut body = greedy(false);
-        body["temperature"] = json!(number);
+        body["top_k"] = json!(number);
         tokio::spawn(bench.to(PATHS[0], &body).send())
     };
     let mut sent = vec![send(0)];
@@ -71,7 +71,7 @@ async fn requests_get_their_room_in_the_order_in_which_they_came() {
     }
     let order: Vec<Value> = bench.provider.asked()[2..]
         .iter()
-        .map(|asked| serde_json::from_slice::<Value>(&asked.body).expect("JSON")["temperature"].clone())
+        .map(|asked| serde_json::from_slice::<Value>(&asked.body).expect("JSON")["top_k"].clone())
         .collect();
     assert_eq!(order, [0, 1, 2, 3, 4, 5]);
     bench.check_bill();
@@ -101,6 +101,17 @@ async fn a_wait_ends_with_the_time_the_program_and_the_attempt() {
     waits(&bench, 1).await;
     drop(ends);
     assert_eq!(sent.await.expect("joined").expect("an answer").status(), 401);
+    // Its lines never become durable, because its run has lost its lease.
+    bench.accounts.books(|books| books.undurable = true);
+    let ends = bench.another_attempt();
+    let sent = tokio::spawn(bench.to_as(&ends, PATHS[0], &request(PATHS[0], false)).send());
+    tests::until("it has arrived", async || {
+        bench.accounts.books(|books| (books.waits_for_lines == 1).then_some(()))
+    })
+    .await;
+    drop(ends);
+    assert_eq!(sent.await.expect("joined").expect("an answer").status(), 401);
+    bench.gateway.stop().await;
     // Nothing was held, so nothing is settled.
     assert!(bench.accounts.books(|books| books.calls.is_empty() && books.held.is_empty()));
     assert!(bench.provider.asked().is_empty());

@@ -2,7 +2,7 @@
 //! every checkpoint counts once.
 //!
 //! Several workers, each with its own connections, take deliveries in any order and any number of times. They lose
-//! replies, hand back, retry, drain and die. The choices are seeded and the seed is printed, but the tasks still race.
+//! replies, hand back, retry, drain and die. Some jobs are not due yet. The choices are seeded and the seed is printed, but the tasks still race.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,8 +27,10 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
     let mut rng = Rng::with_seed(seed);
     let database = Database::new().await;
     let store = database.store();
-    let jobs: Vec<JobSpec> =
+    let mut jobs: Vec<JobSpec> =
         (0..JOBS).map(|n| job(&format!("s-{}", n / JOBS_PER_SESSION), "echo", json!(n))).collect();
+    // Some are not due yet, and some of those are when their message arrives.
+    jobs.iter_mut().for_each(|spec| spec.delay_ms = (rng.u32(..4) == 0).then(|| rng.u64(..400)));
     // Half of the sessions come through the producer, in order; the others come only as messages.
     let accepted = jobs.iter().filter(|spec| spec.session_id.as_str().len() % 2 == 0);
     store.accept(&accepted.cloned().collect::<Vec<_>>()).await.unwrap();
@@ -76,8 +78,8 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
             continue;
         };
         let made = checkpoints.get(&name).copied().unwrap_or(0);
-        assert_eq!(view.iteration_count as u64, made, "{name}: each checkpoint counts once");
-        assert_eq!(view.cost_usd.micros(), 7 * made, "{name}");
+        assert_eq!(view.head.iteration_count as u64, made, "{name}: each checkpoint counts once");
+        assert_eq!(view.head.cost_usd.micros(), 7 * made, "{name}");
         total += made;
     }
     let paid = database.count("SELECT sum(iterations)::bigint FROM harness_results").await;
@@ -115,6 +117,7 @@ impl Sailor {
                     declare_dead(&self.runner.store).await;
                     self.runner.store.rescue().await.expect("an answer");
                     self.end_the_unwanted().await;
+                    self.runner.store.take_due(10).await.expect("an answer");
                 }
                 19 if self.rng.u32(..8) == 0 => self.cancel().await,
                 _ => {
@@ -129,7 +132,7 @@ impl Sailor {
     /// Cancels one of the jobs, whether or not it is known or running.
     async fn cancel(&mut self) {
         let Some(spec) = self.rng.choice(&self.open).cloned() else { return };
-        let (_, ended) = self.runner.store.cancel(&[spec.job_id]).await.expect("an answer");
+        let (_, ended) = self.runner.store.cancel("a test", &[spec.job_id]).await.expect("an answer");
         self.ended.extend(ended.into_iter().map(|job| job.job_id));
     }
 
@@ -184,6 +187,8 @@ impl Sailor {
         let Some((runner, run)) = self.rng.choice(&self.past) else { return };
         let checkpoint = runner.checkpoint(run, 1_000).await.expect("an answer");
         assert_eq!(checkpoint, Fenced::Lost, "{run:?} is over");
+        let folded = runner.fold(run, 0, fold(run, 1)).await.expect("an answer");
+        assert_eq!(folded, Fenced::Lost, "{run:?} is over");
     }
 
     fn some_runs(&mut self) -> Vec<(Claimed, i32)> {
@@ -204,7 +209,20 @@ impl Sailor {
             }
             if committed {
                 *self.checkpoints.entry(run.claim.session_key().to_owned()).or_default() += 1;
+                if self.rng.u32(..3) == 0 {
+                    self.fold_within(&run, ordinal).await;
+                }
                 self.running.insert(run.claim.job_id(), (run, ordinal + 1));
+            }
+        }
+    }
+
+    /// Folds within a run, and perhaps again; then the checkpoint comes once more, which was folded.
+    async fn fold_within(&mut self, run: &Claimed, ordinal: i32) {
+        for _ in 0..self.rng.u32(1..3) {
+            let state = fold(run, ordinal + 1);
+            if self.runner.fold(run, ordinal, state).await.expect("an answer") == Fenced::Done(()) {
+                self.runner.checkpoint(run, ordinal).await.expect("an answer");
             }
         }
     }

@@ -79,7 +79,7 @@ async fn a_rollback_leaves_the_session_as_it_was_and_the_cost_counted() {
     assert_eq!(fleet.ended(next.job_id).await.state, JobState::Succeeded);
     let session = fleet.session("s").await;
     assert_eq!(session.memory, state.memory);
-    let context: Vec<&Value> = session.context_window.as_array().unwrap().iter().collect();
+    let context = session.context().unwrap();
     assert_eq!(context.len(), 2, "{context:?}");
     assert_eq!(context[1]["content"], json!("next"));
     assert!(session.feature_progress.get(undone.job_id.to_string()).is_none());
@@ -148,9 +148,9 @@ async fn an_open_tool_call_is_closed_when_its_job_is_interrupted() {
     fleet.enqueue(std::slice::from_ref(&next)).await;
     assert_eq!(fleet.ended(first.job_id).await.state, JobState::Cancelled);
     fleet.ended(next.job_id).await;
-    let context = fleet.session("s").await.context_window;
-    let last = context.as_array().unwrap().last().unwrap();
-    assert_eq!(last["content"][0]["tool_use_id"], json!("call-1"), "{context}");
+    let context = fleet.session("s").await.context().unwrap();
+    let last = context.last().unwrap();
+    assert_eq!(last["content"][0]["tool_use_id"], json!("call-1"), "{context:?}");
 }
 
 #[tokio::test]
@@ -167,8 +167,27 @@ async fn a_job_that_has_begun_keeps_its_turn() {
     for spec in [&first, &second] {
         assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
     }
-    let context = fleet.session("s").await.context_window;
-    let said: Vec<&str> =
-        context.as_array().unwrap().iter().map(|entry| entry["content"].as_str().unwrap()).collect();
+    let context = fleet.session("s").await.context().unwrap();
+    let said: Vec<&str> = context.iter().map(|entry| entry["content"].as_str().unwrap()).collect();
     assert_eq!(said, ["a", "iteration 2 of 3", "b", "c"]);
+}
+
+/// A job of a session may be claimed while the end of the job before it hands it to another slot of the same worker.
+#[tokio::test]
+async fn a_job_that_is_handed_to_one_slot_while_another_claims_it_runs_at_once() {
+    const SESSIONS: usize = 8;
+    const JOBS: usize = 200;
+    let fleet = Fleet::new().await;
+    let worker = fleet.worker("worker").set("WORKER_SLOTS", 32).start().await;
+    let jobs = (0..JOBS).flat_map(|n| (0..SESSIONS).map(move |session| (session, n)));
+    let jobs: Vec<JobSpec> =
+        jobs.map(|(session, n)| job(&format!("s-{session}"), "echo", json!(n))).collect();
+    // Raw messages: the ledger does not know them before they are claimed.
+    let messages = jobs.iter().map(|spec| (job::encode(spec).into_bytes(), Default::default()));
+    fleet.vhost.publish(messages.collect()).await;
+    worker.counted("harness_requests_total{outcome=\"succeeded\"}", (SESSIONS * JOBS) as f64).await;
+    let log = worker.log();
+    let stranded: Vec<&str> = log.lines().filter(|line| line.contains("cannot be taken here")).collect();
+    assert!(stranded.is_empty(), "{stranded:#?}");
+    assert!(!log.contains("handed back"), "{log}");
 }

@@ -119,7 +119,7 @@ async fn a_job_that_was_never_seen_is_not_known_also_when_a_sweep_ends_it() {
     };
     let cancel = async {
         for _ in 0..60 {
-            let (answers, _) = store.cancel(&[JobId::now()]).await.unwrap();
+            let (answers, _) = store.cancel("a test", &[JobId::now()]).await.unwrap();
             assert_eq!(answers, [Cancelled::Unseen]);
         }
     };
@@ -172,7 +172,7 @@ async fn when_a_cancel_and_an_end_race_only_one_counts() {
         let spec = job(&format!("s-{round}"), "echo", json!(1));
         let other = database.store();
         let ids = [spec.job_id];
-        let (claim, cancelled) = tokio::join!(runner.claim(&spec), other.cancel(&ids));
+        let (claim, cancelled) = tokio::join!(runner.claim(&spec), other.cancel("a test", &ids));
         match (claim.unwrap(), cancelled.unwrap().0[0]) {
             (Answer::Claimed(run), Cancelled::Stopping) => {
                 let asks = store.asked(runner.worker).await.unwrap().jobs;
@@ -194,7 +194,7 @@ async fn when_a_cancel_and_an_end_race_only_one_counts() {
         let run = claimed(runner.claim(&spec).await.unwrap());
         let conclusion = runner.conclusion(&run, End::HandBack { delay: Duration::ZERO });
         let ids = [spec.job_id];
-        let (back, _) = tokio::join!(store.conclude(conclusion), other.cancel(&ids));
+        let (back, _) = tokio::join!(store.conclude(conclusion), other.cancel("a test", &ids));
         assert_eq!(back.unwrap().recorded, Fenced::Done(()));
         let left: Vec<JobId> = store.unwanted().await.unwrap().into_iter().map(|job| job.0).collect();
         store.end_waiting(&left, store::Unwanted::Cancelled).await.unwrap();
@@ -228,7 +228,7 @@ async fn a_claim_that_was_held_up_does_not_run_what_was_cancelled_meanwhile() {
         until("the claim waits", async || (database.count(waiting).await == 1).then_some(())).await;
         let other = database.store();
         let ids = [spec.job_id];
-        let (cancelled, ()) = tokio::join!(other.cancel(&ids), async {
+        let (cancelled, ()) = tokio::join!(other.cancel("a test", &ids), async {
             let ahead = "SELECT count(*) FROM harness_jobs WHERE session_id = ''";
             let gone = "SELECT count(*) FROM harness_results";
             let seen = async || (database.count(ahead).await + database.count(gone).await > 0).then_some(());

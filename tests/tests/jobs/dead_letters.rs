@@ -45,7 +45,7 @@ fn each(list: &[Value], field: &str) -> Vec<String> {
 
 /// Waits until this many messages are in `harness.dead`.
 async fn buried(fleet: &Fleet, count: usize) {
-    until("the dead letters", async || (fleet.vhost.dead_letters().await.len() == count).then_some(())).await;
+    fleet.vhost.so_many_dead_letters(count).await;
 }
 
 async fn confirming(fleet: &Fleet) -> (lapin::Connection, Channel) {
@@ -130,7 +130,8 @@ async fn failed_jobs_and_undecodable_messages_are_one_list_that_filters_cut() {
     assert_eq!((&shown["reason"], &shown["result"]["attempts"]), (&json!("it breaks"), &json!(1)), "{shown}");
     let none = dead(&fleet, &["show", &JobId::now().to_string()]).await;
     assert_eq!(none.code, 1, "{none:?}");
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 3, "looking removes nothing");
+    // Looking removes nothing.
+    fleet.vhost.so_many_dead_letters(3).await;
 }
 
 #[tokio::test]
@@ -190,8 +191,11 @@ async fn when_redrives_and_a_drop_race_only_one_counts() {
         assert_eq!(end.recorded, Fenced::Done(()));
         let again = || [(spec.job_id, JobSpec { job_id: JobId::now(), ..spec.clone() })];
         let (first, second, ids) = (again(), again(), [spec.job_id]);
-        let (first, second, dismissed) =
-            tokio::join!(store.redrive(&first), other.redrive(&second), store.dismiss(&ids));
+        let (first, second, dismissed) = tokio::join!(
+            store.redrive("a test", &first),
+            other.redrive("a test", &second),
+            store.dismiss("a test", &ids)
+        );
         let (first, second, dismissed) = (first.unwrap(), second.unwrap(), dismissed.unwrap());
         assert_eq!(first.len() + second.len() + dismissed.len(), 1, "{first:?} {second:?} {dismissed:?}");
         dropped += dismissed.len() as i64;
@@ -261,7 +265,7 @@ async fn a_dry_run_shows_all_and_changes_nothing() {
         }
     }
     assert_eq!(each(&listed(&fleet, &[]).await, "id"), before);
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 3);
+    fleet.vhost.so_many_dead_letters(3).await;
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
 }
 
@@ -273,7 +277,8 @@ async fn what_is_dropped_leaves_the_list_and_a_job_keeps_its_result() {
     let ids = [unknown.job_id.to_string(), message];
     let ran = dead(&fleet, &["drop", &ids[0], &ids[1]]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 1, "the job's letter goes with it");
+    // The job's letter goes with it.
+    fleet.vhost.so_many_dead_letters(1).await;
     assert_eq!(each(&listed(&fleet, &[]).await, "session_id"), ["", "failing"]);
     assert_eq!(fleet.view(unknown.job_id).await.unwrap().state, JobState::Failed);
     let again = dead(&fleet, &["drop", &ids[0], &ids[1]]).await;
@@ -363,7 +368,7 @@ async fn a_job_whose_message_is_rejected_fails_with_the_reason_and_is_one_dead_l
     worker.said("its message is a dead letter").await;
     let list = listed(&fleet, &[]).await;
     assert_eq!((list.len(), &list[0]["kind"], &list[0]["code"]), (1, &json!("job"), &json!("dead_lettered")));
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 1);
+    fleet.vhost.so_many_dead_letters(1).await;
 
     // Of a message that the ledger has never seen, only the letter is known. It goes back to its queue.
     let stranger = job("t", "echo", json!(3));

@@ -46,7 +46,7 @@ async fn a_claim_hands_out_the_ledgers_envelope_of_another_tenants_job_and_none_
     assert_eq!(claimed(runner.claim(&ours).await.unwrap()).message, None);
     let key = SessionKey::new(&theirs.tenant, &theirs.session_id);
     let session = store.session(&key).await.unwrap().expect("a session");
-    assert_eq!(session.agent_id, "scripted");
+    assert_eq!(session.head.agent_id, "scripted");
     let users = "SELECT count(*) FROM harness_sessions WHERE user_id IS NOT NULL";
     assert_eq!(database.count(users).await, 0);
 }
@@ -87,7 +87,7 @@ async fn a_message_that_names_another_tenants_waiting_job_does_not_reject_it() {
     fleet.iterated(long.job_id, 1).await;
     publish(&fleet, &forged(&waits)).await;
     worker.counted(r#"harness_claims_total{answer="blocked"}"#, 1.0).await;
-    fleet.store.cancel(&[long.job_id]).await.unwrap();
+    fleet.store.cancel("a test", &[long.job_id]).await.unwrap();
     let ended = fleet.ended(waits.job_id).await;
     assert_eq!(ended.state, JobState::Succeeded, "{ended:?}");
     assert_eq!(ended.output.as_ref().map(Json::as_str), Some(r#""accepted""#));

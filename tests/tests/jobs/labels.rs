@@ -235,7 +235,7 @@ async fn a_wrong_label_is_refused_by_the_name_of_its_field() {
         fleet.vhost.publish(vec![(body.to_string().into_bytes(), BasicProperties::default())]).await;
         worker.said(reason).await;
     }
-    assert_eq!(fleet.vhost.dead_letters().await.len(), cases.len());
+    fleet.vhost.so_many_dead_letters(cases.len()).await;
     let enqueue = ["enqueue", "--session", "s", "--agent", "echo"];
     for (flags, reason) in [
         (&["--label", "team"][..], "expected key=value"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use job::{JobId, JobSpec, JobState};
 use lapin::BasicProperties;
 use serde_json::json;
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection};
 use store::{Fenced, Store};
 use tests::{Database, Fleet, Runner, claimed, job, until};
 use uuid::Uuid;
@@ -192,5 +192,32 @@ async fn an_id_outside_of_the_window_is_refused_by_the_name_of_its_field() {
     for spec in &fine {
         assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
     }
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 2);
+    fleet.vhost.so_many_dead_letters(2).await;
+}
+
+#[tokio::test]
+async fn an_id_is_looked_up_by_the_primary_key_even_where_partitions_were_analyzed_while_they_were_empty() {
+    let database = Database::empty().await;
+    database.migrate().await;
+    maintain(&database.store(), 7).await;
+    database.execute("ANALYZE").await;
+    let mut session = database.connect().await;
+    // As our sessions are.
+    for setting in ["enable_seqscan = off", "enable_bitmapscan = off", "plan_cache_mode = force_generic_plan"]
+    {
+        sqlx::query(AssertSqlSafe(format!("SET {setting}"))).execute(&mut session).await.expect("a setting");
+    }
+    for (table, id) in [("harness_results", "job_id"), ("harness_calls", "call_id")] {
+        let prepare = format!(
+            "PREPARE {table}(uuid[]) AS SELECT t.id FROM unnest($1) AS t(id)
+              CROSS JOIN LATERAL (SELECT * FROM {table} x WHERE x.{id} = t.id OFFSET 0) x"
+        );
+        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut session).await.expect("a statement");
+        let explain = AssertSqlSafe(format!("EXPLAIN EXECUTE {table}('{{}}')"));
+        let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut session).await.expect("a plan");
+        let is_scan = |line: &&String| line.contains("Scan") && line.contains(table);
+        let scans: Vec<&String> = plan.iter().filter(is_scan).collect();
+        assert!(scans.len() > 1, "no look-up in partitions: {plan:#?}");
+        assert!(scans.iter().all(|scan| scan.contains("_pkey on ")), "another index: {plan:#?}");
+    }
 }

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use tests::Database;
 use tests::model::action::Action;
 use tests::model::broken::Broken;
-use tests::model::call::{Answer, Call, Conclusion, End, Reply};
+use tests::model::call::{Answer, Call, Conclusion, End, Heard, Reply};
 use tests::model::fleet::Fleet;
 use tests::model::row::{JOBS, Lease, WORKERS};
 use tests::model::scope::Scope;
@@ -18,8 +18,22 @@ use tests::replay::{Real, View};
 
 /// A walk ends when its jobs have ended, or after this many steps.
 const STEPS: usize = 80;
-/// Walks continue until this many calls were compared.
+/// Walks continue until this many calls were compared, and all of [`WANTED`] was among their replies.
 const CALLS: usize = 1_200;
+/// They end without that after so many.
+const MOST_CALLS: usize = 10 * CALLS;
+/// What walks have to lead to.
+const WANTED: [&str; 9] = [
+    "claimed",
+    "held",
+    "blocked",
+    "finished",
+    "stands",
+    "does not stand",
+    "recorded",
+    "not recorded",
+    "answered",
+];
 
 #[tokio::test]
 async fn the_sql_answers_and_changes_as_the_model_says() {
@@ -29,8 +43,8 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
     let mut real = Real::new(&database).await;
     let mut compared = BTreeMap::<&str, usize>::new();
     for seed in first.. {
-        real.begin_anew().await;
         let mut walk = Walk::new(seed);
+        real.begin_anew(walk.fleet.ledger.later).await;
         for id in walk.fleet.processes.map(|process| process.id) {
             real.repeat(Call::Register(id), Reply::Done).await;
         }
@@ -44,15 +58,15 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
                 break;
             }
         }
-        if given.is_some() || compared.values().sum::<usize>() >= CALLS {
+        let calls = compared.values().sum::<usize>();
+        let enough = calls >= CALLS && WANTED.iter().all(|wanted| compared.contains_key(wanted));
+        if given.is_some() || enough || calls >= MOST_CALLS {
             break;
         }
     }
     eprintln!("from WALK_SEED={first} on: {compared:?}");
     if given.is_none() {
-        for wanted in
-            ["claimed", "held", "blocked", "finished", "stands", "does not stand", "recorded", "not recorded"]
-        {
+        for wanted in WANTED {
             assert!(compared.contains_key(wanted), "no walk has led to \"{wanted}\"");
         }
     }
@@ -61,6 +75,7 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
 /// A walk through the model.
 struct Walk {
     rng: Rng,
+    scope: Scope,
     fleet: Fleet,
     /// What the ledger has granted, by worker, job and epoch.
     granted: Vec<(u8, u8, u8)>,
@@ -70,8 +85,10 @@ struct Walk {
 
 impl Walk {
     fn new(seed: u64) -> Walk {
-        let (rng, fleet) = (Rng::with_seed(seed), Fleet::new(&Scope::WHOLE));
-        Walk { rng, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
+        let mut rng = Rng::with_seed(seed);
+        let scope = if rng.bool() { Scope::LATER } else { Scope::WHOLE };
+        let fleet = Fleet::new(&scope);
+        Walk { rng, scope, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
     }
 
     /// Takes one step. Returns the calls to the ledger and their replies.
@@ -90,7 +107,7 @@ impl Walk {
 
     fn happen(&mut self) -> Vec<(Call, Reply)> {
         let mut possible = Vec::new();
-        self.fleet.possible(Broken::None, &Scope::WHOLE, &mut possible);
+        self.fleet.possible(Broken::None, &self.scope, &mut possible);
         if possible.is_empty() || self.rng.u32(..4) == 0 {
             let call = self.anything();
             self.way += &format!("\n    {call:?}");
@@ -124,15 +141,20 @@ impl Walk {
         match (self.rng.u32(..8), granted.copied()) {
             (0..3, _) => Call::Claim { worker, job, seen: None },
             (3..5, Some((worker, job, epoch))) => {
-                Call::Checkpoint { worker, job, epoch, ordinal: self.rng.u8(..2) }
+                let ordinal = self.rng.u8(..2);
+                match self.rng.u32(..4) {
+                    0 => Call::Fold { worker, job, epoch, ordinal, total: self.rng.u8(..5) },
+                    _ => Call::Checkpoint { worker, job, epoch, ordinal },
+                }
             }
             (5..7, Some((worker, job, epoch))) => {
-                let ends = [End::Succeeded, End::Failed, End::Cancelled, End::Retry, End::HandBack];
+                let ends = [End::Succeeded, End::Failed, End::Cancelled, End::Retry, End::HandBack, End::Ask];
                 let (end, attempts) = (self.rng.choice(ends).expect("one of them"), self.rng.u8(..3));
                 let fold = (end.is_end() && self.rng.bool()).then(|| self.rng.u8(..5));
                 let take_next = self.rng.bool();
                 Call::Conclude(Conclusion { worker, job, epoch, end, attempts, fold, take_next })
             }
+            _ if self.rng.u32(..3) == 0 => Call::Answer(job),
             _ if self.rng.bool() => Call::Confirm(job),
             _ => Call::Accept(job),
         }
@@ -172,5 +194,8 @@ fn kind(reply: &Reply) -> &'static str {
         Reply::Jobs(_) => "jobs",
         Reply::Workers(_) => "workers",
         Reply::Cancelled(_) => "cancelled",
+        Reply::Heard(Heard::Counts) => "answered",
+        Reply::Heard(Heard::Early) => "answered early",
+        Reply::Heard(Heard::Refused) => "answered in vain",
     }
 }

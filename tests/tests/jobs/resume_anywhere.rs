@@ -42,7 +42,7 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     let session = fleet.session("s").await;
     assert_eq!((session.iteration_count, session.cost_usd.micros()), (12, 12 * 1_500));
     assert_eq!((session.input_tokens, session.output_tokens), (120, 36));
-    assert_eq!(session.context_window.as_array().unwrap().len(), 12);
+    assert_eq!(session.context_window.len(), 12);
     assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (12, session.cost_usd, 120));
     // What was done before is not paid again.
     second.counted("harness_iterations_total", (12 - before) as f64).await;
@@ -102,7 +102,7 @@ async fn a_program_in_another_language_does_each_step_once_when_its_worker_is_ki
     let session = fleet.session("s").await;
     assert_eq!(session.iteration_count, FILES as i64);
     assert_eq!(session.memory["reader"]["files"], json!(FILES));
-    let said = session.context_window.as_array().unwrap();
+    let said = session.context().unwrap();
     let files: BTreeSet<&str> =
         said.iter().map(|entry| entry["content"].as_str().unwrap().split(':').next().unwrap()).collect();
     assert_eq!((said.len(), files.len()), (FILES, FILES), "each file once: {said:?}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use job::{Failure, FailureCode, JobEvent, JobId, JobSpec, JobState, Json};
+use job::{Failure, FailureCode, Input, InputKind, InputRequest, JobEvent, JobId, JobSpec, JobState, Json};
 use serde_json::json;
 use sqlx::PgConnection;
 use store::{Answer, Claimed, End, Store, Unwanted};
@@ -82,7 +82,7 @@ impl Play {
     async fn step(&mut self) -> (&'static str, Vec<JobEvent>) {
         let at = self.rng.usize(..self.jobs.len());
         let spec = self.jobs[at].clone();
-        match self.rng.u32(..20) {
+        match self.rng.u32(..22) {
             0 => {
                 self.store.accept(std::slice::from_ref(&spec)).await.expect("an answer");
                 ("accept", vec![])
@@ -118,6 +118,19 @@ impl Play {
                 ("claim", vec![JobEvent::Claimed, JobEvent::SessionBusy])
             }
             11..14 => self.conclude().await,
+            20 => {
+                let answer = (Some(Json::null()), None);
+                let input =
+                    Input::of(spec.job_id, "c".parse().expect("a call"), answer, None).expect("an input");
+                self.store.answer(Some("a test"), &input, None).await.expect("an answer");
+                ("answer", vec![JobEvent::Answered])
+            }
+            21 => {
+                let late = "UPDATE harness_inputs SET expires_at = now() WHERE outcome IS NULL";
+                sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
+                self.store.time_out_inputs().await.expect("an answer");
+                ("time_out_inputs", vec![JobEvent::Answered])
+            }
             14 => {
                 let late = "UPDATE harness_workers SET heartbeat_at = heartbeat_at - interval '2 hours'";
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
@@ -128,7 +141,7 @@ impl Play {
             }
             15..18 => {
                 let id = if self.rng.u32(..4) > 0 { spec.job_id } else { JobId::now() };
-                self.store.cancel(&[id]).await.expect("an answer");
+                self.store.cancel("a test", &[id]).await.expect("an answer");
                 ("cancel", vec![JobEvent::Cancelled, JobEvent::Released])
             }
             18 => {
@@ -154,7 +167,14 @@ impl Play {
     async fn conclude(&mut self) -> (&'static str, Vec<JobEvent>) {
         let last = self.runs.len().saturating_sub(3);
         let Some(run) = self.rng.choice(&self.runs[last..]).cloned() else { return ("conclude", vec![]) };
-        let (end, event) = match self.rng.u32(..6) {
+        let ask = InputRequest {
+            call_id: "c".parse().expect("a call"),
+            kind: InputKind::Question,
+            content: Json::null(),
+            timeout: None,
+        };
+        let (end, event) = match self.rng.u32(..7) {
+            6 => (End::Asks(vec![ask]), JobEvent::Asked),
             0 => (End::HandBack { delay: Duration::ZERO }, JobEvent::Rescheduled),
             1 => (End::Retry { failure: failure(), delay: Duration::ZERO }, JobEvent::Rescheduled),
             2 => (End::Failed(failure()), JobEvent::Failed),
@@ -169,7 +189,8 @@ impl Play {
         let follows = if conclusion.take_next { JobEvent::Claimed } else { JobEvent::Released };
         let concluded = self.store.conclude(conclusion).await.expect("an answer");
         self.runs.extend(concluded.next.map(|next| *next));
-        ("conclude", vec![event, follows])
+        // One that asks what was answered is due.
+        ("conclude", vec![event, follows, JobEvent::Rescheduled])
     }
 }
 

@@ -3,6 +3,7 @@
 
 use job::{JobId, JobSpec, JobState, Name, SessionKey, Tenant};
 use lapin::BasicProperties;
+use producer::SessionNow;
 use serde_json::{Value, json};
 use store::{Answer, Cancelled, FailureFilter, Fenced, SessionView, Store, Unwanted};
 use tests::{Database, Fleet, Ran, Runner, claimed, job};
@@ -19,7 +20,7 @@ fn key(tenant: &str) -> SessionKey {
 
 async fn session(store: &Store, tenant: &str) -> SessionView {
     let view = store.session(&key(tenant)).await.expect("the ledger").expect("a session");
-    assert_eq!((view.tenant.as_str(), view.session_id.as_str()), (tenant, "s"));
+    assert_eq!((view.head.tenant.as_str(), view.head.session_id.as_str()), (tenant, "s"));
     view
 }
 
@@ -95,9 +96,9 @@ async fn a_waiting_job_ends_in_its_own_tenants_session() {
     store.accept(&jobs).await.unwrap();
     let theirs = store.jobs_of(&key("acme")).await.unwrap();
     assert_eq!(theirs, [jobs[1].job_id, jobs[2].job_id]);
-    let (answers, _) = store.cancel(&theirs).await.unwrap();
+    let (answers, _) = store.cancel("a test", &theirs).await.unwrap();
     assert_eq!(answers, [Cancelled::Now, Cancelled::Now]);
-    assert_eq!(session(&store, "acme").await.version, 2);
+    assert_eq!(session(&store, "acme").await.head.version, 2);
     assert!(store.session(&key("default")).await.unwrap().is_none());
     assert!(store.end_waiting(&[jobs[0].job_id], Unwanted::Overdue).await.unwrap().is_empty());
     assert_eq!(store.jobs_of(&key("default")).await.unwrap(), [jobs[0].job_id]);
@@ -122,7 +123,11 @@ async fn a_row_of_an_older_binary_is_the_tenant_defaults() {
     runner.succeed(&run).await.unwrap();
     let view = store.jobs(&[id]).await.unwrap().remove(0);
     assert_eq!((view.tenant, view.session_id.as_str()), (Tenant::default(), "s"));
-    assert!(!serde_json::to_string(&session(&store, "default").await).unwrap().contains("tenant"));
+    assert!(
+        !serde_json::to_string(&SessionNow::of(session(&store, "default").await).unwrap())
+            .unwrap()
+            .contains("tenant")
+    );
     database.audited().await;
 }
 
@@ -141,7 +146,7 @@ async fn a_message_that_names_a_tenant_runs_if_its_job_was_accepted_and_is_a_dea
     let message = |spec: &JobSpec| (job::encode(spec).into_bytes(), BasicProperties::default());
     fleet.vhost.publish(vec![message(&unknown), message(&known)]).await;
     assert_eq!(fleet.ended(known.job_id).await.state, JobState::Succeeded);
-    assert_eq!(session(&fleet.store, "acme").await.iteration_count, 1);
+    assert_eq!(session(&fleet.store, "acme").await.head.iteration_count, 1);
 
     let counted = r#"harness_dead_letters_total{code="tenant_not_accepted"}"#;
     worker.counted(counted, 1.0).await;
@@ -156,7 +161,7 @@ async fn a_message_that_names_a_tenant_runs_if_its_job_was_accepted_and_is_a_dea
     let redriven = fleet.producer(&["dead", "redrive", &letters[0].mark]).await;
     let said = [redriven.out.as_str(), &redriven.err].concat();
     assert!(redriven.code == 3 && said.contains(reason), "{redriven:?}");
-    assert_eq!(fleet.vhost.dead_letters().await.len(), 1);
+    fleet.vhost.so_many_dead_letters(1).await;
 }
 
 #[tokio::test]

@@ -69,6 +69,7 @@ impl Caller {
             request_hash: [7; 32],
             request_nth: 0,
             limits: self.limits.clone(),
+            lookup: None,
             rate_use: None,
         }
     }

@@ -119,6 +119,7 @@ impl Real {
                     Reserved::Spent { .. } => Reply::Spent,
                     Reserved::Lost => Reply::Lost,
                     Reserved::Later { .. } => panic!("the call names no key"),
+                    Reserved::Answered(_) => panic!("nothing is stored"),
                 };
                 assert_eq!(reply, expected, "{way}");
                 Some(format!("{reply:?}"))

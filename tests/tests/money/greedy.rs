@@ -101,6 +101,10 @@ async fn two_hundred_greedy_jobs_stay_within_a_dollar_through_kills_cancels_and_
             workers[number].kill();
             workers[number] = worker(number).start().await;
         }
+        for tenth in 6..=9 {
+            let counted = async || fleet.database.count(COUNTED).await >= (BUDGET / 10 * tenth) as i64;
+            until("more of the budget is used", async || counted().await.then_some(())).await;
+        }
         // A rescued job waits behind all the others.
         for ended in (JOBS / 10..=JOBS).step_by(JOBS / 10) {
             let results = "SELECT count(*) FROM harness_results";

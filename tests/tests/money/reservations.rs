@@ -83,6 +83,7 @@ async fn many_at_once_never_hold_more_than_the_limit() {
                 }
                 Reserved::Spent { .. } => return (spent, granted),
                 Reserved::Lost => panic!("the run is live"),
+                Reserved::Answered(_) => panic!("nothing is stored"),
             }
         }
     });

@@ -1,6 +1,7 @@
 //! An answer that was paid is there for a later attempt, until a checkpoint covers it.
 
-use store::{Fenced, NewCall, StoredAnswer};
+use job::Usd;
+use store::{Fenced, GivenAnswer, Lookup, NewCall, StoredAnswer};
 use tests::{Database, Runner};
 
 use crate::caller::{Caller, cost, daily};
@@ -19,9 +20,18 @@ async fn ask(caller: &Caller, nth: u32, text: &str, after_checkpoints: u32) {
     caller.settle_with(&call, cost(1), Some(answer(text, after_checkpoints))).await;
 }
 
+async fn found(caller: &Caller, nth: u32) -> Option<GivenAnswer> {
+    let lookup = Some(Lookup { after_checkpoints: 0, cache: None });
+    let call = NewCall { request_nth: nth, lookup, ..caller.call(10) };
+    caller.runner.store.look_up(call).await.expect("an answer")
+}
+
 async fn stored(caller: &Caller, nth: u32) -> Option<String> {
-    let found = caller.runner.store.stored_answer(&caller.run.claim, &[7; 32], nth).await.expect("an answer");
-    found.map(|it| String::from_utf8(it.body).expect("text"))
+    found(caller, nth).await.map(|it| String::from_utf8(it.body).expect("text"))
+}
+
+async fn paid(caller: &Caller, nth: u32) -> Usd {
+    found(caller, nth).await.expect("it is stored").paid.cost
 }
 
 async fn checkpoint(caller: &Caller, ordinal: i32) {
@@ -44,9 +54,11 @@ async fn a_later_attempt_finds_the_answers_that_no_checkpoint_covers() {
     assert_eq!(stored(&second, 1).await.as_deref(), Some("two"));
     assert_eq!(stored(&second, 2).await.as_deref(), Some("three"));
     assert_eq!(stored(&second, 3).await, None);
+    assert_eq!(paid(&second, 1).await, Usd::from_micros(1), "what the first run could not checkpoint");
     // It counts from zero again, and so it replaces what is covered.
     ask(&second, 0, "new", 0).await;
     assert_eq!(stored(&second, 0).await.as_deref(), Some("new"));
+    assert_eq!(paid(&second, 0).await, Usd::ZERO, "its own run has counted it");
     // A stale run settles late.
     ask(&first, 0, "late", 1).await;
     assert_eq!(stored(&second, 0).await.as_deref(), Some("new"));

@@ -119,6 +119,44 @@ async fn ends_that_wait_for_webhooks_while_no_process_sends_are_named() {
 }
 
 #[tokio::test]
+async fn keys_that_end_and_a_log_that_was_changed_are_named() {
+    let fleet = Fleet::new().await;
+    let quiet = doctor(&fleet, &[]).await;
+    assert!(!quiet.out.contains("api_keys") && !quiet.out.contains("operators_log"), "{quiet:?}");
+    let create = async |arguments: &[&str]| {
+        let ran = fleet.producer(&[&["keys", "create"], arguments].concat()).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out.trim()[4..14].to_owned()
+    };
+    let shown = async |said: &[&str]| {
+        let seen = doctor(&fleet, &[]).await;
+        assert!(seen.code == 0 && said.iter().all(|part| seen.out.contains(part)), "{said:?}: {seen:?}");
+        seen
+    };
+    let ending = create(&["--scope", "read", "--expires-in", "3d"]).await;
+    let lasting = create(&["--scope", "read", "--expires-in", "90d"]).await;
+    let seen = shown(&["2 keys of 1 tenants are valid", "none with the scope admin", &ending]).await;
+    assert!(!seen.out.contains(&lasting), "{seen:?}");
+    let admin = create(&["--scope", "admin"]).await;
+    let seen = shown(&["3 keys of 1 tenants are valid", "its newest 3 rows are one chain"]).await;
+    assert!(!seen.out.contains("none with the scope"), "{seen:?}");
+    for id in [&ending, &lasting, &admin] {
+        assert_eq!(fleet.producer(&["keys", "revoke", id]).await.code, 0);
+    }
+    shown(&["no key is valid", "producer keys create"]).await;
+
+    let off = "ALTER TABLE harness_audit_log DISABLE TRIGGER USER";
+    fleet.database.execute(off).await;
+    reports(
+        &doctor(&fleet, &[]).await,
+        &["operators_log", "harness_audit_log_append, harness_audit_log_keep"],
+    );
+    fleet.database.execute("UPDATE harness_audit_log SET actor = 'nobody' WHERE id = 4").await;
+    fleet.database.execute("ALTER TABLE harness_audit_log ENABLE TRIGGER USER").await;
+    reports(&doctor(&fleet, &[]).await, &["operators_log", "row 4 does not fit", "producer audit"]);
+}
+
+#[tokio::test]
 async fn limits_that_are_shut_and_calls_of_unknown_cost_are_named() {
     let fleet = Fleet::new().await;
     let quiet = doctor(&fleet, &[]).await;

@@ -21,6 +21,8 @@ mod stalled_readers;
 mod terminals;
 mod drain;
 mod sandbox;
+mod worker_run;
+mod agents_check;
 mod clients;
 mod door;
 mod stopping;

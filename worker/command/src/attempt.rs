@@ -105,7 +105,10 @@ async fn wait_for_exit(
         std::future::pending::<()>().await
     };
     match last_message {
-        LastMessage::Result(_) | LastMessage::Error(_) | LastMessage::Nothing { .. } => tokio::select! {
+        LastMessage::Result(_)
+        | LastMessage::Error(_)
+        | LastMessage::Asks(_)
+        | LastMessage::Nothing { .. } => tokio::select! {
             () = group.exited() => {}
             () = sleep(grace) => {}
             () = reading => {}

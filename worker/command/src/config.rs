@@ -2,25 +2,14 @@
 //! is run.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, fmt, fs};
+use std::{fmt, fs};
 
 use harness::ConfigError;
-use process::Sandbox;
+use process::{Program, Sandbox, SandboxConfig, SettingError};
 use serde::Deserialize;
 
-use crate::sandbox::SandboxConfig;
-
-/// What every program gets from the worker's environment. Anything else may be one of the worker's secrets
-/// (`DATABASE_URL`, `AMQP_URL`, keys) and is passed on only if the settings name it.
-const ALWAYS_PASSED: [&str; 4] = ["PATH", "LANG", "LC_ALL", "TZ"];
-/// What no program gets from there: the worker's secrets. The same names with `_FILE` at the end, which say where the
-/// secrets are, are withheld as well.
-pub const WITHHELD: [&str; 4] =
-    ["DATABASE_URL", "AMQP_URL", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
 
@@ -89,9 +78,7 @@ impl fmt::Debug for CommandConfig {
 
 /// Settings that have been checked, in the form that a run needs.
 pub(crate) struct Settings {
-    pub program: PathBuf,
-    pub args: Vec<String>,
-    pub env: BTreeMap<OsString, OsString>,
+    pub program: Program,
     pub workspace_dir: PathBuf,
     pub timeout: Duration,
     pub idle_timeout: Duration,
@@ -110,23 +97,17 @@ impl CommandConfig {
 
     pub(crate) fn check(self, workspace_dir: &Path) -> Result<Settings, Vec<ConfigError>> {
         let mut problems = self.out_of_range();
-        let env = noted(self.environment(), &mut problems);
-        let program = noted(self.program(env.as_ref()), &mut problems);
-        let workspace_dir =
-            noted(prepare_workspace_dir(workspace_dir).map_err(|error| vec![error]), &mut problems);
-        let command = program
-            .iter()
-            .flat_map(|(program, args)| [program.as_path()].into_iter().chain(args.iter().map(Path::new)));
-        let sandbox = noted(self.sandbox.clone().check(command), &mut problems);
-        let (Some(env), Some((program, args)), Some(workspace_dir), Some(sandbox), true) =
-            (env, program, workspace_dir, sandbox, problems.is_empty())
+        let program = noted(Program::find(&self.command, &self.env_allow, &self.env), &mut problems);
+        let workspace_dir = prepare_workspace_dir(workspace_dir).map_err(|error| problems.push(error)).ok();
+        let named = program.iter().flat_map(Program::named);
+        let sandbox = noted(self.sandbox.clone().check(named), &mut problems);
+        let (Some(program), Some(workspace_dir), Some(sandbox), true) =
+            (program, workspace_dir, sandbox, problems.is_empty())
         else {
             return Err(problems);
         };
         Ok(Settings {
             program,
-            args,
-            env,
             workspace_dir,
             timeout: Duration::from_millis(self.timeout_ms),
             idle_timeout: Duration::from_millis(self.idle_timeout_ms),
@@ -154,132 +135,14 @@ impl CommandConfig {
             })
             .collect()
     }
-
-    /// Returns the program's path and its arguments. The program is looked up only if its environment is valid, because
-    /// `PATH` is part of it.
-    fn program(
-        &self,
-        env: Option<&BTreeMap<OsString, OsString>>,
-    ) -> Result<(PathBuf, Vec<String>), Vec<ConfigError>> {
-        let (program, args) = match self.command.split_first() {
-            Some((program, args)) if !program.is_empty() => (program, args),
-            _ => {
-                let problem = "missing, expected the program and its arguments, such as [\"python3\", \"/srv/agent.py\"]";
-                return Err(vec![ConfigError::new("command", problem)]);
-            }
-        };
-        check_nul("command", &self.command).map_err(|error| vec![error])?;
-        let mut problems = misplaced_arguments(args);
-        let path = env.map(|env| env.get(&OsString::from("PATH")).cloned().unwrap_or_default());
-        let found = match path.map(|path| find_program(program, &path)) {
-            Some(Ok(found)) => found,
-            Some(Err(error)) => {
-                problems.insert(0, error);
-                return Err(problems);
-            }
-            None => return Err(problems),
-        };
-        if problems.is_empty() { Ok((found, args.to_vec())) } else { Err(problems) }
-    }
-
-    /// Returns passed and fixed variables. The values are read now, so that what a job sees does not change while the
-    /// worker runs.
-    fn environment(&self) -> Result<BTreeMap<OsString, OsString>, Vec<ConfigError>> {
-        let mut problems = Vec::new();
-        let allowed = self.env_allow.iter().enumerate().map(|(at, name)| (format!("env_allow[{at}]"), name));
-        let fixed = self.env.keys().map(|name| (format!("env.{name}"), name));
-        for (setting, name) in allowed.chain(fixed) {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                let problem = format!("got {name:?}, expected a name without = and NUL");
-                problems.push(ConfigError::new(setting, problem));
-            } else if name.starts_with("HARNESS_") || name == "TRACEPARENT" {
-                let problem = format!("got {name}, which is set for each job; expected another name");
-                problems.push(ConfigError::new(setting, problem));
-            } else if setting.starts_with("env_allow[")
-                && WITHHELD.contains(&name.strip_suffix("_FILE").unwrap_or(name))
-            {
-                let problem = format!(
-                    "got {name}, a secret of the worker's; expected one of the program's own, in env"
-                );
-                problems.push(ConfigError::new(setting, problem));
-            }
-        }
-        problems.extend(check_nul("env", self.env.values()).err());
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let allowed = ALWAYS_PASSED.into_iter().chain(self.env_allow.iter().map(String::as_str));
-        let passed = allowed.filter_map(|name| Some((name.into(), env::var_os(name)?)));
-        let fixed = self.env.iter().map(|(name, value)| (name.into(), value.into()));
-        Ok(passed.chain(fixed).collect())
-    }
 }
 
 /// Returns the value, or adds what is wrong to `problems`.
-fn noted<T>(result: Result<T, Vec<ConfigError>>, problems: &mut Vec<ConfigError>) -> Option<T> {
-    result.map_err(|found| problems.extend(found)).ok()
-}
-
-fn check_nul<'a>(setting: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<(), ConfigError> {
-    if texts.into_iter().any(|text| text.contains('\0')) {
-        Err(ConfigError::new(setting, "got a NUL character, expected text without one"))
-    } else {
-        Ok(())
-    }
-}
-
-/// Finds arguments that are files in the worker's own folder. A program runs in its session's folder, so
-/// `["python3", "agent.py"]` would start and then not find its file. This is the most likely mistake of all, and
-/// without this check it would only show in the first job.
-fn misplaced_arguments(args: &[String]) -> Vec<ConfigError> {
-    let mut problems = Vec::new();
-    for (at, arg) in args.iter().enumerate() {
-        let path = Path::new(arg);
-        if path.is_relative() && path.is_file() {
-            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let problem = format!(
-                "got \"{arg}\", a file in the worker's current folder, but the program runs in its session's \
-                 workspace and would not find it; expected \"{}\"",
-                absolute.display()
-            );
-            problems.push(ConfigError::new(format!("command[{}]", at + 1), problem));
-        }
-    }
-    problems
-}
-
-/// Returns the absolute path of what `execvp` would run.
-fn find_program(program: &str, path: &OsString) -> Result<PathBuf, ConfigError> {
-    let wrong = |problem: String| Err(ConfigError::new("command[0]", problem));
-    if program.contains('/') {
-        let found = match std::path::absolute(program) {
-            Ok(found) => found,
-            Err(error) => return wrong(format!("got \"{program}\": {error}")),
-        };
-        return match fs::metadata(&found) {
-            Err(error) => wrong(format!("got \"{}\", expected a program: {error}", found.display())),
-            Ok(_) if !is_executable(&found) => wrong(format!(
-                "got \"{}\", which is not an executable file; expected a program (chmod +x?)",
-                found.display()
-            )),
-            Ok(_) => Ok(found),
-        };
-    }
-    let found = env::split_paths(path)
-        .filter(|folder| folder.is_absolute())
-        .map(|folder| folder.join(program))
-        .find(|candidate| is_executable(candidate));
-    match found {
-        Some(found) => Ok(found),
-        None => wrong(format!(
-            "got \"{program}\", expected a program in PATH ({}) or its absolute path",
-            path.display()
-        )),
-    }
-}
-
-fn is_executable(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+fn noted<T>(result: Result<T, Vec<SettingError>>, problems: &mut Vec<ConfigError>) -> Option<T> {
+    let noted = |found: Vec<SettingError>| {
+        problems.extend(found.into_iter().map(|error| ConfigError::new(error.setting, error.problem)));
+    };
+    result.map_err(noted).ok()
 }
 
 fn prepare_workspace_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
@@ -292,8 +155,9 @@ fn prepare_workspace_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use process::Reach;
+
     use super::*;
-    use crate::sandbox::Reach;
 
     fn refused(config: CommandConfig) -> ConfigError {
         let dir = tempfile::tempdir().unwrap();

@@ -13,8 +13,13 @@
 //!          "labels": {}, "input": …, "attempt": 1, "epoch": 7},
 //!  "session": {"memory": {}, "context_window": [], "feature_progress": {}, "iteration_count": 0,
 //!              "cost_usd": 0.0, "input_tokens": 0, "output_tokens": 0},
+//!  "answers": {"toolu_01A": {"approve": true, "by": "Ada"}},
 //!  "workspace": "/var/lib/harness/<session_id>"}
 //! ```
+//!
+//! `answers` says what became of each call that an earlier attempt at the job has asked a person (`ask`, below):
+//! `{"answer": …}` or `{"approve": …}`, with `by` if somebody is named, or `{"timed_out": true}`. It is missing if there is
+//! none.
 //!
 //! Each tenant has sessions of its own, and two tenants may use the same `session_id`. A program that keeps something
 //! by session outside of its workspace keeps it by `tenant` and `session_id`.
@@ -83,8 +88,13 @@
 //! | `cost` | `cost_usd`, `input_tokens`, `output_tokens` (0) | usage since the last `cost` or `checkpoint`; added to the next checkpoint, or to a last one at the end, however the attempt ends |
 //! | `event` | `name`; `data` (null) | shown to those who watch the job; not kept |
 //! | `text` | `text` | streamed to those who follow the job, if the worker's `ENABLE_STREAMING` is on, as it is written; not kept, and what is more than 64 KiB within 25 ms may be dropped |
+//! | `ask` | `call_id`: 1 to 128 visible characters of ASCII; `kind` (`question`): `question` takes any JSON as its answer, `approval` yes or no; `question`: any JSON of at most 64 KiB; `timeout_s` (none) | a question to a person |
 //! | `result` | `output` (null) | the last word: the job's output |
 //! | `error` | `message`; `retryable` (false) | the last word: the attempt failed |
+//!
+//! A program that **asks** writes one `ask` or several (at most 32), and exits with 0 and without a last word. The attempt is
+//! not spent. The job waits without a worker until each of its questions is answered or its time is over, and its next
+//! attempt finds that in `answers`. A job uses each `call_id` once: asking again what was answered is `protocol`.
 //!
 //! After its **last word** a program has `stop_grace_ms` to exit. Whatever it still writes is ignored, with a warning
 //! in the log. Its exit code is ignored as well: the result is there, and running the job again would gain nothing.
@@ -103,8 +113,8 @@
 //!
 //! The group is killed whenever an attempt ends, however it ends, even if the run's future is dropped. **Whatever a
 //! program leaves running dies with it.** Only a process that leaves the group with `setsid` escapes; let its container
-//! be its limit. If the worker itself is killed, the program's first process dies at once (`PR_SET_PDEATHSIG`). The
-//! children of that process live on until they are done or their container ends. The program cannot gain privileges
+//! be its limit. If the worker itself is killed, the program's first process dies at once (`PR_SET_PDEATHSIG`), and its
+//! group with it: a shell beside the worker (`harness-guard`) kills what the worker leaves. The program cannot gain privileges
 //! (`no_new_privs`: no `sudo`), because a process that gains them no longer gets that signal.
 //!
 //! # How it can fail
@@ -113,7 +123,7 @@
 //! |---|---|---|
 //! | an `error` line | `harness_error` | as the line says |
 //! | a line that is not a JSON object, has an unknown `type` or a wrong field; exit code 0, or stdout closed, without a last word | `protocol` | no: the program is wrong |
-//! | a string with `\u0000` or half a surrogate pair; a number or nesting beyond what Postgres holds; in a session's state, a number beyond the range of a double, or one of more than 17 digits that is not a 64-bit integer | `unstorable` | no |
+//! | a string with `\u0000` or half a surrogate pair; a number or nesting beyond what Postgres holds; in memory and progress, a number beyond the range of a double, or one of more than 17 digits that is not a 64-bit integer | `unstorable` | no |
 //! | a line over `max_line_bytes`; stdout over `max_output_bytes`; a checkpoint over 4 MiB, or one that makes the session larger than `MAX_SESSION_BYTES` (the usage that it reports counts all the same) | `output_limit` | no |
 //! | an exit code other than 0, or a signal, before a last word (most programs that reach `memory_limit_mb` end this way) | `crashed` | yes, from the last checkpoint |
 //! | as many iterations in a row as the job's `max_stalled_iterations` left `memory` and `feature_progress` unchanged | `no_progress` | no |
@@ -129,14 +139,12 @@
 //! A last line without a newline counts if it is complete. If it is not, it was torn: a crash is then reported as
 //! `crashed`, and after exit code 0 the torn line itself is the failure.
 
-mod sandbox;
 mod config;
 mod attempt;
 mod outcome;
 
 use std::fmt::Display;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -149,9 +157,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use config::{CommandConfig, WITHHELD};
-pub use process::limit_open_files;
-pub use sandbox::SandboxConfig;
+pub use config::CommandConfig;
+pub use process::{SandboxConfig, WITHHELD, limit_open_files};
 
 use attempt::Attempt;
 use config::Settings;
@@ -189,7 +196,7 @@ impl Command {
         }
         let session = SessionKey::new(&run.task().tenant, &run.task().session_id);
         let workspace = self.settings.workspace_dir.join(session.as_str());
-        let order = lines::order(run.task(), run.session(), Some(&workspace))
+        let order = lines::order(run, Some(&workspace))
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         prepare_workspace(&self.settings.workspace_dir, &session).await?;
         let mut process = self.process(run.task(), &workspace);
@@ -214,7 +221,7 @@ impl Command {
     /// Decides whether a failed start is the machine's fault or the program's. A lack of memory is the program's own
     /// if `memory_limit_mb` is set.
     fn not_started(&self, error: &io::Error) -> RunError {
-        let problem = format!("{}: {error}", self.settings.program.display());
+        let problem = format!("{}: {error}", self.settings.program.path.display());
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN) => Shortage::Resources(problem).into(),
             Some(Errno::ENOMEM) if self.settings.memory_limit_mb.is_none() => {
@@ -225,9 +232,9 @@ impl Command {
     }
 
     fn process(&self, task: &Task, workspace: &Path) -> tokio::process::Command {
-        let mut process = tokio::process::Command::new(&self.settings.program);
+        let mut process = tokio::process::Command::new(&self.settings.program.path);
         process
-            .args(&self.settings.args)
+            .args(&self.settings.program.args)
             .current_dir(workspace)
             .env_clear()
             .env("HOME", workspace)
@@ -238,7 +245,7 @@ impl Command {
                     .filter(|sandbox| sandbox.bounds_files())
                     .map(|_| ("TMPDIR", workspace)),
             )
-            .envs(&self.settings.env)
+            .envs(&self.settings.program.env)
             .env("HARNESS_JOB_ID", task.job_id.to_string())
             .env("HARNESS_TENANT", task.tenant.as_str())
             .env("HARNESS_SESSION_ID", task.session_id.as_str())
@@ -263,36 +270,15 @@ fn give(mut stdin: ChildStdin, order: String) -> AbortOnDropHandle<()> {
 }
 
 async fn prepare_workspace(dir: &Path, session: &SessionKey) -> Result<(), RunError> {
-    let folder = |path: &Path| -> io::Result<bool> {
-        match std::fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other?,
-        }
-        // A link is refused, because it could lead into another session's folder.
-        Ok(std::fs::symlink_metadata(path)?.is_dir())
-    };
-    let (mut path, workspace) = (dir.to_owned(), PathBuf::from(session.as_str()));
-    let named_path = dir.join(&workspace);
-    let made = tokio::task::spawn_blocking(move || {
-        // Another tenant's folder is above those of its sessions.
-        for part in &workspace {
-            path.push(part);
-            if !folder(&path)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    });
+    let (folder, name) = (dir.to_owned(), PathBuf::from(session.as_str()));
+    let made = tokio::task::spawn_blocking(move || process::make_workspace(&folder, &name)).await;
     let named = |problem: &dyn Display| {
-        format!("the workspace of session {session}, {}: {problem}", named_path.display())
+        let path = dir.join(session.as_str());
+        format!("the workspace of session {session}, {}: {problem}", path.display())
     };
-    match made.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(start_failed(named(&io::Error::from(io::ErrorKind::NotADirectory))).into()),
-        // A name that is too long for a file is no shortage: it would not fit on another machine either.
-        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
-            Err(start_failed(named(&error)).into())
-        }
+    match made.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Ok(_) => Ok(()),
+        Err(error) if process::is_of_the_session(&error) => Err(start_failed(named(&error)).into()),
         Err(error) => Err(Shortage::Workspace(named(&error)).into()),
     }
 }

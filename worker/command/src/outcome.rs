@@ -20,6 +20,13 @@ pub(crate) fn outcome(
     settings: &Settings,
 ) -> Result<Json, RunError> {
     let limits = Limits { timeout: settings.timeout, idle_timeout: settings.idle_timeout };
+    // Questions of a program that did not end well may not be all that it had to ask.
+    let last_message = match last_message {
+        LastMessage::Asks(_) if !exit.by_itself || !exit.status.is_some_and(|status| status.success()) => {
+            LastMessage::Nothing { torn: None }
+        }
+        said => said,
+    };
     let silent_end = |torn| silent_end(torn, exit, stderr, settings);
     verdict(asked, last_message, limits, |problem| with_stderr(problem, stderr), silent_end)
 }

@@ -1,7 +1,7 @@
 //! The contract between a harness and its runner: what a harness is given, and how it may end.
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, Json};
+use job::{Failure, FailureCode, InputRequest, Json};
 
 use crate::{Run, Stop};
 
@@ -24,6 +24,11 @@ pub enum RunError {
     /// The run stopped because it was asked to.
     #[error("the run was stopped")]
     Stopped(#[source] Stop),
+    /// The run asks a person. The attempt ends here, and spends nothing: the next one begins when every question is
+    /// answered or its time is over, and finds that in [`Run::answers`]. So a harness checkpoints first what it must not
+    /// do again. A call whose answer the run was given must not be asked again.
+    #[error("the run waits for a person")]
+    Asks(Vec<InputRequest>),
     /// The run has not begun, through no fault of the job. It can begin elsewhere, or later.
     #[error("the run could not begin on this machine")]
     Short(#[source] Shortage),
@@ -65,6 +70,7 @@ impl From<Stop> for RunError {
             }
             Stop::Cancelled
             | Stop::Drain
+            | Stop::HandBack
             | Stop::LeaseLost
             | Stop::Timeout
             | Stop::Deadline

@@ -20,6 +20,9 @@ pub trait Meter: Send + Sync {
     /// Returns for how long nothing has passed through it. Traffic is a sign of life.
     fn idle(&self) -> Duration;
 
+    /// Notes that the run's program has ended: what it has reserved and not settled counts in full from now on.
+    fn close(&self);
+
     /// Takes a function that returns whether everything that the program wrote so far is durable. A stored answer is
     /// looked up only then, because a checkpoint covers the answers before it.
     fn follow(&self, is_durable: IsDurable);

@@ -3,12 +3,14 @@
 //! This module does not know how checkpoints become durable, nor who stops a run. Both are the runner's business,
 //! behind [`Journal`] and [`StopSignal`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use job::{JobId, Json, Labels, Name, Tenant, TraceParent};
+use job::{CallId, ClosedInput, JobId, Json, Labels, Name, Tenant, TraceParent};
 
-use crate::{Delta, Event, Meter, Session, Stop, StopSignal, Usage};
+use crate::room::{Parts, Room};
+use crate::{Delta, Event, Meter, Part, Session, Stop, StopSignal, Usage};
 
 /// What a harness is asked to do: read-only.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +37,10 @@ pub struct Task {
     pub traceparent: Option<TraceParent>,
     /// How many iterations in a row may leave memory and progress unchanged; `None` for any number.
     pub max_stalled_iterations: Option<u32>,
+    /// The most answers of a model loop, in all attempts, if the job names fewer than its agent.
+    pub max_iterations: Option<u32>,
+    /// And the most tokens.
+    pub max_tokens: Option<u64>,
 }
 
 /// Where checkpoints and events go.
@@ -43,11 +49,21 @@ pub trait Journal: Send + Sync {
     /// Returns once the delta is durable. An error means that the run must stop, and that the delta may be lost.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop>;
 
+    /// Writes the session whole, as the last checkpoint has left it, where it is kept in parts; the first time in a job
+    /// (`is_first`) the state before the job as well. Returns whether it did; if not, the parts are all there. An error means
+    /// that the run must stop.
+    async fn fold(&self, _session: &Session, _is_first: bool) -> Result<bool, Stop> {
+        Ok(false)
+    }
+
     /// Shows progress. Never blocks; an event may be dropped.
     fn event(&self, event: Event);
 
     /// Streams text to those who follow the job. Never blocks; text may be dropped, and is not kept.
     fn text(&self, text: &str);
+
+    /// Notes a part of the work that has ended. Never blocks.
+    fn part(&self, _part: &Part) {}
 }
 
 /// One attempt at a job, seen from the inside.
@@ -62,35 +78,26 @@ pub struct Run {
     meter: Option<Arc<dyn Meter>>,
     /// What the meter had counted by the last checkpoint.
     paid: Usage,
+    answers: BTreeMap<CallId, ClosedInput>,
 }
-
-/// How much a session may hold.
-struct Room {
-    /// The most bytes that its state may have as JSON.
-    most: usize,
-    /// An upper bound on its state's present size.
-    held: usize,
-    /// What was appended to it since its state was last written whole.
-    appended: Appended,
-}
-
-/// What was appended to a session since its state was last written whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Appended {
-    /// Checkpoints.
-    pub rows: usize,
-    /// Their size as JSON.
-    pub bytes: usize,
-}
-
-/// How much may be appended to a session before it is written whole, in multiples of the most bytes of its state.
-const MOST_APPENDED: usize = 4;
 
 impl Run {
     /// Makes a run that starts from `session` and ends when `stop` says so.
     pub fn new(task: Task, session: Session, journal: Arc<dyn Journal>, stop: StopSignal) -> Run {
-        let room = Room { most: usize::MAX, held: 0, appended: Appended::default() };
-        Run { task, session, journal, stop, stalled: 0, room, meter: None, paid: Usage::default() }
+        let room = Room::ENDLESS;
+        let (paid, answers) = (Usage::default(), BTreeMap::new());
+        Run { task, session, journal, stop, stalled: 0, room, meter: None, paid, answers }
+    }
+
+    /// Gives the run what became of the questions of the job's earlier attempts.
+    pub fn answered(self, answers: impl IntoIterator<Item = (CallId, ClosedInput)>) -> Run {
+        Run { answers: answers.into_iter().collect(), ..self }
+    }
+
+    /// Returns what became of each call that an earlier attempt at the job has asked a person to answer: the answer, or
+    /// that nobody answered in time.
+    pub fn answers(&self) -> &BTreeMap<CallId, ClosedInput> {
+        &self.answers
     }
 
     /// Takes what the run uses from a meter.
@@ -103,15 +110,15 @@ impl Run {
         self.meter.as_ref()
     }
 
-    /// Bounds the session's size to `most` bytes. `appended` is what was appended to it before this run.
-    pub fn within(self, most: usize, appended: Appended) -> Run {
-        let room = Room { most, held: self.session.bytes(), appended };
+    /// Bounds the session's size to `most` bytes. `parts` is what lay there of it before this run.
+    pub fn within(self, most: usize, parts: Parts) -> Run {
+        let room = Room::new(most, &self.session, parts);
         Run { room, ..self }
     }
 
-    /// Returns what was appended since the session was last written whole, including this run's checkpoints.
-    pub fn appended(&self) -> Appended {
-        self.room.appended
+    /// Returns what lies there of the session, including this run's checkpoints.
+    pub fn parts(&self) -> Parts {
+        self.room.parts()
     }
 
     /// Returns what is to be done.
@@ -128,6 +135,8 @@ impl Run {
     ///
     /// A delta that Postgres cannot hold, or that is too large, is refused before anything is written, but its usage is
     /// recorded. After an error the run must end. The session here holds the delta only if it became durable.
+    ///
+    /// Where most of what lies there of the session is not of its state any more, it is written whole as well.
     pub async fn checkpoint(&mut self, mut delta: Delta) -> Result<(), Stop> {
         let used = self.meter.as_ref().map(|meter| meter.used());
         if let Some(used) = used {
@@ -136,7 +145,7 @@ impl Run {
         if delta.is_empty() {
             return Ok(());
         }
-        let room = match self.room_for(&delta) {
+        let room = match self.room.after(&delta, &self.session) {
             Ok(room) => room,
             Err(refused) => {
                 self.pay(delta.usage, used).await?;
@@ -155,38 +164,19 @@ impl Run {
         match self.task.max_stalled_iterations {
             _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
-            _ => Ok(()),
+            _ => self.fold_if_due(delta.replace_context).await,
         }
     }
 
-    /// Returns the room that is left after a delta, or an error if the delta does not fit.
-    fn room_for(&self, delta: &Delta) -> Result<Room, Stop> {
-        let bytes = delta.check()?;
-        let Room { most, held, appended } = self.room;
-        let appended = Appended { rows: appended.rows + 1, bytes: appended.bytes + bytes };
-        let most_appended = most.saturating_mul(MOST_APPENDED);
-        if appended.bytes > most_appended {
-            return Err(Stop::OutputLimit(format!(
-                "{} bytes were appended since the session was last written whole, expected at most {most_appended} \
-                 ({MOST_APPENDED} times MAX_SESSION_BYTES); checkpoint less",
-                appended.bytes
-            )));
+    async fn fold_if_due(&mut self, replaced: bool) -> Result<(), Stop> {
+        if !self.room.is_to_be_folded(replaced, &self.session) {
+            return Ok(());
         }
-        // The state is measured only when the sum of all parts is too large, since much may have been replaced.
-        let mut held = held + bytes;
-        if held > most {
-            let mut after = self.session.clone();
-            after.apply(delta);
-            held = after.bytes();
-            // A session that is already too large may still be made smaller.
-            if held > most && held > self.session.bytes() {
-                return Err(Stop::OutputLimit(format!(
-                    "the session would have {held} bytes, expected at most {most} (MAX_SESSION_BYTES); \
-                     replace its context by less, or remember less"
-                )));
-            }
+        let is_first = !self.room.parts().has_before;
+        if self.journal.fold(&self.session, is_first).await? {
+            self.room.fold(&self.session);
         }
-        Ok(Room { most, held, appended })
+        Ok(())
     }
 
     /// Records only what was used.
@@ -202,7 +192,7 @@ impl Run {
 
     /// Applies a delta that became durable although its answer did not reach this run.
     pub fn catch_up(&mut self, delta: &Delta) {
-        if let Ok(room) = self.room_for(delta) {
+        if let Ok(room) = self.room.after(delta, &self.session) {
             self.room = room;
         }
         self.session.apply(delta);
@@ -216,6 +206,11 @@ impl Run {
     /// Streams text, as a model writes it.
     pub fn text(&self, text: &str) {
         self.journal.text(text);
+    }
+
+    /// Notes a part of the work that has ended.
+    pub fn part(&self, part: &Part) {
+        self.journal.part(part);
     }
 
     /// Resolves when the run must stop at once. Never resolves if nothing is left that could ask for a stop.

@@ -5,15 +5,16 @@
 //! ```json
 //! {"iterations": [{"delay_ms": 200, "say": "…", "memory": {"…": 1}, "feature_progress": {"…": 1},
 //!                  "cost_usd": 0.001, "input_tokens": 10, "output_tokens": 20,
-//!                  "fail": {"message": "…", "retryable": true, "attempts": 1}}],
+//!                  "fail": {"message": "…", "retryable": true, "attempts": 1},
+//!                  "ask": {"call_id": "…", "kind": "question", "question": "…", "timeout_s": 60}}],
 //!  "output": {"any": "JSON"}}
 //! ```
 //!
 //! … or only their number: `{"count": 8, "delay_ms": 100}`.
 //!
 //! An iteration waits. Then it fails if it has `fail`: in every attempt, or in the first `fail.attempts` if that is
-//! given. Otherwise it streams `say`, if that is given, and checkpoints: one iteration, one context entry `{"role": "assistant", "content": say}`, the
-//! patches and the usage. The output is a summary unless one is given.
+//! given. If it has `ask` and there is no answer yet, the attempt ends with the question. Otherwise it streams `say`, if that is given, and checkpoints: one iteration, one context entry `{"role": "assistant", "content": say}`, the
+//! patches and the usage. What a person answered is the entry's content if `say` is not given. The output is a summary unless one is given.
 //!
 //! **Resume.** The checkpoint of each iteration also notes `feature_progress[<job_id>] = {"done": 3, "total": 8}`. So a
 //! worker that takes over the job goes on with the fourth, and no iteration is done or paid for twice. The note stays
@@ -23,7 +24,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job::{Failure, FailureCode, JobId, Json, Usd};
+use job::{
+    CallId, ClosedInput, Failure, FailureCode, InputAnswer, InputKind, InputRequest, JobId, Json, Usd,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -63,6 +66,18 @@ struct Iteration {
     input_tokens: u64,
     output_tokens: u64,
     fail: Option<Fail>,
+    ask: Option<AskOf>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskOf {
+    call_id: CallId,
+    #[serde(default)]
+    kind: InputKind,
+    #[serde(default = "Json::null")]
+    question: Json,
+    timeout_s: Option<u64>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -90,10 +105,16 @@ impl Harness for Scripted {
         let (iterations, output) = parse(&run.task().input)?;
         let total = iterations.len();
         let resumed_at = done_before(run)?.min(total);
-        for (at, iteration) in iterations.into_iter().enumerate().skip(resumed_at) {
+        for (at, mut iteration) in iterations.into_iter().enumerate().skip(resumed_at) {
             wait(run, iteration.delay_ms).await?;
             if let Some(failure) = iteration.failure(run.task().attempt) {
                 return Err(failure.into());
+            }
+            if let Some(ask) = iteration.ask.take() {
+                match run.answers().get(&ask.call_id) {
+                    None => return Err(RunError::Asks(vec![ask.request()])),
+                    Some(closed) => iteration.say = iteration.say.or_else(|| Some(said(closed))),
+                }
             }
             if let Some(say) = &iteration.say {
                 run.text(say);
@@ -107,6 +128,22 @@ impl Harness for Scripted {
             Some(output) => Ok(output),
             None => summary(run, total, resumed_at),
         }
+    }
+}
+
+impl AskOf {
+    fn request(self) -> InputRequest {
+        let AskOf { call_id, kind, question, timeout_s } = self;
+        InputRequest { call_id, kind, content: question, timeout: timeout_s.map(Duration::from_secs) }
+    }
+}
+
+fn said(closed: &ClosedInput) -> String {
+    match &closed.answer {
+        Some(InputAnswer::Answer { answer }) => format!("answered: {}", answer.as_str()),
+        Some(InputAnswer::Approve { approve: true }) => "approved".to_owned(),
+        Some(InputAnswer::Approve { approve: false }) => "denied".to_owned(),
+        None => "nobody answered in time".to_owned(),
     }
 }
 
@@ -201,9 +238,10 @@ impl Iteration {
         notes.extend(outdated(run.session(), job_id).map(|key| (key, Value::Null)));
         notes.insert(job_id.to_string(), json!(progress));
         let say = self.say.unwrap_or_else(|| format!("iteration {} of {}", progress.done, progress.total));
+        let entry = Json::from_value(&json!({"role": "assistant", "content": say}));
         Delta {
             memory: self.memory,
-            context_window: vec![json!({"role": "assistant", "content": say})],
+            context_window: vec![entry.expect("it came as JSON that was checked")],
             feature_progress: Some(notes),
             iterations: 1,
             usage: Usage {

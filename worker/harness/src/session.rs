@@ -4,12 +4,12 @@
 //! times the writes. Folding all deltas in order onto the stored session gives the present state. This module does not
 //! know where either is stored.
 
+mod calls;
+mod kept;
 #[cfg(test)]
 mod tests;
 
-use std::ops::{Add, AddAssign};
-
-use job::{Json, Usd};
+use job::{Json, Usage, add_counts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -28,8 +28,10 @@ pub const MAX_COUNT: u64 = 1_000_000_000_000;
 pub struct Session {
     /// What the agent remembers.
     pub memory: Map<String, Value>,
-    /// What the model sees, oldest first.
-    pub context_window: Vec<Value>,
+    /// What the model sees, oldest first. Each entry is kept to the letter: a provider may refuse an entry whose keys or
+    /// numbers come back written in another way.
+    #[serde(deserialize_with = "job::verbatim_list")]
+    pub context_window: Vec<Json>,
     /// How far the work has come. By convention a harness keeps its progress on a job under the job's id.
     pub feature_progress: Map<String, Value>,
     /// Iterations in all jobs of the session.
@@ -37,57 +39,6 @@ pub struct Session {
     /// What all these jobs used.
     #[serde(flatten)]
     pub usage: Usage,
-}
-
-/// What a model used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Usage {
-    /// Money.
-    #[serde(rename = "cost_usd")]
-    pub cost: Usd,
-    /// Tokens read.
-    pub input_tokens: u64,
-    /// Tokens written.
-    pub output_tokens: u64,
-}
-
-impl Usage {
-    /// Returns whether nothing was used.
-    pub fn is_zero(&self) -> bool {
-        *self == Usage::default()
-    }
-
-    /// Returns what was used since an earlier count.
-    pub fn since(self, earlier: Usage) -> Usage {
-        Usage {
-            cost: Usd::from_micros(self.cost.micros().saturating_sub(earlier.cost.micros())),
-            input_tokens: self.input_tokens.saturating_sub(earlier.input_tokens),
-            output_tokens: self.output_tokens.saturating_sub(earlier.output_tokens),
-        }
-    }
-}
-
-impl Add for Usage {
-    type Output = Usage;
-    fn add(self, other: Usage) -> Usage {
-        Usage {
-            cost: self.cost + other.cost,
-            input_tokens: add_counts(self.input_tokens, other.input_tokens),
-            output_tokens: add_counts(self.output_tokens, other.output_tokens),
-        }
-    }
-}
-
-impl AddAssign for Usage {
-    fn add_assign(&mut self, other: Usage) {
-        *self = *self + other;
-    }
-}
-
-/// Adds two counts. The sum stays within `bigint`.
-fn add_counts(a: u64, b: u64) -> u64 {
-    a.saturating_add(b).min(i64::MAX as u64)
 }
 
 /// What one checkpoint adds to a session.
@@ -98,8 +49,8 @@ pub struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Map<String, Value>>,
     /// Entries to append to the context window.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub context_window: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "job::verbatim_list")]
+    pub context_window: Vec<Json>,
     /// Whether the appended entries replace the old window (compaction).
     pub replace_context: bool,
     /// A JSON merge patch (RFC 7396) on the progress.
@@ -118,55 +69,18 @@ impl Session {
         (self.memory.clone(), self.feature_progress.clone())
     }
 
-    /// Returns answers for the tool calls in the context window that have none and will never get one. Models refuse a
-    /// conversation in which a call has no answer.
-    ///
-    /// A call is a content block `{"type": "tool_use", "id": …}` (Anthropic's Messages API) or an entry of
-    /// `tool_calls` (OpenAI's Chat Completions). Its answer is a block `{"type": "tool_result", "tool_use_id": …}`,
-    /// or a message with the role `tool` and its `tool_call_id`.
-    pub fn answers_for_open_calls(&self) -> Vec<Value> {
-        const INTERRUPTED: &str = "interrupted: the job ended before this call had a result";
-        let mut blocks: Vec<&str> = Vec::new();
-        let mut calls: Vec<&str> = Vec::new();
-        fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
-            value.get(key).and_then(Value::as_str)
-        }
-        for message in &self.context_window {
-            for block in message.get("content").and_then(Value::as_array).into_iter().flatten() {
-                match text(block, "type") {
-                    Some("tool_use") => blocks.extend(text(block, "id")),
-                    Some("tool_result") => blocks.retain(|id| Some(*id) != text(block, "tool_use_id")),
-                    _ => {}
-                }
-            }
-            for call in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
-                calls.extend(text(call, "id"));
-            }
-            if text(message, "role") == Some("tool") {
-                calls.retain(|id| Some(*id) != text(message, "tool_call_id"));
-            }
-        }
-        let blocks: Vec<Value> = blocks
-            .into_iter()
-            .map(|id| json!({"type": "tool_result", "tool_use_id": id, "is_error": true, "content": INTERRUPTED}))
-            .collect();
-        let calls =
-            calls.into_iter().map(|id| json!({"role": "tool", "tool_call_id": id, "content": INTERRUPTED}));
-        let message = (!blocks.is_empty()).then(|| json!({"role": "user", "content": blocks}));
-        message.into_iter().chain(calls).collect()
-    }
-
     /// Returns the size of the state as JSON, in bytes: memory, context and progress, without the counts.
     pub fn bytes(&self) -> usize {
         let mut bytes = Bytes(0);
         for written in [
             serde_json::to_writer(&mut bytes, &self.memory),
-            serde_json::to_writer(&mut bytes, &self.context_window),
             serde_json::to_writer(&mut bytes, &self.feature_progress),
         ] {
             written.expect("JSON values are written without errors");
         }
-        bytes.0
+        // Each entry has a comma or a bracket.
+        let context: usize = self.context_window.iter().map(|entry| entry.as_str().len() + 1).sum();
+        bytes.0 + context.max(1) + 1
     }
 
     /// Folds one delta onto the state.
@@ -213,7 +127,7 @@ impl Delta {
     }
 
     /// Refuses a delta that could not be kept, because it is too large or Postgres cannot hold it. Returns its size as
-    /// JSON, in bytes.
+    /// JSON, in bytes. Entries of the context are not looked into: they are kept as text.
     pub fn check(&self) -> Result<usize, DeltaError> {
         for (field, count) in [
             ("iterations", self.iterations),
@@ -230,10 +144,13 @@ impl Delta {
         if text.len() > MAX_DELTA_BYTES {
             return Err(DeltaError::TooLarge { bytes: text.len() });
         }
-        match Json::parse(&text) {
-            Ok(_) => Ok(text.len()),
-            Err(_) => Err(DeltaError::Unstorable(storable::describe(&text))),
+        for (field, patch) in [("memory", &self.memory), ("feature_progress", &self.feature_progress)] {
+            if patch.as_ref().is_some_and(|patch| Json::from_value(patch).is_err()) {
+                let text = json!({field: patch}).to_string();
+                return Err(DeltaError::Unstorable(storable::describe(&text)));
+            }
         }
+        Ok(text.len())
     }
 }
 

@@ -14,6 +14,10 @@ pub enum Stop {
     /// The worker is about to end: checkpoint and hand the job back; it goes on elsewhere.
     #[error("the worker is draining")]
     Drain,
+    /// The worker is about to end, and there is still time: a run that calls models hands the job back at its next
+    /// checkpoint and starts no other call. Other runs go on.
+    #[error("the worker wants to end")]
+    HandBack,
     /// The session may already belong to another worker, and nothing that this run does counts any more.
     #[error("the lease is lost")]
     LeaseLost,
@@ -42,9 +46,11 @@ pub enum Stop {
 
 impl Stop {
     /// Returns whether this reason replaces an earlier one. The first reason is kept, with two exceptions: every other
-    /// reason is more urgent than a stop at the next checkpoint, and after a lost lease nothing may be written at all.
+    /// reason is more urgent than a stop at the next checkpoint (that of a later job before that of a drain), and after a
+    /// lost lease nothing may be written at all.
     fn replaces(&self, earlier: Option<&Stop>) -> bool {
         let urgency = |stop: &Stop| match stop {
+            Stop::HandBack => 0,
             Stop::Interrupted => 1,
             Stop::LeaseLost => 3,
             _ => 2,
@@ -54,7 +60,7 @@ impl Stop {
 
     /// Returns whether the run must stop at once, and not only at its next checkpoint.
     fn is_immediate(&self) -> bool {
-        *self != Stop::Interrupted
+        !matches!(self, Stop::Interrupted | Stop::HandBack)
     }
 }
 
@@ -109,6 +115,16 @@ impl StopSignal {
         self.asked_for(Stop::is_immediate).await
     }
 
+    /// Returns whether the worker wants the job back at its next checkpoint, or sooner.
+    pub fn is_wanted_back(&self) -> bool {
+        matches!(self.asked(), Some(Stop::HandBack | Stop::Drain))
+    }
+
+    /// Resolves when [`StopSignal::is_wanted_back`].
+    pub async fn wanted_back(&self) {
+        self.asked_for(|stop| matches!(stop, Stop::HandBack | Stop::Drain)).await;
+    }
+
     /// Resolves when nothing that the run does counts any more.
     pub async fn lease_lost(&self) {
         self.asked_for(|stop| *stop == Stop::LeaseLost).await;
@@ -135,6 +151,9 @@ mod tests {
     #[test]
     fn the_first_reason_stands_but_for_two() {
         assert!(Stop::Interrupted.replaces(None));
+        assert!(Stop::Interrupted.replaces(Some(&Stop::HandBack)));
+        assert!(Stop::Drain.replaces(Some(&Stop::HandBack)));
+        assert!(!Stop::HandBack.replaces(Some(&Stop::Interrupted)));
         assert!(Stop::Cancelled.replaces(Some(&Stop::Interrupted)));
         assert!(!Stop::Interrupted.replaces(Some(&Stop::Timeout)));
         assert!(!Stop::Cancelled.replaces(Some(&Stop::Drain)));

@@ -1,7 +1,7 @@
 //! Finds the place in a JSON text that cannot be kept, so that an error can name it.
 //!
-//! `job::Json` decides what Postgres can hold; this module only finds where the problem is. A session's state has a
-//! stricter rule: it is parsed, and its numbers must come back unchanged.
+//! `job::Json` decides what Postgres can hold; this module only finds where the problem is. Memory and progress have a
+//! stricter rule: they are parsed, and their numbers must come back unchanged.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};

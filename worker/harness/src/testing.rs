@@ -103,6 +103,8 @@ pub fn task(input: Value) -> Task {
         epoch: 7,
         traceparent: None,
         max_stalled_iterations: None,
+        max_iterations: None,
+        max_tokens: None,
     }
 }
 

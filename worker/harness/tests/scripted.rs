@@ -47,8 +47,14 @@ async fn every_iteration_is_one_checkpoint_with_what_it_declares() {
     assert_eq!(read(ended), json!({"answer": 42}));
     assert_eq!((journal.deltas().len(), journal.events().len()), (2, 2));
     assert_eq!(session.iteration_count, 2);
-    assert_eq!(session.context_window[0], json!({"role": "assistant", "content": "hello"}));
-    assert_eq!(session.context_window[1], json!({"role": "assistant", "content": "iteration 2 of 2"}));
+    assert_eq!(
+        session.context_window[0].to_value().unwrap(),
+        json!({"role": "assistant", "content": "hello"})
+    );
+    assert_eq!(
+        session.context_window[1].to_value().unwrap(),
+        json!({"role": "assistant", "content": "iteration 2 of 2"})
+    );
     assert_eq!(session.usage.cost, Usd::from_micros(1_000));
     assert!(session.memory.is_empty());
     assert_eq!(session.feature_progress["login"], "done");

@@ -3,10 +3,15 @@
 //! A line becomes a [`Message`], or a [`Failure`] that names the line's number and the field. What follows from a
 //! message is decided elsewhere.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use harness::{Delta, Event, Session, Task, Usage, storable};
-use job::{Failure, FailureCode, JobId, Json, JsonError, Labels, Name, Tenant, Usd};
+use harness::{Delta, Event, Run, Session, Usage, storable};
+use job::{
+    CallId, ClosedInput, Failure, FailureCode, InputKind, InputRequest, JobId, Json, JsonError, Labels, Name,
+    Tenant, Usd,
+};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -22,6 +27,9 @@ struct Order<'a> {
     protocol: &'static str,
     job: OrderedJob<'a>,
     session: &'a Session,
+    /// What became of the calls that earlier attempts asked persons to answer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    answers: &'a BTreeMap<CallId, ClosedInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace: Option<&'a Path>,
 }
@@ -40,7 +48,8 @@ struct OrderedJob<'a> {
 }
 
 /// Writes the line that a program is given.
-pub fn order(task: &Task, session: &Session, workspace: Option<&Path>) -> serde_json::Result<String> {
+pub fn order(run: &Run, workspace: Option<&Path>) -> serde_json::Result<String> {
+    let (task, session, answers) = (run.task(), run.session(), run.answers());
     let job = OrderedJob {
         job_id: task.job_id,
         tenant: &task.tenant,
@@ -53,8 +62,13 @@ pub fn order(task: &Task, session: &Session, workspace: Option<&Path>) -> serde_
         epoch: task.epoch,
     };
     // The input is kept as the caller wrote it, and may contain line breaks.
-    let mut line =
-        job::one_line(serde_json::to_string(&Order { protocol: PROTOCOL, job, session, workspace })?);
+    let mut line = job::one_line(serde_json::to_string(&Order {
+        protocol: PROTOCOL,
+        job,
+        session,
+        answers,
+        workspace,
+    })?);
     line.push('\n');
     Ok(line)
 }
@@ -66,6 +80,7 @@ pub(crate) enum Message {
     Event(Event),
     Text(String),
     Cost(Usage),
+    Ask(InputRequest),
     Result(Json),
     Error(Failure),
 }
@@ -83,7 +98,7 @@ struct CheckpointLine {
     _type: IgnoredAny,
     memory: Option<Map<String, Value>>,
     #[serde(default)]
-    context_window: Vec<Value>,
+    context_window: Vec<Json>,
     #[serde(default)]
     replace_context: bool,
     feature_progress: Option<Map<String, Value>>,
@@ -130,6 +145,18 @@ struct CostLine {
     input_tokens: u64,
     #[serde(default)]
     output_tokens: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskLine {
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    call_id: CallId,
+    #[serde(default)]
+    kind: InputKind,
+    question: Json,
+    timeout_s: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -182,7 +209,7 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
     })?;
     let kind = head.r#type.as_str();
     let lost = match kind {
-        "checkpoint" => storable::lost_number(text, &["memory", "context_window", "feature_progress"], true),
+        "checkpoint" => storable::lost_number(text, &["memory", "feature_progress"], true),
         "event" => storable::lost_number(text, &["data"], false),
         _ => None,
     };
@@ -195,10 +222,11 @@ pub(crate) fn parse(line: &Line) -> Result<Option<Message>, Failure> {
         "event" => body::<EventLine>(kind, text).map(EventLine::message),
         "text" => body::<TextLine>(kind, text).map(|line| Message::Text(line.text)),
         "cost" => body::<CostLine>(kind, text).map(CostLine::message),
+        "ask" => body::<AskLine>(kind, text).map(AskLine::message),
         "result" => body::<ResultLine>(kind, text).map(|line| Message::Result(line.output)),
         "error" => body::<ErrorLine>(kind, text).map(ErrorLine::message),
         unknown => Err(format!(
-            "type: got {}, expected checkpoint, event, text, cost, result or error",
+            "type: got {}, expected checkpoint, event, text, cost, ask, result or error",
             quote(unknown)
         )),
     };
@@ -232,6 +260,14 @@ impl CostLine {
     fn message(self) -> Message {
         let (input_tokens, output_tokens) = (self.input_tokens, self.output_tokens);
         Message::Cost(Usage { cost: self.cost_usd, input_tokens, output_tokens })
+    }
+}
+
+impl AskLine {
+    fn message(self) -> Message {
+        let AskLine { call_id, kind, question, timeout_s, .. } = self;
+        let timeout = timeout_s.map(Duration::from_secs);
+        Message::Ask(InputRequest { call_id, kind, content: question, timeout })
     }
 }
 
@@ -275,6 +311,8 @@ fn quote(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use harness::testing::MemoryJournal;
+    use harness::{Stopper, Task};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -287,7 +325,7 @@ mod tests {
         assert_eq!(
             read(r#"{"type":"checkpoint","context_window":["x"],"cost_usd":0.5}"#).unwrap(),
             Some(Message::Checkpoint(Delta {
-                context_window: vec![json!("x")],
+                context_window: vec![Json::parse("\"x\"").unwrap()],
                 iterations: 1,
                 usage: Usage { cost: Usd::from_micros(500_000), ..Usage::default() },
                 ..Delta::default()
@@ -303,6 +341,14 @@ mod tests {
         let failure = Failure::permanent(FailureCode::HarnessError, "no");
         assert_eq!(read(r#"{"message":"no","type":"error"}"#).unwrap(), Some(Message::Error(failure)));
         assert_eq!(read(" \t").unwrap(), None);
+    }
+
+    #[test]
+    fn an_entry_of_the_context_passes_to_the_letter() {
+        let entry = r#"{"z": 1e5, "a" :12345678901234567890123,"\u00e9":[ ]}"#;
+        let line = format!(r#"{{"type":"checkpoint","context_window":[ {entry} ]}}"#);
+        let Some(Message::Checkpoint(delta)) = read(line).unwrap() else { panic!("no checkpoint") };
+        assert_eq!(delta.context_window[0].as_str(), entry);
     }
 
     #[test]
@@ -328,6 +374,14 @@ mod tests {
             (r#"{"type":"event"}"#, "event: missing field `name`"),
             (r#"{"type":"text","text":1}"#, "text.text: invalid type"),
             (r#"{"type":"error"}"#, "error: missing field `message`"),
+            (r#"{"type":"ask","question":1}"#, "ask: missing field `call_id`"),
+            (r#"{"type":"ask","call_id":"c"}"#, "ask: missing field `question`"),
+            (r#"{"type":"ask","call_id":"a b","question":1}"#, "ask.call_id: got \"a b\""),
+            (r#"{"type":"ask","call_id":"c","question":1,"timeout_s":-1}"#, "ask.timeout_s: invalid"),
+            (
+                r#"{"type":"ask","call_id":"c","question":1,"kind":"vote"}"#,
+                "ask.kind: unknown variant `vote`",
+            ),
         ] {
             let failure = read(line).unwrap_err();
             assert_eq!((failure.code, failure.retryable), (FailureCode::Protocol, false), "{line}");
@@ -368,10 +422,8 @@ mod tests {
                 r#"{"type":"checkpoint","feature_progress":{"k":12345678901234567890.12}}"#,
                 "feature_progress.k: 1234",
             ),
-            (
-                r#"{"type":"checkpoint","context_window":[123456789012345678901234567890]}"#,
-                "context_window[0]: 1234",
-            ),
+            (r#"{"type":"checkpoint","context_window":[{"a":"\u0000"}]}"#, "context_window[0].a: "),
+            (r#"{"type":"checkpoint","context_window":["\ud800"]}"#, "context_window[0]: "),
         ] {
             let failure = read(line).unwrap_err();
             assert_eq!(failure.code, FailureCode::Unstorable, "{failure}");
@@ -393,13 +445,19 @@ mod tests {
             epoch: 2,
             traceparent: None,
             max_stalled_iterations: None,
+            max_iterations: None,
+            max_tokens: None,
         };
-        let line = order(&task, &Session::default(), Some(Path::new("/w"))).unwrap();
+        let timed_out = ClosedInput { answer: None, by: None, timed_out: true };
+        let run = Run::new(task, Session::default(), MemoryJournal::new(), Stopper::default().signal())
+            .answered([("c".parse().unwrap(), timed_out)]);
+        let line = order(&run, Some(Path::new("/w"))).unwrap();
         assert_eq!(line.matches(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count(), 1);
         let read: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(read["job"]["input"], json!({"a": "x\ny\u{2028}\u{85}\u{2029}"}));
         assert_eq!(read["session"]["cost_usd"], json!(0.0));
         assert_eq!(read["workspace"], json!("/w"));
+        assert_eq!(read["answers"], json!({"c": {"timed_out": true}}));
     }
 
     proptest! {

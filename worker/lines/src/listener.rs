@@ -1,7 +1,7 @@
 //! Takes the lines of a run, one after the other.
 
 use harness::{Delta, Run, Stop, Usage};
-use job::{Failure, FailureCode, Json};
+use job::{Failure, FailureCode, InputRequest, Json};
 use tokio::io::AsyncRead;
 
 use crate::contract::{self, Message};
@@ -15,6 +15,8 @@ pub enum LastMessage {
     Result(Json),
     /// `error`.
     Error(Failure),
+    /// The end of its lines, after one `ask` or several.
+    Asks(Vec<InputRequest>),
     /// A line that breaks the contract, or output over a limit.
     Broken(Failure),
     /// A checkpoint that was refused.
@@ -33,12 +35,14 @@ pub struct Listener<'a, R> {
     silence: &'a Silence,
     /// Usage that was reported with `cost` and is in no checkpoint yet.
     unpaid: Usage,
+    /// What was asked with `ask`.
+    asks: Vec<InputRequest>,
 }
 
 impl<'a, R: AsyncRead + Unpin> Listener<'a, R> {
     /// Listens for a run.
     pub fn new(run: &'a mut Run, lines: Lines<R>, silence: &'a Silence) -> Listener<'a, R> {
-        Listener { run, lines, silence, unpaid: Usage::default() }
+        Listener { run, lines, silence, unpaid: Usage::default(), asks: Vec::new() }
     }
 
     /// Takes one line after the other, up to the last word. A checkpoint is durable before the next line is looked at:
@@ -50,6 +54,9 @@ impl<'a, R: AsyncRead + Unpin> Listener<'a, R> {
             self.silence.end();
             let line = match line {
                 Ok(Some(line)) => line,
+                Ok(None) if !self.asks.is_empty() => {
+                    return LastMessage::Asks(std::mem::take(&mut self.asks));
+                }
                 Ok(None) => return LastMessage::Nothing { torn: None },
                 Err(error) => return LastMessage::Broken(cannot_read(error)),
             };
@@ -68,6 +75,20 @@ impl<'a, R: AsyncRead + Unpin> Listener<'a, R> {
                 Message::Event(event) => self.run.event(event),
                 Message::Text(text) => self.run.text(&text),
                 Message::Cost(usage) => self.unpaid += usage,
+                Message::Ask(request) => {
+                    self.asks.push(request);
+                    if let Err(error) = InputRequest::check(&self.asks) {
+                        let problem = format!("{} line {}: ask.{error}", line.source, line.number);
+                        return LastMessage::Broken(Failure::permanent(FailureCode::Protocol, problem));
+                    }
+                }
+                Message::Result(_) if !self.asks.is_empty() => {
+                    let problem = format!(
+                        "{} line {}: got a result after an ask, expected one of the two",
+                        line.source, line.number
+                    );
+                    return LastMessage::Broken(Failure::permanent(FailureCode::Protocol, problem));
+                }
                 Message::Result(output) => return LastMessage::Result(output),
                 Message::Error(failure) => return LastMessage::Error(failure),
             }
@@ -76,6 +97,9 @@ impl<'a, R: AsyncRead + Unpin> Listener<'a, R> {
 
     /// Records what was spent, however the attempt ended, unless its checkpoints are no longer accepted.
     pub async fn settle(&mut self, last_message: &LastMessage) -> Result<(), Stop> {
+        if let Some(meter) = self.run.meter() {
+            meter.close();
+        }
         match last_message {
             LastMessage::Refused(_) => Ok(()),
             _ => self.checkpoint(Delta::default()).await,

@@ -40,6 +40,7 @@ pub fn verdict(
     match (asked, last_message) {
         (_, LastMessage::Refused(Stop::LeaseLost)) => Err(RunError::Stopped(Stop::LeaseLost)),
         (None | Some(Asked::Stop(Stop::Drain)), LastMessage::Result(output)) => Ok(output),
+        (None | Some(Asked::Stop(Stop::Drain)), LastMessage::Asks(asks)) => Err(RunError::Asks(asks)),
         (Some(Asked::Stop(stop)), _) => Err(stop.into()),
         (Some(Asked::Timeout), _) => {
             let problem = format!("ran longer than timeout_ms = {}", limits.timeout.as_millis());

@@ -13,6 +13,7 @@
 //! | no token, a wrong one, or one of an ended attempt | 401 |
 //! | a request whose cost has no bound or no price | 400, with the field |
 //! | a model that the agent does not name | 403 |
+//! | more than 32 MiB of requests of an attempt at a time | its answer, later; 429 after a while |
 //! | the limit has room again when others are done; a rate limit | its answer, later; 429 with `Retry-After` after a while |
 //! | the budget is spent, also for a lower limit of output or the agent's next models if it allows them | 402 |
 //! | the ledger cannot be asked | 503; nothing was sent |
@@ -40,7 +41,7 @@ use tokio_util::task::TaskTracker;
 
 mod admission;
 mod attempt;
-mod client;
+mod bodies;
 mod counting;
 mod exchange;
 mod headers;
@@ -56,9 +57,11 @@ mod responsive;
 mod waiting;
 
 use crate::prices::Prices;
-use crate::wire::{MAX_REQUEST_BYTES, Provider, Wire};
+use crate::provider::Provider;
+use crate::wire::{MAX_REQUEST_BYTES, Wire};
 use attempt::Shared;
 pub use attempt::{Attempt, GATEWAY_VARIABLES, Metered, Opened};
+use bodies::Weight;
 use exchange::Exchange;
 use lines::Lines;
 pub use places::Load;
@@ -158,7 +161,7 @@ impl Gateway {
         if !settings.addr.ip().is_loopback() {
             return Err(GatewayError::NotLoopback(settings.addr));
         }
-        let client = client::build(settings.tls.clone()).map_err(GatewayError::Client)?;
+        let client = http_client::build(settings.tls.clone()).map_err(GatewayError::Client)?;
         let failed = |error| GatewayError::Listen(settings.addr, error);
         let listener = TcpListener::bind(settings.addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
@@ -245,7 +248,7 @@ async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {
         let attempt = inner.attempt(request.headers())?;
         let upstream = inner.upstream(provider)?.clone();
         let (parts, body) = request.into_parts();
-        let body = read(body).await?;
+        let body = inner.body(&attempt, &parts.headers, body).await?;
         Exchange::begin(inner.clone(), attempt, upstream, wire, parts.headers, body).await
     };
     begun.await.unwrap_or_else(|refusal| refusal.response(provider))
@@ -257,7 +260,7 @@ async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Resp
         let attempt = inner.attempt(request.headers())?;
         let upstream = inner.upstream(Provider::Anthropic)?;
         let (parts, body) = request.into_parts();
-        let body = read(body).await?;
+        let (body, _weight) = inner.body(&attempt, &parts.headers, body).await?;
         let value = crate::json::parse(&body).map_err(|error| Refusal::invalid(format!("body: {error}")))?;
         let model = value.get("model").and_then(serde_json::Value::as_str).unwrap_or_default();
         attempt.check_model(model)?;
@@ -296,6 +299,15 @@ impl Inner {
     fn attempt(&self, headers: &HeaderMap) -> Result<Arc<Shared>, Refusal> {
         let token = headers::token(headers).ok_or_else(Refusal::no_token)?;
         lock(&self.attempts).get(&digest(token)).cloned().ok_or_else(Refusal::dead_token)
+    }
+
+    async fn body(
+        &self,
+        attempt: &Shared,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(axum::body::Bytes, Weight), Refusal> {
+        attempt.bodies.read(self.settings.wait, headers, body).await
     }
 
     fn places(&self, provider: Provider) -> &Arc<Places> {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use job::{Usage, Usd};
 use uuid::Uuid;
 
-use crate::money::Microdollars;
+use crate::provider::Provider;
 use crate::usage::Outcome;
-use crate::wire::{Bound, Provider, Wire};
+use crate::wire::{Bound, Wire};
 
 /// One HTTP attempt at a model, and its reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,9 @@ pub struct Call {
     pub bound: Bound,
     /// Under which its answer is stored and found again.
     pub request: RequestKey,
+    /// Under which other jobs find its answer. `None` if the request alone does not say what is answered, or if another one
+    /// is sent than its program asked for.
+    pub cache_key: Option<[u8; 32]>,
 }
 
 /// Something else that costs, and its reservation.
@@ -36,7 +40,7 @@ pub struct Purchase {
     /// What it is, by the program's name.
     pub what: String,
     /// The most that it can cost.
-    pub most: Microdollars,
+    pub most: Usd,
 }
 
 /// The n-th time that an attempt sends the same request.
@@ -48,9 +52,22 @@ pub struct RequestKey {
     pub nth: u32,
 }
 
+/// An answer that was paid before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// What was answered.
+    pub answer: Answer,
+    /// Whether another job has paid it; else an earlier attempt at this one.
+    pub cached: bool,
+    /// What an earlier attempt has paid for it and could not say in a checkpoint.
+    pub paid: Usage,
+}
+
 /// The answer to a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserve {
+    /// Its answer was paid before. Nothing is held.
+    Answered(Given),
     /// The amount is held. The call may be sent, and must be settled.
     Granted,
     /// It would fit if what others hold were settled. Nothing is held.
@@ -70,7 +87,7 @@ pub enum Reserve {
         /// The limit and its window, for people who read why the job stopped.
         limit: String,
         /// The most that a call may cost which would fit if others settled for nothing.
-        room: Microdollars,
+        room: Usd,
     },
 }
 
@@ -134,6 +151,8 @@ pub struct Settlement {
     pub provider_request_id: Option<String>,
     /// The answer, to be stored in the same transaction; only if it was whole.
     pub answer: Option<Answer>,
+    /// Whether other jobs may be given the answer: it refuses nothing.
+    pub is_shareable: bool,
     /// What the answer says of the key's rate limits.
     pub learnt: Learnt,
 }
@@ -146,7 +165,12 @@ pub struct Unavailable(pub String);
 /// The accounts, as one attempt at a job sees them.
 #[async_trait]
 pub trait Ledger: Send + Sync + 'static {
-    /// Holds the most that a call can cost, before it is sent. After an error the gateway does not send the call, and
+    /// Waits until the lines that the program wrote before are durable: a checkpoint covers the answers before it. If the
+    /// attempt ends meanwhile, that may be never.
+    async fn until_durable(&self);
+
+    /// Holds the most that a call can cost, before it is sent, or returns the answer that an earlier attempt at this job got
+    /// to the same request, unless a checkpoint covers it, or else another job. After an error the gateway does not send the call, and
     /// settles it as [`Outcome::Free`]: a settlement must win over a reservation that arrives after it.
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable>;
 
@@ -156,7 +180,7 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Notes that something of this cost was refused, because a limit is spent. It is called only where nothing could make
     /// it cost less.
-    fn note_spent(&self, most: Microdollars);
+    fn note_spent(&self, most: Usd);
 
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.
@@ -168,7 +192,6 @@ pub trait Ledger: Send + Sync + 'static {
     /// As [`Ledger::settle`], for something else.
     async fn settle_purchase(&self, purchase: &Purchase, outcome: Outcome) -> Result<(), Unavailable>;
 
-    /// Returns the answer that an earlier attempt at this job got to the same request, unless a checkpoint covers it.
-    /// It waits until the lines that the program wrote before are durable.
-    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable>;
+    /// Returns the answer that [`Ledger::reserve`] would return, for a call that has to wait for its turn to reserve.
+    async fn look_up(&self, call: &Call) -> Result<Option<Given>, Unavailable>;
 }

@@ -4,7 +4,7 @@
 //! None of them does I/O. [`Gateway`] is the server through which programs call models, and [`Ledger`] is what it asks of the
 //! accounts. This crate has never heard of RabbitMQ, SQL or sessions.
 
-mod money;
+mod provider;
 mod prices;
 mod json;
 mod wire;
@@ -19,10 +19,10 @@ pub use gateway::{
     Upstream,
 };
 pub use ledger::{
-    Answer, Call, KeyRefused, Learnt, Ledger, Purchase, RateLimits, RefusedFor, RequestKey, Reserve,
+    Answer, Call, Given, KeyRefused, Learnt, Ledger, Purchase, RateLimits, RefusedFor, RequestKey, Reserve,
     Settlement, Unavailable,
 };
-pub use money::{BadDollars, Microdollars};
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};
+pub use provider::Provider;
 pub use usage::{Meter, NoUsage, Outcome, Seen, Settled, refused_before_work};
-pub use wire::{Ask, Bound, Counted, HostedCaps, MAX_REQUEST_BYTES, Provider, Refused, Wire};
+pub use wire::{Ask, Bound, Counted, HostedCaps, MAX_REQUEST_BYTES, Refused, Wire};

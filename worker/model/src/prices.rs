@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
+use job::Usd;
 
-use crate::money::Microdollars;
+use crate::provider::Provider;
 
 mod file;
 
@@ -19,15 +20,15 @@ pub use file::BadPrices;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
     /// Input that no cache had.
-    pub input: Microdollars,
+    pub input: Usd,
     /// Output, including what a model thinks.
-    pub output: Microdollars,
+    pub output: Usd,
     /// Input that was read from the provider's cache.
-    pub cache_read: Option<Microdollars>,
+    pub cache_read: Option<Usd>,
     /// Input that was written to the cache for the shorter time to live.
-    pub cache_write: Option<Microdollars>,
+    pub cache_write: Option<Usd>,
     /// Input that was written to the cache for the longer time to live.
-    pub cache_write_long: Option<Microdollars>,
+    pub cache_write_long: Option<Usd>,
 }
 
 /// The rates of a whole request whose input has more than `above` tokens.
@@ -49,13 +50,15 @@ impl Factor {
 }
 
 /// Micro-dollars per call of each tool that the provider runs.
-pub type Fees = BTreeMap<String, Microdollars>;
+pub type Fees = BTreeMap<String, Usd>;
 
 /// What one model costs from one day on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Price {
     /// The model, as requests name it.
     pub name: String,
+    /// Who bills it.
+    pub provider: Provider,
     /// The first day (UTC) on which it applies.
     pub from: NaiveDate,
     /// The most tokens of input that a request can have.
@@ -179,38 +182,26 @@ fn undated(model: &str) -> Option<&str> {
 
 impl Price {
     /// Returns what these tokens cost. `tier` and `region` are as the provider named them; `None` is the usual one.
-    pub fn cost(
-        &self,
-        tokens: &Tokens,
-        tier: Option<&str>,
-        region: Option<&str>,
-    ) -> Result<Microdollars, Unpriced> {
+    pub fn cost(&self, tokens: &Tokens, tier: Option<&str>, region: Option<&str>) -> Result<Usd, Unpriced> {
         self.cost_at(tokens, self.tier(tier)?, self.region(region)?)
     }
 
     /// Returns what these tokens cost at these factors.
-    pub fn cost_at(&self, tokens: &Tokens, tier: Factor, region: Factor) -> Result<Microdollars, Unpriced> {
+    pub fn cost_at(&self, tokens: &Tokens, tier: Factor, region: Factor) -> Result<Usd, Unpriced> {
         let exact = self.exact(self.rates_for(tokens.all_input()), tokens)?;
         Ok(scaled(exact, tier, region))
     }
 
     /// Returns the fee for this many calls of a hosted tool.
-    pub fn fee(&self, tool: &str, calls: u64) -> Result<Microdollars, Unpriced> {
+    pub fn fee(&self, tool: &str, calls: u64) -> Result<Usd, Unpriced> {
         let fee = self.fees.get(tool);
         let missing = || Unpriced::Fee { model: self.name.clone(), tool: tool.to_owned() };
-        if calls == 0 { Ok(Microdollars::ZERO) } else { fee.map(|fee| fee.times(calls)).ok_or_else(missing) }
+        if calls == 0 { Ok(Usd::ZERO) } else { fee.map(|fee| fee.times(calls)).ok_or_else(missing) }
     }
 
     /// Returns the most that at most `input` and `output` tokens can cost at these factors: whatever the cache does,
     /// and whether or not the request turns out to be a long one.
-    pub fn most(
-        &self,
-        input: u64,
-        output: u64,
-        writes: CacheWrites,
-        tier: Factor,
-        region: Factor,
-    ) -> Microdollars {
+    pub fn most(&self, input: u64, output: u64, writes: CacheWrites, tier: Factor, region: Factor) -> Usd {
         let long = self.long_context.filter(|long| input > long.above).map(|long| long.rates);
         let dearest = [Some(self.rates), long].into_iter().flatten().map(|rates| {
             let written = match writes {
@@ -290,14 +281,14 @@ pub enum CacheWrites {
     Long,
 }
 
-fn product(count: u64, rate: Microdollars) -> u128 {
+fn product(count: u64, rate: Usd) -> u128 {
     u128::from(count) * u128::from(rate.micros())
 }
 
 /// Returns a cost from tokens × rates (per million tokens) and both factors (in millionths), rounded up once.
-fn scaled(exact: u128, tier: Factor, region: Factor) -> Microdollars {
+fn scaled(exact: u128, tier: Factor, region: Factor) -> Usd {
     let factors = u128::from(tier.0) * u128::from(region.0);
-    exact.checked_mul(factors).map_or(Microdollars::MAX, |sum| Microdollars::quotient(sum, 10_u128.pow(18)))
+    exact.checked_mul(factors).map_or(Usd::MAX, |sum| Usd::from_quotient(sum, 10_u128.pow(18)))
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
+use job::Usd;
 use serde_json::{Map, Value};
 
 mod counts;
+mod refusals;
 
-use crate::money::Microdollars;
 use crate::prices::{CacheWrites, Prices, Tokens, Unpriced};
 use crate::wire::{Ask, Wire};
 use counts::Counts;
@@ -33,7 +34,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settled {
     /// What it costs.
-    pub cost: Microdollars,
+    pub cost: Usd,
     /// The tokens by class.
     pub tokens: Tokens,
     /// The model that answered, as the provider named it.
@@ -98,6 +99,8 @@ pub struct Meter {
     ended: bool,
     failed: bool,
     garbage: bool,
+    /// Whether the model, or a filter before it, has refused to answer.
+    refused: bool,
     searches: u64,
 }
 
@@ -105,7 +108,16 @@ impl Meter {
     /// Begins with an answer on this wire.
     pub fn new(wire: Wire) -> Meter {
         let counts = Counts::default();
-        Meter { wire, counts, model: None, ended: false, failed: false, garbage: false, searches: 0 }
+        Meter {
+            wire,
+            counts,
+            model: None,
+            ended: false,
+            failed: false,
+            garbage: false,
+            refused: false,
+            searches: 0,
+        }
     }
 
     /// Reads a whole answer that is no stream.
@@ -122,6 +134,7 @@ impl Meter {
             Wire::Responses => self.response_status(text("status")),
         }
         self.failed |= answer.get("error").is_some_and(|error| !error.is_null());
+        self.refused |= refusals::refuses(self.wire, &answer);
         self.report(&answer);
     }
 
@@ -139,6 +152,7 @@ impl Meter {
             return Seen::Part;
         };
         self.failed |= event.get("error").is_some_and(|error| !error.is_null());
+        self.refused |= refusals::refuses(self.wire, &event);
         match self.wire {
             Wire::Messages => self.message_event(&event),
             Wire::Chat => self.chat_event(&event),
@@ -150,6 +164,11 @@ impl Meter {
     /// Returns whether the answer is whole and none of failure, so that it may be kept and given again.
     pub fn is_answer(&self) -> bool {
         self.ended && !self.failed && !self.garbage
+    }
+
+    /// Returns whether others who ask the same may be given the answer as well: it is one, and refuses nothing.
+    pub fn is_shareable(&self) -> bool {
+        self.is_answer() && !self.refused
     }
 
     /// Returns the input that the provider has counted.
@@ -198,7 +217,7 @@ impl Meter {
                 hosted.insert("web_search".to_owned(), self.searches);
             }
             let fees = hosted.iter().map(|(tool, calls)| price.fee(tool, *calls));
-            fees.into_iter().try_fold(tokens_cost, |sum, fee| Ok(sum.plus(fee?)))
+            fees.into_iter().try_fold(tokens_cost, |sum, fee| Ok(sum + fee?))
         };
         let cost = cost().map_err(NoUsage::Unpriced)?;
         Ok(Settled { cost, tokens, model })

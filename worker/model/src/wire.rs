@@ -13,6 +13,7 @@
 //! (chat/create, responses/create, embeddings/create), as of November 2026.
 
 use chrono::NaiveDate;
+use job::Usd;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -23,29 +24,10 @@ mod messages;
 mod openai;
 
 use crate::json;
-use crate::money::Microdollars;
 use crate::prices::{CacheWrites, Factor, Price, Prices, Unpriced};
+use crate::provider::Provider;
 
 pub use counted::Counted;
-
-/// A company whose models are called, with its own shape of errors and its own key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Provider {
-    /// Anthropic.
-    Anthropic,
-    /// OpenAI.
-    OpenAi,
-}
-
-impl Provider {
-    /// Returns its name in the ledger.
-    pub fn name(self) -> &'static str {
-        match self {
-            Provider::Anthropic => "anthropic",
-            Provider::OpenAi => "openai",
-        }
-    }
-}
 
 /// A protocol for a model call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +68,7 @@ pub struct Bound {
     /// Whether the request itself names that limit.
     pub names_output: bool,
     /// The cost.
-    pub cost: Microdollars,
+    pub cost: Usd,
 }
 
 /// How many web searches an agent allows in one call. Zero refuses the tool.
@@ -227,7 +209,7 @@ impl Ask {
             input,
             output,
             names_output,
-            cost: price.most(input, output, self.writes, tier, region).plus(fee),
+            cost: price.most(input, output, self.writes, tier, region) + fee,
         })
     }
 

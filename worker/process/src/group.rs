@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::guard;
+
 /// How long a killed process may take to be gone. It takes longer only when the kernel is stuck in a device.
 const REAP: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,11 @@ impl Group {
         let id = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let id = id.ok_or_else(|| io::Error::other("a process that was just started has no id"))?;
         Ok(Group { child, id, reaped: false })
+    }
+
+    /// Returns the leader's id, which is the group's.
+    pub(crate) fn id(&self) -> Pid {
+        self.id
     }
 
     /// Takes stdin, stdout and stderr. A second call returns `None` for each.
@@ -94,6 +101,7 @@ impl Group {
     pub async fn end(mut self) -> Exit {
         let by_itself = self.has_exited();
         self.kill();
+        guard::remove(self.id);
         let status = match tokio::time::timeout(REAP, self.child.wait()).await {
             Ok(Ok(status)) => Some(status),
             Ok(Err(error)) => {
@@ -113,6 +121,9 @@ impl Group {
 impl Drop for Group {
     /// Kills the group. The runtime reaps the leader later.
     fn drop(&mut self) {
-        self.kill();
+        if !self.reaped {
+            self.kill();
+            guard::remove(self.id);
+        }
     }
 }

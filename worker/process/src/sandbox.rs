@@ -13,6 +13,8 @@
 
 mod filter;
 mod files;
+mod kernel;
+mod settings;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,9 @@ use landlock::{
 use nix::errno::Errno;
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use seccompiler::{BpfProgram, apply_filter};
+
+pub use kernel::Kernel;
+pub use settings::{Level, Online, Reach, SandboxConfig};
 
 /// The newest rules that are asked for. What an older kernel does not know of them is left out, or refused if all of it is
 /// required.

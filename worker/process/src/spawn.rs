@@ -9,8 +9,10 @@
 //! cannot be executed would show as the wrapper's exit code instead of an error of our own, and the image would need
 //! both tools.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -22,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::group::Group;
+use crate::guard;
 use crate::sandbox::Entry;
 
 /// The soft limit of open files that programs get; see [`limit_open_files`].
@@ -46,18 +49,19 @@ pub async fn spawn(
     let open_files = OPEN_FILES.get().copied();
     let prepare = move || {
         prepare(worker, memory_limit_mb, open_files)?;
+        guard::announce()?;
         sandbox.as_mut().map_or(Ok(()), Entry::apply).map_err(io::Error::from)
     };
     #[expect(unsafe_code, reason = "only a hook before exec can set a parent-death signal and a limit")]
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` and `apply` make system calls
-    // and return numbers; they neither allocate nor lock.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare`, `announce` and `apply` make
+    // system calls and return numbers; they neither allocate nor lock.
     unsafe {
         command.pre_exec(prepare)
     };
     let (reply, answer) = oneshot::channel();
     let order = Order { command, runtime: Handle::current(), reply };
     let gone = || io::Error::other("the thread that starts programs has ended");
-    thread()?.send(order).await.map_err(|_| gone())?;
+    starter()?.send(order).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
 
@@ -88,14 +92,14 @@ struct Order {
 }
 
 /// Returns the channel to the thread that starts programs. The thread is made for the first program.
-fn thread() -> io::Result<mpsc::Sender<Order>> {
+fn starter() -> io::Result<mpsc::Sender<Order>> {
     static THREAD: Mutex<Option<mpsc::Sender<Order>>> = Mutex::new(None);
     let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(orders) = thread.as_ref().filter(|orders| !orders.is_closed()) {
         return Ok(orders.clone());
     }
     let (sender, mut orders) = mpsc::channel(64);
-    std::thread::Builder::new().name("harness-spawn".to_owned()).spawn(move || {
+    thread::Builder::new().name("harness-spawn".to_owned()).spawn(move || {
         // The sender is static, so this ends with the process.
         while let Some(order) = orders.blocking_recv() {
             start(order);
@@ -106,9 +110,10 @@ fn thread() -> io::Result<mpsc::Sender<Order>> {
 }
 
 fn start(order: Order) {
-    let Order { mut command, runtime, reply } = order;
+    let Order { command, runtime, reply } = order;
     let _runtime = runtime.enter();
-    let group = command.spawn().and_then(Group::new);
+    let command = RefCell::new(command);
+    let group = guard::watched(|| command.borrow_mut().spawn().and_then(Group::new));
     // The caller may have been dropped meanwhile. Then the group comes back here, and dropping it kills it.
     drop(reply.send(group));
 }

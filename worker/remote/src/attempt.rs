@@ -25,7 +25,7 @@ impl Remote {
     /// Runs until the answer has ended, or the service's time to end it is over.
     pub(crate) async fn attempt(&self, run: &mut Run) -> Result<Json, RunError> {
         let settings = &self.settings;
-        let order = lines::order(run.task(), run.session(), None)
+        let order = lines::order(run, None)
             .map_err(|error| start_failed(format!("the job cannot be written down: {error}")))?;
         let (asked, silence, signal) = (OnceLock::new(), Arc::new(Silence::default()), run.stop_signal());
         let meter = run.meter().cloned();

@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use serde::Deserialize;
 use url::Url;
 
-use crate::{Remote, client};
+use crate::Remote;
 
 const WEEK_MS: u64 = 7 * 86_400_000;
 const MIB: u64 = 1024 * 1024;
@@ -74,8 +74,8 @@ impl RemoteConfig {
         let mut problems = self.out_of_range();
         let url = self.address().map_err(|error| problems.push(error));
         let headers = self.headers(&mut problems);
-        let client =
-            client::build(tls.clone()).map_err(|problem| problems.push(ConfigError::new("url", problem)));
+        let client = http_client::build(tls.clone())
+            .map_err(|problem| problems.push(ConfigError::new("url", problem)));
         match (url, client) {
             (Ok(url), Ok(client)) if problems.is_empty() => {
                 let limits = Limits {

@@ -16,7 +16,8 @@
 //! # The answer
 //!
 //! A status from 200 to 299, and a body of the same lines that a program writes to its stdout, each sent as soon as it
-//! is there: `checkpoint`, `cost`, `event`, `text`, and at last `result` or `error`. A checkpoint is durable before the
+//! is there: `checkpoint`, `cost`, `event`, `text`, and at last `result` or `error`; or one `ask` or several, which end with the
+//! answer. A checkpoint is durable before the
 //! worker reads the next line; while it commits, the connection fills and the service waits.
 //!
 //! # How the service is stopped
@@ -41,7 +42,6 @@
 //! redirect is followed.
 
 mod config;
-mod client;
 mod attempt;
 
 use async_trait::async_trait;

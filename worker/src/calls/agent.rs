@@ -1,6 +1,10 @@
 //! The keys of an agent's table that are about model calls.
 
-use model::{HostedCaps, Microdollars};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use job::Usd;
+use model::HostedCaps;
 use serde::{Deserialize, Deserializer, de};
 
 /// Which models an agent's programs may call, and what they may spend. The keys are those of `agents.toml`.
@@ -14,22 +18,28 @@ pub struct AgentCalls {
     pub on_exhausted: OnExhausted,
     /// What all jobs of the agent may spend in a day.
     #[serde(default, deserialize_with = "dollars")]
-    pub budget_daily: Option<Microdollars>,
+    pub budget_daily: Option<Usd>,
     /// And in a month.
     #[serde(default, deserialize_with = "dollars")]
-    pub budget_monthly: Option<Microdollars>,
+    pub budget_monthly: Option<Usd>,
     /// What each of its jobs may spend.
     #[serde(default, deserialize_with = "dollars")]
-    pub max_cost_usd: Option<Microdollars>,
+    pub max_cost_usd: Option<Usd>,
     /// Whether the limit of output of a call is lowered where a limit leaves no room for more.
     #[serde(default)]
     fit: bool,
     /// But not below so many tokens.
     #[serde(default = "min_output_tokens")]
     min_output_tokens: u64,
+    /// Whether its calls are given what other jobs of their tenant were answered to the same request.
+    #[serde(default)]
+    cache: Cache,
     /// The most web searches that the provider may make in one call; none unless set.
     #[serde(default)]
     web_searches_per_call: u64,
+    /// Whether they are made by the model loop.
+    #[serde(skip)]
+    by_loop: bool,
 }
 
 /// What becomes of a job that meets a spent limit.
@@ -45,6 +55,26 @@ pub enum OnExhausted {
     Degrade,
 }
 
+/// The key `cache`: true, false, or a table.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected true, false, or { max_age_s = N } with N of at least 1")]
+enum Cache {
+    Switched(bool),
+    Within(MaxAge),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MaxAge {
+    max_age_s: NonZeroU64,
+}
+
+impl Default for Cache {
+    fn default() -> Cache {
+        Cache::Switched(false)
+    }
+}
+
 /// Enough for a short answer, or a call of a tool.
 fn min_output_tokens() -> u64 {
     1_024
@@ -52,7 +82,7 @@ fn min_output_tokens() -> u64 {
 
 impl AgentCalls {
     /// The keys, besides which a table has those of its harness.
-    pub const KEYS: [&str; 8] = [
+    pub const KEYS: [&str; 9] = [
         "models",
         "on_exhausted",
         "budget_daily",
@@ -61,16 +91,36 @@ impl AgentCalls {
         "web_searches_per_call",
         "fit",
         "min_output_tokens",
+        "cache",
     ];
+
+    /// Notes whether they are made by the model loop.
+    pub fn made_by_loop(self, by_loop: bool) -> AgentCalls {
+        AgentCalls { by_loop, ..self }
+    }
 
     /// Returns the fewest tokens to which the limit of output of its calls may be lowered, if it may be.
     pub fn fit(&self) -> Option<u64> {
         self.fit.then_some(self.min_output_tokens)
     }
 
+    /// Returns how old an answer of the cache may be that its calls are given, if it may be given any.
+    pub fn cache_age(&self, most: Duration) -> Option<Duration> {
+        match self.cache {
+            Cache::Switched(on) => on.then_some(most),
+            Cache::Within(MaxAge { max_age_s }) => Some(most.min(Duration::from_secs(max_age_s.get()))),
+        }
+    }
+
     /// Returns whether its calls go to its next models where a limit leaves no room.
     pub fn degrades(&self) -> bool {
         self.on_exhausted == OnExhausted::Degrade
+    }
+
+    /// Returns whether the gateway changes the model for that. The model loop does it itself: it writes its conversation anew
+    /// for another model.
+    pub fn gateway_degrades(&self) -> bool {
+        self.degrades() && !self.by_loop
     }
 
     /// Returns what its programs may use of the tools that a provider runs.
@@ -80,6 +130,6 @@ impl AgentCalls {
 }
 
 /// Dollars are text, because a binary fraction is not exact.
-fn dollars<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Microdollars>, D::Error> {
+fn dollars<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Usd>, D::Error> {
     String::deserialize(value)?.parse().map(Some).map_err(de::Error::custom)
 }

@@ -8,23 +8,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use harness::IsDurable;
 use job::{Name, Usd};
-use model::{
-    Answer, Call, Ledger, Microdollars, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
-};
+use model::{Answer, Call, Given, Ledger, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable};
 use service::{RetryError, retry};
 use store::{
-    CallOutcome, CallTokens, Claim, Limit, NewCall, Period, Reserved, SettledCall, SpendScope, Store,
-    StoreError, StoredAnswer,
+    CacheEntry, CacheLookup, CallOutcome, CallTokens, Claim, GivenAnswer, Limit, Lookup, NewCall, Period,
+    Reserved, SettledCall, SpendScope, Store, StoreError, StoredAnswer,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::agent::{AgentCalls, OnExhausted};
 use super::look::Look;
+use super::metrics;
 use super::rates::{ProviderKeys, limit_name};
-use super::{metrics, usd};
+use super::settings::CacheBounds;
 use crate::attempt::Attempt;
 use crate::journal::Journal;
 use crate::metrics::METRICS;
@@ -33,6 +32,8 @@ use crate::metrics::METRICS;
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 /// The provider of other things that cost, in the ledger.
 const OTHER: &str = "other";
+/// Answers that are being kept for other jobs at the same time.
+static KEEPING: Semaphore = Semaphore::const_new(16);
 /// How often it is looked whether a program's lines are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(2);
 
@@ -44,6 +45,8 @@ pub struct AttemptLedger {
     limits: Vec<Limit>,
     keys: Arc<ProviderKeys>,
     on_exhausted: OnExhausted,
+    /// How old an answer of the cache may be that it is given, if any, and what the cache may hold.
+    cache: Option<(Duration, CacheBounds)>,
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
     spent: Mutex<Option<Spent>>,
@@ -91,6 +94,11 @@ impl AttemptLedger {
             limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
             keys: worker.settings.calls.keys().clone(),
             on_exhausted: agent.on_exhausted,
+            cache: worker
+                .settings
+                .calls
+                .cache()
+                .and_then(|bounds| Some((agent.cache_age(bounds.age)?, bounds))),
             journal,
             is_durable: OnceLock::new(),
             spent: Mutex::default(),
@@ -147,10 +155,14 @@ impl AttemptLedger {
             user_id: self.user_id.clone(),
             provider: call.provider.name(),
             model: call.model.clone(),
-            reserved: usd(call.bound.cost),
+            reserved: call.bound.cost,
             request_hash: call.request.hash,
             request_nth: call.request.nth,
             limits: self.limits.clone(),
+            lookup: Some(Lookup {
+                after_checkpoints: self.journal.written(),
+                cache: self.cache_lookup(call),
+            }),
             rate_use: self.keys.takes(call),
         }
     }
@@ -163,25 +175,79 @@ impl AttemptLedger {
             user_id: self.user_id.clone(),
             provider: OTHER,
             model: purchase.what.clone(),
-            reserved: usd(purchase.most),
+            reserved: purchase.most,
             // No answer is stored for it.
             request_hash: [0; 32],
             request_nth: 0,
             limits: self.limits.clone(),
+            lookup: None,
             rate_use: None,
         }
     }
 
+    fn cache_lookup(&self, call: &Call) -> Option<CacheLookup> {
+        let (max_age, _) = self.cache?;
+        Some(CacheLookup { key: call.cache_key?, max_age })
+    }
+
+    fn given(&self, answer: GivenAnswer) -> Given {
+        let GivenAnswer { content_type, body, cached, paid } = answer;
+        if cached {
+            metrics::cache("hit");
+        } else {
+            metrics::replayed(&self.agent_id);
+        }
+        Given { answer: Answer { content_type, body: body.into() }, cached, paid }
+    }
+
+    /// Keeps an answer for other jobs, beside all else: nobody waits for it.
+    fn keep(&self, call: &Call, answer: &Answer, outcome: &Outcome, is_shareable: bool) {
+        let (Some(entry), Some((_, bounds))) = (self.cache_lookup(call), self.cache) else { return };
+        let is_small = answer.body.len() as u64 <= bounds.answer_bytes();
+        let Outcome::Settled(settled) = outcome else { return metrics::cache("not_kept") };
+        if !is_shareable || !is_small {
+            return metrics::cache("not_kept");
+        }
+        let (tenant, _) = self.claim.session();
+        let entry = CacheEntry {
+            tenant,
+            entry: CacheLookup { max_age: bounds.age, ..entry },
+            model: call.model.clone(),
+            content_type: answer.content_type.clone(),
+            body: answer.body.to_vec(),
+            cost: settled.cost,
+        };
+        // More that wait for a slow database are not kept.
+        let Ok(permit) = KEEPING.try_acquire() else { return metrics::cache("failed") };
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            match store.keep_answer(&entry, bounds.bytes).await {
+                Ok(()) => metrics::cache("kept"),
+                Err(cause) => {
+                    metrics::cache("failed");
+                    debug!(cause = cause.as_dyn(), "an answer could not be kept for other jobs");
+                }
+            }
+        });
+    }
+
     async fn reserve_row(&self, row: NewCall) -> Result<Reserve, Unavailable> {
-        let provider = row.provider;
+        let (provider, asks_cache) = (row.provider, row.lookup.as_ref().is_some_and(|it| it.cache.is_some()));
         let reserved = self.store.reserve(row).await.map_err(unavailable)?;
         let (spent, room) = match reserved {
+            Reserved::Answered(answer) => return Ok(Reserve::Answered(self.given(answer))),
             Reserved::Granted => {
                 *self.spent_now() = None;
+                if asks_cache {
+                    metrics::cache(if self.store.asks_cache() { "miss" } else { "skipped" });
+                }
                 return Ok(Reserve::Granted);
             }
             Reserved::Later { limit, retry_after } => {
                 METRICS.rate_limited.with_label_values(&[provider, limit_name(&limit)]).inc();
+                // Those who were told the same time do not come back together.
+                let retry_after = retry_after.mul_f64(1.0 + fastrand::f64() / 4.0);
                 return Ok(Reserve::Later { retry_after });
             }
             Reserved::Busy { account } => {
@@ -193,7 +259,7 @@ impl AttemptLedger {
         };
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
-        Ok(Reserve::Spent { limit, room: Microdollars::new(room.micros()) })
+        Ok(Reserve::Spent { limit, room })
     }
 
     /// Retries until Postgres has answered: the money is spent, whatever became of the run.
@@ -216,14 +282,20 @@ impl AttemptLedger {
 
 #[async_trait]
 impl Ledger for AttemptLedger {
+    async fn until_durable(&self) {
+        while self.is_durable.get().is_some_and(|is_durable| !is_durable()) {
+            sleep(DURABLE_POLL).await;
+        }
+    }
+
     async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
         self.reserve_row(self.row(call)).await
     }
 
-    fn note_spent(&self, most: Microdollars) {
+    fn note_spent(&self, most: Usd) {
         if let Some(Spent { account, shut, .. }) = self.spent() {
             metrics::refused(&account, if shut { "shut" } else { "spent" });
-            self.look.note_spent(&account, usd(most));
+            self.look.note_spent(&account, most);
         }
     }
 
@@ -244,8 +316,9 @@ impl Ledger for AttemptLedger {
     }
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
-        let Settlement { outcome, provider_request_id, answer, learnt } = settlement;
+        let Settlement { outcome, provider_request_id, answer, is_shareable, learnt } = settlement;
         self.keys.learn(&self.store, call, &learnt).await;
+        let kept = answer.clone();
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),
@@ -258,6 +331,9 @@ impl Ledger for AttemptLedger {
         let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
         self.settle_row(settled).await?;
         metrics::settled(&self.agent_id, &call.model, call.bound.cost, &counted);
+        if let Some(answer) = kept {
+            self.keep(call, &answer, &counted, is_shareable);
+        }
         if costs {
             self.note_repaid(&call.request).await;
         }
@@ -279,16 +355,9 @@ impl Ledger for AttemptLedger {
         Ok(())
     }
 
-    async fn stored(&self, request: &RequestKey) -> Result<Option<Answer>, Unavailable> {
-        while self.is_durable.get().is_some_and(|is_durable| !is_durable()) {
-            sleep(DURABLE_POLL).await;
-        }
-        let stored = self.store.stored_answer(&self.claim, &request.hash, request.nth).await;
-        let stored = stored.map_err(unavailable)?;
-        if stored.is_some() {
-            metrics::replayed(&self.agent_id);
-        }
-        Ok(stored.map(|stored| Answer { content_type: stored.content_type, body: stored.body.into() }))
+    async fn look_up(&self, call: &Call) -> Result<Option<Given>, Unavailable> {
+        let found = self.store.look_up(self.row(call)).await.map_err(unavailable)?;
+        Ok(found.map(|answer| self.given(answer)))
     }
 }
 
@@ -297,11 +366,7 @@ fn unavailable(error: StoreError) -> Unavailable {
 }
 
 /// Where the agent and the job both name a limit, the ledger takes the lowest.
-fn limits(
-    [daily, monthly]: [Option<Microdollars>; 2],
-    agent: &AgentCalls,
-    of_job: Option<Usd>,
-) -> Vec<Limit> {
+fn limits([daily, monthly]: [Option<Usd>; 2], agent: &AgentCalls, of_job: Option<Usd>) -> Vec<Limit> {
     let named = [
         (SpendScope::Fleet, Period::Day, daily),
         (SpendScope::Fleet, Period::Month, monthly),
@@ -309,7 +374,7 @@ fn limits(
         (SpendScope::Agent, Period::Month, agent.budget_monthly),
         (SpendScope::Job, Period::Life, agent.max_cost_usd),
     ];
-    let limit = |(scope, period, limit): (_, _, Option<_>)| Some(Limit { scope, period, limit: usd(limit?) });
+    let limit = |(scope, period, limit): (_, _, Option<_>)| Some(Limit { scope, period, limit: limit? });
     let of_job = of_job.map(|limit| Limit { scope: SpendScope::Job, period: Period::Life, limit });
     named.into_iter().filter_map(limit).chain(of_job).collect()
 }
@@ -319,7 +384,7 @@ fn outcome_row(outcome: Outcome) -> CallOutcome {
         Outcome::Settled(settled) => {
             let tokens = settled.tokens;
             CallOutcome::Settled {
-                cost: usd(settled.cost),
+                cost: settled.cost,
                 tokens: CallTokens {
                     input: tokens.input,
                     cache_read: tokens.cache_read,

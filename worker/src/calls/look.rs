@@ -15,7 +15,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::usd;
 use crate::worker::Worker;
 
 /// The interval between readings of the ledger.
@@ -133,7 +132,7 @@ fn with_own(worker: &Worker, budgets: Vec<BudgetGauge>) -> Vec<BudgetGauge> {
             SpendScope::Fleet => [daily, monthly],
             _ => of_agent().map(|agent| [agent.budget_daily, agent.budget_monthly]).unwrap_or_default(),
         };
-        if budget.period == Period::Day { daily } else { monthly }.map(usd)
+        if budget.period == Period::Day { daily } else { monthly }
     };
     let is_mine = |budget: &BudgetGauge| match budget.scope {
         SpendScope::Fleet => true,
@@ -149,7 +148,7 @@ fn with_own(worker: &Worker, budgets: Vec<BudgetGauge>) -> Vec<BudgetGauge> {
         let is_there = |budget: &BudgetGauge| budget.scope == SpendScope::Fleet && budget.period == period;
         if limit.is_some() && !mine.iter().any(is_there) {
             let account = format!("{}:{}", SpendScope::Fleet.as_str(), period.as_str());
-            mine.push(BudgetGauge::unused(SpendScope::Fleet, period, account, limit.map(usd)));
+            mine.push(BudgetGauge::unused(SpendScope::Fleet, period, account, limit));
         }
     }
     mine

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use job::Name;
-use model::{Microdollars, Outcome};
+use job::{Name, Usd};
+use model::Outcome;
 use prometheus::{
     Counter, CounterVec, IntCounterVec, register_counter, register_counter_vec, register_int_counter_vec,
 };
@@ -17,6 +17,7 @@ struct Metrics {
     cost: CounterVec,
     tokens: IntCounterVec,
     replays: IntCounterVec,
+    cache: IntCounterVec,
     unknown: Counter,
     overrun: Counter,
     repaid: Counter,
@@ -27,6 +28,7 @@ static METRICS: LazyLock<Metrics> =
 
 const OUTCOMES: [&str; 3] = ["settled", "free", "unknown"];
 const CLASSES: [&str; 4] = ["input", "cache_read", "cache_write", "output"];
+const CACHE_OUTCOMES: [&str; 6] = ["hit", "miss", "skipped", "kept", "not_kept", "failed"];
 const REASONS: [&str; 3] = ["busy", "spent", "shut"];
 
 fn register() -> prometheus::Result<Metrics> {
@@ -58,6 +60,13 @@ fn register() -> prometheus::Result<Metrics> {
             "Requests that were given the stored answer of an earlier run of their job, and cost nothing",
             &["agent"]
         )?,
+        cache: register_int_counter_vec!(
+            "harness_response_cache_total",
+            "What the cache of answers did for calls of agents with `cache`: hit (given, nothing paid), miss, skipped (not \
+             asked, because it did not answer a moment ago); and with their answers: kept, not_kept (a refusal, too large, or \
+             of unknown cost), failed (it could not be kept)",
+            &["outcome"]
+        )?,
         unknown: register_counter!(
             "harness_cost_unknown_usd_total",
             "Dollars that were counted for calls whose cost this worker could not learn"
@@ -79,6 +88,9 @@ pub fn show_zeros<'a>(agents: impl Iterator<Item = (&'a Name, &'a AgentCalls)>) 
         for reason in REASONS {
             METRICS.refused.with_label_values(&[scope.as_str(), reason]);
         }
+    }
+    for outcome in CACHE_OUTCOMES {
+        METRICS.cache.with_label_values(&[outcome]);
     }
     for (agent, calls) in agents {
         METRICS.replays.with_label_values(&[agent.as_str()]);
@@ -102,7 +114,7 @@ pub fn refused(account: &str, reason: &str) {
 }
 
 /// Counts a call that has ended.
-pub fn settled(agent: &Name, model: &str, reserved: Microdollars, outcome: &Outcome) {
+pub fn settled(agent: &Name, model: &str, reserved: Usd, outcome: &Outcome) {
     let agent = agent.as_str();
     let label = match outcome {
         Outcome::Settled(_) => "settled",
@@ -111,11 +123,10 @@ pub fn settled(agent: &Name, model: &str, reserved: Microdollars, outcome: &Outc
     };
     METRICS.calls.with_label_values(&[model, label]).inc();
     let cost = METRICS.cost.with_label_values(&[agent, model]);
-    let dollars = |sum: Microdollars| super::usd(sum).dollars();
     match outcome {
         Outcome::Settled(settled) => {
-            cost.inc_by(dollars(settled.cost));
-            METRICS.overrun.inc_by((dollars(settled.cost) - dollars(reserved)).max(0.0));
+            cost.inc_by(settled.cost.dollars());
+            METRICS.overrun.inc_by((settled.cost.dollars() - reserved.dollars()).max(0.0));
             let tokens = settled.tokens;
             let written = tokens.cache_write.saturating_add(tokens.cache_write_long);
             for (class, count) in
@@ -125,8 +136,8 @@ pub fn settled(agent: &Name, model: &str, reserved: Microdollars, outcome: &Outc
             }
         }
         Outcome::Unknown(_) => {
-            cost.inc_by(dollars(reserved));
-            METRICS.unknown.inc_by(dollars(reserved));
+            cost.inc_by(reserved.dollars());
+            METRICS.unknown.inc_by(reserved.dollars());
         }
         Outcome::Free => {}
     }
@@ -137,7 +148,12 @@ pub fn replayed(agent: &Name) {
     METRICS.replays.with_label_values(&[agent.as_str()]).inc();
 }
 
+/// Counts what the cache of answers did.
+pub fn cache(outcome: &str) {
+    METRICS.cache.with_label_values(&[outcome]).inc();
+}
+
 /// Counts what was paid for nothing.
-pub fn repaid(cost: job::Usd) {
+pub fn repaid(cost: Usd) {
     METRICS.repaid.inc_by(cost.dollars());
 }

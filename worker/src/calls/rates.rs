@@ -274,7 +274,8 @@ async fn shut(store: &Store, key: &str, provider: Provider, refused: &KeyRefused
 
 #[cfg(test)]
 mod tests {
-    use model::{Bound, Microdollars, RequestKey, Settled, Tokens, Upstream, Wire};
+    use job::Usd;
+    use model::{Bound, RequestKey, Settled, Tokens, Upstream, Wire};
 
     use super::*;
 
@@ -297,14 +298,15 @@ mod tests {
             provider: wire.provider(),
             wire,
             model: "m".to_owned(),
-            bound: Bound { input: 900, output: 100, names_output, cost: Microdollars::ZERO },
+            bound: Bound { input: 900, output: 100, names_output, cost: Usd::ZERO },
             request: RequestKey { hash: [0; 32], nth: 0 },
+            cache_key: None,
         }
     }
 
     fn settled() -> Outcome {
         let tokens = Tokens { input: 10, cache_read: 700, cache_write: 5, cache_write_long: 5, output: 40 };
-        Outcome::Settled(Settled { cost: Microdollars::ZERO, tokens, model: "m".to_owned() })
+        Outcome::Settled(Settled { cost: Usd::ZERO, tokens, model: "m".to_owned() })
     }
 
     #[test]

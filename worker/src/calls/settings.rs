@@ -1,5 +1,6 @@
 //! The settings of model calls.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use chrono::Utc;
 use clap::Args;
-use model::{GatewaySettings, Microdollars, Prices, Upstream};
+use job::Usd;
+use model::{GatewaySettings, Prices, Provider, Upstream};
 use rustls::ClientConfig;
 use secrecy::SecretString;
 use service::{Problems, Setting};
@@ -28,10 +30,10 @@ pub struct CallArgs {
     gateway_addr: Setting<SocketAddr>,
     /// Dollars that the fleet may spend on model calls in a day, such as 250.00
     #[arg(long, env = "BUDGET_DAILY")]
-    budget_daily: Option<Setting<Microdollars>>,
+    budget_daily: Option<Setting<Usd>>,
     /// Dollars that the fleet may spend on model calls in a month
     #[arg(long, env = "BUDGET_MONTHLY")]
-    budget_monthly: Option<Setting<Microdollars>>,
+    budget_monthly: Option<Setting<Usd>>,
     /// The time zone in which days and months of budgets turn. It cannot be changed once something was spent
     #[arg(long, env = "BUDGET_TIMEZONE", default_value = "UTC")]
     budget_timezone: String,
@@ -63,6 +65,17 @@ pub struct CallArgs {
     /// The most model calls that this worker sends to a provider at a time. It sends fewer while the provider has too much to do
     #[arg(long, env = "MODEL_CONCURRENCY", default_value = "256")]
     model_concurrency: Setting<usize>,
+    /// Give calls of agents with `cache` what other jobs of their tenant were answered to the same request
+    #[arg(long, env = "ENABLE_CACHING", default_value = "false", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    enable_caching: Setting<bool>,
+    /// Seconds for which an answer of the cache may be given again
+    #[arg(long, env = "CACHE_MAX_AGE_S", default_value = "86400")]
+    cache_max_age_s: Setting<u64>,
+    /// Bytes that the answers of the cache may have in Postgres, those of all workers together. The oldest go first. An answer
+    /// of more than a sixteenth of it is not kept
+    #[arg(long, env = "CACHE_MAX_BYTES", default_value = "268435456")]
+    cache_max_bytes: Setting<u64>,
     #[command(flatten)]
     rates: RateArgs,
 }
@@ -70,9 +83,26 @@ pub struct CallArgs {
 /// Settings that have been checked.
 pub struct CallSettings {
     gateway: Option<GatewaySettings>,
-    fleet: [Option<Microdollars>; 2],
+    fleet: [Option<Usd>; 2],
     zone: String,
     keys: Arc<ProviderKeys>,
+    cache: Option<CacheBounds>,
+}
+
+/// How much the cache of answers may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheBounds {
+    /// How old an answer may be.
+    pub age: Duration,
+    /// How many bytes all may have.
+    pub bytes: u64,
+}
+
+impl CacheBounds {
+    /// Returns the most bytes that one answer may have.
+    pub fn answer_bytes(self) -> u64 {
+        self.bytes / 16
+    }
 }
 
 impl CallArgs {
@@ -89,6 +119,9 @@ impl CallArgs {
         let drain = problems.within("USAGE_DRAIN_S", self.usage_drain_s, 0..=3_600);
         let most_calls = problems.within("MODEL_CONCURRENCY", self.model_concurrency, 1..=10_000);
         let wait = problems.within("MODEL_WAIT_S", self.model_wait_s, 0..=540);
+        let caches = problems.take("ENABLE_CACHING", self.enable_caching);
+        let age = problems.within("CACHE_MAX_AGE_S", self.cache_max_age_s, 1..=31_536_000);
+        let bytes = problems.within("CACHE_MAX_BYTES", self.cache_max_bytes, 4_096..=1 << 40);
         let rates = self.rates.check(problems);
         let prices = problems.check("PRICES_FILE", prices(self.prices.as_deref()));
         let upstream = |key: Option<SecretString>, base_url: String| {
@@ -99,13 +132,24 @@ impl CallArgs {
         let openai = upstream(self.openai_api_key, self.openai_base_url);
         let (addr, drain, wait, most_calls, prices) = (addr?, drain?, wait?, most_calls?, prices?);
         let models: Vec<&String> = agents.flat_map(|agent| &agent.models).collect();
+        let mut unpaid = BTreeMap::new();
         for model in &models {
-            if let Err(unpriced) = prices.find(model, Utc::now().date_naive()) {
-                problems.add("AGENTS_FILE", unpriced);
+            match prices.find(model, Utc::now().date_naive()) {
+                Ok(price) => _ = unpaid.entry(price.provider.name()).or_insert((price.provider, model)),
+                Err(unpriced) => problems.add("AGENTS_FILE", unpriced),
             }
         }
-        if !models.is_empty() && anthropic.is_none() && openai.is_none() {
-            problems.add("ANTHROPIC_API_KEY", "not set, expected it or OPENAI_API_KEY: agents name models");
+        for (provider, model) in unpaid.into_values() {
+            let key = match provider {
+                Provider::Anthropic => &anthropic,
+                Provider::OpenAi => &openai,
+            };
+            if key.is_none() {
+                problems.add(
+                    key_names(provider)[0],
+                    format!("not set, expected the key that pays for {model}, which an agent names"),
+                );
+            }
         }
         let (usage_drain, wait) = (Duration::from_secs(drain), Duration::from_secs(wait));
         let gateway = GatewaySettings { addr, anthropic, openai, tls, prices, usage_drain, wait, most_calls };
@@ -116,6 +160,7 @@ impl CallArgs {
             keys,
             fleet: [daily.flatten(), monthly.flatten()],
             zone: self.budget_timezone,
+            cache: caches?.then_some(CacheBounds { age: Duration::from_secs(age?), bytes: bytes? }),
         })
     }
 }
@@ -127,8 +172,13 @@ impl CallSettings {
     }
 
     /// Returns what the fleet may spend in a day and in a month.
-    pub fn fleet(&self) -> [Option<Microdollars>; 2] {
+    pub fn fleet(&self) -> [Option<Usd>; 2] {
         self.fleet
+    }
+
+    /// Returns how much the cache of answers may hold, if there is to be one.
+    pub fn cache(&self) -> Option<CacheBounds> {
+        self.cache
     }
 
     /// Returns the providers' keys with their rate limits.
@@ -148,7 +198,22 @@ impl fmt::Debug for CallSettings {
     }
 }
 
-fn prices(file: Option<&Path>) -> Result<Prices, String> {
+/// Returns the settings that may hold a provider's key, the usual one first.
+fn key_names(provider: Provider) -> &'static [&'static str] {
+    match provider {
+        Provider::Anthropic => &["ANTHROPIC_API_KEY", "CLAUDE_API_KEY"],
+        Provider::OpenAi => &["OPENAI_API_KEY"],
+    }
+}
+
+/// Returns the setting that should hold a provider's key, if none does.
+pub fn missing_key(provider: Provider) -> Option<&'static str> {
+    let names = key_names(provider);
+    names.iter().all(|name| service::variable(name).is_none()).then_some(names[0])
+}
+
+/// Reads the prices: those that are built in, with those of a file.
+pub fn prices(file: Option<&Path>) -> Result<Prices, String> {
     let Some(path) = file else { return Ok(Prices::built_in()) };
     let shown = path.display();
     let text = std::fs::read_to_string(path)

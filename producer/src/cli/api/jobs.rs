@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use harness_fleet::{Client, Error, Job, JobEntry, JobFilter};
-use job::{JobId, JobState, Name, shown};
+use job::{CallId, InputAnswer, JobId, JobState, Json, Name, shown};
 use serde_json::{Value, json};
 use service::{note, out};
-use store::{JobLine, JobView};
+use store::{JobLine, JobView, OpenInput};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::progress::Progress;
@@ -98,6 +98,31 @@ pub async fn why(client: &Client, job_id: JobId) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `producer answer`.
+pub async fn answer(
+    client: &Client,
+    job_id: JobId,
+    call_id: &CallId,
+    answer: &InputAnswer,
+    by: Option<&str>,
+) -> anyhow::Result<ExitCode> {
+    match client.answer(job_id, call_id.as_str(), answer, by).await {
+        Ok(answered) => {
+            out!("{job_id} {}", answered.state);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) if error.is_not_found() => {
+            note!("job_id: no such job in the ledger, or it is not this key's");
+            Ok(ExitCode::from(3))
+        }
+        Err(Error::Refused(problem)) if problem.status == 409 => {
+            note!("{}: {}", problem.field.as_deref().unwrap_or("call_id"), shown(&problem.detail));
+            Ok(ExitCode::from(3))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// `producer cancel`. An id that is not known is not cancelled ahead: it may become another tenant's.
 pub async fn cancel(
     client: &Client,
@@ -184,9 +209,17 @@ pub(super) fn known<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
+/// A question as the ledger would show it; what it asks is there for keys with the scope `content` alone.
+fn open(question: harness_fleet::Question) -> Option<OpenInput> {
+    let harness_fleet::Question { call_id, kind, question, asked_at, expires_at } = question;
+    let question = question.unwrap_or_else(Json::null);
+    Some(OpenInput { call_id: call_id.parse().ok()?, kind, question, asked_at, expires_at })
+}
+
 /// The job as the ledger would show it. The tenant is the key's, and is not shown.
 pub(super) fn view(job: Job) -> JobView {
     JobView {
+        questions: job.questions.into_iter().filter_map(open).collect(),
         job_id: job.job_id,
         trace_id: job.trace_id.unwrap_or_else(|| job.job_id.into()),
         tenant: job::Tenant::default(),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::filter::Flags;
 use super::report::Report;
 use crate::cli::api;
+use crate::cli::operator::operator;
 use crate::cli::progress::Progress;
 use crate::dead::{Act, Filter, Order, Selection, count, settle};
 use crate::intake_limits::IntakeLimits;
@@ -107,7 +108,7 @@ impl Which {
     ) -> anyhow::Result<ExitCode> {
         let Some(filter) = self.filter() else { return Ok(ExitCode::from(2)) };
         let selection = if self.all { Selection::All(filter) } else { Selection::Ids(self.ids) };
-        let order = Order { act, selection, dry_run: self.dry_run };
+        let order = Order { act, selection, actor: operator(), dry_run: self.dry_run };
         let progress = Progress::new(count(dispatch, &order.selection).await?);
         let mut report = Report::new(progress, stop.clone(), self.json, self.dry_run, !self.all);
         let done = settle(dispatch, intake_limits, &order, stop, &mut report).await;

@@ -14,6 +14,17 @@ pub(super) async fn look(store: &Store, list: &mut Checklist) {
         }
         Err(error) => _ = list.report("budgets", Err(chain(error))),
     }
+    match store.cache_size().await {
+        Ok((0, _)) => {}
+        Ok((answers, bytes)) => {
+            let mib = bytes as f64 / f64::from(1 << 20);
+            list.report(
+                "answer_cache",
+                Ok(format!("{answers} answers of models may be given again, {mib:.1} MiB")),
+            );
+        }
+        Err(error) => _ = list.report("answer_cache", Err(chain(error))),
+    }
 }
 
 /// A limit that is spent does its work, so it is shown. One that is shut waits for an operator.

@@ -32,8 +32,11 @@ fn what_is_encoded_decodes_to_the_same() {
     spec.user_id = Some("u".into());
     spec.retry = RetryPolicy { max_attempts: 7, base_delay_ms: 1, max_delay_ms: 2 };
     spec.timeout_ms = Some(5);
+    spec.run_at = Some(crate::RunAt::of_unix_ms(spec.job_id.unix_ms() + 8).unwrap());
     spec.deadline_ms = Some(6);
     spec.max_stalled_iterations = Some(7);
+    spec.max_iterations = Some(8);
+    spec.max_tokens = Some(u64::MAX);
     spec.max_cost_usd = Some(crate::Usd::from_micros(100_001));
     spec.on_busy = crate::OnBusy::Rollback;
     spec.labels = crate::Labels::of(["team=search".parse().unwrap(), "run=".parse().unwrap()]).unwrap();
@@ -56,8 +59,8 @@ fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
 fn every_optional_field_may_be_null() {
     let all = format!(
         r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","tenant":null,"user_id":null,"pool":null,"input":null,
-        "retry":null,"timeout_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"max_cost_usd":null,"on_busy":null,"labels":null,"reply_to":null,
-        "correlation_id":null,"traceparent":null}}"#,
+        "retry":null,"timeout_ms":null,"run_at":null,"delay_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"max_iterations":null,"max_tokens":null,"max_cost_usd":null,"on_busy":null,"labels":null,
+        "reply_to":null,"correlation_id":null,"traceparent":null}}"#,
         JobId::now()
     );
     let spec = decode(all.as_bytes(), None, &limits()).unwrap();
@@ -105,6 +108,13 @@ fn an_error_names_the_field_and_what_would_be_right() {
         (" [\"harness.job.v1\"]".to_owned(), "body", "array"),
         (with("deadline_ms", json!(0)), "deadline_ms", "a year"),
         (with("max_stalled_iterations", json!(0)), "max_stalled_iterations", "at least 1"),
+        (with("max_iterations", json!(0)), "max_iterations", "got 0, expected at least 1"),
+        (with("max_iterations", json!(-1)), "max_iterations", "expected a whole number from 0 to 4294967295"),
+        (with("max_iterations", json!(1.5)), "max_iterations", "expected a whole number"),
+        (with("max_tokens", json!(0)), "max_tokens", "got 0, expected at least 1"),
+        (with("max_tokens", json!(-7)), "max_tokens", "expected a whole number"),
+        (with("max_tokens", json!(0.5)), "max_tokens", "expected a whole number"),
+        (with("max_tokens", json!("9")), "max_tokens", "expected a whole number"),
         (with("max_cost_usd", json!(-0.5)), "max_cost_usd", "got -0.5, expected dollars from 0"),
         (with("max_cost_usd", json!(0.0000001)), "max_cost_usd", "at most 6 digits"),
         (with("max_cost_usd", json!("1,5")), "max_cost_usd", "got \"1,5\""),

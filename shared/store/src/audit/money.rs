@@ -113,7 +113,13 @@ pub(super) const PAID: &str = "
              GROUP BY session_id, job_id) c
       JOIN (SELECT job_id, session_id, cost_microusd AS cost FROM harness_results WHERE job_id >= $1
             UNION ALL
-            SELECT k.job_id, k.session_id, sum(k.cost_microusd)
-              FROM harness_checkpoints k JOIN harness_jobs j ON j.job_id = k.job_id
-             GROUP BY k.job_id, k.session_id) u ON u.job_id = c.job_id AND u.session_id = c.session_id
+            SELECT j.job_id, j.session_id, coalesce(j.folded_cost_microusd, 0) + coalesce(k.cost, 0)
+              FROM harness_jobs j
+              LEFT JOIN (SELECT job_id, session_id, sum(cost_microusd) AS cost FROM harness_checkpoints
+                          GROUP BY job_id, session_id) k ON k.job_id = j.job_id AND k.session_id = j.session_id) u ON u.job_id = c.job_id AND u.session_id = c.session_id
      WHERE u.cost > c.cost";
+
+/// Upkeep looks every quarter of an hour.
+pub(super) const CACHE: &str = "
+    SELECT encode(key, 'hex'), format('tenant %s: it was to be kept until %s', tenant, keep_until)
+      FROM harness_cache WHERE keep_until < now() - interval '2 hours'";

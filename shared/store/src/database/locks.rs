@@ -7,8 +7,8 @@
 //! | a leadership, shared | one | marks, decisions | no successor leads before they have committed |
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
-//! | sessions' rows | `session_id` | claim, conclude, cancel, rescue | only one of them at a time decides about a session |
-//! | jobs' rows | `job_id` | claim, cancel, rescue; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
+//! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, a fold within a run | only one of them at a time decides about a session |
+//! | jobs' rows | `job_id` | claim, cancel, rescue, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
 //! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |

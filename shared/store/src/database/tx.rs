@@ -23,7 +23,7 @@ pub(crate) struct Tx<const N: usize> {
     name: &'static str,
     client: Client,
     statements: [Statement; N],
-    /// One that only some transactions of this name need; it comes last, and its rows are not read.
+    /// One that only some transactions of this name need; it comes last.
     more: Option<Statement>,
 }
 
@@ -54,41 +54,70 @@ impl<const N: usize> Tx<N> {
         Ok(Tx { name, client, statements, more })
     }
 
-    /// Sends BEGIN, every statement with its parameters, and COMMIT at once; then reads the answers.
-    ///
-    /// tokio-postgres sends a request when its future is first polled, and joined futures are first polled in
-    /// order. After a failed statement Postgres refuses the later ones and turns COMMIT into ROLLBACK, so the
-    /// first error is the one that explains the failure.
+    /// Runs it, see [`pipelined`].
     pub(crate) async fn run(self, params: [&Params<'_>; N]) -> Result<[Vec<Row>; N], StoreError> {
-        self.run_more(params, &[]).await
+        Ok(self.run_more(params, &[]).await?.0)
     }
 
-    /// As [`Tx::run`], with the parameters of the statement that was added by [`Tx::prepare_more`], if one was.
+    /// As [`Tx::run`], with the parameters of the statement that was added by [`Tx::prepare_more`], if one was. Its
+    /// rows are the second part of the answer.
     pub(crate) async fn run_more(
         self,
         params: [&Params<'_>; N],
         more: &Params<'_>,
-    ) -> Result<[Vec<Row>; N], StoreError> {
+    ) -> Result<([Vec<Row>; N], Vec<Row>), StoreError> {
         let busy = Busy(Some(self.client));
-        let client = busy.client();
         let statements = self.statements.iter().zip(params).chain(self.more.iter().map(|last| (last, more)));
-        let queries = statements.map(|(statement, params)| client.query(statement, params));
-        let running = async {
-            let (begin, answers, commit) = join3(
-                client.batch_execute(BEGIN),
-                futures::future::join_all(queries),
-                client.batch_execute("COMMIT"),
-            )
-            .await;
-            begin?;
-            let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
-            commit?;
-            Ok(answers)
-        };
+        let running = pipelined(busy.client(), statements);
         let (_, mut answers) = bounded(self.name, BOUND, running).await.keep(busy)?;
-        answers.truncate(N);
-        Ok(answers.try_into().expect("as many answers as statements"))
+        let more = answers.split_off(N).pop().unwrap_or_default();
+        Ok((answers.try_into().expect("as many answers as statements"), more))
     }
+}
+
+impl Tx<0> {
+    /// Runs a transaction whose statements are chosen when it begins, in one round trip. The answers are in their order.
+    pub(crate) async fn run_steps(
+        pool: &Pool,
+        name: &'static str,
+        steps: &[(&str, &Params<'_>)],
+    ) -> Result<Vec<Vec<Row>>, StoreError> {
+        let busy = Busy(Some(pool.get().await?));
+        let preparing = async {
+            let mut statements = Vec::with_capacity(steps.len());
+            for (text, _) in steps {
+                statements.push(busy.client().prepare_cached(text).await?);
+            }
+            Ok(statements)
+        };
+        let (client, statements) = bounded(name, BOUND, preparing).await.keep(busy)?;
+        let busy = Busy(Some(client));
+        let with_params = statements.iter().zip(steps.iter().map(|(_, params)| *params));
+        let (_, answers) = bounded(name, BOUND, pipelined(busy.client(), with_params)).await.keep(busy)?;
+        Ok(answers)
+    }
+}
+
+/// Sends BEGIN, every statement with its parameters, and COMMIT at once; then reads the answers.
+///
+/// tokio-postgres sends a request when its future is first polled, and joined futures are first polled in
+/// order. After a failed statement Postgres refuses the later ones and turns COMMIT into ROLLBACK, so the
+/// first error is the one that explains the failure.
+async fn pipelined<'a>(
+    client: &Client,
+    statements: impl Iterator<Item = (&'a Statement, &'a Params<'a>)>,
+) -> Result<Vec<Vec<Row>>, tokio_postgres::Error> {
+    let queries = statements.map(|(statement, params)| client.query(statement, params));
+    let (begin, answers, commit) = join3(
+        client.batch_execute(BEGIN),
+        futures::future::join_all(queries),
+        client.batch_execute("COMMIT"),
+    )
+    .await;
+    begin?;
+    let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+    commit?;
+    Ok(answers)
 }
 
 /// The time limit of one transaction. Postgres ends a statement sooner (`statement_timeout`), so an answer
@@ -167,7 +196,8 @@ pub(crate) async fn query_within(
 }
 
 /// A connection whose answer is awaited. If its caller waits no longer, the connection is closed: in the pool, the next
-/// question would wait behind this one.
+/// question would wait behind this one. Postgres then ends the statement within two seconds, because our sessions have
+/// `client_connection_check_interval`.
 struct Busy(Option<Client>);
 
 impl Busy {

@@ -53,15 +53,22 @@ pub(super) fn new_jobs_of<'a>(
     new
 }
 
+/// By the clock here: a change is a hint.
+fn now_unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
 /// Says that a job is new.
 pub(super) fn accepted(spec: &JobSpec) -> Change {
-    Change::new(spec.job_id, spec.session_key(), JobState::Publishing)
+    let state = if spec.is_due(now_unix_ms()) { JobState::Publishing } else { JobState::Scheduled };
+    Change::new(spec.job_id, spec.session_key(), state)
 }
 
 impl Store {
-    /// Takes jobs into the ledger, in order, in the state `publishing`: the caller publishes them next. If it
-    /// dies first, [`Store::return_stuck`] makes them due. A job that is refused does not keep the others
-    /// out.
+    /// Takes jobs into the ledger, in order. Those that are due are `publishing`: the caller publishes them next. If it
+    /// dies first, [`Store::return_stuck`] makes them due. The others are `scheduled`. A job that is refused does not
+    /// keep the others out.
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         match self.accept_together(specs).await {
             Err(error) if error.may_lie_in_one_call() => {}
@@ -84,7 +91,7 @@ impl Store {
         let labels = LabelColumns::of(specs.iter());
         let sql = [ACCEPT, DROP_ENDED];
         let tx = Tx::prepare_more(&self.pool, "accept", sql, labels.statement()).await?;
-        let [inserted, ended] = tx.run_more([&columns.params(), &[jobs]], &labels.params()).await?;
+        let ([inserted, ended], _) = tx.run_more([&columns.params(), &[jobs]], &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         // An id that occurs twice in one call is new once.
         let answer = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };

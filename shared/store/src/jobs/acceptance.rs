@@ -116,7 +116,7 @@ impl Batched for Acceptance {
         let sql = [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED];
         let tx = Tx::prepare_more(pool, "take", sql, labels.statement()).await?;
         let params: [&Params<'_>; 3] = [&[&lock_timeout], &columns.params(), &[&columns.jobs]];
-        let [_, inserted, ended] = tx.run_more(params, &labels.params()).await?;
+        let ([_, inserted, ended], _) = tx.run_more(params, &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         let taken = |id: &Uuid| match new.remove(id) {
             Some(accepted_at) => Taken::New { accepted_at },
@@ -145,7 +145,7 @@ async fn commit_keyed(
     let accept = [columns.params().as_slice(), keys.params().as_slice()].concat();
     let params = keys.params();
     let all: [&Params<'_>; 5] = [&[&lock_timeout], &params, &accept, &[&columns.jobs], &params];
-    let [_, _, accepted, ended, _] = tx.run_more(all, &labels.params()).await?;
+    let ([_, _, accepted, ended, _], _) = tx.run_more(all, &labels.params()).await?;
     let mut found = held_by(&accepted);
     let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(2).is_none());
     let mut new = new_jobs_of(inserted, &ended);

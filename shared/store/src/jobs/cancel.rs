@@ -8,14 +8,17 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobId, JobState, Name, SessionKey};
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Name, OnBusy, SessionKey};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::accept::DROP_ENDED;
+use super::blobs::KEEP_BLOBS;
 use super::claim::READ_ANSWERS;
+use super::columns::no_place;
 use super::next::NEXT;
-use crate::database::{LOCK_SESSIONS, Tx, query, read_change, read_job_id, uuids};
+use crate::access::jobs_logged;
+use crate::database::{LOCK_SESSIONS, Params, Tx, query, read_change, read_job_id, uuids};
 use crate::webhooks::deliveries;
 use crate::{Store, StoreError};
 
@@ -39,6 +42,10 @@ pub enum Unwanted<'a> {
     Overdue,
     /// Its session is busy, and it does not want to wait.
     Rejected,
+    /// It waits for a person, and a later job of its session takes its place. What it did stays.
+    Interrupted,
+    /// As [`Unwanted::Interrupted`], but what it did is undone.
+    RolledBack,
     /// Its message was given up before a worker took it.
     DeadLettered {
         /// The pool in whose queue the message was. A message in another pool's queue is not the job's.
@@ -48,6 +55,10 @@ pub enum Unwanted<'a> {
         /// Why, for people.
         reason: &'a str,
     },
+    /// It was enqueued by SQL, and is no job: see [`Store::end_unstarted`].
+    Invalid(&'a str),
+    /// It was enqueued by SQL, and another job holds its key.
+    KeyHeld(&'a str),
 }
 
 /// What became of a job that was to be cancelled.
@@ -74,6 +85,15 @@ pub struct EndedWaiting {
 }
 
 impl Ask {
+    /// What a job asks of the one that runs in its session, or waits there for a person.
+    pub fn of(spec: &JobSpec) -> Option<Ask> {
+        match spec.on_busy {
+            OnBusy::Interrupt => Some(Ask::Interrupt),
+            OnBusy::Rollback => Some(Ask::Rollback),
+            OnBusy::Enqueue | OnBusy::Reject => None,
+        }
+    }
+
     /// Parses the word that the table uses.
     pub(crate) fn parse(text: &str) -> Option<Ask> {
         [Ask::Cancel, Ask::Interrupt, Ask::Rollback].into_iter().find(|ask| ask.as_str() == text)
@@ -95,7 +115,10 @@ impl<'a> Unwanted<'a> {
             Unwanted::Cancelled => "cancelled",
             Unwanted::Overdue => "overdue",
             Unwanted::Rejected => "rejected",
+            Unwanted::Interrupted => "interrupt",
+            Unwanted::RolledBack => "rollback",
             Unwanted::DeadLettered { .. } => "dead_lettered",
+            Unwanted::Invalid(_) | Unwanted::KeyHeld(_) => "unstarted",
         }
     }
 
@@ -103,7 +126,13 @@ impl<'a> Unwanted<'a> {
     fn dead_letter(self) -> Option<(String, &'a [u8])> {
         match self {
             Unwanted::DeadLettered { pool, body, .. } => Some((pool.to_string(), body)),
-            Unwanted::Cancelled | Unwanted::Overdue | Unwanted::Rejected => None,
+            Unwanted::Cancelled
+            | Unwanted::Overdue
+            | Unwanted::Rejected
+            | Unwanted::Interrupted
+            | Unwanted::RolledBack
+            | Unwanted::Invalid(_)
+            | Unwanted::KeyHeld(_) => None,
         }
     }
 
@@ -118,7 +147,19 @@ impl<'a> Unwanted<'a> {
                 FailureCode::SessionBusy,
                 "its session was busy, and its on_busy is \"reject\"",
             ),
+            Unwanted::Interrupted => (
+                JobState::Cancelled,
+                FailureCode::Interrupted,
+                "a later job of the session took its place while it waited for an answer; what it did stays",
+            ),
+            Unwanted::RolledBack => (
+                JobState::Cancelled,
+                FailureCode::Interrupted,
+                "a later job of the session took its place while it waited for an answer; what it did is undone",
+            ),
             Unwanted::DeadLettered { reason, .. } => (JobState::Failed, FailureCode::DeadLettered, reason),
+            Unwanted::Invalid(reason) => (JobState::Failed, FailureCode::Invalid, reason),
+            Unwanted::KeyHeld(reason) => (JobState::Cancelled, FailureCode::Cancelled, reason),
         };
         (state, Failure::permanent(code, message))
     }
@@ -146,7 +187,7 @@ const WRITERS_POLL: Duration = Duration::from_millis(5);
 const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
 
 /// Creates sessions, so that there is a row to lock and to count the end in.
-const CREATE_SESSIONS: &str = "
+pub(super) const CREATE_SESSIONS: &str = "
     INSERT INTO harness_sessions (session_id, tenant, agent_id, user_id)
     SELECT session_id, min(tenant), min(agent_id), min(user_id) FROM harness_jobs
      WHERE job_id = ANY($1) AND session_id <> ''
@@ -157,12 +198,38 @@ const ASK_RUNNING: &str = "
     UPDATE harness_jobs SET asked = 'cancel'
      WHERE job_id = ANY(ARRAY(
            SELECT job_id FROM harness_jobs WHERE job_id = ANY($1) AND state = 'running' AND $2 = 'cancelled'
-            ORDER BY job_id FOR UPDATE))";
+            ORDER BY job_id FOR UPDATE))
+       AND asked IS DISTINCT FROM 'cancel'";
+
+/// Those that this transaction has asked to stop, and those that it has ended. What was cancelled before it was seen is in the
+/// log by [`LOG_FORESTALLED`].
+const LOG_CANCELLED: &str = jobs_logged!(
+    "jobs_cancelled",
+    "",
+    "SELECT tenant, job_id FROM harness_jobs
+      WHERE job_id = ANY($2::uuid[]) AND asked = 'cancel' AND xmin = pg_current_xact_id()::xid
+      UNION
+     SELECT r.tenant, r.job_id
+       FROM unnest($2::uuid[]) AS t(job_id)
+      CROSS JOIN LATERAL (SELECT tenant, job_id FROM harness_results r
+                           WHERE r.job_id = t.job_id AND r.finished_at = now() AND r.session_id <> '' OFFSET 0) r"
+);
+
+/// Nobody knows yet whose they are.
+const LOG_FORESTALLED: &str = jobs_logged!(
+    "jobs_cancelled",
+    ", 'seen', false",
+    "SELECT NULL::text AS tenant, job_id FROM harness_jobs
+      WHERE job_id = ANY($2::uuid[]) AND session_id = '' AND xmin = pg_current_xact_id()::xid"
+);
 
 /// A job depends on its message from its publish to its claim. A scheduled job waits for a message that is
 /// yet to be published, so a dead letter ends it only if it has never begun: only then can the message to
-/// come be its second one, because the first was believed lost. What is published is the row's message, byte
+/// come be its second one, because the first was believed lost. One that is not due yet needs no message. What is published is the row's message, byte
 /// for byte, so a message with another body is not the job's.
+///
+/// A rollback moves the job's checkpoints to the history, as undone, and leaves the session what they have used: as its
+/// worker does if the job runs. If the session was folded within the job's run, it gets the state before the job again.
 const END_WAITING: &str = concat!(
     "
     WITH waiting AS (
@@ -171,9 +238,15 @@ const END_WAITING: &str = concat!(
            AND CASE $2 WHEN 'cancelled' THEN true
                        WHEN 'overdue' THEN deadline_at <= now()
                        WHEN 'rejected' THEN state = 'blocked'
+                       WHEN 'interrupt' THEN state = 'awaiting_input' AND asked = $2
+                       WHEN 'rollback' THEN state = 'awaiting_input' AND asked = $2
+                       WHEN 'unstarted' THEN state = 'scheduled' AND epoch = 0 AND due_at = 'infinity' AND session_id <> ''
                        WHEN 'dead_lettered' THEN pool = $5 AND asked IS DISTINCT FROM 'cancel'
                         AND convert_to(message::text, 'UTF8') = $6
-                        AND (state IN ('publishing', 'queued') OR (state = 'scheduled' AND epoch = 0)) END
+                        AND (state IN ('publishing', 'queued')
+                             OR (state = 'scheduled' AND epoch = 0 AND seq < ",
+    no_place!(),
+    ")) END
          ORDER BY job_id FOR UPDATE
     ), ended AS (
         DELETE FROM harness_jobs WHERE job_id = ANY(ARRAY(SELECT job_id FROM waiting)) RETURNING *
@@ -182,16 +255,55 @@ const END_WAITING: &str = concat!(
                (job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
                 cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message, trace_id)
         SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
-               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, accepted_at, started_at, message, trace_id
+               c.iterations + coalesce(folded_iterations, 0), c.cost + coalesce(folded_cost_microusd, 0),
+               c.tokens_in + coalesce(folded_input_tokens, 0), c.tokens_out + coalesce(folded_output_tokens, 0),
+               epoch, accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
                  FROM harness_checkpoints c WHERE c.session_id = e.session_id AND c.job_id = e.job_id) c
     ), ",
     deliveries!("ended", "$3"),
-    ", counted AS (
-        UPDATE harness_sessions s SET last_updated = now(), version = s.version + e.ends
+    ", closed AS (
+        UPDATE harness_inputs SET outcome = 'job_ended', closed_at = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM ended)) AND outcome IS NULL
+    ), undone AS (
+        DELETE FROM harness_checkpoints c
+         WHERE $2 = 'rollback' AND session_id = ANY(ARRAY(SELECT session_id FROM ended))
+           AND job_id = ANY(ARRAY(SELECT job_id FROM ended))
+        RETURNING *
+    ), kept AS (
+        INSERT INTO harness_history
+               (session_id, epoch, ordinal, folded_by, job_id, iterations, cost_microusd, input_tokens, output_tokens,
+                replaces, undone, context_json, blobs, created_at)
+        SELECT session_id, epoch, ordinal, job_id, job_id, iterations, cost_microusd, input_tokens, output_tokens,
+               coalesce((delta -> 'replace_context')::boolean, false), true,
+               coalesce(context_json, (delta -> 'context_window')::json), blobs, created_at
+          FROM undone
+    ), undone_before AS (
+        UPDATE harness_history h SET undone = true
+          FROM ended e
+         WHERE $2 = 'rollback' AND e.folded_epoch IS NOT NULL
+           AND h.session_id = e.session_id AND h.folded_by = e.job_id AND h.job_id = e.job_id
+    ), used AS (
+        SELECT session_id, sum(iterations)::bigint AS iterations, sum(cost_microusd)::bigint AS cost,
+               sum(input_tokens)::bigint AS tokens_in, sum(output_tokens)::bigint AS tokens_out
+          FROM undone GROUP BY session_id
+    ), counted AS (
+        UPDATE harness_sessions s
+           SET last_updated = now(), version = s.version + e.ends,
+               iteration_count = s.iteration_count + coalesce(u.iterations, 0),
+               cost_microusd = s.cost_microusd + coalesce(u.cost, 0),
+               input_tokens = s.input_tokens + coalesce(u.tokens_in, 0),
+               output_tokens = s.output_tokens + coalesce(u.tokens_out, 0),
+               memory = CASE WHEN b.job_id IS NULL THEN s.memory ELSE b.before_memory END,
+               context_window = CASE WHEN b.job_id IS NULL THEN s.context_window END,
+               context_json = CASE WHEN b.job_id IS NULL THEN s.context_json ELSE b.before_context END,
+               blobs = CASE WHEN b.job_id IS NULL THEN s.blobs ELSE b.before_blobs END,
+               feature_progress = CASE WHEN b.job_id IS NULL THEN s.feature_progress ELSE b.before_progress END
           FROM (SELECT session_id, count(*) AS ends FROM ended GROUP BY session_id) e
+          LEFT JOIN used u ON u.session_id = e.session_id
+          LEFT JOIN ended b ON b.session_id = e.session_id AND b.folded_epoch IS NOT NULL AND $2 = 'rollback'
          WHERE s.session_id = e.session_id
     )
     SELECT job_id, session_id, message::text FROM ended"
@@ -201,7 +313,7 @@ const MAKE_ROOM: &str = "
     UPDATE harness_jobs j SET asked = $2
      WHERE j.session_id = (SELECT session_id FROM harness_jobs WHERE job_id = $1)
        AND j.seq < (SELECT seq FROM harness_jobs WHERE job_id = $1)
-       AND j.epoch > 0 AND j.state = 'running' AND (j.asked IS NULL OR j.asked = 'interrupt')";
+       AND j.epoch > 0 AND j.state IN ('running', 'awaiting_input') AND (j.asked IS NULL OR j.asked = 'interrupt')";
 
 /// As [`MAKE_ROOM`], for many requests. It waits for no row, because it holds locks on others meanwhile:
 /// requests to a job that is locked at that moment are returned. A rollback outweighs an interrupt, in
@@ -213,11 +325,11 @@ const MAKE_ROOM_FOR_MANY: &str = "
          CROSS JOIN LATERAL (SELECT session_id, seq FROM harness_jobs WHERE job_id = a.job_id OFFSET 0) n
          CROSS JOIN LATERAL (SELECT job_id, seq, state, asked FROM harness_jobs
                               WHERE session_id = n.session_id AND epoch > 0 OFFSET 0) r
-         WHERE r.seq < n.seq AND r.state = 'running' AND (r.asked IS NULL OR r.asked = 'interrupt')
+         WHERE r.seq < n.seq AND r.state IN ('running', 'awaiting_input') AND (r.asked IS NULL OR r.asked = 'interrupt')
     ), locked AS MATERIALIZED (
         SELECT job_id FROM harness_jobs
          WHERE job_id = ANY(ARRAY(SELECT runner FROM asking))
-           AND state = 'running' AND (asked IS NULL OR asked = 'interrupt')
+           AND state IN ('running', 'awaiting_input') AND (asked IS NULL OR asked = 'interrupt')
          ORDER BY job_id FOR UPDATE SKIP LOCKED
     ), said AS (
         UPDATE harness_jobs j
@@ -231,24 +343,32 @@ const FIND_UNWANTED: &str = "
     (SELECT job_id, 'cancelled' FROM harness_jobs WHERE asked = 'cancel' AND state <> 'running' LIMIT 500)
     UNION ALL
     (SELECT job_id, 'overdue' FROM harness_jobs
-      WHERE deadline_at <= now() AND state <> 'running' AND asked IS DISTINCT FROM 'cancel' LIMIT 500)";
+      WHERE deadline_at <= now() AND state <> 'running' AND asked IS DISTINCT FROM 'cancel' LIMIT 500)
+    UNION ALL
+    (SELECT job_id, asked FROM harness_jobs
+      WHERE asked IN ('interrupt', 'rollback') AND state = 'awaiting_input' AND coalesce(deadline_at > now(), true) LIMIT 500)";
 
 const LIVE_JOBS: &str = "SELECT job_id FROM harness_jobs WHERE session_id = $1 ORDER BY seq";
 
 impl Store {
     /// Cancels jobs, whether or not the ledger has seen them yet. Returns an answer for each, in their order,
-    /// and the jobs that ended.
+    /// and the jobs that ended. The operators' log names the actor.
     ///
     /// The ids must lie within the retention ([`JobId::check_window`]). For older ones there is no partition
     /// to record the end in.
-    pub async fn cancel(&self, jobs: &[JobId]) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
+    pub async fn cancel(
+        &self,
+        actor: &str,
+        jobs: &[JobId],
+    ) -> Result<(Vec<Cancelled>, Vec<EndedWaiting>), StoreError> {
         let ids = uuids(jobs);
-        let forestall = Tx::prepare(&self.pool, "forestall", [FORESTALL, DROP_ENDED]).await?;
-        let [made, had_ended] = forestall.run([&[&ids], &[&ids]]).await?;
+        let statements = [FORESTALL, DROP_ENDED, LOG_FORESTALLED];
+        let forestall = Tx::prepare(&self.pool, "forestall", statements).await?;
+        let [made, had_ended, _] = forestall.run([&[&ids], &[&ids], &[&actor, &ids]]).await?;
         let had_ended: HashSet<Uuid> = had_ended.iter().map(|row| row.get(0)).collect();
         let unseen: HashSet<Uuid> =
             made.iter().map(|row| row.get(0)).filter(|id| !had_ended.contains(id)).collect();
-        let ended = self.end_waiting(jobs, Unwanted::Cancelled).await?;
+        let ended = self.end_waiting_by(Some(actor), jobs, Unwanted::Cancelled).await?;
         let standing = query(&self.pool, "read_answers", READ_ANSWERS, &[&ids]).await?;
         let standing: HashMap<Uuid, JobState> = standing
             .iter()
@@ -271,6 +391,16 @@ impl Store {
         jobs: &[JobId],
         why: Unwanted<'_>,
     ) -> Result<Vec<EndedWaiting>, StoreError> {
+        self.end_waiting_by(None, jobs, why).await
+    }
+
+    /// As [`Store::end_waiting`]. With an actor, the operators' log has what changed.
+    async fn end_waiting_by(
+        &self,
+        actor: Option<&str>,
+        jobs: &[JobId],
+        why: Unwanted<'_>,
+    ) -> Result<Vec<EndedWaiting>, StoreError> {
         let ids = uuids(jobs);
         // A job never changes its session. A job that enters the ledger from now on is not among those to
         // end.
@@ -287,16 +417,24 @@ impl Store {
         let (pool, body) = why.dead_letter().unzip();
         let (why, word, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];
-        let tx = Tx::prepare(&self.pool, "end_waiting", statements).await?;
-        let [_, _, _, ended, _] = tx
-            .run([
-                &[&ids],
-                &[&sessions],
-                &[&ids, &why],
-                &[&ids, &why, &word, &failure, &pool, &body],
-                &[&nobody, &sessions, &false],
-            ])
-            .await?;
+        // What a rollback moves into the history is kept as long as the newest of these jobs.
+        let newest = ids.iter().max().copied().unwrap_or(nobody);
+        let kept_by = vec![newest; sessions.len()];
+        let (last, last_params): (Option<&str>, &Params<'_>) = match &actor {
+            // Only an operator's cancel has one.
+            Some(actor) => (Some(LOG_CANCELLED), &[actor, &ids]),
+            None if why == "rollback" => (Some(KEEP_BLOBS), &[&sessions, &kept_by]),
+            None => (None, &[]),
+        };
+        let tx = Tx::prepare_more(&self.pool, "end_waiting", statements, last).await?;
+        let params: [&Params<'_>; 5] = [
+            &[&ids],
+            &[&sessions],
+            &[&ids, &why],
+            &[&ids, &why, &word, &failure, &pool, &body],
+            &[&nobody, &sessions, &false],
+        ];
+        let ([_, _, _, ended, _], _) = tx.run_more(params, last_params).await?;
         self.changes.note(|| ended.iter().map(|row| read_change(row, state)));
         let ended = ended.iter();
         Ok(ended.map(|row| EndedWaiting { job_id: read_job_id(row, 0), message: row.get(2) }).collect())
@@ -324,15 +462,21 @@ impl Store {
         }
     }
 
-    /// Returns jobs that are no longer wanted and that no worker runs: cancelled between two attempts, or
-    /// overdue.
+    /// Returns jobs that are no longer wanted and that no worker runs: cancelled between two attempts,
+    /// overdue, or waiting for a person while a later job of their session wants their place.
     pub async fn unwanted(&self) -> Result<Vec<(JobId, Unwanted<'static>)>, StoreError> {
         let rows = query(&self.pool, "find_unwanted", FIND_UNWANTED, &[]).await?;
-        let why = |text: &str| if text == "overdue" { Unwanted::Overdue } else { Unwanted::Cancelled };
+        let why = |text: &str| match text {
+            "overdue" => Unwanted::Overdue,
+            "interrupt" => Unwanted::Interrupted,
+            "rollback" => Unwanted::RolledBack,
+            _ => Unwanted::Cancelled,
+        };
         Ok(rows.iter().map(|row| (read_job_id(row, 0), why(row.get(1)))).collect())
     }
 
-    /// Asks the jobs that run in the same sessions as these to make room, if they came earlier. Safe to
+    /// Asks the jobs that run, or wait for a person, in the same sessions as these to make room, if they came
+    /// earlier. Safe to
     /// repeat.
     pub async fn make_room(&self, asking: &[(JobId, Ask)]) -> Result<(), StoreError> {
         let left = if asking.len() > 1 { self.make_room_for_many(asking).await? } else { asking.to_vec() };

@@ -6,8 +6,9 @@ use deadpool_postgres::Pool;
 use job::{Change, JobState, Usd};
 use uuid::Uuid;
 
+use super::blobs::{Blob, STORE_BLOBS, literal, part};
 use super::claimed::Claim;
-use crate::database::{Batched, Tx};
+use crate::database::{Batched, Params, Tx, as_text};
 use crate::{Fenced, StoreError};
 
 /// One delta of one run.
@@ -17,8 +18,10 @@ pub struct CheckpointRow {
     pub claim: Claim,
     /// Numbers the deltas of a run from 0, so that a repeated call is recognised.
     pub ordinal: i32,
-    /// The delta as JSON.
+    /// The delta as JSON, without its entries of the context.
     pub delta: String,
+    /// These entries, as a JSON array. They are kept to the letter.
+    pub entries: Option<String>,
     /// Iterations it finished.
     pub iterations: u64,
     /// What it cost.
@@ -29,75 +32,147 @@ pub struct CheckpointRow {
     pub output_tokens: u64,
 }
 
+/// A delta on its way into the ledger.
+#[derive(Clone)]
+pub(crate) struct Append {
+    row: CheckpointRow,
+    /// What the entries refer to.
+    blobs: Vec<Blob>,
+}
+
+impl Append {
+    /// With `parts`, long strings are taken out of the entries.
+    pub(crate) fn of(mut row: CheckpointRow, parts: bool) -> Append {
+        let blobs = row.entries.as_mut().filter(|_| parts).map(part).unwrap_or_default();
+        Append { row, blobs }
+    }
+}
+
 /// Locks the job rows against rescue, which takes them in the same order, until the delta is written. (The
 /// worker is compared by IS NOT DISTINCT FROM, which no index serves, so that the jobs are found by their
-/// ids.)
-const APPEND: &str = "
+/// ids.) A repeated delta is there, or was folded within the run.
+///
+/// A cast to jsonb changes what an entry looks like, and fails for some. It is made only where a worker may come that
+/// reads no text ([`as_text`]).
+const APPEND: &str = concat!(
+    "
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::bigint[],
-                             $8::bigint[], $9::bigint[], $10::bigint[])
-            AS t(job_id, session_id, epoch, ordinal, delta, iterations, cost_microusd, input_tokens, output_tokens)
+                             $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[])
+            AS t(job_id, session_id, epoch, ordinal, delta, iterations, cost_microusd, input_tokens, output_tokens,
+                 entries, blobs)
+    ), form AS MATERIALIZED (
+        SELECT ",
+    as_text!(),
+    " AS as_text
     ), held AS (
-        SELECT job_id FROM harness_jobs
+        SELECT job_id, folded_epoch, folded_ordinal FROM harness_jobs
          WHERE job_id = ANY($2) AND session_id = ($3::text[])[array_position($2, job_id)]
            AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id IS NOT DISTINCT FROM $1
          ORDER BY job_id FOR SHARE
     ), appended AS (
         INSERT INTO harness_checkpoints
-               (session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta)
-        SELECT session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta::jsonb
-          FROM incoming WHERE job_id = ANY(ARRAY(SELECT job_id FROM held))
+               (session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens, delta,
+                context_json, blobs)
+        SELECT session_id, epoch, ordinal, job_id, iterations, cost_microusd, input_tokens, output_tokens,
+               CASE WHEN as_text OR entries IS NULL THEN delta::jsonb
+                    ELSE delta::jsonb || jsonb_build_object('context_window', entries::jsonb) END,
+               CASE WHEN as_text THEN entries::json END, blobs::bytea[]
+          FROM incoming JOIN held USING (job_id) CROSS JOIN form
+         WHERE folded_epoch IS DISTINCT FROM epoch OR ordinal > folded_ordinal
         ON CONFLICT DO NOTHING
     )
-    SELECT job_id FROM held";
+    SELECT job_id FROM held"
+);
 
-impl Batched for CheckpointRow {
+/// Blobs of a batch, as [`STORE_BLOBS`] takes them: one vector per column.
+#[derive(Default)]
+struct Blobs<'a> {
+    jobs: Vec<Uuid>,
+    epochs: Vec<i64>,
+    sessions: Vec<&'a str>,
+    hashes: Vec<&'a [u8]>,
+    contents: Vec<&'a str>,
+}
+
+impl<'a> Blobs<'a> {
+    fn of(batch: &'a [Append]) -> Blobs<'a> {
+        let mut columns = Blobs::default();
+        for (claim, blob) in
+            batch.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row.claim, blob)))
+        {
+            columns.jobs.push(claim.job_id().into());
+            columns.epochs.push(claim.epoch());
+            columns.sessions.push(claim.session_key());
+            columns.hashes.push(&blob.hash);
+            columns.contents.push(&blob.content);
+        }
+        columns
+    }
+
+    fn statement(&self) -> Option<&'static str> {
+        (!self.jobs.is_empty()).then_some(STORE_BLOBS)
+    }
+}
+
+impl Batched for Append {
     type Answer = Fenced<()>;
 
     fn bytes(&self) -> usize {
-        self.delta.len() + 100
+        let Append { row, blobs } = self;
+        let blobs: usize = blobs.iter().map(|blob| blob.content.len()).sum();
+        row.delta.len() + row.entries.as_ref().map_or(0, String::len) + blobs + 100
     }
 
     fn key(&self) -> u128 {
-        Uuid::from(self.claim.job_id()).as_u128()
+        Uuid::from(self.row.claim.job_id()).as_u128()
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Fenced<()>>, StoreError> {
-        let tx = Tx::prepare(pool, "checkpoint", [APPEND]).await?;
-        let worker_id = Uuid::from(batch.last().expect("a batch is never empty").claim.worker());
-        let jobs: Vec<Uuid> = batch.iter().map(|row| row.claim.job_id().into()).collect();
-        let sessions: Vec<&str> = batch.iter().map(|row| row.claim.session_key()).collect();
-        let epochs: Vec<i64> = batch.iter().map(|row| row.claim.epoch()).collect();
-        let ordinals: Vec<i32> = batch.iter().map(|row| row.ordinal).collect();
-        let deltas: Vec<&str> = batch.iter().map(|row| row.delta.as_str()).collect();
-        let iterations: Vec<i64> = batch.iter().map(|row| row.iterations as i64).collect();
-        let costs: Vec<i64> = batch.iter().map(|row| row.cost.micros() as i64).collect();
-        let input_tokens: Vec<i64> = batch.iter().map(|row| row.input_tokens as i64).collect();
-        let output_tokens: Vec<i64> = batch.iter().map(|row| row.output_tokens as i64).collect();
-        let [held] = tx
-            .run([&[
-                &worker_id,
-                &jobs,
-                &sessions,
-                &epochs,
-                &ordinals,
-                &deltas,
-                &iterations,
-                &costs,
-                &input_tokens,
-                &output_tokens,
-            ]])
-            .await?;
+        let blobs = Blobs::of(batch);
+        let tx = Tx::prepare_more(pool, "checkpoint", [APPEND], blobs.statement()).await?;
+        let rows = || batch.iter().map(|call| &call.row);
+        let worker_id = Uuid::from(batch.last().expect("a batch is never empty").row.claim.worker());
+        let jobs: Vec<Uuid> = rows().map(|row| row.claim.job_id().into()).collect();
+        let sessions: Vec<&str> = rows().map(|row| row.claim.session_key()).collect();
+        let epochs: Vec<i64> = rows().map(|row| row.claim.epoch()).collect();
+        let ordinals: Vec<i32> = rows().map(|row| row.ordinal).collect();
+        let deltas: Vec<&str> = rows().map(|row| row.delta.as_str()).collect();
+        let entries: Vec<Option<&str>> = rows().map(|row| row.entries.as_deref()).collect();
+        let iterations: Vec<i64> = rows().map(|row| row.iterations as i64).collect();
+        let costs: Vec<i64> = rows().map(|row| row.cost.micros() as i64).collect();
+        let input_tokens: Vec<i64> = rows().map(|row| row.input_tokens as i64).collect();
+        let output_tokens: Vec<i64> = rows().map(|row| row.output_tokens as i64).collect();
+        let hashes = |call: &Append| literal(call.blobs.iter().map(|blob| blob.hash.as_slice()));
+        let refers_to: Vec<Option<String>> = batch.iter().map(hashes).collect();
+        let appending: &Params<'_> = &[
+            &worker_id,
+            &jobs,
+            &sessions,
+            &epochs,
+            &ordinals,
+            &deltas,
+            &iterations,
+            &costs,
+            &input_tokens,
+            &output_tokens,
+            &entries,
+            &refers_to,
+        ];
+        let Blobs { jobs: of, epochs: under, sessions: beside, hashes, contents } = &blobs;
+        let ([held], _) =
+            tx.run_more([appending], &[&worker_id, of, under, beside, hashes, contents]).await?;
         let held: HashSet<Uuid> = held.iter().map(|row| row.get(0)).collect();
-        let answer = |row: &CheckpointRow| {
-            if held.contains(&row.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost }
+        let answer = |call: &Append| {
+            let is_held = held.contains(&call.row.claim.job_id().into());
+            if is_held { Fenced::Done(()) } else { Fenced::Lost }
         };
         Ok(batch.iter().map(answer).collect())
     }
 
     fn changed(&self, answer: &Fenced<()>, changes: &mut Vec<Change>) {
         if *answer == Fenced::Done(()) {
-            changes.push(self.claim.change(JobState::Running));
+            changes.push(self.row.claim.change(JobState::Running));
         }
     }
 }

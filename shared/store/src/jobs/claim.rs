@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed, read_claimed_with_message};
-use super::columns::{Columns, job_columns, job_values, new_jobs, tenant_of};
+use super::columns::{Columns, due_at, job_columns, job_values, new_jobs, no_place, tenant_of};
 use super::labels::LabelColumns;
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Params, Tx, may_take, query};
@@ -37,6 +37,8 @@ pub enum Answer {
     Blocked,
     /// It waits for its next attempt.
     NotDue,
+    /// It waits for a person.
+    AwaitingInput,
     /// The id belongs to a job of another session. This is its key, which says its tenant.
     OtherSession(String),
     /// The message names another tenant than `default`, and the ledger does not know the job. Only a door takes in
@@ -69,39 +71,45 @@ const CREATE_SESSIONS: &str = concat!(
 );
 
 /// Claims jobs that the ledger has not seen: any AMQP client can publish one. They run if their session has
-/// no other job; otherwise they wait. They are jobs of the tenant `default`: a message alone proves no other one.
+/// no other job; otherwise they wait. One that is not due is scheduled, and holds up none. They are jobs of the tenant
+/// `default`: a message alone proves no other one.
 const CLAIM_FRESH: &str = concat!(
     "
     WITH incoming AS (
-        SELECT t.*, row_number() OVER (PARTITION BY session_id ORDER BY turn) = 1 AS first
-          FROM ",
+        SELECT t.*, row_number() OVER (PARTITION BY session_id, later ORDER BY turn) = 1 AS first
+          FROM (SELECT *, coalesce(to_timestamp(due / 1000) > now(), false) AS later FROM ",
     new_jobs!(),
-    "
+    ") t
          WHERE session_id NOT LIKE '~%'
            AND (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
            AND ",
-    may_take!("$9"),
+    may_take!("$10"),
     "
     ), decided AS MATERIALIZED (
-        SELECT i.*, first AND (SELECT j.job_id FROM harness_jobs j
-                                WHERE j.session_id = i.session_id LIMIT 1) IS NULL AS free
+        SELECT i.*, first AND NOT later
+               AND (SELECT j.job_id FROM harness_jobs j
+                     WHERE j.session_id = i.session_id AND j.seq < ",
+    no_place!(),
+    " LIMIT 1) IS NULL AS free
           FROM incoming i
     ), c AS (
         INSERT INTO harness_jobs (",
     job_columns!(),
-    ", state, epoch, worker_id, started_at)
+    ", due_at, state, epoch, worker_id, started_at)
         SELECT ",
     job_values!(),
+    ", ",
+    due_at!(),
     ",
-               CASE WHEN free THEN 'running' ELSE 'blocked' END,
+               CASE WHEN later THEN 'scheduled' WHEN free THEN 'running' ELSE 'blocked' END,
                CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
-               CASE WHEN free THEN $9 END,
+               CASE WHEN free THEN $10 END,
                CASE WHEN free THEN now() END
           FROM decided ORDER BY turn
         ON CONFLICT DO NOTHING
         RETURNING job_id, session_id, epoch, attempts, state, deaths, deadline_at, killed_after_ms, suspected_at,
-                  shared_deaths
+                  shared_deaths, folded_epoch
     )
     SELECT ",
     claimed_columns!(),
@@ -109,8 +117,8 @@ const CLAIM_FRESH: &str = concat!(
 );
 
 /// Claims jobs that the ledger knows and that wait for a worker. They run if they have begun before, or if no
-/// other job of their session has begun and none was accepted earlier; otherwise they wait. A job that is to
-/// be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
+/// other job of their session has begun and none was accepted earlier; otherwise they wait. One that is due for the first
+/// time waits for a relay, which gives it its place. A job that is to be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
 /// it does not, runs again, unless the previous statement, at the same moment, has just given it to us.
 ///
 /// Any AMQP client can send a message with another tenant's id, session and name, and other fields. So such a job comes
@@ -124,7 +132,9 @@ const CLAIM_KNOWN: &str = concat!(
            AND CASE j.state
                WHEN 'publishing' THEN true
                WHEN 'queued' THEN true
-               WHEN 'scheduled' THEN j.due_at <= now()
+               WHEN 'scheduled' THEN j.due_at <= now() AND j.seq < ",
+    no_place!(),
+    "
                WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END
            AND j.asked IS DISTINCT FROM 'cancel'
@@ -148,7 +158,7 @@ const CLAIM_KNOWN: &str = concat!(
                started_at = coalesce(started_at, now()), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
         RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
-                  CASE WHEN session_id LIKE '~%' THEN message END AS message
+                  folded_epoch, CASE WHEN session_id LIKE '~%' THEN message END AS message
     )
     SELECT ",
     claimed_columns!(),
@@ -197,7 +207,7 @@ impl Batched for ClaimRequest {
             &[&worker_id, jobs, sessions],
             &[jobs],
         ];
-        let [alive, _, _, fresh, known, _] = tx.run_more(params, &labels.params()).await?;
+        let ([alive, _, _, fresh, known, _], _) = tx.run_more(params, &labels.params()).await?;
 
         let fresh = fresh.iter().map(|row| read_claimed(row, worker));
         let known = known.iter().map(|row| read_claimed_with_message(row, worker));
@@ -247,6 +257,7 @@ fn not_claimed(row: &Row, spec: &JobSpec) -> Answer {
         (None, _) if !spec.tenant.is_default() => Answer::NotAccepted,
         (Some(JobState::Running), _) => Answer::Held,
         (Some(JobState::Blocked), _) => Answer::Blocked,
+        (Some(JobState::AwaitingInput), _) => Answer::AwaitingInput,
         (Some(end), _) if end.is_end() => Answer::Finished(end),
         // It waits for its time, or is about to be cancelled, or its producer inserted it just after our
         // snapshot. In the last case the relay publishes it.

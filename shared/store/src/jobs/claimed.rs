@@ -1,10 +1,15 @@
 //! A job as a claim hands it to a worker, with what the worker needs to know of its past and its session.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use job::{Change, JobId, JobState, Name, POISON_DEATHS, SessionKey, Tenant, Usd, WorkerId};
+use job::{
+    CallId, Change, ClosedInput, JobId, JobState, Name, POISON_DEATHS, SessionKey, Tenant, Usd, WorkerId,
+};
 use tokio_postgres::Row;
 
+use super::blobs::Contents;
+use super::inputs::read_answers;
 use crate::database::{read_job_id, read_millis, read_usd};
 
 /// A worker's right to write for a job, for one run. Only the ledger grants it, so a job that was not claimed
@@ -66,8 +71,10 @@ pub struct Claimed {
     /// The envelope, if the worker does not have it, or has it from a message that proves nothing: when it continues with
     /// a blocked job, and when the job is another tenant's than `default`.
     pub message: Option<String>,
+    /// The calls that it has asked persons to answer, and what became of them.
+    pub answers: Vec<(CallId, ClosedInput)>,
     /// The state of its session.
-    pub session: SessionState,
+    pub session: Arc<SessionState>,
 }
 
 /// A session as the ledger keeps it: the state at the last fold, and what was appended since.
@@ -75,6 +82,8 @@ pub struct Claimed {
 pub struct SessionState {
     /// The JSON texts of memory, context window and feature progress; `None` for a session that was never folded.
     pub folded: Option<[String; 3]>,
+    /// Whether it was folded within the run of the claimed job. Then the ledger keeps the state before that job.
+    pub folded_within: bool,
     /// Iterations at the last fold.
     pub iteration_count: i64,
     /// Spend at the last fold.
@@ -83,8 +92,11 @@ pub struct SessionState {
     pub input_tokens: i64,
     /// Tokens written at the last fold.
     pub output_tokens: i64,
-    /// A JSON array of `{job_id, delta}` in order, `None` when there is none.
+    /// A JSON array of `{job_id, delta, entries}` in order, `None` when there is none. `entries` are those of the context,
+    /// where `delta` does not have them.
     pub deltas: Option<String>,
+    /// The hash of a blob that these texts refer to and that is not there, in hexadecimal. It has to be; see the audit.
+    pub missing: Option<String>,
 }
 
 /// Why a job is suspected of killing its workers.
@@ -101,15 +113,25 @@ pub struct Suspicion {
 /// The columns of a claimed job; `c` is the claimed row, `s` its session.
 macro_rules! claimed_columns {
     () => {
-        "c.job_id, c.session_id, c.epoch, c.attempts,
-         CASE WHEN s.version > 0 THEN s.memory::text END,
-         CASE WHEN s.version > 0 THEN s.context_window::text END,
-         CASE WHEN s.version > 0 THEN s.feature_progress::text END,
+        concat!("c.job_id, c.session_id, c.epoch, c.attempts,
+         CASE WHEN s.version > 0 OR c.folded_epoch IS NOT NULL THEN s.memory::text END,
+         CASE WHEN s.version > 0 OR c.folded_epoch IS NOT NULL
+              THEN coalesce(s.context_json::text, s.context_window::text, '[]') END,
+         CASE WHEN s.version > 0 OR c.folded_epoch IS NOT NULL THEN s.feature_progress::text END,
          s.iteration_count, s.cost_microusd, s.input_tokens, s.output_tokens,
-         (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta) ORDER BY p.epoch, p.ordinal)::text
+         (SELECT json_agg(json_build_object('job_id', p.job_id, 'delta', p.delta, 'entries', p.context_json)
+                          ORDER BY p.epoch, p.ordinal)::text
             FROM harness_checkpoints p WHERE p.session_id = c.session_id),
          c.deaths, (extract(epoch FROM c.deadline_at - now()) * 1000)::bigint,
-         c.killed_after_ms, (extract(epoch FROM now() - c.suspected_at) * 1000)::bigint, c.shared_deaths > 0"
+         c.killed_after_ms, (extract(epoch FROM now() - c.suspected_at) * 1000)::bigint, c.shared_deaths > 0, ",
+            $crate::jobs::answers_of!("c.job_id"),
+            ", c.folded_epoch IS NOT NULL, ",
+            $crate::jobs::session_blobs!(
+                "s.blobs IS NOT NULL OR EXISTS (SELECT FROM harness_checkpoints p
+                                                 WHERE p.session_id = c.session_id AND p.blobs IS NOT NULL)",
+                "c.session_id"
+            )
+        )
     };
 }
 pub(crate) use claimed_columns;
@@ -123,6 +145,18 @@ pub(crate) fn read_claim(row: &Row, worker: WorkerId) -> Claim {
 pub(crate) fn read_claimed(row: &Row, worker: WorkerId) -> Claimed {
     let memory: Option<String> = row.get(4);
     let deaths = row.get::<_, i32>(12) as u32;
+    let blobs: Option<&str> = row.get(19);
+    let blobs = blobs.map(Contents::of);
+    let mut missing = None;
+    let mut context = |text: &str| match &blobs {
+        Some(blobs) => blobs.join(text, &mut missing),
+        None => text.to_owned(),
+    };
+    let folded = memory.map(|memory| [memory, context(row.get(5)), row.get(6)]);
+    let deltas = match &blobs {
+        Some(blobs) => row.get::<_, Option<&str>>(11).map(|text| blobs.join_appended(text, &mut missing)),
+        None => row.get(11),
+    };
     Claimed {
         claim: read_claim(row, worker),
         attempts: row.get::<_, i32>(3) as u32,
@@ -130,20 +164,23 @@ pub(crate) fn read_claimed(row: &Row, worker: WorkerId) -> Claimed {
         suspicion: read_suspicion(row, deaths),
         remaining: read_millis(row, 13),
         message: None,
-        session: SessionState {
-            folded: memory.map(|memory| [memory, row.get(5), row.get(6)]),
+        answers: read_answers(row.get(17)),
+        session: Arc::new(SessionState {
+            folded,
+            folded_within: row.get(18),
             iteration_count: row.get(7),
             cost: read_usd(row, 8),
             input_tokens: row.get(9),
             output_tokens: row.get(10),
-            deltas: row.get(11),
-        },
+            deltas,
+            missing,
+        }),
     }
 }
 
 /// Reads [`claimed_columns`] and the envelope behind them.
 pub(crate) fn read_claimed_with_message(row: &Row, worker: WorkerId) -> Claimed {
-    Claimed { message: row.get(17), ..read_claimed(row, worker) }
+    Claimed { message: row.get(20), ..read_claimed(row, worker) }
 }
 
 fn read_suspicion(row: &Row, deaths: u32) -> Option<Suspicion> {

@@ -16,16 +16,19 @@ pub(crate) struct Columns<'a> {
     messages: Vec<String>,
     deadlines: Vec<Option<f64>>,
     traces: Vec<Option<Uuid>>,
+    /// Unix time in milliseconds before which the job does not start.
+    dues: Vec<Option<f64>>,
 }
 
 /// The rows, in their order (`turn`), with one more column if a further parameter comes with them.
 macro_rules! new_jobs {
     ($($more:literal as $name:literal)?) => {
         concat!(
-            "unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[]",
+            "unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[],
+              $9::float8[]",
             $(", ", $more,)?
             ")
-      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id",
+      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, due",
             $(", ", $name,)?
             ", turn)"
         )
@@ -67,7 +70,24 @@ macro_rules! job_values {
 }
 pub(crate) use job_values;
 
-/// The insert of new jobs that their caller publishes next, up to its FROM.
+/// The place (`seq`) of a job that is not due for the first time: none in its session's order, behind all that have one.
+macro_rules! no_place {
+    () => {
+        "9223372036854775807"
+    };
+}
+pub(crate) use no_place;
+
+/// When a new job is due.
+macro_rules! due_at {
+    () => {
+        "greatest(now(), to_timestamp(due / 1000))"
+    };
+}
+pub(crate) use due_at;
+
+/// The insert of new jobs, up to its FROM. Their caller publishes those that are due next. The others are scheduled, and
+/// the trigger `harness_jobs_not_due` gives them no place.
 macro_rules! insert_for_publishing {
     () => {
         concat!(
@@ -76,7 +96,9 @@ macro_rules! insert_for_publishing {
             ", state, due_at)
         SELECT ",
             $crate::jobs::columns::job_values!(),
-            ", 'publishing', now()
+            ", CASE WHEN to_timestamp(due / 1000) > now() THEN 'scheduled' ELSE 'publishing' END, ",
+            $crate::jobs::columns::due_at!(),
+            "
           FROM "
         )
     };
@@ -93,19 +115,20 @@ impl<'a> Columns<'a> {
             pools: specs.clone().map(|spec| spec.pool.as_str()).collect(),
             messages: specs.clone().map(job::encode).collect(),
             deadlines: specs.clone().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
-            traces: specs.map(foreign_trace).collect(),
+            traces: specs.clone().map(foreign_trace).collect(),
+            dues: specs.map(|spec| spec.due_unix_ms().map(|ms| ms as f64)).collect(),
         }
     }
 
-    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 8] {
-        let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces } = self;
-        [jobs, sessions, agents, users, pools, messages, deadlines, traces]
+    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 9] {
+        let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces, dues } = self;
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues]
     }
 
     /// Returns the parameters with one more at the end.
-    pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 9] {
-        let [jobs, sessions, agents, users, pools, messages, deadlines, traces] = self.params();
-        [jobs, sessions, agents, users, pools, messages, deadlines, traces, more]
+    pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 10] {
+        let [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues] = self.params();
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, more]
     }
 }
 

@@ -5,13 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{Change, Failure, JobState, Json, Usd};
+use job::{Change, Failure, InputRequest, JobState, Json};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::blobs::{KEEP_BLOBS, literal};
 use super::claimed::{Claim, Claimed, read_claimed_with_message};
+use super::fold::{Fold, UNDO_FOLDED};
+use super::inputs::Questions;
 use super::next::NEXT;
-use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Tx, query};
+use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Params, Tx, as_text, query};
 use crate::webhooks::deliveries;
 use crate::{Fenced, StoreError};
 
@@ -36,6 +39,8 @@ pub enum End {
         /// How long to wait.
         delay: Duration,
     },
+    /// With questions to a person, no attempt spent: it waits for the answers, or is due now if all of them are there.
+    Asks(Vec<InputRequest>),
 }
 
 impl End {
@@ -45,14 +50,24 @@ impl End {
             End::Succeeded(_) => Some(JobState::Succeeded),
             End::Failed(_) => Some(JobState::Failed),
             End::Cancelled(_) => Some(JobState::Cancelled),
-            End::Retry { .. } | End::HandBack { .. } => None,
+            End::Retry { .. } | End::HandBack { .. } | End::Asks(_) => None,
         }
     }
 
     fn output(&self) -> Option<&str> {
         match self {
             End::Succeeded(output) => Some(output.as_str()),
-            End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } => None,
+            End::Failed(_) | End::Cancelled(_) | End::Retry { .. } | End::HandBack { .. } | End::Asks(_) => {
+                None
+            }
+        }
+    }
+
+    /// Returns what it asks.
+    fn questions(&self) -> &[InputRequest] {
+        match self {
+            End::Asks(questions) => questions,
+            _ => &[],
         }
     }
 
@@ -62,7 +77,7 @@ impl End {
             End::Failed(failure) | End::Cancelled(failure) | End::Retry { failure, .. } => {
                 Some(serde_json::to_string(failure).expect("a failure is plain text"))
             }
-            End::Succeeded(_) | End::HandBack { .. } => None,
+            End::Succeeded(_) | End::HandBack { .. } | End::Asks(_) => None,
         }
     }
 
@@ -70,24 +85,9 @@ impl End {
     fn delay(&self) -> Duration {
         match self {
             End::Retry { delay, .. } | End::HandBack { delay } => *delay,
-            End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) => Duration::ZERO,
+            End::Succeeded(_) | End::Failed(_) | End::Cancelled(_) | End::Asks(_) => Duration::ZERO,
         }
     }
-}
-
-/// A session's whole new state, written when its job ends and anything was checkpointed.
-#[derive(Clone, Debug)]
-pub struct Fold {
-    /// The JSON texts of memory, context window and feature progress.
-    pub state: [String; 3],
-    /// Iterations of the session so far.
-    pub iteration_count: u64,
-    /// Spend of the session so far.
-    pub cost: Usd,
-    /// Tokens read so far.
-    pub input_tokens: u64,
-    /// Tokens written so far.
-    pub output_tokens: u64,
 }
 
 /// The end of one attempt.
@@ -113,6 +113,8 @@ pub struct Concluded {
     pub recorded: Fenced<()>,
     /// The session's next job, claimed for the same worker.
     pub next: Option<Box<Claimed>>,
+    /// Whether the job waits for a person now. Unknown, and so false, if an earlier call recorded it.
+    pub waits: bool,
 }
 
 /// Ends jobs. Only the holder of the epoch finds its row. A constraint of the table says that a row with a
@@ -121,6 +123,10 @@ pub struct Concluded {
 /// would cost as many pages as the worker has jobs, which Postgres does not foresee. So the job is found by
 /// its id, before the worker is compared.)
 ///
+/// Checkpoints that are folded move to the history, under the job whose end folds them: where its result has a partition,
+/// they have one. Of a job in whose run the session was folded before, the row knows what those checkpoints have used; and
+/// if it is rolled back, the state before it is there.
+///
 /// The envelope is kept of what did not succeed, so that it can be run again; and of another tenant's job with a
 /// `reply_to`, because no message that comes after the end proves where its reply goes.
 const END: &str = concat!(
@@ -128,11 +134,18 @@ const END: &str = concat!(
     WITH incoming AS (
         SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
                              $8::text[], $9::text[], $10::text[],
-                             $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
+                             $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bool[], $16::text[])
             AS t(job_id, epoch, state, attempts, output, failure,
-                 memory, context, progress, s_iterations, s_cost, s_in, s_out)
+                 memory, context, progress, s_iterations, s_cost, s_in, s_out, undone, blobs)
     ), ended AS MATERIALIZED (
         SELECT i.*, j.tenant, j.session_id, j.agent_id, j.user_id, j.pool, j.accepted_at, j.started_at, j.trace_id,
+               coalesce(j.folded_iterations, 0) AS f_iterations, coalesce(j.folded_cost_microusd, 0) AS f_cost,
+               coalesce(j.folded_input_tokens, 0) AS f_in, coalesce(j.folded_output_tokens, 0) AS f_out,
+               i.undone AND j.folded_epoch IS NOT NULL AS goes_back,
+               CASE WHEN i.undone THEN j.before_memory END AS before_memory,
+               CASE WHEN i.undone THEN j.before_context END AS before_context,
+               CASE WHEN i.undone THEN j.before_progress END AS before_progress,
+               CASE WHEN i.undone THEN j.before_blobs END AS before_blobs,
                CASE WHEN i.state <> 'succeeded'
                       OR (j.session_id LIKE '~%' AND j.message ->> 'reply_to' IS NOT NULL) THEN j.message END AS message
           FROM incoming i
@@ -145,7 +158,8 @@ const END: &str = concat!(
                (job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, output, failure, iterations,
                 cost_microusd, input_tokens, output_tokens, epoch, worker_id, accepted_at, started_at, message, trace_id)
         SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, output::json, failure::json,
-               c.iterations, c.cost, c.tokens_in, c.tokens_out, epoch, $1, accepted_at, started_at, message, trace_id
+               c.iterations + f_iterations, c.cost + f_cost, c.tokens_in + f_in, c.tokens_out + f_out, epoch, $1,
+               accepted_at, started_at, message, trace_id
           FROM ended e CROSS JOIN LATERAL (
                SELECT coalesce(sum(iterations), 0) AS iterations, coalesce(sum(cost_microusd), 0) AS cost,
                       coalesce(sum(input_tokens), 0) AS tokens_in, coalesce(sum(output_tokens), 0) AS tokens_out
@@ -155,17 +169,40 @@ const END: &str = concat!(
     ", cleared AS (
         DELETE FROM harness_checkpoints
          WHERE session_id = ANY(ARRAY(SELECT session_id FROM ended WHERE memory IS NOT NULL))
+        RETURNING *
+    ), kept AS (
+        INSERT INTO harness_history
+               (session_id, epoch, ordinal, folded_by, job_id, iterations, cost_microusd, input_tokens, output_tokens,
+                replaces, undone, context_json, blobs, created_at)
+        SELECT c.session_id, c.epoch, c.ordinal, e.job_id, c.job_id, c.iterations, c.cost_microusd, c.input_tokens,
+               c.output_tokens, coalesce((c.delta -> 'replace_context')::boolean, false),
+               e.undone AND c.job_id = e.job_id, coalesce(c.context_json, (c.delta -> 'context_window')::json),
+               c.blobs, c.created_at
+          FROM cleared c JOIN ended e ON e.session_id = c.session_id
+    ), form AS MATERIALIZED (
+        SELECT ",
+    as_text!(),
+    " AS as_text
     )
     UPDATE harness_sessions s
        SET last_updated = now(), version = s.version + 1,
-           memory = coalesce(e.memory::jsonb, s.memory),
-           context_window = coalesce(e.context::jsonb, s.context_window),
-           feature_progress = coalesce(e.progress::jsonb, s.feature_progress),
+           memory = CASE WHEN e.goes_back THEN e.before_memory ELSE coalesce(e.memory::jsonb, s.memory) END,
+           context_window = CASE WHEN e.goes_back THEN NULL
+                                 WHEN e.context IS NULL THEN s.context_window
+                                 WHEN NOT f.as_text THEN e.context::jsonb END,
+           context_json = CASE WHEN e.goes_back THEN e.before_context
+                               WHEN e.context IS NULL THEN s.context_json
+                               WHEN f.as_text THEN e.context::json END,
+           blobs = CASE WHEN e.goes_back THEN e.before_blobs
+                        WHEN e.context IS NULL THEN s.blobs
+                        ELSE e.blobs::bytea[] END,
+           feature_progress = CASE WHEN e.goes_back THEN e.before_progress
+                                   ELSE coalesce(e.progress::jsonb, s.feature_progress) END,
            iteration_count = coalesce(e.s_iterations, s.iteration_count),
            cost_microusd = coalesce(e.s_cost, s.cost_microusd),
            input_tokens = coalesce(e.s_in, s.input_tokens),
            output_tokens = coalesce(e.s_out, s.output_tokens)
-      FROM ended e WHERE s.session_id = e.session_id
+      FROM ended e, form f WHERE s.session_id = e.session_id
     RETURNING e.job_id"
 );
 
@@ -201,6 +238,9 @@ struct Ends<'a> {
     folded: [Vec<Option<&'a str>>; 3],
     /// Iterations, cost, tokens read and written, of the session so far.
     totals: [Vec<Option<i64>>; 4],
+    undone: Vec<Option<bool>>,
+    /// What the contexts refer to.
+    blobs: Vec<Option<String>>,
 }
 
 impl<'a> Ends<'a> {
@@ -224,15 +264,17 @@ impl<'a> Ends<'a> {
                 total(|fold| fold.input_tokens),
                 total(|fold| fold.output_tokens),
             ],
+            undone: calls.iter().map(|call| fold(call).map(|fold| fold.undone)).collect(),
+            blobs: calls.iter().map(|call| literal(fold(call)?.blobs.iter().map(Vec::as_slice))).collect(),
         }
     }
 
-    fn params<'b>(&'b self, worker: &'b Uuid) -> [&'b (dyn ToSql + Sync); 14] {
-        let Ends { jobs, epochs, states, attempts, outputs, failures, folded, totals } = self;
+    fn params<'b>(&'b self, worker: &'b Uuid) -> [&'b (dyn ToSql + Sync); 16] {
+        let Ends { jobs, epochs, states, attempts, outputs, failures, folded, totals, undone, blobs } = self;
         let ([memory, context, progress], [iterations, cost, read, written]) = (folded, totals);
         [
             worker, jobs, epochs, states, attempts, outputs, failures, memory, context, progress, iterations,
-            cost, read, written,
+            cost, read, written, undone, blobs,
         ]
     }
 }
@@ -268,7 +310,8 @@ impl Batched for Conclusion {
 
     fn bytes(&self) -> usize {
         let folded = self.fold.as_ref().map_or(0, |fold| fold.state.iter().map(String::len).sum());
-        self.end.output().map_or(0, str::len) + folded + 200
+        let asked: usize = self.end.questions().iter().map(|question| question.content.as_str().len()).sum();
+        self.end.output().map_or(0, str::len) + folded + asked + 200
     }
 
     fn key(&self) -> u128 {
@@ -276,25 +319,52 @@ impl Batched for Conclusion {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Concluded>, StoreError> {
-        let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, NEXT];
-        let tx = Tx::prepare(pool, "conclude", statements).await?;
+        let mut questions = Questions::default();
+        batch.iter().for_each(|call| questions.add(&call.claim, call.end.questions()));
         let last = batch.last().expect("a batch is never empty");
         let (worker, take_next) = (last.claim.worker(), last.take_next);
         let worker_id = Uuid::from(worker);
         let sessions: Vec<&str> = batch.iter().map(|call| call.claim.session_key()).collect();
-        let (ends, retries): (Vec<_>, Vec<_>) = batch.iter().partition(|call| call.end.state().is_some());
+        let (ends, retries): (Vec<_>, Vec<_>) = batch
+            .iter()
+            .filter(|call| call.end.questions().is_empty())
+            .partition(|call| call.end.state().is_some());
         let (ends, retries) = (Ends::of(&ends), Retries::of(&retries));
-        let [_, _, ended, rescheduled, next] = tx
-            .run([
-                &[&worker_id],
-                &[&sessions],
-                &ends.params(&worker_id),
-                &retries.params(&worker_id),
-                &[&worker_id, &sessions, &take_next],
-            ])
-            .await?;
+        let folding = || batch.iter().filter(|call| call.fold.is_some()).map(|call| &call.claim);
+        let folded_sessions: Vec<&str> = folding().map(Claim::session_key).collect();
+        let folded_by: Vec<Uuid> = folding().map(|claim| claim.job_id().into()).collect();
+        let undone = batch.iter().filter(|call| call.fold.as_ref().is_some_and(|fold| fold.undone));
+        let (undone, their_epochs): (Vec<Uuid>, Vec<i64>) =
+            undone.map(|call| (Uuid::from(call.claim.job_id()), call.claim.epoch())).unzip();
+        let statements = [LOCK_WORKER, LOCK_SESSIONS, END, RESCHEDULE, NEXT];
+        let params: [&Params<'_>; 5] = [
+            &[&worker_id],
+            &[&sessions],
+            &ends.params(&worker_id),
+            &retries.params(&worker_id),
+            &[&worker_id, &sessions, &take_next],
+        ];
+        let asking: &Params<'_> = &questions.params(&worker_id);
+        let undoing: &Params<'_> = &[&worker_id, &undone, &their_epochs, &sessions];
+        let keeping: &Params<'_> = &[&folded_sessions, &folded_by];
+        let mut steps: Vec<(&str, &Params<'_>)> = statements.into_iter().zip(params).collect();
+        steps.extend(questions.statement().map(|ask| (ask, asking)));
+        steps.extend((!undone.is_empty()).then_some((UNDO_FOLDED, undoing)));
+        steps.extend((!folded_by.is_empty()).then_some((KEEP_BLOBS, keeping)));
+        let answers = Tx::run_steps(pool, "conclude", &steps).await?;
+        let [_, _, ended, rescheduled, next, rest @ ..] = answers.as_slice() else {
+            return Err(StoreError::Closed);
+        };
+        let asked = rest.first().filter(|_| questions.statement().is_some());
 
-        let mut recorded: HashSet<Uuid> = ended.iter().chain(&rescheduled).map(|row| row.get(0)).collect();
+        let going = ended.iter().chain(rescheduled).chain(asked.into_iter().flatten());
+        let mut recorded: HashSet<Uuid> = going.map(|row| row.get(0)).collect();
+        let waiting: HashSet<Uuid> = asked
+            .into_iter()
+            .flatten()
+            .filter(|row| row.get::<_, &str>(1) == JobState::AwaitingInput.as_str())
+            .map(|row| row.get(0))
+            .collect();
         let (jobs, epochs): (Vec<Uuid>, Vec<i64>) = batch
             .iter()
             .map(|call| (Uuid::from(call.claim.job_id()), call.claim.epoch()))
@@ -313,13 +383,15 @@ impl Batched for Conclusion {
                 Fenced::Lost
             },
             next: next.remove(call.claim.session_key()).map(Box::new),
+            waits: waiting.contains(&call.claim.job_id().into()),
         };
         Ok(batch.iter().map(answer).collect())
     }
 
     fn changed(&self, answer: &Concluded, changes: &mut Vec<Change>) {
         if answer.recorded == Fenced::Done(()) {
-            changes.push(self.claim.change(self.end.state().unwrap_or(JobState::Scheduled)));
+            let live = if answer.waits { JobState::AwaitingInput } else { JobState::Scheduled };
+            changes.push(self.claim.change(self.end.state().unwrap_or(live)));
         }
         changes.extend(answer.next.iter().map(|next| next.claim.change(JobState::Running)));
     }

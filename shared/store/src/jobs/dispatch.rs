@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobState, Name};
+use job::{JobId, JobSpec, JobState, Name};
 use tracing::error;
 
+use super::columns::no_place;
 use crate::database::{millis, query, read_change, read_job_id, read_name, uuids};
 use crate::{Store, StoreError};
 
@@ -19,12 +20,32 @@ pub struct DueJob {
     pub message: String,
 }
 
-const TAKE_DUE: &str = "
-    UPDATE harness_jobs SET state = 'publishing', state_since = now()
-     WHERE job_id = ANY(ARRAY(
-           SELECT job_id FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
-            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED))
-    RETURNING job_id, session_id, pool, message::text";
+impl DueJob {
+    /// This job, which was accepted a moment ago.
+    pub fn of(spec: &JobSpec) -> DueJob {
+        DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) }
+    }
+}
+
+/// What is due for the first time gets its place in its session, in the order of due times.
+const TAKE_DUE: &str = concat!(
+    "
+    WITH due AS MATERIALIZED (
+        SELECT job_id, seq, due_at FROM harness_jobs WHERE state = 'scheduled' AND due_at <= now()
+            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    ), placed AS MATERIALIZED (
+        SELECT job_id, nextval('harness_jobs_seq_seq') AS place
+          FROM (SELECT job_id FROM due WHERE seq = ",
+    no_place!(),
+    " ORDER BY due_at, job_id) first
+    )
+    UPDATE harness_jobs j SET state = 'publishing', state_since = now(),
+           seq = CASE WHEN seq = ",
+    no_place!(),
+    " THEN (SELECT place FROM placed p WHERE p.job_id = j.job_id) ELSE seq END
+     WHERE job_id = ANY(ARRAY(SELECT job_id FROM due))
+    RETURNING job_id, session_id, pool, message::text"
+);
 
 const CONFIRM: &str = "
     UPDATE harness_jobs SET state = 'queued', state_since = now()
@@ -39,7 +60,8 @@ const UNCONFIRMED: &str = "
     RETURNING job_id, session_id";
 
 impl Store {
-    /// Takes jobs that are due, oldest first, to publish them. No other relay gets the same ones.
+    /// Takes jobs that are due, oldest first, to publish them. One that is due for the first time enters its session's
+    /// order. No other relay gets the same ones.
     pub async fn take_due(&self, limit: i64) -> Result<Vec<DueJob>, StoreError> {
         let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
         self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Publishing)));

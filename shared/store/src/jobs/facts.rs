@@ -46,6 +46,8 @@ pub struct JobFacts {
     pub slots: i64,
     /// Slots that are taken there; counted up to 1,000.
     pub busy: i64,
+    /// The calls that it waits for persons to answer.
+    pub calls: Vec<String>,
     /// The job that does its work again.
     pub redriven_as: Option<JobId>,
 }
@@ -71,7 +73,8 @@ const LIVE: &str = "
            t.job_id, t.state, (extract(epoch FROM now() - t.state_since) * 1000)::bigint,
            w.alive, w.draining, w.slots,
            (SELECT count(*) FROM (SELECT FROM harness_jobs b WHERE b.worker_id IS NOT NULL AND b.pool = j.pool LIMIT 1000) busy),
-           NULL::uuid
+           NULL::uuid,
+           ARRAY(SELECT call_id FROM harness_inputs h WHERE h.job_id = j.job_id AND h.outcome IS NULL ORDER BY asked_at, call_id)
       FROM harness_jobs j
       LEFT JOIN LATERAL (SELECT job_id, state, state_since FROM harness_jobs r
                           WHERE r.session_id = j.session_id AND r.epoch > 0 AND r.job_id <> j.job_id LIMIT 1) t ON true
@@ -87,7 +90,7 @@ const ENDED: &str = "
     SELECT state, (extract(epoch FROM now() - finished_at) * 1000)::bigint, attempts,
            (message -> 'retry' ->> 'max_attempts')::bigint, failure ->> 'code', failure ->> 'message',
            NULL::bigint, NULL::text, session_id, pool, 0::bigint, NULL::uuid, NULL::text, NULL::bigint,
-           0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as
+           0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as, ARRAY[]::text[]
       FROM harness_results WHERE job_id = $1";
 
 impl Store {
@@ -129,6 +132,7 @@ fn read(row: &Row) -> JobFacts {
         draining: row.get(15),
         slots: row.get(16),
         busy: row.get(17),
+        calls: row.get(19),
         redriven_as: row.get::<_, Option<Uuid>>(18).map(JobId::of_ledger),
     }
 }

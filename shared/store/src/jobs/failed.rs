@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::accept::accepted;
 use super::columns::{Columns, insert_for_publishing, new_jobs};
 use super::labels::{LabelColumns, has_labels};
+use crate::access::jobs_logged;
 use crate::database::{Tx, millis, query, read_job_id, read_state, rfc3339, uuids};
 use crate::{Store, StoreError};
 
@@ -174,11 +175,11 @@ macro_rules! lock_open {
 const REDRIVE: &str = concat!(
     "
     WITH open AS (",
-    lock_open!("$9"),
+    lock_open!("$10"),
     "
     ), incoming AS (
         SELECT * FROM ",
-    new_jobs!("$9::uuid[]" as "failed"),
+    new_jobs!("$10::uuid[]" as "failed"),
     "
     ), marked AS (
         UPDATE harness_results r SET redriven_as = i.job_id
@@ -193,6 +194,15 @@ const REDRIVE: &str = concat!(
     RETURNING job_id"
 );
 
+const LOG_REDRIVEN: &str = jobs_logged!(
+    "jobs_redriven",
+    ", 'redriven_as', jsonb_agg(redriven_as ORDER BY job_id)",
+    "SELECT r.tenant, r.job_id, r.redriven_as
+       FROM unnest($2::uuid[]) AS t(job_id)
+      CROSS JOIN LATERAL (SELECT tenant, job_id, redriven_as FROM harness_results r
+                           WHERE r.job_id = t.job_id AND r.redriven_as = ANY($3::uuid[]) OFFSET 0) r"
+);
+
 const DISMISS: &str = concat!(
     "
     UPDATE harness_results r SET dismissed_at = now()
@@ -201,6 +211,16 @@ const DISMISS: &str = concat!(
     ") o
      WHERE r.job_id = o.job_id
     RETURNING r.job_id"
+);
+
+/// A job is dismissed once.
+const LOG_DROPPED: &str = jobs_logged!(
+    "jobs_dropped",
+    "",
+    "SELECT r.tenant, r.job_id
+       FROM unnest($2::uuid[]) AS t(job_id)
+      CROSS JOIN LATERAL (SELECT tenant, job_id FROM harness_results r
+                           WHERE r.job_id = t.job_id AND r.dismissed_at = now() OFFSET 0) r"
 );
 
 impl Store {
@@ -258,19 +278,16 @@ impl Store {
 
     /// Takes new jobs into the ledger to do the work of failed ones again, in the state `publishing`: the
     /// caller publishes them next. Returns the new jobs whose failed job was still open. Nothing happens to
-    /// the others.
-    pub async fn redrive(&self, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
+    /// the others. The operators' log names the actor.
+    pub async fn redrive(&self, actor: &str, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
         let labels = LabelColumns::of(jobs.iter().map(|(_, spec)| spec));
+        let ids: Vec<Uuid> = jobs.iter().map(|(_, spec)| spec.job_id.into()).collect();
         let params = columns.params_and(&failed);
-        let rows = if labels.statement().is_none() {
-            query(&self.pool, "redrive", REDRIVE, &params).await?
-        } else {
-            let tx = Tx::prepare_more(&self.pool, "redrive", [REDRIVE], labels.statement()).await?;
-            let [rows] = tx.run_more([&params], &labels.params()).await?;
-            rows
-        };
+        let statements = [REDRIVE, LOG_REDRIVEN];
+        let tx = Tx::prepare_more(&self.pool, "redrive", statements, labels.statement()).await?;
+        let ([rows, _], _) = tx.run_more([&params, &[&actor, &failed, &ids]], &labels.params()).await?;
         let new: Vec<JobId> = rows.iter().map(|row| read_job_id(row, 0)).collect();
         self.changes.note(|| {
             let specs = jobs.iter().map(|(_, spec)| spec);
@@ -279,9 +296,11 @@ impl Store {
         Ok(new)
     }
 
-    /// Dismisses failed jobs; their results stay. Returns those that were still open.
-    pub async fn dismiss(&self, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        let rows = query(&self.pool, "dismiss", DISMISS, &[&uuids(jobs)]).await?;
+    /// Dismisses failed jobs; their results stay. Returns those that were still open. The operators' log names the actor.
+    pub async fn dismiss(&self, actor: &str, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+        let ids = uuids(jobs);
+        let tx = Tx::prepare(&self.pool, "dismiss", [DISMISS, LOG_DROPPED]).await?;
+        let [rows, _] = tx.run([&[&ids], &[&actor, &ids]]).await?;
         Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
     }
 }

@@ -4,6 +4,7 @@ use job::{JobId, JobState, Json, SessionKey, Usd};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::inputs::{OpenInput, questions_of, read_questions};
 use super::labels::labels_of;
 use super::status::{JobView, ended_columns, read_view};
 use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
@@ -24,6 +25,8 @@ pub struct LiveJob {
     pub begun: bool,
     /// The code of the last failure.
     pub code: Option<String>,
+    /// What it asks persons, while it waits for their answers.
+    pub questions: Vec<OpenInput>,
 }
 
 /// A place among a session's checkpoints: behind this one, in the order of epoch and ordinal.
@@ -101,23 +104,35 @@ pub struct EndedJob {
 /// Live jobs of one session, and checkpoints of one [`StepsOf`], that are read at a time.
 pub const STEPS: usize = 100;
 
-const LIVE: &str = "
-    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code'
+const LIVE: &str = concat!(
+    "
+    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code', CASE WHEN j.state = 'awaiting_input' THEN ",
+    questions_of!("j.job_id"),
+    " END
       FROM unnest($1::uuid[]) AS t(job_id)
-     CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j";
+     CROSS JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.job_id = t.job_id OFFSET 0) j"
+);
 
 /// A session without live jobs has one row. Each end of a job raises its session's version, and both are of one snapshot.
-const LIVE_OF: &str = "
-    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code', t.session_id, s.version
+const LIVE_OF: &str = concat!(
+    "
+    SELECT j.job_id, j.session_id, j.state, j.attempts, j.epoch > 0, j.failure ->> 'code', CASE WHEN j.state = 'awaiting_input' THEN ",
+    questions_of!("j.job_id"),
+    " END, t.session_id, s.version
       FROM unnest($1::text[]) AS t(session_id)
       LEFT JOIN LATERAL (SELECT version FROM harness_sessions s WHERE s.session_id = t.session_id OFFSET 0) s ON true
       LEFT JOIN LATERAL (SELECT * FROM harness_jobs j WHERE j.session_id = t.session_id
-                          ORDER BY j.seq LIMIT 100) j ON true";
+                          ORDER BY j.seq LIMIT 100) j ON true"
+);
 
+/// A session's results are compared and ordered as pairs, so that only the index on (session_id, job_id) serves. A plan of
+/// an empty partition could otherwise go by the primary key, and would walk over the results of all sessions.
 const ENDED_SINCE: &str = "
     SELECT r.job_id FROM unnest($1::text[], $2::float8[]) AS t(session_id, since_ms)
-     CROSS JOIN LATERAL (SELECT job_id, finished_at FROM harness_results r WHERE r.session_id = t.session_id
-                          ORDER BY job_id DESC LIMIT 100) r
+     CROSS JOIN LATERAL (SELECT job_id, finished_at FROM harness_results r
+                          WHERE (r.session_id, r.job_id) <= (t.session_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+                            AND r.session_id >= t.session_id
+                          ORDER BY r.session_id DESC, r.job_id DESC LIMIT 100) r
      WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)";
 
 /// An end's size is what is stored, or eight times as much where that is compressed. No output is read that does not fit:
@@ -189,9 +204,9 @@ impl Store {
         let rows = query(&self.pool, "live_sessions", LIVE_OF, &[&texts(sessions)]).await?;
         let mut found: Vec<LiveSession> = Vec::with_capacity(sessions.len());
         for row in &rows {
-            let key: &str = row.get(6);
+            let key: &str = row.get(7);
             if found.last().is_none_or(|last| last.session.as_str() != key) {
-                let version = row.get::<_, Option<i64>>(7).unwrap_or(0);
+                let version = row.get::<_, Option<i64>>(8).unwrap_or(0);
                 found.push(LiveSession { session: SessionKey::of_ledger(key), version, live: Vec::new() });
             }
             if let Some(last) = found.last_mut()
@@ -225,8 +240,8 @@ impl Store {
         let ended = |row: &Row| EndedJob {
             job_id: read_job_id(row, 0),
             session: SessionKey::of_ledger(row.get::<_, &str>(1)),
-            view: row.get::<_, bool>(18).then(|| read_view(row)),
-            bytes: row.get(19),
+            view: row.get::<_, bool>(19).then(|| read_view(row)),
+            bytes: row.get(20),
         };
         Ok(rows.iter().map(ended).collect())
     }
@@ -281,6 +296,7 @@ fn read_live(row: &Row) -> LiveJob {
         attempts: row.get(3),
         begun: row.get(4),
         code: row.get(5),
+        questions: read_questions(row, 6),
     }
 }
 

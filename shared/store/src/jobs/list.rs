@@ -10,7 +10,7 @@ use crate::database::{query, read_job_id, read_state, rfc3339};
 use crate::{Store, StoreError};
 
 /// Rows that one look reads of each table, at most; where labels are asked for, of one label.
-pub(super) const LOOKED_AT: i64 = 10_000;
+pub(crate) const LOOKED_AT: i64 = 10_000;
 
 /// Which jobs of a tenant; what is `None` or empty lets all pass.
 #[derive(Clone, Debug, Default)]

@@ -41,7 +41,7 @@ pub(crate) const NEXT: &str = concat!(
                started_at = coalesce(started_at, now()), due_at = now(), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM taken))
         RETURNING job_id, session_id, epoch, attempts, deaths, deadline_at, killed_after_ms, suspected_at, shared_deaths,
-                  message
+                  folded_epoch, message
     )
     SELECT ",
     claimed_columns!(),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::inputs::{OpenInput, questions_of, read_questions};
 use super::labels::{labels_of, read_labels};
 use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
@@ -50,6 +51,9 @@ pub struct JobView {
     pub started_at: Option<String>,
     /// RFC 3339, UTC.
     pub finished_at: Option<String>,
+    /// What it asks persons, while it waits for their answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub questions: Vec<OpenInput>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -67,7 +71,7 @@ pub struct FleetCounts {
     pub workers: i64,
     /// Jobs that wait and could start: ready at the broker, or about to be published.
     pub waiting: i64,
-    /// Seconds since the oldest waiting job was accepted.
+    /// Seconds since the oldest waiting job could start.
     pub oldest_waiting_s: f64,
 }
 
@@ -87,14 +91,17 @@ pub struct SessionProgress {
 }
 
 const READ_LIVE: &str = concat!(
-    "SELECT j.job_id, j.session_id, j.agent_id, j.pool, j.state, j.attempts, c.iterations, c.cost, c.tokens_in,
-       c.tokens_out, j.worker_id, ",
+    "SELECT j.job_id, j.session_id, j.agent_id, j.pool, j.state, j.attempts,
+       c.iterations + coalesce(j.folded_iterations, 0), c.cost + coalesce(j.folded_cost_microusd, 0),
+       c.tokens_in + coalesce(j.folded_input_tokens, 0), c.tokens_out + coalesce(j.folded_output_tokens, 0), j.worker_id, ",
     rfc3339!("j.accepted_at"),
     ", ",
     rfc3339!("j.started_at"),
     ", NULL::text, j.failure::text, NULL::text, j.trace_id, ",
     labels_of!("j.job_id"),
-    "
+    ", CASE WHEN j.state = 'awaiting_input' THEN ",
+    questions_of!("j.job_id"),
+    " END
   FROM harness_jobs j
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
@@ -122,7 +129,7 @@ macro_rules! ended_columns {
             $is_read,
             " THEN ",
             labels_of!("r.job_id"),
-            " END"
+            " END, NULL::text"
         )
     };
 }
@@ -146,7 +153,7 @@ const COUNT_STATES: &str =
 const COUNT_FLEET: &str = "
     SELECT (SELECT count(*) FROM harness_workers
              WHERE state IN ('alive', 'draining') AND ($1::text IS NULL OR pool = $1)),
-           count(*), coalesce(extract(epoch FROM now() - min(accepted_at)), 0)::float8
+           count(*), coalesce(extract(epoch FROM now() - min(greatest(accepted_at, due_at))), 0)::float8
       FROM harness_jobs
      WHERE (state IN ('publishing', 'queued') OR (state = 'scheduled' AND due_at <= now()))
        AND ($1::text IS NULL OR pool = $1)";
@@ -164,6 +171,32 @@ const SESSION_PROGRESS: &str = "
      ORDER BY s.session_id";
 
 impl JobView {
+    /// A job of which the ledger has only the order to start it.
+    pub(crate) fn scheduled(job_id: JobId, tenant: Tenant, accepted_at: String) -> JobView {
+        JobView {
+            job_id,
+            trace_id: job_id.into(),
+            tenant,
+            session_id: job_id.to_string(),
+            agent_id: String::new(),
+            pool: String::new(),
+            labels: Labels::default(),
+            state: JobState::Scheduled,
+            attempts: 0,
+            iterations: 0,
+            cost_usd: Usd::default(),
+            input_tokens: 0,
+            output_tokens: 0,
+            worker_id: None,
+            accepted_at,
+            started_at: None,
+            finished_at: None,
+            failure: None,
+            questions: Vec::new(),
+            output: None,
+        }
+    }
+
     /// Its size in memory, about.
     pub fn bytes(&self) -> usize {
         let failure = self.failure.as_ref().map_or(0, |failure| failure.message.len());
@@ -174,6 +207,25 @@ impl JobView {
 impl Store {
     /// Returns those of these jobs that the ledger knows, in the order asked for.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+        let found = self.jobs_begun(ids).await?;
+        if found.len() == ids.len() {
+            return Ok(found);
+        }
+        let missing = |found: &[JobView]| -> Vec<JobId> {
+            ids.iter().filter(|id| !found.iter().any(|view| view.job_id == **id)).copied().collect()
+        };
+        let in_inbox = self.inbox_views(&missing(&found)).await?;
+        // What has left the inbox in between is among the jobs now.
+        let left = match missing(&in_inbox) {
+            left if left.is_empty() => found,
+            left => self.jobs_begun(&left).await?,
+        };
+        let mut views: BTreeMap<JobId, JobView> =
+            in_inbox.into_iter().chain(left).map(|view| (view.job_id, view)).collect();
+        Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
+    }
+
+    async fn jobs_begun(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
         let uuids = uuids(ids);
         // Live ones first: a job that ends in between is then found among the ended.
         let live = query(&self.pool, "jobs_live", READ_LIVE, &[&uuids]).await?;
@@ -242,6 +294,7 @@ pub(super) fn read_view(row: &Row) -> JobView {
         accepted_at: row.get(11),
         started_at: row.get(12),
         finished_at: row.get(13),
+        questions: read_questions(row, 18),
         failure: failure.and_then(|text| serde_json::from_str(&text).ok()),
         output: output.and_then(|text| Json::parse(&text).ok()),
     }

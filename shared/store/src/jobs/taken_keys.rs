@@ -30,6 +30,14 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
+    /// Returns the field of a job that holds it.
+    pub fn field(self) -> &'static str {
+        match self {
+            KeyKind::Idempotency => "idempotency_key",
+            KeyKind::Unique => "unique.key",
+        }
+    }
+
     /// Returns its name in the table.
     fn as_str(self) -> &'static str {
         match self {
@@ -77,7 +85,7 @@ pub(super) const ACCEPT_KEYED: &str = concat!(
     "
     WITH wanted AS MATERIALIZED (
         SELECT t.*, k.place, k.holder, k.was_sent = t.sent AS same, k.expires_at > now() AS counts
-          FROM unnest($9::uuid[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::float8[])
+          FROM unnest($10::uuid[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::float8[])
                AS t(job_id, tenant, kind, key, sent, held_for)
          CROSS JOIN LATERAL (SELECT ctid AS place, job_id AS holder, sent AS was_sent, expires_at FROM harness_taken_keys k
                               WHERE k.tenant = t.tenant AND k.kind = t.kind AND k.key = t.key OFFSET 0) k

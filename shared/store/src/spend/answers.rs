@@ -3,14 +3,15 @@
 //! A checkpoint covers an answer when the run had been given the answer before it wrote the checkpoint. What the
 //! ledger knows is how many checkpoints the run had written when the answer was settled, which is before the run gets
 //! its end. So an answer is covered by any later checkpoint of its run, and by any checkpoint of a newer run.
+//!
+//! They are looked up by the statement that reserves, so that a call without one costs one round trip. An answer that came
+//! from the cache is stored here as well: a later attempt is given the same, whatever has become of the cache.
 
+use job::Usage;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::settle::SettledCall;
-use crate::database::query;
-use crate::jobs::Claim;
-use crate::{Store, StoreError};
 
 /// A whole answer, as the run got it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,19 @@ pub struct StoredAnswer {
     pub body: Vec<u8>,
     /// How many checkpoints the run had written when it was settled.
     pub after_checkpoints: u32,
+}
+
+/// An answer that was paid before, and need not be paid again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenAnswer {
+    /// Its `Content-Type`.
+    pub content_type: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+    /// Whether another job has paid it; else an earlier run of this one.
+    pub cached: bool,
+    /// What an earlier run of this job has paid for it, which no checkpoint says.
+    pub paid: Usage,
 }
 
 /// Stores the answers of live jobs. One that a stale run settles late does not replace that of a newer run.
@@ -37,12 +51,32 @@ pub(super) const STORE: &str = "
            content_type = excluded.content_type, body = excluded.body, stored_at = excluded.stored_at
      WHERE harness_call_answers.epoch <= excluded.epoch";
 
-const READ: &str = "
-    SELECT content_type, body, after_checkpoints FROM harness_call_answers a
-     WHERE job_id = $1 AND request_hash = $2 AND request_nth = $3
-       AND NOT EXISTS (SELECT FROM harness_checkpoints c
-                        WHERE c.session_id = a.session_id AND c.job_id = a.job_id AND c.epoch >= a.epoch
-                          AND (c.epoch > a.epoch OR c.ordinal >= a.after_checkpoints))";
+/// The CTE `answers`: what earlier runs of the jobs of the calls `came` were answered, unless a checkpoint covers it.
+macro_rules! answers {
+    () => {
+        "answers AS MATERIALIZED (
+            SELECT t.turn, s.content_type, s.body, false AS cached, coalesce(p.cost_microusd, 0) AS cost,
+                   coalesce(p.input_tokens + p.cache_read_tokens + p.cache_write_tokens, 0) AS input,
+                   coalesce(p.output_tokens, 0) AS output
+              FROM came t
+             CROSS JOIN LATERAL (
+                   SELECT content_type, body, call_id, epoch FROM harness_call_answers a
+                    WHERE a.job_id = t.job_id AND a.request_hash = t.request_hash AND a.request_nth = t.request_nth
+                      AND NOT EXISTS (SELECT FROM harness_checkpoints c
+                                       WHERE c.session_id = a.session_id AND c.job_id = a.job_id AND c.epoch >= a.epoch
+                                         AND (c.epoch > a.epoch OR c.ordinal >= a.after_checkpoints))
+                      AND (SELECT j.folded_epoch > a.epoch
+                                  OR (j.folded_epoch = a.epoch AND j.folded_ordinal >= a.after_checkpoints)
+                             FROM harness_jobs j WHERE j.job_id = a.job_id) IS NOT TRUE
+                   OFFSET 0) s
+              LEFT JOIN LATERAL (
+                   SELECT * FROM harness_calls c
+                    WHERE c.call_id = s.call_id AND c.state = 'settled' AND s.epoch < t.epoch OFFSET 0) p ON true
+             WHERE t.after_checkpoints IS NOT NULL AND t.found IS NULL AND t.alive
+        )"
+    };
+}
+pub(super) use answers;
 
 /// The answers of a batch, as [`STORE`] takes them.
 pub(super) struct Answers<'a> {
@@ -95,25 +129,5 @@ impl<'a> Answers<'a> {
             &self.content_types,
             &self.bodies,
         ]
-    }
-}
-
-impl Store {
-    /// Returns the answer that the job got when a run sent this request for the n-th time, unless a checkpoint covers
-    /// it. What the run has written before must be durable.
-    pub async fn stored_answer(
-        &self,
-        claim: &Claim,
-        request_hash: &[u8; 32],
-        request_nth: u32,
-    ) -> Result<Option<StoredAnswer>, StoreError> {
-        let (job, hash) = (Uuid::from(claim.job_id()), request_hash.as_slice());
-        let nth = i32::try_from(request_nth).unwrap_or(i32::MAX);
-        let rows = query(&self.pool, "stored_answer", READ, &[&job, &hash, &nth]).await?;
-        Ok(rows.first().map(|row| StoredAnswer {
-            content_type: row.get(0),
-            body: row.get(1),
-            after_checkpoints: row.get::<_, i32>(2).unsigned_abs(),
-        }))
     }
 }

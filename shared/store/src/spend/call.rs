@@ -1,5 +1,7 @@
 //! A call of a model, as the one who makes it describes it.
 
+use std::time::Duration;
+
 use job::{Name, Usd};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -31,8 +33,28 @@ pub struct NewCall {
     pub request_nth: u32,
     /// The limits that its worker, its agent and its job name.
     pub limits: Vec<Limit>,
+    /// How its answer is looked up before anything is held; `None` if there can be none.
+    pub lookup: Option<Lookup>,
     /// The provider's key, and what it takes of the key's rate limits.
     pub rate_use: Option<RateUse>,
+}
+
+/// Where an answer may be that the call need not be made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// How many checkpoints its run has written.
+    pub after_checkpoints: u32,
+    /// Among those of other jobs.
+    pub cache: Option<CacheLookup>,
+}
+
+/// An entry of the cache of answers, in the tenant of its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLookup {
+    /// Equal for requests that have equal answers.
+    pub key: [u8; 32],
+    /// An older answer counts for nothing.
+    pub max_age: Duration,
 }
 
 /// Tokens by the rates at which they are billed.

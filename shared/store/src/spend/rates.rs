@@ -86,7 +86,7 @@ macro_rules! rate_ctes {
                        coalesce((SELECT sum(amount) FROM harness_provider_moves m
                                   WHERE m.account = r.account AND m.tx >= h.unfolded_from AND m.counts_until > now()),
                                 0) AS level
-                  FROM unnest($21::text[], $22::bigint[]) WITH ORDINALITY AS r(account, named, n)
+                  FROM unnest($25::text[], $26::bigint[]) WITH ORDINALITY AS r(account, named, n)
                  CROSS JOIN LATERAL (SELECT learnt, ",
             $crate::spend::account::unfolded_from!(),
             " AS unfolded_from FROM harness_provider_rates h WHERE h.account = r.account OFFSET 0) h
@@ -94,7 +94,7 @@ macro_rules! rate_ctes {
             ), rated AS MATERIALIZED (
                 SELECT p.turn, p.amount, p.as_produced, r.*,
                        r.level + sum(p.amount) OVER (PARTITION BY r.n ORDER BY p.turn) - p.amount AS before
-                  FROM unnest($23::int[], $24::int[], $25::bigint[], $26::bool[]) AS p(turn, n, amount, as_produced)
+                  FROM unnest($27::int[], $28::int[], $29::bigint[], $30::bool[]) AS p(turn, n, amount, as_produced)
                   JOIN rates r ON r.n = p.n JOIN asked a ON a.turn = p.turn
                  WHERE a.found IS NULL AND a.runs
             ), hindered AS MATERIALIZED (
@@ -112,9 +112,9 @@ macro_rules! rate_ctes {
                  WHERE NOT (before + greatest(amount, 1) <= max OR amount > max AND before <= 0)
                 UNION ALL
                 SELECT k.turn, s.key, extract(epoch FROM s.shut_until - now())::float8
-                  FROM unnest($27::text[]) WITH ORDINALITY AS k(key, turn)
+                  FROM unnest($31::text[]) WITH ORDINALITY AS k(key, turn)
                   JOIN (SELECT key, shut_until FROM harness_provider_keys
-                         WHERE key = ANY($27) AND shut_until > now() OFFSET 0) s ON s.key = k.key
+                         WHERE key = ANY($31) AND shut_until > now() OFFSET 0) s ON s.key = k.key
             )"
         )
     };
@@ -215,7 +215,7 @@ pub(super) struct Takes<'a> {
 
 impl<'a> Takes<'a> {
     /// Returns what the calls take; `None` if none of them names a key.
-    pub fn of(calls: &'a [NewCall]) -> Option<Takes<'a>> {
+    pub fn of(calls: &[&'a NewCall]) -> Option<Takes<'a>> {
         calls.iter().any(|call| call.rate_use.is_some()).then(|| {
             let mut takes = Takes::default();
             let mut places = HashMap::new();

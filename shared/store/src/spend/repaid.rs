@@ -26,6 +26,9 @@ const PAID: &str = "
        AND NOT EXISTS (SELECT FROM harness_checkpoints k
                         WHERE k.session_id = c.session_id AND k.job_id = c.job_id AND k.epoch >= c.epoch
                           AND (k.epoch > c.epoch OR k.created_at > c.settled_at))
+       AND NOT EXISTS (SELECT FROM harness_history k
+                        WHERE k.session_id = c.session_id AND k.folded_by = c.job_id AND k.job_id = c.job_id
+                          AND k.epoch >= c.epoch AND (k.epoch > c.epoch OR k.created_at > c.settled_at))
      GROUP BY request_hash, request_nth LIMIT 10000";
 
 impl Store {

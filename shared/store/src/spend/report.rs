@@ -123,8 +123,12 @@ impl Store {
             [] => ("ARRAY[]::text[]".to_owned(), String::new()),
             columns => (format!("ARRAY[{}]", columns.join(", ")), format!("GROUP BY {}", columns.join(", "))),
         };
-        // Only the tenant's own are looked at, by an index.
-        let of_tenant = if tenant.is_some() { "AND tenant = $4" } else { "" };
+        // Only the tenant's own are looked at. They are compared as pairs, because the index on (tenant, call_id) alone
+        // serves that.
+        let (calls, of_tenant) = match tenant {
+            Some(_) => ("(tenant, call_id) >= ($4, $2) AND tenant <= $4", "AND tenant = $4"),
+            None => ("call_id >= $2", ""),
+        };
         let sql = format!(
             "SELECT {of}, coalesce(sum(calls), 0)::bigint, coalesce(sum(cost), 0)::bigint,
                     coalesce(sum(unknown), 0)::bigint, coalesce(sum(held), 0)::bigint, coalesce(sum(input), 0)::bigint,
@@ -136,7 +140,7 @@ impl Store {
                             CASE WHEN state = 'held' THEN reserved_microusd ELSE 0 END AS held,
                             input_tokens AS input, cache_read_tokens AS cache_read,
                             cache_write_tokens AS cache_write, output_tokens AS output
-                       FROM harness_calls WHERE call_id >= $2 {of_tenant}
+                       FROM harness_calls WHERE {calls}
                      UNION ALL
                      SELECT day, tenant, agent_id, user_id, model, '', calls, cost_microusd, unknown_microusd, 0,
                             input_tokens, cache_read_tokens, cache_write_tokens, output_tokens

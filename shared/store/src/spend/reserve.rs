@@ -1,18 +1,24 @@
 //! Reserve: holds the most that a call can cost, before it is sent.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use job::{Change, Usd};
+use job::{Change, Usage, Usd};
+use tokio::time::timeout;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::account::{Accounts, FOLD, LOCK, OPEN, OPEN_JOBS, accounts, unfolded_from};
-use super::call::{Columns, NewCall, call_columns, call_values};
+use super::answers::{GivenAnswer, answers};
+use super::cache::{CacheHealth, cached};
+use super::call::{CacheLookup, Columns, Lookup, NewCall, call_columns, call_values};
 use super::rates::{FOLD_RATES, LOCK_RATES, Takes, rate_ctes, rate_moves};
-use crate::StoreError;
-use crate::database::{Batched, Tx};
+use crate::database::{Batched, Tx, read_usd};
+use crate::{Store, StoreError};
 
 /// The answer to a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub enum Reserved {
         /// Whether a call has cost more than was held for it, so that no further call is granted.
         shut: bool,
     },
+    /// Its answer was paid before. Nothing is held.
+    Answered(GivenAnswer),
     /// The run may not call any more, or this call was settled before.
     Lost,
 }
@@ -51,27 +59,35 @@ const KEEP_RUNS: &str = "
     SELECT count(*) FROM (SELECT FROM harness_jobs
      WHERE job_id = ANY($1) AND state = 'running' ORDER BY job_id FOR SHARE) kept";
 
-/// Decides about the calls of a batch, in their order. A call that would not even fit alone counts for nothing; of
+/// Decides about the calls of a batch, in their order. A call whose answer was paid before holds nothing. A call that would not even fit alone counts for nothing; of
 /// the others each counts for those after it, even if another account refuses it. So a batch may grant less than its
 /// calls would get one after the other, never more, and such a call is busy.
 ///
-/// A call that is there already was reserved by an earlier try whose reply was lost, or was settled before.
+/// A call that is there already was reserved by an earlier try whose reply was lost, or was settled before. Where an
+/// account that counts is not open, no call is held.
 macro_rules! reserve {
-    (ctes: $ctes:expr, refused: $refused:expr, columns: $columns:expr, values: $values:expr, moves: $moves:expr,
+    (given: $cached:expr, $given:expr, ctes: $ctes:expr, refused: $refused:expr, columns: $columns:expr, values: $values:expr, moves: $moves:expr,
      answers: $answers:expr) => { concat!(
     "WITH ",
     accounts!(),
-    ", asked AS MATERIALIZED (
+    ", came AS MATERIALIZED (
         SELECT t.*, c.state AS found, c.epoch = t.epoch AS found_same,
                EXISTS (SELECT FROM harness_jobs j
                         WHERE j.job_id = t.job_id AND j.epoch = t.epoch AND j.session_id || '' = t.session_id
-                          AND j.worker_id IS NOT DISTINCT FROM t.worker_id) AS runs
+                          AND j.worker_id IS NOT DISTINCT FROM t.worker_id) AS alive
           FROM unnest($6::uuid[], $7::uuid[], $8::bigint[], $9::uuid[], $10::text[], $11::text[], $12::text[],
-                      $13::text[], $14::text[], $15::bigint[], $16::bytea[], $17::int[])
+                      $13::text[], $14::text[], $15::bigint[], $16::bytea[], $17::int[], $21::int[], $22::bytea[],
+                      $23::bigint[], $24::bool[])
                WITH ORDINALITY AS t(call_id, job_id, epoch, worker_id, session_id, agent_id, user_id, provider, model,
-                                    reserved, request_hash, request_nth, turn)
+                                    reserved, request_hash, request_nth, after_checkpoints, cache_key, cache_age_s,
+                                    only_look, turn)
           LEFT JOIN LATERAL (SELECT state, epoch FROM harness_calls c WHERE c.call_id = t.call_id OFFSET 0) c ON true
-    ), used AS MATERIALIZED (
+    ), ",
+    answers!(),
+    $cached,
+    ", given AS MATERIALIZED (SELECT * FROM answers",
+    $given,
+    "), used AS MATERIALIZED (
         SELECT a.n, a.key, a.scope, a.budget, a.named IS NOT NULL OR a.budget IS NOT NULL AS limited,
                h.spent_microusd + coalesce(m.spent, 0) AS spent, h.held_microusd + coalesce(m.held, 0) AS held,
                h.overrun_microusd + coalesce(m.overrun, 0) > h.reopened_microusd AS shut
@@ -84,6 +100,13 @@ macro_rules! reserve {
                  FROM harness_account_moves m
                 WHERE m.key = h.key AND m.tx >= h.unfolded_from AND (a.named IS NOT NULL OR a.budget IS NOT NULL)
                OFFSET 0) m ON true
+    ), unopened AS MATERIALIZED (
+        SELECT FROM accounts
+         WHERE (always OR named IS NOT NULL OR budget IS NOT NULL) AND n NOT IN (SELECT n FROM used)
+    ), asked AS MATERIALIZED (
+        SELECT t.*, t.alive AND NOT t.only_look AND t.turn NOT IN (SELECT turn FROM given)
+                    AND NOT EXISTS (SELECT FROM unopened) AS runs
+          FROM came t
     ), counted AS MATERIALIZED (
         SELECT p.turn, u.*, least(p.named, u.budget) AS max
           FROM unnest($18::int[], $19::int[], $20::bigint[]) AS p(turn, n, named) JOIN used u ON u.n = p.n
@@ -132,9 +155,10 @@ macro_rules! reserve {
            found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut, ",
     $answers,
     ",
-           (SELECT min(CASE WHEN c.shut THEN 0 ELSE c.max - c.spent END)::bigint FROM checked c WHERE c.turn = a.turn)",
-    "
+           (SELECT min(CASE WHEN c.shut THEN 0 ELSE c.max - c.spent END)::bigint FROM checked c WHERE c.turn = a.turn),
+           g.content_type, g.body, g.cached, g.cost, g.input, g.output, EXISTS (SELECT FROM unopened)
       FROM asked a
+      LEFT JOIN given g ON g.turn = a.turn
       LEFT JOIN inserted i ON i.call_id = a.call_id
       LEFT JOIN LATERAL (
            SELECT * FROM checked b
@@ -143,22 +167,91 @@ macro_rules! reserve {
     ) };
 }
 
-const RESERVE: &str = reserve!(
-    ctes: "", refused: "", columns: "", values: "", moves: "", answers: "NULL::text, NULL::float8"
-);
-
-/// As [`RESERVE`], for calls with keys of providers, whose limits are decided as well.
-const RESERVE_WITH_RATES: &str = reserve!(
-    ctes: rate_ctes!(),
-    refused: " EXCEPT SELECT turn FROM hindered",
-    columns: ", rate_accounts",
-    values: ", (SELECT array_agg(r.account) FROM rated r WHERE r.turn = a.turn)",
-    moves: rate_moves!(),
-    answers: "(SELECT h.by FROM hindered h WHERE h.turn = a.turn ORDER BY h.wait DESC, h.by LIMIT 1),
+/// As [`reserve`] takes what limits of keys change, and where the cache of answers is asked.
+macro_rules! not_hindered {
+    () => {
+        " EXCEPT SELECT turn FROM hindered"
+    };
+}
+macro_rules! taken_from {
+    () => {
+        ", (SELECT array_agg(r.account) FROM rated r WHERE r.turn = a.turn)"
+    };
+}
+macro_rules! hindered {
+    () => {
+        "(SELECT h.by FROM hindered h WHERE h.turn = a.turn ORDER BY h.wait DESC, h.by LIMIT 1),
            (SELECT max(h.wait) FROM hindered h WHERE h.turn = a.turn)"
-);
+    };
+}
+macro_rules! from_cache {
+    () => {
+        " UNION ALL SELECT * FROM cached"
+    };
+}
 
-impl Batched for NewCall {
+/// The statements, by whether calls name keys of providers, whose limits are decided as well, and by whether the cache of
+/// answers is asked.
+const RESERVE: [[&str; 2]; 2] = [
+    [
+        reserve!(given: "", "", ctes: "", refused: "", columns: "", values: "", moves: "",
+                 answers: "NULL::text, NULL::float8"),
+        reserve!(given: cached!(), from_cache!(), ctes: "", refused: "", columns: "", values: "", moves: "",
+                 answers: "NULL::text, NULL::float8"),
+    ],
+    [
+        reserve!(given: "", "", ctes: rate_ctes!(), refused: not_hindered!(), columns: ", rate_accounts", values: taken_from!(),
+                 moves: rate_moves!(), answers: hindered!()),
+        reserve!(given: cached!(), from_cache!(), ctes: rate_ctes!(), refused: not_hindered!(), columns: ", rate_accounts",
+                 values: taken_from!(), moves: rate_moves!(), answers: hindered!()),
+    ],
+];
+
+/// A lock of the table of the cache is not waited for longer.
+const CACHE_WITHIN: &str = "SELECT set_config('lock_timeout', '250ms', true)";
+/// As [`CACHE_WITHIN`], of all that may be in the way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Of so many batches one folds. They append one move to an account, and that is many more than are read quickly.
+const FOLD_ONE_OF: u32 = 8;
+
+/// A call that asks for its reservation, or for its answer alone.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    call: NewCall,
+    only_look: bool,
+    cache: Arc<CacheHealth>,
+}
+
+impl Reservation {
+    fn cache(&self) -> Option<CacheLookup> {
+        self.call.lookup.as_ref()?.cache.filter(|_| self.cache.is_up())
+    }
+}
+
+/// How answers are looked up, as columns of a statement.
+struct Lookups<'a> {
+    after_checkpoints: Vec<Option<i32>>,
+    keys: Vec<Option<&'a [u8]>>,
+    max_ages_s: Vec<Option<i64>>,
+    only: Vec<bool>,
+}
+
+impl<'a> Lookups<'a> {
+    fn of(batch: &'a [Reservation]) -> Lookups<'a> {
+        let lookups = || batch.iter().map(|it| it.call.lookup.as_ref());
+        let cache = || lookups().map(|lookup| lookup?.cache.as_ref());
+        let after = |lookup: &Lookup| i32::try_from(lookup.after_checkpoints).unwrap_or(i32::MAX);
+        let age = |entry: &CacheLookup| i64::try_from(entry.max_age.as_secs()).unwrap_or(i64::MAX);
+        Lookups {
+            after_checkpoints: lookups().map(|lookup| lookup.map(after)).collect(),
+            keys: cache().map(|entry| entry.map(|entry| entry.key.as_slice())).collect(),
+            max_ages_s: cache().map(|entry| entry.map(age)).collect(),
+            only: batch.iter().map(|it| it.only_look).collect(),
+        }
+    }
+}
+
+impl Batched for Reservation {
     type Answer = Reserved;
     const MAX_ROWS: usize = 64;
 
@@ -167,54 +260,128 @@ impl Batched for NewCall {
     }
 
     fn key(&self) -> u128 {
-        self.call_id.as_u128()
+        self.call.call_id.as_u128()
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Reserved>, StoreError> {
-        let (accounts, columns) = (Accounts::of(batch.iter()), Columns::of(batch.iter()));
-        let Accounts { scopes, periods, names, always, named, calls, of, limits } = &accounts;
-        let of_accounts: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-            [scopes, periods, names, always, named];
-        let mut params = of_accounts.to_vec();
-        params.extend(columns.params());
-        params.extend([calls as &(dyn tokio_postgres::types::ToSql + Sync), of, limits]);
-        let jobs: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&columns.jobs];
-        let decided = if let Some(takes) = Takes::of(batch) {
-            let sql = [KEEP_RUNS, OPEN, OPEN_JOBS, LOCK, LOCK_RATES, RESERVE_WITH_RATES, FOLD, FOLD_RATES];
-            let tx = Tx::prepare(pool, "reserve", sql).await?;
-            params.extend(takes.params());
-            let locked: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&takes.accounts, &takes.limits];
-            let [_, _, _, _, _, decided, _, _] = tx
-                .run([
-                    &jobs,
-                    &of_accounts,
-                    &of_accounts,
-                    &of_accounts,
-                    &locked,
-                    &params,
-                    &of_accounts,
-                    &locked[..1],
-                ])
-                .await?;
-            decided
-        } else {
-            let tx = Tx::prepare(pool, "reserve", [KEEP_RUNS, OPEN, OPEN_JOBS, LOCK, RESERVE, FOLD]).await?;
-            let [_, _, _, _, decided, _] =
-                tx.run([&jobs, &of_accounts, &of_accounts, &of_accounts, &params, &of_accounts]).await?;
-            decided
+        let Some(asks) = batch.iter().find(|it| it.cache().is_some()) else {
+            return decide(pool, batch, false).await;
         };
-        let decided: HashMap<Uuid, &Row> = decided.iter().map(|row| (row.get(0), row)).collect();
-        let answer = |call: &NewCall| decided.get(&call.call_id).map_or(Reserved::Lost, |row| read(row));
-        Ok(batch.iter().map(answer).collect())
+        // What the cache has is never worth a call that is not made.
+        let cause = match timeout(ANSWER_WITHIN, decide(pool, batch, true)).await {
+            Ok(Ok(answers)) => return Ok(answers),
+            Ok(Err(error)) => error,
+            Err(elapsed) => StoreError::Unavailable(Arc::new(elapsed)),
+        };
+        asks.cache.rest();
+        warn!(
+            cause = cause.as_dyn(),
+            "the cache of answers does not answer; calls are made without it for a while"
+        );
+        let answers = decide(pool, batch, false).await?;
+        // The first try may have gone through while this one waited for it.
+        if answers.contains(&Reserved::Lost) { decide(pool, batch, false).await } else { Ok(answers) }
     }
 
     fn changed(&self, _: &Reserved, _: &mut Vec<Change>) {}
+}
+
+/// Decides among open accounts, and opens them only where one is missing: that is two of five statements.
+async fn decide(pool: &Pool, batch: &[Reservation], in_cache: bool) -> Result<Vec<Reserved>, StoreError> {
+    let is_answered = |answer: &Reserved| matches!(answer, Reserved::Answered(_));
+    let (answers, one_was_closed) = decided(pool, batch, in_cache, false).await?;
+    if !one_was_closed || answers.iter().all(is_answered) {
+        return Ok(answers);
+    }
+    let (again, _) = decided(pool, batch, in_cache, true).await?;
+    // An answer from the cache is the job's own by now.
+    Ok(answers
+        .into_iter()
+        .zip(again)
+        .map(|(one, other)| if is_answered(&one) { one } else { other })
+        .collect())
+}
+
+/// Returns the answers, and whether an account was not open, so that nothing could be held.
+async fn decided(
+    pool: &Pool,
+    batch: &[Reservation],
+    in_cache: bool,
+    opens: bool,
+) -> Result<(Vec<Reserved>, bool), StoreError> {
+    type Param<'a> = &'a (dyn ToSql + Sync);
+    let batched: Vec<&NewCall> = batch.iter().map(|it| &it.call).collect();
+    let (accounts, columns) = (Accounts::of(batched.iter().copied()), Columns::of(batched.iter().copied()));
+    let (lookups, takes) = (Lookups::of(batch), Takes::of(&batched));
+    let Accounts { scopes, periods, names, always, named, calls, of, limits } = &accounts;
+    let of_accounts: [Param<'_>; 5] = [scopes, periods, names, always, named];
+    let mut params = of_accounts.to_vec();
+    params.extend(columns.params());
+    params.extend([calls as Param<'_>, of, limits]);
+    let Lookups { after_checkpoints, keys, max_ages_s, only } = &lookups;
+    params.extend([after_checkpoints as Param<'_>, keys, max_ages_s, only]);
+    let of_rates: Option<[Param<'_>; 2]> =
+        takes.as_ref().map(|takes| [&takes.accounts as Param<'_>, &takes.limits]);
+    params.extend(takes.iter().flat_map(Takes::params));
+    let jobs: [Param<'_>; 1] = [&columns.jobs];
+
+    let mut steps: Vec<(&str, &[Param<'_>])> = vec![(KEEP_RUNS, &jobs)];
+    if opens {
+        steps.extend([(OPEN, of_accounts.as_slice()), (OPEN_JOBS, of_accounts.as_slice())]);
+    }
+    steps.push((LOCK, &of_accounts));
+    steps.extend(of_rates.as_ref().map(|of_rates| (LOCK_RATES, of_rates.as_slice())));
+    if in_cache {
+        steps.push((CACHE_WITHIN, &[]));
+    }
+    let decides = steps.len();
+    steps.push((RESERVE[usize::from(takes.is_some())][usize::from(in_cache)], &params));
+    if fastrand::u32(..FOLD_ONE_OF) == 0 {
+        steps.push((FOLD, &of_accounts));
+        steps.extend(of_rates.as_ref().map(|of_rates| (FOLD_RATES, &of_rates[..1])));
+    }
+    let mut answers = Tx::run_steps(pool, "reserve", &steps).await?;
+    let decided = answers.swap_remove(decides);
+    let one_was_closed = decided.iter().any(|row| row.get(16));
+    let decided: HashMap<Uuid, &Row> = decided.iter().map(|row| (row.get(0), row)).collect();
+    let answer = |it: &Reservation| decided.get(&it.call.call_id).map_or(Reserved::Lost, |row| read(row));
+    Ok((batch.iter().map(answer).collect(), one_was_closed))
+}
+
+impl Store {
+    /// Holds the most that a call can cost, together with those that are asked for meanwhile, or returns the answer that was
+    /// paid before. Safe to repeat after a lost reply.
+    pub async fn reserve(&self, call: NewCall) -> Result<Reserved, StoreError> {
+        self.reservations.call(self.reservation(call, false)).await
+    }
+
+    /// Returns the answer to a call that was paid before, if there is one. What its run has written before must be durable.
+    pub async fn look_up(&self, call: NewCall) -> Result<Option<GivenAnswer>, StoreError> {
+        match self.reservations.call(self.reservation(call, true)).await? {
+            Reserved::Answered(answer) => Ok(Some(answer)),
+            _ => Ok(None),
+        }
+    }
+
+    fn reservation(&self, call: NewCall, only_look: bool) -> Reservation {
+        Reservation { call, only_look, cache: self.cache_health() }
+    }
 }
 
 fn read(row: &Row) -> Reserved {
     let (granted, may_call): (bool, bool) = (row.get(1), row.get(2));
     if granted {
         return Reserved::Granted;
+    }
+    if let Some(content_type) = row.get(10) {
+        let count = |at| row.get::<_, i64>(at).unsigned_abs();
+        let paid = Usage { cost: read_usd(row, 13), input_tokens: count(14), output_tokens: count(15) };
+        return Reserved::Answered(GivenAnswer {
+            content_type,
+            body: row.get(11),
+            cached: row.get(12),
+            paid,
+        });
     }
     match row.get::<_, Option<String>>(3) {
         Some(account) if may_call => {

@@ -12,7 +12,6 @@ use super::account::{keys_of_call, micros};
 use super::answers::{Answers, STORE, StoredAnswer};
 use super::call::{CallTokens, Columns, NewCall, call_columns, call_values};
 use super::rates::{Uses, give_back};
-use super::reserve::Reserved;
 use crate::database::{Batched, Params, Tx};
 use crate::{Store, StoreError};
 
@@ -262,12 +261,6 @@ const LOG: &str = "
                     WHERE call_id = $2 AND state IN ('settled', 'free') AND settled_at = now())";
 
 impl Store {
-    /// Holds the most that a call can cost, together with those that are asked for meanwhile. Safe to repeat after a
-    /// lost reply.
-    pub async fn reserve(&self, call: NewCall) -> Result<Reserved, StoreError> {
-        self.reservations.call(call).await
-    }
-
     /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost
     /// reply.
     pub async fn settle(&self, settled: SettledCall) -> Result<Settled, StoreError> {

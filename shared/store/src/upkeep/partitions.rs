@@ -1,5 +1,6 @@
-//! Partitions of `harness_results`, `harness_labels` and `harness_calls`: one of each per week of the ids' own time, made
-//! ahead and dropped by retention. A week's labels go before its results, so that no label is left without its job.
+//! Partitions of `harness_results`, `harness_labels`, `harness_calls` and `harness_history`: one of each per week of the
+//! ids' own time, made ahead and dropped by retention. A week's labels go before its results, so that no label is left
+//! without its job. A week's history is there before its results, because an end writes both.
 //!
 //! A partition holds a week, not a day, because every transaction that looks for a result opens all
 //! partitions. With one per day, that cost more than the rest of the transaction.
@@ -41,6 +42,7 @@ struct Parent(&'static str);
 const LABELS: Parent = Parent("harness_labels");
 const RESULTS: Parent = Parent("harness_results");
 const CALLS: Parent = Parent("harness_calls");
+const HISTORY: Parent = Parent("harness_history");
 
 impl Parent {
     fn table(self, week: u64) -> String {
@@ -63,7 +65,7 @@ impl Store {
     }
 }
 
-/// Whether results, labels and calls have a partition to go to.
+/// Whether results, labels, calls and history have a partition to go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionsAhead {
     /// Weeks that have no partition although an accepted job id can fall into them now.
@@ -79,7 +81,7 @@ impl Store {
         let client = self.pool.get().await?;
         let now_ms = unix_ms(client.query_one(NOW, &[]).await.map_err(fail)?.get(0));
         let mut least = PartitionsAhead { missing: 0, ahead: Duration::MAX };
-        for parent in [LABELS, RESULTS, CALLS] {
+        for parent in [LABELS, HISTORY, RESULTS, CALLS] {
             let one = ahead(&read(&client, parent).await.map_err(fail)?, now_ms, retention);
             least.missing = least.missing.max(one.missing);
             least.ahead = least.ahead.min(one.ahead);
@@ -106,7 +108,7 @@ async fn maintain(
     let oldest_call = oldest_call.map_or(u64::MAX, |ms| ms.max(0).unsigned_abs() / WEEK_MS);
     let (mut made, mut dropped) = (0, 0);
     // Results come last: where one of them is dropped, the others have left that week before.
-    for parent in [CALLS, LABELS, RESULTS] {
+    for parent in [CALLS, LABELS, HISTORY, RESULTS] {
         let kept_from = match parent {
             CALLS => oldest_call,
             // Where a week's labels could not be removed, its results stay as well.
@@ -198,6 +200,12 @@ async fn read(client: &Client, parent: Parent) -> Result<BTreeMap<u64, Standing>
     Ok(rows.iter().map(|row| (row.get::<_, i64>(0) as u64, standing(row))).collect())
 }
 
+/// The primary key is the last index that a partition gets. After an ANALYZE of an empty partition all indexes that can
+/// serve a look-up by id cost the same, those of tenants and sessions too, and Postgres then takes the newest one. A
+/// plan with another index reads that whole index for each id, until statistics change.
+const PRIMARY_KEY: &str = "
+    SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype = 'p'";
+
 /// Makes a partition, unless it exists by now. Returns whether that was possible: not while another process
 /// makes one.
 async fn make(client: &mut Client, parent: Parent, week: u64) -> Result<bool, tokio_postgres::Error> {
@@ -213,10 +221,19 @@ async fn make(client: &mut Client, parent: Parent, week: u64) -> Result<bool, to
                      WHERE inhparent = to_regclass($2) AND inhrelid = to_regclass($1))";
     let Parent(parent) = parent;
     if !transaction.query_one(attached, &[&table, &parent]).await?.get::<_, bool>(0) {
+        let there = "SELECT to_regclass($1) IS NOT NULL";
+        if !transaction.query_one(there, &[&table]).await?.get::<_, bool>(0) {
+            let key: String = transaction.query_one(PRIMARY_KEY, &[&parent]).await?.get(0);
+            transaction
+                .batch_execute(&format!(
+                    "CREATE TABLE {table} (LIKE {parent} INCLUDING ALL);
+                     ALTER TABLE {table} DROP CONSTRAINT {table}_pkey, ADD CONSTRAINT {table}_pkey {key}"
+                ))
+                .await?;
+        }
         transaction
             .batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {table} (LIKE {parent} INCLUDING ALL);
-                 ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
+                "ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ('{from}') TO ('{to}')"
             ))
             .await?;
     }

@@ -54,14 +54,16 @@ macro_rules! redate_waiting {
 const REDATE_WAITING: [&str; 2] = [redate_waiting!("publishing"), redate_waiting!("queued")];
 
 /// Redates the next jobs that are due later, in the order of their due time. No index shows which of them
-/// have a date in the future, so all of them are read.
+/// have a date in the future, so all of them are read. A job without a place in its session is due at the moment that
+/// its caller named, whatever the clock said when it came.
 const REDATE_SCHEDULED: &str = "
     WITH page AS MATERIALIZED (
         SELECT max(due_at) AS last, count(*) AS found
           FROM (SELECT due_at FROM harness_jobs
                  WHERE state = 'scheduled' AND due_at > coalesce($1, now()) ORDER BY due_at LIMIT 1000) later
     ), redated AS (
-        UPDATE harness_jobs SET due_at = due_at - (state_since - now()), state_since = now()
+        UPDATE harness_jobs
+           SET due_at = CASE WHEN seq = 9223372036854775807 THEN due_at ELSE due_at - (state_since - now()) END, state_since = now()
          WHERE job_id = ANY(ARRAY(
                SELECT job_id FROM harness_jobs
                 WHERE state = 'scheduled' AND due_at > coalesce($1, now()) AND due_at <= (SELECT last FROM page)

@@ -68,6 +68,9 @@ const BEGIN_RATES: &str = "
     WITH keys AS (DELETE FROM harness_provider_keys), rates AS (DELETE FROM harness_provider_rates)
     DELETE FROM harness_provider_moves";
 
+/// Its entries are those of the backup, and their ages by another clock.
+const EMPTY_CACHE: &str = "DELETE FROM harness_cache";
+
 const LAST_CALL: &str = concat!("SELECT ", rfc3339!("max(reserved_at)"), " FROM harness_calls");
 
 const LOG: &str = "INSERT INTO harness_audit_log (actor, act) VALUES ($1, 'revived')";
@@ -96,12 +99,13 @@ impl Store {
             LEAVE_ALL,
             READ_ALL_MOVES,
             BEGIN_RATES,
+            EMPTY_CACHE,
             LAST_CALL,
             LOG,
         ];
         let tx = Tx::prepare(&self.pool, "revive", sql).await?;
-        let [_, _, jobs, workers, calls, _, _, last_call, _] =
-            tx.run([&[], &[], &[], &[], &[], &[], &[], &[], &[&actor]]).await?;
+        let [_, _, jobs, workers, calls, _, _, _, last_call, _] =
+            tx.run([&[], &[], &[], &[], &[], &[], &[], &[], &[], &[&actor]]).await?;
         Ok(Revived {
             workers: workers.len() as u64,
             jobs: jobs.len() as u64,

@@ -21,7 +21,7 @@ const MISSING: &str = r"
      WHERE CASE WHEN relkind = 'S' THEN NOT has_sequence_privilege(oid, 'USAGE') ELSE false END
     UNION ALL
     SELECT format('ownership of %s (its partitions are made and removed)', relname) FROM ours
-     WHERE relname IN ('harness_results', 'harness_labels', 'harness_calls') AND NOT pg_has_role(relowner, 'USAGE')
+     WHERE relname IN ('harness_results', 'harness_labels', 'harness_calls', 'harness_history') AND NOT pg_has_role(relowner, 'USAGE')
     UNION ALL
     SELECT DISTINCT format('CREATE on the schema %s', relnamespace::regnamespace) FROM ours
      WHERE NOT has_schema_privilege(relnamespace, 'CREATE')";

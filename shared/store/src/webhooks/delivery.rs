@@ -6,6 +6,7 @@ use std::time::Duration;
 use job::JobId;
 use serde::Serialize;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::endpoint::{DisabledBy, WebhookKeys};
@@ -145,28 +146,36 @@ macro_rules! waiting {
 }
 
 /// Takes deliveries that are due. Each webhook has a few places at a time, one if its last attempt failed, so that a
-/// slow one holds up no other. `$2` and `$3` say how many are under way here. The order of webhooks is by chance, so
-/// that the bound `$5` leaves out a different one each time.
+/// slow one holds up no other, and so does each tenant (`$7`). `$2` and `$3` say how many are under way here. The order of
+/// webhooks is by chance, so that the bound `$5` leaves out a different one each time.
 const TAKE: &str = concat!(
     "WITH RECURSIVE ",
     waiting!(),
-    ", places AS MATERIALIZED (
-        SELECT w.id, w.url, w.content, w.secret,
+    ", busy AS MATERIALIZED (
+        SELECT w.tenant, sum(u.n) AS n
+          FROM unnest($2::text[], $3::bigint[]) u(id, n)
+         CROSS JOIN LATERAL (SELECT tenant FROM harness_webhooks w WHERE w.id = u.id OFFSET 0) w
+         GROUP BY w.tenant
+    ), places AS MATERIALIZED (
+        SELECT w.id, w.tenant, w.url, w.content, w.secret,
                CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
                CASE WHEN w.failing_since IS NULL THEN $4::bigint ELSE 1 END
                - coalesce((SELECT u.n FROM unnest($2::text[], $3::bigint[]) u(id, n) WHERE u.id = w.id), 0) AS free
           FROM waiting CROSS JOIN LATERAL (SELECT * FROM harness_webhooks w WHERE w.id = waiting.webhook_id OFFSET 0) w
          WHERE w.disabled_at IS NULL ORDER BY random()
     ), due AS MATERIALIZED (
-        SELECT p.id, p.url, p.content, p.secret, p.old_secret, d.job_id
+        SELECT p.id, p.tenant, p.url, p.content, p.secret, p.old_secret, d.job_id
           FROM places p CROSS JOIN LATERAL (
                SELECT job_id FROM harness_deliveries
                 WHERE webhook_id = p.id AND state = 'pending' AND due_at <= now()
                 ORDER BY due_at LIMIT greatest(p.free, 0) FOR UPDATE SKIP LOCKED) d
          LIMIT $5
+    ), taken AS MATERIALIZED (
+        SELECT * FROM (SELECT d.*, row_number() OVER (PARTITION BY d.tenant) AS nth FROM due d) d
+         WHERE d.nth <= $7::bigint - coalesce((SELECT b.n FROM busy b WHERE b.tenant = d.tenant), 0)
     )
     UPDATE harness_deliveries d SET taken_by = $1, due_at = now() + $6::float8 * interval '1 millisecond'
-      FROM due WHERE d.webhook_id = due.id AND d.job_id = due.job_id
+      FROM taken due WHERE d.webhook_id = due.id AND d.job_id = due.job_id
     RETURNING d.webhook_id, d.job_id, d.attempts, due.url, due.content, due.secret, due.old_secret"
 );
 
@@ -246,21 +255,22 @@ const BACKLOG: &str = concat!(
 
 impl Store {
     /// Takes deliveries that are due for this process, each for as long as `lease`. `under_way` says how many of
-    /// each webhook this process is sending, `places` how many it may, `most` how many are wanted in all.
+    /// each webhook this process is sending, `places` how many it may of a webhook and of a tenant, `most` how many are
+    /// wanted in all.
     pub async fn take_deliveries(
         &self,
         sender: Uuid,
         under_way: &[(String, u32)],
-        places: u32,
+        places: [u32; 2],
         most: usize,
         lease: Duration,
     ) -> Result<Vec<DueDelivery>, StoreError> {
         let (ids, counts): (Vec<&str>, Vec<i64>) =
             under_way.iter().map(|(id, count)| (id.as_str(), i64::from(*count))).unzip();
-        let (places, most, lease_ms) = (i64::from(places), most as i64, millis(lease));
-        let rows =
-            query(&self.pool, "take_deliveries", TAKE, &[&sender, &ids, &counts, &places, &most, &lease_ms])
-                .await?;
+        let ([places, of_tenant], most, lease_ms) = (places.map(i64::from), most as i64, millis(lease));
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&sender, &ids, &counts, &places, &most, &lease_ms, &of_tenant];
+        let rows = query(&self.pool, "take_deliveries", TAKE, &params).await?;
         let read = |row: &Row| DueDelivery {
             webhook_id: row.get(0),
             job_id: read_job_id(row, 1),

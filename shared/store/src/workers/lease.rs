@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, Tx, millis, query, query_within};
+use crate::database::{BEAT_BOUND, LOCK_OUT_WORKER, TURN_SWITCHES, Tx, millis, query, query_within};
 use crate::jobs::read_claim;
 use crate::spend::LEAVE_WORKERS;
 use crate::{Claim, Clock, Store, StoreError, Throughput};
@@ -121,6 +121,8 @@ impl Store {
             [&id, &worker.host, &worker.pod_name, &pool, &slots, &lease_ms, &dead_worker, &worker.schema];
         // On the heartbeat's connection, which is open from now on.
         query_within(BEAT_BOUND, &self.beats, "register_worker", REGISTER, &params).await?;
+        let on = query_within(BEAT_BOUND, &self.beats, "turn_switches", TURN_SWITCHES, &[]).await?;
+        self.switches.are(&on);
         Ok(())
     }
 
@@ -159,9 +161,11 @@ impl Store {
         Ok(rows.first().map(|row| OlderWorker { host: row.get(0), pool: row.get(1) }))
     }
 
-    /// Deletes the rows of workers that ended longer ago than this.
+    /// Deletes the rows of workers that ended longer ago than this. Looks as well whether an older worker is still in the way
+    /// of what it could not read.
     pub async fn forget_workers(&self, ended_before: Duration) -> Result<(), StoreError> {
         query(&self.pool, "forget_workers", FORGET, &[&millis(ended_before)]).await?;
+        self.switches.are(&query(&self.pool, "turn_switches", TURN_SWITCHES, &[]).await?);
         Ok(())
     }
 }

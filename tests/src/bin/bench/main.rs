@@ -6,10 +6,12 @@
 //! is the median of its rounds. Writes `target/bench.json`.
 //!
 //! `make bench-http` (`bench http`) measures the HTTP API instead; a number behind it makes it shorter.
+//! `make bench-agents` (`bench agents`) measures a worker's agents instead, see `agents`.
 //! `bench follow JOBS PER_SECOND` measures state changes alone, to compare two builds at one rate.
 
 mod cost;
 mod http;
+mod agents;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -62,6 +64,12 @@ async fn main() -> anyhow::Result<()> {
 
     let mut arguments = std::env::args().skip(1);
     let what = arguments.next();
+    if what.as_deref() == Some("agents") {
+        agents::run(&publisher, &pool, &database, arguments).await?;
+        publishing.close().await;
+        consuming.close().await;
+        return drop_database(&database_url, &database).await;
+    }
     if let Some(what @ ("http" | "follow")) = what.as_deref() {
         let jobs =
             arguments.next().map_or(Ok(JOBS), |jobs| jobs.parse()).context("expected a number of jobs")?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use fastrand::Rng;
 use job::JobId;
+use producer::SessionNow;
 use queue::DEAD_QUEUE;
 use tests::{Fleet, Launch, Link, Proxy, Worker};
 use tokio::time::{Instant, sleep, timeout};
@@ -17,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::check;
 use crate::ledger::{Held, LedgerProbe};
+use crate::models::Models;
 use crate::publish;
 use crate::report::Figures;
 use crate::scenario::Settings;
@@ -53,6 +55,8 @@ pub struct Arena {
     /// ended, because the workers connect through them until then.
     pub proxies: Vec<Proxy>,
     pub ledger: LedgerProbe,
+    /// The provider of models, where jobs call one.
+    pub models: Option<Models>,
     pub workload: Workload,
     pub fleet: Arc<Fleet>,
     pub services: Services,
@@ -107,6 +111,7 @@ impl Arena {
             publishing: None,
             proxies: Vec::new(),
             ledger: LedgerProbe::new(&fleet.database.url),
+            models: None,
             workload: Workload::new(settings.size, &mut random),
             fleet,
             services: settings.services.clone(),
@@ -142,6 +147,13 @@ impl Arena {
     }
 
     // ---- workers
+
+    /// Adds an agent to those of workers that are started later.
+    pub fn add_agent(&mut self, toml: &str) -> anyhow::Result<()> {
+        let mut agents = std::fs::read_to_string(&self.agents).context("reading the agents")?;
+        agents.push_str(toml);
+        std::fs::write(&self.agents, agents).context("writing the agents")
+    }
 
     /// Starts workers with the usual settings.
     pub async fn start(&mut self, workers: usize) {
@@ -438,7 +450,8 @@ impl Arena {
     pub async fn settle(&mut self) -> anyhow::Result<()> {
         // A scenario that has failed may have left them as they were at that moment.
         self.proxies.iter().for_each(|proxy| proxy.set(Link::Pass));
-        let total = self.workload.jobs.len() as i64;
+        let of_models = self.models.as_ref().map_or(0, |models| models.clerks.len());
+        let total = (self.workload.jobs.len() + of_models) as i64;
         let (mut best, mut moved) = (0, Instant::now());
         loop {
             let ended = self.ledger.ended().await.unwrap_or(best);
@@ -467,8 +480,7 @@ impl Arena {
         let mut sessions = Vec::new();
         for (name, _) in self.workload.sessions() {
             sessions.extend(
-                store
-                    .session(&name.clone().into())
+                SessionNow::read(store, &name.clone().into())
                     .await
                     .with_context(|| format!("reading session {name}"))?,
             );
@@ -480,6 +492,9 @@ impl Arena {
             findings
                 .problems
                 .push(format!("`producer audit` exited with {}:\n{}{}", audit.code, audit.out, audit.err));
+        }
+        if let Some(models) = &self.models {
+            findings.problems.extend(models.judge(&self.fleet).await?);
         }
         let account = Account::read(&self.account)?;
         if !self.spends_attempts && findings.attempts_again > 0 {

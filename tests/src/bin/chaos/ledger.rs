@@ -50,9 +50,7 @@ const SLOW: &str = "
 
 /// What must be gone once all jobs have ended: a line of text for each kind.
 const LEFT_OVER: &str = "
-    SELECT count(*) || ' live jobs are left' FROM harness_jobs HAVING count(*) > 0
-    UNION ALL
-    SELECT count(*) || ' checkpoints were never folded' FROM harness_checkpoints HAVING count(*) > 0";
+    SELECT count(*) || ' live jobs are left' FROM harness_jobs HAVING count(*) > 0";
 
 impl LedgerProbe {
     pub fn new(url: &str) -> LedgerProbe {

@@ -16,6 +16,8 @@ mod arena;
 mod workload;
 mod publish;
 mod witness;
+mod asker;
+mod models;
 mod services;
 mod ledger;
 mod check;
@@ -76,6 +78,9 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|first| first == "witness") {
         let file = arguments.next().unwrap_or_default();
         return finish(witness::run(Path::new(&file)).map(|()| true));
+    }
+    if std::env::args_os().nth(1).is_some_and(|first| first == "asker") {
+        return finish(asker::run().map(|()| true));
     }
     let args = Args::parse();
     if args.list {

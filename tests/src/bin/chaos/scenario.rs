@@ -10,7 +10,7 @@ use crate::arena::Arena;
 use crate::report::Played;
 use crate::services::Services;
 use crate::workload::Size;
-use crate::{broker, input, network, postgres, workers};
+use crate::{broker, input, models, network, postgres, workers};
 
 /// What all scenarios of a run have in common.
 pub struct Settings {
@@ -83,6 +83,8 @@ scenarios! {
     "bad-replies" "replies to names that break the connection on which they are sent; until a new job has run" input::bad_replies, Short;
     "refused-output" "a job whose output Postgres refuses in every batch" input::refused, Short;
     "hot-session" "a session with hundreds of jobs, some that grow without end, one whose ends Postgres refuses; until a new job has run" input::hot_session, Short;
+    "model-calls" "a worker killed, another drained, and a provider that fails in every way, under calls of models; until the killed one's jobs run again" models::workers, Short;
+    "model-calls-restarts" "Postgres and the broker restart under calls of models; from the return of each until a new job has run" models::services, Breaks;
     "unroutable" "messages for a pool that no worker serves; each becomes a dead letter" input::unroutable;
 }
 

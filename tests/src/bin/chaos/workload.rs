@@ -137,6 +137,18 @@ fn witness(session: &str, at: usize, iterations: usize, delay_ms: u64) -> Job {
     Job { spec: spec(session, "witness", input), says, end: End::Played }
 }
 
+/// A job that asks a model once in each iteration.
+pub fn asking(at: usize) -> Job {
+    // No other job has these numbers.
+    let says = words(2_000_000 + at, ITERATIONS);
+    Job { spec: spec(&format!("asker-{}", at % 16), "asker", json!({"says": says})), says, end: End::Played }
+}
+
+/// A job of an agent that calls a tool in each of its turns, in a session of its own.
+pub fn noting(at: usize) -> JobSpec {
+    spec(&format!("clerk-{at}"), "clerk", json!(format!("Note the steps of file {at}. play:notes")))
+}
+
 /// Witnesses, each in its own session, that run for longer than a lease and the grace of a drain.
 pub fn long(numbers: Range<usize>) -> Vec<Job> {
     // No other job has these numbers.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use job::{FailureCode, JobId, JobSpec, JobState, Usd};
+use producer::SessionNow;
 use serde_json::Value;
-use store::{JobView, SessionView};
+use store::JobView;
 
 use crate::crash::Crash;
 use crate::workload::{Job, Session, Workload};
@@ -37,7 +38,7 @@ pub struct Findings {
 pub fn check(
     workload: &Workload,
     jobs: &[JobView],
-    sessions: &[Option<SessionView>],
+    sessions: &[Option<SessionNow>],
     crash: Option<&Crash>,
 ) -> Findings {
     let mut findings = Findings::default();
@@ -133,10 +134,10 @@ impl Findings {
 }
 
 /// Checks that a session holds each iteration of all its jobs once and in order, and costs the sum of them.
-fn check_session(session: &Session, view: &SessionView) -> Result<(), String> {
+fn check_session(session: &Session, view: &SessionNow) -> Result<(), String> {
     let cost: Usd = session.jobs.iter().map(|job| job.cost).sum();
     let said = session.jobs.iter().flat_map(|job| &job.says);
-    let context = view.context_window.as_array().map(Vec::as_slice).unwrap_or_default();
+    let context = view.context().map_err(|error| format!("its context cannot be read: {error}"))?;
     let words: Vec<&str> =
         context.iter().map(|entry| entry["content"].as_str().unwrap_or_default()).collect();
     for (at, expected) in said.enumerate() {
@@ -152,6 +153,5 @@ fn check_session(session: &Session, view: &SessionView) -> Result<(), String> {
     compare("context entries", words.len() as u64, session.iterations())?;
     compare("iterations", view.iteration_count.unsigned_abs(), session.iterations())?;
     compare("jobs folded", view.version.unsigned_abs(), session.jobs.len() as u64)?;
-    compare("checkpoints left over", view.checkpoints.len() as u64, 0)?;
     compare("millionths of a dollar", view.cost_usd.micros(), cost.micros())
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 use job::{JobId, JobState, Name};
 use postgres::{Address, SetBy};
+use producer::SessionNow;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
-use store::{JobView, SessionProgress, SessionView, Store, StoreConfig};
+use store::{JobView, SessionProgress, Store, StoreConfig};
 use uuid::Uuid;
 
 use crate::workers::pod_name;
@@ -180,8 +181,10 @@ impl LedgerReader {
         self.store.jobs(ids).await.context("reading the jobs")
     }
 
-    pub async fn session(&self, id: &Name) -> anyhow::Result<Option<SessionView>> {
-        self.store.session(&id.clone().into()).await.with_context(|| format!("reading session {id}"))
+    pub async fn session(&self, id: &Name) -> anyhow::Result<Option<SessionNow>> {
+        SessionNow::read(&self.store, &id.clone().into())
+            .await
+            .with_context(|| format!("reading session {id}"))
     }
 
     /// Removes this run's unfinished jobs from the ledger, so that no relay publishes them for ever. Their pool belongs

@@ -1,4 +1,5 @@
-//! `make demo`: two real workers, several hundred real jobs, and a SIGKILL in the middle of them.
+//! `make demo`: two real workers, several hundred real jobs, and a SIGKILL in the middle of them; then a burst for an
+//! autoscaler, and agents that call a model.
 //!
 //! It declares a workload, submits it over HTTP with `producer`, kills a worker half-way and watches the other one continue. At
 //! the end it compares every job and every session in the ledger with what was declared. Exit codes: 0 all promises
@@ -18,9 +19,10 @@ mod display;
 mod check;
 mod report;
 mod scaling;
+mod models;
 
 use std::io::stderr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,7 @@ use crash::Crash;
 use display::{Display, RED, bold};
 use door::Door;
 use ledger::{LOOK, LedgerReader};
+use models::Models;
 use programs::{Programs, python_is_there, short};
 use report::Report;
 use scaling::Scaling;
@@ -168,6 +171,7 @@ impl Demo {
         let mut problems = self.stop_workers().await?;
         let scaled = self.scale(&url).await?;
         problems.extend(scaled);
+        problems.extend(self.call_models(&url).await?);
         problems.extend(door.stop().await?);
         let kept = self.judge(&ledger, crash.as_ref(), seconds, problems).await?;
         if kept {
@@ -186,6 +190,14 @@ impl Demo {
         let played = scaling.play(url).await;
         let stopped = scaling.stop().await?;
         Ok(played?.into_iter().chain(stopped).collect())
+    }
+
+    /// The third act: agents call a model, and one worker is killed. Returns what went wrong.
+    async fn call_models(&self, url: &str) -> anyhow::Result<Vec<String>> {
+        eprintln!("\n==> agents with a tool call a model; half-way, one of their two workers is killed");
+        let mut models =
+            Models::start(&self.programs, &self.workload.pool, &self.folder, self.lease_s).await?;
+        models.play(url).await
     }
 
     fn print_heading(&self) {
@@ -207,6 +219,8 @@ impl Demo {
             slots: self.slots(),
             lease_s: self.lease_s,
             folder: &self.folder,
+            agents: Path::new("ops/dev/agents.toml"),
+            environment: &[],
         };
         let names = ['A', 'B'];
         for name in names {

@@ -20,6 +20,7 @@ pub struct Programs {
     pub producer: PathBuf,
     pub worker: PathBuf,
     pub autoscaler: PathBuf,
+    pub provider: PathBuf,
     pub amqp_url: String,
     pub database_url: String,
 }
@@ -34,7 +35,8 @@ impl Programs {
             Ok(short(root, &path))
         };
         let (producer, worker) = (find("producer")?, find("worker")?);
-        Ok(Programs { producer, worker, autoscaler: find("autoscaler")?, amqp_url, database_url })
+        let (autoscaler, provider) = (find("autoscaler")?, find("provider")?);
+        Ok(Programs { producer, worker, autoscaler, provider, amqp_url, database_url })
     }
 
     /// Returns a program with the addresses of the services. It is killed when it is dropped.

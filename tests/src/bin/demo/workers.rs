@@ -21,6 +21,10 @@ pub struct Setup<'a> {
     pub lease_s: u64,
     /// The folder for logs, workspaces, and the readers' documents.
     pub folder: &'a Path,
+    /// The agents' file.
+    pub agents: &'a Path,
+    /// More variables.
+    pub environment: &'a [(&'static str, String)],
 }
 
 /// A worker process. It dies when this value is dropped, if not before.
@@ -40,15 +44,16 @@ pub fn pod_name(pool: &Name, worker: char) -> String {
 
 impl Worker {
     pub fn start(name: char, setup: &Setup<'_>) -> anyhow::Result<Worker> {
-        let Setup { programs, pool, slots, lease_s, folder } = setup;
+        let Setup { programs, pool, slots, lease_s, folder, agents, environment } = setup;
         let log = folder.join(format!("worker-{name}.log"));
         let out = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
         let (slots, lease_s) = (slots.to_string(), lease_s.to_string());
         let mut command = programs.command(&programs.worker);
         command.args(["--pool", pool.as_str(), "--slots", &slots, "--lease-s", &lease_s]);
-        command.args(["--agents", "ops/dev/agents.toml", "--pod-name", &pod_name(pool, name)]);
+        command.arg("--agents").arg(agents).args(["--pod-name", &pod_name(pool, name)]);
         command.args(["--admin-addr", "127.0.0.1:0", "--drain-grace-s", "5"]);
         command.arg("--workspace-dir").arg(folder.join("workspaces"));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         // For the agent `reader`, whose programs run in their sessions' folders.
         command.env("READER_ROOT", std::path::absolute(folder.join("documents"))?);
         // In its own process group, so that this program decides what a Ctrl-C at the terminal does.

@@ -1,7 +1,7 @@
 //! How fast calls are reserved and settled against one limit of the whole fleet, which every one of them meets.
 //!
-//! `ops/dev/services run -- cargo run -p tests --bin reserve [SECONDS [key | rates]]`, on a Postgres of its own. With `key`,
-//! calls name a key of which no limit is known, with `rates` one with three limits. First as fast as it
+//! `ops/dev/services run -- cargo run -p tests --bin reserve -- [SECONDS] [--limits key | --limits rates] [--snapshot-s N]`, on a
+//! Postgres of its own. With `key`, calls name a key of which no limit is known, with `rates` one with three limits. First as fast as it
 //! goes, reservations alone; then 400 calls a second, each reserved and settled, with and without a snapshot that is
 //! held meanwhile, as a backup holds one. Then what the gateway of a worker adds; that needs `cargo build -p worker`.
 
@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
+use clap::Parser;
 use job::Usd;
 use serde_json::json;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 use store::{
-    CallOutcome, CallTokens, Claimed, Limit, NewCall, Period, RateUse, Reserved, SettledCall, SpendScope,
-    Store, Take,
+    CallOutcome, CallTokens, Claimed, Limit, Lookup, NewCall, Period, RateUse, Reserved, SettledCall,
+    SpendScope, Store, Take,
 };
 use tests::{Database, Runner, claimed, job};
 use tokio::time::interval;
@@ -26,12 +27,29 @@ use uuid::Uuid;
 /// Runs that call at the same time.
 const RUNS: usize = 256;
 const CALLS_PER_S: u64 = 400;
+const BARE_COMMITS: usize = 400;
+
+/// In so many parts a long snapshot is looked at.
+const PARTS: u64 = 10;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Seconds of each figure
+    #[arg(default_value = "5")]
+    seconds: u64,
+    /// Limits of the calls' key: key (none is known) or rates (three)
+    #[arg(long, default_value = "")]
+    limits: String,
+    /// Seconds for which the snapshot is held, such as 600; without it, three times SECONDS
+    #[arg(long)]
+    snapshot_s: Option<u64>,
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let seconds = std::env::args().nth(1).map_or(Ok(5), |text| text.parse()).context("SECONDS")?;
+    let Arguments { seconds, limits, snapshot_s } = Arguments::parse();
     let for_ = Duration::from_secs(seconds);
-    let limits = std::env::args().nth(2).unwrap_or_default();
+    let part = snapshot_s.map_or(for_, |all| Duration::from_secs(all.div_ceil(PARTS)));
     let database = Database::new().await;
     let store = database.store();
     let runner = Runner::register(&store).await;
@@ -71,12 +89,31 @@ async fn main() -> anyhow::Result<()> {
     sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_calls")
         .execute(&mut *holding)
         .await?;
-    for part in 1..=3 {
-        let figures = paced(&store, &runs, for_, &rates(&limits)).await?;
-        println!("while a snapshot is held, part {part}: {figures}");
+    let held = Instant::now();
+    let parts = if snapshot_s.is_some() { PARTS } else { 3 };
+    for _ in 0..parts {
+        let figures = paced(&store, &runs, part, &rates(&limits)).await?;
+        println!("while a snapshot is held, up to {} s: {figures}", held.elapsed().as_secs());
     }
     holding.rollback().await?;
+    println!(
+        "a commit of one row on this disk, p50 of {BARE_COMMITS}: {:.2} ms",
+        bare_commit_ms(&mut holder).await?
+    );
     gateway::measure().await
+}
+
+/// How long the least commit takes, of which every reservation needs one.
+async fn bare_commit_ms(connection: &mut PgConnection) -> anyhow::Result<f64> {
+    sqlx::raw_sql("CREATE TABLE bare_commits (n int)").execute(&mut *connection).await?;
+    let mut took = Vec::new();
+    for _ in 0..BARE_COMMITS {
+        let began = Instant::now();
+        sqlx::query("INSERT INTO bare_commits VALUES (1)").execute(&mut *connection).await?;
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    Ok(took[took.len() / 2].as_secs_f64() * 1e3)
 }
 
 /// Reserves and settles at a steady rate. Returns the quantiles of a reservation.
@@ -154,6 +191,7 @@ fn call(run: &Claimed, rates: &Option<RateUse>) -> NewCall {
             period: Period::Day,
             limit: Usd::from_micros(1_000_000_000_000),
         }],
+        lookup: Some(Lookup { after_checkpoints: 0, cache: None }),
         rate_use: rates.clone(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use job::{FailureCode, JobSpec, JobState, OnBusy};
 use serde_json::{Value, json};
-use tests::{Fleet, Runner, claimed, job, until};
+use tests::{Fleet, Runner, claimed, job, older_worker, until};
 
 /// Writes checkpoints of the size in its input, at one cent each, and records that it has run.
 const TALKER: &str = r#"#!/usr/bin/env python3
@@ -110,9 +110,13 @@ async fn a_session_that_grows_without_end_fails_its_job_and_can_be_made_smaller_
     talk.fleet.database.audited().await;
 }
 
+/// The schema of the release before folds within a run.
+const OLDER: i64 = 25;
+
 #[tokio::test]
-async fn what_is_appended_has_a_bound_whatever_becomes_of_it() {
+async fn what_is_appended_has_a_bound_where_an_older_worker_is_in_the_way_of_folds_within_a_run() {
     let talk = Talk::new().await;
+    talk.fleet.database.execute(&older_worker(OLDER)).await;
     let _worker = talk.worker().set("MAX_SESSION_BYTES", 65_536).start().await;
     let endless = talk.job("s", json!({"count": 100, "bytes": 30_000, "replace": true}));
     talk.fleet.enqueue(std::slice::from_ref(&endless)).await;
@@ -127,32 +131,37 @@ async fn what_is_appended_has_a_bound_whatever_becomes_of_it() {
 #[tokio::test]
 async fn an_end_costs_what_was_added_and_not_what_lies_there() {
     const JOBS: usize = 20;
+    // Each entry is too short for a blob.
+    const LARGE: usize = 40;
     let talk = Talk::new().await;
     let _worker = talk.worker().start().await;
-    let large = talk.job("s", json!({"count": 2, "bytes": 1_000_000}));
+    let large = talk.job("s", json!({"count": LARGE, "bytes": 50_000}));
     talk.fleet.enqueue(std::slice::from_ref(&large)).await;
     assert_eq!(talk.fleet.ended(large.job_id).await.state, JobState::Succeeded);
     // Vacuum would make the space of old versions reusable.
     let held = async || {
-        let size =
-            "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'harness_sessions'::regclass";
+        let size = "SELECT sum(pg_relation_size(reltoastrelid))::bigint FROM pg_class
+                     WHERE oid IN ('harness_sessions'::regclass, 'harness_checkpoints'::regclass)";
         talk.fleet.database.count(size).await
     };
-    talk.fleet.database.execute("ALTER TABLE harness_sessions SET (toast.autovacuum_enabled = false)").await;
+    for table in ["harness_sessions", "harness_checkpoints"] {
+        let sql = format!("ALTER TABLE {table} SET (toast.autovacuum_enabled = false)");
+        talk.fleet.database.execute(&sql).await;
+    }
     let before = held().await;
     let small: Vec<_> = (0..JOBS).map(|_| talk.job("s", json!({"count": 1, "bytes": 1_000}))).collect();
     talk.fleet.enqueue(&small).await;
     for (n, spec) in small.iter().enumerate() {
         let view = talk.fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.iterations), (JobState::Succeeded, 1), "{view:?}");
-        assert_eq!(entries(view), 2 + n, "nothing of it is lost");
+        assert_eq!(entries(view), LARGE + n, "nothing of it is lost");
     }
     assert!(before > 1_000_000, "{before} bytes of a session of two million");
     let written = held().await - before;
     assert!(written < before, "{written} bytes were written by the ends of {JOBS} small jobs");
     // The rollback undoes one of the jobs, and nothing else.
     let session = talk.fleet.session("s").await;
-    assert_eq!((session.iteration_count, session.version), (2 + JOBS as i64, 1 + JOBS as i64));
+    assert_eq!((session.iteration_count, session.version), ((LARGE + JOBS) as i64, 1 + JOBS as i64));
     talk.fleet.database.audited().await;
 }
 

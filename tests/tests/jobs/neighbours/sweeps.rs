@@ -34,8 +34,8 @@ const FILL: &str = r#"
     DO $$ DECLARE i record; BEGIN
         FOR i IN SELECT * FROM indexes LOOP EXECUTE i.indexdef; END LOOP;
     END $$;
-    INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms, ended_at, rescued_at)
-    SELECT gen_random_uuid(), 'gone', 'default', 4, state, 10000, now() - interval '1 hour', now()
+    INSERT INTO harness_workers (worker_id, host, pool, slots, state, lease_ms, ended_at, rescued_at, schema_version)
+    SELECT gen_random_uuid(), 'gone', 'default', 4, state, 10000, now() - interval '1 hour', now(), 1000
       FROM generate_series(1, 50000), (VALUES ('stopped'), ('dead')) AS ended(state);
 "#;
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use harness_fleet::{
-    Client, Error, Event, Followed, Job, JobEntry, JobFilter, JobId, JobSpec, JobState, Label, Labels,
-    SpendBy, Usd,
+    Client, Error, Event, Followed, InputAnswer, InputKind, Job, JobEntry, JobFilter, JobId, JobSpec,
+    JobState, Json, Label, Labels, SpendBy, Usd,
 };
 use serde_json::{Value, json};
-use tests::{Api, Authority, Fleet, job};
+use tests::{Api, Authority, Fleet, job, until};
 
 /// The status and the field of a refusal.
 fn refusal<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, Option<String>) {
@@ -67,6 +67,21 @@ async fn the_walk_of_the_rust_client_works() {
     assert_eq!(client.wait(long.job_id, None).await.expect("its end").state, JobState::Cancelled);
     assert_eq!(refusal(client.cancel(spec.job_id).await), (409, None));
 
+    // A job that asks is answered once.
+    let ask = json!({"iterations": [{"ask": {"call_id": "c1", "kind": "approval", "question": "May I?"}}]});
+    let asking = job("asks", "scripted", ask);
+    client.submit(&asking).await.expect("accepted");
+    let asked = until("a question", async || client.get(asking.job_id).await.ok()?.questions.pop()).await;
+    assert_eq!((asked.call_id.as_str(), asked.kind), ("c1", InputKind::Approval));
+    let wrong = InputAnswer::Answer { answer: Json::null() };
+    assert_eq!(
+        refusal(client.answer(asking.job_id, "c1", &wrong, None).await),
+        (422, Some("answer".to_owned()))
+    );
+    let yes = InputAnswer::Approve { approve: true };
+    client.answer(asking.job_id, "c1", &yes, Some("Ada")).await.expect("it counts");
+    assert_eq!(client.wait(asking.job_id, None).await.expect("its end").state, JobState::Succeeded);
+
     // Many at once, of which one is refused.
     let mut jobs: Vec<JobSpec> = (0..5).map(|n| job("batch", "echo", json!(n))).collect();
     jobs[2].pool = "nowhere".parse().expect("a name");
@@ -86,6 +101,7 @@ async fn the_walk_of_the_rust_client_works() {
     let label = |text: &str| text.parse::<Label>().expect("a label");
     let mut labelled = job("hello", "echo", json!(1));
     labelled.labels = Labels::of([label("team=search"), label("run=7")]).expect("labels");
+    (labelled.max_iterations, labelled.max_tokens) = (Some(7), Some(9_000));
     labelled.max_cost_usd = Some(Usd::from_micros(250_000));
     assert_eq!(client.submit(&labelled).await.expect("accepted").labels, labelled.labels);
     assert_eq!(client.wait(labelled.job_id, None).await.expect("its end").labels, labelled.labels);
@@ -98,7 +114,7 @@ async fn the_walk_of_the_rust_client_works() {
     assert_eq!(client.spend(&[], 1).await.expect("sums"), []);
     assert_eq!(client.spend(&[SpendBy::Agent, SpendBy::Job], 7).await.expect("sums"), []);
     let sessions: Vec<_> = client.sessions().try_collect().await.expect("a list");
-    assert_eq!(sessions.len(), 3, "{sessions:?}");
+    assert_eq!(sessions.len(), 4, "{sessions:?}");
 
     // Dead letters, and one of them again.
     let failing = job("dead", "nobody", json!(1));

@@ -177,11 +177,12 @@ async fn a_stream_goes_on_behind_the_last_event_at_another_door_and_names_what_i
 }
 
 #[tokio::test]
-async fn text_comes_once_to_those_who_may_see_it() {
+async fn text_and_notes_come_once_to_those_who_may_see_them() {
     let fleet = Fleet::new().await;
     let program = "#!/usr/bin/env python3\nimport json, time\n\
                    for word in ['one ', 'two ', 'three']:\n    \
                    print(json.dumps({'type': 'text', 'text': word}), flush=True)\n    time.sleep(0.2)\n\
+                   print(json.dumps({'type': 'event', 'name': 'tool_call', 'data': {'tool': 'grep'}}), flush=True)\n\
                    print(json.dumps({'type': 'text', 'text': '.'}), flush=True)\n\
                    print(json.dumps({'type': 'result'}), flush=True)\n";
     let agents = fleet.agents(&[("writer", &fleet.program("writer", program)), ("scripted", "")]);
@@ -204,7 +205,12 @@ async fn text_comes_once_to_those_who_may_see_it() {
     let (seen, others) = (sees.rest().await, other.rest().await);
     assert_eq!(text(&seen), "one two three.", "{seen:?}");
     assert_eq!(names(&seen).last(), Some(&"end"));
-    assert!(others.iter().all(|event| event.name != "text") && !others.is_empty(), "{others:?}");
+    let said: Vec<&ServerEvent> =
+        seen.iter().filter(|event| matches!(&*event.name, "text" | "note")).rev().take(2).collect();
+    assert_eq!((said[0].text("text"), said[1].name.as_str()), (".", "note"), "in their order: {seen:?}");
+    assert_eq!((said[1].text("name"), &said[1].data["data"]), ("tool_call", &json!({"tool": "grep"})));
+    let is_said = |event: &ServerEvent| matches!(&*event.name, "text" | "note");
+    assert!(!others.iter().any(is_said) && !others.is_empty(), "{others:?}");
     let mut of_session = String::new();
     while let Some(event) = whole.next().await.filter(|event| event.name != "end") {
         of_session.push_str(if event.name == "text" { event.text("text") } else { "" });

@@ -178,11 +178,17 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/jobs",
         "/v1/jobs/batch",
         "/v1/jobs/{id}",
+        "/v1/jobs/{id}/answers",
         "/v1/jobs/{id}/cancel",
         "/v1/jobs/{id}/events",
         "/v1/jobs/{id}/redrive",
         "/v1/jobs/{id}/why",
         "/v1/pools",
+        "/v1/schedules",
+        "/v1/schedules/{id}",
+        "/v1/schedules/{id}/next",
+        "/v1/schedules/{id}/pause",
+        "/v1/schedules/{id}/resume",
         "/v1/sessions",
         "/v1/sessions/{id}",
         "/v1/sessions/{id}/events",
@@ -221,6 +227,106 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
     let (_, metrics) = door.get("/metrics").await;
     let measured = r#"harness_http_request_seconds_count{route="/v1/jobs/{id}/why",status="4xx"} 1"#;
     assert!(metrics.contains(measured), "{metrics}");
+}
+
+/// Many sessions of a tenant, made an hour apart from the last one backwards, of which each tenth was updated now.
+const SESSIONS: &str = "
+    INSERT INTO harness_sessions (session_id, tenant, agent_id, created_at, last_updated)
+    SELECT '~acme/s-' || lpad(n::text, 5, '0'), 'acme', CASE WHEN n = 24999 THEN 'rare' ELSE 'echo' END,
+           '2026-01-01T00:00:00Z'::timestamptz + n * interval '1 hour',
+           CASE WHEN n % 10 = 0 THEN '2040-01-01T00:00:00Z'::timestamptz ELSE '2030-01-01T00:00:00Z'::timestamptz END
+      FROM generate_series(1, 25000) n";
+
+#[tokio::test]
+async fn sessions_are_listed_by_name_and_pass_filters_of_which_a_page_looks_at_a_bounded_number() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let (acme, other) =
+        (caller(&fleet, &api, "acme", "read").await, caller(&fleet, &api, "other", "read").await);
+    fleet.database.execute(SESSIONS).await;
+    let names = |listed: Vec<Value>| -> Vec<String> {
+        listed.iter().map(|line| line["session_id"].as_str().expect("a name").to_owned()).collect()
+    };
+    let listed = names(all(&acme, "/v1/sessions?created_before=2026-01-01T10:00:00Z", 4).await);
+    assert_eq!(listed, (1..10).map(|n| format!("s-{n:05}")).collect::<Vec<_>>());
+    let both = "/v1/sessions?created_since=2026-01-02T00:00:00Z&created_before=2026-01-04T00:00:00Z&updated_since=2035-01-01T00:00:00Z";
+    assert_eq!(names(all(&acme, both, 500).await), ["s-00030", "s-00040", "s-00050", "s-00060", "s-00070"]);
+    assert_eq!(all(&acme, "/v1/sessions?updated_before=2035-01-01T00:00:00Z&agent=rare", 500).await.len(), 1);
+
+    // Each page looks at ten thousand, whatever it finds; nothing is listed twice or left out.
+    let (mut pages, mut found, mut cursor) = (0, Vec::new(), String::new());
+    loop {
+        let page = acme.get(&format!("/v1/sessions?agent=rare{cursor}")).await.is(200).json();
+        pages += 1;
+        found.extend(names(page["items"].as_array().expect("entries").clone()));
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((pages, found), (3, vec!["s-24999".to_owned()]));
+    let every_tenth = names(all(&acme, "/v1/sessions?updated_since=2035-01-01T00:00:00Z", 500).await);
+    assert_eq!(every_tenth, (1..=2_500).map(|n| format!("s-{:05}", n * 10)).collect::<Vec<_>>());
+    assert_eq!(all(&other, "/v1/sessions?agent=rare", 500).await.len(), 0);
+    for (query, field) in [
+        ("agent=a%20b", "agent"),
+        ("created_since=yesterday", "created_since"),
+        ("updated_before=1", "updated_before"),
+        ("since=2026-01-31T08:00:00Z", "since"),
+    ] {
+        acme.get(&format!("/v1/sessions?{query}")).await.problem(422, Some(field));
+    }
+}
+
+/// A cursor is a place in the caller's own list, even one that somebody made up: it shows nothing of another tenant's.
+#[tokio::test]
+async fn a_forged_cursor_is_refused_or_leads_into_the_callers_own_list() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let scopes = "submit,read";
+    let (acme, other) =
+        (caller(&fleet, &api, "acme", scopes).await, caller(&fleet, &api, "other", scopes).await);
+    let failing = async |api: &Api, session: &str| {
+        let spec = json!({"agent_id": "nobody", "session_id": session});
+        let job_id = api.submit(&spec).await.is(202).text("job_id");
+        api.wait(&job_id).await.is(200);
+        job_id
+    };
+    let first = failing(&acme, "a").await;
+    let theirs = failing(&other, "b").await;
+    let last = failing(&acme, "c").await;
+    let listed = async |path: &str, field: &str, cursor: &str| {
+        let page = acme.get(&format!("{path}?cursor={cursor}")).await.is(200).json();
+        let items = page["items"].as_array().expect("entries");
+        items.iter().map(|item| item[field].as_str().expect("a text").to_owned()).collect::<Vec<_>>()
+    };
+    // Another tenant's id is a time like any other: older jobs of the caller's own follow it.
+    let (all_ids, none) = (vec![last.clone(), first.clone()], Vec::<String>::new());
+    for path in ["/v1/jobs", "/v1/dead"] {
+        let before_theirs: Vec<String> = all_ids.iter().filter(|id| **id < theirs).cloned().collect();
+        for (cursor, expected) in [
+            (theirs.as_str(), &before_theirs),
+            ("ffffffff-ffff-7fff-bfff-ffffffffffff", &all_ids),
+            ("00000000-0000-7000-8000-000000000000", &none),
+        ] {
+            assert_eq!(listed(path, "job_id", cursor).await, *expected, "{path} {cursor}");
+        }
+    }
+    let sessions = async |cursor: &str| listed("/v1/sessions", "session_id", cursor).await;
+    assert_eq!((sessions("b").await, sessions("a").await), (vec!["c".to_owned()], vec!["c".to_owned()]));
+    assert_eq!(sessions("z").await, none);
+    // What is no cursor is refused by name; so is the key under which the ledger has another's session.
+    for cursor in ["x", "-1", "%00", "a%20b", "%27;--", "~other/b", "~other%2Fb", "%7Eother%2F", "%ff"] {
+        for path in ["/v1/jobs", "/v1/dead"] {
+            acme.get(&format!("{path}?cursor={cursor}")).await.problem(422, Some("cursor"));
+        }
+        if !["x", "-1"].contains(&cursor) {
+            acme.get(&format!("/v1/sessions?cursor={cursor}")).await.problem(422, Some("cursor"));
+        }
+    }
 }
 
 /// Many ended jobs of a tenant.

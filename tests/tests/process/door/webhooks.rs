@@ -1,12 +1,16 @@
 //! An end is sent to the webhooks of its tenant: each kind of end, at least once, signed, and to no address inside.
 
-mod receiver;
+pub mod receiver;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::Method;
 use job::{JobId, JobSpec};
 use serde_json::{Value, json};
 use store::Unwanted;
-use tests::{Api, Fleet, Launch, Worker, job, until, until_ok};
+use tests::{Api, Database, Fleet, Launch, Worker, job, until, until_ok};
+use uuid::Uuid;
 
 use self::receiver::{Receiver, verified};
 
@@ -44,6 +48,15 @@ async fn submitted(api: &Api, spec: Value) -> JobId {
     api.submit(&spec).await.is(202).text("job_id").parse().expect("an id")
 }
 
+/// A program that asks a person.
+const ASKING: &str = r#"#!/bin/sh
+read line
+echo '{"type": "ask", "call_id": "c", "kind": "question", "question": "which?"}'
+"#;
+
+/// How many of [`each_kind_of_end`] are failures: overdue, given up, invalid, of an unknown agent, rejected.
+const FAILED: usize = 5;
+
 /// Ends a job in each way that there is; returns their ids.
 async fn each_kind_of_end(fleet: &Fleet, api: &Api) -> Vec<JobId> {
     // While they wait: cancelled, overdue, its message given up, never seen.
@@ -56,6 +69,17 @@ async fn each_kind_of_end(fleet: &Fleet, api: &Api) -> Vec<JobId> {
     let (body, pool) = (job::encode(&dead), dead.pool.clone());
     let given_up = Unwanted::DeadLettered { pool: &pool, body: body.as_bytes(), reason: "too often" };
     assert_eq!(fleet.store.end_waiting(&[dead.job_id], given_up).await.expect("an answer").len(), 1);
+    // Enqueued by SQL, and no job; or another job holds its key.
+    let mut never_jobs = Vec::new();
+    for why in [Unwanted::Invalid("agent_id: expected a name"), Unwanted::KeyHeld("its key is held")] {
+        let never = job("never", "echo", json!(1));
+        fleet.enqueue(std::slice::from_ref(&never)).await;
+        let unstarted = "UPDATE harness_jobs SET state = 'scheduled', due_at = 'infinity'";
+        fleet.database.execute(&format!("{unstarted} WHERE job_id = '{}'", never.job_id)).await;
+        let ended = fleet.store.end_waiting(&[never.job_id], why).await.expect("an answer");
+        assert_eq!(ended.len(), 1, "{why:?}");
+        never_jobs.push(never.job_id);
+    }
     let unseen = JobId::now();
     assert_eq!(fleet.producer(&["cancel", &unseen.to_string()]).await.code, 3, "it may be no job");
 
@@ -72,10 +96,28 @@ async fn each_kind_of_end(fleet: &Fleet, api: &Api) -> Vec<JobId> {
     fleet.enqueue(std::slice::from_ref(&rejected)).await;
     fleet.ended(rejected.job_id).await;
     api.post(&format!("/v1/jobs/{long}/cancel"), &json!(null)).await.is(202);
-    let jobs = vec![cancelled, overdue, dead.job_id, unseen, succeeded, failed, long, rejected.job_id];
+    // While they wait for a person: a later job of the session takes their place.
+    let asking = fleet.program("asking", ASKING);
+    let agents = fleet.agents(&[("asking", &asking), ("echo", "")]);
+    let asker = fleet.worker("asker").set("AGENTS_FILE", agents).set("POOL", "asking").start().await;
+    let mut gave_way = Vec::new();
+    for on_busy in ["interrupt", "rollback"] {
+        let ask = json!({"session_id": on_busy, "agent_id": "asking", "pool": "asking"});
+        let waits = submitted(api, ask).await;
+        until("it waits", async || {
+            let state = api.get(&format!("/v1/jobs/{waits}")).await.text("state");
+            (state == "awaiting_input").then_some(())
+        })
+        .await;
+        let later = json!({"session_id": on_busy, "agent_id": "echo", "pool": "asking", "on_busy": on_busy});
+        gave_way.extend([waits, submitted(api, later).await]);
+    }
+    let mut jobs = vec![cancelled, overdue, dead.job_id, unseen, succeeded, failed, long, rejected.job_id];
+    jobs.extend(never_jobs.into_iter().chain(gave_way));
     for job_id in &jobs {
         fleet.ended(*job_id).await;
     }
+    drop(asker);
     jobs
 }
 
@@ -90,7 +132,7 @@ async fn each_kind_of_end_is_delivered_once_and_verifies_although_two_doors_serv
         webhook(&api, &failures.url(), json!({"states": ["failed"], "content": true})).await;
     let mut jobs = each_kind_of_end(&fleet, &api).await;
     delivered(&api, &all_id, jobs.len()).await;
-    delivered(&api, &failures_id, 4).await;
+    delivered(&api, &failures_id, FAILED).await;
 
     let received = all.received();
     let mut seen: Vec<JobId> = received.iter().map(|message| message.job_id()).collect();
@@ -116,7 +158,7 @@ async fn each_kind_of_end_is_delivered_once_and_verifies_although_two_doors_serv
     assert!(failures.received().iter().any(|message| message.text().contains("what was said")));
     let rights =
         "SELECT count(*) FROM harness_deliveries WHERE state = 'delivered' AND attempts = 1 AND status = 204";
-    assert_eq!(fleet.database.count(rights).await, jobs.len() as i64 + 4);
+    assert_eq!(fleet.database.count(rights).await, (jobs.len() + FAILED) as i64);
     fleet.database.audited().await;
 
     // An end without its delivery is a finding, and so is a delivery without an end.
@@ -418,4 +460,37 @@ async fn a_delivery_that_was_written_by_hand_stops_no_other() {
     assert!(door.lives(), "{}", door.log());
     let audit = fleet.producer(&["audit"]).await;
     assert!(audit.out.contains("f47ac10b-58cc-4372-a567-0e02b2c3d410"), "{audit:?}");
+}
+
+#[tokio::test]
+async fn slow_receivers_of_one_tenant_leave_places_for_the_others() {
+    let database = Database::new().await;
+    database
+        .execute(
+            "WITH w AS (
+                INSERT INTO harness_webhooks (id, tenant, url, states, secret)
+                SELECT format('wh_%s_%s', tenant, n), tenant, 'https://example.com/', ARRAY['failed'], 'whsec_'
+                  FROM unnest(ARRAY['slow', 'slow', 'slow', 'other']) WITH ORDINALITY AS t(tenant, n) RETURNING id)
+             INSERT INTO harness_deliveries (webhook_id, job_id) SELECT id, gen_random_uuid() FROM w, generate_series(1, 5)",
+        )
+        .await;
+    let (store, sender) = (database.store(), Uuid::new_v4());
+    let take = async |under_way: &[(String, u32)]| {
+        let taking = store.take_deliveries(sender, under_way, [8, 6], 100, Duration::from_secs(60));
+        let mut counts = BTreeMap::<String, u32>::new();
+        for delivery in taking.await.expect("an answer") {
+            *counts.entry(delivery.webhook_id).or_default() += 1;
+        }
+        counts
+    };
+    let of = |counts: &BTreeMap<String, u32>, tenant: &str| -> u32 {
+        counts.iter().filter(|(id, _)| id.contains(tenant)).map(|(_, n)| n).sum()
+    };
+    let first = take(&[]).await;
+    assert_eq!((of(&first, "slow"), of(&first, "other")), (6, 5), "{first:?}");
+    let mut under_way: Vec<(String, u32)> = first.into_iter().collect();
+    assert_eq!(of(&take(&under_way).await, "slow"), 0);
+    under_way.retain(|(id, _)| !id.contains("other"));
+    under_way[0].1 -= 1;
+    assert_eq!(of(&take(&under_way).await, "slow"), 1, "one of them has ended");
 }

@@ -41,7 +41,7 @@ pub const NOT_RUN: [(&str, &str); 17] = [
 ];
 
 /// What a shell or every Debian brings.
-const SHELL: [&str; 10] = ["cd", "cp", "date", "env", "eval", "export", "grep", "psql", "sleep", "["];
+const SHELL: [&str; 11] = ["cd", "cp", "date", "env", "eval", "export", "grep", "psql", "sed", "sleep", "["];
 
 fn programs() -> [Command; 3] {
     [producer::cli::Args::command(), worker::Args::command(), autoscaler::Args::command()]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::testing::{MemoryJournal, assert_failure, failure, run, task};
 use harness::{Delta, Event, Run, Session, Stop, Stopper, Usage};
-use job::{FailureCode, Usd};
+use job::{FailureCode, Json, Usd};
 use serde_json::{Value, json};
 
 use crate::support::Bench;
@@ -33,7 +33,7 @@ async fn checkpoints_events_and_the_result_arrive_in_order() {
 
     let session = run.into_session();
     assert_eq!(Value::Object(session.memory.clone()), json!({"b": 2}));
-    assert_eq!(session.context_window, [json!("y")]);
+    assert_eq!(session.context_window, [Json::parse(r#""y""#).unwrap()]);
     assert_eq!((session.iteration_count, session.usage), (5, usage(0.5, 1, 0)));
     let mut folded = Session::default();
     journal.deltas().iter().for_each(|delta| folded.apply(delta));

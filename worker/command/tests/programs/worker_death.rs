@@ -17,13 +17,15 @@ async fn worker_to_be_killed() {
     let bench = Bench::new();
     let mut task = task(Value::Null);
     task.job_id = job_id.parse().unwrap();
-    let program = bench.python("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)");
+    let program = bench.python(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsubprocess.Popen(['sleep', '60'])\ntime.sleep(60)",
+    );
     let ended = bench.build(program).run(&mut run(&task, &MemoryJournal::new())).await;
     panic!("ended: {ended:?}");
 }
 
 #[tokio::test]
-async fn a_killed_worker_takes_its_program_with_it() {
+async fn a_killed_worker_takes_its_program_and_what_that_started_with_it() {
     let job_id = JobId::now();
     let mut worker = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "worker_death::worker_to_be_killed", "--ignored"])
@@ -33,8 +35,8 @@ async fn a_killed_worker_takes_its_program_with_it() {
         .unwrap();
     // No event crosses from that process to this one.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while processes_of(job_id).is_empty() {
-        assert!(Instant::now() < deadline, "no program was started");
+    while processes_of(job_id).len() < 2 {
+        assert!(Instant::now() < deadline, "no program was started, or not its child");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     worker.kill().unwrap();

@@ -1,5 +1,7 @@
 //! Deltas fold in order, from any point, and a field that cannot be kept is refused by its name.
 
+use job::Usd;
+
 use super::*;
 use proptest::prelude::*;
 
@@ -7,56 +9,98 @@ fn map(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap()
 }
 
+fn entry(value: Value) -> Json {
+    Json::from_value(&value).unwrap()
+}
+
 #[test]
 fn a_delta_patches_appends_and_adds() {
     let mut session = Session {
         memory: map(json!({"keep": 1, "drop": 2, "deep": {"a": 1, "b": 2}})),
-        context_window: vec![json!("old")],
+        context_window: vec![entry(json!("old"))],
         iteration_count: 4,
         ..Session::default()
     };
     session.apply(&Delta {
         memory: Some(map(json!({"drop": null, "deep": {"b": null, "c": 3}}))),
-        context_window: vec![json!("new")],
+        context_window: vec![entry(json!("new"))],
         feature_progress: Some(map(json!({"job": {"done": 1}}))),
         iterations: 2,
         usage: Usage { cost: Usd::from_micros(7), input_tokens: 1, output_tokens: 2 },
         ..Delta::default()
     });
     assert_eq!(Value::Object(session.memory.clone()), json!({"keep": 1, "deep": {"a": 1, "c": 3}}));
-    assert_eq!(session.context_window, [json!("old"), json!("new")]);
+    assert_eq!(session.context_window, [entry(json!("old")), entry(json!("new"))]);
     assert_eq!(session.iteration_count, 6);
     assert_eq!(session.usage.cost, Usd::from_micros(7));
 
-    let compacted = vec![json!("summary")];
+    let compacted = vec![entry(json!("summary"))];
     session.apply(&Delta { context_window: compacted, replace_context: true, ..Delta::default() });
-    assert_eq!(session.context_window, [json!("summary")]);
+    assert_eq!(session.context_window, [entry(json!("summary"))]);
 }
 
 #[test]
 fn every_open_call_is_answered_once_in_its_own_way() {
     let mut session = Session {
-        context_window: vec![
+        context_window: [
             json!({"role": "user", "content": "go"}),
             json!({"role": "assistant", "content": [{"type": "text", "text": "I look"},
                    {"type": "tool_use", "id": "a", "name": "ls", "input": {}}, {"type": "tool_use", "id": "b"}]}),
             json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}),
             json!({"role": "assistant", "tool_calls": [{"id": "c"}, {"id": "d"}]}),
             json!({"role": "tool", "tool_call_id": "c", "content": "y"}),
-        ],
+            json!({"type": "function_call", "call_id": "e", "name": "ls", "arguments": "{}"}),
+            json!({"type": "function_call", "call_id": "f", "name": "ls", "arguments": "{}"}),
+            json!({"type": "function_call_output", "call_id": "e", "output": "z"}),
+            json!(["tool_use"]),
+            json!({"role": "tool", "content": {"type": "tool_use", "id": "no"}, "tool_calls": "no"}),
+            json!({"role": 1, "content": ["tool_use", {"type": ["tool_use"], "id": "no"}], "tool_calls": [{}, 7]}),
+        ]
+        .map(entry)
+        .to_vec(),
         ..Session::default()
     };
-    let answers = session.answers_for_open_calls();
-    assert_eq!(answers.len(), 2, "{answers:?}");
+    let answered = session.answers_for_open_calls();
+    let answers: Vec<Value> = answered.iter().map(|answer| answer.to_value().unwrap()).collect();
+    assert_eq!(answers.len(), 3, "{answers:?}");
     assert_eq!(answers[0]["content"][0]["tool_use_id"], "b");
     assert_eq!((&answers[1]["role"], &answers[1]["tool_call_id"]), (&json!("tool"), &json!("d")));
-    session.context_window.extend(answers);
-    assert_eq!(session.answers_for_open_calls(), Vec::<Value>::new());
+    assert_eq!((&answers[2]["type"], &answers[2]["call_id"]), (&json!("function_call_output"), &json!("f")));
+    session.context_window.extend(answered);
+    assert_eq!(session.answers_for_open_calls(), []);
+}
+
+#[test]
+fn a_call_is_found_beside_what_no_parser_of_values_takes() {
+    let called = r#"{"x":1e999999,"content":[{"type":"t\u006fol_use","id":"a","input":"\u0000 \ud800"}]}"#;
+    let session = Session { context_window: vec![Json::verbatim(called).unwrap()], ..Session::default() };
+    let answers = session.answers_for_open_calls();
+    assert!(answers.len() == 1 && answers[0].as_str().contains(r#""tool_use_id":"a""#), "{answers:?}");
+}
+
+#[test]
+fn an_entry_is_written_and_read_to_the_letter() {
+    let said = [
+        r#"{"z":1,"a":[1e5,1.0,12345678901234567890123],"role":"assistant"}"#,
+        r#"{ "content" : [ {"type":"thinking","thinking":"","signature":"=="}, {"type":"unheard_of", "x":null} ] }"#,
+        r#"{"content":"nul \u0000, half a pair \ud800, \u00e9 and é"}"#,
+    ];
+    let context_window: Vec<Json> = said.iter().map(|text| Json::verbatim(text).unwrap()).collect();
+    let delta = Delta { context_window: context_window.clone(), ..Delta::default() };
+    let text = serde_json::to_string(&delta).unwrap();
+    assert_eq!(delta.check(), Ok(text.len()));
+    assert_eq!(serde_json::from_str::<Delta>(&text).unwrap(), delta);
+    let mut session = Session::default();
+    session.apply(&delta);
+    let reread: Session = serde_json::from_str(&serde_json::to_string(&session).unwrap()).unwrap();
+    assert_eq!(reread.context_window.iter().map(Json::as_str).collect::<Vec<_>>(), said);
+    let size = serde_json::to_string(&context_window).unwrap().len() + "{}{}".len();
+    assert_eq!((session.bytes(), Session::default().bytes()), (size, "[]{}{}".len()));
 }
 
 #[test]
 fn a_delta_over_four_mebibytes_is_refused_by_its_size() {
-    let delta = Delta { context_window: vec![json!("x".repeat(MAX_DELTA_BYTES))], ..Delta::default() };
+    let delta = Delta { context_window: vec![entry(json!("x".repeat(MAX_DELTA_BYTES)))], ..Delta::default() };
     let error = delta.check().unwrap_err();
     assert!(matches!(error, DeltaError::TooLarge { bytes } if bytes > MAX_DELTA_BYTES), "{error}");
 }
@@ -107,7 +151,7 @@ fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<Stri
 fn delta() -> impl Strategy<Value = Delta> {
     (
         prop::option::of(object(tree())),
-        prop::collection::vec(tree(), 0..3),
+        prop::collection::vec(tree().prop_map(entry), 0..3),
         prop::bool::weighted(0.2),
         prop::option::of(object(tree())),
         0u64..5,
@@ -143,7 +187,20 @@ proptest! {
             .iter()
             .map(|delta| serde_json::from_str(&serde_json::to_string(delta).unwrap()).unwrap())
             .collect();
-        prop_assert_eq!(fold(serde_json::from_str(&stored).unwrap(), &reread), whole);
+        prop_assert_eq!(fold(serde_json::from_str(&stored).unwrap(), &reread), whole.clone());
+
+        let first = fold(Session::default(), first);
+        let [memory, context, progress] = first.to_kept().unwrap();
+        let kept = Session::of_kept([&memory, &context, &progress]).unwrap();
+        let kept = Session { iteration_count: first.iteration_count, usage: first.usage, ..kept };
+        let reread: Vec<Delta> = second
+            .iter()
+            .map(|delta| {
+                let (delta, entries) = delta.to_kept().unwrap();
+                Delta::of_kept(&delta, entries.as_deref()).unwrap()
+            })
+            .collect();
+        prop_assert_eq!(fold(kept, &reread), whole);
     }
 
     #[test]

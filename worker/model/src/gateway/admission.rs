@@ -3,25 +3,42 @@
 
 use bytes::Bytes;
 use chrono::Utc;
+use job::Usd;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::exchange::{Exchange, Replied};
+use super::refusal::Refusal;
 use super::waiting::{Room, Waiting};
 use super::{counting, next_model};
 use crate::ledger::Call;
-use crate::money::Microdollars;
 
 impl Exchange {
     /// Reserves, as soon as there is room.
     pub(super) async fn room(&mut self, reply: &mut oneshot::Sender<Replied>) -> Room {
         let mut waiting = Waiting::begin(&self.inner, &self.attempt, &self.rates());
+        let places = self.inner.places(self.call.provider).clone();
+        // What was paid before is not waited for. Otherwise one question to the ledger does for both.
+        if let Some(end) = waiting.durable(reply).await {
+            return end;
+        }
+        if waiting.has_others_before() || !places.has_room() {
+            match self.attempt.attempt.ledger.look_up(&self.call).await {
+                Ok(Some(given)) => return Room::Answered(given),
+                Ok(None) => {}
+                // Nothing is held.
+                Err(error) => return Room::Refused(Refusal::ledger(&error)),
+            }
+        }
         loop {
             if let Some(end) = waiting.turn(reply).await {
                 return end;
             }
+            if let Some(end) = waiting.durable(reply).await {
+                return end;
+            }
             // Nothing is held by a call that waits for its place.
-            self.slot = match waiting.slot(self.inner.places(self.call.provider), reply).await {
+            self.slot = match waiting.slot((self.call.provider, &places), reply).await {
                 Ok(slot) => slot,
                 Err(end) => return end,
             };
@@ -48,14 +65,17 @@ impl Exchange {
         match counting::count(&self.inner, &self.upstream, of, &self.body).await {
             Some(tokens) if tokens < self.call.bound.input => {
                 self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
-                self.ask_with(self.body.clone())
+                let cache_key = self.call.cache_key;
+                let is_bound = self.ask_with(self.body.clone());
+                self.call.cache_key = cache_key;
+                is_bound
             }
             _ => false,
         }
     }
 
     /// Lowers its limit of output to what there is room for, if its agent allows that.
-    fn fit(&mut self, room: Microdollars) -> bool {
+    fn fit(&mut self, room: Usd) -> bool {
         let Some(least) = self.attempt.attempt.fit else { return false };
         let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
         let limit =
@@ -73,7 +93,8 @@ impl Exchange {
         }
         let attempt = self.attempt.clone();
         let named = self.call.model.clone();
-        for model in next_model::after(&attempt.attempt.models, &named) {
+        let (today, inner) = (Utc::now().date_naive(), self.inner.clone());
+        for model in next_model::after(&attempt.attempt.models, &named, &inner.settings.prices, today) {
             let Ok(body) = next_model::with_model(&self.body, model) else { return false };
             if self.ask_with(body) {
                 (self.degraded, self.is_counted) = (true, false);
@@ -84,14 +105,20 @@ impl Exchange {
     }
 
     /// Makes the call with another body, if what that can cost has a bound. Its answer is stored under the request that the
-    /// program sent.
+    /// program sent, for this job alone.
     fn ask_with(&mut self, body: Bytes) -> bool {
         let Ok(ask) = self.call.wire.read(&body, self.attempt.attempt.caps) else { return false };
         let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
         let Ok(bound) = self.attempt.with_counted(|counted| ask.bound(prices, today, counted)) else {
             return false;
         };
-        self.call = Call { id: Uuid::now_v7(), model: ask.model.clone(), bound, ..self.call.clone() };
+        self.call = Call {
+            id: Uuid::now_v7(),
+            model: ask.model.clone(),
+            bound,
+            cache_key: None,
+            ..self.call.clone()
+        };
         (self.ask, self.body) = (ask, body);
         true
     }

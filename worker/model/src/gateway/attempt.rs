@@ -8,19 +8,22 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
+use job::Usd;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::bodies::Bodies;
+use super::lines::Owner;
 use super::lock;
 use super::purchase::Payment;
 use super::refusal::Refusal;
-use crate::ledger::{Ledger, RequestKey};
-use crate::money::Microdollars;
+use crate::ledger::{Given, Ledger, RequestKey};
+use crate::provider::Provider;
 use crate::usage::Outcome;
-use crate::wire::{Counted, HostedCaps, Provider};
+use crate::wire::{Counted, HostedCaps};
 
 /// The variables that lead an unchanged SDK to the gateway.
 pub const GATEWAY_VARIABLES: [&str; 6] = [
@@ -51,14 +54,17 @@ pub struct Attempt {
 pub struct Metered {
     /// Calls that were settled, whatever their outcome.
     pub calls: u64,
-    /// What they cost; unknown ones count in full.
-    pub cost: Microdollars,
+    /// What they cost, unknown ones in full; and what earlier attempts have paid for answers that were given
+    /// again.
+    pub cost: Usd,
     /// Input of all classes.
     pub input_tokens: u64,
     /// Output.
     pub output_tokens: u64,
     /// Answers that an earlier attempt had paid.
     pub replayed: u64,
+    /// Answers that another job had paid.
+    pub cached: u64,
 }
 
 /// An attempt whose token is valid until this is dropped.
@@ -73,6 +79,10 @@ pub(super) struct Shared {
     pub attempt: Attempt,
     /// Cancelled when the attempt ends.
     pub ended: CancellationToken,
+    /// The bytes of its requests.
+    pub bodies: Bodies,
+    /// Who of its requests waits for a place at each provider.
+    turns: [tokio::sync::Mutex<()>; 2],
     state: Mutex<Progress>,
 }
 
@@ -84,8 +94,10 @@ struct Progress {
     last_traffic: Instant,
     /// Requests that wait for room.
     waiting: usize,
-    /// Purchases that are not settled.
-    purchases: HashMap<Uuid, oneshot::Sender<Payment>>,
+    /// Purchases that are not settled, with the most that each can cost.
+    purchases: HashMap<Uuid, (oneshot::Sender<Payment>, Usd)>,
+    /// Whether its program has ended, so that nothing more is settled.
+    closed: bool,
 }
 
 /// The place of a request among equal ones. It is free again when this is dropped, unless it was answered.
@@ -132,6 +144,18 @@ impl Opened {
         lock(&self.shared.state).metered
     }
 
+    /// Notes that its program has ended: what that has bought and not settled is never settled, and counts in full from now
+    /// on.
+    pub fn close(&self) {
+        let mut state = lock(&self.shared.state);
+        state.closed = true;
+        let purchases = std::mem::take(&mut state.purchases);
+        for (_payment, most) in purchases.into_values() {
+            state.metered.calls += 1;
+            state.metered.cost += most;
+        }
+    }
+
     /// Returns how long nothing has passed, in either direction. While a request waits for room, this is no time: its
     /// program can do nothing about it.
     pub fn idle(&self) -> Duration {
@@ -156,8 +180,29 @@ impl Shared {
             last_traffic: Instant::now(),
             waiting: 0,
             purchases: HashMap::new(),
+            closed: false,
         };
-        Shared { attempt, ended, state: Mutex::new(progress) }
+        Shared {
+            attempt,
+            ended,
+            bodies: Bodies::default(),
+            turns: Default::default(),
+            state: Mutex::new(progress),
+        }
+    }
+
+    /// Returns a number that no other open attempt has.
+    pub fn id(self: &Arc<Shared>) -> Owner {
+        Arc::as_ptr(self).addr()
+    }
+
+    /// Returns what the one of its requests holds that waits for a place at a provider.
+    pub fn turn(&self, provider: Provider) -> &tokio::sync::Mutex<()> {
+        let [anthropic, openai] = &self.turns;
+        match provider {
+            Provider::Anthropic => anthropic,
+            Provider::OpenAi => openai,
+        }
     }
 
     pub fn check_model(&self, model: &str) -> Result<(), Refusal> {
@@ -188,32 +233,48 @@ impl Shared {
         Waits(self.clone())
     }
 
-    pub fn open_purchase(&self, id: Uuid, payment: oneshot::Sender<Payment>) {
-        lock(&self.state).purchases.insert(id, payment);
+    /// Returns whether it is open now. It is not if the program has ended.
+    pub fn open_purchase(&self, id: Uuid, payment: oneshot::Sender<Payment>, most: Usd) -> bool {
+        let mut state = lock(&self.state);
+        if !state.closed {
+            state.purchases.insert(id, (payment, most));
+        }
+        !state.closed
     }
 
     pub fn take_purchase(&self, id: &Uuid) -> Option<oneshot::Sender<Payment>> {
-        lock(&self.state).purchases.remove(id)
+        lock(&self.state).purchases.remove(id).map(|(payment, _)| payment)
+    }
+
+    /// Returns the most that an open purchase can cost.
+    pub fn most_of(&self, id: &Uuid) -> Option<Usd> {
+        lock(&self.state).purchases.get(id).map(|(_, most)| *most)
     }
 
     pub fn open_purchases(&self) -> usize {
         lock(&self.state).purchases.len()
     }
 
-    pub fn note_replayed(&self) {
-        lock(&self.state).metered.replayed += 1;
+    /// Counts an answer that was paid before. What an earlier attempt has paid for it is the job's usage all the
+    /// same, and this attempt is the first that can checkpoint it.
+    pub fn note_given(&self, given: &Given) {
+        let metered = &mut lock(&self.state).metered;
+        *(if given.cached { &mut metered.cached } else { &mut metered.replayed }) += 1;
+        metered.cost += given.paid.cost;
+        metered.input_tokens = metered.input_tokens.saturating_add(given.paid.input_tokens);
+        metered.output_tokens = metered.output_tokens.saturating_add(given.paid.output_tokens);
     }
 
-    pub fn note_settled(&self, outcome: &Outcome, reserved: Microdollars) {
+    pub fn note_settled(&self, outcome: &Outcome, reserved: Usd) {
         let metered = &mut lock(&self.state).metered;
         metered.calls += 1;
         match outcome {
             Outcome::Settled(settled) => {
-                metered.cost = metered.cost.plus(settled.cost);
+                metered.cost += settled.cost;
                 metered.input_tokens = metered.input_tokens.saturating_add(settled.tokens.all_input());
                 metered.output_tokens = metered.output_tokens.saturating_add(settled.tokens.output);
             }
-            Outcome::Unknown(_) => metered.cost = metered.cost.plus(reserved),
+            Outcome::Unknown(_) => metered.cost += reserved,
             Outcome::Free => {}
         }
     }

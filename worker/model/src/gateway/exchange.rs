@@ -3,7 +3,6 @@
 //! It runs in a task of its own from before it is reserved until it is settled: a program that hangs up ends nothing but
 //! its own waiting. What is sent is settled in every case; only the death of the worker leaves a call open.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +13,13 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use chrono::Utc;
 use futures::StreamExt;
-use tokio::sync::{mpsc, oneshot};
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
 use super::attempt::{Place, Shared};
+use super::bodies::Weight;
 use super::include_usage::include_usage;
 use super::places::Slot;
 use super::program::Program;
@@ -27,14 +27,12 @@ use super::refusal::Refusal;
 use super::waiting::Room;
 use super::{Inner, Upstream, headers, limits};
 use crate::frames::Frames;
-use crate::ledger::{Answer, Call, Learnt, Settlement};
+use crate::ledger::{Answer, Call, Given, Learnt, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
 use crate::wire::{Ask, Wire};
 
 /// The largest answer that is read. No provider sends one that is nearly as large.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
-/// Events that may wait for the program; beyond them the provider waits.
-const WAITING_EVENTS: usize = 16;
 /// How long the connection of an answer that has ended is read on, so that it can be used again.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -46,6 +44,8 @@ pub(super) struct Exchange {
     pub(super) call: Call,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// What its body takes of the worker's memory, until it is sent.
+    weight: Option<Weight>,
     learnt: Learnt,
     /// Whether another model is asked than the request named.
     pub(super) degraded: bool,
@@ -67,7 +67,7 @@ impl Exchange {
         upstream: Upstream,
         wire: Wire,
         headers: HeaderMap,
-        body: Bytes,
+        (body, weight): (Bytes, Weight),
     ) -> Replied {
         attempt.note_traffic();
         let ask =
@@ -78,7 +78,8 @@ impl Exchange {
         let bound = bound.map_err(|error| Refusal::invalid(error.to_string()))?;
         let place = attempt.place(ask.hash);
         let (provider, model) = (wire.provider(), ask.model.clone());
-        let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key };
+        let cache_key = cache_key(&ask, &upstream, &headers, place.key.nth);
+        let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key, cache_key };
         let learnt = Learnt::default();
         let exchange = Exchange {
             inner: inner.clone(),
@@ -88,6 +89,7 @@ impl Exchange {
             call,
             headers,
             body,
+            weight: Some(weight),
             learnt,
             degraded: false,
             lowered_to: None,
@@ -101,18 +103,14 @@ impl Exchange {
 
     async fn run(mut self, place: Place, mut reply: oneshot::Sender<Replied>) {
         let ledger = self.attempt.attempt.ledger.clone();
-        match ledger.stored(&self.call.request).await {
-            Ok(None) => {}
-            Ok(Some(answer)) => {
-                self.attempt.note_replayed();
-                place.answered();
-                drop(reply.send(Ok(replayed(answer))));
-                return;
-            }
-            Err(error) => return refuse(reply, Refusal::ledger(&error)),
-        }
         let refusal = match self.room(&mut reply).await {
             Room::Granted => None,
+            Room::Answered(given) => {
+                self.attempt.note_given(&given);
+                place.answered();
+                drop(reply.send(Ok(given_again(given))));
+                return;
+            }
             Room::Gone => return,
             Room::Refused(refusal) => Some(refusal),
             Room::Spent { limit, .. } => {
@@ -166,6 +164,7 @@ impl Exchange {
                 return;
             }
         };
+        self.weight = None;
         self.attempt.note_traffic();
         self.note_answered(Some(response.status().as_u16()));
         self.learnt = limits::learnt(self.call.provider, response.status(), response.headers());
@@ -245,7 +244,8 @@ impl Exchange {
         let is_answer = status.is_success() && meter.is_answer();
         let content_type =
             kept.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
-        let answer = is_answer.then(|| Answer { content_type: content_type.to_owned(), body: body.clone() });
+        let answer = || Answer { content_type: content_type.to_owned(), body: body.clone() };
+        let answer = is_answer.then(|| (answer(), meter.is_shareable()));
         if !self.settle(outcome, request_id, answer).await && is_answer {
             return refuse(reply, Refusal::cut("the ledger did not take the answer"));
         }
@@ -265,14 +265,13 @@ impl Exchange {
         let (status, kept) = (response.status(), self.kept(&response));
         let request_id = headers::request_id(response.headers());
         let content_type = kept.get(CONTENT_TYPE).cloned();
-        let (events, passed) = mpsc::channel::<io::Result<Bytes>>(WAITING_EVENTS);
-        let mut head = Response::new(Body::from_stream(ReceiverStream::new(passed)));
+        let (mut program, body) = Program::begin(self.inner.settings.usage_drain);
+        let mut head = Response::new(body);
         *head.status_mut() = status;
         *head.headers_mut() = kept;
         // If the program has gone, its end of the stream must go too.
         drop(reply.send(Ok(head)));
 
-        let mut program = Program::new(events);
         let (mut meter, mut frames, mut whole) =
             (Meter::new(self.call.wire), Frames::default(), BytesMut::new());
         let mut chunks = response.bytes_stream();
@@ -300,7 +299,7 @@ impl Exchange {
                     let kind = content_type.as_ref().and_then(|value| value.to_str().ok());
                     let content_type = kind.unwrap_or("text/event-stream").to_owned();
                     let answer = Answer { content_type, body: whole.split().freeze() };
-                    let answer = meter.is_answer().then_some(answer);
+                    let answer = meter.is_answer().then(|| (answer, meter.is_shareable()));
                     let is_answer = answer.is_some();
                     if self.settle(self.outcome(&meter), request_id, answer).await {
                         if is_answer {
@@ -310,7 +309,7 @@ impl Exchange {
                         }
                         program.pass(frame.bytes().clone()).await;
                     } else {
-                        program.cut("the ledger did not take the answer").await;
+                        program.cut("the ledger did not take the answer");
                     }
                     let _closed =
                         timeout(CLOSING, async { while let Some(Ok(_)) = chunks.next().await {} }).await;
@@ -324,7 +323,7 @@ impl Exchange {
         drop(place);
         match given_up {
             None => program.pass(frames.rest()).await,
-            Some(reason) => program.cut(&reason.to_string()).await,
+            Some(reason) => program.cut(&reason.to_string()),
         }
     }
 
@@ -341,16 +340,20 @@ impl Exchange {
         &self,
         outcome: Outcome,
         provider_request_id: Option<String>,
-        answer: Option<Answer>,
+        answer: Option<(Answer, bool)>,
     ) -> bool {
-        self.attempt.note_settled(&outcome, self.call.bound.cost);
+        let counted = outcome.clone();
         if let Outcome::Unknown(reason) = &outcome {
             tracing::warn!(call = %self.call.id, model = self.call.model, cause = %reason,
                 "what a model call costs is not known: its reservation counts in full");
         }
         let learnt = self.learnt.clone();
-        let settlement = Settlement { outcome, provider_request_id, answer, learnt };
+        let (answer, is_shareable) = answer.unzip();
+        let is_shareable = is_shareable.unwrap_or(false);
+        let settlement = Settlement { outcome, provider_request_id, answer, is_shareable, learnt };
         let settled = self.attempt.attempt.ledger.settle(&self.call, settlement).await;
+        // A checkpoint that counts it covers its answer, which a later attempt would count again.
+        self.attempt.note_settled(&counted, self.call.bound.cost);
         self.inner.lines.note_settled();
         match settled {
             Ok(()) => true,
@@ -362,18 +365,38 @@ impl Exchange {
     }
 }
 
+/// Returns under what other jobs find the answer, if the request alone says what is answered. The n-th same request of an
+/// attempt finds what the n-th one got.
+fn cache_key(ask: &Ask, upstream: &Upstream, headers: &HeaderMap, nth: u32) -> Option<[u8; 32]> {
+    ask.conversation()?;
+    let mut sum = Sha256::new();
+    let mut add = |part: &[u8]| {
+        sum.update((part.len() as u64).to_be_bytes());
+        sum.update(part);
+    };
+    add(&ask.hash);
+    add(upstream.base_url.as_bytes());
+    for name in headers::CHANGES_ANSWERS {
+        headers.get_all(name).iter().for_each(|value| add(value.as_bytes()));
+        add(b"");
+    }
+    add(&nth.to_be_bytes());
+    Some(sum.finalize().into())
+}
+
 fn refuse(reply: oneshot::Sender<Replied>, refusal: Refusal) {
     // A program that has gone needs no answer.
     drop(reply.send(Err(refusal)));
 }
 
-fn replayed(answer: Answer) -> Response {
+fn given_again(Given { answer, cached, .. }: Given) -> Response {
     let mut response = Response::new(Body::from(answer.body));
     let headers = response.headers_mut();
     if let Ok(kind) = HeaderValue::try_from(answer.content_type) {
         headers.insert(CONTENT_TYPE, kind);
     }
-    headers.insert("x-harness-replayed", HeaderValue::from_static("true"));
+    let name = if cached { "x-harness-cached" } else { "x-harness-replayed" };
+    headers.insert(name, HeaderValue::from_static("true"));
     response
 }
 

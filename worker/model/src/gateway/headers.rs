@@ -5,7 +5,7 @@ use axum::http::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::bearer;
-use crate::wire::Provider;
+use crate::provider::Provider;
 
 const X_API_KEY: &str = "x-api-key";
 const AUTHORIZATION: &str = "authorization";
@@ -31,6 +31,8 @@ const NOT_SENT: [&str; 17] = [
     "upgrade",
     "x-api-key",
 ];
+/// Headers of a program that change what is answered.
+pub(super) const CHANGES_ANSWERS: [&str; 3] = ["anthropic-beta", "anthropic-version", "openai-beta"];
 /// Not passed to the program.
 const NOT_RETURNED: [&str; 7] =
     ["connection", "content-length", "keep-alive", "set-cookie", "trailer", "transfer-encoding", "upgrade"];

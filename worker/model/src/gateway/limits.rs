@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::ledger::{KeyRefused, Learnt, RateLimits, RefusedFor};
-use crate::wire::Provider;
+use crate::provider::Provider;
 
 /// Reads the head of an answer.
 pub(super) fn learnt(provider: Provider, status: StatusCode, headers: &HeaderMap) -> Learnt {

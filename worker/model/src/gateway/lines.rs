@@ -1,4 +1,5 @@
-//! Lines of requests that wait for room, first come first served.
+//! Lines of requests that wait for room: first come first served among attempts, each with one request after the other. An
+//! attempt that sends a thousand requests at a time is not before one that sends its first.
 //!
 //! Requests that the same limit holds up are in one line. When a call of this worker is settled, the first of each line
 //! asks again; when it gets its room, the next one asks. What other workers settle is found by asking now and then, and
@@ -26,9 +27,21 @@ pub(super) struct Lines {
 
 #[derive(Default)]
 struct State {
-    lines: HashMap<String, VecDeque<(u64, Arc<Notify>)>>,
+    lines: HashMap<String, VecDeque<Waiter>>,
     tickets: u64,
 }
+
+struct Waiter {
+    number: u64,
+    /// The attempt that asks.
+    owner: Owner,
+    /// How many of its attempt waited when it came.
+    rank: usize,
+    is_first: Arc<Notify>,
+}
+
+/// A number that no other open attempt has.
+pub(super) type Owner = usize;
 
 /// A place in a line. It is free when this is dropped.
 pub(super) struct Ticket {
@@ -58,22 +71,25 @@ impl Lines {
         lock(&self.state).lines.values().map(VecDeque::len).sum()
     }
 
-    /// Takes the last place of a line.
-    pub fn join(self: &Arc<Lines>, line: String) -> Ticket {
-        self.enter(&mut lock(&self.state), line)
+    /// Takes a place in a line: the last one of its turn.
+    pub fn join(self: &Arc<Lines>, line: String, owner: Owner) -> Ticket {
+        self.enter(&mut lock(&self.state), line, owner)
     }
 
-    /// Takes the last place of a line that stands and is in the request's way, if there is one.
-    pub fn join_any(self: &Arc<Lines>, is_in_the_way: impl Fn(&str) -> bool) -> Option<Ticket> {
+    /// As [`Lines::join`], of a line that stands and is in the request's way, if there is one.
+    pub fn join_any(self: &Arc<Lines>, owner: Owner, is_in_the_way: impl Fn(&str) -> bool) -> Option<Ticket> {
         let mut state = lock(&self.state);
         let line = state.lines.keys().find(|line| is_in_the_way(line))?.clone();
-        Some(self.enter(&mut state, line))
+        Some(self.enter(&mut state, line, owner))
     }
 
-    fn enter(self: &Arc<Lines>, state: &mut State, line: String) -> Ticket {
+    fn enter(self: &Arc<Lines>, state: &mut State, line: String, owner: Owner) -> Ticket {
         state.tickets += 1;
         let (number, is_first) = (state.tickets, Arc::new(Notify::new()));
-        state.lines.entry(line.clone()).or_default().push_back((number, is_first.clone()));
+        let waiters = state.lines.entry(line.clone()).or_default();
+        let rank = waiters.iter().filter(|waiter| waiter.owner == owner).count();
+        let at = waiters.iter().position(|waiter| waiter.rank > rank).unwrap_or(waiters.len());
+        waiters.insert(at, Waiter { number, owner, rank, is_first: is_first.clone() });
         Ticket { lines: self.clone(), line, number, is_first }
     }
 }
@@ -98,7 +114,7 @@ impl Ticket {
     fn place(&self) -> u32 {
         let state = lock(&self.lines.state);
         let line = state.lines.get(&self.line);
-        let place = line.and_then(|line| line.iter().position(|(number, _)| *number == self.number));
+        let place = line.and_then(|line| line.iter().position(|waiter| waiter.number == self.number));
         place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX))
     }
 }
@@ -112,10 +128,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = lock(&self.lines.state);
         let Some(line) = state.lines.get_mut(&self.line) else { return };
-        let was_first = line.front().is_some_and(|(number, _)| *number == self.number);
-        line.retain(|(number, _)| *number != self.number);
+        let was_first = line.front().is_some_and(|waiter| waiter.number == self.number);
+        line.retain(|waiter| waiter.number != self.number);
         match line.front() {
-            Some((_, next)) if was_first => next.notify_one(),
+            Some(next) if was_first => next.is_first.notify_one(),
             Some(_) => {}
             None => drop(state.lines.remove(&self.line)),
         }
@@ -131,7 +147,8 @@ mod tests {
     #[tokio::test]
     async fn the_first_of_a_line_is_asked_at_each_settlement_and_the_next_when_it_has_gone() {
         let lines = Lines::new();
-        let (first, second, other) = (lines.join("a".into()), lines.join("a".into()), lines.join("b".into()));
+        let (first, second, other) =
+            (lines.join("a".into(), 1), lines.join("a".into(), 2), lines.join("b".into(), 3));
         let [mut of_first, mut of_second, mut of_other] = [(); 3].map(|()| lines.settlements());
         lines.note_settled();
         first.turn(&mut of_first, LONG).await;
@@ -141,9 +158,22 @@ mod tests {
         drop(first);
         assert!(futures::poll!(&mut waiting).is_ready());
         drop(waiting);
-        assert!(lines.join_any(|line| line == "c").is_none());
+        assert!(lines.join_any(1, |line| line == "c").is_none());
         drop((second, other));
-        assert!(lines.join_any(|_| true).is_none(), "an empty line does not stand");
+        assert!(lines.join_any(1, |_| true).is_none(), "an empty line does not stand");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_with_many_requests_is_not_before_one_with_few() {
+        let lines = Lines::new();
+        let join = |owner| lines.join("a".into(), owner);
+        let greedy: Vec<_> = (0..5).map(|_| join(1)).collect();
+        let modest = [join(2), join(2), join(3)];
+        let places = |tickets: &[Ticket]| tickets.iter().map(Ticket::place).collect::<Vec<_>>();
+        assert_eq!(places(&greedy), [0, 3, 5, 6, 7]);
+        assert_eq!(places(&modest), [1, 4, 2]);
+        drop(greedy);
+        assert_eq!(places(&modest), [0, 2, 1]);
     }
 
     #[test]

@@ -1,24 +1,26 @@
 //! The agent's next model, where a limit leaves no room for the one that a request names.
 
 use bytes::Bytes;
+use chrono::NaiveDate;
 use serde_json::Value;
 
 use crate::json::with_field;
-use crate::wire::Provider;
+use crate::prices::Prices;
 
 /// Returns the models behind `named`, in the agent's order, that the same provider has.
-pub(super) fn after<'m>(models: &'m [String], named: &str) -> impl Iterator<Item = &'m String> {
-    let provider = provider(named);
+pub(super) fn after<'m>(
+    models: &'m [String],
+    named: &str,
+    prices: &Prices,
+    day: NaiveDate,
+) -> impl Iterator<Item = &'m String> {
+    let provider = move |model: &str| prices.find(model, day).ok().map(|price| price.provider);
+    let of_named = provider(named);
     models
         .iter()
         .skip_while(move |model| *model != named)
         .skip(1)
-        .filter(move |model| self::provider(model) == provider)
-}
-
-/// The table of prices does not say whose a model is, but Anthropic's names have begun alike since the first.
-fn provider(model: &str) -> Provider {
-    if model.starts_with("claude") { Provider::Anthropic } else { Provider::OpenAi }
+        .filter(move |model| of_named.is_some() && provider(model) == of_named)
 }
 
 /// Returns the body with another model. No other byte of it changes.
@@ -32,11 +34,22 @@ mod tests {
 
     #[test]
     fn the_next_models_are_those_behind_it_that_its_provider_has() {
-        let models = ["claude-a", "gpt-b", "claude-c", "gpt-d", "claude-e"].map(str::to_owned);
-        let after = |named| after(&models, named).map(String::as_str).collect::<Vec<_>>();
-        assert_eq!(after("claude-a"), ["claude-c", "claude-e"]);
-        assert_eq!(after("gpt-b"), ["gpt-d"]);
-        assert!(after("claude-e").is_empty());
-        assert!(after("claude-z").is_empty());
+        let row = |(name, provider): (&str, &str)| {
+            format!(
+                "[[model]]\nname = \"{name}\"\nprovider = \"{provider}\"\nfrom = \"2026-01-01\"\n\
+                 context_window = 10\nmax_output = 5\ninput = \"1\"\noutput = \"2\"\n"
+            )
+        };
+        let owners = [("a", "anthropic"), ("claude-b", "openai"), ("c", "anthropic"), ("d", "openai")];
+        let file: String = owners.map(row).concat();
+        let prices = Prices::default().with(&file).expect("valid");
+        let models = ["a", "claude-b", "c", "d", "e"].map(str::to_owned);
+        let day = NaiveDate::from_ymd_opt(2026, 11, 28).expect("a day");
+        let after = |named| after(&models, named, &prices, day).map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(after("a"), ["c"]);
+        assert_eq!(after("claude-b"), ["d"], "whose it is says the table, not the name");
+        assert!(after("c").is_empty());
+        assert!(after("e").is_empty(), "without a price it has no next model");
+        assert!(after("z").is_empty());
     }
 }

@@ -53,6 +53,11 @@ impl Places {
         Arc::new(Places { semaphore: Arc::new(Semaphore::new(most)), most, state: Mutex::new(state) })
     }
 
+    /// Returns whether a place is free now.
+    pub fn has_room(&self) -> bool {
+        self.semaphore.available_permits() > 0
+    }
+
     /// Waits for a place.
     pub async fn take(self: &Arc<Places>) -> Option<Slot> {
         // It is never closed.

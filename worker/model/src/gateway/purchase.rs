@@ -2,30 +2,34 @@
 //!
 //! The program says what each can cost and what it has cost; the accounts are those of its model calls. What it does not
 //! settle before its attempt ends is unknown, and counts in full.
+//!
+//! Nobody but the program knows what it has paid, so it is believed up to what it has reserved, and no further: a larger
+//! cost would shut the budgets of all others.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
-use bytes::Bytes;
+use job::Usd;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::Inner;
 use super::attempt::Shared;
 use super::refusal::Refusal;
 use super::waiting::{Room, Waiting};
-use super::{Inner, read};
 use crate::ledger::Purchase;
-use crate::money::Microdollars;
 use crate::prices::Tokens;
 use crate::usage::{NoUsage, Outcome, Settled};
 
 /// More open reservations than any program needs at a time.
 const MOST_OPEN: usize = 1_000;
+/// More than anything costs that a program buys at once. Sums of larger ones would not fit an account.
+const MOST_COST: Usd = Usd::from_micros(100_000_000_000);
 const LONGEST_NAME: usize = 128;
 /// The line of those that wait for a rate limit. There is none for these.
 const NO_RATES: &str = "other";
@@ -46,7 +50,7 @@ struct Paid {
 
 /// What an open reservation waits for: its cost, and where to say that the ledger has it.
 pub(super) struct Payment {
-    cost: Microdollars,
+    cost: Usd,
     recorded: oneshot::Sender<bool>,
 }
 
@@ -66,6 +70,9 @@ pub(super) async fn reserve(State(inner): State<Arc<Inner>>, request: Request) -
             return Err(Refusal::invalid(problem));
         }
         let most = dollars("max_cost_usd", &wanted.max_cost_usd)?;
+        if most > MOST_COST {
+            return Err(Refusal::invalid(format!("max_cost_usd: got {most}, expected at most {MOST_COST}")));
+        }
         if attempt.open_purchases() >= MOST_OPEN {
             return Err(Refusal::invalid(format!("{MOST_OPEN} reservations are open: settle them first")));
         }
@@ -83,6 +90,13 @@ pub(super) async fn settle(State(inner): State<Arc<Inner>>, request: Request) ->
     let settled = async {
         let (attempt, paid) = opened::<Paid>(&inner, request).await?;
         let cost = dollars("cost_usd", &paid.cost_usd)?;
+        let most = attempt.most_of(&paid.call_id).ok_or_else(Refusal::not_open)?;
+        if cost > most {
+            let problem = format!(
+                "cost_usd: got {cost}, expected at most the {most} that was reserved: reserve the rest first"
+            );
+            return Err(Refusal::invalid(problem));
+        }
         let open = attempt.take_purchase(&paid.call_id).ok_or_else(Refusal::not_open)?;
         let (recorded, is_recorded) = oneshot::channel();
         // A reservation whose attempt ends in this moment does not take it.
@@ -106,6 +120,8 @@ async fn hold(
     let refused = |reply: oneshot::Sender<Reserved>, refusal| drop(reply.send(Err(refusal)));
     match room(&inner, &attempt, &purchase, &mut reply).await {
         Room::Granted => {}
+        // Nothing is looked up for it.
+        Room::Answered(_) => return refused(reply, Refusal::cut("the reservation has failed")),
         Room::Gone => return,
         Room::Refused(refusal) => return refused(reply, refusal),
         Room::Spent { limit, .. } => {
@@ -120,7 +136,10 @@ async fn hold(
         }
     }
     let (payment, paid) = oneshot::channel();
-    attempt.open_purchase(purchase.id, payment);
+    if !attempt.open_purchase(purchase.id, payment, purchase.most) {
+        record(&inner, &attempt, &purchase, Outcome::Free).await;
+        return refused(reply, Refusal::dead_token());
+    }
     if reply.send(Ok(())).is_err() {
         // The program does not know its id, so it buys nothing.
         attempt.take_purchase(&purchase.id);
@@ -132,14 +151,19 @@ async fn hold(
         payment = paid => payment.ok(),
         () = attempt.ended.cancelled() => None,
     };
-    attempt.take_purchase(&purchase.id);
+    // What was open when the program ended is counted already.
+    let is_counted = attempt.take_purchase(&purchase.id).is_none() && payment.is_none();
     let outcome = match &payment {
         Some(Payment { cost, .. }) => {
             Outcome::Settled(Settled { cost: *cost, tokens: Tokens::default(), model: purchase.what.clone() })
         }
         None => Outcome::Unknown(NoUsage::NotSettled),
     };
-    let is_recorded = record(&inner, &attempt, &purchase, outcome).await;
+    let is_recorded = if is_counted {
+        settled(&inner, &attempt, &purchase, outcome).await
+    } else {
+        record(&inner, &attempt, &purchase, outcome).await
+    };
     if let Some(payment) = payment {
         // A program that has gone needs no answer.
         let _gone = payment.recorded.send(is_recorded);
@@ -166,6 +190,10 @@ async fn room(
 
 async fn record(inner: &Inner, attempt: &Shared, purchase: &Purchase, outcome: Outcome) -> bool {
     attempt.note_settled(&outcome, purchase.most);
+    settled(inner, attempt, purchase, outcome).await
+}
+
+async fn settled(inner: &Inner, attempt: &Shared, purchase: &Purchase, outcome: Outcome) -> bool {
     let settled = attempt.attempt.ledger.settle_purchase(purchase, outcome).await;
     inner.lines.note_settled();
     if let Err(error) = &settled {
@@ -177,13 +205,14 @@ async fn record(inner: &Inner, attempt: &Shared, purchase: &Purchase, outcome: O
 async fn opened<T: DeserializeOwned>(inner: &Inner, request: Request) -> Result<(Arc<Shared>, T), Refusal> {
     let attempt = inner.attempt(request.headers())?;
     attempt.note_traffic();
-    let body: Bytes = read(request.into_body()).await?;
+    let (parts, body) = request.into_parts();
+    let (body, _weight) = inner.body(&attempt, &parts.headers, body).await?;
     let asked = serde_json::from_slice(&body);
     Ok((attempt, asked.map_err(|error| Refusal::invalid(format!("body: {error}")))?))
 }
 
 /// Dollars are text, because a binary fraction is not exact.
-fn dollars(field: &str, text: &str) -> Result<Microdollars, Refusal> {
+fn dollars(field: &str, text: &str) -> Result<Usd, Refusal> {
     text.parse().map_err(|error| Refusal::invalid(format!("{field}: {error}")))
 }
 

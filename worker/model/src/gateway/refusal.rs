@@ -12,7 +12,7 @@ use axum::response::Response;
 use serde_json::json;
 
 use crate::ledger::Unavailable;
-use crate::wire::Provider;
+use crate::provider::Provider;
 
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
@@ -38,6 +38,11 @@ impl Refusal {
     pub fn dead_token() -> Refusal {
         let message = "the key is not that of a running attempt: it is wrong, or its attempt has ended";
         Refusal::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+    }
+
+    pub fn too_slow() -> Refusal {
+        let message = "the request was not sent within a minute";
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
     }
 
     pub fn no_key(provider: Provider) -> Refusal {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use job::Usd;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -15,18 +16,20 @@ use super::attempt::Shared;
 use super::lines::{Lines, Ticket};
 use super::places::{Places, Slot};
 use super::refusal::Refusal;
-use crate::ledger::{Reserve, Unavailable};
-use crate::money::Microdollars;
+use crate::ledger::{Given, Reserve, Unavailable};
+use crate::provider::Provider;
 
 /// How the wait for room has ended.
 pub(super) enum Room {
     /// The amount is held.
     Granted,
+    /// Its answer was paid before.
+    Answered(Given),
     /// What is settled leaves no room. The limit, for people.
     Spent {
         limit: String,
         /// The most that a call may cost which would fit if others settled for nothing.
-        room: Microdollars,
+        room: Usd,
     },
     /// It took too long, or the attempt has ended.
     Refused(Refusal),
@@ -53,9 +56,24 @@ impl Waiting {
     pub fn begin(inner: &Inner, attempt: &Arc<Shared>, rates: &str) -> Waiting {
         let lines = inner.lines.clone();
         let in_the_way = |line: &str| line == rates || attempt.attempt.ledger.counts_in(line);
-        let place = lines.join_any(in_the_way).map(|ticket| (ticket, ASK_AGAIN));
+        let place = lines.join_any(attempt.id(), in_the_way).map(|ticket| (ticket, ASK_AGAIN));
         let (settlements, until) = (lines.settlements(), Instant::now() + inner.settings.wait);
         Waiting { lines, attempt: attempt.clone(), settlements, until, place, refusal: busy(ASK_AGAIN) }
+    }
+
+    /// Returns whether others wait before it.
+    pub fn has_others_before(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// Waits until what its program wrote before is durable. Returns how the wait has ended, if it has.
+    pub async fn durable<T>(&self, reply: &mut oneshot::Sender<T>) -> Option<Room> {
+        tokio::select! {
+            biased;
+            () = self.attempt.attempt.ledger.until_durable() => None,
+            () = reply.closed() => Some(Room::Gone),
+            () = self.attempt.ended.cancelled() => Some(Room::Refused(Refusal::dead_token())),
+        }
     }
 
     /// Waits for its turn to ask, if there is a line before it. Returns how the wait has ended, if it has.
@@ -79,13 +97,18 @@ impl Waiting {
     /// Waits for one of the provider's places, behind those that came before. Returns how the wait has ended, if it has.
     pub async fn slot<T>(
         &self,
-        places: &Arc<Places>,
+        (provider, places): (Provider, &Arc<Places>),
         reply: &mut oneshot::Sender<T>,
     ) -> Result<Option<Slot>, Room> {
         let _waits = self.attempt.waits();
+        // Of an attempt one request waits among those of others, so that a thousand of its requests are not before theirs.
+        let taken = async {
+            let _turn = self.attempt.turn(provider).lock().await;
+            places.take().await
+        };
         tokio::select! {
             biased;
-            slot = places.take() => Ok(slot),
+            slot = taken => Ok(slot),
             () = reply.closed() => Err(Room::Gone),
             () = self.attempt.ended.cancelled() => Err(Room::Refused(Refusal::dead_token())),
             () = sleep_until(self.until) => {
@@ -100,6 +123,7 @@ impl Waiting {
     pub fn answered(&mut self, answer: Result<Reserve, Unavailable>, rates: &str) -> Option<Room> {
         let (line, again) = match answer {
             Ok(Reserve::Granted) => return Some(Room::Granted),
+            Ok(Reserve::Answered(given)) => return Some(Room::Answered(given)),
             Ok(Reserve::Spent { limit, room }) => {
                 // If it can be made to cost less, it asks at once.
                 self.place = None;
@@ -118,7 +142,7 @@ impl Waiting {
         };
         let ticket = match self.place.take() {
             Some((ticket, _)) if ticket.line() == line => ticket,
-            _ => self.lines.join(line),
+            _ => self.lines.join(line, self.attempt.id()),
         };
         self.place = Some((ticket, again));
         None

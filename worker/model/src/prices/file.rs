@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
+use job::Usd;
 use serde::Deserialize;
 
+use crate::provider::Provider;
+
 use super::{Factor, LongContext, Price, Prices, Rates};
-use crate::money::{BadDollars, Microdollars};
 
 const BUILT_IN: &str = include_str!("list.toml");
 
@@ -38,6 +40,7 @@ struct Table {
 #[serde(deny_unknown_fields)]
 struct Row {
     name: String,
+    provider: String,
     from: String,
     context_window: u64,
     max_output: u64,
@@ -90,15 +93,13 @@ impl Row {
             field: field.to_owned(),
             problem,
         };
-        let dollars = |field: &str, text: &str| {
-            text.parse::<Microdollars>().map_err(|error: BadDollars| wrong(field, error.to_string()))
-        };
+        let dollars = |field: &str, text: &str| text.parse::<Usd>().map_err(|problem| wrong(field, problem));
         let maybe =
             |field: &str, text: &Option<String>| text.as_deref().map(|text| dollars(field, text)).transpose();
         let each = |kind: &str, table: &BTreeMap<String, String>| {
             let read =
                 table.iter().map(|(key, text)| Ok((key.clone(), dollars(&format!("{kind}.{key}"), text)?)));
-            read.collect::<Result<BTreeMap<String, Microdollars>, BadPrices>>()
+            read.collect::<Result<BTreeMap<String, Usd>, BadPrices>>()
         };
         // A factor has the form of dollars: digits with at most six after the point.
         let factors = |kind: &str, table: &BTreeMap<String, String>| {
@@ -107,6 +108,9 @@ impl Row {
         };
         let from = NaiveDate::parse_from_str(&self.from, "%Y-%m-%d")
             .map_err(|_| wrong("from", format!("`{}` is no day: write it as 2026-11-18", self.from)))?;
+        let provider = Provider::of(&self.provider).ok_or_else(|| {
+            wrong("provider", format!("`{}` is not known: write anthropic or openai", self.provider))
+        })?;
         if self.context_window == 0 {
             return Err(wrong("context_window", "0 tokens are no window".to_owned()));
         }
@@ -131,6 +135,7 @@ impl Row {
             }),
         };
         Ok(Price {
+            provider,
             from,
             context_window: self.context_window,
             max_output: self.max_output,

@@ -44,8 +44,8 @@ fn of_the_rows_of_a_model_the_latest_that_applies_counts() {
     let prices = Prices::built_in();
     let read = |on: &str| prices.find("claude-sonnet-5-5", day(on)).map(|price| price.rates.cache_read);
     assert!(read("2026-01-01").is_err(), "it was not on sale");
-    assert_eq!(read("2026-10-06"), Ok(Some(Microdollars::new(200_000))));
-    assert_eq!(read("2026-10-07"), Ok(Some(Microdollars::new(100_000))));
+    assert_eq!(read("2026-10-06"), Ok(Some(Usd::from_micros(200_000))));
+    assert_eq!(read("2026-10-07"), Ok(Some(Usd::from_micros(100_000))));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn every_class_of_tokens_is_billed_at_its_own_rate() {
         cache_write_long: 50_000,
     };
     let cost = price("claude-opus-5-5").cost(&tokens, None, None);
-    assert_eq!(cost, Ok(Microdollars::new(4_000_000 + 2_000_000 + 40_000 + 2_000_000 + 400_000)));
+    assert_eq!(cost, Ok(Usd::from_micros(4_000_000 + 2_000_000 + 40_000 + 2_000_000 + 400_000)));
 }
 
 #[test]
@@ -66,16 +66,16 @@ fn a_long_request_is_billed_at_the_long_rates_as_a_whole() {
     let cost = |input| {
         price("claude-haiku-5-5").cost(&Tokens { input, output: 1000, ..Tokens::default() }, None, None)
     };
-    assert_eq!(cost(100_000), Ok(Microdollars::new(10_000 + 500)));
-    assert_eq!(cost(100_001), Ok(Microdollars::new(50_000 + 1 + 2500)), "half a micro-dollar is rounded up");
+    assert_eq!(cost(100_000), Ok(Usd::from_micros(10_000 + 500)));
+    assert_eq!(cost(100_001), Ok(Usd::from_micros(50_000 + 1 + 2500)), "half a micro-dollar is rounded up");
 }
 
 #[test]
 fn tiers_and_regions_multiply_and_unknown_ones_have_no_price() {
     let opus = price("claude-opus-5-5");
     let tokens = Tokens { input: 1000, ..Tokens::default() };
-    assert_eq!(opus.cost(&tokens, Some("standard"), Some("global")), Ok(Microdollars::new(4000)));
-    assert_eq!(opus.cost(&tokens, Some("fast"), Some("us")), Ok(Microdollars::new(8800)));
+    assert_eq!(opus.cost(&tokens, Some("standard"), Some("global")), Ok(Usd::from_micros(4000)));
+    assert_eq!(opus.cost(&tokens, Some("fast"), Some("us")), Ok(Usd::from_micros(8800)));
     let unknown = opus.cost(&tokens, Some("warp"), None).expect_err("no price");
     assert_eq!(unknown.to_string(), "`claude-opus-5-5` has no price for the service tier `warp`");
     assert!(opus.cost(&tokens, None, Some("mars")).is_err());
@@ -86,9 +86,9 @@ fn a_class_that_is_not_listed_has_no_price() {
     let tokens = Tokens { input: 10, cache_write: 1, ..Tokens::default() };
     let error = price("gpt-5.4").cost(&tokens, None, None).expect_err("no price");
     assert_eq!(error.to_string(), "`gpt-5.4` has no price for tokens of the class `cache_write`");
-    assert_eq!(price("claude-opus-5").fee("web_search", 3), Ok(Microdollars::new(30_000)));
+    assert_eq!(price("claude-opus-5").fee("web_search", 3), Ok(Usd::from_micros(30_000)));
     assert!(price("claude-opus-5").fee("code_execution", 1).is_err());
-    assert_eq!(price("claude-opus-5").fee("code_execution", 0), Ok(Microdollars::ZERO));
+    assert_eq!(price("claude-opus-5").fee("code_execution", 0), Ok(Usd::ZERO));
 }
 
 #[test]
@@ -96,6 +96,7 @@ fn a_file_replaces_a_row_and_adds_models() {
     let file = r#"
         [[model]]
         name = "gpt-5.4"
+        provider = "openai"
         from = "2026-03-05"
         context_window = 10
         max_output = 5
@@ -103,6 +104,7 @@ fn a_file_replaces_a_row_and_adds_models() {
         output = "2"
         [[model]]
         name = "ours"
+        provider = "openai"
         from = "2026-01-01"
         context_window = 10
         max_output = 5
@@ -111,7 +113,7 @@ fn a_file_replaces_a_row_and_adds_models() {
     "#;
     let prices = Prices::built_in().with(file).expect("valid");
     assert_eq!(prices.find("gpt-5.4", today()).expect("priced").context_window, 10);
-    assert_eq!(prices.find("ours", today()).expect("priced").rates.input, Microdollars::new(1));
+    assert_eq!(prices.find("ours", today()).expect("priced").rates.input, Usd::from_micros(1));
     assert!(prices.find("claude-opus-5", today()).is_ok(), "the rest stays");
     assert!(prices.names(today()).any(|name| name == "ours"));
 }
@@ -119,13 +121,18 @@ fn a_file_replaces_a_row_and_adds_models() {
 #[test]
 fn a_wrong_file_is_refused_by_model_and_field() {
     let file = |field: &str| {
-        let row = "[[model]]\nname = \"m\"\nfrom = \"2026-01-01\"\ncontext_window = 10\nmax_output = 5\n";
+        let row = "[[model]]\nname = \"m\"\nprovider = \"openai\"\nfrom = \"2026-01-01\"\ncontext_window = 10\nmax_output = 5\n";
         let rest = "input = \"1\"\noutput = \"2\"\n";
         Prices::default().with(&format!("{row}{rest}{field}")).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(file(""), Ok(()));
     let wrong = file("cache_read = \"-1\"").expect_err("negative");
-    assert!(wrong.starts_with("the price of `m`, cache_read: `-1` is no number of dollars"), "{wrong}");
+    assert!(
+        wrong.starts_with("the price of `m`, cache_read: got \"-1\", expected dollars from 0"),
+        "{wrong}"
+    );
+    let wrong = Prices::default().with("[[model]]\nname = \"m\"\n").map(|_| ()).expect_err("half a row");
+    assert!(wrong.to_string().contains("missing field `provider`"), "{wrong}");
     let wrong = file("tiers = { fast = \"2x\" }").expect_err("no factor");
     assert!(wrong.starts_with("the price of `m`, tiers.fast"), "{wrong}");
     assert!(file("cache_reads = \"1\"").expect_err("an unknown key").contains("cache_reads"));
@@ -158,8 +165,8 @@ proptest! {
         let exact = [(tokens.input, 4_u128), (tokens.output, 20), (tokens.cache_write, 5), (tokens.cache_write_long, 8)]
             .iter().map(|(count, dollars)| u128::from(*count) * dollars * 22).sum::<u128>()
             + u128::from(tokens.cache_read) * 22 / 5;
-        prop_assert!(cost == Microdollars::MAX || u128::from(cost.micros()) * 10 >= exact);
-        prop_assert!(cost == Microdollars::MAX || u128::from(cost.micros()) * 10 < exact + 20, "and at most one is added");
+        prop_assert!(cost == Usd::MAX || u128::from(cost.micros()) * 10 >= exact);
+        prop_assert!(cost == Usd::MAX || u128::from(cost.micros()) * 10 < exact + 20, "and at most one is added");
     }
 
     #[test]

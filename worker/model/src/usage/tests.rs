@@ -291,3 +291,23 @@ fn only_a_refusal_before_any_work_is_free() {
         assert!(!refused_before_work(status), "{status}");
     }
 }
+
+#[test]
+fn what_a_filter_has_stopped_is_billed_and_stays_with_its_job() {
+    let body = json!({"choices": [{"index": 0, "finish_reason": "content_filter", "message": {"content": null}}],
+        "model": "gpt-6-sol", "service_tier": "default",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}});
+    let mut meter = Meter::new(Wire::Chat);
+    meter.body(body.to_string().as_bytes());
+    assert_eq!(micros(&outcome(Wire::Chat, &meter)), 20);
+    assert!(meter.is_answer() && !meter.is_shareable());
+    let mut meter = Meter::new(Wire::Messages);
+    let refusal = json!({"type": "message", "stop_reason": "refusal", "content": [], "model": "claude-opus-5-5",
+        "usage": {"input_tokens": 5, "output_tokens": 1}});
+    meter.body(refusal.to_string().as_bytes());
+    assert!(micros(&outcome(Wire::Messages, &meter)) > 0);
+    assert!(meter.is_answer() && !meter.is_shareable());
+    let mut meter = Meter::new(Wire::Messages);
+    message_stream().iter().for_each(|event| _ = meter.event(&event.to_string()));
+    assert!(meter.is_shareable());
+}

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use chrono::NaiveDate;
+use job::Usd;
 use serde_json::Value;
 
 use super::{Ask, Counted};
 use crate::json;
-use crate::money::Microdollars;
 use crate::prices::{Prices, Unpriced};
 
 impl Ask {
@@ -17,7 +17,7 @@ impl Ask {
         prices: &Prices,
         day: NaiveDate,
         counted: &Counted,
-        room: Microdollars,
+        room: Usd,
         least: u64,
     ) -> Result<Option<u64>, Unpriced> {
         let own = self.output_limit.unwrap_or(prices.find(&self.model, day)?.max_output);

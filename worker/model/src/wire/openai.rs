@@ -80,10 +80,26 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
     })
 }
 
+/// Returns the tools of a request: those that it lists, those within a namespace, and those that an item of its input brings
+/// along, as what a search for tools has found.
+fn all_tools(wire: Wire, fields: &Map<String, Value>) -> Vec<&Value> {
+    let items = fields.get("input").filter(|_| wire == Wire::Responses).and_then(Value::as_array);
+    let holders = items.into_iter().flatten().filter_map(Value::as_object);
+    let mut found: Vec<&Value> = Vec::new();
+    let mut lists: Vec<&Value> = holders.chain([fields]).filter_map(|holder| holder.get("tools")).collect();
+    while let Some(list) = lists.pop() {
+        for tool in list.as_array().into_iter().flatten() {
+            lists.extend(tool.get("tools"));
+            found.push(tool);
+        }
+    }
+    found
+}
+
 /// Returns how many searches the request allows.
 fn tools(wire: Wire, fields: &Map<String, Value>, caps: HostedCaps) -> Result<u64, Refused> {
     let mut searches = 0;
-    for tool in fields.get("tools").and_then(Value::as_array).into_iter().flatten() {
+    for tool in all_tools(wire, fields) {
         let kind = tool.get("type").and_then(Value::as_str).unwrap_or("function");
         if OWN_TOOLS.contains(&kind) {
             continue;

@@ -251,6 +251,23 @@ fn hosted_tools_are_refused_without_a_cap_per_call() {
 }
 
 #[test]
+fn a_hosted_tool_is_found_wherever_a_request_brings_it() {
+    let hosted = json!([{"type": "code_interpreter", "container": {"type": "auto"}}]);
+    let own = json!([{"type": "function", "name": "f", "parameters": {}}]);
+    let request = |tools: &Value, item: &Value| json!({"model": "gpt-6-sol", "max_output_tokens": 9, "tools": tools, "input": [{"role": "user", "content": "Hi."}, item]});
+    let within = |tools: &Value| json!([{"type": "namespace", "name": "n", "tools": tools}]);
+    let brought = |tools: &Value| json!({"type": "tool_search_output", "tools": tools});
+    assert!(read(Wire::Responses, &request(&within(&own), &brought(&own))).is_ok());
+    for request in [
+        request(&within(&hosted), &brought(&own)),
+        request(&own, &brought(&hosted)),
+        request(&own, &brought(&within(&hosted))),
+    ] {
+        assert_eq!(refused(Wire::Responses, &request), "tools", "{request}");
+    }
+}
+
+#[test]
 fn a_capped_search_is_reserved_with_its_fees_and_the_input_of_each_pass() {
     let caps = HostedCaps { web_search: 3 };
     let read = |tool: Value| {
@@ -310,7 +327,7 @@ fn a_limit_of_output_that_fits_is_found_to_the_token_and_written_in_its_own_fiel
         let body = Bytes::from(body.to_string());
         let ask = wire.read(&body, HostedCaps::default()).expect("a request");
         let fitting = |room, least| {
-            ask.fitting(&LIST, today(), &Counted::default(), Microdollars::new(room), least).expect("a price")
+            ask.fitting(&LIST, today(), &Counted::default(), Usd::from_micros(room), least).expect("a price")
         };
         let bound = |limit| {
             let body = ask.with_output_limit(&body, limit).expect("valid");
@@ -329,7 +346,7 @@ fn a_limit_of_output_that_fits_is_found_to_the_token_and_written_in_its_own_fiel
     thinks["thinking"] = json!({"type": "enabled", "budget_tokens": 20_000});
     let ask = Wire::Messages.read(thinks.to_string().as_bytes(), HostedCaps::default()).expect("a request");
     let fitting =
-        |room| ask.fitting(&LIST, today(), &Counted::default(), Microdollars::new(room), 1).expect("a price");
+        |room| ask.fitting(&LIST, today(), &Counted::default(), Usd::from_micros(room), 1).expect("a price");
     assert_eq!(fitting(300_000), None, "its thinking alone costs more");
     assert!(fitting(1_000_000).is_some_and(|limit| limit > 20_000));
 }

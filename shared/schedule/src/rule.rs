@@ -1,0 +1,63 @@
+//! A cron expression of five fields, read in an IANA zone.
+//!
+//! Where a clock change leaves out or repeats a time of day, it goes as in Vixie cron. An expression with one minute and
+//! one hour fires once a day in any case: at the end of the gap, or at the first of the two. Any other one follows the
+//! clock on the wall: it skips what the gap leaves out, and fires twice in what is repeated. No instant comes twice.
+
+use chrono::{DateTime, Offset, SecondsFormat, Utc};
+use chrono_tz::Tz;
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+
+use crate::Wrong;
+
+const RIGHT: &str = "expected five fields such as \"0 8 * * 1-5\" (minute, hour, day, month, weekday)";
+
+/// A cron expression in a zone.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    cron: Cron,
+    zone: Tz,
+}
+
+impl Rule {
+    /// Reads both. An expression that never fires is refused.
+    pub fn read(cron: &str, zone: &str) -> Result<Rule, Wrong> {
+        let wrong = |problem: String| Wrong::new("cron", cron, problem);
+        let fields = cron.split_ascii_whitespace().count();
+        // The parser takes names such as @hourly, which are not the same everywhere.
+        if cron.contains('@') || fields != 5 {
+            return Err(wrong(format!(", which has {fields} fields, {RIGHT}")));
+        }
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        let parsed = parser.parse(cron).map_err(|error| wrong(format!(": {error}, {RIGHT}")))?;
+        let zone = read_zone(zone)?;
+        if parsed.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false).is_err() {
+            return Err(wrong(format!(", which never comes, {RIGHT}")));
+        }
+        Ok(Rule { cron: parsed, zone })
+    }
+
+    /// Returns the first instant behind this one.
+    pub fn after(&self, unix_ms: u64) -> Option<u64> {
+        let from = moment(unix_ms)?.with_timezone(&self.zone);
+        let next = self.cron.find_next_occurrence(&from, false).ok()?;
+        u64::try_from(next.timestamp_millis()).ok().filter(|next| *next > unix_ms)
+    }
+}
+
+/// Reads the name of a zone.
+pub(crate) fn read_zone(zone: &str) -> Result<Tz, Wrong> {
+    let right = ", expected an IANA time zone such as Europe/Berlin or UTC";
+    zone.parse().map_err(|_| Wrong::new("zone", zone, right))
+}
+
+/// Returns what the clock of a zone shows at an instant, and how far it is ahead of UTC in seconds.
+pub(crate) fn on_the_wall(zone: Tz, unix_ms: u64) -> Option<(String, i32)> {
+    let at = moment(unix_ms)?.with_timezone(&zone);
+    Some((at.to_rfc3339_opts(SecondsFormat::Secs, false), at.offset().fix().local_minus_utc()))
+}
+
+fn moment(unix_ms: u64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(i64::try_from(unix_ms).ok()?)
+}

@@ -1,0 +1,135 @@
+//! Agents on real workers, one for each wire, and a provider that plays what it is told.
+
+use std::fs::{read, read_dir, read_to_string};
+use std::path::PathBuf;
+
+use job::{JobId, JobSpec};
+use serde_json::json;
+use store::JobView;
+use tests::provider::{PROVIDER_KEY, Provider, Script};
+use tests::{Fleet, Launch, job, until, until_ok};
+
+/// An agent for each wire.
+pub const AGENTS: [&str; 3] = ["messages", "chat", "responses"];
+
+/// Notes the key of its call, and waits behind that until it may go on, if its input says so.
+const TOOL: &str = r#"#!/bin/sh
+input=$(cat)
+echo "$HARNESS_CALL_KEY" >> "$FOLDER/notes.$HARNESS_SESSION_ID"
+case $input in *halt*)
+    : > "$FOLDER/halted.$HARNESS_JOB_ID"
+    while [ ! -e "$FOLDER/go" ]; do sleep 0.1; done ;;
+esac
+echo noted
+"#;
+
+/// A fleet with a provider that plays these plays, and agents with a tool.
+pub struct Desk {
+    pub fleet: Fleet,
+    pub provider: Provider,
+}
+
+impl Desk {
+    pub async fn new(plays: &str) -> Desk {
+        let script = Script::parse(&format!("{{\"plays\": {{{plays}}}}}")).expect("a script");
+        Desk { fleet: Fleet::new().await, provider: Provider::playing(script).await }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.fleet.folder.path().join(name)
+    }
+
+    /// A worker to be started, whose agents have this in their tables as well.
+    pub fn worker(&self, name: &str, more: &str) -> Launch {
+        let tool = self.fleet.program("note", TOOL);
+        let agents = AGENTS.map(|agent| {
+            let (model, api) = match agent {
+                "messages" => ("claude-opus-5-5", ""),
+                "chat" => ("gpt-6-sol", ""),
+                _ => ("gpt-6-sol", "openai_api = \"responses\"\n"),
+            };
+            let folder = self.fleet.folder.path();
+            let more = more.replace("AGENT", agent);
+            format!(
+                "[agents.{agent}]\nharness = \"agent\"\nmodels = [{model:?}]\n{api}max_output_tokens = 200\n\
+                 sandbox = {{ level = \"off\" }}\n\
+                 [agents.{agent}.tools.note]\ncommand = [{tool:?}]\ndescription = \"Notes.\"\n\
+                 env = {{ FOLDER = {folder:?} }}\n\
+                 input_schema = {{ type = \"object\", properties = {{ say = {{ type = \"string\" }} }} }}\n{more}\n"
+            )
+        });
+        std::fs::write(self.file("agents.toml"), agents.concat()).expect("written");
+        let launch = self.fleet.worker(name).set("AGENTS_FILE", self.file("agents.toml").display());
+        let launch =
+            launch.set("OPENAI_API_KEY", PROVIDER_KEY).set("OPENAI_BASE_URL", self.provider.base_url());
+        launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", self.provider.base_url())
+    }
+
+    /// Waits until the tool of each job is in its call.
+    pub async fn halted(&self, jobs: &[JobSpec]) {
+        for spec in jobs {
+            let file = self.file(&format!("halted.{}", spec.job_id));
+            until("a job is in its tool", async || file.exists().then_some(())).await;
+        }
+    }
+
+    /// Lets all tools go on.
+    pub fn go(&self) {
+        std::fs::write(self.file("go"), "").expect("written");
+    }
+
+    /// How often the tool was run in a session. No call may have run twice.
+    pub fn notes(&self, session: &str) -> usize {
+        let text = read_to_string(self.file(&format!("notes.{session}"))).unwrap_or_default();
+        let mut keys: Vec<&str> = text.lines().collect();
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all, "a call of the tool ran twice in {session}");
+        all
+    }
+
+    pub async fn calls_of(&self, job_id: JobId, state: &str) -> i64 {
+        let of_job = format!("FROM harness_calls WHERE job_id = '{job_id}' AND state = '{state}'");
+        self.fleet.database.count(&format!("SELECT count(*) {of_job}")).await
+    }
+
+    /// What the ledger counts for a job, in micro-dollars.
+    pub async fn counted(&self, job_id: JobId) -> i64 {
+        let sum = "SELECT coalesce(sum(cost_microusd), 0)::bigint FROM harness_calls";
+        self.fleet.database.count(&format!("{sum} WHERE job_id = '{job_id}'")).await
+    }
+
+    /// Checks that everything was extended to the letter, and nothing paid twice.
+    pub async fn nothing_is_wrong(&self) {
+        assert!(self.provider.findings().is_empty(), "{:#?}", self.provider.findings());
+        assert!(!self.provider.charged().iter().any(|call| call.again), "an answer is paid again");
+        let counted = "SELECT coalesce(sum(cost_microusd), 0)::bigint FROM harness_calls";
+        assert!(self.provider.bill_micros() as i64 <= self.fleet.database.count(counted).await);
+        self.fleet.database.audited().await;
+    }
+}
+
+pub fn jobs(play: &str) -> Vec<JobSpec> {
+    let said = |agent: &&str| json!(format!("Do it for {agent}. play:{play}"));
+    AGENTS.iter().map(|agent| job(&format!("s-{agent}"), agent, said(agent))).collect()
+}
+
+pub fn output(view: &JobView) -> &str {
+    view.output.as_ref().map_or("", job::Json::as_str)
+}
+
+/// Waits until no process of a job lives.
+pub async fn nothing_runs_for(job_id: JobId) {
+    let mark = format!("HARNESS_JOB_ID={job_id}");
+    let of_job = |entry: std::fs::DirEntry| {
+        // A process that has ended has no environment any more.
+        let environ = read(entry.path().join("environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let look = async || match read_dir("/proc").expect("processes").flatten().any(of_job) {
+        true => Err("one lives"),
+        false => Ok(()),
+    };
+    until_ok("no process of the job lives", look).await;
+}

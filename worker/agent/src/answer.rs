@@ -1,0 +1,122 @@
+//! An answer of a model, whole: what of it goes into the context, and what is to be done about it.
+
+use job::Json;
+use serde::{Deserialize, Serialize};
+
+/// A whole answer. A stream without its own end never becomes one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    /// What goes back to the provider: a message, or the items of Responses; none if the model said nothing.
+    pub entries: Vec<Json>,
+    /// Its text.
+    pub text: String,
+    /// The tools that it calls, in its order.
+    pub calls: Vec<ToolCall>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// The model that answered, as the provider named it.
+    pub model: String,
+    /// What it used, as the provider counted.
+    pub tokens: Tokens,
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ToolCall {
+    /// The provider's id of it.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// What it is called with, as the model wrote it.
+    pub input: Result<Json, BadInput>,
+}
+
+/// Why a call's input cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadInput {
+    /// The limit of output came in the middle of it.
+    #[error(
+        "this call was not made: the limit of output came in the middle of its input. Call again with a shorter one, \
+         or in several steps"
+    )]
+    Torn,
+    /// It is no JSON object, or one that cannot be kept.
+    #[error("this call was not made: its input is no JSON object that can be kept ({0}). Call again")]
+    NoObject(String),
+}
+
+/// Tokens of one answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tokens {
+    /// Read, in all classes.
+    pub input: u64,
+    /// Of these, from the provider's cache.
+    pub cache_read: u64,
+    /// Written.
+    pub output: u64,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopReason {
+    /// The model is done. So is every reason that is not known here.
+    End,
+    /// It waits for its tools.
+    Tools,
+    /// The limit of output.
+    OutputLimit,
+    /// The provider paused it; the same conversation goes on.
+    Pause,
+    /// The provider does not answer this.
+    Refusal,
+    /// The context window is full.
+    WindowFull,
+}
+
+/// Why a stream became no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// It is not what this wire sends.
+    #[error("the answer is not what this wire sends: {0}")]
+    Garbage(String),
+    /// The provider reported an error in the middle of it.
+    #[error("the provider failed in the middle of its answer: {kind}: {message}")]
+    Failed {
+        /// Its kind.
+        kind: String,
+        /// For people.
+        message: String,
+    },
+    /// It ended before its own end.
+    #[error("the answer has no end")]
+    NoEnd,
+    /// It holds what cannot be kept.
+    #[error("the answer cannot be kept: {0}")]
+    Unstorable(String),
+}
+
+impl NoAnswer {
+    /// Makes the error of something that cannot be read.
+    pub fn garbage(error: impl ToString) -> NoAnswer {
+        NoAnswer::Garbage(error.to_string())
+    }
+}
+
+/// Returns a text without what cannot be kept.
+pub(crate) fn storable(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+/// Reads the input of a call: an object, to the letter. `is_cut` says that the limit of output ended it.
+pub(crate) fn input(text: &str, is_cut: bool) -> Result<Json, BadInput> {
+    if is_cut {
+        return Err(BadInput::Torn);
+    }
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    match Json::parse(text) {
+        Ok(json) if json.as_str().starts_with('{') => Ok(json),
+        Ok(_) => Err(BadInput::NoObject("it is another value".to_owned())),
+        Err(error) => Err(BadInput::NoObject(error.to_string())),
+    }
+}

@@ -1,0 +1,180 @@
+//! Asks a model through the gateway, and asks again where that can mend something.
+//!
+//! The gateway reserves, waits, meters and stores; here is what a program with an SDK would do. Answers are streamed always:
+//! text can be shown while it comes, and a provider that has fallen silent is noticed.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use harness::{Meter, Run, StopSignal};
+use job::{Failure, FailureCode};
+use model::Frames;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+use crate::answer::{Answer, NoAnswer};
+use crate::fault::{Again, Fault, Tries};
+use crate::wire::Wire;
+
+/// The way to the gateway of one attempt.
+pub(crate) struct Gateway {
+    client: reqwest::Client,
+    root: String,
+    token: String,
+    idle_timeout: Duration,
+}
+
+/// An answer, and how it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub answer: Answer,
+    /// Whether an earlier attempt has paid it.
+    pub is_replayed: bool,
+    /// Whether another job has paid it.
+    pub is_cached: bool,
+    /// The model that the gateway asked instead of the one that was named.
+    pub instead: Option<String>,
+    /// How long the first text or call took.
+    pub first_token: Option<Duration>,
+}
+
+/// Why there is no answer, after all tries.
+#[derive(Debug)]
+pub(crate) enum Unasked {
+    /// The worker wants the job back.
+    HandBack,
+    /// No try helped.
+    Fault(Fault),
+}
+
+impl Gateway {
+    /// Finds the gateway. Every agent of this kind names models, so it is there.
+    pub fn of(
+        meter: &dyn Meter,
+        client: reqwest::Client,
+        idle_timeout: Duration,
+    ) -> Result<Gateway, Failure> {
+        let environment = meter.environment();
+        let find = |wanted: &str| {
+            let found = environment.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone());
+            found.ok_or_else(|| Failure::retryable(FailureCode::StartFailed, format!("there is no {wanted}")))
+        };
+        let (root, token) = (find("HARNESS_GATEWAY_URL")?, find("HARNESS_GATEWAY_TOKEN")?);
+        Ok(Gateway { client, root, token, idle_timeout })
+    }
+
+    /// Asks until there is an answer, or no hope of one.
+    pub async fn ask(&self, wire: Wire, body: String, run: &Run) -> Result<Asked, Unasked> {
+        let (body, mut tries) = (Bytes::from(body), Tries::default());
+        let signal = run.stop_signal();
+        loop {
+            let fault = match self.once(wire, body.clone(), run).await {
+                Ok(asked) => return Ok(asked),
+                Err(fault) => fault,
+            };
+            let Again::After(wait) = tries.after(&fault, fastrand::f64()) else {
+                return Err(Unasked::Fault(fault));
+            };
+            tracing::info!(cause = ?fault, wait_ms = wait.as_millis() as u64, "a model call is made again");
+            if !slept(&signal, wait).await {
+                return Err(Unasked::HandBack);
+            }
+        }
+    }
+
+    async fn once(&self, wire: Wire, body: Bytes, run: &Run) -> Result<Asked, Fault> {
+        let begun = Instant::now();
+        let request = self.client.post(format!("{}{}", self.root, wire.path()));
+        let request = request.header("content-type", "application/json").body(body);
+        let request = match wire {
+            Wire::Messages => {
+                request.header("x-api-key", &self.token).header("anthropic-version", "2023-06-01")
+            }
+            Wire::Chat | Wire::Responses => request.bearer_auth(&self.token),
+        };
+        let silent = self.silence(run.meter().map(|meter| &**meter));
+        tokio::select! {
+            asked = answered(wire, request, run, begun) => asked,
+            () = silent => {
+                let limit = self.idle_timeout.as_millis();
+                Err(Fault::Broken(format!("the provider was silent for longer than idle_timeout_ms = {limit}")))
+            }
+        }
+    }
+
+    /// Returns once nothing has passed for too long. A wait for room in the gateway is no silence.
+    async fn silence(&self, meter: Option<&dyn Meter>) {
+        let Some(meter) = meter else { return std::future::pending().await };
+        loop {
+            let idle = meter.idle();
+            if idle >= self.idle_timeout {
+                return;
+            }
+            tokio::time::sleep((self.idle_timeout - idle).max(Duration::from_millis(10))).await;
+        }
+    }
+}
+
+async fn answered(
+    wire: Wire,
+    request: reqwest::RequestBuilder,
+    run: &Run,
+    begun: Instant,
+) -> Result<Asked, Fault> {
+    let broken = |error: reqwest::Error| Fault::Broken(with_causes(&error));
+    let response = request.send().await.map_err(broken)?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if !status.is_success() {
+        let body = response.text().await.unwrap_or_default();
+        return Err(Fault::refusal(status.as_u16(), &body, retry_after(&headers)));
+    }
+    let is_replayed = headers.contains_key("x-harness-replayed");
+    let is_cached = headers.contains_key("x-harness-cached");
+    let instead = headers.get("x-harness-model").and_then(|name| name.to_str().ok()).map(str::to_owned);
+    let (mut frames, mut assembly) = (Frames::default(), wire.assembly());
+    let (mut chunks, mut first_token) = (response.bytes_stream(), None);
+    // What follows the end says nothing, and the connection may stay open.
+    while !assembly.has_ended()
+        && let Some(chunk) = chunks.next().await
+    {
+        frames.push(&chunk.map_err(broken)?).map_err(NoAnswer::garbage)?;
+        while let Some(frame) = frames.take() {
+            let data = frame.data();
+            if data.is_empty() {
+                continue;
+            }
+            if let Some(text) = assembly.event(&data)? {
+                first_token.get_or_insert_with(|| begun.elapsed());
+                // Who follows the job has seen what an earlier attempt was answered.
+                if !is_replayed {
+                    run.text(&text);
+                }
+            }
+        }
+    }
+    let answer = assembly.finish()?;
+    Ok(Asked { answer, is_replayed, is_cached, instead, first_token })
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Waits. Returns false if the job is wanted back meanwhile.
+async fn slept(signal: &StopSignal, wait: Duration) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => true,
+        () = signal.wanted_back() => false,
+    }
+}

@@ -1,0 +1,291 @@
+//! Compaction: what becomes of a conversation that outgrows the agent's share of the window. Pure; the summary is a call like
+//! any other.
+//!
+//! The oldest part is summarised by the model and the newest stays, without thinking: what a model thought is taken back
+//! only after the messages before it, to the letter. A cut is never between a call and its result. Without a summary
+//! the oldest outputs of tools go.
+
+use job::Json;
+use tools::{Content, Ended, Output};
+
+use crate::head::Request;
+use crate::marks::Head;
+use crate::neutral::{self, Part};
+use crate::raw::quoted;
+use crate::transcript::{anew, merged, size};
+use crate::wire::{Calls, Wire};
+
+/// Bytes of a token, at the least: ordinary text has four, code and other languages less.
+pub(crate) const BYTES_PER_TOKEN: u64 = 3;
+/// The longest part of a message that the summary is made of, in characters.
+const PART: usize = 4_000;
+/// The most tokens of a summary.
+const SUMMARY_TOKENS: u64 = 8_000;
+/// An output of fewer bytes is not worth its removal.
+const SMALL_OUTPUT: usize = 200;
+
+const REMOVED: &str = "[This output was removed to make room. Call the tool again if you need it.]";
+const SUMMARISE: &str = "You are given the record of an agent's work so far, whose oldest part no longer fits its window. \
+    Write what the agent must know to go on as if it had the whole record: the task and every instruction of the user that \
+    still holds, what was done and found, exact names, paths, ids and figures, decisions with their reasons, what failed, \
+    and what is left to do. Write plain text, and nothing about this request.";
+
+/// A conversation that is about to be compacted.
+pub(crate) struct Plan {
+    wire: Wire,
+    old: Vec<Json>,
+    kept: Vec<Json>,
+}
+
+impl Plan {
+    /// Cuts a conversation so that what stays has about this many tokens. There is no plan where no cut is possible.
+    pub fn new(head: &Head, messages: &[Json], kept_tokens: u64) -> Option<Plan> {
+        let all = without_thinking(head.wire, messages);
+        let cuts = cuts(head.wire, &all);
+        let mut bytes = 0_u64;
+        let mut cut = None;
+        for at in (1..all.len()).rev() {
+            bytes += size(&all[at]) as u64;
+            if !cuts[at] {
+                continue;
+            }
+            // The last part stays, however long it is.
+            if cut.is_some() && bytes / BYTES_PER_TOKEN > kept_tokens {
+                break;
+            }
+            cut = Some(at);
+        }
+        let cut = cut?;
+        let (old, kept) = (all[..cut].to_vec(), all[cut..].to_vec());
+        Some(Plan { wire: head.wire, old, kept })
+    }
+
+    /// Writes the request for the summary, which is bounded to about this many tokens.
+    pub fn request(&self, model: &str, most_tokens: u64, max_output_tokens: u64) -> String {
+        let record: Vec<String> = self
+            .old
+            .iter()
+            .filter_map(|message| neutral::read(self.wire, message))
+            .flat_map(|said| said.parts.into_iter().map(move |part| clipped(&part.told(said.by_model), PART)))
+            .collect();
+        let most = usize::try_from(most_tokens.saturating_mul(BYTES_PER_TOKEN) / 2).unwrap_or(usize::MAX);
+        let record = clipped(&record.join("\n\n"), most);
+        let mut request = Request::default();
+        let limit = max_output_tokens.min(SUMMARY_TOKENS).to_string();
+        request.set("model", quoted(model));
+        request.set("stream", "true".to_owned());
+        let said = self.wire.said(&record);
+        let mut conversation = vec![said.as_str()];
+        let system = format!(r#"{{"role":"system","content":{}}}"#, quoted(SUMMARISE));
+        match self.wire {
+            Wire::Messages => {
+                request.set("max_tokens", limit);
+                request.set("system", quoted(SUMMARISE));
+            }
+            Wire::Chat => {
+                request.set("max_completion_tokens", limit);
+                request.set("stream_options", r#"{"include_usage":true}"#.to_owned());
+                conversation.insert(0, &system);
+            }
+            Wire::Responses => {
+                request.set("max_output_tokens", limit);
+                request.set("store", "false".to_owned());
+                request.set("instructions", quoted(SUMMARISE));
+            }
+        }
+        request.set(self.wire.conversation(), format!("[{}]", conversation.join(",")));
+        request.write()
+    }
+
+    /// Returns the messages that follow the new head.
+    pub fn with_summary(self, summary: &str) -> Vec<Json> {
+        let text = format!(
+            "The record of the work so far was too long and is replaced by this summary. Go on from it.\n\n{summary}"
+        );
+        [self.wire.said(&text)].into_iter().chain(self.kept).collect()
+    }
+}
+
+/// Returns a conversation whose oldest outputs are removed, until it has at most this many tokens; `None` if it cannot be
+/// made so small.
+pub(crate) fn without_outputs(head: &Head, messages: &[Json], most_tokens: u64) -> Option<Vec<Json>> {
+    let mut all = without_thinking(head.wire, messages);
+    let fixed = head.request.get().len() as u64;
+    let mut bytes = fixed + all.iter().map(|message| size(message) as u64).sum::<u64>();
+    for message in &mut all {
+        if bytes / BYTES_PER_TOKEN <= most_tokens {
+            break;
+        }
+        if message.as_str().len() < SMALL_OUTPUT || !is_result(head.wire, message) {
+            continue;
+        }
+        let Some(said) = neutral::read(head.wire, message) else { continue };
+        let results: Vec<Json> = said
+            .parts
+            .iter()
+            .filter_map(|part| match part {
+                Part::Result { call, is_error, .. } => {
+                    let content = vec![Content::Text(REMOVED.to_owned())];
+                    let ended = if *is_error { Ended::Failed } else { Ended::Done };
+                    Some(head.wire.result(call, &Output { content, is_error: *is_error, ended }))
+                }
+                _ => None,
+            })
+            .collect();
+        let texts = results.iter().map(|result| size(result) as u64).sum::<u64>();
+        let short = match head.wire {
+            Wire::Messages => merged(&results).first().and_then(|text| Json::parse(text).ok()),
+            Wire::Chat | Wire::Responses => results.into_iter().next(),
+        };
+        if let Some(short) = short {
+            bytes = bytes.saturating_sub(size(message) as u64).saturating_add(texts);
+            *message = short;
+        }
+    }
+    (bytes / BYTES_PER_TOKEN <= most_tokens).then_some(all)
+}
+
+fn without_thinking(wire: Wire, messages: &[Json]) -> Vec<Json> {
+    anew(wire, messages.iter().map(|message| (wire, message)))
+}
+
+/// Returns for each message whether a cut may be before it: no call is open there, and it is no result.
+fn cuts(wire: Wire, messages: &[Json]) -> Vec<bool> {
+    let mut open: Vec<String> = Vec::new();
+    let before = messages.iter().map(|message| match wire.calls(message.as_str()) {
+        Calls::Made(made) => {
+            let may = open.is_empty();
+            open.extend(made.into_iter().map(|call| call.id));
+            may
+        }
+        Calls::Answered(answered) => {
+            let may = open.is_empty() && answered.is_empty();
+            open.retain(|id| !answered.contains(id));
+            may
+        }
+    });
+    before.collect()
+}
+
+fn is_result(wire: Wire, message: &Json) -> bool {
+    matches!(wire.calls(message.as_str()), Calls::Answered(ids) if !ids.is_empty())
+}
+
+/// Returns the beginning and the end of a text that is too long.
+fn clipped(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let half = most / 2;
+    let begin: String = text.chars().take(half).collect();
+    let end: String = text.chars().skip(count - half).collect();
+    format!("{begin}\n[… {} characters left out …]\n{end}", count - 2 * half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::raw;
+
+    const WIRES: [Wire; 3] = [Wire::Messages, Wire::Chat, Wire::Responses];
+
+    fn head(wire: Wire) -> Head {
+        Head::new(wire, "m", Vec::new(), raw(r#"{"model":"m"}"#.to_owned()))
+    }
+
+    fn call(wire: Wire, id: &str) -> Json {
+        let text = match wire {
+            Wire::Messages => format!(
+                r#"{{"role":"assistant","content":[{{"type":"thinking","thinking":"x","signature":"y"}},{{"type":"tool_use","id":"{id}","name":"look","input":{{}}}}]}}"#
+            ),
+            Wire::Responses => {
+                format!(r#"{{"type":"function_call","call_id":"{id}","name":"look","arguments":"{{}}"}}"#)
+            }
+            Wire::Chat => format!(
+                r#"{{"role":"assistant","content":null,"tool_calls":[{{"id":"{id}","type":"function","function":{{"name":"look","arguments":"{{}}"}}}}]}}"#
+            ),
+        };
+        Json::parse(&text).unwrap()
+    }
+
+    fn conversation(wire: Wire) -> Vec<Json> {
+        let mut all = vec![wire.said("Do it.")];
+        for at in 0..10 {
+            let id = format!("c{at}");
+            let content = vec![Content::Text(format!("{at} {}", "x".repeat(3_000)))];
+            let output = Output { content, is_error: false, ended: Ended::Done };
+            all.extend([call(wire, &id), wire.result(&id, &output)]);
+        }
+        all
+    }
+
+    #[test]
+    fn no_cut_is_between_a_call_and_its_result_and_thinking_goes() {
+        for wire in WIRES {
+            for kept_tokens in [0, 500, 1_500, 2_500, 5_000, 1_000_000] {
+                let all = conversation(wire);
+                let plan = Plan::new(&head(wire), &all, kept_tokens).unwrap();
+                assert!(!plan.old.is_empty() && !plan.kept.is_empty());
+                assert_eq!(plan.old.len() + plan.kept.len(), all.len());
+                assert!(!is_result(wire, &plan.kept[0]), "{wire:?} {kept_tokens}");
+                assert!(plan.kept.iter().all(|message| !message.as_str().contains("thinking")));
+                let request = plan.request("m", 1_000, 500);
+                let value: serde_json::Value = serde_json::from_str(&request).unwrap();
+                assert_eq!(value["model"], "m");
+                assert!(request.len() < 4_000, "{}", request.len());
+                let kept = plan.kept.len();
+                let after = plan.with_summary("All is well.");
+                assert_eq!(after.len(), kept + 1);
+                assert!(after[0].as_str().contains("All is well."));
+            }
+        }
+    }
+
+    #[test]
+    fn no_cut_is_between_the_calls_of_one_answer() {
+        let wire = Wire::Responses;
+        let result = |id: &str| {
+            let content = vec![Content::Text("x".repeat(300))];
+            wire.result(id, &Output { content, is_error: false, ended: Ended::Done })
+        };
+        let all = [
+            wire.said("Do it."),
+            call(wire, "a"),
+            call(wire, "b"),
+            result("b"),
+            result("a"),
+            wire.said("So?"),
+        ];
+        assert_eq!(cuts(wire, &all), [true, true, false, false, false, true]);
+        for kept_tokens in [0, 50, 150, 250] {
+            let plan = Plan::new(&head(wire), &all, kept_tokens).unwrap();
+            assert!(matches!(plan.kept.len(), 1 | 5), "{}", plan.kept.len());
+        }
+    }
+
+    #[test]
+    fn there_is_no_plan_without_a_place_to_cut() {
+        let wire = Wire::Messages;
+        assert!(Plan::new(&head(wire), &[wire.said("Do it.")], 10).is_none());
+        assert!(Plan::new(&head(wire), &[], 10).is_none());
+    }
+
+    #[test]
+    fn the_oldest_outputs_go_first_and_no_more_than_needed() {
+        for wire in WIRES {
+            let all = conversation(wire);
+            let after = without_outputs(&head(wire), &all, 5_000).unwrap();
+            assert_eq!(after.len(), all.len());
+            let is_removed: Vec<bool> = after
+                .iter()
+                .filter(|message| is_result(wire, message))
+                .map(|message| message.as_str().contains("was removed"))
+                .collect();
+            let removed = is_removed.iter().filter(|removed| **removed).count();
+            assert!((5..=7).contains(&removed), "{removed}");
+            assert!(is_removed[..removed].iter().all(|removed| *removed), "the oldest");
+            assert!(without_outputs(&head(wire), &all, 100).is_none());
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What a message says, apart from its wire: for a session that goes on with another wire or model, and for summaries.
+//!
+//! Thinking stays behind: a provider takes it back from nobody but the model that thought it.
+
+use job::Json;
+use serde::Deserialize;
+use serde_json::Value;
+use tools::{Content, Ended, Output};
+
+use crate::answer::storable;
+use crate::raw::{Fields, quoted};
+use crate::wire::{ERROR, Wire, messages, responses};
+
+/// A message.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Said {
+    /// Whether the model said it.
+    pub by_model: bool,
+    /// What it says.
+    pub parts: Vec<Part>,
+}
+
+/// A part of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Part {
+    Text(String),
+    Call { id: String, name: String, input: String },
+    Result { call: String, text: String, is_error: bool },
+}
+
+/// Reads a message of a wire. What has no counterpart on the other wire is left out.
+pub(crate) fn read(wire: Wire, entry: &Json) -> Option<Said> {
+    let said = match wire {
+        Wire::Messages => from_messages(entry.as_str())?,
+        Wire::Chat => from_chat(entry.as_str())?,
+        Wire::Responses => from_responses(entry.as_str())?,
+    };
+    (!said.parts.is_empty()).then_some(said)
+}
+
+fn from_messages(entry: &str) -> Option<Said> {
+    let message = Fields::parse(entry).ok()?;
+    let by_model = message.text("role")? == "assistant";
+    if let Some(text) = message.text("content") {
+        return Some(Said { by_model, parts: vec![Part::Text(text)] });
+    }
+    let part = |block: Fields| match &*block.text("type")? {
+        "text" => block.text("text").filter(|text| !text.is_empty()).map(Part::Text),
+        "tool_use" => Some(Part::Call {
+            id: block.text("id")?,
+            name: block.text("name")?,
+            input: block.raw("input").unwrap_or("{}").to_owned(),
+        }),
+        "tool_result" => Some(Part::Result {
+            call: block.text("tool_use_id")?,
+            text: text_of(block.raw("content").unwrap_or("\"\"")),
+            is_error: block.raw("is_error") == Some("true"),
+        }),
+        "image" | "document" => Some(Part::Text(format!("[{}]", block.text("type")?))),
+        _ => None,
+    };
+    let parts = messages::blocks(&message).into_iter().filter_map(part).collect();
+    Some(Said { by_model, parts })
+}
+
+/// Returns the text of a content that is a text or a list of blocks.
+fn text_of(content: &str) -> String {
+    match serde_json::from_str::<Value>(content) {
+        Ok(Value::String(text)) => text,
+        Ok(Value::Array(blocks)) => {
+            let texts = blocks.iter().map(|block| match block.get("text").and_then(Value::as_str) {
+                Some(text) => text.to_owned(),
+                None => format!("[{}]", block.get("type").and_then(Value::as_str).unwrap_or("content")),
+            });
+            texts.collect::<Vec<_>>().join("\n")
+        }
+        _ => String::new(),
+    }
+}
+
+#[derive(Deserialize)]
+struct ChatEntry {
+    role: String,
+    content: Option<Value>,
+    tool_call_id: Option<String>,
+    #[serde(default)]
+    tool_calls: Option<Vec<ChatCall>>,
+}
+
+#[derive(Deserialize)]
+struct ChatCall {
+    id: String,
+    function: ChatFunction,
+}
+
+#[derive(Deserialize)]
+struct ChatFunction {
+    name: String,
+    arguments: String,
+}
+
+fn from_chat(entry: &str) -> Option<Said> {
+    let ChatEntry { role, content, tool_call_id, tool_calls } = serde_json::from_str(entry).ok()?;
+    let text = content.map(|content| text_of(&content.to_string())).filter(|text| !text.is_empty());
+    let parts = match (&*role, tool_call_id) {
+        ("tool", Some(call)) => {
+            vec![result(call, text.unwrap_or_default())]
+        }
+        ("system" | "developer", _) => return None,
+        _ => {
+            let calls = tool_calls.unwrap_or_default().into_iter().map(|call| Part::Call {
+                id: call.id,
+                name: call.function.name,
+                input: call.function.arguments,
+            });
+            text.map(Part::Text).into_iter().chain(calls).collect()
+        }
+    };
+    Some(Said { by_model: role == "assistant", parts })
+}
+
+/// Reads a result of OpenAI's wires.
+fn result(call: String, text: String) -> Part {
+    match text.strip_prefix(ERROR) {
+        Some(text) => Part::Result { call, text: text.to_owned(), is_error: true },
+        None => Part::Result { call, text, is_error: false },
+    }
+}
+
+fn from_responses(entry: &str) -> Option<Said> {
+    let item = Fields::parse(entry).ok()?;
+    let role = item.text("role");
+    let by_model = role.as_deref() == Some("assistant");
+    let parts = match item.text("type").as_deref() {
+        Some("function_call") => {
+            let (id, name) = (item.text("call_id")?, item.text("name")?);
+            let input = item.text("arguments").unwrap_or_default();
+            return Some(Said { by_model: true, parts: vec![Part::Call { id, name, input }] });
+        }
+        Some("function_call_output") => {
+            let text = text_of(item.raw("output").unwrap_or("\"\""));
+            vec![result(item.text("call_id")?, text)]
+        }
+        Some("message") | None if !matches!(role.as_deref()?, "system" | "developer") => {
+            let text = text_of(item.raw("content").unwrap_or("\"\""));
+            let text = if by_model { said_in(&item).unwrap_or(text) } else { text };
+            if text.is_empty() { Vec::new() } else { vec![Part::Text(storable(text))] }
+        }
+        _ => return None,
+    };
+    Some(Said { by_model, parts })
+}
+
+/// Returns the text of a model's message of Responses, if it has its parts.
+fn said_in(message: &Fields) -> Option<String> {
+    let parts = responses::content(message);
+    (!parts.is_empty()).then(|| parts.iter().filter_map(|part| part.text("text")).collect())
+}
+
+/// Writes a message on a wire: one entry, or one for each result where the wire has it so.
+pub(crate) fn write(wire: Wire, said: &Said) -> Vec<Json> {
+    let mut entries: Vec<Json> = Vec::new();
+    if said.by_model {
+        match wire {
+            Wire::Messages => entries.extend(Json::parse(&assistant_of_messages(&said.parts))),
+            Wire::Chat => entries.extend(Json::parse(&assistant_of_chat(&said.parts))),
+            Wire::Responses => entries.extend(said.parts.iter().filter_map(item_of_responses)),
+        }
+        return entries;
+    }
+    for part in &said.parts {
+        match part {
+            Part::Text(text) => entries.push(wire.said(text)),
+            Part::Result { call, text, is_error } => {
+                let ended = if *is_error { Ended::Failed } else { Ended::Done };
+                let output =
+                    Output { content: vec![Content::Text(text.clone())], is_error: *is_error, ended };
+                entries.push(wire.result(call, &output));
+            }
+            Part::Call { .. } => {}
+        }
+    }
+    entries
+}
+
+fn assistant_of_messages(parts: &[Part]) -> String {
+    let block = |part: &Part| match part {
+        Part::Text(text) => Some(format!(r#"{{"type":"text","text":{}}}"#, quoted(text))),
+        Part::Call { id, name, input } => {
+            // The other wire takes arguments that are no object; this one does not.
+            let input = Json::parse(input).ok().filter(|json| json.as_str().starts_with('{'));
+            let input = input.as_ref().map_or("{}", Json::as_str);
+            Some(format!(
+                r#"{{"type":"tool_use","id":{},"name":{},"input":{input}}}"#,
+                quoted(id),
+                quoted(name)
+            ))
+        }
+        Part::Result { .. } => None,
+    };
+    let blocks = parts.iter().filter_map(block).collect::<Vec<_>>().join(",");
+    format!(r#"{{"role":"assistant","content":[{blocks}]}}"#)
+}
+
+fn item_of_responses(part: &Part) -> Option<Json> {
+    let item = match part {
+        Part::Text(text) => responses::said("assistant", text),
+        Part::Call { id, name, input } => responses::called(id, name, input),
+        Part::Result { .. } => return None,
+    };
+    Json::parse(&item).ok()
+}
+
+fn assistant_of_chat(parts: &[Part]) -> String {
+    let texts = parts.iter().filter_map(|part| match part {
+        Part::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let text = texts.collect::<Vec<_>>().join("\n");
+    let calls = parts.iter().filter_map(|part| match part {
+        Part::Call { id, name, input } => Some(format!(
+            r#"{{"id":{},"type":"function","function":{{"name":{},"arguments":{}}}}}"#,
+            quoted(id),
+            quoted(name),
+            quoted(input)
+        )),
+        _ => None,
+    });
+    let calls = calls.collect::<Vec<_>>().join(",");
+    let content = if text.is_empty() { "null".to_owned() } else { quoted(&text) };
+    if calls.is_empty() {
+        format!(r#"{{"role":"assistant","content":{content}}}"#)
+    } else {
+        format!(r#"{{"role":"assistant","content":{content},"tool_calls":[{calls}]}}"#)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_says_the_same_on_the_other_wire_but_for_its_thinking() {
+        let messages = [
+            r#"{"role":"user","content":[{"type":"text","text":"Add."}]}"#,
+            r#"{"role":"assistant","content":[{"type":"thinking","thinking":"Hm","signature":"x"},{"type":"text","text":"I add."},{"type":"tool_use","id":"t1","name":"add","input":{"z":1e5}}]}"#,
+            r#"{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":[{"type":"text","text":"7"}],"is_error":true}]}"#,
+        ];
+        let chat: Vec<Json> = messages
+            .iter()
+            .filter_map(|entry| read(Wire::Messages, &Json::parse(entry).unwrap()))
+            .flat_map(|said| write(Wire::Chat, &said))
+            .collect();
+        let chat_texts: Vec<&str> = chat.iter().map(Json::as_str).collect();
+        assert_eq!(
+            chat_texts,
+            [
+                r#"{"role":"user","content":"Add."}"#,
+                r#"{"role":"assistant","content":"I add.","tool_calls":[{"id":"t1","type":"function","function":{"name":"add","arguments":"{\"z\":1e5}"}}]}"#,
+                r#"{"role":"tool","tool_call_id":"t1","content":"Error: 7"}"#,
+            ]
+        );
+        let back: Vec<Json> = chat
+            .iter()
+            .filter_map(|entry| read(Wire::Chat, entry))
+            .flat_map(|said| write(Wire::Messages, &said))
+            .collect();
+        assert_eq!(back[0].as_str(), messages[0]);
+        assert_eq!(
+            back[1].as_str(),
+            r#"{"role":"assistant","content":[{"type":"text","text":"I add."},{"type":"tool_use","id":"t1","name":"add","input":{"z":1e5}}]}"#
+        );
+        assert!(back[2].as_str().contains(r#""tool_use_id":"t1""#));
+    }
+}

@@ -1,0 +1,430 @@
+//! The turns of one attempt: asks the context what comes next, does it, and checkpoints.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use harness::{Delta, Part, Run, RunError, Stop, Work};
+use job::{Failure, FailureCode, JobId, Json};
+use serde_json::{Map, Value, json};
+use tools::{Ended, Tool};
+
+mod calls;
+
+use crate::answer::StopReason;
+use crate::ask::{Asked, Gateway, Unasked};
+use crate::compact::{BYTES_PER_TOKEN, Plan, without_outputs};
+use crate::config::Settings;
+use crate::fault::Fault;
+use crate::head::head;
+use crate::marks::{Head, JobMark, TurnMark};
+use crate::person;
+use crate::record::with_record;
+use crate::schema::{Schema, json_of};
+use crate::toolkit::{Toolkit, not_made};
+use crate::transcript::{Digest, Next, Transcript};
+use crate::wire::Wire;
+
+/// What the model is told where the limit of output has cut its answer.
+const GO_ON: &str = "Your answer was cut by the limit of output. Go on exactly where it ended.";
+/// How often the model is told what is wrong with its output.
+const MOST_REPAIRS: u32 = 3;
+
+/// One attempt's work.
+pub(crate) struct Turns<'r> {
+    settings: &'r Settings,
+    run: &'r mut Run,
+    tools: Arc<dyn Toolkit>,
+    /// What the model may call, sorted by name: these tools, and perhaps a person.
+    offered: Vec<Tool>,
+    gateway: Gateway,
+    /// What the session's entries are, and the pending ones.
+    digest: Digest,
+    /// Entries that the next checkpoint appends.
+    pending: Vec<Json>,
+    /// Answers among them.
+    answers: u64,
+    /// Whether the calls of the last answer may have been made by an earlier attempt.
+    may_have_begun: bool,
+    /// Whether an earlier attempt may have got the answer that this one asks for first.
+    is_resumed: bool,
+    /// Results that were seen in this attempt.
+    seen: HashSet<[u8; 32]>,
+    /// Whether one of the pending ones is new.
+    is_news: bool,
+    /// How often the model was told in this attempt what is wrong with its output.
+    repairs: u32,
+    /// Whether the provider has refused the conversation as too long, and it was compacted for that.
+    was_too_long: bool,
+}
+
+impl<'r> Turns<'r> {
+    /// `digest` is of the session's entries.
+    pub fn new(
+        settings: &'r Settings,
+        run: &'r mut Run,
+        digest: Digest,
+        tools: Arc<dyn Toolkit>,
+        gateway: Gateway,
+    ) -> Turns<'r> {
+        let mut offered = tools.tools().to_vec();
+        if settings.ask_human && offered.iter().all(|tool| tool.name != person::ASK) {
+            offered.push(person::ask_tool());
+            offered.sort_by(|one, other| one.name.cmp(&other.name));
+        }
+        Turns {
+            settings,
+            run,
+            tools,
+            offered,
+            gateway,
+            digest,
+            pending: Vec::new(),
+            answers: 0,
+            may_have_begun: true,
+            is_resumed: true,
+            seen: HashSet::new(),
+            is_news: false,
+            repairs: 0,
+            was_too_long: false,
+        }
+    }
+
+    /// Works until the model has ended.
+    pub async fn work(mut self) -> Result<Json, RunError> {
+        loop {
+            match self.transcript().next(self.job_id()) {
+                Next::Begin => self.begin().await?,
+                Next::Tools(calls) => self.make_calls(calls).await?,
+                Next::Call => self.turn().await?,
+                Next::Ended(text) => match self.output(&text) {
+                    Ok(output) => {
+                        self.checkpoint().await?;
+                        return Ok(output);
+                    }
+                    Err(problem) => self.repair(problem).await?,
+                },
+            }
+        }
+    }
+
+    fn job_id(&self) -> JobId {
+        self.run.task().job_id
+    }
+
+    fn transcript(&self) -> Transcript<'_> {
+        self.digest.on([&self.run.session().context_window, &self.pending])
+    }
+
+    /// Adds an entry, which the next checkpoint appends.
+    fn add(&mut self, entry: Json) {
+        self.digest.push(&entry);
+        self.pending.push(entry);
+    }
+
+    /// Puts the head, if it is another one than the session has, and the input into the context.
+    async fn begin(&mut self) -> Result<(), RunError> {
+        let said = self.input()?;
+        let Some(model) = self.settings.models.first() else { return Err(no_model().into()) };
+        let wanted = head(self.settings, model, &self.offered).entry();
+        let wire = self.settings.wire(model);
+        if self.transcript().head().map(Head::entry).as_ref() != Some(&wanted) {
+            self.add(wanted);
+        }
+        self.add(JobMark::new(self.job_id(), 0, 0).entry());
+        self.add(wire.said(&said));
+        self.is_resumed = false;
+        self.checkpoint().await
+    }
+
+    /// Returns the text of the job's input: a text as it is, anything else as JSON.
+    fn input(&self) -> Result<String, RunError> {
+        let input = &self.run.task().input;
+        let bad = |problem: &str| Failure::permanent(FailureCode::BadInput, format!("input: {problem}"));
+        if let Some(schema) = &self.settings.input_schema {
+            schema.check(input).map_err(|problem| bad(&problem))?;
+        }
+        let text =
+            serde_json::from_str::<String>(input.as_str()).unwrap_or_else(|_| input.as_str().to_owned());
+        if text.trim().is_empty() || text == "null" {
+            return Err(bad("missing, expected what the agent is to do, as text or as JSON").into());
+        }
+        Ok(self.settings.redaction.clean(&text))
+    }
+
+    /// Returns the job's output, or why the text with which the model has ended is none.
+    fn output(&self, text: &str) -> Result<Json, String> {
+        let Some(schema) = &self.settings.output_schema else {
+            return Json::from_value(&text).map_err(|error| error.to_string());
+        };
+        let output = json_of(text)?;
+        schema.check(&output)?;
+        Ok(output)
+    }
+
+    /// Says to the model what is wrong with its output.
+    async fn repair(&mut self, problem: String) -> Result<(), RunError> {
+        if self.repairs >= MOST_REPAIRS {
+            self.checkpoint().await?;
+            let said =
+                format!("after {MOST_REPAIRS} repairs the output does not fit output_schema: {problem}");
+            return Err(Failure::permanent(FailureCode::OutputInvalid, said).into());
+        }
+        self.repairs += 1;
+        let schema = self.settings.output_schema.as_ref().map_or("", Schema::as_str);
+        let said = format!(
+            "Your answer is not the JSON that is expected: {problem}. Answer with the JSON alone, without any other text. \
+             Its schema: {schema}"
+        );
+        let wire = self.wire()?;
+        self.add(wire.said(&self.settings.redaction.clean(&said)));
+        self.checkpoint().await
+    }
+
+    /// Appends what is pending.
+    async fn checkpoint(&mut self) -> Result<(), RunError> {
+        let feature_progress = self.is_news.then(|| self.progress()).flatten();
+        let delta = Delta {
+            context_window: std::mem::take(&mut self.pending),
+            feature_progress,
+            iterations: std::mem::take(&mut self.answers),
+            ..Delta::default()
+        };
+        self.is_news = false;
+        Ok(self.run.checkpoint(delta).await?)
+    }
+
+    /// Returns a note that changes with every result that was not there before. Only a job that asks for progress has
+    /// one.
+    fn progress(&self) -> Option<Map<String, Value>> {
+        self.run.task().max_stalled_iterations?;
+        let key = self.job_id().to_string();
+        let before = self.run.session().feature_progress.get(&key);
+        let before = before.and_then(|note| note.get("news")?.as_u64()).unwrap_or(0);
+        Some(Map::from_iter([(key, json!({"news": before + 1}))]))
+    }
+
+    /// Asks the model, and takes its answer into the context.
+    async fn turn(&mut self) -> Result<(), RunError> {
+        self.check_limits()?;
+        if self.tokens() > self.settings.context_tokens || self.transcript().is_full() {
+            self.compact().await?;
+        }
+        let asked = self.ask().await?;
+        let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
+        // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
+        self.may_have_begun = is_replayed || is_cached && self.is_resumed;
+        self.is_resumed = false;
+        if let Some(model) = self.answered_by(&answer.model, instead) {
+            self.add(head(self.settings, &model, &self.offered).entry());
+        }
+        answer.entries.into_iter().for_each(|entry| self.add(entry));
+        let mark = TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop);
+        self.add(mark.entry());
+        self.answers += 1;
+        if !answer.calls.is_empty() {
+            // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
+            let wire = self.wire()?;
+            for call in &answer.calls {
+                if let Err(problem) = &call.input {
+                    self.not_made(None, call, "bad_input");
+                    self.add(wire.result(&call.id, &not_made(Ended::BadInput, problem.to_string())));
+                }
+            }
+            if answer.calls.iter().any(|call| call.input.is_ok()) {
+                // The checkpoint comes with their results.
+                return Ok(());
+            }
+        }
+        // Text is news.
+        self.is_news = true;
+        if matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull) {
+            let wire = self.wire()?;
+            self.add(wire.said(GO_ON));
+        }
+        self.checkpoint().await
+    }
+
+    fn wire(&self) -> Result<Wire, RunError> {
+        let wire = self.transcript().head().map(|head| head.wire);
+        wire.ok_or_else(|| {
+            Failure::permanent(FailureCode::HarnessError, "the session has lost its head").into()
+        })
+    }
+
+    /// Returns the most answers and tokens: the agent's limits, or the job's where they are lower.
+    fn limits(&self) -> (u32, Option<u64>) {
+        let (agent, job) = (self.settings, self.run.task());
+        let iterations =
+            job.max_iterations.map_or(agent.max_iterations, |most| most.min(agent.max_iterations));
+        (iterations, agent.max_tokens.into_iter().chain(job.max_tokens).min())
+    }
+
+    /// Stops before a call that may not be made.
+    fn check_limits(&self) -> Result<(), RunError> {
+        if self.run.stop_signal().is_wanted_back() {
+            return Err(Stop::Drain.into());
+        }
+        let (iterations, tokens) = self.transcript().used(self.job_id());
+        let (max_iterations, max_tokens) = self.limits();
+        let over = match max_tokens {
+            _ if iterations >= max_iterations => {
+                format!(
+                    "the job has had {iterations} answers, expected at most max_iterations = {max_iterations}"
+                )
+            }
+            Some(most) if tokens >= most => {
+                format!("the job has used {tokens} tokens, expected at most max_tokens = {most}")
+            }
+            _ => return Ok(()),
+        };
+        Err(Failure::permanent(FailureCode::BudgetExhausted, over).into())
+    }
+
+    /// Asks the model of the head, and the agent's next ones where it has no answer.
+    async fn ask(&mut self) -> Result<Asked, RunError> {
+        loop {
+            let transcript = self.transcript();
+            let (Some(head), Some(body)) = (transcript.head(), transcript.request()) else {
+                return Err(
+                    Failure::permanent(FailureCode::HarnessError, "the session has lost its head").into()
+                );
+            };
+            let (wire, model) = (head.wire, head.model.clone());
+            let asked = self.asked(wire, &model, body).await;
+            let failure = match asked {
+                Ok(asked) if asked.answer.stop == StopReason::Refusal => {
+                    let said = format!("{model} does not answer this: {}", asked.answer.text);
+                    Failure::permanent(FailureCode::ProviderRefused, said)
+                }
+                Ok(asked) => return Ok(asked),
+                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
+                // It counts otherwise than we do; once.
+                Err(Unasked::Fault(Fault::Overflow(_))) if !self.was_too_long => {
+                    self.was_too_long = true;
+                    self.compact().await?;
+                    continue;
+                }
+                Err(Unasked::Fault(Fault::Spent(message))) if self.settings.degrades => {
+                    Failure::permanent(FailureCode::BudgetExhausted, message)
+                }
+                Err(Unasked::Fault(fault)) => failed(&model, fault)?,
+            };
+            let models = &self.settings.models;
+            let Some(next) = models.iter().skip_while(|name| **name != model).nth(1).cloned() else {
+                return Err(failure.into());
+            };
+            tracing::warn!(model, next, cause = %failure, "a model has no answer, and the agent's next one is asked");
+            // It is in the ledger before it is asked, so that its answer is found again.
+            self.add(self::head(self.settings, &next, &self.offered).entry());
+            self.checkpoint().await?;
+        }
+    }
+
+    /// Asks one model, and notes it for those who watch.
+    async fn asked(&self, wire: Wire, model: &str, body: String) -> Result<Asked, Unasked> {
+        let (began, since) = (SystemTime::now(), Instant::now());
+        let asked = self.gateway.ask(wire, body, self.run).await;
+        let seen = asked.as_ref().ok();
+        let tokens = seen.map_or((0, 0), |seen| (seen.answer.tokens.input, seen.answer.tokens.output));
+        let first_token = seen.and_then(|seen| seen.first_token);
+        let is_replayed = seen.is_some_and(|seen| seen.is_replayed);
+        let failed = match &asked {
+            Ok(_) => None,
+            Err(Unasked::HandBack) => Some("handed_back"),
+            Err(Unasked::Fault(fault)) => Some(fault.kind()),
+        };
+        let work = Work::Chat {
+            provider: wire.provider(),
+            model: model.to_owned(),
+            tokens,
+            first_token,
+            is_replayed,
+        };
+        self.run.part(&Part { work, began, took: since.elapsed(), failed });
+        asked
+    }
+
+    /// Returns how many tokens the next request has: those that the provider counted last, and the bytes since.
+    fn tokens(&self) -> u64 {
+        let (counted, since) = self.transcript().weight();
+        counted.saturating_add(since as u64 / BYTES_PER_TOKEN)
+    }
+
+    /// Makes the conversation shorter: by a summary of its oldest part, or else without its oldest outputs.
+    async fn compact(&mut self) -> Result<(), RunError> {
+        let (began, since) = (SystemTime::now(), Instant::now());
+        let transcript = self.transcript();
+        let Some(head) = transcript.head().cloned() else { return Ok(()) };
+        let messages = transcript.messages();
+        let (iterations, mut tokens) = transcript.used(self.job_id());
+        let share = self.settings.context_tokens;
+        let before = self.tokens();
+        let mut after = None;
+        if let Some(plan) = Plan::new(&head, &messages, share.min(before) / 4) {
+            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
+            match self.asked(head.wire, &head.model, request).await {
+                Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
+                    tokens = tokens.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);
+                    after = Some(plan.with_summary(&answer.text));
+                }
+                Ok(_) => tracing::warn!("a summary says nothing: the oldest outputs go instead"),
+                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
+                Err(Unasked::Fault(fault @ Fault::Spent(_))) if !self.settings.degrades => {
+                    failed(&head.model, fault)?;
+                }
+                Err(Unasked::Fault(fault)) => {
+                    tracing::warn!(cause = ?fault, "a summary failed: the oldest outputs go instead");
+                }
+            }
+        }
+        let after = after.unwrap_or(messages);
+        let most = share.min(before) / 4 * 3;
+        let new_head = self::head(self.settings, &head.model, &self.offered);
+        let Some(after) = without_outputs(&new_head, &after, most) else {
+            let said = format!("the conversation has some {before} tokens and cannot be made shorter");
+            return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
+        };
+        let marks = [new_head.entry(), JobMark::new(self.job_id(), iterations, tokens).entry()];
+        let context_window = marks.into_iter().chain(with_record(head.wire, after)).collect();
+        let delta = Delta { context_window, replace_context: true, ..Delta::default() };
+        self.run.checkpoint(delta).await?;
+        self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));
+        self.run.part(&Part { work: Work::Compaction, began, took: since.elapsed(), failed: None });
+        Ok(())
+    }
+
+    /// Returns the model that has answered, if it is another one of the agent's than was asked.
+    fn answered_by(&self, named: &str, instead: Option<String>) -> Option<String> {
+        let asked = self.transcript().head().map(|head| head.model.clone())?;
+        let is = |model: &str| {
+            named == model || named.strip_prefix(model).is_some_and(|rest| rest.starts_with('-'))
+        };
+        let models = &self.settings.models;
+        let by_name = || {
+            // Of two names that fit, the longer one is meant.
+            let fitting = models.iter().filter(|model| is(model)).max_by_key(|model| model.len());
+            fitting.cloned()
+        };
+        instead.or_else(|| if is(&asked) { None } else { by_name() }).filter(|model| *model != asked)
+    }
+}
+
+/// Returns the failure with which a model is given up, or what ends the attempt at once.
+fn failed(model: &str, fault: Fault) -> Result<Failure, RunError> {
+    let permanent = |code, message| Failure::permanent(code, format!("{model}: {message}"));
+    match fault {
+        // The worker says what becomes of the job.
+        Fault::Spent(message) => Err(Failure::permanent(FailureCode::BudgetExhausted, message).into()),
+        Fault::Overflow(message) => Err(permanent(FailureCode::ContextOverflow, message).into()),
+        Fault::Unstorable(message) => Err(permanent(FailureCode::Unstorable, message).into()),
+        Fault::Refused(message) => Ok(permanent(FailureCode::ProviderRefused, message)),
+        Fault::Busy { message, .. } | Fault::Broken(message) => {
+            Ok(Failure::retryable(FailureCode::ProviderError, format!("{model}: {message}")))
+        }
+    }
+}
+
+fn no_model() -> Failure {
+    Failure::permanent(FailureCode::HarnessError, "the agent has no model")
+}

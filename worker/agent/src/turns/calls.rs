@@ -1,0 +1,197 @@
+//! The calls of one answer: which are made, by whom they are answered, and when their results are checkpointed.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use harness::{Event, Part, RunError, Shortage, Stop, Work};
+use job::{Json, MAX_QUESTIONS};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tools::{Call, CallError, CallKey, Content, Ended, Output, Repeat, Tool};
+
+use super::Turns;
+use crate::answer::ToolCall;
+use crate::marks::CallMark;
+use crate::person::{self, Person};
+use crate::raw::quoted;
+use crate::toolkit::not_made;
+use crate::wire::Wire;
+
+/// What the model is told about a call that an earlier attempt may have made.
+const MAY_HAVE_TAKEN_EFFECT: &str = "The work was interrupted while this call was under way, so its result is not known. \
+    It may have taken effect, in part or as a whole. Look at what is there before you call again.";
+/// How long a tool may take before the answer that calls it is checkpointed without its result.
+const LONG: Duration = Duration::from_secs(2);
+/// How much of an input or a result an event shows, in characters.
+const SHOWN: usize = 200;
+/// The outcome of a call that a person has answered.
+const ANSWERED: &str = "answered";
+
+impl Turns<'_> {
+    /// Makes the calls that have no result: in the model's order, side by side where the tools allow it.
+    pub(super) async fn make_calls(&mut self, calls: Vec<ToolCall>) -> Result<(), RunError> {
+        let wire = self.wire()?;
+        // All of them are the last answer's. A provider may number the calls of each answer anew.
+        let (answer, _) = self.transcript().used(self.job_id());
+        let key_of = |call: &ToolCall| format!("{}-{answer}", call.id);
+        let mut groups: Vec<Vec<(ToolCall, Json)>> = Vec::new();
+        let (mut asks, mut is_noted) = (Vec::new(), true);
+        let mut last_is_alone = true;
+        for call in calls {
+            let (input, tool) = match (self.tool(&call.name).cloned(), &call.input) {
+                (Some(tool), Ok(input)) => (input.clone(), tool),
+                (None, _) => {
+                    self.not_made(None, &call, "unknown");
+                    let problem = format!("there is no tool {}", quoted(&call.name));
+                    self.take_result(wire, &call, &not_made(Ended::Unknown, problem));
+                    continue;
+                }
+                (Some(tool), Err(problem)) => {
+                    self.not_made(Some(tool.name), &call, "bad_input");
+                    let problem = not_made(Ended::BadInput, problem.to_string());
+                    self.take_result(wire, &call, &problem);
+                    continue;
+                }
+            };
+            let mut may_have_begun = self.may_have_begun;
+            if person::decides(&tool) {
+                let key = key_of(&call);
+                match person::person(self.run, &key, &call, &input, self.settings.answer_timeout) {
+                    Person::Answered(output) => {
+                        self.not_made(Some(tool.name), &call, ANSWERED);
+                        self.take_result(wire, &call, &output);
+                        continue;
+                    }
+                    Person::Ask(ask) => {
+                        asks.push(ask);
+                        continue;
+                    }
+                    // The attempt that asked has not made it; a later one notes it first.
+                    Person::Approved => {
+                        may_have_begun = self.transcript().has_begun(&key);
+                        if !may_have_begun {
+                            self.add(CallMark::new(&key).entry());
+                            is_noted = false;
+                        }
+                    }
+                }
+            }
+            if may_have_begun && tool.repeat == Repeat::Unsafe {
+                self.not_made(Some(tool.name), &call, "interrupted");
+                self.take_result(wire, &call, &not_made(Ended::Broken, MAY_HAVE_TAKEN_EFFECT));
+                continue;
+            }
+            let alone = !tool.side_by_side;
+            match groups.last_mut() {
+                Some(group) if !alone && !last_is_alone => group.push((call, input)),
+                _ => groups.push(vec![(call, input)]),
+            }
+            last_is_alone = alone;
+        }
+        if !is_noted {
+            self.checkpoint().await?;
+        }
+        let mut left = groups.iter().map(Vec::len).sum::<usize>();
+        for group in groups {
+            for (call, _) in &group {
+                let input = clipped(call.input.as_ref().map_or("", Json::as_str));
+                let data = json!({"tool": call.name, "call_id": call.id, "input": input});
+                self.run.event(Event::new("tool_call", data));
+            }
+            let (tools, job_id) = (self.tools.clone(), self.job_id());
+            let mut running: FuturesUnordered<_> = group
+                .into_iter()
+                .map(|(call, input)| {
+                    let (tools, key) = (tools.clone(), CallKey::new(job_id, &key_of(&call)));
+                    async move {
+                        let (began, since) = (SystemTime::now(), Instant::now());
+                        let made = Call { name: &call.name, input: input.as_str(), key: &key };
+                        let output = tools.call(&made).await;
+                        (call, output, began, since.elapsed())
+                    }
+                })
+                .collect();
+            while !running.is_empty() {
+                let ended = tokio::time::timeout(LONG, running.next()).await;
+                if let Ok(Some((call, output, began, took))) = ended {
+                    let output = match output {
+                        Ok(output) => output,
+                        Err(CallError::Stopped) => return Err(Stop::Drain.into()),
+                        // It did not begin. What others have done is not lost with it.
+                        Err(CallError::Shortage(problem)) => {
+                            self.checkpoint().await?;
+                            return Err(Shortage::Resources(problem).into());
+                        }
+                    };
+                    let outcome = output.ended.as_str();
+                    let work =
+                        Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
+                    let failed = output.is_error.then_some("tool_error");
+                    self.run.part(&Part { work, began, took, failed });
+                    self.take_result(wire, &call, &output);
+                    left -= 1;
+                }
+                // What others still take time for is not to be lost with them.
+                if left > 0 && !self.pending.is_empty() {
+                    self.checkpoint().await?;
+                }
+            }
+        }
+        if !asks.is_empty() {
+            self.checkpoint().await?;
+            asks.truncate(MAX_QUESTIONS);
+            return Err(RunError::Asks(asks));
+        }
+        // Providers take other text only behind all results.
+        let notices = self.tools.notices();
+        if !notices.is_empty() {
+            self.add(wire.said(&self.settings.redaction.clean(&notices.join("\n"))));
+        }
+        self.checkpoint().await
+    }
+
+    /// Notes a call that is answered without being made.
+    pub(super) fn not_made(&self, name: Option<String>, call: &ToolCall, outcome: &'static str) {
+        let work = Work::Tool { name, call_id: call.id.clone(), outcome };
+        let (began, took) = (SystemTime::now(), Duration::ZERO);
+        let failed = (outcome != ANSWERED).then_some("tool_error");
+        self.run.part(&Part { work, began, took, failed });
+    }
+
+    fn cleaned(&self, output: &Output) -> Output {
+        let content = output.content.iter().map(|content| match content {
+            Content::Text(text) => Content::Text(self.settings.redaction.clean(text)),
+            image @ Content::Image { .. } => image.clone(),
+        });
+        Output { content: content.collect(), is_error: output.is_error, ended: output.ended }
+    }
+
+    fn tool(&self, name: &str) -> Option<&Tool> {
+        self.offered.iter().find(|tool| tool.name == name)
+    }
+
+    fn take_result(&mut self, wire: Wire, call: &ToolCall, output: &Output) {
+        let output = &self.cleaned(output);
+        let (outcome, text) = (output.ended.as_str(), clipped(&output.text()));
+        let data = json!({"tool": call.name, "call_id": call.id, "outcome": outcome, "text": text});
+        self.run.event(Event::new("tool_result", data));
+        let result = wire.result(&call.id, output);
+        let mut sum = Sha256::new();
+        sum.update(&call.name);
+        sum.update([0]);
+        sum.update(call.input.as_ref().map_or("", Json::as_str));
+        sum.update([0]);
+        // The id of the call is another each time.
+        sum.update(format!("{:?}", output.content));
+        self.is_news |= self.seen.insert(sum.finalize().into());
+        self.add(result);
+    }
+}
+
+/// Returns the beginning of a text.
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,188 @@
+//! The window, the limits, and what goes in and comes out.
+
+use std::sync::Arc;
+
+use harness::RunError;
+use job::FailureCode;
+use serde_json::json;
+
+use crate::kills::script;
+use crate::provider::{Fault, Turn};
+use crate::world::{Speaks, World};
+
+fn failed(ended: Result<job::Json, RunError>) -> (FailureCode, String) {
+    match ended {
+        Err(RunError::Failed(failure)) => (failure.code, failure.message),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_that_outgrows_its_share_is_summarised_between_its_tools() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(
+            speaks,
+            // A compaction takes answers out, so the calls that were made show the end.
+            Arc::new({
+                let calls = std::sync::atomic::AtomicUsize::new(0);
+                move |_| {
+                    let at = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if at >= 12 {
+                        return Turn::Says("Done.".to_owned(), "end_turn");
+                    }
+                    Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
+                }
+            }),
+        )
+        .await;
+        world.output_bytes = 3_000;
+        world.config["context_tokens"] = json!(4_000);
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");
+        let asked = world.provider.asked();
+        let summaries = asked.iter().filter(|(_, body)| body.contains("oldest part no longer fits")).count();
+        assert!(summaries >= 1, "{speaks:?}");
+        assert_eq!(asked.len(), 13 + summaries, "{speaks:?}");
+        let longest = asked.iter().map(|(_, body)| body.len()).max().unwrap();
+        // Four bytes are a token here.
+        assert!(longest < 4_000 * 4 + 4_000, "{speaks:?}: {longest}");
+        assert!(asked.last().unwrap().1.contains("All was well so far."), "{speaks:?}");
+        assert!(
+            world.journal.lock().unwrap().iter().filter(|delta| delta.replace_context).count() == summaries
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_finds_a_conversation_too_long_gets_a_shorter_one_once() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, script()).await;
+        world.run().await.unwrap();
+        world.next_job("More.".into());
+        world.provider.fault(Fault::TooLong);
+        world.run().await.unwrap();
+        let asked = world.provider.asked();
+        assert!(asked.iter().any(|(_, body)| body.contains("oldest part no longer fits")));
+        world.next_job("And more.".into());
+        (0..2).for_each(|_| world.provider.fault(Fault::TooLong));
+        let (code, _) = failed(world.run().await);
+        assert_eq!(code, FailureCode::ContextOverflow, "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_has_its_limits() {
+    for (limit, value) in [("max_iterations", 2), ("max_tokens", 300)] {
+        let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+        world.config[limit] = json!(value);
+        let (code, message) = failed(world.run().await);
+        assert_eq!(code, FailureCode::BudgetExhausted);
+        assert!(message.contains(limit), "{message}");
+        assert!(world.provider.asked().len() < 4);
+    }
+}
+
+#[tokio::test]
+async fn a_job_lowers_the_limits_of_its_agent_and_never_raises_them() {
+    for (job, agent, limit) in [
+        ((Some(2), None), (9, None), "max_iterations = 2"),
+        ((Some(9), None), (2, None), "max_iterations = 2"),
+        ((None, Some(300)), (100, None), "max_tokens = 300"),
+        ((None, Some(300)), (100, Some(1_000_000)), "max_tokens = 300"),
+        ((None, Some(1_000_000)), (100, Some(300)), "max_tokens = 300"),
+    ] {
+        let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+        (world.task.max_iterations, world.task.max_tokens) = job;
+        world.config["max_iterations"] = json!(agent.0);
+        world.config["max_tokens"] = json!(agent.1);
+        let (code, message) = failed(world.run().await);
+        assert_eq!(code, FailureCode::BudgetExhausted, "{limit}");
+        assert!(message.ends_with(limit), "{message}");
+    }
+    let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+    (world.task.max_iterations, world.task.max_tokens) = (Some(100), Some(1_000_000));
+    assert!(world.run().await.is_ok());
+}
+
+#[tokio::test]
+async fn an_input_that_does_not_fit_is_refused_before_any_call() {
+    let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+    world.config["input_schema"] = json!({"type": "object", "required": ["task"]});
+    let (code, message) = failed(world.run().await);
+    assert_eq!(code, FailureCode::BadInput);
+    assert!(message.starts_with("input: "), "{message}");
+    assert!(world.provider.asked().is_empty());
+}
+
+#[tokio::test]
+async fn an_output_that_does_not_fit_is_repaired_a_few_times() {
+    let says = |texts: &'static [&'static str]| {
+        Arc::new(move |at: usize| Turn::Says(texts[at.min(texts.len() - 1)].to_owned(), "end_turn"))
+    };
+    let schema = json!({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]});
+    for (speaks, native) in [
+        (Speaks::Messages, r#""output_config":{"format":{"type":"json_schema","schema""#),
+        (Speaks::Chat, r#""response_format":{"type":"json_schema","json_schema":{"name":"output""#),
+        (Speaks::Responses, r#""text":{"format":{"type":"json_schema","name":"output","schema""#),
+    ] {
+        let script = says(&["It is 7.", "{\"sum\": \"7\"}", "```json\n{\"sum\":  7}\n```"]);
+        let mut world = World::on(speaks, script).await;
+        world.config["output_schema"] = schema.clone();
+        assert_eq!(world.run().await.unwrap().as_str(), r#"{"sum":  7}"#);
+        let asked = world.provider.asked();
+        assert!(asked[0].1.contains(native), "{}", asked[0].1);
+        assert!(asked[2].1.contains("sum: "), "the problem is named: {}", asked[2].1);
+    }
+    let mut world = World::new(says(&["never"]), &["claude-opus-5-5"]).await;
+    world.config["output_schema"] = schema;
+    let (code, _) = failed(world.run().await);
+    assert_eq!((code, world.provider.asked().len()), (FailureCode::OutputInvalid, 4));
+}
+
+#[tokio::test]
+async fn an_answer_that_the_limit_of_output_has_cut_goes_on() {
+    for speaks in Speaks::ALL {
+        let script = Arc::new(|at: usize| match at {
+            0 => Turn::Says("It is ".to_owned(), "max_tokens"),
+            _ => Turn::Says("7.".to_owned(), "end_turn"),
+        });
+        let world = World::on(speaks, script).await;
+        assert_eq!(world.run().await.unwrap().as_str(), "\"It is 7.\"");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_tool_is_answered_and_a_refusal_ends_the_job() {
+    for speaks in Speaks::ALL {
+        let script = Arc::new(|at: usize| match at {
+            0 => Turn::Calls(vec![("x".to_owned(), "unknown", "{}".to_owned())]),
+            _ => Turn::Says("I see.".to_owned(), "end_turn"),
+        });
+        let world = World::on(speaks, script).await;
+        assert!(world.run().await.is_ok());
+        assert!(world.provider.asked()[1].1.contains("there is no tool"));
+        let refuses = Arc::new(|_: usize| Turn::Says("No.".to_owned(), "refusal"));
+        let world = World::on(speaks, refuses).await;
+        assert_eq!(failed(world.run().await).0, FailureCode::ProviderRefused, "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_input_is_no_object_is_answered_and_never_made() {
+    for speaks in Speaks::ALL {
+        let script = Arc::new(|at: usize| match at {
+            0 => Turn::Calls(vec![("x".to_owned(), "look", "[1".to_owned())]),
+            1 => Turn::Calls(vec![
+                ("y".to_owned(), "look", "7".to_owned()),
+                ("z".to_owned(), "push", "{}".to_owned()),
+            ]),
+            _ => Turn::Says("I see.".to_owned(), "end_turn"),
+        });
+        let world = World::on(speaks, script).await;
+        assert!(world.run().await.is_ok());
+        assert!(world.provider.asked()[1].1.contains("no JSON object"));
+        assert!(world.runs("look").is_empty(), "{speaks:?}");
+        assert_eq!(world.runs("push").len(), 1);
+        let session = world.session.lock().unwrap();
+        assert!(session.answers_for_open_calls().is_empty());
+    }
+}

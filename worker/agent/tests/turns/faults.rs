@@ -1,0 +1,102 @@
+//! What goes wrong at a provider, and what becomes of the job.
+
+use harness::{RunError, Stop};
+use job::FailureCode;
+
+use crate::kills::script;
+use crate::provider::Fault;
+use crate::world::{Speaks, World};
+
+fn code(ended: Result<job::Json, RunError>) -> (FailureCode, bool) {
+    match ended {
+        Err(RunError::Failed(failure)) => (failure.code, failure.retryable),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_another_try_can_mend_is_tried_again() {
+    for speaks in Speaks::ALL {
+        let world = World::on(speaks, script()).await;
+        for fault in [Fault::Refuses(529), Fault::CutAfter(3), Fault::Refuses(429), Fault::CutAfter(0)] {
+            world.provider.fault(fault);
+        }
+        assert!(world.run().await.is_ok(), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_try_can_mend_is_given_up_with_its_reason() {
+    for speaks in Speaks::ALL {
+        for status in [401, 400] {
+            let world = World::on(speaks, script()).await;
+            world.provider.fault(Fault::Refuses(status));
+            assert_eq!(code(world.run().await), (FailureCode::ProviderRefused, false), "{speaks:?} {status}");
+        }
+        let world = World::on(speaks, script()).await;
+        (0..4).for_each(|_| world.provider.fault(Fault::CutAfter(2)));
+        let ended = code(world.run().await);
+        assert_eq!(ended, (FailureCode::ProviderError, true), "{speaks:?}: paid for four times is enough");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_after_any_event_is_no_answer() {
+    for speaks in Speaks::ALL {
+        for events in 0.. {
+            let world = World::on(speaks, script()).await;
+            world.provider.fault(Fault::CutAfter(events));
+            assert!(world.run().await.is_ok(), "{speaks:?} {events}");
+            let asked = world.provider.asked();
+            assert!(asked.len() <= 5, "{speaks:?} {events}: {}", asked.len());
+            if asked.len() == 4 {
+                assert!(events >= 8, "{speaks:?}: the end comes last, not after {events}");
+                break;
+            }
+            assert_eq!(asked[0].1, asked[1].1, "{speaks:?} {events}: the same is asked again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_agent_s_next_model_goes_on_without_the_thinking_of_the_first() {
+    use Speaks::{Chat, Messages, Responses};
+    for (speaks, first, next) in [
+        (Messages, "claude-opus-5-5", "claude-haiku-4-5"),
+        (Chat, "claude-opus-5-5", "gpt-6-sol"),
+        (Responses, "claude-opus-5-5", "gpt-6-sol"),
+        (Responses, "gpt-6-sol", "gpt-6-luna"),
+        (Responses, "gpt-6-sol", "claude-opus-5-5"),
+        (Chat, "gpt-6-sol", "claude-opus-5-5"),
+    ] {
+        let mut world = World::of(speaks, script(), &[first, next]).await;
+        assert!(world.run().await.is_ok());
+        world.next_job("Once more.".into());
+        world.provider.fault(Fault::Refuses(404));
+        assert!(world.run().await.is_ok(), "{next}");
+        let asked = world.provider.asked();
+        let (_, last) = asked.last().unwrap();
+        assert!(last.contains(&format!("\"model\":\"{next}\"")), "{last}");
+        assert!(!last.contains(&format!("signed by {first}")), "{last}");
+        assert!(last.contains("12345678901234567890123"), "{last}");
+        // The next job comes back to the preferred one.
+        world.next_job("And now?".into());
+        assert!(world.run().await.is_ok());
+        let asked = world.provider.asked();
+        assert!(asked.last().unwrap().1.contains(&format!("\"model\":\"{first}\"")));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
+    let world = World::on(Speaks::Responses, script()).await;
+    *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
+    let ended = world.run().await;
+    assert!(matches!(ended, Err(RunError::Stopped(Stop::Drain))), "{ended:?}");
+    assert_eq!(world.provider.asked().len(), 1, "no other call is begun");
+    assert!(world.session.lock().unwrap().answers_for_open_calls().is_empty(), "its tools have ended");
+    assert!(world.run().await.is_ok());
+    assert_eq!(world.provider.asked().len(), 4, "nothing is paid again");
+    assert_eq!(*world.opened.lock().unwrap(), [false, true], "the second run continues the first");
+    assert!(world.runs("push").values().all(|runs| *runs == 1) && world.runs("push").len() == 3);
+}

@@ -1,0 +1,94 @@
+//! A kill at any moment: what was paid, what was made, and what is sent afterwards.
+
+use std::sync::Arc;
+
+use crate::provider::{Script, Turn};
+use crate::world::{Speaks, World};
+
+const TURNS: usize = 3;
+
+/// Two calls a turn, with inputs that a parser would write otherwise.
+pub fn script() -> Script {
+    Arc::new(|at| {
+        if at >= TURNS {
+            return Turn::Says("Done, é.".to_owned(), "end_turn");
+        }
+        Turn::Calls(vec![
+            (format!("look_{at}"), "look", format!(r#"{{"z": 1e{at}, "a":12345678901234567890123}}"#)),
+            (format!("push_{at}"), "push", format!(r#"{{ "n" : {at}.50 }}"#)),
+        ])
+    })
+}
+
+/// Returns a body without what closes it.
+fn open_ended(body: &str) -> &str {
+    body.strip_suffix("]}").expect("messages come last")
+}
+
+fn check_letters(world: &World) {
+    let mut asked = world.provider.asked();
+    asked.sort();
+    for pair in asked.windows(2) {
+        let ((turn, before), (next, after)) = (&pair[0], &pair[1]);
+        if turn == next {
+            assert_eq!(before, after, "the same call is made again to the letter");
+        } else {
+            assert!(after.starts_with(open_ended(before)), "\n{before}\n{after}");
+        }
+        assert!(!after.contains("sk-test-key"), "the worker's key is not sent");
+    }
+    assert!(asked.last().expect("a request").1.contains("12345678901234567890123"));
+}
+
+async fn killed_everywhere(speaks: Speaks) -> (usize, usize) {
+    let (mut kills, mut repaid) = (0, 0);
+    for kill_at in 1.. {
+        let world = World::on(speaks, script()).await;
+        if let Some(ended) = world.attempt(Some(kill_at)).await {
+            assert_eq!(ended.expect("an output").as_str(), "\"Done, é.\"", "{kill_at} is behind its end");
+            assert_eq!(world.provider.asked().len(), TURNS + 1);
+            break;
+        }
+        kills += 1;
+        assert_eq!(world.run().await.expect("an output").as_str(), "\"Done, é.\"", "killed at {kill_at}");
+        let paid = world.provider.asked().len();
+        assert!((TURNS + 1..=TURNS + 2).contains(&paid), "killed at {kill_at}: {paid} calls");
+        repaid += paid - TURNS - 1;
+        check_letters(&world);
+        let pushed = world.runs("push");
+        assert!(pushed.values().all(|runs| *runs == 1), "killed at {kill_at}: {pushed:?}");
+        assert!((TURNS - 1..=TURNS).contains(&pushed.len()), "killed at {kill_at}: {pushed:?}");
+        let looked = world.runs("look");
+        assert_eq!(looked.len(), TURNS, "killed at {kill_at}: {looked:?}");
+        assert!(looked.values().sum::<usize>() <= TURNS + 1, "killed at {kill_at}: {looked:?}");
+        let session = world.session.lock().expect("not poisoned");
+        assert_eq!(session.iteration_count, TURNS as u64 + 1, "killed at {kill_at}");
+        assert!(session.answers_for_open_calls().is_empty());
+    }
+    (kills, repaid)
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_it_pays_at_most_the_call_in_flight_again_and_makes_no_unsafe_call_twice() {
+    for speaks in Speaks::ALL {
+        let (kills, repaid) = killed_everywhere(speaks).await;
+        // Less than half of the moments are between a request and its stored answer.
+        assert!(kills > 50 && repaid < kills, "{speaks:?}: {kills} {repaid}");
+    }
+}
+
+#[tokio::test]
+async fn a_later_job_of_the_session_extends_the_conversation_to_the_letter() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, script()).await;
+        world.run().await.expect("an output");
+        world.next_job("And again.".into());
+        // The script has nothing left but its last words.
+        world.run().await.expect("an output");
+        assert_eq!(world.provider.asked().len(), TURNS + 2);
+        check_letters(&world);
+        let session = world.session.lock().expect("it works");
+        let heads = session.context_window.iter().filter(|entry| entry.as_str().contains("\"head\""));
+        assert_eq!(heads.count(), 1, "{speaks:?}: the head stays");
+    }
+}

@@ -1,0 +1,10 @@
+//! The loop against a gateway of ours and a provider of these tests: what it sends, what it pays, and what it makes again
+//! after a kill at any moment.
+
+mod provider;
+mod world;
+
+mod kills;
+mod faults;
+mod bounds;
+mod persons;

@@ -1,0 +1,200 @@
+//! The accounts of one run, in memory. They answer what the ledger's answer, by one limit: what is spent and
+//! held never exceeds it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use harness::Usage;
+use job::Usd;
+use model::{Call, Given, Ledger, Outcome, Purchase, Reserve, Settlement, Unavailable};
+use uuid::Uuid;
+
+/// When the gateway asks again for a call that does not fit beside what others hold.
+const BUSY_RETRY: Duration = Duration::from_millis(100);
+/// The name of the only limit, for the gateway.
+const LIMIT: &str = "run";
+
+/// What a run may spend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The setting that says so.
+    pub name: &'static str,
+    /// How much.
+    pub most: Usd,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the limit of {} ({})", self.most, self.name)
+    }
+}
+
+/// What calls have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// All of it. What is not known counts in full.
+    pub used: Usage,
+    /// How much of the cost is not known.
+    pub unknown: Usd,
+}
+
+pub struct Accounts {
+    limit: Option<Limit>,
+    books: Mutex<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    total: Total,
+    held: HashMap<Uuid, Usd>,
+    /// Whether the limit left no room for the last call.
+    is_spent: bool,
+}
+
+impl Accounts {
+    pub fn new(limit: Option<Limit>) -> Accounts {
+        Accounts { limit, books: Mutex::default() }
+    }
+
+    /// Returns the limit, if it left no room for the last call.
+    pub fn spent(&self) -> Option<&Limit> {
+        self.limit.as_ref().filter(|_| self.books().is_spent)
+    }
+
+    /// Returns what is held for calls that are under way.
+    pub fn held(&self) -> Vec<Usd> {
+        self.books().held.values().copied().collect()
+    }
+
+    /// Returns what the run has used. What is still held is not known, and counts in full.
+    pub fn total(&self) -> Total {
+        let books = self.books();
+        let held = books.held.values().copied().sum();
+        let Total { mut used, unknown } = books.total;
+        used.cost += held;
+        Total { used, unknown: unknown + held }
+    }
+
+    fn hold(&self, id: Uuid, most: Usd) -> Reserve {
+        let mut books = self.books();
+        let (spent, held): (Usd, Usd) = (books.total.used.cost, books.held.values().copied().sum());
+        let limit = self.limit.as_ref();
+        let exceeds = |sum: Usd| limit.filter(|limit| sum > limit.most);
+        if let Some(limit) = exceeds(spent + most) {
+            books.is_spent = true;
+            let room = Usd::from_micros(limit.most.micros().saturating_sub(spent.micros()));
+            return Reserve::Spent { limit: limit.to_string(), room };
+        }
+        if exceeds(spent + held + most).is_some() {
+            return Reserve::Busy { behind: LIMIT.to_owned(), retry_after: BUSY_RETRY };
+        }
+        books.is_spent = false;
+        books.held.insert(id, most);
+        Reserve::Granted
+    }
+
+    fn settle(&self, id: Uuid, most: Usd, outcome: &Outcome) {
+        let mut books = self.books();
+        books.held.remove(&id);
+        let total = &mut books.total;
+        total.used += match outcome {
+            Outcome::Settled(settled) => Usage {
+                cost: settled.cost,
+                input_tokens: settled.tokens.all_input(),
+                output_tokens: settled.tokens.output,
+            },
+            Outcome::Unknown(_) => {
+                total.unknown += most;
+                Usage { cost: most, ..Usage::default() }
+            }
+            Outcome::Free => Usage::default(),
+        };
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Ledger for Accounts {
+    /// A checkpoint is durable at once, as far as anything is here.
+    async fn until_durable(&self) {}
+
+    async fn reserve(&self, call: &Call) -> Result<Reserve, Unavailable> {
+        Ok(self.hold(call.id, call.bound.cost))
+    }
+
+    fn counts_in(&self, limit: &str) -> bool {
+        limit == LIMIT
+    }
+
+    fn note_spent(&self, _: Usd) {}
+
+    async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
+        Accounts::settle(self, call.id, call.bound.cost, &settlement.outcome);
+        Ok(())
+    }
+
+    async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
+        Ok(self.hold(purchase.id, purchase.most))
+    }
+
+    async fn settle_purchase(&self, purchase: &Purchase, outcome: Outcome) -> Result<(), Unavailable> {
+        Accounts::settle(self, purchase.id, purchase.most, &outcome);
+        Ok(())
+    }
+
+    /// An attempt follows another one only at a checkpoint, which covers all answers.
+    async fn look_up(&self, _: &Call) -> Result<Option<Given>, Unavailable> {
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{NoUsage, Settled, Tokens};
+
+    use super::*;
+
+    fn usd(text: &str) -> Usd {
+        text.parse().expect("dollars")
+    }
+
+    fn settled(cost: &str) -> Outcome {
+        let tokens = Tokens { input: 3, output: 2, ..Tokens::default() };
+        Outcome::Settled(Settled { cost: usd(cost), tokens, model: "m".to_owned() })
+    }
+
+    #[test]
+    fn what_is_spent_stops_a_call_and_what_is_held_lets_it_wait() {
+        let accounts = Accounts::new(Some(Limit { name: "--max-cost-usd", most: usd("1") }));
+        let [one, two, three] = [1, 2, 3].map(Uuid::from_u128);
+        assert_eq!(accounts.hold(one, usd("0.6")), Reserve::Granted);
+        assert!(matches!(accounts.hold(two, usd("0.6")), Reserve::Busy { .. }));
+        accounts.settle(one, usd("0.6"), &settled("0.5"));
+        let Reserve::Spent { room, .. } = accounts.hold(two, usd("0.6")) else { panic!("there is no room") };
+        assert_eq!(room, usd("0.5"));
+        assert!(accounts.spent().is_some());
+        assert_eq!(accounts.hold(three, usd("0.5")), Reserve::Granted);
+        assert!(accounts.spent().is_none());
+    }
+
+    #[test]
+    fn what_is_not_known_counts_in_full() {
+        let accounts = Accounts::new(None);
+        let [one, two, three, four] = [1, 2, 3, 4].map(Uuid::from_u128);
+        for id in [one, two, three, four] {
+            assert_eq!(accounts.hold(id, usd("0.1")), Reserve::Granted);
+        }
+        accounts.settle(one, usd("0.1"), &settled("0.03"));
+        accounts.settle(two, usd("0.1"), &Outcome::Unknown(NoUsage::NoEnd));
+        accounts.settle(three, usd("0.1"), &Outcome::Free);
+        let Total { used, unknown } = accounts.total();
+        assert_eq!((used.cost, unknown), (usd("0.23"), usd("0.2")));
+        assert_eq!((used.input_tokens, used.output_tokens), (3, 2));
+    }
+}
