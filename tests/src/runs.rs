@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use job::{JobSpec, Json, Name, WorkerId};
+use service::retry;
 use store::{
     Answer, CheckpointRow, ClaimRequest, Claimed, Concluded, Conclusion, End, Fenced, Fold, Leadership,
     RunFold, Store, StoreError, WorkerRegistration,
 };
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// A worker that claims, checkpoints and concludes.
 #[derive(Clone)]
@@ -49,7 +52,11 @@ impl Runner {
             lease,
             schema: migrations::newest(),
         };
-        store.register_worker(&registration).await.expect("registered");
+        // As a worker does: again, while Postgres is slow to answer. It counts once.
+        let stop = CancellationToken::new();
+        let register = || store.register_worker(&registration);
+        let registered = retry("registering a worker", &stop, StoreError::is_retryable, register);
+        timeout(Duration::from_secs(60), registered).await.expect("Postgres answers").expect("registered");
         Runner { store: store.clone(), worker }
     }
 

@@ -1,8 +1,8 @@
 //! The turn that is open, as a record in words. Pure.
 //!
 //! Messages takes the calls of the open turn back only behind the thinking that stood before them, signed for these
-//! messages by this model. Where the messages before it have changed, or the model, that thinking is gone. So what was done in
-//! that turn is told by the user, and the turn begins anew. Calls of earlier turns stay as they are.
+//! messages by this model. Where the messages before it have changed, or the model, that thinking is gone. So a message of the
+//! user says what was done in that turn, and the turn begins anew. Calls of earlier turns stay as they are.
 
 use job::Json;
 
