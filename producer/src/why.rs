@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use job::JobState;
-use store::JobFacts;
+use store::{InboxPlace, JobFacts};
 
 /// How a fleet that tenants share is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,9 @@ pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
     let state = facts.state;
     if facts.asked.as_deref() == Some("cancel") && !state.is_end() {
         return format!("{state}: it was cancelled, and ends soon");
+    }
+    if let Some(place) = &facts.inbox {
+        return in_inbox(place, &since);
     }
     match state {
         JobState::Scheduled => match facts.due_in {
@@ -99,6 +102,19 @@ pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
                 facts.redriven_as.map(|id| format!("; job {id} does its work again")).unwrap_or_default();
             format!("{state} {since} ago{}{reason}{again}", spent(facts))
         }
+    }
+}
+
+fn in_inbox(place: &InboxPlace, since: &str) -> String {
+    match place {
+        InboxPlace { max_waiting: Some(most), ahead } if *ahead > 0 => format!(
+            "scheduled: in the inbox for {since}, where {}: they leave it while fewer than {most} jobs of the tenant wait",
+            self::ahead(*ahead)
+        ),
+        InboxPlace { max_waiting: Some(most), .. } => format!(
+            "scheduled: in the inbox for {since}: it leaves it once fewer than {most} jobs of its tenant wait"
+        ),
+        _ => format!("scheduled: in the inbox for {since}, and about to be taken from there"),
     }
 }
 
@@ -185,6 +201,7 @@ mod tests {
             busy: 0,
             calls: Vec::new(),
             redriven_as: None,
+            inbox: None,
         }
     }
 
@@ -222,6 +239,20 @@ mod tests {
             (
                 JobFacts { due_in: Some(Duration::from_millis(500)), ..facts(JobState::Scheduled) },
                 "scheduled: due in 500 ms",
+            ),
+            (
+                JobFacts {
+                    inbox: Some(InboxPlace { ahead: 0, max_waiting: None }),
+                    ..facts(JobState::Scheduled)
+                },
+                "scheduled: in the inbox for 3 s, and about to be taken from there",
+            ),
+            (
+                JobFacts {
+                    inbox: Some(InboxPlace { ahead: 2, max_waiting: Some(5) }),
+                    ..facts(JobState::Scheduled)
+                },
+                "scheduled: in the inbox for 3 s, where 2 jobs are ahead: they leave it while fewer than 5 jobs of the tenant wait",
             ),
             (facts(JobState::Running), "running for 3 s: attempt 1 of 3"),
             (

@@ -39,7 +39,7 @@ pub use claimed::{Claim, Claimed, SessionState, Suspicion};
 pub(crate) use columns::tenant_of;
 pub use conclude::{Concluded, Conclusion, End};
 pub use dispatch::DueJob;
-pub use facts::{JobFacts, Turn};
+pub use facts::{InboxPlace, JobFacts, Turn};
 pub use failed::{FailedJob, FailureFilter, Standing};
 pub use fold::{Fold, RunFold};
 pub use follow::{EndedJob, LiveJob, LiveSession, STEPS, Step, StepPlace, Steps, StepsOf};

@@ -56,9 +56,9 @@ pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxCursor, InboxRow, R
 pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed,
     Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold,
-    JobFacts, JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession,
-    OpenInput, Page, RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps,
-    StepsOf, Suspicion, Taken, Turn, Unwanted,
+    InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob,
+    LiveSession, OpenInput, Page, RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace,
+    Steps, StepsOf, Suspicion, Taken, Turn, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

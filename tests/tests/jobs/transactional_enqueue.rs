@@ -312,7 +312,10 @@ async fn the_api_shows_and_cancels_a_job_that_is_still_in_the_inbox() {
     let theirs = enqueue(&mut connect(&acme).await, r#"{"agent_id":"echo"}"#).await.expect("an id");
     let seen = api.get(&format!("/v1/jobs/{id}")).await.is(200).json();
     assert_eq!(seen["state"], "scheduled", "{seen}");
+    let why = api.get(&format!("/v1/jobs/{id}/why")).await.is(200).text("why");
+    assert!(why.starts_with("scheduled: in the inbox for "), "{why}");
     api.get(&format!("/v1/jobs/{theirs}")).await.is(404);
+    api.get(&format!("/v1/jobs/{theirs}/why")).await.is(404);
     api.post(&format!("/v1/jobs/{theirs}/cancel"), &json!(null)).await.is(404);
     let ended = api.post(&format!("/v1/jobs/{id}/cancel"), &json!(null)).await.is(200).json();
     assert_eq!(ended["state"], "cancelled", "{ended}");

@@ -67,7 +67,7 @@ pub struct Schedule {
     pub within_ms: i64,
     /// What happens while the job before has not ended: skip or on_busy.
     pub overlap: String,
-    /// The job of each instant; needs the scope `content`.
+    /// The job of each instant; not in lists. Needs the scope `content`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub job: Option<Box<RawValue>>,
@@ -120,7 +120,7 @@ impl Schedule {
             catch_up: schedule.catch_up,
             within_ms: schedule.within_ms,
             overlap: schedule.overlap,
-            job: principal.may(Scope::Content).then_some(schedule.job),
+            job: schedule.job.filter(|_| principal.may(Scope::Content)),
             created_at: schedule.created_at,
             paused_at: schedule.paused_at,
             next_at: schedule.next_at,

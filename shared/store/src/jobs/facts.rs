@@ -50,6 +50,17 @@ pub struct JobFacts {
     pub calls: Vec<String>,
     /// The job that does its work again.
     pub redriven_as: Option<JobId>,
+    /// Its place in the inbox, while it is there.
+    pub inbox: Option<InboxPlace>,
+}
+
+/// Where a job is in the inbox.
+#[derive(Clone, Copy, Debug)]
+pub struct InboxPlace {
+    /// Jobs of its tenant that come before it; counted up to 1,000.
+    pub ahead: i64,
+    /// How many jobs of its tenant may wait at a time, where that has a bound.
+    pub max_waiting: Option<i64>,
 }
 
 /// The job that has its turn in a session.
@@ -62,6 +73,16 @@ pub struct Turn {
     /// Since when.
     pub since: Duration,
 }
+
+/// Nothing but its tenant is known before it is decoded.
+const IN_INBOX: &str = "
+    SELECT 'scheduled', (extract(epoch FROM now() - i.written_at) * 1000)::bigint, 0, NULL::bigint, NULL::text, NULL::text,
+           NULL::bigint, NULL::text, CASE WHEN tenant = 'default' THEN '' ELSE '~' || tenant || '/' END, '', 0::bigint,
+           NULL::uuid, NULL::text, NULL::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, NULL::uuid, ARRAY[]::text[],
+           (SELECT count(*) FROM (SELECT FROM harness_inbox o
+                                   WHERE o.tenant = i.tenant AND o.seq < i.seq LIMIT 1000) ahead),
+           (SELECT t.max_waiting::bigint FROM harness_tenants t WHERE t.name = i.tenant)
+      FROM harness_inbox i WHERE job_id = $1";
 
 const LIVE: &str = "
     SELECT j.state, (extract(epoch FROM now() - j.state_since) * 1000)::bigint, j.attempts,
@@ -97,8 +118,10 @@ impl Store {
     /// What explains where this job is; nothing where the ledger does not know it.
     pub async fn facts(&self, job_id: JobId) -> Result<Option<JobFacts>, StoreError> {
         let id = Uuid::from(job_id);
-        // Live ones first: a job that ends in between is then found among the ended.
-        for (name, sql) in [("facts_live", LIVE), ("facts_ended", ENDED)] {
+        // Live ones first: a job that ends in between is then found among the ended. One that leaves the inbox in between is
+        // found when these are asked again. What is in the inbox comes behind: another tenant may have taken the same id there.
+        let known = [("facts_live", LIVE), ("facts_ended", ENDED)];
+        for (name, sql) in known.into_iter().chain([("facts_in_inbox", IN_INBOX)]).chain(known) {
             if let Some(row) = query(&self.pool, name, sql, &[&id]).await?.first() {
                 return Ok(Some(read(row)));
             }
@@ -134,5 +157,6 @@ fn read(row: &Row) -> JobFacts {
         busy: row.get(17),
         calls: row.get(19),
         redriven_as: row.get::<_, Option<Uuid>>(18).map(JobId::of_ledger),
+        inbox: (row.len() > 20).then(|| InboxPlace { ahead: row.get(20), max_waiting: row.get(21) }),
     }
 }

@@ -77,8 +77,9 @@ pub struct ScheduleView {
     pub within_ms: i64,
     /// `skip` or `on_busy`.
     pub overlap: String,
-    /// The object that is enqueued.
-    pub job: Box<RawValue>,
+    /// The object that is enqueued; not in lists, where many of them would be read at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Box<RawValue>>,
     /// RFC 3339, UTC.
     pub created_at: String,
     /// Since when it does not fire: RFC 3339, UTC.
@@ -174,11 +175,13 @@ const REMOVE: &str = concat!(
 );
 
 macro_rules! view {
-    () => {
+    (job: $job:literal) => {
         concat!(
             "SELECT id, tenant, name, cron, ",
             rfc3339!("at"),
-            ", zone, jitter_ms, catch_up, within_ms, overlap, job::text, ",
+            ", zone, jitter_ms, catch_up, within_ms, overlap, ",
+            $job,
+            ", ",
             rfc3339!("created_at"),
             ", ",
             rfc3339!("paused_at"),
@@ -192,9 +195,11 @@ macro_rules! view {
     };
 }
 
-const LIST: &str = concat!(view!(), " WHERE tenant = $1 AND name > $2 ORDER BY name LIMIT $3");
-const LIST_ALL: &str = concat!(view!(), " WHERE (tenant, name) > ($1, $2) ORDER BY tenant, name LIMIT $3");
-const ONE: &str = concat!(view!(), " WHERE tenant = $1 AND name = $2");
+const LIST: &str =
+    concat!(view!(job: "NULL::text"), " WHERE tenant = $1 AND name > $2 ORDER BY name LIMIT $3");
+const LIST_ALL: &str =
+    concat!(view!(job: "NULL::text"), " WHERE (tenant, name) > ($1, $2) ORDER BY tenant, name LIMIT $3");
+const ONE: &str = concat!(view!(job: "job::text"), " WHERE tenant = $1 AND name = $2");
 
 impl Store {
     /// Makes a schedule; not if its tenant has `most` of them.
@@ -317,7 +322,9 @@ fn read_view(row: &Row) -> ScheduleView {
         catch_up: row.get(7),
         within_ms: row.get(8),
         overlap: row.get(9),
-        job: RawValue::from_string(row.get(10)).expect("Postgres has checked that it is JSON"),
+        job: row
+            .get::<_, Option<String>>(10)
+            .map(|job| RawValue::from_string(job).expect("Postgres has checked that it is JSON")),
         created_at: row.get(11),
         paused_at: row.get(12),
         next_at: row.get(13),
