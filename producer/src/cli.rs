@@ -13,6 +13,7 @@ mod progress;
 mod age;
 mod status;
 mod jobs;
+mod top;
 mod wait;
 mod why;
 mod cancel;
@@ -72,6 +73,7 @@ enum Command {
     Wait(wait::Wait),
     Why(why::Why),
     Jobs(jobs::Jobs),
+    Top(top::Top),
     /// Cancel jobs that are no longer wanted, whether or not they are running
     Cancel(cancel::Cancel),
     Answer(answer::AnswerArgs),
@@ -134,6 +136,7 @@ impl Args {
                 Command::Wait(args) => args.run(context).await,
                 Command::Why(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Jobs(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Top(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Cancel(args) => args.run(context).await,
                 Command::Answer(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,

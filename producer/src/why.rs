@@ -162,8 +162,8 @@ fn counted(count: i64, one: &str, many: &str) -> String {
     if count == 1 { format!("{count} {one}") } else { format!("{count} {many}") }
 }
 
-/// To the greatest unit alone.
-fn lasting(duration: Duration) -> String {
+/// A time, to its greatest unit alone.
+pub fn lasting(duration: Duration) -> String {
     match duration.as_secs() {
         0 => format!("{} ms", duration.as_millis()),
         seconds @ 1..120 => format!("{seconds} s"),

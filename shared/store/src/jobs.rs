@@ -25,6 +25,7 @@ mod list;
 mod labelled;
 mod follow;
 mod facts;
+mod now;
 mod failed;
 
 pub use accept::Accepted;
@@ -49,5 +50,6 @@ pub(crate) use list::LOOKED_AT;
 pub use list::{JobFilter, JobLine, Page};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
+pub use now::{COUNTED_TO, FleetNow, JobNow, PoolNow, TenantNow};
 pub use status::{FleetCounts, JobView, SessionProgress};
 pub use taken_keys::{JobKey, KeyCursor, KeyKind};

@@ -54,11 +54,12 @@ pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{ChangeReceiver, Clock, ClockStep, StoreConfig, StoreError};
 pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxCursor, InboxRow, RoleView};
 pub use jobs::{
-    Acceptance, Accepted, Answer, Answered, Ask, Cancelled, CheckpointRow, Claim, ClaimRequest, Claimed,
-    Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter, FleetCounts, Fold,
-    InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobView, KeyCursor, KeyKind, KnownJob, LiveJob,
-    LiveSession, OpenInput, Page, RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace,
-    Steps, StepsOf, Suspicion, Taken, Turn, Unwanted,
+    Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
+    Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,
+    FleetCounts, FleetNow, Fold, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
+    KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, OpenInput, Page, PoolNow, RunFold, STEPS,
+    SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, TenantNow,
+    Turn, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

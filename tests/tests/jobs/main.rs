@@ -8,6 +8,7 @@ mod rescue;
 mod busy_sessions;
 mod not_due;
 mod schedules;
+mod seen_now;
 mod waiting_for_a_person;
 mod cancel;
 mod bad_input;
