@@ -5,8 +5,8 @@ use tests::{Fleet, until};
 
 async fn now(fleet: &Fleet) -> Value {
     let ran = fleet.producer(&["top", "--once", "--json"]).await;
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    serde_json::from_str(&ran.stdout).expect("one JSON object")
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    serde_json::from_str(&ran.out).expect("one JSON object")
 }
 
 #[tokio::test]
@@ -44,9 +44,9 @@ async fn top_shows_pools_tenants_and_the_jobs_that_are_longest_where_they_are() 
 
     let drawn = fleet.producer(&["top", "--once"]).await;
     for expected in ["awaiting input", "acme", "longest where they are"] {
-        assert!(drawn.stdout.contains(expected), "{expected}: {}", drawn.stdout);
+        assert!(drawn.out.contains(expected), "{expected}: {}", drawn.out);
     }
     let wrong = fleet.producer(&["top", "--every", "1ms"]).await;
     assert_eq!(wrong.code, 2);
-    assert!(wrong.stderr.contains("--every") && wrong.stderr.contains("500ms or more"), "{}", wrong.stderr);
+    assert!(wrong.err.contains("--every") && wrong.err.contains("500ms or more"), "{}", wrong.err);
 }
