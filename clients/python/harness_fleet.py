@@ -140,6 +140,37 @@ class Session(TypedDict, total=False):
     feature_progress: Any
 
 
+class Schedule(TypedDict, total=False):
+    """A schedule. `job` needs a key with the scope `content`. Times are RFC 3339, UTC."""
+
+    name: str
+    cron: str  # where it has an expression
+    at: str  # where it has one moment
+    zone: str
+    jitter_ms: int
+    catch_up: str  # skip, last or all
+    within_ms: int
+    overlap: str  # skip or on_busy
+    job: Dict[str, Any]
+    created_at: str
+    paused_at: str  # while it does not fire
+    next_at: str  # if an instant is left
+    last_at: str  # if it has fired
+    last_job: str  # likewise
+    fired: int
+    missed: int
+    skipped: int
+
+
+class Firing(TypedDict, total=False):
+    """An instant of a schedule: in UTC, and as the clock of its zone shows it. `clock_change_s` is there where that clock
+    was changed since the instant before."""
+
+    at: str
+    local: str
+    clock_change_s: int
+
+
 class Event(NamedTuple):
     """An event of a job: `state`, `iteration`, `text`, `note`, `gap` (some iterations are not shown) or `end`, with its data.
 
@@ -415,6 +446,40 @@ class Client:
         query = urlencode({"by": ",".join(by) or "day", "days": days})
         return cast(List[Spend], self._ask("GET", f"/v1/spend?{query}")["items"])
 
+    def make_schedule(self, name: str, job: Dict[str, Any], **fields: Any) -> Schedule:
+        """Makes a schedule, which makes this job at each of its instants.
+
+        `job` has the fields of a submission, such as `agent_id` and `input`, without `job_id`, `run_at`, `delay_ms` and
+        `idempotency_key`. `fields` are `cron` or `at` (RFC 3339), and if need be `zone`, `jitter_ms`, `catch_up`,
+        `within_ms`, `overlap`. A `Problem` of 409: there is one of this name; if the answer of a first try was lost, it may
+        be this one.
+        """
+        return cast(Schedule, self._ask("POST", "/v1/schedules", {"name": name, "job": job, **fields}))
+
+    def schedules(self) -> Iterator[Schedule]:
+        """Lists schedules, by name."""
+        return cast(Iterator[Schedule], self._pages("/v1/schedules", {}))
+
+    def schedule(self, name: str) -> Schedule:
+        """Reads a schedule."""
+        return cast(Schedule, self._ask("GET", _of_schedule(name)))
+
+    def next_firings(self, name: str, limit: int = 10) -> List[Firing]:
+        """Lists the next instants of a schedule, at most so many (100 at most)."""
+        return cast(List[Firing], self._ask("GET", f"{_of_schedule(name)}/next?limit={limit}")["items"])
+
+    def pause_schedule(self, name: str) -> Schedule:
+        """Lets a schedule fire no more until it is resumed."""
+        return cast(Schedule, self._ask("POST", _of_schedule(name) + "/pause"))
+
+    def resume_schedule(self, name: str) -> Schedule:
+        """Lets a schedule fire from its next instant on. A `Problem` of 409: its one instant is over."""
+        return cast(Schedule, self._ask("POST", _of_schedule(name) + "/resume"))
+
+    def remove_schedule(self, name: str) -> None:
+        """Removes a schedule. The jobs that it has made stay."""
+        self._ask("DELETE", _of_schedule(name))
+
     def _wait(self, job_id: str, until: Optional[float]) -> Job:
         """The job at its end, or as it is then."""
         while True:
@@ -566,6 +631,10 @@ def _labels(labels: Optional[Mapping[str, str]]) -> List[str]:
 
 def _of(job_id: str) -> str:
     return "/v1/jobs/" + quote(job_id, safe="")
+
+
+def _of_schedule(name: str) -> str:
+    return "/v1/schedules/" + quote(name, safe="")
 
 
 def _text(value: Any) -> bytes:

@@ -5,6 +5,8 @@ The tenant has one job that failed, whose agent there is since then. Every check
 """
 
 import sys
+import time
+from datetime import datetime, timedelta, timezone
 
 from harness_fleet import Client, Problem, new_job_id
 
@@ -81,6 +83,9 @@ assert fleet.spend() == [] and fleet.spend("agent", "model", days=7) == []
 fleet.wait(labelled["job_id"])
 assert "hello" in [session["session_id"] for session in fleet.sessions()]
 assert fleet.session("hello")["jobs"] == 1, fleet.session("hello")
+updated = fleet.session("hello")["last_updated"]
+assert "hello" in [session["session_id"] for session in fleet.sessions(agent="echo", updated_since=updated)]
+assert "hello" not in [session["session_id"] for session in fleet.sessions(updated_before=updated)]
 
 # Dead letters, and one of them again.
 dead = list(fleet.dead())
@@ -104,6 +109,27 @@ def refused(status, field, call):
         return problem
     raise AssertionError("no problem")
 
+
+# Schedules: one that fires once and soon, and one that is paused, resumed and removed before it fires.
+soon = datetime.now(timezone.utc) + timedelta(seconds=2)
+once = fleet.make_schedule("once", {"agent_id": "echo", "input": "by the clock"}, at=soon.isoformat())
+assert once["fired"] == 0 and once["job"]["agent_id"] == "echo", once
+yearly = fleet.make_schedule("yearly", {"agent_id": "echo"}, cron="0 8 1 1 *", zone="Europe/Berlin", overlap="skip")
+assert (yearly["cron"], yearly["zone"], yearly["overlap"]) == ("0 8 1 1 *", "Europe/Berlin", "skip"), yearly
+assert [schedule["name"] for schedule in fleet.schedules()] == ["once", "yearly"]
+firings = fleet.next_firings("yearly", 3)
+assert len(firings) == 3 and all("-01-01T08:00:00+01:00" in firing["local"] for firing in firings), firings
+assert "paused_at" in fleet.pause_schedule("yearly") and "paused_at" not in fleet.resume_schedule("yearly")
+refused(409, "name", lambda: fleet.make_schedule("yearly", {"agent_id": "echo"}, cron="0 8 1 1 *"))
+refused(422, "cron", lambda: fleet.make_schedule("never", {"agent_id": "echo"}, cron="0 0 31 2 *"))
+fleet.remove_schedule("yearly")
+refused(404, None, lambda: fleet.schedule("yearly"))
+deadline = time.monotonic() + 30
+while fleet.schedule("once")["fired"] == 0:
+    assert time.monotonic() < deadline, fleet.schedule("once")
+    time.sleep(0.1)
+made = fleet.wait(fleet.schedule("once")["last_job"], timeout_s=30)
+assert (made["state"], made["output"], made["labels"]) == ("succeeded", "by the clock", {"schedule": "once"}), made
 
 refused(409, None, lambda: fleet.redrive(dead[0]["job_id"]))
 refused(409, None, lambda: fleet.cancel(renewed["job_id"]))

@@ -1,4 +1,5 @@
-//! A provider of models: Anthropic's Messages, OpenAI's Chat Completions and Responses, streamed or not.
+//! A provider of models: Anthropic's Messages, OpenAI's Chat Completions and Responses, streamed or not, and OpenAI's
+//! embeddings.
 //!
 //! It is the only double in these tests, because a real one costs. So it is stricter than a friend would be:
 //!

@@ -30,6 +30,7 @@ mod view;
 mod client;
 mod batch;
 mod lists;
+mod schedules;
 mod follow;
 
 pub use address::BadAddress;
@@ -41,5 +42,6 @@ pub use job::{
     FailureCode, InputAnswer, InputKind, JobId, JobSpec, JobState, Json, Label, Labels, Name, OnBusy,
     RetryPolicy, Usd,
 };
-pub use lists::{JobFilter, SpendBy};
+pub use lists::{JobFilter, SessionFilter, SpendBy};
+pub use schedules::{CatchUp, Firing, NewSchedule, Overlap, Schedule, When};
 pub use view::{Failure, Job, JobEntry, Question, Session, SessionEntry, SpendEntry};

@@ -29,6 +29,25 @@ pub struct JobFilter {
     pub pool: Option<Name>,
     /// With these labels, all of them; at most 8.
     pub labels: Vec<Label>,
+    /// Submitted at this time or later, by the time in the job's id; RFC 3339.
+    pub since: Option<String>,
+    /// Submitted before this time, likewise.
+    pub before: Option<String>,
+}
+
+/// Which sessions; what is empty does not count. Times are RFC 3339, as entries show them.
+#[derive(Clone, Debug, Default)]
+pub struct SessionFilter {
+    /// Whose first job was of this agent.
+    pub agent: Option<Name>,
+    /// Created at this time or later.
+    pub created_since: Option<String>,
+    /// Created before this time.
+    pub created_before: Option<String>,
+    /// Last updated, by the end of a job, at this time or later.
+    pub updated_since: Option<String>,
+    /// Last updated before this time.
+    pub updated_before: Option<String>,
 }
 
 /// What sums of spend are taken by.
@@ -59,8 +78,8 @@ impl SpendBy {
 }
 
 #[derive(Deserialize)]
-struct Page<T> {
-    items: Vec<T>,
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
     #[serde(default)]
     next: Option<String>,
 }
@@ -70,7 +89,7 @@ type Reading<T> = (VecDeque<T>, Option<String>);
 
 impl JobFilter {
     fn query(&self, limit: usize) -> Vec<(&'static str, String)> {
-        let mut query = vec![("limit", limit.clamp(1, PAGE).to_string())];
+        let mut query = limited(limit);
         if !self.states.is_empty() {
             let states: Vec<&str> = self.states.iter().map(|state| state.as_str()).collect();
             query.push(("state", states.join(",")));
@@ -79,6 +98,25 @@ impl JobFilter {
             query.extend(value.as_ref().map(|value| (name, value.to_string())));
         }
         query.extend(self.labels.iter().map(|label| ("label", label.to_string())));
+        for (name, time) in [("since", &self.since), ("before", &self.before)] {
+            query.extend(time.clone().map(|time| (name, time)));
+        }
+        query
+    }
+}
+
+impl SessionFilter {
+    fn query(&self, limit: usize) -> Vec<(&'static str, String)> {
+        let mut query = limited(limit);
+        query.extend(self.agent.as_ref().map(|agent| ("agent", agent.to_string())));
+        for (name, time) in [
+            ("created_since", &self.created_since),
+            ("created_before", &self.created_before),
+            ("updated_since", &self.updated_since),
+            ("updated_before", &self.updated_before),
+        ] {
+            query.extend(time.clone().map(|time| (name, time)));
+        }
         query
     }
 }
@@ -103,9 +141,13 @@ impl Client {
         self.pages("/v1/dead", filter.query(at_a_time))
     }
 
-    /// Sessions, by name.
-    pub fn sessions(&self) -> impl Stream<Item = Result<SessionEntry, Error>> + use<> {
-        self.pages("/v1/sessions", JobFilter::default().query(PAGE))
+    /// Sessions, by name. `at_a_time` is the size of a page, 500 at most.
+    pub fn sessions(
+        &self,
+        filter: &SessionFilter,
+        at_a_time: usize,
+    ) -> impl Stream<Item = Result<SessionEntry, Error>> + use<> {
+        self.pages("/v1/sessions", filter.query(at_a_time))
     }
 
     /// Sums up what model calls have cost in the last days, today among them; by day, if nothing is named.
@@ -117,7 +159,7 @@ impl Client {
         Ok(page.items)
     }
 
-    fn pages<T: DeserializeOwned>(
+    pub(crate) fn pages<T: DeserializeOwned>(
         &self,
         path: &'static str,
         query: Vec<(&'static str, String)>,
@@ -142,7 +184,13 @@ impl Client {
     }
 }
 
-fn asked(path: &str, query: &[(&'static str, String)], cursor: Option<&str>) -> String {
+/// The size of a page, as a query says it.
+fn limited(limit: usize) -> Vec<(&'static str, String)> {
+    vec![("limit", limit.clamp(1, PAGE).to_string())]
+}
+
+/// A path with its query, of the page behind a cursor.
+pub(crate) fn asked(path: &str, query: &[(&'static str, String)], cursor: Option<&str>) -> String {
     let start = path.len() + 1;
     let mut written = Serializer::for_suffix(format!("{path}?"), start);
     written.extend_pairs(query);

@@ -31,10 +31,8 @@ pub(super) enum Block {
 /// An answer.
 #[derive(Debug)]
 pub(super) struct Said {
-    /// Behind the prefix of each wire's ids.
+    /// Behind the prefix of each wire's ids. Each answer of a conversation has its own.
     pub id: String,
-    /// How many parts the request had, behind the ids of items: each answer of a conversation has its own.
-    pub parts: usize,
     /// Whether the request asked for its reasoning, encrypted.
     pub encrypts: bool,
     pub model: String,

@@ -75,7 +75,10 @@ pub(super) fn rest(
 }
 
 /// Returns the members of an object that nobody knows.
-fn strange<'a>(object: &'a Map<String, Value>, known: &'a [&str]) -> impl Iterator<Item = &'a String> {
+pub(super) fn strange<'a>(
+    object: &'a Map<String, Value>,
+    known: &'a [&str],
+) -> impl Iterator<Item = &'a String> {
     object.keys().filter(move |name| !known.contains(&name.as_str()))
 }
 

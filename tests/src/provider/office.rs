@@ -1,5 +1,7 @@
 //! What it does with a request: check, remember, charge, answer.
 
+mod embeddings;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -21,6 +23,8 @@ use super::script::{Script, Turn};
 use super::seal;
 use super::wire::{Refusal, Speaks};
 
+pub(super) use embeddings::PATH as EMBEDDINGS;
+
 const MOST_BYTES: usize = 32 * 1_024 * 1_024;
 
 /// A call that it has worked on, and that is on its bill.
@@ -30,8 +34,8 @@ pub struct Charged {
     pub request: u64,
     /// Its conversation.
     pub conversation: String,
-    /// Its protocol.
-    pub speaks: Speaks,
+    /// Its path.
+    pub path: &'static str,
     /// The model that answered.
     pub model: String,
     /// Its tokens.
@@ -246,7 +250,7 @@ impl Office {
         books.charged.push(Charged {
             request: number,
             conversation,
-            speaks,
+            path: speaks.path(),
             model,
             used,
             micros,
@@ -292,8 +296,8 @@ fn said(
         _ => Usage::Once,
     };
     Said {
-        id: named(asking.conversation),
-        parts: asking.segments.len(),
+        // Each answer of a conversation has its own, and the same request gets the same one.
+        id: format!("{}{:04x}", named(asking.conversation), asking.segments.len()),
         encrypts: includes_reasoning(&asking.value),
         model: asking.model.clone(),
         blocks,

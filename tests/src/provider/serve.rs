@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 
 use super::answer::{self, Event};
 use super::fault::Fault;
-use super::office::{Office, Plan, Refused};
+use super::office::{EMBEDDINGS, Office, Plan, Refused};
 use super::script::Script;
 use super::wire::{Refusal, Speaks};
 
@@ -40,6 +40,7 @@ pub(super) async fn serve(listener: TcpListener, office: Arc<Office>) {
         .route(Speaks::Chat.path(), spoken(Speaks::Chat))
         .route(Speaks::Responses.path(), spoken(Speaks::Responses))
         .route("/v1/messages/count_tokens", post(count_tokens))
+        .route(EMBEDDINGS, post(embed))
         .route("/v1/models", get(models))
         .route("/double", get(async |State(office): Shared| Json(summary(&office))))
         .route("/double/calls", get(async |State(office): Shared| Json(json!(office.books().charged))))
@@ -112,6 +113,16 @@ async fn models(State(office): Shared, headers: HeaderMap) -> Response {
         true => Json(json!({"data": []})).into_response(),
         false => StatusCode::UNAUTHORIZED.into_response(),
     }
+}
+
+async fn embed(State(office): Shared, headers: HeaderMap, body: Bytes) -> Response {
+    let number = office.note(EMBEDDINGS, &headers, &body);
+    let mut response = match office.embed(number, &headers, &body) {
+        Ok(answer) => Json(answer).into_response(),
+        Err(refused) => Speaks::Chat.refusal(&refused, &request_id(number)),
+    };
+    identified(&mut response, &office, number);
+    response
 }
 
 async fn count_tokens(State(office): Shared, headers: HeaderMap, body: Bytes) -> Response {

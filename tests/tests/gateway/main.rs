@@ -6,6 +6,7 @@ mod caching;
 mod crowding;
 mod degrading;
 mod double;
+mod double_embeddings;
 mod fitting;
 mod passing;
 mod purchases;

@@ -3,10 +3,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use job::{JobSpec, JobState};
+use serde_json::json;
 use store::{Period, Reserved, SpendScope, Store};
-use tests::{Database, OwnPostgres, Runner};
+use tests::provider::Provider;
+use tests::{Database, Fleet, OwnPostgres, Runner, until_ok};
 
 use crate::caller::{Caller, cost, limit};
+use crate::programs::{asks, worker};
 
 /// Sets Postgres's clock to a Unix time.
 fn set(postgres: &OwnPostgres, at: i64) {
@@ -61,4 +65,49 @@ async fn windows_turn_at_midnight_of_the_zone_also_when_clocks_are_changed() {
     set(&postgres, 1_824_933_610); // 2027-10-30T22:00:10Z
     lasts(&store, "day", 25).await;
     lasts(&store, "month", 25).await;
+}
+
+#[tokio::test]
+async fn jobs_that_wait_are_due_within_ten_minutes_of_the_turn_and_go_on_in_the_next_window() {
+    let postgres = OwnPostgres::with_clock(0).await;
+    let fleet = Fleet::on(Database::new_on(&postgres.url).await);
+    let provider = Provider::start().await;
+    // Ten minutes before a day ends, with the day of this machine's clock: job ids are of now.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let midnight = i64::try_from(now.div_ceil(86_400) * 86_400).expect("a time");
+    set(&postgres, midnight - 600);
+    // A question costs about 0.0005 dollars and holds 0.0022: a few are paid, and then no job has room for all of its three.
+    let more = "on_exhausted = \"wait\"\n";
+    let first = worker(&fleet, &provider, "first", more).set("BUDGET_DAILY", "0.004").start().await;
+    let jobs: Vec<JobSpec> = (0..8).map(|n| asks(&format!("s-{n}"), json!({"questions": 3}))).collect();
+    fleet.enqueue(&jobs).await;
+    let wait = format!(
+        "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0
+         AND due_at BETWEEN to_timestamp({midnight}) AND to_timestamp({midnight} + 610)"
+    );
+    let ended = "SELECT count(*) FROM harness_results WHERE state = 'succeeded'";
+    let all_wait = async || match (fleet.database.count(&wait).await, fleet.database.count(ended).await) {
+        (waiting @ 6.., ended) if waiting + ended == 8 => Ok(()),
+        other => Err(other),
+    };
+    until_ok("all that have not ended wait for the turn", all_wait).await;
+    let spread = "SELECT extract(epoch FROM max(due_at) - min(due_at))::bigint FROM harness_jobs";
+    assert!(fleet.database.count(spread).await > 60, "they do not come back together");
+    let paid = || provider.asked().iter().filter(|asked| asked.path == "/v1/messages").count();
+    assert!((1..24).contains(&paid()), "{}", paid());
+
+    // The next window has room for all.
+    drop(first);
+    set(&postgres, midnight + 700);
+    let _second = worker(&fleet, &provider, "second", more).set("BUDGET_DAILY", "1").start().await;
+    for spec in &jobs {
+        let view = fleet.ended(spec.job_id).await;
+        assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    }
+    assert_eq!(paid(), 24, "what was answered before the turn is not paid again");
+    let days = "SELECT count(DISTINCT day) FROM harness_calls WHERE state = 'settled'";
+    assert_eq!(fleet.database.count(days).await, 2, "a call counts in the window of its reservation");
+    let bill = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
+    assert_eq!(fleet.database.count(bill).await, provider.bill_micros() as i64);
+    fleet.database.audited().await;
 }

@@ -290,6 +290,45 @@ async fn a_log_that_was_changed_past_its_guards_is_found_with_its_first_wrong_ro
 }
 
 #[tokio::test]
+async fn a_log_whose_oldest_rows_are_kept_elsewhere_goes_on_and_is_checked_from_its_first_row_on() {
+    let fleet = Fleet::new().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        done(&fleet, &["tenants", "create", name]).await;
+    }
+    let database = &fleet.database;
+    let last = database.texts("SELECT encode(hash, 'hex') FROM harness_audit_log WHERE id = 3").await;
+    // As the guide says.
+    database
+        .execute(
+            "BEGIN;
+             LOCK TABLE harness_audit_log;
+             ALTER TABLE harness_audit_log DISABLE TRIGGER harness_audit_log_keep;
+             DELETE FROM harness_audit_log WHERE id <= 3;
+             ALTER TABLE harness_audit_log ENABLE TRIGGER harness_audit_log_keep;
+             COMMIT",
+        )
+        .await;
+    let first =
+        database.texts("SELECT encode(prev_hash, 'hex') FROM harness_audit_log ORDER BY id LIMIT 1").await;
+    assert_eq!(first, last, "the file and the table are one chain");
+    done(&fleet, &["tenants", "create", "f"]).await;
+    assert_eq!(database.texts("SELECT id::text FROM harness_audit_log ORDER BY id").await, ["4", "5", "6"]);
+    let audit = fleet.producer(&["audit"]).await;
+    let said = ["FAILED  log", "row 4  ", "the rows before it are not there"];
+    assert!(audit.code == 3 && said.iter().all(|said| audit.out.contains(said)), "{audit:?}");
+    let audit = fleet.producer(&["audit", "--since", "1d"]).await;
+    assert!(!audit.out.contains("FAILED"), "{audit:?}");
+    // What is changed behind that row is still found.
+    let off = "ALTER TABLE harness_audit_log DISABLE TRIGGER USER";
+    let on = "ALTER TABLE harness_audit_log ENABLE TRIGGER USER";
+    database
+        .execute(&format!("{off}; UPDATE harness_audit_log SET actor = 'nobody' WHERE id = 5; {on}"))
+        .await;
+    let audit = fleet.producer(&["audit", "--since", "1d"]).await;
+    assert!(audit.out.contains("FAILED  log") && audit.out.contains("row 5  "), "{audit:?}");
+}
+
+#[tokio::test]
 async fn after_a_restore_the_keys_that_are_valid_are_named_and_missing_rights_too() {
     let fleet = Fleet::new().await;
     let (_, id) = key(&fleet, &[]).await;

@@ -101,8 +101,13 @@ pub struct Meter {
     garbage: bool,
     /// Whether the model, or a filter before it, has refused to answer.
     refused: bool,
-    searches: u64,
+    /// Calls of hosted tools, where an answer shows them as items.
+    items: Hosted,
 }
+
+/// Items of an answer of Responses, and the tools as the price table names them: its usage does not count them.
+const HOSTED_ITEMS: [(&str, &str); 2] =
+    [("web_search_call", "web_search"), ("file_search_call", "file_search")];
 
 impl Meter {
     /// Begins with an answer on this wire.
@@ -116,7 +121,7 @@ impl Meter {
             failed: false,
             garbage: false,
             refused: false,
-            searches: 0,
+            items: Hosted::new(),
         }
     }
 
@@ -213,9 +218,7 @@ impl Meter {
             let region = region.map_or_else(|| ask.region(price), |name| price.region(Some(name)))?;
             let tokens_cost = price.cost_at(&tokens, tier, region)?;
             let mut hosted = self.counts.hosted.clone();
-            if self.searches > 0 {
-                hosted.insert("web_search".to_owned(), self.searches);
-            }
+            hosted.extend(self.items.clone());
             let fees = hosted.iter().map(|(tool, calls)| price.fee(tool, *calls));
             fees.into_iter().try_fold(tokens_cost, |sum, fee| Ok(sum + fee?))
         };
@@ -237,9 +240,14 @@ impl Meter {
             Some(_) => self.garbage = true,
         }
         let items = holder.get("output").and_then(Value::as_array).into_iter().flatten();
-        let searched =
-            items.filter(|item| item.get("type").and_then(Value::as_str) == Some("web_search_call"));
-        self.searches = self.searches.max(searched.count() as u64);
+        let kinds: Vec<&str> = items.filter_map(|item| item.get("type")?.as_str()).collect();
+        for (item, tool) in HOSTED_ITEMS {
+            let calls = kinds.iter().filter(|kind| **kind == item).count() as u64;
+            if calls > 0 {
+                let most = self.items.entry(tool.to_owned()).or_default();
+                *most = calls.max(*most);
+            }
+        }
     }
 
     fn message_event(&mut self, event: &Map<String, Value>) -> Seen {

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 mod content;
 mod counted;
 mod fit;
+mod hosted;
 mod messages;
 mod openai;
 
@@ -28,6 +29,9 @@ use crate::prices::{CacheWrites, Factor, Price, Prices, Unpriced};
 use crate::provider::Provider;
 
 pub use counted::Counted;
+pub use hosted::HostedCaps;
+
+use hosted::Hosted;
 
 /// A protocol for a model call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,13 +75,6 @@ pub struct Bound {
     pub cost: Usd,
 }
 
-/// How many web searches an agent allows in one call. Zero refuses the tool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostedCaps {
-    /// The most searches in one call; the request must name a limit that is not above it.
-    pub web_search: u64,
-}
-
 /// Which factor applies to all rates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {
@@ -118,7 +115,7 @@ pub struct Ask {
     pub(crate) writes: CacheWrites,
     steps: Vec<Step>,
     whole_window: bool,
-    web_searches: u64,
+    hosted: Hosted,
 }
 
 /// The largest request that is read, as Anthropic's own limit: 32 MiB.
@@ -192,8 +189,8 @@ impl Ask {
         output_limit: Option<u64>,
     ) -> Result<Bound, Unpriced> {
         let price = prices.find(&self.model, day)?;
-        let passes = self.web_searches.saturating_add(1);
-        let input = match self.web_searches {
+        let passes = self.hosted.calls.saturating_add(1);
+        let input = match self.hosted.calls {
             // Here the window is that of each text, and the request may have many.
             _ if self.wire == Wire::Embeddings => self.counted_input(counted),
             0 if !self.whole_window => self.counted_input(counted).min(price.context_window),
@@ -203,7 +200,7 @@ impl Ask {
         // What a hosted tool finds is input of one more pass.
         let (input, output) = (input.saturating_mul(passes), output.saturating_mul(passes));
         let (tier, region) = (self.tier(price)?, self.region(price)?);
-        let fee = price.fee("web_search", self.web_searches)?;
+        let fee = self.hosted.fee(price)?;
         let names_output = output_limit.is_some();
         Ok(Bound {
             input,
@@ -215,7 +212,7 @@ impl Ask {
 
     /// Returns the hash of the whole conversation, under which its counted tokens are remembered.
     pub fn conversation(&self) -> Option<[u8; 32]> {
-        let in_full = !self.whole_window && self.web_searches == 0;
+        let in_full = !self.whole_window && self.hosted.calls == 0;
         self.steps.last().filter(|_| in_full).map(|step| step.hash)
     }
 

@@ -37,6 +37,9 @@ pub struct AgentCalls {
     /// The most web searches that the provider may make in one call; none unless set.
     #[serde(default)]
     web_searches_per_call: u64,
+    /// The most searches in files at the provider that it may make in one call; none unless set.
+    #[serde(default)]
+    file_searches_per_call: u64,
     /// Whether they are made by the model loop.
     #[serde(skip)]
     by_loop: bool,
@@ -82,13 +85,14 @@ fn min_output_tokens() -> u64 {
 
 impl AgentCalls {
     /// The keys, besides which a table has those of its harness.
-    pub const KEYS: [&str; 9] = [
+    pub const KEYS: [&str; 10] = [
         "models",
         "on_exhausted",
         "budget_daily",
         "budget_monthly",
         "max_cost_usd",
         "web_searches_per_call",
+        "file_searches_per_call",
         "fit",
         "min_output_tokens",
         "cache",
@@ -125,7 +129,7 @@ impl AgentCalls {
 
     /// Returns what its programs may use of the tools that a provider runs.
     pub fn caps(&self) -> HostedCaps {
-        HostedCaps { web_search: self.web_searches_per_call }
+        HostedCaps { web_search: self.web_searches_per_call, file_search: self.file_searches_per_call }
     }
 }
 

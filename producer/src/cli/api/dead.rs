@@ -26,7 +26,7 @@ fn chosen<'a>(
 ) -> impl futures::Stream<Item = Result<FailedJob, Error>> + 'a {
     let of = &filter.of;
     let (session, agent, pool) = (of.session.clone(), of.agent.clone(), of.pool.clone());
-    let jobs = JobFilter { states: Vec::new(), agent, session, pool, labels: of.labels.clone() };
+    let jobs = JobFilter { agent, session, pool, labels: of.labels.clone(), ..JobFilter::default() };
     client
         .dead(&jobs, 500)
         .try_filter(move |entry| {

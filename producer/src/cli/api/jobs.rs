@@ -180,7 +180,7 @@ pub async fn every_line(
     mut found: impl FnMut(JobLine),
 ) -> anyhow::Result<()> {
     let store::JobFilter { states, agent, session, pool, labels, .. } = filter;
-    let filter = JobFilter { states, agent, session, pool, labels };
+    let filter = JobFilter { states, agent, session, pool, labels, ..JobFilter::default() };
     let mut entries = std::pin::pin!(client.jobs(&filter, limit).take(limit));
     while let Some(entry) = entries.try_next().await? {
         let JobEntry { job_id, session_id, agent_id, pool, state, attempts, accepted_at, finished_at, code } =

@@ -6,6 +6,7 @@ use job::Usd;
 use tokio_postgres::Row;
 
 use super::account::{OPEN, OPEN_JOBS, Period, Scope, micros, today, unfolded_from};
+use crate::access::logged;
 use crate::database::{Tx, query};
 use crate::{Store, StoreError};
 
@@ -54,19 +55,29 @@ const SET: &str = "
     ON CONFLICT (scope, period, name) DO UPDATE
        SET limit_microusd = excluded.limit_microusd, set_by = excluded.set_by, set_at = now()";
 
-const REMOVE: &str = "
-    DELETE FROM harness_budgets WHERE scope = $1 AND name = $2 AND period = $3 RETURNING limit_microusd";
+const REMOVE: &str = concat!(
+    "WITH removed AS (DELETE FROM harness_budgets WHERE scope = $2 AND name = $3 AND period = $4 RETURNING *) ",
+    logged!(
+        "budget_removed",
+        "NULL",
+        "jsonb_build_object('scope', scope, 'name', name, 'period', period, 'limit_microusd', limit_microusd)",
+        "removed"
+    )
+);
 
 const LOG: &str = "
     INSERT INTO harness_audit_log (actor, act, detail)
-    VALUES ($1, $2, jsonb_build_object('scope', $3::text, 'name', $4::text, 'period', $5::text,
-                                       'limit_microusd', $6::bigint))";
+    VALUES ($1, 'budget_set', jsonb_build_object('scope', $2::text, 'name', $3::text, 'period', $4::text,
+                                                 'limit_microusd', $5::bigint))";
 
-const REOPEN: &str = "
-    UPDATE harness_accounts a
-       SET reopened_microusd = overrun_microusd + (SELECT coalesce(sum(m.overrun_microusd), 0)
-                                                     FROM harness_account_moves m WHERE m.key = a.key)
-     WHERE key = $1 RETURNING key";
+const REOPEN: &str = concat!(
+    "WITH opened AS (
+         UPDATE harness_accounts a
+            SET reopened_microusd = overrun_microusd + (SELECT coalesce(sum(m.overrun_microusd), 0)
+                                                          FROM harness_account_moves m WHERE m.key = a.key)
+          WHERE key = $2 RETURNING key) ",
+    logged!("account_reopened", "NULL", "jsonb_build_object('account', key)", "opened")
+);
 
 /// Accounts of windows that have not ended, with those budgets that have no account yet left out.
 const ACCOUNTS: &str = concat!(
@@ -124,7 +135,7 @@ impl Store {
             &[&scope, &name, &period, &limit, &actor],
             &open,
             &open,
-            &[&actor, &"budget_set", &scope, &name, &period, &limit],
+            &[&actor, &scope, &name, &period, &limit],
         ])
         .await?;
         Ok(())
@@ -139,13 +150,8 @@ impl Store {
         actor: &str,
     ) -> Result<bool, StoreError> {
         let (scope, period) = (scope.as_str(), period.as_str());
-        let tx = Tx::prepare(&self.pool, "remove_budget", [REMOVE, LOG]).await?;
-        let [removed, _] = tx
-            .run([
-                &[&scope, &name, &period],
-                &[&actor, &"budget_removed", &scope, &name, &period, &None::<i64>],
-            ])
-            .await?;
+        let tx = Tx::prepare(&self.pool, "remove_budget", [REMOVE]).await?;
+        let [removed] = tx.run([&[&actor, &scope, &name, &period]]).await?;
         Ok(!removed.is_empty())
     }
 
@@ -172,11 +178,8 @@ impl Store {
 
     /// Opens an account that an overrun has shut. Returns whether there is such an account.
     pub async fn reopen_account(&self, account: &str, actor: &str) -> Result<bool, StoreError> {
-        let tx = Tx::prepare(&self.pool, "reopen_account", [REOPEN, LOG]).await?;
-        let none = None::<String>;
-        let [opened, _] = tx
-            .run([&[&account], &[&actor, &"account_reopened", &none, &account, &none, &None::<i64>]])
-            .await?;
+        let tx = Tx::prepare(&self.pool, "reopen_account", [REOPEN]).await?;
+        let [opened] = tx.run([&[&actor, &account]]).await?;
         Ok(!opened.is_empty())
     }
 

@@ -34,7 +34,7 @@ fn response(said: &Said, status: &str, output: Vec<Value>, usage: Value) -> Valu
 /// Returns the items of an answer.
 fn items(said: &Said) -> Vec<Value> {
     let items = said.blocks.iter().enumerate().map(|(at, (block, _))| {
-        let id = |prefix: &str| format!("{prefix}_{}_{}_{at}", said.id, said.parts);
+        let id = |prefix: &str| format!("{prefix}_{}_{at}", said.id);
         match block {
             Block::Thinking { text, signature } => {
                 let summary = (!text.is_empty()).then(|| json!({"type": "summary_text", "text": text}));

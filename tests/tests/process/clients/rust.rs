@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use harness_fleet::{
-    Client, Error, Event, Followed, InputAnswer, InputKind, Job, JobEntry, JobFilter, JobId, JobSpec,
-    JobState, Json, Label, Labels, SpendBy, Usd,
+    CatchUp, Client, Error, Event, Followed, InputAnswer, InputKind, Job, JobEntry, JobFilter, JobId,
+    JobSpec, JobState, Json, Label, Labels, NewSchedule, Overlap, Schedule, SessionFilter, SpendBy, Usd,
+    When,
 };
 use serde_json::{Value, json};
 use tests::{Api, Authority, Fleet, job, until};
@@ -113,7 +114,8 @@ async fn the_walk_of_the_rust_client_works() {
     }
     assert_eq!(client.spend(&[], 1).await.expect("sums"), []);
     assert_eq!(client.spend(&[SpendBy::Agent, SpendBy::Job], 7).await.expect("sums"), []);
-    let sessions: Vec<_> = client.sessions().try_collect().await.expect("a list");
+    let every = SessionFilter::default();
+    let sessions: Vec<_> = client.sessions(&every, 3).try_collect().await.expect("a list");
     assert_eq!(sessions.len(), 4, "{sessions:?}");
 
     // Dead letters, and one of them again.
@@ -165,4 +167,90 @@ async fn a_key_that_allows_less_is_enough_for_the_rust_client_to_do_it() {
     let failure = ended.failure.expect("why");
     assert_eq!((failure.code.as_str(), failure.message), ("unknown_agent", None));
     assert_eq!(submits.submit(&spec).await.expect("known").state, JobState::Failed);
+}
+
+#[tokio::test]
+async fn the_rust_client_finds_jobs_by_time_and_sessions_by_agent_and_time() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let client = Client::new(Api::of(&door).await.base(), None).expect("an address");
+    let (one, two) = (job("a", "echo", json!(1)), job("b", "scripted", json!({"count": 1, "delay_ms": 0})));
+    for spec in [&one, &two] {
+        client.submit(spec).await.expect("accepted");
+        client.wait(spec.job_id, None).await.expect("its end");
+    }
+    let found = async |filter: SessionFilter| {
+        let entries: Vec<_> = client.sessions(&filter, 1).try_collect().await.expect("a list");
+        entries.into_iter().map(|entry| entry.session_id).collect::<Vec<_>>()
+    };
+    let none = SessionFilter::default;
+    assert_eq!(found(none()).await, ["a", "b"]);
+    assert_eq!(found(SessionFilter { agent: Some(two.agent_id.clone()), ..none() }).await, ["b"]);
+    let entries: Vec<_> = client.sessions(&none(), 500).try_collect().await.expect("a list");
+    // The session `b` was created when `a` was done.
+    let (created, updated) = (&entries[1].created_at, &entries[1].last_updated);
+    let at = |time: &String| Some(time.clone());
+    assert_eq!(found(SessionFilter { created_since: at(created), ..none() }).await, ["b"]);
+    assert_eq!(found(SessionFilter { created_before: at(created), ..none() }).await, ["a"]);
+    assert_eq!(found(SessionFilter { updated_since: at(updated), ..none() }).await, ["b"]);
+    assert_eq!(found(SessionFilter { updated_before: at(updated), ..none() }).await, ["a"]);
+    let nobody = SessionFilter { agent: Some(one.agent_id.clone()), updated_since: at(updated), ..none() };
+    assert_eq!(found(nobody).await, [""; 0]);
+    let wrong = SessionFilter { updated_since: Some("yesterday".to_owned()), ..none() };
+    let wrong: Result<Vec<_>, Error> = client.sessions(&wrong, 1).try_collect().await;
+    assert_eq!(refusal(wrong), (422, Some("updated_since".to_owned())));
+    // A job's own time is in its id.
+    let of = |since: Option<&str>, before: Option<&str>| JobFilter {
+        since: since.map(str::to_owned),
+        before: before.map(str::to_owned),
+        ..JobFilter::default()
+    };
+    let long_ago = Some("2001-01-01T00:00:00Z");
+    assert_eq!(ids(&client, &of(long_ago, None)).await, [two.job_id, one.job_id]);
+    assert_eq!(ids(&client, &of(None, long_ago)).await, []);
+}
+
+#[tokio::test]
+async fn the_rust_client_makes_reads_pauses_and_removes_schedules() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let client = Client::new(Api::of(&door).await.base(), None).expect("an address");
+    let name = |text: &str| text.parse::<harness_fleet::Name>().expect("a name");
+    let nightly = NewSchedule {
+        zone: Some("Europe/Berlin".to_owned()),
+        jitter_ms: Some(1_000),
+        catch_up: Some(CatchUp::All),
+        within_ms: Some(60_000),
+        overlap: Some(Overlap::Skip),
+        ..NewSchedule::new(
+            name("nightly"),
+            When::Cron("30 2 * * *".to_owned()),
+            Json::parse(r#"{"agent_id":"echo","input":{"n":1e5}}"#).expect("JSON"),
+        )
+    };
+    let made = client.make_schedule(&nightly).await.expect("made");
+    assert_eq!((made.name.as_str(), made.cron.as_deref(), made.at), ("nightly", Some("30 2 * * *"), None));
+    assert_eq!((made.zone.as_str(), made.jitter_ms, made.within_ms), ("Europe/Berlin", 1_000, 60_000));
+    assert_eq!((made.catch_up.as_str(), made.overlap.as_str(), made.fired), ("all", "skip", 0));
+    assert!(made.job.is_some_and(|job| job.as_str().contains("1e5")), "to the letter");
+    assert_eq!(refusal(client.make_schedule(&nightly).await), (409, Some("name".to_owned())));
+    let echo = || Json::parse(r#"{"agent_id":"echo"}"#).expect("JSON");
+    let once = NewSchedule::new(name("once"), When::At("2999-01-01T00:00:00Z".to_owned()), echo());
+    assert!(client.make_schedule(&once).await.expect("made").at.is_some());
+    let never = NewSchedule::new(name("never"), When::Cron("0 0 31 2 *".to_owned()), echo());
+    assert_eq!(refusal(client.make_schedule(&never).await), (422, Some("cron".to_owned())));
+
+    let all: Vec<Schedule> = client.schedules().try_collect().await.expect("a list");
+    assert_eq!(all.iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>(), ["nightly", "once"]);
+    let firings = client.next_firings(&nightly.name, 3).await.expect("instants");
+    assert_eq!(firings.len(), 3);
+    assert!(firings.iter().all(|firing| firing.local.contains("T02:30:00+0")), "{firings:?}");
+    assert_eq!(client.schedule(&nightly.name).await.expect("it").next_at.as_ref(), Some(&firings[0].at));
+    assert_eq!(refusal(client.next_firings(&nightly.name, 101).await), (422, Some("limit".to_owned())));
+    assert!(client.pause_schedule(&nightly.name).await.expect("paused").paused_at.is_some());
+    assert!(client.resume_schedule(&nightly.name).await.expect("resumed").paused_at.is_none());
+    client.remove_schedule(&nightly.name).await.expect("removed");
+    assert!(client.schedule(&nightly.name).await.is_err_and(|error| error.is_not_found()));
+    assert!(client.remove_schedule(&nightly.name).await.is_err_and(|error| error.is_not_found()));
 }

@@ -148,6 +148,11 @@ fn an_answer_that_is_no_stream_costs_what_it_reports() {
     let response = json!({"status": "incomplete", "model": "gpt-6-sol", "output": [], "service_tier": "default",
         "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}});
     assert_eq!(micros(&of_body(Wire::Responses, &response)), 12);
+    let item = |kind: &str| json!({"type": kind});
+    let searched = json!({"status": "completed", "model": "gpt-6-sol", "service_tier": "default",
+        "output": [item("file_search_call"), item("web_search_call"), item("file_search_call"), item("message")],
+        "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}});
+    assert_eq!(micros(&of_body(Wire::Responses, &searched)), 12 + 10_000 + 2 * 2_500);
     let embedded = json!({"data": [], "model": "text-embedding-3-small", "usage": {"prompt_tokens": 500, "total_tokens": 500}});
     assert_eq!(micros(&of_body(Wire::Embeddings, &embedded)), 10);
 }

@@ -1,7 +1,8 @@
 //! Anthropic's Messages.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::hosted::{Hosted, unbounded};
 use super::{
     ADDED_PER_KNOWN_TOOL, Ask, Choice, HostedCaps, MAX_LIMIT, Refused, Wire, count, flag, is_given, model,
     refuse, request_hash, steps, text,
@@ -10,6 +11,10 @@ use crate::prices::CacheWrites;
 
 /// The largest image: 2576 pixels on its long edge (platform.claude.com/docs/en/build-with-claude/vision).
 const LARGEST_IMAGE: u64 = 4_784;
+
+/// The search whose results come back as they are. The later ones write code that looks through them, as often as they like,
+/// unless the request lets only the model call them.
+const PLAIN_SEARCH: &str = "web_search_20250305";
 
 const NO_BOUND: &str = "what it costs has no bound, so it is not passed on";
 
@@ -29,7 +34,7 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
     // Thinking of a fixed length has to end below the limit.
     let thinking = fields.get("thinking").and_then(|thinking| thinking.get("budget_tokens"));
     let least_output = thinking.and_then(Value::as_u64).map_or(0, |budget| budget.saturating_add(1));
-    let (known_tools, web_searches) = tools(&fields, caps)?;
+    let (known_tools, hosted) = tools(&fields, caps)?;
     let tier = text(&fields, "speed")?.unwrap_or_else(|| "standard".to_owned());
     let region = text(&fields, "inference_geo")?.map_or(Choice::Any, Choice::Named);
     let (model, stream, hash) =
@@ -54,13 +59,13 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
         writes,
         steps,
         whole_window,
-        web_searches,
+        hosted,
     })
 }
 
-/// Returns how many tools have a schema of the provider's own, and how many searches the request allows.
-fn tools(fields: &Map<String, Value>, caps: HostedCaps) -> Result<(u64, u64), Refused> {
-    let (mut known, mut searches) = (0, 0_u64);
+/// Returns how many tools have a schema of the provider's own, and what the request allows of those that it runs.
+fn tools(fields: &Map<String, Value>, caps: HostedCaps) -> Result<(u64, Hosted), Refused> {
+    let (mut known, mut hosted) = (0, Hosted::default());
     for tool in fields.get("tools").and_then(Value::as_array).into_iter().flatten() {
         let kind = tool.get("type").and_then(Value::as_str).unwrap_or("custom");
         let is = |prefix: &str| kind.starts_with(prefix);
@@ -69,16 +74,22 @@ fn tools(fields: &Map<String, Value>, caps: HostedCaps) -> Result<(u64, u64), Re
         }
         if is("bash_") || is("text_editor_") || is("computer_") || is("memory_") {
             known += 1;
-        } else if is("web_search_") && caps.web_search > 0 {
-            let uses = tool.get("max_uses").and_then(Value::as_u64).filter(|uses| *uses <= caps.web_search);
-            let problem = format!("`{kind}` needs `max_uses` of at most {}", caps.web_search);
-            searches = searches.saturating_add(uses.ok_or_else(|| Refused::new("tools", problem))?);
+        } else if is("web_search_") {
+            let search = caps.web_search();
+            let uses = search.allowed(kind, "max_uses", tool.get("max_uses").and_then(Value::as_u64))?;
+            if kind != PLAIN_SEARCH && tool.get("allowed_callers") != Some(&json!(["direct"])) {
+                let problem = format!(
+                    "`{kind}` runs code on what it finds, and nothing limits how often: name `\"allowed_callers\": [\"direct\"]`"
+                );
+                return Err(Refused::new("tools", problem));
+            }
+            hosted.calls = hosted.calls.saturating_add(uses);
+            hosted.tools.push(search.name);
         } else {
-            let problem = format!("`{kind}` runs at the provider and has no cap in the agent's settings");
-            return Err(Refused::new("tools", problem));
+            return Err(unbounded(kind));
         }
     }
-    Ok((known, searches))
+    Ok((known, hosted))
 }
 
 /// Returns which cache writes a request asks for: by `cache_control` anywhere, or for the whole of it.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::hosted::{Hosted, unbounded};
 use super::{
     Ask, Choice, HostedCaps, MAX_CHOICES, MAX_LIMIT, Refused, Wire, count, flag, is_given, model, refuse,
     request_hash, steps, text,
@@ -39,7 +40,7 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
         output_limit = output_limit.max(count(&fields, name, MAX_LIMIT)?);
     }
     let choices = if wire == Wire::Chat { count(&fields, "n", MAX_CHOICES)?.unwrap_or(1) } else { 1 };
-    let web_searches = tools(wire, &fields, caps)?;
+    let hosted = tools(wire, &fields, caps)?;
     let tier = match text(&fields, "service_tier")? {
         Some(name) if name != "auto" => Choice::Named(name),
         _ => Choice::Any,
@@ -76,7 +77,7 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
         writes,
         steps,
         whole_window: stored_elsewhere || elsewhere,
-        web_searches,
+        hosted,
     })
 }
 
@@ -96,22 +97,20 @@ fn all_tools(wire: Wire, fields: &Map<String, Value>) -> Vec<&Value> {
     found
 }
 
-/// Returns how many searches the request allows.
-fn tools(wire: Wire, fields: &Map<String, Value>, caps: HostedCaps) -> Result<u64, Refused> {
-    let mut searches = 0;
+/// Returns what the request allows of the tools that the provider runs. One limit holds for all of them together.
+fn tools(wire: Wire, fields: &Map<String, Value>, caps: HostedCaps) -> Result<Hosted, Refused> {
+    let mut hosted = Hosted::default();
     for tool in all_tools(wire, fields) {
         let kind = tool.get("type").and_then(Value::as_str).unwrap_or("function");
-        if OWN_TOOLS.contains(&kind) {
-            continue;
-        }
-        if wire == Wire::Responses && kind == "web_search" && caps.web_search > 0 {
-            let most = count(fields, "max_tool_calls", MAX_LIMIT)?.filter(|most| *most <= caps.web_search);
-            let problem = format!("`{kind}` needs `max_tool_calls` of at most {}", caps.web_search);
-            searches = most.ok_or_else(|| Refused::new("tools", problem))?;
-        } else {
-            let problem = format!("`{kind}` runs at the provider and has no cap in the agent's settings");
-            return Err(Refused::new("tools", problem));
-        }
+        let search = match kind {
+            _ if OWN_TOOLS.contains(&kind) => continue,
+            "web_search" if wire == Wire::Responses => caps.web_search(),
+            "file_search" if wire == Wire::Responses => caps.file_search(),
+            _ => return Err(unbounded(kind)),
+        };
+        let most = count(fields, "max_tool_calls", MAX_LIMIT)?;
+        hosted.calls = search.allowed(kind, "max_tool_calls", most)?;
+        hosted.tools.push(search.name);
     }
-    Ok(searches)
+    Ok(hosted)
 }

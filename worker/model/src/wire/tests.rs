@@ -8,6 +8,8 @@ use serde_json::json;
 
 use super::*;
 
+mod hosted;
+
 static LIST: LazyLock<Prices> = LazyLock::new(Prices::built_in);
 
 fn today() -> NaiveDate {
@@ -208,79 +210,6 @@ fn a_tier_without_a_price_is_an_error_that_names_it() {
     assert_eq!(error.to_string(), "`gpt-6-sol` has no price for the service tier `scale`");
     let ask = read(Wire::Messages, &message("claude-none")).expect("readable");
     assert!(ask.bound(&LIST, today(), &Counted::default()).is_err());
-}
-
-#[test]
-fn hosted_tools_are_refused_without_a_cap_per_call() {
-    for kind in [
-        "web_search_20250305",
-        "web_fetch_20250910",
-        "code_execution_20250825",
-        "advisor_20260301",
-        "unheard_of",
-    ] {
-        let request = with(&message("claude-opus-5"), "tools", json!([{"type": kind, "name": "x"}]));
-        let error = read(Wire::Messages, &request).expect_err(kind);
-        assert!(error.to_string().contains(kind), "{error}");
-    }
-    for kind in ["web_search", "file_search", "code_interpreter", "image_generation", "mcp", "unheard_of"] {
-        let request = json!({"model": "gpt-6-sol", "input": "x", "tools": [{"type": kind}]});
-        assert_eq!(refused(Wire::Responses, &request), "tools", "{kind}");
-    }
-    assert_eq!(
-        refused(Wire::Chat, &with(&chat("m"), "web_search_options", json!({"a": 1}))),
-        "web_search_options"
-    );
-    assert_eq!(
-        refused(Wire::Messages, &with(&message("m"), "mcp_servers", json!([{"url": "x"}]))),
-        "mcp_servers"
-    );
-    assert_eq!(
-        refused(Wire::Responses, &json!({"model": "m", "input": "x", "background": true})),
-        "background"
-    );
-    let compacts = json!({"edits": [{"type": "compact_20260112"}]});
-    assert_eq!(
-        refused(Wire::Messages, &with(&message("m"), "context_management", compacts)),
-        "context_management"
-    );
-    let sound = json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "A"}}]}]);
-    assert_eq!(refused(Wire::Chat, &with(&chat("m"), "messages", sound)), "input_audio");
-    let own = json!([{"name": "f", "input_schema": {}}, {"type": "custom", "name": "g"}, {"type": "bash_20250124", "name": "bash"}]);
-    assert!(read(Wire::Messages, &with(&message("m"), "tools", own)).is_ok());
-}
-
-#[test]
-fn a_hosted_tool_is_found_wherever_a_request_brings_it() {
-    let hosted = json!([{"type": "code_interpreter", "container": {"type": "auto"}}]);
-    let own = json!([{"type": "function", "name": "f", "parameters": {}}]);
-    let request = |tools: &Value, item: &Value| json!({"model": "gpt-6-sol", "max_output_tokens": 9, "tools": tools, "input": [{"role": "user", "content": "Hi."}, item]});
-    let within = |tools: &Value| json!([{"type": "namespace", "name": "n", "tools": tools}]);
-    let brought = |tools: &Value| json!({"type": "tool_search_output", "tools": tools});
-    assert!(read(Wire::Responses, &request(&within(&own), &brought(&own))).is_ok());
-    for request in [
-        request(&within(&hosted), &brought(&own)),
-        request(&own, &brought(&hosted)),
-        request(&own, &brought(&within(&hosted))),
-    ] {
-        assert_eq!(refused(Wire::Responses, &request), "tools", "{request}");
-    }
-}
-
-#[test]
-fn a_capped_search_is_reserved_with_its_fees_and_the_input_of_each_pass() {
-    let caps = HostedCaps { web_search: 3 };
-    let read = |tool: Value| {
-        let request = with(&message("claude-haiku-4-5"), "tools", json!([tool]));
-        Wire::Messages.read(request.to_string().as_bytes(), caps)
-    };
-    let search = |uses: Value| json!({"type": "web_search_20250305", "name": "web_search", "max_uses": uses});
-    assert!(read(search(json!(4))).is_err());
-    assert!(read(search(Value::Null)).is_err());
-    let ask = read(search(json!(2))).expect("within the cap");
-    let bound = ask.bound(&LIST, today(), &Counted::default()).expect("priced");
-    assert_eq!((bound.input, bound.output), (600_000, 300));
-    assert_eq!(bound.cost.micros(), 600_000 + 300 * 5 + 20_000);
 }
 
 #[test]
