@@ -207,6 +207,24 @@ async fn an_edit_needs_exactly_one_place_or_all_of_them() {
 }
 
 #[tokio::test]
+async fn no_edit_and_no_write_makes_a_file_that_is_too_large() {
+    let bench = Bench::new();
+    let before = "a".repeat(70_000);
+    bench.put("a", &before);
+    let toolbox = bench.open("files = true").await;
+    let edit = json!({"path": "a", "old": "a", "new": "b".repeat(300), "all": true});
+    let said = refused(&bench, &toolbox, "edit_file", edit).await;
+    assert_eq!(said, "a would have 21000000 bytes, expected at most 16777216.");
+    let write = json!({"path": "new/b", "text": "b".repeat(17_000_000)});
+    let said = refused(&bench, &toolbox, "write_file", write).await;
+    assert_eq!(said, "new/b would have 17000000 bytes, expected at most 16777216.");
+    assert_eq!(fs::read_to_string(bench.workspace().join("a")).unwrap(), before);
+    assert_eq!(fs::read_dir(bench.workspace()).unwrap().count(), 1);
+    let edit = json!({"path": "a", "old": "a", "new": "bb", "all": true});
+    assert_eq!(call(&bench, &toolbox, "edit_file", edit).await, "Edited a in 70000 places.");
+}
+
+#[tokio::test]
 async fn what_is_long_or_no_text_is_shown_within_bounds() {
     let bench = Bench::new();
     bench.put("lines", "0123456789\n".repeat(100_000));
