@@ -27,7 +27,6 @@ mod neutral;
 mod record;
 mod transcript;
 mod schema;
-mod redact;
 mod config;
 mod head;
 mod compact;
@@ -112,7 +111,9 @@ impl Agent {
         let is_resumed = digest.on([context, &[]]).next(run.task().job_id) != Next::Begin;
         let (calls, signal) = (Calls::default(), run.stop_signal());
         let mut over = pin!(self.over(signal));
-        let opening = Opening { task: run.task(), meter: &*meter, is_resumed, stop: calls.signal() };
+        let redaction = self.settings.redaction.clone();
+        let opening =
+            Opening { task: run.task(), meter: &*meter, is_resumed, stop: calls.signal(), redaction };
         let tools = tokio::select! {
             biased;
             why = &mut over => return Err(why),

@@ -10,8 +10,8 @@ use harness::{Meter, RunError, Shortage, Stop, StopSignal, Stopper, Task};
 use job::{Failure, FailureCode, SessionKey};
 use tokio::sync::watch;
 use tools::{
-    Call, CallError, Content, Ended, OpenError, Output, Place, Tool, Toolbox, Toolset, is_of_the_session,
-    make_workspace,
+    Call, CallError, Content, Ended, OpenError, Output, Place, Redaction, Tool, Toolbox, Toolset,
+    is_of_the_session, make_workspace,
 };
 
 /// The tools of one attempt. Dropping it ends what they run.
@@ -48,6 +48,8 @@ pub struct Opening<'a> {
     pub is_resumed: bool,
     /// Asks the calls under way to end.
     pub stop: StopSignal,
+    /// What is taken out of what they return, before it is cut.
+    pub redaction: Arc<Redaction>,
 }
 
 /// The calls of an attempt: asks them to end, and knows whether any is under way.
@@ -138,6 +140,7 @@ impl OpenTools for AgentTools {
             env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             port: Some(meter.port()),
             resumed: opening.is_resumed,
+            redaction: opening.redaction.clone(),
         };
         match Toolbox::open(&self.toolset, &place).await {
             Ok(toolbox) => Ok(Arc::new(Opened { toolbox, stop: opening.stop.clone() })),

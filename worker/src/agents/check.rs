@@ -152,6 +152,7 @@ impl AgentsCheck {
             env: variables.map(|(name, value)| (name.into(), value.into())).collect(),
             port: gateway.map(Opened::port),
             resumed: false,
+            redaction: Arc::default(),
         };
         for ServerCheck { server, found } in tools.check(&here).await {
             let place = format!("{place}.mcp.{server}");
