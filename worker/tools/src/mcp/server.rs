@@ -441,7 +441,7 @@ fn unanswered(error: &ServiceError) -> String {
 /// Says what happened to a message, without the names of types. Some of these errors hide their causes.
 fn transport(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
-        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => chain(error),
+        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => http_client::cause(error),
         _ => chain(error.error.as_ref()),
     }
 }
