@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use agent::{AgentConfig, OfWorker, OpenTools, Toolkit};
+use agent::{AgentConfig, OfWorker, OpenTools, Opening, Toolkit};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
 use harness::{
-    Delta, Event, Harness, IsDurable, Journal, Meter, Run, RunError, Session, Stop, Stopper, Task, Usage,
+    Delta, Event, Harness, IsDurable, Journal, Meter, Run, RunError, Session, Stop, Stopper, Usage,
 };
 use job::Json;
 use serde_json::{Value, json};
@@ -223,7 +223,7 @@ impl NoTime {
 
 #[async_trait]
 impl OpenTools for NoTime {
-    async fn open(&self, _: &Task, _: &dyn Meter, _: bool) -> Result<Arc<dyn Toolkit>, RunError> {
+    async fn open(&self, _: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError> {
         let NoTime { tools, before, .. } = self;
         Ok(Arc::new(NoTime { tools: tools.clone(), before: before.clone(), calls: AtomicUsize::new(0) }))
     }

@@ -1,5 +1,6 @@
 //! The settings of `harness = "agent"`, as an agent's table has them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use harness::ConfigError;
@@ -7,9 +8,9 @@ use regex::Regex;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tools::Redaction;
 
 use crate::head::wrong_option;
-use crate::redact::Redaction;
 use crate::schema::Schema;
 use crate::wire::Wire;
 
@@ -141,7 +142,7 @@ pub(crate) struct Settings {
     pub native_output: bool,
     pub ask_human: bool,
     pub answer_timeout: Option<Duration>,
-    pub redaction: Redaction,
+    pub redaction: Arc<Redaction>,
 }
 
 const WEEK_MS: u64 = 7 * 86_400_000;
@@ -221,7 +222,7 @@ impl AgentConfig {
             native_output: self.native_output,
             ask_human: self.ask_human,
             answer_timeout: self.answer_timeout_ms.map(Duration::from_millis),
-            redaction: Redaction::new(patterns, keys),
+            redaction: Arc::new(Redaction::new(patterns, keys)),
         })
     }
 }

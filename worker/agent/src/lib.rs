@@ -27,7 +27,6 @@ mod neutral;
 mod record;
 mod transcript;
 mod schema;
-mod redact;
 mod config;
 mod head;
 mod compact;
@@ -35,20 +34,29 @@ mod fault;
 mod ask;
 mod turns;
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use harness::{ConfigError, Harness, Run, RunError, Stop};
+use harness::{ConfigError, Harness, Run, RunError, Stop, StopSignal};
 use job::{Failure, FailureCode, Json};
 use rustls::ClientConfig;
+use tokio::time::{sleep, timeout};
 
 pub use config::{AgentConfig, OfWorker, OpenAiApi, Options};
-pub use toolkit::{AgentTools, OpenTools, Toolkit};
+pub use toolkit::{AgentTools, OpenTools, Opening, Toolkit};
 
 use ask::Gateway;
 use config::Settings;
+use toolkit::Calls;
 use transcript::{Digest, Next};
 use turns::Turns;
+
+/// How long the calls of a run that is stopped have to end, and then its servers of tools. The worker drops a run that takes
+/// longer than 15 s to return.
+const CALLS_GRACE: Duration = Duration::from_secs(10);
+const CLOSE_GRACE: Duration = Duration::from_secs(3);
 
 /// Runs the model loop for each attempt.
 pub struct Agent {
@@ -76,18 +84,11 @@ impl AgentConfig {
 impl Harness for Agent {
     async fn run(&self, run: &mut Run) -> Result<Json, RunError> {
         let signal = run.stop_signal();
-        let timeout = self.settings.timeout;
         tokio::select! {
             biased;
+            // Nothing that it does counts any more. Dropping the loop kills its tools.
             () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
-            // Dropping the loop ends its tools. A call that is under way is read on by the gateway, and its answer is
-            // there for the next attempt.
-            stop = signal.stopped() => Err(RunError::from(stop)),
             ended = self.attempt(run) => ended,
-            () = tokio::time::sleep(timeout) => {
-                let problem = format!("ran longer than timeout_ms = {}", timeout.as_millis());
-                Err(Failure::retryable(FailureCode::Timeout, problem).into())
-            }
         }
     }
 }
@@ -108,11 +109,75 @@ impl Agent {
         let context = &run.session().context_window;
         let digest = Digest::of(context);
         let is_resumed = digest.on([context, &[]]).next(run.task().job_id) != Next::Begin;
-        let tools = self.tools.open(run.task(), &*meter, is_resumed).await?;
-        let ended = Turns::new(&self.settings, run, digest, tools.clone(), gateway).work().await;
-        tools.close().await;
+        let (calls, signal) = (Calls::default(), run.stop_signal());
+        let mut over = pin!(self.over(signal));
+        let redaction = self.settings.redaction.clone();
+        let opening =
+            Opening { task: run.task(), meter: &*meter, is_resumed, stop: calls.signal(), redaction };
+        let tools = tokio::select! {
+            biased;
+            why = &mut over => return Err(why),
+            opened = self.tools.open(&opening) => opened?,
+        };
+        let turns = Turns::new(&self.settings, run, digest, tools.clone(), gateway, calls.clone());
+        let ended = until(turns.work(), &mut over, &calls).await;
+        let closing = async {
+            if calls.check().is_ok() {
+                over.await;
+            }
+            sleep(CLOSE_GRACE).await;
+        };
+        tokio::select! {
+            () = tools.close() => {}
+            () = closing => tracing::warn!("servers of tools did not end in time and are killed"),
+        }
         // What its tools have reserved and not settled counts from now on.
         meter.close();
         ended
+    }
+
+    /// Resolves when the run must end, with the reason.
+    async fn over(&self, signal: StopSignal) -> RunError {
+        let limit = self.settings.timeout;
+        tokio::select! {
+            biased;
+            stop = signal.stopped() => stop.into(),
+            () = sleep(limit) => {
+                let problem = format!("ran longer than timeout_ms = {}", limit.as_millis());
+                Failure::retryable(FailureCode::Timeout, problem).into()
+            }
+        }
+    }
+}
+
+/// Works until the loop has ended or is over. Then the calls that are under way have time to end, and their results are
+/// checkpointed; nothing else is waited for. A model call that is under way is read on by the gateway, and its answer is
+/// there for the next attempt.
+async fn until(
+    work: impl Future<Output = Result<Json, RunError>>,
+    over: impl Future<Output = RunError>,
+    calls: &Calls,
+) -> Result<Json, RunError> {
+    let mut work = pin!(work);
+    let why = tokio::select! {
+        biased;
+        why = over => why,
+        ended = &mut work => return ended,
+    };
+    calls.stop();
+    let last = timeout(CALLS_GRACE, async {
+        tokio::select! {
+            biased;
+            ended = &mut work => ended.err(),
+            () = calls.ended() => None,
+        }
+    });
+    match last.await {
+        Ok(Some(RunError::Stopped(Stop::LeaseLost))) => Err(RunError::Stopped(Stop::LeaseLost)),
+        Ok(_) => Err(why),
+        Err(_) => {
+            tracing::warn!("calls of tools did not end in time and are killed");
+            Err(why)
+        }
     }
 }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use harness::{Meter, RunError, Shortage, Task};
+use harness::{Meter, RunError, Shortage, Stop, StopSignal, Stopper, Task};
 use job::{Failure, FailureCode, SessionKey};
+use tokio::sync::watch;
 use tools::{
-    Call, CallError, Content, Ended, OpenError, Output, Place, Tool, Toolbox, Toolset, is_of_the_session,
-    make_workspace,
+    Call, CallError, Content, Ended, OpenError, Output, Place, Redaction, Tool, Toolbox, Toolset,
+    is_of_the_session, make_workspace,
 };
 
 /// The tools of one attempt. Dropping it ends what they run.
@@ -19,7 +20,8 @@ pub trait Toolkit: Send + Sync {
     /// Returns the tools, sorted by name.
     fn tools(&self) -> &[Tool];
 
-    /// Makes a call. Dropping the future ends it.
+    /// Makes a call. When the attempt's stop is asked for, it ends as [`CallError::Stopped`], within the time that its tool
+    /// has to end. Dropping the future ends it at once.
     async fn call(&self, call: &Call<'_>) -> Result<Output, CallError>;
 
     /// Returns what the model has to know besides, each once: such as that a server of tools has started anew.
@@ -32,13 +34,68 @@ pub trait Toolkit: Send + Sync {
 /// Opens the tools of an attempt.
 #[async_trait]
 pub trait OpenTools: Send + Sync {
-    /// Starts what the tools need. `is_resumed` says that an earlier run of the job may have used them.
-    async fn open(
-        &self,
-        task: &Task,
-        meter: &dyn Meter,
-        is_resumed: bool,
-    ) -> Result<Arc<dyn Toolkit>, RunError>;
+    /// Starts what the tools need.
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError>;
+}
+
+/// What the tools of an attempt are opened with.
+pub struct Opening<'a> {
+    /// The job.
+    pub task: &'a Task,
+    /// How they may call models.
+    pub meter: &'a dyn Meter,
+    /// Whether an earlier run of the job may have used them.
+    pub is_resumed: bool,
+    /// Asks the calls under way to end.
+    pub stop: StopSignal,
+    /// What is taken out of what they return, before it is cut.
+    pub redaction: Arc<Redaction>,
+}
+
+/// The calls of an attempt: asks them to end, and knows whether any is under way.
+#[derive(Clone, Default)]
+pub(crate) struct Calls {
+    stopper: Stopper,
+    under_way: watch::Sender<usize>,
+}
+
+/// As long as it lives, calls are under way.
+pub(crate) struct UnderWay(watch::Sender<usize>);
+
+impl Calls {
+    /// Returns the signal that asks them to end.
+    pub fn signal(&self) -> StopSignal {
+        self.stopper.signal()
+    }
+
+    /// Asks those that are under way to end, and lets no other begin.
+    pub fn stop(&self) {
+        self.stopper.ask(Stop::Drain);
+    }
+
+    /// Fails once they have been asked to end.
+    pub fn check(&self) -> Result<(), Stop> {
+        self.stopper.asked().map_or(Ok(()), Err)
+    }
+
+    /// Notes that calls are under way, until their results are checkpointed.
+    pub fn begin(&self) -> UnderWay {
+        self.under_way.send_modify(|count| *count += 1);
+        UnderWay(self.under_way.clone())
+    }
+
+    /// Resolves when none is under way.
+    pub async fn ended(&self) {
+        let mut under_way = self.under_way.subscribe();
+        // The sender lives as long as this does.
+        let _ = under_way.wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// The tools of an agent's table.
@@ -59,12 +116,8 @@ impl AgentTools {
 
 #[async_trait]
 impl OpenTools for AgentTools {
-    async fn open(
-        &self,
-        task: &Task,
-        meter: &dyn Meter,
-        is_resumed: bool,
-    ) -> Result<Arc<dyn Toolkit>, RunError> {
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError> {
+        let Opening { task, meter, .. } = *opening;
         let session = SessionKey::new(&task.tenant, &task.session_id);
         let (dir, name) = (self.workspace_dir.clone(), PathBuf::from(session.as_str()));
         let made = tokio::task::spawn_blocking(move || {
@@ -86,10 +139,11 @@ impl OpenTools for AgentTools {
             workspace,
             env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             port: Some(meter.port()),
-            resumed: is_resumed,
+            resumed: opening.is_resumed,
+            redaction: opening.redaction.clone(),
         };
         match Toolbox::open(&self.toolset, &place).await {
-            Ok(toolbox) => Ok(Arc::new(Opened(toolbox))),
+            Ok(toolbox) => Ok(Arc::new(Opened { toolbox, stop: opening.stop.clone() })),
             Err(OpenError::Workspace(error)) => Err(no_workspace(&session, &error)),
             Err(OpenError::Shortage(problem)) => Err(Shortage::Resources(problem).into()),
             Err(error @ OpenError::Server { .. }) => {
@@ -108,26 +162,31 @@ fn no_workspace(session: &SessionKey, error: &io::Error) -> RunError {
     Shortage::Workspace(problem).into()
 }
 
-struct Opened(Toolbox);
+struct Opened {
+    toolbox: Toolbox,
+    stop: StopSignal,
+}
 
 #[async_trait]
 impl Toolkit for Opened {
     fn tools(&self) -> &[Tool] {
-        self.0.tools()
+        self.toolbox.tools()
     }
 
     async fn call(&self, call: &Call<'_>) -> Result<Output, CallError> {
-        // A run that is stopped drops its calls.
-        self.0.call(call, std::future::pending()).await
+        let stop = async {
+            self.stop.stopped().await;
+        };
+        self.toolbox.call(call, stop).await
     }
 
     fn notices(&self) -> Vec<String> {
-        self.0.notices()
+        self.toolbox.notices()
     }
 
     async fn close(self: Arc<Self>) {
-        if let Some(Opened(toolbox)) = Arc::into_inner(self) {
-            toolbox.close().await;
+        if let Some(opened) = Arc::into_inner(self) {
+            opened.toolbox.close().await;
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::marks::{Head, JobMark, TurnMark};
 use crate::person;
 use crate::record::with_record;
 use crate::schema::{Schema, json_of};
-use crate::toolkit::{Toolkit, not_made};
+use crate::toolkit::{Calls, Toolkit, not_made};
 use crate::transcript::{Digest, Next, Transcript};
 use crate::wire::Wire;
 
@@ -38,6 +38,8 @@ pub(crate) struct Turns<'r> {
     /// What the model may call, sorted by name: these tools, and perhaps a person.
     offered: Vec<Tool>,
     gateway: Gateway,
+    /// The calls of its tools.
+    calls: Calls,
     /// What the session's entries are, and the pending ones.
     digest: Digest,
     /// Entries that the next checkpoint appends.
@@ -66,6 +68,7 @@ impl<'r> Turns<'r> {
         digest: Digest,
         tools: Arc<dyn Toolkit>,
         gateway: Gateway,
+        calls: Calls,
     ) -> Turns<'r> {
         let mut offered = tools.tools().to_vec();
         if settings.ask_human && offered.iter().all(|tool| tool.name != person::ASK) {
@@ -78,6 +81,7 @@ impl<'r> Turns<'r> {
             tools,
             offered,
             gateway,
+            calls,
             digest,
             pending: Vec::new(),
             answers: 0,

@@ -1,6 +1,7 @@
 //! The HTTP client that calls a provider, a service or a server of tools: one attempt is one request, to the address
 //! that was named. This crate does not know what is asked, or who answers.
 
+use std::error::Error;
 use std::time::Duration;
 
 use reqwest::Client;
@@ -20,4 +21,17 @@ pub fn build(tls: ClientConfig) -> Result<Client, String> {
         .tcp_nodelay(true)
         .build()
         .map_err(|error| error.to_string())
+}
+
+/// Returns what lies beneath an error, without the address, which may hold a secret.
+pub fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let said = cause.to_string();
+    match error.url() {
+        Some(url) => said.replace(url.as_str(), "its address"),
+        None => said,
+    }
 }

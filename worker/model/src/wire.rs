@@ -326,7 +326,8 @@ fn text(fields: &Map<String, Value>, name: &str) -> Result<Option<String>, Refus
 /// Returns a count; `None` if it is missing or null.
 fn count(fields: &Map<String, Value>, name: &str, most: u64) -> Result<Option<u64>, Refused> {
     let Some(value) = fields.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
-    let wrong = || Refused::new(name, format!("`{value}` is no whole number from 1 to {most}"));
+    let shown = || json::number(value).map_or_else(|| value.to_string(), str::to_owned);
+    let wrong = || Refused::new(name, format!("`{}` is no whole number from 1 to {most}", shown()));
     value.as_u64().filter(|given| (1..=most).contains(given)).map(Some).ok_or_else(wrong)
 }
 

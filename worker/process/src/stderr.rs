@@ -13,6 +13,8 @@ use tracing::Instrument;
 const KEEP_BYTES: usize = 1_000;
 /// Lines that go into a failure's message.
 const KEEP_LINES: usize = 20;
+/// Bytes of a line that go to the log.
+const LOG_BYTES: usize = 1_000;
 /// Lines of one run that go to the log.
 const LOG_LINES: u64 = 2_000;
 /// How long to wait for the end of stderr once the program is dead: another process may hold the pipe.
@@ -25,9 +27,19 @@ pub struct Stderr {
 }
 
 impl Stderr {
-    /// Starts to read. The first lines are passed to `log` as they come, clipped and cleaned.
+    /// Starts to read. The first lines are passed to `log` as they come, clipped and cleaned. The last ones are kept so.
     pub fn follow(
         pipe: impl AsyncRead + Unpin + Send + 'static,
+        log: impl Fn(&str) + Send + 'static,
+    ) -> Stderr {
+        Stderr::keep(pipe, KEEP_LINES, KEEP_BYTES, log)
+    }
+
+    /// As [`Stderr::follow`], but keeps so many lines, and so many bytes of each.
+    pub fn keep(
+        pipe: impl AsyncRead + Unpin + Send + 'static,
+        keep_lines: usize,
+        keep_bytes: usize,
         log: impl Fn(&str) + Send + 'static,
     ) -> Stderr {
         let tail = Arc::new(Mutex::new(VecDeque::new()));
@@ -35,17 +47,17 @@ impl Stderr {
         let reading = async move {
             let mut count = 0;
             let mut pipe = BufReader::new(pipe);
-            while let Some(line) = next_line(&mut pipe).await {
+            while let Some(line) = next_line(&mut pipe, keep_bytes).await {
                 count += 1;
                 if count <= LOG_LINES {
-                    log(&line);
+                    log(&line[..line.floor_char_boundary(LOG_BYTES)]);
                 }
                 if count == LOG_LINES {
                     log(&format!("(these were {LOG_LINES} lines; further lines are not logged)"));
                 }
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line);
-                if kept.len() > KEEP_LINES {
+                if kept.len() > keep_lines {
                     kept.pop_front();
                 }
             }
@@ -65,14 +77,14 @@ impl Stderr {
 }
 
 /// Returns the next line that is not blank, clipped and fit for a log, or `None` at the end.
-async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin)) -> Option<String> {
+async fn next_line(pipe: &mut (impl AsyncBufReadExt + Unpin), keep_bytes: usize) -> Option<String> {
     let mut line = Vec::new();
     loop {
         let chunk = pipe.fill_buf().await.ok()?;
         let at_end = chunk.is_empty();
         let newline = chunk.iter().position(|byte| *byte == b'\n');
         let piece = &chunk[..newline.unwrap_or(chunk.len())];
-        line.extend_from_slice(&piece[..piece.len().min(KEEP_BYTES.saturating_sub(line.len()))]);
+        line.extend_from_slice(&piece[..piece.len().min(keep_bytes.saturating_sub(line.len()))]);
         let used = piece.len() + usize::from(newline.is_some());
         pipe.consume(used);
         let blank = line.trim_ascii().is_empty();
@@ -102,10 +114,10 @@ mod tests {
     async fn lines_are_clipped_cleaned_and_blank_ones_skipped() {
         let text = format!("one\r\n\n  \n{}\n\x1b[31mred\nlast", "x".repeat(5_000));
         let mut pipe = BufReader::new(text.as_bytes());
-        assert_eq!(next_line(&mut pipe).await.unwrap(), "one");
-        assert_eq!(next_line(&mut pipe).await.unwrap().len(), KEEP_BYTES);
-        assert_eq!(next_line(&mut pipe).await.unwrap(), "\u{fffd}[31mred");
-        assert_eq!(next_line(&mut pipe).await.unwrap(), "last");
-        assert_eq!(next_line(&mut pipe).await, None);
+        assert_eq!(next_line(&mut pipe, KEEP_BYTES).await.unwrap(), "one");
+        assert_eq!(next_line(&mut pipe, KEEP_BYTES).await.unwrap().len(), KEEP_BYTES);
+        assert_eq!(next_line(&mut pipe, KEEP_BYTES).await.unwrap(), "\u{fffd}[31mred");
+        assert_eq!(next_line(&mut pipe, KEEP_BYTES).await.unwrap(), "last");
+        assert_eq!(next_line(&mut pipe, KEEP_BYTES).await, None);
     }
 }

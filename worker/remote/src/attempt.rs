@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use harness::{Meter, Run, RunError, Task};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http_client::cause;
 use job::{Failure, FailureCode, Json};
 use lines::{Asked, LastMessage, Lines, Listener, Silence, idle, verdict};
 use reqwest::Response;
@@ -114,7 +115,10 @@ impl Remote {
             path.pop_if_empty().push(job_id);
         }
         if let Err(error) = self.client.delete(url).headers(headers).send().await {
-            tracing::warn!(cause = %error, "a service could not be asked to stop; its connection is closed next");
+            tracing::warn!(
+                cause = cause(&error),
+                "a service could not be asked to stop; its connection is closed next"
+            );
         }
     }
 }
@@ -122,7 +126,7 @@ impl Remote {
 /// Returns an answer of success, or the failure of any other.
 async fn accepted(answer: reqwest::Result<Response>) -> Result<Response, Failure> {
     let answer =
-        answer.map_err(|error| start_failed(format!("the service cannot be reached: {}", causes(&error))))?;
+        answer.map_err(|error| start_failed(format!("the service cannot be reached: {}", cause(&error))))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -132,15 +136,6 @@ async fn accepted(answer: reqwest::Result<Response>) -> Result<Response, Failure
     let problem = format!("the service answered {status}: {quoted}");
     let is_passing = status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429);
     Err(if is_passing { start_failed(problem) } else { Failure::permanent(FailureCode::Protocol, problem) })
-}
-
-/// The causes of an error, without the address, which may hold a secret.
-fn causes(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 fn start_failed(problem: String) -> Failure {

@@ -1,7 +1,7 @@
 //! A service that answers with the lines of the contract is a harness like any other, and each way to go wrong is named.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -249,6 +249,49 @@ async fn a_service_is_asked_to_stop_and_its_last_checkpoint_counts() {
             (task.job_id.to_string(), "7")
         );
     }
+}
+
+/// Where the log goes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("not poisoned").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_part_of_the_address_is_logged_when_a_service_cannot_be_asked_to_stop() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let service = Service::start().await;
+    let url = format!("{}?key=hunter2", service.url);
+    let config = RemoteConfig { url, stop_grace_ms: 300, ..RemoteConfig::default() };
+    let (task, journal) =
+        (task(json!({"say": [{"type": "checkpoint"}], "then": "hang"})), MemoryJournal::new());
+    let (mut run, stopper) = stoppable(&task, &journal);
+    let harness = config.build(&tls()).unwrap();
+    let asked = async {
+        journal.reached(1).await;
+        // It takes no other connection.
+        service.serving.abort();
+        while !service.serving.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        stopper.ask(Stop::Drain);
+    };
+    let (ended, ()) = tokio::join!(harness.run(&mut run), asked);
+    assert_eq!(ended, Err(RunError::Stopped(Stop::Drain)));
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("could not be asked to stop"), "{logged}");
+    assert!(!logged.contains("hunter2") && !logged.contains("127.0.0.1"), "{logged}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What a call costs besides the work of its tool: `cargo bench -p tools`.
 
 use std::future::pending;
+use std::sync::Arc;
 
 use divan::Bencher;
 use job::JobId;
@@ -25,7 +26,7 @@ fn calls(bencher: Bencher<'_, '_>, table: &str, name: &str, input: &str) {
     let toolset = config.build(&machine).unwrap_or_else(|errors| panic!("{errors:?}"));
     let runtime = Runtime::new().expect("a runtime");
     let workspace = folder.path().to_owned();
-    let place = Place { workspace, env: Vec::new(), port: None, resumed: false };
+    let place = Place { workspace, env: Vec::new(), port: None, resumed: false, redaction: Arc::default() };
     let toolbox = runtime.block_on(Toolbox::open(&toolset, &place)).expect("tools");
     let key = CallKey::new(JobId::now(), "call_1");
     bencher.bench_local(|| {

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::CommandConfig;
+use crate::last_words;
 use crate::output::Collected;
 use crate::ranges;
 use crate::schema::Schema;
@@ -132,13 +133,16 @@ impl Command {
             return Ok(Output::failed(Ended::Broken, "The tool cannot be started: it has no pipes."));
         };
         let name = call.name.to_owned();
-        let stderr = Stderr::follow(
+        let stderr = Stderr::keep(
             stderr,
+            last_words::LINES,
+            last_words::LINE_BYTES,
             move |line| tracing::info!(target: "harness::tools::stderr", tool = name, "{line}"),
         );
         let input = if call.input.trim().is_empty() { "{}" } else { call.input };
         let _input = give(stdin, input.as_bytes().to_vec());
-        let mut output = Collected::new(workspace, call.key.file_name().to_owned(), self.max_output_bytes);
+        let kept = (workspace, &*place.redaction);
+        let mut output = Collected::new(kept, call.key.file_name().to_owned(), self.max_output_bytes);
         let end = tokio::select! {
             end = until_exit(&group, &mut stdout, &mut output) => end,
             () = sleep(self.timeout) => End::TimedOut,
@@ -154,7 +158,8 @@ impl Command {
         if let End::Stopped = end {
             return Err(CallError::Stopped);
         }
-        Ok(self.outcome(end, exit, output, &stderr.tail().await).await)
+        let stderr = last_words::shown(&stderr.tail().await, &place.redaction, self.max_output_bytes / 2);
+        Ok(self.outcome(end, exit, output, &stderr).await)
     }
 
     async fn start(&self, call: &Call<'_>, place: &Place) -> io::Result<Group> {
@@ -165,7 +170,7 @@ impl Command {
         process::spawn(process, self.memory_limit_mb, entry).await
     }
 
-    async fn outcome(&self, end: End, exit: Exit, output: Collected<'_>, stderr: &[String]) -> Output {
+    async fn outcome(&self, end: End, exit: Exit, output: Collected<'_>, stderr: &str) -> Output {
         let limit = self.max_output_bytes;
         let (ended, said) = match (end, exit.status) {
             (End::TimedOut | End::Stopped, _) => {
@@ -188,8 +193,11 @@ impl Command {
             (End::Exited, Some(status)) => (Ended::Failed, format!("The tool failed: {status}.")),
             (End::Exited, None) => (Ended::Broken, "The tool's end cannot be seen.".to_owned()),
         };
-        let stderr = stderr.join("\n");
-        let stderr = text::tail(&stderr, limit / 2);
+        let refused = self.sandbox.as_ref().and_then(|sandbox| sandbox.may_have_refused(stderr));
+        let said = match refused {
+            Some(refused) if ended == Ended::Failed => format!("{said} Perhaps {refused}."),
+            _ => said,
+        };
         let mut said =
             if stderr.is_empty() { said } else { format!("{said}\nIts stderr ends with:\n{stderr}") };
         if output.total() > 0 {

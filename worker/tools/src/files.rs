@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::FilesConfig;
 use crate::output::Collected;
+use crate::redaction::Redaction;
 use crate::schema::Schema;
 use crate::text;
 use crate::tool::{Call, CallError, Ended, Output, Repeat, Tool};
@@ -49,6 +50,8 @@ pub(crate) struct Bounds {
     stopped: AtomicBool,
     /// The most bytes of a text that is shown.
     shown: usize,
+    /// What is taken out of what is shown.
+    redaction: Arc<Redaction>,
 }
 
 impl Bounds {
@@ -154,7 +157,7 @@ impl FileTool {
         self,
         call: &Call<'_>,
         fields: Map<String, Value>,
-        workspace: &Arc<Workspace>,
+        (workspace, redaction): (&Arc<Workspace>, &Arc<Redaction>),
         max_output_bytes: usize,
         stop: impl Future<Output = ()>,
     ) -> Result<Output, CallError> {
@@ -162,6 +165,7 @@ impl FileTool {
             until: Instant::now() + TIMEOUT,
             stopped: AtomicBool::new(false),
             shown: max_output_bytes,
+            redaction: redaction.clone(),
         });
         let _stop = StopOnDrop(bounds.clone());
         let (folder, own) = (workspace.clone(), bounds.clone());
@@ -175,11 +179,12 @@ impl FileTool {
         let text = match done {
             Ok(text) => text,
             Err(problem) => {
-                let problem = text::clean_text(text::clipped(&problem, 1_000).into());
+                let problem = text::clean_text(redaction.clipped(&problem, 1_000).into());
                 return Ok(Output::failed(Ended::Failed, problem));
             }
         };
-        let mut output = Collected::new(workspace, call.key.file_name().to_owned(), max_output_bytes);
+        let mut output =
+            Collected::new((workspace, redaction), call.key.file_name().to_owned(), max_output_bytes);
         output.push(text.as_bytes()).await;
         Ok(Output::done(output.finish(max_output_bytes).await))
     }

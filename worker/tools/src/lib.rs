@@ -44,15 +44,18 @@
 //! # An output
 //!
 //! is valid UTF-8 without NUL: what is no character becomes U+FFFD. If it is longer than `max_output_bytes`, the model
-//! gets its head and its tail, and a note that says in which file of the workspace all of it is.
+//! gets its head and its tail, and a note that says in which file of the workspace all of it is. What no provider is to read
+//! ([`Redaction`]) is taken out before it is cut.
 
 mod ranges;
 mod text;
+mod redaction;
 mod tool;
 mod config;
 mod schema;
 mod workspace;
 mod output;
+mod last_words;
 mod command;
 mod files;
 mod mcp;
@@ -60,6 +63,7 @@ mod toolbox;
 
 pub use config::{CommandConfig, FilesConfig, Names, Scope, ServerConfig, ToolsConfig};
 pub use process::{Kernel, SandboxConfig, SettingError, is_of_the_session, make_workspace};
+pub use redaction::Redaction;
 pub use schema::SchemaCheck;
 pub use tool::{Call, CallError, CallKey, Content, Ended, Output, Repeat, Tool};
 pub use toolbox::{Machine, OpenError, Place, ServerCheck, Toolbox, Toolset};

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
+use crate::redaction::Redaction;
 use crate::text;
 use crate::workspace::Workspace;
 
@@ -15,10 +16,11 @@ const NOTE_BYTES: usize = 256;
 pub struct Collected<'a> {
     workspace: &'a Workspace,
     name: String,
+    redaction: &'a Redaction,
     limit: usize,
-    /// All of it, up to `limit`; then its head.
+    /// All of it, up to `limit`; then its head, and what stands around a cut there.
     head: Vec<u8>,
-    /// The last bytes, once it is longer.
+    /// The last bytes, once it is longer, and what stands around a cut there.
     tail: VecDeque<u8>,
     total: u64,
     file: Kept,
@@ -33,9 +35,13 @@ enum Kept {
 
 impl<'a> Collected<'a> {
     /// Begins with nothing. A file gets this name.
-    pub fn new(workspace: &'a Workspace, name: String, limit: usize) -> Collected<'a> {
+    pub fn new(
+        (workspace, redaction): (&'a Workspace, &'a Redaction),
+        name: String,
+        limit: usize,
+    ) -> Collected<'a> {
         let (head, tail) = (Vec::new(), VecDeque::new());
-        Collected { workspace, name, limit, head, tail, total: 0, file: Kept::No }
+        Collected { workspace, name, redaction, limit, head, tail, total: 0, file: Kept::No }
     }
 
     /// Returns how many bytes came.
@@ -54,12 +60,13 @@ impl<'a> Collected<'a> {
             self.begin_file().await;
         }
         self.write(bytes).await;
-        let room = self.limit - self.head.len();
+        let most = self.limit + self.redaction.around();
+        let room = most - self.head.len();
         let (more, rest) = bytes.split_at(room.min(bytes.len()));
         self.head.extend_from_slice(more);
-        let rest = &rest[rest.len().saturating_sub(self.limit)..];
+        let rest = &rest[rest.len().saturating_sub(most)..];
         self.tail.extend(rest);
-        self.tail.drain(..self.tail.len().saturating_sub(self.limit));
+        self.tail.drain(..self.tail.len().saturating_sub(most));
     }
 
     async fn begin_file(&mut self) {
@@ -80,9 +87,9 @@ impl<'a> Collected<'a> {
         }
     }
 
-    /// Returns the text: all of it if it has no more than `room` bytes, and else its head and its tail.
+    /// Returns the text, redacted: all of it if it has no more than `room` bytes, and else its head and its tail.
     pub async fn finish(mut self, room: usize) -> String {
-        let whole = matches!(self.file, Kept::No).then(|| text::clean(&self.head));
+        let whole = matches!(self.file, Kept::No).then(|| self.redaction.clean(&text::clean(&self.head)));
         if let Some(whole) = whole {
             if whole.len() <= room {
                 return whole;
@@ -102,8 +109,10 @@ impl<'a> Collected<'a> {
         // What stands at the end of the output: it starts in `head` if it is not much longer.
         let end: Vec<u8> = self.head.iter().chain(&self.tail).copied().collect();
         let half = room.saturating_sub(NOTE_BYTES) / 2;
-        let (start, end) = (text::clean(&self.head), text::clean(&end[end.len().saturating_sub(half)..]));
-        let (start, end) = (text::head(&start, half), text::tail(&end, half));
+        let known = half + self.redaction.around();
+        let start = text::clean(&self.head[..known.min(self.head.len())]);
+        let end = text::clean(&end[end.len().saturating_sub(known)..]);
+        let (start, end) = (self.redaction.head(&start, half), self.redaction.tail(&end, half));
         let total = self.total;
         format!("{start}\n[… the output has {total} bytes and is cut here; {whereabouts} …]\n{end}")
     }
@@ -116,7 +125,8 @@ mod tests {
     async fn collected(pieces: &[&[u8]], limit: usize) -> (String, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let workspace = Workspace::open(dir.path()).unwrap();
-        let mut output = Collected::new(&workspace, "call".to_owned(), limit);
+        let redaction = Redaction::default();
+        let mut output = Collected::new((&workspace, &redaction), "call".to_owned(), limit);
         for piece in pieces {
             output.push(piece).await;
         }
@@ -155,6 +165,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_key_and_what_fits_a_pattern_leave_no_piece_wherever_the_cuts_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(dir.path()).unwrap();
+        let pattern = regex::Regex::new("(?s)BEGIN.*?END").unwrap();
+        let redaction = Redaction::new(vec![pattern], vec!["sk-0123456789".into()]);
+        let long = format!("BEGIN\n{}END", "0123456789\n".repeat(900));
+        let limit = 1_024;
+        let half = (limit - NOTE_BYTES) / 2;
+        let places = [0, 100, half - 12, half - 6, half - 1, half];
+        let places = places.into_iter().flat_map(|at| [(at, 7, "sk-0123456789"), (at, 9_000, long.as_str())]);
+        for (at, piece, secret) in places {
+            let (short, long) = (".".repeat(at), ".".repeat(40_000));
+            for all in [format!("{short}{secret}{long}"), format!("{long}{secret}{short}")] {
+                let mut output = Collected::new((&workspace, &redaction), "call".to_owned(), limit);
+                for piece in all.as_bytes().chunks(piece) {
+                    output.push(piece).await;
+                }
+                let text = output.finish(limit).await;
+                assert!(text.len() <= limit, "{at}: {text}");
+                let (start, rest) = text.split_once("\n[…").unwrap();
+                let (_, end) = rest.rsplit_once("…]\n").unwrap();
+                for shown in [start, end] {
+                    assert!(shown.chars().all(|c| ".[redacted]".contains(c)), "{at}: {text}");
+                }
+                std::fs::remove_dir_all(dir.path().join(".harness")).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn no_link_leads_an_output_out_of_the_workspace() {
         let outside = tempfile::tempdir().unwrap();
         let victim = outside.path().join("victim");
@@ -166,7 +206,8 @@ mod tests {
             let target = if linked.ends_with("call") { victim.clone() } else { outside.path().to_owned() };
             std::os::unix::fs::symlink(target, &link).unwrap();
             let workspace = Workspace::open(dir.path()).unwrap();
-            let mut output = Collected::new(&workspace, "call".to_owned(), 1_024);
+            let redaction = Redaction::default();
+            let mut output = Collected::new((&workspace, &redaction), "call".to_owned(), 1_024);
             output.push(&[b'x'; 5_000]).await;
             let text = output.finish(1_024).await;
             assert!(text.len() <= 1_024 && text.contains("5000 bytes"), "{text}");

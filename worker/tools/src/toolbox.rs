@@ -16,6 +16,7 @@ use crate::config::{Scope, ToolsConfig};
 use crate::files::FileTool;
 use crate::mcp::{Offer, Offered, Server, ServerError, ServerSettings, difference, offered};
 use crate::ranges::{self, LEAST_OUTPUT, MOST_OUTPUT};
+use crate::redaction::Redaction;
 use crate::schema::Schema;
 use crate::text;
 use crate::tool::{Call, CallError, Ended, Output, Tool, is_tool_name};
@@ -56,6 +57,8 @@ pub struct Place {
     pub port: Option<u16>,
     /// Whether an earlier attempt may have used its tools already.
     pub resumed: bool,
+    /// What is taken out of outputs.
+    pub redaction: Arc<Redaction>,
 }
 
 /// The tools of one attempt.
@@ -266,7 +269,10 @@ impl Toolbox {
         };
         match &known.does {
             Does::Command(command) => command.call(call, &self.place, &self.workspace, stop).await,
-            Does::File(tool, most) => tool.call(call, fields, &self.workspace, *most, stop).await,
+            Does::File(tool, most) => {
+                let place = (&self.workspace, &self.place.redaction);
+                tool.call(call, fields, place, *most, stop).await
+            }
             Does::Server { server, own_name } => {
                 server.call((own_name, fields), call, &self.place, &self.workspace, stop).await
             }

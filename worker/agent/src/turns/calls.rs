@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use harness::{Event, Part, RunError, Shortage, Stop, Work};
+use harness::{Event, Part, RunError, Shortage, Work};
 use job::{Json, MAX_QUESTIONS};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -92,7 +92,9 @@ impl Turns<'_> {
             self.checkpoint().await?;
         }
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
+        let _under_way = self.calls.begin();
         for group in groups {
+            self.calls.check()?;
             for (call, _) in &group {
                 let input = clipped(call.input.as_ref().map_or("", Json::as_str));
                 let data = json!({"tool": call.name, "call_id": call.id, "input": input});
@@ -116,7 +118,11 @@ impl Turns<'_> {
                 if let Ok(Some((call, output, began, took))) = ended {
                     let output = match output {
                         Ok(output) => output,
-                        Err(CallError::Stopped) => return Err(Stop::Drain.into()),
+                        // It may have taken effect. The others have time to end as well.
+                        Err(CallError::Stopped) => {
+                            self.calls.stop();
+                            continue;
+                        }
                         // It did not begin. What others have done is not lost with it.
                         Err(CallError::Shortage(problem)) => {
                             self.checkpoint().await?;
@@ -137,6 +143,10 @@ impl Turns<'_> {
                 }
             }
         }
+        if self.calls.check().is_err() {
+            self.checkpoint().await?;
+        }
+        self.calls.check()?;
         if !asks.is_empty() {
             self.checkpoint().await?;
             asks.truncate(MAX_QUESTIONS);

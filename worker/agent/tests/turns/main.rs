@@ -8,3 +8,4 @@ mod kills;
 mod faults;
 mod bounds;
 mod persons;
+mod stops;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{AgentConfig, OfWorker, OpenTools, Toolkit};
+use agent::{AgentConfig, OfWorker, OpenTools, Opening, Toolkit};
 use async_trait::async_trait;
 use harness::{
     CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Run, RunError, Session, Stop,
@@ -78,6 +78,8 @@ pub struct World {
     /// What persons have decided.
     pub answers: BTreeMap<CallId, ClosedInput>,
     stop_cell: Arc<Mutex<Stopper>>,
+    /// Other tools than these here.
+    pub other_tools: Option<Arc<dyn OpenTools>>,
 }
 
 #[derive(Default)]
@@ -142,6 +144,7 @@ impl World {
             opened: Arc::default(),
             answers: BTreeMap::new(),
             stop_cell: Arc::default(),
+            other_tools: None,
         }
     }
 
@@ -196,6 +199,7 @@ impl World {
             tools: tools(),
             opened: self.opened.clone(),
         });
+        let tools = self.other_tools.clone().unwrap_or(tools);
         let worker = OfWorker { models: &self.models, degrades: false, keys: vec!["sk-test-key".into()] };
         let agent = config.build(worker, tools, &tls()).expect("it works");
         let session = self.session.lock().expect("not poisoned").clone();
@@ -385,9 +389,9 @@ fn tools() -> Vec<Tool> {
 
 #[async_trait]
 impl OpenTools for Tools {
-    async fn open(&self, _: &Task, _: &dyn Meter, is_resumed: bool) -> Result<Arc<dyn Toolkit>, RunError> {
+    async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError> {
         let Tools { points, effects, stop, stopper, output_bytes, tools, opened } = self;
-        opened.lock().expect("not poisoned").push(is_resumed);
+        opened.lock().expect("not poisoned").push(opening.is_resumed);
         Ok(Arc::new(Tools {
             opened: opened.clone(),
             points: points.clone(),

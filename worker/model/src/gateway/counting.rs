@@ -1,14 +1,15 @@
 //! Asks a provider how many tokens a request has, which is free. Without it, input is bounded by its bytes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::{Inner, Upstream, headers};
-use crate::json;
 use crate::wire::Wire;
 
 /// A count that takes longer is not waited for.
@@ -26,13 +27,11 @@ pub(super) async fn count(
     body: &Bytes,
 ) -> Option<u64> {
     let (path, known) = endpoint(wire)?;
-    let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return None };
-    let (asked, rest): (Map<_, _>, Map<_, _>) =
-        fields.into_iter().partition(|(name, _)| known.contains(&name.as_str()));
+    let (asked, rest) = split(body, known)?;
     let url = format!("{}{path}", upstream.base_url);
     let request = inner.client.post(url).headers(headers::to_provider(sent, wire.provider(), &upstream.key));
     let answer = async {
-        let answer = request.body(Value::Object(asked).to_string()).send().await?.error_for_status()?;
+        let answer = request.body(asked).send().await?.error_for_status()?;
         answer.bytes().await
     };
     let answer = match timeout(WITHIN, answer).await {
@@ -45,7 +44,15 @@ pub(super) async fn count(
     };
     let answer: Value = serde_json::from_slice(&answer).ok()?;
     let tokens = answer.get("input_tokens")?.as_u64()?;
-    Some(tokens.saturating_add(tokens / 50).saturating_add(json::size(&Value::Object(rest))))
+    Some(tokens.saturating_add(tokens / 50).saturating_add(rest))
+}
+
+/// Returns the request with the known fields alone, each to the letter, and the bytes of the others.
+fn split(body: &[u8], known: &[&str]) -> Option<(String, u64)> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let (asked, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        fields.into_iter().partition(|(name, _)| known.contains(&name.as_str()));
+    Some((serde_json::to_string(&asked).ok()?, serde_json::to_string(&rest).ok()?.len() as u64))
 }
 
 /// Where the tokens of a request are counted, and which of its fields may be sent there.
@@ -69,5 +76,20 @@ fn endpoint(wire: Wire) -> Option<(&'static str, &'static [&'static str])> {
             ],
         )),
         Wire::Chat | Wire::Embeddings => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_what_is_sent_to_the_letter() {
+        let (_, known) = endpoint(Wire::Messages).expect("it counts");
+        let body =
+            br#"{"model":"m","max_tokens":9,"messages":[ 12345678901234567890123, "\u00e9"],"x":1.50}"#;
+        let (asked, rest) = split(body, known).expect("an object");
+        assert_eq!(asked, r#"{"messages":[ 12345678901234567890123, "\u00e9"],"model":"m"}"#);
+        assert_eq!(rest, r#"{"max_tokens":9,"x":1.50}"#.len() as u64);
     }
 }

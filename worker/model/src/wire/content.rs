@@ -14,7 +14,7 @@ pub(super) struct Weight {
     pub whole_window: bool,
 }
 
-/// Weighs a value: one token for every byte, but an image as the provider's largest instead of its bytes.
+/// Weighs a value: one token for every byte, of numbers as they are written, but an image as the provider's largest instead of its bytes.
 pub(super) fn weigh(value: &Value, largest_image: u64) -> Result<Weight, Refused> {
     let mut weight = Weight { tokens: json::size(value), ..Weight::default() };
     blocks(value, &mut |block| {

@@ -95,6 +95,28 @@ fn input_is_reserved_by_its_bytes_and_never_beyond_the_context_window() {
 }
 
 #[test]
+fn a_long_number_is_reserved_by_its_digits_and_makes_another_request() {
+    let body = |digits: &str| {
+        format!(
+            r#"{{"model":"claude-opus-5-5","max_tokens":100,"messages":[{{"role":"assistant","content":[
+            {{"type":"tool_use","id":"t","name":"n","input":{{"n":[{digits}{}]}}}}]}}]}}"#,
+            ",1".repeat(99)
+        )
+    };
+    let read = |digits: &str| {
+        let ask = Wire::Messages.read(body(digits).as_bytes(), HostedCaps::default()).expect("readable");
+        (ask.bound(&LIST, today(), &Counted::default()).expect("priced").input, ask.hash)
+    };
+    let (short, long) = (read("9"), read(&"9".repeat(308)));
+    assert_eq!(long.0, short.0 + 307);
+    let other = format!("{}8", "9".repeat(307));
+    assert_ne!(long.1, read(&other).1, "a double does not tell them apart");
+    let limit = r#"{"model":"m","max_tokens":1.50,"messages":[]}"#;
+    let refused = Wire::Messages.read(limit.as_bytes(), HostedCaps::default()).expect_err("refused");
+    assert_eq!(refused.problem, "`1.50` is no whole number from 1 to 100000000");
+}
+
+#[test]
 fn what_was_counted_for_the_same_beginning_is_not_reserved_by_its_bytes_again() {
     let first = message("claude-opus-5-5");
     let first = with(

@@ -45,7 +45,7 @@ pub fn search(workspace: &Workspace, search: &Search, bounds: &Bounds) -> Result
             return Ok(true);
         }
         let found = |number: usize, line: &[u8]| {
-            let line = text::clipped(text::clean(line).trim_end(), LINE_BYTES);
+            let line = bounds.redaction.clipped(text::clean(line).trim_end(), LINE_BYTES);
             lines.push(format!("{}:{number}: {line}", within.display()));
             bytes += LINE_BYTES.min(line.len()) + 20;
             lines.len() < SHOWN && bytes < 4 * bounds.shown

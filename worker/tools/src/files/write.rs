@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::{Bounds, open, refused, relative};
 use crate::workspace::Workspace;
 
-/// The largest file that is edited.
-const EDITED_BYTES: u64 = 16 * 1024 * 1024;
+/// The largest file that is written or edited.
+const FILE_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Deserialize)]
 pub struct Write {
@@ -42,31 +42,42 @@ pub fn edit(workspace: &Workspace, edit: &Edit, bounds: &Bounds) -> Result<Strin
     if edit.old == edit.new {
         return Err("`old` and `new` are the same.".to_owned());
     }
-    let mut file = open(workspace, path)?.take(EDITED_BYTES + 1);
+    let mut file = open(workspace, path)?.take(FILE_BYTES as u64 + 1);
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(|error| refused(path, &error))?;
-    if bytes.len() as u64 > EDITED_BYTES {
-        return Err(format!("{path} has more than {EDITED_BYTES} bytes and cannot be edited."));
+    if bytes.len() > FILE_BYTES {
+        return Err(format!("{path} has more than {FILE_BYTES} bytes and cannot be edited."));
     }
     let text =
         String::from_utf8(bytes).map_err(|_| format!("{path} is no UTF-8 text and cannot be edited."))?;
-    let edited = match text.matches(&edit.old).count() {
+    let count = match text.matches(&edit.old).count() {
         0 => return Err(format!("`old` is not in {path}. Read it again: every space and line end counts.")),
-        1 => text.replacen(&edit.old, &edit.new, 1),
-        count if !edit.all => {
+        count if count > 1 && !edit.all => {
             return Err(format!(
                 "`old` is {count} times in {path}. Give more of the text around it, or set `all`."
             ));
         }
-        _ => text.replace(&edit.old, &edit.new),
+        count => count,
     };
-    let count = text.matches(&edit.old).count();
+    // A short text that is often there and a long one in its place make more than this machine's memory holds.
+    let left = text.len() - count * edit.old.len();
+    bounded(path, edit.new.len().saturating_mul(count).saturating_add(left))?;
+    let edited = text.replace(&edit.old, &edit.new);
     replace(workspace, path, edited.as_bytes(), bounds)?;
     Ok(format!("Edited {path} in {count} {}.", if count == 1 { "place" } else { "places" }))
 }
 
+/// Refuses a file of so many bytes if it is too large.
+fn bounded(path: &str, bytes: usize) -> Result<(), String> {
+    if bytes <= FILE_BYTES {
+        return Ok(());
+    }
+    Err(format!("{path} would have {bytes} bytes, expected at most {FILE_BYTES}."))
+}
+
 /// Puts a file with these bytes at a path. Returns whether there was none.
 fn replace(workspace: &Workspace, path: &str, bytes: &[u8], bounds: &Bounds) -> Result<bool, String> {
+    bounded(path, bytes.len())?;
     let within = relative(workspace, path)?;
     let wrong = |error: io::Error| refused(path, &error);
     let Some(name) = within.file_name() else { return Err(format!("{path} is no name of a file.")) };

@@ -5,6 +5,7 @@ use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use tokio::io::AsyncWriteExt;
 
 use crate::output::Collected;
+use crate::redaction::Redaction;
 use crate::text;
 use crate::tool::{Call, Content, Ended, Output};
 use crate::workspace::Workspace;
@@ -22,7 +23,7 @@ const KEPT: usize = 32;
 pub async fn output(
     result: CallToolResult,
     call: &Call<'_>,
-    workspace: &Workspace,
+    (workspace, redaction): (&Workspace, &Redaction),
     max_output_bytes: usize,
 ) -> Output {
     let is_error = result.is_error == Some(true);
@@ -51,7 +52,8 @@ pub async fn output(
         }
     }
     text.extend(structured.map(|value| value.to_string()));
-    let mut collected = Collected::new(workspace, call.key.file_name().to_owned(), max_output_bytes);
+    let mut collected =
+        Collected::new((workspace, redaction), call.key.file_name().to_owned(), max_output_bytes);
     for (at, piece) in text.iter().enumerate() {
         let before: &[u8] = if at == 0 { b"" } else { b"\n" };
         collected.push(before).await;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::arguments;
+use crate::last_words;
 use crate::text;
 
 /// The longest line.
@@ -73,7 +74,7 @@ impl Pipes {
             return Err(io::Error::other("it has no pipes"));
         };
         let log = move |line: &str| tracing::info!(target: "harness::tools::stderr", server = name, "{line}");
-        let stderr = Stderr::follow(stderr, log);
+        let stderr = Stderr::keep(stderr, last_words::LINES, last_words::LINE_BYTES, log);
         *last_words.lock().unwrap_or_else(PoisonError::into_inner) = Some(stderr);
         let (messages, waiting) = mpsc::channel(WAITING);
         let writer = AbortOnDropHandle::new(tokio::spawn(write(stdin, waiting)));

@@ -32,6 +32,8 @@ use super::settings::{How, ServerProgram, ServerSettings};
 use super::{CALL_KEY, answer, arguments, http};
 use crate::command::{enter, is_shortage, process};
 use crate::config::Scope;
+use crate::last_words;
+use crate::redaction::Redaction;
 use crate::text;
 use crate::tool::{Call, CallError, Ended, Output};
 use crate::toolbox::Place;
@@ -51,6 +53,8 @@ const PAGES: usize = 64;
 const TOOLS: usize = 1_000;
 /// What is told of an error.
 const SAID_BYTES: usize = 1_000;
+/// What is kept of it until it is redacted, which needs more than is told.
+const KEPT_BYTES: usize = 32_000;
 
 /// A server.
 pub struct Server {
@@ -148,11 +152,14 @@ impl Server {
         params.meta = Some(meta);
         tokio::select! {
             answered = self.answer(params, place) => match answered {
-                Ok(result) => Ok(answer::output(result, call, workspace, self.settings.max_output_bytes).await),
+                Ok(result) => {
+                    let kept = (workspace, &*place.redaction);
+                    Ok(answer::output(result, call, kept, self.settings.max_output_bytes).await)
+                }
                 Err(Unanswered::Shortage(problem)) => Err(CallError::Shortage(problem)),
                 Err(Unanswered::Said(ended, problem)) => {
                     let name = &self.settings.name;
-                    let said = text::clipped(&format!("The MCP server {name}: {problem}"), SAID_BYTES);
+                    let said = place.redaction.clipped(&format!("The MCP server {name}: {problem}"), SAID_BYTES);
                     Ok(Output::failed(ended, text::clean_text(said.into())))
                 }
             },
@@ -291,7 +298,7 @@ impl Server {
                     Ok(Err(problem)) => ServerError::Failed(problem),
                     Err(_) => late(),
                 };
-                Err(with_last_words(problem, &stderr).await)
+                Err(with_last_words(problem, &stderr, &place.redaction).await)
             }
         }
     }
@@ -397,15 +404,18 @@ async fn answers(peer: &Peer<RoleClient>) -> bool {
 }
 
 /// Adds what a server wrote to stderr at its end.
-async fn with_last_words(problem: ServerError, stderr: &Lock<Option<Stderr>>) -> ServerError {
+async fn with_last_words(
+    problem: ServerError,
+    stderr: &Lock<Option<Stderr>>,
+    redaction: &Redaction,
+) -> ServerError {
     let taken = stderr.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(stderr) = taken else { return problem };
-    let lines = stderr.tail().await.join("\n");
+    let lines = last_words::shown(&stderr.tail().await, redaction, SAID_BYTES / 2);
     match problem {
-        ServerError::Failed(problem) if !lines.is_empty() => ServerError::Failed(format!(
-            "{problem}; its stderr ends with: {}",
-            text::tail(&lines, SAID_BYTES / 2)
-        )),
+        ServerError::Failed(problem) if !lines.is_empty() => {
+            ServerError::Failed(format!("{problem}; its stderr ends with: {lines}"))
+        }
         other => other,
     }
 }
@@ -431,22 +441,22 @@ fn unanswered(error: &ServiceError) -> String {
 /// Says what happened to a message, without the names of types. Some of these errors hide their causes.
 fn transport(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
-        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => chain(error),
+        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => http_client::cause(error),
         _ => chain(error.error.as_ref()),
     }
 }
 
 /// Says an error with its causes, within bounds.
 fn chain(error: &dyn Error) -> String {
-    let mut said = text::clipped(&error.to_string(), SAID_BYTES / 2);
+    let mut said = text::clipped(&error.to_string(), KEPT_BYTES);
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_said = cause.to_string();
-        if said.len() > SAID_BYTES {
+        if said.len() > KEPT_BYTES {
             break;
         }
         if !said.contains(&cause_said) {
-            said = format!("{said}: {}", text::clipped(&cause_said, SAID_BYTES / 2));
+            said = format!("{said}: {}", text::clipped(&cause_said, KEPT_BYTES));
         }
         source = cause.source();
     }

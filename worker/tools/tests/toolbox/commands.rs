@@ -1,8 +1,10 @@
 //! A command is given its input, ends in time, and leaves nothing running.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tools::{CallError, Ended, Repeat, Toolbox, ToolsConfig};
+use regex::Regex;
+use tools::{CallError, Ended, Redaction, Repeat, Toolbox, ToolsConfig};
 
 use crate::support::{Bench, build, processes_of, within};
 
@@ -62,6 +64,24 @@ async fn a_failure_has_the_exit_code_the_end_of_stderr_and_what_was_written() {
     let toolbox = bench.command(&loud, "max_output_bytes = 2048").await;
     let text = bench.call(&toolbox, "run", "{}").await.text();
     assert!(text.len() <= 2048 && text.contains("eee") && text.contains(".harness/output/call_1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_secret_leaves_no_piece_where_stderr_and_output_are_cut() {
+    let mut bench = Bench::new();
+    let pattern = Regex::new("(?s)BEGIN.*?END").unwrap();
+    bench.redaction = Arc::new(Redaction::new(vec![pattern], vec!["sk-0123456789".into()]));
+    let program = bench.python(
+        "p",
+        "print('.' * 20000 + 'sk-0123456789' + '.' * 350)\n\
+         sys.stderr.write('BEGIN\\n' + '0123\\n' * 30 + 'END\\n' + '.' * 995 + 'sk-0123456789.\\n')\nsys.exit(1)",
+    );
+    let toolbox = bench.command(&program, "max_output_bytes = 4096").await;
+    let said = bench.call(&toolbox, "run", "{}").await.text();
+    assert!(said.contains("[redacted]") && said.contains(".harness/output"), "{said}");
+    for piece in ["sk-", "0123", "6789", "END"] {
+        assert!(!said.contains(piece), "{piece}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
+use regex::Regex;
 use serde_json::{Value, json};
-use tools::{Ended, OpenError, Repeat, Toolbox};
+use tools::{Ended, OpenError, Redaction, Repeat, Toolbox};
 
 use crate::support::{Bench, build};
 
@@ -204,6 +206,43 @@ async fn an_edit_needs_exactly_one_place_or_all_of_them() {
     let mode = fs::metadata(bench.workspace().join("a")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o750);
     assert_eq!(fs::read_dir(bench.workspace()).unwrap().count(), 2, "a temporary file was left");
+}
+
+#[tokio::test]
+async fn no_edit_and_no_write_makes_a_file_that_is_too_large() {
+    let bench = Bench::new();
+    let before = "a".repeat(70_000);
+    bench.put("a", &before);
+    let toolbox = bench.open("files = true").await;
+    let edit = json!({"path": "a", "old": "a", "new": "b".repeat(300), "all": true});
+    let said = refused(&bench, &toolbox, "edit_file", edit).await;
+    assert_eq!(said, "a would have 21000000 bytes, expected at most 16777216.");
+    let write = json!({"path": "new/b", "text": "b".repeat(17_000_000)});
+    let said = refused(&bench, &toolbox, "write_file", write).await;
+    assert_eq!(said, "new/b would have 17000000 bytes, expected at most 16777216.");
+    assert_eq!(fs::read_to_string(bench.workspace().join("a")).unwrap(), before);
+    assert_eq!(fs::read_dir(bench.workspace()).unwrap().count(), 1);
+    let edit = json!({"path": "a", "old": "a", "new": "bb", "all": true});
+    assert_eq!(call(&bench, &toolbox, "edit_file", edit).await, "Edited a in 70000 places.");
+}
+
+#[tokio::test]
+async fn a_secret_leaves_no_piece_where_a_file_or_a_line_is_cut() {
+    let mut bench = Bench::new();
+    let pattern = Regex::new("(?s)BEGIN.*?END").unwrap();
+    bench.redaction = Arc::new(Redaction::new(vec![pattern], vec!["sk-0123456789".into()]));
+    bench.put("line", format!("{}sk-0123456789{}", ".".repeat(1_787), ".".repeat(5_000)));
+    bench.put("lines", format!("one\nBEGIN\n{}END\ntwo\n", "01234\n".repeat(1_000)));
+    bench.put("found", format!("{}sk-0123456789", ".".repeat(395)));
+    let toolbox = bench.open("files = { max_output_bytes = 2048 }").await;
+    let said = call(&bench, &toolbox, "read_file", json!({"path": "line"})).await;
+    assert!(said.starts_with("....") && !said.contains("sk-"), "{said}");
+    let said = call(&bench, &toolbox, "read_file", json!({"path": "lines", "offset": 50, "limit": 3})).await;
+    assert_eq!(said, "[redacted][… lines goes on: read it with offset = 53 …]");
+    let said = call(&bench, &toolbox, "read_file", json!({"path": "lines"})).await;
+    assert!(said.starts_with("one\n[redacted]") && !said.contains("01234"), "{said}");
+    let said = call(&bench, &toolbox, "search_files", json!({"pattern": "^\\.", "path": "."})).await;
+    assert!(said.contains("found:1: ...") && !said.contains("sk-"), "{said}");
 }
 
 #[tokio::test]

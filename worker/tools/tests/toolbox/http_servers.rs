@@ -132,8 +132,8 @@ async fn one_that_answers_late_is_not_waited_for() {
 #[tokio::test]
 async fn one_that_is_away_says_so_and_is_found_when_it_is_back() {
     let bench = Bench::new();
-    let said = bench.refusal("[mcp.s]\nurl = 'http://127.0.0.1:9/mcp'").await;
-    assert!(said.starts_with("s: ") && said.contains("refused"), "{said}");
+    let said = bench.refusal("[mcp.s]\nurl = 'http://127.0.0.1:9/mcp?key=hunter2'").await;
+    assert!(said.starts_with("s: ") && said.contains("refused") && !said.contains("hunter2"), "{said}");
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/mcp", silent.local_addr().unwrap());
     let said = bench.refusal(&format!("[mcp.s]\nurl = '{url}'\nstart_timeout_ms = 500")).await;

@@ -4,25 +4,29 @@ use std::fs;
 use std::future::pending;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use job::JobId;
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
-use tools::{Call, CallError, CallKey, Machine, Output, Place, SettingError, Toolbox, ToolsConfig, Toolset};
+use tools::{
+    Call, CallError, CallKey, Machine, Output, Place, Redaction, SettingError, Toolbox, ToolsConfig, Toolset,
+};
 
 /// A workspace, a folder for programs beside it, and the job whose tools run there.
 pub struct Bench {
     pub dir: TempDir,
     pub job: JobId,
+    pub redaction: Arc<Redaction>,
 }
 
 impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("workspace")).unwrap();
-        Bench { dir, job: JobId::now() }
+        Bench { dir, job: JobId::now(), redaction: Arc::default() }
     }
 
     pub fn workspace(&self) -> PathBuf {
@@ -57,7 +61,13 @@ impl Bench {
 
     pub fn place(&self) -> Place {
         let mark = ("HARNESS_JOB_ID".into(), self.job.to_string().into());
-        Place { workspace: self.workspace(), env: vec![mark], port: None, resumed: false }
+        Place {
+            workspace: self.workspace(),
+            env: vec![mark],
+            port: None,
+            resumed: false,
+            redaction: self.redaction.clone(),
+        }
     }
 
     /// Opens the tools of an agent whose table is this.

@@ -1,0 +1,105 @@
+//! A stop reaches the tools that run: each has the time to end that its table gives it, unless the lease is lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent::AgentTools;
+use harness::{RunError, Stop};
+use serde_json::json;
+use tempfile::TempDir;
+use tools::{Machine, ToolsConfig};
+
+use crate::provider::{Script, Turn};
+use crate::world::{Speaks, World, tls};
+
+/// Notes that it runs, and after SIGTERM takes a moment to note that it ends.
+const HOLDS: &str = r#"#!/bin/sh
+trap 'sleep 0.2; echo x > "ended-$HARNESS_CALL_KEY"; exit 0' TERM
+echo $$ > "begun-$HARNESS_CALL_KEY"
+while :; do sleep 0.05; done
+"#;
+
+/// A world whose model calls such a tool twice, side by side.
+struct Holding {
+    world: World,
+    dir: TempDir,
+}
+
+impl Holding {
+    async fn new() -> Holding {
+        let call = |id: &str| (id.to_owned(), "hold", "{}".to_owned());
+        let script: Script = Arc::new(move |_| Turn::Calls(vec![call("one"), call("other")]));
+        let mut world = World::on(Speaks::Messages, script).await;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("hold");
+        fs::write(&program, HOLDS).unwrap();
+        let table = json!({"tools": {"hold": {
+            "command": ["sh", program], "description": "Holds.", "side_by_side": true, "stop_grace_ms": 60_000,
+        }}});
+        let config: ToolsConfig = serde_json::from_value(table).unwrap();
+        let toolset = config.build(&Machine { tls: &tls(), variable: &|_| None });
+        let toolset = Arc::new(toolset.unwrap_or_else(|errors| panic!("{errors:?}")));
+        world.other_tools = Some(Arc::new(AgentTools::new(toolset, &dir.path().join("workspaces"))));
+        Holding { world, dir }
+    }
+
+    /// Returns the files of the workspace whose names begin so.
+    fn files(&self, name: &str) -> Vec<PathBuf> {
+        let workspace = self.dir.path().join("workspaces").join(self.world.task.session_id.as_str());
+        let entries = fs::read_dir(workspace).into_iter().flatten().filter_map(Result::ok);
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(name))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// Runs the job, and stops it once both tools run.
+    async fn stopped(&self, stop: Stop) -> RunError {
+        let begun = || self.files("begun-").iter().filter(|path| written(path).is_some()).count() == 2;
+        let stopping = async {
+            until("both tools run", begun).await;
+            self.world.stopper.lock().unwrap().ask(stop);
+        };
+        let (ended, ()) = tokio::join!(self.world.run(), stopping);
+        ended.expect_err("it was stopped")
+    }
+}
+
+fn written(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok().filter(|text| text.ends_with('\n'))
+}
+
+/// Waits until something is so. No event crosses from another process to this one.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(50);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn each_tool_of_a_run_that_is_stopped_has_its_time_to_end() {
+    for stop in [Stop::Drain, Stop::Cancelled, Stop::Timeout] {
+        let holding = Holding::new().await;
+        let ended = holding.stopped(stop.clone()).await;
+        assert!(matches!(&ended, RunError::Stopped(why) if *why == stop), "{stop:?}: {ended:?}");
+        assert_eq!(holding.files("ended-").len(), 2, "{stop:?}");
+        assert_eq!(holding.world.provider.asked().len(), 1, "no other call of the model is begun");
+    }
+}
+
+#[tokio::test]
+async fn the_tools_of_a_run_that_has_lost_its_lease_are_killed_at_once() {
+    let holding = Holding::new().await;
+    let ended = holding.stopped(Stop::LeaseLost).await;
+    assert!(matches!(ended, RunError::Stopped(Stop::LeaseLost)), "{ended:?}");
+    let pids: Vec<String> = holding.files("begun-").iter().filter_map(|path| written(path)).collect();
+    // What has ended and is not reaped yet has no command line any more.
+    let lives =
+        |pid: &String| fs::read(format!("/proc/{}/cmdline", pid.trim())).is_ok_and(|line| !line.is_empty());
+    until("both are gone", || !pids.iter().any(lives)).await;
+    assert!(holding.files("ended-").is_empty());
+}
