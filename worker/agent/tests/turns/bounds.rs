@@ -1,13 +1,14 @@
 //! The window, the limits, and what goes in and comes out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::RunError;
 use job::FailureCode;
 use serde_json::json;
 
 use crate::kills::script;
-use crate::provider::{Fault, Turn};
+use crate::provider::{Fault, Script, Turn};
 use crate::world::{Speaks, World};
 
 fn failed(ended: Result<job::Json, RunError>) -> (FailureCode, String) {
@@ -17,24 +18,22 @@ fn failed(ended: Result<job::Json, RunError>) -> (FailureCode, String) {
     }
 }
 
+/// Looks so often. A compaction takes answers out, so the calls that were made show the end.
+pub fn looks(times: usize) -> Script {
+    let calls = AtomicUsize::new(0);
+    Arc::new(move |_| {
+        let at = calls.fetch_add(1, Ordering::Relaxed);
+        if at >= times {
+            return Turn::Says("Done.".to_owned(), "end_turn");
+        }
+        Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
+    })
+}
+
 #[tokio::test]
 async fn a_conversation_that_outgrows_its_share_is_summarised_between_its_tools() {
     for speaks in Speaks::ALL {
-        let mut world = World::on(
-            speaks,
-            // A compaction takes answers out, so the calls that were made show the end.
-            Arc::new({
-                let calls = std::sync::atomic::AtomicUsize::new(0);
-                move |_| {
-                    let at = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if at >= 12 {
-                        return Turn::Says("Done.".to_owned(), "end_turn");
-                    }
-                    Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
-                }
-            }),
-        )
-        .await;
+        let mut world = World::on(speaks, looks(12)).await;
         world.output_bytes = 3_000;
         world.config["context_tokens"] = json!(4_000);
         assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");

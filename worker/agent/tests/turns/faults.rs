@@ -1,7 +1,10 @@
 //! What goes wrong at a provider, and what becomes of the job.
 
+use std::time::Duration;
+
 use harness::{RunError, Stop};
 use job::FailureCode;
+use serde_json::json;
 
 use crate::kills::script;
 use crate::provider::Fault;
@@ -23,6 +26,22 @@ async fn what_another_try_can_mend_is_tried_again() {
         }
         assert!(world.run().await.is_ok(), "{speaks:?}");
     }
+}
+
+#[tokio::test]
+async fn after_a_silence_the_provider_is_asked_again_and_has_as_long_as_before() {
+    let mut world = World::on(Speaks::Messages, script()).await;
+    world.config["idle_timeout_ms"] = json!(1_000);
+    world.provider.fault(Fault::Stalls);
+    assert!(world.run().await.is_ok());
+}
+
+#[tokio::test]
+async fn what_a_tool_takes_is_no_silence_of_the_provider() {
+    let mut world = World::on(Speaks::Messages, script()).await;
+    world.config["idle_timeout_ms"] = json!(1_000);
+    world.look_takes = Duration::from_millis(1_100);
+    assert!(world.run().await.is_ok());
 }
 
 #[tokio::test]
