@@ -21,6 +21,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
+/// Checks that a text is JSON as a request may have it.
+pub fn check_json(text: &str) -> Result<(), serde_json::Error> {
+    parse(text.as_bytes()).map(drop)
+}
+
 struct Unambiguous;
 
 impl<'de> DeserializeSeed<'de> for Unambiguous {

@@ -8,7 +8,7 @@ use job::Json;
 use serde::Deserialize;
 
 use super::Calls;
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, storable};
 use crate::raw::quoted;
 
 /// An answer on its way.
@@ -170,9 +170,8 @@ impl Assembly {
         let refused =
             if refusal.is_empty() { String::new() } else { format!(r#","refusal":{}"#, quoted(&refusal)) };
         let says_nothing = text.is_empty() && calls.is_empty() && refusal.is_empty();
-        let entry = format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}}}"#);
-        let entry = (!says_nothing).then(|| Json::parse(&entry)).transpose();
-        let entry = entry.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
+        let written = format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}}}"#);
+        let entry = (!says_nothing).then(|| entry(Json::parse(&written))).transpose()?;
         let cache_read = self.usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let tokens = Tokens {
             input: self.usage.prompt_tokens,

@@ -185,3 +185,25 @@ async fn a_call_whose_input_is_no_object_is_answered_and_never_made() {
         assert!(session.answers_for_open_calls().is_empty());
     }
 }
+
+#[tokio::test]
+async fn an_input_that_two_readers_read_differently_is_never_made_and_the_session_goes_on() {
+    let (long, deep) = ("9".repeat(400), format!("{}{}", "[".repeat(124), "]".repeat(124)));
+    for input in [
+        r#"{"path":"a","path":"b"}"#.to_owned(),
+        r#"{"n":{"m":1e400}}"#.to_owned(),
+        format!(r#"{{"n":{long}}}"#),
+        format!(r#"{{"n":{deep}}}"#),
+    ] {
+        let given = input.clone();
+        let script = Arc::new(move |at: usize| match at {
+            0 => Turn::Calls(vec![("x".to_owned(), "look", given.clone())]),
+            _ => Turn::Says("I see.".to_owned(), "end_turn"),
+        });
+        let mut world = World::on(Speaks::Messages, script).await;
+        assert!(world.run().await.is_ok(), "{input}");
+        assert!(world.runs("look").is_empty(), "{input}");
+        world.next_job("And now?".into());
+        assert!(world.run().await.is_ok(), "{input}");
+    }
+}
