@@ -207,6 +207,7 @@ impl<'r> Turns<'r> {
     /// Asks the model, and takes its answer into the context.
     async fn turn(&mut self) -> Result<(), RunError> {
         self.check_limits()?;
+        self.leave_a_model_that_is_gone().await?;
         if self.tokens() > self.settings.context_tokens || self.transcript().is_full() {
             self.compact().await?;
         }
@@ -242,6 +243,30 @@ impl<'r> Turns<'r> {
             let wire = self.wire()?;
             self.add(wire.said(GO_ON));
         }
+        self.checkpoint().await
+    }
+
+    /// Goes on with the agent's first model if it no longer has the one that the job has spoken to: the gateway would
+    /// refuse that.
+    async fn leave_a_model_that_is_gone(&mut self) -> Result<(), RunError> {
+        let models = &self.settings.models;
+        let transcript = self.transcript();
+        let Some(gone) = transcript.head().map(|head| &head.model).filter(|name| !models.contains(name))
+        else {
+            return Ok(());
+        };
+        let next = models.first().ok_or_else(no_model)?;
+        tracing::warn!(
+            model = gone,
+            next,
+            "the agent no longer has the job's model, and its first one goes on"
+        );
+        self.go_on_with(&next.clone()).await
+    }
+
+    /// Changes the model. It is in the ledger before it is asked, so that its answer is found again.
+    async fn go_on_with(&mut self, model: &str) -> Result<(), RunError> {
+        self.add(head(self.settings, model, &self.offered).entry());
         self.checkpoint().await
     }
 
@@ -315,9 +340,7 @@ impl<'r> Turns<'r> {
                 return Err(failure.into());
             };
             tracing::warn!(model, next, cause = %failure, "a model has no answer, and the agent's next one is asked");
-            // It is in the ledger before it is asked, so that its answer is found again.
-            self.add(self::head(self.settings, &next, &self.offered).entry());
-            self.checkpoint().await?;
+            self.go_on_with(&next).await?;
         }
     }
 

@@ -107,6 +107,24 @@ async fn the_agent_s_next_model_goes_on_without_the_thinking_of_the_first() {
 }
 
 #[tokio::test]
+async fn a_job_goes_on_with_a_model_that_the_agent_still_has() {
+    for (speaks, gone, stays) in [
+        (Speaks::Messages, "claude-opus-5-5", "claude-haiku-4-5"),
+        (Speaks::Responses, "gpt-6-sol", "claude-opus-5-5"),
+        (Speaks::Chat, "claude-opus-5-5", "gpt-6-sol"),
+    ] {
+        let mut world = World::of(speaks, script(), &[gone, stays]).await;
+        *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{gone}");
+        world.models = vec![stays.to_owned()];
+        assert!(world.run().await.is_ok(), "{gone}");
+        let asked = world.provider.asked();
+        assert!(asked[0].1.contains(&format!("\"model\":\"{gone}\"")));
+        assert!(asked[1].1.contains(&format!("\"model\":\"{stays}\"")), "{}", asked[1].1);
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
     let world = World::on(Speaks::Responses, script()).await;
     *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
