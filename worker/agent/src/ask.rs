@@ -68,6 +68,9 @@ impl Gateway {
         let (body, mut tries) = (Bytes::from(body), Tries::default());
         let signal = run.stop_signal();
         loop {
+            if signal.is_wanted_back() {
+                return Err(Unasked::HandBack);
+            }
             let fault = match self.once(wire, body.clone(), run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,

@@ -6,6 +6,7 @@ use harness::{RunError, Stop};
 use job::FailureCode;
 use serde_json::json;
 
+use crate::bounds::looks;
 use crate::kills::script;
 use crate::provider::Fault;
 use crate::world::{Speaks, World};
@@ -136,4 +137,41 @@ async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
     assert_eq!(world.provider.asked().len(), 4, "nothing is paid again");
     assert_eq!(*world.opened.lock().unwrap(), [false, true], "the second run continues the first");
     assert!(world.runs("push").values().all(|runs| *runs == 1) && world.runs("push").len() == 3);
+}
+
+/// Runs a job that is wanted back at its n-th checkpoint. Returns false if it has fewer.
+async fn wanted_back(world: &mut World, at: usize) -> bool {
+    world.wanted_back_at = Some(at);
+    let ended = world.run().await;
+    let until_then = *world.asked_until_then.lock().expect("not poisoned");
+    if let Some(asked) = until_then {
+        assert_eq!(world.provider.asked().len(), asked, "a call was begun behind checkpoint {at}");
+        assert!(matches!(ended, Ok(_) | Err(RunError::Stopped(Stop::Drain))), "{at}: {ended:?}");
+    }
+    until_then.is_some()
+}
+
+#[tokio::test]
+async fn no_call_begins_once_the_job_is_wanted_back_whatever_the_checkpoint_was_for() {
+    for at in 0.. {
+        let mut world = World::new(looks(6), &["claude-opus-5-5", "gpt-6-sol"]).await;
+        world.output_bytes = 3_000;
+        world.config["context_tokens"] = json!(4_000);
+        world.provider.fault(Fault::Refuses(404));
+        if !wanted_back(&mut world, at).await {
+            assert!(world.journal.lock().unwrap().iter().any(|delta| delta.replace_context));
+            assert!(at > 8, "{at}");
+            break;
+        }
+    }
+    for at in 0.. {
+        let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+        assert!(world.run().await.is_ok());
+        world.next_job("More.".into());
+        world.provider.fault(Fault::TooLong);
+        if !wanted_back(&mut world, at).await {
+            assert!(at > 2, "{at}");
+            break;
+        }
+    }
 }
