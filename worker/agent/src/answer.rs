@@ -75,6 +75,13 @@ pub(crate) enum StopReason {
     WindowFull,
 }
 
+impl StopReason {
+    /// Returns whether the rest of the answer is still to come.
+    pub fn goes_on(self) -> bool {
+        matches!(self, StopReason::OutputLimit | StopReason::WindowFull | StopReason::Pause)
+    }
+}
+
 /// Why a stream became no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoAnswer {

@@ -131,7 +131,7 @@ impl<'r> Turns<'r> {
         if self.transcript().head().map(Head::entry).as_ref() != Some(&wanted) {
             self.add(wanted);
         }
-        self.add(JobMark::new(self.job_id(), 0, 0).entry());
+        self.add(JobMark::begin(self.job_id()).entry());
         self.add(wire.said(&said));
         self.is_resumed = false;
         self.checkpoint().await
@@ -381,6 +381,7 @@ impl<'r> Turns<'r> {
         let Some(head) = transcript.head().cloned() else { return Ok(()) };
         let messages = transcript.messages();
         let (iterations, mut tokens) = transcript.used(self.job_id());
+        let said = transcript.said_so_far(self.job_id());
         let share = self.settings.context_tokens;
         let before = self.tokens();
         let mut after = None;
@@ -408,8 +409,9 @@ impl<'r> Turns<'r> {
             let said = format!("the conversation has some {before} tokens and cannot be made shorter");
             return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
         };
-        let marks = [new_head.entry(), JobMark::new(self.job_id(), iterations, tokens).entry()];
-        let context_window = marks.into_iter().chain(with_record(head.wire, after)).collect();
+        let mut context_window = vec![new_head.entry()];
+        context_window.extend(with_record(head.wire, after));
+        context_window.push(JobMark::go_on(self.job_id(), (iterations, tokens), said).entry());
         let delta = Delta { context_window, replace_context: true, ..Delta::default() };
         self.run.checkpoint(delta).await?;
         self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));

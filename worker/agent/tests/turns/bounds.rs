@@ -150,6 +150,25 @@ async fn an_answer_that_the_limit_of_output_has_cut_goes_on() {
 }
 
 #[tokio::test]
+async fn an_answer_that_was_cut_is_whole_although_a_compaction_took_its_beginning() {
+    for speaks in Speaks::ALL {
+        let calls = AtomicUsize::new(0);
+        let script = Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+            0 => Turn::Says("It is ".to_owned(), "max_tokens"),
+            _ => Turn::Says("7.".to_owned(), "end_turn"),
+        });
+        let mut world = World::on(speaks, script).await;
+        world.next_job("x".repeat(6_000).into());
+        // The first call is answered, and the second one is too long.
+        [Fault::CutAfter(usize::MAX), Fault::TooLong]
+            .into_iter()
+            .for_each(|fault| world.provider.fault(fault));
+        assert_eq!(world.run().await.unwrap().as_str(), "\"It is 7.\"", "{speaks:?}");
+        assert!(world.journal.lock().unwrap().iter().any(|delta| delta.replace_context), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_tool_is_answered_and_a_refusal_ends_the_job() {
     for speaks in Speaks::ALL {
         let script = Arc::new(|at: usize| match at {
