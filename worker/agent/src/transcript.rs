@@ -187,9 +187,11 @@ impl<'a> Transcript<'a> {
         last == Some(StopReason::WindowFull)
     }
 
-    /// Returns whether a call that a person has approved was about to be made.
-    pub fn has_begun(&self, key: &str) -> bool {
-        self.kinds.iter().any(|kind| matches!(kind, Kind::Call(mark) if mark.call_id == key))
+    /// Returns whether a call of this job that a person has approved was about to be made. Another job may have had a call
+    /// of the same key.
+    pub fn has_begun(&self, job_id: JobId, key: &str) -> bool {
+        let own = self.job(job_id).map_or(&[][..], |(began, _)| &self.kinds[began..]);
+        own.iter().any(|kind| matches!(kind, Kind::Call(mark) if mark.call_id == key))
     }
 
     /// Returns the body of the next request.

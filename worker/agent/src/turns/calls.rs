@@ -68,7 +68,7 @@ impl Turns<'_> {
                     }
                     // The attempt that asked has not made it; a later one notes it first.
                     Person::Approved => {
-                        may_have_begun = self.transcript().has_begun(&key);
+                        may_have_begun = self.transcript().has_begun(self.job_id(), &key);
                         if !may_have_begun {
                             self.add(CallMark::new(&key).entry());
                             is_noted = false;
