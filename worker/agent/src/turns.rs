@@ -42,7 +42,7 @@ pub(crate) struct Turns<'r> {
     digest: Digest,
     /// Entries that the next checkpoint appends.
     pending: Vec<Json>,
-    /// Answers among them.
+    /// Answers whose calls have their results by then.
     answers: u64,
     /// Whether the calls of the last answer may have been made by an earlier attempt.
     may_have_begun: bool,
@@ -194,6 +194,13 @@ impl<'r> Turns<'r> {
         Ok(self.run.checkpoint(delta).await?)
     }
 
+    /// Appends what is pending while calls are open. Their answer counts as an iteration with the last of their results:
+    /// until then nobody knows whether it was progress.
+    async fn keep(&mut self) -> Result<(), RunError> {
+        let delta = Delta { context_window: std::mem::take(&mut self.pending), ..Delta::default() };
+        Ok(self.run.checkpoint(delta).await?)
+    }
+
     /// Returns a note that changes with every result that was not there before. Only a job that asks for progress has
     /// one.
     fn progress(&self) -> Option<Map<String, Value>> {
@@ -222,7 +229,6 @@ impl<'r> Turns<'r> {
         answer.entries.into_iter().for_each(|entry| self.add(entry));
         let mark = TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop);
         self.add(mark.entry());
-        self.answers += 1;
         if !answer.calls.is_empty() {
             // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
             let wire = self.wire()?;
@@ -237,6 +243,7 @@ impl<'r> Turns<'r> {
                 return Ok(());
             }
         }
+        self.answers = 1;
         // Text is news.
         self.is_news = true;
         if matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull) {

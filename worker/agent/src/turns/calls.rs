@@ -34,6 +34,7 @@ impl Turns<'_> {
         // All of them are the last answer's. A provider may number the calls of each answer anew.
         let (answer, _) = self.transcript().used(self.job_id());
         let key_of = |call: &ToolCall| format!("{}-{answer}", call.id);
+        self.answers = 1;
         let mut groups: Vec<Vec<(ToolCall, Json)>> = Vec::new();
         let (mut asks, mut is_noted) = (Vec::new(), true);
         let mut last_is_alone = true;
@@ -89,7 +90,7 @@ impl Turns<'_> {
             last_is_alone = alone;
         }
         if !is_noted {
-            self.checkpoint().await?;
+            self.keep().await?;
         }
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
         for group in groups {
@@ -119,7 +120,7 @@ impl Turns<'_> {
                         Err(CallError::Stopped) => return Err(Stop::Drain.into()),
                         // It did not begin. What others have done is not lost with it.
                         Err(CallError::Shortage(problem)) => {
-                            self.checkpoint().await?;
+                            self.keep().await?;
                             return Err(Shortage::Resources(problem).into());
                         }
                     };
@@ -133,12 +134,12 @@ impl Turns<'_> {
                 }
                 // What others still take time for is not to be lost with them.
                 if left > 0 && !self.pending.is_empty() {
-                    self.checkpoint().await?;
+                    self.keep().await?;
                 }
             }
         }
         if !asks.is_empty() {
-            self.checkpoint().await?;
+            self.keep().await?;
             asks.truncate(MAX_QUESTIONS);
             return Err(RunError::Asks(asks));
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use harness::RunError;
 use job::FailureCode;
@@ -166,6 +167,28 @@ async fn an_answer_that_was_cut_is_whole_although_a_compaction_took_its_beginnin
         assert_eq!(world.run().await.unwrap().as_str(), "\"It is 7.\"", "{speaks:?}");
         assert!(world.journal.lock().unwrap().iter().any(|delta| delta.replace_context), "{speaks:?}");
     }
+}
+
+#[tokio::test]
+async fn a_tool_may_take_long_without_being_a_lack_of_progress() {
+    let mut world = World::new(looks(1), &["claude-opus-5-5"]).await;
+    world.task.max_stalled_iterations = Some(1);
+    // The answer that calls it is checkpointed meanwhile.
+    world.look_takes = Duration::from_millis(2_200);
+    assert!(world.run().await.is_ok());
+    assert_eq!(world.session.lock().unwrap().iteration_count, 2);
+    let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+    world.task.max_stalled_iterations = Some(1);
+    assert!(world.run().await.is_ok(), "other results each time");
+}
+
+#[tokio::test]
+async fn the_same_result_again_is_no_progress() {
+    let same = |_| Turn::Calls(vec![("look_1".to_owned(), "look", "{}".to_owned())]);
+    let mut world = World::new(Arc::new(same), &["gpt-6-sol"]).await;
+    world.task.max_stalled_iterations = Some(2);
+    let (code, _) = failed(world.run().await);
+    assert_eq!((code, world.provider.asked().len()), (FailureCode::NoProgress, 3));
 }
 
 #[tokio::test]
