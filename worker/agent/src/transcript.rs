@@ -178,6 +178,13 @@ impl<'a> Transcript<'a> {
         (0, since)
     }
 
+    /// Returns the bytes of all entries but the last head, which no compaction makes smaller.
+    pub fn bytes(&self) -> usize {
+        let head = self.kinds.iter().rposition(|kind| matches!(kind, Kind::Head(_)));
+        let others = (0..self.kinds.len()).filter(|at| Some(*at) != head);
+        others.filter_map(|at| self.entry(at)).map(|entry| entry.as_str().len()).sum()
+    }
+
     /// Returns whether the last answer was cut because the model's window was full.
     pub fn is_full(&self) -> bool {
         let last = self.kinds.iter().rev().find_map(|kind| match kind {
@@ -230,7 +237,7 @@ enum Last {
 /// Bytes that an image counts for. Providers count it by its pixels, up to some 5,000 tokens.
 const IMAGE: usize = 15_000;
 /// What stands before the bytes of an image, on each wire that has them.
-const IMAGES: [&str; 2] = ["\"data\":\"", "\"image_url\":\"data:"];
+pub(crate) const IMAGES: [&str; 2] = ["\"data\":\"", "\"image_url\":\"data:"];
 
 /// Returns the bytes of a message, where an image counts by itself.
 pub(crate) fn size(message: &Json) -> usize {

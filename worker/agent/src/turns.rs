@@ -10,16 +10,15 @@ use serde_json::{Map, Value, json};
 use tools::{Ended, Tool};
 
 mod calls;
+mod shorter;
 
 use crate::answer::StopReason;
 use crate::ask::{Asked, Gateway, Unasked};
-use crate::compact::{BYTES_PER_TOKEN, Plan, without_outputs};
 use crate::config::Settings;
 use crate::fault::Fault;
 use crate::head::head;
 use crate::marks::{Head, JobMark, TurnMark};
 use crate::person;
-use crate::record::with_record;
 use crate::schema::{Schema, json_of};
 use crate::toolkit::{Toolkit, not_made};
 use crate::transcript::{Digest, Next, Transcript};
@@ -215,9 +214,7 @@ impl<'r> Turns<'r> {
     async fn turn(&mut self) -> Result<(), RunError> {
         self.check_limits()?;
         self.leave_a_model_that_is_gone().await?;
-        if self.tokens() > self.settings.context_tokens || self.transcript().is_full() {
-            self.compact().await?;
-        }
+        self.compact_if_due().await?;
         let asked = self.ask().await?;
         let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
@@ -334,7 +331,7 @@ impl<'r> Turns<'r> {
                 // It counts otherwise than we do; once.
                 Err(Unasked::Fault(Fault::Overflow(_))) if !self.was_too_long => {
                     self.was_too_long = true;
-                    self.compact().await?;
+                    self.compact(true).await?;
                     continue;
                 }
                 Err(Unasked::Fault(Fault::Spent(message))) if self.settings.degrades => {
@@ -373,57 +370,6 @@ impl<'r> Turns<'r> {
         };
         self.run.part(&Part { work, began, took: since.elapsed(), failed });
         asked
-    }
-
-    /// Returns how many tokens the next request has: those that the provider counted last, and the bytes since.
-    fn tokens(&self) -> u64 {
-        let (counted, since) = self.transcript().weight();
-        counted.saturating_add(since as u64 / BYTES_PER_TOKEN)
-    }
-
-    /// Makes the conversation shorter: by a summary of its oldest part, or else without its oldest outputs.
-    async fn compact(&mut self) -> Result<(), RunError> {
-        let (began, since) = (SystemTime::now(), Instant::now());
-        let transcript = self.transcript();
-        let Some(head) = transcript.head().cloned() else { return Ok(()) };
-        let messages = transcript.messages();
-        let (iterations, mut tokens) = transcript.used(self.job_id());
-        let said = transcript.said_so_far(self.job_id());
-        let share = self.settings.context_tokens;
-        let before = self.tokens();
-        let mut after = None;
-        if let Some(plan) = Plan::new(&head, &messages, share.min(before) / 4) {
-            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
-            match self.asked(head.wire, &head.model, request).await {
-                Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
-                    tokens = tokens.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);
-                    after = Some(plan.with_summary(&answer.text));
-                }
-                Ok(_) => tracing::warn!("a summary says nothing: the oldest outputs go instead"),
-                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
-                Err(Unasked::Fault(fault @ Fault::Spent(_))) if !self.settings.degrades => {
-                    failed(&head.model, fault)?;
-                }
-                Err(Unasked::Fault(fault)) => {
-                    tracing::warn!(cause = ?fault, "a summary failed: the oldest outputs go instead");
-                }
-            }
-        }
-        let after = after.unwrap_or(messages);
-        let most = share.min(before) / 4 * 3;
-        let new_head = self::head(self.settings, &head.model, &self.offered);
-        let Some(after) = without_outputs(&new_head, &after, most) else {
-            let said = format!("the conversation has some {before} tokens and cannot be made shorter");
-            return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
-        };
-        let mut context_window = vec![new_head.entry()];
-        context_window.extend(with_record(head.wire, after));
-        context_window.push(JobMark::go_on(self.job_id(), (iterations, tokens), said).entry());
-        let delta = Delta { context_window, replace_context: true, ..Delta::default() };
-        self.run.checkpoint(delta).await?;
-        self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));
-        self.run.part(&Part { work: Work::Compaction, began, took: since.elapsed(), failed: None });
-        Ok(())
     }
 
     /// Returns the model that has answered, if it is another one of the agent's than was asked.

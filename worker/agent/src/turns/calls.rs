@@ -20,6 +20,9 @@ use crate::wire::Wire;
 /// What the model is told about a call that an earlier attempt may have made.
 const MAY_HAVE_TAKEN_EFFECT: &str = "The work was interrupted while this call was under way, so its result is not known. \
     It may have taken effect, in part or as a whole. Look at what is there before you call again.";
+/// What the model is told in the place of an image.
+const NO_ROOM: &str =
+    "[An image is left out, because the session has no room for it now. Ask for fewer at a time.]";
 /// How long a tool may take before the answer that calls it is checkpointed without its result.
 const LONG: Duration = Duration::from_secs(2);
 /// How much of an input or a result an event shows, in characters.
@@ -159,10 +162,16 @@ impl Turns<'_> {
         self.run.part(&Part { work, began, took, failed });
     }
 
+    /// Returns an output without secrets, and without the images for which the session has no room.
     fn cleaned(&self, output: &Output) -> Output {
+        let mut room = (self.run.most_bytes() / 4 * 3).saturating_sub(self.transcript().bytes());
         let content = output.content.iter().map(|content| match content {
             Content::Text(text) => Content::Text(self.settings.redaction.clean(text)),
-            image @ Content::Image { .. } => image.clone(),
+            Content::Image { data, .. } if data.len() > room => Content::Text(NO_ROOM.to_owned()),
+            image @ Content::Image { data, .. } => {
+                room -= data.len();
+                image.clone()
+            }
         });
         Output { content: content.collect(), is_error: output.is_error, ended: output.ended }
     }

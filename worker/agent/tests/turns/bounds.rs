@@ -53,6 +53,42 @@ async fn a_conversation_that_outgrows_its_share_is_summarised_between_its_tools(
 }
 
 #[tokio::test]
+async fn images_leave_the_conversation_before_the_session_is_full_of_them() {
+    for speaks in [Speaks::Messages, Speaks::Responses] {
+        let mut world = World::on(speaks, looks(25)).await;
+        world.most_bytes = 1 << 20;
+        world.image_bytes = 100_000;
+        world.config["context_tokens"] = json!(10_000_000);
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{speaks:?}");
+        let asked = world.provider.asked();
+        assert_eq!(asked.len(), 26, "{speaks:?}: no summary is paid where images are all that is too much");
+        let longest = asked.iter().map(|(_, body)| body.len()).max().unwrap();
+        assert!(longest < (1 << 20) / 4 * 3, "{speaks:?}: {longest}");
+        let images = |body: &str| body.matches("AAAA\"").count();
+        assert!(images(&asked[4].1) == 4 && (1..6).contains(&images(&asked[25].1)), "{speaks:?}");
+        assert!(asked[25].1.contains("look {\\\"n\\\":0}"), "{speaks:?}: the text stays");
+    }
+}
+
+#[tokio::test]
+async fn the_images_of_one_answer_leave_room_in_the_session() {
+    let looks = (0..12).map(|at| (format!("look_{at}"), "look", "{}".to_owned())).collect::<Vec<_>>();
+    let calls = AtomicUsize::new(0);
+    let script = Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+        0 => Turn::Calls(looks.clone()),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    });
+    let mut world = World::on(Speaks::Messages, script).await;
+    world.most_bytes = 1 << 20;
+    world.image_bytes = 100_000;
+    assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");
+    let deltas = world.journal.lock().unwrap();
+    let kept: String =
+        deltas.iter().flat_map(|delta| &delta.context_window).map(|entry| entry.as_str()).collect();
+    assert!(kept.contains("An image is left out") && kept.contains("AAAA"));
+}
+
+#[tokio::test]
 async fn a_provider_that_finds_a_conversation_too_long_gets_a_shorter_one_once() {
     for speaks in Speaks::ALL {
         let mut world = World::on(speaks, script()).await;
