@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 use harness::{Delta, Part, RunError, Stop, Work};
 use job::{Failure, FailureCode, Json};
 
-use super::{Turns, failed};
+use super::Turns;
+use super::models::failed;
 use crate::answer::StopReason;
 use crate::ask::{Asked, Unasked};
 use crate::compact::{
