@@ -87,13 +87,13 @@ fn rows() -> [Row; 12] {
             ..row("circles", "files = true", CALLS, FailureCode::NoProgress, -1)
         },
         // 64 KiB are the most that a session may have here.
-        row(
-            "grows",
-            "files = true\ntools.flood = { command = [\"head\", \"-c\", \"30000\", \"/dev/urandom\"], description = \"x\" }",
-            r#"{"times": 9, "tools": [{"name": "flood", "input": {}}]}"#,
-            FailureCode::OutputLimit,
-            -1,
-        ),
+        Row {
+            change: |spec| {
+                let large = json!(format!("{} play:large", "word ".repeat(14_000)));
+                JobSpec { input: job::Json::from_value(&large).expect("JSON"), ..spec }
+            },
+            ..row("large", "", r#"{"text": "x"}"#, FailureCode::OutputLimit, 0)
+        },
     ]
 }
 

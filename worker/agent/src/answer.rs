@@ -1,6 +1,7 @@
 //! An answer of a model, whole: what of it goes into the context, and what is to be done about it.
 
-use job::Json;
+use job::{Json, JsonError};
+use model::check_json;
 use serde::{Deserialize, Serialize};
 
 /// A whole answer. A stream without its own end never becomes one.
@@ -74,6 +75,13 @@ pub(crate) enum StopReason {
     WindowFull,
 }
 
+impl StopReason {
+    /// Returns whether the rest of the answer is still to come.
+    pub fn goes_on(self) -> bool {
+        matches!(self, StopReason::OutputLimit | StopReason::WindowFull | StopReason::Pause)
+    }
+}
+
 /// Why a stream became no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoAnswer {
@@ -118,5 +126,43 @@ pub(crate) fn input(text: &str, is_cut: bool) -> Result<Json, BadInput> {
         Ok(json) if json.as_str().starts_with('{') => Ok(json),
         Ok(_) => Err(BadInput::NoObject("it is another value".to_owned())),
         Err(error) => Err(BadInput::NoObject(error.to_string())),
+    }
+}
+
+/// Reads the input of a call that goes back as JSON within its message. The gateway passes on no JSON that two readers can
+/// read differently, such as two equal keys, and bounds its nesting in the request.
+pub(crate) fn embedded(text: &str, is_cut: bool) -> Result<Json, BadInput> {
+    let json = input(text, is_cut)?;
+    let sent = format!(r#"{{"messages":[{{"content":[{{"input":{}}}]}}]}}"#, json.as_str());
+    let checked = check_json(&sent).map_err(|error| BadInput::NoObject(without_place(&error)));
+    checked.map(|()| json)
+}
+
+/// Takes an entry into the context, if the gateway takes it back. Otherwise no later request of the session would pass.
+pub(crate) fn entry(kept: Result<Json, JsonError>) -> Result<Json, NoAnswer> {
+    let entry = kept.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
+    let sent = format!(r#"{{"messages":[{}]}}"#, entry.as_str());
+    let checked = check_json(&sent).map_err(|error| NoAnswer::Unstorable(without_place(&error)));
+    checked.map(|()| entry)
+}
+
+/// Says what is wrong, but not where in a text that nobody has seen.
+fn without_place(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    said.rsplit_once(" at line ").map_or(said.clone(), |(said, _)| said.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_would_not_take_back_is_no_entry() {
+        let taken = |said: &str| entry(Json::verbatim(said));
+        for said in [r#"{"a":1,"a":2}"#, r#"{"n":1e400}"#, r#"{"t":"\ud800"}"#] {
+            assert!(matches!(taken(said), Err(NoAnswer::Unstorable(_))), "{said}");
+        }
+        let fine = r#"{"b":1e5,"a":"x\u0000y","n":12345678901234567890123}"#;
+        assert_eq!(taken(fine).unwrap().as_str(), fine);
     }
 }

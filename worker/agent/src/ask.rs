@@ -68,6 +68,9 @@ impl Gateway {
         let (body, mut tries) = (Bytes::from(body), Tries::default());
         let signal = run.stop_signal();
         loop {
+            if signal.is_wanted_back() {
+                return Err(Unasked::HandBack);
+            }
             let fault = match self.once(wire, body.clone(), run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
@@ -92,7 +95,7 @@ impl Gateway {
             }
             Wire::Chat | Wire::Responses => request.bearer_auth(&self.token),
         };
-        let silent = self.silence(run.meter().map(|meter| &**meter));
+        let silent = self.silence(run.meter().map(|meter| &**meter), begun);
         tokio::select! {
             asked = answered(wire, request, run, begun) => asked,
             () = silent => {
@@ -102,11 +105,12 @@ impl Gateway {
         }
     }
 
-    /// Returns once nothing has passed for too long. A wait for room in the gateway is no silence.
-    async fn silence(&self, meter: Option<&dyn Meter>) {
+    /// Returns once nothing has passed for too long since the call has begun: before it nobody was asked. A wait for room in
+    /// the gateway is no silence.
+    async fn silence(&self, meter: Option<&dyn Meter>, begun: Instant) {
         let Some(meter) = meter else { return std::future::pending().await };
         loop {
-            let idle = meter.idle();
+            let idle = meter.idle().min(begun.elapsed());
             if idle >= self.idle_timeout {
                 return;
             }

@@ -3,16 +3,17 @@
 //!
 //! The oldest part is summarised by the model and the newest stays, without thinking: what a model thought is taken back
 //! only after the messages before it, to the letter. A cut is never between a call and its result. Without a summary
-//! the oldest outputs of tools go.
+//! the oldest outputs of tools go. Images count by their bytes as well: a session holds far fewer of them than a window.
 
+use harness::MAX_DELTA_BYTES;
 use job::Json;
 use tools::{Content, Ended, Output};
 
 use crate::head::Request;
 use crate::marks::Head;
 use crate::neutral::{self, Part};
-use crate::raw::quoted;
-use crate::transcript::{anew, merged, size};
+use crate::raw::{Fields, items, quoted, raw};
+use crate::transcript::{IMAGES, anew, merged, size};
 use crate::wire::{Calls, Wire};
 
 /// Bytes of a token, at the least: ordinary text has four, code and other languages less.
@@ -25,10 +26,25 @@ const SUMMARY_TOKENS: u64 = 8_000;
 const SMALL_OUTPUT: usize = 200;
 
 const REMOVED: &str = "[This output was removed to make room. Call the tool again if you need it.]";
+const IMAGE_REMOVED: &str = "[An image was removed to make room.]";
 const SUMMARISE: &str = "You are given the record of an agent's work so far, whose oldest part no longer fits its window. \
     Write what the agent must know to go on as if it had the whole record: the task and every instruction of the user that \
     still holds, what was done and found, exact names, paths, ids and figures, decisions with their reasons, what failed, \
     and what is left to do. Write plain text, and nothing about this request.";
+
+/// The largest conversation, in bytes: half of what providers take.
+const LARGEST: usize = 16 << 20;
+
+/// Returns how many bytes a conversation may have before it is compacted, in a session of at most so many. What the next
+/// answer and its calls bring comes on top.
+pub(crate) fn most_before(session: usize) -> usize {
+    (session / 2).min(LARGEST)
+}
+
+/// And how many afterwards. It is one checkpoint then.
+pub(crate) fn most_after(session: usize) -> usize {
+    (session / 4).min(MAX_DELTA_BYTES / 4 * 3)
+}
 
 /// A conversation that is about to be compacted.
 pub(crate) struct Plan {
@@ -145,7 +161,57 @@ pub(crate) fn without_outputs(head: &Head, messages: &[Json], most_tokens: u64) 
     (bytes / BYTES_PER_TOKEN <= most_tokens).then_some(all)
 }
 
-fn without_thinking(wire: Wire, messages: &[Json]) -> Vec<Json> {
+/// Returns the bytes of messages.
+pub(crate) fn bytes(messages: &[Json]) -> usize {
+    messages.iter().map(|message| message.as_str().len()).sum()
+}
+
+/// Returns a conversation whose oldest images are removed, until it has at most this many bytes, or no image more.
+pub(crate) fn without_images(mut messages: Vec<Json>, most_bytes: usize) -> Vec<Json> {
+    let mut left = bytes(&messages);
+    for message in &mut messages {
+        if left <= most_bytes {
+            break;
+        }
+        if !IMAGES.iter().any(|mark| message.as_str().contains(mark)) {
+            continue;
+        }
+        let Ok(mut fields) = Fields::parse(message.as_str()) else { continue };
+        if remove_images(&mut fields) {
+            left -= message.as_str().len();
+            *message = Json::verbatim(&fields.write()).expect("an entry without its images is JSON");
+            left += message.as_str().len();
+        }
+    }
+    messages
+}
+
+/// Puts words in the place of the images of a message or block. Returns whether there were any.
+fn remove_images(block: &mut Fields) -> bool {
+    let mut had_images = false;
+    for list in ["content", "output"] {
+        let Some(old) = block.raw(list).and_then(|list| items(list).ok()) else { continue };
+        let written = old.iter().map(|item| {
+            let mut inner = Fields::parse(item.get()).unwrap_or_default();
+            let words = match inner.text("type").as_deref() {
+                Some("image") => Some("text"),
+                Some("input_image") => Some("input_text"),
+                _ if remove_images(&mut inner) => None,
+                _ => return item.get().to_owned(),
+            };
+            had_images = true;
+            words.map_or_else(
+                || inner.write(),
+                |kind| format!(r#"{{"type":"{kind}","text":"{IMAGE_REMOVED}"}}"#),
+            )
+        });
+        let written = written.collect::<Vec<_>>().join(",");
+        block.set(list, raw(format!("[{written}]")));
+    }
+    had_images
+}
+
+pub(crate) fn without_thinking(wire: Wire, messages: &[Json]) -> Vec<Json> {
     anew(wire, messages.iter().map(|message| (wire, message)))
 }
 
@@ -261,6 +327,36 @@ mod tests {
         for kept_tokens in [0, 50, 150, 250] {
             let plan = Plan::new(&head(wire), &all, kept_tokens).unwrap();
             assert!(matches!(plan.kept.len(), 1 | 5), "{}", plan.kept.len());
+        }
+    }
+
+    #[test]
+    fn the_oldest_images_go_until_the_bytes_fit_and_nothing_else_changes() {
+        for (wire, words) in [(Wire::Messages, "text"), (Wire::Responses, "input_text")] {
+            let image = Content::Image { media_type: "image/png".to_owned(), data: "A".repeat(50_000) };
+            let content = vec![Content::Text("seen".to_owned()), image];
+            let output = Output { content, is_error: false, ended: Ended::Done };
+            let mut all = vec![wire.said("Look.")];
+            (0..6).for_each(|at| {
+                all.extend([call(wire, &format!("c{at}")), wire.result(&format!("c{at}"), &output)])
+            });
+            let after = without_images(all.clone(), 120_000);
+            assert!(bytes(&after) <= 120_000, "{wire:?}");
+            let gone =
+                format!(r#"{{"type":"text","text":"seen"}},{{"type":"text","text":"{IMAGE_REMOVED}"}}]"#);
+            let gone = gone.replace(r#""type":"text""#, &format!(r#""type":"{words}""#));
+            let changed: Vec<usize> = (0..all.len()).filter(|at| all[*at] != after[*at]).collect();
+            assert_eq!(changed, [2, 4, 6, 8], "{wire:?}: two images stay");
+            assert!(changed.iter().all(|at| after[*at].as_str().contains(&gone)), "{:?}", after[2]);
+            assert_eq!(without_images(all.clone(), usize::MAX), all);
+        }
+    }
+
+    #[test]
+    fn a_compacted_conversation_is_one_checkpoint_whatever_a_session_may_hold() {
+        for session in [65_536, 16 << 20, 64 << 20, usize::MAX] {
+            assert!(most_after(session) < most_before(session) && most_before(session) <= session / 2);
+            assert!(most_after(session) + 512 * 1024 < MAX_DELTA_BYTES);
         }
     }
 

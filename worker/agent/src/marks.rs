@@ -3,7 +3,7 @@
 //! | mark | says |
 //! |---|---|
 //! | head | which wire and model speak from here on, and what every request begins with, to the letter |
-//! | job | that a job begins here, and what it had used if its beginning was compacted |
+//! | job | that a job begins here, or goes on behind a compaction, and what it had used and said by then |
 //! | turn | what the answer before it used, and why it ended |
 //! | call | that a call which a person has approved is about to be made |
 //!
@@ -31,7 +31,7 @@ pub(crate) struct Head {
     pub wire: Wire,
 }
 
-/// The beginning of a job.
+/// The beginning of a job, or of the rest of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobMark {
     harness: JobKind,
@@ -39,6 +39,9 @@ pub(crate) struct JobMark {
     pub iterations: u32,
     /// The job.
     pub job_id: JobId,
+    /// What an answer has said so far whose rest is still to come.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub said: String,
     /// The tokens that these used.
     pub tokens: u64,
 }
@@ -99,8 +102,13 @@ impl Head {
 }
 
 impl JobMark {
-    pub fn new(job_id: JobId, iterations: u32, tokens: u64) -> JobMark {
-        JobMark { harness: JobKind::This, iterations, job_id, tokens }
+    pub fn begin(job_id: JobId) -> JobMark {
+        JobMark::go_on(job_id, (0, 0), String::new())
+    }
+
+    /// Makes the mark of a job that goes on with less context. It stands behind what is left of that.
+    pub fn go_on(job_id: JobId, (iterations, tokens): (u32, u64), said: String) -> JobMark {
+        JobMark { harness: JobKind::This, iterations, job_id, said, tokens }
     }
 
     pub fn entry(&self) -> Json {
@@ -161,7 +169,8 @@ mod tests {
         assert!(json.as_str().starts_with("{\"harness\":\"head\""));
         let Some(Entry::Head(again)) = entry(&json) else { panic!("{json:?}") };
         assert_eq!((again.request.get(), again.wire), (request, Wire::Messages));
-        let job = JobMark::new(JobId::now(), 3, 900);
+        assert!(!JobMark::begin(JobId::now()).entry().as_str().contains("said"));
+        let job = JobMark::go_on(JobId::now(), (3, 900), "It is ".to_owned());
         assert!(matches!(entry(&job.entry()), Some(Entry::Job(again)) if again == job));
         let turn = TurnMark::new(10, 2, StopReason::OutputLimit);
         assert!(matches!(entry(&turn.entry()), Some(Entry::Turn(again)) if again == turn));

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tools::{Content, Ended, Output};
 
-use crate::answer::storable;
+use crate::answer::{embedded, storable};
 use crate::raw::{Fields, quoted};
 use crate::wire::{ERROR, Wire, messages, responses};
 
@@ -188,7 +188,7 @@ fn assistant_of_messages(parts: &[Part]) -> String {
         Part::Text(text) => Some(format!(r#"{{"type":"text","text":{}}}"#, quoted(text))),
         Part::Call { id, name, input } => {
             // The other wire takes arguments that are no object; this one does not.
-            let input = Json::parse(input).ok().filter(|json| json.as_str().starts_with('{'));
+            let input = embedded(input, false);
             let input = input.as_ref().map_or("{}", Json::as_str);
             Some(format!(
                 r#"{{"type":"tool_use","id":{},"name":{},"input":{input}}}"#,

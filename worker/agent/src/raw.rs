@@ -36,6 +36,11 @@ impl Fields {
         }
     }
 
+    /// Returns the fields, in their order.
+    pub fn into_all(self) -> Vec<(String, Box<RawValue>)> {
+        self.0
+    }
+
     /// Writes the object.
     pub fn write(&self) -> String {
         let fields = self.0.iter().map(|(name, value)| format!("{}:{}", quoted(name), value.get()));

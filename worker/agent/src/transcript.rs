@@ -93,43 +93,50 @@ impl<'a> Transcript<'a> {
 
     /// Returns what comes next.
     pub fn next(&self, job_id: JobId) -> Next {
-        use StopReason::{OutputLimit, Pause, WindowFull};
-        let (Some((began, _)), Some(_)) = (self.job(job_id), self.head()) else { return Next::Begin };
-        // Calls without a result, each with its message.
-        let mut open: Vec<(usize, &str)> = Vec::new();
-        // Parts of one answer that the limit of output has cut are one text.
-        let (mut texts, mut last) = (Vec::new(), None);
+        let (Some((began, mark)), Some(_)) = (self.job(job_id), self.head()) else { return Next::Begin };
+        let SoFar { open, answer, last } = self.so_far(began, mark);
+        match last {
+            _ if !open.is_empty() => Next::Tools(self.calls(&open)),
+            Some(Last::Turn(stop)) if !stop.goes_on() => Next::Ended(self.text(answer)),
+            _ => Next::Call,
+        }
+    }
+
+    /// Returns what an answer has said so far whose rest is still to come.
+    pub fn said_so_far(&self, job_id: JobId) -> String {
+        let Some((began, mark)) = self.job(job_id) else { return String::new() };
+        self.text(self.so_far(began, mark).answer)
+    }
+
+    /// Reads how far a job has come since its mark.
+    fn so_far(&self, began: usize, mark: &'a JobMark) -> SoFar<'a> {
+        let mut so_far = SoFar { open: Vec::new(), answer: (&mark.said, Vec::new()), last: None };
         for (at, kind) in self.kinds.iter().enumerate().skip(began) {
             match kind {
                 Kind::Message(Message { by_model: true, calls, .. }) => {
-                    texts.push(at);
-                    open.extend(calls.iter().map(|id| (at, id.as_str())));
-                    last = Some(Last::Message);
+                    so_far.answer.1.push(at);
+                    so_far.open.extend(calls.iter().map(|id| (at, id.as_str())));
+                    so_far.last = Some(Last::Message);
                 }
                 Kind::Message(Message { calls: answered, .. }) => {
-                    open.retain(|(_, id)| !answered.iter().any(|answered| answered == id));
-                    let is_cut = matches!(last, Some(Last::Turn(OutputLimit | WindowFull)));
+                    so_far.open.retain(|(_, id)| !answered.iter().any(|answered| answered == id));
+                    let is_cut = matches!(so_far.last, Some(Last::Turn(stop)) if stop.goes_on());
                     if !(is_cut && answered.is_empty()) {
-                        texts.clear();
+                        so_far.answer = ("", Vec::new());
                     }
-                    last = Some(Last::Message);
+                    so_far.last = Some(Last::Message);
                 }
-                Kind::Turn(turn) => last = Some(Last::Turn(turn.stop)),
+                Kind::Turn(turn) => so_far.last = Some(Last::Turn(turn.stop)),
                 Kind::Head(_) | Kind::Job(_) | Kind::Call(_) | Kind::Other => {}
             }
         }
-        match last {
-            _ if !open.is_empty() => Next::Tools(self.calls(&open)),
-            Some(Last::Turn(OutputLimit | WindowFull | Pause)) => Next::Call,
-            Some(Last::Turn(_)) => Next::Ended(
-                texts
-                    .into_iter()
-                    .filter_map(|at| self.spoken(at))
-                    .map(|(wire, entry)| said(wire, entry))
-                    .collect(),
-            ),
-            _ => Next::Call,
-        }
+        so_far
+    }
+
+    fn text(&self, (compacted, places): (&str, Vec<usize>)) -> String {
+        let texts =
+            places.into_iter().filter_map(|at| self.spoken(at)).map(|(wire, entry)| said(wire, entry));
+        [compacted.to_owned()].into_iter().chain(texts).collect()
     }
 
     /// Returns the message at this place, and its wire.
@@ -171,6 +178,13 @@ impl<'a> Transcript<'a> {
         (0, since)
     }
 
+    /// Returns the bytes of all entries but the last head, which no compaction makes smaller.
+    pub fn bytes(&self) -> usize {
+        let head = self.kinds.iter().rposition(|kind| matches!(kind, Kind::Head(_)));
+        let others = (0..self.kinds.len()).filter(|at| Some(*at) != head);
+        others.filter_map(|at| self.entry(at)).map(|entry| entry.as_str().len()).sum()
+    }
+
     /// Returns whether the last answer was cut because the model's window was full.
     pub fn is_full(&self) -> bool {
         let last = self.kinds.iter().rev().find_map(|kind| match kind {
@@ -180,9 +194,11 @@ impl<'a> Transcript<'a> {
         last == Some(StopReason::WindowFull)
     }
 
-    /// Returns whether a call that a person has approved was about to be made.
-    pub fn has_begun(&self, key: &str) -> bool {
-        self.kinds.iter().any(|kind| matches!(kind, Kind::Call(mark) if mark.call_id == key))
+    /// Returns whether a call of this job that a person has approved was about to be made. Another job may have had a call
+    /// of the same key.
+    pub fn has_begun(&self, job_id: JobId, key: &str) -> bool {
+        let own = self.job(job_id).map_or(&[][..], |(began, _)| &self.kinds[began..]);
+        own.iter().any(|kind| matches!(kind, Kind::Call(mark) if mark.call_id == key))
     }
 
     /// Returns the body of the next request.
@@ -202,6 +218,16 @@ impl<'a> Transcript<'a> {
     }
 }
 
+/// How far a job has come.
+struct SoFar<'a> {
+    /// Calls without a result, each with the place of its message.
+    open: Vec<(usize, &'a str)>,
+    /// The present answer, of which the limit of output may have made several messages: what of it was compacted, and the
+    /// places of the others.
+    answer: (&'a str, Vec<usize>),
+    last: Option<Last>,
+}
+
 /// The last entry of a job, but for marks of its beginning.
 enum Last {
     Message,
@@ -211,7 +237,7 @@ enum Last {
 /// Bytes that an image counts for. Providers count it by its pixels, up to some 5,000 tokens.
 const IMAGE: usize = 15_000;
 /// What stands before the bytes of an image, on each wire that has them.
-const IMAGES: [&str; 2] = ["\"data\":\"", "\"image_url\":\"data:"];
+pub(crate) const IMAGES: [&str; 2] = ["\"data\":\"", "\"image_url\":\"data:"];
 
 /// Returns the bytes of a message, where an image counts by itself.
 pub(crate) fn size(message: &Json) -> usize {

@@ -2,24 +2,24 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
 
-use harness::{Delta, Part, Run, RunError, Stop, Work};
+use harness::{Delta, Run, RunError, Stop};
 use job::{Failure, FailureCode, JobId, Json};
 use serde_json::{Map, Value, json};
 use tools::{Ended, Tool};
 
 mod calls;
+mod models;
+mod shorter;
+
+use models::no_model;
 
 use crate::answer::StopReason;
-use crate::ask::{Asked, Gateway, Unasked};
-use crate::compact::{BYTES_PER_TOKEN, Plan, without_outputs};
+use crate::ask::{Asked, Gateway};
 use crate::config::Settings;
-use crate::fault::Fault;
 use crate::head::head;
 use crate::marks::{Head, JobMark, TurnMark};
 use crate::person;
-use crate::record::with_record;
 use crate::schema::{Schema, json_of};
 use crate::toolkit::{Calls, Toolkit, not_made};
 use crate::transcript::{Digest, Next, Transcript};
@@ -44,7 +44,7 @@ pub(crate) struct Turns<'r> {
     digest: Digest,
     /// Entries that the next checkpoint appends.
     pending: Vec<Json>,
-    /// Answers among them.
+    /// Answers whose calls have their results by then.
     answers: u64,
     /// Whether the calls of the last answer may have been made by an earlier attempt.
     may_have_begun: bool,
@@ -135,7 +135,7 @@ impl<'r> Turns<'r> {
         if self.transcript().head().map(Head::entry).as_ref() != Some(&wanted) {
             self.add(wanted);
         }
-        self.add(JobMark::new(self.job_id(), 0, 0).entry());
+        self.add(JobMark::begin(self.job_id()).entry());
         self.add(wire.said(&said));
         self.is_resumed = false;
         self.checkpoint().await
@@ -198,6 +198,13 @@ impl<'r> Turns<'r> {
         Ok(self.run.checkpoint(delta).await?)
     }
 
+    /// Appends what is pending while calls are open. Their answer counts as an iteration with the last of their results:
+    /// until then nobody knows whether it was progress.
+    async fn keep(&mut self) -> Result<(), RunError> {
+        let delta = Delta { context_window: std::mem::take(&mut self.pending), ..Delta::default() };
+        Ok(self.run.checkpoint(delta).await?)
+    }
+
     /// Returns a note that changes with every result that was not there before. Only a job that asks for progress has
     /// one.
     fn progress(&self) -> Option<Map<String, Value>> {
@@ -211,9 +218,8 @@ impl<'r> Turns<'r> {
     /// Asks the model, and takes its answer into the context.
     async fn turn(&mut self) -> Result<(), RunError> {
         self.check_limits()?;
-        if self.tokens() > self.settings.context_tokens || self.transcript().is_full() {
-            self.compact().await?;
-        }
+        self.leave_a_model_that_is_gone().await?;
+        self.compact_if_due().await?;
         let asked = self.ask().await?;
         let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
@@ -225,7 +231,6 @@ impl<'r> Turns<'r> {
         answer.entries.into_iter().for_each(|entry| self.add(entry));
         let mark = TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop);
         self.add(mark.entry());
-        self.answers += 1;
         if !answer.calls.is_empty() {
             // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
             let wire = self.wire()?;
@@ -240,6 +245,7 @@ impl<'r> Turns<'r> {
                 return Ok(());
             }
         }
+        self.answers = 1;
         // Text is news.
         self.is_news = true;
         if matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull) {
@@ -284,151 +290,4 @@ impl<'r> Turns<'r> {
         };
         Err(Failure::permanent(FailureCode::BudgetExhausted, over).into())
     }
-
-    /// Asks the model of the head, and the agent's next ones where it has no answer.
-    async fn ask(&mut self) -> Result<Asked, RunError> {
-        loop {
-            let transcript = self.transcript();
-            let (Some(head), Some(body)) = (transcript.head(), transcript.request()) else {
-                return Err(
-                    Failure::permanent(FailureCode::HarnessError, "the session has lost its head").into()
-                );
-            };
-            let (wire, model) = (head.wire, head.model.clone());
-            let asked = self.asked(wire, &model, body).await;
-            let failure = match asked {
-                Ok(asked) if asked.answer.stop == StopReason::Refusal => {
-                    let said = format!("{model} does not answer this: {}", asked.answer.text);
-                    Failure::permanent(FailureCode::ProviderRefused, said)
-                }
-                Ok(asked) => return Ok(asked),
-                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
-                // It counts otherwise than we do; once.
-                Err(Unasked::Fault(Fault::Overflow(_))) if !self.was_too_long => {
-                    self.was_too_long = true;
-                    self.compact().await?;
-                    continue;
-                }
-                Err(Unasked::Fault(Fault::Spent(message))) if self.settings.degrades => {
-                    Failure::permanent(FailureCode::BudgetExhausted, message)
-                }
-                Err(Unasked::Fault(fault)) => failed(&model, fault)?,
-            };
-            let models = &self.settings.models;
-            let Some(next) = models.iter().skip_while(|name| **name != model).nth(1).cloned() else {
-                return Err(failure.into());
-            };
-            tracing::warn!(model, next, cause = %failure, "a model has no answer, and the agent's next one is asked");
-            // It is in the ledger before it is asked, so that its answer is found again.
-            self.add(self::head(self.settings, &next, &self.offered).entry());
-            self.checkpoint().await?;
-        }
-    }
-
-    /// Asks one model, and notes it for those who watch.
-    async fn asked(&self, wire: Wire, model: &str, body: String) -> Result<Asked, Unasked> {
-        let (began, since) = (SystemTime::now(), Instant::now());
-        let asked = self.gateway.ask(wire, body, self.run).await;
-        let seen = asked.as_ref().ok();
-        let tokens = seen.map_or((0, 0), |seen| (seen.answer.tokens.input, seen.answer.tokens.output));
-        let first_token = seen.and_then(|seen| seen.first_token);
-        let is_replayed = seen.is_some_and(|seen| seen.is_replayed);
-        let failed = match &asked {
-            Ok(_) => None,
-            Err(Unasked::HandBack) => Some("handed_back"),
-            Err(Unasked::Fault(fault)) => Some(fault.kind()),
-        };
-        let work = Work::Chat {
-            provider: wire.provider(),
-            model: model.to_owned(),
-            tokens,
-            first_token,
-            is_replayed,
-        };
-        self.run.part(&Part { work, began, took: since.elapsed(), failed });
-        asked
-    }
-
-    /// Returns how many tokens the next request has: those that the provider counted last, and the bytes since.
-    fn tokens(&self) -> u64 {
-        let (counted, since) = self.transcript().weight();
-        counted.saturating_add(since as u64 / BYTES_PER_TOKEN)
-    }
-
-    /// Makes the conversation shorter: by a summary of its oldest part, or else without its oldest outputs.
-    async fn compact(&mut self) -> Result<(), RunError> {
-        let (began, since) = (SystemTime::now(), Instant::now());
-        let transcript = self.transcript();
-        let Some(head) = transcript.head().cloned() else { return Ok(()) };
-        let messages = transcript.messages();
-        let (iterations, mut tokens) = transcript.used(self.job_id());
-        let share = self.settings.context_tokens;
-        let before = self.tokens();
-        let mut after = None;
-        if let Some(plan) = Plan::new(&head, &messages, share.min(before) / 4) {
-            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
-            match self.asked(head.wire, &head.model, request).await {
-                Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
-                    tokens = tokens.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);
-                    after = Some(plan.with_summary(&answer.text));
-                }
-                Ok(_) => tracing::warn!("a summary says nothing: the oldest outputs go instead"),
-                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
-                Err(Unasked::Fault(fault @ Fault::Spent(_))) if !self.settings.degrades => {
-                    failed(&head.model, fault)?;
-                }
-                Err(Unasked::Fault(fault)) => {
-                    tracing::warn!(cause = ?fault, "a summary failed: the oldest outputs go instead");
-                }
-            }
-        }
-        let after = after.unwrap_or(messages);
-        let most = share.min(before) / 4 * 3;
-        let new_head = self::head(self.settings, &head.model, &self.offered);
-        let Some(after) = without_outputs(&new_head, &after, most) else {
-            let said = format!("the conversation has some {before} tokens and cannot be made shorter");
-            return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
-        };
-        let marks = [new_head.entry(), JobMark::new(self.job_id(), iterations, tokens).entry()];
-        let context_window = marks.into_iter().chain(with_record(head.wire, after)).collect();
-        let delta = Delta { context_window, replace_context: true, ..Delta::default() };
-        self.run.checkpoint(delta).await?;
-        self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));
-        self.run.part(&Part { work: Work::Compaction, began, took: since.elapsed(), failed: None });
-        Ok(())
-    }
-
-    /// Returns the model that has answered, if it is another one of the agent's than was asked.
-    fn answered_by(&self, named: &str, instead: Option<String>) -> Option<String> {
-        let asked = self.transcript().head().map(|head| head.model.clone())?;
-        let is = |model: &str| {
-            named == model || named.strip_prefix(model).is_some_and(|rest| rest.starts_with('-'))
-        };
-        let models = &self.settings.models;
-        let by_name = || {
-            // Of two names that fit, the longer one is meant.
-            let fitting = models.iter().filter(|model| is(model)).max_by_key(|model| model.len());
-            fitting.cloned()
-        };
-        instead.or_else(|| if is(&asked) { None } else { by_name() }).filter(|model| *model != asked)
-    }
-}
-
-/// Returns the failure with which a model is given up, or what ends the attempt at once.
-fn failed(model: &str, fault: Fault) -> Result<Failure, RunError> {
-    let permanent = |code, message| Failure::permanent(code, format!("{model}: {message}"));
-    match fault {
-        // The worker says what becomes of the job.
-        Fault::Spent(message) => Err(Failure::permanent(FailureCode::BudgetExhausted, message).into()),
-        Fault::Overflow(message) => Err(permanent(FailureCode::ContextOverflow, message).into()),
-        Fault::Unstorable(message) => Err(permanent(FailureCode::Unstorable, message).into()),
-        Fault::Refused(message) => Ok(permanent(FailureCode::ProviderRefused, message)),
-        Fault::Busy { message, .. } | Fault::Broken(message) => {
-            Ok(Failure::retryable(FailureCode::ProviderError, format!("{model}: {message}")))
-        }
-    }
-}
-
-fn no_model() -> Failure {
-    Failure::permanent(FailureCode::HarnessError, "the agent has no model")
 }

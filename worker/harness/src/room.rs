@@ -58,6 +58,10 @@ impl Room {
         Room { most, held, parts, measured: parts.bytes, before }
     }
 
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     pub(crate) fn parts(&self) -> Parts {
         self.parts
     }

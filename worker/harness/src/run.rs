@@ -116,6 +116,11 @@ impl Run {
         Run { room, ..self }
     }
 
+    /// Returns the most bytes that the session's state may have as JSON.
+    pub fn most_bytes(&self) -> usize {
+        self.room.most()
+    }
+
     /// Returns what lies there of the session, including this run's checkpoints.
     pub fn parts(&self) -> Parts {
         self.room.parts()

@@ -30,6 +30,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
+/// Checks that a text is JSON as a request may have it.
+pub fn check_json(text: &str) -> Result<(), serde_json::Error> {
+    parse(text.as_bytes()).map(drop)
+}
+
 /// The texts of the numbers of a JSON text, in their order. The reader of JSON itself gives their values alone.
 struct Numbers<'t> {
     text: &'t [u8],

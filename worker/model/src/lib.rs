@@ -18,6 +18,7 @@ pub use gateway::{
     Attempt, GATEWAY_VARIABLES, Gateway, GatewayError, GatewaySettings, Load, Loads, Metered, Opened,
     Upstream,
 };
+pub use json::check_json;
 pub use ledger::{
     Answer, Call, Given, KeyRefused, Learnt, Ledger, Purchase, RateLimits, RefusedFor, RequestKey, Reserve,
     Settlement, Unavailable,

@@ -20,6 +20,9 @@ use crate::wire::Wire;
 /// What the model is told about a call that an earlier attempt may have made.
 const MAY_HAVE_TAKEN_EFFECT: &str = "The work was interrupted while this call was under way, so its result is not known. \
     It may have taken effect, in part or as a whole. Look at what is there before you call again.";
+/// What the model is told in the place of an image.
+const NO_ROOM: &str =
+    "[An image is left out, because the session has no room for it now. Ask for fewer at a time.]";
 /// How long a tool may take before the answer that calls it is checkpointed without its result.
 const LONG: Duration = Duration::from_secs(2);
 /// How much of an input or a result an event shows, in characters.
@@ -34,6 +37,7 @@ impl Turns<'_> {
         // All of them are the last answer's. A provider may number the calls of each answer anew.
         let (answer, _) = self.transcript().used(self.job_id());
         let key_of = |call: &ToolCall| format!("{}-{answer}", call.id);
+        self.answers = 1;
         let mut groups: Vec<Vec<(ToolCall, Json)>> = Vec::new();
         let (mut asks, mut is_noted) = (Vec::new(), true);
         let mut last_is_alone = true;
@@ -68,7 +72,7 @@ impl Turns<'_> {
                     }
                     // The attempt that asked has not made it; a later one notes it first.
                     Person::Approved => {
-                        may_have_begun = self.transcript().has_begun(&key);
+                        may_have_begun = self.transcript().has_begun(self.job_id(), &key);
                         if !may_have_begun {
                             self.add(CallMark::new(&key).entry());
                             is_noted = false;
@@ -89,7 +93,7 @@ impl Turns<'_> {
             last_is_alone = alone;
         }
         if !is_noted {
-            self.checkpoint().await?;
+            self.keep().await?;
         }
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
         let _under_way = self.calls.begin();
@@ -125,7 +129,7 @@ impl Turns<'_> {
                         }
                         // It did not begin. What others have done is not lost with it.
                         Err(CallError::Shortage(problem)) => {
-                            self.checkpoint().await?;
+                            self.keep().await?;
                             return Err(Shortage::Resources(problem).into());
                         }
                     };
@@ -139,7 +143,7 @@ impl Turns<'_> {
                 }
                 // What others still take time for is not to be lost with them.
                 if left > 0 && !self.pending.is_empty() {
-                    self.checkpoint().await?;
+                    self.keep().await?;
                 }
             }
         }
@@ -148,7 +152,7 @@ impl Turns<'_> {
         }
         self.calls.check()?;
         if !asks.is_empty() {
-            self.checkpoint().await?;
+            self.keep().await?;
             asks.truncate(MAX_QUESTIONS);
             return Err(RunError::Asks(asks));
         }
@@ -168,10 +172,16 @@ impl Turns<'_> {
         self.run.part(&Part { work, began, took, failed });
     }
 
+    /// Returns an output without secrets, and without the images for which the session has no room.
     fn cleaned(&self, output: &Output) -> Output {
+        let mut room = (self.run.most_bytes() / 4 * 3).saturating_sub(self.transcript().bytes());
         let content = output.content.iter().map(|content| match content {
             Content::Text(text) => Content::Text(self.settings.redaction.clean(text)),
-            image @ Content::Image { .. } => image.clone(),
+            Content::Image { data, .. } if data.len() > room => Content::Text(NO_ROOM.to_owned()),
+            image @ Content::Image { data, .. } => {
+                room -= data.len();
+                image.clone()
+            }
         });
         Output { content: content.collect(), is_error: output.is_error, ended: output.ended }
     }

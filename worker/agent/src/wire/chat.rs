@@ -1,15 +1,18 @@
 //! OpenAI's Chat Completions: an answer of text and calls of functions.
 //!
-//! The arguments of a function are a text to this wire, so they go back to the letter whatever they are.
+//! The arguments of a function are a text to this wire, so they go back to the letter whatever they are. Servers of others add
+//! fields of their own to a message and to its calls, such as reasoning and signatures; these go back as well.
 //!
 //! Source: platform.openai.com/docs/api-reference/chat-streaming.
 
 use job::Json;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
-use crate::raw::quoted;
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, storable};
+use crate::raw::{Fields, items, quoted};
 
 /// An answer on its way.
 #[derive(Default)]
@@ -18,6 +21,7 @@ pub(crate) struct Assembly {
     text: String,
     refusal: String,
     calls: Vec<Function>,
+    others: Others,
     stop: Option<String>,
     usage: Usage,
     ended: bool,
@@ -28,6 +32,20 @@ struct Function {
     id: String,
     name: String,
     arguments: String,
+    others: Others,
+}
+
+/// Fields that are not known here, in the order in which they came.
+#[derive(Default)]
+struct Others(Vec<(String, Other)>);
+
+enum Other {
+    /// A text grows in pieces.
+    Text(String),
+    /// So does a list.
+    List(Vec<Box<RawValue>>),
+    /// Anything else comes whole.
+    Whole(Box<RawValue>),
 }
 
 #[derive(Deserialize)]
@@ -43,26 +61,12 @@ struct Chunk {
 #[derive(Deserialize)]
 struct Choice {
     #[serde(default)]
-    delta: Delta,
+    delta: Fields,
     finish_reason: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Delta {
-    content: Option<String>,
-    refusal: Option<String>,
-    tool_calls: Option<Vec<Piece>>,
-}
-
-#[derive(Deserialize)]
-struct Piece {
-    index: usize,
-    id: Option<String>,
-    function: Option<FunctionPiece>,
-}
-
-#[derive(Deserialize)]
 struct FunctionPiece {
     name: Option<String>,
     arguments: Option<String>,
@@ -111,24 +115,47 @@ impl Assembly {
         }
         let Some(Choice { delta, finish_reason }) = chunk.choices.into_iter().next() else { return Ok(None) };
         self.stop = finish_reason.or(self.stop.take());
-        self.refusal.push_str(&delta.refusal.unwrap_or_default());
-        for Piece { index, id, function } in delta.tool_calls.unwrap_or_default() {
-            if index >= MOST_CALLS {
-                return Err(NoAnswer::garbage(format!("a call with the number {index}")));
-            }
-            if self.calls.len() <= index {
-                self.calls.resize_with(index + 1, Function::default);
-            }
-            let call = &mut self.calls[index];
-            call.id.push_str(&id.unwrap_or_default());
-            if let Some(FunctionPiece { name, arguments }) = function {
-                call.name.push_str(&name.unwrap_or_default());
-                call.arguments.push_str(&arguments.unwrap_or_default());
+        let mut said = None;
+        for (name, value) in delta.into_all() {
+            match &*name {
+                "role" => {}
+                "content" => said = read::<String>(&value)?.filter(|text| !text.is_empty()),
+                "refusal" => self.refusal.push_str(&read::<String>(&value)?.unwrap_or_default()),
+                "tool_calls" => {
+                    let pieces = read::<Vec<Fields>>(&value)?.unwrap_or_default();
+                    pieces.into_iter().try_for_each(|piece| self.call(piece))?;
+                }
+                _ => self.others.add(name, value),
             }
         }
-        let text = delta.content.filter(|text| !text.is_empty());
-        self.text.push_str(text.as_deref().unwrap_or_default());
-        Ok(text)
+        self.text.push_str(said.as_deref().unwrap_or_default());
+        Ok(said)
+    }
+
+    /// Takes a piece of a call.
+    fn call(&mut self, piece: Fields) -> Result<(), NoAnswer> {
+        let index = piece.raw("index").and_then(|index| index.parse::<usize>().ok());
+        let index = index.ok_or_else(|| NoAnswer::garbage("a call without its number"))?;
+        if index >= MOST_CALLS {
+            return Err(NoAnswer::garbage(format!("a call with the number {index}")));
+        }
+        if self.calls.len() <= index {
+            self.calls.resize_with(index + 1, Function::default);
+        }
+        let call = &mut self.calls[index];
+        for (name, value) in piece.into_all() {
+            match &*name {
+                "index" | "type" => {}
+                "id" => call.id.push_str(&read::<String>(&value)?.unwrap_or_default()),
+                "function" => {
+                    let FunctionPiece { name, arguments } = read(&value)?.unwrap_or_default();
+                    call.name.push_str(&name.unwrap_or_default());
+                    call.arguments.push_str(&arguments.unwrap_or_default());
+                }
+                _ => call.others.add(name, value),
+            }
+        }
+        Ok(())
     }
 
     pub fn has_ended(&self) -> bool {
@@ -148,17 +175,18 @@ impl Assembly {
         let last = self.calls.len();
         let is_limited = stop == StopReason::OutputLimit;
         let (mut calls, mut written) = (Vec::new(), Vec::new());
-        for (at, Function { id, name, arguments }) in self.calls.into_iter().enumerate() {
+        for (at, Function { id, name, arguments, others }) in self.calls.into_iter().enumerate() {
             if id.is_empty() || name.is_empty() {
                 return Err(NoAnswer::garbage("a call without its id or name"));
             }
             let input = input(&arguments, is_limited && at + 1 == last);
             let kept = if input.is_ok() { &*arguments } else { "{}" };
             written.push(format!(
-                r#"{{"id":{},"type":"function","function":{{"name":{},"arguments":{}}}}}"#,
+                r#"{{"id":{},"type":"function","function":{{"name":{},"arguments":{}}}{}}}"#,
                 quoted(&id),
                 quoted(&name),
-                quoted(kept)
+                quoted(kept),
+                others.write()
             ));
             calls.push(ToolCall { id, name, input });
         }
@@ -170,9 +198,10 @@ impl Assembly {
         let refused =
             if refusal.is_empty() { String::new() } else { format!(r#","refusal":{}"#, quoted(&refusal)) };
         let says_nothing = text.is_empty() && calls.is_empty() && refusal.is_empty();
-        let entry = format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}}}"#);
-        let entry = (!says_nothing).then(|| Json::parse(&entry)).transpose();
-        let entry = entry.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
+        let others = self.others.write();
+        let written =
+            format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}{others}}}"#);
+        let entry = (!says_nothing).then(|| entry(Json::parse(&written))).transpose()?;
         let cache_read = self.usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let tokens = Tokens {
             input: self.usage.prompt_tokens,
@@ -181,6 +210,46 @@ impl Assembly {
         };
         Ok(Answer { entries: entry.into_iter().collect(), text, calls, stop, model: self.model, tokens })
     }
+}
+
+impl Others {
+    /// Adds a piece of a field.
+    fn add(&mut self, name: String, value: Box<RawValue>) {
+        let piece = match value.get().as_bytes().first() {
+            Some(b'n') => return,
+            Some(b'"') => serde_json::from_str(value.get()).map(Other::Text),
+            Some(b'[') => items(value.get()).map(Other::List),
+            _ => Ok(Other::Whole(value.clone())),
+        };
+        let piece = piece.unwrap_or(Other::Whole(value));
+        match (self.0.iter_mut().find(|(field, _)| *field == name), piece) {
+            (Some((_, Other::Text(text))), Other::Text(more)) => text.push_str(&more),
+            (Some((_, Other::List(list))), Other::List(more)) => list.extend(more),
+            (Some((_, old)), piece) => *old = piece,
+            (None, piece) => self.0.push((name, piece)),
+        }
+    }
+
+    /// Writes them behind other fields.
+    fn write(self) -> String {
+        let fields = self.0.into_iter().map(|(name, field)| {
+            let value = match field {
+                Other::Text(text) => quoted(&storable(text)),
+                Other::List(list) => {
+                    let list: Vec<&str> = list.iter().map(|item| item.get()).collect();
+                    format!("[{}]", list.join(","))
+                }
+                Other::Whole(value) => value.get().to_owned(),
+            };
+            format!(",{}:{value}", quoted(&name))
+        });
+        fields.collect()
+    }
+}
+
+/// Reads a value that may be null.
+fn read<T: DeserializeOwned>(value: &RawValue) -> Result<Option<T>, NoAnswer> {
+    serde_json::from_str(value.get()).map_err(NoAnswer::garbage)
 }
 
 #[derive(Deserialize)]
@@ -255,6 +324,28 @@ mod tests {
             calls(r#"{"role":"tool","tool_call_id":"call_1","content":"7"}"#),
             Calls::Answered(vec!["call_1".to_owned()])
         );
+    }
+
+    #[test]
+    fn what_a_server_adds_to_a_message_and_to_its_calls_goes_back_as_well() {
+        let answer = assembled(&[
+            r#"{"model":"m","choices":[{"delta":{"role":"assistant","content":null,"reasoning_content":"","audio":null}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"I l","reasoning_details":[{"z":1e5,"text":"I l"}]}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"ook.","reasoning_details":[{"text":"ook."}],"extra_content":{"b":1,"a": 2}}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"look","arguments":"{}"},"extra_content":{"google":{"thought_signature":"c2ln"}}}]}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":null},"finish_reason":"tool_calls"}]}"#,
+            "[DONE]",
+        ])
+        .unwrap();
+        let entry = concat!(
+            r#"{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","#,
+            r#""function":{"name":"look","arguments":"{}"},"extra_content":{"google":{"thought_signature":"c2ln"}}}],"#,
+            r#""reasoning_content":"I look.","reasoning_details":[{"z":1e5,"text":"I l"},{"text":"ook."}],"#,
+            r#""extra_content":{"b":1,"a": 2}}"#,
+        );
+        assert_eq!(answer.entries[0].as_str(), entry);
+        assert_eq!(answer.text, "", "reasoning is no answer");
+        assert_eq!(calls(entry), Calls::Made(answer.calls));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
+use crate::answer::{Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, embedded, entry, storable};
 use crate::raw::{Fields, items, quoted, raw};
 
 /// An answer on its way.
@@ -169,9 +169,8 @@ impl Assembly {
             calls.extend(whole.call);
             content.extend(whole.written);
         }
-        let entry = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
-        let entry = (!content.is_empty()).then(|| Json::parse(&entry)).transpose();
-        let entry = entry.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
+        let written = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
+        let entry = (!content.is_empty()).then(|| entry(Json::parse(&written))).transpose()?;
         Ok(Answer {
             entries: entry.into_iter().collect(),
             text,
@@ -237,7 +236,7 @@ impl Block {
         let takes_input = kind == "tool_use" || kind == "server_tool_use";
         let input = takes_input.then(|| {
             let whole = if given.is_empty() { fields.raw("input").unwrap_or("{}").to_owned() } else { given };
-            input(&whole, is_cut)
+            embedded(&whole, is_cut)
         });
         if let Some(input) = &input {
             let written = input.as_ref().map_or("{}", Json::as_str);
@@ -263,7 +262,7 @@ pub(super) fn calls(entry: &str) -> Calls {
     let blocks = blocks(&fields);
     if fields.text("role").as_deref() == Some("assistant") {
         let made = blocks.iter().filter(|block| block.text("type").as_deref() == Some("tool_use"));
-        let read = |block: &Fields| call(block, input(block.raw("input").unwrap_or("{}"), false)).ok();
+        let read = |block: &Fields| call(block, embedded(block.raw("input").unwrap_or("{}"), false)).ok();
         Calls::Made(made.filter_map(read).collect())
     } else {
         Calls::Answered(blocks.iter().filter_map(|block| block.text("tool_use_id")).collect())
@@ -353,7 +352,11 @@ mod tests {
         assert_eq!(one_call(r#"{"a":"#, "max_tokens").input, Err(BadInput::Torn));
         assert_eq!(one_call("", "max_tokens").input, Err(BadInput::Torn));
         assert_eq!(one_call("", "tool_use").input.unwrap().as_str(), "{}");
-        for broken in ["{", "[1]", "7", r#"{"a":"\u0000"}"#, r#"{"a":1e99999}"#] {
+        let deep = format!(r#"{{"a":{}1{}}}"#, "[".repeat(122), "]".repeat(122));
+        let ambiguous = r#"{"a":{"b":1,"b":2}}"#;
+        let broken =
+            ["{", "[1]", "7", r#"{"a":"\u0000"}"#, r#"{"a":1e99999}"#, r#"{"a":1e400}"#, ambiguous, &deep];
+        for broken in broken {
             assert!(matches!(one_call(broken, "tool_use").input, Err(BadInput::NoObject(_))), "{broken}");
         }
     }

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tools::{Content, Output};
 
 use super::{Calls, ERROR};
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, storable};
 use crate::raw::{Fields, items, quoted, raw};
 
 /// An answer on its way.
@@ -202,8 +202,7 @@ impl Whole {
             REASONING if fields.text("encrypted_content").is_none() => return Ok(()),
             _ => {}
         }
-        let entry = Json::verbatim(&written).map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
-        self.entries.push((kind, entry));
+        self.entries.push((kind, entry(Json::verbatim(&written))?));
         Ok(())
     }
 }

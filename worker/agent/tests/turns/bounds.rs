@@ -1,13 +1,15 @@
 //! The window, the limits, and what goes in and comes out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use harness::RunError;
 use job::FailureCode;
 use serde_json::json;
 
 use crate::kills::script;
-use crate::provider::{Fault, Turn};
+use crate::provider::{Fault, Script, Turn};
 use crate::world::{Speaks, World};
 
 fn failed(ended: Result<job::Json, RunError>) -> (FailureCode, String) {
@@ -17,24 +19,22 @@ fn failed(ended: Result<job::Json, RunError>) -> (FailureCode, String) {
     }
 }
 
+/// Looks so often. A compaction takes answers out, so the calls that were made show the end.
+pub fn looks(times: usize) -> Script {
+    let calls = AtomicUsize::new(0);
+    Arc::new(move |_| {
+        let at = calls.fetch_add(1, Ordering::Relaxed);
+        if at >= times {
+            return Turn::Says("Done.".to_owned(), "end_turn");
+        }
+        Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
+    })
+}
+
 #[tokio::test]
 async fn a_conversation_that_outgrows_its_share_is_summarised_between_its_tools() {
     for speaks in Speaks::ALL {
-        let mut world = World::on(
-            speaks,
-            // A compaction takes answers out, so the calls that were made show the end.
-            Arc::new({
-                let calls = std::sync::atomic::AtomicUsize::new(0);
-                move |_| {
-                    let at = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if at >= 12 {
-                        return Turn::Says("Done.".to_owned(), "end_turn");
-                    }
-                    Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
-                }
-            }),
-        )
-        .await;
+        let mut world = World::on(speaks, looks(12)).await;
         world.output_bytes = 3_000;
         world.config["context_tokens"] = json!(4_000);
         assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");
@@ -50,6 +50,42 @@ async fn a_conversation_that_outgrows_its_share_is_summarised_between_its_tools(
             world.journal.lock().unwrap().iter().filter(|delta| delta.replace_context).count() == summaries
         );
     }
+}
+
+#[tokio::test]
+async fn images_leave_the_conversation_before_the_session_is_full_of_them() {
+    for speaks in [Speaks::Messages, Speaks::Responses] {
+        let mut world = World::on(speaks, looks(25)).await;
+        world.most_bytes = 1 << 20;
+        world.image_bytes = 100_000;
+        world.config["context_tokens"] = json!(10_000_000);
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{speaks:?}");
+        let asked = world.provider.asked();
+        assert_eq!(asked.len(), 26, "{speaks:?}: no summary is paid where images are all that is too much");
+        let longest = asked.iter().map(|(_, body)| body.len()).max().unwrap();
+        assert!(longest < (1 << 20) / 4 * 3, "{speaks:?}: {longest}");
+        let images = |body: &str| body.matches("AAAA\"").count();
+        assert!(images(&asked[4].1) == 4 && (1..6).contains(&images(&asked[25].1)), "{speaks:?}");
+        assert!(asked[25].1.contains("look {\\\"n\\\":0}"), "{speaks:?}: the text stays");
+    }
+}
+
+#[tokio::test]
+async fn the_images_of_one_answer_leave_room_in_the_session() {
+    let looks = (0..12).map(|at| (format!("look_{at}"), "look", "{}".to_owned())).collect::<Vec<_>>();
+    let calls = AtomicUsize::new(0);
+    let script = Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+        0 => Turn::Calls(looks.clone()),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    });
+    let mut world = World::on(Speaks::Messages, script).await;
+    world.most_bytes = 1 << 20;
+    world.image_bytes = 100_000;
+    assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");
+    let deltas = world.journal.lock().unwrap();
+    let kept: String =
+        deltas.iter().flat_map(|delta| &delta.context_window).map(|entry| entry.as_str()).collect();
+    assert!(kept.contains("An image is left out") && kept.contains("AAAA"));
 }
 
 #[tokio::test]
@@ -151,6 +187,47 @@ async fn an_answer_that_the_limit_of_output_has_cut_goes_on() {
 }
 
 #[tokio::test]
+async fn an_answer_that_was_cut_is_whole_although_a_compaction_took_its_beginning() {
+    for speaks in Speaks::ALL {
+        let calls = AtomicUsize::new(0);
+        let script = Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+            0 => Turn::Says("It is ".to_owned(), "max_tokens"),
+            _ => Turn::Says("7.".to_owned(), "end_turn"),
+        });
+        let mut world = World::on(speaks, script).await;
+        world.next_job("x".repeat(6_000).into());
+        // The first call is answered, and the second one is too long.
+        [Fault::CutAfter(usize::MAX), Fault::TooLong]
+            .into_iter()
+            .for_each(|fault| world.provider.fault(fault));
+        assert_eq!(world.run().await.unwrap().as_str(), "\"It is 7.\"", "{speaks:?}");
+        assert!(world.journal.lock().unwrap().iter().any(|delta| delta.replace_context), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tool_may_take_long_without_being_a_lack_of_progress() {
+    let mut world = World::new(looks(1), &["claude-opus-5-5"]).await;
+    world.task.max_stalled_iterations = Some(1);
+    // The answer that calls it is checkpointed meanwhile.
+    world.look_takes = Duration::from_millis(2_200);
+    assert!(world.run().await.is_ok());
+    assert_eq!(world.session.lock().unwrap().iteration_count, 2);
+    let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+    world.task.max_stalled_iterations = Some(1);
+    assert!(world.run().await.is_ok(), "other results each time");
+}
+
+#[tokio::test]
+async fn the_same_result_again_is_no_progress() {
+    let same = |_| Turn::Calls(vec![("look_1".to_owned(), "look", "{}".to_owned())]);
+    let mut world = World::new(Arc::new(same), &["gpt-6-sol"]).await;
+    world.task.max_stalled_iterations = Some(2);
+    let (code, _) = failed(world.run().await);
+    assert_eq!((code, world.provider.asked().len()), (FailureCode::NoProgress, 3));
+}
+
+#[tokio::test]
 async fn an_unknown_tool_is_answered_and_a_refusal_ends_the_job() {
     for speaks in Speaks::ALL {
         let script = Arc::new(|at: usize| match at {
@@ -184,5 +261,27 @@ async fn a_call_whose_input_is_no_object_is_answered_and_never_made() {
         assert_eq!(world.runs("push").len(), 1);
         let session = world.session.lock().unwrap();
         assert!(session.answers_for_open_calls().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_input_that_two_readers_read_differently_is_never_made_and_the_session_goes_on() {
+    let (long, deep) = ("9".repeat(400), format!("{}{}", "[".repeat(124), "]".repeat(124)));
+    for input in [
+        r#"{"path":"a","path":"b"}"#.to_owned(),
+        r#"{"n":{"m":1e400}}"#.to_owned(),
+        format!(r#"{{"n":{long}}}"#),
+        format!(r#"{{"n":{deep}}}"#),
+    ] {
+        let given = input.clone();
+        let script = Arc::new(move |at: usize| match at {
+            0 => Turn::Calls(vec![("x".to_owned(), "look", given.clone())]),
+            _ => Turn::Says("I see.".to_owned(), "end_turn"),
+        });
+        let mut world = World::on(Speaks::Messages, script).await;
+        assert!(world.run().await.is_ok(), "{input}");
+        assert!(world.runs("look").is_empty(), "{input}");
+        world.next_job("And now?".into());
+        assert!(world.run().await.is_ok(), "{input}");
     }
 }

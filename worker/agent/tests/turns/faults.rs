@@ -1,8 +1,12 @@
 //! What goes wrong at a provider, and what becomes of the job.
 
+use std::time::Duration;
+
 use harness::{RunError, Stop};
 use job::FailureCode;
+use serde_json::json;
 
+use crate::bounds::looks;
 use crate::kills::script;
 use crate::provider::Fault;
 use crate::world::{Speaks, World};
@@ -23,6 +27,22 @@ async fn what_another_try_can_mend_is_tried_again() {
         }
         assert!(world.run().await.is_ok(), "{speaks:?}");
     }
+}
+
+#[tokio::test]
+async fn after_a_silence_the_provider_is_asked_again_and_has_as_long_as_before() {
+    let mut world = World::on(Speaks::Messages, script()).await;
+    world.config["idle_timeout_ms"] = json!(1_000);
+    world.provider.fault(Fault::Stalls);
+    assert!(world.run().await.is_ok());
+}
+
+#[tokio::test]
+async fn what_a_tool_takes_is_no_silence_of_the_provider() {
+    let mut world = World::on(Speaks::Messages, script()).await;
+    world.config["idle_timeout_ms"] = json!(1_000);
+    world.look_takes = Duration::from_millis(1_100);
+    assert!(world.run().await.is_ok());
 }
 
 #[tokio::test]
@@ -88,6 +108,24 @@ async fn the_agent_s_next_model_goes_on_without_the_thinking_of_the_first() {
 }
 
 #[tokio::test]
+async fn a_job_goes_on_with_a_model_that_the_agent_still_has() {
+    for (speaks, gone, stays) in [
+        (Speaks::Messages, "claude-opus-5-5", "claude-haiku-4-5"),
+        (Speaks::Responses, "gpt-6-sol", "claude-opus-5-5"),
+        (Speaks::Chat, "claude-opus-5-5", "gpt-6-sol"),
+    ] {
+        let mut world = World::of(speaks, script(), &[gone, stays]).await;
+        *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{gone}");
+        world.models = vec![stays.to_owned()];
+        assert!(world.run().await.is_ok(), "{gone}");
+        let asked = world.provider.asked();
+        assert!(asked[0].1.contains(&format!("\"model\":\"{gone}\"")));
+        assert!(asked[1].1.contains(&format!("\"model\":\"{stays}\"")), "{}", asked[1].1);
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
     let world = World::on(Speaks::Responses, script()).await;
     *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
@@ -99,4 +137,41 @@ async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
     assert_eq!(world.provider.asked().len(), 4, "nothing is paid again");
     assert_eq!(*world.opened.lock().unwrap(), [false, true], "the second run continues the first");
     assert!(world.runs("push").values().all(|runs| *runs == 1) && world.runs("push").len() == 3);
+}
+
+/// Runs a job that is wanted back at its n-th checkpoint. Returns false if it has fewer.
+async fn wanted_back(world: &mut World, at: usize) -> bool {
+    world.wanted_back_at = Some(at);
+    let ended = world.run().await;
+    let until_then = *world.asked_until_then.lock().expect("not poisoned");
+    if let Some(asked) = until_then {
+        assert_eq!(world.provider.asked().len(), asked, "a call was begun behind checkpoint {at}");
+        assert!(matches!(ended, Ok(_) | Err(RunError::Stopped(Stop::Drain))), "{at}: {ended:?}");
+    }
+    until_then.is_some()
+}
+
+#[tokio::test]
+async fn no_call_begins_once_the_job_is_wanted_back_whatever_the_checkpoint_was_for() {
+    for at in 0.. {
+        let mut world = World::new(looks(6), &["claude-opus-5-5", "gpt-6-sol"]).await;
+        world.output_bytes = 3_000;
+        world.config["context_tokens"] = json!(4_000);
+        world.provider.fault(Fault::Refuses(404));
+        if !wanted_back(&mut world, at).await {
+            assert!(world.journal.lock().unwrap().iter().any(|delta| delta.replace_context));
+            assert!(at > 8, "{at}");
+            break;
+        }
+    }
+    for at in 0.. {
+        let mut world = World::new(script(), &["claude-opus-5-5"]).await;
+        assert!(world.run().await.is_ok());
+        world.next_job("More.".into());
+        world.provider.fault(Fault::TooLong);
+        if !wanted_back(&mut world, at).await {
+            assert!(at > 2, "{at}");
+            break;
+        }
+    }
 }

@@ -70,6 +70,37 @@ async fn a_call_whose_id_was_there_before_is_another_call() {
 }
 
 #[tokio::test]
+async fn a_later_job_s_call_of_the_same_id_is_made_as_well() {
+    let script: Script = Arc::new(move |at| match at {
+        0 | 2 => Turn::Calls(vec![("call_1".to_owned(), "pay", "{}".to_owned())]),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    });
+    let mut world = World::new(script, &["gpt-6-sol"]).await;
+    for jobs in [1, 2] {
+        asked(world.run().await);
+        answer(&mut world, Some(InputAnswer::Approve { approve: true }));
+        assert!(world.run().await.is_ok());
+        assert_eq!(world.runs("pay").len(), jobs, "each job's call is its own");
+        world.answers.clear();
+        world.next_job("Again.".into());
+    }
+}
+
+#[tokio::test]
+async fn to_wait_for_a_person_is_no_lack_of_progress() {
+    let script: Script = Arc::new(|at| match at {
+        0 => Turn::Calls(vec![("call_1".to_owned(), "pay", "{}".to_owned())]),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    });
+    let mut world = World::new(script, &["claude-opus-5-5"]).await;
+    world.task.max_stalled_iterations = Some(1);
+    asked(world.run().await);
+    answer(&mut world, Some(InputAnswer::Approve { approve: true }));
+    assert!(world.run().await.is_ok());
+    assert_eq!(world.session.lock().unwrap().iteration_count, 2, "each answer counts once");
+}
+
+#[tokio::test]
 async fn an_approved_call_that_was_killed_is_not_made_twice() {
     for kill_at in 1.. {
         let mut world = World::new(script("pay", "{}"), &["claude-opus-5-5"]).await;

@@ -27,6 +27,8 @@ pub enum Fault {
     CutAfter(usize),
     /// The conversation is too long.
     TooLong,
+    /// No answer ever comes.
+    Stalls,
 }
 
 /// What the model says at its n-th turn.
@@ -89,6 +91,7 @@ async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) 
             return (StatusCode::BAD_REQUEST, refusal("prompt is too long: 9 tokens > 8 maximum"))
                 .into_response();
         }
+        Some(Fault::Stalls) => std::future::pending().await,
         _ => {}
     }
     let request: Value = serde_json::from_str(&body).expect("JSON");

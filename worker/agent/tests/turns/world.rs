@@ -8,8 +8,8 @@ use std::time::Duration;
 use agent::{AgentConfig, OfWorker, OpenTools, Opening, Toolkit};
 use async_trait::async_trait;
 use harness::{
-    CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Run, RunError, Session, Stop,
-    Stopper, Task, Usage,
+    CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Parts, Run, RunError, Session,
+    Stop, Stopper, Task, Usage,
 };
 use job::{Json, Usd};
 use model::{
@@ -73,6 +73,16 @@ pub struct World {
     /// Asked for within the tool `look`.
     pub stop_in_look: Arc<Mutex<Option<Stop>>>,
     pub output_bytes: usize,
+    /// How long the tool `look` takes.
+    pub look_takes: Duration,
+    /// The size of the image that it returns, if it returns one.
+    pub image_bytes: usize,
+    /// The most bytes of the session.
+    pub most_bytes: usize,
+    /// The checkpoint of an attempt after which the job is wanted back, counted from 0.
+    pub wanted_back_at: Option<usize>,
+    /// How many calls the provider had got by then.
+    pub asked_until_then: Arc<Mutex<Option<usize>>>,
     /// Of each attempt, whether its tools were said to have been used before.
     pub opened: Arc<Mutex<Vec<bool>>>,
     /// What persons have decided.
@@ -141,6 +151,11 @@ impl World {
             stopper: Mutex::default(),
             stop_in_look: Arc::default(),
             output_bytes: 10,
+            look_takes: Duration::ZERO,
+            image_bytes: 0,
+            most_bytes: usize::MAX,
+            wanted_back_at: None,
+            asked_until_then: Arc::default(),
             opened: Arc::default(),
             answers: BTreeMap::new(),
             stop_cell: Arc::default(),
@@ -188,6 +203,10 @@ impl World {
             points: self.points.clone(),
             session: self.session.clone(),
             deltas: self.journal.clone(),
+            wanted_back_at: self.wanted_back_at,
+            asked_until_then: self.asked_until_then.clone(),
+            provider: self.provider.clone(),
+            stopper: self.stop_cell.clone(),
         });
         let config: AgentConfig = serde_json::from_value(self.config.clone()).expect("it works");
         let tools = Arc::new(Tools {
@@ -196,6 +215,8 @@ impl World {
             stop: self.stop_in_look.clone(),
             stopper: self.stop_cell.clone(),
             output_bytes: self.output_bytes,
+            look_takes: self.look_takes,
+            image_bytes: self.image_bytes,
             tools: tools(),
             opened: self.opened.clone(),
         });
@@ -210,6 +231,7 @@ impl World {
         task.attempt = number as u32;
         let mut run = Run::new(task, session, journal, stopper.signal())
             .metered_by(Some(Arc::new(Metered(opened)) as Arc<dyn Meter>))
+            .within(self.most_bytes, Parts::default())
             .answered(self.answers.clone());
         tokio::select! {
             ended = agent.run(&mut run) => Some(ended),
@@ -274,6 +296,10 @@ struct Written {
     points: Arc<Points>,
     session: Arc<Mutex<Session>>,
     deltas: Arc<Mutex<Vec<Delta>>>,
+    wanted_back_at: Option<usize>,
+    asked_until_then: Arc<Mutex<Option<usize>>>,
+    provider: Provider,
+    stopper: Arc<Mutex<Stopper>>,
 }
 
 #[async_trait]
@@ -284,6 +310,10 @@ impl Journal for Written {
         self.session.lock().expect("not poisoned").apply(delta);
         self.deltas.lock().expect("not poisoned").push(delta.clone());
         self.books.lock().expect("not poisoned").checkpoints.push((self.number, ordinal));
+        if self.wanted_back_at == Some(ordinal) {
+            *self.asked_until_then.lock().expect("not poisoned") = Some(self.provider.asked().len());
+            self.stopper.lock().expect("not poisoned").ask(Stop::HandBack);
+        }
         self.points.pass().await;
         Ok(())
     }
@@ -369,6 +399,8 @@ struct Tools {
     stop: Arc<Mutex<Option<Stop>>>,
     stopper: Arc<Mutex<Stopper>>,
     output_bytes: usize,
+    look_takes: Duration,
+    image_bytes: usize,
     tools: Vec<Tool>,
     opened: Arc<Mutex<Vec<bool>>>,
 }
@@ -390,7 +422,8 @@ fn tools() -> Vec<Tool> {
 #[async_trait]
 impl OpenTools for Tools {
     async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError> {
-        let Tools { points, effects, stop, stopper, output_bytes, tools, opened } = self;
+        let Tools { points, effects, stop, stopper, output_bytes, look_takes, image_bytes, tools, opened } =
+            self;
         opened.lock().expect("not poisoned").push(opening.is_resumed);
         Ok(Arc::new(Tools {
             opened: opened.clone(),
@@ -399,6 +432,8 @@ impl OpenTools for Tools {
             stop: stop.clone(),
             stopper: stopper.clone(),
             output_bytes: *output_bytes,
+            look_takes: *look_takes,
+            image_bytes: *image_bytes,
             tools: tools.clone(),
         }))
     }
@@ -416,9 +451,17 @@ impl Toolkit for Tools {
         if let Some(stop) = self.stop.lock().expect("not poisoned").take() {
             self.stopper.lock().expect("not poisoned").ask(stop);
         }
+        if call.name == "look" {
+            tokio::time::sleep(self.look_takes).await;
+        }
         self.points.pass().await;
         let text = format!("{} {} sk-test-key {}", call.name, call.input, "x".repeat(self.output_bytes));
-        Ok(Output { content: vec![Content::Text(text)], is_error: false, ended: Ended::Done })
+        let mut content = vec![Content::Text(text)];
+        if call.name == "look" && self.image_bytes > 0 {
+            let data = "A".repeat(self.image_bytes);
+            content.push(Content::Image { media_type: "image/png".to_owned(), data });
+        }
+        Ok(Output { content, is_error: false, ended: Ended::Done })
     }
 
     fn notices(&self) -> Vec<String> {

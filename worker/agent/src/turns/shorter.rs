@@ -1,0 +1,101 @@
+//! Makes the conversation shorter before it outgrows its model's window, or its session.
+
+use std::time::{Instant, SystemTime};
+
+use harness::{Delta, Part, RunError, Stop, Work};
+use job::{Failure, FailureCode, Json};
+
+use super::Turns;
+use super::models::failed;
+use crate::answer::StopReason;
+use crate::ask::{Asked, Unasked};
+use crate::compact::{
+    BYTES_PER_TOKEN, Plan, bytes, most_after, most_before, without_images, without_outputs, without_thinking,
+};
+use crate::fault::Fault;
+use crate::head::head;
+use crate::marks::{Head, JobMark};
+use crate::record::with_record;
+use crate::transcript::Digest;
+
+impl Turns<'_> {
+    /// Returns how many tokens the next request has: those that the provider counted last, and the bytes since.
+    fn tokens(&self) -> u64 {
+        let (counted, since) = self.transcript().weight();
+        counted.saturating_add(since as u64 / BYTES_PER_TOKEN)
+    }
+
+    /// Compacts a conversation that is longer than the agent's share of the window, or larger than its share of the session:
+    /// images have many bytes and few tokens.
+    pub(super) async fn compact_if_due(&mut self) -> Result<(), RunError> {
+        let is_long = self.tokens() > self.settings.context_tokens || self.transcript().is_full();
+        let is_large = self.transcript().bytes() > most_before(self.run.most_bytes());
+        if is_long || is_large { self.compact(is_long).await } else { Ok(()) }
+    }
+
+    /// Makes the conversation smaller, without its oldest images; and shorter if it `is_long`, or if that is not enough.
+    pub(super) async fn compact(&mut self, is_long: bool) -> Result<(), RunError> {
+        let (began, since) = (SystemTime::now(), Instant::now());
+        let transcript = self.transcript();
+        let Some(head) = transcript.head().cloned() else { return Ok(()) };
+        let (iterations, tokens) = transcript.used(self.job_id());
+        let said = transcript.said_so_far(self.job_id());
+        let most_bytes = most_after(self.run.most_bytes());
+        let messages = without_images(transcript.messages(), most_bytes);
+        let new_head = self::head(self.settings, &head.model, &self.offered);
+        let (after, summary_tokens) = if is_long || bytes(&messages) > most_bytes {
+            self.shortened(&head, &new_head, messages, most_bytes as u64 / BYTES_PER_TOKEN).await?
+        } else {
+            (without_thinking(head.wire, &messages), 0)
+        };
+        let used = (iterations, tokens.saturating_add(summary_tokens));
+        let mut context_window = vec![new_head.entry()];
+        context_window.extend(with_record(head.wire, after));
+        context_window.push(JobMark::go_on(self.job_id(), used, said).entry());
+        let delta = Delta { context_window, replace_context: true, ..Delta::default() };
+        self.run.checkpoint(delta).await?;
+        self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));
+        self.run.part(&Part { work: Work::Compaction, began, took: since.elapsed(), failed: None });
+        Ok(())
+    }
+
+    /// Makes messages shorter: by a summary of their oldest part, or else without their oldest outputs. They have at most
+    /// `most` tokens then. Returns them, and the tokens that the summary has used.
+    async fn shortened(
+        &self,
+        head: &Head,
+        new_head: &Head,
+        messages: Vec<Json>,
+        most: u64,
+    ) -> Result<(Vec<Json>, u64), RunError> {
+        let (share, before) = (self.settings.context_tokens, self.tokens());
+        let quarter = share.min(before).min(most) / 4;
+        let (mut after, mut used) = (None, 0);
+        if let Some(plan) = Plan::new(head, &messages, quarter) {
+            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
+            match self.asked(head.wire, &head.model, request).await {
+                Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
+                    used = answer.tokens.input.saturating_add(answer.tokens.output);
+                    after = Some(plan.with_summary(&answer.text));
+                }
+                Ok(_) => tracing::warn!("a summary says nothing: the oldest outputs go instead"),
+                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
+                Err(Unasked::Fault(fault @ Fault::Spent(_))) if !self.settings.degrades => {
+                    failed(&head.model, fault)?;
+                }
+                Err(Unasked::Fault(fault)) => {
+                    tracing::warn!(cause = ?fault, "a summary failed: the oldest outputs go instead");
+                }
+            }
+        }
+        let after = after.unwrap_or(messages);
+        let Some(after) = without_outputs(new_head, &after, quarter * 3) else {
+            let said = format!(
+                "the conversation has some {before} tokens in {} bytes and cannot be made shorter",
+                bytes(&after)
+            );
+            return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
+        };
+        Ok((after, used))
+    }
+}
