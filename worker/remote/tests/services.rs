@@ -1,7 +1,7 @@
 //! A service that answers with the lines of the contract is a harness like any other, and each way to go wrong is named.
 
 use std::convert::Infallible;
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

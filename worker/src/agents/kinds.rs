@@ -76,8 +76,7 @@ impl HarnessConfig {
             HarnessConfig::Command(config) => Arc::new(with_taken_keys(config).build(machine.workspace_dir)?),
             HarnessConfig::Http(config) => Arc::new(config.build(machine.tls)?),
             HarnessConfig::Agent(config, tools) => {
-                let (harness, tools) = agent(*config, tools, calls, machine)?;
-                return Ok(Built { harness, tools: Some(tools), note });
+                return Ok(Built { note, ..agent(*config, tools, calls, machine)? });
             }
         };
         Ok(Built { harness, tools: None, note })
@@ -129,7 +128,7 @@ fn agent(
     tools: ToolsConfig,
     calls: Option<&AgentCalls>,
     machine: &Machine<'_>,
-) -> Result<(Arc<dyn Harness>, Arc<Toolset>), Vec<ConfigError>> {
+) -> Result<Built, Vec<ConfigError>> {
     let of_servers = tools.key_variables().filter_map(service::variable).map(SecretString::from);
     let keys = service::secret_values().cloned().chain(of_servers).collect();
     let of_tools = tools::Machine { tls: machine.tls, variable: &service::variable };
@@ -140,7 +139,8 @@ fn agent(
     let tools = Arc::new(AgentTools::new(toolset.clone(), machine.workspace_dir));
     let models = calls.map_or(&[][..], |calls| &calls.models);
     let worker = OfWorker { models, degrades: calls.is_some_and(AgentCalls::degrades), keys };
-    Ok((Arc::new(config.build(worker, tools, machine.tls)?), toolset))
+    let harness = Arc::new(config.build(worker, tools, machine.tls)?);
+    Ok(Built { harness, tools: Some(toolset), note: None })
 }
 
 /// Adds the keys of providers that a program is to get. They are no longer in the worker's environment, because they are

@@ -32,13 +32,13 @@ impl Holding {
         let call = |id: &str| (id.to_owned(), "hold", "{}".to_owned());
         let script: Script = Arc::new(move |_| Turn::Calls(vec![call("one"), call("other")]));
         let mut world = World::on(Speaks::Messages, script).await;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a folder");
         let program = dir.path().join("hold");
-        fs::write(&program, HOLDS).unwrap();
+        fs::write(&program, HOLDS).expect("a file");
         let table = json!({"tools": {"hold": {
             "command": ["sh", program], "description": "Holds.", "side_by_side": true, "stop_grace_ms": 60_000,
         }}});
-        let config: ToolsConfig = serde_json::from_value(table).unwrap();
+        let config: ToolsConfig = serde_json::from_value(table).expect("settings of tools");
         let toolset = config.build(&Machine { tls: &tls(), variable: &|_| None });
         let toolset = Arc::new(toolset.unwrap_or_else(|errors| panic!("{errors:?}")));
         world.other_tools = Some(Arc::new(AgentTools::new(toolset, &dir.path().join("workspaces"))));
@@ -60,7 +60,7 @@ impl Holding {
         let begun = || self.files("begun-").iter().filter(|path| written(path).is_some()).count() == 2;
         let stopping = async {
             until("both tools run", begun).await;
-            self.world.stopper.lock().unwrap().ask(stop);
+            self.world.stopper.lock().expect("not poisoned").ask(stop);
         };
         let (ended, ()) = tokio::join!(self.world.run(), stopping);
         ended.expect_err("it was stopped")
