@@ -22,5 +22,6 @@ mod killed_agents;
 mod desk;
 mod agents;
 mod agents_servers;
+mod agents_example_server;
 mod agents_models;
 mod named_failures;
