@@ -24,4 +24,5 @@ mod agents;
 mod agents_servers;
 mod agents_example_server;
 mod agents_models;
+mod agents_answers;
 mod named_failures;

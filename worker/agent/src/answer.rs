@@ -103,7 +103,7 @@ impl NoAnswer {
     }
 }
 
-/// Returns a text without what cannot be kept.
+/// Returns a text without what cannot be kept. It is for what we write: what the model said goes back to the letter.
 pub(crate) fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
@@ -113,10 +113,21 @@ pub(crate) fn input(text: &str, is_cut: bool) -> Result<Json, BadInput> {
     if is_cut {
         return Err(BadInput::Torn);
     }
-    let text = if text.trim().is_empty() { "{}" } else { text };
-    match Json::parse(text) {
+    match Json::parse(or_empty(text)) {
         Ok(json) if json.as_str().starts_with('{') => Ok(json),
         Ok(_) => Err(BadInput::NoObject("it is another value".to_owned())),
         Err(error) => Err(BadInput::NoObject(error.to_string())),
     }
+}
+
+/// Returns the input of a call as it goes back to the provider: to the letter, also if the call cannot be made. What is no
+/// object, the provider would not take back.
+pub(crate) fn kept_input(text: &str, is_cut: bool) -> &str {
+    let text = or_empty(text);
+    let is_object = || Json::verbatim(text).is_ok_and(|json| json.as_str().starts_with('{'));
+    if is_cut || !is_object() { "{}" } else { text }
+}
+
+fn or_empty(text: &str) -> &str {
+    if text.trim().is_empty() { "{}" } else { text }
 }

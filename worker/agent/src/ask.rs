@@ -92,7 +92,7 @@ impl Gateway {
             }
             Wire::Chat | Wire::Responses => request.bearer_auth(&self.token),
         };
-        let silent = self.silence(run.meter().map(|meter| &**meter));
+        let silent = self.silence(run.meter().map(|meter| &**meter), begun);
         tokio::select! {
             asked = answered(wire, request, run, begun) => asked,
             () = silent => {
@@ -102,11 +102,11 @@ impl Gateway {
         }
     }
 
-    /// Returns once nothing has passed for too long. A wait for room in the gateway is no silence.
-    async fn silence(&self, meter: Option<&dyn Meter>) {
+    /// Returns once nothing has passed for too long since this call began. A wait for room in the gateway is no silence.
+    async fn silence(&self, meter: Option<&dyn Meter>, begun: Instant) {
         let Some(meter) = meter else { return std::future::pending().await };
         loop {
-            let idle = meter.idle();
+            let idle = meter.idle().min(begun.elapsed());
             if idle >= self.idle_timeout {
                 return;
             }

@@ -1,22 +1,24 @@
 //! OpenAI's Chat Completions: an answer of text and calls of functions.
 //!
-//! The arguments of a function are a text to this wire, so they go back to the letter whatever they are.
+//! The arguments of a function are a text to this wire. They go back to the letter if they are a JSON object; other providers'
+//! servers read them, and refuse what is none.
 //!
 //! Source: platform.openai.com/docs/api-reference/chat-streaming.
 
 use job::Json;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
-use crate::raw::quoted;
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, input, kept_input, storable};
+use crate::raw::{Pieces, quoted};
 
 /// An answer on its way.
 #[derive(Default)]
 pub(crate) struct Assembly {
     model: String,
-    text: String,
-    refusal: String,
+    text: Pieces,
+    refusal: Pieces,
     calls: Vec<Function>,
     stop: Option<String>,
     usage: Usage,
@@ -27,7 +29,7 @@ pub(crate) struct Assembly {
 struct Function {
     id: String,
     name: String,
-    arguments: String,
+    arguments: Pieces,
 }
 
 #[derive(Deserialize)]
@@ -50,8 +52,8 @@ struct Choice {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Delta {
-    content: Option<String>,
-    refusal: Option<String>,
+    content: Option<Box<RawValue>>,
+    refusal: Option<Box<RawValue>>,
     tool_calls: Option<Vec<Piece>>,
 }
 
@@ -65,7 +67,7 @@ struct Piece {
 #[derive(Deserialize)]
 struct FunctionPiece {
     name: Option<String>,
-    arguments: Option<String>,
+    arguments: Option<Box<RawValue>>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -111,7 +113,9 @@ impl Assembly {
         }
         let Some(Choice { delta, finish_reason }) = chunk.choices.into_iter().next() else { return Ok(None) };
         self.stop = finish_reason.or(self.stop.take());
-        self.refusal.push_str(&delta.refusal.unwrap_or_default());
+        if let Some(refusal) = delta.refusal {
+            self.refusal.push(&refusal);
+        }
         for Piece { index, id, function } in delta.tool_calls.unwrap_or_default() {
             if index >= MOST_CALLS {
                 return Err(NoAnswer::garbage(format!("a call with the number {index}")));
@@ -123,12 +127,13 @@ impl Assembly {
             call.id.push_str(&id.unwrap_or_default());
             if let Some(FunctionPiece { name, arguments }) = function {
                 call.name.push_str(&name.unwrap_or_default());
-                call.arguments.push_str(&arguments.unwrap_or_default());
+                if let Some(arguments) = arguments {
+                    call.arguments.push(&arguments);
+                }
             }
         }
-        let text = delta.content.filter(|text| !text.is_empty());
-        self.text.push_str(text.as_deref().unwrap_or_default());
-        Ok(text)
+        let text = delta.content.and_then(|content| self.text.push(&content));
+        Ok(text.filter(|text| !text.is_empty()))
     }
 
     pub fn has_ended(&self) -> bool {
@@ -137,7 +142,7 @@ impl Assembly {
 
     pub fn finish(self) -> Result<Answer, NoAnswer> {
         let stop = self.stop.filter(|_| self.ended).ok_or(NoAnswer::NoEnd)?;
-        let (text, refusal) = (storable(self.text), storable(self.refusal));
+        let (text, refusal) = (storable(self.text.text()), storable(self.refusal.text()));
         let stop = match &*stop {
             "tool_calls" | "function_call" => StopReason::Tools,
             "length" => StopReason::OutputLimit,
@@ -152,26 +157,30 @@ impl Assembly {
             if id.is_empty() || name.is_empty() {
                 return Err(NoAnswer::garbage("a call without its id or name"));
             }
-            let input = input(&arguments, is_limited && at + 1 == last);
-            let kept = if input.is_ok() { &*arguments } else { "{}" };
+            let (is_cut, text) = (is_limited && at + 1 == last, arguments.text());
+            let input = input(&text, is_cut);
+            let goes_back = input.is_ok() || kept_input(&text, is_cut) == text;
             written.push(format!(
                 r#"{{"id":{},"type":"function","function":{{"name":{},"arguments":{}}}}}"#,
                 quoted(&id),
                 quoted(&name),
-                quoted(kept)
+                if goes_back { arguments.written() } else { quoted("{}") }
             ));
             calls.push(ToolCall { id, name, input });
         }
-        let content = if text.is_empty() { "null".to_owned() } else { quoted(&text) };
+        let content = if text.is_empty() { "null".to_owned() } else { self.text.written() };
         let calls_written = match &*written {
             [] => String::new(),
             written => format!(r#","tool_calls":[{}]"#, written.join(",")),
         };
-        let refused =
-            if refusal.is_empty() { String::new() } else { format!(r#","refusal":{}"#, quoted(&refusal)) };
+        let refused = if refusal.is_empty() {
+            String::new()
+        } else {
+            format!(r#","refusal":{}"#, self.refusal.written())
+        };
         let says_nothing = text.is_empty() && calls.is_empty() && refusal.is_empty();
         let entry = format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}}}"#);
-        let entry = (!says_nothing).then(|| Json::parse(&entry)).transpose();
+        let entry = (!says_nothing).then(|| Json::verbatim(&entry)).transpose();
         let entry = entry.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
         let cache_read = self.usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let tokens = Tokens {
@@ -255,6 +264,24 @@ mod tests {
             calls(r#"{"role":"tool","tool_call_id":"call_1","content":"7"}"#),
             Calls::Answered(vec!["call_1".to_owned()])
         );
+    }
+
+    #[test]
+    fn what_no_text_of_ours_may_hold_goes_back_to_the_letter_and_is_not_passed_on() {
+        let answer = assembled(&[
+            r#"{"model":"m","choices":[{"delta":{"content":"a\u0000\ud83d"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"\ude00\udc00"}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"n\":\"\\u0000\"}"}}]},"finish_reason":"tool_calls"}]}"#,
+            "[DONE]",
+        ])
+        .unwrap();
+        let entry = concat!(
+            r#"{"role":"assistant","content":"a\u0000\ud83d\ude00\udc00","tool_calls":[{"id":"c","type":"function","#,
+            r#""function":{"name":"f","arguments":"{\"n\":\"\\u0000\"}"}}]}"#
+        );
+        assert_eq!(answer.entries[0].as_str(), entry);
+        assert_eq!(answer.text, "a\u{fffd}😀\u{fffd}");
+        assert!(matches!(answer.calls[0].input, Err(crate::answer::BadInput::NoObject(_))));
     }
 
     #[test]

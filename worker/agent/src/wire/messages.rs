@@ -2,7 +2,7 @@
 //!
 //! Every block goes back as it came, also one of a kind that is not known here. Blocks arrive in pieces, and the rule for
 //! putting them together is general: a text in a delta is appended to the block's field of the same name, which holds for
-//! text, thinking and signatures. Only `partial_json` (the input of a tool, kept as the model wrote it) and `citation`
+//! text, thinking and signatures. It is kept whatever it says, NUL included: a signature holds for these letters. Only `partial_json` (the input of a tool, kept as the model wrote it) and `citation`
 //! have other targets.
 //!
 //! Source: platform.claude.com/docs/en/build-with-claude/streaming.
@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, input, storable};
-use crate::raw::{Fields, items, quoted, raw};
+use crate::answer::{Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, input, kept_input, storable};
+use crate::raw::{Fields, Pieces, items, raw};
 
 /// An answer on its way.
 #[derive(Default)]
@@ -33,8 +33,8 @@ struct Block {
     fields: Fields,
     kind: String,
     /// What was appended to its texts.
-    texts: BTreeMap<String, String>,
-    input: String,
+    texts: BTreeMap<String, Pieces>,
+    input: Pieces,
     citations: Vec<Box<RawValue>>,
 }
 
@@ -165,12 +165,12 @@ impl Assembly {
         let (mut content, mut text, mut calls) = (Vec::new(), String::new(), Vec::new());
         for (at, block) in self.blocks.into_iter().enumerate() {
             let whole = block.finish(is_limited && at + 1 == last)?;
-            text.push_str(&whole.said);
+            text.push_str(&storable(whole.said));
             calls.extend(whole.call);
             content.extend(whole.written);
         }
         let entry = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
-        let entry = (!content.is_empty()).then(|| Json::parse(&entry)).transpose();
+        let entry = (!content.is_empty()).then(|| Json::verbatim(&entry)).transpose();
         let entry = entry.map_err(|error| NoAnswer::Unstorable(error.to_string()))?;
         Ok(Answer {
             entries: entry.into_iter().collect(),
@@ -195,7 +195,7 @@ impl Block {
     fn begin(block: &RawValue) -> Result<Block, NoAnswer> {
         let fields = Fields::parse(block.get()).map_err(NoAnswer::garbage)?;
         let kind = fields.text("type").ok_or_else(|| NoAnswer::garbage("a block without a type"))?;
-        Ok(Block { fields, kind, texts: BTreeMap::new(), input: String::new(), citations: Vec::new() })
+        Ok(Block { fields, kind, texts: BTreeMap::new(), input: Pieces::default(), citations: Vec::new() })
     }
 
     fn add(&mut self, delta: &RawValue) -> Result<Option<String>, NoAnswer> {
@@ -206,18 +206,16 @@ impl Block {
             match &*name {
                 "type" => {}
                 "citation" => self.citations.push(value.to_owned()),
-                name => {
-                    // What is no text does not grow in pieces.
-                    let Ok(text) = serde_json::from_str::<String>(value.get()) else { continue };
-                    if name == "partial_json" {
-                        self.input.push_str(&text);
-                        continue;
-                    }
-                    self.texts.entry(name.to_owned()).or_default().push_str(&text);
+                "partial_json" => drop(self.input.push(value)),
+                // What is no text does not grow in pieces.
+                name if value.get().starts_with('"') => {
+                    let text = self.texts.entry(name.to_owned());
+                    let added = text.or_insert_with(|| Pieces::begun(self.fields.raw(name))).push(value);
                     if name == "text" && self.kind == "text" {
-                        said = Some(text);
+                        said = added;
                     }
                 }
+                _ => {}
             }
         }
         Ok(said)
@@ -225,9 +223,8 @@ impl Block {
 
     fn finish(self, is_cut: bool) -> Result<Whole, NoAnswer> {
         let Block { mut fields, kind, texts, input: given, citations } = self;
-        for (name, more) in texts {
-            let text = storable(fields.text(&name).unwrap_or_default() + &more);
-            fields.set(&name, raw(quoted(&text)));
+        for (name, text) in texts {
+            fields.set(&name, raw(text.written()));
         }
         if !citations.is_empty() {
             let old = fields.raw("citations").and_then(|old| items(old).ok()).unwrap_or_default();
@@ -235,14 +232,14 @@ impl Block {
             fields.set("citations", raw(format!("[{}]", all.join(","))));
         }
         let takes_input = kind == "tool_use" || kind == "server_tool_use";
-        let input = takes_input.then(|| {
-            let whole = if given.is_empty() { fields.raw("input").unwrap_or("{}").to_owned() } else { given };
+        let whole = takes_input.then(|| {
+            let begun = fields.raw("input").unwrap_or("{}").to_owned();
+            if given.is_empty() { begun } else { given.text() }
+        });
+        let input = whole.map(|whole| {
+            fields.set("input", raw(kept_input(&whole, is_cut).trim().to_owned()));
             input(&whole, is_cut)
         });
-        if let Some(input) = &input {
-            let written = input.as_ref().map_or("{}", Json::as_str);
-            fields.set("input", raw(written.to_owned()));
-        }
         let call = input.filter(|_| kind == "tool_use").map(|input| call(&fields, input)).transpose()?;
         let said = if kind == "text" { fields.text("text").unwrap_or_default() } else { String::new() };
         let written = (kind != "text" || !said.is_empty()).then(|| fields.write());
@@ -279,6 +276,7 @@ pub(crate) fn blocks(message: &Fields) -> Vec<Fields> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raw::quoted;
 
     fn assembled(events: &[&str]) -> Result<Answer, NoAnswer> {
         let mut assembly = Assembly::default();
@@ -330,6 +328,30 @@ mod tests {
         assert_eq!(calls(entry), Calls::Made(answer.calls));
     }
 
+    #[test]
+    fn what_no_text_of_ours_may_hold_goes_back_to_the_letter_and_is_not_passed_on() {
+        let delta = |kind: &str, field: &str, text: &str| {
+            format!(
+                r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"{kind}_delta","{field}":"{text}"}}}}"#
+            )
+        };
+        let thinking = r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}"#;
+        let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
+        let [first, second] =
+            [r"a\u0000\ud83d", r"\ude00\udc00"].map(|text| delta("thinking", "thinking", text));
+        let signed = delta("signature", "signature", "c2ln");
+        let answer = assembled(&[START, thinking, &first, &second, &signed, end, STOP]).unwrap();
+        let entry = r#"{"role":"assistant","content":[{"type":"thinking","thinking":"a\u0000\ud83d\ude00\udc00","signature":"c2ln"}]}"#;
+        assert_eq!(answer.entries[0].as_str(), entry);
+        let text = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"x"}}"#;
+        let answer = assembled(&[START, text, &delta("text", "text", r"\u0000y"), end, STOP]).unwrap();
+        assert_eq!(
+            answer.entries[0].as_str(),
+            r#"{"role":"assistant","content":[{"type":"text","text":"x\u0000y"}]}"#
+        );
+        assert_eq!(answer.text, "x\u{fffd}y");
+    }
+
     fn one_call(input: &str, stop: &str) -> ToolCall {
         let delta = format!(
             r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"input_json_delta","partial_json":{}}}}}"#,
@@ -345,6 +367,12 @@ mod tests {
         ]);
         let mut answer = answer.unwrap();
         assert!(answer.entries[0].as_str().contains(r#""input":{"#));
+        let kept = Json::verbatim(input).is_ok_and(|input| input.as_str().starts_with('{'));
+        let kept = if kept { input } else { "{}" };
+        assert!(
+            answer.entries[0].as_str().ends_with(&format!(r#""input":{kept}}}]}}"#)),
+            "{kept}: {answer:?}"
+        );
         answer.calls.remove(0)
     }
 
