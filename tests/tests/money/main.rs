@@ -23,6 +23,7 @@ mod desk;
 mod agents;
 mod agents_servers;
 mod agents_example_server;
+mod asking_agents;
 mod agents_models;
 mod agents_answers;
 mod named_failures;
