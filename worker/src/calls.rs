@@ -69,6 +69,7 @@ impl Calls {
     /// time, when the limit's window has turned, or it fails as `budget_exhausted`.
     pub async fn exhausted(&self, attempt: &Attempt<'_>) -> Option<Result<Duration, Failure>> {
         let spent = self.ledger.spent()?;
+        self.ledger.count_refusal();
         let message = format!(
             "{spent}; the limits are set by BUDGET_DAILY, BUDGET_MONTHLY, the agents' file and `producer budget`"
         );
