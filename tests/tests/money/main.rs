@@ -26,4 +26,5 @@ mod agents_example_server;
 mod asking_agents;
 mod agents_models;
 mod agents_answers;
+mod agents_seen;
 mod named_failures;
