@@ -123,6 +123,11 @@ impl Agents {
         self.0.iter().filter_map(|(name, agent)| Some((name, agent.calls.as_ref()?)))
     }
 
+    /// Returns the models and the tools of each model loop.
+    pub fn loops(&self) -> impl Iterator<Item = (&AgentCalls, &Toolset)> {
+        self.0.values().filter_map(|agent| Some((agent.calls.as_ref()?, agent.tools.as_deref()?)))
+    }
+
     /// Returns the names of all agents, in no order.
     pub fn names(&self) -> impl Iterator<Item = &Name> {
         self.0.keys()

@@ -35,6 +35,7 @@ pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS, missing_key, prices};
 use crate::agents::Agents;
 use crate::attempt::Attempt;
 use crate::journal::Journal;
+use crate::parts;
 
 /// Jobs that wait for a window to turn come back spread over this time.
 const SPREAD: Duration = Duration::from_secs(600);
@@ -69,6 +70,7 @@ impl Calls {
     /// time, when the limit's window has turned, or it fails as `budget_exhausted`.
     pub async fn exhausted(&self, attempt: &Attempt<'_>) -> Option<Result<Duration, Failure>> {
         let spent = self.ledger.spent()?;
+        self.ledger.count_refusal();
         let message = format!(
             "{spent}; the limits are set by BUDGET_DAILY, BUDGET_MONTHLY, the agents' file and `producer budget`"
         );
@@ -155,6 +157,7 @@ pub async fn start(settings: &CallSettings, agents: &Agents) -> Result<Option<Ga
     match settings.gateway() {
         Some(gateway) => {
             metrics::show_zeros(agents.all_calls());
+            parts::show_zeros(agents.loops());
             let gateway = Gateway::start(gateway).await?;
             concurrency::show(&gateway);
             Ok(Some(gateway))

@@ -10,6 +10,9 @@ use prometheus::{
     register_int_counter, register_int_counter_vec,
 };
 use service::{Place, Span};
+use tools::{Ended, Toolset};
+
+use crate::calls::AgentCalls;
 
 struct Metrics {
     tool_calls: IntCounterVec,
@@ -38,6 +41,21 @@ fn register() -> prometheus::Result<Metrics> {
             exponential_buckets(0.05, 2.0, 14)?
         )?,
     })
+}
+
+/// Shows what model loops count from the start, because a counter that appears at 1 has no rate. What the servers of their
+/// tools offer is not known yet.
+pub fn show_zeros<'a>(loops: impl Iterator<Item = (&'a AgentCalls, &'a Toolset)>) {
+    for (calls, toolset) in loops {
+        for model in &calls.models {
+            METRICS.first_token.with_label_values(&[model]);
+        }
+        for tool in toolset.own_tools() {
+            for outcome in [Ended::Done, Ended::Failed] {
+                METRICS.tool_calls.with_label_values(&[tool.name.as_str(), outcome.as_str()]);
+            }
+        }
+    }
 }
 
 /// Counts a part that has ended, and makes its span below the run's.

@@ -1,9 +1,15 @@
-//! MCP servers of agents on real workers, on each wire: one with faults, and those of a killed worker.
+//! MCP servers of agents on real workers, on each wire: one with faults, those of a killed worker, and one that serves all
+//! jobs of its worker.
 
-use job::JobState;
-use tests::until;
+use job::{JobSpec, JobState};
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+use tests::{job, until};
 
-use super::desk::{AGENTS, Desk, jobs, nothing_runs_for, output};
+use super::desk::{
+    AGENTS, Desk, groups_are_gone, groups_of, jobs, nothing_runs_for, nothing_runs_with, output,
+    processes_with,
+};
 
 /// The table of an MCP server with faults, whose tools are named `faults__…`.
 fn server() -> String {
@@ -73,5 +79,80 @@ async fn a_killed_worker_leaves_no_server_and_the_next_one_tells_the_model() {
         assert!(text.contains("may have taken effect"), "{text}");
     }
     assert_eq!(desk.provider.charged().len(), 4 * AGENTS.len());
+    desk.nothing_is_wrong().await;
+}
+
+/// The variable by which a server of a worker is found.
+const MARK: &str = "SERVED_FOR";
+
+/// Waits for the jobs' ends, and returns all that the model of each has read and said.
+async fn read(desk: &Desk, jobs: &[JobSpec]) -> Vec<String> {
+    let mut all = Vec::new();
+    for spec in jobs {
+        let view = desk.fleet.ended(spec.job_id).await;
+        let ended = (view.state, view.attempts, output(&view));
+        assert_eq!(ended, (JobState::Succeeded, 1, "\"Done.\""), "{view:?}");
+        let session = desk.fleet.session(spec.session_id.as_str()).await;
+        all.push(session.context_window.iter().map(job::Json::as_str).collect());
+    }
+    all
+}
+
+fn later_jobs(name: &str, play: &str) -> Vec<JobSpec> {
+    let said = |agent: &&str| json!(format!("Go on with {name} for {agent}. play:{play}"));
+    AGENTS.iter().map(|agent| job(&format!("{name}-{agent}"), agent, said(agent))).collect()
+}
+
+#[tokio::test]
+async fn a_server_of_a_worker_serves_its_jobs_is_started_anew_and_ends_with_the_worker() {
+    let call = r#"{"thinking": "So.", "tools": [{"name": "faults__count", "input": {}}]}"#;
+    let halt = r#"{"tools": [{"name": "note", "input": {"say": "halt"}}]}"#;
+    let later = format!("\"later\": [{call},{halt},{call},{call},{{\"text\": \"Done.\"}}]");
+    let desk = Desk::new(&format!("{},{later}", plays("once", &["count"]))).await;
+    let mark = desk.fleet.folder.path().display().to_string();
+    let more = format!("{}\nscope = \"worker\"\nenv = {{ {MARK} = {mark:?} }}", server());
+    let mut first = desk.worker("first", &more).start().await;
+
+    // Each agent has a server of its own, and each job of the agent counts on.
+    for (name, count) in [("one", "\"1\""), ("two", "\"2\"")] {
+        let jobs = later_jobs(name, "once");
+        desk.fleet.enqueue(&jobs).await;
+        for text in read(&desk, &jobs).await {
+            assert!(text.contains(count), "{name}: {text}");
+        }
+        assert_eq!(processes_with(MARK, &mark).len(), AGENTS.len(), "they outlive the jobs");
+    }
+
+    // They die while a job uses them.
+    let jobs = later_jobs("three", "later");
+    desk.fleet.enqueue(&jobs).await;
+    desk.halted(&jobs).await;
+    for pid in processes_with(MARK, &mark) {
+        kill(pid, Signal::SIGKILL).expect("a server");
+    }
+    nothing_runs_with(MARK, &mark).await;
+    desk.go();
+    for text in read(&desk, &jobs).await {
+        assert!(text.contains("\"3\"") && text.contains("\"1\""), "{text}");
+        assert!(text.contains("The MCP server faults has started anew"), "the model is not told: {text}");
+    }
+
+    let groups = groups_of(&processes_with(MARK, &mark));
+    assert_eq!(groups.len(), AGENTS.len());
+    first.terminate();
+    assert_eq!(first.exit().await, 0);
+    assert!(processes_with(MARK, &mark).is_empty(), "the worker has ended before its servers");
+    groups_are_gone(&groups).await;
+
+    let mut second = desk.worker("second", &more).start().await;
+    let jobs = later_jobs("four", "once");
+    desk.fleet.enqueue(&jobs).await;
+    for text in read(&desk, &jobs).await {
+        assert!(text.contains("\"1\""), "{text}");
+        assert!(!text.contains("has started anew"), "the job knows no other server: {text}");
+    }
+    assert_eq!(processes_with(MARK, &mark).len(), AGENTS.len());
+    second.kill();
+    nothing_runs_with(MARK, &mark).await;
     desk.nothing_is_wrong().await;
 }

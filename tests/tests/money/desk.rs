@@ -4,6 +4,9 @@ use std::fs::{read, read_dir, read_to_string};
 use std::path::PathBuf;
 
 use job::{JobId, JobSpec};
+use nix::errno::Errno;
+use nix::sys::signal::killpg;
+use nix::unistd::{Pid, getpgid};
 use serde_json::json;
 use store::JobView;
 use tests::provider::{PROVIDER_KEY, Provider, Script};
@@ -39,8 +42,13 @@ impl Desk {
         self.fleet.folder.path().join(name)
     }
 
-    /// A worker to be started, whose agents have this in their tables as well.
+    /// A worker to be started, whose agents have this in their tables as well, behind the table of their tool.
     pub fn worker(&self, name: &str, more: &str) -> Launch {
+        self.worker_with(name, "", more)
+    }
+
+    /// As `worker`, with this in the agents' own tables.
+    pub fn worker_with(&self, name: &str, own: &str, more: &str) -> Launch {
         let tool = self.fleet.program("note", TOOL);
         let agents = AGENTS.map(|agent| {
             let (model, api) = match agent {
@@ -52,7 +60,7 @@ impl Desk {
             let more = more.replace("AGENT", agent);
             format!(
                 "[agents.{agent}]\nharness = \"agent\"\nmodels = [{model:?}]\n{api}max_output_tokens = 200\n\
-                 sandbox = {{ level = \"off\" }}\n\
+                 sandbox = {{ level = \"off\" }}\n{own}\n\
                  [agents.{agent}.tools.note]\ncommand = [{tool:?}]\ndescription = \"Notes.\"\n\
                  env = {{ FOLDER = {folder:?} }}\n\
                  input_schema = {{ type = \"object\", properties = {{ say = {{ type = \"string\" }} }} }}\n{more}\n"
@@ -121,15 +129,45 @@ pub fn output(view: &JobView) -> &str {
 
 /// Waits until no process of a job lives.
 pub async fn nothing_runs_for(job_id: JobId) {
-    let mark = format!("HARNESS_JOB_ID={job_id}");
-    let of_job = |entry: std::fs::DirEntry| {
+    nothing_runs_with("HARNESS_JOB_ID", &job_id.to_string()).await;
+}
+
+/// Waits until no process lives that was given this variable.
+pub async fn nothing_runs_with(name: &str, value: &str) {
+    let look = async || match processes_with(name, value) {
+        living if living.is_empty() => Ok(()),
+        living => Err(living),
+    };
+    until_ok(&format!("no process lives that has {name}={value}"), look).await;
+}
+
+/// Every living process that was given this variable, or inherited it.
+pub fn processes_with(name: &str, value: &str) -> Vec<Pid> {
+    let mark = format!("{name}={value}");
+    let entries = read_dir("/proc").expect("processes").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let has_mark = |pid: &i32| {
         // A process that has ended has no environment any more.
-        let environ = read(entry.path().join("environ")).unwrap_or_default();
+        let environ = read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
     };
-    let look = async || match read_dir("/proc").expect("processes").flatten().any(of_job) {
-        true => Err("one lives"),
-        false => Ok(()),
+    pids.filter(has_mark).map(Pid::from_raw).collect()
+}
+
+/// The process groups of these, none of which is ours.
+pub fn groups_of(processes: &[Pid]) -> Vec<Pid> {
+    let groups: Vec<Pid> = processes.iter().filter_map(|pid| getpgid(Some(*pid)).ok()).collect();
+    let own = getpgid(None).expect("our own group");
+    assert!(groups.len() == processes.len() && !groups.contains(&own), "{groups:?} and {own}");
+    groups
+}
+
+/// Waits until these process groups have no member.
+pub async fn groups_are_gone(groups: &[Pid]) {
+    let lives = |group: &&Pid| killpg(**group, None) != Err(Errno::ESRCH);
+    let look = async || match groups.iter().find(lives) {
+        Some(group) => Err(*group),
+        None => Ok(()),
     };
-    until_ok("no process of the job lives", look).await;
+    until_ok("a process group is gone", look).await;
 }

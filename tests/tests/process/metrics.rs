@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use job::JobSpec;
 use serde_json::{Value, json};
-use tests::provider::{PROVIDER_KEY, Provider};
+use tests::provider::{PROVIDER_KEY, Provider, Script};
 use tests::{Api, Fleet, Worker, http, job, until_ok};
 
 /// A pool of processes without any work, and so without any process.
@@ -32,6 +32,10 @@ json.load(urllib.request.urlopen(request))
 print(json.dumps({"type": "result"}), flush=True)
 "#;
 
+/// What an agent is told that reads until its conversation is too long.
+const READS: &str =
+    r#"{"plays": {"reads": [{"times": 40, "text": "On.", "tools": [{"name": "page", "input": {}}]}]}}"#;
+
 /// One process of each kind, and a provider of models.
 struct Processes {
     fleet: Fleet,
@@ -43,11 +47,15 @@ struct Processes {
 impl Processes {
     async fn start() -> Processes {
         let fleet = Fleet::new().await;
-        let provider = Provider::start().await;
+        let script = Script::parse(READS).expect("a script");
+        let provider = Provider::playing(script).await;
         let agents = format!(
             "[agents.echo]\nharness = \"echo\"\n[agents.scripted]\nharness = \"scripted\"\n[agents.asks]\nharness = \"command\"\n\
-             command = [{:?}]\nmodels = [\"claude-opus-5-5\"]\n",
-            fleet.program("asks", ASKS)
+             command = [{:?}]\nmodels = [\"claude-opus-5-5\"]\n\
+             [agents.reads]\nharness = \"agent\"\nmodels = [\"claude-opus-5-5\"]\ncontext_tokens = 6000\nmax_output_tokens = 200\n\
+             [agents.reads.tools.page]\ncommand = [{:?}]\ndescription = \"The next page.\"\n",
+            fleet.program("asks", ASKS),
+            fleet.program("page", "#!/bin/sh\ncat > /dev/null\nhead -c 4000 /dev/zero | tr '\\0' x\n")
         );
         let file = fleet.folder.path().join("agents.toml");
         std::fs::write(&file, agents).expect("written");
@@ -75,14 +83,16 @@ impl Processes {
         Processes { fleet, api, _provider: provider, all: vec![worker, door, relay, autoscaler] }
     }
 
-    /// Runs jobs that succeed, then one that costs and one that fails and is retried, and a message that is not a job.
+    /// Runs jobs that succeed, then one that costs, one that fails and is retried, one that asks a model and one of a model in a
+    /// loop, and a message that is not a job.
     /// At every moment, too few attempts have failed for any alert to fire.
     async fn work(&self) {
         let costly = json!({"iterations": [{"cost_usd": 0.01, "input_tokens": 10, "output_tokens": 5}, {}]});
         let failing = json!({"iterations": [{"fail": {"message": "no", "retryable": true, "attempts": 1}}]});
         let good: Vec<JobSpec> = (0..60).map(|n| job(&format!("good-{n}"), "echo", json!(n))).collect();
         let asking = job("s-3", "asks", json!(null));
-        let others = [job("s-1", "scripted", costly), job("s-2", "scripted", failing), asking];
+        let reading = job("s-4", "reads", json!("Read it. play:reads"));
+        let others = [job("s-1", "scripted", costly), job("s-2", "scripted", failing), asking, reading];
         for jobs in [good.as_slice(), &others] {
             self.fleet.enqueue(jobs).await;
             for spec in jobs {

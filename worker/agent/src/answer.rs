@@ -111,7 +111,7 @@ impl NoAnswer {
     }
 }
 
-/// Returns a text without what cannot be kept.
+/// Returns a text without what cannot be kept. It is for what we write: what the model said goes back to the letter.
 pub(crate) fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
@@ -121,8 +121,7 @@ pub(crate) fn input(text: &str, is_cut: bool) -> Result<Json, BadInput> {
     if is_cut {
         return Err(BadInput::Torn);
     }
-    let text = if text.trim().is_empty() { "{}" } else { text };
-    match Json::parse(text) {
+    match Json::parse(or_empty(text)) {
         Ok(json) if json.as_str().starts_with('{') => Ok(json),
         Ok(_) => Err(BadInput::NoObject("it is another value".to_owned())),
         Err(error) => Err(BadInput::NoObject(error.to_string())),
@@ -133,9 +132,13 @@ pub(crate) fn input(text: &str, is_cut: bool) -> Result<Json, BadInput> {
 /// read differently, such as two equal keys, and bounds its nesting in the request.
 pub(crate) fn embedded(text: &str, is_cut: bool) -> Result<Json, BadInput> {
     let json = input(text, is_cut)?;
-    let sent = format!(r#"{{"messages":[{{"content":[{{"input":{}}}]}}]}}"#, json.as_str());
-    let checked = check_json(&sent).map_err(|error| BadInput::NoObject(without_place(&error)));
+    let checked = passed_on(json.as_str()).map_err(|error| BadInput::NoObject(without_place(&error)));
     checked.map(|()| json)
+}
+
+/// Checks whether the gateway passes on a message with this input.
+fn passed_on(input: &str) -> Result<(), serde_json::Error> {
+    check_json(&format!(r#"{{"messages":[{{"content":[{{"input":{input}}}]}}]}}"#))
 }
 
 /// Takes an entry into the context, if the gateway takes it back. Otherwise no later request of the session would pass.
@@ -150,6 +153,24 @@ pub(crate) fn entry(kept: Result<Json, JsonError>) -> Result<Json, NoAnswer> {
 fn without_place(error: &serde_json::Error) -> String {
     let said = error.to_string();
     said.rsplit_once(" at line ").map_or(said.clone(), |(said, _)| said.to_owned())
+}
+
+/// As [`kept_input`], of what goes back as JSON within its message.
+pub(crate) fn kept_embedded(text: &str, is_cut: bool) -> &str {
+    let kept = kept_input(text, is_cut);
+    if passed_on(kept).is_ok() { kept } else { "{}" }
+}
+
+/// Returns the input of a call as it goes back to the provider: to the letter, also if the call cannot be made. What is no
+/// object, the provider would not take back.
+pub(crate) fn kept_input(text: &str, is_cut: bool) -> &str {
+    let text = or_empty(text);
+    let is_object = || Json::verbatim(text).is_ok_and(|json| json.as_str().starts_with('{'));
+    if is_cut || !is_object() { "{}" } else { text }
+}
+
+fn or_empty(text: &str) -> &str {
+    if text.trim().is_empty() { "{}" } else { text }
 }
 
 #[cfg(test)]

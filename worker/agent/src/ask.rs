@@ -105,8 +105,7 @@ impl Gateway {
         }
     }
 
-    /// Returns once nothing has passed for too long since the call has begun: before it nobody was asked. A wait for room in
-    /// the gateway is no silence.
+    /// Returns once nothing has passed for too long since this call began. A wait for room in the gateway is no silence.
     async fn silence(&self, meter: Option<&dyn Meter>, begun: Instant) {
         let Some(meter) = meter else { return std::future::pending().await };
         loop {

@@ -150,7 +150,7 @@ pub(crate) fn without_outputs(head: &Head, messages: &[Json], most_tokens: u64) 
             .collect();
         let texts = results.iter().map(|result| size(result) as u64).sum::<u64>();
         let short = match head.wire {
-            Wire::Messages => merged(&results).first().and_then(|text| Json::parse(text).ok()),
+            Wire::Messages => merged(&results).first().and_then(|text| Json::verbatim(text).ok()),
             Wire::Chat | Wire::Responses => results.into_iter().next(),
         };
         if let Some(short) = short {

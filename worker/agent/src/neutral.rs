@@ -4,11 +4,11 @@
 
 use job::Json;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tools::{Content, Ended, Output};
 
 use crate::answer::{embedded, storable};
-use crate::raw::{Fields, quoted};
+use crate::raw::{self, Fields, items, quoted};
 use crate::wire::{ERROR, Wire, messages, responses};
 
 /// A message.
@@ -28,14 +28,27 @@ pub(crate) enum Part {
     Result { call: String, text: String, is_error: bool },
 }
 
-/// Reads a message of a wire. What has no counterpart on the other wire is left out.
+/// Reads a message of a wire. What has no counterpart on the other wire is left out, and so is what cannot be kept: from here
+/// on it is ours.
 pub(crate) fn read(wire: Wire, entry: &Json) -> Option<Said> {
-    let said = match wire {
+    let mut said = match wire {
         Wire::Messages => from_messages(entry.as_str())?,
         Wire::Chat => from_chat(entry.as_str())?,
         Wire::Responses => from_responses(entry.as_str())?,
     };
+    said.parts.iter_mut().for_each(Part::clean);
     (!said.parts.is_empty()).then_some(said)
+}
+
+impl Part {
+    fn clean(&mut self) {
+        let texts = match self {
+            Part::Text(text) => vec![text],
+            Part::Call { id, name, .. } => vec![id, name],
+            Part::Result { call, text, .. } => vec![call, text],
+        };
+        texts.into_iter().for_each(|text| *text = storable(std::mem::take(text)));
+    }
 }
 
 fn from_messages(entry: &str) -> Option<Said> {
@@ -65,23 +78,22 @@ fn from_messages(entry: &str) -> Option<Said> {
 
 /// Returns the text of a content that is a text or a list of blocks.
 fn text_of(content: &str) -> String {
-    match serde_json::from_str::<Value>(content) {
-        Ok(Value::String(text)) => text,
-        Ok(Value::Array(blocks)) => {
-            let texts = blocks.iter().map(|block| match block.get("text").and_then(Value::as_str) {
-                Some(text) => text.to_owned(),
-                None => format!("[{}]", block.get("type").and_then(Value::as_str).unwrap_or("content")),
-            });
-            texts.collect::<Vec<_>>().join("\n")
-        }
-        _ => String::new(),
+    if let Some(text) = raw::text(content) {
+        return text;
     }
+    let said = |block: &Box<RawValue>| {
+        let block = Fields::parse(block.get()).unwrap_or_default();
+        let kind = || format!("[{}]", block.text("type").as_deref().unwrap_or("content"));
+        block.text("text").unwrap_or_else(kind)
+    };
+    let texts: Vec<String> = items(content).unwrap_or_default().iter().map(said).collect();
+    texts.join("\n")
 }
 
 #[derive(Deserialize)]
 struct ChatEntry {
     role: String,
-    content: Option<Value>,
+    content: Option<Box<RawValue>>,
     tool_call_id: Option<String>,
     #[serde(default)]
     tool_calls: Option<Vec<ChatCall>>,
@@ -101,7 +113,7 @@ struct ChatFunction {
 
 fn from_chat(entry: &str) -> Option<Said> {
     let ChatEntry { role, content, tool_call_id, tool_calls } = serde_json::from_str(entry).ok()?;
-    let text = content.map(|content| text_of(&content.to_string())).filter(|text| !text.is_empty());
+    let text = content.map(|content| text_of(content.get())).filter(|text| !text.is_empty());
     let parts = match (&*role, tool_call_id) {
         ("tool", Some(call)) => {
             vec![result(call, text.unwrap_or_default())]
@@ -144,7 +156,7 @@ fn from_responses(entry: &str) -> Option<Said> {
         Some("message") | None if !matches!(role.as_deref()?, "system" | "developer") => {
             let text = text_of(item.raw("content").unwrap_or("\"\""));
             let text = if by_model { said_in(&item).unwrap_or(text) } else { text };
-            if text.is_empty() { Vec::new() } else { vec![Part::Text(storable(text))] }
+            if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] }
         }
         _ => return None,
     };
@@ -271,5 +283,19 @@ mod tests {
             r#"{"role":"assistant","content":[{"type":"text","text":"I add."},{"type":"tool_use","id":"t1","name":"add","input":{"z":1e5}}]}"#
         );
         assert!(back[2].as_str().contains(r#""tool_use_id":"t1""#));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_replaced_where_a_message_is_written_anew() {
+        let said = r#"{"role":"assistant","content":[{"type":"text","text":"a\u0000\ud83d"}]}"#;
+        let said = read(Wire::Messages, &Json::verbatim(said).unwrap()).unwrap();
+        assert_eq!(said.parts, [Part::Text("a\u{fffd}\u{fffd}".to_owned())]);
+        for wire in [Wire::Messages, Wire::Chat, Wire::Responses] {
+            let entries = write(wire, &said);
+            assert!(Json::parse(entries[0].as_str()).is_ok(), "{entries:?}");
+            assert_eq!(read(wire, &entries[0]).unwrap(), said);
+        }
+        let chat = r#"{"role":"assistant","content":"a\u0000\ud83d","tool_calls":null}"#;
+        assert_eq!(read(Wire::Chat, &Json::verbatim(chat).unwrap()).unwrap(), said);
     }
 }

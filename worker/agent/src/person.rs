@@ -8,8 +8,8 @@ use harness::{Ask, ClosedInput, InputAnswer, InputKind, Run};
 use job::{Json, MAX_QUESTION_BYTES};
 use tools::{Content, Ended, Output, Repeat, Tool};
 
-use crate::answer::ToolCall;
 use crate::raw::quoted;
+use crate::schema::Schema;
 use crate::toolkit::not_made;
 
 /// The tool with which a model asks a person.
@@ -47,21 +47,20 @@ pub(crate) fn decides(tool: &Tool) -> bool {
 }
 
 /// Returns what a person has to do with a call of such a tool, which has this key in its job.
-pub(crate) fn person(
-    run: &Run,
-    key: &str,
-    call: &ToolCall,
-    input: &Json,
-    timeout: Option<Duration>,
-) -> Person {
-    let is_question = call.name == ASK;
+pub(crate) fn person(run: &Run, key: &str, tool: &Tool, input: &Json, timeout: Option<Duration>) -> Person {
+    let is_question = tool.name == ASK;
     if let Some(closed) = run.answers().get(key) {
         return decided(is_question, closed);
+    }
+    // Nobody is asked for what would not be made.
+    if let Some(problem) = misfit(tool, input) {
+        let problem = format!("Nobody was asked, because the input does not fit its schema: {problem}");
+        return Person::Answered(not_made(Ended::BadInput, problem));
     }
     let (kind, content) = if is_question {
         (InputKind::Question, input.as_str().to_owned())
     } else {
-        let content = format!(r#"{{"tool":{},"input":{}}}"#, quoted(&call.name), input.as_str());
+        let content = format!(r#"{{"tool":{},"input":{}}}"#, quoted(&tool.name), input.as_str());
         (InputKind::Approval, content)
     };
     let cannot = |why: &str| Person::Answered(not_made(Ended::BadInput, format!("Nobody was asked: {why}.")));
@@ -73,6 +72,12 @@ pub(crate) fn person(
         (Err(problem), _) => cannot(&problem),
         (_, Err(problem)) => cannot(&problem.to_string()),
     }
+}
+
+/// Returns what does not fit in the input of a call.
+fn misfit(tool: &Tool, input: &Json) -> Option<String> {
+    let schema = Schema::new(&tool.input_schema.to_value().ok()?).ok()?;
+    schema.check(input).err()
 }
 
 fn decided(is_question: bool, closed: &ClosedInput) -> Person {

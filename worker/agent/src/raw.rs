@@ -23,9 +23,9 @@ impl Fields {
         self.0.iter().find(|(field, _)| field == name).map(|(_, value)| value.get())
     }
 
-    /// Returns a value, if it is a text.
+    /// Returns a value, if it is a text. Half of a surrogate pair, which is no character, is replaced.
     pub fn text(&self, name: &str) -> Option<String> {
-        serde_json::from_str(self.raw(name)?).ok()
+        text(self.raw(name)?)
     }
 
     /// Puts a value in the place of the old one, or at the end.
@@ -70,6 +70,76 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
+/// A text that comes in pieces, each as JSON. A provider may cut it anywhere, also within a character that is written as two
+/// escapes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pieces(String);
+
+impl Pieces {
+    /// Begins with a value, if it is a text.
+    pub fn begun(value: Option<&str>) -> Pieces {
+        Pieces(value.and_then(inner).unwrap_or_default().to_owned())
+    }
+
+    /// Adds a value. Returns what it says alone, if it is a text.
+    pub fn push(&mut self, value: &RawValue) -> Option<String> {
+        self.0.push_str(inner(value.get())?);
+        text(value.get())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns what they say together.
+    pub fn text(&self) -> String {
+        text(&format!("\"{}\"", self.0)).unwrap_or_default()
+    }
+
+    /// Returns the text as JSON. Half of a surrogate pair, which is no character, is replaced: no request may hold it.
+    pub fn written(&self) -> String {
+        quoted(&self.text())
+    }
+}
+
+fn inner(json: &str) -> Option<&str> {
+    json.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// Reads a text from JSON that is valid. Half of a surrogate pair is replaced by U+FFFD.
+pub(crate) fn text(json: &str) -> Option<String> {
+    if !json.starts_with('"') {
+        return None;
+    }
+    if let Ok(text) = serde_json::from_str(json) {
+        return Some(text);
+    }
+    let (mut whole, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        whole.push_str(before);
+        let length = match (unit(escape), unit(escape.get(6..).unwrap_or_default())) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => 12,
+            (Some(0xD800..=0xDFFF), _) => {
+                whole.push_str("\\ufffd");
+                rest = &escape[6..];
+                continue;
+            }
+            (Some(_), _) => 6,
+            (None, _) => 2,
+        };
+        whole.push_str(&escape[..length]);
+        rest = &escape[length..];
+    }
+    whole.push_str(rest);
+    serde_json::from_str(&whole).ok()
+}
+
+/// Returns the unit of UTF-16 that an escape at the beginning stands for.
+fn unit(escape: &str) -> Option<u16> {
+    u16::from_str_radix(escape.strip_prefix("\\u")?.get(..4)?, 16).ok()
+}
+
 /// Returns a text as JSON.
 pub(crate) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a text is written without errors")
@@ -98,5 +168,30 @@ mod tests {
         fields.set("n", raw("null".to_owned()));
         assert_eq!(fields.write(), r#"{"z":1e5,"a":[],"t":"\u00e9","n":null}"#);
         assert_eq!(fields.text("t").as_deref(), Some("é"));
+    }
+
+    #[test]
+    fn pieces_say_together_what_they_say_wherever_they_are_cut() {
+        for (pieces, says, written) in [
+            (vec![r#""a\u00e9 ""#, r#""\\\"""#], "aé \\\"", r#""aé \\\"""#),
+            (vec![r#""a\u0000""#, r#""b""#], "a\0b", r#""a\u0000b""#),
+            // A character that is cut.
+            (vec![r#""\ud83d""#, r#""\uDE00!""#], "😀!", r#""😀!""#),
+            // No character, between some that are.
+            (
+                vec![r#""\\\ud83d\ude00\ud83d""#, r#""x\udc00\n""#],
+                "\\😀\u{fffd}x\u{fffd}\n",
+                "\"\\\\😀\u{fffd}x\u{fffd}\\n\"",
+            ),
+        ] {
+            let mut whole = Pieces::default();
+            for piece in pieces {
+                assert!(whole.push(&raw(piece.to_owned())).is_some());
+            }
+            assert_eq!((whole.text().as_str(), whole.written().as_str()), (says, written));
+        }
+        for other in ["7", "null", "[]"] {
+            assert_eq!(Pieces::default().push(&raw(other.to_owned())), None);
+        }
     }
 }

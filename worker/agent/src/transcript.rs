@@ -331,7 +331,7 @@ pub(crate) fn without_thinking(message: &Json) -> Option<Json> {
         return None;
     }
     fields.set("content", raw(format!("[{}]", kept.join(","))));
-    Json::parse(&fields.write()).ok()
+    Json::verbatim(&fields.write()).ok()
 }
 
 /// Writes a request.
@@ -349,13 +349,14 @@ pub(crate) fn body(head: &Head, messages: &[Json]) -> String {
     format!("{fields}{comma}\"{}\":[{}]}}", head.wire.conversation(), all.join(","))
 }
 
-/// Makes one message of several that users, or models, say in a row.
+/// Makes one message of several that users say in a row. What a model said stays as it came: an answer that goes on after a
+/// pause is a message of its own.
 pub(crate) fn merged(messages: &[Json]) -> Vec<String> {
     let mut rows: Vec<(Cow<'_, str>, Vec<&Json>)> = Vec::new();
     for message in messages {
         let role = role(message.as_str());
         match rows.last_mut() {
-            Some((last, row)) if *last == role => row.push(message),
+            Some((last, row)) if *last == role && role == "user" => row.push(message),
             _ => rows.push((role, vec![message])),
         }
     }

@@ -178,8 +178,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// those that the limit holds up.
     fn counts_in(&self, limit: &str) -> bool;
 
-    /// Notes that something of this cost was refused, because a limit is spent. It is called only where nothing could make
-    /// it cost less.
+    /// Notes that something of this cost was refused, because a limit is spent. It is called only where the gateway could not
+    /// make it cost less. The program may still ask another model.
     fn note_spent(&self, most: Usd);
 
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and

@@ -127,6 +127,11 @@ impl AgentCalls {
         self.degrades() && !self.by_loop
     }
 
+    /// Returns whether the model loop tries its next model where a limit leaves no room.
+    pub fn loop_degrades(&self) -> bool {
+        self.degrades() && self.by_loop
+    }
+
     /// Returns what its programs may use of the tools that a provider runs.
     pub fn caps(&self) -> HostedCaps {
         HostedCaps { web_search: self.web_searches_per_call, file_search: self.file_searches_per_call }

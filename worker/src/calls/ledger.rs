@@ -45,6 +45,8 @@ pub struct AttemptLedger {
     limits: Vec<Limit>,
     keys: Arc<ProviderKeys>,
     on_exhausted: OnExhausted,
+    /// Whether its program goes on with another model where a limit leaves no room.
+    tries_others: bool,
     /// How old an answer of the cache may be that it is given, if any, and what the cache may hold.
     cache: Option<(Duration, CacheBounds)>,
     journal: Arc<Journal>,
@@ -68,11 +70,13 @@ pub struct Spent {
     pub account: String,
     limit: Usd,
     shut: bool,
+    /// What the call needed, if the refusal is counted only once nothing else has room either.
+    uncounted: Option<Usd>,
 }
 
 impl fmt::Display for Spent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Spent { account, limit, shut } = self;
+        let Spent { account, limit, shut, .. } = self;
         if *shut {
             return write!(
                 f,
@@ -94,6 +98,7 @@ impl AttemptLedger {
             limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
             keys: worker.settings.calls.keys().clone(),
             on_exhausted: agent.on_exhausted,
+            tries_others: agent.loop_degrades(),
             cache: worker
                 .settings
                 .calls
@@ -141,6 +146,21 @@ impl AttemptLedger {
                 "what earlier runs have paid cannot be read, and is not counted"
             ),
         }
+    }
+
+    /// Counts that a limit has refused a call, unless it is counted.
+    pub fn count_refusal(&self) {
+        let taken =
+            self.spent_now().as_mut().and_then(|spent| Some((spent.uncounted.take()?, spent.clone())));
+        if let Some((most, spent)) = taken {
+            self.refused(&spent, most);
+        }
+    }
+
+    fn refused(&self, spent: &Spent, most: Usd) {
+        let Spent { account, shut, .. } = spent;
+        metrics::refused(account, if *shut { "shut" } else { "spent" });
+        self.look.note_spent(account, most);
     }
 
     fn spent_now(&self) -> MutexGuard<'_, Option<Spent>> {
@@ -255,7 +275,9 @@ impl AttemptLedger {
                 return Ok(Reserve::Busy { behind: account, retry_after: BUSY_RETRY });
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
-            Reserved::Spent { account, limit, room, shut } => (Spent { account, limit, shut }, room),
+            Reserved::Spent { account, limit, room, shut } => {
+                (Spent { account, limit, shut, uncounted: None }, room)
+            }
         };
         let limit = spent.to_string();
         *self.spent_now() = Some(spent);
@@ -293,9 +315,11 @@ impl Ledger for AttemptLedger {
     }
 
     fn note_spent(&self, most: Usd) {
-        if let Some(Spent { account, shut, .. }) = self.spent() {
-            metrics::refused(&account, if shut { "shut" } else { "spent" });
-            self.look.note_spent(&account, most);
+        if let Some(spent) = self.spent_now().as_mut() {
+            spent.uncounted = Some(most);
+        }
+        if !self.tries_others {
+            self.count_refusal();
         }
     }
 

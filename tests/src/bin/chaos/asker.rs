@@ -25,6 +25,11 @@ pub const SCRIPT: &str = r#"{
         "notes": [
             {"times": 6, "thinking": "Step {turn}.", "tools": [{"name": "note", "input": {"z": 1e5, "text": "step {turn}"}}]},
             {"text": "Noted."}
+        ],
+        "signs": [
+            {"times": 3, "thinking": "Step {turn}.", "tools": [{"name": "sign", "input": {"step": "{turn}"}}]},
+            {"thinking": "But which?", "tools": [{"name": "note", "input": {"text": "asked"}}, {"name": "ask_human", "input": {"question": "Which?"}}]},
+            {"text": "Noted."}
         ]
     },
     "faults": [

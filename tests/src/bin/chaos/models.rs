@@ -1,7 +1,7 @@
 //! Faults of everything while programs call a model: workers, services, and the provider itself.
 //!
-//! Half of the callers are programs (`asker`), the others are agents with a tool (`harness = "agent"`), which notes the key
-//! of each call outside of the ledger.
+//! Half of the callers are programs (`asker`), the others are agents with a tool (`harness = "agent"`), on each wire, which
+//! notes the key of each call outside of the ledger. Some of them ask persons, who answer all the while.
 //!
 //! The provider is the double, whose bill is its own. At every look: its bill ≤ what the ledger counts as spent and held ≤
 //! the limit. At the end nothing is held, no call of a tool ran twice, and no request broke a rule of the provider or the
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use job::{JobSpec, JobState};
+use job::{Input, InputKind, JobId, JobSpec, JobState, Json};
 use sqlx::{Connection, PgConnection, Row};
 use tests::Fleet;
 use tests::provider::{PROVIDER_KEY, Provider, Script};
@@ -36,19 +36,39 @@ const COUNTED: &str = "
            count(*) FILTER (WHERE state = 'held'), count(*) FILTER (WHERE state = 'settled')
       FROM harness_calls";
 
-/// An agent. Its tool is not declared safe to repeat.
-const CLERK: &str = r#"
-[agents.clerk]
+/// An agent for each wire, with its play. Their tools are not declared safe to repeat. Each call of `sign` needs an approval.
+const CLERKS: [(&str, &str, &str); 4] = [
+    ("clerk-messages", "models = [\"claude-haiku-4-5\"]", "notes"),
+    ("clerk-chat", "models = [\"gpt-6-luna\"]", "notes"),
+    ("clerk-responses", "models = [\"gpt-6-luna\"]\nopenai_api = \"responses\"", "notes"),
+    ("clerk-asks", "models = [\"claude-haiku-4-5\"]\nask_human = true", "signs"),
+];
+
+fn clerk((name, speaks, _): (&str, &str, &str)) -> String {
+    format!(
+        r#"
+[agents.{name}]
 harness = "agent"
-models = ["claude-haiku-4-5"]
+{speaks}
 system = "Note each step."
 max_output_tokens = 500
 
-[agents.clerk.tools.note]
-command = ["/bin/sh", "-c", "cat > /dev/null; echo \"$HARNESS_CALL_KEY\" >> notes; echo noted"]
+[agents.{name}.tools.note]
+command = {NOTE}
 description = "Notes a step."
-input_schema = { type = "object", properties = { text = { type = "string" } }, required = ["text"] }
-"#;
+input_schema = {{ type = "object", properties = {{ text = {{ type = "string" }} }}, required = ["text"] }}
+
+[agents.{name}.tools.sign]
+command = {NOTE}
+description = "Signs a step."
+input_schema = {{ type = "object", properties = {{ step = {{ type = "string" }} }}, required = ["step"] }}
+approve = true
+"#
+    )
+}
+
+/// Writes the key of its call into the session's folder.
+const NOTE: &str = r#"["/bin/sh", "-c", "cat > /dev/null; echo \"$HARNESS_CALL_KEY\" >> notes; echo noted"]"#;
 /// The answer with which an agent ends.
 const ENDS: &str = "Noted.";
 /// Calls of the tool in each job of an agent.
@@ -61,18 +81,23 @@ pub struct Models {
     pub clerks: Vec<JobSpec>,
     problems: Arc<Mutex<Vec<String>>>,
     looks: Arc<Mutex<u64>>,
-    _watching: AbortOnDropHandle<()>,
+    answered: Arc<Mutex<u64>>,
+    _watching: [AbortOnDropHandle<()>; 2],
 }
 
 impl Models {
-    /// Starts a provider and begins to watch its bill.
-    async fn start(database: String, clerks: Vec<JobSpec>) -> anyhow::Result<Models> {
+    /// Starts a provider, and begins to watch its bill and to answer what agents ask.
+    async fn start(fleet: &Arc<Fleet>, clerks: Vec<JobSpec>) -> anyhow::Result<Models> {
         let script = Script::parse(SCRIPT).context("the provider's script")?;
         let provider = Arc::new(Provider::playing(script).await);
-        let (problems, looks) = (Arc::default(), Arc::default());
+        let (problems, looks, answered) = (Arc::default(), Arc::default(), Arc::default());
+        let database = fleet.database.url.clone();
         let watching =
             tokio::spawn(watch(database, provider.clone(), Arc::clone(&problems), Arc::clone(&looks)));
-        Ok(Models { provider, clerks, problems, looks, _watching: AbortOnDropHandle::new(watching) })
+        let asking = clerks.iter().map(|spec| spec.job_id).collect();
+        let answering = tokio::spawn(answer(fleet.clone(), asking, Arc::clone(&answered)));
+        let _watching = [watching, answering].map(AbortOnDropHandle::new);
+        Ok(Models { provider, clerks, problems, looks, answered, _watching })
     }
 
     /// Returns what was wrong, once all workers have ended.
@@ -144,10 +169,34 @@ impl Models {
             "    {ran} calls of a tool ran in {} jobs of agents, none twice if nothing is said",
             ids.len()
         );
-        if ran < ids.len() * NOTES / 2 {
-            problems.push(format!("only {ran} calls of a tool ran"));
+        let answered = *self.answered.lock().expect("not poisoned");
+        eprintln!("    {answered} answers of a person counted");
+        if ran < ids.len() * NOTES / 2 || answered == 0 {
+            problems.push(format!("only {ran} calls of a tool ran, and {answered} answers counted"));
         }
         Ok(problems)
+    }
+}
+
+/// Approves and answers what jobs ask. Postgres may be away.
+async fn answer(fleet: Arc<Fleet>, mut asking: Vec<JobId>, answered: Arc<Mutex<u64>>) {
+    loop {
+        sleep(LOOK).await;
+        let Ok(views) = fleet.store.jobs(&asking).await else { continue };
+        for view in &views {
+            for asked in &view.questions {
+                let yes = match asked.kind {
+                    InputKind::Approval => (None, Some(true)),
+                    InputKind::Question => (Some(Json::null()), None),
+                };
+                let Ok(input) = Input::of(view.job_id, asked.call_id.clone(), yes, None) else { continue };
+                let counts = fleet.store.answer(Some("chaos"), &input, None).await;
+                if counts.is_ok_and(|answered| answered.counts()) {
+                    *answered.lock().expect("not poisoned") += 1;
+                }
+            }
+        }
+        asking.retain(|id| !views.iter().any(|view| view.job_id == *id && view.state.is_end()));
     }
 }
 
@@ -192,11 +241,17 @@ async fn at_work(arena: &mut Arena, workers: usize) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("finding this program")?;
     arena.add_agent(&format!(
         "[agents.asker]\nharness = \"command\"\ncommand = [{program:?}, \"asker\"]\nmodels = [{MODEL:?}]\n\
-         sandbox = {{ level = \"off\" }}\n{CLERK}"
+         sandbox = {{ level = \"off\" }}\n{}",
+        CLERKS.map(clerk).concat()
     ))?;
     let many = arena.workload.jobs.len() / 16;
-    let clerks: Vec<JobSpec> = (0..many).map(noting).collect();
-    arena.models = Some(Models::start(arena.fleet.database.url.clone(), clerks.clone()).await?);
+    let clerks: Vec<JobSpec> = (0..many)
+        .map(|at| {
+            let (agent, _, play) = CLERKS[at % CLERKS.len()];
+            noting(agent, play, at)
+        })
+        .collect();
+    arena.models = Some(Models::start(&arena.fleet, clerks.clone()).await?);
     arena.sprinkle((0..many).map(asking).collect());
     for _ in 0..workers {
         start(arena).await;
@@ -211,7 +266,8 @@ async fn start(arena: &mut Arena) -> usize {
     let url = arena.models.as_ref().map(|models| models.provider.base_url()).unwrap_or_default();
     arena
         .start_with(|launch| {
-            let launch = launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", url);
+            let launch = launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", &url);
+            let launch = launch.set("OPENAI_API_KEY", PROVIDER_KEY).set("OPENAI_BASE_URL", &url);
             launch.set("BUDGET_DAILY", LIMIT / 1_000_000).set("MODEL_WAIT_S", 2)
         })
         .await

@@ -144,9 +144,9 @@ pub fn asking(at: usize) -> Job {
     Job { spec: spec(&format!("asker-{}", at % 16), "asker", json!({"says": says})), says, end: End::Played }
 }
 
-/// A job of an agent that calls a tool in each of its turns, in a session of its own.
-pub fn noting(at: usize) -> JobSpec {
-    spec(&format!("clerk-{at}"), "clerk", json!(format!("Note the steps of file {at}. play:notes")))
+/// A job of this agent, which calls a tool in each of its turns, in a session of its own.
+pub fn noting(agent: &str, play: &str, at: usize) -> JobSpec {
+    spec(&format!("clerk-{at}"), agent, json!(format!("Note the steps of file {at}. play:{play}")))
 }
 
 /// Witnesses, each in its own session, that run for longer than a lease and the grace of a drain.

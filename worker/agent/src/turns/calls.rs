@@ -60,9 +60,11 @@ impl Turns<'_> {
             let mut may_have_begun = self.may_have_begun;
             if person::decides(&tool) {
                 let key = key_of(&call);
-                match person::person(self.run, &key, &call, &input, self.settings.answer_timeout) {
+                match person::person(self.run, &key, &tool, &input, self.settings.answer_timeout) {
                     Person::Answered(output) => {
-                        self.not_made(Some(tool.name), &call, ANSWERED);
+                        let is_bad = output.ended == Ended::BadInput;
+                        let outcome = if is_bad { output.ended.as_str() } else { ANSWERED };
+                        self.not_made(Some(tool.name), &call, outcome);
                         self.take_result(wire, &call, &output);
                         continue;
                     }

@@ -1,7 +1,8 @@
 //! OpenAI's Chat Completions: an answer of text and calls of functions.
 //!
-//! The arguments of a function are a text to this wire, so they go back to the letter whatever they are. Servers of others add
-//! fields of their own to a message and to its calls, such as reasoning and signatures; these go back as well.
+//! The arguments of a function are a text to this wire. They go back to the letter if they are a JSON object; other providers'
+//! servers read them, and refuse what is none. Servers of others add fields of their own to a message and to its calls, such as
+//! reasoning and signatures; these go back as well.
 //!
 //! Source: platform.openai.com/docs/api-reference/chat-streaming.
 
@@ -11,15 +12,15 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, storable};
-use crate::raw::{Fields, items, quoted};
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, kept_input, storable};
+use crate::raw::{Fields, Pieces, items, quoted};
 
 /// An answer on its way.
 #[derive(Default)]
 pub(crate) struct Assembly {
     model: String,
-    text: String,
-    refusal: String,
+    text: Pieces,
+    refusal: Pieces,
     calls: Vec<Function>,
     others: Others,
     stop: Option<String>,
@@ -31,7 +32,7 @@ pub(crate) struct Assembly {
 struct Function {
     id: String,
     name: String,
-    arguments: String,
+    arguments: Pieces,
     others: Others,
 }
 
@@ -41,7 +42,7 @@ struct Others(Vec<(String, Other)>);
 
 enum Other {
     /// A text grows in pieces.
-    Text(String),
+    Text(Pieces),
     /// So does a list.
     List(Vec<Box<RawValue>>),
     /// Anything else comes whole.
@@ -69,7 +70,7 @@ struct Choice {
 #[serde(default)]
 struct FunctionPiece {
     name: Option<String>,
-    arguments: Option<String>,
+    arguments: Option<Box<RawValue>>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -119,8 +120,8 @@ impl Assembly {
         for (name, value) in delta.into_all() {
             match &*name {
                 "role" => {}
-                "content" => said = read::<String>(&value)?.filter(|text| !text.is_empty()),
-                "refusal" => self.refusal.push_str(&read::<String>(&value)?.unwrap_or_default()),
+                "content" => said = self.text.push(&value).filter(|text| !text.is_empty()),
+                "refusal" => drop(self.refusal.push(&value)),
                 "tool_calls" => {
                     let pieces = read::<Vec<Fields>>(&value)?.unwrap_or_default();
                     pieces.into_iter().try_for_each(|piece| self.call(piece))?;
@@ -128,7 +129,6 @@ impl Assembly {
                 _ => self.others.add(name, value),
             }
         }
-        self.text.push_str(said.as_deref().unwrap_or_default());
         Ok(said)
     }
 
@@ -150,7 +150,7 @@ impl Assembly {
                 "function" => {
                     let FunctionPiece { name, arguments } = read(&value)?.unwrap_or_default();
                     call.name.push_str(&name.unwrap_or_default());
-                    call.arguments.push_str(&arguments.unwrap_or_default());
+                    arguments.and_then(|arguments| call.arguments.push(&arguments));
                 }
                 _ => call.others.add(name, value),
             }
@@ -164,7 +164,7 @@ impl Assembly {
 
     pub fn finish(self) -> Result<Answer, NoAnswer> {
         let stop = self.stop.filter(|_| self.ended).ok_or(NoAnswer::NoEnd)?;
-        let (text, refusal) = (storable(self.text), storable(self.refusal));
+        let (text, refusal) = (storable(self.text.text()), storable(self.refusal.text()));
         let stop = match &*stop {
             "tool_calls" | "function_call" => StopReason::Tools,
             "length" => StopReason::OutputLimit,
@@ -179,29 +179,33 @@ impl Assembly {
             if id.is_empty() || name.is_empty() {
                 return Err(NoAnswer::garbage("a call without its id or name"));
             }
-            let input = input(&arguments, is_limited && at + 1 == last);
-            let kept = if input.is_ok() { &*arguments } else { "{}" };
+            let (is_cut, text) = (is_limited && at + 1 == last, arguments.text());
+            let input = input(&text, is_cut);
+            let goes_back = input.is_ok() || kept_input(&text, is_cut) == text;
             written.push(format!(
                 r#"{{"id":{},"type":"function","function":{{"name":{},"arguments":{}}}{}}}"#,
                 quoted(&id),
                 quoted(&name),
-                quoted(kept),
+                if goes_back { arguments.written() } else { quoted("{}") },
                 others.write()
             ));
             calls.push(ToolCall { id, name, input });
         }
-        let content = if text.is_empty() { "null".to_owned() } else { quoted(&text) };
+        let content = if text.is_empty() { "null".to_owned() } else { self.text.written() };
         let calls_written = match &*written {
             [] => String::new(),
             written => format!(r#","tool_calls":[{}]"#, written.join(",")),
         };
-        let refused =
-            if refusal.is_empty() { String::new() } else { format!(r#","refusal":{}"#, quoted(&refusal)) };
+        let refused = if refusal.is_empty() {
+            String::new()
+        } else {
+            format!(r#","refusal":{}"#, self.refusal.written())
+        };
         let says_nothing = text.is_empty() && calls.is_empty() && refusal.is_empty();
         let others = self.others.write();
         let written =
             format!(r#"{{"role":"assistant","content":{content}{calls_written}{refused}{others}}}"#);
-        let entry = (!says_nothing).then(|| entry(Json::parse(&written))).transpose()?;
+        let entry = (!says_nothing).then(|| entry(Json::verbatim(&written))).transpose()?;
         let cache_read = self.usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let tokens = Tokens {
             input: self.usage.prompt_tokens,
@@ -212,21 +216,28 @@ impl Assembly {
     }
 }
 
+impl Other {
+    fn of(value: Box<RawValue>) -> Other {
+        match value.get().as_bytes().first() {
+            Some(b'"') => Other::Text(Pieces::begun(Some(value.get()))),
+            Some(b'[') => items(value.get()).map_or_else(|_| Other::Whole(value), Other::List),
+            _ => Other::Whole(value),
+        }
+    }
+}
+
 impl Others {
     /// Adds a piece of a field.
     fn add(&mut self, name: String, value: Box<RawValue>) {
-        let piece = match value.get().as_bytes().first() {
-            Some(b'n') => return,
-            Some(b'"') => serde_json::from_str(value.get()).map(Other::Text),
-            Some(b'[') => items(value.get()).map(Other::List),
-            _ => Ok(Other::Whole(value.clone())),
-        };
-        let piece = piece.unwrap_or(Other::Whole(value));
-        match (self.0.iter_mut().find(|(field, _)| *field == name), piece) {
-            (Some((_, Other::Text(text))), Other::Text(more)) => text.push_str(&more),
-            (Some((_, Other::List(list))), Other::List(more)) => list.extend(more),
-            (Some((_, old)), piece) => *old = piece,
-            (None, piece) => self.0.push((name, piece)),
+        let kind = value.get().as_bytes().first();
+        if kind == Some(&b'n') {
+            return;
+        }
+        match (self.0.iter_mut().find(|(field, _)| *field == name), kind) {
+            (Some((_, Other::Text(text))), Some(b'"')) => drop(text.push(&value)),
+            (Some((_, Other::List(list))), Some(b'[')) => list.extend(items(value.get()).unwrap_or_default()),
+            (Some((_, old)), _) => *old = Other::of(value),
+            (None, _) => self.0.push((name, Other::of(value))),
         }
     }
 
@@ -234,7 +245,7 @@ impl Others {
     fn write(self) -> String {
         let fields = self.0.into_iter().map(|(name, field)| {
             let value = match field {
-                Other::Text(text) => quoted(&storable(text)),
+                Other::Text(text) => text.written(),
                 Other::List(list) => {
                     let list: Vec<&str> = list.iter().map(|item| item.get()).collect();
                     format!("[{}]", list.join(","))
@@ -346,6 +357,24 @@ mod tests {
         assert_eq!(answer.entries[0].as_str(), entry);
         assert_eq!(answer.text, "", "reasoning is no answer");
         assert_eq!(calls(entry), Calls::Made(answer.calls));
+    }
+
+    #[test]
+    fn what_no_text_of_ours_may_hold_goes_back_to_the_letter_and_is_not_passed_on() {
+        let answer = assembled(&[
+            r#"{"model":"m","choices":[{"delta":{"content":"a\u0000\ud83d"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"\ude00\udc00"}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"n\":\"\\u0000\"}"}}]},"finish_reason":"tool_calls"}]}"#,
+            "[DONE]",
+        ])
+        .unwrap();
+        let entry = concat!(
+            r#"{"role":"assistant","content":"a\u0000😀�","tool_calls":[{"id":"c","type":"function","#,
+            r#""function":{"name":"f","arguments":"{\"n\":\"\\u0000\"}"}}]}"#
+        );
+        assert_eq!(answer.entries[0].as_str(), entry);
+        assert_eq!(answer.text, "a\u{fffd}😀\u{fffd}");
+        assert!(matches!(answer.calls[0].input, Err(crate::answer::BadInput::NoObject(_))));
     }
 
     #[test]

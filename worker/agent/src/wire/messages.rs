@@ -2,7 +2,7 @@
 //!
 //! Every block goes back as it came, also one of a kind that is not known here. Blocks arrive in pieces, and the rule for
 //! putting them together is general: a text in a delta is appended to the block's field of the same name, which holds for
-//! text, thinking and signatures. Only `partial_json` (the input of a tool, kept as the model wrote it) and `citation`
+//! text, thinking and signatures. It is kept whatever it says, NUL included: a signature holds for these letters. Only `partial_json` (the input of a tool, kept as the model wrote it) and `citation`
 //! have other targets.
 //!
 //! Source: platform.claude.com/docs/en/build-with-claude/streaming.
@@ -15,8 +15,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Calls;
-use crate::answer::{Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, embedded, entry, storable};
-use crate::raw::{Fields, items, quoted, raw};
+use crate::answer::{
+    Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, embedded, entry, kept_embedded, storable,
+};
+use crate::raw::{Fields, Pieces, items, raw};
 
 /// An answer on its way.
 #[derive(Default)]
@@ -33,8 +35,8 @@ struct Block {
     fields: Fields,
     kind: String,
     /// What was appended to its texts.
-    texts: BTreeMap<String, String>,
-    input: String,
+    texts: BTreeMap<String, Pieces>,
+    input: Pieces,
     citations: Vec<Box<RawValue>>,
 }
 
@@ -165,12 +167,12 @@ impl Assembly {
         let (mut content, mut text, mut calls) = (Vec::new(), String::new(), Vec::new());
         for (at, block) in self.blocks.into_iter().enumerate() {
             let whole = block.finish(is_limited && at + 1 == last)?;
-            text.push_str(&whole.said);
+            text.push_str(&storable(whole.said));
             calls.extend(whole.call);
             content.extend(whole.written);
         }
         let written = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
-        let entry = (!content.is_empty()).then(|| entry(Json::parse(&written))).transpose()?;
+        let entry = (!content.is_empty()).then(|| entry(Json::verbatim(&written))).transpose()?;
         Ok(Answer {
             entries: entry.into_iter().collect(),
             text,
@@ -194,7 +196,7 @@ impl Block {
     fn begin(block: &RawValue) -> Result<Block, NoAnswer> {
         let fields = Fields::parse(block.get()).map_err(NoAnswer::garbage)?;
         let kind = fields.text("type").ok_or_else(|| NoAnswer::garbage("a block without a type"))?;
-        Ok(Block { fields, kind, texts: BTreeMap::new(), input: String::new(), citations: Vec::new() })
+        Ok(Block { fields, kind, texts: BTreeMap::new(), input: Pieces::default(), citations: Vec::new() })
     }
 
     fn add(&mut self, delta: &RawValue) -> Result<Option<String>, NoAnswer> {
@@ -205,18 +207,16 @@ impl Block {
             match &*name {
                 "type" => {}
                 "citation" => self.citations.push(value.to_owned()),
-                name => {
-                    // What is no text does not grow in pieces.
-                    let Ok(text) = serde_json::from_str::<String>(value.get()) else { continue };
-                    if name == "partial_json" {
-                        self.input.push_str(&text);
-                        continue;
-                    }
-                    self.texts.entry(name.to_owned()).or_default().push_str(&text);
+                "partial_json" => drop(self.input.push(value)),
+                // What is no text does not grow in pieces.
+                name if value.get().starts_with('"') => {
+                    let text = self.texts.entry(name.to_owned());
+                    let added = text.or_insert_with(|| Pieces::begun(self.fields.raw(name))).push(value);
                     if name == "text" && self.kind == "text" {
-                        said = Some(text);
+                        said = added;
                     }
                 }
+                _ => {}
             }
         }
         Ok(said)
@@ -224,9 +224,8 @@ impl Block {
 
     fn finish(self, is_cut: bool) -> Result<Whole, NoAnswer> {
         let Block { mut fields, kind, texts, input: given, citations } = self;
-        for (name, more) in texts {
-            let text = storable(fields.text(&name).unwrap_or_default() + &more);
-            fields.set(&name, raw(quoted(&text)));
+        for (name, text) in texts {
+            fields.set(&name, raw(text.written()));
         }
         if !citations.is_empty() {
             let old = fields.raw("citations").and_then(|old| items(old).ok()).unwrap_or_default();
@@ -234,14 +233,14 @@ impl Block {
             fields.set("citations", raw(format!("[{}]", all.join(","))));
         }
         let takes_input = kind == "tool_use" || kind == "server_tool_use";
-        let input = takes_input.then(|| {
-            let whole = if given.is_empty() { fields.raw("input").unwrap_or("{}").to_owned() } else { given };
+        let whole = takes_input.then(|| {
+            let begun = fields.raw("input").unwrap_or("{}").to_owned();
+            if given.is_empty() { begun } else { given.text() }
+        });
+        let input = whole.map(|whole| {
+            fields.set("input", raw(kept_embedded(&whole, is_cut).trim().to_owned()));
             embedded(&whole, is_cut)
         });
-        if let Some(input) = &input {
-            let written = input.as_ref().map_or("{}", Json::as_str);
-            fields.set("input", raw(written.to_owned()));
-        }
         let call = input.filter(|_| kind == "tool_use").map(|input| call(&fields, input)).transpose()?;
         let said = if kind == "text" { fields.text("text").unwrap_or_default() } else { String::new() };
         let written = (kind != "text" || !said.is_empty()).then(|| fields.write());
@@ -276,110 +275,4 @@ pub(crate) fn blocks(message: &Fields) -> Vec<Fields> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn assembled(events: &[&str]) -> Result<Answer, NoAnswer> {
-        let mut assembly = Assembly::default();
-        for event in events {
-            assembly.event(event)?;
-        }
-        assembly.finish()
-    }
-
-    const START: &str = r#"{"type":"message_start","message":{"model":"claude-opus-5-5","content":[],
-        "usage":{"input_tokens":10,"cache_read_input_tokens":90,"cache_creation_input_tokens":5,"output_tokens":1}}}"#;
-    const STOP: &str = r#"{"type":"message_stop"}"#;
-
-    #[test]
-    fn every_block_goes_back_as_it_came() {
-        let answer = assembled(&[
-            START,
-            r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}"#,
-            r#"{"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"c2ln"}}"#,
-            r#"{"type":"content_block_stop","index":0}"#,
-            r#"{"type":"content_block_start","index":1,"content_block":{"type":"redacted_thinking","data":"eA=="}}"#,
-            r#"{"type":"ping"}"#,
-            r#"{"type":"content_block_start","index":2,"content_block":{"type":"novel","z":1e5,"a":[1, 2]}}"#,
-            r#"{"type":"content_block_start","index":3,"content_block":{"type":"text","text":""}}"#,
-            r#"{"type":"content_block_delta","index":3,"delta":{"type":"text_delta","text":"Ca"}}"#,
-            r#"{"type":"content_block_delta","index":3,"delta":{"type":"text_delta","text":"f\u00e9"}}"#,
-            r#"{"type":"content_block_delta","index":3,"delta":{"type":"citations_delta","citation":{"b":1,"a":2}}}"#,
-            r#"{"type":"content_block_start","index":4,"content_block":{"type":"tool_use","id":"toolu_1","name":"add","input":{}}}"#,
-            r#"{"type":"content_block_delta","index":4,"delta":{"type":"input_json_delta","partial_json":""}}"#,
-            r#"{"type":"content_block_delta","index":4,"delta":{"type":"input_json_delta","partial_json":"{\"z\": 1e5,"}}"#,
-            r#"{"type":"content_block_delta","index":4,"delta":{"type":"input_json_delta","partial_json":" \"a\":12345678901234567890123}"}}"#,
-            r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"output_tokens":42}}"#,
-            STOP,
-        ])
-        .unwrap();
-        let entry = concat!(
-            r#"{"role":"assistant","content":[{"type":"thinking","thinking":"","signature":"c2ln"},"#,
-            r#"{"type":"redacted_thinking","data":"eA=="},{"type":"novel","z":1e5,"a":[1, 2]},"#,
-            r#"{"type":"text","text":"Café","citations":[{"b":1,"a":2}]},"#,
-            r#"{"type":"tool_use","id":"toolu_1","name":"add","input":{"z": 1e5, "a":12345678901234567890123}}]}"#,
-        );
-        assert_eq!(answer.entries[0].as_str(), entry);
-        assert_eq!((answer.text.as_str(), answer.stop), ("Café", StopReason::Tools));
-        assert_eq!(answer.tokens, Tokens { input: 105, cache_read: 90, output: 42 });
-        assert_eq!(
-            answer.calls[0].input.as_ref().unwrap().as_str(),
-            r#"{"z": 1e5, "a":12345678901234567890123}"#
-        );
-        assert_eq!(calls(entry), Calls::Made(answer.calls));
-    }
-
-    fn one_call(input: &str, stop: &str) -> ToolCall {
-        let delta = format!(
-            r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"input_json_delta","partial_json":{}}}}}"#,
-            quoted(input)
-        );
-        let stop = format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"{stop}"}}}}"#);
-        let answer = assembled(&[
-            START,
-            r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"add","input":{}}}"#,
-            &delta,
-            &stop,
-            STOP,
-        ]);
-        let mut answer = answer.unwrap();
-        assert!(answer.entries[0].as_str().contains(r#""input":{"#));
-        answer.calls.remove(0)
-    }
-
-    #[test]
-    fn a_call_whose_input_is_torn_or_no_object_is_none_to_make() {
-        assert_eq!(one_call(r#"{"a":"#, "max_tokens").input, Err(BadInput::Torn));
-        assert_eq!(one_call("", "max_tokens").input, Err(BadInput::Torn));
-        assert_eq!(one_call("", "tool_use").input.unwrap().as_str(), "{}");
-        let deep = format!(r#"{{"a":{}1{}}}"#, "[".repeat(122), "]".repeat(122));
-        let ambiguous = r#"{"a":{"b":1,"b":2}}"#;
-        let broken =
-            ["{", "[1]", "7", r#"{"a":"\u0000"}"#, r#"{"a":1e99999}"#, r#"{"a":1e400}"#, ambiguous, &deep];
-        for broken in broken {
-            assert!(matches!(one_call(broken, "tool_use").input, Err(BadInput::NoObject(_))), "{broken}");
-        }
-    }
-
-    #[test]
-    fn a_stream_without_its_own_end_is_no_answer() {
-        let text = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"All"}}"#;
-        let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
-        assert_eq!(assembled(&[START, text, end]), Err(NoAnswer::NoEnd));
-        assert_eq!(assembled(&[START, text, STOP]), Err(NoAnswer::NoEnd));
-        assert_eq!(assembled(&[START, text, end, STOP]).unwrap().text, "All");
-        let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"busy"}}"#;
-        assert!(matches!(assembled(&[START, text, error]), Err(NoAnswer::Failed { .. })));
-        for garbage in ["", "nonsense", r#"{"type":"content_block_delta","index":3,"delta":{}}"#] {
-            assert!(matches!(assembled(&[START, garbage]), Err(NoAnswer::Garbage(_))), "{garbage}");
-        }
-    }
-
-    #[test]
-    fn an_answer_that_says_nothing_has_no_entry() {
-        let empty = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
-        let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
-        let answer = assembled(&[START, empty, end, STOP]).unwrap();
-        assert_eq!((answer.entries, answer.text.as_str()), (Vec::new(), ""));
-    }
-}
+mod tests;

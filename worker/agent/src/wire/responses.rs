@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tools::{Content, Output};
 
 use super::{Calls, ERROR};
-use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, storable};
+use crate::answer::{Answer, NoAnswer, StopReason, Tokens, ToolCall, entry, input, kept_input, storable};
 use crate::raw::{Fields, items, quoted, raw};
 
 /// An answer on its way.
@@ -192,8 +192,9 @@ impl Whole {
                 self.refusal.push_str(&refusal);
             }
             "function_call" => {
-                let call = call(&fields, is_cut)?;
-                if call.input.is_err() {
+                let (call, arguments) =
+                    (call(&fields, is_cut)?, fields.text("arguments").unwrap_or_default());
+                if call.input.is_err() && kept_input(&arguments, is_cut) != arguments {
                     fields.set("arguments", raw(quoted("{}")));
                     written = Cow::Owned(fields.write());
                 }

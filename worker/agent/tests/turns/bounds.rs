@@ -228,6 +228,31 @@ async fn the_same_result_again_is_no_progress() {
 }
 
 #[tokio::test]
+async fn an_answer_that_the_provider_has_paused_goes_on_without_a_word_of_ours() {
+    let script = Arc::new(|at: usize| match at {
+        0 => Turn::Says("I look ".to_owned(), "pause_turn"),
+        1 => Turn::Calls(vec![("x".to_owned(), "look", "{}".to_owned())]),
+        _ => Turn::Says("Found.".to_owned(), "end_turn"),
+    });
+    let world = World::on(Speaks::Messages, script).await;
+    assert_eq!(world.run().await.unwrap().as_str(), "\"Found.\"");
+    let asked = world.provider.asked();
+    assert_eq!(asked.len(), 3);
+    for pair in asked.windows(2) {
+        let before = pair[0].1.strip_suffix("]}").unwrap();
+        assert!(pair[1].1.starts_with(before), "\n{before}\n{}", pair[1].1);
+    }
+    let said: serde_json::Value = serde_json::from_str(&asked[1].1).unwrap();
+    let roles: Vec<&str> = said["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| message["role"].as_str().unwrap())
+        .collect();
+    assert_eq!(roles, ["user", "assistant"]);
+}
+
+#[tokio::test]
 async fn an_unknown_tool_is_answered_and_a_refusal_ends_the_job() {
     for speaks in Speaks::ALL {
         let script = Arc::new(|at: usize| match at {

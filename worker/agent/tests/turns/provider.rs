@@ -136,14 +136,18 @@ async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) 
     response
 }
 
-/// Returns how many answers a request has; items in a row are one.
+/// Returns how many answers a request has; items of Responses in a row are one.
 fn answers(request: &Value) -> usize {
-    let list = request.get("messages").unwrap_or(&request["input"]).as_array().expect("a list");
+    let (list, in_rows) = match request.get("messages") {
+        Some(messages) => (messages, false),
+        None => (&request["input"], true),
+    };
+    let list = list.as_array().expect("a list");
     let is_said = |at: usize| {
         let item = &list[at];
         item["role"] == "assistant" || item["type"] == "function_call" || item["type"] == "reasoning"
     };
-    let begins = |at: &usize| is_said(*at) && (*at == 0 || !is_said(at - 1));
+    let begins = |at: &usize| is_said(*at) && !(in_rows && *at > 0 && is_said(at - 1));
     (0..list.len()).filter(begins).count()
 }
 

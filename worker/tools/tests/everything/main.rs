@@ -1,13 +1,13 @@
-//! The protocol's own example server, `@modelcontextprotocol/server-everything`, over stdio and over HTTP. It is installed
-//! by npm from the lock file beside this one.
+//! The protocol's own example server, `@modelcontextprotocol/server-everything`, over stdio and over HTTP. `install`
+//! installs it.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, like the test itself")]
 
+mod install;
 #[path = "../toolbox/support.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
-use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,25 +21,7 @@ use tools::{Content, Ended, Toolbox};
 /// Returns the server's program, installed once.
 async fn program() -> &'static Path {
     static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
-    let install = || {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("everything");
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/everything");
-        fs::create_dir_all(&folder).unwrap();
-        let lock = fs::read(own.join("package-lock.json")).unwrap();
-        // It is copied last, so that it stands for all of it.
-        if fs::read(folder.join("installed.json")).ok().as_ref() != Some(&lock) {
-            for file in ["package.json", "package-lock.json"] {
-                fs::copy(own.join(file), folder.join(file)).unwrap();
-            }
-            let mut npm = Command::new("npm");
-            npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
-            let installed = npm.output().expect("npm: ops/dev/tools installs it");
-            assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
-            fs::write(folder.join("installed.json"), lock).unwrap();
-        }
-        folder.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js")
-    };
-    PROGRAM.get_or_init(|| async { tokio::task::spawn_blocking(install).await.unwrap() }).await
+    PROGRAM.get_or_init(|| async { tokio::task::spawn_blocking(install::installed).await.unwrap() }).await
 }
 
 /// Calls tools of the server in every way that it has.
