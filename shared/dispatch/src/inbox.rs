@@ -8,20 +8,20 @@
 //! A tenant that has as many waiting jobs as it may have leaves its rows where they are until there is room. The rate of
 //! a tenant is the HTTP API's: a service that commits is not made to wait.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+mod looks;
+
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use job::{
-    JobId, JobSpec, Json, Limits, Name, ReplyRule, RequestedJob, Tenant, Trouble, decode_strict_as, peek,
-};
+use job::{JobId, JobSpec, Json, Limits, Name, ReplyRule, RequestedJob, Trouble, decode_strict_as, peek};
 use prometheus::{IntCounterVec, register_int_counter_vec};
-use store::{DueJob, InboxBounds, InboxCursor, InboxRow, StoreError, Taken, Unwanted};
+use store::{DueJob, InboxRow, StoreError, Taken, Unwanted};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::looks::Looks;
 use crate::{Candidate, Dispatch, Leader, schedules};
 
 /// Who leads takes from the inbox.
@@ -31,15 +31,6 @@ const LEASE: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_millis(10);
 const REST: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A look that took longer begins behind the last job that was taken, because dead rows are in the way.
-const SLOW: Duration = Duration::from_millis(5);
-/// But once a second from the beginning: what commits late has an earlier place.
-const FROM_THE_BEGINNING: Duration = Duration::from_secs(1);
-/// How long a count of a tenant's waiting jobs holds.
-const COUNTED_FOR: Duration = Duration::from_millis(250);
-const OF_EACH: i64 = 256;
-const MOST: i64 = 1_024;
-const MOST_BYTES: i64 = 16 << 20;
 
 static METRICS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let metric = register_int_counter_vec!(
@@ -94,15 +85,16 @@ pub(crate) async fn run(dispatch: &Dispatch, rules: &InboxRules, stop: &Cancella
 }
 
 async fn take(dispatch: &Dispatch, rules: &InboxRules, leader: &Leader, stop: &CancellationToken) {
-    let (mut taking, mut trouble) = (Taking::default(), Trouble::default());
+    let (mut looks, mut trouble) = (Looks::default(), Trouble::default());
     let mut pause = EVERY;
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         if leader.leadership().is_none() {
+            looks = Looks::default();
             pause = EVERY * REST;
             continue;
         }
         let begun = Instant::now();
-        pause = match taking.look(dispatch, rules).await {
+        pause = match looks.look(dispatch, rules).await {
             Ok(full) => {
                 trouble.ends();
                 if full { Duration::ZERO } else { (begun.elapsed() * REST).clamp(EVERY, LONGEST_PAUSE) }
@@ -115,84 +107,6 @@ async fn take(dispatch: &Dispatch, rules: &InboxRules, leader: &Leader, stop: &C
             }
         };
     }
-}
-
-/// Where the looks are.
-#[derive(Default)]
-struct Taking {
-    cursor: InboxCursor,
-    /// When the last look from the beginning began.
-    began: Option<Instant>,
-    slow: bool,
-    /// How many more of a tenant's jobs may wait, and when that was counted.
-    room: HashMap<Tenant, (Instant, Option<u64>)>,
-}
-
-impl Taking {
-    /// Takes what one look finds. Returns whether there may be more.
-    async fn look(&mut self, dispatch: &Dispatch, rules: &InboxRules) -> Result<bool, StoreError> {
-        let begun = Instant::now();
-        let again = self.began.is_none_or(|began| begun - began >= FROM_THE_BEGINNING);
-        if again || !self.slow {
-            self.cursor.seq = 0;
-            self.began = Some(begun);
-        }
-        let full: Vec<Tenant> = self.full(begun);
-        let bounds =
-            InboxBounds { of_each: OF_EACH, most: MOST, largest: rules.largest(), most_bytes: MOST_BYTES };
-        let mut rows = dispatch.store.read_inbox(&self.cursor, &full, bounds).await?;
-        self.slow = begun.elapsed() > SLOW;
-        // The next look goes on behind the last tenant of this one, and begins anew behind the last of all.
-        let read = rows.len();
-        let last = rows.last().map(|row| row.tenant.as_str().to_owned());
-        let wrapped = std::mem::replace(&mut self.cursor.tenant, last.unwrap_or_default());
-        let more = read as i64 >= OF_EACH || (rows.is_empty() && !wrapped.is_empty());
-        self.keep_within_bounds(dispatch, &mut rows).await?;
-        if let Some(row) = rows.iter().max_by_key(|row| row.seq) {
-            self.cursor.seq = self.cursor.seq.max(row.seq);
-        }
-        dispatch.take_in(rows, rules).await?;
-        Ok(more)
-    }
-
-    /// The tenants that had no room a moment ago.
-    fn full(&mut self, now: Instant) -> Vec<Tenant> {
-        self.room.retain(|_, (counted, _)| now - *counted < COUNTED_FOR);
-        let full = self.room.iter().filter(|(_, (_, room))| *room == Some(0));
-        full.map(|(tenant, _)| tenant.clone()).collect()
-    }
-
-    /// Leaves out what is more than its tenant's bound.
-    async fn keep_within_bounds(
-        &mut self,
-        dispatch: &Dispatch,
-        rows: &mut Vec<InboxRow>,
-    ) -> Result<(), StoreError> {
-        let tenants: BTreeSet<Tenant> = rows.iter().map(|row| row.tenant.clone()).collect();
-        for tenant in tenants {
-            if let Entry::Vacant(place) = self.room.entry(tenant) {
-                let room = room_of(dispatch, place.key()).await?;
-                place.insert((Instant::now(), room));
-            }
-        }
-        rows.retain(|row| match self.room.get_mut(&row.tenant) {
-            Some((_, Some(0))) => false,
-            Some((_, Some(room))) => {
-                *room -= 1;
-                true
-            }
-            Some((_, None)) | None => true,
-        });
-        Ok(())
-    }
-}
-
-/// How many more of a tenant's jobs may wait; `None` without a bound.
-async fn room_of(dispatch: &Dispatch, tenant: &Tenant) -> Result<Option<u64>, StoreError> {
-    let limits = dispatch.store.tenant_limits(tenant).await?;
-    let Some(most) = limits.and_then(|limits| limits.max_waiting) else { return Ok(None) };
-    let waiting = dispatch.store.count_waiting_of(tenant, most).await?;
-    Ok(Some(u64::from(most).saturating_sub(waiting)))
 }
 
 impl Dispatch {

@@ -31,5 +31,6 @@ mod transcripts;
 mod forged;
 mod acceptance;
 mod transactional_enqueue;
+mod inbox;
 mod migrating;
 mod audit;

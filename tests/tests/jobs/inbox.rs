@@ -1,0 +1,94 @@
+//! The inbox: what one tenant enqueues by SQL, and what cannot start, holds up no other job; and a session's jobs keep
+//! their order.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tests::{Fleet, until};
+
+use super::transactional_enqueue::{connect, enqueue, service};
+
+const WAITS: &str = "SELECT count(*) FROM harness_inbox";
+
+async fn tenants(fleet: &Fleet, names: &[&str]) {
+    for name in names {
+        assert_eq!(fleet.producer(&["tenants", "create", name]).await.code, 0);
+    }
+}
+
+/// Enqueues so many jobs of a session, whose inputs are their numbers.
+async fn many(connection: &mut PgConnection, session: &str, numbers: std::ops::Range<u32>) {
+    let (first, last) = (numbers.start, numbers.end - 1);
+    let sql = format!(
+        "SELECT count(harness_enqueue(json_build_object('agent_id', 'echo', 'session_id', '{session}', 'input', n)))
+           FROM generate_series({first}, {last}) n"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("ids");
+}
+
+/// Rows that are gone, which a snapshot leaves in the way for as long as its connection is open.
+async fn dead_rows(fleet: &Fleet) -> PgConnection {
+    let mut holder = fleet.database.connect().await;
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_inbox";
+    sqlx::raw_sql(begin).execute(&mut holder).await.expect("a snapshot");
+    let rows = "INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
+                SELECT 'a', gen_random_uuid(), '{}', 2, 'x', false FROM generate_series(1, 150000)";
+    fleet.database.execute(rows).await;
+    fleet.database.execute("DELETE FROM harness_inbox").await;
+    holder
+}
+
+#[tokio::test]
+async fn a_sessions_jobs_keep_their_order_though_a_look_takes_some_of_each_tenants() {
+    let fleet = Fleet::new().await;
+    tenants(&fleet, &["a", "b"]).await;
+    let ((_, a), (_, b)) = (service(&fleet, "a").await, service(&fleet, "b").await);
+    let (mut a, mut b) = (connect(&a).await, connect(&b).await);
+    fleet.worker("worker").start().await.kill();
+    let _snapshot = dead_rows(&fleet).await;
+    // A look takes 256 of a tenant's, and a job of the other one lies behind those.
+    many(&mut a, "s", 0..300).await;
+    many(&mut b, "s", 0..1).await;
+    many(&mut a, "s", 300..700).await;
+    let _relay = fleet.relay("relay").launch();
+    until("all are in the ledger", async || (fleet.database.count(WAITS).await == 0).then_some(())).await;
+    let taken = "SELECT message->>'input' FROM harness_jobs WHERE tenant = 'a' ORDER BY seq";
+    let wanted: Vec<String> = (0..700).map(|number: u32| number.to_string()).collect();
+    assert_eq!(fleet.database.texts(taken).await, wanted);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn jobs_beyond_a_tenants_bound_wait_in_the_inbox_and_hold_up_no_other_tenant() {
+    let fleet = Fleet::new().await;
+    for arguments in
+        [&["tenants", "create", "full", "--max-waiting", "5"][..], &["tenants", "create", "other"]]
+    {
+        assert_eq!(fleet.producer(arguments).await.code, 0);
+    }
+    let ((_, full), (_, other)) = (service(&fleet, "full").await, service(&fleet, "other").await);
+    let (mut full, mut other) = (connect(&full).await, connect(&other).await);
+    // A pool that was served a moment ago, and of which no worker is left.
+    fleet.worker("worker").start().await.kill();
+    let relay = fleet.relay("relay").launch();
+    let mut transaction = full.begin().await.expect("a transaction");
+    for _ in 0..50 {
+        enqueue(&mut transaction, r#"{"agent_id":"echo","session_id":"s"}"#).await.expect("an id");
+    }
+    transaction.commit().await.expect("a commit");
+    let theirs = enqueue(&mut other, r#"{"agent_id":"echo"}"#).await.expect("an id");
+    until("the other tenant's job is in the ledger", async || {
+        let view = fleet.view(theirs).await?;
+        (view.agent_id == "echo").then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let taken = "SELECT count(*) FROM harness_jobs WHERE tenant = 'full'";
+    assert!((1..=5).contains(&fleet.database.count(taken).await));
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_inbox WHERE tenant = 'full'").await, 45);
+    let _worker = fleet.worker("another").start().await;
+    let ended = "SELECT count(*) FROM harness_results WHERE tenant = 'full' AND state = 'succeeded'";
+    until("all have run", async || (fleet.database.count(ended).await == 50).then_some(())).await;
+    drop(relay);
+    fleet.database.audited().await;
+}
