@@ -102,8 +102,8 @@ pub async fn create(store: &Store, limits: &Limits, actor: &str, wanted: Wanted)
     let (new, pool) = new;
     let asked: BTreeSet<Name> = [pool.clone()].into();
     let served = store.served_pools(&asked).await.context("asking who serves the pool")?;
-    if pool != Name::default() && !served.contains(&pool) {
-        let why = format!("got \"{pool}\", which no worker serves");
+    if !served.contains(&pool) {
+        let why = format!("got \"{pool}\", which no worker has ever served");
         return Ok(Made::Refused { field: "job.pool".to_owned(), why });
     }
     if let Some(older) = without_schedules(store).await? {

@@ -5,6 +5,11 @@
 //! that the service was given. A row is removed after its job is in the ledger, so a crash in between repeats the step, which
 //! then finds the job there.
 //!
+//! No job ends for want of a worker: it is published to its pool's queue, and is the demand for which workers are started.
+//! But a pool's name that no worker has ever had, and no autoscaler, is taken for a wrong one, as over HTTP: nothing would
+//! ever read the queue that it makes, and each such name would make one. What was once known stays known, so the same job
+//! never has another answer because time has passed.
+//!
 //! A tenant that has as many waiting jobs as it may have leaves its rows where they are until there is room. The rate of
 //! a tenant is the HTTP API's: a service that commits is not made to wait.
 
@@ -232,7 +237,7 @@ fn check(asked: RequestedJob, row: &InboxRow, served: &BTreeSet<Name>) -> Result
         return Err("reply_to: the role that enqueued it may not name a queue for replies".to_owned());
     }
     if !served.contains(&asked.spec.pool) {
-        return Err(format!("pool: got \"{}\", which no worker serves", asked.spec.pool));
+        return Err(format!("pool: got \"{}\", which no worker has ever served", asked.spec.pool));
     }
     Ok(asked)
 }

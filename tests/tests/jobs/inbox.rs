@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use job::{FailureCode, JobState};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::{Fleet, until};
 
@@ -89,6 +90,38 @@ async fn jobs_beyond_a_tenants_bound_wait_in_the_inbox_and_hold_up_no_other_tena
     let _worker = fleet.worker("another").start().await;
     let ended = "SELECT count(*) FROM harness_results WHERE tenant = 'full' AND state = 'succeeded'";
     until("all have run", async || (fleet.database.count(ended).await == 50).then_some(())).await;
+    drop(relay);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_committed_job_waits_for_the_workers_of_its_pool_to_come_or_to_come_back() {
+    let fleet = Fleet::new().await;
+    let (_, url) = service(&fleet, "default").await;
+    let mut connection = connect(&url).await;
+    let relay = fleet.relay("relay").launch();
+    // No worker has ever run.
+    let first = enqueue(&mut connection, r#"{"agent_id":"echo"}"#).await.expect("an id");
+    let taken = async |id| fleet.view(id).await.filter(|view| !view.agent_id.is_empty());
+    assert!(!until("it is in the ledger", async || taken(first).await).await.state.is_end());
+    // Two workers of another pool have run, two days ago.
+    for name in ["one", "two"] {
+        fleet.worker(name).set("POOL", "gpu").start().await.kill();
+    }
+    let ended = "UPDATE harness_workers SET state = 'stopped', ended_at = now() - interval '2 days'";
+    fleet.database.execute(ended).await;
+    fleet.store.forget_workers(Duration::from_secs(86_400)).await.expect("the upkeep");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_workers").await, 1);
+    let second = enqueue(&mut connection, r#"{"agent_id":"echo","pool":"gpu"}"#).await.expect("an id");
+    assert!(!until("it is in the ledger", async || taken(second).await).await.state.is_end());
+    // What nobody has ever served is a name that is wrong.
+    let wrong = enqueue(&mut connection, r#"{"agent_id":"echo","pool":"cpu"}"#).await.expect("an id");
+    assert_eq!(fleet.ended(wrong).await.failure.expect("a failure").code, FailureCode::Invalid);
+    let _default = fleet.worker("default").start().await;
+    let _gpu = fleet.worker("gpu").set("POOL", "gpu").start().await;
+    for id in [first, second] {
+        assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
+    }
     drop(relay);
     fleet.database.audited().await;
 }

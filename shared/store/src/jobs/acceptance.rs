@@ -204,10 +204,13 @@ fn within_the_bounds(jobs: &[Acceptance]) -> usize {
     fits.count().max(1)
 }
 
-/// A pool is known from the first worker that served it until the last one has been forgotten.
+/// The pool `default` is always known. Another one is from the first worker that served it: a row of one of its workers is
+/// kept. So is one that an autoscaler has decided about, which starts workers when there are jobs.
 const SERVED_POOLS: &str = "
     SELECT t.pool FROM unnest($1::text[]) AS t(pool)
-     WHERE (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL";
+     WHERE t.pool = 'default'
+        OR (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL
+        OR (SELECT d.pool FROM harness_scale_decisions d WHERE d.pool = t.pool LIMIT 1) IS NOT NULL";
 
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
@@ -285,7 +288,7 @@ impl Store {
         Ok(known)
     }
 
-    /// Returns those of these pools that a worker serves, or has served lately.
+    /// Returns those of these pools that a worker serves or has ever served, or that will have workers.
     pub async fn served_pools(&self, pools: &BTreeSet<Name>) -> Result<BTreeSet<Name>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "served_pools", SERVED_POOLS, &[&names]).await?;
