@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use job::{FailureCode, JobState};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tests::{Fleet, until};
+use tests::{Fleet, job, until};
 
 use super::transactional_enqueue::{connect, enqueue, service};
 
@@ -123,5 +124,25 @@ async fn a_committed_job_waits_for_the_workers_of_its_pool_to_come_or_to_come_ba
         assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
     }
     drop(relay);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_job_from_the_inbox_interrupts_the_running_one_though_no_slot_is_free() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 1).start().await;
+    let (_, url) = service(&fleet, "default").await;
+    let iterations: Vec<_> = (0..200).map(|_| json!({"delay_ms": 100})).collect();
+    let running = job("s", "scripted", json!({"iterations": iterations}));
+    fleet.enqueue(std::slice::from_ref(&running)).await;
+    fleet.iterated(running.job_id, 1).await;
+    let next = r#"{"agent_id":"echo","session_id":"s","on_busy":"interrupt"}"#;
+    let next = enqueue(&mut connect(&url).await, next).await.expect("an id");
+    let view = fleet.ended(running.job_id).await;
+    assert_eq!(
+        (view.state, view.failure.map(|it| it.code)),
+        (JobState::Cancelled, Some(FailureCode::Interrupted))
+    );
+    assert_eq!(fleet.ended(next).await.state, JobState::Succeeded);
     fleet.database.audited().await;
 }
