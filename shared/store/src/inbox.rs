@@ -144,7 +144,9 @@ impl Store {
 
     /// Removes rows whose jobs are in the ledger, or have ended.
     pub async fn leave_inbox(&self, places: &[i64]) -> Result<(), StoreError> {
-        query(&self.pool, "leave_inbox", REMOVE, &[&places]).await?;
+        if !places.is_empty() {
+            query(&self.pool, "leave_inbox", REMOVE, &[&places]).await?;
+        }
         Ok(())
     }
 

@@ -146,3 +146,67 @@ async fn a_job_from_the_inbox_interrupts_the_running_one_though_no_slot_is_free(
     assert_eq!(fleet.ended(next).await.state, JobState::Succeeded);
     fleet.database.audited().await;
 }
+
+#[tokio::test]
+async fn jobs_are_taken_in_before_what_is_no_job_is_ended_and_that_is_ended_at_once() {
+    let fleet = Fleet::new().await;
+    tenants(&fleet, &["a", "b"]).await;
+    let ((_, a), (_, b)) = (service(&fleet, "a").await, service(&fleet, "b").await);
+    // No worker has served the pool of this one.
+    let wrong = "SELECT count(harness_enqueue('{\"agent_id\":\"echo\",\"pool\":\"none\"}')) FROM generate_series(1, 200)";
+    sqlx::raw_sql(wrong).execute(&mut connect(&a).await).await.expect("ids");
+    let unique = "SELECT harness_enqueue('{\"agent_id\":\"echo\",\"unique\":{\"key\":\"k\"}}') FROM generate_series(1, 50)";
+    sqlx::raw_sql(unique).execute(&mut connect(&a).await).await.expect("ids");
+    let right = enqueue(&mut connect(&b).await, r#"{"agent_id":"echo"}"#).await.expect("an id");
+    let _worker = fleet.worker("worker").start().await;
+    assert_eq!(fleet.ended(right).await.state, JobState::Succeeded);
+    until("all have ended", async || (fleet.database.count(WAITS).await == 0).then_some(())).await;
+    let ends =
+        "SELECT state || ' ' || count(*) FROM harness_results WHERE tenant = 'a' GROUP BY state ORDER BY 1";
+    let ended = async || {
+        (fleet.database.texts(ends).await == ["cancelled 49", "failed 200", "succeeded 1"]).then_some(())
+    };
+    until("each has its end", ended).await;
+    let earlier = "SELECT count(*) FROM harness_results r
+                    WHERE r.tenant = 'a' AND r.state <> 'succeeded'
+                      AND r.finished_at < (SELECT o.accepted_at FROM harness_results o WHERE o.tenant = 'b')";
+    assert_eq!(
+        fleet.database.count(earlier).await,
+        0,
+        "none has ended before the other tenant's job was taken in"
+    );
+    let times =
+        "SELECT count(DISTINCT finished_at) FROM harness_results WHERE tenant = 'a' AND state <> 'succeeded'";
+    assert!(fleet.database.count(times).await <= 10, "they have ended together");
+    fleet.database.audited().await;
+}
+
+/// A fault that is no fault of the value.
+const FAILS: &str = "
+    CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'this one fails' USING ERRCODE = 'system_error';
+    END $$;
+    CREATE TRIGGER fails BEFORE INSERT ON harness_jobs FOR EACH ROW WHEN (NEW.agent_id = 'cursed')
+        EXECUTE FUNCTION fails()";
+
+#[tokio::test]
+async fn a_job_that_the_ledger_fails_on_is_kept_apart_and_tried_again() {
+    let fleet = Fleet::new().await;
+    let (_, url) = service(&fleet, "default").await;
+    let mut connection = connect(&url).await;
+    fleet.database.execute(FAILS).await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    let cursed = enqueue(&mut transaction, r#"{"agent_id":"cursed"}"#).await.expect("an id");
+    let right = enqueue(&mut transaction, r#"{"agent_id":"echo"}"#).await.expect("an id");
+    transaction.commit().await.expect("a commit");
+    let _worker = fleet.worker("worker").start().await;
+    assert_eq!(fleet.ended(right).await.state, JobState::Succeeded);
+    until("it alone is left", async || (fleet.database.count(WAITS).await == 1).then_some(())).await;
+    let next = enqueue(&mut connection, r#"{"agent_id":"echo"}"#).await.expect("an id");
+    assert_eq!(fleet.ended(next).await.state, JobState::Succeeded);
+    fleet.database.execute("DROP TRIGGER fails ON harness_jobs").await;
+    // There is no such agent, which a worker says.
+    assert_eq!(fleet.ended(cursed).await.state, JobState::Failed);
+    fleet.database.audited().await;
+}

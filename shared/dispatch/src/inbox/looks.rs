@@ -14,6 +14,7 @@ use std::time::Duration;
 use job::Tenant;
 use store::{InboxBounds, InboxRow, Store, StoreError};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::{InboxRules, REST};
 use crate::Dispatch;
@@ -24,6 +25,8 @@ const SLOW: Duration = Duration::from_millis(5);
 const FROM_THE_BEGINNING: Duration = Duration::from_secs(1);
 /// How long a count of a tenant's waiting jobs holds.
 const COUNTED_FOR: Duration = Duration::from_millis(250);
+/// When a row that the ledger has failed on is tried again.
+const APART_FOR: Duration = Duration::from_secs(10);
 const OF_EACH: i64 = 256;
 const MOST: i64 = 1_024;
 const MOST_BYTES: i64 = 16 << 20;
@@ -39,6 +42,8 @@ pub(super) struct Looks {
     last: Option<Tenant>,
     /// When all tenants are looked for again, if that is slow.
     all_again: Option<Instant>,
+    /// The places of rows that the ledger has failed on, and when.
+    apart: HashMap<i64, Instant>,
     /// How many more of a tenant's jobs may wait, and when that was counted.
     room: HashMap<Tenant, (Instant, Option<u64>)>,
 }
@@ -58,11 +63,17 @@ impl Looks {
         self.note(&turns, &rows);
         let bytes: i64 = rows.iter().map(|row| (row.bytes as i64).min(bounds.largest)).sum();
         let more = rows.len() as i64 >= OF_EACH || bytes >= MOST_BYTES;
+        let now = Instant::now();
+        self.apart.retain(|_, since| now - *since < APART_FOR);
+        rows.retain(|row| !self.apart.contains_key(&row.seq));
         self.keep_within_bounds(dispatch, &mut rows).await?;
-        let taken: Vec<(Tenant, i64)> = rows.iter().map(|row| (row.tenant.clone(), row.seq)).collect();
-        dispatch.take_in(rows, rules).await?;
+        for (row, cause) in dispatch.take_in(&rows, rules).await? {
+            let (job_id, cause) = (row.job_id, cause.as_dyn());
+            warn!(%job_id, tenant = row.tenant.unless_default(), cause, "a job enqueued by SQL cannot be taken in, trying again later");
+            self.apart.insert(row.seq, now);
+        }
         // They are in order, so the last one of each tenant stays.
-        self.places.extend(taken);
+        self.places.extend(rows.into_iter().map(|row| (row.tenant, row.seq)));
         Ok(more)
     }
 

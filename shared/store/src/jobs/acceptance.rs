@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use deadpool_postgres::Pool;
-use job::{Change, JobId, JobSpec, Name};
+use job::{Change, JobId, JobSpec, Name, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -187,6 +187,15 @@ const READ_KNOWN: &str = "
            SELECT session_id, agent_id, user_id, pool, message FROM harness_results r WHERE r.job_id = t.job_id
            LIMIT 1) k";
 
+const TENANTS_OF: &str = "
+    SELECT t.job_id, k.tenant
+      FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (
+           SELECT tenant FROM harness_jobs j WHERE j.job_id = t.job_id
+           UNION ALL
+           SELECT tenant FROM harness_results r WHERE r.job_id = t.job_id
+           LIMIT 1) k";
+
 /// How many of the first ones have neither a key nor an id in common; at least one.
 fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
     let mut seen = HashSet::new();
@@ -286,6 +295,13 @@ impl Store {
             known.extend(rows.iter().map(|row| (read_job_id(row, 0), read(row))));
         }
         Ok(known)
+    }
+
+    /// Returns whose jobs these are, of those that the ledger knows.
+    pub async fn tenants_of(&self, ids: &[JobId]) -> Result<HashMap<JobId, Tenant>, StoreError> {
+        let rows = query(&self.pool, "tenants_of", TENANTS_OF, &[&uuids(ids)]).await?;
+        let read = |row: &Row| Some((read_job_id(row, 0), row.get::<_, &str>(1).parse().ok()?));
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// Returns those of these pools that a worker serves or has ever served, or that will have workers.
