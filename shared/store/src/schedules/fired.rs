@@ -40,6 +40,8 @@ pub struct DueSchedule {
     pub next_ms: u64,
     /// Whether its tenant is closed.
     pub closed: bool,
+    /// The size of its job.
+    pub bytes: u64,
     /// Postgres's clock when this was read.
     pub now_ms: u64,
 }
@@ -85,12 +87,15 @@ const DUE: &str = "
     SELECT s.id, s.version, s.tenant, s.name, s.cron, to_char(s.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
            s.zone, s.jitter_ms, s.catch_up, s.within_ms, s.overlap, (extract(epoch FROM s.next_at) * 1000)::bigint,
            (SELECT t.closed_at IS NOT NULL FROM harness_tenants t WHERE t.name = s.tenant) IS NOT FALSE,
-           (extract(epoch FROM now()) * 1000)::bigint
+           octet_length(s.job::text)::bigint, (extract(epoch FROM now()) * 1000)::bigint
       FROM harness_schedules s
      WHERE paused_at IS NULL AND due_at IS NOT NULL AND due_at <= now()
      ORDER BY due_at LIMIT $1";
 
-/// Follows [`LOCK_LEADERSHIP`]. A row that has changed since it was read is left, and so are its jobs. One whose
+/// While the transaction runs, the leadership cannot be renewed: it must end before that runs out.
+const SET_TIMEOUT: &str = "SELECT set_config('statement_timeout', '2s', true)";
+
+/// Follows [`LOCK_LEADERSHIP`]. A row that is locked or has changed since it was read is left, and so are its jobs. One whose
 /// overlaps are skipped fires its first instant alone, and that only if the job before is neither live nor in the inbox.
 const FIRE: &str = concat!(
     "
@@ -104,7 +109,7 @@ const FIRE: &str = concat!(
            AND ",
     leads!(),
     "
-         ORDER BY s.id FOR UPDATE OF s
+         ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
     ), firings AS MATERIALIZED (
         SELECT f.job_id, f.turn, h.*,
                NOT alone OR (row_number() OVER (PARTITION BY h.id ORDER BY f.turn) = 1
@@ -154,7 +159,7 @@ impl Store {
     }
 
     /// Moves schedules on, and writes the jobs of the instants that fire to the inbox: all of it in one transaction,
-    /// while this leadership holds. A schedule that has changed since it was read is left as it is.
+    /// while this leadership holds. A schedule that is locked or has changed since it was read is left as it is.
     pub async fn fire_schedules(
         &self,
         leadership: &Leadership,
@@ -168,9 +173,10 @@ impl Store {
         let due: Vec<Option<f64>> = moved.iter().map(|it| it.next.map(|next| next.due_ms as f64)).collect();
         let of: Vec<Uuid> = moved.iter().flat_map(|it| it.jobs.iter().map(|_| it.id)).collect();
         let jobs = uuids(&moved.iter().flat_map(|it| it.jobs.clone()).collect::<Vec<JobId>>());
-        let tx = Tx::prepare(&self.pool, "fire_schedules", [LOCK_LEADERSHIP, FIRE]).await?;
-        let [_, fired] = tx
+        let tx = Tx::prepare(&self.pool, "fire_schedules", [SET_TIMEOUT, LOCK_LEADERSHIP, FIRE]).await?;
+        let [_, _, fired] = tx
             .run([
+                &[],
                 &[name, holder, epoch],
                 &[name, holder, epoch, &ids, &versions, &missed, &next, &due, &of, &jobs],
             ])
@@ -214,6 +220,7 @@ fn read_due(row: &Row) -> DueSchedule {
         overlap: row.get(10),
         next_ms: ms(11),
         closed: row.get(12),
-        now_ms: ms(13),
+        bytes: ms(13),
+        now_ms: ms(14),
     }
 }
