@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use job::{JobId, Trouble};
 use prometheus::{IntCounterVec, register_int_counter_vec};
-use schedule::{Kept, Plan, Wrong, firing_id};
+use schedule::{Head, Kept, Plan, Wrong, firing_id};
 use store::{DueSchedule, Fired, Instant, Leadership, MovedSchedule, Store, StoreError};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +151,7 @@ fn decide_within_bounds(due: &[DueSchedule]) -> Vec<MovedSchedule> {
 }
 
 fn decide(due: &DueSchedule, most: usize) -> MovedSchedule {
-    let &DueSchedule { id, version, next_ms, closed, now_ms, .. } = due;
+    let &DueSchedule { id, version, next, closed, now_ms, .. } = due;
     let plan = match plan(due) {
         Ok(plan) => plan,
         Err(cause) => {
@@ -159,20 +159,19 @@ fn decide(due: &DueSchedule, most: usize) -> MovedSchedule {
             return put_off(due, UNREADABLE_MS);
         }
     };
-    let mut found = plan.look(next_ms, now_ms, most);
+    let mut found = plan.look(Head { at: next.at_ms, due: next.due_ms }, now_ms, most);
     if closed {
         found.missed += found.fire.drain(..).len() as u64;
     }
     let job = |instant| JobId::of_ledger(firing_id(id, instant));
-    // One that is due already has had its turn, and goes behind those that wait.
-    let next = found.next.map(|at_ms| Instant { at_ms, due_ms: plan.due(at_ms).max(now_ms) });
+    let next = found.next.map(|Head { at, due }| Instant { at_ms: at, due_ms: due });
     MovedSchedule { id, version, jobs: found.fire.into_iter().map(job).collect(), missed: found.missed, next }
 }
 
 /// Nothing fires yet.
 fn put_off(due: &DueSchedule, for_ms: u64) -> MovedSchedule {
-    let &DueSchedule { id, version, next_ms, now_ms, .. } = due;
-    let next = Some(Instant { at_ms: next_ms, due_ms: now_ms + for_ms });
+    let &DueSchedule { id, version, next, now_ms, .. } = due;
+    let next = Some(Instant { due_ms: now_ms + for_ms, ..next });
     MovedSchedule { id, version, jobs: Vec::new(), missed: 0, next }
 }
 

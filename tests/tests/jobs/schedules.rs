@@ -106,7 +106,7 @@ async fn what_was_decided_on_an_older_row_or_by_an_older_leader_changes_nothing(
     let one = lead("one").await.unwrap();
     let due = store.due_schedules(10).await.unwrap().remove(0);
     let decided = |job: JobId| {
-        let next = Some(Instant { at_ms: due.next_ms + 60_000, due_ms: due.now_ms + 3_600_000 });
+        let next = Some(Instant { at_ms: due.next.at_ms + 60_000, due_ms: due.now_ms + 3_600_000 });
         [MovedSchedule { id: due.id, version: due.version, jobs: vec![job], missed: 0, next }]
     };
     let fire = async |by: &Leadership| store.fire_schedules(by, &decided(JobId::now())).await.unwrap().fired;

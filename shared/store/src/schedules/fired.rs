@@ -37,7 +37,7 @@ pub struct DueSchedule {
     /// `skip` or `on_busy`.
     pub overlap: String,
     /// Its next instant.
-    pub next_ms: u64,
+    pub next: Instant,
     /// Whether its tenant is closed.
     pub closed: bool,
     /// The size of its job.
@@ -86,6 +86,7 @@ pub struct ScheduleBacklog {
 const DUE: &str = "
     SELECT s.id, s.version, s.tenant, s.name, s.cron, to_char(s.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
            s.zone, s.jitter_ms, s.catch_up, s.within_ms, s.overlap, (extract(epoch FROM s.next_at) * 1000)::bigint,
+           (extract(epoch FROM s.due_at) * 1000)::bigint,
            (SELECT t.closed_at IS NOT NULL FROM harness_tenants t WHERE t.name = s.tenant) IS NOT FALSE,
            octet_length(s.job::text)::bigint, (extract(epoch FROM now()) * 1000)::bigint
       FROM harness_schedules s
@@ -218,9 +219,9 @@ fn read_due(row: &Row) -> DueSchedule {
         catch_up: row.get(8),
         within_ms: ms(9),
         overlap: row.get(10),
-        next_ms: ms(11),
-        closed: row.get(12),
-        bytes: ms(13),
-        now_ms: ms(14),
+        next: Instant { at_ms: ms(11), due_ms: ms(12) },
+        closed: row.get(13),
+        bytes: ms(14),
+        now_ms: ms(15),
     }
 }
