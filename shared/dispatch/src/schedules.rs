@@ -41,7 +41,7 @@ const FORGET_EVERY: u32 = 14_400;
 static METRICS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let metric = register_int_counter_vec!(
         "harness_schedule_instants_total",
-        "Instants of schedules, by outcome: fired, skipped (the job before had not ended), missed (nobody led in time)",
+        "Instants of schedules, by outcome: fired, skipped (the job before had not ended, or the tenant has as many jobs waiting as it may), missed (nobody led in time)",
         &["outcome"]
     )
     .expect("every metric has a name of its own, so that registering cannot fail");

@@ -263,6 +263,7 @@ async fn the_api_keeps_the_callers_schedules() {
     api.delete("/v1/schedules/nights").await.problem(404, None);
 }
 
+const WAITS: &str = "SELECT count(*) FROM harness_inbox";
 const DUE: &str = "SELECT count(*) FROM harness_schedules WHERE due_at <= now()";
 
 /// Writes down in which transaction how much was written to the inbox.
@@ -317,4 +318,46 @@ async fn a_schedule_that_cannot_fire_holds_up_no_other_and_fires_when_it_can() {
     assert_eq!(shown(&fleet, "held").await["fired"], 0);
     sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("it is over");
     until("it fires", async || fired("held").await).await;
+}
+
+#[tokio::test]
+async fn schedules_fill_the_inbox_no_further_than_their_tenant_may_wait() {
+    let fleet = Fleet::new().await;
+    let ran = fleet.producer(&["tenants", "create", "acme", "--max-waiting", "5"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for name in ["one", "two"] {
+        let job = r#"{"agent_id":"echo"}"#;
+        let rule = ["--cron", "* * * * *", "--catch-up", "all", "--within", "9h", "--job", job];
+        add(&fleet, name, &[&["--tenant", "acme"], &rule[..]].concat()).await;
+    }
+    set_back(&fleet, 100).await;
+    let _relay = fleet.relay("relay").launch();
+    until("all are over", async || (fleet.database.count(DUE).await == 0).then_some(())).await;
+    assert!(fleet.database.count(WAITS).await <= 5);
+    let counted = "SELECT count(*) FROM harness_schedules WHERE fired + skipped >= 101 AND missed = 0";
+    assert_eq!(fleet.database.count(counted).await, 2);
+    let fired = fleet.database.count("SELECT sum(fired)::bigint FROM harness_schedules").await;
+    assert!((5..=20).contains(&fired), "{fired}");
+}
+
+#[tokio::test]
+async fn a_schedule_counts_against_its_callers_rate_like_a_job() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let ran = fleet.producer(&["tenants", "set", "default", "--rate-per-s", "0.001", "--burst", "2"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let make = async |number: u32| {
+        let given = json!({"name": format!("s{number}"), "cron": "0 2 * * *", "job": {"agent_id": "echo"}});
+        api.post("/v1/schedules", &given).await
+    };
+    let mut number = 0;
+    let refused = until("the rate is met", async || {
+        number += 1;
+        let reply = make(number).await;
+        (reply.status != 201).then_some(reply)
+    })
+    .await;
+    assert_eq!(refused.text("type"), "urn:harness:rate_limited");
+    assert_eq!(refused.status, 429);
 }

@@ -66,7 +66,7 @@ pub struct MovedSchedule {
 pub struct Fired {
     /// How many jobs were written to the inbox.
     pub fired: u64,
-    /// How many instants were skipped, because the job before had not ended.
+    /// How many instants were skipped: the job before had not ended, or as many of the tenant's jobs as may wait are in the inbox.
     pub skipped: u64,
     /// How many instants were missed.
     pub missed: u64,
@@ -97,7 +97,8 @@ const DUE: &str = "
 const SET_TIMEOUT: &str = "SELECT set_config('statement_timeout', '2s', true)";
 
 /// Follows [`LOCK_LEADERSHIP`]. A row that is locked or has changed since it was read is left, and so are its jobs. One whose
-/// overlaps are skipped fires its first instant alone, and that only if the job before is neither live nor in the inbox.
+/// overlaps are skipped fires its first instant alone, and that only if the job before is neither live nor in the inbox. And a
+/// tenant with a bound of what waits has no more in the inbox than that: the rest is skipped.
 const FIRE: &str = concat!(
     "
     WITH given AS (
@@ -111,13 +112,22 @@ const FIRE: &str = concat!(
     leads!(),
     "
          ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
-    ), firings AS MATERIALIZED (
+    ), candidates AS MATERIALIZED (
         SELECT f.job_id, f.turn, h.*,
                NOT alone OR (row_number() OVER (PARTITION BY h.id ORDER BY f.turn) = 1
                              AND (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = h.last_job) IS NULL
                              AND (SELECT i.seq FROM harness_inbox i
-                                   WHERE i.job_id = h.last_job AND i.tenant = h.tenant) IS NULL) AS fires
+                                   WHERE i.job_id = h.last_job AND i.tenant = h.tenant) IS NULL) AS may
           FROM unnest($9::uuid[], $10::uuid[]) WITH ORDINALITY AS f(id, job_id, turn) JOIN held h ON h.id = f.id
+    ), bounds AS MATERIALIZED (
+        SELECT t.name AS tenant, t.max_waiting - (
+                   SELECT count(*) FROM (SELECT FROM harness_inbox i WHERE i.tenant = t.name LIMIT t.max_waiting) waits) AS room
+          FROM harness_tenants t
+         WHERE t.max_waiting IS NOT NULL AND t.name = ANY(ARRAY(SELECT tenant FROM held))
+    ), firings AS MATERIALIZED (
+        SELECT c.*, may AND coalesce(count(*) FILTER (WHERE may) OVER (PARTITION BY c.tenant ORDER BY turn) <= b.room, true)
+                    AS fires
+          FROM candidates c LEFT JOIN bounds b ON b.tenant = c.tenant
     ), put AS (
         INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
         SELECT tenant, job_id, job, octet_length(job::text), 'schedule', may_reply FROM firings WHERE fires ORDER BY turn
