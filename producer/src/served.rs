@@ -1,4 +1,4 @@
-//! Which pools are served: a job for another one would make a queue that no worker reads.
+//! Which pools are served, or were: a job for another one would make a queue that no worker reads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -10,19 +10,17 @@ use store::{Store, StoreError};
 /// How long the ledger's word counts.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
-/// The pools that were seen to be served lately.
+/// The pools that the ledger has known lately.
 #[derive(Default)]
 pub struct Served(Mutex<HashMap<Name, Instant>>);
 
 impl Served {
-    /// Returns those of these pools that no worker serves, or has served lately. The ledger is asked for all of them at
-    /// once. The pool `default` is always there.
+    /// Returns those of these pools that no worker serves or has ever served. The ledger is asked for all of them at once.
     pub async fn unserved(
         &self,
         store: &Store,
         mut pools: BTreeSet<Name>,
     ) -> Result<BTreeSet<Name>, StoreError> {
-        pools.remove(&Name::default());
         self.lock().retain(|pool, since| {
             let known = since.elapsed() < KNOWN_FOR;
             if known {

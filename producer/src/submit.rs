@@ -6,8 +6,7 @@ use std::collections::HashSet;
 use anyhow::Context;
 use dispatch::{Candidate, Dispatch, Sent};
 use job::{JobId, JobSpec, Limits};
-use store::{Acceptance, Accepted, Ask, DueJob, KeyKind, StoreError, Taken};
-use tracing::warn;
+use store::{Acceptance, Accepted, DueJob, KeyKind, StoreError, Taken};
 
 use crate::older::refuse_beside_older_workers;
 use crate::send_spans::SendSpans;
@@ -24,8 +23,6 @@ pub struct Submitted {
     due: Vec<DueJob>,
     /// How many of the new ones are not due yet. A relay publishes them when they are.
     later: usize,
-    /// Jobs that want their session's running job to give way.
-    asking: Vec<(JobId, Ask)>,
     /// The spans end when the broker has confirmed.
     send_spans: SendSpans,
     dispatch: Dispatch,
@@ -170,25 +167,14 @@ impl Submitted {
         let accepted: Vec<DueJob> = new.iter().map(|spec| DueJob::of(spec)).collect();
         send_spans.accepted(&accepted, &refused);
         let is_due = |spec: &JobSpec| spec.is_due(limits.now_unix_ms);
-        let asking = new.iter().filter(|spec| is_due(spec));
-        let asking = asking.filter_map(|spec| Some((spec.job_id, Ask::of(spec)?))).collect();
         let due = accepted.into_iter().zip(&new).filter(|(_, spec)| is_due(spec));
         let due: Vec<DueJob> = due.map(|(job, _)| job).collect();
         let (later, new) = (new.len() - due.len(), new.iter().map(|spec| spec.job_id).collect());
-        Submitted {
-            new,
-            refused,
-            accepted_before,
-            due,
-            later,
-            asking,
-            send_spans,
-            dispatch: dispatch.clone(),
-        }
+        Submitted { new, refused, accepted_before, due, later, send_spans, dispatch: dispatch.clone() }
     }
 
-    /// Asks running jobs to give way where the new ones want that, and publishes the new ones. A job whose publish is
-    /// not confirmed stays accepted, and a relay publishes it later. Returns how many were confirmed or are not due yet.
+    /// Publishes the new ones. A job whose publish is not confirmed stays accepted, and a relay publishes it later. Returns how
+    /// many were confirmed or are not due yet.
     pub async fn publish(self) -> anyhow::Result<usize> {
         let (dispatch, later) = (self.dispatch.clone(), self.later);
         let sent = send(&dispatch, vec![self]).await;
@@ -199,17 +185,10 @@ impl Submitted {
 /// Publishes the new ones of several submissions, as [`Submitted::publish`] does those of one. The broker's answers have
 /// to be noted.
 pub async fn send(dispatch: &Dispatch, submitted: Vec<Submitted>) -> Sent {
-    let (mut due, mut asking, mut send_spans) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut due, mut send_spans) = (Vec::new(), Vec::new());
     for one in submitted {
         due.extend(one.due);
-        asking.extend(one.asking);
         send_spans.push(one.send_spans);
-    }
-    // A worker also asks when it claims such a job, but until then all workers may be busy.
-    if !asking.is_empty()
-        && let Err(cause) = dispatch.store.make_room(&asking).await
-    {
-        warn!(cause = cause.as_dyn(), "running jobs were not asked to give way yet; workers will ask them");
     }
     let sent = dispatch.send_all(due).await;
     drop(send_spans);

@@ -312,7 +312,10 @@ pub fn may_submit(principal: &Principal, spec: &JobSpec) -> Result<(), Problem> 
 /// Refuses a pool that would be a queue which no worker reads.
 pub fn is_served(spec: &JobSpec, unserved: &BTreeSet<Name>) -> Result<(), Problem> {
     if unserved.contains(&spec.pool) {
-        return Err(Problem::invalid("pool", format!("got \"{}\", which no worker serves", spec.pool)));
+        return Err(Problem::invalid(
+            "pool",
+            format!("got \"{}\", which no worker has ever served", spec.pool),
+        ));
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 use self::view::{Firing, NewSchedule, Schedule};
 use super::auth::{Principal, Scope};
 use super::body::read_json;
+use super::limits::admit;
 use super::lists::{Listed, Paged, limit};
 use super::path::Id;
 use super::problem::{Kind, Problem};
@@ -68,7 +69,8 @@ async fn list(
 /// Make a schedule
 ///
 /// At each of its instants the job is submitted, under an id that follows from the schedule and the instant. The jobs have
-/// the label `schedule` with its name. A tenant may have 1000 schedules.
+/// the label `schedule` with its name. A tenant may have 1000 schedules. Making one counts against the limits of what the
+/// tenant may submit like a job.
 #[utoipa::path(
     post,
     path = "/v1/schedules",
@@ -99,12 +101,22 @@ async fn make(door: Shared, mut principal: Principal, request: Request) -> Resul
         job: job.get().to_owned(),
         may_reply: principal.may(Scope::Admin),
     };
+    // It makes jobs, so it counts like one.
+    let admitted = admit(&door, &principal, 1, principal.timeout()).await?;
+    if let Some(refused) = admitted.refused {
+        return Err(refused);
+    }
     let (store, actor) = (&door.dispatch.store, principal.actor());
     match principal.timeout().ask(create(store, &limits, &actor, wanted)).await? {
         Made::Done => {
             let made = seen(&door, &principal, &name).await?;
             let location = [(LOCATION, format!("/v1/schedules/{name}"))];
-            Ok((StatusCode::CREATED, location, Json(Schedule::of(made, &principal))).into_response())
+            let body = Json(Schedule::of(made, &principal));
+            let mut response = (StatusCode::CREATED, location, body).into_response();
+            if let Some(rate) = admitted.rate {
+                rate.note(&mut response);
+            }
+            Ok(response)
         }
         Made::Refused { field, why } => Err(Problem::invalid(field, job::shown(&why))),
         Made::NameTaken => {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Context as _;
 use job::{Limits, Name, Tenant};
-use schedule::{Kept, Overlap, Plan, When, Wrong, write_moment};
+use schedule::{Head, Kept, Overlap, Plan, When, Wrong, write_moment};
 use serde::Serialize;
 use store::{ChangedSchedule, CreatedSchedule, Instant, NewSchedule, OlderWorker, ScheduleView, Store};
 use uuid::Uuid;
@@ -102,8 +102,8 @@ pub async fn create(store: &Store, limits: &Limits, actor: &str, wanted: Wanted)
     let (new, pool) = new;
     let asked: BTreeSet<Name> = [pool.clone()].into();
     let served = store.served_pools(&asked).await.context("asking who serves the pool")?;
-    if pool != Name::default() && !served.contains(&pool) {
-        let why = format!("got \"{pool}\", which no worker serves");
+    if !served.contains(&pool) {
+        let why = format!("got \"{pool}\", which no worker has ever served");
         return Ok(Made::Refused { field: "job.pool".to_owned(), why });
     }
     if let Some(older) = without_schedules(store).await? {
@@ -234,8 +234,8 @@ fn plan(schedule: &ScheduleView) -> Result<Plan, Wrong> {
 }
 
 fn first(plan: &Plan, now_unix_ms: u64) -> Option<Instant> {
-    let at_ms = plan.when.after(now_unix_ms)?;
-    Some(Instant { at_ms, due_ms: plan.due(at_ms) })
+    let Head { at, due } = plan.head(plan.when.after(now_unix_ms)?);
+    Some(Instant { at_ms: at, due_ms: due })
 }
 
 #[cfg(test)]

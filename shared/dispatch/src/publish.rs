@@ -35,7 +35,6 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
         let due = dispatch.store.take_due(BATCH).await?;
         let full = due.len() as i64 == BATCH;
         if !due.is_empty() {
-            make_room(dispatch, &due).await;
             dispatch.publish(due).await?;
         }
         if !full {
@@ -43,23 +42,6 @@ async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Asks running jobs to give way where these want that: they were not due when they were accepted. A worker asks as well
-/// when it claims such a job, but until then all workers may be busy.
-async fn make_room(dispatch: &Dispatch, due: &[DueJob]) {
-    let ask = |job: &DueJob| {
-        // Few jobs have one, and only they are read.
-        let spec =
-            job.message.contains("\"on_busy\"").then(|| job::decode_stored(&job.message).ok()).flatten()?;
-        Some((job.job_id, Ask::of(&spec)?))
-    };
-    let asking: Vec<(JobId, Ask)> = due.iter().filter_map(ask).collect();
-    if !asking.is_empty()
-        && let Err(cause) = dispatch.store.make_room(&asking).await
-    {
-        warn!(cause = cause.as_dyn(), "running jobs were not asked to give way yet; workers will ask them");
-    }
 }
 
 /// What the broker answered for jobs that were published.
@@ -94,8 +76,10 @@ impl Dispatch {
         self.note(&sent).await
     }
 
-    /// Publishes jobs that are in the state `publishing`. The answers have to be noted.
+    /// Publishes jobs that are in the state `publishing`, and asks running jobs to give way where these want that. The answers
+    /// have to be noted.
     pub async fn send_all(&self, due: Vec<DueJob>) -> Sent {
+        self.make_room(&due).await;
         let mut sending: FuturesUnordered<_> = due.into_iter().map(|job| self.send(job)).collect();
         let (mut sent, mut reason) = (Sent::default(), None);
         while let Some((job_id, result)) = sending.next().await {
@@ -115,6 +99,25 @@ impl Dispatch {
             warn!(%reason, jobs, "the broker did not take all due jobs; they come due again");
         }
         sent
+    }
+
+    /// A worker asks as well when it claims such a job, but until then all workers may be busy.
+    async fn make_room(&self, due: &[DueJob]) {
+        let ask = |job: &DueJob| {
+            // Few jobs have one, and only they are read.
+            let asks = job.message.contains("\"on_busy\"");
+            let spec = asks.then(|| job::decode_stored(&job.message).ok()).flatten()?;
+            Some((job.job_id, Ask::of(&spec)?))
+        };
+        let asking: Vec<(JobId, Ask)> = due.iter().filter_map(ask).collect();
+        if !asking.is_empty()
+            && let Err(cause) = self.store.make_room(&asking).await
+        {
+            warn!(
+                cause = cause.as_dyn(),
+                "running jobs were not asked to give way yet; workers will ask them"
+            );
+        }
     }
 
     /// Notes the broker's answers in the ledger. Returns how many jobs were confirmed.

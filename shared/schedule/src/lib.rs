@@ -9,7 +9,7 @@ mod firing;
 mod tests;
 
 pub use firing::{delay_ms, firing_id};
-pub use look::{CatchUp, IN_TIME_MS, Kept, Look, Overlap, Plan};
+pub use look::{CatchUp, Head, IN_TIME_MS, Kept, Look, Overlap, Plan};
 pub use rule::Rule;
 pub use when::{When, write_moment};
 

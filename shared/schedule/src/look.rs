@@ -81,6 +81,15 @@ pub struct Plan {
     pub within_ms: u64,
 }
 
+/// A schedule's next instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// When it is.
+    pub at: u64,
+    /// When it is looked at: its firing is due, and those of the instants before it were.
+    pub due: u64,
+}
+
 /// What a look at a schedule decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
@@ -89,7 +98,7 @@ pub struct Look {
     /// How many instants are missed.
     pub missed: u64,
     /// The next instant; `None`: there is none.
-    pub next: Option<u64>,
+    pub next: Option<Head>,
 }
 
 /// A schedule as it is written down.
@@ -122,16 +131,22 @@ impl Plan {
 
     /// Decides at `now` about the instants from `next` on, until `most` of them fire. What is left is due: the next look
     /// finds it.
-    pub fn look(&self, next: u64, now: u64, most: usize) -> Look {
-        let mut found = Look { fire: Vec::new(), missed: 0, next: Some(next) };
+    ///
+    /// An instant may be due before the one before it, if the jitter is longer than the time between them. Its turn comes when
+    /// that one has had its own, and it is late from then on.
+    pub fn look(&self, next: Head, now: u64, most: usize) -> Look {
+        // An older row, or one that was put off, may say something else.
+        let due = next.due.min(next.at.saturating_add(self.jitter_ms)).max(self.due(next.at));
+        let mut found = Look { fire: Vec::new(), missed: 0, next: Some(Head { due, ..next }) };
         for _ in 0..STEPS {
-            let Some(instant) = found.next.filter(|instant| self.due(*instant) <= now) else { break };
+            let Some(head) = found.next.filter(|head| head.due <= now) else { return found };
             if found.fire.len() == most {
                 break;
             }
-            let following = self.when.after(instant);
-            let late = now - self.due(instant);
-            let superseded = following.is_some_and(|following| self.due(following) <= now);
+            let following = self.when.after(head.at);
+            let following = following.map(|at| Head { at, due: self.due(at).max(head.due) });
+            let late = now - head.due;
+            let superseded = following.is_some_and(|following| following.due <= now);
             let fires = late <= IN_TIME_MS
                 || late <= self.within_ms
                     && match self.catch_up {
@@ -140,13 +155,20 @@ impl Plan {
                         CatchUp::All => true,
                     };
             if fires {
-                found.fire.push(instant);
+                found.fire.push(head.at);
             } else {
                 found.missed += 1;
             }
             found.next = following;
         }
+        // It has had its turn, and goes behind the schedules that wait.
+        found.next = found.next.map(|head| Head { due: head.due.max(now), ..head });
         found
+    }
+
+    /// Returns this instant as a next one, where none before it is left.
+    pub fn head(&self, at: u64) -> Head {
+        Head { at, due: self.due(at) }
     }
 
     /// Returns when the firing of an instant is due.

@@ -121,25 +121,50 @@ proptest! {
         let rule = Rule::read(every, "Europe/Berlin").unwrap();
         let plan = plan(every, "Europe/Berlin", jitter_ms, catch_up, within_ms);
         let start = at("2026-10-24T22:00:00Z");
-        let (mut next, mut now, mut fired, mut missed) = (rule.after(start), start, Vec::new(), 0);
+        let mut next = plan.head(rule.after(start).unwrap());
+        let (mut now, mut fired, mut missed) = (start, Vec::new(), 0);
         for pause in looks {
             now += pause;
             loop {
-                let found = plan.look(next.unwrap(), now, most);
+                let found = plan.look(next, now, most);
                 prop_assert!(found.fire.len() <= most);
-                prop_assert!(found.fire.iter().all(|at| (plan.due(*at)..=plan.due(*at) + within_ms.max(IN_TIME_MS)).contains(&now)));
+                let late_ms = |at: u64| at + jitter_ms + within_ms.max(IN_TIME_MS);
+                prop_assert!(found.fire.iter().all(|at| (plan.due(*at)..=late_ms(*at)).contains(&now)));
                 fired.extend(found.fire);
                 missed += found.missed;
-                next = found.next;
-                if next.is_none_or(|next| plan.due(next) > now) {
+                next = found.next.unwrap();
+                if next.due > now {
                     break;
                 }
             }
         }
-        let all = walk(&rule, start, next.unwrap() - 1);
+        let all = walk(&rule, start, next.at - 1);
         prop_assert_eq!(fired.len() as u64 + missed, all.len() as u64);
         let once: BTreeSet<u64> = fired.iter().copied().collect();
         prop_assert!(once.len() == fired.len() && once.iter().all(|at| all.contains(at)));
+    }
+
+    #[test]
+    fn with_a_leader_every_instant_fires_within_its_jitter_whatever_that_is(
+        every in prop::sample::select(&["* * * * *", "*/5 * * * *", "30 2 * * *", "0 * * * *"][..]),
+        jitter_ms in prop_oneof![Just(0), 0..15 * MINUTE_MS, 0..=DAY_MS],
+        catch_up in prop::sample::select(&[CatchUp::Skip, CatchUp::Last, CatchUp::All][..]),
+        within_ms in 0..300 * MINUTE_MS, most in 1usize..50, schedule in any::<u128>(), delays in prop::collection::vec(0..20_000u64, 1..50),
+    ) {
+        let rule = Rule::read(every, "Europe/Berlin").unwrap();
+        let plan = Plan { id: Uuid::from_u128(schedule), ..plan(every, "Europe/Berlin", jitter_ms, catch_up, within_ms) };
+        let start = at("2026-10-24T22:00:00Z");
+        let (mut next, mut now, mut fired) = (plan.head(rule.after(start).unwrap()), start, Vec::new());
+        // The leader looks a moment after an instant is due, and at once while more is.
+        for delay_ms in delays.iter().cycle().take(100) {
+            now = if next.due <= now { now + 10 } else { next.due + delay_ms };
+            let found = plan.look(next, now, most);
+            prop_assert_eq!(found.missed, 0);
+            prop_assert!(found.fire.iter().all(|at| (*at..=*at + jitter_ms + MINUTE_MS).contains(&now)));
+            fired.extend(found.fire);
+            next = found.next.unwrap();
+        }
+        prop_assert_eq!(fired, walk(&rule, start, next.at - 1));
     }
 
     #[test]
@@ -153,7 +178,7 @@ proptest! {
         let plan = plan(cron, name, jitter_ms, CatchUp::All, 7 * DAY_MS);
         for week in [forward, back] {
             // The schedule's row, and the jobs that were made. Each write changes both or nothing.
-            let (mut row, mut jobs, mut now) = ((rule.after(at(week)), 0_u64), Vec::new(), at(week));
+            let (mut row, mut jobs, mut now) = ((rule.after(at(week)).map(|at| plan.head(at)), 0_u64), Vec::new(), at(week));
             // What each of three leaders has read, and may act upon at any time later.
             let mut read = [row; 3];
             let until = now + 7 * DAY_MS;
@@ -164,7 +189,7 @@ proptest! {
                     // It may have read the row long ago, or have been killed and started again in between.
                     1 => while let (Some(next), version) = read[leader] {
                         let found = plan.look(next, now.min(until), 7);
-                        if version != row.1 || found.next == Some(next) {
+                        if version != row.1 || found.next.map(|head| head.at) == Some(next.at) {
                             break;
                         }
                         jobs.extend(found.fire.iter().map(|instant| firing_id(plan.id, *instant)));
@@ -179,7 +204,7 @@ proptest! {
                 }
             }
             now = until + 2 * jitter_ms;
-            while let Some(next) = row.0.filter(|next| plan.due(*next) <= now && *next <= until) {
+            while let Some(next) = row.0.filter(|next| next.due <= now && next.at <= until) {
                 let found = plan.look(next, now, 1);
                 jobs.extend(found.fire.iter().map(|instant| firing_id(plan.id, *instant)));
                 prop_assert_eq!(found.missed, 0);
@@ -223,20 +248,23 @@ fn what_is_refused_is_named() {
 #[test]
 fn the_last_of_an_outage_is_made_up_for_once() {
     let (next, now) = (at("2026-01-01T10:00:00Z"), at("2026-01-01T12:05:00Z"));
-    let found = |catch_up| plan("*/10 * * * *", "UTC", 0, catch_up, 60 * MINUTE_MS).look(next, now, 100);
+    let found = |catch_up| {
+        let plan = plan("*/10 * * * *", "UTC", 0, catch_up, 60 * MINUTE_MS);
+        plan.look(plan.head(next), now, 100)
+    };
     let last = at("2026-01-01T12:00:00Z");
     assert_eq!(found(CatchUp::Last).fire, [last]);
     assert_eq!(found(CatchUp::Skip).fire, [0; 0]);
     assert_eq!(found(CatchUp::All).fire.len(), 6, "those of the last hour");
-    assert_eq!(found(CatchUp::All).next, Some(last + 10 * MINUTE_MS));
+    assert_eq!(found(CatchUp::All).next.map(|head| head.at), Some(last + 10 * MINUTE_MS));
 }
 
 #[test]
 fn years_of_outage_are_gone_through_in_several_looks() {
     let plan = plan("* * * * *", "UTC", 0, CatchUp::Last, DAY_MS);
-    let (mut next, now) = (at("2026-01-01T00:00:00Z"), at("2026-02-01T00:00:30Z"));
+    let (mut next, now) = (plan.head(at("2026-01-01T00:00:00Z")), at("2026-02-01T00:00:30Z"));
     let (mut missed, mut fired, mut looks) = (0, Vec::new(), 0);
-    while plan.due(next) <= now {
+    while next.due <= now {
         let found = plan.look(next, now, 100);
         (missed, looks) = (missed + found.missed, looks + 1);
         fired.extend(found.fire);
@@ -253,8 +281,8 @@ fn once_is_once() {
     assert_eq!(when.after(instant), None);
     assert_eq!(when.on_the_wall(instant), Some(("2026-03-29T03:30:00+02:00".to_owned(), 7_200)));
     let plan = Plan { id: Uuid::nil(), when, jitter_ms: 0, catch_up: CatchUp::Last, within_ms: DAY_MS };
-    let looked = |now| plan.look(instant, now, 10);
-    assert_eq!(looked(instant - 1), Look { fire: Vec::new(), missed: 0, next: Some(instant) });
+    let looked = |now| plan.look(plan.head(instant), now, 10);
+    assert_eq!(looked(instant - 1), Look { fire: Vec::new(), missed: 0, next: Some(plan.head(instant)) });
     assert_eq!(looked(instant + DAY_MS), Look { fire: vec![instant], missed: 0, next: None });
     assert_eq!(looked(instant + DAY_MS + 1), Look { fire: Vec::new(), missed: 1, next: None });
 }

@@ -36,13 +36,15 @@ pub struct InboxRow {
     pub read_unix_ms: u64,
 }
 
-/// Where a look begins.
-#[derive(Clone, Debug, Default)]
-pub struct InboxCursor {
-    /// Behind this place.
-    pub seq: i64,
-    /// Behind this tenant.
-    pub tenant: String,
+/// A tenant of which there may be rows to read.
+#[derive(Clone, Debug)]
+pub struct InboxTurn {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// Its rows are behind this place.
+    pub place: i64,
+    /// The last place of its rows that was seen.
+    pub last: i64,
 }
 
 /// What waits in the inbox.
@@ -59,26 +61,37 @@ impl InboxBacklog {
     pub const MOST: u64 = 10_000;
 }
 
-/// From one tenant to the next by the index, so that a tenant with many rows holds up no other.
-const READ: &str = "
+/// From one tenant to the next by the index, so that a tenant with many rows holds up no other. It goes over all rows that
+/// were taken and that Postgres cannot remove yet.
+const FIND_ALL: &str = "
     WITH RECURSIVE tenants AS (
-        (SELECT tenant FROM harness_inbox WHERE tenant > $2 ORDER BY tenant LIMIT 1)
+        (SELECT tenant, seq FROM harness_inbox ORDER BY tenant, seq LIMIT 1)
         UNION ALL
-        SELECT (SELECT i.tenant FROM harness_inbox i WHERE i.tenant > t.tenant ORDER BY i.tenant LIMIT 1)
-          FROM tenants t WHERE t.tenant IS NOT NULL
-    ), picked AS (
-        SELECT r.* FROM tenants t
+        SELECT n.tenant, n.seq
+          FROM tenants t
+         CROSS JOIN LATERAL (SELECT tenant, seq FROM harness_inbox i WHERE i.tenant > t.tenant
+                              ORDER BY i.tenant, i.seq LIMIT 1) n
+    )
+    SELECT tenant, seq, seq FROM tenants";
+
+const FIND_NEW: &str = "
+    SELECT tenant, min(seq), max(seq)
+      FROM (SELECT tenant, seq FROM harness_inbox WHERE seq > $1 ORDER BY seq LIMIT $2) new GROUP BY tenant";
+
+/// Of each tenant behind its own place, in the order of the tenants as they are given.
+const READ: &str = "
+    WITH picked AS (
+        SELECT r.*, t.turn FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS t(tenant, place, turn)
          CROSS JOIN LATERAL (SELECT seq, tenant, job_id, bytes, may_reply FROM harness_inbox i
-                              WHERE i.tenant = t.tenant AND i.seq > $1 ORDER BY i.seq LIMIT $4) r
-         WHERE t.tenant <> ALL($3)
-         LIMIT $5
+                              WHERE i.tenant = t.tenant AND i.seq > t.place ORDER BY i.seq LIMIT $3) r
+         LIMIT $4
     ), bounded AS (
-        SELECT *, sum(least(bytes, $6)) OVER (ORDER BY tenant, seq) - least(bytes, $6) AS before FROM picked
+        SELECT *, sum(least(bytes, $5)) OVER (ORDER BY turn, seq) - least(bytes, $5) AS before FROM picked
     )
     SELECT b.seq, b.tenant, b.job_id, b.bytes, b.may_reply,
-           CASE WHEN b.bytes <= $6 THEN (SELECT job::text FROM harness_inbox i WHERE i.seq = b.seq) END,
+           CASE WHEN b.bytes <= $5 THEN (SELECT job::text FROM harness_inbox i WHERE i.seq = b.seq) END,
            (extract(epoch FROM clock_timestamp()) * 1000)::bigint
-      FROM bounded b WHERE before < $7::bigint ORDER BY tenant, seq";
+      FROM bounded b WHERE before < $6::bigint ORDER BY turn, seq";
 
 const READ_THESE: &str = "
     SELECT seq, tenant, job_id, bytes, may_reply, CASE WHEN bytes <= $2 THEN job::text END,
@@ -87,26 +100,38 @@ const READ_THESE: &str = "
 
 const REMOVE: &str = "DELETE FROM harness_inbox WHERE seq = ANY($1)";
 
+/// In one walk: where many rows were taken that Postgres cannot remove yet, that is what it costs.
 const BACKLOG: &str = "
-    SELECT (SELECT count(*) FROM (SELECT FROM harness_inbox LIMIT $1) counted),
-           coalesce(extract(epoch FROM now() - (SELECT written_at FROM harness_inbox ORDER BY seq LIMIT 1)), 0)::float8";
+    SELECT count(*), coalesce(extract(epoch FROM now() - min(written_at)), 0)::float8
+      FROM (SELECT written_at FROM harness_inbox ORDER BY seq LIMIT $1) counted";
 
 const VIEW: &str =
     concat!("SELECT job_id, tenant, ", rfc3339!("written_at"), " FROM harness_inbox WHERE job_id = ANY($1)");
 
 impl Store {
-    /// Reads the next jobs behind the cursor: of each tenant at most `of_each`, at most `most` in all, and no more than
-    /// `most_bytes`. Tenants in `except` are left out. A job larger than `largest` comes without its text.
+    /// Finds all tenants that have rows. It costs what lies there: where that is much, it is for now and then.
+    pub async fn find_in_inbox(&self) -> Result<Vec<InboxTurn>, StoreError> {
+        let rows = query(&self.pool, "find_in_inbox", FIND_ALL, &[]).await?;
+        Ok(rows.iter().filter_map(read_turn).collect())
+    }
+
+    /// Finds the tenants of the next rows behind this place, at most `most` rows.
+    pub async fn find_new_in_inbox(&self, behind: i64, most: i64) -> Result<Vec<InboxTurn>, StoreError> {
+        let rows = query(&self.pool, "find_new_in_inbox", FIND_NEW, &[&behind, &most]).await?;
+        Ok(rows.iter().filter_map(read_turn).collect())
+    }
+
+    /// Reads the next jobs of these tenants, each behind its place: of each at most `of_each`, at most `most` in all, and no
+    /// more than `most_bytes`. So those of the last ones may be left. A job larger than `largest` comes without its text.
     pub async fn read_inbox(
         &self,
-        cursor: &InboxCursor,
-        except: &[Tenant],
+        turns: &[(&Tenant, i64)],
         bounds: InboxBounds,
     ) -> Result<Vec<InboxRow>, StoreError> {
         let InboxBounds { of_each, most, largest, most_bytes } = bounds;
-        let except: Vec<&str> = except.iter().map(Tenant::as_str).collect();
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&cursor.seq, &cursor.tenant, &except, &of_each, &most, &largest, &most_bytes];
+        let (tenants, places): (Vec<&str>, Vec<i64>) =
+            turns.iter().map(|(tenant, place)| (tenant.as_str(), *place)).unzip();
+        let params: [&(dyn ToSql + Sync); 6] = [&tenants, &places, &of_each, &most, &largest, &most_bytes];
         let rows = query(&self.pool, "read_inbox", READ, &params).await?;
         Ok(rows.iter().filter_map(read).collect())
     }
@@ -119,7 +144,9 @@ impl Store {
 
     /// Removes rows whose jobs are in the ledger, or have ended.
     pub async fn leave_inbox(&self, places: &[i64]) -> Result<(), StoreError> {
-        query(&self.pool, "leave_inbox", REMOVE, &[&places]).await?;
+        if !places.is_empty() {
+            query(&self.pool, "leave_inbox", REMOVE, &[&places]).await?;
+        }
         Ok(())
     }
 
@@ -165,6 +192,11 @@ fn read(row: &Row) -> Option<InboxRow> {
         job: row.get(5),
         read_unix_ms: row.get::<_, i64>(6).unsigned_abs(),
     })
+}
+
+fn read_turn(row: &Row) -> Option<InboxTurn> {
+    let tenant = row.get::<_, &str>(0).parse().ok()?;
+    Some(InboxTurn { tenant, place: row.get::<_, i64>(1) - 1, last: row.get(2) })
 }
 
 fn read_view(row: &Row) -> Option<JobView> {

@@ -52,7 +52,7 @@ pub use access::{
 };
 pub use audit::{Audit, AuditScope, Checked, Kind, Offender};
 pub use database::{ChangeReceiver, Clock, ClockStep, StoreConfig, StoreError};
-pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxCursor, InboxRow, RoleView};
+pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxRow, InboxTurn, RoleView};
 pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
     Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,

@@ -32,5 +32,6 @@ mod transcripts;
 mod forged;
 mod acceptance;
 mod transactional_enqueue;
+mod inbox;
 mod migrating;
 mod audit;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use job::{JobId, JobState};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use store::{Instant, Leadership, MovedSchedule};
 use tests::{Api, Fleet, until};
 
@@ -105,7 +106,7 @@ async fn what_was_decided_on_an_older_row_or_by_an_older_leader_changes_nothing(
     let one = lead("one").await.unwrap();
     let due = store.due_schedules(10).await.unwrap().remove(0);
     let decided = |job: JobId| {
-        let next = Some(Instant { at_ms: due.next_ms + 60_000, due_ms: due.now_ms + 3_600_000 });
+        let next = Some(Instant { at_ms: due.next.at_ms + 60_000, due_ms: due.now_ms + 3_600_000 });
         [MovedSchedule { id: due.id, version: due.version, jobs: vec![job], missed: 0, next }]
     };
     let fire = async |by: &Leadership| store.fire_schedules(by, &decided(JobId::now())).await.unwrap().fired;
@@ -260,4 +261,103 @@ async fn the_api_keeps_the_callers_schedules() {
     api.delete("/v1/schedules/nights").await.is(204);
     api.get("/v1/schedules/nights").await.problem(404, None);
     api.delete("/v1/schedules/nights").await.problem(404, None);
+}
+
+const WAITS: &str = "SELECT count(*) FROM harness_inbox";
+const DUE: &str = "SELECT count(*) FROM harness_schedules WHERE due_at <= now()";
+
+/// Writes down in which transaction how much was written to the inbox.
+const NOTE: &str = "
+    CREATE TABLE noted (tx xid8, bytes bigint);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO noted VALUES (pg_current_xact_id(), NEW.bytes);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER note AFTER INSERT ON harness_inbox FOR EACH ROW EXECUTE FUNCTION note()";
+
+#[tokio::test]
+async fn what_fires_at_once_is_bounded_in_bytes() {
+    let fleet = Fleet::new().await;
+    fleet.database.execute(NOTE).await;
+    let job = json!({"agent_id": "echo", "input": "x".repeat(100_000)}).to_string();
+    for name in ["one", "two"] {
+        add(&fleet, name, &["--cron", "* * * * *", "--catch-up", "all", "--within", "9h", "--job", &job])
+            .await;
+    }
+    set_back(&fleet, 40).await;
+    let _relay = fleet.relay("relay").launch();
+    until("all have fired", async || (fleet.database.count(DUE).await == 0).then_some(())).await;
+    assert!(fleet.database.count("SELECT count(*) FROM noted").await >= 82);
+    let most = "SELECT max(bytes) FROM (SELECT sum(bytes)::bigint AS bytes FROM noted GROUP BY tx) each";
+    assert!(fleet.database.count(most).await <= 5_000_000);
+}
+
+#[tokio::test]
+async fn a_schedule_that_cannot_fire_holds_up_no_other_and_fires_when_it_can() {
+    let fleet = Fleet::new().await;
+    for name in ["held", "free"] {
+        add(&fleet, name, &["--cron", "* * * * *", "--catch-up", "all", "--job", r#"{"agent_id":"echo"}"#])
+            .await;
+    }
+    set_back(&fleet, 1).await;
+    // A transaction that stays open has enqueued a job of the id that the next instant will have.
+    let next = "SELECT id || ' ' || (extract(epoch FROM next_at) * 1000)::bigint FROM harness_schedules WHERE name = 'held'";
+    let next = fleet.database.texts(next).await.remove(0);
+    let (id, instant) = next.split_once(' ').expect("two");
+    let job = schedule::firing_id(id.parse().expect("an id"), instant.parse().expect("a time"));
+    let mut holder = fleet.database.connect().await;
+    let enqueue = format!(
+        "BEGIN; INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
+                VALUES ('default', '{job}', '{{}}', 2, 'x', false)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(enqueue)).execute(&mut holder).await.expect("a row");
+    let _relay = fleet.relay("relay").launch();
+    let fired = async |name: &str| shown(&fleet, name).await["fired"].as_i64().filter(|fired| *fired >= 2);
+    until("the other one fires", async || fired("free").await).await;
+    assert_eq!(shown(&fleet, "held").await["fired"], 0);
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("it is over");
+    until("it fires", async || fired("held").await).await;
+}
+
+#[tokio::test]
+async fn schedules_fill_the_inbox_no_further_than_their_tenant_may_wait() {
+    let fleet = Fleet::new().await;
+    let ran = fleet.producer(&["tenants", "create", "acme", "--max-waiting", "5"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for name in ["one", "two"] {
+        let job = r#"{"agent_id":"echo"}"#;
+        let rule = ["--cron", "* * * * *", "--catch-up", "all", "--within", "9h", "--job", job];
+        add(&fleet, name, &[&["--tenant", "acme"], &rule[..]].concat()).await;
+    }
+    set_back(&fleet, 100).await;
+    let _relay = fleet.relay("relay").launch();
+    until("all are over", async || (fleet.database.count(DUE).await == 0).then_some(())).await;
+    assert!(fleet.database.count(WAITS).await <= 5);
+    let counted = "SELECT count(*) FROM harness_schedules WHERE fired + skipped >= 101 AND missed = 0";
+    assert_eq!(fleet.database.count(counted).await, 2);
+    let fired = fleet.database.count("SELECT sum(fired)::bigint FROM harness_schedules").await;
+    assert!((5..=20).contains(&fired), "{fired}");
+}
+
+#[tokio::test]
+async fn a_schedule_counts_against_its_callers_rate_like_a_job() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let ran = fleet.producer(&["tenants", "set", "default", "--rate-per-s", "0.001", "--burst", "2"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let make = async |number: u32| {
+        let given = json!({"name": format!("s{number}"), "cron": "0 2 * * *", "job": {"agent_id": "echo"}});
+        api.post("/v1/schedules", &given).await
+    };
+    let mut number = 0;
+    let refused = until("the rate is met", async || {
+        number += 1;
+        let reply = make(number).await;
+        (reply.status != 201).then_some(reply)
+    })
+    .await;
+    assert_eq!(refused.text("type"), "urn:harness:rate_limited");
+    assert_eq!(refused.status, 429);
 }

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection, Row};
 use tests::{Api, Database, Fleet, Pooler, TIMEOUT, python_with, until};
 
 /// A role that may do nothing but enqueue jobs of the tenant; returns its name and its address.
-async fn service(fleet: &Fleet, tenant: &str) -> (String, String) {
+pub(super) async fn service(fleet: &Fleet, tenant: &str) -> (String, String) {
     let name = format!("service_{}", uuid::Uuid::new_v4().simple());
     fleet.database.execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'password'")).await;
     let ran = fleet.producer(&["roles", "add", &name, "--tenant", tenant]).await;
@@ -26,11 +26,11 @@ fn as_role(url: &str, role: &str) -> String {
     format!("{scheme}://{role}:password@{host}")
 }
 
-async fn connect(url: &str) -> PgConnection {
+pub(super) async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.expect("a connection")
 }
 
-async fn enqueue(connection: &mut PgConnection, job: &str) -> Result<JobId, sqlx::Error> {
+pub(super) async fn enqueue(connection: &mut PgConnection, job: &str) -> Result<JobId, sqlx::Error> {
     let id = sqlx::query("SELECT harness_enqueue($1::json)::text").bind(job).fetch_one(connection).await?;
     Ok(id.get::<String, _>(0).parse().expect("a UUIDv7"))
 }
@@ -259,41 +259,6 @@ async fn a_role_enqueues_for_its_tenant_and_can_do_nothing_else() {
     }
     let ran = fleet.producer(&["roles", "add", &stranger, "--tenant", "nobody"]).await;
     assert!(ran.code == 1 && ran.err.contains("no such tenant"), "{ran:?}");
-    fleet.database.audited().await;
-}
-
-#[tokio::test]
-async fn jobs_beyond_a_tenants_bound_wait_in_the_inbox_and_hold_up_no_other_tenant() {
-    let fleet = Fleet::new().await;
-    for arguments in
-        [&["tenants", "create", "full", "--max-waiting", "5"][..], &["tenants", "create", "other"]]
-    {
-        assert_eq!(fleet.producer(arguments).await.code, 0);
-    }
-    let ((_, full), (_, other)) = (service(&fleet, "full").await, service(&fleet, "other").await);
-    let (mut full, mut other) = (connect(&full).await, connect(&other).await);
-    // A pool that was served a moment ago, and of which no worker is left.
-    fleet.worker("worker").start().await.kill();
-    let relay = fleet.relay("relay").launch();
-    let mut transaction = full.begin().await.expect("a transaction");
-    for _ in 0..50 {
-        enqueue(&mut transaction, r#"{"agent_id":"echo","session_id":"s"}"#).await.expect("an id");
-    }
-    transaction.commit().await.expect("a commit");
-    let theirs = enqueue(&mut other, r#"{"agent_id":"echo"}"#).await.expect("an id");
-    until("the other tenant's job is in the ledger", async || {
-        let view = fleet.view(theirs).await?;
-        (view.agent_id == "echo").then_some(())
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let taken = "SELECT count(*) FROM harness_jobs WHERE tenant = 'full'";
-    assert!((1..=5).contains(&fleet.database.count(taken).await));
-    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_inbox WHERE tenant = 'full'").await, 45);
-    let _worker = fleet.worker("another").start().await;
-    let ended = "SELECT count(*) FROM harness_results WHERE tenant = 'full' AND state = 'succeeded'";
-    until("all have run", async || (fleet.database.count(ended).await == 50).then_some(())).await;
-    drop(relay);
     fleet.database.audited().await;
 }
 

@@ -90,7 +90,7 @@ pub struct Schedule {
     pub fired: i64,
     /// How many were not fired in time, and not made up for.
     pub missed: i64,
-    /// How many were skipped, because the job before had not ended.
+    /// How many were skipped: the job before had not ended, or the tenant had as many jobs waiting as it may.
     pub skipped: i64,
 }
 

@@ -4,7 +4,7 @@
 //! | lock | order | taken by | so that |
 //! |---|---|---|---|
 //! | keys of jobs | tenant, kind, key | acceptance, where a job has a key | of two jobs with one key, the second finds the first |
-//! | a leadership, shared | one | marks, decisions | no successor leads before they have committed |
+//! | a leadership, shared | one | marks, decisions, schedules that fire | no successor leads before they have committed |
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
 //! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, a fold within a run | only one of them at a time decides about a session |
@@ -12,19 +12,29 @@
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
 //! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |
+//! | inputs' rows, under their sessions' locks | `job_id`, `call_id` where questions are asked, else by statement | questions, an answer, the end of its time, the end of a job | a call is answered once |
+//! | blobs' rows | `session_id`, `hash` where checkpoints store them, else by statement | a checkpoint, after the jobs' rows; a fold, a rollback and the emptying of a session, under its lock | what a row refers to stays |
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
 //! | keys' rows | `id` | revocation, noted uses | each of them changes once |
 //! | a tenant's row of its rate | one, alone | each slice of a rate | no two doors are granted the same |
-//! | a tenant's row, `NO KEY UPDATE` | one | a new webhook | two at once do not both take the last place |
+//! | a tenant's row, `NO KEY UPDATE` | one | a new webhook, a new schedule | two at once do not both take the last place |
 //! | deliveries' rows, then their webhook's | by statement | a result, a request to send again | the row changes once |
+//! | schedules' rows | `id` | those that fire; pause, resume and removal, of one | what was decided on a row counts only while it is the same |
+//! | entries of the inbox, by job and tenant | in the order of instants | schedules that fire; `harness_enqueue`, which takes nothing else of ours | the same id again is the same job |
 //! | the end of the operators' log, advisory | one | every act that is logged | each row follows the one before it |
 //!
 //! Those of results, and of jobs under their sessions' locks, are taken by the statements that choose the rows. The order of jobs matters for transactions
 //! that may wait for each other without a session's lock.
 //!
+//! **Statements that lock nothing else** remove rows of the inbox whose jobs are in the ledger, and for upkeep close the questions
+//! of jobs that have ended, and remove inputs of forgotten jobs, blobs that are not live and schedules of one instant that is over.
+//!
+//! **A service's transaction** may hold an entry of the inbox for as long as it likes. A schedule that fires the same id waits for it,
+//! for two seconds: then it is put off, and the others fire without it.
+//!
 //! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,
-//! stuck, vanished), expired keys of jobs, dates from the future, workers whose lease has run out, deliveries that
+//! stuck, vanished), schedules that are due, expired keys of jobs, dates from the future, workers whose lease has run out, deliveries that
 //! are due, accounts that upkeep folds, and running jobs that a batch of requests asks to make room. A single such request does wait, because it
 //! holds no other lock. A worker whose row is locked by its own claim is alive.
 //!

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use deadpool_postgres::Pool;
-use job::{Change, JobId, JobSpec, Name};
+use job::{Change, JobId, JobSpec, Name, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -187,6 +187,15 @@ const READ_KNOWN: &str = "
            SELECT session_id, agent_id, user_id, pool, message FROM harness_results r WHERE r.job_id = t.job_id
            LIMIT 1) k";
 
+const TENANTS_OF: &str = "
+    SELECT t.job_id, k.tenant
+      FROM unnest($1::uuid[]) AS t(job_id)
+     CROSS JOIN LATERAL (
+           SELECT tenant FROM harness_jobs j WHERE j.job_id = t.job_id
+           UNION ALL
+           SELECT tenant FROM harness_results r WHERE r.job_id = t.job_id
+           LIMIT 1) k";
+
 /// How many of the first ones have neither a key nor an id in common; at least one.
 fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
     let mut seen = HashSet::new();
@@ -204,10 +213,13 @@ fn within_the_bounds(jobs: &[Acceptance]) -> usize {
     fits.count().max(1)
 }
 
-/// A pool is known from the first worker that served it until the last one has been forgotten.
+/// The pool `default` is always known. Another one is from the first worker that served it: a row of one of its workers is
+/// kept. So is one that an autoscaler has decided about, which starts workers when there are jobs.
 const SERVED_POOLS: &str = "
     SELECT t.pool FROM unnest($1::text[]) AS t(pool)
-     WHERE (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL";
+     WHERE t.pool = 'default'
+        OR (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL
+        OR (SELECT d.pool FROM harness_scale_decisions d WHERE d.pool = t.pool LIMIT 1) IS NOT NULL";
 
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
@@ -285,7 +297,14 @@ impl Store {
         Ok(known)
     }
 
-    /// Returns those of these pools that a worker serves, or has served lately.
+    /// Returns whose jobs these are, of those that the ledger knows.
+    pub async fn tenants_of(&self, ids: &[JobId]) -> Result<HashMap<JobId, Tenant>, StoreError> {
+        let rows = query(&self.pool, "tenants_of", TENANTS_OF, &[&uuids(ids)]).await?;
+        let read = |row: &Row| Some((read_job_id(row, 0), row.get::<_, &str>(1).parse().ok()?));
+        Ok(rows.iter().filter_map(read).collect())
+    }
+
+    /// Returns those of these pools that a worker serves or has ever served, or that will have workers.
     pub async fn served_pools(&self, pools: &BTreeSet<Name>) -> Result<BTreeSet<Name>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "served_pools", SERVED_POOLS, &[&names]).await?;

@@ -5,10 +5,11 @@
 //! worker dies first, or the job goes into another attempt, [`Store::unwanted`] returns the cancelled job,
 //! and the caller ends it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Name, OnBusy, SessionKey};
+use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -55,10 +56,10 @@ pub enum Unwanted<'a> {
         /// Why, for people.
         reason: &'a str,
     },
-    /// It was enqueued by SQL, and is no job: see [`Store::end_unstarted`].
-    Invalid(&'a str),
-    /// It was enqueued by SQL, and another job holds its key.
-    KeyHeld(&'a str),
+    /// They were enqueued by SQL, and are no jobs: see [`Store::end_unstarted`]. With what is wrong with each.
+    Invalid(&'a [(JobId, String)]),
+    /// They were enqueued by SQL, and another job holds the key of each.
+    KeyHeld(&'a [(JobId, String)]),
 }
 
 /// What became of a job that was to be cancelled.
@@ -136,7 +137,13 @@ impl<'a> Unwanted<'a> {
         }
     }
 
-    fn end(self) -> (JobState, Failure) {
+    /// Returns the state, and the failure as JSON: one for all jobs, or an object that has each job's.
+    fn end(self) -> (JobState, String) {
+        let each = |code, reasons: &[(JobId, String)]| {
+            let failure =
+                |(job, reason): &(JobId, String)| (job.to_string(), Failure::permanent(code, reason));
+            json(&reasons.iter().map(failure).collect::<BTreeMap<_, _>>())
+        };
         let (state, code, message) = match self {
             Unwanted::Cancelled => (JobState::Cancelled, FailureCode::Cancelled, "cancelled while it waited"),
             Unwanted::Overdue => {
@@ -158,11 +165,17 @@ impl<'a> Unwanted<'a> {
                 "a later job of the session took its place while it waited for an answer; what it did is undone",
             ),
             Unwanted::DeadLettered { reason, .. } => (JobState::Failed, FailureCode::DeadLettered, reason),
-            Unwanted::Invalid(reason) => (JobState::Failed, FailureCode::Invalid, reason),
-            Unwanted::KeyHeld(reason) => (JobState::Cancelled, FailureCode::Cancelled, reason),
+            Unwanted::Invalid(reasons) => return (JobState::Failed, each(FailureCode::Invalid, reasons)),
+            Unwanted::KeyHeld(reasons) => {
+                return (JobState::Cancelled, each(FailureCode::Cancelled, reasons));
+            }
         };
-        (state, Failure::permanent(code, message))
+        (state, json(&Failure::permanent(code, message)))
     }
+}
+
+fn json(failures: &impl Serialize) -> String {
+    serde_json::to_string(failures).expect("a failure is plain text")
 }
 
 /// Gives jobs that were never seen a row to end in, so that their message finds an end when it comes.
@@ -254,7 +267,8 @@ const END_WAITING: &str = concat!(
         INSERT INTO harness_results
                (job_id, tenant, session_id, agent_id, user_id, pool, state, attempts, failure, iterations,
                 cost_microusd, input_tokens, output_tokens, epoch, accepted_at, started_at, message, trace_id)
-        SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, $3, attempts, $4::text::json,
+        SELECT e.job_id, tenant, session_id, agent_id, user_id, pool, $3, attempts,
+               CASE $2 WHEN 'unstarted' THEN $4::text::json -> e.job_id::text ELSE $4::text::json END,
                c.iterations + coalesce(folded_iterations, 0), c.cost + coalesce(folded_cost_microusd, 0),
                c.tokens_in + coalesce(folded_input_tokens, 0), c.tokens_out + coalesce(folded_output_tokens, 0),
                epoch, accepted_at, started_at, message, trace_id
@@ -413,7 +427,6 @@ impl Store {
             self.outlast_writers().await?;
         }
         let (state, failure) = why.end();
-        let failure = serde_json::to_string(&failure).expect("a failure is plain text");
         let (pool, body) = why.dead_letter().unzip();
         let (why, word, nobody) = (why.as_str(), state.as_str(), Uuid::nil());
         let statements = [CREATE_SESSIONS, LOCK_SESSIONS, ASK_RUNNING, END_WAITING, NEXT];

@@ -1,6 +1,6 @@
 //! Jobs that end before they start: what was enqueued by SQL and is no job, or is the work of another job.
 
-use job::JobSpec;
+use job::{JobId, JobSpec};
 
 use super::accept::DROP_ENDED;
 use super::cancel::{EndedWaiting, Unwanted};
@@ -18,20 +18,21 @@ const ENTER: &str = concat!(
     ", 'scheduled', 'infinity'
       FROM ",
     new_jobs!(),
-    " ON CONFLICT DO NOTHING RETURNING job_id"
+    " ORDER BY turn ON CONFLICT DO NOTHING RETURNING job_id"
 );
 
 impl Store {
-    /// Records the end of a job that is not to start, for a reason that is [`Unwanted::Invalid`] or [`Unwanted::KeyHeld`].
-    /// Nothing happens if the ledger knows the id. Safe to repeat.
+    /// Records the ends of jobs that are not to start, for reasons that are [`Unwanted::Invalid`] or [`Unwanted::KeyHeld`].
+    /// Nothing happens to one whose id the ledger knows. Safe to repeat.
     pub async fn end_unstarted(
         &self,
-        spec: &JobSpec,
+        specs: &[&JobSpec],
         why: Unwanted<'_>,
     ) -> Result<Vec<EndedWaiting>, StoreError> {
-        let columns = Columns::of(std::iter::once(spec));
+        let columns = Columns::of(specs.iter().copied());
         let tx = Tx::prepare(&self.pool, "enter_unstarted", [ENTER, DROP_ENDED]).await?;
         let [_, _] = tx.run([&columns.params(), &[&columns.jobs]]).await?;
-        self.end_waiting(&[spec.job_id], why).await
+        let jobs: Vec<JobId> = specs.iter().map(|spec| spec.job_id).collect();
+        self.end_waiting(&jobs, why).await
     }
 }

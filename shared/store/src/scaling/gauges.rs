@@ -22,7 +22,7 @@ pub struct PoolGauges {
     pub draining: i64,
 }
 
-/// Pools that have jobs queued or have had a worker within the last day, but no more than a thousand.
+/// Pools that have jobs queued or have ever had a worker, but no more than a thousand.
 const READ_POOLS: &str = concat!(
     "WITH RECURSIVE ",
     pools_in!("queued"),

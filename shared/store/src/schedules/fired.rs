@@ -37,9 +37,11 @@ pub struct DueSchedule {
     /// `skip` or `on_busy`.
     pub overlap: String,
     /// Its next instant.
-    pub next_ms: u64,
+    pub next: Instant,
     /// Whether its tenant is closed.
     pub closed: bool,
+    /// The size of its job.
+    pub bytes: u64,
     /// Postgres's clock when this was read.
     pub now_ms: u64,
 }
@@ -64,7 +66,7 @@ pub struct MovedSchedule {
 pub struct Fired {
     /// How many jobs were written to the inbox.
     pub fired: u64,
-    /// How many instants were skipped, because the job before had not ended.
+    /// How many instants were skipped: the job before had not ended, or as many of the tenant's jobs as may wait are in the inbox.
     pub skipped: u64,
     /// How many instants were missed.
     pub missed: u64,
@@ -84,14 +86,19 @@ pub struct ScheduleBacklog {
 const DUE: &str = "
     SELECT s.id, s.version, s.tenant, s.name, s.cron, to_char(s.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
            s.zone, s.jitter_ms, s.catch_up, s.within_ms, s.overlap, (extract(epoch FROM s.next_at) * 1000)::bigint,
+           (extract(epoch FROM s.due_at) * 1000)::bigint,
            (SELECT t.closed_at IS NOT NULL FROM harness_tenants t WHERE t.name = s.tenant) IS NOT FALSE,
-           (extract(epoch FROM now()) * 1000)::bigint
+           octet_length(s.job::text)::bigint, (extract(epoch FROM now()) * 1000)::bigint
       FROM harness_schedules s
      WHERE paused_at IS NULL AND due_at IS NOT NULL AND due_at <= now()
      ORDER BY due_at LIMIT $1";
 
-/// Follows [`LOCK_LEADERSHIP`]. A row that has changed since it was read is left, and so are its jobs. One whose
-/// overlaps are skipped fires its first instant alone, and that only if the job before is neither live nor in the inbox.
+/// While the transaction runs, the leadership cannot be renewed: it must end before that runs out.
+const SET_TIMEOUT: &str = "SELECT set_config('statement_timeout', '2s', true)";
+
+/// Follows [`LOCK_LEADERSHIP`]. A row that is locked or has changed since it was read is left, and so are its jobs. One whose
+/// overlaps are skipped fires its first instant alone, and that only if the job before is neither live nor in the inbox. And a
+/// tenant with a bound of what waits has no more in the inbox than that: the rest is skipped.
 const FIRE: &str = concat!(
     "
     WITH given AS (
@@ -104,14 +111,23 @@ const FIRE: &str = concat!(
            AND ",
     leads!(),
     "
-         ORDER BY s.id FOR UPDATE OF s
-    ), firings AS MATERIALIZED (
+         ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
+    ), candidates AS MATERIALIZED (
         SELECT f.job_id, f.turn, h.*,
                NOT alone OR (row_number() OVER (PARTITION BY h.id ORDER BY f.turn) = 1
                              AND (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = h.last_job) IS NULL
                              AND (SELECT i.seq FROM harness_inbox i
-                                   WHERE i.job_id = h.last_job AND i.tenant = h.tenant) IS NULL) AS fires
+                                   WHERE i.job_id = h.last_job AND i.tenant = h.tenant) IS NULL) AS may
           FROM unnest($9::uuid[], $10::uuid[]) WITH ORDINALITY AS f(id, job_id, turn) JOIN held h ON h.id = f.id
+    ), bounds AS MATERIALIZED (
+        SELECT t.name AS tenant, t.max_waiting - (
+                   SELECT count(*) FROM (SELECT FROM harness_inbox i WHERE i.tenant = t.name LIMIT t.max_waiting) waits) AS room
+          FROM harness_tenants t
+         WHERE t.max_waiting IS NOT NULL AND t.name = ANY(ARRAY(SELECT tenant FROM held))
+    ), firings AS MATERIALIZED (
+        SELECT c.*, may AND coalesce(count(*) FILTER (WHERE may) OVER (PARTITION BY c.tenant ORDER BY turn) <= b.room, true)
+                    AS fires
+          FROM candidates c LEFT JOIN bounds b ON b.tenant = c.tenant
     ), put AS (
         INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
         SELECT tenant, job_id, job, octet_length(job::text), 'schedule', may_reply FROM firings WHERE fires ORDER BY turn
@@ -154,7 +170,7 @@ impl Store {
     }
 
     /// Moves schedules on, and writes the jobs of the instants that fire to the inbox: all of it in one transaction,
-    /// while this leadership holds. A schedule that has changed since it was read is left as it is.
+    /// while this leadership holds. A schedule that is locked or has changed since it was read is left as it is.
     pub async fn fire_schedules(
         &self,
         leadership: &Leadership,
@@ -168,9 +184,10 @@ impl Store {
         let due: Vec<Option<f64>> = moved.iter().map(|it| it.next.map(|next| next.due_ms as f64)).collect();
         let of: Vec<Uuid> = moved.iter().flat_map(|it| it.jobs.iter().map(|_| it.id)).collect();
         let jobs = uuids(&moved.iter().flat_map(|it| it.jobs.clone()).collect::<Vec<JobId>>());
-        let tx = Tx::prepare(&self.pool, "fire_schedules", [LOCK_LEADERSHIP, FIRE]).await?;
-        let [_, fired] = tx
+        let tx = Tx::prepare(&self.pool, "fire_schedules", [SET_TIMEOUT, LOCK_LEADERSHIP, FIRE]).await?;
+        let [_, _, fired] = tx
             .run([
+                &[],
                 &[name, holder, epoch],
                 &[name, holder, epoch, &ids, &versions, &missed, &next, &due, &of, &jobs],
             ])
@@ -212,8 +229,9 @@ fn read_due(row: &Row) -> DueSchedule {
         catch_up: row.get(8),
         within_ms: ms(9),
         overlap: row.get(10),
-        next_ms: ms(11),
-        closed: row.get(12),
-        now_ms: ms(13),
+        next: Instant { at_ms: ms(11), due_ms: ms(12) },
+        closed: row.get(13),
+        bytes: ms(14),
+        now_ms: ms(15),
     }
 }

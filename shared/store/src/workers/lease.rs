@@ -87,11 +87,14 @@ const STOP: &str = "
      WHERE worker_id = $1 AND state <> 'dead'
        AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = $1)";
 
-/// Deletes the rows of workers that ended so long ago that nothing needs them.
+/// Deletes the rows of workers that ended so long ago that nothing needs them. One of each pool stays: it says that the pool
+/// was served.
 const FORGET: &str = "
     DELETE FROM harness_workers w
      WHERE state IN ('stopped', 'dead') AND ended_at < now() - $1 * interval '1 millisecond'
-       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)";
+       AND NOT EXISTS (SELECT FROM harness_jobs j WHERE j.worker_id = w.worker_id)
+       AND (SELECT o.worker_id FROM harness_workers o
+             WHERE o.pool = w.pool AND o.worker_id > w.worker_id LIMIT 1) IS NOT NULL";
 
 impl Store {
     /// Registers a worker. Its lease starts now.
@@ -161,7 +164,7 @@ impl Store {
         Ok(rows.first().map(|row| OlderWorker { host: row.get(0), pool: row.get(1) }))
     }
 
-    /// Deletes the rows of workers that ended longer ago than this. Looks as well whether an older worker is still in the way
+    /// Deletes the rows of workers that ended longer ago than this, but one of each pool. Looks as well whether an older worker is still in the way
     /// of what it could not read.
     pub async fn forget_workers(&self, ended_before: Duration) -> Result<(), StoreError> {
         query(&self.pool, "forget_workers", FORGET, &[&millis(ended_before)]).await?;

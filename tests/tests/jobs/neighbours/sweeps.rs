@@ -184,6 +184,52 @@ async fn who_sends_to_webhooks_does_not_pay_for_those_for_which_nothing_waits() 
     }
 }
 
+/// Rows of the inbox that are gone, which a snapshot leaves in the way, and a job behind them.
+const TAKEN: &str = "
+    INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
+    SELECT 'default', gen_random_uuid(), json_build_object('agent_id', repeat('x', 300)), 320, 'x', false
+      FROM generate_series(1, 150000)";
+const JOB: &str = r#"
+    INSERT INTO harness_inbox (tenant, job_id, job, bytes, role, may_reply)
+    SELECT 'default', (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008'
+                       || substr(md5(random()::text), 1, 15))::uuid,
+           '{"agent_id":"echo"}', 19, 'x', false FROM generate_series(1, 3)"#;
+
+#[tokio::test]
+async fn a_look_at_the_inbox_does_not_pay_for_rows_that_were_taken_while_a_snapshot_is_held() {
+    let fleet = Fleet::new().await;
+    fleet.worker("worker").start().await.kill();
+    let mut holder = fleet.database.connect().await;
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_inbox";
+    sqlx::raw_sql(begin).execute(&mut holder).await.expect("a snapshot");
+    fleet.database.execute(TAKEN).await;
+    fleet.database.execute("DELETE FROM harness_inbox").await;
+    fleet.database.explain().await;
+    let relay = fleet.relay("relay").set("LOG_LEVEL", NOTICES).launch();
+    let empty =
+        async || (fleet.database.count("SELECT count(*) FROM harness_inbox").await == 0).then_some(());
+    let looks = async |part: &str, from: usize| {
+        let pages = async || {
+            let seen = statements(&[&relay.log()[from..]]);
+            seen.iter().filter(|(statement, _)| statement.contains(part)).map(|(_, cost)| cost.pages).max()
+        };
+        until(part, pages).await
+    };
+    // From the place of the first jobs on, the looks begin there.
+    fleet.database.execute(JOB).await;
+    until("the first jobs are taken", empty).await;
+    let from = relay.log().len();
+    looks("seq > $1", from).await;
+    let from = relay.log().len();
+    fleet.database.execute(JOB).await;
+    until("more are taken", empty).await;
+    for part in ["seq > $1", "i.seq > t.place"] {
+        let pages = looks(part, from).await;
+        assert!(pages < 60, "{pages} pages: {part}");
+    }
+    drop(holder);
+}
+
 /// So many that, by [`RUNNING_PAGES`], they fill far more pages than five jobs should touch.
 const RUNNING: usize = 900;
 /// Fewer pages than these jobs fill, at five jobs a page.

@@ -71,8 +71,11 @@ async fn each_kind_of_end(fleet: &Fleet, api: &Api) -> Vec<JobId> {
     assert_eq!(fleet.store.end_waiting(&[dead.job_id], given_up).await.expect("an answer").len(), 1);
     // Enqueued by SQL, and no job; or another job holds its key.
     let mut never_jobs = Vec::new();
-    for why in [Unwanted::Invalid("agent_id: expected a name"), Unwanted::KeyHeld("its key is held")] {
+    for reason in ["agent_id: expected a name", "unique.key: its key is held"] {
         let never = job("never", "echo", json!(1));
+        let each = [(never.job_id, reason.to_owned())];
+        let why =
+            if reason.starts_with("unique") { Unwanted::KeyHeld(&each) } else { Unwanted::Invalid(&each) };
         fleet.enqueue(std::slice::from_ref(&never)).await;
         let unstarted = "UPDATE harness_jobs SET state = 'scheduled', due_at = 'infinity'";
         fleet.database.execute(&format!("{unstarted} WHERE job_id = '{}'", never.job_id)).await;
