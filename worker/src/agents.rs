@@ -64,6 +64,8 @@ struct Agent {
     harness: Arc<dyn Harness>,
     /// The tools of a model loop.
     tools: Option<Arc<Toolset>>,
+    /// What is easily not expected of its sandbox.
+    note: Option<String>,
     /// Which models its programs may call.
     calls: Option<AgentCalls>,
 }
@@ -165,9 +167,9 @@ fn agent<'i>(
         Some(file.read(place, calls, AgentCalls::deserialize)?)
     };
     let (kind, built) = harness(file, place, table, settings, (calls.as_ref(), machine))?;
-    let Built { harness, tools } = built;
+    let Built { harness, tools, note } = built;
     let calls = calls.map(|calls| calls.made_by_loop(tools.is_some()));
-    Some(Agent { kind, harness, tools, calls })
+    Some(Agent { kind, harness, tools, note, calls })
 }
 
 fn read(path: &Path) -> Result<String, String> {

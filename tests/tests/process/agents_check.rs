@@ -46,6 +46,7 @@ fn table(folder: &Path) -> String {
         harness = "agent"
         models = ["claude-opus-5-5"]
         files = {{ write = false }}
+        sandbox = {{ network = "gateway" }}
         [agents.clerk.tools.order]
         command = ["true"]
         description = "Looks an order up."
@@ -85,6 +86,7 @@ async fn a_file_that_is_right_has_a_line_for_each_agent_model_tool_and_server() 
         ("note", "this machine: ", "kernel"),
         ("ok", "agents.echo: ", "harness echo"),
         ("ok", "agents.clerk: ", "harness agent"),
+        ("note", "agents.clerk.sandbox: ", "no Unix sockets"),
         ("ok", "agents.clerk.models[0]: ", "claude-opus-5-5, billed by anthropic"),
         ("note", "agents.clerk.models[0]: ", "ANTHROPIC_API_KEY is not set here"),
         ("ok", "agents.clerk: tool order: ", "safe to repeat"),

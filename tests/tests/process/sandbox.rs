@@ -87,6 +87,7 @@ async fn no_program_reads_or_signals_another_and_the_token_of_an_attempt_stays_i
             "raw": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
             "packets": "socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 3)",
             "ring": "call(425, 1, None)",
+            "other numbers": "call(0x40000000 + 39)",
             "own": "open('/proc/self/environ').read(); subprocess.run(['true'], check=True); os.kill(os.getpid(), 0)",
             "datagrams": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
             "temporary": "tempfile.NamedTemporaryFile().write(b'x')",
@@ -96,7 +97,7 @@ async fn no_program_reads_or_signals_another_and_the_token_of_an_attempt_stays_i
     let signals = if got["landlock"].as_i64() >= Some(6) { "EPERM" } else { "ok" };
     let expected = json!({
         "environment": "EACCES", "memory": "EACCES", "signal": signals, "worker": signals, "worker's environment": "EACCES",
-        "trace": "EPERM", "raw": "EPERM", "packets": "EPERM", "ring": "EPERM", "own": "ok", "datagrams": "ok",
+        "trace": "EPERM", "raw": "EPERM", "packets": "EPERM", "ring": "EPERM", "other numbers": "EPERM", "own": "ok", "datagrams": "ok",
         "temporary": "ok", "landlock": got["landlock"],
     });
     assert_eq!(got, expected);
@@ -157,13 +158,14 @@ async fn a_program_without_a_network_reaches_the_gateway_or_nothing() {
         "listen": "socket.create_server(('127.0.0.1', 0))",
         "datagrams": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
         "virtual machines": "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)",
+        "daemons": "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)",
         "pair": "one, other = socket.socketpair(); one.send(b'x')",
     });
     let online = |network: &str| format!("sandbox = {{ level = \"required\", network = \"{network}\" }}");
     let got = Bounds::start(&online("gateway"), &provider).await.tried(tries.clone()).await;
     let expected = json!({
         "gateway": "ok", "elsewhere": "EACCES", "fast open": "EPERM", "multipath": "EPERM", "listen": "EACCES",
-        "datagrams": "EPERM", "virtual machines": "EPERM", "pair": "ok", "landlock": got["landlock"],
+        "datagrams": "EPERM", "virtual machines": "EPERM", "daemons": "EPERM", "pair": "ok", "landlock": got["landlock"],
     });
     assert_eq!(got, expected);
     let got = Bounds::start(&online("none"), &provider).await.tried(tries).await;

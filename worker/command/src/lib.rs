@@ -71,7 +71,9 @@
 //!   and write **other sessions' workspaces**, and any file that the worker may read, including the file of a `…_FILE`
 //!   secret;
 //! - `network = "gateway"`: it reaches the worker's gateway for model calls alone. The kernel knows the gateway by its
-//!   port, so the same port of another machine can be reached as well. `network = "none"`: it reaches nothing.
+//!   port, so the same port of another machine can be reached as well. `network = "none"`: it reaches nothing. Neither
+//!   allows Unix sockets, which lead to daemons of this machine (`socketpair` makes pairs all the same): `socket` fails with
+//!   `EPERM`, and a program that needs one needs `network = "all"`.
 //!
 //! A program of a worker that runs as root is root, but without the capabilities that reach past this.
 //! With `level = "required"` the worker does not start on a kernel that cannot keep all of this; `level = "off"` is no

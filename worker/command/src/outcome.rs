@@ -43,7 +43,8 @@ fn silent_end(torn: Option<Failure>, exit: Exit, stderr: &[String], settings: &S
             protocol("ended with exit code 0, but without a line of type result or error")
         }),
         Some(status) => {
-            let problem = format!("{} before a result{}", ending(status), suspicion(status, settings));
+            let problem =
+                format!("{} before a result{}", ending(status), suspicion(status, settings, stderr));
             Failure::retryable(FailureCode::Crashed, with_stderr(problem, stderr))
         }
         None => Failure::retryable(
@@ -64,7 +65,11 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-fn suspicion(status: ExitStatus, settings: &Settings) -> String {
+fn suspicion(status: ExitStatus, settings: &Settings, stderr: &[String]) -> String {
+    let refused = settings.sandbox.as_ref().and_then(|sandbox| sandbox.may_have_refused(&stderr.join("\n")));
+    if let Some(refused) = refused {
+        return format!(" ({refused})");
+    }
     match (settings.memory_limit_mb, status.signal()) {
         (Some(limit), _) => format!(" (its address space was limited to memory_limit_mb = {limit})"),
         (None, Some(9)) => " (not by this worker: perhaps the machine ran out of memory)".to_owned(),

@@ -5,7 +5,7 @@
 //! | other processes are neither signalled nor read or traced | Landlock | 6.12; read and traced: 5.13 |
 //! | files | Landlock | 5.13 |
 //! | TCP ports | Landlock | 6.7 |
-//! | packets, raw sockets, UDP, other families of sockets; `ptrace`, mounts, keyrings, BPF, kernel modules | seccomp | any |
+//! | packets, raw sockets, UDP, Unix sockets, other families of sockets; `ptrace`, mounts, keyrings, BPF, kernel modules | seccomp | any |
 //!
 //! Sources: docs.kernel.org/userspace-api/landlock.html, seccomp(2). Landlock knows TCP by port and not by address, and it
 //! does not see a connection that `MSG_FASTOPEN` opens, nor another protocol than TCP on a stream socket. seccomp refuses
@@ -65,9 +65,9 @@ pub enum Network {
     /// Everything, but for raw sockets.
     #[default]
     All,
-    /// TCP to one port, which is given for each run.
+    /// TCP to one port, which is given for each run. No Unix sockets.
     Port,
-    /// Nothing.
+    /// Nothing, and no Unix sockets.
     None,
 }
 
@@ -121,6 +121,21 @@ impl Sandbox {
     /// Returns whether files are bounded.
     pub fn bounds_files(&self) -> bool {
         self.rules.files.is_some()
+    }
+
+    /// Returns what may have been refused to a program, if what it wrote last says that something was.
+    pub fn may_have_refused(&self, said: &str) -> Option<&'static str> {
+        let says_so = ["Operation not permitted", "EPERM"].iter().any(|words| said.contains(words));
+        match self.rules.network {
+            _ if !says_so || self.filter.is_none() => None,
+            Network::All => None,
+            Network::Port => Some(
+                "its sandbox has network = \"gateway\", which allows no Unix sockets, and no others but to the gateway",
+            ),
+            Network::None => {
+                Some("its sandbox has network = \"none\", which allows no sockets, Unix sockets included")
+            }
+        }
     }
 
     /// Makes the sandbox of one run.

@@ -86,6 +86,9 @@ impl AgentsCheck {
             let Some(agent) = self.agents.0.get(name) else { continue };
             let place = format!("agents.{name}");
             findings.ok(&place, format!("harness {}", agent.kind));
+            if let Some(note) = &agent.note {
+                findings.note(&format!("{place}.sandbox"), note);
+            }
             self.models(agent, &place, &mut findings);
             if let Some(tools) = &agent.tools {
                 let opened = agent.calls.as_ref().map(|calls| closed(&gateway, calls)).transpose()?;

@@ -45,6 +45,8 @@ pub struct Built {
     pub harness: Arc<dyn Harness>,
     /// Its tools.
     pub tools: Option<Arc<Toolset>>,
+    /// What is easily not expected of its sandbox.
+    pub note: Option<String>,
 }
 
 impl HarnessConfig {
@@ -67,14 +69,26 @@ impl HarnessConfig {
 
     /// Checks the settings against this machine and makes the harness. The error lists everything that is wrong.
     pub fn build(self, calls: Option<&AgentCalls>, machine: &Machine<'_>) -> Result<Built, Vec<ConfigError>> {
+        let note = self.note();
         let harness: Arc<dyn Harness> = match self {
             HarnessConfig::Echo(EchoConfig {}) => Arc::new(Echo),
             HarnessConfig::Scripted(ScriptedConfig {}) => Arc::new(Scripted),
             HarnessConfig::Command(config) => Arc::new(with_taken_keys(config).build(machine.workspace_dir)?),
             HarnessConfig::Http(config) => Arc::new(config.build(machine.tls)?),
-            HarnessConfig::Agent(config, tools) => return agent(*config, tools, calls, machine),
+            HarnessConfig::Agent(config, tools) => {
+                let (harness, tools) = agent(*config, tools, calls, machine)?;
+                return Ok(Built { harness, tools: Some(tools), note });
+            }
         };
-        Ok(Built { harness, tools: None })
+        Ok(Built { harness, tools: None, note })
+    }
+
+    fn note(&self) -> Option<String> {
+        match self {
+            HarnessConfig::Command(config) => config.sandbox.note(),
+            HarnessConfig::Agent(_, tools) => tools.sandbox.note(),
+            HarnessConfig::Echo(_) | HarnessConfig::Scripted(_) | HarnessConfig::Http(_) => None,
+        }
     }
 
     /// Takes the tools of an agent's table, which are settings of their own.
@@ -115,7 +129,7 @@ fn agent(
     tools: ToolsConfig,
     calls: Option<&AgentCalls>,
     machine: &Machine<'_>,
-) -> Result<Built, Vec<ConfigError>> {
+) -> Result<(Arc<dyn Harness>, Arc<Toolset>), Vec<ConfigError>> {
     let of_servers = tools.key_variables().filter_map(service::variable).map(SecretString::from);
     let keys = service::secret_values().cloned().chain(of_servers).collect();
     let of_tools = tools::Machine { tls: machine.tls, variable: &service::variable };
@@ -126,8 +140,8 @@ fn agent(
     let tools = Arc::new(AgentTools::new(toolset.clone(), machine.workspace_dir));
     let models = calls.map_or(&[][..], |calls| &calls.models);
     let worker = OfWorker { models, degrades: calls.is_some_and(AgentCalls::degrades), keys };
-    let harness = Arc::new(config.build(worker, tools, machine.tls)?);
-    Ok(Built { harness, tools: Some(toolset) })
+    let harness: Arc<dyn Harness> = Arc::new(config.build(worker, tools, machine.tls)?);
+    Ok((harness, toolset))
 }
 
 /// Adds the keys of providers that a program is to get. They are no longer in the worker's environment, because they are

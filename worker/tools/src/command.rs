@@ -193,6 +193,11 @@ impl Command {
             (End::Exited, Some(status)) => (Ended::Failed, format!("The tool failed: {status}.")),
             (End::Exited, None) => (Ended::Broken, "The tool's end cannot be seen.".to_owned()),
         };
+        let refused = self.sandbox.as_ref().and_then(|sandbox| sandbox.may_have_refused(stderr));
+        let said = match refused {
+            Some(refused) if ended == Ended::Failed => format!("{said} Perhaps {refused}."),
+            _ => said,
+        };
         let mut said =
             if stderr.is_empty() { said } else { format!("{said}\nIts stderr ends with:\n{stderr}") };
         if output.total() > 0 {

@@ -1,11 +1,12 @@
 //! The system calls that no program needs for its work, and the sockets that lead past Landlock.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 
 use nix::libc::{self, c_int, c_long};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    SeccompRule, sock_filter,
 };
 
 use super::Network;
@@ -61,7 +62,25 @@ pub fn of(network: Network) -> Result<BpfProgram, BackendError> {
     }
     let architecture = std::env::consts::ARCH.try_into()?;
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()
+    let filter: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()?;
+    Ok(if cfg!(target_arch = "x86_64") {
+        other_numbers().into_iter().chain(filter).collect()
+    } else {
+        filter
+    })
+}
+
+/// Refuses the second set of numbers that this architecture has for its system calls (x32): each is one of the first with
+/// this bit, and would be none of those in the rules. The jumps behind it are relative, so it can stand before any program.
+fn other_numbers() -> [sock_filter; 3] {
+    const X32: u32 = 0x4000_0000;
+    let step = |code: u32, jf, k| sock_filter { code: code as u16, jt: 0, jf, k };
+    [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset_of!(libc::seccomp_data, nr) as u32),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+    ]
 }
 
 /// The sockets that are refused: `socket(family, type, protocol)`.
@@ -75,8 +94,9 @@ fn sockets(network: Network) -> Result<Vec<SeccompRule>, BackendError> {
     if network == Network::All {
         return Ok(rules);
     }
-    let local = [libc::AF_UNIX, libc::AF_NETLINK];
-    rules.push(rule(local.into_iter().chain(internet).map(|of| is_not(family, of)))?);
+    // Not Unix sockets: by their paths they lead to daemons, such as Docker's or a database's, and Landlock bounds their
+    // abstract names alone. A pair of them is made by another call. Routing sockets say which addresses this machine has.
+    rules.push(rule([libc::AF_NETLINK].into_iter().chain(internet).map(|of| is_not(family, of)))?);
     for of in internet {
         if network == Network::None {
             rules.push(rule([is(family, of)])?);

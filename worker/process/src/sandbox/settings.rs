@@ -54,13 +54,27 @@ pub enum Online {
     /// Everything but raw sockets.
     #[default]
     All,
-    /// The worker's gateway for model calls.
+    /// The worker's gateway for model calls. No Unix sockets.
     Gateway,
-    /// Nothing.
+    /// Nothing, and no Unix sockets.
     None,
 }
 
 impl SandboxConfig {
+    /// Returns what is easily not expected of these settings, for people.
+    pub fn note(&self) -> Option<String> {
+        let network = match self.network {
+            _ if self.level == Level::Off => return None,
+            Online::All => return None,
+            Online::Gateway => "gateway",
+            Online::None => "none",
+        };
+        Some(format!(
+            "network = \"{network}\" allows no Unix sockets either; a program that needs one (a local database's, an ssh \
+             agent's, Docker's) needs network = \"all\""
+        ))
+    }
+
     /// Makes the sandbox of these programs. Files that their command names can be read.
     pub fn check<'a>(
         self,
