@@ -85,6 +85,22 @@ async fn a_secret_leaves_no_piece_where_stderr_and_output_are_cut() {
 }
 
 #[tokio::test]
+async fn a_command_whose_sandbox_refuses_a_unix_socket_is_told_of_the_setting() {
+    let bench = Bench::new();
+    let program = bench.python("p", "import socket\nsocket.socket(socket.AF_UNIX)");
+    for (network, is_named) in [("none", true), ("gateway", true), ("all", false)] {
+        let table = format!(
+            "[tools.run]\ncommand = ['{program}']\ndescription = 'Runs.'\n[sandbox]\nnetwork = '{network}'"
+        );
+        let toolbox = bench.open(&table).await;
+        let output = bench.call(&toolbox, "run", "{}").await;
+        assert_eq!(output.is_error, is_named, "{output:?}");
+        let said = output.text();
+        assert_eq!(said.contains(&format!("network = \"{network}\"")), is_named, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_silent_command_says_so() {
     let bench = Bench::new();
     let toolbox = bench.command("true", "").await;
