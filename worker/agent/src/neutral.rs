@@ -81,12 +81,12 @@ fn text_of(content: &str) -> String {
     if let Some(text) = raw::text(content) {
         return text;
     }
-    let said = |block: &Box<RawValue>| {
+    let said = |block: Box<RawValue>| {
         let block = Fields::parse(block.get()).unwrap_or_default();
         let kind = || format!("[{}]", block.text("type").as_deref().unwrap_or("content"));
         block.text("text").unwrap_or_else(kind)
     };
-    let texts: Vec<String> = items(content).unwrap_or_default().iter().map(said).collect();
+    let texts: Vec<String> = items(content).unwrap_or_default().into_iter().map(said).collect();
     texts.join("\n")
 }
 

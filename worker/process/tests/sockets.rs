@@ -12,14 +12,14 @@ const ALL: [Network; 3] = [Network::All, Network::Port, Network::None];
 
 /// Runs a program in such a sandbox, and returns its stdout once it has ended well.
 async fn output(network: Network, program: &[&str]) -> String {
-    let sandbox = Sandbox::new(Rules { network, ..Rules::default() }).unwrap();
+    let sandbox = Sandbox::new(Rules { network, ..Rules::default() }).expect("right rules");
     let mut command = Command::new(program[0]);
     command.args(&program[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let entry = sandbox.enter(Path::new("/"), Some(9)).unwrap();
-    let mut group = process::spawn(command, None, Some(entry)).await.unwrap();
+    let entry = sandbox.enter(Path::new("/"), Some(9)).expect("an entry");
+    let mut group = process::spawn(command, None, Some(entry)).await.expect("a process");
     let (_, stdout, _) = group.take_pipes();
     let mut text = String::new();
-    stdout.unwrap().read_to_string(&mut text).await.unwrap();
+    stdout.expect("a pipe").read_to_string(&mut text).await.expect("text");
     group.exited().await;
     let exit = group.end().await;
     assert!(exit.status.is_some_and(|status| status.success()), "{network:?}: {exit:?}: {text}");
