@@ -1,4 +1,4 @@
-//! Whoever looks on sees what waits and what runs.
+//! Operators see what waits and what runs.
 
 use serde_json::{Value, json};
 use tests::{Fleet, until};

@@ -60,7 +60,7 @@ async fn a_killed_worker_leaves_no_server_and_the_next_one_tells_the_model() {
     let hang = async || (desk.provider.charged().len() == 2 * AGENTS.len()).then_some(());
     until("two answers are on the bill", hang).await;
     for spec in &jobs {
-        desk.fleet.iterated(spec.job_id, 2).await;
+        desk.answered(spec.job_id, 2).await;
     }
     first.kill();
     for spec in &jobs {

@@ -81,6 +81,14 @@ impl Desk {
         }
     }
 
+    /// Waits until so many answers of a job are in its checkpoints, whose tools may be at work.
+    pub async fn answered(&self, job_id: JobId, answers: usize) {
+        let of_answers = "SELECT count(*) FROM harness_checkpoints WHERE output_tokens > 0";
+        let count = format!("{of_answers} AND job_id = '{job_id}'");
+        let are_there = async || (self.fleet.database.count(&count).await >= answers as i64).then_some(());
+        until(&format!("{job_id} has {answers} answers"), are_there).await;
+    }
+
     /// Lets all tools go on.
     pub fn go(&self) {
         std::fs::write(self.file("go"), "").expect("written");

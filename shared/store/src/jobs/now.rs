@@ -1,5 +1,5 @@
-//! What waits and what runs at this moment: by pool, by tenant, and the jobs that are longest where they are. For somebody
-//! who looks on, every second or two; so nothing here costs more with a longer backlog.
+//! What waits and what runs at this moment: by pool, by tenant, and the jobs that are longest where they are. For an operator
+//! who looks every second or two; so nothing here costs more with a longer backlog.
 
 use std::time::Duration;
 
