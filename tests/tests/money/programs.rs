@@ -11,7 +11,7 @@ use tests::provider::{PROVIDER_KEY, Provider};
 use tests::{job, until};
 
 /// Asks a model as often as its input says, each time something else, and stops before the question `halt` until a file
-/// is there. It knows the gateway by its environment alone.
+/// is there. Before the question `fails` it fails, once. It knows the gateway by its environment alone.
 const ASKS: &str = r#"#!/usr/bin/env python3
 import json, os, sys, time, urllib.error, urllib.request
 
@@ -22,6 +22,10 @@ for number in range(asked["questions"]):
     while number == asked.get("halt") and not os.path.exists(asked["go"]):
         open(asked["go"] + ".halted", "w").close()
         time.sleep(0.02)
+    if number == asked.get("fails") and not os.path.exists(asked["go"]):
+        open(asked["go"], "w").close()
+        print(json.dumps({"type": "error", "message": "not today", "retryable": True}), flush=True)
+        sys.exit(0)
     body = {"model": "claude-opus-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": f"Question {number}"}]}
     request = urllib.request.Request(
         os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages",
@@ -178,6 +182,22 @@ async fn what_was_answered_before_the_worker_died_is_not_paid_again() {
     assert_eq!(provider.asked().len(), 6, "the second run paid for the last two alone");
     let calls = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
     assert_eq!(fleet.database.count(calls).await, provider.bill_micros() as i64);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn what_was_answered_before_the_program_failed_is_not_paid_again() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let _worker = worker(&fleet, &provider, "worker", "").start().await;
+    let fails = fleet.folder.path().join("fails");
+    let spec = asks("s", json!({"questions": 6, "fails": 4, "go": fails}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2), "{view:?}");
+    assert_eq!(provider.asked().len(), 6, "the second attempt paid for the last two alone");
+    let calls = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
+    assert_eq!(fleet.database.count(calls).await, provider.bill_micros() as i64);
+    assert_eq!(view.cost_usd.micros(), provider.bill_micros());
     fleet.database.audited().await;
 }
 

@@ -1,7 +1,7 @@
 //! An answer that was paid is there for a later attempt, until a checkpoint covers it.
 
 use job::Usd;
-use store::{Fenced, GivenAnswer, Lookup, NewCall, StoredAnswer};
+use store::{CheckpointRow, Fenced, GivenAnswer, Lookup, NewCall, StoredAnswer};
 use tests::{Database, Runner};
 
 use crate::caller::{Caller, cost, daily};
@@ -32,6 +32,39 @@ async fn stored(caller: &Caller, nth: u32) -> Option<String> {
 
 async fn paid(caller: &Caller, nth: u32) -> Usd {
     found(caller, nth).await.expect("it is stored").paid.cost
+}
+
+/// Writes a checkpoint that says what was used, and nothing else.
+async fn pay(caller: &Caller, ordinal: i32) {
+    let row = CheckpointRow {
+        claim: caller.run.claim.clone(),
+        ordinal,
+        delta: r#"{"replace_context":false,"iterations":0,"cost_usd":0.000001}"#.to_owned(),
+        entries: None,
+        iterations: 0,
+        cost: Usd::from_micros(1),
+        input_tokens: 0,
+        output_tokens: 0,
+    };
+    let written = caller.runner.store.checkpoint(row).await.expect("an answer");
+    assert_eq!(written, Fenced::Done(()));
+}
+
+#[tokio::test]
+async fn what_only_says_what_was_used_covers_no_answer_and_counts_it() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let first = Caller::new(&runner, "s", &daily(1_000)).await;
+    ask(&first, 0, "one", 0).await;
+    pay(&first, 0).await;
+    first.hand_back().await;
+    let second = first.again(&runner).await;
+    assert_eq!(stored(&second, 0).await.as_deref(), Some("one"), "the session is as it was before");
+    assert_eq!(paid(&second, 0).await, Usd::ZERO, "the first run has counted it");
+    pay(&second, 0).await;
+    assert_eq!(stored(&second, 0).await.as_deref(), Some("one"));
+    checkpoint(&second, 1).await;
+    assert_eq!(stored(&second, 0).await, None);
 }
 
 async fn checkpoint(caller: &Caller, ordinal: i32) {

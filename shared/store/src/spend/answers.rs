@@ -3,6 +3,8 @@
 //! A checkpoint covers an answer when the run had been given the answer before it wrote the checkpoint. What the
 //! ledger knows is how many checkpoints the run had written when the answer was settled, which is before the run gets
 //! its end. So an answer is covered by any later checkpoint of its run, and by any checkpoint of a newer run.
+//! A checkpoint that only says what was used covers none: a run that fails, or is handed back, ends with one, and the next
+//! run begins where the session was before. It has counted what the answers cost, though.
 //!
 //! They are looked up by the statement that reserves, so that a call without one costs one round trip. An answer that came
 //! from the cache is stored here as well: a later attempt is given the same, whatever has become of the cache.
@@ -51,32 +53,49 @@ pub(super) const STORE: &str = "
            content_type = excluded.content_type, body = excluded.body, stored_at = excluded.stored_at
      WHERE harness_call_answers.epoch <= excluded.epoch";
 
+/// Whether the checkpoint `c` changes its session, or says that an iteration was done.
+macro_rules! is_progress {
+    () => {
+        "(c.iterations > 0 OR c.context_json IS NOT NULL OR c.delta ?| ARRAY['memory', 'context_window', 'feature_progress']
+          OR (c.delta ->> 'replace_context')::boolean)"
+    };
+}
+
 /// The CTE `answers`: what earlier runs of the jobs of the calls `came` were answered, unless a checkpoint covers it.
 macro_rules! answers {
     () => {
-        "answers AS MATERIALIZED (
+        concat!(
+            "answers AS MATERIALIZED (
             SELECT t.turn, s.content_type, s.body, false AS cached, coalesce(p.cost_microusd, 0) AS cost,
                    coalesce(p.input_tokens + p.cache_read_tokens + p.cache_write_tokens, 0) AS input,
                    coalesce(p.output_tokens, 0) AS output
               FROM came t
              CROSS JOIN LATERAL (
-                   SELECT content_type, body, call_id, epoch FROM harness_call_answers a
+                   SELECT content_type, body, call_id, epoch, session_id, job_id, after_checkpoints
+                     FROM harness_call_answers a
                     WHERE a.job_id = t.job_id AND a.request_hash = t.request_hash AND a.request_nth = t.request_nth
                       AND NOT EXISTS (SELECT FROM harness_checkpoints c
                                        WHERE c.session_id = a.session_id AND c.job_id = a.job_id AND c.epoch >= a.epoch
-                                         AND (c.epoch > a.epoch OR c.ordinal >= a.after_checkpoints))
+                                         AND (c.epoch > a.epoch OR c.ordinal >= a.after_checkpoints) AND ",
+            is_progress!(),
+            ")
                       AND (SELECT j.folded_epoch > a.epoch
                                   OR (j.folded_epoch = a.epoch AND j.folded_ordinal >= a.after_checkpoints)
                              FROM harness_jobs j WHERE j.job_id = a.job_id) IS NOT TRUE
                    OFFSET 0) s
               LEFT JOIN LATERAL (
                    SELECT * FROM harness_calls c
-                    WHERE c.call_id = s.call_id AND c.state = 'settled' AND s.epoch < t.epoch OFFSET 0) p ON true
+                    WHERE c.call_id = s.call_id AND c.state = 'settled' AND s.epoch < t.epoch
+                      AND NOT EXISTS (SELECT FROM harness_checkpoints k
+                                       WHERE k.session_id = s.session_id AND k.job_id = s.job_id AND k.epoch >= s.epoch
+                                         AND (k.epoch > s.epoch OR k.ordinal >= s.after_checkpoints))
+                   OFFSET 0) p ON true
              WHERE t.after_checkpoints IS NOT NULL AND t.found IS NULL AND t.alive
         )"
+        )
     };
 }
-pub(super) use answers;
+pub(super) use {answers, is_progress};
 
 /// The answers of a batch, as [`STORE`] takes them.
 pub(super) struct Answers<'a> {

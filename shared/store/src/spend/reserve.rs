@@ -13,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::account::{Accounts, FOLD, LOCK, OPEN, OPEN_JOBS, accounts, unfolded_from};
-use super::answers::{GivenAnswer, answers};
+use super::answers::{GivenAnswer, answers, is_progress};
 use super::cache::{CacheHealth, cached};
 use super::call::{CacheLookup, Columns, Lookup, NewCall, call_columns, call_values};
 use super::rates::{FOLD_RATES, LOCK_RATES, Takes, rate_ctes, rate_moves};
