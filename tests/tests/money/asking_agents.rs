@@ -81,7 +81,8 @@ async fn a_job_that_asks_goes_on_on_another_worker_with_what_a_person_decides() 
     let mut calls = Vec::new();
     for spec in &jobs {
         let view = asks(&desk, spec, "").await;
-        assert_eq!((view.iterations, desk.notes(spec.session_id.as_str())), (1, 1), "{view:?}");
+        // The answer counts as an iteration once its question is answered.
+        assert_eq!((view.iterations, desk.notes(spec.session_id.as_str())), (0, 1), "{view:?}");
         let shown = desk.fleet.producer(&["status", &spec.job_id.to_string()]).await;
         assert!(shown.out.contains("Which colour?"), "{shown:?}");
         calls.push(call_of(&view));

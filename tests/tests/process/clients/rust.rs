@@ -246,7 +246,9 @@ async fn the_rust_client_makes_reads_pauses_and_removes_schedules() {
     let firings = client.next_firings(&nightly.name, 3).await.expect("instants");
     assert_eq!(firings.len(), 3);
     assert!(firings.iter().all(|firing| firing.local.contains("T02:30:00+0")), "{firings:?}");
-    assert_eq!(client.schedule(&nightly.name).await.expect("it").next_at.as_ref(), Some(&firings[0].at));
+    // The one has fractions of seconds, the other none.
+    let next = client.schedule(&nightly.name).await.expect("it").next_at.expect("an instant");
+    assert_eq!(next.get(..19), firings[0].at.get(..19));
     assert_eq!(refusal(client.next_firings(&nightly.name, 101).await), (422, Some("limit".to_owned())));
     assert!(client.pause_schedule(&nightly.name).await.expect("paused").paused_at.is_some());
     assert!(client.resume_schedule(&nightly.name).await.expect("resumed").paused_at.is_none());
