@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use harness::{Event, Part, RunError, Shortage, Work};
+use harness::{Ask, Event, Part, RunError, Shortage, Work};
 use job::{Json, MAX_QUESTIONS};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -30,6 +30,20 @@ const SHOWN: usize = 200;
 /// The outcome of a call that a person has answered.
 const ANSWERED: &str = "answered";
 
+/// A call, and what is to be done about it.
+enum Todo {
+    /// It is made with this input.
+    Make {
+        input: Json,
+        /// Whether no other call is made beside it.
+        is_alone: bool,
+        /// Whether it is noted before, because a person has approved it.
+        is_marked: bool,
+    },
+    /// A person is asked about it.
+    Ask(Ask),
+}
+
 impl Turns<'_> {
     /// Makes the calls that have no result: in the model's order, side by side where the tools allow it.
     pub(super) async fn make_calls(&mut self, calls: Vec<ToolCall>) -> Result<(), RunError> {
@@ -39,115 +53,29 @@ impl Turns<'_> {
         let key_of = |call: &ToolCall| format!("{}-{answer}", call.id);
         self.answers = 1;
         let mut groups: Vec<Vec<(ToolCall, Json)>> = Vec::new();
-        let (mut asks, mut is_noted) = (Vec::new(), true);
-        let mut last_is_alone = true;
+        let (mut asks, mut notes, mut last_is_alone) = (Vec::new(), false, true);
         for call in calls {
-            let (input, tool) = match (self.tool(&call.name).cloned(), &call.input) {
-                (Some(tool), Ok(input)) => (input.clone(), tool),
-                (None, _) => {
-                    self.not_made(None, &call, "unknown");
-                    let problem = format!("there is no tool {}", quoted(&call.name));
-                    self.take_result(wire, &call, &not_made(Ended::Unknown, problem));
-                    continue;
-                }
-                (Some(tool), Err(problem)) => {
-                    self.not_made(Some(tool.name), &call, "bad_input");
-                    let problem = not_made(Ended::BadInput, problem.to_string());
-                    self.take_result(wire, &call, &problem);
-                    continue;
-                }
-            };
-            let mut may_have_begun = self.may_have_begun;
-            if person::decides(&tool) {
-                let key = key_of(&call);
-                match person::person(self.run, &key, &tool, &input, self.settings.answer_timeout) {
-                    Person::Answered(output) => {
-                        let is_bad = output.ended == Ended::BadInput;
-                        let outcome = if is_bad { output.ended.as_str() } else { ANSWERED };
-                        self.not_made(Some(tool.name), &call, outcome);
-                        self.take_result(wire, &call, &output);
-                        continue;
+            match self.todo(wire, &call, &key_of(&call)) {
+                None => {}
+                Some(Todo::Ask(ask)) => asks.push(ask),
+                Some(Todo::Make { input, is_alone, is_marked }) => {
+                    notes |= is_marked;
+                    match groups.last_mut() {
+                        Some(group) if !is_alone && !last_is_alone => group.push((call, input)),
+                        _ => groups.push(vec![(call, input)]),
                     }
-                    Person::Ask(ask) => {
-                        asks.push(ask);
-                        continue;
-                    }
-                    // The attempt that asked has not made it; a later one notes it first.
-                    Person::Approved => {
-                        may_have_begun = self.transcript().has_begun(self.job_id(), &key);
-                        if !may_have_begun {
-                            self.add(CallMark::new(&key).entry());
-                            is_noted = false;
-                        }
-                    }
+                    last_is_alone = is_alone;
                 }
             }
-            if may_have_begun && tool.repeat == Repeat::Unsafe {
-                self.not_made(Some(tool.name), &call, "interrupted");
-                self.take_result(wire, &call, &not_made(Ended::Broken, MAY_HAVE_TAKEN_EFFECT));
-                continue;
-            }
-            let alone = !tool.side_by_side;
-            match groups.last_mut() {
-                Some(group) if !alone && !last_is_alone => group.push((call, input)),
-                _ => groups.push(vec![(call, input)]),
-            }
-            last_is_alone = alone;
         }
-        if !is_noted {
+        if notes {
             self.keep().await?;
         }
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
         let _under_way = self.calls.begin();
         for group in groups {
             self.calls.check()?;
-            for (call, _) in &group {
-                let input = clipped(call.input.as_ref().map_or("", Json::as_str));
-                let data = json!({"tool": call.name, "call_id": call.id, "input": input});
-                self.run.event(Event::new("tool_call", data));
-            }
-            let (tools, job_id) = (self.tools.clone(), self.job_id());
-            let mut running: FuturesUnordered<_> = group
-                .into_iter()
-                .map(|(call, input)| {
-                    let (tools, key) = (tools.clone(), CallKey::new(job_id, &key_of(&call)));
-                    async move {
-                        let (began, since) = (SystemTime::now(), Instant::now());
-                        let made = Call { name: &call.name, input: input.as_str(), key: &key };
-                        let output = tools.call(&made).await;
-                        (call, output, began, since.elapsed())
-                    }
-                })
-                .collect();
-            while !running.is_empty() {
-                let ended = tokio::time::timeout(LONG, running.next()).await;
-                if let Ok(Some((call, output, began, took))) = ended {
-                    let output = match output {
-                        Ok(output) => output,
-                        // It may have taken effect. The others have time to end as well.
-                        Err(CallError::Stopped) => {
-                            self.calls.stop();
-                            continue;
-                        }
-                        // It did not begin. What others have done is not lost with it.
-                        Err(CallError::Shortage(problem)) => {
-                            self.keep().await?;
-                            return Err(Shortage::Resources(problem).into());
-                        }
-                    };
-                    let outcome = output.ended.as_str();
-                    let work =
-                        Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
-                    let failed = output.is_error.then_some("tool_error");
-                    self.run.part(&Part { work, began, took, failed });
-                    self.take_result(wire, &call, &output);
-                    left -= 1;
-                }
-                // What others still take time for is not to be lost with them.
-                if left > 0 && !self.pending.is_empty() {
-                    self.keep().await?;
-                }
-            }
+            self.make_group(wire, group, key_of, &mut left).await?;
         }
         if self.calls.check().is_err() {
             self.checkpoint().await?;
@@ -164,6 +92,109 @@ impl Turns<'_> {
             self.add(wire.said(&self.settings.redaction.clean(&notices.join("\n"))));
         }
         self.checkpoint().await
+    }
+
+    /// Decides about a call, which has this key in its job. Nothing is left to do for one that has its result now.
+    fn todo(&mut self, wire: Wire, call: &ToolCall, key: &str) -> Option<Todo> {
+        let (input, tool) = match (self.tool(&call.name).cloned(), &call.input) {
+            (Some(tool), Ok(input)) => (input.clone(), tool),
+            (None, _) => {
+                self.not_made(None, call, "unknown");
+                let problem = format!("there is no tool {}", quoted(&call.name));
+                self.take_result(wire, call, &not_made(Ended::Unknown, problem));
+                return None;
+            }
+            (Some(tool), Err(problem)) => {
+                self.not_made(Some(tool.name), call, "bad_input");
+                let problem = not_made(Ended::BadInput, problem.to_string());
+                self.take_result(wire, call, &problem);
+                return None;
+            }
+        };
+        let (mut may_have_begun, mut is_marked) = (self.may_have_begun, false);
+        if person::decides(&tool) {
+            match person::person(self.run, key, &tool, &input, self.settings.answer_timeout) {
+                Person::Answered(output) => {
+                    let is_bad = output.ended == Ended::BadInput;
+                    let outcome = if is_bad { output.ended.as_str() } else { ANSWERED };
+                    self.not_made(Some(tool.name), call, outcome);
+                    self.take_result(wire, call, &output);
+                    return None;
+                }
+                Person::Ask(ask) => return Some(Todo::Ask(ask)),
+                // The attempt that asked has not made it; a later one notes it first.
+                Person::Approved => {
+                    may_have_begun = self.transcript().has_begun(self.job_id(), key);
+                    if !may_have_begun {
+                        self.add(CallMark::new(key).entry());
+                        is_marked = true;
+                    }
+                }
+            }
+        }
+        if may_have_begun && tool.repeat == Repeat::Unsafe {
+            self.not_made(Some(tool.name), call, "interrupted");
+            self.take_result(wire, call, &not_made(Ended::Broken, MAY_HAVE_TAKEN_EFFECT));
+            return None;
+        }
+        Some(Todo::Make { input, is_alone: !tool.side_by_side, is_marked })
+    }
+
+    /// Makes calls side by side, and takes each result as it comes. So many are `left` with those of later groups.
+    async fn make_group(
+        &mut self,
+        wire: Wire,
+        group: Vec<(ToolCall, Json)>,
+        key_of: impl Fn(&ToolCall) -> String,
+        left: &mut usize,
+    ) -> Result<(), RunError> {
+        for (call, _) in &group {
+            let input = clipped(call.input.as_ref().map_or("", Json::as_str));
+            let data = json!({"tool": call.name, "call_id": call.id, "input": input});
+            self.run.event(Event::new("tool_call", data));
+        }
+        let (tools, job_id) = (self.tools.clone(), self.job_id());
+        let mut running: FuturesUnordered<_> = group
+            .into_iter()
+            .map(|(call, input)| {
+                let (tools, key) = (tools.clone(), CallKey::new(job_id, &key_of(&call)));
+                async move {
+                    let (began, since) = (SystemTime::now(), Instant::now());
+                    let made = Call { name: &call.name, input: input.as_str(), key: &key };
+                    let output = tools.call(&made).await;
+                    (call, output, began, since.elapsed())
+                }
+            })
+            .collect();
+        while !running.is_empty() {
+            let ended = tokio::time::timeout(LONG, running.next()).await;
+            if let Ok(Some((call, output, began, took))) = ended {
+                let output = match output {
+                    Ok(output) => output,
+                    // It may have taken effect. The others have time to end as well.
+                    Err(CallError::Stopped) => {
+                        self.calls.stop();
+                        continue;
+                    }
+                    // It did not begin. What others have done is not lost with it.
+                    Err(CallError::Shortage(problem)) => {
+                        self.keep().await?;
+                        return Err(Shortage::Resources(problem).into());
+                    }
+                };
+                let outcome = output.ended.as_str();
+                let work = Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
+                let failed = output.is_error.then_some("tool_error");
+                self.run.part(&Part { work, began, took, failed });
+                self.take_result(wire, &call, &output);
+                *left -= 1;
+            }
+            // What others still take time for is not to be lost with them.
+            if *left > 0 && !self.pending.is_empty() {
+                self.keep().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes a call that is answered without being made.
