@@ -84,12 +84,8 @@ impl AgentConfig {
 impl Harness for Agent {
     async fn run(&self, run: &mut Run) -> Result<Json, RunError> {
         let signal = run.stop_signal();
-        tokio::select! {
-            biased;
-            // Nothing that it does counts any more. Dropping the loop kills its tools.
-            () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
-            ended = self.attempt(run) => ended,
-        }
+        // Dropping the loop kills its tools.
+        signal.unless_lease_lost(self.attempt(run)).await
     }
 }
 

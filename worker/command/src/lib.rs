@@ -151,7 +151,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use async_trait::async_trait;
-use harness::{ConfigError, Harness, Run, RunError, Shortage, Stop, Task};
+use harness::{ConfigError, Harness, Run, RunError, Shortage, Task};
 use job::{Failure, FailureCode, Json, SessionKey};
 use nix::errno::Errno;
 use process::Stderr;
@@ -174,12 +174,8 @@ pub struct Command {
 impl Harness for Command {
     async fn run(&self, run: &mut Run) -> Result<Json, RunError> {
         let signal = run.stop_signal();
-        tokio::select! {
-            biased;
-            // Dropping the attempt kills the process group and abandons a checkpoint that is under way.
-            () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
-            ended = self.attempt(run) => ended,
-        }
+        // Dropping the attempt kills the process group and abandons a checkpoint that is under way.
+        signal.unless_lease_lost(self.attempt(run)).await
     }
 }
 

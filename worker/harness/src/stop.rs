@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-use crate::DeltaError;
+use crate::{DeltaError, RunError};
 
 /// Why a run must stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,9 +125,16 @@ impl StopSignal {
         self.asked_for(|stop| matches!(stop, Stop::HandBack | Stop::Drain)).await;
     }
 
-    /// Resolves when nothing that the run does counts any more.
-    pub async fn lease_lost(&self) {
-        self.asked_for(|stop| *stop == Stop::LeaseLost).await;
+    /// Does this as long as what the run does counts. Otherwise it is dropped where it is.
+    pub async fn unless_lease_lost<T>(
+        &self,
+        work: impl Future<Output = Result<T, RunError>>,
+    ) -> Result<T, RunError> {
+        tokio::select! {
+            biased;
+            lost = self.asked_for(|stop| *stop == Stop::LeaseLost) => Err(RunError::Stopped(lost)),
+            done = work => done,
+        }
     }
 
     async fn asked_for(&self, which: impl Fn(&Stop) -> bool) -> Stop {

@@ -45,7 +45,7 @@ mod config;
 mod attempt;
 
 use async_trait::async_trait;
-use harness::{Harness, Run, RunError, Stop};
+use harness::{Harness, Run, RunError};
 use job::Json;
 
 pub use config::RemoteConfig;
@@ -63,11 +63,7 @@ impl Harness for Remote {
             return Err(stop.into());
         }
         let signal = run.stop_signal();
-        tokio::select! {
-            biased;
-            // Dropping the attempt closes its connection and abandons a checkpoint that is under way.
-            () = signal.lease_lost() => Err(RunError::Stopped(Stop::LeaseLost)),
-            ended = self.attempt(run) => ended,
-        }
+        // Dropping the attempt closes its connection and abandons a checkpoint that is under way.
+        signal.unless_lease_lost(self.attempt(run)).await
     }
 }
