@@ -41,16 +41,7 @@ impl Gateway {
             Err(error) if error.is_timeout() => {
                 Err(format!("{name} does not answer within {} s", TIMEOUT.as_secs()))
             }
-            Err(error) => Err(format!("{name} cannot be reached: {}", root(&error))),
+            Err(error) => Err(format!("{name} cannot be reached: {}", http_client::cause(&error))),
         }
     }
-}
-
-/// The innermost cause says why; the others repeat the address.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
