@@ -1,8 +1,6 @@
 //! What waits and what runs at this moment: by pool, by tenant, and the jobs that are longest where they are. For an operator
 //! who looks every second or two; so nothing here costs more with a longer backlog.
 
-use std::time::Duration;
-
 use job::{JobId, SessionKey};
 use serde::Serialize;
 use tokio_postgres::Row;
@@ -90,6 +88,13 @@ pub struct JobNow {
     pub attempts: i32,
 }
 
+/// The CTEs `queued`, `publishing` and `blocked`: the pools that have jobs in these states.
+macro_rules! waiting_pools {
+    () => {
+        concat!(pools_in!("queued"), ", ", pools_in!("publishing"), ", ", pools_in!("blocked"))
+    };
+}
+
 /// The jobs of a pool in one state, counted up to a bound along `harness_jobs_waiting`.
 macro_rules! count_in {
     ($state:literal) => {
@@ -104,11 +109,7 @@ macro_rules! count_in {
 
 const POOLS: &str = concat!(
     "WITH RECURSIVE ",
-    pools_in!("queued"),
-    ", ",
-    pools_in!("publishing"),
-    ", ",
-    pools_in!("blocked"),
+    waiting_pools!(),
     ", ",
     pools_in!("scheduled"),
     ", running AS MATERIALIZED (
@@ -141,8 +142,8 @@ const POOLS: &str = concat!(
           WHERE j.state = 'scheduled' AND j.pool = p.pool AND j.due_at > now() LIMIT $1) c), ",
     count_in!("blocked"),
     ", coalesce(a.jobs, 0),
-        extract(epoch FROM now() - (SELECT j.state_since FROM harness_jobs j
-                                     WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1))::float8,
+        (SELECT greatest(extract(epoch FROM now() - j.state_since), 0)::float8 FROM harness_jobs j
+          WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1),
         coalesce(w.starts, 0)
       FROM pools p LEFT JOIN working w USING (pool) LEFT JOIN running r USING (pool) LEFT JOIN awaiting a USING (pool)
      WHERE p.pool IS NOT NULL ORDER BY p.pool LIMIT $2"
@@ -199,11 +200,7 @@ macro_rules! first_in {
 
 const OLDEST: &str = concat!(
     "WITH RECURSIVE ",
-    pools_in!("queued"),
-    ", ",
-    pools_in!("publishing"),
-    ", ",
-    pools_in!("blocked"),
+    waiting_pools!(),
     ", found AS (",
     first_in!("queued"),
     " UNION ALL ",
@@ -248,9 +245,7 @@ fn read_pool(row: &Row) -> PoolNow {
         later: row.get(7),
         blocked: row.get(8),
         awaiting_input: row.get(9),
-        oldest_queued_s: row
-            .get::<_, Option<f64>>(10)
-            .map(|age| Duration::try_from_secs_f64(age).unwrap_or_default().as_secs_f64()),
+        oldest_queued_s: row.get(10),
         starts_per_s: row.get(11),
     }
 }
