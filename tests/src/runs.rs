@@ -67,7 +67,12 @@ impl Runner {
 
     /// Appends one iteration.
     pub async fn checkpoint(&self, run: &Claimed, ordinal: i32) -> Result<Fenced<()>, StoreError> {
-        let row = CheckpointRow {
+        self.store.checkpoint(self.iteration(run, ordinal)).await
+    }
+
+    /// One iteration, as a checkpoint.
+    pub fn iteration(&self, run: &Claimed, ordinal: i32) -> CheckpointRow {
+        CheckpointRow {
             claim: run.claim.clone(),
             ordinal,
             delta: "{}".to_owned(),
@@ -76,8 +81,7 @@ impl Runner {
             cost: job::Usd::from_micros(7),
             input_tokens: 1,
             output_tokens: 1,
-        };
-        self.store.checkpoint(row).await
+        }
     }
 
     /// Folds the session within a run, up to this checkpoint.

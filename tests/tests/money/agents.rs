@@ -30,12 +30,7 @@ async fn a_drain_hands_a_session_back_after_its_tools_and_begins_no_other_call()
     }
     let _second = desk.worker("second", "").start().await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        assert_eq!(
-            (view.state, view.attempts, output(&view)),
-            (JobState::Succeeded, 1, "\"Done.\""),
-            "{view:?}"
-        );
+        desk.done(spec, 1).await;
         assert_eq!(desk.notes(spec.session_id.as_str()), 2);
         assert_eq!(desk.calls_of(spec.job_id, "settled").await, 3);
     }

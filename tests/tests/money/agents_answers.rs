@@ -47,8 +47,7 @@ async fn letters_that_our_own_texts_may_not_hold_go_back_as_they_came() {
         assert_eq!(ended, (JobState::Succeeded, 1, 3, "\"Do\u{fffd}ne.\""), "{view:?}");
         // A call that cannot be kept as a text of ours is answered, and not made.
         assert_eq!(desk.notes(spec.session_id.as_str()), 1);
-        let session = desk.fleet.session(spec.session_id.as_str()).await;
-        let said: String = session.context_window.iter().map(job::Json::as_str).collect();
+        let said = desk.said(spec).await;
         assert!(said.contains("its input is no JSON object that can be kept"), "{said}");
     }
     first.terminate();
@@ -63,14 +62,6 @@ async fn letters_that_our_own_texts_may_not_hold_go_back_as_they_came() {
     }
     assert_eq!(desk.provider.charged().len(), 4 * AGENTS.len());
     desk.nothing_is_wrong().await;
-}
-
-/// Checks that the double has found nothing, and that nothing it has worked is missing in the ledger.
-async fn all_is_counted(desk: &Desk) {
-    assert!(desk.provider.findings().is_empty(), "{:#?}", desk.provider.findings());
-    let counted = "SELECT coalesce(sum(cost_microusd), 0)::bigint FROM harness_calls";
-    assert!(desk.provider.bill_micros() as i64 <= desk.fleet.database.count(counted).await);
-    desk.fleet.database.audited().await;
 }
 
 /// Waits until so many calls of a job, whose answers never came, count in full: their ends are waited for a while.
@@ -93,14 +84,12 @@ async fn a_provider_that_falls_silent_is_asked_again_and_what_it_worked_counts()
     let jobs = jobs("two");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 1, "\"Done.\""), "{view:?}");
+        desk.done(spec, 1).await;
         assert_eq!(desk.notes(spec.session_id.as_str()), 1);
         assert_eq!(desk.calls_of(spec.job_id, "settled").await, 2);
         counted_in_full(&desk, spec, 2).await;
     }
-    all_is_counted(&desk).await;
+    desk.all_is_counted().await;
 }
 
 #[tokio::test]
@@ -120,7 +109,7 @@ async fn a_provider_that_stays_silent_is_a_provider_error_that_names_the_setting
         // Paid for four times is enough.
         counted_in_full(&desk, spec, 4).await;
     }
-    all_is_counted(&desk).await;
+    desk.all_is_counted().await;
 }
 
 /// In the middle of a conversation the first model's provider breaks down: it fails at each request, or it cannot be reached.
@@ -148,9 +137,7 @@ async fn where_a_provider_is_down_the_agent_s_next_model_goes_on_with_the_conver
             down.close().await;
         }
         desk.go();
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 1, "\"Done.\""), "{view:?}");
+        let view = desk.done(&spec, 1).await;
         assert_eq!(desk.notes("s"), 1);
         let asked = desk.provider.asked();
         assert_eq!(asked.len(), 1, "the next model is asked once");
@@ -166,6 +153,6 @@ async fn where_a_provider_is_down_the_agent_s_next_model_goes_on_with_the_conver
         let bill = down.bill_micros() + desk.provider.bill_micros();
         assert!(bill as i64 <= desk.counted(spec.job_id).await);
         assert!(down.findings().is_empty(), "{:#?}", down.findings());
-        all_is_counted(&desk).await;
+        desk.all_is_counted().await;
     }
 }

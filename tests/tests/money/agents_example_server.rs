@@ -4,14 +4,14 @@
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-use job::{JobSpec, JobState};
+use job::JobSpec;
 use nix::unistd::Pid;
 use tests::{Worker, until};
 
 #[path = "../../../worker/tools/tests/everything/install.rs"]
 mod install;
 
-use super::desk::{AGENTS, Desk, groups_are_gone, groups_of, jobs, nothing_runs_for, output, processes_with};
+use super::desk::{AGENTS, Desk, groups_are_gone, groups_of, jobs, nothing_runs_for, processes_with};
 
 /// Calls of the server's tools, each in an answer of its own. The last but one takes ten minutes.
 const CALLS: [(&str, &str); 6] = [
@@ -47,11 +47,8 @@ async fn in_the_long_call(desk: &Desk, server: &str) -> (Worker, Vec<JobSpec>) {
 async fn gone_on(desk: &Desk, server: &str, jobs: &[JobSpec]) {
     let _second = desk.worker("second", server).short_lease().start().await;
     for spec in jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 2, "\"Done.\""), "{view:?}");
-        let session = desk.fleet.session(spec.session_id.as_str()).await;
-        let text: String = session.context_window.iter().map(job::Json::as_str).collect();
+        desk.done(spec, 2).await;
+        let text = desk.said(spec).await;
         for said in [
             "Echo: é😀",
             "42",

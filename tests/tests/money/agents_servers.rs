@@ -1,14 +1,13 @@
 //! MCP servers of agents on real workers, on each wire: one with faults, those of a killed worker, and one that serves all
 //! jobs of its worker.
 
-use job::{JobSpec, JobState};
+use job::JobSpec;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tests::{job, until};
 
 use super::desk::{
-    AGENTS, Desk, groups_are_gone, groups_of, jobs, nothing_runs_for, nothing_runs_with, output,
-    processes_with,
+    AGENTS, Desk, groups_are_gone, groups_of, jobs, nothing_runs_for, nothing_runs_with, processes_with,
 };
 
 /// The table of an MCP server with faults, whose tools are named `faults__…`.
@@ -32,14 +31,8 @@ async fn a_server_that_dies_floods_and_changes_its_list_costs_its_agent_no_attem
     let jobs = jobs("two");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        assert_eq!(
-            (view.state, view.attempts, output(&view)),
-            (JobState::Succeeded, 1, "\"Done.\""),
-            "{view:?}"
-        );
-        let session = desk.fleet.session(spec.session_id.as_str()).await;
-        let text: String = session.context_window.iter().map(job::Json::as_str).collect();
+        desk.done(spec, 1).await;
+        let text = desk.said(spec).await;
         for said in ["may have taken effect", "has started anew", "has other tools now"] {
             assert!(text.contains(said), "{}: the model is not told: {said}: {text}", spec.agent_id);
         }
@@ -68,14 +61,8 @@ async fn a_killed_worker_leaves_no_server_and_the_next_one_tells_the_model() {
     }
     let _second = desk.worker("second", &more).short_lease().start().await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        assert_eq!(
-            (view.state, view.attempts, output(&view)),
-            (JobState::Succeeded, 2, "\"Done.\""),
-            "{view:?}"
-        );
-        let session = desk.fleet.session(spec.session_id.as_str()).await;
-        let text: String = session.context_window.iter().map(job::Json::as_str).collect();
+        desk.done(spec, 2).await;
+        let text = desk.said(spec).await;
         assert!(text.contains("may have taken effect"), "{text}");
     }
     assert_eq!(desk.provider.charged().len(), 4 * AGENTS.len());
@@ -89,11 +76,8 @@ const MARK: &str = "SERVED_FOR";
 async fn read(desk: &Desk, jobs: &[JobSpec]) -> Vec<String> {
     let mut all = Vec::new();
     for spec in jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 1, "\"Done.\""), "{view:?}");
-        let session = desk.fleet.session(spec.session_id.as_str()).await;
-        all.push(session.context_window.iter().map(job::Json::as_str).collect());
+        desk.done(spec, 1).await;
+        all.push(desk.said(spec).await);
     }
     all
 }

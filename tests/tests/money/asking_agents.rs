@@ -51,11 +51,6 @@ async fn answer(desk: &Desk, spec: &JobSpec, call: &str, given: &[&str]) {
     assert_eq!(ran.code, 0, "{ran:?}");
 }
 
-async fn said(desk: &Desk, spec: &JobSpec) -> String {
-    let session = desk.fleet.session(spec.session_id.as_str()).await;
-    session.context_window.iter().map(job::Json::as_str).collect()
-}
-
 /// The API for a caller who may answer.
 async fn api(desk: &Desk, door: &tests::Worker) -> Api {
     let create = ["keys", "create", "--tenant", "default", "--scope", "submit,read,content"];
@@ -113,7 +108,7 @@ async fn a_job_that_asks_goes_on_on_another_worker_with_what_a_person_decides() 
         let ended = (view.state, view.attempts, view.iterations, output(&view));
         assert_eq!(ended, (JobState::Succeeded, 1, 5, "\"Done.\""), "{view:?}");
         assert_eq!(desk.notes(spec.session_id.as_str()), 2, "what was denied was not made");
-        let said = said(&desk, spec).await;
+        let said = desk.said(spec).await;
         for words in ["blue", "does not fit", "A person has not approved this call, so it was not made."] {
             assert!(said.contains(words), "{}: the model is not told: {words}: {said}", spec.agent_id);
         }
@@ -141,10 +136,8 @@ async fn where_nobody_answers_in_time_the_model_is_told_and_nothing_is_made() {
     let jobs = jobs("asks");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 1, "\"Done.\""), "{view:?}");
-        let said = said(&desk, spec).await;
+        desk.done(spec, 1).await;
+        let said = desk.said(spec).await;
         for words in ["Nobody has answered in time.", "Nobody has approved this call in time"] {
             assert!(said.contains(words), "{}: the model is not told: {words}: {said}", spec.agent_id);
         }
@@ -171,10 +164,8 @@ async fn a_call_that_was_approved_is_made_once_though_its_worker_is_killed_in_it
     desk.go();
     let _second = launch("second").start().await;
     for spec in &jobs {
-        let view = desk.fleet.ended(spec.job_id).await;
-        let ended = (view.state, view.attempts, output(&view));
-        assert_eq!(ended, (JobState::Succeeded, 2, "\"Done.\""), "{view:?}");
-        assert!(said(&desk, spec).await.contains("It may have taken effect"));
+        desk.done(spec, 2).await;
+        assert!(desk.said(spec).await.contains("It may have taken effect"));
         assert_eq!(desk.notes(spec.session_id.as_str()), 1);
     }
     assert_eq!(desk.provider.charged().len(), 2 * AGENTS.len());

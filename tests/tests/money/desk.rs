@@ -3,7 +3,7 @@
 use std::fs::{read, read_dir, read_to_string};
 use std::path::PathBuf;
 
-use job::{JobId, JobSpec};
+use job::{JobId, JobSpec, JobState};
 use nix::errno::Errno;
 use nix::sys::signal::killpg;
 use nix::unistd::{Pid, getpgid};
@@ -116,10 +116,29 @@ impl Desk {
         self.fleet.database.count(&format!("{sum} WHERE job_id = '{job_id}'")).await
     }
 
+    /// Waits for a job's end, which is its play's last answer, after so many attempts.
+    pub async fn done(&self, spec: &JobSpec, attempts: i32) -> JobView {
+        let view = self.fleet.ended(spec.job_id).await;
+        let ended = (view.state, view.attempts, output(&view));
+        assert_eq!(ended, (JobState::Succeeded, attempts, "\"Done.\""), "{view:?}");
+        view
+    }
+
+    /// All that the model of a job's session has read and said.
+    pub async fn said(&self, spec: &JobSpec) -> String {
+        let session = self.fleet.session(spec.session_id.as_str()).await;
+        session.context_window.iter().map(job::Json::as_str).collect()
+    }
+
     /// Checks that everything was extended to the letter, and nothing paid twice.
     pub async fn nothing_is_wrong(&self) {
-        assert!(self.provider.findings().is_empty(), "{:#?}", self.provider.findings());
         assert!(!self.provider.charged().iter().any(|call| call.again), "an answer is paid again");
+        self.all_is_counted().await;
+    }
+
+    /// Checks that the double has found nothing, and that nothing it has worked is missing in the ledger.
+    pub async fn all_is_counted(&self) {
+        assert!(self.provider.findings().is_empty(), "{:#?}", self.provider.findings());
         let counted = "SELECT coalesce(sum(cost_microusd), 0)::bigint FROM harness_calls";
         assert!(self.provider.bill_micros() as i64 <= self.fleet.database.count(counted).await);
         self.fleet.database.audited().await;

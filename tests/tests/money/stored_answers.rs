@@ -36,16 +36,8 @@ async fn paid(caller: &Caller, nth: u32) -> Usd {
 
 /// Writes a checkpoint that says what was used, and nothing else.
 async fn pay(caller: &Caller, ordinal: i32) {
-    let row = CheckpointRow {
-        claim: caller.run.claim.clone(),
-        ordinal,
-        delta: r#"{"replace_context":false,"iterations":0,"cost_usd":0.000001}"#.to_owned(),
-        entries: None,
-        iterations: 0,
-        cost: Usd::from_micros(1),
-        input_tokens: 0,
-        output_tokens: 0,
-    };
+    let delta = r#"{"replace_context":false,"iterations":0,"cost_usd":0.000007}"#.to_owned();
+    let row = CheckpointRow { delta, iterations: 0, ..caller.runner.iteration(&caller.run, ordinal) };
     let written = caller.runner.store.checkpoint(row).await.expect("an answer");
     assert_eq!(written, Fenced::Done(()));
 }
