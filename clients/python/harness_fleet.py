@@ -337,7 +337,7 @@ class Client:
         approve: Optional[bool] = None,
         by: Optional[str] = None,
     ) -> Job:
-        """Answers a question of a job: with any JSON, or with `approve`, for somebody if that is given.
+        """Answers a question of a job: with any JSON, or with `approve`; `by` names who answers.
 
         A `Problem` of 409: it was answered in another way, its time is over, the job has ended or waits for other calls.
         The same answer again is answered as the first.

@@ -70,7 +70,7 @@ impl Client {
         self.api.ask(Ask::post(&of(job_id, "/cancel"))).await
     }
 
-    /// Answers a question of a job, for somebody if that is given. It is refused (409) where the question was answered in
+    /// Answers a question of a job; `by` names who answers. It is refused (409) where the question was answered in
     /// another way, or its time is over; and where the job has ended, or waits for other calls. The same answer again is
     /// answered as the first.
     pub async fn answer(

@@ -1,3 +1,5 @@
+//! Instants and looks, over clock changes, outages and years, against a walk through every minute.
+
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Datelike, NaiveDateTime, TimeZone, Timelike};
