@@ -46,7 +46,12 @@ pub fn decide(history: &History, observation: &Observation, policy: &Policy, now
             recommended = Some(proposal.demand(ready, demand, policy));
             proposal.behave(history, policy, now_ms);
             proposal.wake(ready, policy);
-            if ready == 0 && demand.running == 0 && demand.due_soon == 0 && !observation.manages_more() {
+            if ready == 0
+                && demand.running == 0
+                && demand.due_soon == 0
+                && demand.in_line == 0
+                && !observation.manages_more()
+            {
                 let gap_ms = policy.stale_after_s.saturating_mul(1000);
                 idle_since_ms = Some(history.idle_since_ms(now_ms, gap_ms).unwrap_or(now_ms));
             }

@@ -21,6 +21,8 @@ mod answer;
 mod sessions;
 mod dead;
 mod tenants;
+mod pools;
+mod limits;
 mod roles;
 mod keys;
 mod webhooks;
@@ -83,6 +85,10 @@ enum Command {
     Dead(dead::DeadArgs),
     /// Create and change tenants: groups of callers that do not see each other's work
     Tenants(tenants::TenantsArgs),
+    /// Give pools a line, in which jobs wait for their turn, and look at it
+    Pools(pools::PoolsArgs),
+    /// Bound how many jobs with a key are at work at a time
+    Limits(limits::LimitsArgs),
     /// Let database roles enqueue jobs by SQL, within transactions of their own
     Roles(roles::RolesArgs),
     /// Create and revoke keys of the HTTP API
@@ -142,6 +148,8 @@ impl Args {
                 Command::Sessions(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Dead(args) => args.run(context).await,
                 Command::Tenants(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Pools(args) => unless_stopped(&stop, args.run(context)).await,
+                Command::Limits(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Roles(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Keys(args) => unless_stopped(&stop, args.run(context)).await,
                 Command::Schedules(args) => unless_stopped(&stop, args.run(context)).await,

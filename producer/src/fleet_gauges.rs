@@ -16,7 +16,7 @@ use prometheus::{
 };
 use queue::{Broker, DEAD_QUEUE, jobs_queue};
 use service::with_causes;
-use store::{PoolGauges, Store};
+use store::{PoolGauges, PoolView, Store};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -43,6 +43,9 @@ struct Metrics {
     webhook_lag: GaugeVec,
     awaiting_input: IntGaugeVec,
     awaiting_input_age: GaugeVec,
+    waiting: IntGaugeVec,
+    held_back: IntGaugeVec,
+    line_unseen: GaugeVec,
     keys_shut: IntGaugeVec,
     failures: IntCounterVec,
 }
@@ -127,6 +130,21 @@ fn register() -> prometheus::Result<Metrics> {
             "How long the job that waits the longest for a person has waited",
             &[]
         )?,
+        waiting: register_int_gauge_vec!(
+            "harness_waiting_jobs",
+            "Jobs in the pool's line, by lane: begun (before), high, normal, low; counting stops at about 10000",
+            &["pool", "lane"]
+        )?,
+        held_back: register_int_gauge_vec!(
+            "harness_held_back_jobs",
+            "Jobs in the pool's line that could not run if there were a slot, by reason: limit, tenant, session",
+            &["pool", "reason"]
+        )?,
+        line_unseen: register_gauge_vec!(
+            "harness_line_unseen_seconds",
+            "For how long no admitter has looked at the pool's line",
+            &["pool"]
+        )?,
         keys_shut: register_int_gauge_vec!(
             "harness_model_keys_shut",
             "Keys of model providers with which no call is granted now, because the provider refuses calls",
@@ -195,6 +213,7 @@ impl FleetGauges {
                 &METRICS.awaiting_input_age,
                 &METRICS.inbox_lag,
                 &METRICS.schedules_late,
+                &METRICS.line_unseen,
             ]);
             forget([
                 &METRICS.partitions_missing,
@@ -203,6 +222,8 @@ impl FleetGauges {
                 &METRICS.awaiting_input,
                 &METRICS.inbox_jobs,
                 &METRICS.schedules,
+                &METRICS.waiting,
+                &METRICS.held_back,
                 &METRICS.keys_shut,
             ]);
             self.budgets.forget();
@@ -223,6 +244,7 @@ impl FleetGauges {
         let (awaiting, age) = store.awaiting_input().await.context("reading what waits for persons")?;
         let inbox = store.inbox_backlog().await.context("counting the inbox")?;
         let schedules = store.schedule_backlog().await.context("counting schedules")?;
+        let lines = store.pools().await.context("reading the pools' lines")?;
         let shut = store.shut_keys().await.context("reading which keys are shut")?;
         let spend = store.spend_gauges().await.context("reading how budgets fare")?;
         self.budgets.show(&spend);
@@ -239,6 +261,7 @@ impl FleetGauges {
         METRICS.schedules.with_label_values(&["paused"]).set(schedules.paused as i64);
         METRICS.schedules_late.with_label_values::<&str>(&[]).set(schedules.late.as_secs_f64());
         METRICS.keys_shut.with_label_values::<&str>(&[]).set(shut.len() as i64);
+        show_lines(&lines);
         self.keep_only(&pools);
         for PoolGauges { pool, oldest_queued, alive, draining } in pools {
             METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());
@@ -293,6 +316,28 @@ impl FleetGauges {
                     warn!(source, "the fleet's figures cannot be read, still trying: {error}");
                 }
             }
+        }
+    }
+}
+
+/// Exports the lines of pools that have one, and no others.
+fn show_lines(pools: &[PoolView]) {
+    forget([&METRICS.waiting, &METRICS.held_back]);
+    forget([&METRICS.line_unseen]);
+    for PoolView { pool, line: _, seen, unseen } in pools.iter().filter(|pool| pool.line) {
+        METRICS.line_unseen.with_label_values(&[pool.as_str()]).set(unseen.as_secs_f64());
+        let Some(seen) = seen else { continue };
+        let lanes = [("begun", seen.begun), ("high", seen.high), ("normal", seen.normal), ("low", seen.low)];
+        for (lane, jobs) in lanes {
+            METRICS.waiting.with_label_values(&[pool.as_str(), lane]).set(jobs as i64);
+        }
+        let held = [
+            ("limit", seen.held_by_limit),
+            ("tenant", seen.held_by_tenant),
+            ("session", seen.held_by_session),
+        ];
+        for (reason, jobs) in held {
+            METRICS.held_back.with_label_values(&[pool.as_str(), reason]).set(jobs as i64);
         }
     }
 }

@@ -27,6 +27,7 @@ mod batches;
 mod followers;
 mod inputs;
 mod batch;
+mod limit_keys;
 mod lists;
 mod spend;
 mod removal;

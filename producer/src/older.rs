@@ -9,6 +9,8 @@ const KNOWS_TENANTS: i64 = 11;
 const KNOWS_WEBHOOKS: i64 = 14;
 /// The first schema whose workers fire schedules when they lead.
 const KNOWS_SCHEDULES: i64 = 30;
+/// The first schema whose workers know lines, and admit when they lead.
+const KNOWS_LINES: i64 = 31;
 
 /// Refuses work of tenants while a worker may run that knows none: it would fail their jobs.
 pub async fn refuse_beside_older_workers(store: &Store) -> anyhow::Result<()> {
@@ -26,6 +28,11 @@ pub async fn without_deliveries(store: &Store) -> anyhow::Result<Option<OlderWor
 /// Returns a worker that fires no schedules when it leads, if there is one.
 pub async fn without_schedules(store: &Store) -> anyhow::Result<Option<OlderWorker>> {
     older_than(store, KNOWS_SCHEDULES).await
+}
+
+/// Returns a worker that knows no lines, if there is one: an autoscaler of its release would see no demand in one.
+pub async fn without_lines(store: &Store) -> anyhow::Result<Option<OlderWorker>> {
+    older_than(store, KNOWS_LINES).await
 }
 
 /// Says for operators which worker has to be upgraded, and why.

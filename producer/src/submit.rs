@@ -1,11 +1,9 @@
 //! Submit: into the ledger first, then to the broker. Every entry point uses it: for one job, for many, and for jobs
 //! that redo the work of failed ones.
 
-use std::collections::HashSet;
-
 use anyhow::Context;
 use dispatch::{Candidate, Dispatch, Sent};
-use job::{JobId, JobSpec, Limits};
+use job::{JobId, JobSpec, JobState, Limits};
 use store::{Acceptance, Accepted, DueJob, KeyKind, StoreError, Taken};
 
 use crate::older::refuse_beside_older_workers;
@@ -21,7 +19,7 @@ pub struct Submitted {
     /// How many jobs had been accepted before.
     pub accepted_before: usize,
     due: Vec<DueJob>,
-    /// How many of the new ones are not due yet. A relay publishes them when they are.
+    /// How many of the new ones wait in a line or are not due yet. A relay publishes them in their turn.
     later: usize,
     /// The spans end when the broker has confirmed.
     send_spans: SendSpans,
@@ -42,20 +40,20 @@ pub async fn submit(
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in jobs.iter().zip(answers) {
         match answer {
-            Accepted::New => new.push(spec),
+            Accepted::New(state) => new.push((spec, state)),
             Accepted::Duplicate => {}
             Accepted::Refused(reason) => refused.push((spec.job_id, reason)),
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans, limits))
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans))
 }
 
 /// What became of one job that shared its transaction with those of other callers.
 #[must_use = "what is not published here waits until a relay publishes it"]
 pub enum Submission {
-    /// The job was accepted at this time (RFC 3339) and still has to be published.
-    New(String, Box<Submitted>),
+    /// The job was accepted at this time (RFC 3339) and is in this state; it may still have to be published.
+    New(String, JobState, Box<Submitted>),
     /// A job of this id had been accepted before.
     Known,
     /// This job holds one of its keys, of this kind; whether its caller sent the same.
@@ -74,9 +72,9 @@ pub async fn submit_one(
     let acceptance = candidate.acceptance();
     let spec = candidate.spec;
     match dispatch.store.take(acceptance).await {
-        Ok(Taken::New { accepted_at }) => {
-            let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans, limits);
-            Ok(Submission::New(accepted_at, Box::new(submitted)))
+        Ok(Taken::New { accepted_at, state }) => {
+            let submitted = Submitted::accepted(dispatch, vec![(&spec, state)], Vec::new(), 0, send_spans);
+            Ok(Submission::New(accepted_at, state, Box::new(submitted)))
         }
         Ok(Taken::Known) => {
             send_spans.accepted(&[], &[]);
@@ -108,13 +106,13 @@ pub async fn submit_in_order(
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in specs.iter().zip(&answers) {
         match answer {
-            Ok(Taken::New { .. }) => new.push(spec),
+            Ok(Taken::New { state, .. }) => new.push((spec, *state)),
             Ok(Taken::Known | Taken::Found { .. }) => {}
             Err(error) => refused.push((spec.job_id, error.to_string())),
         }
     }
     let before = specs.len() - new.len() - refused.len();
-    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans, limits);
+    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans);
     (answers, submitted)
 }
 
@@ -143,11 +141,10 @@ pub async fn redrive(
     let send_spans = SendSpans::begin(&mut jobs, limits);
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
     let taken = dispatch.store.redrive(actor, &pairs).await.context("redriving jobs")?;
-    let taken: HashSet<JobId> = taken.into_iter().collect();
-    let new: Vec<&JobSpec> =
-        pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
+    let new = pairs.iter().filter_map(|(_, spec)| Some((spec, *taken.get(&spec.job_id)?)));
+    let new: Vec<(&JobSpec, JobState)> = new.collect();
     let before = pairs.len() - new.len();
-    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans, limits))
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
 }
 
 impl Submitted {
@@ -158,23 +155,21 @@ impl Submitted {
 
     fn accepted(
         dispatch: &Dispatch,
-        new: Vec<&JobSpec>,
+        new: Vec<(&JobSpec, JobState)>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
         mut send_spans: SendSpans,
-        limits: &Limits,
     ) -> Submitted {
-        let accepted: Vec<DueJob> = new.iter().map(|spec| DueJob::of(spec)).collect();
+        let accepted: Vec<DueJob> = new.iter().map(|(spec, _)| DueJob::of(spec)).collect();
         send_spans.accepted(&accepted, &refused);
-        let is_due = |spec: &JobSpec| spec.is_due(limits.now_unix_ms);
-        let due = accepted.into_iter().zip(&new).filter(|(_, spec)| is_due(spec));
+        let due = accepted.into_iter().zip(&new).filter(|(_, (_, state))| *state == JobState::Publishing);
         let due: Vec<DueJob> = due.map(|(job, _)| job).collect();
-        let (later, new) = (new.len() - due.len(), new.iter().map(|spec| spec.job_id).collect());
+        let (later, new) = (new.len() - due.len(), new.iter().map(|(spec, _)| spec.job_id).collect());
         Submitted { new, refused, accepted_before, due, later, send_spans, dispatch: dispatch.clone() }
     }
 
     /// Publishes the new ones. A job whose publish is not confirmed stays accepted, and a relay publishes it later. Returns how
-    /// many were confirmed or are not due yet.
+    /// many were confirmed, wait in a line or are not due yet.
     pub async fn publish(self) -> anyhow::Result<usize> {
         let (dispatch, later) = (self.dispatch.clone(), self.later);
         let sent = send(&dispatch, vec![self]).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use job::JobState;
-use store::{InboxPlace, JobFacts};
+use store::{HeldBack, InboxPlace, JobFacts, PlaceInLine};
 
 /// How a fleet that tenants share is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
                 format!("scheduled: due, and about to be published{}{}", attempt(facts), served(facts, fleet))
             }
         },
+        JobState::Waiting => in_line(facts, &since, fleet),
         JobState::Publishing => format!(
             "publishing: accepted {since} ago, its message is on its way to the queue of pool {pool}{}",
             served(facts, fleet)
@@ -103,6 +104,30 @@ pub fn why(facts: &JobFacts, fleet: Fleet) -> String {
             format!("{state} {since} ago{}{reason}{again}", spent(facts))
         }
     }
+}
+
+fn in_line(facts: &JobFacts, since: &str, fleet: Fleet) -> String {
+    let pool = &facts.pool;
+    let Some(PlaceInLine { ahead, lane, held }) = &facts.line else {
+        return format!("waiting: in the line of pool {pool} for {since}");
+    };
+    let lane = lane.map_or_else(|| "begun before".to_owned(), |lane| format!("lane {lane}"));
+    let ahead = match ahead {
+        0 => "first of its tenant and keys there".to_owned(),
+        1 => "1 job of its tenant and keys is before it".to_owned(),
+        1_000.. => "1,000 jobs of its tenant and keys or more are before it".to_owned(),
+        ahead => format!("{ahead} jobs of its tenant and keys are before it"),
+    };
+    let held = match held {
+        Some(HeldBack { key: Some(key), taken, most }) => {
+            format!("; the limit of key {key} holds it back: {taken} of {most} at work")
+        }
+        Some(HeldBack { key: None, taken, most }) => {
+            format!("; the max_running of tenant {} holds it back: {taken} of {most} at work", facts.tenant)
+        }
+        None => served(facts, fleet),
+    };
+    format!("waiting: in the line of pool {pool} for {since} ({lane}), {ahead}{held}")
 }
 
 fn in_inbox(place: &InboxPlace, since: &str) -> String {
@@ -202,6 +227,7 @@ mod tests {
             calls: Vec::new(),
             redriven_as: None,
             inbox: None,
+            line: None,
         }
     }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Accepted, Beat, CheckpointRow, Claim, Claimed, Fenced, RunFold, Store, Throughput, Unwanted};
+use store::{
+    Accepted, Beat, BusyJob, CheckpointRow, Claim, Claimed, Fenced, Leadership, LinePlace, LineTake, RunFold,
+    Store, Throughput, Unwanted,
+};
 
 use crate::model::call::{Answer, Call, Cancelled, Conclusion, End, Heard, Reply, Run};
 use crate::model::ledger::Ledger;
@@ -26,6 +29,7 @@ pub struct Real {
     epochs: [Vec<i64>; SESSIONS],
     /// The claims granted, by worker, job and the model's epoch.
     claims: HashMap<(u8, u8, u8), Claim>,
+    admitter: Leadership,
 }
 
 impl Real {
@@ -33,11 +37,14 @@ impl Real {
     pub async fn new(database: &Database) -> Real {
         let (store, sql) = (database.store(), database.connect().await);
         let jobs = std::array::from_fn(|at| job(&format!("s-{}", SESSION_OF[at]), "echo", json!(at)));
-        Real { store, sql, workers: HashMap::new(), jobs, epochs: Default::default(), claims: HashMap::new() }
+        let admitter = store.lead("admission", "a walk", HOUR).await.expect("an answer").expect("no other");
+        let (workers, claims) = (HashMap::new(), HashMap::new());
+        Real { store, sql, workers, jobs, epochs: Default::default(), claims, admitter }
     }
 
     /// Returns to the initial state, with other jobs. These bits of them are not due before the walk says so.
-    pub async fn begin_anew(&mut self, later: u8) {
+    pub async fn begin_anew(&mut self, later: u8, line: bool) {
+        self.store.set_line("a walk", &Name::default(), line).await.expect("an answer");
         let empty =
             "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_history, harness_workers,
               harness_inputs";
@@ -62,7 +69,8 @@ impl Real {
             }
             Call::TakeNumber(_) => unreachable!("walks have no slow acceptances"),
             Call::Accept(job) => {
-                Reply::Accepted(store.accept(&[spec(job)]).await.expect("an answer") == [Accepted::New])
+                let accepted = store.accept(&[spec(job)]).await.expect("an answer");
+                Reply::Accepted(matches!(accepted[..], [Accepted::New(_)]))
             }
             Call::Claim { worker, job, .. } => {
                 Reply::Answer(match self.workers[&worker].claim(&spec(job)).await.expect("an answer") {
@@ -105,8 +113,27 @@ impl Real {
                 Reply::Concluded { recorded: concluded.recorded == Fenced::Done(()), next }
             }
             Call::TakeDue => {
-                let due = store.take_due(100).await.expect("an answer");
+                let (due, _) = store.take_due(100).await.expect("an answer");
                 self.bits(due.into_iter().map(|due| due.job_id))
+            }
+            Call::Admit(job) => {
+                let place = "SELECT lane, seq - 1 FROM harness_jobs WHERE job_id::text = $1";
+                let place: Option<(i16, i64)> = sqlx::query_as(place)
+                    .bind(spec(job).job_id.to_string())
+                    .fetch_optional(&mut self.sql)
+                    .await
+                    .expect("a place");
+                let Some((lane, behind)) = place else { return Reply::Jobs(0) };
+                let place = LinePlace { lane, tenant: "default".to_owned(), line: String::new(), behind };
+                let takes = [LineTake { place, most: 1 }];
+                let admitted = store.admit(&self.admitter, &Name::default(), &takes).await;
+                self.bits(admitted.expect("an answer").due.into_iter().map(|due| due.job_id))
+            }
+            Call::Block(job) => {
+                let spec = spec(job);
+                let busy = [BusyJob { job_id: spec.job_id, session: spec.session_key() }];
+                store.block(&busy).await.expect("an answer");
+                Reply::Done
             }
             Call::Confirm(job) => {
                 store.confirm(&[spec(job).job_id]).await.expect("an answer");

@@ -45,6 +45,7 @@ pub(super) struct Asked {
 /// Returns what the jobs ask for, compared with the current workers.
 pub(super) fn asked(mode: &Mode, ready: u64, demand: &Demand, current: u32) -> Asked {
     let current = f64::from(current);
+    let ready = ready.saturating_add(demand.in_line);
     match *mode {
         Mode::Backlog { jobs_per_worker } => {
             let usage = ready.saturating_add(demand.running) as f64 * 1000.0;
@@ -62,7 +63,7 @@ pub(super) fn asked(mode: &Mode, ready: u64, demand: &Demand, current: u32) -> A
                 waiting: ready as f64,
                 running: demand.running as f64,
                 service_s,
-                oldest_s: demand.oldest_waiting_ms.unwrap_or(0) as f64 / 1000.0,
+                oldest_s: demand.oldest_waiting_ms.max(demand.oldest_in_line_ms).unwrap_or(0) as f64 / 1000.0,
             };
             let steady = demand.arrivals_per_s.max(0.0) * service_s / utilization;
             let slots = line.slots_with_startup(target_s, demand.slots as f64, startup_s).max(steady);

@@ -38,6 +38,12 @@ pub struct Demand {
     pub due_soon: u64,
     /// How long the oldest job that could run has waited, in milliseconds.
     pub oldest_waiting_ms: Option<u64>,
+    /// Jobs in the pool's line that another worker could take.
+    #[serde(default)]
+    pub in_line: u64,
+    /// How long the oldest of these has waited, in milliseconds.
+    #[serde(default)]
+    pub oldest_in_line_ms: Option<u64>,
     /// Workers that take jobs: alive and not draining.
     pub workers: u32,
     /// Their slots together.

@@ -73,6 +73,8 @@ fn of_pool(read: PoolDemand) -> Demand {
         blocked: read.blocked,
         due_soon: read.due_soon,
         oldest_waiting_ms: read.oldest_waiting_ms,
+        in_line: read.in_line,
+        oldest_in_line_ms: read.oldest_in_line_ms,
         workers: read.workers,
         slots: read.slots,
         busy_workers: read.busy_workers,

@@ -287,6 +287,8 @@ impl<'a> Simulation<'a> {
             blocked: self.blocked,
             due_soon: 0,
             oldest_waiting_ms: oldest,
+            in_line: 0,
+            oldest_in_line_ms: None,
             workers,
             slots: u64::from(workers) * u64::from(self.setup.slots),
             busy_workers: self.fleet.busy(),

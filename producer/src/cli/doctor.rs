@@ -5,6 +5,7 @@ mod provider_keys;
 mod webhooks;
 mod questions;
 mod inbox;
+mod lines;
 mod schedules;
 mod money;
 mod access;

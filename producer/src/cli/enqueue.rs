@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use dispatch::Dispatch;
 use harness_fleet::{Answer, Batch, Client, Problem};
-use job::{JobId, JobSpec, Json, Label, Labels, Name, OnBusy, RunAt, Tenant, Usd};
+use job::{JobId, JobSpec, Json, Label, Labels, Lane, LimitKeys, Name, OnBusy, RunAt, Tenant, Usd};
 use service::{note, out, unless_stopped};
 
 use super::age::parse_age;
@@ -23,8 +23,8 @@ use crate::submit::submit;
 /// Prints the ids of the accepted jobs (with --file only a summary, unless --print-ids). A line is a JSON object
 /// such as {"session_id":"s-1","agent_id":"echo","input":{"any":"thing"}}. Further fields: job_id, tenant,
 /// user_id, pool, retry {max_attempts, base_delay_ms, max_delay_ms}, timeout_ms, run_at, delay_ms, deadline_ms,
-/// max_stalled_iterations, max_iterations, max_tokens, max_cost_usd, on_busy, labels, reply_to, correlation_id,
-/// traceparent. A job_id that was accepted before means the same job, which is not run again. Over the HTTP API
+/// max_stalled_iterations, max_iterations, max_tokens, max_cost_usd, on_busy, lane, limits, labels, reply_to,
+/// correlation_id, traceparent. A job_id that was accepted before means the same job, which is not run again. Over the HTTP API
 /// session_id may be left out: the job then has a session of its own.
 ///
 /// Lines are sent as they arrive: a pipe may stay open, and SIGTERM ends the command. Lines read until then are sent;
@@ -89,13 +89,20 @@ pub struct Enqueue {
     /// checkpoint), rollback (stop it now and undo it)
     #[arg(long, default_value = "enqueue")]
     on_busy: OnBusy,
+    /// How soon it is wanted, where its pool has a line: high, normal or low
+    #[arg(long, default_value_t)]
+    lane: Lane,
+    /// A limit key, which bounds with the other jobs of the key how many are at work (`producer limits`); may be given up to 4
+    /// times
+    #[arg(long = "limit-key", value_name = "KEY")]
+    limit_keys: Vec<Name>,
     /// A label, by which jobs can be listed; may be given up to 8 times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<Label>,
     /// A file of JSON lines; - reads stdin
     #[arg(long, conflicts_with_all = ["session", "tenant", "agent", "input", "user", "pool", "job_id", "max_attempts", "timeout_ms",
           "run_at", "delay", "deadline_ms", "max_stalled_iterations", "max_iterations", "max_tokens", "max_cost_usd",
-          "on_busy", "labels"])]
+          "on_busy", "lane", "limit_keys", "labels"])]
     file: Option<PathBuf>,
     /// Stop at the first line that is refused; the lines before it stay accepted
     #[arg(long, requires = "file")]
@@ -160,6 +167,11 @@ impl Enqueue {
         spec.max_tokens = self.max_tokens;
         spec.max_cost_usd = self.max_cost_usd;
         spec.on_busy = self.on_busy;
+        spec.lane = self.lane;
+        spec.limits = match LimitKeys::of(self.limit_keys.iter().cloned()) {
+            Ok(keys) => keys,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
         spec.labels = match Labels::of(self.labels.iter().cloned()) {
             Ok(labels) => labels,
             Err(error) => return Ok(Err(error.to_string())),

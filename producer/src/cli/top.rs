@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use job::{one_line, shown};
 use service::out;
-use store::{COUNTED_TO, FleetNow, Store};
+use store::{COUNTED_TO, FleetNow, PoolSeen, Store};
 use tokio::time::sleep;
 
 use super::age::parse_age;
@@ -88,6 +88,8 @@ fn pools(now: &FleetNow) -> String {
     let mut table = status::table();
     table.set_header([
         "pool",
+        "in line",
+        "held back",
         "workers",
         "draining",
         "running",
@@ -103,6 +105,10 @@ fn pools(now: &FleetNow) -> String {
     for pool in &now.pools {
         table.add_row([
             shown(&pool.pool).into_owned(),
+            pool.line.as_ref().map_or_else(|| "-".to_owned(), in_line),
+            pool.line
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |seen| (seen.waiting() - seen.could_run).to_string()),
             pool.workers.to_string(),
             pool.draining.to_string(),
             pool.running.to_string(),
@@ -117,6 +123,18 @@ fn pools(now: &FleetNow) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// Such as "12 (2 high, 3 low)".
+fn in_line(seen: &PoolSeen) -> String {
+    let PoolSeen { begun, high, low, .. } = *seen;
+    let parts = [(begun, "begun"), (high, "high"), (low, "low")];
+    let parts: Vec<String> =
+        parts.iter().filter(|(jobs, _)| *jobs > 0).map(|(jobs, name)| format!("{jobs} {name}")).collect();
+    match parts.is_empty() {
+        true => seen.waiting().to_string(),
+        false => format!("{} ({})", seen.waiting(), parts.join(", ")),
+    }
 }
 
 fn tenants(now: &FleetNow) -> String {

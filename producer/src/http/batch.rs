@@ -375,7 +375,7 @@ impl Reading<'_> {
         let mut answers = Vec::with_capacity(specs.len());
         for (spec, taken) in specs.iter().zip(taken) {
             let accepted = match taken {
-                Ok(Taken::New { accepted_at }) => Ok((Job::accepted(spec, accepted_at), None)),
+                Ok(Taken::New { accepted_at, state }) => Ok((Job::accepted(spec, state, accepted_at), None)),
                 Ok(Taken::Known) => {
                     // One for each, in their order.
                     let job = known.next().unwrap_or_else(|| Err(Problem::no_job()));

@@ -281,10 +281,10 @@ async fn accept(
         }
     };
     let (job, found_by) = match submission {
-        Submission::New(accepted_at, submitted) => {
+        Submission::New(accepted_at, state, submitted) => {
             door.backlog.taken_in(principal.tenant(), 1);
             door.publishing.hand_over(*submitted);
-            (Job::accepted(&spec, accepted_at), None)
+            (Job::accepted(&spec, state, accepted_at), None)
         }
         Submission::Refused(why) => return Err(Problem::invalid("body", why)),
         Submission::Known => {

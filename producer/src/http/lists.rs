@@ -1,12 +1,13 @@
 //! Lists: jobs, dead letters, sessions, pools and workers; and why a job is where it is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::RawQuery;
 use job::{JobId, JobState, Name};
 use serde::Serialize;
-use store::{JobFilter, JobLine, Page, SessionFilter, SessionLine};
+use store::{JobFilter, JobLine, Page, PoolSeen, SessionFilter, SessionLine};
 use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -184,6 +185,18 @@ pub struct PoolEntry {
     draining: i64,
     /// For how long the job has waited that was queued first, in milliseconds.
     oldest_queued_ms: u64,
+    /// What waits in its line, if it has one; counted up to about 10,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<LineEntry>,
+}
+
+/// What waits in a pool's line.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LineEntry {
+    /// All jobs there.
+    waiting: u64,
+    /// Those that nothing holds back but the number of slots.
+    could_run: u64,
 }
 
 /// A worker.
@@ -387,8 +400,15 @@ fn unreadable(cause: &serde_json::Error) -> Problem {
 )]
 async fn list_pools(door: Shared, principal: Principal) -> Result<Json<Listed<PoolEntry>>, Problem> {
     principal.needs(Scope::Admin)?;
-    let pools = principal.timeout().ask(door.dispatch.store.pool_gauges()).await?;
+    let (store, timeout) = (&door.dispatch.store, principal.timeout());
+    let pools = timeout.ask(store.pool_gauges()).await?;
+    let lines = timeout.ask(store.pools()).await?.into_iter().filter(|pool| pool.line);
+    let lines: HashMap<Name, PoolSeen> =
+        lines.map(|pool| (pool.pool, pool.seen.unwrap_or_default())).collect();
     let entry = |gauges: store::PoolGauges| PoolEntry {
+        line: lines
+            .get(&gauges.pool)
+            .map(|seen| LineEntry { waiting: seen.waiting(), could_run: seen.could_run }),
         pool: gauges.pool.to_string(),
         workers: gauges.alive,
         draining: gauges.draining,

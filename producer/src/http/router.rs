@@ -15,8 +15,8 @@ use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, NoteEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
 use super::{
-    Door, answers, batch, body, events, inputs, jobs, lists, metrics, removal, schedules, spend, tickets,
-    webhooks,
+    Door, answers, batch, body, events, inputs, jobs, limit_keys, lists, metrics, removal, schedules, spend,
+    tickets, webhooks,
 };
 
 #[derive(OpenApi)]
@@ -27,6 +27,7 @@ use super::{
     ),
     tags(
         (name = "jobs", description = "Submit, read, wait, cancel, run again"),
+        (name = "limits", description = "How many jobs with a key are at work at a time"),
         (name = "schedules", description = "Jobs that are made by the clock"),
         (name = "webhooks", description = "Addresses to which ends are sent"),
         (name = "sessions", description = "What sessions have come to"),
@@ -97,6 +98,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .merge(removal::routes())
             .merge(events::routes())
             .merge(tickets::routes())
+            .merge(limit_keys::routes())
             .merge(schedules::routes())
             .merge(webhooks::routes())
             .split_for_parts()

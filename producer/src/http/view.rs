@@ -32,7 +32,7 @@ pub struct Job {
     #[serde(skip_serializing_if = "Labels::is_empty")]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
     labels: Labels,
-    /// Where it is: scheduled, publishing, queued, blocked, running or awaiting_input; succeeded, failed or cancelled
+    /// Where it is: scheduled, waiting, publishing, queued, blocked, running or awaiting_input; succeeded, failed or cancelled
     /// when it has ended.
     #[schema(value_type = String, example = "queued")]
     pub state: JobState,
@@ -138,6 +138,12 @@ pub struct NewJob {
     /// What to do when the session is busy: enqueue, reject, interrupt or rollback.
     #[schema(default = "enqueue")]
     on_busy: Option<String>,
+    /// How soon it is wanted, where its pool has a line: high, normal or low.
+    #[schema(default = "normal")]
+    lane: Option<String>,
+    /// Its limit keys, each once: where its pool has a line, a limit of a key bounds how many jobs are at work.
+    #[schema(max_items = 4)]
+    limits: Option<Vec<String>>,
     /// What to find the job by: at most 8. A key is 1 to 63 of `A-Z a-z 0-9 . _ - /`, a value at most 63 of these and
     /// `: @ +`.
     #[schema(example = json!({"team": "search"}))]
@@ -339,9 +345,7 @@ impl Job {
     }
 
     /// As it was accepted at this time.
-    pub fn accepted(spec: &JobSpec, accepted_at: String) -> Job {
-        let is_due = spec.is_due(JobId::now().unix_ms());
-        let state = if is_due { JobState::Publishing } else { JobState::Scheduled };
+    pub fn accepted(spec: &JobSpec, state: JobState, accepted_at: String) -> Job {
         Job {
             job_id: spec.job_id,
             trace_id: spec.trace_id(),

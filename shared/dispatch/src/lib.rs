@@ -26,6 +26,7 @@ mod upkeep;
 mod taken_keys;
 mod candidate;
 mod inbox;
+mod line;
 mod schedules;
 mod metrics;
 mod relay;

@@ -32,12 +32,11 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
 
 async fn publish_due(dispatch: &Dispatch, stop: &CancellationToken) -> Result<(), StoreError> {
     while !stop.is_cancelled() {
-        let due = dispatch.store.take_due(BATCH).await?;
-        let full = due.len() as i64 == BATCH;
+        let (due, taken) = dispatch.store.take_due(BATCH).await?;
         if !due.is_empty() {
             dispatch.publish(due).await?;
         }
-        if !full {
+        if taken < BATCH {
             break;
         }
     }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::METRICS;
-use crate::{Dispatch, InboxRules, dead, inbox, lost, publish, rescue, sweep, taken_keys, upkeep};
+use crate::{Dispatch, InboxRules, dead, inbox, line, lost, publish, rescue, sweep, taken_keys, upkeep};
 
 /// Publishes what is due, takes jobs from the inbox, rescues dead workers' jobs, and sweeps up what was forgotten.
 pub struct Relay {
@@ -34,7 +34,8 @@ impl Relay {
             rescue::run(&dispatch.store, &stop),
             upkeep::run(&dispatch.store, rules.retention, &stop),
             taken_keys::run(&dispatch.store, &stop),
-            inbox::run(dispatch, rules, &stop)
+            inbox::run(dispatch, rules, &stop),
+            line::run(dispatch, &stop)
         );
     }
 }

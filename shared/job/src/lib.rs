@@ -6,6 +6,7 @@
 
 mod id;
 mod labels;
+mod lane;
 mod tenant;
 mod json;
 mod usd;
@@ -35,6 +36,7 @@ pub use input::{
 };
 pub use json::{Json, JsonError, verbatim_list};
 pub use labels::{Label, Labels, MAX_LABELS};
+pub use lane::{Lane, LimitKeys, MAX_LIMIT_KEYS};
 pub use message::{
     DEFAULT_MAX_BYTES, DecodeError, Limits, Peek, SCHEMA, decode, decode_loose, decode_stored, encode, peek,
 };

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::clip;
 use crate::{
-    DecodeError, JobId, Json, Labels, Limits, Name, RetryPolicy, RunAt, SessionKey, Tenant, TraceId,
-    TraceParent, Usd, given, trace, usd,
+    DecodeError, JobId, Json, Labels, Lane, LimitKeys, Limits, Name, RetryPolicy, RunAt, SessionKey, Tenant,
+    TraceId, TraceParent, Usd, given, trace, usd,
 };
 
 /// What a job does when another job of its session runs, or an earlier one is unfinished.
@@ -111,6 +111,13 @@ pub struct JobSpec {
     /// What to do when the session is busy.
     #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "OnBusy::is_default")]
     pub on_busy: OnBusy,
+    /// How soon it is wanted, where its pool has a line.
+    #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "Lane::is_default")]
+    pub lane: Lane,
+    /// The limit keys, at most four: for each of them an operator may bound how many jobs are at work at a time. They count
+    /// where the pool has a line.
+    #[serde(default, deserialize_with = "given::or_default", skip_serializing_if = "LimitKeys::is_empty")]
+    pub limits: LimitKeys,
     /// What the caller writes on the job, to find it by: at most eight, each with a key of its own.
     #[serde(
         default,
@@ -152,6 +159,8 @@ impl JobSpec {
             max_tokens: None,
             max_cost_usd: None,
             on_busy: OnBusy::default(),
+            lane: Lane::default(),
+            limits: LimitKeys::default(),
             labels: Labels::default(),
             reply_to: None,
             correlation_id: None,
@@ -188,6 +197,7 @@ impl JobSpec {
                 return Err(DecodeError::new(field, "got 0, expected at least 1"));
             }
         }
+        self.limits.check()?;
         self.labels.check()
     }
 

@@ -5,14 +5,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The state of a job. The first six are live, in the table `harness_jobs`. The last three are ends, in
+/// The state of a job. The first seven are live, in the table `harness_jobs`. The last three are ends, in
 /// `harness_results`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// It waits in Postgres until it is due.
     Scheduled,
-    /// It is due, and a relay is handing it to the broker.
+    /// It may run, and waits in its pool's line until it is its turn. Not every pool has a line.
+    Waiting,
+    /// It is its turn, and a relay is handing it to the broker.
     Publishing,
     /// The broker has confirmed its message.
     Queued,
@@ -33,7 +35,9 @@ pub enum JobState {
 /// What can happen to a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobEvent {
-    /// A relay takes it to publish it.
+    /// It has come due, and its pool has a line.
+    Joined,
+    /// It has come due, or it is its turn in its pool's line: it is taken to be published.
     Due,
     /// The broker confirmed its message.
     Confirmed,
@@ -43,9 +47,9 @@ pub enum JobEvent {
     Vanished,
     /// A worker claims it.
     Claimed,
-    /// A worker's claim finds its session busy.
+    /// A worker's claim finds its session busy; or the line does, at its turn.
     SessionBusy,
-    /// Its session is free again, but no worker continues with it at once.
+    /// Its session is free again, but no worker continues with it at once; or its pool has no line any more.
     Released,
     /// Its attempt failed and another is left, or its worker died or was drained.
     Rescheduled,
@@ -63,7 +67,8 @@ pub enum JobEvent {
 
 impl JobEvent {
     /// Every event.
-    pub const ALL: [JobEvent; 13] = [
+    pub const ALL: [JobEvent; 14] = [
+        JobEvent::Joined,
         JobEvent::Due,
         JobEvent::Confirmed,
         JobEvent::Unconfirmed,
@@ -82,8 +87,9 @@ impl JobEvent {
 
 impl JobState {
     /// Every state, live ones first.
-    pub const ALL: [JobState; 9] = [
+    pub const ALL: [JobState; 10] = [
         JobState::Scheduled,
+        JobState::Waiting,
         JobState::Publishing,
         JobState::Queued,
         JobState::Blocked,
@@ -98,27 +104,31 @@ impl JobState {
     ///
     /// A claim wins over what the relay believes. A message can reach a worker before the relay has recorded its
     /// confirm, or after the row came due again. A worker that lost the reply to its claim claims the job a second
-    /// time, so `Running` leads to `Running`.
+    /// time, so `Running` leads to `Running`. But it never overtakes the line: a message of a job in `Waiting` is one from
+    /// before, and another follows.
     pub fn next(self, event: JobEvent) -> Option<JobState> {
         use JobState::*;
         match (self, event) {
-            (Scheduled, JobEvent::Due) => Some(Publishing),
+            (Scheduled, JobEvent::Joined) => Some(Waiting),
+            (Scheduled | Waiting, JobEvent::Due) => Some(Publishing),
             (Publishing, JobEvent::Confirmed) => Some(Queued),
             (Publishing, JobEvent::Unconfirmed) => Some(Scheduled),
             (Queued, JobEvent::Vanished) => Some(Scheduled),
             (Scheduled | Publishing | Queued | Blocked | Running, JobEvent::Claimed) => Some(Running),
-            (Scheduled | Publishing | Queued, JobEvent::SessionBusy) => Some(Blocked),
-            (Blocked, JobEvent::Released) => Some(Scheduled),
+            (Scheduled | Waiting | Publishing | Queued, JobEvent::SessionBusy) => Some(Blocked),
+            (Blocked | Waiting, JobEvent::Released) => Some(Scheduled),
             (Running, JobEvent::Rescheduled) => Some(Scheduled),
             (Running, JobEvent::Asked) => Some(AwaitingInput),
             (AwaitingInput, JobEvent::Answered) => Some(Scheduled),
             (Running, JobEvent::Succeeded) => Some(Succeeded),
-            (Scheduled | Publishing | Queued | Blocked | Running | AwaitingInput, JobEvent::Failed) => {
-                Some(Failed)
-            }
-            (Scheduled | Publishing | Queued | Blocked | Running | AwaitingInput, JobEvent::Cancelled) => {
-                Some(Cancelled)
-            }
+            (
+                Scheduled | Waiting | Publishing | Queued | Blocked | Running | AwaitingInput,
+                JobEvent::Failed,
+            ) => Some(Failed),
+            (
+                Scheduled | Waiting | Publishing | Queued | Blocked | Running | AwaitingInput,
+                JobEvent::Cancelled,
+            ) => Some(Cancelled),
             _ => None,
         }
     }
@@ -132,6 +142,7 @@ impl JobState {
     pub fn as_str(self) -> &'static str {
         match self {
             JobState::Scheduled => "scheduled",
+            JobState::Waiting => "waiting",
             JobState::Publishing => "publishing",
             JobState::Queued => "queued",
             JobState::Blocked => "blocked",

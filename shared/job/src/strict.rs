@@ -15,7 +15,7 @@ use crate::spec::{check_span, check_text};
 use crate::{DecodeError, JobId, JobSpec, Limits, SCHEMA, decode};
 
 /// The fields of a job. A test keeps them in step with [`JobSpec`].
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 24] = [
     "job_id",
     "session_id",
     "agent_id",
@@ -32,6 +32,8 @@ const FIELDS: [&str; 22] = [
     "max_tokens",
     "max_cost_usd",
     "on_busy",
+    "lane",
+    "limits",
     "labels",
     "reply_to",
     "correlation_id",
@@ -295,6 +297,8 @@ mod tests {
                 "run_at" => "2026-03-29T06:30:00Z".into(),
                 "max_cost_usd" => "0.25".into(),
                 "on_busy" => "reject".into(),
+                "lane" => "high".into(),
+                "limits" => serde_json::json!(["k"]),
                 "labels" => serde_json::json!({"team": "search"}),
                 "traceparent" => "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
                 _ => "x".into(),

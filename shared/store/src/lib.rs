@@ -37,6 +37,7 @@ mod workers;
 mod scaling;
 mod access;
 mod inbox;
+mod line;
 mod schedules;
 mod webhooks;
 mod spend;
@@ -56,10 +57,14 @@ pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxRow, InboxTurn, Rol
 pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
     Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,
-    FleetCounts, FleetNow, Fold, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
-    KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, OpenInput, Page, PoolNow, RunFold, STEPS,
-    SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, TenantNow,
-    Turn, Unwanted,
+    FleetCounts, FleetNow, Fold, HeldBack, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
+    KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, OpenInput, Page, PlaceInLine, PoolNow, RunFold,
+    STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken,
+    TenantNow, Turn, Unwanted,
+};
+pub use line::{
+    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, InFlight, LimitView, LineBounds, LineCount,
+    LineFacts, LinePlace, LineTake, PoolCapacity, PoolSeen, PoolView,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

@@ -29,6 +29,10 @@ pub enum Action {
     Confirm(Job),
     /// A relay takes jobs that are due.
     TakeDue,
+    /// The admitter looks at a job in the line.
+    Admit(Job),
+    /// It goes on with a job whose session it found busy.
+    Block(Job),
     /// Jobs that were in `publishing` for too long come due.
     ReturnStuck,
     /// Jobs that are queued, but in no queue, come due.

@@ -58,11 +58,13 @@ pub enum Broken {
     AnsweredAgain,
     /// An answer is kept, and its job waits on.
     AnswerWakesNobody,
+    /// A job in a line is blocked by what was seen before its session was locked.
+    BlockedWithoutLook,
 }
 
 impl Broken {
     /// All broken rules.
-    pub const ALL: [Broken; 24] = [
+    pub const ALL: [Broken; 25] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
         Broken::AckBeforeClaim,
@@ -87,6 +89,7 @@ impl Broken {
         Broken::TimeOutWithoutLook,
         Broken::AnsweredAgain,
         Broken::AnswerWakesNobody,
+        Broken::BlockedWithoutLook,
     ];
 
     /// The promise that cannot be kept without the rule.
@@ -113,6 +116,7 @@ impl Broken {
             | Broken::NextForgotten
             | Broken::AskWithoutLook
             | Broken::AnswerWakesNobody
+            | Broken::BlockedWithoutLook
             | Broken::PublishingKept => Promise::EveryJobEnds,
         })
     }

@@ -131,6 +131,10 @@ pub enum Call {
     Conclude(Conclusion),
     /// A relay takes jobs that are due.
     TakeDue,
+    /// The admitter gives a job in the line its turn, if it is its turn in its session.
+    Admit(Job),
+    /// The admitter found a job's session busy: the job waits for that.
+    Block(Job),
     /// The broker has confirmed a job's message.
     Confirm(Job),
     /// Jobs whose publish was never confirmed come due again.

@@ -88,6 +88,12 @@ impl Fleet {
                 Relay::Confirms => return Some(Action::Confirm(job as Job)),
             }
         }
+        if let Some(job) = self.seen_busy {
+            return Some(Action::Block(job));
+        }
+        if let Some(job) = (0..JOBS).find(|job| self.is(*job, JobState::Waiting)) {
+            return Some(Action::Admit(job as Job));
+        }
         let waits = |job: &usize| self.is(*job, JobState::Scheduled);
         if let Some(job) =
             (0..JOBS).filter(waits).find(|job| self.ledger.rows[*job].is_some_and(|row| !row.due))

@@ -23,6 +23,8 @@ pub struct Fleet {
     pub processes: [Process; PROCESSES],
     /// A call that hangs in the network; its caller has given up waiting and repeats it.
     pub late: Option<Call>,
+    /// The job whose session the admitter has found busy.
+    pub seen_busy: Option<Job>,
     /// Jobs that were reported to a client as accepted.
     pub accepted: [bool; JOBS],
     /// How much more may go wrong.
@@ -46,7 +48,7 @@ impl Fleet {
     pub fn new(scope: &Scope) -> Fleet {
         let processes = std::array::from_fn(Process::new);
         let later = scope.later.iter().fold(0, |bits, job| bits | 1 << job);
-        let mut ledger = Ledger { later, ..Ledger::default() };
+        let mut ledger = Ledger { later, line: scope.line, ..Ledger::default() };
         for process in &processes {
             ledger.call(Broken::None, Call::Register(process.id));
         }
@@ -56,6 +58,7 @@ impl Fleet {
             relays: [Relay::Idle; JOBS],
             processes,
             late: None,
+            seen_busy: None,
             accepted: [false; JOBS],
             mishaps: scope.mishaps,
         };

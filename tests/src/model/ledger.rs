@@ -27,6 +27,8 @@ pub struct Ledger {
     pub numbers: [u8; JOBS],
     /// The jobs that say that they start later, as bits.
     pub later: u8,
+    /// Whether jobs wait in a line.
+    pub line: bool,
     /// What jobs ask persons.
     pub inputs: [Input; JOBS],
     /// Workers.
@@ -64,6 +66,11 @@ impl Ledger {
                 Reply::Concluded { recorded, next }
             }
             Call::TakeDue => Reply::Jobs(self.take_due()),
+            Call::Admit(job) => Reply::Jobs(self.admit(broken, job)),
+            Call::Block(job) => {
+                self.block(broken, job);
+                Reply::Done
+            }
             Call::Confirm(job) => {
                 let row = self.rows[usize::from(job)].as_mut();
                 if let Some(row) = row.filter(|row| row.state == JobState::Publishing) {
@@ -209,12 +216,42 @@ impl Ledger {
     fn accept(&mut self, broken: Broken, job: Job) -> bool {
         let new = !self.knows(job);
         if new {
-            self.insert(broken, job, JobState::Publishing);
+            self.insert(broken, job, if self.line { JobState::Waiting } else { JobState::Publishing });
         }
         new
     }
 
-    /// Takes what is due. What is due for the first time gets its place.
+    /// Whether it is a job's turn in its session.
+    fn has_its_turn(&self, broken: Broken, job: Job, row: &Row) -> bool {
+        let earlier = |other: &Row| {
+            other.keeps_its_turn(broken) || (other.seq < row.seq && broken != Broken::ClaimOutOfTurn)
+        };
+        row.epoch > 0 || !self.others(job).any(earlier)
+    }
+
+    /// A job in the line.
+    fn waiting(&self, job: Job) -> Option<Row> {
+        self.rows[usize::from(job)].filter(|row| row.state == JobState::Waiting)
+    }
+
+    fn admit(&mut self, broken: Broken, job: Job) -> u8 {
+        match self.waiting(job) {
+            Some(row) if self.has_its_turn(broken, job, &row) => {
+                self.rows[usize::from(job)] = Some(Row { state: JobState::Publishing, ..row });
+                1 << job
+            }
+            _ => 0,
+        }
+    }
+
+    fn block(&mut self, broken: Broken, job: Job) {
+        let Some(row) = self.waiting(job).filter(|row| row.epoch == 0) else { return };
+        if broken == Broken::BlockedWithoutLook || !self.has_its_turn(broken, job, &row) {
+            self.rows[usize::from(job)] = Some(Row { state: JobState::Blocked, ..row });
+        }
+    }
+
+    /// Takes what is due: to be published, or into the line. What is due for the first time gets its place.
     fn take_due(&mut self) -> u8 {
         let mut jobs = 0;
         for job in 0..JOBS as Job {
@@ -224,8 +261,9 @@ impl Ledger {
                 continue;
             };
             let seq = if row.seq == NO_PLACE { self.next_number(job) } else { row.seq };
-            self.rows[usize::from(job)] = Some(Row { state: JobState::Publishing, seq, ..row });
-            jobs |= 1 << job;
+            let state = if self.line { JobState::Waiting } else { JobState::Publishing };
+            self.rows[usize::from(job)] = Some(Row { state, seq, ..row });
+            jobs |= u8::from(!self.line) << job;
         }
         jobs
     }
@@ -248,13 +286,7 @@ impl Ledger {
                 free: !self.is_later(job) && self.others(job).all(|other| other.seq == NO_PLACE),
             },
             Some(row) if !row.may_be_claimed(broken, worker) => Decision::Leave,
-            Some(row) => Decision::Take {
-                free: row.epoch > 0
-                    || !self.others(job).any(|other| {
-                        other.keeps_its_turn(broken)
-                            || (other.seq < row.seq && broken != Broken::ClaimOutOfTurn)
-                    }),
-            },
+            Some(row) => Decision::Take { free: self.has_its_turn(broken, job, row) },
         }
     }
 

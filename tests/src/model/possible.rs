@@ -55,6 +55,11 @@ impl Fleet {
         if self.ledger.rows[at].is_some_and(|row| !row.due) {
             actions.push(Action::ComeDue(job));
         }
+        match self.seen_busy {
+            None if self.is(at, JobState::Waiting) => actions.push(Action::Admit(job)),
+            Some(busy) if busy == job => actions.push(Action::Block(job)),
+            _ => {}
+        }
         if self.mishaps == 0 {
             return;
         }

@@ -26,6 +26,8 @@ pub struct Scope {
     pub folds: &'static [Job],
     /// Jobs that are not due when they are accepted.
     pub later: &'static [Job],
+    /// Whether the pool has a line.
+    pub line: bool,
 }
 
 impl Scope {
@@ -41,10 +43,11 @@ impl Scope {
         asks: &[],
         folds: &[],
         later: &[],
+        line: false,
     };
 
     /// The scopes that are explored.
-    pub const ALL: [Scope; 12] = [
+    pub const ALL: [Scope; 14] = [
         Scope { name: "a job", jobs: &[0], direct: &[0], mishaps: 2, ..Scope::NONE },
         Scope {
             name: "a job that folds within its run",
@@ -125,6 +128,21 @@ impl Scope {
             later: &[0, 1],
             ..Scope::NONE
         },
+        Scope {
+            name: "two accepted jobs of a session in a line",
+            jobs: &[0, 1],
+            mishaps: 1,
+            line: true,
+            ..Scope::NONE
+        },
+        Scope {
+            name: "an accepted job in a line, and a direct one that passes by it",
+            jobs: &[0, 1],
+            direct: &[1],
+            mishaps: 1,
+            line: true,
+            ..Scope::NONE
+        },
     ];
 
     /// The whole fleet, for walks, since its states are too many to explore.
@@ -139,7 +157,12 @@ impl Scope {
         asks: &[0, 2],
         folds: &[0, 1, 2],
         later: &[],
+        line: false,
     };
+
+    /// The same, with a line.
+    pub const LINE: Scope =
+        Scope { name: "the whole fleet, in a line", line: true, later: &[1], ..Scope::WHOLE };
 
     /// The same, with jobs that are not due when they are accepted.
     pub const LATER: Scope = Scope { name: "the whole fleet, later", later: &[1, 2], ..Scope::WHOLE };

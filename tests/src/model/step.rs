@@ -56,6 +56,18 @@ impl Step<'_> {
                     self.fleet.relays[job] = Relay::Publishes;
                 }
             }
+            Action::Admit(job) => {
+                let Reply::Jobs(admitted) = self.call(Call::Admit(job)) else { return None };
+                if admitted == 0 {
+                    self.fleet.seen_busy = Some(job);
+                } else {
+                    self.fleet.relays[usize::from(job)] = Relay::Publishes;
+                }
+            }
+            Action::Block(job) => {
+                self.call(Call::Block(job));
+                self.fleet.seen_busy = None;
+            }
             Action::ReturnStuck => drop(self.call(Call::ReturnStuck)),
             Action::ReturnVanished => drop(self.call(Call::ReturnVanished)),
             Action::Deliver(at, job) => {

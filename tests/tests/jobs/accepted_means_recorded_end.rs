@@ -218,7 +218,7 @@ async fn jobs_of_a_deleted_queue_are_published_again_once_however_many_processes
     until("a second has passed", later).await;
     assert_eq!(store.return_lost(&pool, heard).await.unwrap(), 4, "including what the broker has confirmed");
     let published = async || {
-        let due = store.take_due(100).await.unwrap();
+        let (due, _) = store.take_due(100).await.unwrap();
         store.confirm(&due.iter().map(|due| due.job_id).collect::<Vec<_>>()).await.unwrap();
         due.len()
     };

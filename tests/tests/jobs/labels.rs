@@ -44,7 +44,10 @@ async fn labels_are_on_a_job_from_its_first_record_to_after_its_end() {
     let (accepted, raw) = (with("a", &["team=search", "run=1"]), with("b", &["team=search", "run=2"]));
     let plain = job("c", "echo", json!(1));
     let both = [accepted.clone(), plain.clone()];
-    assert_eq!(store.accept(&both).await.unwrap(), [Accepted::New, Accepted::New]);
+    assert_eq!(
+        store.accept(&both).await.unwrap(),
+        [Accepted::New(JobState::Publishing), Accepted::New(JobState::Publishing)]
+    );
     assert_eq!(database.count(ROWS).await, 2, "a job without labels has no row");
     let first = claimed(runner.claim(&raw).await.unwrap());
     assert_eq!(database.count(ROWS).await, 4);
@@ -97,7 +100,10 @@ async fn jobs_with_keys_have_labels_where_they_are_accepted() {
     // One call with the same id twice: the first counts.
     let twice = with("d", &["n=4"]);
     let pair = [twice.clone(), JobSpec { labels: labels(&["n=5"]), ..twice }];
-    assert_eq!(store.accept(&pair).await.unwrap(), [Accepted::New, Accepted::Duplicate]);
+    assert_eq!(
+        store.accept(&pair).await.unwrap(),
+        [Accepted::New(JobState::Publishing), Accepted::Duplicate]
+    );
     assert_eq!(listed(&store, &["n=4"]).await.len() + listed(&store, &["n=5"]).await.len(), 1);
     database.audited().await;
 }
@@ -134,7 +140,10 @@ async fn labels_go_with_the_results_and_never_make_a_job_fail() {
         database.execute(&format!("DROP TABLE {partition}")).await;
     }
     let (accepted, raw) = (with("a", &["team=search"]), with("b", &["team=search"]));
-    assert_eq!(store.accept(std::slice::from_ref(&accepted)).await.unwrap(), [Accepted::New]);
+    assert_eq!(
+        store.accept(std::slice::from_ref(&accepted)).await.unwrap(),
+        [Accepted::New(JobState::Publishing)]
+    );
     for spec in [&accepted, &raw] {
         runner.succeed(&claimed(runner.claim(spec).await.unwrap())).await.unwrap();
         assert!(shown(&store, spec.job_id).await.is_empty());

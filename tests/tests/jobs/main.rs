@@ -7,6 +7,7 @@ mod retries;
 mod rescue;
 mod busy_sessions;
 mod not_due;
+mod line;
 mod schedules;
 mod seen_now;
 mod waiting_for_a_person;

@@ -103,7 +103,7 @@ async fn a_draining_worker_leaves_the_sessions_next_job_to_others() {
     assert_eq!(concluded.recorded, Fenced::Done(()));
     assert!(concluded.next.is_none());
     assert_eq!(state(&store, &jobs[1]).await, JobState::Scheduled);
-    let due = store.take_due(10).await.unwrap();
+    let (due, _) = store.take_due(10).await.unwrap();
     assert_eq!(due.iter().map(|due| due.job_id).collect::<Vec<_>>(), [jobs[1].job_id]);
     claimed(there.claim(&jobs[1]).await.unwrap());
 }

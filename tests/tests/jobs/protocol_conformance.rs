@@ -44,7 +44,7 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
     let mut compared = BTreeMap::<&str, usize>::new();
     for seed in first.. {
         let mut walk = Walk::new(seed);
-        real.begin_anew(walk.fleet.ledger.later).await;
+        real.begin_anew(walk.fleet.ledger.later, walk.fleet.ledger.line).await;
         for id in walk.fleet.processes.map(|process| process.id) {
             real.repeat(Call::Register(id), Reply::Done).await;
         }
@@ -86,7 +86,7 @@ struct Walk {
 impl Walk {
     fn new(seed: u64) -> Walk {
         let mut rng = Rng::with_seed(seed);
-        let scope = if rng.bool() { Scope::LATER } else { Scope::WHOLE };
+        let scope = [Scope::WHOLE, Scope::LATER, Scope::LINE][rng.usize(..3)];
         let fleet = Fleet::new(&scope);
         Walk { rng, scope, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
     }

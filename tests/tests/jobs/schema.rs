@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use job::{Failure, FailureCode, Input, InputKind, InputRequest, JobEvent, JobId, JobSpec, JobState, Json};
+use job::{
+    Failure, FailureCode, Input, InputKind, InputRequest, JobEvent, JobId, JobSpec, JobState, Json, Name,
+};
 use serde_json::json;
 use sqlx::PgConnection;
-use store::{Answer, Claimed, End, Store, Unwanted};
+use store::{Answer, Claimed, End, Leadership, LineTake, Store, Unwanted};
 use tests::{Database, Fleet, Runner, declare_dead, job};
 
 /// Records every change of a job's state. An end shows as two changes: out of one table, into the other.
@@ -62,12 +64,15 @@ struct Play {
     jobs: Vec<JobSpec>,
     /// Runs that were granted, including stale ones.
     runs: Vec<Claimed>,
+    admitter: Leadership,
 }
 
 impl Play {
     async fn new(database: &Database, seed: u64) -> Play {
         let store = database.store();
         let jobs = (0..5).map(|n| job(&format!("s-{}", n % 2), "echo", json!(n))).collect();
+        let admitter = store.lead("admission", "a test", Duration::from_secs(3_600)).await;
+        let admitter = admitter.expect("an answer").expect("nobody else");
         Play {
             runner: Runner::register(&store).await,
             store,
@@ -75,6 +80,7 @@ impl Play {
             connection: database.connect().await,
             jobs,
             runs: Vec::new(),
+            admitter,
         }
     }
 
@@ -82,14 +88,14 @@ impl Play {
     async fn step(&mut self) -> (&'static str, Vec<JobEvent>) {
         let at = self.rng.usize(..self.jobs.len());
         let spec = self.jobs[at].clone();
-        match self.rng.u32(..22) {
+        match self.rng.u32(..26) {
             0 => {
                 self.store.accept(std::slice::from_ref(&spec)).await.expect("an answer");
                 ("accept", vec![])
             }
             1..3 => {
                 self.store.take_due(2).await.expect("an answer");
-                ("take_due", vec![JobEvent::Due])
+                ("take_due", vec![JobEvent::Due, JobEvent::Joined])
             }
             3..5 => {
                 let all: Vec<_> = self.jobs.iter().map(|job| job.job_id).collect();
@@ -130,6 +136,24 @@ impl Play {
                 sqlx::query(late).execute(&mut self.connection).await.expect("SQL");
                 self.store.time_out_inputs().await.expect("an answer");
                 ("time_out_inputs", vec![JobEvent::Answered])
+            }
+            22 => {
+                let line = self.rng.bool();
+                self.store.set_line("a test", &Name::default(), line).await.expect("an answer");
+                ("set_line", vec![])
+            }
+            23..25 => {
+                let found = self.store.find_lines(&Name::default(), None, 3, 10).await.expect("an answer");
+                let takes: Vec<LineTake> =
+                    found.into_iter().map(|place| LineTake { place, most: 3 }).collect();
+                let admitted =
+                    self.store.admit(&self.admitter, &Name::default(), &takes).await.expect("an answer");
+                self.store.block(&admitted.busy).await.expect("an answer");
+                ("admit", vec![JobEvent::Due, JobEvent::SessionBusy])
+            }
+            25 => {
+                self.store.leave_lines(100).await.expect("an answer");
+                ("leave_lines", vec![JobEvent::Released])
             }
             14 => {
                 let late = "UPDATE harness_workers SET heartbeat_at = heartbeat_at - interval '2 hours'";
@@ -216,7 +240,7 @@ async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
             match step {
                 (None, Some(born)) => {
                     let may = match call {
-                        "accept" => [JobState::Publishing].as_slice(),
+                        "accept" => [JobState::Publishing, JobState::Waiting].as_slice(),
                         // A job that was never seen.
                         "cancel" => &[JobState::Scheduled],
                         "claim" => &[JobState::Running, JobState::Blocked],
@@ -230,7 +254,7 @@ async fn the_ledger_makes_every_step_that_job_state_knows_and_no_other() {
                     made.insert((was.as_str(), becomes.as_str()));
                 }
                 // A job that has ended; within the same transaction, it never existed.
-                (Some(JobState::Publishing), None) if call == "accept" => {}
+                (Some(JobState::Publishing | JobState::Waiting), None) if call == "accept" => {}
                 (Some(JobState::Scheduled), None) if call == "cancel" => {}
                 (was, None) => panic!("{call}: a job vanished, it was {was:?}"),
             }

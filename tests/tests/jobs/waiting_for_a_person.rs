@@ -99,7 +99,7 @@ async fn an_answer_that_comes_first_is_not_waited_for() {
     let spec = asking("t", json!({"call_id": "c1", "kind": "approval", "question": "May I?"}));
     let later = JobSpec { deadline_ms: Some(600_000), ..spec };
     let accepted = fleet.store.accept(std::slice::from_ref(&later)).await.unwrap();
-    assert_eq!(accepted, [Accepted::New]);
+    assert_eq!(accepted, [Accepted::New(JobState::Publishing)]);
     assert_eq!(answer(&fleet, later.job_id, "c1", &["--json", "true"]).await.code, 0);
     fleet.vhost.publish(vec![(job::encode(&later).into_bytes(), BasicProperties::default())]).await;
     awaits(&fleet, later.job_id).await;

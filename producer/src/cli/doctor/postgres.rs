@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::postgres::{Address, Pooling, SetBy, look_at_settings};
 use store::{Server, Store};
 
-use super::{Checklist, access, chain, inbox, money, provider_keys, questions, schedules, webhooks};
+use super::{Checklist, access, chain, inbox, lines, money, provider_keys, questions, schedules, webhooks};
 use crate::cli::context::LedgerAccess;
 
 /// A job's id carries the time of the host that made it, which may be a day ahead. From this skew on, an operator
@@ -65,6 +65,7 @@ pub(super) async fn look(ledger: &LedgerAccess, list: &mut Checklist) {
     list.report("partitions", partitions);
     list.report("clock", clock(store).await);
     inbox::look(store, list).await;
+    lines::look(store, list).await;
     schedules::look(store, list).await;
     webhooks::look(store, list).await;
     questions::look(store, list).await;

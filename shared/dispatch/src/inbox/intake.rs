@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use job::{JobId, JobSpec, Json, Name, RequestedJob, decode_strict_as, peek};
+use job::{JobId, JobSpec, JobState, Json, Name, RequestedJob, decode_strict_as, peek};
 use store::{Acceptance, DueJob, InboxRow, StoreError, Taken, Unwanted};
 use tracing::info;
 
@@ -83,10 +83,10 @@ impl Dispatch {
         let (mut due, mut done, mut known, mut failed) = (Vec::new(), Vec::new(), Vec::new(), None);
         for ((row, candidate), answer) in jobs.into_iter().zip(answers) {
             match answer {
-                Ok(Taken::New { .. }) => {
+                Ok(Taken::New { state, .. }) => {
                     count("accepted");
                     done.push(row.seq);
-                    if candidate.spec.is_due(row.read_unix_ms) {
+                    if state == JobState::Publishing {
                         due.push(DueJob::of(&candidate.spec));
                     }
                 }

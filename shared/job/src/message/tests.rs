@@ -39,6 +39,8 @@ fn what_is_encoded_decodes_to_the_same() {
     spec.max_tokens = Some(u64::MAX);
     spec.max_cost_usd = Some(crate::Usd::from_micros(100_001));
     spec.on_busy = crate::OnBusy::Rollback;
+    spec.lane = crate::Lane::Low;
+    spec.limits = crate::LimitKeys::of(["b".parse().unwrap(), "a".parse().unwrap()]).unwrap();
     spec.labels = crate::Labels::of(["team=search".parse().unwrap(), "run=".parse().unwrap()]).unwrap();
     let id = spec.job_id.to_string();
     assert_eq!(decode(encode(&spec).as_bytes(), Some(&id), &limits()).unwrap(), spec);
@@ -59,7 +61,7 @@ fn only_four_fields_are_needed_and_unknown_ones_are_ignored() {
 fn every_optional_field_may_be_null() {
     let all = format!(
         r#"{{"schema":"harness.job.v1","job_id":"{}","session_id":"s","agent_id":"a","tenant":null,"user_id":null,"pool":null,"input":null,
-        "retry":null,"timeout_ms":null,"run_at":null,"delay_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"max_iterations":null,"max_tokens":null,"max_cost_usd":null,"on_busy":null,"labels":null,
+        "retry":null,"timeout_ms":null,"run_at":null,"delay_ms":null,"deadline_ms":null,"max_stalled_iterations":null,"max_iterations":null,"max_tokens":null,"max_cost_usd":null,"on_busy":null,"lane":null,"limits":null,"labels":null,
         "reply_to":null,"correlation_id":null,"traceparent":null}}"#,
         JobId::now()
     );
@@ -120,6 +122,11 @@ fn an_error_names_the_field_and_what_would_be_right() {
         (with("max_cost_usd", json!("1,5")), "max_cost_usd", "got \"1,5\""),
         (with("max_cost_usd", json!(true)), "max_cost_usd", "as a number or a text"),
         (with("on_busy", json!("wait")), "on_busy", "enqueue"),
+        (with("lane", json!("urgent")), "lane", "expected one of `high`, `normal`, `low`"),
+        (with("limits", json!("k")), "limits", "expected a list of names"),
+        (with("limits", json!(["k", "k"])), "limits", "\"k\" twice"),
+        (with("limits", json!(["a b"])), "limits[0]", "a b"),
+        (with("limits", json!(["a", "b", "c", "d", "e"])), "limits", "at most 4"),
         (with("labels", json!(["a"])), "labels", "expected an object"),
         (with("labels", json!({"a b": "c"})), "labels", "the key \"a b\""),
         (with("labels", json!({"": "c"})), "labels", "1 to 63"),

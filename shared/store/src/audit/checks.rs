@@ -30,7 +30,7 @@ const fn check(kind: Kind, name: &'static str, rule: &'static str, sql: &'static
     Check { name, kind, rule, sql }
 }
 
-pub(super) const CHECKS: [Check; 45] = [
+pub(super) const CHECKS: [Check; 47] = [
     check(Conservation, "one_place", "no job is live and ended", ONE_PLACE),
     check(Conservation, "leases", "a running job's worker is known, and neither dead nor stopped", LEASES),
     check(Conservation, "drained", "a worker that has confirmed that it is drained runs nothing", DRAINED),
@@ -53,6 +53,7 @@ pub(super) const CHECKS: [Check; 45] = [
         "only a job that is not due for the first time has no place in its session",
         PLACES,
     ),
+    check(Conservation, "lanes", "a job waits in the lane of those that have begun exactly if it has", LANES),
     check(Conservation, "turns", "a blocked job waits for another job of its session", TURNS),
     check(Conservation, "sessions", "every job that was claimed or has ended has its session", SESSIONS),
     check(Conservation, "ends", "a session has as many results as it counts ends", ENDS),
@@ -109,6 +110,12 @@ pub(super) const CHECKS: [Check; 45] = [
     check(Liveness, "rescue", "a lease that has run out is noticed", RESCUE),
     check(Liveness, "inbox", "what was enqueued by SQL is taken in, while its tenant has room", INBOX),
     check(Liveness, "schedules", "a schedule that is due is fired while a process leads", SCHEDULES),
+    check(
+        Liveness,
+        "lines",
+        "what waits in a line is looked at, and nothing waits where there is none",
+        LINES,
+    ),
     check(Liveness, "due", "a due job is published", DUE),
     check(Liveness, "publishing", "a publish is confirmed or given up", PUBLISHING),
     check(Liveness, "queued", "a queued job is claimed", QUEUED),
@@ -165,6 +172,21 @@ const QUESTIONS: &str = "
 const PLACES: &str = "
     SELECT job_id::text, format('session %s: %s under epoch %s, without a place', session_id, state, epoch)
       FROM harness_jobs WHERE seq = 9223372036854775807 AND (state <> 'scheduled' OR epoch > 0)";
+
+const LANES: &str = "
+    SELECT job_id::text, format('session %s: waiting in lane %s under epoch %s', session_id, lane, epoch)
+      FROM harness_jobs WHERE state = 'waiting' AND ((epoch > 0) <> (lane = 0) OR lane NOT BETWEEN 0 AND 3)";
+
+/// The one that waits longest stands for its pool: the admitter has looked at none of it.
+const LINES: &str = "
+    SELECT job_id::text, CASE WHEN line IS NOT TRUE THEN format('waiting since %s, and pool %s has no line', state_since, pool)
+                              ELSE format('waiting since %s, and the line of pool %s was looked at last at %s',
+                                          state_since, pool, coalesce(seen_at::text, 'no time')) END
+      FROM (SELECT DISTINCT ON (j.pool) j.job_id, j.pool, j.state_since, p.line, p.seen_at
+              FROM harness_jobs j LEFT JOIN harness_pools p ON p.pool = j.pool
+             WHERE j.state = 'waiting' ORDER BY j.pool, j.state_since) first
+     WHERE state_since < now() - $5 * interval '1 millisecond'
+       AND (line IS NOT TRUE OR coalesce(seen_at < now() - $5 * interval '1 millisecond', true))";
 
 /// Every transaction that takes away what a job waits for also releases the job, so this holds at every
 /// moment.
@@ -460,6 +482,8 @@ const GUARDS: &str = "
                    ('harness_workers', 'harness_workers_pkey'), ('harness_workers', 'harness_workers_state_check'),
                    ('harness_workers', 'harness_workers_lease_ms_check'),
                    ('harness_tenants', 'harness_tenants_pkey'), ('harness_taken_keys', 'harness_taken_keys_pkey'),
+                   ('harness_pools', 'harness_pools_pkey'), ('harness_limits', 'harness_limits_pkey'),
+                   ('harness_limits', 'harness_limits_most_check'),
                    ('harness_inbox', 'harness_inbox_job'), ('harness_roles', 'harness_roles_pkey'),
                    ('harness_schedules', 'harness_schedules_pkey'), ('harness_schedules', 'harness_schedules_name'),
                    ('harness_schedules', 'harness_schedules_times'), ('harness_schedules', 'harness_schedules_next'),

@@ -4,11 +4,11 @@
 //! | lock | order | taken by | so that |
 //! |---|---|---|---|
 //! | keys of jobs | tenant, kind, key | acceptance, where a job has a key | of two jobs with one key, the second finds the first |
-//! | a leadership, shared | one | marks, decisions, schedules that fire | no successor leads before they have committed |
+//! | a leadership, shared | one | marks, decisions, schedules that fire, turns in a line | no successor leads before they have committed |
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
-//! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, a fold within a run | only one of them at a time decides about a session |
-//! | jobs' rows | `job_id` | claim, cancel, rescue, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
+//! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, what a line blocks, a fold within a run | only one of them at a time decides about a session |
+//! | jobs' rows | `job_id` | claim, cancel, rescue, what a line blocks, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
 //! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |
@@ -33,7 +33,7 @@
 //! **A service's transaction** may hold an entry of the inbox for as long as it likes. A schedule that fires the same id waits for it,
 //! for two seconds: then it is put off, and the others fire without it.
 //!
-//! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, published,
+//! **Nothing waits** for rows that can be taken later (`SKIP LOCKED`): the relay's jobs (due, in their turn, published,
 //! stuck, vanished), schedules that are due, expired keys of jobs, dates from the future, workers whose lease has run out, deliveries that
 //! are due, accounts that upkeep folds, and running jobs that a batch of requests asks to make room. A single such request does wait, because it
 //! holds no other lock. A worker whose row is locked by its own claim is alive.

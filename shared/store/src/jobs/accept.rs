@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use super::columns::{Columns, insert_for_publishing, new_jobs};
 use super::labels::LabelColumns;
-use crate::database::{Tx, rfc3339};
+use crate::database::{Tx, read_state, rfc3339};
 use crate::{Store, StoreError};
 
 /// What became of a submitted job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// It is in the ledger now.
-    New,
+    /// It is in the ledger now, in this state: `publishing` if its caller publishes it next, else `waiting` or `scheduled`.
+    New(JobState),
     /// The same id was accepted before: nothing changed.
     Duplicate,
     /// Postgres cannot hold it, for this reason: nothing changed.
@@ -29,7 +29,8 @@ pub(super) const ACCEPT: &str = concat!(
      ORDER BY turn
     ON CONFLICT DO NOTHING
     RETURNING job_id, ",
-    rfc3339!("accepted_at")
+    rfc3339!("accepted_at"),
+    ", state"
 );
 
 /// Follows an insert of jobs that may have ended already. The insert has waited for any transaction that was
@@ -41,34 +42,29 @@ pub(crate) const DROP_ENDED: &str = "
             WHERE (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL))
     RETURNING job_id";
 
-/// Returns the new jobs and their times of acceptance (RFC 3339), from the rows of [`ACCEPT`] and of [`DROP_ENDED`].
+/// Returns the new jobs with their times of acceptance (RFC 3339) and states, from the rows of [`ACCEPT`] and of
+/// [`DROP_ENDED`].
 pub(super) fn new_jobs_of<'a>(
     inserted: impl IntoIterator<Item = &'a Row>,
     ended: &[Row],
-) -> HashMap<Uuid, String> {
-    let mut new: HashMap<Uuid, String> = inserted.into_iter().map(|row| (row.get(0), row.get(1))).collect();
+) -> HashMap<Uuid, (String, JobState)> {
+    let new = inserted.into_iter().map(|row| (row.get(0), (row.get(1), read_state(row, 2))));
+    let mut new: HashMap<Uuid, (String, JobState)> = new.collect();
     for row in ended {
         new.remove(&row.get(0));
     }
     new
 }
 
-/// By the clock here: a change is a hint.
-fn now_unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Says that a job is new.
-pub(super) fn accepted(spec: &JobSpec) -> Change {
-    let state = if spec.is_due(now_unix_ms()) { JobState::Publishing } else { JobState::Scheduled };
+pub(super) fn accepted(spec: &JobSpec, state: JobState) -> Change {
     Change::new(spec.job_id, spec.session_key(), state)
 }
 
 impl Store {
-    /// Takes jobs into the ledger, in order. Those that are due are `publishing`: the caller publishes them next. If it
-    /// dies first, [`Store::return_stuck`] makes them due. The others are `scheduled`. A job that is refused does not
-    /// keep the others out.
+    /// Takes jobs into the ledger, in order. Those that are `publishing` the caller publishes next; if it dies first,
+    /// [`Store::return_stuck`] makes them due. Those that wait in a line, or are not due, are left to the relays. A job that is
+    /// refused does not keep the others out.
     pub async fn accept(&self, specs: &[JobSpec]) -> Result<Vec<Accepted>, StoreError> {
         match self.accept_together(specs).await {
             Err(error) if error.may_lie_in_one_call() => {}
@@ -94,11 +90,14 @@ impl Store {
         let ([inserted, ended], _) = tx.run_more([&columns.params(), &[jobs]], &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         // An id that occurs twice in one call is new once.
-        let answer = |id: &Uuid| if new.remove(id).is_some() { Accepted::New } else { Accepted::Duplicate };
+        let answer =
+            |id: &Uuid| new.remove(id).map_or(Accepted::Duplicate, |(_, state)| Accepted::New(state));
         let answers: Vec<Accepted> = jobs.iter().map(answer).collect();
         self.changes.note(|| {
-            let both = specs.iter().zip(&answers);
-            both.filter(|(_, answer)| **answer == Accepted::New).map(|(spec, _)| accepted(spec))
+            specs.iter().zip(&answers).filter_map(|(spec, answer)| match answer {
+                Accepted::New(state) => Some(accepted(spec, *state)),
+                Accepted::Duplicate | Accepted::Refused(_) => None,
+            })
         });
         Ok(answers)
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use deadpool_postgres::Pool;
-use job::{Change, JobId, JobSpec, Name, Tenant};
+use job::{Change, JobId, JobSpec, JobState, Name, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -54,6 +54,8 @@ pub enum Taken {
     New {
         /// RFC 3339, UTC.
         accepted_at: String,
+        /// `publishing` if its caller publishes it next, else `waiting` or `scheduled`.
+        state: JobState,
     },
     /// The id was accepted before: nothing changed.
     Known,
@@ -119,15 +121,15 @@ impl Batched for Acceptance {
         let ([_, inserted, ended], _) = tx.run_more(params, &labels.params()).await?;
         let mut new = new_jobs_of(&inserted, &ended);
         let taken = |id: &Uuid| match new.remove(id) {
-            Some(accepted_at) => Taken::New { accepted_at },
+            Some((accepted_at, state)) => Taken::New { accepted_at, state },
             None => Taken::Known,
         };
         Ok(columns.jobs.iter().map(taken).collect())
     }
 
     fn changed(&self, answer: &Taken, changes: &mut Vec<Change>) {
-        if matches!(answer, Taken::New { .. }) {
-            changes.push(accepted(&self.spec));
+        if let Taken::New { state, .. } = answer {
+            changes.push(accepted(&self.spec, *state));
         }
     }
 }
@@ -147,10 +149,10 @@ async fn commit_keyed(
     let all: [&Params<'_>; 5] = [&[&lock_timeout], &params, &accept, &[&columns.jobs], &params];
     let ([_, _, accepted, ended, _], _) = tx.run_more(all, &labels.params()).await?;
     let mut found = held_by(&accepted);
-    let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(2).is_none());
+    let inserted = accepted.iter().filter(|row| row.get::<_, Option<Uuid>>(3).is_none());
     let mut new = new_jobs_of(inserted, &ended);
     let taken = |id: &Uuid| match (new.remove(id), found.remove(id)) {
-        (Some(accepted_at), _) => Taken::New { accepted_at },
+        (Some((accepted_at, state)), _) => Taken::New { accepted_at, state },
         (None, Some(found)) => found,
         (None, None) => Taken::Known,
     };

@@ -200,7 +200,7 @@ const WRITERS_POLL: Duration = Duration::from_millis(5);
 const READ_SESSIONS: &str = "SELECT DISTINCT session_id FROM harness_jobs WHERE job_id = ANY($1)";
 
 /// Creates sessions, so that there is a row to lock and to count the end in.
-pub(super) const CREATE_SESSIONS: &str = "
+pub(crate) const CREATE_SESSIONS: &str = "
     INSERT INTO harness_sessions (session_id, tenant, agent_id, user_id)
     SELECT session_id, min(tenant), min(agent_id), min(user_id) FROM harness_jobs
      WHERE job_id = ANY($1) AND session_id <> ''

@@ -84,7 +84,7 @@ const CLAIM_FRESH: &str = concat!(
            AND (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NULL
            AND (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NULL
            AND ",
-    may_take!("$10"),
+    may_take!("$12"),
     "
     ), decided AS MATERIALIZED (
         SELECT i.*, first AND NOT later
@@ -104,7 +104,7 @@ const CLAIM_FRESH: &str = concat!(
     ",
                CASE WHEN later THEN 'scheduled' WHEN free THEN 'running' ELSE 'blocked' END,
                CASE WHEN free THEN nextval('harness_epoch') ELSE 0 END,
-               CASE WHEN free THEN $10 END,
+               CASE WHEN free THEN $12 END,
                CASE WHEN free THEN now() END
           FROM decided ORDER BY turn
         ON CONFLICT DO NOTHING

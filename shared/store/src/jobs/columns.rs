@@ -18,6 +18,8 @@ pub(crate) struct Columns<'a> {
     traces: Vec<Option<Uuid>>,
     /// Unix time in milliseconds before which the job does not start.
     dues: Vec<Option<f64>>,
+    lanes: Vec<i16>,
+    lines: Vec<String>,
 }
 
 /// The rows, in their order (`turn`), with one more column if a further parameter comes with them.
@@ -25,10 +27,11 @@ macro_rules! new_jobs {
     ($($more:literal as $name:literal)?) => {
         concat!(
             "unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::uuid[],
-              $9::float8[]",
+              $9::float8[], $10::smallint[], $11::text[]",
             $(", ", $more,)?
             ")
-      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, due",
+      WITH ORDINALITY AS t(job_id, session_id, agent_id, user_id, pool, message, deadline, trace_id, due,
+                               lane, line",
             $(", ", $name,)?
             ", turn)"
         )
@@ -53,7 +56,7 @@ pub(crate) use tenant_of;
 /// The columns of `harness_jobs` that new jobs fill.
 macro_rules! job_columns {
     () => {
-        "job_id, tenant, session_id, agent_id, user_id, pool, message, deadline_at, trace_id"
+        "job_id, tenant, session_id, agent_id, user_id, pool, message, deadline_at, trace_id, lane, line"
     };
 }
 pub(crate) use job_columns;
@@ -64,7 +67,8 @@ macro_rules! job_values {
         concat!(
             "job_id, ",
             $crate::jobs::columns::tenant_of!("session_id"),
-            ", session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id"
+            ", session_id, agent_id, user_id, pool, message::json, to_timestamp(deadline / 1000), trace_id,
+             lane, line"
         )
     };
 }
@@ -86,8 +90,16 @@ macro_rules! due_at {
 }
 pub(crate) use due_at;
 
-/// The insert of new jobs, up to its FROM. Their caller publishes those that are due next. The others are scheduled, and
-/// the trigger `harness_jobs_not_due` gives them no place.
+/// Whether a pool has a line. (Postgres makes the table of them once for a statement.)
+macro_rules! has_line {
+    ($pool:literal) => {
+        concat!("(", $pool, " IN (SELECT p.pool FROM harness_pools p WHERE p.line)) IS TRUE")
+    };
+}
+pub(crate) use has_line;
+
+/// The insert of new jobs, up to its FROM. Those that are not due are scheduled, and the trigger `harness_jobs_not_due` gives
+/// them no place. The others wait in their pool's line; where it has none, their caller publishes them next.
 macro_rules! insert_for_publishing {
     () => {
         concat!(
@@ -96,7 +108,10 @@ macro_rules! insert_for_publishing {
             ", state, due_at)
         SELECT ",
             $crate::jobs::columns::job_values!(),
-            ", CASE WHEN to_timestamp(due / 1000) > now() THEN 'scheduled' ELSE 'publishing' END, ",
+            ", CASE WHEN to_timestamp(due / 1000) > now() THEN 'scheduled'
+                    WHEN ",
+            $crate::jobs::columns::has_line!("pool"),
+            " THEN 'waiting' ELSE 'publishing' END, ",
             $crate::jobs::columns::due_at!(),
             "
           FROM "
@@ -116,19 +131,23 @@ impl<'a> Columns<'a> {
             messages: specs.clone().map(job::encode).collect(),
             deadlines: specs.clone().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
             traces: specs.clone().map(foreign_trace).collect(),
-            dues: specs.map(|spec| spec.due_unix_ms().map(|ms| ms as f64)).collect(),
+            dues: specs.clone().map(|spec| spec.due_unix_ms().map(|ms| ms as f64)).collect(),
+            lanes: specs.clone().map(|spec| spec.lane.number()).collect(),
+            lines: specs.map(|spec| spec.limits.line()).collect(),
         }
     }
 
-    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 9] {
-        let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces, dues } = self;
-        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues]
+    pub(crate) fn params(&self) -> [&(dyn ToSql + Sync); 11] {
+        let Columns { jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, lanes, lines } =
+            self;
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, lanes, lines]
     }
 
     /// Returns the parameters with one more at the end.
-    pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 10] {
-        let [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues] = self.params();
-        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, more]
+    pub(crate) fn params_and<'b>(&'b self, more: &'b (dyn ToSql + Sync)) -> [&'b (dyn ToSql + Sync); 12] {
+        let [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, lanes, lines] =
+            self.params();
+        [jobs, sessions, agents, users, pools, messages, deadlines, traces, dues, lanes, lines, more]
     }
 }
 

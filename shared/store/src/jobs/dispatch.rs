@@ -5,8 +5,8 @@ use std::time::Duration;
 use job::{JobId, JobSpec, JobState, Name};
 use tracing::error;
 
-use super::columns::no_place;
-use crate::database::{millis, query, read_change, read_job_id, read_name, uuids};
+use super::columns::{has_line, no_place};
+use crate::database::{millis, query, read_change, read_job_id, read_name, read_state, uuids};
 use crate::{Store, StoreError};
 
 /// A job whose message is to be published.
@@ -27,7 +27,8 @@ impl DueJob {
     }
 }
 
-/// What is due for the first time gets its place in its session, in the order of due times.
+/// What is due for the first time gets its place in its session, in the order of due times. Where the pool has a line, it
+/// waits there; a job that has begun does so before all others.
 const TAKE_DUE: &str = concat!(
     "
     WITH due AS MATERIALIZED (
@@ -39,12 +40,16 @@ const TAKE_DUE: &str = concat!(
     no_place!(),
     " ORDER BY due_at, job_id) first
     )
-    UPDATE harness_jobs j SET state = 'publishing', state_since = now(),
+    UPDATE harness_jobs j SET state_since = now(),
+           state = CASE WHEN ",
+    has_line!("pool"),
+    " THEN 'waiting' ELSE 'publishing' END,
+           lane = CASE WHEN epoch > 0 THEN 0 ELSE lane END,
            seq = CASE WHEN seq = ",
     no_place!(),
     " THEN (SELECT place FROM placed p WHERE p.job_id = j.job_id) ELSE seq END
      WHERE job_id = ANY(ARRAY(SELECT job_id FROM due))
-    RETURNING job_id, session_id, pool, message::text"
+    RETURNING job_id, session_id, pool, CASE WHEN state = 'publishing' THEN message::text END, state"
 );
 
 const CONFIRM: &str = "
@@ -60,20 +65,21 @@ const UNCONFIRMED: &str = "
     RETURNING job_id, session_id";
 
 impl Store {
-    /// Takes jobs that are due, oldest first, to publish them. One that is due for the first time enters its session's
-    /// order. No other relay gets the same ones.
-    pub async fn take_due(&self, limit: i64) -> Result<Vec<DueJob>, StoreError> {
+    /// Takes jobs that are due, oldest first: to publish them, or into their pool's line. One that is due for the first time
+    /// enters its session's order. No other relay gets the same ones. Returns those to publish, and how many it took.
+    pub async fn take_due(&self, limit: i64) -> Result<(Vec<DueJob>, i64), StoreError> {
         let rows = query(&self.pool, "take_due", TAKE_DUE, &[&limit]).await?;
-        self.changes.note(|| rows.iter().map(|row| read_change(row, JobState::Publishing)));
+        self.changes.note(|| rows.iter().map(|row| read_change(row, read_state(row, 4))));
         let due = |row: &tokio_postgres::Row| {
             let job_id = read_job_id(row, 0);
+            let message: String = row.get::<_, Option<String>>(3)?;
             let Some(pool) = read_name(row, 2) else {
                 error!(%job_id, "the row of this job in harness_jobs was changed by hand: its pool is no name, and it is not published");
                 return None;
             };
-            Some(DueJob { job_id, pool, message: row.get(3) })
+            Some(DueJob { job_id, pool, message })
         };
-        Ok(rows.iter().filter_map(due).collect())
+        Ok((rows.iter().filter_map(due).collect(), rows.len() as i64))
     }
 
     /// Notes the broker's confirm, for those that are still being published.

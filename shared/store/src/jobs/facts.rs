@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{JobId, JobState, SessionKey, Tenant};
+use job::{JobId, JobState, Lane, SessionKey, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -52,6 +52,30 @@ pub struct JobFacts {
     pub redriven_as: Option<JobId>,
     /// Its place in the inbox, while it is there.
     pub inbox: Option<InboxPlace>,
+    /// Its place in its pool's line, while it waits there.
+    pub line: Option<PlaceInLine>,
+}
+
+/// Where a job is in its pool's line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaceInLine {
+    /// Jobs of the same tenant, lane and limit keys that come before it; counted up to 1,000.
+    pub ahead: i64,
+    /// Its lane; `None` once it has begun.
+    pub lane: Option<Lane>,
+    /// What holds it back beside the number of slots.
+    pub held: Option<HeldBack>,
+}
+
+/// A bound that is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// The limit key; `None` for the tenant's `max_running`.
+    pub key: Option<String>,
+    /// How many jobs have a place.
+    pub taken: i64,
+    /// How many may have one.
+    pub most: i64,
 }
 
 /// Where a job is in the inbox.
@@ -114,6 +138,40 @@ const ENDED: &str = "
            0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as, ARRAY[]::text[]
       FROM harness_results WHERE job_id = $1";
 
+/// The places that are taken, as the admitter counts them.
+const IN_LINE: &str = r#"
+    WITH me AS (
+        SELECT pool, lane, tenant, line, seq FROM harness_jobs WHERE job_id = $1 AND state = 'waiting'
+    ), here AS MATERIALIZED (
+        SELECT j.line FROM me CROSS JOIN LATERAL (
+               SELECT tenant, line FROM harness_jobs WHERE worker_id IS NOT NULL AND pool = me.pool
+               UNION ALL
+               (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = me.pool LIMIT 10000)
+               UNION ALL
+               (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = me.pool LIMIT 10000)) j
+         WHERE me.line <> '' AND j.tenant = me.tenant AND j.line <> ''
+    )
+    SELECT (SELECT count(*) FROM (SELECT FROM harness_jobs o
+                                   WHERE o.state = 'waiting' AND o.pool = me.pool AND o.lane = me.lane
+                                     AND o.tenant COLLATE "C" = me.tenant AND o.line = me.line AND o.seq < me.seq
+                                   LIMIT 1000) ahead),
+           me.lane, k.key, coalesce(k.taken, t.taken), coalesce(k.most, t.most)
+      FROM me
+      LEFT JOIN LATERAL (
+           SELECT l.key, l.most, c.taken
+             FROM harness_limits l
+            CROSS JOIN LATERAL (SELECT count(*) AS taken FROM here h
+                                 WHERE l.key COLLATE "C" = ANY(string_to_array(h.line, ','))) c
+            WHERE l.tenant = me.tenant AND l.key = ANY(string_to_array(me.line, ',')) AND c.taken >= l.most
+            ORDER BY l.key LIMIT 1) k ON true
+      LEFT JOIN LATERAL (
+           SELECT n.max_running::bigint AS most, c.taken
+             FROM harness_tenants n
+            CROSS JOIN LATERAL (SELECT count(*) AS taken FROM harness_jobs j
+                                 WHERE j.tenant = me.tenant
+                                   AND (j.worker_id IS NOT NULL OR j.state IN ('publishing', 'queued'))) c
+            WHERE n.name = me.tenant AND n.max_running IS NOT NULL AND c.taken >= n.max_running) t ON true"#;
+
 impl Store {
     /// What explains where this job is; nothing where the ledger does not know it.
     pub async fn facts(&self, job_id: JobId) -> Result<Option<JobFacts>, StoreError> {
@@ -123,10 +181,24 @@ impl Store {
         let known = [("facts_live", LIVE), ("facts_ended", ENDED)];
         for (name, sql) in known.into_iter().chain([("facts_in_inbox", IN_INBOX)]).chain(known) {
             if let Some(row) = query(&self.pool, name, sql, &[&id]).await?.first() {
-                return Ok(Some(read(row)));
+                let mut facts = read(row);
+                if facts.state == JobState::Waiting {
+                    let place = query(&self.pool, "facts_in_line", IN_LINE, &[&id]).await?;
+                    facts.line = place.first().map(read_place);
+                }
+                return Ok(Some(facts));
             }
         }
         Ok(None)
+    }
+}
+
+fn read_place(row: &Row) -> PlaceInLine {
+    let taken: Option<i64> = row.get(3);
+    PlaceInLine {
+        ahead: row.get(0),
+        lane: Lane::ALL.into_iter().find(|lane| lane.number() == row.get::<_, i16>(1)),
+        held: taken.map(|taken| HeldBack { key: row.get(2), taken, most: row.get(4) }),
     }
 }
 
@@ -158,5 +230,6 @@ fn read(row: &Row) -> JobFacts {
         calls: row.get(19),
         redriven_as: row.get::<_, Option<Uuid>>(18).map(JobId::of_ledger),
         inbox: (row.len() > 20).then(|| InboxPlace { ahead: row.get(20), max_waiting: row.get(21) }),
+        line: None,
     }
 }

@@ -3,6 +3,7 @@
 //! A failed job stays in `harness_results`, where it ended, until retention removes it. It is open until it
 //! is redriven (a new job does its work again) or dismissed. Only one of the two happens, and only once.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use job::{JobId, JobSpec, JobState, Label, Name, SessionKey, Tenant};
@@ -175,11 +176,11 @@ macro_rules! lock_open {
 const REDRIVE: &str = concat!(
     "
     WITH open AS (",
-    lock_open!("$10"),
+    lock_open!("$12"),
     "
     ), incoming AS (
         SELECT * FROM ",
-    new_jobs!("$10::uuid[]" as "failed"),
+    new_jobs!("$12::uuid[]" as "failed"),
     "
     ), marked AS (
         UPDATE harness_results r SET redriven_as = i.job_id
@@ -191,7 +192,7 @@ const REDRIVE: &str = concat!(
     insert_for_publishing!(),
     "marked m JOIN incoming i ON i.job_id = m.new_id
      ORDER BY turn
-    RETURNING job_id"
+    RETURNING job_id, state"
 );
 
 const LOG_REDRIVEN: &str = jobs_logged!(
@@ -276,10 +277,14 @@ impl Store {
         Ok(rows.iter().map(standing).collect())
     }
 
-    /// Takes new jobs into the ledger to do the work of failed ones again, in the state `publishing`: the
-    /// caller publishes them next. Returns the new jobs whose failed job was still open. Nothing happens to
+    /// Takes new jobs into the ledger to do the work of failed ones again. Those that are `publishing` the caller publishes
+    /// next. Returns the new jobs whose failed job was still open, and their states. Nothing happens to
     /// the others. The operators' log names the actor.
-    pub async fn redrive(&self, actor: &str, jobs: &[(JobId, JobSpec)]) -> Result<Vec<JobId>, StoreError> {
+    pub async fn redrive(
+        &self,
+        actor: &str,
+        jobs: &[(JobId, JobSpec)],
+    ) -> Result<HashMap<JobId, JobState>, StoreError> {
         let failed: Vec<Uuid> = jobs.iter().map(|(failed, _)| (*failed).into()).collect();
         let columns = Columns::of(jobs.iter().map(|(_, spec)| spec));
         let labels = LabelColumns::of(jobs.iter().map(|(_, spec)| spec));
@@ -288,10 +293,11 @@ impl Store {
         let statements = [REDRIVE, LOG_REDRIVEN];
         let tx = Tx::prepare_more(&self.pool, "redrive", statements, labels.statement()).await?;
         let ([rows, _], _) = tx.run_more([&params, &[&actor, &failed, &ids]], &labels.params()).await?;
-        let new: Vec<JobId> = rows.iter().map(|row| read_job_id(row, 0)).collect();
+        let new = rows.iter().map(|row| (read_job_id(row, 0), read_state(row, 1)));
+        let new: HashMap<JobId, JobState> = new.collect();
         self.changes.note(|| {
             let specs = jobs.iter().map(|(_, spec)| spec);
-            specs.filter(|spec| new.contains(&spec.job_id)).map(accepted)
+            specs.filter_map(|spec| new.get(&spec.job_id).map(|state| accepted(spec, *state)))
         });
         Ok(new)
     }

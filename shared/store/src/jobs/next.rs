@@ -2,6 +2,24 @@
 
 use super::claimed::claimed_columns;
 
+/// Whether a job has to wait for its turn in its pool's line.
+macro_rules! waits_its_turn {
+    ($job:literal) => {
+        concat!(
+            "EXISTS (SELECT FROM harness_pools p
+                      WHERE p.pool = ",
+            $job,
+            ".pool AND p.line
+                        AND (p.waiting > 0 OR ",
+            $job,
+            ".line <> ''
+                             OR EXISTS (SELECT FROM harness_tenants t WHERE t.name = ",
+            $job,
+            ".tenant AND t.max_running IS NOT NULL)))"
+        )
+    };
+}
+
 /// The CTE `heads`: the first job of each of these sessions in which no job has begun, if it waits only for
 /// its turn. (The subquery looks up whether a job has begun for the few blocked heads alone. NOT EXISTS would
 /// become a join of every session of the batch with every job that has begun.)
@@ -9,10 +27,10 @@ macro_rules! heads {
     ($sessions:literal) => {
         concat!(
             "heads AS (
-                SELECT h.job_id FROM unnest(",
+                SELECT h.job_id, h.pool, h.tenant, h.line FROM unnest(",
             $sessions,
             "::text[]) AS t(session_id)
-                 CROSS JOIN LATERAL (SELECT job_id, session_id, state FROM harness_jobs j
+                 CROSS JOIN LATERAL (SELECT job_id, session_id, state, pool, tenant, line FROM harness_jobs j
                                       WHERE j.session_id = t.session_id ORDER BY j.seq LIMIT 1) h
                  WHERE h.state = 'blocked'
                    AND (SELECT b.job_id FROM harness_jobs b
@@ -23,8 +41,9 @@ macro_rules! heads {
 }
 pub(crate) use heads;
 
-/// Takes the heads of these sessions that wait for their turn: they run here (with $3), or the relay
-/// publishes them. A worker that is marked to drain takes no more.
+/// Takes the heads of these sessions that wait for their turn: they run here (with $3), or a relay makes them wait in
+/// their pool's line or publishes them. A worker that is marked to drain takes no more. Where jobs wait in the line, or a limit
+/// or a tenant's bound may hold this one back, it gets its turn there.
 pub(crate) const NEXT: &str = concat!(
     "WITH ",
     heads!("$2"),
@@ -32,6 +51,9 @@ pub(crate) const NEXT: &str = concat!(
         SELECT job_id FROM heads
          WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
                                  AND coalesce(drain_until <= now(), true))
+           AND NOT ",
+    waits_its_turn!("heads"),
+    "
     ), released AS (
         UPDATE harness_jobs SET state = 'scheduled', due_at = now(), state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM heads EXCEPT SELECT job_id FROM taken))

@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 
 use super::pools_in;
 use crate::database::{Tx, read_job_id};
-use crate::{Store, StoreError};
+use crate::{PoolSeen, Store, StoreError};
 
 /// No more jobs of a pool and state, or of a tenant, are counted.
 pub const COUNTED_TO: i64 = 10_000;
@@ -52,6 +52,8 @@ pub struct PoolNow {
     pub oldest_queued_s: Option<f64>,
     /// Runs begun per second over the last minute, as the workers report.
     pub starts_per_s: f64,
+    /// What the admitter sees in the pool's line, if it has one.
+    pub line: Option<PoolSeen>,
 }
 
 /// A tenant at this moment. Each number is counted up to [`COUNTED_TO`].
@@ -130,7 +132,7 @@ const POOLS: &str = concat!(
     ), pools AS (
         SELECT pool FROM queued UNION SELECT pool FROM publishing UNION SELECT pool FROM blocked
          UNION SELECT pool FROM scheduled UNION SELECT pool FROM running UNION SELECT pool FROM awaiting
-         UNION SELECT pool FROM working
+         UNION SELECT pool FROM working UNION SELECT pool FROM harness_pools WHERE line
     )
     SELECT p.pool, coalesce(w.workers, 0), coalesce(w.draining, 0), coalesce(w.slots, 0), coalesce(r.jobs, 0), ",
     count_in!("queued"),
@@ -144,8 +146,9 @@ const POOLS: &str = concat!(
     ", coalesce(a.jobs, 0),
         (SELECT greatest(extract(epoch FROM now() - j.state_since), 0)::float8 FROM harness_jobs j
           WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1),
-        coalesce(w.starts, 0)
-      FROM pools p LEFT JOIN working w USING (pool) LEFT JOIN running r USING (pool) LEFT JOIN awaiting a USING (pool)
+        coalesce(w.starts, 0), l.line, l.seen
+      FROM pools p LEFT JOIN LATERAL (SELECT line, seen::text FROM harness_pools h WHERE h.pool = p.pool AND h.line OFFSET 0) l ON true
+           LEFT JOIN working w USING (pool) LEFT JOIN running r USING (pool) LEFT JOIN awaiting a USING (pool)
      WHERE p.pool IS NOT NULL ORDER BY p.pool LIMIT $2"
 );
 
@@ -247,6 +250,9 @@ fn read_pool(row: &Row) -> PoolNow {
         awaiting_input: row.get(9),
         oldest_queued_s: row.get(10),
         starts_per_s: row.get(11),
+        line: row
+            .get::<_, Option<bool>>(12)
+            .map(|_| row.get::<_, Option<&str>>(13).map(PoolSeen::from_json).unwrap_or_default()),
     }
 }
 

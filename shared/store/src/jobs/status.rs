@@ -155,7 +155,7 @@ const COUNT_FLEET: &str = "
              WHERE state IN ('alive', 'draining') AND ($1::text IS NULL OR pool = $1)),
            count(*), coalesce(extract(epoch FROM now() - min(greatest(accepted_at, due_at))), 0)::float8
       FROM harness_jobs
-     WHERE (state IN ('publishing', 'queued') OR (state = 'scheduled' AND due_at <= now()))
+     WHERE (state IN ('waiting', 'publishing', 'queued') OR (state = 'scheduled' AND due_at <= now()))
        AND ($1::text IS NULL OR pool = $1)";
 
 const SESSION_PROGRESS: &str = "

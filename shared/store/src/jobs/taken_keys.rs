@@ -85,7 +85,7 @@ pub(super) const ACCEPT_KEYED: &str = concat!(
     "
     WITH wanted AS MATERIALIZED (
         SELECT t.*, k.place, k.holder, k.was_sent = t.sent AS same, k.expires_at > now() AS counts
-          FROM unnest($10::uuid[], $11::text[], $12::text[], $13::text[], $14::bytea[], $15::float8[])
+          FROM unnest($12::uuid[], $13::text[], $14::text[], $15::text[], $16::bytea[], $17::float8[])
                AS t(job_id, tenant, kind, key, sent, held_for)
          CROSS JOIN LATERAL (SELECT ctid AS place, job_id AS holder, sent AS was_sent, expires_at FROM harness_taken_keys k
                               WHERE k.tenant = t.tenant AND k.kind = t.kind AND k.key = t.key OFFSET 0) k
@@ -104,7 +104,7 @@ pub(super) const ACCEPT_KEYED: &str = concat!(
          WHERE job_id <> ALL(ARRAY(SELECT job_id FROM held))
          ORDER BY turn
         ON CONFLICT DO NOTHING
-        RETURNING job_id, accepted_at
+        RETURNING job_id, accepted_at, state
     ), led AS (
         UPDATE harness_taken_keys k
            SET (job_id, sent, taken_at, expires_at) = (
@@ -116,9 +116,9 @@ pub(super) const ACCEPT_KEYED: &str = concat!(
     )
     SELECT job_id, ",
     rfc3339!("accepted_at"),
-    ", NULL::uuid, NULL::text, NULL::bool FROM new
+    ", state, NULL::uuid, NULL::text, NULL::bool FROM new
     UNION ALL
-    SELECT job_id, NULL, holder, kind, same FROM held"
+    SELECT job_id, NULL, NULL, holder, kind, same FROM held"
 );
 
 /// Follows [`ACCEPT_KEYED`] and what drops ended jobs. A job that this transaction has accepted, which its time shows,
@@ -180,14 +180,14 @@ impl<'a> KeyColumns<'a> {
 
 /// Returns the job that holds a key, from a row of [`ACCEPT_KEYED`]; `None` for one that was accepted.
 pub(super) fn read_found(row: &Row) -> Option<(Uuid, Taken)> {
-    row.get::<_, Option<Uuid>>(2)?;
-    let by = if row.get::<_, &str>(3) == "unique" { KeyKind::Unique } else { KeyKind::Idempotency };
-    Some((row.get(0), Taken::Found { by, job_id: read_job_id(row, 2), same: row.get(4) }))
+    row.get::<_, Option<Uuid>>(3)?;
+    let by = if row.get::<_, &str>(4) == "unique" { KeyKind::Unique } else { KeyKind::Idempotency };
+    Some((row.get(0), Taken::Found { by, job_id: read_job_id(row, 3), same: row.get(5) }))
 }
 
 /// Reads which jobs hold keys, as [`ACCEPT_KEYED`] finds them, and changes nothing.
 pub(super) const FIND_HELD: &str = "
-    SELECT t.job_id, NULL::text, k.holder, t.kind, k.was_sent = t.sent
+    SELECT t.job_id, NULL::text, NULL::text, k.holder, t.kind, k.was_sent = t.sent
       FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::float8[])
            AS t(job_id, tenant, kind, key, sent, held_for)
      CROSS JOIN LATERAL (SELECT job_id AS holder, sent AS was_sent, expires_at > now() AS counts

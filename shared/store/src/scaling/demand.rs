@@ -27,6 +27,11 @@ pub struct PoolDemand {
     pub due_soon: u64,
     /// How long the oldest job that could run (queued, being published, or due) has waited, in milliseconds.
     pub oldest_waiting_ms: Option<u64>,
+    /// Jobs in the pool's line that could run: that no limit, no bound of a tenant and no job of their session holds back.
+    /// While no admitter has looked lately, all that wait there; counted up to 10,000.
+    pub in_line: u64,
+    /// How long the oldest of these has waited, in milliseconds.
+    pub oldest_in_line_ms: Option<u64>,
     /// Workers that take jobs: their lease is fresh, and they do not drain.
     pub workers: u32,
     /// Their slots together.
@@ -112,8 +117,16 @@ const READ_WAITING: &str = "
                (SELECT due_at FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool ORDER BY state_since LIMIT 1),
                (SELECT due_at FROM harness_jobs WHERE state = 'scheduled' AND pool = p.pool AND due_at <= now()
                  ORDER BY due_at LIMIT 1))) * 1000)::bigint,
-           (extract(epoch FROM clock_timestamp()) * 1000)::bigint
-      FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn) ORDER BY turn";
+           (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
+           CASE WHEN l.fresh THEN l.could_run
+                WHEN l.line THEN (SELECT count(*) FROM (SELECT FROM harness_jobs
+                                                         WHERE state = 'waiting' AND pool = p.pool LIMIT 10000) waiting)
+                ELSE 0 END,
+           CASE WHEN l.fresh AND l.could_run > 0 THEN (l.seen ->> 'oldest_ms')::bigint END
+      FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn)
+      LEFT JOIN LATERAL (SELECT line, could_run, seen, line AND seen_at > now() - interval '10 seconds' AS fresh
+                           FROM harness_pools h WHERE h.pool = p.pool OFFSET 0) l ON true
+     ORDER BY turn";
 
 /// A worker's last report counts for a while after its end, so that a rollout does not forget how long jobs
 /// take.
@@ -142,6 +155,8 @@ impl Store {
                 blocked: count(0),
                 due_soon: count(1),
                 oldest_waiting_ms: row.get::<_, Option<i64>>(2).map(|ms| ms.max(0).unsigned_abs()),
+                in_line: count(4),
+                oldest_in_line_ms: row.get::<_, Option<i64>>(5).map(|ms| ms.max(0).unsigned_abs()),
                 ..PoolDemand::default()
             };
             demands.insert(name, demand);

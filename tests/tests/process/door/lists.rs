@@ -185,6 +185,8 @@ async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
         "/v1/jobs/{id}/events",
         "/v1/jobs/{id}/redrive",
         "/v1/jobs/{id}/why",
+        "/v1/limits",
+        "/v1/limits/{id}",
         "/v1/pools",
         "/v1/schedules",
         "/v1/schedules/{id}",

@@ -24,6 +24,7 @@ impl Others {
     async fn new(fleet: &Fleet, other: &Api) -> Others {
         let made = other.post("/v1/webhooks", &webhook()).await.is(201).text("id");
         other.post("/v1/schedules", &schedule()).await.is(201);
+        other.post("/v1/limits", &limit(3)).await.is(204);
         let job = submitted(other, &spec()).await.is(202).text("job_id");
         let failed =
             other.submit(&json!({"session_id": "same", "agent_id": "nobody"})).await.is(202).text("job_id");
@@ -53,6 +54,7 @@ impl Others {
             format!("/v1/webhooks/{webhook}"),
             "/v1/schedules/same".to_owned(),
             "/v1/dead".to_owned(),
+            "/v1/limits".to_owned(),
         ] {
             shown.push(other.get(&path).await.is(200).json());
         }
@@ -63,6 +65,10 @@ impl Others {
 fn spec() -> Value {
     json!({"session_id": "same", "agent_id": "echo", "input": "said", "labels": {"team": "red"},
            "unique": {"key": "one", "for_ms": 3_600_000}})
+}
+
+fn limit(max: u32) -> Value {
+    json!({"key": "same", "max": max})
 }
 
 fn webhook() -> Value {
@@ -139,7 +145,8 @@ async fn every_route_answers_a_tenant_as_if_the_others_were_not_there() {
             match (method.as_str(), path.as_str()) {
                 (
                     "GET",
-                    "/v1/jobs" | "/v1/dead" | "/v1/sessions" | "/v1/schedules" | "/v1/webhooks" | "/v1/spend",
+                    "/v1/jobs" | "/v1/dead" | "/v1/sessions" | "/v1/schedules" | "/v1/webhooks" | "/v1/spend"
+                    | "/v1/limits",
                 ) => {
                     let items = async |api: &Api, query| {
                         api.get(&format!("{path}{query}")).await.is(200).json()["items"].clone()
@@ -171,7 +178,7 @@ async fn every_route_answers_a_tenant_as_if_the_others_were_not_there() {
                         Some("jobs" | "dead") => (&[&others.job, &others.failed], &unknown),
                         Some("sessions") => (&["same"], "none"),
                         Some("webhooks") => (&[&others.webhook], "none"),
-                        Some("schedules") => (&["same"], "none"),
+                        Some("schedules" | "limits") => (&["same"], "none"),
                         _ => panic!("{method} {path}: name here what its id is of"),
                     };
                     let resend = json!({"job_id": others.job});
@@ -186,12 +193,14 @@ async fn every_route_answers_a_tenant_as_if_the_others_were_not_there() {
                         not_there(&acme, &method, [&about(there), &about(none)], [body, body]).await;
                     }
                 }
-                ("POST", "/v1/jobs" | "/v1/jobs/batch" | "/v1/schedules" | "/v1/webhooks") => creates += 1,
+                ("POST", "/v1/jobs" | "/v1/jobs/batch" | "/v1/schedules" | "/v1/webhooks" | "/v1/limits") => {
+                    creates += 1
+                }
                 _ => panic!("{method} {path}: name here how it keeps tenants apart"),
             }
         }
     }
-    assert_eq!(creates, 4);
+    assert_eq!(creates, 5);
     ids_are_shared(&acme, &others).await;
     assert_eq!(others.shown(&other).await, before, "nothing of it was changed");
 
@@ -209,6 +218,10 @@ async fn every_route_answers_a_tenant_as_if_the_others_were_not_there() {
     acme.post("/v1/webhooks", &webhook()).await.is(201);
     acme.post("/v1/schedules", &schedule()).await.is(201);
     acme.delete("/v1/schedules/same").await.is(204);
+    acme.post("/v1/limits", &limit(1)).await.is(204);
+    acme.delete("/v1/limits/same").await.is(204);
+    acme.post("/v1/limits", &limit(1_000_001)).await.problem(422, Some("max"));
+    acme.post("/v1/limits", &json!({"key": "a b", "max": 1})).await.problem(422, Some("key"));
     let session = acme.get("/v1/sessions/same").await.is(200).json();
     acme.delete("/v1/sessions/same").await.is(204);
     assert_eq!(session["session_id"], json!("same"));

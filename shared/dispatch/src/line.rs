@@ -1,0 +1,208 @@
+//! The admitter: gives the jobs that wait in a pool's line their turns.
+//!
+//! Of all relays one admits at a time (the lease `admission`), and its transactions hold only while it does. It keeps as many
+//! jobs on their way to the workers as these have free slots, and what they start in 50 ms, and one: so a slot never
+//! waits for its next job, and a job that comes late and is wanted soon has few before it. Who is next, [`turns`] decides.
+//!
+//! What an admitter remembers ([`LineView`]) only saves reading: a successor begins with nothing, and finds the same.
+
+mod turns;
+mod view;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use job::{Name, Trouble};
+use prometheus::{Histogram, register_histogram};
+use queue::BrokerStatus;
+use store::{InFlight, Leadership, LineBounds, LineFacts, PoolSeen, StoreError};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use self::turns::Places;
+use self::view::LineView;
+use crate::{Dispatch, Leader};
+
+const LEASE_NAME: &str = "admission";
+const LEASE: Duration = Duration::from_secs(5);
+/// The pause between two looks, at least, and in relation to what the look took.
+const EVERY: Duration = Duration::from_millis(10);
+const REST: u32 = 10;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause where no pool has a line.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long what operators have set counts before it is read again; and how often what is seen is written down, at least,
+/// and in relation to what that took.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+/// How much of a worker's future is on its way to it.
+const AHEAD_S: f64 = 0.05;
+/// Jobs of one transaction, at most.
+const BATCH: u64 = 512;
+/// How many jobs leave the line of a pool that has none any more, at a time.
+const LEAVING: i64 = 1_000;
+
+static ADMISSION: LazyLock<Histogram> = LazyLock::new(|| {
+    register_histogram!(
+        "harness_admission_seconds",
+        "How long jobs have waited in their pool's line, from when they could run to their turn",
+        vec![0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0]
+    )
+    .expect("every metric has a name of its own, so that registering cannot fail")
+});
+
+/// Admits while this process leads, until asked to stop.
+pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
+    LazyLock::force(&ADMISSION);
+    let leader = Leader::new(LEASE_NAME.to_owned(), LEASE, |_| {});
+    tokio::join!(leader.keep(&dispatch.store, stop), admit(dispatch, &leader, stop));
+}
+
+async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
+    let (mut admitter, mut trouble) = (Admitter::default(), Trouble::default());
+    let mut pause = EVERY;
+    while stop.run_until_cancelled(sleep(pause)).await.is_some() {
+        let Some(leadership) = leader.leadership() else {
+            admitter = Admitter::default();
+            pause = EVERY * REST;
+            continue;
+        };
+        let begun = Instant::now();
+        pause = match admitter.look(dispatch, &leadership, stop).await {
+            Ok(Looked::NoLine) => IDLE,
+            Ok(Looked::All) => (begun.elapsed() * REST).clamp(EVERY, LONGEST_PAUSE),
+            Ok(Looked::More) => Duration::ZERO,
+            Err(cause) => {
+                if trouble.begins() {
+                    warn!(cause = cause.as_dyn(), "jobs that wait in line cannot be admitted, retrying");
+                }
+                LONGEST_PAUSE
+            }
+        };
+        if pause < LONGEST_PAUSE {
+            trouble.ends();
+        }
+    }
+}
+
+/// What a look has come to.
+enum Looked {
+    /// No pool has a line.
+    NoLine,
+    /// There is nothing more to do at this moment.
+    All,
+    /// Places are left, and jobs may wait for them.
+    More,
+}
+
+/// What it remembers.
+#[derive(Default)]
+struct Admitter {
+    pools: HashMap<Name, LineView>,
+    bounds: Option<(Instant, LineBounds)>,
+    /// When what was seen is written down again.
+    note_at: Option<Instant>,
+}
+
+impl Admitter {
+    async fn look(
+        &mut self,
+        dispatch: &Dispatch,
+        leadership: &Leadership,
+        stop: &CancellationToken,
+    ) -> Result<Looked, StoreError> {
+        let facts = dispatch.store.line_facts().await?;
+        self.pools.retain(|pool, _| facts.pools.contains(pool));
+        self.note(dispatch, leadership, &facts).await?;
+        if facts.pools.is_empty() {
+            return Ok(Looked::NoLine);
+        }
+        // Without a broker, jobs are better left where they are: their turn can still change.
+        let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
+        if !ready || dispatch.broker.held_up().is_some() {
+            return Ok(Looked::All);
+        }
+        let bounds = self.bounds(dispatch).await?;
+        let mut more = false;
+        for pool in &facts.pools {
+            if stop.is_cancelled() {
+                break;
+            }
+            let places = Places::new(pool, &facts.in_flight, &bounds);
+            let room = window(pool, &facts).saturating_sub(on_its_way(pool, &facts.in_flight)).min(BATCH);
+            if room == 0 {
+                continue;
+            }
+            let view = self.pools.entry(pool.clone()).or_default();
+            view.find(&dispatch.store, pool).await?;
+            let takes = view.choose(room, &places);
+            if takes.is_empty() {
+                continue;
+            }
+            let admitted = dispatch.store.admit(leadership, pool, &takes).await?;
+            view.note(&takes, &admitted.looked_at);
+            for job in admitted.looked_at.iter().filter(|job| job.admitted) {
+                ADMISSION.observe(job.waited.as_secs_f64());
+            }
+            if !admitted.busy.is_empty() {
+                dispatch.store.block(&admitted.busy).await?;
+            }
+            more |= !admitted.looked_at.is_empty();
+            if !admitted.due.is_empty() {
+                dispatch.publish(admitted.due).await?;
+            }
+        }
+        Ok(if more { Looked::More } else { Looked::All })
+    }
+
+    /// What operators have set, as it was read within the last second.
+    async fn bounds(&mut self, dispatch: &Dispatch) -> Result<LineBounds, StoreError> {
+        match &self.bounds {
+            Some((read, bounds)) if read.elapsed() < FRESH_FOR => Ok(bounds.clone()),
+            _ => {
+                let bounds = dispatch.store.line_bounds().await?;
+                self.bounds = Some((Instant::now(), bounds.clone()));
+                Ok(bounds)
+            }
+        }
+    }
+
+    /// Once a second: writes down what waits, and lets go what waits in pools that have no line any more.
+    async fn note(
+        &mut self,
+        dispatch: &Dispatch,
+        leadership: &Leadership,
+        facts: &LineFacts,
+    ) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        if self.note_at.is_some_and(|at| begun < at) {
+            return Ok(());
+        }
+        dispatch.store.leave_lines(LEAVING).await?;
+        let bounds = self.bounds(dispatch).await?;
+        let mut seen: BTreeMap<Name, PoolSeen> = BTreeMap::new();
+        for pool in &facts.pools {
+            let view = self.pools.entry(pool.clone()).or_default();
+            view.find(&dispatch.store, pool).await?;
+            let places = Places::new(pool, &facts.in_flight, &bounds);
+            seen.insert(pool.clone(), view.count(&dispatch.store, pool, places).await?);
+        }
+        if !seen.is_empty() {
+            dispatch.store.note_seen(leadership, &seen).await?;
+        }
+        self.note_at = Some(begun + FRESH_FOR.max(begun.elapsed() * REST));
+        Ok(())
+    }
+}
+
+/// How many jobs of a pool may be on their way to its workers.
+fn window(pool: &Name, facts: &LineFacts) -> u64 {
+    let capacity = facts.capacity.get(pool.as_str()).copied().unwrap_or_default();
+    capacity.free_slots + (capacity.starts_per_s * AHEAD_S).ceil().max(0.0) as u64 + 1
+}
+
+fn on_its_way(pool: &Name, in_flight: &[InFlight]) -> u64 {
+    let of_pool = in_flight.iter().filter(|jobs| !jobs.running && jobs.pool == pool.as_str());
+    of_pool.map(|jobs| jobs.jobs).sum()
+}

@@ -1,0 +1,242 @@
+//! Whose turn it is: finds the lines of a pool, and admits the next jobs of some.
+
+use std::time::Duration;
+
+use deadpool_postgres::Pool;
+use job::{JobId, JobState, Name, SessionKey};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::database::{LOCK_LEADERSHIP, LOCK_SESSIONS, Params, Tx, leads, query, read_change, read_job_id};
+use crate::jobs::{CREATE_SESSIONS_OF, DueJob};
+use crate::{Leadership, Store, StoreError};
+
+/// A line of a pool, and how far it was read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinePlace {
+    /// 0 for jobs that have begun; else the number of the lane.
+    pub lane: i16,
+    /// The tenant.
+    pub tenant: String,
+    /// The limit keys, with commas.
+    pub line: String,
+    /// Its jobs are behind this place.
+    pub behind: i64,
+}
+
+/// How many jobs of a line are to be admitted.
+#[derive(Clone, Debug)]
+pub struct LineTake {
+    /// The line.
+    pub place: LinePlace,
+    /// How many, at most.
+    pub most: u32,
+}
+
+/// A job that was looked at in its turn.
+#[derive(Clone, Debug)]
+pub struct AdmittedJob {
+    /// Which of the lines it is of.
+    pub line: usize,
+    /// Its place.
+    pub seq: i64,
+    /// How long it has waited in the line.
+    pub waited: Duration,
+    /// Whether it has its turn. Otherwise another job of its session comes first.
+    pub admitted: bool,
+}
+
+/// A job whose session another one works in, or has an earlier claim to.
+#[derive(Clone, Debug)]
+pub struct BusyJob {
+    /// The job.
+    pub job_id: JobId,
+    /// The key of its session.
+    pub session: SessionKey,
+}
+
+/// What was admitted.
+#[derive(Clone, Debug, Default)]
+pub struct Admitted {
+    /// All that were looked at, by line and place.
+    pub looked_at: Vec<AdmittedJob>,
+    /// Those that are `publishing` now: the caller publishes them next.
+    pub due: Vec<DueJob>,
+    /// Those whose session seemed busy: [`Store::block`] looks again.
+    pub busy: Vec<BusyJob>,
+}
+
+/// From one line to the next by the index, behind this one. It reads no job between them.
+const FIND: &str = r#"
+    WITH RECURSIVE lines AS (
+        (SELECT lane, tenant COLLATE "C" AS tenant, line, seq, 1 AS found FROM harness_jobs
+          WHERE state = 'waiting' AND pool = $1 AND (lane, tenant COLLATE "C", line) > ($2::smallint, $3::text, $4::text)
+          ORDER BY lane, tenant COLLATE "C", line, seq LIMIT 1)
+        UNION ALL
+        SELECT n.lane, n.tenant, n.line, n.seq, l.found + 1
+          FROM lines l
+         CROSS JOIN LATERAL (
+               SELECT lane, tenant COLLATE "C" AS tenant, line, seq FROM harness_jobs j
+                WHERE j.state = 'waiting' AND j.pool = $1 AND (j.lane, j.tenant COLLATE "C", j.line) > (l.lane, l.tenant, l.line)
+                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) n
+         WHERE l.found < $5
+    )
+    SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"#;
+
+/// Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
+const ADMIT: &str = concat!(
+    r#"
+    WITH picked AS MATERIALIZED (
+        SELECT j.*, g.turn
+          FROM unnest($5::smallint[], $6::text[], $7::text[], $8::bigint[], $9::bigint[])
+               WITH ORDINALITY AS g(lane, tenant, line, behind, most, turn)
+         CROSS JOIN LATERAL (
+               SELECT job_id, session_id, seq, epoch, state_since FROM harness_jobs j
+                WHERE j.state = 'waiting' AND j.pool = $4 AND j.lane = g.lane AND j.tenant COLLATE "C" = g.tenant
+                  AND j.line = g.line AND j.seq > g.behind
+                ORDER BY j.seq LIMIT g.most FOR UPDATE SKIP LOCKED) j
+         WHERE "#,
+    leads!(),
+    "
+    ), standing AS MATERIALIZED (
+        SELECT p.*,
+               epoch > 0 OR ((SELECT o.job_id FROM harness_jobs o
+                               WHERE o.session_id = p.session_id AND o.epoch > 0) IS NULL
+                             AND (SELECT o.job_id FROM harness_jobs o
+                                   WHERE o.session_id = p.session_id ORDER BY o.seq LIMIT 1) = p.job_id) AS free
+          FROM picked p
+    ), admitted AS (
+        UPDATE harness_jobs SET state = 'publishing', state_since = now()
+         WHERE job_id = ANY(ARRAY(SELECT job_id FROM standing WHERE free))
+        RETURNING job_id, message::text
+    )
+    SELECT s.job_id, s.session_id, s.turn, s.seq, (extract(epoch FROM now() - s.state_since) * 1000000)::bigint, a.message
+      FROM standing s LEFT JOIN admitted a ON a.job_id = s.job_id
+     ORDER BY s.turn, s.seq"
+);
+
+/// Under their sessions' locks: what has another job of its session before it waits for that one's end.
+const BLOCK: &str = "
+    WITH known AS (
+        SELECT job_id, session_id, seq FROM harness_jobs
+         WHERE job_id = ANY($1) AND state = 'waiting' AND epoch = 0
+         ORDER BY job_id FOR UPDATE
+    )
+    UPDATE harness_jobs SET state = 'blocked', state_since = now()
+     WHERE job_id = ANY(ARRAY(
+           SELECT k.job_id FROM known k
+            WHERE (SELECT o.job_id FROM harness_jobs o WHERE o.session_id = k.session_id AND o.epoch > 0) IS NOT NULL
+               OR (SELECT o.job_id FROM harness_jobs o WHERE o.session_id = k.session_id ORDER BY o.seq LIMIT 1) <> k.job_id))
+    RETURNING job_id, session_id";
+
+/// Lines, one vector per column.
+pub(super) struct PlaceColumns<'a> {
+    lanes: Vec<i16>,
+    tenants: Vec<&'a str>,
+    lines: Vec<&'a str>,
+    behind: Vec<i64>,
+}
+
+impl<'a> PlaceColumns<'a> {
+    pub(super) fn of(places: impl Iterator<Item = &'a LinePlace> + Clone) -> PlaceColumns<'a> {
+        PlaceColumns {
+            lanes: places.clone().map(|place| place.lane).collect(),
+            tenants: places.clone().map(|place| place.tenant.as_str()).collect(),
+            lines: places.clone().map(|place| place.line.as_str()).collect(),
+            behind: places.map(|place| place.behind).collect(),
+        }
+    }
+
+    pub(super) fn params(&self) -> [&(dyn ToSql + Sync); 4] {
+        let PlaceColumns { lanes, tenants, lines, behind } = self;
+        [lanes, tenants, lines, behind]
+    }
+}
+
+/// Runs a statement that counts only under this leadership, which it keeps in place until its end.
+pub(super) async fn under(
+    pool: &Pool,
+    leadership: &Leadership,
+    name: &'static str,
+    sql: &str,
+    more: &Params<'_>,
+) -> Result<Vec<Row>, StoreError> {
+    let Leadership { name: led, holder, epoch, .. } = leadership;
+    let leads: [&(dyn ToSql + Sync); 3] = [led, holder, epoch];
+    let params = [leads.as_slice(), more].concat();
+    let [_, rows] = Tx::prepare(pool, name, [LOCK_LEADERSHIP, sql]).await?.run([&leads, &params]).await?;
+    Ok(rows)
+}
+
+impl Store {
+    /// Finds the lines of a pool behind this one (from the first, without one) up to this lane, at most `most` of them. Each
+    /// is placed before its first job.
+    pub async fn find_lines(
+        &self,
+        pool: &Name,
+        behind: Option<&LinePlace>,
+        up_to: i16,
+        most: i32,
+    ) -> Result<Vec<LinePlace>, StoreError> {
+        let (lane, tenant, line) =
+            behind.map_or((-1, "", ""), |place| (place.lane, place.tenant.as_str(), place.line.as_str()));
+        let params: [&(dyn ToSql + Sync); 6] = [&pool.as_str(), &lane, &tenant, &line, &most, &up_to];
+        let rows = query(&self.pool, "find_lines", FIND, &params).await?;
+        let read = |row: &Row| LinePlace {
+            lane: row.get(0),
+            tenant: row.get(1),
+            line: row.get(2),
+            behind: row.get::<_, i64>(3) - 1,
+        };
+        Ok(rows.iter().map(read).collect())
+    }
+
+    /// Admits the next jobs of these lines of a pool, under this leadership; without it nothing changes. What cannot run
+    /// because of its session stays where it is, and is returned.
+    pub async fn admit(
+        &self,
+        leadership: &Leadership,
+        pool: &Name,
+        takes: &[LineTake],
+    ) -> Result<Admitted, StoreError> {
+        let columns = PlaceColumns::of(takes.iter().map(|take| &take.place));
+        let most: Vec<i64> = takes.iter().map(|take| i64::from(take.most)).collect();
+        let [lanes, tenants, lines, behind] = columns.params();
+        let more: [&(dyn ToSql + Sync); 6] = [&pool.as_str(), lanes, tenants, lines, behind, &most];
+        let rows = under(&self.pool, leadership, "admit", ADMIT, &more).await?;
+        let is_admitted = |row: &&Row| row.get::<_, Option<&str>>(5).is_some();
+        self.changes
+            .note(|| rows.iter().filter(is_admitted).map(|row| read_change(row, JobState::Publishing)));
+        let mut admitted = Admitted::default();
+        for row in &rows {
+            let message: Option<String> = row.get(5);
+            admitted.looked_at.push(AdmittedJob {
+                line: usize::try_from(row.get::<_, i64>(2) - 1).unwrap_or(0),
+                seq: row.get(3),
+                waited: Duration::from_micros(row.get::<_, i64>(4).max(0).unsigned_abs()),
+                admitted: message.is_some(),
+            });
+            let job_id = read_job_id(row, 0);
+            match message {
+                Some(message) => admitted.due.push(DueJob { job_id, pool: pool.clone(), message }),
+                None => {
+                    let session = SessionKey::of_ledger(row.get::<_, &str>(1));
+                    admitted.busy.push(BusyJob { job_id, session });
+                }
+            }
+        }
+        Ok(admitted)
+    }
+
+    /// Makes jobs of the line that cannot run because of their session `blocked`: the end of the job before each releases
+    /// it. Nothing happens to those that can run after all.
+    pub async fn block(&self, busy: &[BusyJob]) -> Result<(), StoreError> {
+        let (jobs, sessions): (Vec<Uuid>, Vec<&str>) =
+            busy.iter().map(|job| (Uuid::from(job.job_id), job.session.as_str())).unzip();
+        let tx = Tx::prepare(&self.pool, "block", [CREATE_SESSIONS_OF, LOCK_SESSIONS, BLOCK]).await?;
+        let [_, _, blocked] = tx.run([&[&jobs], &[&sessions], &[&jobs]]).await?;
+        self.changes.note(|| blocked.iter().map(|row| read_change(row, JobState::Blocked)));
+        Ok(())
+    }
+}

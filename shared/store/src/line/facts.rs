@@ -1,0 +1,227 @@
+//! What the admitter decides by: places, what is in flight, bounds, and what waits.
+
+use std::collections::HashMap;
+
+use job::Name;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+
+use super::admit::LinePlace;
+use crate::database::{Tx, leads, query, read_name};
+use crate::{Store, StoreError};
+
+/// What the workers of a pool can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PoolCapacity {
+    /// Slots without a job, of workers that take jobs.
+    pub free_slots: u64,
+    /// Runs begun per second over the last minute.
+    pub starts_per_s: f64,
+}
+
+/// Jobs that have a place: they are being published, queued, or run.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    /// Their pool.
+    pub pool: String,
+    /// Their tenant.
+    pub tenant: String,
+    /// Their limit keys, with commas.
+    pub line: String,
+    /// Whether they run; otherwise a message is on its way to a worker.
+    pub running: bool,
+    /// How many.
+    pub jobs: u64,
+}
+
+/// What an admitter looks at before each decision.
+#[derive(Clone, Debug, Default)]
+pub struct LineFacts {
+    /// The pools that have a line.
+    pub pools: Vec<Name>,
+    /// By pool.
+    pub capacity: HashMap<String, PoolCapacity>,
+    /// In pools with a line; jobs that run, in all pools.
+    pub in_flight: Vec<InFlight>,
+}
+
+/// What holds jobs back, as operators have set it.
+#[derive(Clone, Debug, Default)]
+pub struct LineBounds {
+    /// Weights that are not 1, by tenant.
+    pub weights: HashMap<String, u32>,
+    /// How many jobs of a tenant may have a place, over all pools.
+    pub max_running: HashMap<String, u64>,
+    /// How many jobs with a key may have a place in a pool, by tenant and key.
+    pub limits: HashMap<(String, String), u64>,
+}
+
+/// What waits in one line.
+#[derive(Clone, Debug)]
+pub struct LineCount {
+    /// The line.
+    pub place: LinePlace,
+    /// Its jobs, up to a bound.
+    pub jobs: u64,
+    /// Sessions of these in which no job has begun: so many of the jobs could run now.
+    pub sessions: u64,
+    /// How long the one that came due first has waited, in milliseconds.
+    pub oldest_ms: u64,
+}
+
+/// What an admitter sees of a pool's line. Counts stop at a bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolSeen {
+    /// Jobs that have begun before, and wait again.
+    pub begun: u64,
+    /// Of the lane `high`.
+    pub high: u64,
+    /// Of the lane `normal`.
+    pub normal: u64,
+    /// Of the lane `low`.
+    pub low: u64,
+    /// Those that nothing holds back but the number of slots.
+    pub could_run: u64,
+    /// Held back by the limit of a key.
+    pub held_by_limit: u64,
+    /// Held back by their tenant's `max_running`.
+    pub held_by_tenant: u64,
+    /// Held back by another job of their session.
+    pub held_by_session: u64,
+    /// Lines that have jobs.
+    pub lines: u64,
+    /// How long those that could run have waited, at most: in milliseconds.
+    pub oldest_ms: u64,
+}
+
+impl PoolSeen {
+    /// All that wait.
+    pub fn waiting(&self) -> u64 {
+        self.begun + self.high + self.normal + self.low
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers")
+    }
+
+    pub(crate) fn from_json(text: &str) -> PoolSeen {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+}
+
+const LINED: &str = "SELECT pool FROM harness_pools WHERE line ORDER BY pool";
+
+const CAPACITY: &str = "
+    SELECT w.pool, coalesce(sum(greatest(w.slots - h.held, 0)), 0)::bigint, coalesce(sum(w.starts_per_s), 0)::float8
+      FROM harness_workers w
+     CROSS JOIN LATERAL (SELECT count(*) AS held FROM harness_jobs j WHERE j.worker_id = w.worker_id OFFSET 0) h
+     WHERE w.state = 'alive' AND w.heartbeat_at >= now() - w.lease_ms * interval '1 millisecond'
+       AND coalesce(w.drain_until <= now(), true)
+       AND w.pool IN (SELECT p.pool FROM harness_pools p WHERE p.line)
+     GROUP BY w.pool";
+
+/// Beyond so many messages on their way there is no room in any window, and no more are counted.
+const IN_FLIGHT: &str = "
+    SELECT pool, tenant, line, true, count(*) FROM harness_jobs
+     WHERE worker_id IS NOT NULL GROUP BY pool, tenant, line
+    UNION ALL
+    SELECT p.pool, j.tenant, j.line, false, count(*)
+      FROM harness_pools p
+     CROSS JOIN LATERAL (
+           (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT 20000)
+           UNION ALL
+           (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT 20000)) j
+     WHERE p.line GROUP BY p.pool, j.tenant, j.line";
+
+const TENANTS: &str = "
+    SELECT name, weight::bigint, max_running::bigint FROM harness_tenants WHERE weight <> 1 OR max_running IS NOT NULL";
+
+const LIMITS: &str = "SELECT tenant, key, most FROM harness_limits";
+
+/// Of each of these lines, up to so many jobs.
+const COUNT: &str = "
+    SELECT c.jobs, c.sessions, c.oldest
+      FROM unnest($2::smallint[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS g(lane, tenant, line, behind, turn)
+     CROSS JOIN LATERAL (
+           SELECT count(*) AS jobs, (extract(epoch FROM now() - min(due_at)) * 1000)::bigint AS oldest,
+                  count(DISTINCT session_id) FILTER (WHERE free) AS sessions
+             FROM (SELECT session_id, due_at,
+                          epoch > 0 OR (SELECT o.job_id FROM harness_jobs o
+                                         WHERE o.session_id = j.session_id AND o.epoch > 0) IS NULL AS free
+                     FROM harness_jobs j
+                    WHERE j.state = 'waiting' AND j.pool = $1 AND j.lane = g.lane AND j.tenant COLLATE \"C\" = g.tenant
+                      AND j.line = g.line AND j.seq > g.behind
+                    ORDER BY j.seq LIMIT $6) counted) c
+     ORDER BY g.turn";
+
+pub(super) const NOTE: &str = concat!(
+    "UPDATE harness_pools p
+        SET seen_at = now(), waiting = s.waiting, could_run = s.could_run, seen = s.seen::json
+       FROM unnest($4::text[], $5::bigint[], $6::bigint[], $7::text[]) AS s(pool, waiting, could_run, seen)
+      WHERE p.pool = s.pool AND p.line AND ",
+    leads!()
+);
+
+impl Store {
+    /// Reads places and what is in flight, in one snapshot of each.
+    pub async fn line_facts(&self) -> Result<LineFacts, StoreError> {
+        let tx = Tx::prepare(&self.pool, "line_facts", [LINED, CAPACITY, IN_FLIGHT]).await?;
+        let [pools, capacity, in_flight] = tx.run([&[], &[], &[]]).await?;
+        let count = |row: &Row, column: usize| row.get::<_, i64>(column).max(0).unsigned_abs();
+        let capacity = capacity
+            .iter()
+            .map(|row| (row.get(0), PoolCapacity { free_slots: count(row, 1), starts_per_s: row.get(2) }));
+        let in_flight = in_flight.iter().map(|row| InFlight {
+            pool: row.get(0),
+            tenant: row.get(1),
+            line: row.get(2),
+            running: row.get(3),
+            jobs: count(row, 4),
+        });
+        Ok(LineFacts {
+            pools: pools.iter().filter_map(|row| read_name(row, 0)).collect(),
+            capacity: capacity.collect(),
+            in_flight: in_flight.collect(),
+        })
+    }
+
+    /// Reads what operators have set.
+    pub async fn line_bounds(&self) -> Result<LineBounds, StoreError> {
+        let tx = Tx::prepare(&self.pool, "line_bounds", [TENANTS, LIMITS]).await?;
+        let [tenants, limits] = tx.run([&[], &[]]).await?;
+        let mut bounds = LineBounds::default();
+        for row in &tenants {
+            let (name, weight, most): (String, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+            if let Some(most) = most {
+                bounds.max_running.insert(name.clone(), most.max(0).unsigned_abs());
+            }
+            bounds.weights.insert(name, u32::try_from(weight.max(1)).unwrap_or(u32::MAX));
+        }
+        let limit = |row: &Row| ((row.get(0), row.get(1)), row.get::<_, i64>(2).max(0).unsigned_abs());
+        bounds.limits = limits.iter().map(limit).collect();
+        Ok(bounds)
+    }
+
+    /// Counts what waits in these lines of a pool, up to `most` in each.
+    pub async fn count_lines(
+        &self,
+        pool: &Name,
+        lines: &[LinePlace],
+        most: i64,
+    ) -> Result<Vec<LineCount>, StoreError> {
+        let columns = super::admit::PlaceColumns::of(lines.iter());
+        let [lanes, tenants, names, behind] = columns.params();
+        let rows =
+            query(&self.pool, "count_lines", COUNT, &[&pool.as_str(), lanes, tenants, names, behind, &most])
+                .await?;
+        // One for each, in their order.
+        let count = |(row, place): (&Row, &LinePlace)| LineCount {
+            place: place.clone(),
+            jobs: row.get::<_, i64>(0).unsigned_abs(),
+            sessions: row.get::<_, i64>(1).unsigned_abs(),
+            oldest_ms: row.get::<_, Option<i64>>(2).unwrap_or(0).max(0).unsigned_abs(),
+        };
+        Ok(rows.iter().zip(lines).map(count).collect())
+    }
+}

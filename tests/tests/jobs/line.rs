@@ -1,0 +1,199 @@
+//! In a pool with a line, whose turn it is follows from the rules: begun jobs, lanes, tenants, limit keys, order; and
+//! nothing is lost on the way.
+
+use std::time::Duration;
+
+use job::{JobSpec, JobState, Lane, LimitKeys, Name, Tenant};
+use serde_json::json;
+use store::{Accepted, End, Leadership, LinePlace, LineTake, Store};
+use tests::{Database, Fleet, Runner, claimed, job, until};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+async fn admitting(store: &Store, holder: &str) -> Leadership {
+    store.lead("admission", holder, LEASE).await.expect("an answer").expect("nobody else leads")
+}
+
+fn first(lane: i16, tenant: &str, line: &str, most: u32) -> LineTake {
+    LineTake { place: LinePlace { lane, tenant: tenant.to_owned(), line: line.to_owned(), behind: 0 }, most }
+}
+
+async fn with_line() -> (Database, Store) {
+    let database = Database::new().await;
+    let store = database.store();
+    store.set_line("a test", &name("default"), true).await.expect("a line");
+    (database, store)
+}
+
+async fn states(store: &Store, jobs: &[JobSpec]) -> Vec<JobState> {
+    let ids: Vec<_> = jobs.iter().map(|job| job.job_id).collect();
+    let views = store.jobs(&ids).await.expect("the ledger");
+    ids.iter().map(|id| views.iter().find(|view| view.job_id == *id).expect("a job").state).collect()
+}
+
+#[tokio::test]
+async fn a_job_waits_in_its_line_until_it_is_admitted_and_a_message_does_not_overtake() {
+    let (database, store) = with_line().await;
+    let runner = Runner::register(&store).await;
+    let jobs = [job("a", "echo", json!(1)), JobSpec { lane: Lane::High, ..job("b", "echo", json!(2)) }];
+    let waiting = Accepted::New(JobState::Waiting);
+    assert_eq!(store.accept(&jobs).await.unwrap(), [waiting.clone(), waiting]);
+    assert!(matches!(runner.claim(&jobs[0]).await.unwrap(), store::Answer::NotDue), "it is not its turn");
+    let pool = name("default");
+    let found = store.find_lines(&pool, None, 3, 10).await.unwrap();
+    assert_eq!(found.iter().map(|place| place.lane).collect::<Vec<_>>(), [1, 2]);
+    let behind = store.find_lines(&pool, Some(&found[0]), 3, 10).await.unwrap();
+    assert_eq!(behind, found[1..], "one after the other");
+
+    let leadership = admitting(&store, "one").await;
+    let admitted = store.admit(&leadership, &pool, &[first(1, "default", "", 5)]).await.unwrap();
+    assert_eq!(admitted.due.iter().map(|due| due.job_id).collect::<Vec<_>>(), [jobs[1].job_id]);
+    assert_eq!(states(&store, &jobs).await, [JobState::Waiting, JobState::Publishing]);
+    claimed(runner.claim(&jobs[1]).await.unwrap());
+
+    store.resign(&leadership).await.unwrap();
+    let successor = admitting(&store, "two").await;
+    let all = [first(2, "default", "", 5)];
+    assert!(store.admit(&leadership, &pool, &all).await.unwrap().looked_at.is_empty(), "it leads no more");
+    assert_eq!(store.admit(&successor, &pool, &all).await.unwrap().due.len(), 1);
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn in_a_session_order_wins_over_the_lane() {
+    let (database, store) = with_line().await;
+    let runner = Runner::register(&store).await;
+    let pool = name("default");
+    let jobs = [
+        JobSpec { lane: Lane::Low, ..job("s", "echo", json!(1)) },
+        JobSpec { lane: Lane::High, ..job("s", "echo", json!(2)) },
+        JobSpec { lane: Lane::High, ..job("s", "echo", json!(3)) },
+    ];
+    store.accept(&jobs).await.unwrap();
+    let leadership = admitting(&store, "one").await;
+    let admitted = store.admit(&leadership, &pool, &[first(1, "default", "", 5)]).await.unwrap();
+    assert!(admitted.due.is_empty() && admitted.looked_at.len() == 2);
+    store.block(&admitted.busy).await.unwrap();
+    assert_eq!(states(&store, &jobs).await, [JobState::Waiting, JobState::Blocked, JobState::Blocked]);
+    database.audited().await;
+    assert_eq!(store.admit(&leadership, &pool, &[first(3, "default", "", 5)]).await.unwrap().due.len(), 1);
+    let run = claimed(runner.claim(&jobs[0]).await.unwrap());
+    // Nothing else waits in the pool, so the next one needs no turn.
+    let next = runner.succeed(&run).await.unwrap().next.expect("the next one of the session");
+    assert_eq!(next.claim.job_id(), jobs[1].job_id);
+    // Now something does.
+    store.accept(&[job("other", "echo", json!(1))]).await.unwrap();
+    database.execute("UPDATE harness_pools SET waiting = 1").await;
+    assert!(runner.succeed(&next).await.unwrap().next.is_none());
+    store.take_due(10).await.unwrap();
+    assert_eq!(states(&store, &jobs[2..]).await, [JobState::Waiting]);
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn what_has_begun_before_is_the_first_again() {
+    let (database, store) = with_line().await;
+    let runner = Runner::register(&store).await;
+    let pool = name("default");
+    let spec = JobSpec { lane: Lane::Low, ..job("s", "echo", json!(1)) };
+    store.accept(std::slice::from_ref(&spec)).await.unwrap();
+    let leadership = admitting(&store, "one").await;
+    store.admit(&leadership, &pool, &[first(3, "default", "", 1)]).await.unwrap();
+    let run = claimed(runner.claim(&spec).await.unwrap());
+    store.conclude(runner.conclusion(&run, End::HandBack { delay: Duration::ZERO })).await.unwrap();
+    let (due, taken) = store.take_due(10).await.unwrap();
+    assert!(due.is_empty() && taken == 1);
+    let found = store.find_lines(&pool, None, 3, 10).await.unwrap();
+    assert_eq!(found.iter().map(|place| place.lane).collect::<Vec<_>>(), [0]);
+    assert_eq!(store.admit(&leadership, &pool, &found_takes(&found)).await.unwrap().due.len(), 1);
+    claimed(runner.claim(&spec).await.unwrap());
+    database.audited().await;
+}
+
+fn found_takes(found: &[LinePlace]) -> Vec<LineTake> {
+    found.iter().map(|place| LineTake { place: place.clone(), most: 10 }).collect()
+}
+
+#[tokio::test]
+async fn a_fleet_with_a_line_ends_every_job_and_keeps_to_limits() {
+    let fleet = Fleet::new().await;
+    let set = fleet.producer(&["pools", "line", "default", "on"]).await;
+    assert_eq!((set.code, set.out.trim()), (0, "default has a line now"), "{set:?}");
+    let limit = fleet.producer(&["limits", "set", "k", "--max", "2"]).await;
+    assert_eq!(limit.code, 0, "{limit:?}");
+    let keyed = |n: u32| JobSpec {
+        limits: LimitKeys::of([name("k")]).unwrap(),
+        ..job(&format!("k-{n}"), "scripted", json!({"iterations": [{"delay_ms": 100}]}))
+    };
+    let jobs: Vec<JobSpec> = (0..40)
+        .map(|n| match n % 4 {
+            0 => keyed(n),
+            1 => JobSpec { lane: Lane::High, ..job(&format!("s-{}", n % 3), "echo", json!(n)) },
+            2 => JobSpec { lane: Lane::Low, ..job(&format!("s-{}", n % 3), "echo", json!(n)) },
+            _ => job(&format!("o-{n}"), "echo", json!(n)),
+        })
+        .collect();
+    let _worker = fleet.worker("worker").set("SLOTS", 8).start().await;
+    fleet.enqueue(&jobs).await;
+    let at_work =
+        "SELECT count(*) FROM harness_jobs WHERE line = 'k' AND state IN ('publishing', 'queued', 'running')";
+    let mut most = 0;
+    for spec in &jobs {
+        until("it has ended", async || {
+            most = most.max(fleet.database.count(at_work).await);
+            let view = fleet.view(spec.job_id).await?;
+            view.state.is_end().then_some(())
+        })
+        .await;
+    }
+    assert!((1..=2).contains(&most), "{most} at work");
+    for spec in &jobs {
+        assert_eq!(fleet.view(spec.job_id).await.unwrap().state, JobState::Succeeded);
+    }
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn what_holds_a_job_back_is_said_and_is_no_demand() {
+    let fleet = Fleet::new().await;
+    let tenant: Tenant = "acme".parse().unwrap();
+    fleet.producer(&["tenants", "create", "acme", "--max-running", "1"]).await;
+    fleet.producer(&["pools", "line", "default", "on"]).await;
+    fleet.producer(&["limits", "set", "k", "--max", "0"]).await;
+    let keyed = JobSpec { limits: LimitKeys::of([name("k")]).unwrap(), ..job("a", "echo", json!(1)) };
+    let theirs: Vec<JobSpec> = (0..3)
+        .map(|n| JobSpec {
+            tenant: tenant.clone(),
+            ..job(&format!("t-{n}"), "scripted", json!({"iterations": [{"delay_ms": 60_000}]}))
+        })
+        .collect();
+    let _worker = fleet.worker("worker").set("SLOTS", 4).start().await;
+    fleet.enqueue(&theirs).await;
+    fleet.enqueue(std::slice::from_ref(&keyed)).await;
+    let running = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
+    until("one runs", async || (fleet.database.count(running).await == 1).then_some(())).await;
+    let seen = "SELECT seen::text FROM harness_pools WHERE seen ->> 'held_by_limit' = '1' AND seen ->> 'held_by_tenant' = '2'";
+    until("what holds them back is seen", async || {
+        (!fleet.database.texts(seen).await.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.database.count("SELECT could_run FROM harness_pools").await, 0);
+    let demand = fleet.database.store().demand(&[name("default")], LEASE).await.unwrap().remove(0);
+    assert_eq!((demand.running, demand.in_line, demand.oldest_in_line_ms), (1, 0, None), "{demand:?}");
+    let why = fleet.producer(&["why", &keyed.job_id.to_string()]).await;
+    assert!(why.out.contains("the limit of key k holds it back: 0 of 0 at work"), "{why:?}");
+    let why = fleet.producer(&["why", &theirs[2].job_id.to_string()]).await;
+    assert!(why.out.contains("the max_running of tenant acme holds it back: 1 of 1 at work"), "{why:?}");
+    let listed = fleet.producer(&["pools", "list", "--json"]).await.json();
+    assert_eq!((&listed[0]["line"], &listed[0]["seen"]["held_by_tenant"]), (&json!(true), &json!(2)));
+
+    // Without a line nothing is held back.
+    let off = fleet.producer(&["pools", "line", "default", "off"]).await;
+    assert_eq!(off.code, 0, "{off:?}");
+    assert_eq!(fleet.ended(keyed.job_id).await.state, JobState::Succeeded);
+    until("all run", async || (fleet.database.count(running).await == 3).then_some(())).await;
+}
