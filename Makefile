@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test up down bench bench-agents bench-http chaos check check-ops image fmt clean
+.PHONY: help demo test up down bench bench-agents bench-http bench-line chaos check check-ops image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ bench: ## Measure throughput and latency (release build)
 bench-agents: ## Measure a worker's agents: commits of an iteration, memory of 1,000 sessions (release build)
 	cargo build --release --locked -p worker -p tests --bin worker --bin bench
 	ops/dev/services run -- target/release/bench agents
+
+bench-line: ## Measure pools with a line: admissions, and what fair turns are for (release build)
+	cargo build --release --locked -p worker -p producer -p tests --bin worker --bin producer --bin bench
+	ops/dev/services run -- target/release/bench line
 
 bench-http: ## Measure the HTTP API: rates, latencies, and the memory of idle streams (release build)
 	cargo build --release --locked -p worker -p producer -p tests --bin worker --bin producer --bin bench

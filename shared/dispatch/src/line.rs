@@ -10,7 +10,7 @@ mod turns;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use job::{Name, Trouble};
@@ -36,8 +36,11 @@ const IDLE: Duration = Duration::from_millis(250);
 /// How long what operators have set counts before it is read again; and how often what is seen is written down, at least,
 /// and in relation to what that took.
 const FRESH_FOR: Duration = Duration::from_secs(1);
-/// How much of a worker's future is on its way to it.
+/// How much of the workers' future is on its way to them, at least; where looks take long, what they start until the next
+/// look and half as much again.
 const AHEAD_S: f64 = 0.05;
+const AHEAD_LOOKS: f64 = 1.5;
+const MOST_AHEAD_S: f64 = 1.0;
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
 /// How many jobs leave the line of a pool that has none any more, at a time.
@@ -68,10 +71,9 @@ async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
             pause = EVERY * REST;
             continue;
         };
-        let begun = Instant::now();
         pause = match admitter.look(dispatch, &leadership, stop).await {
             Ok(Looked::NoLine) => IDLE,
-            Ok(Looked::All) => (begun.elapsed() * REST).clamp(EVERY, LONGEST_PAUSE),
+            Ok(Looked::All { took }) => (took * REST).clamp(EVERY, LONGEST_PAUSE),
             Ok(Looked::More) => Duration::ZERO,
             Err(cause) => {
                 if trouble.begins() {
@@ -90,8 +92,11 @@ async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
 enum Looked {
     /// No pool has a line.
     NoLine,
-    /// There is nothing more to do at this moment.
-    All,
+    /// There is nothing more to do at this moment. The ledger took so long.
+    All {
+        /// Without the broker's time.
+        took: Duration,
+    },
     /// Places are left, and jobs may wait for them.
     More,
 }
@@ -100,7 +105,9 @@ enum Looked {
 #[derive(Default)]
 struct Admitter {
     pools: HashMap<Name, LineView>,
-    bounds: Option<(Instant, LineBounds)>,
+    bounds: Option<(Instant, Arc<LineBounds>)>,
+    /// When the last look began.
+    last: Option<Instant>,
     /// When what was seen is written down again.
     note_at: Option<Instant>,
 }
@@ -112,6 +119,9 @@ impl Admitter {
         leadership: &Leadership,
         stop: &CancellationToken,
     ) -> Result<Looked, StoreError> {
+        let begun = Instant::now();
+        let since_last = self.last.replace(begun).map_or(0.0, |last| (begun - last).as_secs_f64());
+        let ahead_s = (since_last * AHEAD_LOOKS).clamp(AHEAD_S, MOST_AHEAD_S);
         let facts = dispatch.store.line_facts().await?;
         self.pools.retain(|pool, _| facts.pools.contains(pool));
         self.note(dispatch, leadership, &facts).await?;
@@ -121,16 +131,17 @@ impl Admitter {
         // Without a broker, jobs are better left where they are: their turn can still change.
         let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
         if !ready || dispatch.broker.held_up().is_some() {
-            return Ok(Looked::All);
+            return Ok(Looked::All { took: begun.elapsed() });
         }
         let bounds = self.bounds(dispatch).await?;
-        let mut more = false;
+        let (mut more, mut published) = (false, Duration::ZERO);
         for pool in &facts.pools {
             if stop.is_cancelled() {
                 break;
             }
             let places = Places::new(pool, &facts.in_flight, &bounds);
-            let room = window(pool, &facts).saturating_sub(on_its_way(pool, &facts.in_flight)).min(BATCH);
+            let room = window(pool, &facts, ahead_s).saturating_sub(on_its_way(pool, &facts.in_flight));
+            let room = room.min(BATCH);
             if room == 0 {
                 continue;
             }
@@ -141,28 +152,30 @@ impl Admitter {
                 continue;
             }
             let admitted = dispatch.store.admit(leadership, pool, &takes).await?;
-            view.note(&takes, &admitted.looked_at);
+            let may_have_more = view.note(&takes, &admitted.looked_at);
             for job in admitted.looked_at.iter().filter(|job| job.admitted) {
                 ADMISSION.observe(job.waited.as_secs_f64());
             }
             if !admitted.busy.is_empty() {
                 dispatch.store.block(&admitted.busy).await?;
             }
-            more |= !admitted.looked_at.is_empty();
+            more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
             if !admitted.due.is_empty() {
+                let publishing = Instant::now();
                 dispatch.publish(admitted.due).await?;
+                published += publishing.elapsed();
             }
         }
-        Ok(if more { Looked::More } else { Looked::All })
+        Ok(if more { Looked::More } else { Looked::All { took: begun.elapsed().saturating_sub(published) } })
     }
 
     /// What operators have set, as it was read within the last second.
-    async fn bounds(&mut self, dispatch: &Dispatch) -> Result<LineBounds, StoreError> {
+    async fn bounds(&mut self, dispatch: &Dispatch) -> Result<Arc<LineBounds>, StoreError> {
         match &self.bounds {
-            Some((read, bounds)) if read.elapsed() < FRESH_FOR => Ok(bounds.clone()),
+            Some((read, bounds)) if read.elapsed() < FRESH_FOR => Ok(Arc::clone(bounds)),
             _ => {
-                let bounds = dispatch.store.line_bounds().await?;
-                self.bounds = Some((Instant::now(), bounds.clone()));
+                let bounds = Arc::new(dispatch.store.line_bounds().await?);
+                self.bounds = Some((Instant::now(), Arc::clone(&bounds)));
                 Ok(bounds)
             }
         }
@@ -197,9 +210,9 @@ impl Admitter {
 }
 
 /// How many jobs of a pool may be on their way to its workers.
-fn window(pool: &Name, facts: &LineFacts) -> u64 {
+fn window(pool: &Name, facts: &LineFacts, ahead_s: f64) -> u64 {
     let capacity = facts.capacity.get(pool.as_str()).copied().unwrap_or_default();
-    capacity.free_slots + (capacity.starts_per_s * AHEAD_S).ceil().max(0.0) as u64 + 1
+    capacity.free_slots + (capacity.starts_per_s * ahead_s).ceil().max(0.0) as u64 + 1
 }
 
 fn on_its_way(pool: &Name, in_flight: &[InFlight]) -> u64 {

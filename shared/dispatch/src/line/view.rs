@@ -5,6 +5,8 @@
 //! last job that was looked at, so it pays for neither.
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included};
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 use job::Name;
@@ -90,13 +92,17 @@ impl LineView {
 
     /// How many jobs of which lines have their turn now.
     pub(super) fn choose(&mut self, room: u64, places: &Places<'_>) -> Vec<LineTake> {
-        let offered = self.page(self.offered.as_ref(), OFFERED);
-        self.offered = (offered.len() < self.lines.len()).then(|| offered.last().map(id)).flatten();
+        let (first, not_soon) = ((0, String::new(), String::new()), (SOON + 1, String::new(), String::new()));
+        let mut offered = self.page(&first..&not_soon, None, OFFERED);
+        let rest = self.page(&not_soon.., self.offered.as_ref(), OFFERED - offered.len());
+        self.offered = rest.last().map(id);
+        offered.extend(rest);
         self.turns.choose(room, &offered, &mut places.clone())
     }
 
-    /// Notes what the lines had.
-    pub(super) fn note(&mut self, takes: &[LineTake], looked_at: &[AdmittedJob]) {
+    /// Notes what the lines had. Returns whether one of them may have more.
+    pub(super) fn note(&mut self, takes: &[LineTake], looked_at: &[AdmittedJob]) -> bool {
+        let mut may_have_more = false;
         let mut got = vec![(0u64, 0u64); takes.len()];
         for job in looked_at {
             let Some(LineTake { place, .. }) = takes.get(job.line) else { continue };
@@ -108,9 +114,12 @@ impl LineView {
             self.turns.refund(&take.place, u64::from(take.most) - admitted);
             if looked_at < u64::from(take.most) {
                 self.lines.remove(&id(&take.place));
+            } else {
+                may_have_more = true;
             }
         }
         self.turns.forget(self.lines.len());
+        may_have_more
     }
 
     /// Counts what waits, and what of it could run.
@@ -120,8 +129,9 @@ impl LineView {
         pool: &Name,
         mut places: Places<'_>,
     ) -> Result<PoolSeen, StoreError> {
-        let lines = self.page(self.counted.as_ref(), COUNTED);
-        self.counted = (lines.len() < self.lines.len()).then(|| lines.last().map(id)).flatten();
+        let all = (0, String::new(), String::new());
+        let lines = self.page(&all.., self.counted.as_ref(), COUNTED);
+        self.counted = lines.last().map(id);
         let mut seen = PoolSeen { lines: self.lines.len() as u64, ..PoolSeen::default() };
         if lines.is_empty() {
             return Ok(seen);
@@ -153,12 +163,17 @@ impl LineView {
         Ok(seen)
     }
 
-    /// Some of the lines, behind this one and then from the first.
-    fn page(&self, behind: Option<&LineId>, most: usize) -> Vec<LinePlace> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        let rest = self.lines.range::<LineId, _>((behind.map_or(Unbounded, Excluded), Unbounded));
+    /// Some lines of these: behind this one, and then from the first up to it.
+    fn page<'a>(
+        &self,
+        of: impl RangeBounds<&'a LineId>,
+        behind: Option<&LineId>,
+        most: usize,
+    ) -> Vec<LinePlace> {
+        let (start, end) = (of.start_bound().cloned(), of.end_bound().cloned());
+        let rest = self.lines.range::<LineId, _>((behind.map_or(start, Excluded), end));
         let first =
-            behind.into_iter().flat_map(|last| self.lines.range::<LineId, _>((Unbounded, Included(last))));
+            behind.into_iter().flat_map(|last| self.lines.range::<LineId, _>((start, Included(last))));
         let place = |((lane, tenant, line), behind): (&LineId, &i64)| LinePlace {
             lane: *lane,
             tenant: tenant.clone(),

@@ -80,7 +80,7 @@ const FIND: &str = r#"
                SELECT lane, tenant COLLATE "C" AS tenant, line, seq FROM harness_jobs j
                 WHERE j.state = 'waiting' AND j.pool = $1 AND (j.lane, j.tenant COLLATE "C", j.line) > (l.lane, l.tenant, l.line)
                 ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) n
-         WHERE l.found < $5
+         WHERE l.found < $5 AND l.lane <= $6::smallint
     )
     SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"#;
 

@@ -7,11 +7,13 @@
 //!
 //! `make bench-http` (`bench http`) measures the HTTP API instead; a number behind it makes it shorter.
 //! `make bench-agents` (`bench agents`) measures a worker's agents instead, see `agents`.
+//! `make bench-line` (`bench line`) measures pools with a line instead, see `line`.
 //! `bench follow JOBS PER_SECOND` measures state changes alone, to compare two builds at one rate.
 
 mod cost;
 mod http;
 mod agents;
+mod line;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -66,6 +68,14 @@ async fn main() -> anyhow::Result<()> {
     let what = arguments.next();
     if what.as_deref() == Some("agents") {
         agents::run(&publisher, &pool, &database, arguments).await?;
+        publishing.close().await;
+        consuming.close().await;
+        return drop_database(&database_url, &database).await;
+    }
+    if what.as_deref() == Some("line") {
+        let jobs =
+            arguments.next().map(|jobs| jobs.parse()).transpose().context("expected a number of jobs")?;
+        line::run(&database, jobs).await?;
         publishing.close().await;
         consuming.close().await;
         return drop_database(&database_url, &database).await;
@@ -296,6 +306,10 @@ struct Worker {
 
 impl Worker {
     fn start(database: &str, pool: &Name) -> anyhow::Result<Worker> {
+        Worker::with_slots(database, pool, SLOTS)
+    }
+
+    fn with_slots(database: &str, pool: &Name, slots: usize) -> anyhow::Result<Worker> {
         let folder = tempfile::tempdir()?;
         let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let binary = std::env::current_exe()?.with_file_name("worker");
@@ -306,7 +320,7 @@ impl Worker {
                 "--pool",
                 pool.as_str(),
                 "--slots",
-                &SLOTS.to_string(),
+                &slots.to_string(),
                 "--admin-addr",
                 &admin,
                 "--workspace-dir",

@@ -1,0 +1,261 @@
+//! `bench line [JOBS]`: what turns in a line cost, and what they are for.
+//!
+//! First so many jobs of 10,000 tenants wait, and a relay admits them as fast as it can for workers that exist on paper: each
+//! message ends at once. Half of the time a transaction elsewhere holds a snapshot, so that Postgres can remove nothing that has left
+//! the line. Then a worker with 64 slots serves tenants, lanes and keys that stand in each other's way, without a line and with one.
+//! Writes `target/bench-line.json`.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use job::{Name, WorkerId};
+use postgres::{Address, SetBy};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use store::{Store, StoreConfig, WorkerRegistration};
+
+use crate::Worker;
+
+const JOBS: usize = 1_000_000;
+const TENANTS: usize = 10_000;
+/// How long admissions are counted, each time.
+const COUNTED: Duration = Duration::from_secs(20);
+/// Slots of the worker of the second part, and how long its jobs take.
+const SLOTS: usize = 64;
+const JOB_MS: u64 = 50;
+/// Jobs of the tenant, and of the lane, that stand in the way.
+const CROWD: usize = 20_000;
+
+/// So many jobs (`$1`) of so many tenants (`$2`), as an acceptance writes them.
+const INSERT: &str = "
+    INSERT INTO harness_jobs (job_id, tenant, session_id, agent_id, pool, message, state, due_at, lane, line)
+    SELECT job_id, tenant, CASE WHEN tenant = 'default' THEN '' ELSE '~' || tenant || '/' END || job_id, $4, $5,
+           json_build_object('schema', 'harness.job.v1', 'job_id', job_id, 'session_id', job_id, 'agent_id', $4::text, 'pool', $5::text,
+                             'tenant', tenant, 'input', $6::json),
+           CASE WHEN (SELECT p.line FROM harness_pools p WHERE p.pool = $5) THEN 'waiting' ELSE 'scheduled' END, now(), $3, $7
+      FROM (SELECT (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' ||
+                    lpad(to_hex((random() * 4095)::int), 3, '0') || '8' || substr(md5(random()::text), 1, 15))::uuid AS job_id,
+                   CASE WHEN $2 = 1 THEN $8 ELSE $8 || (n % $2) END AS tenant
+              FROM generate_series(1, $1) n) new";
+
+/// Jobs to insert.
+struct Crowd<'a> {
+    jobs: usize,
+    tenants: usize,
+    tenant: &'a str,
+    lane: i16,
+    key: &'a str,
+    ms: u64,
+}
+
+impl Crowd<'_> {
+    async fn insert(&self, database: &str, pool: &Name) -> anyhow::Result<()> {
+        let mut sql = PgConnection::connect(database).await?;
+        let (agent, input) = match self.ms {
+            0 => ("echo", "1".to_owned()),
+            ms => ("scripted", json!({"iterations": [{"delay_ms": ms}]}).to_string()),
+        };
+        // In parts, so that no transaction is long.
+        for part in (0..self.jobs).step_by(50_000) {
+            sqlx::query(INSERT)
+                .bind(50_000.min(self.jobs - part) as i32)
+                .bind(self.tenants as i32)
+                .bind(self.lane)
+                .bind(agent)
+                .bind(pool.as_str())
+                .bind(&input)
+                .bind(self.key)
+                .bind(self.tenant)
+                .execute(&mut sql)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs all of it, and writes `target/bench-line.json`.
+pub async fn run(database: &str, jobs: Option<usize>) -> anyhow::Result<()> {
+    let jobs = jobs.unwrap_or(JOBS);
+    let address = Address::new(database, SetBy::Connection).map_err(anyhow::Error::msg)?;
+    let store = Store::new(&StoreConfig::new(address, 4).map_err(anyhow::Error::msg)?);
+    let admission = admission(&store, database, jobs).await?;
+    let mut table = Vec::new();
+    for line in [false, true] {
+        table.push(starvation(&store, database, line).await?);
+    }
+    let figures = json!({ "waiting_jobs": jobs, "tenants": TENANTS, "admission": admission, "without": table[0], "with": table[1] });
+    std::fs::create_dir_all("target")?;
+    std::fs::write("target/bench-line.json", serde_json::to_string_pretty(&figures)?)?;
+    println!("{}", serde_json::to_string_pretty(&figures)?);
+    Ok(())
+}
+
+/// How many jobs get their turn per second.
+async fn admission(store: &Store, database: &str, jobs: usize) -> anyhow::Result<Value> {
+    let pool: Name = "paper".parse()?;
+    store.set_line("bench", &pool, true).await?;
+    eprintln!("{jobs} jobs of {TENANTS} tenants wait");
+    let crowd = Crowd { jobs, tenants: TENANTS, tenant: "t", lane: 2, key: "", ms: 0 };
+    crowd.insert(database, &pool).await?;
+    let mut sql = PgConnection::connect(database).await?;
+    sqlx::raw_sql("VACUUM ANALYZE harness_jobs").execute(&mut sql).await?;
+    let worker = WorkerRegistration {
+        worker: WorkerId::random(),
+        host: "paper".to_owned(),
+        pod_name: None,
+        pool: pool.clone(),
+        slots: 2_000,
+        lease: Duration::from_secs(3_600),
+        schema: migrations::newest(),
+    };
+    store.register_worker(&worker).await?;
+    let relay = Relay::start(database)?;
+    // What has a message ends, as if workers were as fast as that.
+    let ending = tokio::spawn(end_at_once(database.to_owned()));
+    let free = counted(database, &pool).await?;
+    eprintln!("{free:.0} admitted/s; now beside a held snapshot");
+    let mut held = PgConnection::connect(database).await?;
+    sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM harness_pools")
+        .execute(&mut held)
+        .await?;
+    let (first, mut last) = (counted(database, &pool).await?, 0.0);
+    for _ in 0..2 {
+        last = counted(database, &pool).await?;
+    }
+    drop(held);
+    eprintln!("{first:.0}/s, and {last:.0}/s when it is held for a minute");
+    ending.abort();
+    drop(relay);
+    sqlx::raw_sql("DELETE FROM harness_jobs; DELETE FROM harness_workers; VACUUM harness_jobs")
+        .execute(&mut sql)
+        .await?;
+    Ok(
+        json!({ "per_s": free.round(), "beside_a_snapshot_per_s": first.round(), "after_a_minute_of_it_per_s": last.round() }),
+    )
+}
+
+async fn end_at_once(database: String) -> anyhow::Result<()> {
+    let mut sql = PgConnection::connect(&database).await?;
+    loop {
+        sqlx::raw_sql("DELETE FROM harness_jobs WHERE state = 'queued'").execute(&mut sql).await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn counted(database: &str, pool: &Name) -> anyhow::Result<f64> {
+    let mut sql = PgConnection::connect(database).await?;
+    let mut waiting = async || -> anyhow::Result<i64> {
+        let count = "SELECT count(*) FROM harness_jobs WHERE state = 'waiting' AND pool = $1";
+        Ok(sqlx::query_scalar(count).bind(pool.as_str()).fetch_one(&mut sql).await?)
+    };
+    // The first looks find the lines.
+    let begun = waiting().await?;
+    while waiting().await? == begun {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (before, started) = (waiting().await?, Instant::now());
+    tokio::time::sleep(COUNTED).await;
+    let left = waiting().await?;
+    ensure!(left > 0, "all were admitted before the end: give more jobs");
+    Ok((before - left) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// What happens to those that come late, are wanted soon, or share a key.
+async fn starvation(store: &Store, database: &str, line: bool) -> anyhow::Result<Value> {
+    let pool: Name = format!("turns-{line}").parse()?;
+    if line {
+        store.set_line("bench", &pool, true).await?;
+        store.set_limit("bench", &"keyed".parse()?, &"k".parse()?, 3).await?;
+    }
+    let mut sql = PgConnection::connect(database).await?;
+    eprintln!("line: {line}; five jobs of a tenant, and five that are wanted soon, behind {CROWD} others");
+    let crowd = Crowd { jobs: CROWD, tenants: 1, tenant: "crowd", lane: 2, key: "", ms: JOB_MS };
+    crowd.insert(database, &pool).await?;
+    let worker = Worker::with_slots(database, &pool, SLOTS)?;
+    while running(&mut sql, &pool, "%").await? < SLOTS as i64 / 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Crowd { jobs: 5, tenant: "few", ..crowd }.insert(database, &pool).await?;
+    Crowd { jobs: 5, tenant: "crowd", lane: 1, ..crowd }.insert(database, &pool).await?;
+    let few = waited(&mut sql, "tenant = 'few'").await?;
+    let high = waited(&mut sql, "lane = 1").await?;
+    sqlx::raw_sql("DELETE FROM harness_jobs WHERE state <> 'running'").execute(&mut sql).await?;
+
+    eprintln!("line: {line}; at most three of a key");
+    Crowd { jobs: 200, tenant: "keyed", key: "k", ms: 100, ..crowd }.insert(database, &pool).await?;
+    let mut most = 0;
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        most = most.max(running(&mut sql, &pool, "keyed").await?);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    sqlx::raw_sql("DELETE FROM harness_jobs WHERE state <> 'running'").execute(&mut sql).await?;
+
+    eprintln!("line: {line}; jobs of 6 s beside jobs of 100 ms");
+    Crowd { jobs: 2_000, tenant: "short", ms: 100, ..crowd }.insert(database, &pool).await?;
+    Crowd { jobs: 500, tenant: "long", ms: 6_000, ..crowd }.insert(database, &pool).await?;
+    Crowd { jobs: 40_000, tenant: "short", ms: 100, ..crowd }.insert(database, &pool).await?;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let (mut long, mut all) = (0, 0);
+    for _ in 0..150 {
+        long += running(&mut sql, &pool, "long").await?;
+        all += running(&mut sql, &pool, "%").await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(worker);
+    sqlx::raw_sql("DELETE FROM harness_jobs").execute(&mut sql).await?;
+    Ok(json!({
+        "a_tenants_five_have_waited_s": few, "five_that_are_wanted_soon_have_waited_s": high,
+        "of_the_key_at_work": most, "slots_of_the_long_ones": (100.0 * long as f64 / all.max(1) as f64).round() / 100.0,
+    }))
+}
+
+async fn running(sql: &mut PgConnection, pool: &Name, tenant: &str) -> anyhow::Result<i64> {
+    let count =
+        "SELECT count(*) FROM harness_jobs WHERE worker_id IS NOT NULL AND pool = $1 AND tenant LIKE $2";
+    Ok(sqlx::query_scalar(count).bind(pool.as_str()).bind(tenant).fetch_one(&mut *sql).await?)
+}
+
+/// How long the last of these jobs has waited for its start, in seconds, once all have started.
+async fn waited(sql: &mut PgConnection, which: &str) -> anyhow::Result<f64> {
+    let live = format!("SELECT count(*) FROM harness_jobs WHERE started_at IS NULL AND {which}");
+    let ids: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+        "SELECT job_id::text FROM harness_jobs WHERE {which}"
+    )))
+    .fetch_all(&mut *sql)
+    .await?;
+    while sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(live.clone())).fetch_one(&mut *sql).await? > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let waits = "SELECT max(extract(epoch FROM started_at - accepted_at))::float8
+                   FROM (SELECT job_id, started_at, accepted_at FROM harness_jobs
+                         UNION ALL SELECT job_id, started_at, accepted_at FROM harness_results) jobs
+                  WHERE job_id::text = ANY($1)";
+    let waited: Option<f64> = sqlx::query_scalar(waits).bind(&ids).fetch_one(&mut *sql).await?;
+    Ok((waited.unwrap_or(0.0) * 1e3).round() / 1e3)
+}
+
+/// A relay alone; it is killed when this is dropped.
+struct Relay(Child);
+
+impl Relay {
+    fn start(database: &str) -> anyhow::Result<Relay> {
+        let binary = std::env::current_exe()?.with_file_name("producer");
+        let relay = Command::new(&binary)
+            .args(["relay", "--admin-addr", "127.0.0.1:0"])
+            .env("DATABASE_URL", database)
+            .env("LOG_LEVEL", "warn")
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        Ok(Relay(relay))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
