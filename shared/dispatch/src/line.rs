@@ -43,8 +43,9 @@ const AHEAD_LOOKS: f64 = 1.5;
 const MOST_AHEAD_S: f64 = 1.0;
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
-/// How many jobs leave the line of a pool that has none any more, at a time.
+/// How many jobs leave the line of a pool that has none any more, in a transaction and in a second.
 const LEAVING: i64 = 1_000;
+const LEAVING_AT_ONCE: usize = 10;
 
 static ADMISSION: LazyLock<Histogram> = LazyLock::new(|| {
     register_histogram!(
@@ -192,7 +193,11 @@ impl Admitter {
         if self.note_at.is_some_and(|at| begun < at) {
             return Ok(());
         }
-        dispatch.store.leave_lines(LEAVING).await?;
+        for _ in 0..LEAVING_AT_ONCE {
+            if dispatch.store.leave_lines(LEAVING).await? < LEAVING as usize {
+                break;
+            }
+        }
         let bounds = self.bounds(dispatch).await?;
         let mut seen: BTreeMap<Name, PoolSeen> = BTreeMap::new();
         for pool in &facts.pools {

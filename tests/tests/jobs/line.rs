@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use job::{JobSpec, JobState, Lane, LimitKeys, Name, Tenant};
+use job::{JobSpec, JobState, Lane, LimitKeys, Name, OnBusy, Tenant};
 use serde_json::json;
 use store::{Accepted, End, Leadership, LinePlace, LineTake, Store};
 use tests::{Database, Fleet, Runner, claimed, job, until};
@@ -196,4 +196,66 @@ async fn what_holds_a_job_back_is_said_and_is_no_demand() {
     assert_eq!(off.code, 0, "{off:?}");
     assert_eq!(fleet.ended(keyed.job_id).await.state, JobState::Succeeded);
     until("all run", async || (fleet.database.count(running).await == 3).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_job_that_would_not_wait_for_its_session_is_answered_at_its_turn() {
+    let fleet = Fleet::new().await;
+    fleet.producer(&["pools", "line", "default", "on"]).await;
+    let _worker = fleet.worker("worker").start().await;
+    let long = job("s", "scripted", json!({"iterations": [{"say": "a"}, {"delay_ms": 60_000}]}));
+    fleet.enqueue(std::slice::from_ref(&long)).await;
+    fleet.iterated(long.job_id, 1).await;
+    let rejected = JobSpec { on_busy: OnBusy::Reject, ..job("s", "echo", json!(1)) };
+    let waits = job("s", "echo", json!(2));
+    let rolls_back = JobSpec { on_busy: OnBusy::Rollback, ..job("s", "echo", json!(3)) };
+    fleet.enqueue(&[rejected.clone(), waits.clone()]).await;
+    assert_eq!(fleet.ended(rejected.job_id).await.failure.unwrap().code.as_str(), "session_busy");
+    until("it waits for its session", async || {
+        (fleet.view(waits.job_id).await?.state == JobState::Blocked).then_some(())
+    })
+    .await;
+    fleet.enqueue(std::slice::from_ref(&rolls_back)).await;
+    assert_eq!(fleet.ended(long.job_id).await.state, JobState::Cancelled);
+    for spec in [&waits, &rolls_back] {
+        assert_eq!(fleet.ended(spec.job_id).await.state, JobState::Succeeded);
+    }
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn admitters_that_are_killed_in_turn_lose_nothing_and_pass_no_limit() {
+    let fleet = Fleet::new().await;
+    fleet.producer(&["pools", "line", "default", "on"]).await;
+    fleet.producer(&["limits", "set", "k", "--max", "3"]).await;
+    let jobs: Vec<JobSpec> = (0..240)
+        .map(|n| JobSpec {
+            lane: Lane::ALL[n % 3],
+            limits: LimitKeys::of((n % 2 == 0).then(|| name("k"))).unwrap(),
+            ..job(&format!("s-{}", n % 80), "scripted", json!({"iterations": [{"delay_ms": 30}]}))
+        })
+        .collect();
+    let mut worker = fleet.worker("worker-0").short_lease().start().await;
+    fleet.enqueue(&jobs).await;
+    let at_work =
+        "SELECT count(*) FROM harness_jobs WHERE line = 'k' AND state IN ('publishing', 'queued', 'running')";
+    let left = "SELECT count(*) FROM harness_jobs";
+    let mut most = 0;
+    for round in 1..4 {
+        let until = std::time::Instant::now() + Duration::from_millis(1_500);
+        while std::time::Instant::now() < until {
+            most = most.max(fleet.database.count(at_work).await);
+        }
+        worker.kill();
+        worker = fleet.worker(&format!("worker-{round}")).short_lease().start().await;
+    }
+    until("all have ended", async || {
+        most = most.max(fleet.database.count(at_work).await);
+        (fleet.database.count(left).await == 0).then_some(())
+    })
+    .await;
+    assert!((1..=3).contains(&most), "{most} at work");
+    let ended = "SELECT DISTINCT state || ' ' || count(*) FROM harness_results GROUP BY state";
+    assert_eq!(fleet.database.texts(ended).await, ["succeeded 240"]);
+    fleet.database.audited().await;
 }

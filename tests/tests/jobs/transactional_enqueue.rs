@@ -288,25 +288,44 @@ async fn the_api_shows_and_cancels_a_job_that_is_still_in_the_inbox() {
     fleet.database.audited().await;
 }
 
-#[tokio::test]
-async fn a_python_service_enqueues_with_its_own_rows_through_a_pooler_of_transactions() {
+/// Runs an example of a service behind a pooler of transactions; its table `orders` is there.
+async fn behind_a_pooler(command: impl FnOnce(&Fleet) -> std::process::Command) {
     let pooler = Pooler::start("--release 1.24 --mode transaction").await;
     let fleet = Fleet::on(Database::new().await);
     let _worker = fleet.worker("worker").start().await;
     let (name, url) = service(&fleet, "default").await;
     fleet.database.execute(&format!("CREATE TABLE orders (id int); GRANT ALL ON orders TO {name}")).await;
-    let python = python_with(&fleet.folder.path().join("python"), &[("psycopg", "psycopg[binary]==3.2.3")]);
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/enqueue_by_sql.py");
-    let command = || {
-        let mut command = std::process::Command::new(&python);
-        command.arg(example).env("DATABASE_URL", pooler.through(&url));
-        command
-    };
-    let ran = tests::Ran::of(command(), "").await;
+    let mut command = command(&fleet);
+    command.env("DATABASE_URL", pooler.through(&url));
+    let ran = tests::Ran::of(command, "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let id: JobId = ran.out.trim().parse().unwrap_or_else(|error| panic!("{error}: {ran:?}"));
     assert_eq!(fleet.ended(id).await.state, JobState::Succeeded);
     assert_eq!(fleet.database.count("SELECT count(*) FROM orders").await, 1);
+}
+
+#[tokio::test]
+async fn a_python_service_enqueues_with_its_own_rows_through_a_pooler_of_transactions() {
+    behind_a_pooler(|fleet| {
+        let packages = [("psycopg", "psycopg[binary]==3.2.3")];
+        let mut command =
+            std::process::Command::new(python_with(&fleet.folder.path().join("python"), &packages));
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/enqueue_by_sql.py"));
+        command
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_java_service_enqueues_with_its_own_rows_through_a_pooler_of_transactions() {
+    behind_a_pooler(|_| {
+        // `ops/dev/tools` installs both.
+        let mut command = std::process::Command::new("java");
+        command.args(["-classpath", "/usr/share/java/postgresql.jar"]);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/EnqueueBySql.java"));
+        command
+    })
+    .await;
 }
 
 /// What the decoder takes, the function takes: otherwise a service's transaction would fail for a job that is right.

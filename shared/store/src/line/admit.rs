@@ -84,7 +84,8 @@ const FIND: &str = r#"
     )
     SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"#;
 
-/// Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
+/// A job that does not just wait for its session (`on_busy`) has its turn in any case: the worker that finds the session busy
+/// does what it says. Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
 const ADMIT: &str = concat!(
     r#"
     WITH picked AS MATERIALIZED (
@@ -104,7 +105,9 @@ const ADMIT: &str = concat!(
                epoch > 0 OR ((SELECT o.job_id FROM harness_jobs o
                                WHERE o.session_id = p.session_id AND o.epoch > 0) IS NULL
                              AND (SELECT o.job_id FROM harness_jobs o
-                                   WHERE o.session_id = p.session_id ORDER BY o.seq LIMIT 1) = p.job_id) AS free
+                                   WHERE o.session_id = p.session_id ORDER BY o.seq LIMIT 1) = p.job_id)
+                         OR coalesce((SELECT m.message ->> 'on_busy' FROM harness_jobs m WHERE m.job_id = p.job_id),
+                                     'enqueue') <> 'enqueue' AS free
           FROM picked p
     ), admitted AS (
         UPDATE harness_jobs SET state = 'publishing', state_since = now()
