@@ -105,7 +105,7 @@ async fn what_is_no_job_ends_as_invalid_under_the_id_that_the_service_has() {
         (r#"{"agent_id":"echo","agent":"x"}"#.to_owned(), "agent"),
         (r#"{"agent_id":"echo","pool":"no-such-pool"}"#.to_owned(), "pool"),
         (r#"{"agent_id":"echo","reply_to":"some.queue"}"#.to_owned(), "reply_to"),
-        (r#"{"agent_id":"echo","input":[[1,"\u00e9"],2],"lane":"high"}"#.to_owned(), "lane"),
+        (r#"{"agent_id":"echo","input":[[1,"\u00e9"],2],"lane":"urgent"}"#.to_owned(), "lane"),
         (r#"{"agent_id":"echo","deadline_ms":0}"#.to_owned(), "deadline_ms"),
         (r#"{"agent_id":"echo","max_iterations":0}"#.to_owned(), "max_iterations"),
         (r#"{"agent_id":"echo","max_tokens":1.5}"#.to_owned(), "max_tokens"),

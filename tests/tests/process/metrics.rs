@@ -67,6 +67,7 @@ impl Processes {
         let api = Api::of(&door).await;
         // A request is measured when it is answered.
         api.get("/v1/dead").await.is(200);
+        fleet.producer(&["pools", "line", "default", "on"]).await;
         let relay = fleet.relay("relay").launch();
         let autoscaler = fleet.autoscaler("autoscaler", POOLS).launch();
         for (process, name) in [
@@ -99,11 +100,17 @@ impl Processes {
                 self.fleet.ended(spec.job_id).await;
             }
         }
-        let budgets = async || match self.all[2].get("/metrics").await {
-            (200, text) if text.contains("harness_budget_remaining_usd{") => Ok(()),
+        let shows = async || match self.all[2].get("/metrics").await {
+            (200, text)
+                if ["harness_budget_remaining_usd{", "harness_waiting_jobs{"]
+                    .iter()
+                    .all(|name| text.contains(name)) =>
+            {
+                Ok(())
+            }
             other => Err(other),
         };
-        until_ok("the relay shows a budget", budgets).await;
+        until_ok("the relay shows a budget and a line", shows).await;
         self.api.get("/v1/dead").await.is(200);
         self.fleet.vhost.publish(vec![(b"no job".to_vec(), Default::default())]).await;
     }
