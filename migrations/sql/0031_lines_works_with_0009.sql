@@ -2,7 +2,7 @@
 LOCK TABLE harness_workers, harness_jobs IN ACCESS EXCLUSIVE MODE;
 
 -- Pools that have a row. With a line, a job that may run waits here until the admitter gives it its turn; without one it
--- goes to the broker at once, as in a pool that has no row. Older binaries pass by the line, and lose nothing.
+-- goes to the broker at once, as in a pool that has no row. Older producers pass by the line, and lose nothing.
 CREATE TABLE harness_pools (
     pool       text COLLATE "C" PRIMARY KEY,
     line       boolean NOT NULL DEFAULT false,
@@ -37,3 +37,14 @@ ALTER TABLE harness_jobs DROP CONSTRAINT harness_jobs_state_check;
 -- narrower.
 ALTER TABLE harness_jobs ADD CONSTRAINT harness_jobs_state_check
     CHECK (state IN ('scheduled', 'waiting', 'publishing', 'queued', 'blocked', 'running', 'awaiting_input')) NOT VALID;
+
+-- An older worker would take a message of a tenant's job that waits in a line for one of a job that nobody accepted.
+CREATE FUNCTION harness_workers_know_lines() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM harness_pools WHERE line AND pool = NEW.pool) THEN
+        RAISE EXCEPTION 'a worker of this release knows no lines, and this pool has one: run a newer release, or take the line away (producer pools line POOL off)';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER harness_workers_know_lines BEFORE INSERT ON harness_workers
+    FOR EACH ROW WHEN (coalesce(NEW.schema_version, 0) < 31) EXECUTE FUNCTION harness_workers_know_lines();

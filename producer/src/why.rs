@@ -120,10 +120,13 @@ fn in_line(facts: &JobFacts, since: &str, fleet: Fleet) -> String {
     };
     let held = match held {
         Some(HeldBack { key: Some(key), taken, most }) => {
-            format!("; the limit of key {key} holds it back: {taken} of {most} at work")
+            format!("; the limit of key {key} holds it back: {taken} of {most} have a place")
         }
         Some(HeldBack { key: None, taken, most }) => {
-            format!("; the max_running of tenant {} holds it back: {taken} of {most} at work", facts.tenant)
+            format!(
+                "; the max_running of tenant {} holds it back: {taken} of {most} have a place",
+                facts.tenant
+            )
         }
         None => served(facts, fleet),
     };

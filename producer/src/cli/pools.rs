@@ -64,7 +64,7 @@ impl PoolsArgs {
 
 async fn set(store: &Store, pool: &Name, line: bool) -> anyhow::Result<ExitCode> {
     if line && let Some(older) = without_lines(store).await? {
-        note!("{}", said(&older, "admits nothing when it leads"));
+        note!("{}", said(&older, "knows no lines, and sends jobs past them"));
         return Ok(ExitCode::FAILURE);
     }
     let has = if line { "has a line" } else { "has no line" };

@@ -67,10 +67,10 @@ enum Command {
 /// `none` takes a limit away.
 #[derive(Clone, Debug, Default, Args)]
 struct Limits {
-    /// Its share of the workers when there are not enough for all, relative to the shares of the others
+    /// Its share of the workers when there are not enough for all, relative to the shares of the others; in pools with a line
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     weight: Option<u32>,
-    /// How many of its jobs may run at once, or none for no limit
+    /// How many of its jobs may run at once, or none for no limit; in pools with a line
     #[arg(long, value_name = "N")]
     max_running: Option<Limit>,
     /// How many of its jobs may wait, or none for no limit

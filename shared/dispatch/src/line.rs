@@ -16,8 +16,8 @@ use std::time::Duration;
 use job::{Name, Trouble};
 use prometheus::{Histogram, register_histogram};
 use queue::BrokerStatus;
-use store::{InFlight, Leadership, LineBounds, LineFacts, PoolSeen, StoreError};
-use tokio::time::{Instant, sleep};
+use store::{Admitted, InFlight, Leadership, LineBounds, LineFacts, PoolSeen, StoreError};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -40,10 +40,14 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 /// look and half as much again.
 const AHEAD_S: f64 = 0.05;
 const AHEAD_LOOKS: f64 = 1.5;
-const MOST_AHEAD_S: f64 = 1.0;
+const MOST_AHEAD_S: f64 = 2.0;
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
-/// How many jobs leave the line of a pool that has none any more, in a transaction and in a second.
+/// What was seen a while ago is unknown to the autoscaler, so it is written down sooner.
+const NOTED_AFTER: Duration = Duration::from_secs(5);
+/// How long to wait at the end for what is on its way to the broker.
+const LAST_SENT: Duration = Duration::from_secs(2);
+/// How many jobs leave lines of pools that have none any more, in a transaction, and how many of these in a second.
 const LEAVING: i64 = 1_000;
 const LEAVING_AT_ONCE: usize = 10;
 
@@ -87,15 +91,16 @@ async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
             trouble.ends();
         }
     }
+    let _ = timeout(LAST_SENT, admitter.sent()).await;
 }
 
 /// What a look has come to.
 enum Looked {
     /// No pool has a line.
     NoLine,
-    /// There is nothing more to do at this moment. The ledger took so long.
+    /// There is nothing more to do at this moment. The look took so long.
     All {
-        /// Without the broker's time.
+        /// Its time.
         took: Duration,
     },
     /// Places are left, and jobs may wait for them.
@@ -111,6 +116,7 @@ struct Admitter {
     last: Option<Instant>,
     /// When what was seen is written down again.
     note_at: Option<Instant>,
+    unnoted: Trouble,
 }
 
 impl Admitter {
@@ -123,51 +129,80 @@ impl Admitter {
         let begun = Instant::now();
         let since_last = self.last.replace(begun).map_or(0.0, |last| (begun - last).as_secs_f64());
         let ahead_s = (since_last * AHEAD_LOOKS).clamp(AHEAD_S, MOST_AHEAD_S);
-        let facts = dispatch.store.line_facts().await?;
+        let mut facts = dispatch.store.line_facts().await?;
         self.pools.retain(|pool, _| facts.pools.contains(pool));
-        self.note(dispatch, leadership, &facts).await?;
-        if facts.pools.is_empty() {
-            return Ok(Looked::NoLine);
+        let more = self.give_turns(dispatch, leadership, &mut facts, ahead_s, stop).await;
+        if let Err(cause) = self.note(dispatch, leadership, &facts).await
+            && self.unnoted.begins()
+        {
+            warn!(cause = cause.as_dyn(), "what waits in line cannot be written down, retrying");
         }
+        Ok(match more? {
+            _ if facts.pools.is_empty() => Looked::NoLine,
+            true => Looked::More,
+            false => Looked::All { took: begun.elapsed() },
+        })
+    }
+
+    /// Waits until nothing is on its way to the broker.
+    async fn sent(&mut self) {
+        for view in self.pools.values_mut() {
+            view.sent().await;
+        }
+    }
+
+    /// Gives as many turns as there are places. Returns whether there may be more at once.
+    async fn give_turns(
+        &mut self,
+        dispatch: &Dispatch,
+        leadership: &Leadership,
+        facts: &mut LineFacts,
+        ahead_s: f64,
+        stop: &CancellationToken,
+    ) -> Result<bool, StoreError> {
         // Without a broker, jobs are better left where they are: their turn can still change.
         let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
-        if !ready || dispatch.broker.held_up().is_some() {
-            return Ok(Looked::All { took: begun.elapsed() });
+        if facts.pools.is_empty() || !ready || dispatch.broker.held_up().is_some() {
+            return Ok(false);
         }
         let bounds = self.bounds(dispatch).await?;
-        let (mut more, mut published) = (false, Duration::ZERO);
-        for pool in &facts.pools {
-            if stop.is_cancelled() {
-                break;
+        let mut more = false;
+        for pool in facts.pools.clone() {
+            let view = self.pools.entry(pool.clone()).or_default();
+            if stop.is_cancelled() || view.is_sending() {
+                continue;
             }
-            let places = Places::new(pool, &facts.in_flight, &bounds);
-            let room = window(pool, &facts, ahead_s).saturating_sub(on_its_way(pool, &facts.in_flight));
+            let places = Places::new(&pool, &facts.in_flight, &bounds);
+            let room = window(&pool, facts, ahead_s).saturating_sub(on_its_way(&pool, &facts.in_flight));
             let room = room.min(BATCH);
             if room == 0 {
                 continue;
             }
-            let view = self.pools.entry(pool.clone()).or_default();
-            view.find(&dispatch.store, pool).await?;
+            view.find(&dispatch.store, &pool).await?;
             let takes = view.choose(room, &places);
             if takes.is_empty() {
                 continue;
             }
-            let admitted = dispatch.store.admit(leadership, pool, &takes).await?;
+            let admitted = dispatch.store.admit(leadership, &pool, &takes).await?;
             let may_have_more = view.note(&takes, &admitted.looked_at);
             for job in admitted.looked_at.iter().filter(|job| job.admitted) {
                 ADMISSION.observe(job.waited.as_secs_f64());
-            }
-            if !admitted.busy.is_empty() {
-                dispatch.store.block(&admitted.busy).await?;
+                let place = &takes[job.line].place;
+                // The places that the next pool finds taken.
+                facts.in_flight.push(InFlight {
+                    pool: pool.to_string(),
+                    tenant: place.tenant.clone(),
+                    line: place.line.clone(),
+                    running: false,
+                    jobs: 1,
+                });
             }
             more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
-            if !admitted.due.is_empty() {
-                let publishing = Instant::now();
-                dispatch.publish(admitted.due).await?;
-                published += publishing.elapsed();
+            if !admitted.looked_at.is_empty() {
+                view.sends(tokio::spawn(send(dispatch.clone(), admitted)));
             }
         }
-        Ok(if more { Looked::More } else { Looked::All { took: begun.elapsed().saturating_sub(published) } })
+        Ok(more)
     }
 
     /// What operators have set, as it was read within the last second.
@@ -209,8 +244,27 @@ impl Admitter {
         if !seen.is_empty() {
             dispatch.store.note_seen(leadership, &seen).await?;
         }
-        self.note_at = Some(begun + FRESH_FOR.max(begun.elapsed() * REST));
+        self.note_at = Some(begun + (begun.elapsed() * REST).clamp(FRESH_FOR, NOTED_AFTER));
+        self.unnoted.ends();
         Ok(())
+    }
+}
+
+/// Publishes what was admitted, and blocks what another job of its session stands before.
+async fn send(dispatch: Dispatch, admitted: Admitted) {
+    let Admitted { due, busy, looked_at: _ } = admitted;
+    if !due.is_empty()
+        && let Err(cause) = dispatch.publish(due).await
+    {
+        warn!(cause = cause.as_dyn(), "what the broker confirmed cannot be noted; these jobs come due again");
+    }
+    if !busy.is_empty()
+        && let Err(cause) = dispatch.store.block(&busy).await
+    {
+        warn!(
+            cause = cause.as_dyn(),
+            "jobs whose sessions are busy cannot be blocked, trying again at their next turn"
+        );
     }
 }
 

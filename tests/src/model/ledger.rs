@@ -285,7 +285,7 @@ impl Ledger {
             None => Decision::Insert {
                 free: !self.is_later(job) && self.others(job).all(|other| other.seq == NO_PLACE),
             },
-            Some(row) if !row.may_be_claimed(broken, worker) => Decision::Leave,
+            Some(row) if !row.may_be_claimed(broken, worker, self.line) => Decision::Leave,
             Some(row) => Decision::Take { free: self.has_its_turn(broken, job, row) },
         }
     }
@@ -300,7 +300,7 @@ impl Ledger {
         let free = match decision {
             Decision::Insert { free } if self.rows[at].is_none() => Some(free),
             Decision::Take { free }
-                if self.rows[at].is_some_and(|row| row.may_be_claimed(broken, worker)) =>
+                if self.rows[at].is_some_and(|row| row.may_be_claimed(broken, worker, self.line)) =>
             {
                 Some(free)
             }

@@ -137,11 +137,11 @@ impl Row {
     }
 
     /// Whether the job waits for a worker. One that the ledger believes to run at the claiming worker waits too,
-    /// because that worker does not run it.
-    pub fn may_be_claimed(&self, broken: Broken, worker: WorkerId) -> bool {
+    /// because that worker does not run it. One that is due in a pool with a line waits for that.
+    pub fn may_be_claimed(&self, broken: Broken, worker: WorkerId, line: bool) -> bool {
         let waits = match self.state {
             JobState::Publishing | JobState::Queued => true,
-            JobState::Scheduled => self.due && self.seq < NO_PLACE,
+            JobState::Scheduled => self.due && self.seq < NO_PLACE && !line,
             JobState::Running => self.is_unknown_to(broken, worker),
             _ => false,
         };

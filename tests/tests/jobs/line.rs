@@ -185,9 +185,9 @@ async fn what_holds_a_job_back_is_said_and_is_no_demand() {
     let demand = fleet.database.store().demand(&[name("default")], LEASE).await.unwrap().remove(0);
     assert_eq!((demand.running, demand.in_line, demand.oldest_in_line_ms), (1, 0, None), "{demand:?}");
     let why = fleet.producer(&["why", &keyed.job_id.to_string()]).await;
-    assert!(why.out.contains("the limit of key k holds it back: 0 of 0 at work"), "{why:?}");
+    assert!(why.out.contains("the limit of key k holds it back: 0 of 0 have a place"), "{why:?}");
     let why = fleet.producer(&["why", &theirs[2].job_id.to_string()]).await;
-    assert!(why.out.contains("the max_running of tenant acme holds it back: 1 of 1 at work"), "{why:?}");
+    assert!(why.out.contains("the max_running of tenant acme holds it back: 1 of 1 have a place"), "{why:?}");
     let listed = fleet.producer(&["pools", "list", "--json"]).await.json();
     assert_eq!((&listed[0]["line"], &listed[0]["seen"]["held_by_tenant"]), (&json!(true), &json!(2)));
 

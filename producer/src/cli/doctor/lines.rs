@@ -29,7 +29,10 @@ fn fare(pools: &[PoolView]) -> Result<String, String> {
     let seen = || lined.iter().filter_map(|pool| pool.seen.as_ref());
     let waiting: u64 = seen().map(|seen| seen.waiting()).sum();
     let held: u64 = seen().map(|seen| seen.waiting() - seen.could_run).sum();
-    Ok(format!("{} pools have a line, {waiting} jobs wait there, {held} of them are held back", lined.len()))
+    Ok(format!(
+        "pools with a line: {}; jobs that wait there: {waiting}, held back of them: {held}",
+        lined.len()
+    ))
 }
 
 #[cfg(test)]
@@ -48,7 +51,7 @@ mod tests {
         };
         assert_eq!(
             fare(&[pool(1)]).unwrap(),
-            "1 pools have a line, 5 jobs wait there, 2 of them are held back"
+            "pools with a line: 1; jobs that wait there: 5, held back of them: 2"
         );
         assert!(fare(&[pool(1), pool(60)]).unwrap_err().contains("the line of pool gpu for 60 s"));
         assert!(fare(&[PoolView { line: false, ..pool(600) }, pool(1)]).is_ok());

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use job::Name;
 use store::{AdmittedJob, LinePlace, LineTake, PoolSeen, Store, StoreError};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::turns::{Held, LineId, Places, Turns, id};
@@ -36,9 +37,12 @@ pub(super) struct LineView {
     soon: Finder,
     rest: Finder,
     turns: Turns,
-    /// The line that was offered a turn last, where there are more than can be offered at once.
+    /// The lines that were offered a turn last, of those that are wanted soon and of the rest.
+    offered_soon: Option<LineId>,
     offered: Option<LineId>,
     counted: Option<LineId>,
+    /// What was admitted last is on its way to the broker.
+    sending: Option<JoinHandle<()>>,
 }
 
 /// How far the lines were found.
@@ -84,6 +88,24 @@ impl Finder {
 }
 
 impl LineView {
+    /// Whether what was admitted last is on its way to the broker yet. A queue that does not confirm holds up its own pool.
+    pub(super) fn is_sending(&self) -> bool {
+        self.sending.as_ref().is_some_and(|sending| !sending.is_finished())
+    }
+
+    /// Notes that something is on its way.
+    pub(super) fn sends(&mut self, sending: JoinHandle<()>) {
+        self.sending = Some(sending);
+    }
+
+    /// Waits until nothing is on its way.
+    pub(super) async fn sent(&mut self) {
+        if let Some(sending) = self.sending.take() {
+            // It logs what goes wrong.
+            let _ = sending.await;
+        }
+    }
+
     /// Finds lines that have jobs.
     pub(super) async fn find(&mut self, store: &Store, pool: &Name) -> Result<(), StoreError> {
         self.soon.find(store, pool, (0, SOON), &mut self.lines).await?;
@@ -92,9 +114,12 @@ impl LineView {
 
     /// How many jobs of which lines have their turn now.
     pub(super) fn choose(&mut self, room: u64, places: &Places<'_>) -> Vec<LineTake> {
+        // What a bound holds back stands in nobody's way.
+        let may_run = |(_, tenant, line): &LineId| places.left(tenant, line).is_none_or(|(left, _)| left > 0);
         let (first, not_soon) = ((0, String::new(), String::new()), (SOON + 1, String::new(), String::new()));
-        let mut offered = self.page(&first..&not_soon, None, OFFERED);
-        let rest = self.page(&not_soon.., self.offered.as_ref(), OFFERED - offered.len());
+        let mut offered = self.page(&first..&not_soon, self.offered_soon.as_ref(), OFFERED / 2, may_run);
+        self.offered_soon = offered.last().map(id);
+        let rest = self.page(&not_soon.., self.offered.as_ref(), OFFERED - offered.len(), may_run);
         self.offered = rest.last().map(id);
         offered.extend(rest);
         self.turns.choose(room, &offered, &mut places.clone())
@@ -130,7 +155,7 @@ impl LineView {
         mut places: Places<'_>,
     ) -> Result<PoolSeen, StoreError> {
         let all = (0, String::new(), String::new());
-        let lines = self.page(&all.., self.counted.as_ref(), COUNTED);
+        let lines = self.page(&all.., self.counted.as_ref(), COUNTED, |_| true);
         self.counted = lines.last().map(id);
         let mut seen = PoolSeen { lines: self.lines.len() as u64, ..PoolSeen::default() };
         if lines.is_empty() {
@@ -169,6 +194,7 @@ impl LineView {
         of: impl RangeBounds<&'a LineId>,
         behind: Option<&LineId>,
         most: usize,
+        wanted: impl Fn(&LineId) -> bool,
     ) -> Vec<LinePlace> {
         let (start, end) = (of.start_bound().cloned(), of.end_bound().cloned());
         let rest = self.lines.range::<LineId, _>((behind.map_or(start, Excluded), end));
@@ -180,6 +206,6 @@ impl LineView {
             line: line.clone(),
             behind: *behind,
         };
-        rest.chain(first).take(most).map(place).collect()
+        rest.chain(first).filter(|(line, _)| wanted(line)).take(most).map(place).collect()
     }
 }

@@ -182,7 +182,8 @@ const LINES: &str = "
     SELECT job_id::text, CASE WHEN line IS NOT TRUE THEN format('waiting since %s, and pool %s has no line', state_since, pool)
                               ELSE format('waiting since %s, and the line of pool %s was looked at last at %s',
                                           state_since, pool, coalesce(seen_at::text, 'no time')) END
-      FROM (SELECT DISTINCT ON (j.pool) j.job_id, j.pool, j.state_since, p.line, p.seen_at
+      FROM (SELECT DISTINCT ON (j.pool) j.job_id, j.pool, greatest(j.state_since, p.changed_at) AS state_since, p.line,
+                   coalesce(p.seen_at, p.changed_at) AS seen_at
               FROM harness_jobs j LEFT JOIN harness_pools p ON p.pool = j.pool
              WHERE j.state = 'waiting' ORDER BY j.pool, j.state_since) first
      WHERE state_since < now() - $5 * interval '1 millisecond'

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::claimed::{Claimed, claimed_columns, read_claimed, read_claimed_with_message};
-use super::columns::{Columns, due_at, job_columns, job_values, new_jobs, no_place, tenant_of};
+use super::columns::{Columns, due_at, has_line, job_columns, job_values, new_jobs, no_place, tenant_of};
 use super::labels::LabelColumns;
 use crate::StoreError;
 use crate::database::{Batched, LOCK_SESSIONS, LOCK_WORKER, Params, Tx, may_take, query};
@@ -118,7 +118,7 @@ const CLAIM_FRESH: &str = concat!(
 
 /// Claims jobs that the ledger knows and that wait for a worker. They run if they have begun before, or if no
 /// other job of their session has begun and none was accepted earlier; otherwise they wait. One that is due for the first
-/// time waits for a relay, which gives it its place. A job that is to be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
+/// time waits for a relay, which gives it its place; in a pool with a line, any that is due does. A job that is to be cancelled is left to the process that cancels it. A job that the ledger believes to run here, although
 /// it does not, runs again, unless the previous statement, at the same moment, has just given it to us.
 ///
 /// Any AMQP client can send a message with another tenant's id, session and name, and other fields. So such a job comes
@@ -134,6 +134,8 @@ const CLAIM_KNOWN: &str = concat!(
                WHEN 'queued' THEN true
                WHEN 'scheduled' THEN j.due_at <= now() AND j.seq < ",
     no_place!(),
+    " AND NOT ",
+    has_line!("j.pool"),
     "
                WHEN 'running' THEN j.worker_id = $1 AND j.state_since < now()
                ELSE false END

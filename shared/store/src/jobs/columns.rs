@@ -93,7 +93,7 @@ pub(crate) use due_at;
 /// Whether a pool has a line. (Postgres makes the table of them once for a statement.)
 macro_rules! has_line {
     ($pool:literal) => {
-        concat!("(", $pool, " IN (SELECT p.pool FROM harness_pools p WHERE p.line)) IS TRUE")
+        concat!("((", $pool, " IN (SELECT p.pool FROM harness_pools p WHERE p.line)) IS TRUE)")
     };
 }
 pub(crate) use has_line;

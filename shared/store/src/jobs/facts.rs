@@ -167,9 +167,17 @@ const IN_LINE: &str = r#"
       LEFT JOIN LATERAL (
            SELECT n.max_running::bigint AS most, c.taken
              FROM harness_tenants n
-            CROSS JOIN LATERAL (SELECT count(*) AS taken FROM harness_jobs j
-                                 WHERE j.tenant = me.tenant
-                                   AND (j.worker_id IS NOT NULL OR j.state IN ('publishing', 'queued'))) c
+            CROSS JOIN LATERAL (
+                  SELECT count(*) AS taken
+                    FROM (SELECT tenant FROM harness_jobs WHERE worker_id IS NOT NULL
+                          UNION ALL
+                          SELECT j.tenant FROM harness_pools p
+                           CROSS JOIN LATERAL (
+                                 (SELECT tenant FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT 10000)
+                                 UNION ALL
+                                 (SELECT tenant FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT 10000)) j
+                           WHERE p.line) placed
+                   WHERE placed.tenant = me.tenant) c
             WHERE n.name = me.tenant AND n.max_running IS NOT NULL AND c.taken >= n.max_running) t ON true"#;
 
 impl Store {

@@ -119,11 +119,14 @@ const ADMIT: &str = concat!(
      ORDER BY s.turn, s.seq"
 );
 
-/// Under their sessions' locks: what has another job of its session before it waits for that one's end.
+/// Under their sessions' locks: what has another job of its session before it waits for that one's end. So do others of
+/// these sessions in the line, up to a bound: a session with a long backlog would have one turn after the other for nothing.
 const BLOCK: &str = "
     WITH known AS (
         SELECT job_id, session_id, seq FROM harness_jobs
-         WHERE job_id = ANY($1) AND state = 'waiting' AND epoch = 0
+         WHERE job_id = ANY($1 || ARRAY(SELECT job_id FROM harness_jobs
+                                         WHERE session_id = ANY($2) AND state = 'waiting' AND epoch = 0 LIMIT 2000))
+           AND state = 'waiting' AND epoch = 0 AND coalesce(message ->> 'on_busy', 'enqueue') = 'enqueue'
          ORDER BY job_id FOR UPDATE
     )
     UPDATE harness_jobs SET state = 'blocked', state_since = now()
@@ -232,13 +235,13 @@ impl Store {
         Ok(admitted)
     }
 
-    /// Makes jobs of the line that cannot run because of their session `blocked`: the end of the job before each releases
-    /// it. Nothing happens to those that can run after all.
+    /// Makes jobs of the line that cannot run because of their session `blocked`, and others of the session with them: the end
+    /// of the job before each releases it. Nothing happens to those that can run after all.
     pub async fn block(&self, busy: &[BusyJob]) -> Result<(), StoreError> {
         let (jobs, sessions): (Vec<Uuid>, Vec<&str>) =
             busy.iter().map(|job| (Uuid::from(job.job_id), job.session.as_str())).unzip();
         let tx = Tx::prepare(&self.pool, "block", [CREATE_SESSIONS_OF, LOCK_SESSIONS, BLOCK]).await?;
-        let [_, _, blocked] = tx.run([&[&jobs], &[&sessions], &[&jobs]]).await?;
+        let [_, _, blocked] = tx.run([&[&jobs], &[&sessions], &[&jobs, &sessions]]).await?;
         self.changes.note(|| blocked.iter().map(|row| read_change(row, JobState::Blocked)));
         Ok(())
     }

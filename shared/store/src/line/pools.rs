@@ -59,20 +59,15 @@ const LEAVE: &str = "
            SELECT j.job_id FROM unnest($1::text[]) AS p(pool)
             CROSS JOIN LATERAL (SELECT job_id FROM harness_jobs
                                  WHERE state = 'waiting' AND pool = p.pool ORDER BY lane, (tenant COLLATE \"C\"), line, seq
-                                 LIMIT $2 FOR UPDATE SKIP LOCKED) j))
+                                 LIMIT $2 FOR UPDATE SKIP LOCKED) j
+            LIMIT $2))
     RETURNING job_id";
 
-/// From one pool that has waiting jobs to the next.
+/// A pool that had a line keeps its row.
 const POOLS_WITHOUT: &str = "
-    WITH RECURSIVE waiting AS (
-        SELECT (SELECT pool FROM harness_jobs WHERE state = 'waiting' ORDER BY pool LIMIT 1) AS pool
-        UNION ALL
-        SELECT (SELECT j.pool FROM harness_jobs j WHERE j.state = 'waiting' AND j.pool > w.pool ORDER BY j.pool LIMIT 1)
-          FROM waiting w WHERE w.pool IS NOT NULL
-    )
-    SELECT pool FROM waiting w
-     WHERE pool IS NOT NULL
-       AND (SELECT p.line FROM harness_pools p WHERE p.pool = w.pool) IS NOT TRUE";
+    SELECT pool FROM harness_pools p
+     WHERE NOT line
+       AND (SELECT j.job_id FROM harness_jobs j WHERE j.state = 'waiting' AND j.pool = p.pool LIMIT 1) IS NOT NULL";
 
 impl Store {
     /// Gives a pool a line, or takes it away; the operators' log names the actor. What waits when the line is taken away
@@ -96,14 +91,14 @@ impl Store {
         Ok(rows.iter().filter_map(read).collect())
     }
 
-    /// Makes jobs due that wait in pools which have no line any more, some of each. Returns how many.
-    pub async fn leave_lines(&self, of_each: i64) -> Result<usize, StoreError> {
+    /// Makes jobs due that wait in pools which have no line any more, at most so many. Returns how many.
+    pub async fn leave_lines(&self, most: i64) -> Result<usize, StoreError> {
         let rows = query(&self.pool, "pools_without_line", POOLS_WITHOUT, &[]).await?;
         let pools: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         if pools.is_empty() {
             return Ok(0);
         }
-        Ok(query(&self.pool, "leave_lines", LEAVE, &[&pools, &of_each]).await?.len())
+        Ok(query(&self.pool, "leave_lines", LEAVE, &[&pools, &most]).await?.len())
     }
 
     /// Writes what the admitter sees of these pools, if it still leads.

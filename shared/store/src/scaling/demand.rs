@@ -103,7 +103,8 @@ const READ_WORKERS: &str = concat!(
 const READ_HELD: &str = "
     SELECT worker_id, pool, count(*) FROM harness_jobs WHERE worker_id IS NOT NULL GROUP BY worker_id, pool";
 
-/// A job's age counts from when it first could run, not from when its message was published last.
+/// A job's age counts from when it first could run, not from when its message was published last. In a pool with a line it
+/// counts from its turn: before that, no queue had it.
 const READ_WAITING: &str = "
     SELECT (SELECT count(*) FROM (SELECT FROM harness_jobs
                                    WHERE state = 'blocked' AND pool = p.pool LIMIT 10000) blocked),
@@ -113,8 +114,10 @@ const READ_WAITING: &str = "
                                      WHERE state = 'scheduled' AND pool = p.pool
                                        AND due_at <= now() + $2 * interval '1 millisecond' LIMIT 10000) due),
            (extract(epoch FROM now() - least(
-               (SELECT due_at FROM harness_jobs WHERE state = 'queued' AND pool = p.pool ORDER BY state_since LIMIT 1),
-               (SELECT due_at FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool ORDER BY state_since LIMIT 1),
+               (SELECT CASE WHEN l.line THEN state_since ELSE due_at END FROM harness_jobs
+                 WHERE state = 'queued' AND pool = p.pool ORDER BY state_since LIMIT 1),
+               (SELECT CASE WHEN l.line THEN state_since ELSE due_at END FROM harness_jobs
+                 WHERE state = 'publishing' AND pool = p.pool ORDER BY state_since LIMIT 1),
                (SELECT due_at FROM harness_jobs WHERE state = 'scheduled' AND pool = p.pool AND due_at <= now()
                  ORDER BY due_at LIMIT 1))) * 1000)::bigint,
            (extract(epoch FROM clock_timestamp()) * 1000)::bigint,

@@ -22,7 +22,7 @@ pub struct PoolGauges {
     pub draining: i64,
 }
 
-/// Pools that have jobs queued or have ever had a worker, but no more than a thousand.
+/// Pools that have jobs queued, a line, or have ever had a worker, but no more than a thousand.
 const READ_POOLS: &str = concat!(
     "WITH RECURSIVE ",
     pools_in!("queued"),
@@ -33,6 +33,7 @@ const READ_POOLS: &str = concat!(
           FROM served s WHERE s.pool IS NOT NULL
     ), pools AS (
         SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM served WHERE pool IS NOT NULL
+         UNION SELECT pool FROM harness_pools WHERE line
     )
     SELECT pool,
            coalesce((SELECT extract(epoch FROM now() - j.state_since) FROM harness_jobs j
