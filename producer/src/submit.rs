@@ -42,13 +42,13 @@ pub async fn submit(
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in jobs.iter().zip(answers) {
         match answer {
-            Accepted::New => new.push(spec),
+            Accepted::New => new.push(NewJob::of(spec, job::encode(spec), limits)),
             Accepted::Duplicate => {}
             Accepted::Refused(reason) => refused.push((spec.job_id, reason)),
         }
     }
     let accepted_before = jobs.len() - new.len() - refused.len();
-    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans, limits))
+    Ok(Submitted::accepted(dispatch, new, refused, accepted_before, send_spans))
 }
 
 /// What became of one job that shared its transaction with those of other callers.
@@ -71,11 +71,12 @@ pub async fn submit_one(
     limits: &Limits,
 ) -> Result<Submission, StoreError> {
     let mut send_spans = SendSpans::begin([&mut candidate.spec], limits);
-    let acceptance = candidate.acceptance();
-    let spec = candidate.spec;
+    let job_id = candidate.spec.job_id;
+    let acceptance = candidate.into_acceptance();
+    let new = NewJob::of(acceptance.spec(), acceptance.message().to_owned(), limits);
     match dispatch.store.take(acceptance).await {
         Ok(Taken::New { accepted_at }) => {
-            let submitted = Submitted::accepted(dispatch, vec![&spec], Vec::new(), 0, send_spans, limits);
+            let submitted = Submitted::accepted(dispatch, vec![new], Vec::new(), 0, send_spans);
             Ok(Submission::New(accepted_at, Box::new(submitted)))
         }
         Ok(Taken::Known) => {
@@ -88,34 +89,37 @@ pub async fn submit_one(
         }
         Err(refused @ StoreError::Refused { .. }) => {
             let refused = refused.to_string();
-            send_spans.accepted(&[], &[(spec.job_id, refused.clone())]);
+            send_spans.accepted(&[], &[(job_id, refused.clone())]);
             Ok(Submission::Refused(refused))
         }
         Err(error) => Err(error),
     }
 }
 
-/// Writes jobs of one caller to the ledger, in their order. Each has its own answer; what is new is in the second.
+/// Writes jobs of one caller to the ledger, in their order. Each comes back with its own answer; what is new is in the
+/// second.
 pub async fn submit_in_order(
     dispatch: &Dispatch,
     mut candidates: Vec<Candidate>,
     limits: &Limits,
-) -> (Vec<Result<Taken, StoreError>>, Submitted) {
+) -> (Vec<(JobSpec, Result<Taken, StoreError>)>, Submitted) {
     let send_spans = SendSpans::begin(candidates.iter_mut().map(|candidate| &mut candidate.spec), limits);
-    let jobs: Vec<Acceptance> = candidates.iter().map(Candidate::acceptance).collect();
-    let specs: Vec<JobSpec> = candidates.into_iter().map(|candidate| candidate.spec).collect();
+    let jobs: Vec<Acceptance> = candidates.into_iter().map(Candidate::into_acceptance).collect();
     let answers = dispatch.store.take_in_order(&jobs).await;
-    let (mut new, mut refused) = (Vec::new(), Vec::new());
-    for (spec, answer) in specs.iter().zip(&answers) {
-        match answer {
-            Ok(Taken::New { .. }) => new.push(spec),
+    let (mut answered, mut new) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+    let mut refused = Vec::new();
+    for (job, answer) in jobs.into_iter().zip(answers) {
+        let (spec, message) = job.into_parts();
+        match &answer {
+            Ok(Taken::New { .. }) => new.push(NewJob::of(&spec, message, limits)),
             Ok(Taken::Known | Taken::Found { .. }) => {}
             Err(error) => refused.push((spec.job_id, error.to_string())),
         }
+        answered.push((spec, answer));
     }
-    let before = specs.len() - new.len() - refused.len();
-    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans, limits);
-    (answers, submitted)
+    let before = answered.len() - new.len() - refused.len();
+    let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans);
+    (answered, submitted)
 }
 
 /// Finds which of these jobs the ledger has already, by their ids and keys, and takes none in; `None` for those that it
@@ -144,10 +148,27 @@ pub async fn redrive(
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
     let taken = dispatch.store.redrive(actor, &pairs).await.context("redriving jobs")?;
     let taken: HashSet<JobId> = taken.into_iter().collect();
-    let new: Vec<&JobSpec> =
-        pairs.iter().map(|(_, spec)| spec).filter(|spec| taken.contains(&spec.job_id)).collect();
+    let new: Vec<NewJob> = pairs
+        .iter()
+        .filter(|(_, spec)| taken.contains(&spec.job_id))
+        .map(|(_, spec)| NewJob::of(spec, job::encode(spec), limits))
+        .collect();
     let before = pairs.len() - new.len();
-    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans, limits))
+    Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
+}
+
+/// A job that the ledger has taken in.
+struct NewJob {
+    job: DueJob,
+    /// Whether it is published next, not later by a relay.
+    is_due: bool,
+}
+
+impl NewJob {
+    fn of(spec: &JobSpec, message: String, limits: &Limits) -> NewJob {
+        let job = DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message };
+        NewJob { job, is_due: spec.is_due(limits.now_unix_ms) }
+    }
 }
 
 impl Submitted {
@@ -158,18 +179,16 @@ impl Submitted {
 
     fn accepted(
         dispatch: &Dispatch,
-        new: Vec<&JobSpec>,
+        accepted: Vec<NewJob>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
         mut send_spans: SendSpans,
-        limits: &Limits,
     ) -> Submitted {
-        let accepted: Vec<DueJob> = new.iter().map(|spec| DueJob::of(spec)).collect();
-        send_spans.accepted(&accepted, &refused);
-        let is_due = |spec: &JobSpec| spec.is_due(limits.now_unix_ms);
-        let due = accepted.into_iter().zip(&new).filter(|(_, spec)| is_due(spec));
-        let due: Vec<DueJob> = due.map(|(job, _)| job).collect();
-        let (later, new) = (new.len() - due.len(), new.iter().map(|spec| spec.job_id).collect());
+        let new: Vec<JobId> = accepted.iter().map(|new| new.job.job_id).collect();
+        send_spans.accepted(&new, &refused);
+        let due = accepted.into_iter().filter(|new| new.is_due);
+        let due: Vec<DueJob> = due.map(|new| new.job).collect();
+        let later = new.len() - due.len();
         Submitted { new, refused, accepted_before, due, later, send_spans, dispatch: dispatch.clone() }
     }
 

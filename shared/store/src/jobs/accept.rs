@@ -32,6 +32,10 @@ pub(super) const ACCEPT: &str = concat!(
     rfc3339!("accepted_at")
 );
 
+/// As [`ACCEPT`], for jobs whose ids nobody can know yet: each is new, or the statement fails. A scan of a function gives
+/// its rows in their order.
+pub(super) const ACCEPT_FRESH: &str = concat!(insert_for_publishing!(), new_jobs!());
+
 /// Follows an insert of jobs that may have ended already. The insert has waited for any transaction that was
 /// ending one, and only a later statement, with a fresh snapshot, sees that end.
 pub(crate) const DROP_ENDED: &str = "
