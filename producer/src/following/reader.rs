@@ -53,7 +53,7 @@ impl Following {
                     swept = Instant::now();
                 }
                 if !self.lock().is_due() {
-                    let _ = timeout(rest, self.due.notified()).await;
+                    let _ = timeout(rest, self.0.due.notified()).await;
                     continue;
                 }
                 let begun = Instant::now();
@@ -69,7 +69,7 @@ impl Following {
                 let question = self.lock().question_apart();
                 match question {
                     Some(question) => self.read(&store, &pulse, vec![question], &mut trouble).await,
-                    None => drop(timeout(EVERY, self.apart.notified()).await),
+                    None => drop(timeout(EVERY, self.0.apart.notified()).await),
                 }
             }
         };
@@ -130,7 +130,7 @@ impl Following {
                     warn!(cause = error.as_dyn(), "followed jobs cannot be read, retrying");
                 }
                 self.lock().unread(questions, pulse.trouble().is_some());
-                self.apart.notify_one();
+                self.0.apart.notify_one();
                 sleep(EVERY_UNANNOUNCED).await;
             }
         }
