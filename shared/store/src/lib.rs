@@ -57,9 +57,9 @@ pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
     Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,
     FleetCounts, FleetNow, Fold, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
-    KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, OpenInput, Page, PoolNow, RunFold, STEPS,
-    SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken, TenantNow,
-    Turn, Unwanted,
+    KeyCursor, KeyKind, KnownJob, LiveAndEnded, LiveJob, LiveSession, OpenInput, Page, PoolNow, RunFold,
+    STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken,
+    TenantNow, Turn, Unwanted,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,
